@@ -300,10 +300,13 @@ async def test_one_body_is_what_the_chunks_add_up_to(
     frames += [*(chunk(beside | {"content": text}, **top) for text in answer), chunk({}, "stop"), DONE]
     sent: list[bytes] = []
 
+    async def hangs() -> Any:
+        await asyncio.Event().wait()
+
     async def send(message: Any) -> None:
         sent.append(message.get("body", b""))
 
-    delivery = BodyDelivery(Exchange(send, [], lambda: 0.0), 200, ())
+    delivery = BodyDelivery(Exchange({"headers": []}, hangs, send, lambda: 0.0), 200, ())
     reads = [b"".join(frames[at : at + per_read]) for at in range(0, len(frames), per_read)]
     view = ClientView(usage=True, object=False, joined=True)
     run, _, _ = run_of(reads, view=view, hands_over=at_once, delivery=delivery)

@@ -22,7 +22,7 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.segment import Segmenter
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
-from suffice.gateway.exchange import BodyDelivery, Exchange, StreamDelivery
+from suffice.gateway.exchange import WRITE_NOW, BodyDelivery, Exchange, StreamDelivery
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps
 from suffice.testing import Reply
@@ -116,7 +116,8 @@ def request() -> Request:
 
 async def governed(call: Upstream, client: Client, *, streams: bool = True) -> ReasoningRun:
     """Relay it all through a watched run, as `gateway/govern.py` does without its probes."""
-    exchange = Exchange(client.send, [], time.monotonic, write_now=client.write_now)
+    scope = {"headers": [], "extensions": {WRITE_NOW: client.write_now}}
+    exchange = Exchange(scope, asyncio.Event().wait, client.send, time.monotonic)  # type: ignore[arg-type]
     exchange.status = 200 if streams else 0
     delivery: Delivery = StreamDelivery(exchange) if streams else BodyDelivery(exchange, 200, ())
     reader = ChainReader(

@@ -27,7 +27,9 @@ class Client:
         return {"type": "http.disconnect"}
 
     def exchange(self) -> Exchange:
-        return Exchange(self.send, [("x-own", "1")], time.monotonic)
+        exchange = Exchange({"type": "http", "headers": []}, self.receive, self.send, time.monotonic)
+        exchange.own_headers.append(("x-own", "1"))
+        return exchange
 
 
 class Work:
@@ -53,13 +55,13 @@ async def done() -> None:
 
 async def test_finished_work_is_no_departure() -> None:
     client = Client()
-    assert await supervise(done(), client.receive, client.exchange()) is False
+    assert await supervise(done(), client.exchange()) is False
 
 
 @pytest.mark.parametrize("fails", [None, RuntimeError("on the way out")])
 async def test_a_client_that_leaves_ends_the_work_and_nobody_asks_how(fails: Exception | None) -> None:
     client, work = Client(), Work(fails=fails)
-    watched = asyncio.create_task(supervise(work.run(), client.receive, client.exchange()))
+    watched = asyncio.create_task(supervise(work.run(), client.exchange()))
     await work.started.wait()
     client.gone.set()
     assert await watched is True
@@ -75,12 +77,12 @@ async def test_a_client_that_leaves_after_its_answer_ends_nothing() -> None:
         client.gone.set()
         await asyncio.sleep(0.02)
 
-    assert await supervise(work(), client.receive, exchange) is False
+    assert await supervise(work(), exchange) is False
 
 
 async def test_when_the_server_goes_down_the_work_is_cleaned_up_first() -> None:
     client, work = Client(), Work()
-    watched = asyncio.create_task(supervise(work.run(), client.receive, client.exchange()))
+    watched = asyncio.create_task(supervise(work.run(), client.exchange()))
     await work.started.wait()
     watched.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -94,7 +96,7 @@ async def test_work_that_is_cancelled_by_itself_is_a_failure_not_an_end() -> Non
 
     client = Client()
     with pytest.raises(RuntimeError, match="although its client is there"):
-        await supervise(work(), client.receive, client.exchange())
+        await supervise(work(), client.exchange())
 
 
 async def test_what_no_server_may_send_is_left_out() -> None:

@@ -424,7 +424,7 @@ def test_the_desk_ends_a_run_once(tmp_path: Path) -> None:
         local_desk = gov._backend
         assert hasattr(local_desk, "gateway")
         gw: context.GatewayState = local_desk.gateway
-        run = rounds_service.open_run(gw, gw.deployment.routes[0], rounds_service.RoundsRequest(question="q"))
+        run = rounds_service.open_run(gw, gw.deployment.routes[0], rounds_service.RunStart(question="q"))
         for _ in range(3):
             rounds_service.close_run(gw, run)
         assert gw.metrics.value("suffice_open_episodes") == 0

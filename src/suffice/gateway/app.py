@@ -1,7 +1,7 @@
 """The HTTP edge: one bare ASGI callable, one table of paths, authorisation on every one of them.
 
-Paths match exactly, as the server decoded them; nothing is normalised, so nothing can be smuggled.
-Only an id may stand in a path, and only of letters, digits, `_` and `-`.
+Paths match exactly, as the server decoded them; nothing is normalised, so nothing can be smuggled. Only an id may vary
+in a path, and only of letters, digits, `_` and `-`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from suffice.browsers import BrowserPolicy
 from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
-from suffice.gateway.auth import ANYONE, Caller, KeyLimitError, caller_of, set_caller
+from suffice.gateway.auth import ANYONE, Caller, KeyLimitError
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
-from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
+from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
+from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head
 from suffice.gateway.rounds_service import decide_step
@@ -29,14 +30,12 @@ from suffice.upstream.client import UpstreamClient
 from suffice.upstream.wire import error_body
 
 MODELS_TIMEOUT_S = 10.0
+_HEADER_NAMES = re.compile(r"[a-z0-9_-]{1,80}([ \t]*,[ \t]*[a-z0-9_-]{1,80}){0,50}", re.IGNORECASE)
 
 
-async def list_models(gw: GatewayState, scope: Scope, _receive: Receive, send: Send) -> None:
-    exchange = Exchange(send, [], gw.monotonic_s)
-    headers, caller = gw.clients.keys.without_keys(headers_of(scope)), caller_of(scope)
-    usable = {
-        one.settings.upstream for one in gw.deployment.routes if caller.may_use(one.name, one.settings, by_name=False)
-    }
+async def list_models(gw: GatewayState, exchange: Exchange) -> None:
+    headers, caller = gw.clients.keys.without_keys(exchange.headers), exchange.caller
+    usable = {one.settings.upstream for one in usable_routes(gw.deployment.routes, caller, by_name=False)}
     clients = [client for name, client in gw.upstreams.items() if name in usable or not caller.is_restricted]
     if not clients:  # its routes are loops of its own
         await exchange.json(200, b'{"object":"list","data":[]}')
@@ -44,8 +43,7 @@ async def list_models(gw: GatewayState, scope: Scope, _receive: Receive, send: S
     answers = await asyncio.gather(*(_models_of(client, headers) for client in clients))
     good = [body for status, body in answers if status == 200]
     if len(answers) == 1 or not good:
-        status, body = answers[0]
-        await exchange.json(status, body)
+        await exchange.json(*answers[0])
         return
     merged: dict[str, Any] = {}
     for body in good:
@@ -68,11 +66,11 @@ async def _models_of(client: UpstreamClient, headers: list[tuple[str, str]]) -> 
         return error.status, error_body(str(error), "upstream_error", None, error.code)
 
 
-async def health(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
-    await Exchange(send, [], gw.monotonic_s).json(200, b'{"status":"ok"}')
+async def health(_: GatewayState, exchange: Exchange) -> None:
+    await exchange.json(200, b'{"status":"ok"}')
 
 
-async def ready(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
+async def ready(gw: GatewayState, exchange: Exchange) -> None:
     """`GET /readyz`: start-up is over, shutdown has not begun, and at least one upstream answers.
 
     Without its log a gateway serves, and says so.
@@ -82,30 +80,29 @@ async def ready(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) 
         is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
     if gw.deployment.serves:
         body["without_log"] = gw.deployment.serves
-    await Exchange(send, [], gw.monotonic_s).json(200 if is_ready else 503, msgspec.json.encode(body))
+    await exchange.json(200 if is_ready else 503, msgspec.json.encode(body))
 
 
 async def _any_reachable(upstreams: Iterable[UpstreamClient]) -> bool:
     """Does at least one answer? The first that does is enough: nobody waits for those that are silent."""
-    asked = [asyncio.ensure_future(client.is_reachable()) for client in upstreams]
+    calls = [asyncio.ensure_future(client.is_reachable()) for client in upstreams]
     try:
-        for answered in asyncio.as_completed(asked):
-            if await answered:
+        for answer in asyncio.as_completed(calls):
+            if await answer:
                 return True
         return False
     finally:
-        for one in asked:
+        for one in calls:
             one.cancel()
 
 
-async def metrics(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
+async def metrics(gw: GatewayState, exchange: Exchange) -> None:
     body = await asyncio.to_thread(generate_latest, gw.metrics.registry)
-    exchange = Exchange(send, [], gw.monotonic_s)
     await exchange.start(200, [("content-type", CONTENT_TYPE_LATEST), ("content-length", str(len(body)))])
     await exchange.body(body, more=False)
 
 
-Handler = Callable[[GatewayState, Scope, Receive, Send], Awaitable[None]]
+Handler = Callable[[GatewayState, Any], Awaitable[None]]  # Any: the endpoint's own kind of exchange
 MountedApp = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
 
 
@@ -114,18 +111,18 @@ class Endpoint:
     path: str  # `{id}` stands for an id
     method: str
     handler: Handler
-    public: bool = False  # without a key; only for what says nothing
-    guarded_inside: bool = False  # its handler asks for a key, or for something else that proves as much
+    public: bool = False  # without a key; only for what reveals nothing
+    guarded_inside: bool = False  # its handler requires a key, or other proof that is as good
     exchange: type[Exchange] = Exchange  # writes this API's errors
     x_api_key: bool = False  # the key may come in this header too
     takes_feedback: bool = False  # a key that is for feedback alone opens it as well
-    takes_tokens: bool = False  # a stranger's page may ask, with the token of an answer
+    takes_tokens: bool = False  # a stranger's page may call it, with the token of an answer
     spends: bool = False  # it may cost tokens of its key's budget
     shows_all: bool = False  # it shows what all keys do
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
-    """An endpoint that is never governed. `path` without /v1; the upstream is asked under /v1."""
+    """An endpoint that is never governed. `path` without /v1, under which the upstream is called."""
     made = Passthrough(api, method, f"/v1{path}" if api.is_json else path)
     spends = method == "POST" and "{id}" not in path
     return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
@@ -161,8 +158,8 @@ ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
     """All endpoints of one gateway, with the engine's paths that its owner lists ("POST /tokenize").
 
-    A listed path takes the place of a pass-through one of the same name: some engines have a call of
-    their own there. Raises ConfigError for a path on which Suffice itself answers.
+    A listed path replaces a pass-through one of the same name: some engines have a call of their own there. Raises
+    ConfigError for a path on which Suffice itself answers.
     """
     listed = [_passed(method, path, ENGINE) for method, _, path in (entry.partition(" ") for entry in relay)]
     taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passthrough)}
@@ -173,31 +170,10 @@ def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
     return (*(e for e in ENDPOINTS if (e.method, e.path) not in replaced), *listed)
 
 
-class _Paths:
-    def __init__(self, table: Iterable[Endpoint]) -> None:
-        self._exact: dict[str, dict[str, Endpoint]] = {}
-        self._with_id: dict[re.Pattern[str], dict[str, Endpoint]] = {}
-        for endpoint in table:
-            if "{id}" in endpoint.path:
-                pattern = re.compile(re.escape(endpoint.path).replace(r"\{id\}", "([A-Za-z0-9_-]{1,200})"))
-                self._with_id.setdefault(pattern, {})[endpoint.method] = endpoint
-            else:
-                self._exact.setdefault(endpoint.path, {})[endpoint.method] = endpoint
-
-    def find(self, path: str) -> tuple[Mapping[str, Endpoint], str | None]:
-        """The endpoints by method, and the id in the path."""
-        if (exact := self._exact.get(path)) is not None:
-            return exact, None
-        for pattern, by_method in self._with_id.items():
-            if matched := pattern.fullmatch(path):
-                return by_method, matched.group(1)
-        return {}, None
-
-
 class App:
     """The ASGI application. Raises ConfigError for a path in `server.relay` that is ours.
 
-    beside  other applications by the first part of the paths that are theirs, such as "/console"
+    beside  other applications by the first part of their paths, such as "/console"
 
     Where `console_port` is set, the port of a second listener, those applications answer there and nowhere else.
     """
@@ -209,19 +185,37 @@ class App:
         self.browsers = BrowserPolicy(hosts=server.names, origins=server.allowed_origins)
         self.console_port: int | None = None
         self.endpoints = endpoints(server.relay)
-        self._paths = _Paths(self.endpoints)
+        self._exact: dict[str, dict[str, Endpoint]] = {}
+        self._with_id: dict[re.Pattern[str], dict[str, Endpoint]] = {}
+        for endpoint in self.endpoints:
+            if "{id}" in endpoint.path:
+                pattern = re.compile(re.escape(endpoint.path).replace(r"\{id\}", "([A-Za-z0-9_-]{1,200})"))
+                self._with_id.setdefault(pattern, {})[endpoint.method] = endpoint
+            else:
+                self._exact.setdefault(endpoint.path, {})[endpoint.method] = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ValueError(f"scope {scope['type']!r}: only http is served")
-        self.gateway.process.n_live += 1
+        process = self.gateway.process
+        process.n_live += 1
         try:
-            await self._answer(scope, receive, self._last(send) if self.gateway.process.draining else send)
+            # The last answer on its connection says so: its client goes elsewhere with the next request.
+            await self._answer(scope, receive, _with_headers(send, _CLOSE) if process.draining else send)
         finally:
-            self.gateway.process.n_live -= 1
+            process.n_live -= 1
+
+    def _find(self, path: str) -> tuple[Mapping[str, Endpoint], str | None]:
+        """The endpoints by method, and the id in the path."""
+        if (exact := self._exact.get(path)) is not None:
+            return exact, None
+        for pattern, by_method in self._with_id.items():
+            if matched := pattern.fullmatch(path):
+                return by_method, matched.group(1)
+        return {}, None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        by_method, stored_id = self._paths.find(scope["path"])
+        by_method, stored_id = self._find(scope["path"])
         other = self.beside.get(_first_part(scope["path"])) if self.beside and not by_method else None
         if self.console_port is not None:
             if scope["server"][1] == self.console_port:  # where it came in, whatever its head says
@@ -236,87 +230,91 @@ class App:
             if named.get("origin") in self.browsers.origins:
                 send = _with_cors(send, named["origin"])
                 if scope["method"] == "OPTIONS" and "access-control-request-method" in named:
-                    await self._answer_preflight(named, by_method, send)
+                    await self._answer_preflight(Exchange(scope, receive, send, self.gateway.monotonic_s), by_method)
                     return
-        endpoint = by_method.get(scope["method"])
-        error = self._verdict(scope, by_method, endpoint)
-        if endpoint is None or error is not None:
-            allow = [("allow", ", ".join(sorted(by_method)))] if error and error.status == 405 else []
-            shape = next(iter(by_method.values())).exchange if by_method else Exchange
-            exchange = shape(send, [], self.gateway.monotonic_s)
-            await exchange.refuse(error or BadRequest("not found", status=404), allow)
-            return
-        if stored_id is not None:
-            scope["path_params"] = {"id": stored_id}
+        endpoint = by_method.get(scope["method"]) or next(iter(by_method.values()), None)
+        exchange = (endpoint.exchange if endpoint else Exchange)(scope, receive, send, self.gateway.monotonic_s)
+        exchange.stored_id = stored_id
         try:
-            await endpoint.handler(self.gateway, scope, receive, send)
+            handler = self._admit(exchange, by_method)
+        except BadRequest as error:
+            await exchange.refuse(error, [("allow", ", ".join(sorted(by_method)))] if error.status == 405 else [])
+            return
+        try:
+            await handler(self.gateway, exchange)
         finally:
-            self.gateway.clients.limits.leave(caller_of(scope))
+            self.gateway.clients.limits.leave(exchange.caller)
 
     async def _answer_beside(self, other: MountedApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Heads are bounded for everybody; who may come in is the other application's to say."""
+        """Heads are bounded for everybody; who may come in is for the other application to say."""
         try:
             check_head(headers_of(scope))
         except BadRequest as error:
-            await Exchange(send, [], self.gateway.monotonic_s).refuse(error)
+            await Exchange(scope, receive, send, self.gateway.monotonic_s).refuse(error)
             return
         await other(scope, receive, send)
 
-    async def _answer_preflight(self, named: Mapping[str, str], by_method: Mapping[str, Endpoint], send: Send) -> None:
+    async def _answer_preflight(self, exchange: Exchange, by_method: Mapping[str, Endpoint]) -> None:
         """Tell a browser what a page of an allowed origin may send; the key it brings is checked with the request."""
+        named = dict(exchange.headers)
         wanted = named.get("access-control-request-headers", "")
         headers = [("access-control-allow-methods", ", ".join(sorted(by_method))), ("access-control-max-age", "600")]
         if _HEADER_NAMES.fullmatch(wanted):
             headers.append(("access-control-allow-headers", wanted))
         if "access-control-request-private-network" in named:
             headers.append(("access-control-allow-private-network", "true"))
-        exchange = Exchange(send, [], self.gateway.monotonic_s)
         await exchange.start(204, headers)
         await exchange.body(b"", more=False)
 
-    @staticmethod
-    def _last(send: Send) -> Send:
-        """The last answer on its connection says so: its client goes elsewhere with the next request."""
+    def _admit(self, exchange: Exchange, by_method: Mapping[str, Endpoint]) -> Handler:
+        """The handler of a request that may come in. Raises BadRequest by default.
 
-        async def send_last(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
-        return send_last
-
-    def _verdict(self, scope: Scope, by_method: Mapping[str, Endpoint], endpoint: Endpoint | None) -> BadRequest | None:
-        """Default: refused. Path, then method, host and page, key, and what the key permits. None: its caller is in."""
+        Checked are path, method, host and page, key, and what the key permits, in this order.
+        """
+        scope, headers = exchange.scope, exchange.headers
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
             if self.console_port is not None and scope["server"][1] == self.console_port:
                 known = "allowed on this port: the console and its API, below " + " and ".join(sorted(self.beside))
-            return BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
+            raise BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
+        endpoint = by_method.get(scope["method"])
         if endpoint is None:
             message = f"this path answers {', '.join(sorted(by_method))} only"
-            return BadRequest(message, status=405, code="method_not_allowed")
-        headers = headers_of(scope)
+            raise BadRequest(message, status=405, code="method_not_allowed")
+        check_head(headers)
+        if endpoint.public:
+            return endpoint.handler
         try:
-            check_head(headers)
-            if endpoint.public:
-                return None
-            foreign = self._foreign(headers, is_open=not self.gateway.clients.keys.asks_for_keys)
-            if foreign is not None and not endpoint.takes_tokens:
-                return foreign
-            scope[FOREIGN_PAGE] = foreign
-            set_caller(scope, self._caller(endpoint, headers))
+            self._check_page(dict(headers))
         except BadRequest as error:
-            return error
-        return None
+            if not endpoint.takes_tokens:
+                raise
+            exchange.foreign_page = error
+        exchange.caller = self._caller(endpoint, headers)
+        return endpoint.handler
+
+    def _check_page(self, named: Mapping[str, str]) -> None:
+        """Raises BadRequest for a request that may be a stranger's page at work in somebody's browser.
+
+        Under a name that a stranger pointed here their page counts as ours, but it has no key. So only an open gateway
+        checks the name: one with keys serves under whatever name a proxy or a cluster gives it.
+        """
+        if not self.gateway.clients.keys.asks_for_keys and "host" in named:  # HTTP/1.0 has none, nor has it browsers
+            self.browsers.check_host(named["host"])
+        self.browsers.check_page(named)
 
     def _caller(self, endpoint: Endpoint, headers: list[tuple[str, str]]) -> Caller:
-        """Who asks, once they are let in. Raises BadRequest."""
-        gw = self.gateway
+        """Who sends the request, counted against the limits of its key. Raises BadRequest."""
+        gw, keys = self.gateway, self.gateway.clients.keys
         if endpoint.guarded_inside:
-            caller = gw.clients.keys.find(headers) or ANYONE
+            caller = keys.find(headers) or ANYONE
         else:
-            caller = gw.clients.keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
-        _check_permitted(endpoint, caller)
+            caller = keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
+        if endpoint.shows_all:
+            if caller.is_restricted and not caller.permits.all_objects:
+                raise BadRequest("this shows what all keys do; this key needs all_objects", status=403, code="scope")
+        elif not (endpoint.takes_feedback or caller.may_ask):
+            raise BadRequest("this key may send feedback, and nothing else", status=403, code="scope")
         try:
             gw.clients.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
         except KeyLimitError as error:
@@ -324,50 +322,26 @@ class App:
             raise
         return caller
 
-    def _foreign(self, headers: list[tuple[str, str]], *, is_open: bool) -> BadRequest | None:
-        """Why a request may be a stranger's page at work in somebody's browser; None: it is not.
 
-        Under a name that a stranger made point here their page is one of ours, but it has no key. So only an open
-        gateway asks for its names: one with keys serves under whatever name a proxy or a cluster gives it.
-        """
-        named = dict(headers)
-        try:
-            if is_open and "host" in named:  # HTTP/1.0 has none, and no browser speaks that
-                self.browsers.check_host(named["host"])
-            self.browsers.check_page(named)
-        except BadRequest as error:
-            return error
-        return None
+_CLOSE = ((b"connection", b"close"),)
 
 
-_HEADER_NAMES = re.compile(r"[a-z0-9_-]{1,80}([ \t]*,[ \t]*[a-z0-9_-]{1,80}){0,50}", re.IGNORECASE)
+def _with_headers(send: Send, headers: Iterable[tuple[bytes, bytes]]) -> Send:
+    async def send_with(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *headers]
+        await send(message)
+
+    return send_with
 
 
 def _with_cors(send: Send, origin: str) -> Send:
-    """Let a page of this origin read the answer. Cookies are not sent with such requests, and not asked for."""
-    allow = [
-        (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"*"),
-        (b"vary", b"origin"),
-    ]
-
-    async def send_shared(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *allow]
-        await send(message)
-
-    return send_shared
-
-
-def _check_permitted(endpoint: Endpoint, caller: Caller) -> None:
-    if endpoint.shows_all:
-        if caller.is_restricted and not caller.permits.all_objects:
-            raise BadRequest("this shows what all keys do; this key needs all_objects", status=403, code="scope")
-    elif not (endpoint.takes_feedback or caller.may_ask):
-        raise BadRequest("this key may send feedback, and nothing else", status=403, code="scope")
+    """Let a page of this origin read the answer. Cookies are not sent with such requests, and not requested."""
+    allowed = (b"access-control-allow-origin", origin.encode("latin-1"))
+    return _with_headers(send, (allowed, (b"access-control-expose-headers", b"*"), (b"vary", b"origin")))
 
 
 def _first_part(path: str) -> str:
-    """The path up to its second slash: what a whole application is mounted under; of `*`, which has none, itself."""
+    """The path up to its second slash, under which a whole application is mounted; of `*`, which has none, itself."""
     behind = path.find("/", 1)
     return path if behind < 0 else path[:behind]

@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
 from suffice.errors import BadRequest, OverloadError
-from suffice.gateway.exchange import Scope
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined
 from suffice.settings import Key, Route
 from suffice.store.rows.records import KeyUsage, StoredObject
@@ -27,7 +26,6 @@ from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
 TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # a key must list these, or be for feedback alone
-_CALLER: Final = "suffice.caller"  # the ASGI scope's key for who sends the request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +109,6 @@ class KeyRing:
     def without_keys(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Headers that may be sent upstream: a gateway with keys of its own forwards none."""
         return [(k, v) for k, v in headers if k not in KEY_HEADERS] if self.asks_for_keys else headers
-
-
-def set_caller(scope: Scope, caller: Caller) -> None:
-    scope[_CALLER] = caller
-
-
-def caller_of(scope: Scope) -> Caller:
-    caller: Caller = scope.get(_CALLER, ANYONE)
-    return caller
 
 
 def _sent_once(headers: list[tuple[str, str]], name: str) -> list[str]:

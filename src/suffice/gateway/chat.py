@@ -7,53 +7,49 @@ A newcomer starts here and goes on in `episode/loop.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from suffice.episode.ledger import Ledger
 from suffice.errors import BadRequest, OverloadError, UpstreamError
-from suffice.gateway import route
-from suffice.gateway.auth import Caller, caller_of
+from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState
-from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
+from suffice.gateway.exchange import Exchange
 from suffice.gateway.govern import govern_request
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, count_stripped, find_route, serve_request
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import Intake, check_body_headers, query_of, read_aside, read_chat
-from suffice.gateway.route import BuiltRoute
+from suffice.gateway.route import n_samples, ungoverned
 from suffice.telemetry import LOG
 from suffice.upstream.drivers import CHAT_PATH
 from suffice.upstream.wire import encode_json
 
 
-async def chat(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
-    headers, caller = headers_of(scope), caller_of(scope)
-    exchange = Exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
+async def chat(gw: GatewayState, exchange: Exchange) -> None:
+    headers, caller, limits = exchange.headers, exchange.caller, gw.settings.server
 
     async def admitted(episode_id: str) -> AdmittedRequest:
-        limits = gw.settings.server
         check_body_headers(headers, limits.max_body_bytes)
-        intake = await read_aside(read_chat, await read_body(receive, limits.max_body_bytes), limits)
+        intake = await read_aside(read_chat, await exchange.read_body(limits.max_body_bytes), limits)
         if gw.clients.keys.has_tenants and not caller.sees_all:
             await gw.clients.objects.check_body(caller, intake.raw, intake.body)
         return admit_chat(gw, episode_id, intake, caller, headers)
 
-    await serve_request(gw, receive, exchange, admitted, _answer, endpoint=CHAT_PATH)
+    await serve_request(gw, exchange, admitted, _answer, endpoint=CHAT_PATH)
 
 
 def admit_chat(
     gw: GatewayState, episode_id: str, intake: Intake, caller: Caller, headers: list[tuple[str, str]]
 ) -> AdmittedRequest:
     """Find the route and draw the audit. Raises BadRequest for one that may not be used."""
-    named = dict(headers)
-    matched = find_route(gw, intake.model, named, caller)
-    _check_version(intake, named, matched)
-    samples, reason = 1, None
-    if matched is not None:
-        intake = intake.for_model(matched.settings.model)
-        samples, reason = (
-            route.n_samples(matched, intake.options),
-            route.ungoverned(matched, intake.body, intake.options),
-        )
+    named, options, samples, reason = dict(headers), intake.options, 1, None
+    route = find_route(gw, intake.model, named, caller)
+    version = named.get("x-suffice-policy-version") or options.get("policy_version")
+    known = "none" if route is None else route.policy_version
+    # A client cannot choose where the route operates between its levels.
+    if version is not None and str(version).partition("@")[0] != known:
+        message = f"policy version {str(version)[:80]!r} is not in force on this route; in force: {known}"
+        raise BadRequest(message, param="policy_version", code="unknown_policy_version")
+    if route is not None:
+        intake = intake.for_model(route.settings.model)
+        samples, reason = n_samples(route, options), ungoverned(route, intake.body, options)
     count_stripped(gw, intake)
     user = intake.body.get("user") or intake.body.get("safety_identifier")
     arrival = Arrival(
@@ -64,14 +60,14 @@ def admit_chat(
         stream=intake.stream,
         n_samples=samples,
         question=lambda: intake.prompt or encode_json(intake.body.get("messages")).decode(),
-        query=lambda: None if matched is None else query_of(intake.body, matched.settings.kind, samples),
+        query=lambda: None if route is None else query_of(intake.body, route.settings.kind, samples),
         body=intake.identity,
-        conversation=intake.options.get("conversation_id") or named.get("x-conversation-id"),
+        conversation=options.get("conversation_id") or named.get("x-conversation-id"),
         idempotency_key=named.get("idempotency-key"),
         user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
         tenant=named.get("x-suffice-tenant"),
     )
-    served, request, retry_after_s = admit(gw, arrival, matched, reason)
+    served, request, retry_after_s = admit(gw, arrival, route, reason)
     return AdmittedRequest(
         intake=intake,
         headers=gw.clients.keys.without_keys(headers),
@@ -82,26 +78,15 @@ def admit_chat(
     )
 
 
-def _check_version(intake: Intake, named: Mapping[str, str], matched: BuiltRoute | None) -> None:
-    asked = named.get("x-suffice-policy-version") or intake.options.get("policy_version")
-    if asked is None:
-        return
-    known = matched.policy_version if matched is not None else "none"
-    if str(asked).partition("@")[0] != known:  # a client cannot choose where the route operates between its levels
-        message = f"policy version {str(asked)[:80]!r} is not in force on this route; in force: {known}"
-        raise BadRequest(message, param="policy_version", code="unknown_policy_version")
-
-
 async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-    request, intake = admitted.request, admitted.intake
+    request, client, body = admitted.request, gw.upstreams[admitted.upstream], admitted.intake
     if admitted.retry_after_s is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
         message = "this route has to run everything in full for a while, and its model server has no room for more;"
         raise OverloadError(f"{message} come again", retry_after_s=admitted.retry_after_s)
-    client = gw.upstreams[admitted.upstream]
     if request.ungoverned is not None or admitted.route is None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
-        await pass_through(exchange, client, CHAT_PATH, intake.forwarded, admitted.headers, ledger)
+        await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger)
         return
     try:
         await govern_request(gw, admitted, admitted.route, ledger, exchange)
@@ -110,7 +95,7 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
     except Exception as error:
         if exchange.status:
             raise  # something was sent: a second answer cannot follow it
-        # A broken optimiser costs tokens, never an answer: ask again, without any of our own code.
+        # A broken optimiser costs tokens, never an answer: call again, without any of our own code.
         LOG.error("episode %s: governing failed (%s)", request.episode_id, type(error).__name__)
         ledger.forget_run("govern")
-        await pass_through(exchange, client, CHAT_PATH, intake.forwarded, admitted.headers, ledger, purpose="rerun")
+        await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger, purpose="rerun")

@@ -12,6 +12,8 @@ from typing import Literal
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
 from suffice.assurance.money import HandOvers, RunLengths
+from suffice.episode.ledger import Ledger
+from suffice.episode.probe import Vectors
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Clients, RequestKey, sign_token
@@ -307,6 +309,11 @@ class GatewayState:
     statistics: defaultdict[str, RouteStatistics] = field(default_factory=lambda: defaultdict(RouteStatistics))
     runs: OpenRuns = field(default_factory=OpenRuns)
     process: ProcessState = field(default_factory=ProcessState)
+
+    def vectors(self, route: BuiltRoute, ledger: Ledger, *, keep: int = 0) -> Vectors | None:
+        """The route's embedder for one run; `keep`: of its extra calls, those that are left to others."""
+        embedder, most = self.embedders.get(route.name), route.settings.max_extra_calls
+        return None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most, keep=keep)
 
     def conversation(self, sender: str, conversation: str | None) -> str:
         """A name for a client's conversation in the log; "" where the client named none."""

@@ -1,4 +1,4 @@
-"""One HTTP exchange: what was sent to the client so far, and whether it is still there. Bare ASGI."""
+"""One HTTP exchange: the request, what was sent to the client so far, and whether it is still there. Bare ASGI."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from suffice.episode.stream_relay import RepeatedFrame
 from suffice.errors import BadRequest, OverloadError, TooLarge, UpstreamProtocol
+from suffice.gateway.auth import ANYONE
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE_DATA, PING, Frame, SseSplitter, encode_json, error_body, error_frame
 
@@ -25,7 +26,6 @@ WriteNow = Callable[[bytes], bool]  # a part of an answer's body; False: not now
 
 HANG_UP = "suffice.hang_up"  # our server's extensions of ASGI: tells who asks when the client leaves
 WRITE_NOW = "suffice.write_now"  # … and writes a part of a begun body without waiting
-FOREIGN_PAGE = "suffice.foreign_page"  # of the scope: why a request that came from a stranger's page may be refused
 MAX_HEADERS = 256
 _HEADERS = "suffice.headers"  # where the scope keeps what was read of them
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -66,58 +66,52 @@ class ClientGone(Exception):
     """The client hung up before its request was complete."""
 
 
-def tells_hang_up(scope: Scope) -> TellHangUp | None:
-    return (scope.get("extensions") or {}).get(HANG_UP)
-
-
-def writes_now(scope: Scope) -> WriteNow | None:
-    """How the server writes without waiting; None: only through `send`."""
-    return (scope.get("extensions") or {}).get(WRITE_NOW)
-
-
 def headers_of(scope: Scope) -> list[tuple[str, str]]:
     """Request headers, names in lower case. Read once a request, and not to be changed."""
     headers: list[tuple[str, str]] | None = scope.get(_HEADERS)
     if headers is None:
-        given = scope["headers"][: MAX_HEADERS + 1]  # so many are refused, by `intake.check_head`
-        headers = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in given]
+        raw = scope["headers"][: MAX_HEADERS + 1]  # so many are refused, by `request_parsing.check_head`
+        headers = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in raw]
     return headers
 
 
-async def read_body(receive: Receive, limit_bytes: int) -> bytes:
-    """The whole request body. Raises TooLarge beyond the limit and ClientGone when it breaks off."""
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit_bytes:
-            raise TooLarge(f"body: longer than {limit_bytes} bytes")
-        parts.append(part)
-        if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
 class Exchange:
-    def __init__(
-        self,
-        send: Send,
-        own_headers: Headers,
-        monotonic_s: Callable[[], float],
-        hang_up: TellHangUp | None = None,
-        write_now: WriteNow | None = None,
-    ) -> None:
-        self._send, self._write_now = send, write_now
-        self.hang_up = hang_up
-        self.own_headers = list(own_headers)
-        self._now = monotonic_s
+    """A request and its answer, with errors in OpenAI's shape."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, monotonic_s: Callable[[], float]) -> None:
+        self.scope, self.receive, self._send, self._now = scope, receive, send, monotonic_s
+        extensions = scope.get("extensions") or {}
+        self.hang_up: TellHangUp | None = extensions.get(HANG_UP)
+        self._write_now: WriteNow | None = extensions.get(WRITE_NOW)
+        self.caller = ANYONE
+        self.foreign_page: BadRequest | None = None  # why a request from a stranger's page may be refused
+        self.stored_id: str | None = None  # the id in the path
+        self.own_headers: list[tuple[str, str]] = []
         self.status = 0  # 0: nothing was sent
         self.events = False  # the body is a stream of server-sent events
         self.complete = False
         self.first_byte_s: float | None = None
         self.last_sent_s = monotonic_s()
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """Of the request."""
+        return headers_of(self.scope)
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """The whole request body. Raises TooLarge beyond the limit and ClientGone when it breaks off."""
+        parts, size = [], 0
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit_bytes:
+                raise TooLarge(f"body: longer than {limit_bytes} bytes")
+            parts.append(part)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def start(self, status: int, headers: Headers, *, events: bool = False) -> None:
         """Send the status line and headers; ours win."""
@@ -143,7 +137,7 @@ class Exchange:
         self.last_sent_s = self._now()
 
     def body_now(self, data: bytes) -> bool:
-        """Send a part of a begun body where one stands, without waiting; False: not now, `body` is to be awaited."""
+        """Send a part of a begun body without waiting; False: not now, await `body` instead."""
         if self._write_now is None or self.complete or not self._write_now(data):
             return False
         self.last_sent_s = self._now()
@@ -157,7 +151,6 @@ class Exchange:
         await self.body(body, more=False)
 
     def error_body(self, status: int, message: str, kind: str, param: str | None, code: str) -> bytes:  # noqa: ARG002
-        """An error as one JSON body: OpenAI's shape, which an endpoint of another API replaces by its own."""
         return error_body(message, kind, param, code)
 
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
@@ -170,10 +163,9 @@ class Exchange:
         await self.json(error.status, self.error_body(error.status, str(error), kind, error.param, error.code), headers)
 
     async def fail(self, status: int, message: str, code: str, *, kind: str = "upstream_error") -> None:
-        """Tell the client of a failure: a status before the first byte, one error frame after it.
+        """Report a failure to the client: a status before the first byte, one error frame after it.
 
-        A plain body that has begun is left incomplete: the server then closes the connection, which is
-        the only honest end of a torn answer.
+        A plain body that has begun is left incomplete: the server then closes the connection.
         """
         if self.complete:
             return
@@ -184,10 +176,9 @@ class Exchange:
 
 
 class KeptAlive:
-    """A block in which a stream that is silent for `every_s` gets a comment line.
+    """A block in which a stream that is silent for `every_s` gets a comment line; it may begin the stream.
 
-    A stream that has not begun by then begins with the first comment: its client would give up. One timer a
-    stream; a task only while a line is on its way.
+    One timer a stream; a task only while a line is on its way.
     """
 
     def __init__(self, exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
@@ -223,29 +214,25 @@ class KeptAlive:
         await self._exchange.body(PING)
 
 
-async def until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _watch(receive: Receive, exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]:
+def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]:
     """Have `gone` called when the client hangs up; give what ends that. Another server than ours costs a task."""
     if exchange.hang_up is not None:
         return exchange.hang_up(gone)
 
     async def watch() -> None:
         with contextlib.suppress(Exception):  # a connection that fails is gone as well
-            await until_gone(receive)
+            while (await exchange.receive())["type"] != "http.disconnect":
+                pass
         gone()
 
     return asyncio.create_task(watch()).cancel
 
 
-async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange: Exchange) -> bool:
+async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
     """Run `work`; cancel it when the client leaves before its answer is complete. True: it left.
 
-    Returns only when `work` has ended, also when it is cancelled itself: whoever closes the books
-    afterwards closes them once. The work runs in the caller's own task.
+    Returns only when `work` has ended, also when it is cancelled itself: whoever closes the ledger afterwards closes it
+    once. The work runs in the caller's own task.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -257,7 +244,7 @@ async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange:
             left = True
             task.cancel()
 
-    end_watch = _watch(receive, exchange, gone)
+    end_watch = _watch(exchange, gone)
     try:
         await work
     except asyncio.CancelledError:
@@ -267,7 +254,7 @@ async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange:
             raise  # the server is going down
     except Exception:
         if not left:
-            raise  # else what went wrong on the way out interests nobody any more
+            raise  # else nobody is left to hear of what went wrong
     finally:
         end_watch()
         if left:
@@ -279,16 +266,16 @@ BODY_LIMIT_BYTES = 32 * 2**20  # of an answer that is put together, as it is kep
 
 
 class StreamDelivery:
-    """The client asked for a stream: frames go out as they came, many in one write."""
+    """For a client that wants a stream: frames go out as they came, many in one write."""
 
     texts_now = None
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self.frame_now = exchange.body_now  # bytes of whole frames, where one stands: no layer of ours in between
+        self.frame_now = exchange.body_now  # bytes of whole frames, with no layer of ours in between
 
     def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
-        """Send whole frames. Gives the send itself to be awaited: one layer less for each read."""
+        """Send whole frames. Returns the send itself to be awaited: one layer less for each read."""
         return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
 
     def can_begin_again(self) -> bool:
@@ -300,7 +287,7 @@ class StreamDelivery:
 
 
 class BodyDelivery:
-    """The client asked for one body: it equals what the upstream would have answered directly."""
+    """For a client that wants one body: it equals what the upstream would have answered directly."""
 
     def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
         self._exchange, self._status = exchange, status

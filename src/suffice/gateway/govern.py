@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from suffice.episode.chain_reader import BUDGET_SLACK_TOKENS, ChainReader, Engin
 from suffice.episode.guarded_policy import GuardedPolicy, StopCost
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import run_episode
-from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, Vectors, ask_paired_call
+from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, ask_paired_call
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
@@ -57,8 +57,32 @@ class GovernedRequest:
 
     @property
     def may_act(self) -> bool:
-        """May the policy end this run now? Not where `may_stop` says no, nor while the kill switch is pulled."""
+        """May the policy end this run now? Not where `may_stop` says no, nor while the kill switch is on."""
         return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
+
+    @property
+    def max_tokens(self) -> int | None:
+        cap = self.intake.body.get("max_completion_tokens") or self.intake.body.get("max_tokens")
+        return cap if isinstance(cap, int) and cap > 0 else None
+
+    @property
+    def upstream_body(self) -> dict[str, Any]:
+        """The client's body, as a stream with usage; the traces of both are removed again.
+
+        Where doctor saw usage refused, it is not requested: tokens are counted by pieces instead.
+        """
+        body = self.intake.body | {"stream": True}
+        if find_verdict(self.client.findings, "stream_usage") == "no":
+            return body
+        options = body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        return body | {"stream_options": options | {"include_usage": True}}
+
+    def keep_alive(self) -> AbstractAsyncContextManager[None]:
+        """Comment lines while a governed stream is silent."""
+        if not self.intake.stream:
+            return nullcontext()
+        return KeptAlive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
 
 
 async def govern_request(
@@ -67,7 +91,7 @@ async def govern_request(
     """Answer a request under its route's policy. Raises UpstreamError, and whatever our own code does wrong."""
     request, client, headers = ledger.request, gw.upstreams[admitted.upstream], admitted.headers
     if route.acts or request.kind == "samples":
-        # llama.cpp takes this header as a wish to generate on after its caller has left: a stop would save nothing.
+        # With this header llama.cpp generates on after its caller has left: a stop would save nothing.
         headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
     job = GovernedRequest(
         gw=gw,
@@ -86,7 +110,7 @@ async def govern_request(
 
 async def govern_reasoning(job: GovernedRequest) -> None:
     """One chain of thought, relayed, watched, and closed when the policy says so."""
-    route, ledger = job.route.settings, job.ledger
+    route, ledger, gw = job.route.settings, job.ledger, job.gw
     ledger.tells_probes = job.route.acts or route.probe is None
     continuer = Continuer(
         client=job.client,
@@ -97,11 +121,10 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         max_extra_calls=route.max_extra_calls,
     )
     fields = _reasoning_fields(job, continuer)
-    policy = GuardedPolicy(
-        job.route.policy, job.route.needs, ledger, job.gw.monotonic_s, cost=_stop_cost(job, continuer)
-    )
-    async with _pinged(job), _open_relay(job, fields, continuer, rerun_of=None) as relay:
-        reader = relay.reader
+    cost = _stop_cost(job, continuer)
+    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=cost)
+    async with job.keep_alive(), _open_relay(job, fields, continuer, rerun_of=None) as relay:
+        reader, began_s = relay.reader, gw.monotonic_s()
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
             ledger.record_step(step, signals, decision)
@@ -109,80 +132,64 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             # finish, the thought is open, and the engine does not keep the policy's budget by itself.
             return job.may_act and bool(continuer.methods) and reader.is_in_thought and not reader.leaves_stop_to_engine
 
-        began_s, cap = job.gw.monotonic_s(), _max_tokens(job)
-
-        def hand_over() -> StopTransition:
+        def transition() -> StopTransition:
             return StopTransition(
                 relay=relay,
                 continuer=continuer,
                 ledger=ledger,
                 rerun=lambda before: _open_relay(job, fields, continuer, rerun_of=before),
-                max_tokens=cap,
+                max_tokens=job.max_tokens,
                 handover_ms=route.handover_ms,
                 buffer_bytes=route.handover_buffer_bytes,
-                monotonic_s=job.gw.monotonic_s,
+                monotonic_s=gw.monotonic_s,
                 began_s=began_s,
             )
 
-        prober = Prober(continuer, job.route.scorer, ledger) if route.probe is not None and _probes(job) else None
-        run = ReasoningRun(relay, prober=prober, vectors=_vectors(job), drain=is_measured(ledger.request))
-        # An audit as well: its client gets what the client of any run gets that goes to its end.
-        relay.own_end.wanted = job.route.acts and not job.gw.deployment.kill.on and route.finish_unclosed
+        prober = Prober(continuer, job.route.scorer, ledger) if _probes(job) else None
+        vectors = gw.vectors(job.route, ledger, keep=KEPT_CALLS)
+        run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
+        # In an audit as well: its client gets what the client of any run gets that goes to its end.
+        relay.own_end.wanted = job.route.acts and not gw.deployment.kill.on and route.finish_unclosed
         verdict = await run_episode(run.steps(), policy.observe, policy, record)
-        if verdict is None:
-            await _close_full_run(job, relay, continuer, hand_over, prober)
-            await _measure_finish(job, reader, prober, cap)
-        else:
+        if verdict is not None:
             relay.own_end.wanted = False
             if reader.is_over_budget:
-                ledger.fail_open("budget")  # the engine was told to end the thought by itself, and did not
+                ledger.fail_open("budget")  # the engine should have ended the thought by itself, and did not
             _estimate_saved(job, verdict.signals.tokens_used)
-            await hand_over().carry_out(*reader.thought_at(verdict.step.index))
-    if verdict is None:
-        await _ask_paired_call(job, continuer)
+            await transition().carry_out(*reader.thought_at(verdict.step.index))
+            return
+        if relay.own_end.kept is not None:  # it was cut inside its thought, and its client wants an answer
+            forced = transition().finish_unclosed(continuer.probe.max_tokens) if ledger.unclosed else None
+            await (forced or relay.own_end.deliver(relay.delivery))
+        elif ledger.unclosed and prober is not None and continuer.may_call(keep=0):
+            # Else on record, as a probe does it, so that the full arm and the stopped arm are closed in one way.
+            ledger.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
+        await _measure_finish(job, reader, prober)
+    await _ask_paired_call(job, continuer)
 
 
 def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
+    def count_skipped() -> None:
+        if job.may_act:  # in shadow the stop would not have been made anyway
+            job.gw.metrics.inc("suffice_stops_skipped_total", job.route.name, "not_worth_it")
+
+    statistics = job.gw.statistics[job.route.name]
     return StopCost(
         ledger=job.ledger,
         method=next(iter(continuer.methods), None),
-        full_runs=job.gw.statistics[job.route.name].full_runs,
-        hand_overs=job.gw.statistics[job.route.name].hand_overs,
-        skipped=lambda: _count_skipped(job),
+        full_runs=statistics.full_runs,
+        hand_overs=statistics.hand_overs,
+        skipped=count_skipped,
     )
 
 
-def _max_tokens(job: GovernedRequest) -> int | None:
-    cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
-    return cap if isinstance(cap, int) and cap > 0 else None
-
-
-async def _close_full_run(
-    job: GovernedRequest,
-    relay: StreamRelay,
-    continuer: Continuer,
-    hand_over: Callable[[], StopTransition],
-    prober: Prober | None,
-) -> None:
-    """Answer a run that was cut inside its thought: for the client if the route says so, else on record.
-
-    The record asks as a probe does, so that the full arm and the stopped arm are closed in one way.
-    """
-    ledger, reader = job.ledger, relay.reader
-    if relay.own_end.kept is not None:
-        forced = hand_over().finish_unclosed(continuer.probe.max_tokens) if ledger.unclosed else None
-        await (forced or relay.own_end.deliver(relay.delivery))
-    elif ledger.unclosed and prober is not None and continuer.may_call(keep=0):
-        ledger.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
-
-
-async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Prober | None, cap: int | None) -> None:
+async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Prober | None) -> None:
     """In an audit of a route that certifies itself, finish once for the record: does it change the trial answer?
 
     Half of the audits at the step where the policy would have stopped, the others at any that was probed: so levels
-    that are not in force are measured too. A finish that fails says nothing: a stop whose finish fails is not made.
+    that are not active are measured too. A finish that fails says nothing: a stop whose finish fails is not made.
     """
-    ledger = job.ledger
+    ledger, cap = job.ledger, job.max_tokens
     if prober is None or not (is_measured(ledger.request) and job.route.settings.is_replayed):
         return
     probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
@@ -192,34 +199,33 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     stop = next((step for step in probed if step.index == ledger.stop_step), None)
     chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
     thought, tokens = reader.thought_at(chosen.index)
-    left = None if cap is None else max(1, cap - tokens)
     try:
+        left = None if cap is None else max(1, cap - tokens)
         await prober.finish_at(chosen.index, thought, tokens, max_tokens=left)
     except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
         ledger.fail_open("probe")
 
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
-    """In an audit of a route that chooses effort or budget before the call, ask with it too, for the record alone."""
-    if not is_measured(job.ledger.request) or job.route.settings.probe is None:
+    """In an audit of a route that chooses effort or budget before the call, call once more, for the record alone.
+
+    With the route's own effort or budget, or in full once more.
+    """
+    ledger, route, intake = job.ledger, job.route.settings, job.intake
+    if not is_measured(ledger.request) or route.probe is None:
         return
     try:
-        await _ask_with_arm(job, continuer)
+        fields = choose_reasoning_fields(route, job.client.settings, intake.body, methods=(), policy_budget_tokens=None)
+        if not fields.fields or not continuer.may_call(keep=0):
+            return
+        point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
+        draw = draw_pair(point, n_arms=2)
+        arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=draw.propensity)
+        if draw.arm == 0:
+            arm = CallArm(name="full", fields={}, propensity=draw.propensity)
+        await ask_paired_call(job.client, ledger, job.route.scorer, arm, body=job.upstream_body, headers=job.headers)
     except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
-        job.ledger.fail_open("probe")
-
-
-async def _ask_with_arm(job: GovernedRequest, continuer: Continuer) -> None:
-    """The second call of an audit: with the route's own effort or budget, or in full once more."""
-    ledger, route = job.ledger, job.route.settings
-    fields = choose_reasoning_fields(route, job.client.settings, job.intake.body, methods=(), policy_budget_tokens=None)
-    if not fields.fields or not continuer.may_call(keep=0):
-        return
-    draw = draw_pair(assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
-    arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=draw.propensity)
-    if draw.arm == 0:
-        arm = CallArm(name="full", fields={}, propensity=draw.propensity)
-    await ask_paired_call(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
+        ledger.fail_open("probe")
 
 
 @asynccontextmanager
@@ -269,31 +275,30 @@ def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Conti
     if sent.budget_tokens is None:
         return None
     slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is a part of the thought, too
-    return EngineBudget(
-        tokens=sent.budget_tokens, is_policy=isinstance(job.route.policy, FixedBudget), slack_tokens=slack
-    )
+    is_policy = isinstance(job.route.policy, FixedBudget)
+    return EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, slack_tokens=slack)
 
 
 @asynccontextmanager
 async def _accepted(
     job: GovernedRequest, fields: ReasoningFields, purpose: Purpose
 ) -> AsyncIterator[tuple[Call, CallAccount, ReasoningFields]]:
-    """The open call, and which of our fields it took: an upstream that refuses them is asked without.
+    """The open call, and which of our fields it took: an upstream that refuses them is called without.
 
-    Fields that it has refused once, and whose absence made it answer, are not tried again.
+    Fields that it has refused once, and without which it answered, are not tried again.
     """
-    body, headers, refused = _upstream_body(job), governed_headers(job.headers), False
+    body, headers, refused = job.upstream_body, governed_headers(job.headers), False
     if fields.fields and fields.name not in job.client.refuses:
         account = job.ledger.open_call(purpose)
-        asked = encode_json(merge_fields(body, fields.fields))
-        async with job.client.open(CHAT_PATH, asked, headers, extra=purpose == "rerun") as call:
+        with_fields = encode_json(merge_fields(body, fields.fields))
+        async with job.client.open(CHAT_PATH, with_fields, headers, extra=purpose == "rerun") as call:
             refused = call.status in REFUSALS
             if not refused:
                 yield call, account, fields
                 return
         account.discarded = True
     account = job.ledger.open_call(purpose)
-    # Asked for the second time, it is an extra call, and as such not tried again.
+    # The second time it is an extra call, and as such not tried again.
     again = refused or purpose == "rerun"
     async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=again) as call:
         if refused and call.status == 200:
@@ -308,70 +313,40 @@ def _probes(job: GovernedRequest) -> bool:
 
     On a route that certifies itself live runs see what its audits have seen, and nothing else.
     """
-    if job.route.settings.is_paired:
-        return False  # its evidence is a second call, and nothing there is stopped
-    if job.route.settings.is_replayed:
-        return job.route.may_probe and (job.route.acts or is_measured(job.ledger.request))
-    return job.route.acts or (is_measured(job.ledger.request) and job.route.may_probe)
-
-
-def _vectors(job: GovernedRequest) -> Vectors | None:
-    embedder = job.gw.embedders.get(job.route.name)
-    if embedder is None:
-        return None
-    most = job.route.settings.max_extra_calls
-    return Vectors(embedder=embedder, ledger=job.ledger, max_calls=most, keep=KEPT_CALLS)
-
-
-def _upstream_body(job: GovernedRequest) -> dict[str, Any]:
-    """The client's body, asked for as a stream with usage; their traces are removed again.
-
-    Where doctor saw usage refused, it is not asked for: tokens are counted by pieces instead.
-    """
-    body = dict(job.intake.body)
-    if find_verdict(job.client.findings, "stream_usage") == "no":
-        return body | {"stream": True}
-    given = body.get("stream_options")
-    options = dict(given) if isinstance(given, dict) else {}
-    return body | {"stream": True, "stream_options": options | {"include_usage": True}}
+    route, measured = job.route, is_measured(job.ledger.request)
+    if route.settings.probe is None or route.settings.is_paired:
+        return False  # the evidence of pairs is a second call, and nothing there is stopped
+    if route.settings.is_replayed:
+        return route.may_probe and (route.acts or measured)
+    return route.acts or (measured and route.may_probe)
 
 
 def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFields:
     """What the engine is told before the call; nothing where the route may not act.
 
-    Nor where no second call is allowed: a server that refuses our fields could not be asked without them.
+    Nor where no second call is allowed: a server that refuses our fields could not be called without them.
     """
-    if not job.may_act or not (job.client.settings.retries or job.route.settings.max_extra_calls):
+    route, policy = job.route.settings, job.route.policy
+    if not job.may_act or not (job.client.settings.retries or route.max_extra_calls):
         return NO_FIELDS
-    policy = job.route.policy
+    budget = policy.max_tokens if isinstance(policy, FixedBudget) else None
     fields = choose_reasoning_fields(
-        job.route.settings,
-        job.client.settings,
-        job.intake.body,
-        methods=continuer.methods,
-        policy_budget_tokens=policy.max_tokens if isinstance(policy, FixedBudget) else None,
+        route, job.client.settings, job.intake.body, methods=continuer.methods, policy_budget_tokens=budget
     )
-    if job.route.arm and fields.arm(job.route.settings) not in ("", job.route.arm):
-        return NO_FIELDS  # the driver is another one since: what it would ask for now was never proved
+    if job.route.arm and fields.arm(route) not in ("", job.route.arm):
+        return NO_FIELDS  # the driver has changed since: what it would send now was never proved
     if fields.budget_tokens is not None:
-        _estimate_saved(job, fields.budget_tokens)  # told only if it comes to that
+        _estimate_saved(job, fields.budget_tokens)  # reported only if it comes to that
     return fields
 
 
 def _segmenter(job: GovernedRequest) -> StepCutter:
     """What cuts the thought; another package's that cannot be built is replaced by the length alone."""
-    steps = job.route.settings.steps
     try:
-        return build_segmenter(steps)
+        return build_segmenter(job.route.settings.steps)
     except Exception:  # noqa: BLE001 - a broken segmenter costs tokens, never an answer
         job.ledger.fail_open("segment")
-        return Segmenter(steps)
-
-
-def _count_skipped(job: GovernedRequest) -> None:
-    """Count a stop that was too dear; in shadow it would not have been made anyway."""
-    if job.may_act:
-        job.gw.metrics.inc("suffice_stops_skipped_total", job.route.name, "not_worth_it")
+        return Segmenter(job.route.settings.steps)
 
 
 def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
@@ -385,27 +360,19 @@ def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
     job.ledger.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
 
 
-def _pinged(job: GovernedRequest) -> AbstractAsyncContextManager[None]:
-    """Comment lines while a governed stream is silent."""
-    if not job.intake.stream:
-        return nullcontext()
-    return KeptAlive(job.exchange, job.gw.settings.server.ping_s, job.gw.monotonic_s)
-
-
 # --------------------------------------------------------------------------- samples
 
 
 async def govern_samples(job: GovernedRequest) -> None:
     """Draw samples until the vote is decided or the policy stops; deliver the winner as one completion."""
-    ledger, request = job.ledger, job.ledger.request
-    n = request.n_samples
+    ledger, n = job.ledger, job.ledger.request.n_samples
     if job.intake.body.get("temperature") == 0:
         n = 1
         ledger.warnings.append("temperature is 0: every sample would be the same, one was drawn")
     run = SampleRun(
         client=job.client,
         path=CHAT_PATH,
-        body=_upstream_body(job),
+        body=job.upstream_body,
         headers=job.headers,
         ledger=ledger,
         scorer=job.route.scorer,
@@ -420,7 +387,7 @@ async def govern_samples(job: GovernedRequest) -> None:
         ledger.record_step(step, signals, decision)
         return job.may_act and not run.is_decided()
 
-    async with _pinged(job):
+    async with job.keep_alive():
         verdict = await run_episode(run.steps(), policy.observe, policy, record)
         body = run.result()
         if verdict is not None:
@@ -456,11 +423,10 @@ def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     head["object"] = "chat.completion.chunk"
     choice = body["choices"][0]
     message = dict(choice["message"])
-    role = message.pop("role", "assistant")
-    deltas: list[dict[str, Any]] = [{"role": role, "content": ""}]
     # A thought goes before its answer: clients that show both in the order of arrival would turn them round.
-    fields = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
-    deltas += [{k: v} for k, v in fields if v not in (None, "")]
+    parts = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
+    deltas: list[dict[str, Any]] = [{"role": message.get("role", "assistant"), "content": ""}]
+    deltas += [{k: v} for k, v in parts if k != "role" and v not in (None, "")]
     frames = [head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
     last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
     if "suffice" in body:

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any
 
 from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
@@ -21,7 +21,7 @@ from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
 from suffice.gateway.context import GatewayState, runs_in_full
-from suffice.gateway.exchange import ClientGone, Exchange, Receive, supervise
+from suffice.gateway.exchange import ClientGone, Exchange, supervise
 from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
 from suffice.gateway.request_parsing import Intake
@@ -34,8 +34,6 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.records import QuestionText, Sources
 from suffice.telemetry import LOG
 from suffice.types import ArmDraw, EndReason, Outcome, Query, Request
-
-LIBRARY: Final = "library"  # the endpoint of a run that no HTTP request began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +82,7 @@ Admit = Callable[[str], Awaitable[AdmittedRequest]]  # given the episode id
 Answer = Callable[[GatewayState, AdmittedRequest, Ledger, Exchange], Coroutine[Any, Any, None]]
 
 
-async def serve_request(
-    gw: GatewayState, receive: Receive, exchange: Exchange, admit: Admit, answer: Answer, *, endpoint: str
-) -> None:
+async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answer: Answer, *, endpoint: str) -> None:
     """Admit a request and answer it; whatever happens, write exactly one outcome."""
     started_s, episode_id = gw.monotonic_s(), gw.new_id()
     token = gw.feedback_token(episode_id)
@@ -99,7 +95,7 @@ async def serve_request(
         ledger = Ledger(admitted.request, started_s, prices=gw.upstreams[admitted.upstream].settings.prices)
         exchange.own_headers += reply_headers(admitted.request)
         open_ledger(gw, ledger, admitted.route, token, lambda: written_out(admitted.intake.body.get("messages") or ()))
-        end = await _answer(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))
+        end = await _answer(gw, ledger, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
         end = "rejected"
         await exchange.refuse(error)
@@ -121,12 +117,10 @@ async def serve_request(
         close(gw, ledger, end)
 
 
-async def _answer(
-    gw: GatewayState, ledger: Ledger, receive: Receive, exchange: Exchange, work: Coroutine[Any, Any, None]
-) -> EndReason:
+async def _answer(gw: GatewayState, ledger: Ledger, exchange: Exchange, work: Coroutine[Any, Any, None]) -> EndReason:
     """Answer a request while watching whether its client is still there; return how that ended."""
     try:
-        left = await supervise(work, receive, exchange)
+        left = await supervise(work, exchange)
     except OverloadError as error:
         await exchange.refuse(error)
         return "rejected"

@@ -16,15 +16,16 @@ import msgspec
 
 from suffice.episode.chunk_parsing import note_usage
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.errors import BadRequest, TooLarge, UpstreamProtocol
-from suffice.gateway.auth import MOST_ID_CHARS, Caller, caller_of, object_in
+from suffice.errors import BadRequest, UpstreamProtocol
+from suffice.gateway.auth import MOST_ID_CHARS, object_in
 from suffice.gateway.context import GatewayState
-from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
+from suffice.gateway.exchange import Exchange
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, append, count_stripped, find_route, serve_request
 from suffice.gateway.request_parsing import (
     MOST_NAME_CHARS,
     Intake,
     check_body_headers,
+    check_length,
     parse_json,
     read_aside,
     read_chat,
@@ -64,10 +65,8 @@ async def pass_through(
 ) -> None:
     """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay.
 
-    Nothing is parsed while it streams; events leave whole, so that an error can follow a stream that broke off. The
-    answer's last bytes are searched for its usage at the end.
-
-    foreign  how another API than chat completions is called and read
+    Nothing is parsed while it streams; events leave whole, so that an error can follow a stream that broke off. At the
+    end the answer's last bytes are searched for its usage.
     """
     account = ledger.open_call(purpose)
     how, extra = foreign or _CHAT, purpose == "rerun"
@@ -124,10 +123,7 @@ async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, ma
 
 
 def take_whole_events(held: bytearray, data: bytes) -> bytes:
-    """Add `data` to `held` and take out all that ends with an event's blank line; the rest stays held.
-
-    What is held is never longer than HELD_BYTES: an event beyond that goes out in parts.
-    """
+    """Add `data` to `held` and take out all that ends with an event's blank line; at most HELD_BYTES stay held."""
     if not held and _is_whole(data):
         return data
     held += data
@@ -203,14 +199,11 @@ _MESSAGES_KINDS = {
 
 
 class PassingExchange(Exchange):
-    """The client's side of a relayed answer; errors in OpenAI's shape."""
-
     head: bytes = b""  # the first bytes of the answer
     last: bytes = b""  # the last part that was sent, whole events of a stream
-    on_head: Callable[[bytes], bool] | None = None  # gets the head of a stream as it grows, until it says True
+    on_head: Callable[[bytes], bool] | None = None  # gets the head of a stream as it grows, until it returns True
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
-        """Send a part of the body, and keep the first bytes of it all."""
         self._keep(data)
         await super().body(data, more=more)
 
@@ -253,7 +246,7 @@ class Api:
     """What differs between the APIs that pass through."""
 
     exchange: type[PassingExchange] = PassingExchange
-    mark: bytes = b'"delta"'  # stands once in each event that carries text
+    mark: bytes = b'"delta"'  # occurs once in each event that carries text
     x_api_key: bool = False  # this API's clients bring their key in `x-api-key`
     is_json: bool = True  # the body is read as far as model and stream; otherwise it is not read
 
@@ -273,171 +266,151 @@ class Passthrough:
     method: str
     path: str
 
-    async def __call__(self, gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = self.api.exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
-        stored_id = scope.get("path_params", {}).get("id")
-        ask = _Ask(
-            api=self.api, method=self.method, endpoint=self.path, stored_id=stored_id, gw=gw, caller=caller_of(scope)
-        )
-        await serve_request(
-            gw, receive, exchange, partial(ask.admitted, scope, receive), ask.answer, endpoint=self.path
-        )
+    async def __call__(self, gw: GatewayState, exchange: PassingExchange) -> None:
+        call = _PassedCall(self, gw, exchange)
+        await serve_request(gw, exchange, call.admit, call.answer, endpoint=self.path)
+
+    @property
+    def creates(self) -> bool:
+        """Does an answer name an object that the request has created?"""
+        return self.method == "POST" and object_in(self.path) == (True, None)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Ask:
-    api: Api
-    method: str
-    endpoint: str
-    stored_id: str | None
+@dataclass(frozen=True, slots=True)
+class _PassedCall:
+    endpoint: Passthrough
     gw: GatewayState
-    caller: Caller
-    query: bytes = b""
+    exchange: PassingExchange
 
-    async def admitted(self, scope: Scope, receive: Receive, episode_id: str) -> AdmittedRequest:
+    async def admit(self, episode_id: str) -> AdmittedRequest:
         """Read what has to be read, and find the route and the upstream. Raises BadRequest."""
-        gw, headers = self.gw, headers_of(scope)
-        self.query = scope.get("query_string", b"")
-        if not _QUERY.fullmatch(self.query):
+        gw, headers, caller = self.gw, self.exchange.headers, self.exchange.caller
+        if not _QUERY.fullmatch(self._query):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
-        intake = await self._read(headers, receive)
+        intake = await self._read(headers)
         named = dict(headers)
-        kept = await self._stored()
+        stored = await self._stored()
         if self._is_shared:
-            await gw.clients.objects.check_body(self.caller, intake.raw, intake.body)
-        matched = self._route(intake, named, kept)
+            await gw.clients.objects.check_body(caller, intake.raw, intake.body)
+        route = self._route(intake, named, stored)
         count_stripped(gw, intake)
         arrival = Arrival(
             episode_id=episode_id,
-            endpoint=self.endpoint,
-            caller=self.caller,
+            endpoint=self.endpoint.path,
+            caller=caller,
             model=intake.model,
             stream=intake.stream,
         )
-        served, request, _ = admit(gw, arrival, matched, "no_route" if matched is None else "endpoint")
-        if self.api.is_json and matched is not None:
-            intake = intake.for_model(matched.settings.model)
+        served, request, _ = admit(gw, arrival, route, "no_route" if route is None else "endpoint")
+        upstream = (route.settings.upstream if route is not None else "") or gw.fallback_upstream()
+        if stored is not None and "x-suffice-route" not in named and stored.upstream in gw.upstreams:
+            upstream = stored.upstream
+        if self.endpoint.api.is_json and route is not None:
+            intake = intake.for_model(route.settings.model)
         return AdmittedRequest(
             intake=intake,
             headers=gw.clients.keys.without_keys(headers),
             route=served,
-            upstream=self._upstream(matched, named, kept),
+            upstream=upstream,
             request=request,
         )
 
     @property
-    def _is_shared(self) -> bool:
-        """Does this gateway hide from its caller what other keys have made?"""
-        return self.gw.clients.keys.has_tenants and not self.caller.sees_all
+    def _query(self) -> bytes:
+        query: bytes = self.exchange.scope.get("query_string", b"")
+        return query
 
-    def _route(self, intake: Intake, named: dict[str, str], kept: StoredObject | None) -> BuiltRoute | None:
+    @property
+    def _is_shared(self) -> bool:
+        """Does this gateway hide from its caller what other keys have created?"""
+        return self.gw.clients.keys.has_tenants and not self.exchange.caller.sees_all
+
+    def _route(self, intake: Intake, named: Mapping[str, str], stored: StoredObject | None) -> BuiltRoute | None:
         """The request's route. An object is its owner's, whatever the routes that its key may use match."""
         try:
-            return find_route(self.gw, intake.model, named, self.caller)
+            return find_route(self.gw, intake.model, named, self.exchange.caller)
         except BadRequest:
-            if "x-suffice-route" in named or kept is None or kept.sender != self.caller.id:
+            if "x-suffice-route" in named or stored is None or stored.sender != self.exchange.caller.id:
                 raise
             return None
 
     async def _stored(self) -> StoredObject | None:
         """The object that the path names, as far as it is known. Raises BadRequest for one that is not the caller's."""
-        gw, (is_object, object_id) = self.gw, object_in(self.endpoint)
-        object_id = self.stored_id or object_id
+        objects, (is_object, object_id) = self.gw.clients.objects, object_in(self.endpoint.path)
+        object_id = self.exchange.stored_id or object_id
         if object_id is None:
-            if is_object and self.method != "POST" and self._is_shared:
+            if is_object and self.endpoint.method != "POST" and self._is_shared:
                 message = "this list shows what other keys have made; a key with all_objects may see it"
                 raise BadRequest(message, status=403, code="scope")
             return None
         if self._is_shared:
-            await gw.clients.objects.check(self.caller, object_id, "id")
-        return (
-            await gw.clients.objects.of(object_id)
-            if gw.clients.keys.asks_for_keys
-            else gw.clients.objects.recent(object_id)
-        )
+            await objects.check(self.exchange.caller, object_id, "id")
+        return await objects.of(object_id) if self.gw.clients.keys.asks_for_keys else objects.recent(object_id)
 
-    @property
-    def _makes(self) -> bool:
-        """Does an answer name an object that this request has made?"""
-        is_object, object_id = object_in(self.endpoint)
-        return is_object and object_id is None and self.method == "POST"
-
-    def _note_made(self, ledger: Ledger, upstream: str, status: int, object_id: str | None) -> bool:
-        """Remember who made an object; True: its id is known."""
-        if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= status < 300:
+    def _note_created(self, ledger: Ledger, upstream: str, object_id: str | None) -> bool:
+        """Remember who created an object; True: its id is known."""
+        if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= self.exchange.status < 300:
             return False
-        made = StoredObject(object_id=object_id, sender=self.caller.id, upstream=upstream)
-        if self.gw.clients.objects.note(made) and self.caller.id:
+        made = StoredObject(object_id=object_id, sender=self.exchange.caller.id, upstream=upstream)
+        if self.gw.clients.objects.note(made) and made.sender:
             append(self.gw, made, ledger)
         return True
 
-    async def _read(self, headers: list[tuple[str, str]], receive: Receive) -> Intake:
-        limits = self.gw.settings.server
-        has_body = self.api.is_json and self.method == "POST" and self.stored_id is None
+    async def _read(self, headers: list[tuple[str, str]]) -> Intake:
+        limits, endpoint = self.gw.settings.server, self.endpoint
+        has_body = endpoint.api.is_json and endpoint.method == "POST" and self.exchange.stored_id is None
         if has_body:
             check_body_headers(headers, limits.max_body_bytes)
         else:
-            _check_length(headers, limits.max_body_bytes)
-        raw = await read_body(receive, limits.max_body_bytes)
-        if raw and not any(name == "content-type" for name, _ in headers):
+            check_length(dict(reversed(headers)), limits.max_body_bytes)
+        raw = await self.exchange.read_body(limits.max_body_bytes)
+        kind = dict(headers).get("content-type")
+        if raw and kind is None:
             message = "content-type: got none; must say what the body is"
             raise BadRequest(message, status=415, code="unsupported_media_type")
         if has_body:
             return await read_aside(read_chat, raw, limits)
-        is_form = dict(headers).get("content-type", "").lower().startswith("multipart/") and raw[:2] == b"--"
-        if raw and not is_form and self.gw.clients.keys.has_tenants and object_in(self.endpoint)[0]:
+        is_form = (kind or "").lower().startswith("multipart/") and raw[:2] == b"--"
+        if raw and not is_form and self.gw.clients.keys.has_tenants and object_in(endpoint.path)[0]:
             body = await read_aside(parse_json, raw, limits)  # what may name an object must mean one thing
             return replace(_unread(raw.strip()), body=body)
         return _unread(raw)
 
-    def _upstream(self, route: BuiltRoute | None, named: Mapping[str, str], kept: StoredObject | None) -> str:
-        """Where a stored answer lives, as far as it is known; else the route's upstream."""
-        if kept is not None and "x-suffice-route" not in named and kept.upstream in self.gw.upstreams:
-            return kept.upstream
-        return (route.settings.upstream if route is not None else "") or self.gw.fallback_upstream()
-
-    async def answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-        assert isinstance(exchange, PassingExchange)
-        request, intake = admitted.request, admitted.intake
+    async def answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, _: Exchange) -> None:
+        exchange, endpoint, request = self.exchange, self.endpoint, admitted.request
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
-        client = gw.upstreams[admitted.upstream]
-        body = intake.forwarded
+        client, body = gw.upstreams[admitted.upstream], admitted.intake.forwarded
         # vLLM's own check of keys reads `authorization` alone, whatever the API.
-        wants_own = self.api.x_api_key and client.settings.driver != "vllm"
+        wants_own = endpoint.api.x_api_key and client.settings.driver != "vllm"
         foreign = ForeignApi(
-            method=self.method,
-            mark=self.api.mark,
+            method=endpoint.method,
+            mark=endpoint.api.mark,
             key_header="x-api-key" if wants_own else "authorization",
             note=partial(_note, exchange),
         )
-        if self._makes:
-            exchange.on_head = lambda head: self._note_made(
-                ledger, admitted.upstream, exchange.status, read_answer(head, b"", events=True).response_id
+        if endpoint.creates:
+            exchange.on_head = lambda head: self._note_created(
+                ledger, admitted.upstream, read_answer(head, b"", events=True).response_id
             )
+        path = endpoint.path.replace("{id}", exchange.stored_id or "")
+        path = f"{path}?{self._query.decode('ascii')}" if self._query else path
+        sent = body or (None if endpoint.method in ("GET", "DELETE") else b"")
         try:
-            await pass_through(
-                exchange,
-                client,
-                self._target(),
-                body or (None if self.method in ("GET", "DELETE") else b""),
-                admitted.headers,
-                ledger,
-                foreign=foreign,
-            )
+            await pass_through(exchange, client, path, sent, admitted.headers, ledger, foreign=foreign)
         finally:
             _note_opening(exchange, ledger)
-            if self._makes:
-                self._note_made(ledger, admitted.upstream, exchange.status, ledger.response_id)
-
-    def _target(self) -> str:
-        path = self.endpoint.replace("{id}", self.stored_id or "")
-        return f"{path}?{self.query.decode('ascii')}" if self.query else path
+            if endpoint.creates:
+                self._note_created(ledger, admitted.upstream, ledger.response_id)
 
 
-def _check_length(headers: list[tuple[str, str]], limit_bytes: int) -> None:
-    length = next((v for k, v in headers if k == "content-length"), "0")
-    if length.isdecimal() and int(length[:20]) > limit_bytes:
-        raise TooLarge(f"body: longer than {limit_bytes} bytes")
+class _NamedFields(msgspec.Struct):
+    """The fields of an engine's own call that are read; the others are skipped, which is quick."""
+
+    model: msgspec.Raw = msgspec.Raw(b'""')
+    stream: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_named = msgspec.json.Decoder(_NamedFields).decode
 
 
 def _unread(raw: bytes) -> Intake:
@@ -447,50 +420,27 @@ def _unread(raw: bytes) -> Intake:
             fields = _decode_named(raw)
             model = msgspec.json.decode(fields.model, type=str) if len(fields.model) <= MOST_NAME_CHARS else ""
             stream = fields.stream == b"true"
-    return Intake(
-        raw=raw,
-        body={},
-        changed=False,
-        stripped=(),
-        options={},
-        has_options=False,
-        model=model,
-        stream=stream,
-        wants_usage=False,
-    )
-
-
-class _Named(msgspec.Struct):
-    """The fields of an engine's own call that are looked at; the others are skipped, which is quick."""
-
-    model: msgspec.Raw = msgspec.Raw(b'""')
-    stream: msgspec.Raw = msgspec.Raw(b"")
-
-
-_decode_named = msgspec.json.Decoder(_Named).decode
+    return Intake(raw=raw, body={}, model=model, stream=stream)
 
 
 def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
-    told = read_answer(exchange.head, tail, events=events)
-    _take_prompt(account, told)
-    account.reported_tokens = told.completion_tokens
-    account.reasoning_tokens = told.reasoning_tokens or 0
-    ledger.response_id = told.response_id or ledger.response_id
-    ledger.truncated = told.truncated
-    if told.failed:
+    facts = read_answer(exchange.head, tail, events=events)
+    _take_prompt(account, ledger, facts)
+    account.reported_tokens = facts.completion_tokens
+    account.reasoning_tokens = facts.reasoning_tokens or 0
+    ledger.truncated = facts.truncated
+    if facts.failed:
         ledger.end_reason = "upstream_error"
 
 
 def _note_opening(exchange: PassingExchange, ledger: Ledger) -> None:
     """Of an answer that was cut off, what its first events said: its id, and in messages its prompt's tokens."""
     account = ledger.calls[-1] if ledger.calls else None
-    if account is None or not account.cancelled or not exchange.events:
-        return
-    told = read_answer(exchange.head, b"", events=True)
-    _take_prompt(account, told)
-    ledger.response_id = told.response_id or ledger.response_id
+    if account is not None and account.cancelled and exchange.events:
+        _take_prompt(account, ledger, read_answer(exchange.head, b"", events=True))
 
 
-def _take_prompt(account: CallAccount, told: AnswerFacts) -> None:
-    account.prompt_tokens = told.prompt_tokens
-    account.cached_tokens = told.cached_tokens or 0
+def _take_prompt(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> None:
+    account.prompt_tokens = facts.prompt_tokens
+    account.cached_tokens = facts.cached_tokens or 0
+    ledger.response_id = facts.response_id or ledger.response_id

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -40,13 +40,13 @@ _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 class Intake:
     raw: bytes  # as it came
     body: dict[str, Any]  # parsed, without `suffice` and without override fields
-    changed: bool  # was anything taken out? Then `raw` may not be forwarded
-    stripped: tuple[str, ...]  # override fields that were taken out
-    options: Mapping[str, Any]  # the object `suffice`
-    has_options: bool
+    changed: bool = False  # was anything taken out? Then `raw` may not be forwarded
+    stripped: tuple[str, ...] = ()  # override fields that were taken out
+    options: Mapping[str, Any] = field(default_factory=dict)  # the object `suffice`
+    has_options: bool = False
     model: str
     stream: bool
-    wants_usage: bool  # a usage chunk in the stream
+    wants_usage: bool = False  # a usage chunk in the stream
     identity: bytes = b""  # equal for equal bodies: `raw`, or a digest of a long one
     prompt: str | None = None  # stands for messages that are long; None: they are short
 
@@ -91,14 +91,18 @@ def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None
             status=415,
             code="unsupported_encoding",
         )
-    length = named.get("content-length", "0")
-    if length.isdecimal() and int(length[:20]) > limit_bytes:
-        raise TooLarge(f"body: longer than {limit_bytes} bytes")
+    check_length(named, limit_bytes)
     kind = ", ".join(value for name, value in headers if name == "content-type")
     if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
         # A page of another site may send a body without a type, as text and as a form, and nothing else unasked.
         message = f"content-type: got {kind[:100]!r}; must be application/json"
         raise BadRequest(message, status=415, code="unsupported_media_type")
+
+
+def check_length(named: Mapping[str, str], limit_bytes: int) -> None:
+    length = named.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > limit_bytes:
+        raise TooLarge(f"body: longer than {limit_bytes} bytes")
 
 
 async def read_aside(read: Callable[[bytes, Server], T], raw: bytes, limits: Server) -> T:

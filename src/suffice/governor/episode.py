@@ -15,23 +15,12 @@ from typing import Any, Protocol, Required, TypedDict, TypeVar, Unpack
 
 from suffice.episode.rounds import StepReport
 from suffice.errors import BadRequest, ClosedError, SufficeError
+from suffice.gateway.rounds_service import RunStart
 from suffice.settings import Metric
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStart:
-    """What is said when a loop begins."""
-
-    question: str
-    key: str | None
-    model: str
-    metadata: Mapping[str, str]
-    query_class: str
-    planned_steps: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

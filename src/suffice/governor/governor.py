@@ -15,7 +15,8 @@ from typing import Any, Required, Self, TypedDict, Unpack
 from suffice.errors import BadRequest, ClosedError
 from suffice.gateway.feedback import MOST_ROWS
 from suffice.gateway.feedback_form import read_feedback
-from suffice.governor.episode import AsyncEpisode, Backend, Episode, EpisodeCore, LabelReceipt, RunStart, in_thread
+from suffice.gateway.rounds_service import RunStart
+from suffice.governor.episode import AsyncEpisode, Backend, Episode, EpisodeCore, LabelReceipt, in_thread
 from suffice.governor.local import LocalBackend
 from suffice.governor.remote import RemoteBackend
 from suffice.settings import Settings

@@ -18,7 +18,8 @@ from suffice.errors import ConfigError, StoreError
 from suffice.gateway import lifecycle, rounds_service
 from suffice.gateway.context import GatewayState
 from suffice.gateway.feedback_form import id_conflict, seal_feedback
-from suffice.governor.episode import LabelReceipt, RunInfo, RunStart
+from suffice.gateway.rounds_service import RunStart
+from suffice.governor.episode import LabelReceipt, RunInfo
 from suffice.settings import Metric, Settings
 from suffice.store.database.log import LateLog, Receipt
 from suffice.store.database.sqlite import SqliteLog
@@ -123,18 +124,10 @@ class LocalBackend:
         return {s.labels["site"]: int(s.value) for s in samples if s.name.endswith("_total")}
 
     def open(self, opening: RunStart) -> LocalRun:
-        asked = rounds_service.RoundsRequest(
-            question=opening.question,
-            key=opening.key,
-            model=opening.model,
-            metadata=opening.metadata,
-            query_class=opening.query_class,
-            planned_steps=opening.planned_steps,
-            endpoint="library",
-        )
         with self._lock:
             route = next(r for r in self._gw.deployment.routes if r.name == self._route)
-            run = LocalRun(rounds_service.open_run(self._gw, route, asked), self._close_run, self._embedder)
+            opened = rounds_service.open_run(self._gw, route, opening, endpoint="library")
+            run = LocalRun(opened, self._close_run, self._embedder)
             self._open[run.info.id] = run
             return run
 

@@ -22,7 +22,8 @@ from suffice.episode.rounds import StepReport, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError
 from suffice.gateway.feedback_form import FIELDS
 from suffice.gateway.load_control import Breaker
-from suffice.governor.episode import LabelReceipt, RunInfo, RunStart
+from suffice.gateway.rounds_service import RunStart
+from suffice.governor.episode import LabelReceipt, RunInfo
 from suffice.review.items import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Metric
 from suffice.telemetry import LOG
