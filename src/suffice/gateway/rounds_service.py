@@ -224,9 +224,7 @@ def _run(gw: GatewayState, step: DecideRequest, exchange: Exchange) -> RoundsRun
         if step.start is None:
             raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
         if step.index not in (None, 1):
-            message = (
-                f"step.index: got {step.index}; the first step of a run is 1, and episode_id names one that is open"
-            )
+            message = f"step.index: got {step.index}; the first step of a run is 1, and episode_id names one that"
             raise BadRequest(f"{message} is open", status=409, param="step.index", code="step_gap")
         run = open_run(gw, route, step.start, caller=caller, idempotency_key=key)
         gw.runs.put(run, key=opening, now_s=gw.monotonic_s())
