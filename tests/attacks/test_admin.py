@@ -87,7 +87,7 @@ def test_a_cookie_that_we_did_not_sign_lets_nobody_in(here: Site, attack: str) -
 
 def test_a_session_of_another_deployments_key_lets_nobody_in(here: Site) -> None:
     person = here.visitor("admin").cookies[SESSION].split(".")[0]
-    made = auth.write_session(auth.Session(person_id=person, expires_s=10**10, nonce="a" * 32), "ab" * 32)
+    made = auth.Session(person_id=person, expires_s=10**10, nonce="a" * 32).cookie("ab" * 32)
     assert _is_out(Visitor(here.app, cookies={SESSION: made}).get("/api/overview"))
 
 
@@ -95,9 +95,8 @@ def test_a_session_that_has_expired_lets_nobody_in(here: Site) -> None:
     roster = here.people.now()
     assert roster is not None
     for expires_s, is_in in ((time.time() + 60, True), (time.time() - 1, False)):
-        made = auth.write_session(
-            auth.Session(person_id=roster.people[0].id, expires_s=int(expires_s), nonce="b" * 32), roster.key
-        )
+        session = auth.Session(person_id=roster.people[0].id, expires_s=int(expires_s), nonce="b" * 32)
+        made = session.cookie(roster.key)
         got = Visitor(here.app, cookies={SESSION: made}).get("/api/overview")
         assert (got.status == 200) is is_in
 
@@ -193,7 +192,9 @@ def test_a_change_comes_in_one_way_only(here: Site, way: str) -> None:
 
 def _posts(here: Site) -> list[ConsoleEndpoint]:
     return [
-        one for one in here.app.doors if one.method == "POST" and one.path not in ("/console/login", "/console/logout")
+        one
+        for one in here.app.endpoints
+        if one.method == "POST" and one.path not in ("/console/login", "/console/logout")
     ]
 
 

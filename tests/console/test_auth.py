@@ -36,7 +36,7 @@ def concrete(door: ConsoleEndpoint) -> str:
 
 def test_every_route_of_the_whole_application_has_its_guard(here: Site) -> None:
     seen = set()
-    for door in here.app.doors:
+    for door in here.app.endpoints:
         seen.add((door.method, door.path))
         got = here.visitor().ask(door.method, concrete(door))
         if door.path in OPEN:
@@ -48,14 +48,16 @@ def test_every_route_of_the_whole_application_has_its_guard(here: Site) -> None:
         else:
             assert got.status == 303, door.path
             assert got.headers["location"].startswith("/console/login"), door.path
-    assert len(seen) == len(here.app.doors) > 15
-    assert {door.path for door in here.app.doors if door.needs == "nobody"} == OPEN
-    assert all(door.path.startswith(MOUNTS) for door in here.app.doors)
+    assert len(seen) == len(here.app.endpoints) > 15
+    assert {door.path for door in here.app.endpoints if door.needs == "nobody"} == OPEN
+    assert all(door.path.startswith(MOUNTS) for door in here.app.endpoints)
 
 
 def test_a_reviewer_passes_where_reviewers_may_and_nowhere_else(here: Site) -> None:
     reviewer, admin = here.visitor("rita"), here.visitor("admin")
-    asked = [(door, door.needs) for door in here.app.doors if door.needs != "nobody" and door.path != "/console/live"]
+    asked = [
+        (door, door.needs) for door in here.app.endpoints if door.needs != "nobody" and door.path != "/console/live"
+    ]
     for door, needs in asked:
         if door.path == "/console/logout":
             continue
@@ -72,7 +74,7 @@ def test_a_reviewer_passes_where_reviewers_may_and_nowhere_else(here: Site) -> N
 
 def test_every_change_without_its_token_is_refused_and_changes_nothing(here: Site) -> None:
     admin, other = here.visitor("admin"), here.visitor("rita")
-    for door in here.app.doors:
+    for door in here.app.endpoints:
         if door.method != "POST":
             continue
         form = {"route": "math", "reason": "x", "secret": here.secrets["admin"]}
@@ -241,7 +243,7 @@ def test_two_writers_at_once_lose_nobody(tmp_path: Path) -> None:
 def test_a_session_is_only_what_we_signed_and_only_for_so_long() -> None:
     key, other = "ab" * 32, "cd" * 32
     session = auth.Session(person_id="0" * 12, expires_s=100, nonce="1" * 32)
-    cookie = auth.write_session(session, key)
+    cookie = session.cookie(key)
     assert auth.read_session(cookie, key, now_s=99.9) == session
     assert auth.read_session(cookie, key, now_s=100) is None
     assert auth.read_session(cookie, other, now_s=0) is None

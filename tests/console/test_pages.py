@@ -15,7 +15,7 @@ from suffice.console import actions, render
 from suffice.console.app import ConsoleApp
 from suffice.console.context import View
 from suffice.console.render import HERE
-from suffice.console.site import endpoints_of
+from suffice.console.site import endpoints_of_view
 from suffice.console.views.routes import Routes, routes
 from suffice.gateway.kill import set_switch
 from suffice.settings import Settings
@@ -263,7 +263,7 @@ def test_a_console_without_its_extra_says_which_and_the_api_works(here: Site, mo
 def test_a_part_of_a_page_that_is_asked_for_alone_is_a_page(here: Site) -> None:
     view = View(path="/part", read=routes, record=Routes, template="_routes.html", title="All routes")
     admin = here.visitor("admin")
-    visitor = Visitor(ConsoleApp(here.app.desk, endpoints_of((view,))), cookies=admin.cookies)
+    visitor = Visitor(ConsoleApp(here.app.context, endpoints_of_view(view, (view,))), cookies=admin.cookies)
     page, part = visitor.get("/console/part").text, visitor.get("/console/part", hx_request="true").text
     assert page.startswith("<!doctype html>")
     assert "<h1>All routes</h1>" in page
@@ -291,7 +291,7 @@ def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:
 
 def test_the_description_of_the_api_covers_all_of_it_and_its_references_hold(here: Site) -> None:
     told = here.visitor("admin").get("/api/openapi.json").json
-    wanted = {(door.path, door.method.lower()) for door in here.app.doors if door.path.startswith("/api")}
+    wanted = {(door.path, door.method.lower()) for door in here.app.endpoints if door.path.startswith("/api")}
     assert {(path, method) for path, methods in told["paths"].items() for method in methods} == wanted
     text = here.visitor("admin").get("/api/openapi.json").text
     names = set(re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', text))

@@ -19,7 +19,7 @@ from prometheus_client import generate_latest
 
 from suffice.assurance.runs import Match
 from suffice.cli.inspect.route_status import RouteStatus, print_statuses, read_statuses
-from suffice.console.context import ViewContext, parse_window
+from suffice.console.context import LogView, parse_window
 from suffice.console.views.overview import standings
 from suffice.gateway.auth import Clients
 from suffice.gateway.context import Deployment, GatewayState
@@ -126,7 +126,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
     statuses = {one.report.route: one for one in read_statuses(made.path, made.settings, None)}
     assert statuses.keys() == made.settings.routes.keys()
     with open_reader(made.path) as connection:
-        look = ViewContext(
+        look = LogView(
             connection=connection,
             settings=made.settings,
             path=made.path,

@@ -5,346 +5,297 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 from suffice import cells
 from suffice.console.auth import Principal
-from suffice.console.context import Action, ActionFunction, ActionResult, ConsoleContext, ConsoleEndpoint
+from suffice.console.context import Action, ActionResult, ConsoleContext, ConsoleEndpoint, Handler, ViewContext
 from suffice.console.exchange import Answer, ConsoleRequest
 from suffice.console.views.episodes import MOST_PAGE, changes, episodes
 from suffice.console.views.review import no_such_item
 from suffice.errors import BadRequest, ConfigError
 from suffice.formatting import format_moment
-from suffice.review.decide import IncidentForm as Wants
+from suffice.review.decide import IncidentForm
 from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
+from suffice.settings import Route
+from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import decide_incident, end_override, end_pause, open_incident, start_pause
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
 from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.in_force import read_holds
-from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
-
-
-def format_csv_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(heads)
-    writer.writerows([format_csv_cell(value) for value in row] for row in rows)
-    return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "replace")
-
-
-def format_csv_cell(value: object) -> str:
-    """A value as a cell: numbers as they are, text inert.
-
-    >>> [format_csv_cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
-    ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']
-    """
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return cells.format_cell(value.replace("\x00", "") if isinstance(value, str) else value)
-
 
 MOST_CHARS: Final = 2_000  # of a reason
-REVIEW: Final = "/console/review"
-INCIDENTS: Final = "/console/incidents"
-EXPERIMENTS: Final = "/console/experiments"
-POLICIES: Final = "/console/policies"
-# What the fields of a change mean, said once; a change says itself what only it asks for.
-FIELDS: Final[Mapping[str, str]] = {
-    "route": "its name",
-    "reason": "why; it stays in the log",
-    "item": "its episode",
-    "said": "in your own words",
-    "name": "as the settings have it",
-}
+REVIEW, INCIDENTS = "/console/review", "/console/incidents"
+EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
 T = TypeVar("T")
 
 
-def asks(*names: str, **more: str) -> dict[str, str]:
-    return {name: FIELDS[name] for name in names} | more
-
-
-def done(result: T | str, where: str = "") -> T:
-    """What a step came to. Raises BadRequest with the sentence that says why it cannot be done."""
+def succeed(result: T | str, where: str = "") -> T:
+    """The result. Raises BadRequest for a sentence that says why there is none."""
     if isinstance(result, str):
         raise BadRequest(f"{where}{result}", status=409, code="conflict")
     return result
 
 
-def reason_of(asked: ConsoleRequest) -> str:
-    """Why somebody does what they do. Raises BadRequest where they do not say."""
-    reason = asked.form.get("reason", "").strip()
-    if not reason or len(reason) > MOST_CHARS or "\x00" in reason:
-        raise BadRequest(f"reason: is needed, at most {MOST_CHARS:,} characters; it stays in the log", param="reason")
-    return reason
+@dataclass(frozen=True, slots=True)
+class ActionForm:
+    """What somebody wants changed. Every reader raises BadRequest for a field that it cannot take."""
 
+    context: ConsoleContext
+    request: ConsoleRequest
+    principal: Principal
 
-def require_route(desk: ConsoleContext, asked: ConsoleRequest) -> str:
-    """Which route is meant. Raises BadRequest for one that is not in the settings."""
-    name = asked.form.get("route", "")
-    if name not in desk.settings.routes:
-        known = ", ".join(sorted(desk.settings.routes)) or "none is configured"
-        raise BadRequest(f"route: unknown route {name[:80]!r}; known: {known}", param="route", status=404)
-    return name
+    @property
+    def writer(self) -> Decisions:
+        return self.context.services.decisions()
+
+    @property
+    def now_s(self) -> float:
+        return self.context.now()
+
+    @property
+    def author(self) -> str:
+        return self.principal.name
+
+    @property
+    def route(self) -> str:
+        return self._known("route", self.context.settings.routes)
+
+    @property
+    def experiment(self) -> str:
+        return self._known("name", self.context.settings.experiments, "experiment")
+
+    @property
+    def reason(self) -> str:
+        reason = self.get("reason").strip()
+        if not reason or len(reason) > MOST_CHARS or "\x00" in reason:
+            message = f"reason: is needed, at most {MOST_CHARS:,} characters; it stays in the log"
+            raise BadRequest(message, param="reason")
+        return reason
+
+    def settings_of(self, route: str) -> Route:
+        return self.context.settings.routes[route]
+
+    def get(self, field: str) -> str:
+        return self.request.form.get(field, "")
+
+    def text(self, field: str) -> str:
+        text = self.get(field).strip()
+        if len(text) > MOST_TEXT or "\x00" in text:
+            raise BadRequest(f"{field}: at most {MOST_TEXT:,} characters", param=field)
+        return text
+
+    def number(self, field: str) -> float | None:
+        text = self.get(field).strip()
+        if not text:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise BadRequest(f"{field}: got {text[:40]!r}; a number", param=field)
+        return value
+
+    def count(self, field: str) -> int | None:
+        value = self.number(field)
+        if value is None:
+            return None
+        if value != int(value) or not 0 <= value < 2**31:
+            raise BadRequest(f"{field}: got {value:g}; a whole number", param=field)
+        return int(value)
+
+    def one_of(self, field: str, allowed: Iterable[T]) -> T:
+        given, names = self.get(field), list(allowed)
+        if given not in names:
+            raise BadRequest(f"{field}: got {given[:40]!r}; allowed: {', '.join(map(str, names))}", param=field)
+        return next(one for one in names if one == given)
+
+    def _known(self, field: str, entries: Iterable[str], what: str = "") -> str:
+        name, known = self.get(field), sorted(entries)
+        if name not in known:
+            listed = ", ".join(known) or "none is configured"
+            message = f"{field}: unknown {what or field} {name[:80]!r}; known: {listed}"
+            raise BadRequest(message, param=field, status=404)
+        return name
 
 
 # ---- reviews ---------------------------------------------------------------------------------------
 
 
-def _take(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    route = asked.form.get("route") or None
-    lease = lease_next(desk.decisions(), visitor.name, now_s=desk.now(), route=route)
-    return ActionResult(said="Nothing to review." if lease is None else "", goes_to=REVIEW)
+def _lease(form: ActionForm) -> ActionResult:
+    lease = lease_next(form.writer, form.author, now_s=form.now_s, route=form.get("route") or None)
+    return ActionResult("Nothing to review." if lease is None else "", REVIEW)
 
 
-def _say(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    form, writer = asked.form, desk.decisions()
-    name = form.get("item", "")
+def _submit(form: ActionForm) -> ActionResult:
+    name, writer = form.get("item"), form.writer
     place = read_reviews(writer.path).queue.places.get(name)
     if place is None:
         raise no_such_item(name)
-    outcome = said_of(
-        place.item,
-        form.get("verdict", ""),
-        reviewer=visitor.name,
-        corrected=_text(asked, "corrected") or None,
-        reason=_text(asked, "reason"),
-    )
-    result = done(submit_verdict(writer, done(outcome), now_s=desk.now()))
+    corrected, reason = form.text("corrected") or None, form.text("reason")
+    verdict = said_of(place.item, form.get("verdict"), reviewer=form.author, corrected=corrected, reason=reason)
+    submission = succeed(submit_verdict(writer, succeed(verdict), now_s=form.now_s))
     if form.get("next"):  # a person goes on with the next one at once
-        lease_next(writer, visitor.name, now_s=desk.now(), route=form.get("route") or None)
-    return ActionResult(said=result.told, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
+        lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)
+    return ActionResult(submission.told, f"{REVIEW}?{urlencode({'changed': name})}")
 
 
-def _give_back(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name, writer = asked.form.get("item", ""), desk.decisions()
-    if not give_item_back(writer, name, visitor.name, _text(asked, "reason") or "skipped", now_s=desk.now()):
+def _give_back(form: ActionForm) -> ActionResult:
+    name = form.get("item")
+    if not give_item_back(form.writer, name, form.author, form.text("reason") or "skipped", now_s=form.now_s):
         raise BadRequest(f"review: {name[:80]!r} is not in your hands", status=409, code="conflict")
-    return ActionResult(said="It went back.", goes_to=REVIEW)
+    return ActionResult("It went back.", REVIEW)
 
 
-def _text(asked: ConsoleRequest, field: str) -> str:
-    text = asked.form.get(field, "").strip()
-    if len(text) > MOST_TEXT or "\x00" in text:
-        raise BadRequest(f"{field}: at most {MOST_TEXT:,} characters", param=field)
-    return text
+# ---- incidents and pauses --------------------------------------------------------------------------
 
 
-# ---- incidents -------------------------------------------------------------------------------------
-
-
-def _open_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name = require_route(desk, asked)
-    result = done(
-        open_incident(
-            desk.decisions(),
-            name,
-            desk.settings.routes[name],
-            reason_of(asked),
-            visitor.name,
-            now_s=desk.now(),
-            pauses=asked.form.get("pauses", "") not in ("", "false", "no", "0"),
-        )
+def _open_incident(form: ActionForm) -> ActionResult:
+    name, pauses = form.route, form.get("pauses") not in ("", "false", "no", "0")
+    incident = open_incident(
+        form.writer, name, form.settings_of(name), form.reason, form.author, now_s=form.now_s, pauses=pauses
     )
-    return ActionResult(said=f"Incident {result.incident} is open.", goes_to=INCIDENTS)
+    return ActionResult(f"Incident {succeed(incident).incident} is open.", INCIDENTS)
 
 
-def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    form, writer = asked.form, desk.decisions()
-    name, decision = form.get("incident", ""), form.get("decision", "")
-    route = next((route for route, held in read_holds(writer.path).routes.items() if held.case(name)), None)
-    if route is None or route not in desk.settings.routes:
+def _decide_incident(form: ActionForm) -> ActionResult:
+    name, writer = form.get("incident"), form.writer
+    route = next((route for route, holds in read_holds(writer.path).routes.items() if holds.case(name)), None)
+    if route is None or route not in form.context.settings.routes:
         raise BadRequest(f"incident: unknown {name[:80]!r}", param="incident", status=404, code="not_found")
-    if decision not in DECISIONS:
-        raise BadRequest(f"decision: got {decision[:40]!r}; allowed: {', '.join(DECISIONS)}", param="decision")
-    wanted = Wants(
+    decision = form.one_of("decision", DECISIONS)
+    wanted = IncidentForm(
         incident=name,
-        decision=next(one for one in DECISIONS if one == decision),
-        reason=reason_of(asked),
-        author=visitor.name,
-        days=_number(asked, "days") or 30.0,
-        level=_count(asked, "level"),
-        max_em_drop=_number(asked, "max_em_drop"),
+        decision=decision,
+        reason=form.reason,
+        author=form.author,
+        days=form.number("days") or 30.0,
+        level=form.count("level"),
+        max_em_drop=form.number("max_em_drop"),
     )
-    incident = decide_incident(
+    decided = decide_incident(
         writer,
-        desk.settings.routes[route],
+        form.settings_of(route),
         route,
         wanted,
-        now_s=desk.now(),
-        publication=_count(asked, "publication"),
-        setup=desk.setup_of(route),
+        now_s=form.now_s,
+        publication=form.count("publication"),
+        setup=form.context.services.setup_of(route),
     )
-    decided = done(incident, f"{name} " if isinstance(incident, str) and incident.startswith("is ") else "")
-    return ActionResult(said=f"{name}: {decision.replace('_', ' ')}. Now: {decided.decision.after}", goes_to=INCIDENTS)
+    rows = succeed(decided, f"{name} " if isinstance(decided, str) and decided.startswith("is ") else "")
+    return ActionResult(f"{name}: {decision.replace('_', ' ')}. Now: {rows.decision.after}", INCIDENTS)
 
 
-def _end_override(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name, number = require_route(desk, asked), _count(asked, "number") or 0
-    ended = done(
-        end_override(
-            desk.decisions(), name, desk.settings.routes[name], number, reason_of(asked), visitor.name, now_s=desk.now()
-        )
+def _end_override(form: ActionForm) -> ActionResult:
+    name, number = form.route, form.count("number") or 0
+    ended = succeed(
+        end_override(form.writer, name, form.settings_of(name), number, form.reason, form.author, now_s=form.now_s)
     )
-    return ActionResult(said=f"Override {number} of {name} is over. Now: {ended.after}", goes_to=INCIDENTS)
+    return ActionResult(f"Override {number} of {name} is over. Now: {ended.after}", INCIDENTS)
 
 
-# ---- rollouts --------------------------------------------------------------------------------------
+def _pause(form: ActionForm) -> ActionResult:
+    name, reason = form.route, form.reason
+    succeed(start_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    return ActionResult(f"Route {name} is paused.")
 
 
-def _move_rollout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name, move, reason = require_route(desk, asked), asked.form.get("move", ""), reason_of(asked)
-    if move not in rollouts.STEPS:
-        raise BadRequest(f"move: got {move[:40]!r}; allowed: {', '.join(rollouts.STEPS)}", param="move")
-    writer = desk.decisions()
-    if move == "rollback" and name not in read_running_rollouts(read_rollouts(writer.path)):
-        return _take_back(desk, name, reason, visitor)
-    moved = done(rollouts.step(writer, name, move, author=visitor.name, reason=reason))
-    sentence = f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units."
-    return ActionResult(said=sentence, goes_to=POLICIES)
+def _resume(form: ActionForm) -> ActionResult:
+    name, reason = form.route, form.reason
+    succeed(end_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    return ActionResult(f"Route {name} is resumed.")
 
 
-def _propose(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name, address, reason = require_route(desk, asked), asked.form.get("address", ""), reason_of(asked)
+# ---- rollouts and experiments ----------------------------------------------------------------------
+
+
+def _move_rollout(form: ActionForm) -> ActionResult:
+    name, reason, move = form.route, form.reason, form.one_of("move", rollouts.STEPS)
+    writer = form.writer
+    if move == "rollback" and name not in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path)):
+        undone = succeed(form.context.services.take_back(name, reason, form.author))
+        return ActionResult(f"Route {name}: {undone.first.in_force} serves again.", POLICIES)
+    moved = succeed(rollouts.step(writer, name, move, author=form.author, reason=reason))
+    return ActionResult(f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units.", POLICIES)
+
+
+def _propose(form: ActionForm) -> ActionResult:
+    name, reason = form.route, form.reason
     try:
-        begun = done(desk.propose(name, address, reason, visitor.name))
+        begun = succeed(form.context.services.propose(name, form.get("address"), reason, form.author))
     except ConfigError as error:  # its models are gone, or are not what they were
         raise BadRequest(str(error), status=409, code="conflict") from None
-    return ActionResult(said=f"Route {name}: {begun.state.fit} is tried, in shadow.", goes_to=POLICIES)
+    return ActionResult(f"Route {name}: {begun.state.fit} is tried, in shadow.", POLICIES)
 
 
-def _take_back(desk: ConsoleContext, name: str, reason: str, visitor: Principal) -> ActionResult:
-    undone = done(desk.take_back(name, reason, visitor.name))
-    return ActionResult(said=f"Route {name}: {undone.first.in_force} serves again.", goes_to=POLICIES)
-
-
-# ---- experiments -----------------------------------------------------------------------------------
-
-
-def _start_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name = _experiment_of(desk, asked)
-    desk.check_experiment(name)
+def _start_experiment(form: ActionForm) -> ActionResult:
+    name = form.experiment
+    form.context.services.check_experiment(name)
+    experiment = form.context.settings.experiments[name]
     try:
-        experiment = experiments.start_experiment(
-            desk.decisions(), name, desk.settings.experiments[name], author=visitor.name, reason=reason_of(asked)
-        )
+        run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
     except ConfigError as error:  # its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
-    started = done(experiment, f"experiment {name} ")
-    return ActionResult(said=f"Experiment {name} runs, run {started.experiment.run}.", goes_to=EXPERIMENTS)
+    started = succeed(run, f"experiment {name} ")
+    return ActionResult(f"Experiment {name} runs, run {started.experiment.run}.", EXPERIMENTS)
 
 
-def _stop_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name = asked.form.get("name", "")
-    experiment = experiments.stop_experiment(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
-    done(experiment, f"experiment {name[:80]} ")
-    return ActionResult(said=f"Experiment {name} is stopped.", goes_to=EXPERIMENTS)
+def _stop_experiment(form: ActionForm) -> ActionResult:
+    name = form.get("name")
+    run = experiments.stop_experiment(form.writer, name, author=form.author, reason=form.reason)
+    succeed(run, f"experiment {name[:80]} ")
+    return ActionResult(f"Experiment {name} is stopped.", EXPERIMENTS)
 
 
-def _experiment_of(desk: ConsoleContext, asked: ConsoleRequest) -> str:
-    name = asked.form.get("name", "")
-    if name not in desk.settings.experiments:
-        known = ", ".join(sorted(desk.settings.experiments)) or "none is configured"
-        raise BadRequest(f"name: unknown experiment {name[:80]!r}; known: {known}", param="name", status=404)
-    return name
-
-
-def _number(asked: ConsoleRequest, field: str) -> float | None:
-    text = asked.form.get(field, "").strip()
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise BadRequest(f"{field}: got {text[:40]!r}; a number", param=field)
-    return value
-
-
-def _count(asked: ConsoleRequest, field: str) -> int | None:
-    value = _number(asked, field)
-    if value is None:
-        return None
-    if value != int(value) or not 0 <= value < 2**31:
-        raise BadRequest(f"{field}: got {value:g}; a whole number", param=field)
-    return int(value)
-
-
-def _move_pause(verb: Callable[..., str | None], now: str) -> ActionFunction:
-    def do(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-        name, reason = require_route(desk, asked), reason_of(asked)
-        done(verb(desk.decisions(), name, reason=reason, author=visitor.name), f"route {name} ")
-        return ActionResult(said=f"Route {name} is {now}.")
-
-    return do
-
-
-_ON_ROUTE: Final = asks("route", "reason")
-_ON_NAME: Final = asks("name", "reason")
-_INCIDENT: Final = asks(
-    "reason",
-    incident="its name",
-    decision=", ".join(DECISIONS),
-    level="tighten: none above it",
-    max_em_drop="tighten: a smaller budget, a fraction",
-    publication="roll_back: to this one",
-    days="until it ends by itself",
-)
-_VERDICT: Final = asks(
-    "item",
-    verdict="both, full, early, neither; right, wrong; unsure",
-    corrected="the right answer, if you know it",
-    reason=FIELDS["said"],
-)
-ACTIONS: Final[tuple[Action, ...]] = (
-    Action("/review/next", "reviewer", _take, "take the next item", asks(route="only of this one")),
-    Action("/review/say", "reviewer", _say, "say what is right of an item", _VERDICT),
-    Action("/review/skip", "reviewer", _give_back, "give an item back", asks("item", reason=FIELDS["said"])),
-    Action(
-        "/incidents/open",
-        "admin",
-        _open_incident,
-        "open an incident",
-        _ON_ROUTE | {"pauses": "true: everything runs in full until it is decided"},
-    ),
+_REASON: Final = {"reason": "why; it stays in the log"}
+_ON_ROUTE: Final = {"route": "its name", **_REASON}
+_ON_NAME: Final = {"name": "as the settings have it", **_REASON}
+_ON_ITEM: Final = {"item": "its episode", "reason": "in your own words"}
+_VERDICT: Final = {
+    "item": "its episode",
+    "verdict": "both, full, early, neither; right, wrong; unsure",
+    "corrected": "the right answer, if you know it",
+    "reason": "in your own words",
+}
+_INCIDENT: Final = {
+    **_REASON,
+    "incident": "its name",
+    "decision": ", ".join(DECISIONS),
+    "level": "tighten: none above it",
+    "max_em_drop": "tighten: a smaller budget, a fraction",
+    "publication": "roll_back: to this one",
+    "days": "until it ends by itself",
+}
+_PAUSES: Final = _ON_ROUTE | {"pauses": "true: everything runs in full until it is decided"}
+_MOVE: Final = _ON_ROUTE | {"move": ", ".join(rollouts.STEPS)}
+_PROPOSE: Final = _ON_ROUTE | {"address": "of the proposal, v- and twelve digits"}
+_OVERRIDE: Final = _ON_ROUTE | {"number": "of the override"}
+_MOVE_SUMMARY: Final = "move the rollout that runs on a route, or take back what the last one brought"
+_START_SUMMARY: Final = "start an experiment, or give it its new weights"
+ACTIONS: Final = (
+    Action("/review/next", "reviewer", _lease, "take the next item", {"route": "only of this one"}),
+    Action("/review/say", "reviewer", _submit, "say what is right of an item", _VERDICT),
+    Action("/review/skip", "reviewer", _give_back, "give an item back", _ON_ITEM),
+    Action("/incidents/open", "admin", _open_incident, "open an incident", _PAUSES),
     Action("/incidents/decide", "admin", _decide_incident, "decide an incident", _INCIDENT),
-    Action(
-        "/rollouts/move",
-        "admin",
-        _move_rollout,
-        "move the rollout that runs on a route, or take back what the last one brought",
-        _ON_ROUTE | {"move": ", ".join(rollouts.STEPS)},
-    ),
-    Action(
-        "/rollouts/propose",
-        "admin",
-        _propose,
-        "try what a refit has proposed, in steps",
-        _ON_ROUTE | {"address": "of the proposal, v- and twelve digits"},
-    ),
-    Action(
-        "/experiments/start", "admin", _start_experiment, "start an experiment, or give it its new weights", _ON_NAME
-    ),
+    Action("/rollouts/move", "admin", _move_rollout, _MOVE_SUMMARY, _MOVE),
+    Action("/rollouts/propose", "admin", _propose, "try what a refit has proposed, in steps", _PROPOSE),
+    Action("/experiments/start", "admin", _start_experiment, _START_SUMMARY, _ON_NAME),
     Action("/experiments/stop", "admin", _stop_experiment, "stop an experiment", _ON_NAME),
-    Action("/overrides/end", "admin", _end_override, "end an override", _ON_ROUTE | {"number": "of the override"}),
-    Action(
-        "/routes/pause",
-        "admin",
-        _move_pause(start_pause, "paused"),
-        "let every request of a route run in full",
-        _ON_ROUTE,
-    ),
-    Action("/routes/resume", "admin", _move_pause(end_pause, "resumed"), "end a pause of a route", _ON_ROUTE),
+    Action("/overrides/end", "admin", _end_override, "end an override", _OVERRIDE),
+    Action("/routes/pause", "admin", _pause, "let every request of a route run in full", _ON_ROUTE),
+    Action("/routes/resume", "admin", _resume, "end a pause of a route", _ON_ROUTE),
 )
 
+
+# ---- exports ---------------------------------------------------------------------------------------
 
 CSV: Final = "text/csv; charset=utf-8"
-
-
 # Columns of each export: head, and the field of the record under it.
 _EPISODE_COLUMNS: Final = {
     "episode": "episode_id",
@@ -369,31 +320,41 @@ _CHANGE_COLUMNS: Final = {"place": "seq", "at (UTC)": "at_s"} | {
 }
 
 
-def _table(columns: Mapping[str, str], records: Iterable[object]) -> bytes:
-    def cell(record: object, field: str) -> object:
-        value = getattr(record, field)
-        return format_moment(value) if field == "at_s" else value
-
-    return format_csv_table(tuple(columns), ([cell(one, field) for field in columns.values()] for one in records))
-
-
-async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-    wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
-    lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
-    return await _file(desk, visitor, "episodes.csv", _table(_EPISODE_COLUMNS, lines), len(lines))
+def format_csv_table(columns: Mapping[str, str], records: Iterable[object]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(columns)
+    for record in records:
+        values = {field: getattr(record, field) for field in columns.values()}
+        writer.writerow(format_csv_cell(format_moment(v) if k == "at_s" else v) for k, v in values.items())
+    return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "replace")
 
 
-async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-    lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
-    return await _file(desk, visitor, "changes.csv", _table(_CHANGE_COLUMNS, lines), len(lines))
+def format_csv_cell(value: object) -> str:
+    """A value as a cell: numbers as they are, text inert.
+
+    >>> [format_csv_cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
+    ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return cells.format_cell(value.replace("\x00", "") if isinstance(value, str) else value)
 
 
-async def _file(desk: ConsoleContext, visitor: Principal, name: str, body: bytes, n_rows: int) -> Answer:
-    await desk.off_loop(lambda: desk.note_export(name, n_rows, visitor.name))
-    return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
+def _export(name: str, columns: Mapping[str, str], lines: Callable[[ViewContext], tuple[object, ...]]) -> Handler:
+    async def run(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+        whole = replace(request, query={**request.query, "limit": str(MOST_PAGE)})
+        records = await context.read(whole, principal, lines)
+        await context.in_thread(lambda: context.services.note_export(name, len(records), principal.name))
+        body = format_csv_table(columns, records)
+        return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
+
+    return run
 
 
+_EPISODES: Final = _export("episodes.csv", _EPISODE_COLUMNS, lambda view: episodes(view).lines)
+_CHANGES: Final = _export("changes.csv", _CHANGE_COLUMNS, lambda view: changes(view).lines)
 EXPORTS: Final = (
-    ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _episodes, "runs as a table", CSV),
-    ConsoleEndpoint("POST", "/console/changes.csv", "admin", _changes, "changes as a table", CSV),
+    ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _EPISODES, "runs as a table", CSV),
+    ConsoleEndpoint("POST", "/console/changes.csv", "admin", _CHANGES, "changes as a table", CSV),
 )

@@ -2,12 +2,9 @@
 
     request ──▶ host ──▶ who (cookie or bearer) ──▶ role ──▶ token, where something changes ──▶ Principal, or refused
 
-A secret is `sfc_ID_RANDOM`: the id finds the one person whose hash is compared, so a guess costs one hash however many
-people there are, and a guess at nobody costs the same. The random part has 256 bits, which no guess finds however cheap
-the hash is; and a cheap hash lets the right secret in at once, however many wrong ones come. A session names its person
-by the public part of the secret, so a reset of the secret ends it. A secret is compared before anything is throttled,
-so whoever has the right one comes in, whatever others try from the same address. A page without a session leads to the
-login; everything else gets 401 or 403.
+A secret is `sfc_ID_RANDOM`: the id finds the one person whose hash is compared, so every guess costs one cheap hash;
+256 random bits need no slow one. A session names its person by the id, so a reset of the secret ends it. A secret is
+compared before anything is throttled: whoever has the right one comes in, whatever others try from the same address.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from suffice.browsers import BrowserPolicy
-from suffice.console.exchange import Answer, ConsoleRequest, cookie
+from suffice.console.exchange import ConsoleRequest, cookie
 from suffice.errors import BadRequest
 from suffice.telemetry import LOG
 
@@ -48,11 +45,9 @@ class Roster:
     people: tuple[Person, ...] = ()
 
     def by_id(self, given: str) -> Person | None:
-        """Whose secret has this public part; None: nobody's."""
         return next((one for one in self.people if one.id == given), None)
 
     def by_name(self, name: str) -> Person | None:
-        """The person of that name; None: there is none."""
         return next((one for one in self.people if one.name == name), None)
 
     def with_person(self, person: Person) -> Roster:
@@ -101,10 +96,9 @@ class Session:
     expires_s: int  # Unix time
     nonce: str  # tells two logins of one person apart
 
-
-def write_session(session: Session, key: str) -> str:
-    payload = f"{session.person_id}.{session.expires_s}.{session.nonce}"
-    return f"{payload}.{signed(payload, key, purpose='session')}"
+    def cookie(self, key: str) -> str:
+        payload = f"{self.person_id}.{self.expires_s}.{self.nonce}"
+        return f"{payload}.{signed(payload, key, purpose='session')}"
 
 
 def read_session(cookie: str, key: str, *, now_s: float) -> Session | None:
@@ -133,13 +127,10 @@ def signed(text: str, key: str, *, purpose: str) -> str:
 
 
 class Attempts:
-    """How often an address has tried in vain: a few tries at once, then one after the other.
+    """How often an address has tried in vain: `burst` tries at once, then one more after each `refill_s`.
 
     There is no bucket for everybody together: it would let a stranger lock all others out, and a secret of 256 random
     bits needs none.
-
-    burst     tries that may follow each other at once
-    refill_s  after which one more is allowed
     """
 
     def __init__(self, *, burst: int = 5, refill_s: float = 12.0, most_addresses: int = 10_000) -> None:
@@ -167,6 +158,7 @@ LOGIN: Final = "suffice_login"  # ties the token of a login page to the browser 
 LOGIN_S: Final = 3_600  # how long a login page may lie open
 TOKEN: Final = "csrf"  # the field of a form; a script sends the header x-csrf-token  # noqa: S105
 
+Header: TypeAlias = tuple[str, str]
 Needs: TypeAlias = Role | Literal["nobody"]  # "nobody": without a login, for what says nothing
 
 
@@ -186,7 +178,6 @@ class Principal:
 
     @property
     def role(self) -> Role | None:
-        """What they may do; None: nothing."""
         return self.person.role if self.person is not None else None
 
 
@@ -194,7 +185,7 @@ NOBODY: Final = Principal(person=None)
 
 
 class ConsoleAuth:
-    """Lets in who may.
+    """Decides who asks and whether they may; starts and ends sessions.
 
     roster        the people as the file has them now; None: there is no file yet
     browsers      which names a browser may call us by
@@ -218,105 +209,95 @@ class ConsoleAuth:
         self._attempts = Attempts()
         self._ended: dict[str, int] = {}  # nonces of sessions that were logged out: when they expire
 
-    # ---- who asks ----------------------------------------------------------------------------------
+    def people(self) -> tuple[Person, ...]:
+        roster = self.roster()
+        return roster.people if roster is not None else ()
 
-    def admit(self, asked: ConsoleRequest, needs: Needs) -> Principal:
-        """Who asks, if they may. Raises AccessDenied."""
-        self._browsers.check_host(asked.headers.get("host", ""))
-        if not _is_link(asked):
-            self._browsers.check_page(asked.headers)
-        visitor = self._visitor(asked)
+    def admit(self, request: ConsoleRequest, needs: Needs) -> Principal:
+        """Who asks, if they may. Raises AccessDeniedError."""
+        self._browsers.check_host(request.headers.get("host", ""))
+        if not _is_link(request):
+            self._browsers.check_page(request.headers)
+        principal = self._principal(request)
         if needs == "nobody":
-            return visitor
-        if visitor.person is None:
-            raise AccessDeniedError(
-                "log in first, or send 'authorization: Bearer SECRET'", status=401, code="not_logged_in"
-            )
-        if not may(visitor.person.role, needs):
-            message = f"this needs the role {needs}; {visitor.name} has the role {visitor.role}"
+            return principal
+        if principal.person is None:
+            message = "log in first, or send 'authorization: Bearer SECRET'"
+            raise AccessDeniedError(message, status=401, code="not_logged_in")
+        if not may(principal.person.role, needs):
+            message = f"this needs the role {needs}; {principal.name} has the role {principal.role}"
             raise AccessDeniedError(message, status=403, code="role")
-        return visitor
+        return principal
 
-    def check_change(self, asked: ConsoleRequest, visitor: Principal) -> None:
-        """Refuse a change unless the visitor's browser shows that the page was ours; secrets need no page."""
-        if visitor.session is not None:
-            self._check_token(asked, visitor.session.nonce)
+    def check_change(self, request: ConsoleRequest, principal: Principal) -> None:
+        """Refuse a change unless the browser shows that the page was ours; a program's secret needs no page."""
+        if principal.session is not None:
+            self._check_token(request, principal.session.nonce)
 
-    def _visitor(self, asked: ConsoleRequest) -> Principal:
+    def _principal(self, request: ConsoleRequest) -> Principal:
         roster = self.roster()
         if roster is None:
             return NOBODY
-        given = asked.headers.get("authorization", "")
+        given = request.headers.get("authorization", "")
         if given:
             kind, _, secret = given.partition(" ")
-            if kind.lower() != "bearer" or not asked.is_api:
+            if kind.lower() != "bearer" or not request.is_api:
                 return NOBODY
-            return Principal(person=self._tried(roster, secret.strip(), asked.address))
-        session = read_session(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
+            return Principal(person=self._authenticate(roster, secret.strip(), request.address))
+        session = read_session(request.cookies.get(SESSION, ""), roster.key, now_s=self._now())
         person = roster.by_id(session.person_id) if session is not None else None
         if session is None or person is None or session.nonce in self._ended:
             return NOBODY
         return Principal(person=person, session=session, token=token(session.nonce, roster.key))
 
-    def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
-        """Whose secret it is. Raises AccessDenied where too many from this address were wrong, and this one is, too."""
+    def _authenticate(self, roster: Roster, secret: str, address: str) -> Person | None:
+        """Whose secret it is. Raises AccessDeniedError where it is wrong, as too many from this address were."""
         person = authenticate(roster, secret)
         if person is not None:
             return person
         now_s = self._monotonic_s()
         wait_s = self._attempts.wait_s(address, now_s=now_s)
         if wait_s:
-            raise AccessDeniedError(
-                f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts"
-            )
+            message = f"too many wrong secrets; try again in {wait_s} s"
+            raise AccessDeniedError(message, status=429, code="too_many_attempts")
         self._attempts.failed(address, now_s=now_s)
         LOG.warning("console: a wrong secret from %s", address)
         return None
 
-    def _check_token(self, asked: ConsoleRequest, what: str) -> None:
+    def _check_token(self, request: ConsoleRequest, what: str) -> None:
         roster = self.roster()
-        given = asked.headers.get("x-csrf-token") or asked.form.get(TOKEN, "")
+        given = request.headers.get("x-csrf-token") or request.form.get(TOKEN, "")
         if roster is None or not is_token(given, what, roster.key):
             raise AccessDeniedError("the form has no valid token; load the page again", status=403, code="csrf")
 
-    # ---- coming and going --------------------------------------------------------------------------
-
-    def login_page(self, asked: ConsoleRequest) -> tuple[str, tuple[str, str]]:
-        """A token for a login page, and the cookie that it belongs to. Raises AccessDenied without a roster."""
+    def login_page(self, request: ConsoleRequest) -> tuple[str, Header]:
+        """A token for a login page, and the cookie that it belongs to. Raises AccessDeniedError without a roster."""
         nonce, roster = self._random(16).hex(), self._roster()
-        return token(f"login {nonce}", roster.key), cookie(LOGIN, nonce, age_s=LOGIN_S, secure=asked.behind_tls)
+        return token(f"login {nonce}", roster.key), cookie(LOGIN, nonce, age_s=LOGIN_S, secure=request.behind_tls)
 
-    def login(self, asked: ConsoleRequest) -> Answer | None:
-        """The cookies of a new session; None: the secret is wrong. Raises AccessDenied."""
-        roster = self._roster()
-        self._check_token(asked, f"login {asked.cookies.get(LOGIN, '')}")
-        person = self._tried(roster, asked.form.get("secret", "").strip(), asked.address)
+    def login(self, request: ConsoleRequest) -> tuple[Header, Header] | None:
+        """The cookies of a new session; None: the secret is wrong. Raises AccessDeniedError."""
+        roster, secure = self._roster(), request.behind_tls
+        self._check_token(request, f"login {request.cookies.get(LOGIN, '')}")
+        person = self._authenticate(roster, request.form.get("secret", "").strip(), request.address)
         if person is None:
             return None
-        session = Session(
-            person_id=person.id, expires_s=int(self._now() + self._session_s), nonce=self._random(16).hex()
-        )
+        expires_s = int(self._now() + self._session_s)
+        session = Session(person_id=person.id, expires_s=expires_s, nonce=self._random(16).hex())
         LOG.info("console: %s logged in", person.name)
-        return Answer(
-            headers=(
-                cookie(
-                    SESSION,
-                    write_session(session, roster.key),
-                    age_s=int(self._session_s),
-                    secure=asked.behind_tls,
-                ),
-                cookie(LOGIN, "", age_s=0, secure=asked.behind_tls),
-            )
+        return (
+            cookie(SESSION, session.cookie(roster.key), age_s=int(self._session_s), secure=secure),
+            cookie(LOGIN, "", age_s=0, secure=secure),
         )
 
-    def logout(self, visitor: Principal, asked: ConsoleRequest) -> tuple[str, str]:
+    def logout(self, principal: Principal, request: ConsoleRequest) -> Header:
         now_s = self._now()
         self._ended = {nonce: until for nonce, until in self._ended.items() if now_s < until}
-        if visitor.session is not None:
-            self._ended[visitor.session.nonce] = visitor.session.expires_s
-        return cookie(SESSION, "", age_s=0, secure=asked.behind_tls)
+        if principal.session is not None:
+            self._ended[principal.session.nonce] = principal.session.expires_s
+        return cookie(SESSION, "", age_s=0, secure=request.behind_tls)
 
-    def holds(self, session: Session) -> bool:
+    def is_valid(self, session: Session) -> bool:
         roster = self.roster()
         known = roster is not None and roster.by_id(session.person_id) is not None
         return known and self._now() < session.expires_s and session.nonce not in self._ended
@@ -329,6 +310,6 @@ class ConsoleAuth:
         return roster
 
 
-def _is_link(asked: ConsoleRequest) -> bool:
-    is_read = asked.method in ("GET", "HEAD") and "origin" not in asked.headers
-    return is_read and asked.headers.get("sec-fetch-mode", "navigate") == "navigate"
+def _is_link(request: ConsoleRequest) -> bool:
+    is_read = request.method in ("GET", "HEAD") and "origin" not in request.headers
+    return is_read and request.headers.get("sec-fetch-mode", "navigate") == "navigate"

@@ -1,4 +1,4 @@
-"""What handlers work with: the log, the views' context, live updates, and the kinds of endpoints.
+"""What handlers work with: the log, the context of views, live updates, and the kinds of endpoints.
 
 View ──▶ GET /console/… (a page) and GET /api/… (the same record as JSON)
 Action ──▶ POST /console/… (from a form) and POST /api/… (from a program)
@@ -12,29 +12,66 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
-from suffice.console.auth import ConsoleAuth, Needs, Principal, Role
+from suffice.console.auth import ConsoleAuth, Needs, Person, Principal, Role
 from suffice.console.exchange import JSON, Answer, ConsoleRequest
 from suffice.errors import BadRequest, StoreError
+from suffice.review.items import ReviewItem
+from suffice.rollout.results import ExperimentResult
+from suffice.rollout.stages import RolloutState
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, open_reader
+from suffice.store.people.alerts import AlertLog
+from suffice.store.people.reviews import NOTHING_ASKED, Reviews
+from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.telemetry import LOG
 
+if TYPE_CHECKING:
+    from suffice.console.actions import ActionForm
+
 T = TypeVar("T")
 
-LOOK_S: Final = 0.3  # a filter that hardly anything fits looks through so much, and says where it stopped
+LOOK_S: Final = 0.3  # a filter that hardly anything fits is searched for so long, and the page says where it stopped
 DAY_S: Final = 86_400
 WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all of it
 USUAL_WINDOW: Final = "30"
 
 
+@dataclass(slots=True)
+class ViewCache:
+    """What views read on from, so that nothing of the log is read twice."""
+
+    alerts: AlertLog | None = None
+    reviews: Reviews = NOTHING_ASKED
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ViewContext:
+class ConsoleServices:
+    """What the rest of Suffice does for the console, made by `wiring`."""
+
+    decisions: Callable[[], Decisions]  # a writer of the log, opened when it is first needed
+    notify: Callable[[], None]  # the gateway, that something was decided
+    closing: Callable[[], bool]  # is the process ending?
+    killed: Callable[[], bool]  # is the kill switch on?
+    warnings: Callable[[], Sequence[str]]  # sentences that every page begins with; reads files and the log
+    setup_of: Callable[[str], str]  # what a route's evidence rests on as its settings are
+    effect_of: Callable[[str], str]  # what the verdicts on an item have changed, in a sentence
+    check_experiment: Callable[[str], None]  # raises ConfigError for one that cannot run as the settings have it
+    propose: Callable[[str, str, str, str], RolloutRun | str]  # route, address, reason, author: try a refit's proposal
+    take_back: Callable[[str, str, str], RolloutRun | str]  # route, reason, author: undo the last rollout
+    note_export: Callable[[str, int, str], None]  # name, rows, author
+    question_of: Callable[[ReviewItem], str | None]  # its text in the route's own file; None: it is in none
+    analyse: Callable[[ExperimentRun], ExperimentResult]  # what a run of an experiment shows now; takes a while
+    assess: Callable[[str, RolloutRun], RolloutState]  # what the evidence says of a route's rollout; takes a while
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogView:
     connection: LogReader  # reads only
     settings: Settings
     path: Path  # of the log
@@ -49,6 +86,24 @@ class ViewContext:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViewContext(LogView):
+    services: ConsoleServices
+    people: Callable[[], Sequence[Person]]  # who may log in
+    cache: ViewCache
+    request: ConsoleRequest
+    principal: Principal
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self.request.query
+
+    @property
+    def window(self) -> TimeRange:
+        """The stretch that was asked for. Raises BadRequest for one that is not offered."""
+        return parse_window(self.query, self.now_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeRange:
     name: str  # a key of WINDOWS
     days: int  # 0: all of it
@@ -56,26 +111,24 @@ class TimeRange:
 
     @property
     def said(self) -> str:
-        return (
-            "since the beginning" if not self.days else "last 24 hours" if self.days == 1 else f"last {self.days} days"
-        )
+        return {0: "since the beginning", 1: "last 24 hours"}.get(self.days, f"last {self.days} days")
 
 
 def page_of(
-    look: ViewContext, entries: Iterable[tuple[int, T | None]], limit: int
+    view: LogView, entries: Iterable[tuple[int, T | None]], limit: int
 ) -> tuple[tuple[T, ...], int | None, bool]:
     """What fits, up to `limit`; the place to go on from, None: nothing is older; and whether time ran out first.
 
     entries  places, newest first, each with what fits there; None: nothing
     """
-    lines, older, end_s = list[T](), 0, look.monotonic_s() + LOOK_S
+    lines, older, end_s = list[T](), 0, view.monotonic_s() + LOOK_S
     for place, line in entries:
         older = place
         if line is not None:
             lines.append(line)
         if len(lines) == limit:
             return tuple(lines), older, False
-        if look.monotonic_s() > end_s:
+        if view.monotonic_s() > end_s:
             return tuple(lines), older, True
     return tuple(lines), None, False
 
@@ -86,7 +139,7 @@ class NotThere(BadRequest):
 
 
 def parse_window(query: Mapping[str, str], now_s: float) -> TimeRange:
-    """The stretch that was asked for. Raises BadRequest for one that is not offered."""
+    """The stretch in an address. Raises BadRequest for one that is not offered."""
     name = query.get("days") or USUAL_WINDOW
     if name not in WINDOWS:
         raise BadRequest(f"days: got {name[:40]!r}; allowed: {', '.join(WINDOWS)}", param="days")
@@ -98,18 +151,18 @@ def parse_window(query: Mapping[str, str], now_s: float) -> TimeRange:
 
 
 def route_url(name: str) -> str:
-    """Where a route's own page is. A name may hold anything, also a slash, so it stands in the query."""
+    """Where a route's own page is. A name may hold anything, also a slash, so it is in the query."""
     return f"/console/route?{urlencode({'name': name})}"
 
 
 MOST_WATCHERS: Final = 50
-CLOSING_S: Final = 0.5  # how soon watchers are told that the gateway ends
+CLOSING_S: Final = 0.5  # how soon watchers learn that the gateway ends
 PING: Final = b": here\n\n"
 PING_S: Final = 15.0
 
 
 class Live:
-    """Everybody who watches.
+    """Everybody who watches the first page.
 
     look      a mark of what is to be seen in a window; another mark: something has changed
     part      the part of the page for a window
@@ -135,10 +188,7 @@ class Live:
         return len(self._watchers) >= MOST_WATCHERS
 
     async def watch(self, window: str, holds: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """Events for one watcher, until the gateway ends or they may look no more.
-
-        holds  may they still look?
-        """
+        """Events for one watcher, until the gateway ends or `holds` says that they may look no more."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
         self._watchers[queue] = window
         if self._task is None or self._task.done():
@@ -164,105 +214,76 @@ class Live:
         while self._watchers:
             await asyncio.sleep(min(CLOSING_S, self._every_s))
             if self._closing():
-                for queue in list(self._watchers):
-                    _put(queue, None)
+                self._put(list(self._watchers), None)
                 return
             if loop.time() >= next_s:
-                await self._tell()
+                for window in sorted(set(self._watchers.values())):
+                    await self._update(window)
                 next_s = loop.time() + self._every_s
         self._marks.clear()
 
-    async def _tell(self) -> None:
-        for window in sorted(set(self._watchers.values())):
-            try:
-                mark = await self._look(window)
-                if self._marks.get(window) == mark:
-                    continue
-                known = window in self._marks
-                self._marks[window] = mark
-                if not known:
-                    continue  # the page that began to watch has just shown this
-                event = _event(await self._part(window))
-            except Exception as error:  # noqa: BLE001 - the page that is shown stays as it is
-                LOG.warning("console: the first page could not be told what is new (%s)", type(error).__name__)
-                continue
-            for queue, wanted in list(self._watchers.items()):
-                if wanted == window:
-                    _put(queue, event)
+    async def _update(self, window: str) -> None:
+        try:
+            mark = await self._look(window)
+            if self._marks.get(window) == mark:
+                return
+            is_first = window not in self._marks
+            self._marks[window] = mark
+            if is_first:
+                return  # the page that began to watch has just shown this
+            part = await self._part(window)
+        except Exception as error:  # noqa: BLE001 - the page that is shown stays as it is
+            LOG.warning("console: the first page could not be told what is new (%s)", type(error).__name__)
+            return
+        lines = b"".join(b"data: " + line + b"\n" for line in part.splitlines() if line.strip())
+        watchers = [queue for queue, wanted in self._watchers.items() if wanted == window]
+        self._put(watchers, b"event: overview\n" + lines + b"\n")
 
-
-def _put(queue: asyncio.Queue[bytes | None], event: bytes | None) -> None:
-    with contextlib.suppress(asyncio.QueueEmpty):
-        queue.get_nowait()
-    queue.put_nowait(event)
-
-
-def _event(part: bytes) -> bytes:
-    lines = b"".join(b"data: " + line + b"\n" for line in part.splitlines() if line.strip())
-    return b"event: overview\n" + lines + b"\n"
+    @staticmethod
+    def _put(queues: Iterable[asyncio.Queue[bytes | None]], event: bytes | None) -> None:
+        for queue in queues:
+            with contextlib.suppress(asyncio.QueueEmpty):
+                queue.get_nowait()
+            queue.put_nowait(event)
 
 
 READERS: Final = 2  # threads that read for pages, whatever else the process does
 LONGEST_READ_S: Final = 10.0
-MOST_TOLD: Final = 1_000  # sessions for which a sentence is kept until the next page
+MOST_MESSAGES: Final = 1_000  # sessions for which a sentence is kept until the next page
 
 
 @dataclass(slots=True, kw_only=True)
 class ConsoleContext:
-    """Everything that handlers need, made by `wiring`.
-
-    decisions  a writer of the log, opened when it is first needed and closed by whoever made this
-    told       tells the gateway that something was decided
-    setup_of   what a route's evidence rests on as its settings stand
-    effect_of  what a reviewer's verdict on an item has changed, in a sentence
-    note_export  says in the log that so many rows left it: name, rows, who
-    check_experiment  raises ConfigError for one that cannot run as the settings have it
-    propose    begins a rollout of what a refit has proposed: route, address, reason, who; a sentence where it may not
-    take_back  goes back from what the last rollout brought: route, reason, who; a sentence where it cannot be
-    closing    is the process ending?
-    killed     is the kill switch on?
-    first      sentences that every page begins with, such as that the kill switch is pulled; reads files and the log
-    """
+    """The log and everything that handlers need."""
 
     settings: Settings
     path: Path
-    doors: ConsoleAuth
-    decisions: Callable[[], Decisions]
-    told: Callable[[], None]
-    setup_of: Callable[[str], str]
-    effect_of: Callable[[str], str]
-    check_experiment: Callable[[str], None]
-    propose: Callable[[str, str, str, str], RolloutRun | str]
-    take_back: Callable[[str, str, str], RolloutRun | str]
-    note_export: Callable[[str, int, str], None]
-    closing: Callable[[], bool]
-    killed: Callable[[], bool]
-    first: Callable[[], Sequence[str]]
+    auth: ConsoleAuth
+    services: ConsoleServices
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     live: Live = field(init=False)
+    cache: ViewCache = field(default_factory=ViewCache)
     _begun_s: float = field(init=False)  # Unix time
     _threads: ThreadPoolExecutor = field(init=False)
-    _told: dict[str, str] = field(default_factory=dict)  # by session: a sentence for its next page
+    _messages: dict[str, str] = field(default_factory=dict)  # by session: a sentence for its next page
 
     def __post_init__(self) -> None:
-        """Have threads of our own: a page must not wait for what else runs in this process, nor the other way round."""
         self._begun_s = self.now()
+        # Threads of our own: a page must not wait for what else runs in this process, nor the other way round.
         self._threads = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="suffice-console")
 
     def close(self) -> None:
-        """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, view: Callable[[ViewContext], T]) -> T:
-        """Look at the log in a thread, for a while at most. Raises what the view raises, and StoreError."""
-        return await self.off_loop(lambda: self._read(view))
-
-    async def off_loop(self, work: Callable[[], T]) -> T:
-        """Do something in one of our threads."""
+    async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _read(self, view: Callable[[ViewContext], T]) -> T:
+    async def read(self, request: ConsoleRequest, principal: Principal, view: Callable[[ViewContext], T]) -> T:
+        """Look at the log in a thread, for a while at most. Raises what the view raises, and StoreError."""
+        return await self.in_thread(lambda: self._read(request, principal, view))
+
+    def _read(self, request: ConsoleRequest, principal: Principal, view: Callable[[ViewContext], T]) -> T:
         end_s = self.monotonic_s() + LONGEST_READ_S
         try:
             with open_reader(self.path, is_over=lambda: self.monotonic_s() > end_s) as connection:
@@ -274,7 +295,12 @@ class ConsoleContext:
                         now_s=self.now(),
                         monotonic_s=self.monotonic_s,
                         begun_s=self._begun_s,
-                        killed=self.killed(),
+                        killed=self.services.killed(),
+                        services=self.services,
+                        people=self.auth.people,
+                        cache=self.cache,
+                        request=request,
+                        principal=principal,
                     )
                 )
         except StoreError:
@@ -282,21 +308,21 @@ class ConsoleContext:
                 raise
             raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
 
-    def tell(self, visitor: Principal, sentence: str) -> None:
-        if visitor.session is None:
+    def leave_message(self, principal: Principal, sentence: str) -> None:
+        """Have this session's next page show a sentence."""
+        if principal.session is None:
             return
-        self._told.pop(visitor.session.nonce, None)
-        self._told[visitor.session.nonce] = sentence
-        while len(self._told) > MOST_TOLD:
-            del self._told[next(iter(self._told))]
+        self._messages.pop(principal.session.nonce, None)
+        self._messages[principal.session.nonce] = sentence
+        while len(self._messages) > MOST_MESSAGES:
+            del self._messages[next(iter(self._messages))]
 
-    def told_to(self, visitor: Principal) -> str:
+    def take_message(self, principal: Principal) -> str:
         """The sentence for this session's next page, once; "": there is none."""
-        return "" if visitor.session is None else self._told.pop(visitor.session.nonce, "")
+        return "" if principal.session is None else self._messages.pop(principal.session.nonce, "")
 
 
-Handler: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], Awaitable[Answer]]
-ViewReader: TypeAlias = Callable[[ViewContext, ConsoleRequest, Principal], Any]
+Handler: TypeAlias = Callable[[ConsoleContext, ConsoleRequest, Principal], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,37 +334,34 @@ class ConsoleEndpoint:
     summary: str
     gives: str = JSON
     record: type | None = None  # what a program gets; None: see `gives`
-    asks: Mapping[str, str] = field(default_factory=dict)  # fields of the query, or of the body
+    fields: Mapping[str, str] = field(default_factory=dict)  # of the query, or of the body, with what they mean
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     path: str  # below /console and below /api
     title: str
-    read: ViewReader
+    read: Callable[[ViewContext], Any]
     record: type
-    asks: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
     place: str = ""  # in the navigation; "": the title
     template: str = ""  # "": named after the path
     api_path: str | None = None  # below /api, where it is another one
     needs: Role = "reviewer"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ActionResult:
-    said: str  # in one sentence
+    message: str  # one sentence
     goes_to: str = ""  # where a person goes on; "": back to where they were
-
-
-ActionFunction: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], ActionResult]
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that changes something. `do` runs in a thread; it raises BadRequest for what cannot be done."""
+    """Something that changes something. `run` runs in a thread; it raises BadRequest for what cannot be done."""
 
     path: str  # below /console and below /api
     needs: Role
-    do: ActionFunction
+    run: Callable[[ActionForm], ActionResult]
     summary: str
-    asks: Mapping[str, str]
+    fields: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Requests to the console and the answers of its handlers, on bare ASGI: heads, cookies, forms, security headers."""
+"""Requests to the console and its answers, on bare ASGI: heads, cookies, forms, security headers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HTML: Final = "text/html; charset=utf-8"
 JSON: Final = "application/json"
 SSE: Final = "text/event-stream; charset=utf-8"
 
-# Nothing inline, nothing from elsewhere, nobody may frame us, and no address of ours is told to other sites.
+# Nothing inline, nothing from elsewhere, nobody may frame us, and no address of ours is sent to other sites.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'none';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -43,11 +43,11 @@ ALWAYS: Final = (
 class ConsoleRequest:
     method: str
     path: str
-    headers: Mapping[str, str]  # names in lower case; of one that came twice, all with ", " between
-    query: Mapping[str, str]  # the last of a name counts
-    form: Mapping[str, str]  # of a form or a flat JSON object; {} without a body
-    address: str  # of the client's end of the connection
-    fields: Mapping[str, str] = field(default_factory=dict)  # found in the path, by name
+    headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case; repeated ones joined by ", "
+    query: Mapping[str, str] = field(default_factory=dict)  # the last of a name counts
+    form: Mapping[str, str] = field(default_factory=dict)  # of a form or a flat JSON object
+    address: str = ""  # of the client's end of the connection
+    fields: Mapping[str, str] = field(default_factory=dict)  # in the path, by name
 
     @property
     def is_api(self) -> bool:
@@ -79,13 +79,31 @@ class Answer:
     def with_headers(self, *headers: tuple[str, str]) -> Answer:
         return replace(self, headers=(*self.headers, *headers))
 
+    async def send(self, send: Send, *, head_only: bool = False) -> None:
+        headers = [("content-type", self.kind), *self.headers, *ALWAYS]
+        if "cache-control" not in {name for name, _ in self.headers}:
+            headers.append(("cache-control", "no-store"))
+        if self.stream is None:
+            headers.append(("content-length", str(len(self.body))))
+        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": raw})
+        if self.stream is not None and not head_only:
+            async for part in self.stream:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        body = b"" if head_only or self.stream is not None else self.body
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
-def to(place: str, *, status: int = 303) -> Answer:
-    return Answer(status=status, headers=(("location", quote(place, safe="/?=&%#:")),))
+
+def json_answer(value: Any) -> Answer:
+    return Answer(kind=JSON, body=msgspec.json.encode(value))
+
+
+def redirect(place: str) -> Answer:
+    return Answer(status=303, headers=(("location", quote(place, safe="/?=&%#:")),))
 
 
 def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str]:
-    """A header that has the browser keep something of ours, away from scripts and from other sites. Age 0: forget."""
+    """A header that sets a cookie that scripts and other sites do not get. Age 0: forget it."""
     header = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
     return "set-cookie", f"{header}; Secure" if secure else header
 
@@ -96,23 +114,17 @@ def read_head(scope: Scope) -> ConsoleRequest:
     for raw, value in scope["headers"]:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
-    client = scope.get("client") or ("", 0)
     return ConsoleRequest(
         method=scope["method"],
         path=scope["path"],
         headers=headers,
-        address=str(client[0]),
+        address=str((scope.get("client") or ("", 0))[0]),
         query=_pairs(scope.get("query_string", b"").decode("latin-1")),
-        form={},
     )
 
 
-async def read_form(asked: ConsoleRequest, receive: Receive) -> ConsoleRequest:
+async def read_form(request: ConsoleRequest, receive: Receive) -> ConsoleRequest:
     """The request with its body. Raises BadRequest for what is no form, too long, or broken off."""
-    return replace(asked, form=_form(asked.headers, await _body(receive)))
-
-
-async def _body(receive: Receive) -> bytes:
     parts, size = list[bytes](), 0
     while True:
         message = await receive()
@@ -123,7 +135,7 @@ async def _body(receive: Receive) -> bytes:
         if size > MOST_BODY_BYTES:
             raise TooLarge(f"body: longer than {MOST_BODY_BYTES} bytes")
         if not message.get("more_body"):
-            return b"".join(parts)
+            return replace(request, form=_form(request.headers, b"".join(parts)))
 
 
 def _form(headers: Mapping[str, str], body: bytes) -> dict[str, str]:
@@ -166,23 +178,3 @@ def _pairs(text: str) -> dict[str, str]:
         return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS))
     except ValueError:
         raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields") from None
-
-
-async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) -> None:
-    named = {name for name, _ in answer.headers}
-    headers = [("content-type", answer.kind), *answer.headers, *ALWAYS]
-    if "cache-control" not in named:
-        headers.append(("cache-control", "no-store"))
-    if answer.stream is None:
-        headers.append(("content-length", str(len(answer.body))))
-    raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
-    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-    if answer.stream is not None and not head_only:
-        async for part in answer.stream:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-    body = b"" if head_only or answer.stream is not None else answer.body
-    await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def with_path_fields(asked: ConsoleRequest, fields: Mapping[str, str]) -> ConsoleRequest:
-    return replace(asked, fields=fields)

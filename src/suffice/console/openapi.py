@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,42 +12,36 @@ import msgspec
 if TYPE_CHECKING:
     from suffice.console.context import ConsoleEndpoint
 
-
-def _version() -> str:
-    try:
-        return version("suffice")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-VERSION: Final = _version()
+VERSION: str
+try:
+    VERSION = version("suffice")
+except PackageNotFoundError:  # a source tree that is not installed
+    VERSION = "unknown"
 _REF: Final = "#/components/schemas/{name}"
-_ERROR: Final[Mapping[str, Any]] = {
+_TEXT: Final = {"type": "string"}
+_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+_ERROR: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["error"],
     "properties": {
         "error": {
             "type": "object",
             "required": ["message", "type", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
+            "properties": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
         }
     },
 }
 
 
-def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
-    mine = [door for door in doors if door.path.startswith("/api")]
-    records = list(dict.fromkeys(door.record for door in mine if door.record is not None))
+def document(endpoints: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
+    described = [one for one in endpoints if one.path.startswith("/api")]
+    records = list(dict.fromkeys(one.record for one in described if one.record is not None))
     schemas, components = msgspec.json.schema_components(records, ref_template=_REF)
     by_record = dict(zip(records, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for door in mine:
-        paths.setdefault(door.path, {})[door.method.lower()] = _operation(door, by_record)
+    for one in described:
+        schema = by_record[one.record] if one.record is not None else {"type": "object"}
+        paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, schema)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -58,20 +52,21 @@ def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": {**components, "Error": dict(_ERROR)},
+            "schemas": {**components, "Error": _ERROR},
             "securitySchemes": {"secret": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"secret": []}],
     }
 
 
-def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:
-    entries: dict[str, Any] = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{door.method.lower()}{door.path}".replace("/api", "")).strip("_"),
-        "summary": door.summary,
-        "x-role": door.needs,
+def _operation(endpoint: ConsoleEndpoint, schema: Any) -> dict[str, Any]:
+    name = f"{endpoint.method.lower()}{endpoint.path}".replace("/api", "")
+    operation: dict[str, Any] = {
+        "operationId": re.sub(r"[^a-z0-9]+", "_", name).strip("_"),
+        "summary": endpoint.summary,
+        "x-role": endpoint.needs,
         "responses": {
-            "200": _answer(door, by_record),
+            "200": {"description": "as asked", "content": {endpoint.gives: {"schema": schema}}},
             "default": {
                 "description": "why not",
                 "content": {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}},
@@ -79,35 +74,20 @@ def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str
         },
     }
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"\{(\w+)\}", door.path)
+        {"name": name, "in": "path", "required": True, "schema": _TEXT}
+        for name in re.findall(r"\{(\w+)\}", endpoint.path)
     ]
-    parameters += [
-        {"name": name, "in": "query", "description": sentence, "schema": {"type": "string"}}
-        for name, sentence in door.asks.items()
-        if door.method == "GET"
-    ]
+    if endpoint.method == "GET":
+        parameters += [
+            {"name": name, "in": "query", "description": sentence, "schema": _TEXT}
+            for name, sentence in endpoint.fields.items()
+        ]
+    else:
+        properties = {name: _TEXT | {"description": sentence} for name, sentence in endpoint.fields.items()}
+        body = {"application/json": {"schema": {"type": "object", "properties": properties}}}
+        operation["requestBody"] = {"required": True, "content": body}
     if parameters:
-        entries["parameters"] = parameters
-    if door.method != "GET":
-        entries["requestBody"] = {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "properties": {
-                            name: {"type": "string", "description": sentence} for name, sentence in door.asks.items()
-                        },
-                    }
-                }
-            },
-        }
-    if door.needs == "nobody":
-        entries["security"] = []
-    return entries
-
-
-def _answer(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:
-    schema = by_record[door.record] if door.record is not None else {"type": "object"}
-    return {"description": "as asked", "content": {door.gives: {"schema": schema}}}
+        operation["parameters"] = parameters
+    if endpoint.needs == "nobody":
+        operation["security"] = []
+    return operation

@@ -11,24 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
+from suffice import formatting
 from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEffect
 from suffice.extras import how_to_install
-from suffice.formatting import (
-    MINUS,
-    ago,
-    between,
-    format_count,
-    format_day,
-    format_large,
-    format_moment,
-    format_number,
-    format_percent,
-    format_points,
-    iso,
-    lasted,
-    money,
-    size,
-)
 from suffice.rollout.results import metric_of
 from suffice.sanitize import plural
 
@@ -44,18 +29,9 @@ def format_difference(value: float | None, metric: str) -> str:
     """
     if value is None:
         return "–"
-    of = metric_of(metric)
-    size = of.size(value)
-    sign = "" if not float(size.replace(",", "")) else "+" if value > 0 else MINUS
+    size = metric_of(metric).size(value)
+    sign = "" if not float(size.replace(",", "")) else "+" if value > 0 else formatting.MINUS
     return f"{sign}{size}"
-
-
-def format_name(name: str, instead: str = "none") -> str:
-    return name or instead
-
-
-def query(fields: Mapping[str, Any]) -> str:
-    return urlencode({key: str(value) for key, value in fields.items()})
 
 
 def format_verdict(liking: SatisfactionEffect) -> str:
@@ -70,39 +46,33 @@ def is_rate(liking: SatisfactionEffect) -> bool:
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "percent": format_percent,
-    "points": format_points,
-    "whole": format_count,
-    "short": format_large,
-    "money": money,
-    "number": format_number,
-    "when": format_moment,
-    "iso": iso,
-    "date": format_day,
-    "lasted": lasted,
-    "ago": ago,
-    "size": size,
-    "named": format_name,
+    "percent": formatting.format_percent,
+    "points": formatting.format_points,
+    "whole": formatting.format_count,
+    "short": formatting.format_large,
+    "money": formatting.money,
+    "number": formatting.format_number,
+    "when": formatting.format_moment,
+    "iso": formatting.iso,
+    "date": formatting.format_day,
+    "lasted": formatting.lasted,
+    "ago": formatting.ago,
+    "size": formatting.size,
+    "between": formatting.between,
+    "named": lambda name, instead="none": name or instead,
+    "query": lambda fields: urlencode({key: str(value) for key, value in fields.items()}),
     "difference": format_difference,
-    "query": query,
     "plural": plural,
     "verdict": format_verdict,
-    "between": between,
     "is_rate": is_rate,
 }
-
-
 HERE: Final = Path(__file__).parent
-STATIC: Final[Mapping[str, str]] = {
-    "console.css": "text/css; charset=utf-8",
-    "uplot.min.css": "text/css; charset=utf-8",
-    "theme.js": "text/javascript; charset=utf-8",
-    "console.js": "text/javascript; charset=utf-8",
-    "charts.js": "text/javascript; charset=utf-8",
-    "htmx.min.js": "text/javascript; charset=utf-8",
-    "uplot.iife.min.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+KINDS: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
+STATIC: Final = {path.name: KINDS[path.suffix] for path in (HERE / "static").iterdir() if path.suffix in KINDS}
 
 
 def can_render() -> bool:

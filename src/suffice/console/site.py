@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -13,8 +11,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from suffice.console import openapi, render
-from suffice.console.actions import ACTIONS, EXPORTS
-from suffice.console.auth import NOBODY, ROLES, Principal, Roster, may
+from suffice.console.actions import ACTIONS, EXPORTS, ActionForm
+from suffice.console.auth import NOBODY, ROLES, Principal, may
 from suffice.console.context import (
     WINDOWS,
     Action,
@@ -25,14 +23,11 @@ from suffice.console.context import (
     ViewContext,
     parse_window,
 )
-from suffice.console.exchange import HTML, JSON, SSE, Answer, ConsoleRequest, to
-from suffice.console.openapi import VERSION
-from suffice.console.views.alerts import AlertReader, AlertsPage, Incidents, incidents
+from suffice.console.exchange import HTML, JSON, SSE, Answer, ConsoleRequest, json_answer, redirect
+from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
 from suffice.console.views.episodes import ENDS, SAID, Changes, EpisodePage, Episodes, changes, episode, episodes
 from suffice.console.views.overview import Overview, overview
 from suffice.console.views.policies import (
-    Analyse,
-    Evidence,
     Experiments,
     ExperimentView,
     PoliciesView,
@@ -42,7 +37,7 @@ from suffice.console.views.policies import (
     view_assessment,
     view_experiment,
 )
-from suffice.console.views.review import FileOf, Reader, ReviewPage
+from suffice.console.views.review import ReviewPage, review
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
 from suffice.errors import BadRequest
@@ -55,245 +50,202 @@ FOREVER: Final = (("cache-control", "public, max-age=31536000, immutable"),)
 _BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NavEntry:
-    name: str
-    href: str
-    is_here: bool
+# ---- pages and actions -----------------------------------------------------------------------------
 
 
-def _always() -> tuple[ConsoleEndpoint, ...]:
-    return (
-        ConsoleEndpoint("GET", "/console/static/{version}/{name}", "nobody", _static, "a file", "*/*"),
-        ConsoleEndpoint("GET", "/console/login", "nobody", _login_page, "the login", HTML),
-        ConsoleEndpoint("POST", "/console/login", "nobody", _login, "log in", HTML),
-        ConsoleEndpoint("POST", "/console/logout", "reviewer", _logout, "log out", HTML),
-        ConsoleEndpoint(
-            "GET",
-            "/console/review/changed",
-            "reviewer",
-            _changed,
-            "what a verdict changed",
-            HTML,
-            asks={"item": "its episode"},
-        ),
-        ConsoleEndpoint("GET", "/console/live", "reviewer", _live, "the first page live", SSE),
-        ConsoleEndpoint("GET", "/api/openapi.json", "reviewer", _no_table, "this description"),
-    )
-
-
-def endpoints_of(
-    views: tuple[View, ...], actions: tuple[Action, ...] = (), more: tuple[ConsoleEndpoint, ...] = ()
-) -> tuple[ConsoleEndpoint, ...]:
-    return (
-        *_always(),
-        *(one for view in views for one in _endpoints_of_view(view, views)),
-        *(one for action in actions for one in _endpoints_of_action(action)),
-        *more,
-    )
-
-
-def _endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
-    async def show(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
+def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
         if not render.can_render():
             return Answer(status=501, body=render.no_pages())
-        result = await desk.read(lambda look: view.read(look, asked, visitor))
-        values = _values(desk, asked, visitor, view.title, places(views, visitor, view.place or view.title)) | {
-            "it": result
-        }
-        if not asked.is_partial:
-            values["first"] = await desk.off_loop(desk.first)
+        record = await context.read(request, principal, view.read)
+        values = _values(context, request, principal, view.title)
+        values |= {"it": record, "places": navigation(views, principal, view.place or view.title)}
+        if not request.is_partial:
+            values["first"] = await context.in_thread(context.services.warnings)
         # A part of a page that somebody asks for by itself is a page of its own.
         own = view.template or f"{view.path[1:]}.html"
-        template = "part.html" if own.startswith("_") and not asked.is_partial else own
-        return Answer(body=await desk.off_loop(lambda: render.page(template, values | {"part": own})))
+        template = "part.html" if own.startswith("_") and not request.is_partial else own
+        return Answer(body=await context.in_thread(lambda: render.page(template, values | {"part": own})))
 
-    async def tell(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-        result = await desk.read(lambda look: msgspec.json.encode(view.read(look, asked, visitor)))
-        return Answer(kind=JSON, body=result)
+    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+        return await context.read(request, principal, lambda look: json_answer(view.read(look)))
 
-    page, api = f"{HOME}{view.path}", f"/api{view.api_path if view.api_path is not None else view.path}"
+    path = f"/api{view.path if view.api_path is None else view.api_path}"
     return (
-        ConsoleEndpoint("GET", page, view.needs, show, view.title, HTML, asks=view.asks),
-        ConsoleEndpoint("GET", api, view.needs, tell, view.title, record=view.record, asks=view.asks),
+        ConsoleEndpoint("GET", f"{HOME}{view.path}", view.needs, page, view.title, HTML, fields=view.fields),
+        ConsoleEndpoint("GET", path, view.needs, api, view.title, record=view.record, fields=view.fields),
     )
 
 
-def _endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
-    async def done(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-        result = await desk.off_loop(lambda: action.do(desk, asked, visitor))
-        desk.told()
+def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+    async def run(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ActionResult:
+        result = await context.in_thread(lambda: action.run(ActionForm(context, request, principal)))
+        context.services.notify()
         return result
 
-    async def from_form(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-        result = await done(desk, asked, visitor)
-        if result.said:
-            desk.tell(visitor, result.said)
-        return to(result.goes_to or back_of(asked))
+    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+        result = await run(context, request, principal)
+        if result.message:
+            context.leave_message(principal, result.message)
+        return redirect(result.goes_to or _back_of(request))
 
-    async def from_program(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-        result = await done(desk, asked, visitor)
-        return Answer(kind=JSON, body=msgspec.json.encode({"done": True, "said": result.said}))
+    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+        result = await run(context, request, principal)
+        return json_answer({"done": True, "said": result.message})
 
-    needs, summary, asks = action.needs, action.summary, action.asks
+    needs, summary, fields = action.needs, action.summary, action.fields
     return (
-        ConsoleEndpoint("POST", f"{HOME}{action.path}", needs, from_form, summary, HTML, asks=asks),
-        ConsoleEndpoint("POST", f"/api{action.path}", needs, from_program, summary, asks=asks),
+        ConsoleEndpoint("POST", f"{HOME}{action.path}", needs, page, summary, HTML, fields=fields),
+        ConsoleEndpoint("POST", f"/api{action.path}", needs, api, summary, fields=fields),
     )
 
 
-def places(views: tuple[View, ...], visitor: Principal, here: str) -> tuple[NavEntry, ...]:
-    """The navigation for somebody: the first view of each place that their role may see."""
+def navigation(views: tuple[View, ...], principal: Principal, here: str) -> tuple[dict[str, Any], ...]:
+    """The first view of each place that the principal's role may see."""
     first = dict[str, View]()
     for view in views:
         first.setdefault(view.place or view.title, view)
-    role = visitor.role
+    role = principal.role
     return tuple(
-        NavEntry(name=place, href=f"{HOME}{view.path}", is_here=place == here)
+        {"name": place, "href": f"{HOME}{view.path}", "is_here": place == here}
         for place, view in first.items()
         if role is not None and may(role, view.needs)
     )
 
 
-def _values(
-    desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, title: str, navigation: tuple[NavEntry, ...]
-) -> dict[str, Any]:
-    query = asked.query
+def _values(context: ConsoleContext, request: ConsoleRequest, principal: Principal, title: str) -> dict[str, Any]:
     return {
         "title": title,
         "first": (),
-        "places": navigation,
-        "visitor": visitor,
-        "told": desk.told_to(visitor),
-        "now_s": desk.now(),
-        "here": asked.path,
-        "query": query,
-        "csrf": visitor.token,
+        "places": (),
+        "visitor": principal,
+        "told": context.take_message(principal),
+        "now_s": context.now(),
+        "here": request.path,
+        "query": request.query,
+        "csrf": principal.token,
         "windows": tuple(WINDOWS),
-        "version": VERSION,
-        "is_admin": visitor.role == ROLES[-1],
-        "here_whole": _here(asked),
+        "version": openapi.VERSION,
+        "is_admin": principal.role == ROLES[-1],
+        "here_whole": _address(request),
     }
 
 
-def _here(asked: ConsoleRequest) -> str:
-    return asked.path + (f"?{urlencode(asked.query)}" if asked.query else "")
+def _address(request: ConsoleRequest) -> str:
+    return request.path + (f"?{urlencode(request.query)}" if request.query else "")
 
 
-def back_of(asked: ConsoleRequest) -> str:
-    place = asked.form.get("back", "")
+def _back_of(request: ConsoleRequest) -> str:
+    place = request.form.get("back", "")
     return place if _BACK.fullmatch(place) and "//" not in place else HOME
 
 
-# ---- coming and going ------------------------------------------------------------------------------
+# ---- login and errors ------------------------------------------------------------------------------
 
 
-def to_login(asked: ConsoleRequest) -> Answer:
-    if asked.is_partial:
+def to_login(request: ConsoleRequest) -> Answer:
+    if request.is_partial:
         return Answer(status=401, headers=(("hx-redirect", "/console/login"),))
-    wanted = _here(asked) if asked.method in ("GET", "HEAD") and _BACK.fullmatch(_here(asked)) else HOME
-    return to("/console/login" if wanted == HOME else f"/console/login?back={quote(wanted, safe='')}")
+    here = _address(request)
+    is_page = request.method in ("GET", "HEAD") and _BACK.fullmatch(here) and here != HOME
+    return redirect(f"/console/login?back={quote(here, safe='')}" if is_page else "/console/login")
 
 
-async def _login_page(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-    if visitor.person is not None:
-        return to(HOME)
-    return _login_form(desk, asked, back=asked.query.get("back", HOME), problem="", status=200)
+async def _login_page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+    if principal.person is not None:
+        return redirect(HOME)
+    return _login_form(context, request, back=request.query.get("back", HOME), problem="", status=200)
 
 
-async def _login(desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
-    come_in = desk.doors.login(asked)
-    if come_in is None:
-        return _login_form(desk, asked, back=back_of(asked), problem="That secret opens nothing here.", status=401)
-    return to(back_of(asked)).with_headers(*come_in.headers)
+async def _login(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> Answer:
+    cookies = context.auth.login(request)
+    if cookies is None:
+        problem = "That secret opens nothing here."
+        return _login_form(context, request, back=_back_of(request), problem=problem, status=401)
+    return redirect(_back_of(request)).with_headers(*cookies)
 
 
-def _login_form(desk: ConsoleContext, asked: ConsoleRequest, *, back: str, problem: str, status: int) -> Answer:
+def _login_form(context: ConsoleContext, request: ConsoleRequest, *, back: str, problem: str, status: int) -> Answer:
     if not render.can_render():
         return Answer(status=501, body=render.no_pages())
-    if desk.doors.roster() is None:
-        values = _values(desk, asked, NOBODY, "Log in", ()) | {"back": "", "problem": "", "is_open": False}
-        return Answer(status=200, body=render.page("login.html", values))
-    token, cookie = desk.doors.login_page(asked)
-    values = _values(desk, asked, NOBODY, "Log in", ()) | {"back": back, "problem": problem, "is_open": True}
-    return Answer(status=status, body=render.page("login.html", values | {"csrf": token}), headers=(cookie,))
+    values = _values(context, request, NOBODY, "Log in")
+    if context.auth.roster() is None:
+        return Answer(body=render.page("login.html", values | {"back": "", "problem": "", "is_open": False}))
+    token, cookie = context.auth.login_page(request)
+    values |= {"back": back, "problem": problem, "is_open": True, "csrf": token}
+    return Answer(status=status, body=render.page("login.html", values), headers=(cookie,))
 
 
-async def _logout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-    return to("/console/login").with_headers(desk.doors.logout(visitor, asked))
+async def _logout(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+    return redirect("/console/login").with_headers(context.auth.logout(principal, request))
 
 
-def sorry(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, status: int, message: str) -> Answer:
+def error_page(
+    context: ConsoleContext, request: ConsoleRequest, principal: Principal, status: int, message: str
+) -> Answer:
     if not render.can_render():
         return Answer(status=status if status < 500 else 501, body=render.no_pages())
-    values = _values(desk, asked, visitor, "That did not work", ()) | {"status": status, "message": message}
+    values = _values(context, request, principal, "That did not work") | {"status": status, "message": message}
     return Answer(status=status, body=render.page("sorry.html", values))
 
 
 # ---- files, the description, the first page live ---------------------------------------------------
 
 
-async def _static(_desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
+async def _static(_context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> Answer:
     try:
-        body, kind = render.static(asked.fields["name"])
+        body, kind = render.static(request.fields["name"])
     except (KeyError, OSError):
         raise BadRequest("no such file", status=404, code="not_found") from None
     return Answer(kind=kind, body=body, headers=FOREVER)
 
 
-async def _no_table(_desk: ConsoleContext, _asked: ConsoleRequest, _visitor: Principal) -> Answer:
-    raise BadRequest("the description is made with the whole table", status=404, code="not_found")
+@cache
+def _description() -> bytes:
+    return msgspec.json.encode(openapi.document(ENDPOINTS))
 
 
-def with_description(doors: tuple[ConsoleEndpoint, ...]) -> tuple[ConsoleEndpoint, ...]:
-    """The table with the door that describes it.
-
-    The description is made when somebody first asks, off the loop: it takes longer than all else at a gateway's start.
-    """
-    body = cache(lambda: msgspec.json.encode(openapi.document(doors)))
-
-    async def describe(desk: ConsoleContext, _asked: ConsoleRequest, _visitor: Principal) -> Answer:
-        return Answer(kind=JSON, body=await desk.off_loop(body))
-
-    return tuple(replace(one, run=describe) if one.path == "/api/openapi.json" else one for one in doors)
+async def _describe(context: ConsoleContext, _request: ConsoleRequest, _principal: Principal) -> Answer:
+    """Made when somebody first asks, off the loop: it takes longer than all else at a gateway's start."""
+    return Answer(kind=JSON, body=await context.in_thread(_description))
 
 
-async def _changed(desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
-    result = await desk.off_loop(lambda: desk.effect_of(asked.query.get("item", "")))
-    return Answer(body=html.escape(result).encode())
+async def _changed(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> Answer:
+    effect = await context.in_thread(lambda: context.services.effect_of(request.query.get("item", "")))
+    return Answer(body=html.escape(effect).encode())
 
 
-async def _live(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-    window = parse_window(asked.query, desk.now()).name
-    if desk.live.is_full:
+async def _live(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+    window, session = parse_window(request.query, context.now()).name, principal.session
+    if context.live.is_full:
         raise BadRequest("too many pages watch already; load the page again later", status=503, code="too_many")
-    session = visitor.session
     if session is None:
         raise BadRequest("only a page may watch", status=403, code="no_session")
-    return Answer(
-        kind=SSE,
-        stream=desk.live.watch(window, lambda: desk.doors.holds(session)),
-        headers=(("x-accel-buffering", "no"),),
-    )
+    stream = context.live.watch(window, lambda: context.auth.is_valid(session))
+    return Answer(kind=SSE, stream=stream, headers=(("x-accel-buffering", "no"),))
 
 
-async def mark_of(desk: ConsoleContext, window: str) -> object:
-    def look_at(look: ViewContext) -> object:
-        read_to = rollups.read_to(look.connection)
-        return window, read_to.seq, read_decided(look.connection).seq, newest_of(look.connection, ("alert_sent",))
+async def mark_of(context: ConsoleContext, window: str) -> object:
+    def mark(view: ViewContext) -> object:
+        log = view.connection
+        return window, rollups.read_to(log).seq, read_decided(log).seq, newest_of(log, ("alert_sent",))
 
-    return await desk.read(look_at)
+    return await context.read(_first_page(window), NOBODY, mark)
 
 
-async def live_part(desk: ConsoleContext, window: str, alerts: AlertReader) -> bytes:
-    asked = ConsoleRequest(method="GET", path=HOME, headers={}, query={"days": window}, form={}, address="")
+async def live_part(context: ConsoleContext, window: str) -> bytes:
+    def part(view: ViewContext) -> bytes:
+        values = {"it": overview(view), "now_s": view.now_s, "windows": tuple(WINDOWS)}
+        return render.page("_overview.html", values)
 
-    def part(look: ViewContext) -> bytes:
-        result = overview(alerts)(look, asked, NOBODY)
-        return render.page("_overview.html", {"it": result, "now_s": look.now_s, "windows": tuple(WINDOWS)})
+    return await context.read(_first_page(window), NOBODY, part)
 
-    return await desk.read(part)
 
+def _first_page(window: str) -> ConsoleRequest:
+    return ConsoleRequest(method="GET", path=HOME, query={"days": window})
+
+
+# ---- the table -------------------------------------------------------------------------------------
 
 DAYS: Final = {"days": f"of the totals: {', '.join(WINDOWS)}"}
 RUNS: Final = {
@@ -305,51 +257,38 @@ RUNS: Final = {
     "limit": "runs in one answer, at most 500",
 }
 CHANGES: Final = {"kind": "of change", "route": "only this one", "before": "place in the log"}
+ROLLOUT, EXPERIMENT = {"route": "of the rollout"}, {"name": "of the experiment"}
 ROUTES, EPISODES, POLICIES, EXPERIMENTS = "Routes & classes", "Episodes", "Policies & rollouts", "Experiments"
-
-
-def endpoint_table(
-    roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence, reader: AlertReader
-) -> tuple[ConsoleEndpoint, ...]:
-    """Every endpoint there is: a path that is not here does not exist.
-
-    roster     the people as they are now: admins see who may come in
-    from_file  texts of questions that the log does not keep
-    analyse    what a run of an experiment shows now
-    evidence   what the evidence says of a rollout now
-    told       reads who was told of which alert
-    """
-    views = (  # in the order of the navigation
-        View("", "Overview", overview(reader), Overview, DAYS, template="overview.html", api_path="/overview"),
-        View("/routes", ROUTES, routes, Routes, DAYS),
-        View("/route", "Route", route, RoutePage, {"name": "of the route", **DAYS}, ROUTES),
-        View("/episodes", EPISODES, episodes, Episodes, RUNS),
-        View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html"),
-        View("/policies", POLICIES, policies, PoliciesView),
-        View("/experiments", EXPERIMENTS, experiments, Experiments),
-        # Parts of pages that take a while to find out: the pages ask for them once they are there.
-        View(
-            "/policies/weighed",
-            "What the evidence says of a rollout",
-            view_assessment(evidence),
-            RolloutAssessment,
-            {"route": "of the rollout"},
-            POLICIES,
-            "_weighed.html",
-        ),
-        View(
-            "/experiments/shown",
-            "What an experiment shows",
-            view_experiment(analyse),
-            ExperimentView,
-            {"name": "of the experiment"},
-            EXPERIMENTS,
-            "_experiment.html",
-        ),
-        View("/review", "Review", Reader(from_file).page, ReviewPage),
-        View("/alerts", "Alerts", reader.page, AlertsPage),
-        View("/incidents", "Incidents", incidents, Incidents),
-        View("/changes", "Audit log", changes, Changes, CHANGES),
-        View("/settings", "Settings", settings_page(roster), SettingsPage, needs="admin"),
-    )
-    return with_description(endpoints_of(views, ACTIONS, EXPORTS))
+ASSESSMENT, RESULT = "What the evidence says of a rollout", "What an experiment shows"
+VIEWS: Final = (  # in the order of the navigation
+    View("", "Overview", overview, Overview, DAYS, template="overview.html", api_path="/overview"),
+    View("/routes", ROUTES, routes, Routes, DAYS),
+    View("/route", "Route", route, RoutePage, {"name": "of the route", **DAYS}, ROUTES),
+    View("/episodes", EPISODES, episodes, Episodes, RUNS),
+    View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html"),
+    View("/policies", POLICIES, policies, PoliciesView),
+    View("/experiments", EXPERIMENTS, experiments, Experiments),
+    # Parts of pages that take a while to find out: the pages ask for them once they are there.
+    View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, POLICIES, "_weighed.html"),
+    View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, EXPERIMENTS, "_experiment.html"),
+    View("/review", "Review", review, ReviewPage),
+    View("/alerts", "Alerts", alerts, AlertsPage),
+    View("/incidents", "Incidents", incidents, Incidents),
+    View("/changes", "Audit log", changes, Changes, CHANGES),
+    View("/settings", "Settings", settings_page, SettingsPage, needs="admin"),
+)
+ITEM: Final = {"item": "its episode"}
+ENDPOINTS: Final = (  # every endpoint there is: a path that is not here does not exist
+    ConsoleEndpoint("GET", "/console/static/{version}/{name}", "nobody", _static, "a file", "*/*"),
+    ConsoleEndpoint("GET", "/console/login", "nobody", _login_page, "the login", HTML),
+    ConsoleEndpoint("POST", "/console/login", "nobody", _login, "log in", HTML),
+    ConsoleEndpoint("POST", "/console/logout", "reviewer", _logout, "log out", HTML),
+    ConsoleEndpoint(
+        "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, fields=ITEM
+    ),
+    ConsoleEndpoint("GET", "/console/live", "reviewer", _live, "the first page live", SSE),
+    ConsoleEndpoint("GET", "/api/openapi.json", "reviewer", _describe, "this description"),
+    *(one for view in VIEWS for one in endpoints_of_view(view, VIEWS)),
+    *(one for action in ACTIONS for one in endpoints_of_action(action)),
+    *EXPORTS,
+)

@@ -13,9 +13,7 @@ from pathlib import Path
 from suffice.browsers import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth
-from suffice.console.context import ConsoleContext, Live
-from suffice.console.site import endpoint_table, live_part, mark_of
-from suffice.console.views.alerts import AlertReader
+from suffice.console.context import ConsoleContext, ConsoleServices
 from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.control.evidence.cold_start import window_size
@@ -54,52 +52,43 @@ def console(
     told       called when somebody has decided something here
     closing    is the process ending? Then nobody watches any more
     """
-    people, alerts = People.of(settings), AlertReader()
+    people = People.of(settings)
     with ExitStack() as stack:
-        desk = _context(settings, path, people, writer=_Once(stack, decisions), told=told, closing=closing)
-        desk.live = Live(
-            look=lambda window: mark_of(desk, window),
-            part=lambda window: live_part(desk, window, alerts),
-            every_s=settings.console.live_s,
-            closing=closing,
+        context = ConsoleContext(
+            settings=settings,
+            path=path,
+            auth=ConsoleAuth(
+                roster=people.now,
+                browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
+                random_bytes=secrets.token_bytes,
+                session_s=settings.console.session_s,
+                now=time.time,
+                monotonic_s=time.monotonic,
+            ),
+            services=_services(settings, path, writer=_Once(stack, decisions), told=told, closing=closing),
+            now=time.time,
+            monotonic_s=time.monotonic,
         )
         try:
-            yield ConsoleApp(
-                desk,
-                endpoint_table(
-                    people.now,
-                    _Texts(settings),
-                    lambda held: experiment_result(path, held, settings),
-                    lambda name, held: _standing(settings, path, name, held),
-                    alerts,
-                ),
-            )
+            yield ConsoleApp(context)
         finally:
-            desk.close()
+            context.close()
 
 
-def _context(
+def _services(
     settings: Settings,
     path: Path,
-    people: People,
     *,
     writer: Callable[[], Decisions],
     told: Callable[[], None],
     closing: Callable[[], bool],
-) -> ConsoleContext:
-    return ConsoleContext(
-        settings=settings,
-        path=path,
-        told=told,
-        closing=closing,
-        now=time.time,
-        monotonic_s=time.monotonic,
-        killed=lambda: switch_reason(kill_file(settings)) is not None,
-        first=lambda: condition(settings, checks=False).sentences,
+) -> ConsoleServices:
+    return ConsoleServices(
         decisions=writer,
-        note_export=lambda name, n_rows, who: note_export(
-            writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
-        ),
+        notify=told,
+        closing=closing,
+        killed=lambda: switch_reason(kill_file(settings)) is not None,
+        warnings=lambda: condition(settings, checks=False).sentences,
         setup_of=lambda name: setup_of(settings, name),
         effect_of=lambda item: _effect(settings, path, item),
         check_experiment=lambda name: check_experiment(settings, name),
@@ -116,14 +105,12 @@ def _context(
         take_back=lambda name, reason, who: take_back(
             writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
         ),
-        doors=ConsoleAuth(
-            roster=people.now,
-            browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
-            random_bytes=secrets.token_bytes,
-            session_s=settings.console.session_s,
-            now=time.time,
-            monotonic_s=time.monotonic,
+        note_export=lambda name, n_rows, who: note_export(
+            writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
         ),
+        question_of=_Texts(settings),
+        analyse=lambda run: experiment_result(path, run, settings),
+        assess=lambda name, run: _standing(settings, path, name, run),
     )
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from suffice.console.auth import Principal
 from suffice.console.context import DAY_S, ViewContext
-from suffice.console.exchange import ConsoleRequest
 from suffice.review.decide import in_words
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
@@ -66,50 +64,51 @@ class AlertsPage:
         return tuple(one for one in self.lines if one.over is not None)
 
 
-@dataclass(slots=True)
-class AlertReader:
-    _known: AlertLog | None = field(default=None)
+def alerts(view: ViewContext) -> AlertsPage:
+    """The latest alerts and every sink. Raises StoreError."""
+    log, settings = read_alerts(view), view.settings.alerts
+    lines = [_line(one, log, view) for one in _open_first(log.raised, view.now_s)[:MOST_SHOWN]]
+    problems = dict[str, str]()
+    for run in job_history(view.path, n=MOST_RUNS) if settings.are_told else ():
+        sink, _, sentence = run.said.partition(": ")
+        if run.job == "notify" and not run.ok:
+            problems[sink] = sentence
+    names = dict.fromkeys([*configured(settings), *log.sinks])
+    return AlertsPage(
+        sinks=tuple(_sink(name, log, settings, lines, problems.get(name, "")) for name in names),
+        lines=tuple(lines),
+        repeat_s=settings.repeat_s,
+        unwanted=tuple(one for one in Alerts().kinds if one not in settings.kinds),
+    )
 
-    def page(self, look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> AlertsPage:
-        """The latest alerts and every sink. Raises StoreError."""
-        log, settings = self.told(look), look.settings.alerts
-        lines = [_line(one, log, look) for one in _standing_first(log.raised, look.now_s)[:MOST_SHOWN]]
-        problems = _problems(look) if settings.are_told else {}
-        names = dict.fromkeys([*configured(settings), *log.sinks])
-        return AlertsPage(
-            sinks=tuple(_sink(name, log, settings, lines, problems.get(name, "")) for name in names),
-            lines=tuple(lines),
-            repeat_s=settings.repeat_s,
-            unwanted=tuple(one for one in Alerts().kinds if one not in settings.kinds),
-        )
 
-    def lately(self, look: ViewContext) -> tuple[AlertLine, ...]:
-        """Those that stand and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
-        log, now_s = self.told(look), look.now_s
-        results = [one for one in log.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
-        return tuple(_line(one, log, look) for one in _standing_first(results, now_s)[:MOST_LATELY])
+def latest_alerts(view: ViewContext) -> tuple[AlertLine, ...]:
+    """Open ones and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
+    log, now_s = read_alerts(view), view.now_s
+    recent = [one for one in log.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
+    return tuple(_line(one, log, view) for one in _open_first(recent, now_s)[:MOST_LATELY])
 
-    def told(self, look: ViewContext) -> AlertLog:
-        """All that is known. Raises StoreError."""
-        known = self._known
-        self._known = log = read_told(look.connection, known or AlertLog(repeat_s=look.settings.alerts.repeat_s))
-        return log
+
+def read_alerts(view: ViewContext) -> AlertLog:
+    known = view.cache.alerts or AlertLog(repeat_s=view.settings.alerts.repeat_s)
+    view.cache.alerts = log = read_told(view.connection, known)
+    return log
 
 
 def configured(alerts: Alerts) -> tuple[str, ...]:
     named = [("webhook", alerts.webhook_url_env), ("email", alerts.email_to)]
-    results = [name for name, value in named if value]
-    return ("log", *results) if results else ()
+    sinks = [name for name, value in named if value]
+    return ("log", *sinks) if sinks else ()
 
 
-def _standing_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert]:
+def _open_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert]:
     return sorted(raised, key=lambda one: (one.over(now_s) is not None, -one.seq))
 
 
-def _line(one: OpenAlert, log: AlertLog, look: ViewContext) -> AlertLine:
-    notice, took, alerts = one.notice, {each.sink for each in one.taken}, look.settings.alerts
-    wanted = notice.kind in alerts.kinds
-    waits = [name for name in configured(alerts) if wanted and name not in took and _heard(log.sinks.get(name), one)]
+def _line(one: OpenAlert, log: AlertLog, view: ViewContext) -> AlertLine:
+    notice, alerts = one.notice, view.settings.alerts
+    wanted, taken = notice.kind in alerts.kinds, {each.sink for each in one.taken}
+    waits = [name for name in configured(alerts) if wanted and name not in taken]
     return AlertLine(
         seq=one.seq,
         at_s=one.at_s,
@@ -118,40 +117,31 @@ def _line(one: OpenAlert, log: AlertLog, look: ViewContext) -> AlertLine:
         sentence=notice.sentence,
         href=f"/console{notice.path}",
         taken=one.taken,
-        waits_for=tuple(waits),
+        waits_for=tuple(name for name in waits if _has_to_take(log.sinks.get(name), one)),
         wanted=wanted,
         n_again=one.n_again,
         latest_at_s=one.latest_at_s,
-        over=one.over(look.now_s),
+        over=one.over(view.now_s),
     )
 
 
-def _heard(sink: SinkState | None, one: OpenAlert) -> bool:
+def _has_to_take(sink: SinkState | None, one: OpenAlert) -> bool:
     return sink is not None and sink.since_seq < one.seq and sink.read_to_seq < one.seq
 
 
 def _sink(name: str, log: AlertLog, alerts: Alerts, lines: list[AlertLine], problem: str) -> SinkLine:
     known = log.sinks.get(name)
-    took = [each.at_s for one in log.raised for each in one.taken if each.sink == name]
+    taken_s = [each.at_s for one in log.raised for each in one.taken if each.sink == name]
     n_waiting = sum(name in one.waits_for for one in lines)
     return SinkLine(
         sink=name,
         configured=name in configured(alerts),
         since_s=known.since_s if known is not None and known.since_seq else None,
-        n_taken=len(took),
+        n_taken=len(taken_s),
         n_waiting=n_waiting,
-        latest_s=max(took) if took else None,
+        latest_s=max(taken_s, default=None),
         problem=problem if n_waiting else "",
     )
-
-
-def _problems(look: ViewContext) -> dict[str, str]:
-    entries = dict[str, str]()
-    for run in job_history(look.path, n=MOST_RUNS):
-        name, _, sentence = run.said.partition(": ")
-        if run.job == "notify" and not run.ok:
-            entries[name] = sentence
-    return entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,29 +166,24 @@ class Incidents:
     routes: tuple[str, ...]  # on which an incident can be opened
 
 
-def incidents(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> Incidents:
+def incidents(view: ViewContext) -> Incidents:
     """All incidents and overrides. Raises StoreError."""
-    holds = read_holds(look.connection)
-    cases = [case for held in holds.routes.values() for case in held.cases]
-    overrides = [one for held in holds.routes.values() for one in held.overrides if look.now_s < one.expires_at_s]
-    done = sorted((one for one in cases if not one.is_open), key=lambda one: -one.incident.opened_at_s)
+    holds, routes = read_holds(view.connection).routes.values(), view.settings.routes
+    cases = sorted((case for one in holds for case in one.cases), key=lambda case: case.incident.opened_at_s)
+    overrides = [override for one in holds for override in one.overrides if view.now_s < override.expires_at_s]
+    closed = sorted((case for case in cases if not case.is_open), key=lambda case: -case.incident.opened_at_s)
     return Incidents(
-        open=tuple(
-            _open(look, case)
-            for case in sorted(cases, key=lambda one: one.incident.opened_at_s)
-            if case.is_open and case.incident.route in look.settings.routes
-        ),
-        closed=tuple(done[:50]),
+        open=tuple(_open(view, case) for case in cases if case.is_open and case.incident.route in routes),
+        closed=tuple(closed[:50]),
         overrides=tuple(sorted(overrides, key=lambda one: one.expires_at_s)),
-        routes=tuple(name for name, route in look.settings.routes.items() if route.mode != "off"),
+        routes=tuple(name for name, route in routes.items() if route.mode != "off"),
     )
 
 
-def _open(look: ViewContext, case: Case) -> OpenCase:
+def _open(view: ViewContext, case: Case) -> OpenCase:
     name = case.incident.route
-    now = read_now(look.connection, name, look.settings.routes[name])
-    back = tuple(
-        Back(publication=made, why_not=why or "") for made, why in fitting(look.connection, now, now_s=look.now_s)[:20]
-    )
+    now = read_now(view.connection, name, view.settings.routes[name])
+    publications = fitting(view.connection, now, now_s=view.now_s)[:20]
+    back = tuple(Back(publication=made, why_not=why or "") for made, why in publications)
     can = tuple(one for one in DECISIONS if one != "roll_back" or any(not each.why_not for each in back))
-    return OpenCase(case=case, now=in_words(now, now_s=look.now_s), back=back, can=can)
+    return OpenCase(case=case, now=in_words(now, now_s=view.now_s), back=back, can=can)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final
 
 import msgspec
 
-from suffice.assurance.runs import current_label, measure_run
-from suffice.console.auth import Principal
+from suffice.assurance.runs import Match, current_label, measure_run
 from suffice.console.context import NotThere, ViewContext, page_of
-from suffice.console.exchange import ConsoleRequest
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
 from suffice.store.audit.chain import Head, head
 from suffice.store.database.views import (
     EpisodeWithLabels,
-    StoredLabel,
     decoded,
     find_event,
     locate_event,
@@ -33,7 +30,6 @@ PAGE: Final = 50  # runs on one page
 MOST_PAGE: Final = 500  # in one answer to a program
 CHUNK: Final = 200
 
-End = Literal["", "stopped", "full", "audit", "differs", "failed", "degraded"]
 ENDS: Final[Mapping[str, str]] = {
     "": "any end",
     "stopped": "stopped early",
@@ -123,12 +119,12 @@ class EpisodePage:
     wanted: LabelRequest | None  # why somebody should say whether it was right; None: nobody asked
 
 
-def episodes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Episodes:
+def episodes(view: ViewContext) -> Episodes:
     """The latest runs that fit. Raises StoreError, and BadRequest for a filter that there is not."""
-    wanted = filter_of(asked.query)
-    limit = whole_of(asked.query, "limit", PAGE, most=MOST_PAGE)
-    lines, older, cut_short = page_of(look, _looked_through(look, wanted, _Right(look)), limit)
-    return Episodes(wanted=wanted, lines=lines, older=older, cut_short=cut_short, routes=tuple(look.settings.routes))
+    wanted = filter_of(view.query)
+    limit = whole_of(view.query, "limit", PAGE, most=MOST_PAGE)
+    lines, older, cut_short = page_of(view, _search(view, wanted), limit)
+    return Episodes(wanted=wanted, lines=lines, older=older, cut_short=cut_short, routes=tuple(view.settings.routes))
 
 
 def filter_of(query: Mapping[str, str]) -> Filter:
@@ -155,29 +151,28 @@ def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> i
     return int(text)
 
 
-def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterator[tuple[int, EpisodeRow | None]]:
-    before = wanted.before or 2**62
+def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow | None]]:
+    before, judge = wanted.before or 2**62, Correctness(view)
+    labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.said)
     while True:
-        rows = read_runs_before(look.connection, before, wanted.route, CHUNK)
+        rows = read_runs_before(view.connection, before, wanted.route, CHUNK)
         for seq, at_s, ended, asked, is_labelled in rows:
-            if (wanted.said == "unlabelled" and is_labelled) or (
-                wanted.said in ("labelled", "wrong") and not is_labelled
-            ):
+            if labelled is not None and bool(is_labelled) != labelled:
                 yield seq, None
                 continue
-            request = decoded(seq, Request, asked)
-            outcome = decoded(seq, Outcome, ended)
-            if not _fits(wanted, request, outcome):
+            episode = Episode(request=decoded(seq, Request, asked), outcome=decoded(seq, Outcome, ended))
+            if not _fits(wanted, episode):
                 yield seq, None
                 continue
-            line = _line(request, outcome, at_s, right(request, outcome) if is_labelled else None)
+            line = _line(episode, at_s, judge(episode) if is_labelled else None)
             yield seq, None if wanted.said == "wrong" and line.correct is not False else line
         if len(rows) < CHUNK:
             return
         before = rows[-1][0]
 
 
-def _fits(wanted: Filter, request: Request, outcome: Outcome) -> bool:
+def _fits(wanted: Filter, episode: Episode) -> bool:
+    request, outcome = episode.request, episode.outcome
     if wanted.query_class and class_of(request.query) != wanted.query_class:
         return False
     full = request.ungoverned is None and (request.mode != "enforce" or request.audit)
@@ -196,7 +191,8 @@ def _differs(outcome: Outcome) -> bool:
     return outcome.stop_step is not None and not outcome.stopped and outcome.would_answer != outcome.answer
 
 
-def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None) -> EpisodeRow:
+def _line(episode: Episode, at_s: float, correct: bool | None) -> EpisodeRow:
+    request, outcome = episode.request, episode.outcome
     return EpisodeRow(
         episode_id=request.episode_id,
         at_s=at_s,
@@ -218,72 +214,64 @@ def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None)
     )
 
 
-class _Right:
-    def __init__(self, look: ViewContext) -> None:
-        self._look = look
-        self._matches: dict[str, Callable[[str | None, str], bool]] = {}
+class Correctness:
+    """Whether delivered answers were right, by their labels and their routes' scorers."""
 
-    def __call__(self, request: Request, outcome: Outcome) -> bool | None:
-        labels = read_labels(self._look.connection, request.episode_id, outcome.response_id)
-        item = EpisodeWithLabels(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels)
-        return measure_run(item, self.match(request.route)).correct
+    def __init__(self, view: ViewContext) -> None:
+        self._view = view
+        self._matches: dict[str, Match] = {}
 
-    def match(self, name: str) -> Callable[[str | None, str], bool]:
+    def __call__(self, episode: Episode) -> bool | None:
+        request, outcome = episode.request, episode.outcome
+        labels = read_labels(self._view.connection, request.episode_id, outcome.response_id)
+        return measure_run(EpisodeWithLabels(seq=0, episode=episode, labels=labels), self.match(request.route)).correct
+
+    def match(self, name: str) -> Match:
         if name not in self._matches:
-            self._matches[name] = self._built(name)
+            route = self._view.route(name)
+            self._matches[name] = _match_of(route.scorer if route is not None else "text")
         return self._matches[name]
 
-    def _built(self, name: str) -> Callable[[str | None, str], bool]:
-        route = self._look.route(name)
-        try:
-            scorer = build_scorer(route.scorer if route is not None else "text")
-        except ConfigError:
-            return lambda answer, gold: answer == gold
 
-        def match(answer: str | None, gold: str) -> bool:
-            reference = scorer.normalise(gold)
-            return reference is not None and scorer.match(answer, reference)
+def _match_of(scorer_name: Any) -> Match:
+    try:
+        scorer = build_scorer(scorer_name)
+    except ConfigError:
+        return lambda answer, gold: answer == gold
 
-        return match
+    def match(answer: str | None, gold: str) -> bool:
+        reference = scorer.normalise(gold)
+        return reference is not None and scorer.match(answer, reference)
+
+    return match
 
 
-def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> EpisodePage:
+def episode(view: ViewContext) -> EpisodePage:
     """One run, by its id. Raises NotThere and StoreError."""
-    name = asked.fields["id"]
-    seen = locate_event(look.connection, Request, name)
-    if seen is None:
+    name, log = view.request.fields["id"], view.connection
+    located = locate_event(log, Request, name)
+    if located is None:
         raise NotThere(f"episode: the log has none called {name[:80]!r}")
-    request, outcome = seen[2], find_event(look.connection, Outcome, name)
-    labels = read_labels(look.connection, name, outcome.response_id if outcome is not None else None)
+    _, at_s, request = located
+    outcome, route, judge = find_event(log, Outcome, name), view.route(request.route), Correctness(view)
+    labels = read_labels(log, name, outcome.response_id if outcome is not None else None)
     counting = current_label(labels)
-    right = _Right(look)
-    match, route = right.match(request.route), look.route(request.route)
     return EpisodePage(
-        at_s=seen[1],
+        at_s=at_s,
         request=request,
         outcome=outcome,
         labels=tuple(
             FeedbackRow(seq=one.seq, feedback=one.feedback, counts=one.feedback is counting) for one in labels
         ),
         scorer=scorer_label(route.scorer) if route is not None else "text",
-        correct=_correct(request, outcome, labels, match),
-        would_be_correct=_would_be(outcome, counting, match),
+        correct=judge(Episode(request=request, outcome=outcome)) if outcome is not None else None,
+        would_be_correct=_would_be(outcome, counting, judge.match(request.route)),
         differs=outcome is not None and _differs(outcome),
-        wanted=find_event(look.connection, LabelRequest, name),
+        wanted=find_event(log, LabelRequest, name),
     )
 
 
-def _correct(
-    request: Request, outcome: Outcome | None, labels: tuple[StoredLabel, ...], match: Callable[[str | None, str], bool]
-) -> bool | None:
-    if outcome is None:
-        return None
-    return measure_run(
-        EpisodeWithLabels(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels), match
-    ).correct
-
-
-def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[str | None, str], bool]) -> bool | None:
+def _would_be(outcome: Outcome | None, label: Feedback | None, match: Match) -> bool | None:
     if outcome is None or outcome.stop_step is None or outcome.stopped or label is None or label.gold is None:
         return None
     return outcome.would_answer is not None and match(outcome.would_answer, label.gold)
@@ -291,17 +279,7 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
 
 AUDIT_CHUNK: Final = 500
 # What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person …
-HIDDEN: Final = frozenset(
-    {
-        "request",
-        "outcome",
-        "feedback",
-        "route_monitored",
-        "job_ran",
-        "label_wanted",
-        "requests_counted",
-    }
-)
+HIDDEN: Final = {"request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted", "requests_counted"}
 # … and what is shown where somebody asks for it.
 QUIET: Final = HIDDEN | {
     "review_asked",
@@ -341,14 +319,15 @@ class Changes:
     head: Head | None  # where the chain ends now; None: this log has none
 
 
-def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Changes:
+def changes(view: ViewContext) -> Changes:
     """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
-    kind, route = asked.query.get("kind", ""), asked.query.get("route", "")
+    kind, route = view.query.get("kind", ""), view.query.get("route", "")
     kinds = tuple(sorted(set(EVENTS) - HIDDEN))
     if kind and kind not in kinds and kind != "feedback":
         raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
-    before = whole_of(asked.query, "before", 0, most=2**53)
-    lines, older, cut_short = page_of(look, _look_through(look, before or 2**62, kind, route), PAGE)
+    before, end = whole_of(view.query, "before", 0, most=2**53) or 2**62, head(view.connection)
+    rows = _search_changes(view, before, kind, route, chained=end is not None)
+    lines, older, cut_short = page_of(view, rows, PAGE)
     return Changes(
         lines=lines,
         older=older,
@@ -356,28 +335,30 @@ def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ch
         kind=kind,
         route=route,
         kinds=kinds,
-        routes=tuple(look.settings.routes),
-        head=head(look.connection),
+        routes=tuple(view.settings.routes),
+        head=end,
     )
 
 
-def _look_through(look: ViewContext, before: int, kind: str, route: str) -> Iterator[tuple[int, AuditRow | None]]:
-    chained = head(look.connection) is not None
+def _search_changes(
+    view: ViewContext, before: int, kind: str, route: str, *, chained: bool
+) -> Iterator[tuple[int, AuditRow | None]]:
     while True:
-        rows = rows_before(look.connection, before, AUDIT_CHUNK, chained=chained)
+        rows = rows_before(view.connection, before, AUDIT_CHUNK, chained=chained)
         for row in rows:
             place, its_kind, its_route = row[0], row[4], row[7]
             fits = its_kind == kind if kind else its_kind not in QUIET
             if not fits or (route and its_route != route):
                 yield place, None
             else:
-                yield place, _change(entry_of(look.connection, row), chained=chained)
+                yield place, _change(entry_of(view.connection, row), chained=chained)
         if len(rows) < AUDIT_CHUNK:
             return
         before = rows[-1][0]
 
 
 def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:
+    body = msgspec.json.format(entry.body, indent=2)
     return AuditRow(
         seq=entry.seq,
         place=entry.place if chained else None,
@@ -388,10 +369,5 @@ def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:
         before=entry.before,
         after=entry.after,
         reason=entry.why,
-        body=_pretty(entry.body),
+        body=body if len(body) <= MOST_BODY_CHARS else f"{body[:MOST_BODY_CHARS]}\n… ({len(body):,} characters)",
     )
-
-
-def _pretty(body: str) -> str:
-    text = msgspec.json.format(body, indent=2)
-    return text if len(text) <= MOST_BODY_CHARS else f"{text[:MOST_BODY_CHARS]}\n… ({len(text):,} characters)"

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_would_save, saving_of
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import Forecast, Outlook
 from suffice.assurance.runs import Tally
 from suffice.assurance.satisfaction import SatisfactionEffect
-from suffice.console.auth import Principal
-from suffice.console.context import DAY_S, TimeRange, ViewContext, parse_window, route_url
-from suffice.console.exchange import ConsoleRequest
-from suffice.console.views.alerts import AlertLine, AlertReader
+from suffice.console.context import DAY_S, LogView, TimeRange, ViewContext, route_url
+from suffice.console.views.alerts import AlertLine, latest_alerts
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
-from suffice.store.database.views import has_requests, newest_request
+from suffice.store.database.views import LogReader, has_requests, newest_request
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import NOTHING
@@ -61,59 +59,56 @@ class RouteState:
 
     @property
     def liking_effect(self) -> IntervalEstimate | None:
-        """What stopping does to satisfaction: stopped less full, paired by the audit lottery; None: not measured."""
+        """Satisfaction of stopped runs less that of full ones, paired by the audit draw; None: not measured."""
         return self.liking.effect if self.liking is not None else None
 
     @property
     def budget_used(self) -> float | None:
         """Upper end of the EM drop over what its owner accepts; None: not measured."""
-        drop = self.em_drop
-        if drop is None or drop.high is None or not self.max_em_drop:
-            return None
-        return drop.high / self.max_em_drop
+        high = self.em_drop.high if self.em_drop is not None else None
+        return None if high is None or not self.max_em_drop else high / self.max_em_drop
 
 
-def standings(look: ViewContext, window: TimeRange) -> tuple[RouteState, ...]:
+def standings(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
     """Every route of the settings, and those that only the log knows. Raises StoreError."""
-    connection = look.connection
-    sums = {
-        str(key[0]): one
-        for key, one in rollups.read_rollups(connection, ("route",), since_hour=window.since_hour).items()
-    }
-    lately = DAY_HOURS * (int(look.now_s // DAY_S) - RATE_DAYS + 1)
-    recent = {str(key[0]): one for key, one in rollups.read_rollups(connection, ("route",), since_hour=lately).items()}
-    promises = read_promises(connection, now_s=look.now_s, killed=look.killed)
-    attended = is_attended(connection, look.path)
-    seen = _AllRoutes(
-        promises=promises,
-        tallies=rollups.read_tallies(connection),
-        attended=attended,
-        phases=read_phases(connection, promises.decided, attended=attended),
+    log = view.connection
+    sums = _sums_by_route(log, window.since_hour)
+    recent = _sums_by_route(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))
+    promises = read_promises(log, now_s=view.now_s, killed=view.killed)
+    attended, tallies = is_attended(log, view.path), rollups.read_tallies(log)
+    phases = read_phases(log, promises.decided, attended=attended)
+    return tuple(
+        _standing(
+            view,
+            name,
+            phases.get(name) or phase_of(NOTHING, attended=attended),
+            promises,
+            tallies.get(name),
+            sums.get(name, rollups.NOTHING),
+            recent.get(name, rollups.NOTHING),
+        )
+        for name in dict.fromkeys([*view.settings.routes, *sorted(sums)])
     )
-    names = dict.fromkeys([*look.settings.routes, *sorted(sums)])
-    return tuple(_standing(look, name, seen, sums.get(name, rollups.NOTHING), recent.get(name)) for name in names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AllRoutes:
-    promises: Promises
-    tallies: Mapping[str, Tally]
-    phases: Mapping[str, Phase]
-    attended: bool
+def _sums_by_route(log: LogReader, since_hour: int) -> dict[str, RollupSums]:
+    return {str(key[0]): one for key, one in rollups.read_rollups(log, ("route",), since_hour=since_hour).items()}
 
 
 def _standing(
-    look: ViewContext, name: str, seen: _AllRoutes, sums: RollupSums, recent: RollupSums | None
+    view: LogView,
+    name: str,
+    phase: Phase,
+    promises: Promises,
+    tally: Tally | None,
+    sums: RollupSums,
+    recent: RollupSums,
 ) -> RouteState:
-    route = look.route(name)
-    outlook = newest_outlook(look.connection, name)
-    phase = seen.phases.get(name) or phase_of(NOTHING, attended=seen.attended)
-    tally = seen.tallies.get(name)
-    per_day = recent.n_audits / RATE_DAYS if recent is not None and recent.n_audits else None
+    route, outlook = view.route(name), newest_outlook(view.connection, name)
+    per_day = recent.n_audits / RATE_DAYS if recent.n_audits else None
     whole = outlook.whole if outlook is not None else None
-    forecasts = (outlook.drop, outlook.em) if outlook is not None else ()
     confidence = route.confidence if route is not None else 0.95
-    promise = _promise(look, name, route, seen, outlook)
+    promise = _promise(view, name, promises, tally, outlook)
     return RouteState(
         name=name,
         mode=route.mode if route is not None else "not configured",
@@ -132,27 +127,28 @@ def _standing(
         saving=saving_of(tally, confidence) if tally is not None else None,
         liking=outlook.satisfaction if outlook is not None else None,
         seen_at=outlook.at if outlook is not None else None,
-        alerts=tuple(one.reason for one in forecasts if one is not None and one.alert),
+        alerts=tuple(one.reason for one in forecasts_of(outlook) if one.alert),
         sums=sums,
         audits_a_day=per_day,
         missing=describe_missing(phase, route, per_day),
     )
 
 
+def forecasts_of(outlook: Outlook | None) -> tuple[Forecast, ...]:
+    """Of the EM drop and of EM, as far as they are known."""
+    return () if outlook is None else tuple(one for one in (outlook.drop, outlook.em) if one is not None)
+
+
 def _promise(
-    look: ViewContext, name: str, route: Route | None, seen: _AllRoutes, outlook: Outlook | None
+    view: LogView, name: str, promises: Promises, tally: Tally | None, outlook: Outlook | None
 ) -> RouteGuarantee:
-    if route is None:  # nothing is asked of it any more
+    route = view.route(name)
+    if route is None:  # it is in the log only
         return RouteGuarantee(state="off")
-    newest = newest_request(look.connection, name)
-    refused = seen.promises.refusal(look.connection, name, route, seen.tallies.get(name))
-    return seen.promises.of(
-        name,
-        route,
-        outlook,
-        setup=newest.setup or None if newest is not None else None,
-        unreadable=refused is not None,
-    )
+    newest = newest_request(view.connection, name)
+    setup = newest.setup or None if newest is not None else None
+    refused = promises.refusal(view.connection, name, route, tally)
+    return promises.of(name, route, outlook, setup=setup, unreadable=refused is not None)
 
 
 def _rate(k: int, n: int) -> IntervalEstimate | None:
@@ -243,7 +239,7 @@ class Day:
     drop: float | None  # of audits, unlabelled disagreement counted as lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class OverviewNotice:
     level: Literal["alarm", "warn", "info"]
     text: str
@@ -269,49 +265,41 @@ class Overview:
     liked: RouteState | None  # the route whose satisfaction stopping harms most, or helps least; None: unmeasured
 
 
-def overview(alerts: AlertReader) -> Callable[[ViewContext, ConsoleRequest, Principal], Overview]:
-    return lambda look, asked, _visitor: overview_of(look, asked, alerts.lately(look))
-
-
-def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLine, ...]) -> Overview:
-    """Look at all routes. Raises StoreError, and BadRequest for a window that is not offered."""
-    window = parse_window(asked.query, look.now_s)
-    read_to = rollups.read_to(look.connection)
-    result = standings(look, window)
-    total, tallies = rollups.NOTHING, rollups.read_tallies(look.connection).values()
-    for one in result:
+def overview(view: ViewContext) -> Overview:
+    """All routes. Raises StoreError, and BadRequest for a window that is not offered."""
+    window, log, alerts = view.window, view.connection, latest_alerts(view)
+    states, tallies, read_to = standings(view, window), rollups.read_tallies(log).values(), rollups.read_to(log)
+    total = rollups.NOTHING
+    for one in states:
         total = total.plus(one.sums)
-    measured = [one for one in result if one.budget_used is not None]
-    measured = [one for one in measured if one.phase.level] or measured  # where something is stopped, that is asked
+    measured = [one for one in states if one.budget_used is not None]
+    measured = [one for one in measured if one.phase.level] or measured  # where something is stopped comes first
+    liked = [(one.liking_effect.value, one) for one in states if one.liking_effect is not None]
     return Overview(
         window=window,
         read_to=read_to,
         total=total,
         saving=pooled_saving(tallies),
         would_save=pooled_would_save(tallies),
-        n_certified=sum(one.is_certified for one in result),
-        n_learned=sum(route.certifies_itself for route in look.settings.routes.values()),
-        worst=max(measured, key=lambda one: one.budget_used or 0.0) if measured else None,
-        routes=result,
-        days=days_of(look, window),
-        notices=notices(result, read_to, look, alerts),
+        n_certified=sum(one.is_certified for one in states),
+        n_learned=sum(route.certifies_itself for route in view.settings.routes.values()),
+        worst=max(measured, key=lambda one: one.budget_used or 0.0, default=None),
+        routes=states,
+        days=days_of(view, window),
+        notices=notices(states, read_to, view, alerts),
         alerts=alerts,
-        is_empty=not total.n_requests and not has_requests(look.connection),
-        liked=min((one for one in result if one.liking_effect), key=_effect_of, default=None),
+        is_empty=not total.n_requests and not has_requests(log),
+        liked=min(liked, key=lambda pair: pair[0])[1] if liked else None,
     )
 
 
-def _effect_of(one: RouteState) -> float:
-    return one.liking_effect.value if one.liking_effect is not None else 0.0
-
-
-def days_of(look: ViewContext, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
-    result = rollups.read_rollups(look.connection, ("day",), route=route, since_hour=window.since_hour)
-    return tuple(_day(int(key[0]), one) for key, one in list(result.items())[-MOST_DAYS:])
+def days_of(view: LogView, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
+    sums = rollups.read_rollups(view.connection, ("day",), route=route, since_hour=window.since_hour)
+    return tuple(_day(int(key[0]), one) for key, one in list(sums.items())[-MOST_DAYS:])
 
 
 def _day(day: int, one: RollupSums) -> Day:
-    full, stopped = _band(one.n_full_right, one.n_full_marked), _band(*one.stopped_marks)
+    full, stopped = _rate(one.n_full_right, one.n_full_marked), _rate(*one.stopped_marks)
     return Day(
         day=day,
         n_requests=one.n_requests,
@@ -319,78 +307,47 @@ def _day(day: int, one: RollupSums) -> Day:
         saved_tokens=one.saved_tokens,
         spent_tokens=one.completion_tokens + one.overhead_tokens,
         saved_usd=one.saved_usd,
-        em_full=full[0],
-        em_full_low=full[1],
-        em_full_high=full[2],
-        em_stopped=stopped[0],
-        em_stopped_low=stopped[1],
-        em_stopped_high=stopped[2],
+        em_full=full.value if full is not None else None,
+        em_full_low=full.low if full is not None else None,
+        em_full_high=full.high if full is not None else None,
+        em_stopped=stopped.value if stopped is not None else None,
+        em_stopped_low=stopped.low if stopped is not None else None,
+        em_stopped_high=stopped.high if stopped is not None else None,
         drop=(one.n_lost + one.n_pending - one.n_gained) / one.n_audits if one.n_audits else None,
     )
 
 
-def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
-    if not n:
-        return None, None, None
-    between = wilson(k, n, 0.95)
-    return k / n, between.low, between.high
-
-
 def notices(
-    entries: tuple[RouteState, ...], read_to: ReadTo, look: ViewContext, alerts: tuple[AlertLine, ...]
+    states: tuple[RouteState, ...], read_to: ReadTo, view: LogView, alerts: tuple[AlertLine, ...]
 ) -> tuple[OverviewNotice, ...]:
-    shown = list(untold(alerts, look.now_s))
-    for one in entries:
-        place = route_url(one.name)
-        if one.phase.phase == "paused":
-            shown.append(
-                OverviewNotice(
-                    level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide"
-                )
-            )
-        shown += [
-            OverviewNotice(level="warn", text=f"{one.name}: {alert}", href=place, action="See the forecast")
-            for alert in one.alerts
-        ]
-        route = look.route(one.name)
-        alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
-        if alone and look.now_s - look.begun_s > STARTS_S:
-            shown.append(
-                OverviewNotice(
-                    level="warn",
-                    text=f"{one.name}: no control loop looks after it now",
-                    href=place,
-                    action="See why",
-                )
-            )
-        if one.phase.n_labels_wanted:
-            shown.append(
-                OverviewNotice(
-                    level="info",
-                    text=f"{one.name}: {wait_for(one.phase.n_labels_wanted)}",
-                    href="/console/review",
-                    action="Review",
-                )
-            )
-    if read_to.n_behind > 50_000:
-        shown.append(
-            OverviewNotice(
-                level="info",
-                text=f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up",
-                href="/console/settings",
-                action="See jobs",
-            )
+    late = [name for one in alerts if view.now_s - one.at_s > LATE_S for name in one.waits_for]
+    shown = [
+        OverviewNotice(
+            "alarm",
+            f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet",
+            "/console/alerts",
+            "See alerts",
         )
+        for name in dict.fromkeys(late)
+    ]
+    for one in states:
+        shown += _notices_of(one, view)
+    if read_to.n_behind > 50_000:
+        text = f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up"
+        shown.append(OverviewNotice("info", text, "/console/settings", "See jobs"))
     order = {"alarm": 0, "warn": 1, "info": 2}
-    return tuple(sorted(shown, key=lambda one: order[one.level]))
+    return tuple(sorted(shown, key=lambda notice: order[notice.level]))
 
 
-def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[OverviewNotice]:
-    late = [name for one in alerts if now_s - one.at_s > LATE_S for name in one.waits_for]
-    for name in dict.fromkeys(late):
-        sentence = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
-        yield OverviewNotice(level="alarm", text=sentence, href="/console/alerts", action="See alerts")
-
-
-def wait_for(n: int) -> str:
-    return f"{plural(n, 'answer', 'answers')} to review"
+def _notices_of(one: RouteState, view: LogView) -> Iterator[OverviewNotice]:
+    place, route = route_url(one.name), view.route(one.name)
+    if one.phase.phase == "paused":
+        yield OverviewNotice("alarm", f"{one.name} is paused: {one.phase.reason}", place, "Decide")
+    for alert in one.alerts:
+        yield OverviewNotice("warn", f"{one.name}: {alert}", place, "See the forecast")
+    alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
+    if alone and view.now_s - view.begun_s > STARTS_S:
+        yield OverviewNotice("warn", f"{one.name}: no control loop looks after it now", place, "See why")
+    if one.phase.n_labels_wanted:
+        waiting = plural(one.phase.n_labels_wanted, "answer", "answers")
+        yield OverviewNotice("info", f"{one.name}: {waiting} to review", "/console/review", "Review")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from suffice.console.auth import Principal
 from suffice.console.context import NotThere, ViewContext
-from suffice.console.exchange import ConsoleRequest
 from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
-from suffice.rollout.stages import RolloutState
-from suffice.settings import Route
+from suffice.settings import Experiment, Route
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
 from suffice.store.routes.rollouts import (
@@ -28,9 +25,6 @@ from suffice.types import Publication
 MOST_PUBLICATIONS: Final = 20  # of a route
 MOST_DECISIONS: Final = 200
 MOST_PAST: Final = 10  # rollouts of a route that have ended
-Evidence = Callable[
-    [str, RolloutRun], RolloutState
-]  # what the evidence says of a route's rollout now; it takes a while
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +54,21 @@ class PoliciesView:
     routes: tuple[RoutePolicy, ...]
 
 
-def policies(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> PoliciesView:
+def policies(view: ViewContext) -> PoliciesView:
     """What is in force where. Raises StoreError."""
-    decided, rollouts = read_decided(look.connection), read_rollouts(look.connection)
+    decided, rollouts = read_decided(view.connection), read_rollouts(view.connection)
     return PoliciesView(
         routes=tuple(
-            _of(look, name, route, decided.of(name), rollouts)
-            for name, route in look.settings.routes.items()
+            _policy_of(view, name, route, decided.of(name), rollouts)
+            for name, route in view.settings.routes.items()
             if route.mode != "off"
         )
     )
 
 
-def _of(look: ViewContext, name: str, route: Route, held: InForce, rollouts: tuple[RolloutRun, ...]) -> RoutePolicy:
+def _policy_of(
+    view: ViewContext, name: str, route: Route, held: InForce, rollouts: tuple[RolloutRun, ...]
+) -> RoutePolicy:
     now = held.publication
     published = [
         PublicationRow(
@@ -80,7 +76,7 @@ def _of(look: ViewContext, name: str, route: Route, held: InForce, rollouts: tup
             publication=stored.event,
             in_force=now is not None and stored.event.number == now.number,
         )
-        for stored in decisions_of(look.connection, name, MOST_DECISIONS)
+        for stored in decisions_of(view.connection, name, MOST_DECISIONS)
         if isinstance(stored.event, Publication)
     ]
     return RoutePolicy(
@@ -93,8 +89,8 @@ def _of(look: ViewContext, name: str, route: Route, held: InForce, rollouts: tup
         rollout=read_running_rollouts(rollouts).get(name),
         past=tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST],
         published=tuple(published[:MOST_PUBLICATIONS]),
-        proposal=newest_proposal(look.connection, name),
-        arm=newest_arm(look.connection, name),
+        proposal=newest_proposal(view.connection, name),
+        arm=newest_arm(view.connection, name),
     )
 
 
@@ -114,24 +110,19 @@ class RolloutAssessment:
     readings: tuple[str, ...]  # of the guard-rails, each a sentence
 
 
-def view_assessment(evidence: Evidence) -> Callable[[ViewContext, ConsoleRequest, Principal], RolloutAssessment]:
-    def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RolloutAssessment:
-        name = asked.query.get("route", "")
-        held = read_running_rollouts(read_rollouts(look.connection)).get(name)
-        if held is None or name not in look.settings.routes:
-            raise NotThere(f"rollout: none runs on {name[:80]!r}")
-        seen = evidence(name, held)
-        return RolloutAssessment(
-            word=seen.word,
-            why=seen.ends or seen.broken,
-            missing=seen.missing,
-            readings=tuple(one.sentence for one in seen.readings),
-        )
-
-    return view
-
-
-Analyse = Callable[[ExperimentRun], ExperimentResult]  # what a run of an experiment shows now; it takes a while
+def view_assessment(view: ViewContext) -> RolloutAssessment:
+    """One rollout, by `route`. Raises NotThere, StoreError and ConfigError."""
+    name = view.query.get("route", "")
+    run = read_running_rollouts(read_rollouts(view.connection)).get(name)
+    if run is None or name not in view.settings.routes:
+        raise NotThere(f"rollout: none runs on {name[:80]!r}")
+    state = view.services.assess(name, run)
+    return RolloutAssessment(
+        word=state.word,
+        why=state.ends or state.broken,
+        missing=state.missing,
+        readings=tuple(one.sentence for one in state.readings),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,38 +155,36 @@ class ExperimentView:
     units: Mapping[str, str]  # by metric: what its numbers are in
 
 
-def experiments(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> Experiments:
+def experiments(view: ViewContext) -> Experiments:
     """All experiments of the settings and of the log. Raises StoreError."""
-    latest = {one.experiment.name: one for one in read_experiments(look.connection)}
-    lines = [_held(one) for one in latest.values()]
-    lines += [
-        ExperimentRow(
-            name=name,
-            state="not started",
-            routes=written.routes,
-            odds={
-                arm: table.weight / sum(one.weight for one in written.arms.values())
-                for arm, table in written.arms.items()
-            },
-            primary=written.primary,
-            control=written.control,
-            layer=written.layer,
-            share=written.share,
-            run=0,
-            started_at_s=None,
-            author="",
-            reason="",
-            ended="",
-            said=(),
-        )
-        for name, written in look.settings.experiments.items()
-        if name not in latest
-    ]
+    latest = {one.experiment.name: one for one in read_experiments(view.connection)}
+    lines = [_started(one) for one in latest.values()]
+    lines += [_not_started(name, one) for name, one in view.settings.experiments.items() if name not in latest]
     order = {"runs": 0, "not started": 1, "ended": 2}
     return Experiments(lines=tuple(sorted(lines, key=lambda one: (order[one.state], one.name))))
 
 
-def _held(one: ExperimentRun) -> ExperimentRow:
+def _not_started(name: str, written: Experiment) -> ExperimentRow:
+    weights = {arm: table.weight for arm, table in written.arms.items()}
+    return ExperimentRow(
+        name=name,
+        state="not started",
+        routes=written.routes,
+        odds={arm: weight / sum(weights.values()) for arm, weight in weights.items()},
+        primary=written.primary,
+        control=written.control,
+        layer=written.layer,
+        share=written.share,
+        run=0,
+        started_at_s=None,
+        author="",
+        reason="",
+        ended="",
+        said=(),
+    )
+
+
+def _started(one: ExperimentRun) -> ExperimentRow:
     experiment, ended = one.experiment, one.ended
     return ExperimentRow(
         name=experiment.name,
@@ -215,18 +204,16 @@ def _held(one: ExperimentRun) -> ExperimentRow:
     )
 
 
-def view_experiment(analyse: Analyse) -> Callable[[ViewContext, ConsoleRequest, Principal], ExperimentView]:
-    def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> ExperimentView:
-        name = asked.query.get("name", "")
-        mine = [one for one in read_experiments(look.connection) if one.experiment.name == name]
-        if not mine:
-            raise NotThere(f"experiment: no run of {name[:80]!r} was ever started")
-        result = analyse(mine[-1])
-        metrics = {comparison.metric for arm in result.arms for comparison in arm.comparisons}
-        return ExperimentView(
-            result=result,
-            reading={arm.arm: summarize_arm(result, arm) for arm in result.arms},
-            units={metric: metric_of(metric).margin for metric in sorted(metrics)},
-        )
-
-    return view
+def view_experiment(view: ViewContext) -> ExperimentView:
+    """The latest run of one experiment, by `name`. Raises NotThere, StoreError and ConfigError."""
+    name = view.query.get("name", "")
+    runs = [one for one in read_experiments(view.connection) if one.experiment.name == name]
+    if not runs:
+        raise NotThere(f"experiment: no run of {name[:80]!r} was ever started")
+    result = view.services.analyse(runs[-1])
+    metrics = {comparison.metric for arm in result.arms for comparison in arm.comparisons}
+    return ExperimentView(
+        result=result,
+        reading={arm.arm: summarize_arm(result, arm) for arm in result.arms},
+        units={metric: metric_of(metric).margin for metric in sorted(metrics)},
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -12,10 +12,8 @@ import msgspec
 from suffice.assurance.forecast import Forecast, Outlook
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
-from suffice.console.auth import Principal
-from suffice.console.context import NotThere, TimeRange, ViewContext, parse_window
-from suffice.console.exchange import ConsoleRequest
-from suffice.console.views.overview import Day, RouteState, days_of, standings
+from suffice.console.context import NotThere, TimeRange, ViewContext
+from suffice.console.views.overview import Day, RouteState, days_of, forecasts_of, standings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader
@@ -102,35 +100,36 @@ class RoutePage:
     confidence: float  # of each interval of the looks by itself
 
 
-def routes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Routes:
+def routes(view: ViewContext) -> Routes:
     """All routes. Raises StoreError, and BadRequest for a window that is not offered."""
-    window = parse_window(asked.query, look.now_s)
-    return Routes(window=window, routes=standings(look, window))
+    window = view.window
+    return Routes(window=window, routes=standings(view, window))
 
 
-def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RoutePage:
+def route(view: ViewContext) -> RoutePage:
     """One route, by `name`. Raises NotThere, StoreError, and BadRequest for a window that is not offered."""
-    window, name = parse_window(asked.query, look.now_s), asked.query.get("name", "")
-    state = next((one for one in standings(look, window) if one.name == name), None)
+    window, name, log = view.window, view.query.get("name", ""), view.connection
+    state = next((one for one in standings(view, window) if one.name == name), None)
     if state is None:
         raise NotThere(f"route: nothing is known of {name[:80]!r}")
-    connection, outlook = look.connection, newest_outlook(look.connection, name)
-    proposal = newest_proposal(connection, name)
-    held = dict(state.phase.classes)
+    outlook, proposal = newest_outlook(log, name), newest_proposal(log, name)
+    decisions = decisions_of(log, name, MOST_DECISIONS)
+    classes = {one.query_class or "": one for one in outlook.classes} if outlook is not None else {}
+    versions = {one.version or "": one for one in outlook.versions} if outlook is not None else {}
     return RoutePage(
         window=window,
         route=state,
-        days=days_of(look, window, name),
+        days=days_of(view, window, name),
         frontier=_curve(proposal),
         frontier_of=proposal.address if proposal is not None else "",
-        operating=_operating(read_decided(connection).of(name)),
-        thresholds=_thresholds(connection, name),
-        classes=_groups(connection, name, window, "query_class", _by_class(outlook), held, _liked(outlook, "class")),
-        versions=_groups(connection, name, window, "version", _by_version(outlook), {}, _liked(outlook, "version")),
-        looks=tuple(_seen(one) for one in recent_outlooks(connection, name, MOST_LOOKS)),
-        decided=tuple(_decided(stored) for stored in decisions_of(connection, name, MOST_DECISIONS)),
-        forecasts=tuple(one for one in (outlook.drop, outlook.em) if one is not None) if outlook is not None else (),
-        alerts=tuple(one.reason for one in recent_alerts(connection, name, 20)),
+        operating=_operating(read_decided(log).of(name)),
+        thresholds=_thresholds(log, decisions),
+        classes=_breakdown(view, state, "query_class", classes, outlook),
+        versions=_breakdown(view, state, "version", versions, outlook),
+        looks=tuple(_monitored(one) for one in recent_outlooks(log, name, MOST_LOOKS)),
+        decided=tuple(_decision(stored) for stored in decisions),
+        forecasts=forecasts_of(outlook),
+        alerts=tuple(one.reason for one in recent_alerts(log, name, 20)),
         likings=outlook.whole_likings if outlook is not None else (),
         confidence=outlook.confidence if outlook is not None else state.confidence,
     )
@@ -149,21 +148,14 @@ def _operating(held: InForce) -> OperatingLevel | None:
     made = held.publication
     if made is None or not held.level or not made.evidence.n_audits or made.evidence.share is None:
         return None
-    seen = made.evidence
-    drop = (seen.n_lost - seen.n_gained) / seen.n_audits
-    return OperatingLevel(level=made.level, saving=made.evidence.share, drop=drop, n_audits=seen.n_audits)
+    evidence = made.evidence
+    drop = (evidence.n_lost - evidence.n_gained) / evidence.n_audits
+    return OperatingLevel(level=made.level, saving=made.evidence.share, drop=drop, n_audits=evidence.n_audits)
 
 
-def _thresholds(connection: LogReader, name: str) -> tuple[float, ...]:
-    made = next(
-        (
-            stored.event
-            for stored in decisions_of(connection, name, MOST_DECISIONS)
-            if isinstance(stored.event, Publication)
-        ),
-        None,
-    )
-    body = read_artefact(connection, made.fit) if made is not None and made.fit else None
+def _thresholds(log: LogReader, decisions: Sequence[StoredEvent]) -> tuple[float, ...]:
+    made = next((one.event for one in decisions if isinstance(one.event, Publication)), None)
+    body = read_artefact(log, made.fit) if made is not None and made.fit else None
     try:
         levels = json.loads(body or "{}").get("levels") or [[]]
         return tuple(float(one) for one in levels[0])
@@ -171,45 +163,38 @@ def _thresholds(connection: LogReader, name: str) -> tuple[float, ...]:
         return ()
 
 
-def _by_class(outlook: Outlook | None) -> Mapping[str, Account]:
-    return {} if outlook is None else {one.query_class or "": one for one in outlook.classes}
-
-
-def _by_version(outlook: Outlook | None) -> Mapping[str, Account]:
-    return {} if outlook is None else {one.version or "": one for one in outlook.versions}
-
-
-def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[str, SatisfactionEffect]:
-    results = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
-    named = [(one.query_class if by == "class" else one.version, one) for one in results]
-    whole = [one for one in results if one.query_class is None and one.version is None]
-    return {name: one for name, one in named if name is not None} or dict(zip([""], whole, strict=False))
-
-
-def _groups(
-    connection: LogReader,
-    name: str,
-    window: TimeRange,
-    by: rollups.Group,
+def _breakdown(
+    view: ViewContext,
+    state: RouteState,
+    by: Literal["query_class", "version"],
     accounts: Mapping[str, Account],
-    held: Mapping[str, int],
-    liked: Mapping[str, SatisfactionEffect],
+    outlook: Outlook | None,
 ) -> tuple[RouteBreakdown, ...]:
-    result = rollups.read_rollups(connection, (by,), route=name, since_hour=window.since_hour)
+    """The route by class of questions or by version, the busiest first."""
+    log, since_hour = view.connection, view.window.since_hour
+    sums = {
+        str(key[0]): one
+        for key, one in rollups.read_rollups(log, (by,), route=state.name, since_hour=since_hour).items()
+    }
+    held = dict(state.phase.classes) if by == "query_class" else {}
+    likings = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
+    liked = {name: one for one in likings if (name := getattr(one, by)) is not None}
+    whole = next((one for one in likings if one.query_class is None and one.version is None), None)
     groups = [
         RouteBreakdown(
-            name=str(key[0]),
+            name=name,
             sums=one,
-            account=accounts.get(str(key[0])),
-            level=held.get(str(key[0])),
-            liking=liked.get(str(key[0])) or (liked.get("") if len(result) == len(liked) == 1 else None),
+            account=accounts.get(name),
+            level=held.get(name),
+            # Where there is only one group, what is said of the whole route is said of it.
+            liking=liked.get(name) or (whole if not liked and len(sums) == 1 else liked.get("")),
         )
-        for key, one in result.items()
+        for name, one in sums.items()
     ]
     return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
 
 
-def _seen(one: Outlook) -> MonitorState:
+def _monitored(one: Outlook) -> MonitorState:
     drop = one.whole.em_drop if one.whole is not None else None
     return MonitorState(
         at=one.at,
@@ -221,7 +206,7 @@ def _seen(one: Outlook) -> MonitorState:
     )
 
 
-def _decided(stored: StoredEvent) -> RouteDecision:
+def _decision(stored: StoredEvent) -> RouteDecision:
     what, reason, author, epoch = described(stored.event)
     return RouteDecision(
         seq=stored.seq,
@@ -236,11 +221,9 @@ def _decided(stored: StoredEvent) -> RouteDecision:
 
 def described(event: Event) -> tuple[str, str, str, int]:
     if isinstance(event, Publication):
-        made = event
-        what = f"level {made.level} of {max(0, made.n_levels - 1)}" + (
-            ", certified" if made.certified else ", not certified"
-        )
-        return what, made.reason, made.author, made.epoch
+        certified = "certified" if event.certified else "not certified"
+        what = f"level {event.level} of {max(0, event.n_levels - 1)}, {certified}"
+        return what, event.reason, event.author, event.epoch
     if isinstance(event, Epoch):
         return f"epoch {event.number} begins", event.reason, event.author, event.number
     if isinstance(event, Alarm):

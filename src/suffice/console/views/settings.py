@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from suffice.console.auth import Principal, Roster
 from suffice.console.context import ViewContext
-from suffice.console.exchange import ConsoleRequest
 from suffice.console.openapi import VERSION
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
@@ -58,24 +56,18 @@ class SettingsPage:
     people: tuple[AccessEntry, ...]  # () for those who are no admins
 
 
-def settings_page(
-    roster: Callable[[], Roster | None],
-) -> Callable[[ViewContext, ConsoleRequest, Principal], SettingsPage]:
-    def view(look: ViewContext, _asked: ConsoleRequest, visitor: Principal) -> SettingsPage:
-        known = roster() if visitor.role == "admin" else None
-        people = sorted(known.people, key=lambda one: one.name) if known is not None else ()
-        return SettingsPage(
-            version=VERSION,
-            log=look.path.name,
-            log_bytes=look.path.stat().st_size,
-            attended=is_attended(look.connection, look.path),
-            sections=tuple(sections(look.settings)),
-            upstreams=tuple(upstream_findings(look.connection).values()),
-            jobs=tuple(reversed(job_history(look.path, n=N_JOBS))),
-            people=tuple(AccessEntry(name=one.name, role=one.role, since_s=one.since_s) for one in people),
-        )
-
-    return view
+def settings_page(view: ViewContext) -> SettingsPage:
+    people = sorted(view.people(), key=lambda one: one.name) if view.principal.role == "admin" else ()
+    return SettingsPage(
+        version=VERSION,
+        log=view.path.name,
+        log_bytes=view.path.stat().st_size,
+        attended=is_attended(view.connection, view.path),
+        sections=tuple(sections(view.settings)),
+        upstreams=tuple(upstream_findings(view.connection).values()),
+        jobs=tuple(reversed(job_history(view.path, n=N_JOBS))),
+        people=tuple(AccessEntry(name=one.name, role=one.role, since_s=one.since_s) for one in people),
+    )
 
 
 def sections(settings: Settings) -> Iterator[Section]:
