@@ -34,7 +34,7 @@ EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
 T = TypeVar("T")
 
 
-def succeed(result: T | str, where: str = "") -> T:
+def unless_refused(result: T | str, where: str = "") -> T:
     """The result. Raises BadRequest for a sentence that says why there is none."""
     if isinstance(result, str):
         raise BadRequest(f"{where}{result}", status=409, code="conflict")
@@ -139,7 +139,7 @@ def _submit(form: ActionForm) -> ActionResult:
         raise no_such_item(name)
     corrected, reason = form.text("corrected") or None, form.text("reason")
     verdict = said_of(place.item, form.get("verdict"), reviewer=form.author, corrected=corrected, reason=reason)
-    submission = succeed(submit_verdict(writer, succeed(verdict), now_s=form.now_s))
+    submission = unless_refused(submit_verdict(writer, unless_refused(verdict), now_s=form.now_s))
     if form.get("next"):  # a person goes on with the next one at once
         lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)
     return ActionResult(submission.told, f"{REVIEW}?{urlencode({'changed': name})}")
@@ -160,7 +160,7 @@ def _open_incident(form: ActionForm) -> ActionResult:
     incident = open_incident(
         form.writer, name, form.settings_of(name), form.reason, form.author, now_s=form.now_s, pauses=pauses
     )
-    return ActionResult(f"Incident {succeed(incident).incident} is open.", INCIDENTS)
+    return ActionResult(f"Incident {unless_refused(incident).incident} is open.", INCIDENTS)
 
 
 def _decide_incident(form: ActionForm) -> ActionResult:
@@ -187,13 +187,13 @@ def _decide_incident(form: ActionForm) -> ActionResult:
         publication=form.count("publication"),
         setup=form.context.services.setup_of(route),
     )
-    rows = succeed(decided, f"{name} " if isinstance(decided, str) and decided.startswith("is ") else "")
+    rows = unless_refused(decided, f"{name} " if isinstance(decided, str) and decided.startswith("is ") else "")
     return ActionResult(f"{name}: {decision.replace('_', ' ')}. Now: {rows.decision.after}", INCIDENTS)
 
 
 def _end_override(form: ActionForm) -> ActionResult:
     name, number = form.route, form.count("number") or 0
-    ended = succeed(
+    ended = unless_refused(
         end_override(form.writer, name, form.settings_of(name), number, form.reason, form.author, now_s=form.now_s)
     )
     return ActionResult(f"Override {number} of {name} is over. Now: {ended.after}", INCIDENTS)
@@ -201,13 +201,13 @@ def _end_override(form: ActionForm) -> ActionResult:
 
 def _pause(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
-    succeed(start_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    unless_refused(start_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is paused.")
 
 
 def _resume(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
-    succeed(end_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    unless_refused(end_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is resumed.")
 
 
@@ -218,16 +218,16 @@ def _move_rollout(form: ActionForm) -> ActionResult:
     name, reason, move = form.route, form.reason, form.one_of("move", rollouts.STEPS)
     writer = form.writer
     if move == "rollback" and name not in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path)):
-        undone = succeed(form.context.services.take_back(name, reason, form.author))
+        undone = unless_refused(form.context.services.take_back(name, reason, form.author))
         return ActionResult(f"Route {name}: {undone.first.in_force} serves again.", POLICIES)
-    moved = succeed(rollouts.step(writer, name, move, author=form.author, reason=reason))
+    moved = unless_refused(rollouts.step(writer, name, move, author=form.author, reason=reason))
     return ActionResult(f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units.", POLICIES)
 
 
 def _propose(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
     try:
-        begun = succeed(form.context.services.propose(name, form.get("address"), reason, form.author))
+        begun = unless_refused(form.context.services.propose(name, form.get("address"), reason, form.author))
     except ConfigError as error:  # its models are gone, or are not what they were
         raise BadRequest(str(error), status=409, code="conflict") from None
     return ActionResult(f"Route {name}: {begun.state.fit} is tried, in shadow.", POLICIES)
@@ -241,14 +241,14 @@ def _start_experiment(form: ActionForm) -> ActionResult:
         run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
     except ConfigError as error:  # its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
-    started = succeed(run, f"experiment {name} ")
+    started = unless_refused(run, f"experiment {name} ")
     return ActionResult(f"Experiment {name} runs, run {started.experiment.run}.", EXPERIMENTS)
 
 
 def _stop_experiment(form: ActionForm) -> ActionResult:
     name = form.get("name")
     run = experiments.stop_experiment(form.writer, name, author=form.author, reason=form.reason)
-    succeed(run, f"experiment {name[:80]} ")
+    unless_refused(run, f"experiment {name[:80]} ")
     return ActionResult(f"Experiment {name} is stopped.", EXPERIMENTS)
 
 

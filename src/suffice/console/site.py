@@ -37,7 +37,7 @@ from suffice.console.views.policies import (
     view_assessment,
     view_experiment,
 )
-from suffice.console.views.review import ReviewPage, review
+from suffice.console.views.review import ReviewPage, review_page
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
 from suffice.errors import BadRequest
@@ -271,7 +271,7 @@ VIEWS: Final = (  # in the order of the navigation
     # Parts of pages that take a while to find out: the pages ask for them once they are there.
     View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, POLICIES, "_weighed.html"),
     View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, EXPERIMENTS, "_experiment.html"),
-    View("/review", "Review", review, ReviewPage),
+    View("/review", "Review", review_page, ReviewPage),
     View("/alerts", "Alerts", alerts, AlertsPage),
     View("/incidents", "Incidents", incidents, Incidents),
     View("/changes", "Audit log", changes, Changes, CHANGES),

@@ -86,7 +86,7 @@ class ReviewPage:
     routes: tuple[RouteReviews, ...]
 
 
-def review(view: ViewContext) -> ReviewPage:
+def review_page(view: ViewContext) -> ReviewPage:
     """The queue as this person sees it. Raises StoreError."""
     name, now_s = view.principal.name, view.now_s
     view.cache.reviews = known = read_reviews(view.connection, view.cache.reviews)
