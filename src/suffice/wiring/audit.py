@@ -9,7 +9,7 @@ import getpass
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -105,34 +105,21 @@ def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...
 
 def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author: str | None, reason: str) -> None:
     """Say in the log that data left it; no author is the user of this computer. Raises StoreError."""
-    writer.write(
-        None,
-        [
-            Export(
-                export_id=f"ex_{secrets.token_hex(8)}",
-                author=author or user_name() or "unknown",
-                reason=reason,
-                what=what,
-                where=where,
-                n_rows=n_rows,
-            )
-        ],
-    )
+    name, author = f"ex_{secrets.token_hex(8)}", author or user_name() or "unknown"
+    writer.write_new(Export(export_id=name, author=author, reason=reason, what=what, where=where, n_rows=n_rows))
 
 
 def told_settings(settings: Settings) -> dict[str, str]:
     """All settings as the log may keep them: path to JSON. Secrets are never in settings, and are looked for here."""
-    by_path = dict[str, str]()
-    _collect(with_addresses(msgspec.to_builtins(settings)), "", by_path)
-    return by_path
+    return dict(_collected(with_addresses(msgspec.to_builtins(settings)), ""))
 
 
-def _collect(value: Any, path: str, found: dict[str, str]) -> None:
+def _collected(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            _collect(inner, f"{path}.{key}" if path else str(key), found)
-        return
-    found[path] = _told(path, value)
+            yield from _collected(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, _told(path, value)
 
 
 def _told(path: str, value: Any) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from suffice.browsers import BrowserPolicy
@@ -65,7 +66,7 @@ def console(
                 now=time.time,
                 monotonic_s=time.monotonic,
             ),
-            services=_services(settings, path, writer=_Once(stack, decisions), told=told, closing=closing),
+            services=_services(settings, path, writer=_opened_once(stack, decisions), told=told, closing=closing),
             now=time.time,
             monotonic_s=time.monotonic,
         )
@@ -108,7 +109,7 @@ def _services(
         note_export=lambda name, n_rows, who: note_export(
             writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
         ),
-        question_of=_Texts(settings),
+        question_of=_texts(settings),
         analyse=lambda run: experiment_result(path, run, settings),
         assess=lambda name, run: _standing(settings, path, name, run),
     )
@@ -140,34 +141,29 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
     return effect.said if effect is not None else "Nobody was asked about such a run."
 
 
-class _Texts:
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._read: dict[str, Mapping[str, str]] = {}
+def _texts(settings: Settings) -> Callable[[ReviewItem], str | None]:
+    """What gives the text of an item's question; None: it is in no file that can be read."""
 
-    def __call__(self, item: ReviewItem) -> str | None:
-        """The text of an item's question; None: it is in no file that can be read."""
-        if item.route not in self._read:
-            self._read[item.route] = self._of(item.route)
-        return self._read[item.route].get(item.question_key)
-
-    def _of(self, route: str) -> Mapping[str, str]:
+    @cache
+    def texts_of(route: str) -> Mapping[str, str]:
         try:
-            file = questions_file(self._settings, route)
-            return {} if file is None else question_texts(file, self._settings)
+            file = questions_file(settings, route)
+            return {} if file is None else question_texts(file, settings)
         except (ConfigError, OSError) as error:
             LOG.warning("console: questions of route %s cannot be read: %s", route, error)
             return {}
 
+    return lambda item: texts_of(item.route).get(item.question_key)
 
-class _Once:
-    def __init__(self, stack: ExitStack, make: Callable[[], Decisions]) -> None:
-        self._stack, self._make, self._lock = stack, make, threading.Lock()
-        self._opened: Decisions | None = None
 
-    def __call__(self) -> Decisions:
-        """The writer. Raises StoreError."""
-        with self._lock:
-            if self._opened is None:
-                self._opened = self._stack.enter_context(self._make())
-            return self._opened
+def _opened_once(stack: ExitStack, make: Callable[[], Decisions]) -> Callable[[], Decisions]:
+    """What gives one writer to every thread that asks, opened when it is first needed."""
+    opened, lock = list[Decisions](), threading.Lock()
+
+    def writer() -> Decisions:
+        with lock:
+            if not opened:
+                opened.append(stack.enter_context(make()))
+            return opened[0]
+
+    return writer

@@ -79,12 +79,17 @@ def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
     return entries
 
 
-def _text_of(file: Path) -> str:
+def _read_file(file: Path, most_bytes: int, where: str) -> bytes:
+    """The first bytes of a file, one more than may be. Raises ConfigError, which begins with `where`."""
     try:
         with file.open("rb") as handle:
-            content = handle.read(MOST_SETTINGS_BYTES + 1)
+            return handle.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # a name may hold a null byte
-        raise ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _text_of(file: Path) -> str:
+    content = _read_file(file, MOST_SETTINGS_BYTES, str(file))
     if len(content) > MOST_SETTINGS_BYTES:
         raise ConfigError(f"{file}: is larger than {MOST_SETTINGS_BYTES // 2**20} MiB, which no settings need")
     try:
@@ -156,11 +161,7 @@ def policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DE
 
 def _read_model(where: str, file: Path) -> dict[str, Any]:
     """The model in a file, checked, as a table. Raises ConfigError with where it was named, the file and the place."""
-    try:
-        with file.open("rb") as handle:
-            content = handle.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # a name may hold a null byte
-        raise ConfigError(f"{where}: {file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    content = _read_file(file, MOST_BYTES, f"{where}: {file}")
     try:
         return load_model(content).plain()
     except ConfigError as error:

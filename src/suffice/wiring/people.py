@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -68,7 +68,7 @@ class People:
             return self._write(Roster(key=secrets.token_hex(32)), ADMIN, "admin")
 
     def add(self, name: str, role: Role) -> str:
-        """Somebody new; their secret, to be shown once. Raises ConfigError for a name that is taken or none."""
+        """Their secret, to be shown once. Raises ConfigError for a name that is taken or none."""
         if (problem := problem_of(name)) is not None:
             raise ConfigError(f"name: {problem}")
         with self._held():
@@ -140,7 +140,7 @@ class People:
             draft.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _held(self, pause: Callable[[float], None] = time.sleep) -> Iterator[None]:
+    def _held(self) -> Iterator[None]:
         """A block in which nobody else writes. Raises ConfigError after a while."""
         if not self.file.parent.is_dir():
             raise ConfigError(f"{self.file}: the folder {self.file.parent} does not exist; create it first")
@@ -153,7 +153,7 @@ class People:
             while not try_lock(descriptor):
                 if time.monotonic() >= end_s:
                     raise ConfigError(f"{self.file}: another process has held it for {LOCK_S:g} s; try again")
-                pause(0.05)
+                time.sleep(0.05)
             yield
         finally:
             os.close(descriptor)

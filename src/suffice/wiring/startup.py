@@ -41,6 +41,7 @@ from suffice.wiring.routes import StartupEvidence, evidence_warnings, read_evide
 
 LEARNT_RUNS: Final = 2_000  # of the log's latest runs: what they teach is known again after a restart
 AGAIN_S: Final = (1.0, 30.0)  # before another try to open the log, doubling
+LAST_TRY_S: Final = 7.0  # that the end waits for a try, which itself waits for other processes
 KEEP_S: Final = 60.0  # the last-good file is never older than this, while the log can be read
 Process = Literal["serve", "library"]  # which one starts: a gateway, or a caller's own loop
 
@@ -61,6 +62,12 @@ class StartState:
     good: LastGood | None = None  # that may be served, or that a version may be taken from
     problem: str | None = None  # why there is no log yet; None: there is
     since_s: float = 0.0  # Unix time
+
+    @property
+    def late(self) -> LateLog:
+        """The log that waits for its file; only where there is a problem."""
+        assert isinstance(self.log, LateLog)
+        return self.log
 
     @property
     def age_s(self) -> float:
@@ -116,11 +123,10 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
     evidence, path = read_evidence(settings), database_path(settings.store.url)
     for warning in evidence_warnings(settings, evidence):
         LOG.warning(warning)
-    counts = n_requests_of(path, settings.routes, most=FIRST_REQUESTS)
     has_budgets = any(key.tokens_per_day is not None for key in settings.keys.values())
     return LogKnowledge(
         evidence=evidence,
-        n_requests=counts,
+        n_requests=n_requests_of(path, settings.routes, most=FIRST_REQUESTS),
         recent=tuple(read_recent(path, LEARNT_RUNS)),
         used=tuple(newest_events(path, KeyUsage, -1, prefix=utc_day(time.time()))) if has_budgets else (),
     )
@@ -160,7 +166,7 @@ def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[Sq
 def _without(settings: Settings, problem: str, process: Process) -> StartState:
     secret = _secret(settings)
     good = _good(settings, secret, most_s=settings.store.last_good_s)
-    known, now_s = LogKnowledge(), time.time()
+    known = LogKnowledge()
     if good is not None:
         here = {name: url_key(one.url) for name, one in settings.upstreams.items()}
         entries = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
@@ -175,7 +181,7 @@ def _without(settings: Settings, problem: str, process: Process) -> StartState:
         LOG.error("%s: %s until it can be opened", problem, serves)
         _tell(settings, f"a gateway started without its log ({problem}): {serves}")
     late = LateLog(problem, most_rows=settings.store.queue_rows)
-    return StartState(log=late, known=known, secret=secret, good=good, problem=problem, since_s=now_s)
+    return StartState(log=late, known=known, secret=secret, good=good, problem=problem, since_s=time.time())
 
 
 def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
@@ -245,36 +251,41 @@ async def waiting(
 async def _wait(
     settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> None:
-    pause_s, late = AGAIN_S[0], begun.log
-    assert isinstance(late, LateLog)
-    while True:
+    pause_s, opened = AGAIN_S[0], None
+    while opened is None:
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, AGAIN_S[1])
-        work = asyncio.ensure_future(asyncio.to_thread(open_checked_log, settings))
+        work = asyncio.ensure_future(asyncio.to_thread(_try_again, settings, gw, begun, "serve"))
         try:
-            log, known = await asyncio.shield(work)
+            opened = await asyncio.shield(work)
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                (await work)[0].close()  # nobody wants it any more
+            if unwanted := await work:
+                unwanted[0].close()
             raise
-        except StoreError as error:
-            late.problem = gw.deployment.log_problem = str(error)
-            continue
-        except Exception as error:  # noqa: BLE001 - the gateway serves, and tries again
-            LOG.error("the log could not be opened (%s)", type(error).__name__)
-            continue
-        attach(begun, late, log, serves=gw.deployment.serves)
-        came(log, known)
-        return
+    attach(begun, opened[0], serves=gw.deployment.serves)
+    came(*opened)
 
 
-def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> None:
+def _try_again(
+    settings: Settings, gw: GatewayState, begun: StartState, process: Process
+) -> tuple[SqliteLog, LogKnowledge] | None:
+    """The log and what it knows; None: it still cannot be opened, and everything is served as before."""
+    try:
+        return open_checked_log(settings, process)
+    except StoreError as error:
+        begun.late.problem = gw.deployment.log_problem = str(error)
+    except Exception as error:  # noqa: BLE001 - requests are served all the same, and it is tried again
+        LOG.error("the log could not be opened (%s)", type(error).__name__)
+    return None
+
+
+def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
     """Write the rows that waited to a log that is open now, and that it was missed.
 
     serves  by what everything was served meanwhile, as `GatewayState` has it
     """
-    n_dropped, n_rows = late.n_dropped, late.attach(log)
-    late.append(
+    n_dropped, n_rows = begun.late.n_dropped, begun.late.attach(log)
+    begun.late.append(
         LogOutage(
             gateway=secrets.token_hex(6),
             since_s=begun.since_s,
@@ -288,10 +299,9 @@ def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> 
     LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)
 
 
-LAST_TRY_S: Final = 7.0  # that the end waits for a try, which itself waits for other processes
-
-
 class Again:
+    """Tries to open the log again, in a thread of its own, for a loop in the caller's process."""
+
     def __init__(
         self,
         settings: Settings,
@@ -306,9 +316,7 @@ class Again:
         came  gets what the log knows, when rows that waited are on their way to it
         lock  whoever holds it may use the gateway and its log
         """
-        assert isinstance(begun.log, LateLog)
         self._settings, self._gw, self._begun, self._came, self._lock = settings, gw, begun, came, lock
-        self._late = begun.log
         self._ends, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="suffice-open", daemon=True)
         self._thread.start()
@@ -317,36 +325,29 @@ class Again:
         """Try once more where rows wait, then never again; rows that wait still are lost, and said to be."""
         self._ends.set()
         self._thread.join(LAST_TRY_S)
+        late = self._begun.late
         with self._lock:
             self._over = True
-        if self._late.n_waiting:
-            LOG.warning("%s; %d rows that waited for it are lost", self._late.problem, self._late.n_waiting)
+        if late.n_waiting:
+            LOG.warning("%s; %d rows that waited for it are lost", late.problem, late.n_waiting)
 
     def _work(self) -> None:
         pause_s, most_s = AGAIN_S
         while True:
             ends = self._ends.wait(pause_s)
-            if (ends and not self._late.n_waiting) or self._opened() or ends:
+            if (ends and not self._begun.late.n_waiting) or self._opened() or ends:
                 return
             pause_s = min(2 * pause_s, most_s)
 
     def _opened(self) -> bool:
-        try:
-            log, known = open_checked_log(self._settings, "library")
-        except StoreError as error:
-            with self._lock:
-                self._late.problem = self._gw.deployment.log_problem = str(error)
+        opened = _try_again(self._settings, self._gw, self._begun, "library")
+        if opened is None:
             return False
-        except Exception as error:  # noqa: BLE001 - the loop goes on, and it is tried again
-            LOG.error("the log could not be opened (%s)", type(error).__name__)
-            return False
+        log, known = opened
         with self._lock:
-            if not self._over:
-                self._take(log, known)
-                return True
-        log.close()
+            if self._over:
+                log.close()
+            else:
+                attach(self._begun, log, serves=self._gw.deployment.serves)
+                self._came(known)
         return True
-
-    def _take(self, log: SqliteLog, known: LogKnowledge) -> None:
-        attach(self._begun, self._late, log, serves=self._gw.deployment.serves)
-        self._came(known)

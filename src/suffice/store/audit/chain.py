@@ -35,7 +35,6 @@ from suffice.store.rows.events import UNCHAINED, Row
 FORM: Final = 1  # how rows are digested; another way gets another number, and both stay readable
 NOTHING: Final = bytes(32)  # the link before the first row, and the digest of what is not there
 SALT_BYTES: Final = 16
-NO_SALT: Final = bytes(SALT_BYTES)
 CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
 
 _INSERT: Final = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
@@ -83,7 +82,8 @@ def digest_event(told: bytes, body: bytes) -> bytes:
 
 def whole_digest(told: bytes, body: bytes, answers_salt: bytes | None, comments_salt: bytes | None) -> bytes:
     """The digest of an event with its words: with a salt, nobody can guess them from it."""
-    return sha256((answers_salt or NO_SALT) + (comments_salt or NO_SALT) + told + b"\n" + body).digest()
+    none = bytes(SALT_BYTES)
+    return sha256((answers_salt or none) + (comments_salt or none) + told + b"\n" + body).digest()
 
 
 def words_digest(salt: bytes, words: bytes) -> bytes:
@@ -127,23 +127,21 @@ class Appender:
             self._chain(self.seq, row, at_s)
         return True
 
-    def begin(self, now_s: float) -> None:
-        self._found_tail(now_s)
-
     def _chain(self, seq: int, row: Row, at_s: float) -> None:
         taken, told = split(row.kind, row.body), digested_part(seq, row.kind, row.key, row.episode_id, row.route, at_s)
         kept = digest_event(told, taken.kept)
         (answers, answers_salt), (comments, comments_salt) = (_salted(taken, part) for part in CHAINED_PARTS)
         has_words = answers_salt is not None or comments_salt is not None
         whole = whole_digest(told, row.body.encode(), answers_salt, comments_salt) if has_words else None
-        place, before = self._found_tail(at_s, before_seq=seq)
+        place, before = self.tail(at_s, before_seq=seq)
         link = link_of(before, place + 1, seq, kept, whole, answers, comments)
         self._connection.execute(
             _LINK, (place + 1, seq, FORM, kept, whole, answers, answers_salt, comments, comments_salt, link, None)
         )
         self._tail = place + 1, link
 
-    def _found_tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
+    def tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
+        """Place and link of the chain's last row; a chain without one is begun, before the row at `before_seq`."""
         if self._tail is None:
             row = self._connection.execute(_TAIL).fetchone()
             self._tail = (int(row[0]), bytes(row[1])) if row is not None else self._begun(now_s, before_seq)
@@ -151,15 +149,11 @@ class Appender:
 
     def _begun(self, now_s: float, before_seq: int | None) -> tuple[int, bytes]:
         """Write the first row, which says what stood in the log before it."""
-        last = int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
+        last = self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
         after_seq = last if before_seq is None else before_seq - 1
         marks = ", ".join("?" * len(UNCHAINED))
-        n_before = int(
-            self._connection.execute(
-                f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})",  # noqa: S608 - only marks
-                (after_seq, *sorted(UNCHAINED)),
-            ).fetchone()[0]
-        )
+        count = f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})"  # noqa: S608 - only marks
+        n_before = self._connection.execute(count, (after_seq, *sorted(UNCHAINED))).fetchone()[0]
         note = _ENCODE(ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
         kept = sha256(note).digest()
         link = link_of(NOTHING, 1, 0, kept, None, None, None)
@@ -173,7 +167,7 @@ def begin_chain(connection: sqlite3.Connection, now_s: float) -> None:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        Appender(connection, owner=0).begin(now_s)
+        Appender(connection, owner=0).tail(now_s)
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
@@ -253,13 +247,10 @@ Line = dict[str, Any]  # a line of JSON
 _EXPORTED: Final = """
     SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
     ORDER BY seq DESC LIMIT 1"""
-_EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE seq = ?"
+_EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events"
 _DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
-_BEGAN: Final = """
-    SELECT seq, kind, key, episode_id, route, at_s, body FROM events
-    WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"""
-_OUTCOME: Final = """
-    SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind = 'outcome' AND key = ? AND seq <= ?"""
+_BEGAN: Final = f"{_EVENT} WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"
+_OUTCOME: Final = f"{_EVENT} WHERE kind = 'outcome' AND key = ? AND seq <= ?"
 _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
 
 
@@ -287,7 +278,7 @@ def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[L
     places  of the rows in the log
     """
     for place in sorted(places):
-        row = connection.execute(_EVENT, (place,)).fetchone()
+        row = connection.execute(f"{_EVENT} WHERE seq = ?", (place,)).fetchone()
         if row is None:
             raise StoreError(f"the log: row {place} is gone")
         *columns, body = row
@@ -322,8 +313,7 @@ def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple
 
 def read_starts(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
     """Requests of a route, and counts of those without rows, the newest first; until_seq: nothing behind this place."""
-    for row in connection.execute(_BEGAN, (route, until_seq)):
-        yield _entry(row)
+    yield from (_entry(row) for row in connection.execute(_BEGAN, (route, until_seq)))
 
 
 def find_outcome_row(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
@@ -333,6 +323,5 @@ def find_outcome_row(connection: sqlite3.Connection, episode: str, until_seq: in
 
 
 def _entry(row: tuple[Any, ...]) -> ExtractRow:
-    seq, kind, key, episode_id, route, at_s, body = row
-    told = digested_part(seq, kind, key, episode_id, route, at_s)
-    return ExtractRow(seq, kind, body, digest_event(told, body.encode()).hex())
+    *columns, body = row
+    return ExtractRow(row[0], row[1], body, digest_event(digested_part(*columns), body.encode()).hex())

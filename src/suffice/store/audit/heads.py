@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +31,10 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     link: str
     signature: str = ""
 
+    def signed_with(self, key: bytes) -> str:
+        text = "\n".join((self.at, self.begin, str(self.place), str(self.seq), self.link))
+        return hmac.new(key, text.encode(), sha256).hexdigest()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptHead:
@@ -48,24 +51,13 @@ def signing_key(salt: str) -> bytes:
     return hmac.digest(salt.encode("utf-8", "surrogatepass"), _PURPOSE, "sha256")
 
 
-def _signature(key: bytes, at: str, head: Head) -> str:
-    told = "\n".join((at, head.begin, str(head.place), str(head.seq), head.link)).encode()
-    return hmac.new(key, told, sha256).hexdigest()
-
-
-def _is_signed(line: _Line, head: Head, key: bytes) -> bool:
-    return hmac.compare_digest(line.signature.encode(), _signature(key, line.at, head).encode())
-
-
 def line_of(head: Head, *, at: str, key: bytes) -> bytes:
     """A head as one signed line of JSON, its end included.
 
     at  when, as UTC in ISO 8601
     """
-    line = _Line(
-        at=at, begin=head.begin, place=head.place, seq=head.seq, link=head.link, signature=_signature(key, at, head)
-    )
-    return msgspec.json.encode(line) + b"\n"
+    line = _Line(at=at, begin=head.begin, place=head.place, seq=head.seq, link=head.link)
+    return msgspec.json.encode(msgspec.structs.replace(line, signature=line.signed_with(key))) + b"\n"
 
 
 def append_line(file: Path, line: bytes) -> None:
@@ -86,17 +78,13 @@ def append_line(file: Path, line: bytes) -> None:
         finally:
             os.close(descriptor)
         if is_new and os.name != "nt":  # where a folder cannot be opened
-            _sync_folder(file.parent)
+            folder = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise StoreError(f"audit.file {file}: cannot be written ({error.strerror or error})") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_heads(file: Path, *, key: bytes | None) -> list[KeptHead]:
@@ -111,11 +99,8 @@ def read_heads(file: Path, *, key: bytes | None) -> list[KeptHead]:
         raise StoreError(f"heads {file}: cannot be read ({error.strerror or error})") from None
     if len(content) > _MOST_BYTES:
         raise StoreError(f"heads {file}: is larger than {_MOST_BYTES // 2**20} MiB; give a part of it")
-    return list(_parsed(content.split(b"\n"), file, key))
-
-
-def _parsed(lines: list[bytes], file: Path, key: bytes | None) -> Iterable[KeptHead]:
-    for number, text in enumerate(lines, 1):
+    heads = []
+    for number, text in enumerate(content.split(b"\n"), 1):
         if not text.strip():
             continue
         try:
@@ -125,5 +110,8 @@ def _parsed(lines: list[bytes], file: Path, key: bytes | None) -> Iterable[KeptH
                 continue  # the writer died in the middle of it: it never said that it was there
             raise StoreError(f"heads {file}: line {number} is no head; need the lines that Suffice exported") from None
         head = Head(begin=line.begin, place=line.place, seq=line.seq, link=line.link)
-        signed = None if key is None else _is_signed(line, head, key)
-        yield KeptHead(line=number, at=line.at, head=head, signed=signed)
+        signed = None
+        if key is not None:
+            signed = hmac.compare_digest(line.signature.encode(), line.signed_with(key).encode())
+        heads.append(KeptHead(line=number, at=line.at, head=head, signed=signed))
+    return heads

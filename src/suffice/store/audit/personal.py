@@ -13,7 +13,7 @@ the log's bytes; they can go, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -33,31 +33,28 @@ class PersonalField:
     blank: str | None  # what stands there without them
 
 
+def _fields(record: str, **fields: tuple[Part, str | None]) -> tuple[PersonalField, ...]:
+    """Fields of one record, or behind dots of a record in it, each with its part and what stands there without it."""
+    return tuple(PersonalField((record, *name.split("__")), part, blank) for name, (part, blank) in fields.items())
+
+
 # Every field that may hold a person's words, by kind. Of a chained kind no released line is edited: a row in the chain
 # is split as it was when it was written.
+_ANSWER: Final[tuple[Part, None]] = ("answers", None)
+_COMMENT: Final[tuple[Part, None]] = ("comments", None)
+_REASON: Final[tuple[Part, str]] = ("comments", "")
+_TEXT: Final[tuple[Part, str]] = ("questions", "")
 WORDS: Mapping[str, tuple[PersonalField, ...]] = {
     "feedback": (
-        PersonalField(("feedback", "gold"), "answers", None),
-        PersonalField(("feedback", "answer"), "answers", None),
-        PersonalField(("feedback", "comment"), "comments", None),
-        PersonalField(("feedback", "reason"), "comments", None),
-        PersonalField(("about", "answer"), "answers", None),
+        *_fields("feedback", gold=_ANSWER, answer=_ANSWER, comment=_COMMENT, reason=_COMMENT),
+        *_fields("about", answer=_ANSWER),
     ),
-    "label_wanted": (
-        PersonalField(("request", "would_answer"), "answers", None),
-        PersonalField(("request", "answer"), "answers", None),
-    ),
-    "review_asked": (
-        PersonalField(("item", "full_answer"), "answers", None),
-        PersonalField(("item", "early_answer"), "answers", None),
-    ),
-    "review_verdict": (
-        PersonalField(("verdict", "corrected"), "answers", None),
-        PersonalField(("verdict", "reason"), "comments", ""),
-    ),
-    "review_returned": (PersonalField(("returned", "reason"), "comments", ""),),
-    "question_kept": (PersonalField(("question", "text"), "questions", ""),),
-    "sources_kept": (PersonalField(("kept", "sources", "text"), "questions", ""),),
+    "label_wanted": _fields("request", would_answer=_ANSWER, answer=_ANSWER),
+    "review_asked": _fields("item", full_answer=_ANSWER, early_answer=_ANSWER),
+    "review_verdict": _fields("verdict", corrected=_ANSWER, reason=_REASON),
+    "review_returned": _fields("returned", reason=_REASON),
+    "question_kept": _fields("question", text=_TEXT),
+    "sources_kept": _fields("kept", sources__text=_TEXT),
 }
 
 
@@ -71,7 +68,6 @@ class BodySplit:
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 _DECODE: Final = msgspec.json.Decoder().decode
-_NONE: Final[Mapping[Part, bytes]] = {}
 
 
 def split(kind: str, body: str) -> BodySplit:
@@ -79,34 +75,36 @@ def split(kind: str, body: str) -> BodySplit:
 
     A body that is not written as we write it stays whole: a field that stands there twice means two things.
     """
-    known, whole = WORDS.get(kind), body.encode()
-    if known is None:
-        return BodySplit(whole, _NONE)
+    whole = body.encode()
+    if kind not in WORDS:
+        return BodySplit(whole, {})
     plain, said = _DECODE(body), dict[Part, list[object]]()
     if _ENCODE(plain) != whole:
-        return BodySplit(whole, _NONE)
-    for words in known:
-        for table in _tables(plain, words.path[:-1]):
+        return BodySplit(whole, {})
+    for words, value in _take_words(kind, plain, PARTS):
+        said.setdefault(words.part, []).append((*words.path, value))
+    if not said:
+        return BodySplit(whole, {})
+    return BodySplit(_ENCODE(plain), {part: _ENCODE(values) for part, values in said.items()})
+
+
+def _take_words(kind: str, plain: Any, parts: Collection[Part]) -> Iterator[tuple[PersonalField, Any]]:
+    """Take the words of these parts out of a body, and give each with its field. Any: JSON."""
+    for words in WORDS.get(kind, ()):
+        for table in _tables(plain, words.path[:-1]) if words.part in parts else ():
             value = table.get(words.path[-1])
             if value is not None and value != words.blank:
-                said.setdefault(words.part, []).append((*words.path, value))
                 table[words.path[-1]] = words.blank
-    if not said:
-        return BodySplit(whole, _NONE)
-    return BodySplit(_ENCODE(plain), {part: _ENCODE(values) for part, values in said.items()})
+                yield words, value
 
 
 def without(kind: str, body: str, parts: Iterable[Part]) -> str:
     """The same body without some of its parts; the same string where it has none of them."""
-    gone, changed = frozenset(parts), False
+    gone = frozenset(parts)
     if not holds(kind, gone):
         return body
     plain = _DECODE(body)
-    for words in WORDS.get(kind, ()):
-        for table in _tables(plain, words.path[:-1]) if words.part in gone else ():
-            value = table.get(words.path[-1])
-            if value is not None and value != words.blank:
-                table[words.path[-1]], changed = words.blank, True
+    changed = bool([*_take_words(kind, plain, gone)])
     for part, take in _TAKEN.get(kind, {}).items():
         if part in gone:
             changed = take(plain) or changed
@@ -121,7 +119,7 @@ def redact_row(row: Row, parts: Iterable[Part]) -> Row:
 
 def holds(kind: str, parts: Iterable[Part]) -> bool:
     """Can a row of this kind hold any of these parts?"""
-    return not _HELD.get(kind, _NO_PART).isdisjoint(parts)
+    return not _HELD.get(kind, frozenset()).isdisjoint(parts)
 
 
 def _tables(value: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -187,7 +185,6 @@ _TAKEN: Mapping[str, Mapping[Part, Callable[[Any], bool]]] = {
     "outcome": {"answers": _name_answers, "steps": _drop_steps},
     "request": {"metadata": _drop_metadata},
 }
-_NO_PART: Final = frozenset[Part]()
 _HELD: Final[Mapping[str, frozenset[Part]]] = {
     kind: frozenset(words.part for words in WORDS.get(kind, ())) | _TAKEN.get(kind, {}).keys()
     for kind in WORDS.keys() | _TAKEN.keys()

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Mapping, Sequence
+from collections import namedtuple
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
@@ -22,7 +23,6 @@ from typing import Any, Final
 import msgspec
 
 from suffice.store.audit.chain import (
-    CHAINED_PARTS,
     FORM,
     NOTHING,
     ChainStart,
@@ -70,6 +70,19 @@ class ChainCheck:
         return self.bad is None
 
 
+# A row of the chain with its event. SQLite takes anything in any column, so no type is sure.
+_Row = namedtuple(  # noqa: PYI024 - every column may hold anything
+    "_Row",
+    "place seq form kept whole answers answers_salt comments comments_salt link note"
+    " kind key episode_id route at_s body",
+)
+
+
+def _words(row: _Row) -> dict[Part, tuple[Any, Any]]:
+    """Digest and salt of each part."""
+    return {"answers": (row.answers, row.answers_salt), "comments": (row.comments, row.comments_salt)}
+
+
 @dataclass(slots=True)
 class _Walk:
     """Goes from row to row; keeps the first that is bad, and goes on, because later rows may explain earlier ones."""
@@ -91,110 +104,93 @@ class _Walk:
         if self.bad is None:
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
-    def begin(self, row: Sequence[Any]) -> None:
-        place, seq, form, kept, *words, link, note = row[:11]
-        self.place, self.link, self.first, self.n_rows = place, _link(link), _link(link), 1
-        if place != 1 or seq is not None or not isinstance(note, str):
+    def begin(self, row: _Row) -> None:
+        self.place, self.link, self.first, self.n_rows = row.place, _link(row.link), _link(row.link), 1
+        if row.place != 1 or row.seq is not None or not isinstance(row.note, str):
             self.blame(1, None, None, "removed: the beginning of the chain is gone")
             return
         try:
-            self.beginning = msgspec.json.decode(note, type=ChainStart)
+            self.beginning = msgspec.json.decode(row.note, type=ChainStart)
         except ValueError:
             self.blame(1, None, None, "edited: the beginning of the chain cannot be read")
             return
         self.seq = self.beginning.after_seq
-        same = form == FORM and not any(words) and sha256(note.encode()).digest() == kept
-        if not same or link_of(NOTHING, 1, 0, kept, None, None, None) != link:
+        same = row.form == FORM and not any(row[4:9]) and sha256(row.note.encode()).digest() == row.kept
+        if not same or link_of(NOTHING, 1, 0, row.kept, None, None, None) != row.link:
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
-    def take(self, row: Sequence[Any]) -> None:
-        place, seq, _, kept, whole, answers, _, comments, _, link, note, kind = row[:12]
-        before, self.link = self.link, _link(link)
+    def take(self, row: _Row) -> None:
+        place, seq, kind = row.place, row.seq, row.kind
+        before, self.link = self.link, _link(row.link)
         self.n_rows += 1
         self.n_known += kind in _KNOWN
         if place != self.place + 1:
             gone = "place is" if place == self.place + 2 else f"places up to {place - 1} are"
             self.blame(self.place + 1, None, None, f"removed: the {gone} not in the chain any more")
         self.place = place
-        if seq is None or note is not None:
+        if seq is None or row.note is not None:
             self.blame(place, seq, kind, "added: a second beginning of the chain")
             return
         try:
-            same = self._in_order(place, seq, kind) and self._is_same(row)
-            follows = link_of(before, place, seq, kept, whole, answers, comments) == link
-        except (TypeError, struct.error):  # SQLite takes anything in any column
+            same = self._in_order(row) and self._is_same(row)
+            follows = link_of(before, place, seq, row.kept, row.whole, row.answers, row.comments) == row.link
+        except (TypeError, struct.error):
             self.blame(place, None, kind, "edited: its digests are none")
             return
         if not follows:
             what = "does not follow from the row before it: rows were reordered, removed or added, or links edited"
             self.blame(place, seq, kind, what)
         elif same and kind == "erased":
-            self._explained(row[16])
+            erasure = decode_as(Erasure, row.body)
+            explained = ((gone, part) for gone in erasure.chained for part in erasure.parts)
+            self.n_erased += sum(self.silent.pop(one, None) is not None for one in explained)
 
-    def _in_order(self, place: int, seq: int, kind: str | None) -> bool:
+    def _in_order(self, row: _Row) -> bool:
         """Does the event stand behind those before it, and is it there at all? If not, the row is blamed."""
-        if seq <= self.seq:
-            self.blame(place, seq, kind, f"reordered: it stands behind row {self.seq} of the log")
-        self.seq = max(seq, self.seq)
-        if kind is None:
-            self.blame(place, seq, None, "removed: its event is not in the log any more")
-        return kind is not None
+        if row.seq <= self.seq:
+            self.blame(row.place, row.seq, row.kind, f"reordered: it stands behind row {self.seq} of the log")
+        self.seq = max(row.seq, self.seq)
+        if row.kind is None:
+            self.blame(row.place, row.seq, None, "removed: its event is not in the log any more")
+        return row.kind is not None
 
-    def _is_same(self, row: Sequence[Any]) -> bool:
-        place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
-        if form != FORM:
-            self.blame(place, seq, kind, f"is digested in form {form!r}, and this version knows {FORM}: upgrade")
+    def _is_same(self, row: _Row) -> bool:
+        if row.form != FORM:
+            what = f"is digested in form {row.form!r}, and this version knows {FORM}: upgrade"
+            self.blame(row.place, row.seq, row.kind, what)
             return False
         try:
-            told, body = digested_part(seq, kind, *row[12:16]), row[16].encode()
+            told, body = digested_part(row.seq, *row[11:16]), row.body.encode()
         except (ValueError, AttributeError):  # no text any more, or none that can be written
             same = False
         else:
-            if whole is None:
-                same = digest_event(told, body) == kept and row[5:9] == _NO_WORDS
-            elif (answers is None) is (answers_salt is None) and (comments is None) is (comments_salt is None):
-                same = whole_digest(told, body, answers_salt, comments_salt) == whole
+            if row.whole is None:
+                same = digest_event(told, body) == row.kept and row[5:9] == _NO_WORDS
+            elif all((digest is None) is (salt is None) for digest, salt in _words(row).values()):
+                same = whole_digest(told, body, row.answers_salt, row.comments_salt) == row.whole
             else:
-                return self._is_same_without_words(row, told)
+                same = self._is_same_without_words(row, told)
         if not same:
-            self.blame(place, seq, kind, "edited: it is not what was written")
+            self.blame(row.place, row.seq, row.kind, "edited: it is not what was written")
         return same
 
-    def _is_same_without_words(self, row: Sequence[Any], told: bytes) -> bool:
-        place, seq, _, kept, _, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
+    def _is_same_without_words(self, row: _Row, told: bytes) -> bool:
+        """Compare what stays, and the words of people part by part; where they are gone an erasure has to say so."""
         try:
-            taken = split(kind, row[16])
+            taken = split(row.kind, row.body)
         except (ValueError, TypeError, AttributeError):  # no JSON any more
-            taken = None
-        if taken is None or digest_event(told, taken.kept) != kept:
-            self.blame(place, seq, kind, "edited: it is not what was written")
             return False
-        self._compare_words(row, taken.words, (answers, comments), (answers_salt, comments_salt))
-        return True
-
-    def _compare_words(
-        self,
-        row: Sequence[Any],
-        words: Mapping[Part, bytes],
-        digests: Sequence[bytes | None],
-        salts: Sequence[bytes | None],
-    ) -> None:
-        """Compare the words of people, part by part; where they are gone an erasure has to say so."""
-        place, seq, kind = row[0], row[1], row[11]
-        for part, kept, salt in zip(CHAINED_PARTS, digests, salts, strict=True):
-            said = words.get(part)
-            if kept is None and said is None and salt is None:
+        if digest_event(told, taken.kept) != row.kept:
+            return False
+        for part, (digest, salt) in _words(row).items():
+            said = taken.words.get(part)
+            if digest is None and said is None and salt is None:
                 continue
-            if kept is not None and salt is None and said is None:
-                self.silent[seq, part] = place, kind
-            elif kept is None or salt is None or said is None or words_digest(salt, said) != kept:
-                self.blame(place, seq, kind, f"edited: its {part} are not what was written")
-
-    def _explained(self, body: str) -> None:
-        erasure = decode_as(Erasure, body)
-        for seq in erasure.chained:
-            for part in erasure.parts:
-                self.n_erased += self.silent.pop((seq, part), None) is not None
+            if digest is not None and salt is None and said is None:
+                self.silent[row.seq, part] = row.place, row.kind
+            elif digest is None or salt is None or said is None or words_digest(salt, said) != digest:
+                self.blame(row.place, row.seq, row.kind, f"edited: its {part} are not what was written")
+        return True
 
     def end(self) -> None:
         """All rows were taken: what nobody explained is bad."""
@@ -233,18 +229,16 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> 
 
 
 def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
-    rows, links, take = connection.execute(_ROWS), walk.links, walk.take
-    first = rows.fetchone()
-    if first is None:
-        walk.blame(1, None, None, "removed: the chain is empty, its beginning included")
-        return
-    walk.begin(first)
-    if first[0] in links:
-        links[first[0]] = walk.first
+    rows = map(_Row._make, connection.execute(_ROWS))
     for row in rows:
-        take(row)
-        if row[0] in links:
-            links[row[0]] = walk.link
+        if walk.n_rows:
+            walk.take(row)
+        else:
+            walk.begin(row)
+        if row.place in walk.links:
+            walk.links[row.place] = walk.link
+    if not walk.n_rows:
+        walk.blame(1, None, None, "removed: the chain is empty, its beginning included")
     walk.end()
 
 
