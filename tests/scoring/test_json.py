@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.scoring.json import MAX_DEPTH, JsonScorer
+from suffice.scoring.composite import MAX_DEPTH, JsonScorer
 from suffice.scoring.number import NumberScorer
 
 SCORER = JsonScorer()

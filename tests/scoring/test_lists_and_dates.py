@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.scoring.choice import YesNoScorer
+from suffice.scoring.composite import ListScorer
 from suffice.scoring.date import DateScorer
-from suffice.scoring.list import ListScorer
 from suffice.scoring.number import NumberScorer
 from suffice.scoring.text import WholeScorer
 

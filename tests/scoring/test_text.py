@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.scoring.normal import MAX_ANSWER_CHARS
+from suffice.scoring.answer import MAX_ANSWER_CHARS
 from suffice.scoring.text import TextScorer
 
 SCORER = TextScorer()

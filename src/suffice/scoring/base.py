@@ -1,8 +1,6 @@
 """What a scorer is, the table of all of them, and the way from settings to a scorer.
 
-The only yardstick of Exact Match. Knows the protocol, the names and how a scorer is asked for; refuses
-to know any answer format (one file for each) and any label: a scorer compares two answers, it never
-decides who is right.
+The only measure of Exact Match: a scorer compares two answers, it never decides who is right.
 """
 
 from __future__ import annotations
@@ -13,12 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from suffice.errors import ConfigError, name_hint
+from suffice.scoring.answer import shorten
 from suffice.scoring.choice import ChoiceScorer, YesNoScorer
+from suffice.scoring.composite import JsonScorer, ListScorer
 from suffice.scoring.date import DateScorer
-from suffice.scoring.json import JsonScorer
-from suffice.scoring.list import ListScorer
 from suffice.scoring.math import MathJudge, MathScorer
-from suffice.scoring.normal import shorten
 from suffice.scoring.number import NumberScorer, QuantityScorer
 from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer
 
@@ -36,7 +33,7 @@ class Scorer(Protocol):
         ...
 
     def extract(self, text: str) -> str | None:
-        """The normalised answer in a model's text; None: there is no answer in it."""
+        """The normalised answer in a model's text; None: there is none."""
         ...
 
     def normalise(self, answer: str) -> str | None:
@@ -50,20 +47,11 @@ class Scorer(Protocol):
 
 Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table as it stands in the settings
 
-SCORERS: dict[str, Callable[..., Scorer]] = {
-    "choice": ChoiceScorer,
-    "date": DateScorer,
-    "json": JsonScorer,
-    "list": ListScorer,
-    "math": MathScorer,
-    "number": NumberScorer,
-    "quantity": QuantityScorer,
-    "regex": RegexScorer,
-    "squad": SquadScorer,
-    "text": TextScorer,
-    "whole": WholeScorer,
-    "yes-no": YesNoScorer,
-}
+_OURS: tuple[Any, ...] = (
+    *(ChoiceScorer, DateScorer, JsonScorer, ListScorer, MathScorer, NumberScorer),
+    *(QuantityScorer, RegexScorer, SquadScorer, TextScorer, WholeScorer, YesNoScorer),
+)
+SCORERS: dict[str, Callable[..., Scorer]] = {scorer.name: scorer for scorer in _OURS}  # plugins add theirs
 
 
 def build_scorer(spec: Spec, *, math_judge: MathJudge | None = None) -> Scorer:

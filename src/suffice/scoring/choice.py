@@ -10,8 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar
 
-from suffice.scoring.answer import AnnouncementPattern, last_announced, last_boxed, last_part
-from suffice.scoring.normal import ByNormalForm
+from suffice.scoring.answer import AnnouncementPattern, ByNormalForm, last_boxed, last_part, marked_answer
 
 _OPEN = r"[\s(\[{（【*_$\"'`]{0,6}"
 _NAMED = r"(?i:(?:option|choice|letter)\s{1,4})?"
@@ -41,22 +40,17 @@ class ChoiceScorer(ByNormalForm):
     name: ClassVar[str] = "choice"
 
     def extract(self, text: str) -> str | None:
-        r"""The letter in the last box, else the announced one, else the leading one, else the last line.
+        """The letter in the last box, else the last announced one, else one that begins the text, else a last line.
 
-        Of several announcements the last one with a letter counts.
-        Leading: the text begins with ``B)``, ``(B)``, ``B.``, ``B:`` or is nothing but the letter. The last
-        line counts only when it is nothing but the letter.
+        At the beginning it is closed as in ``B)``, ``(B)``, ``B.`` or ``B:``; a last line is nothing but the letter.
         """
         boxed = last_boxed(text)
         if boxed is not None and (letter := self.normalise(boxed)) is not None:
             return letter
-        announced = None
         end_part = last_part(text)
-        for matched in _ANNOUNCED.finditer(end_part):
-            if not _is_pronoun(matched, end_part):
-                announced = matched
-        if announced is not None:
-            return _letter(announced)
+        announced = [match for match in _ANNOUNCED.finditer(end_part) if not _is_pronoun(match, end_part)]
+        if announced:
+            return _letter(announced[-1])
         if (letter := self.normalise(text)) is not None:
             return letter
         end = len(text.rstrip())
@@ -66,16 +60,16 @@ class ChoiceScorer(ByNormalForm):
     def normalise(self, answer: str) -> str | None:
         """The letter that a bare answer is or begins with; None when there is none."""
         bare = answer.strip()
-        matched = _LONE.fullmatch(bare) or _LEADING.match(bare)
-        return None if matched is None else _letter(matched)
+        match = _LONE.fullmatch(bare) or _LEADING.match(bare)
+        return None if match is None else _letter(match)
 
 
-def _is_pronoun(matched: re.Match[str], text: str) -> bool:
-    return matched.group("upper") == "I" and _PRONOUN.match(text, matched.end()) is not None
+def _is_pronoun(match: re.Match[str], text: str) -> bool:
+    return match["upper"] == "I" and _PRONOUN.match(text, match.end()) is not None
 
 
-def _letter(matched: re.Match[str]) -> str:
-    return unicodedata.normalize("NFKC", matched.group("upper") or matched.group("closed")).upper()
+def _letter(match: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", match["upper"] or match["closed"]).upper()
 
 
 _YES = "yes true correct oui vrai ja wahr sí si sim verdadero vero да 是 是的 对 对的 はい 예 네 نعم हाँ हां evet tak"
@@ -105,20 +99,20 @@ class YesNoScorer(ByNormalForm):
 
         Leading: followed by punctuation or the end of its line: "No, it is", but not "No problem".
         """
-        for part in (last_boxed(text), last_announced(text)):
-            if part is not None and (verdict := self.normalise(part)) is not None:
-                return verdict
+        marked = marked_answer(text, self.normalise)
+        if marked is not None:
+            return marked
         for line in (text[:200].lstrip(), text[-200:].rstrip().rpartition("\n")[2]):
-            matched = _FIRST_WORD.match(line)
-            if matched is not None and _ENDED.match(line, matched.end()) and (verdict := _meaning(matched)) is not None:
+            word = _FIRST_WORD.match(line)
+            if word is not None and _ENDED.match(line, word.end()) and (verdict := _meaning(word)) is not None:
                 return verdict
         return None
 
     def normalise(self, answer: str) -> str | None:
         """What the first word of a bare answer says; None when it says neither."""
-        matched = _FIRST_WORD.match(answer)
-        return None if matched is None else _meaning(matched)
+        word = _FIRST_WORD.match(answer)
+        return None if word is None else _meaning(word)
 
 
-def _meaning(matched: re.Match[str]) -> str | None:
-    return _WORDS.get(unicodedata.normalize("NFKC", matched.group(1)).casefold())
+def _meaning(word: re.Match[str]) -> str | None:
+    return _WORDS.get(unicodedata.normalize("NFKC", word[1]).casefold())

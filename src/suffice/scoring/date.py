@@ -1,7 +1,6 @@
 """Scorer `date`: two dates are the same answer when they are the same day, month or year.
 
-Knows how dates are written in digits and in words; refuses to guess: where day and month cannot be told
-apart, the settings say which comes first, or the date is compared as it is written.
+Where day and month cannot be distinguished, the settings say which comes first, or the date is compared as written.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.scoring.answer import last_announced, last_boxed, last_part
-from suffice.scoring.normal import ByNormalForm, check_word
+from suffice.scoring.answer import ByNormalForm, check_word, last_part, marked_answer
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch; the English short forms.
 _MONTH_WORDS = (
@@ -53,9 +51,9 @@ _DATE = re.compile(
 class DateScorer(ByNormalForm):
     """Compare dates of the Gregorian calendar.
 
-    Normal form: `2024-03-05`, or `2024-03` or `2024` where no more was said; a less exact date is another answer.
-    Years have four digits. `05.03.2024` has its day first, as wherever dots are written. Of `3/4/2024` nobody
-    can tell, so it stands as it is written, unless `order` says. A day that does not exist is no answer.
+    Normal form: `2024-03-05`, or `2024-03` or `2024` where no more is known; a less exact date is another answer.
+    Years have four digits. `05.03.2024` has its day first, as wherever dots are written; `3/4/2024` is ambiguous and
+    compared as it is written, unless `order` is set. A day that does not exist is no answer.
 
     order  ``dmy`` or ``mdy``: what comes first in dates such as 3/4/2024; ``as-written``: unknown
     """
@@ -72,24 +70,22 @@ class DateScorer(ByNormalForm):
 
         Of several the most exact one counts, of several equally exact ones the last.
         """
-        for part in (last_boxed(text), last_announced(text)):
-            if part is not None and (answer := self.normalise(part)) is not None:
-                return answer
-        return self.normalise(text)
+        marked = marked_answer(text, self.normalise)
+        return self.normalise(text) if marked is None else marked
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer: the same reading as `extract`; None when it holds no date."""
         best, best_parts = None, 0
-        for matched in _DATE.finditer(last_part(answer).casefold()):
-            date = self._read(matched)
+        for match in _DATE.finditer(last_part(answer).casefold()):
+            date = self._read(match)
             if date is not None and (parts := len(re.split("[-/]", date))) >= best_parts:
                 best, best_parts = date, parts
         return best
 
-    def _read(self, matched: re.Match[str]) -> str | None:
-        if matched.group("a") is not None:
-            return self._in_order(matched)
-        group = {key[0]: value for key, value in matched.groupdict().items() if value is not None and key[0] in "ymd"}
+    def _read(self, match: re.Match[str]) -> str | None:
+        if match["a"] is not None:
+            return self._in_order(match)
+        group = {key[0]: value for key, value in match.groupdict().items() if value is not None and key[0] in "ymd"}
         year, month, day = _number(group["y"]), group.get("m"), group.get("d")
         if month is None:
             return f"{year:04}"
@@ -98,9 +94,9 @@ class DateScorer(ByNormalForm):
             return f"{year:04}-{number:02}" if 1 <= number <= 12 and year else None
         return _day(year, number, _number(day))
 
-    def _in_order(self, matched: re.Match[str]) -> str | None:
-        first, second, year = _number(matched.group("a")), _number(matched.group("b")), _number(matched.group("y3"))
-        if matched.group("s3") == "." or self.order == "dmy" or first > 12:
+    def _in_order(self, match: re.Match[str]) -> str | None:
+        first, second, year = _number(match["a"]), _number(match["b"]), _number(match["y3"])
+        if match["s3"] == "." or self.order == "dmy" or first > 12:
             return _day(year, second, first)
         if self.order == "mdy" or second > 12 or first == second:
             return _day(year, first, second)

@@ -11,16 +11,18 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from suffice.scoring.answer import last_announced, last_boxed_raw, last_part
-from suffice.scoring.normal import (
+from suffice.scoring.answer import (
     MAX_ANSWER_CHARS,
     digest_text,
     is_digest,
+    last_announced,
+    last_boxed_raw,
+    last_part,
     says_something,
-    settled,
+    settle,
     strip_control_characters,
 )
-from suffice.scoring.number import NumberScorer, exact_number
+from suffice.scoring.number import VULGAR_FRACTIONS, NumberScorer, exact_number
 from suffice.scoring.text import TextScorer
 
 _NUMBER = NumberScorer()
@@ -63,7 +65,7 @@ class MathScorer:
         if boxed is not None and (answer := normal_formula(boxed)) is not None:
             return answer
         line = last_announced(text) or text.rstrip().rpartition("\n")[2]
-        spans = [next(filter(None, matched.groups())) for matched in _SPAN.finditer(line[-4_000:])]
+        spans = [next(filter(None, span.groups())) for span in _SPAN.finditer(line[-4_000:])]
         if spans and (answer := normal_formula(spans[-1])) is not None:
             return answer
         if _PROSE.search(line) is None or not any(map(str.isdecimal, line)):
@@ -97,38 +99,13 @@ class MathScorer:
         return self.judge.equivalent(one, other) is True
 
 
+_COMMANDS = "×times ·cdot ⋅cdot ∙cdot πpi ∞infty √sqrt ≤le ≥ge ≠ne ∪cup ∩cap ∈in ∅emptyset"
 _SIGNS = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "‐": "-",
-        "‑": "-",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "∙": r"\cdot ",
-        "÷": "/",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "√": r"\sqrt ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∈": r"\in ",
-        "∅": r"\emptyset ",
-        "°": "",
-        "′": "'",
-        "\u2061": "",
-        "\u2062": "",
-        "$": " ",
-        **{
-            chr(code): rf"\frac{{{a}}}{{{b}}}"
-            for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
-            for a, _, b in [unicodedata.normalize("NFKC", chr(code)).partition("\u2044")]
-        },
-    }
+    {word[0]: f"\\{word[1:]} " for word in _COMMANDS.split()}
+    | dict.fromkeys("−–‐‑", "-")
+    | dict.fromkeys("°\u2061\u2062", "")
+    | {"÷": "/", "′": "'", "$": " "}
+    | {sign: r"\frac{" + fraction.replace("/", "}{") + "}" for sign, fraction in VULGAR_FRACTIONS.items()}
 )
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()", strict=True))
@@ -183,7 +160,7 @@ def normal_formula(written: str) -> str | None:
     text = " ".join(strip_control_characters(written).split())
     if len(text) > MAX_ANSWER_CHARS:
         return digest_text(text)
-    normal = settled(text, _one_pass)
+    normal = settle(text, _one_pass)
     return normal if says_something(normal) else None
 
 
@@ -210,10 +187,10 @@ def _one_pass(text: str) -> str:
     return _TEXT.normalise(text) or "" if is_words(text) else text
 
 
-def _as_quotient(matched: re.Match[str]) -> str:
-    sign, whole, other_sign, above, below = matched.groups()
-    if matched.group() != matched.string or (whole and other_sign):
-        return matched.group()
+def _as_quotient(match: re.Match[str]) -> str:
+    sign, whole, other_sign, above, below = match.groups()
+    if match.group() != match.string or (whole and other_sign):
+        return match.group()
     if whole:
         return f"{sign}{int(whole) * int(below) + int(above)}/{below}"
     return f"{'-' if bool(sign) != bool(other_sign) else ''}{above}/{below}"

@@ -13,8 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.scoring.answer import AnnouncementPattern, last_boxed, last_part
-from suffice.scoring.normal import ByNormalForm, check_word
+from suffice.scoring.answer import AnnouncementPattern, ByNormalForm, check_word, last_boxed, last_part
 
 MAX_DIGITS = 1_000
 _MAX_FRACTION_DIGITS = 18  # longer ones are compared as written
@@ -46,11 +45,11 @@ _OPERATORS = re.compile(r"[\s$€£¥+*/×÷·()^=\\-]*+")
 _BRACED = r"\s{0,4}\{\s{0,4}([+-]?\d++)\s{0,4}\}\s{0,4}"
 _LATEX_FRACTION = re.compile(rf"(?P<glued>(?<=\d)\s?)?\\[dt]?frac(?:{_BRACED}{_BRACED}|\s?(\d)\s?(\d))")
 _MIXED = re.compile(r"(?<![\w.,/])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/]|[.,]\d)")
-_VULGAR = {
+VULGAR_FRACTIONS = {
     chr(code): unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
     for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
 }
-_VULGAR_SIGN = re.compile(f"(?P<glued>(?<=\\d))?([{''.join(_VULGAR)}])")
+_VULGAR_SIGN = re.compile(f"(?P<glued>(?<=\\d))?([{''.join(VULGAR_FRACTIONS)}])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,43 +78,42 @@ class NumberScorer(ByNormalForm):
         Announced: the first number within 80 characters of "answer is", "answer:" or "####"; where
         a sum follows, its result ("the answer is 3 + 4 = 7" gives 7).
         """
-        matched = chosen_number(text)
-        return None if matched is None else value_of(matched[1], self.percent)
+        chosen = _choose_number(text)
+        return None if chosen is None else _value(chosen[1], self.percent)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer: the same reading as `extract`; None when it holds no number."""
         return self.extract(answer)
 
 
 def exact_number(written: str) -> str | None:
     """The normal form of a text that is one number and nothing else; None: it is more, or none."""
-    matched = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
-    return None if matched is None else value_of(matched)
+    number = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
+    return None if number is None else _value(number)
 
 
-def chosen_number(text: str) -> tuple[str, re.Match[str]] | None:
-    """The number that is the answer: (the text in which it stands, in plain signs; its place there)."""
+def _choose_number(text: str) -> tuple[str, re.Match[str]] | None:
+    """The number that is the answer: (the text that it is in, in plain signs; its match there)."""
     plain = _plain(text)
     boxed = last_boxed(plain)
     if boxed is not None:
         first = _NUMBER_ONLY.search(boxed)
-        if first is not None and value_of(in_box := _result(boxed, first)) is not None:
+        if first is not None and _value(in_box := _result(boxed, first)) is not None:
             return boxed, in_box
     last, announced, announced_at = None, None, -1
-    for matched in _WALK.finditer(plain):
-        if matched.group("announcement") is not None:
-            announced_at = matched.end()
+    for match in _WALK.finditer(plain):
+        if match["announcement"] is not None:
+            announced_at = match.end()
             continue
-        last = matched
-        if announced_at >= 0 and matched.start() - announced_at <= _MAX_ANNOUNCED_GAP:
-            announced = matched
+        last = match
+        if announced_at >= 0 and match.start() - announced_at <= _MAX_ANNOUNCED_GAP:
+            announced = match
         announced_at = -1
     if announced is not None:
         return plain, _result(plain, announced)
     return None if last is None else (plain, last)
 
 
-def shifted(value: str, exponent: int) -> str | None:
+def _shift(value: str, exponent: int) -> str | None:
     """A value in normal form times a power of ten, in normal form; None: it gets too long.
 
     exponent  from -999 to 999
@@ -142,51 +140,46 @@ def _plain(text: str) -> str:
     return text.replace("{,}", ",").replace("####", "\nanswer: ")
 
 
-def _latex_fraction(matched: re.Match[str]) -> str:
-    """As a/b, behind a space where a whole number stands before it: a mixed number."""
-    above, below = (group for group in matched.groups()[1:] if group is not None)
-    return f"{'' if matched.group('glued') is None else ' '}{above}/{below}"
+def _latex_fraction(match: re.Match[str]) -> str:
+    """As a/b, behind a space where a whole number comes before it: a mixed number."""
+    above, below = (group for group in match.groups()[1:] if group is not None)
+    return f"{'' if match['glued'] is None else ' '}{above}/{below}"
 
 
-def _vulgar(matched: re.Match[str]) -> str:
-    return f"{'' if matched.group('glued') is None else ' '}{_VULGAR[matched.group(2)]}"
+def _vulgar(match: re.Match[str]) -> str:
+    return f"{'' if match['glued'] is None else ' '}{VULGAR_FRACTIONS[match[2]]}"
 
 
-def _mixed(matched: re.Match[str]) -> str:
-    whole, above, below = (int(group) for group in matched.groups())
-    return f"{whole * below + above}/{below}" if above < below else matched.group()
+def _mixed(match: re.Match[str]) -> str:
+    whole, above, below = map(int, match.groups())
+    return f"{whole * below + above}/{below}" if above < below else match[0]
 
 
 def _result(text: str, first: re.Match[str]) -> re.Match[str]:
     """The number behind the last equals sign of the sum that `first` opens; `first` if it opens none."""
     result, end = first, first.end()
-    while True:
-        following = _NUMBER_ONLY.search(text, end, end + _MAX_OPERATOR_GAP)
-        if following is None:
-            return result
+    while (following := _NUMBER_ONLY.search(text, end, end + _MAX_OPERATOR_GAP)) is not None:
         gap = text[end : following.start()]
-        if not gap or _OPERATORS.fullmatch(gap) is None:
-            return result
-        # The search above stops at a fixed distance and may have cut the digits.
-        following = _NUMBER_ONLY.match(text, following.start())
-        if following is None:
-            return result
-        end = following.end()
+        # The search stops at a fixed distance and may have cut the digits.
+        whole = _NUMBER_ONLY.match(text, following.start())
+        if not gap or _OPERATORS.fullmatch(gap) is None or whole is None:
+            break
+        end = whole.end()
         if "=" in gap:
-            result = following
+            result = whole
+    return result
 
 
-def value_of(number: re.Match[str], percent: str = "keep") -> str | None:
+def _value(number: re.Match[str], percent: str = "keep") -> str | None:
     """The normal form of one number as it was found; None: too long, or divided by zero."""
-    sign = "-" if number.group("sign") == "-" else ""
-    is_percent = number.group("percent") is not None
+    sign = "-" if number["sign"] == "-" else ""
+    is_percent = number["percent"] is not None
     hundredth = 2 if is_percent and percent == "share" else 0
-    if number.group("below") is not None:
-        value = _fraction(_digits(number.group("above")), _digits(number.group("below")) + "0" * hundredth)
+    if number["below"] is not None:
+        value = _fraction(_digits(number["above"]), _digits(number["below"]) + "0" * hundredth)
     else:
-        whole = _digits(number.group("whole") or "")
-        part = _digits(number.group("part") or number.group("bare_part") or "")
-        value = _decimal(whole, part, int(number.group("exponent") or number.group("power") or 0) - hundredth)
+        whole, part = _digits(number["whole"] or ""), _digits(number["part"] or number["bare_part"] or "")
+        value = _decimal(whole, part, int(number["exponent"] or number["power"] or 0) - hundredth)
     if value is None or len(value) > MAX_DIGITS + 1:  # the point is not a digit
         return None
     return f"{'' if value == '0' else sign}{value}{'%' if is_percent and percent == 'keep' else ''}"
@@ -231,76 +224,33 @@ def _fraction(above: str, below: str) -> str | None:
 
 
 _PREFIXES = {"n": -9, "µ": -6, "μ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9, "T": 12}
-_PREFIX_WORDS = {
-    "nano": -9,
-    "micro": -6,
-    "milli": -3,
-    "centi": -2,
-    "deci": -1,
-    "kilo": 3,
-    "mega": 6,
-    "giga": 9,
-    "tera": 12,
-}
-# Symbol: the words for it. These take prefixes.
-_METRIC = {
-    "m": "metre meter",
-    "g": "gram gramme",
-    "s": "second sec",
-    "L": "litre liter l",
-    "W": "watt",
-    "V": "volt",
-    "J": "joule",
-    "N": "newton",
-    "Pa": "pascal",
-    "Hz": "hertz",
-    "A": "ampere amp",
-    "Ω": "ohm",
-    "B": "byte",
-    "eV": "electronvolt",
-    "mol": "mole",
-    "cal": "calorie",
-}
+_PREFIX_WORDS = {"nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1, "kilo": 3, "mega": 6, "giga": 9}
+_PREFIX_WORDS |= {"tera": 12}
+# Each symbol with the words for it. These take prefixes.
+_METRIC = (
+    "m metre meter|g gram gramme|s second sec|L litre liter l|W watt|V volt|J joule|N newton|Pa pascal|Hz hertz"
+    "|A ampere amp|Ω ohm|B byte|eV electronvolt|mol mole|cal calorie"
+)
 # These do not. One-letter words of English are not among them: "in" is no inch, "a" no year.
-_PLAIN = {
-    "min": "minute min",
-    "h": "hour hr h",
-    "day": "day",
-    "week": "week",
-    "month": "month",
-    "year": "year yr",
-    "inch": "inch inches",
-    "ft": "foot feet ft",
-    "yd": "yard yd",
-    "mi": "mile mi",
-    "lb": "pound lb",
-    "oz": "ounce oz",
-    "K": "kelvin K",
-    "°C": "°C celsius",
-    "°F": "°F fahrenheit",
-    "°": "° degree",
-    "t": "tonne",
-    "bar": "bar",
-    "$": "$ dollar USD",
-    "€": "€ euro EUR",
-    "£": "£ GBP",
-    "¥": "¥ yen JPY",
-    "cent": "cent",
-}
+_PLAIN = (
+    "min minute min|h hour hr h|day day|week week|month month|year year yr|inch inch inches|ft foot feet ft|yd yard yd"
+    "|mi mile mi|lb pound lb|oz ounce oz|K kelvin K|°C °C celsius|°F °F fahrenheit|° ° degree|t tonne|bar bar"
+    "|$ $ dollar USD|€ € euro EUR|£ £ GBP|¥ ¥ yen JPY|cent cent"
+)
 
 
-def _units() -> dict[str, tuple[str, int]]:
+def _all_units() -> dict[str, tuple[str, int]]:
     """Every way of writing a unit → (its name in a normal form, the power of ten to it)."""
     units: dict[str, tuple[str, int]] = {}
-    for symbol, words in _PLAIN.items():
-        for word in words.split():
+    for symbol, *words in map(str.split, _PLAIN.split("|")):
+        for word in words:
             units[word] = (symbol, 0)
             if len(word) > 1 and word.isalpha():
                 units[f"{word}s"] = (symbol, 0)
-    for symbol, words in _METRIC.items():
+    for symbol, *words in map(str.split, _METRIC.split("|")):
         units[symbol] = (symbol, 0)
         units |= {prefix + symbol: (symbol, power) for prefix, power in _PREFIXES.items()}
-        for word in words.split():
+        for word in words:
             for prefix, power in ({"": 0} | (_PREFIX_WORDS if len(word) > 1 else _PREFIXES)).items():
                 units[prefix + word] = (symbol, power)
                 if len(word) > 1:
@@ -308,7 +258,7 @@ def _units() -> dict[str, tuple[str, int]]:
     return units | {"min": ("min", 0), "h": ("h", 0), "ft": ("ft", 0), "kph": ("m/h", 3), "mph": ("mi/h", 0)}
 
 
-_UNITS = _units()
+_UNITS = _all_units()
 _NAME = r"(°\s?[CF](?![A-Za-z])|[A-Za-zµμΩ]{1,16}|[°$€£¥])"
 _POWER = r"\s?\}?\s?(⁻?[¹²³])?"
 _UNIT = re.compile(
@@ -335,44 +285,38 @@ class QuantityScorer(ByNormalForm):
 
     def extract(self, text: str) -> str | None:
         """The number that `number` would find, with the unit behind it or the currency before it."""
-        matched = chosen_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
-        value = None if matched is None else value_of(matched[1])
-        if matched is None or value is None or value.endswith("%"):
+        chosen = _choose_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
+        value = None if chosen is None else _value(chosen[1])
+        if chosen is None or value is None or value.endswith("%"):
             return value
-        plain, number = matched
+        plain, number = chosen
         written = _UNIT.match(plain, number.end())
-        unit = _read(written)
+        unit = None if written is None else _unit(*written.groups())
         if written is None or unit is None:
             sign = _CURRENCY.search(number.group())
             return value if sign is None else f"{value} {sign.group()}"
         if _PRODUCT.match(plain, written.end()):
             return None
         symbol, power = unit
-        moved = shifted(value, power)
+        moved = _shift(value, power)
         return None if moved is None else f"{moved} {symbol}"
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer: the same reading as `extract`."""
         return self.extract(answer)
 
 
 def _as_sign(written: re.Match[str]) -> str:
-    return ("⁻" if written.group(1) else "") + _POWERS[written.group(2)]
+    return ("⁻" if written[1] else "") + _POWERS[written[2]]
 
 
-def _read(matched: re.Match[str] | None) -> tuple[str, int] | None:
-    """The unit's symbol and the power of ten to it; None: no unit stands there."""
-    if matched is None:
-        return None
-    above, power, below, power_below = matched.groups()
-    first = _named(above, power)
-    if first is None or below is None:
-        return first
-    second = _named(below, power_below)
-    return first if second is None else (f"{first[0]}/{second[0]}", first[1] - second[1])
+def _unit(above: str, power: str | None, below: str | None, power_below: str | None) -> tuple[str, int] | None:
+    """The symbol of a unit such as km/h and the power of ten to it; None: it is no unit."""
+    first = _simple_unit(above, power)
+    second = None if below is None else _simple_unit(below, power_below)
+    return first if first is None or second is None else (f"{first[0]}/{second[0]}", first[1] - second[1])
 
 
-def _named(name: str, power: str | None) -> tuple[str, int] | None:
+def _simple_unit(name: str, power: str | None) -> tuple[str, int] | None:
     bare = name.replace(" ", "")
     known = _UNITS.get(bare) or _UNITS.get(bare.lower() if len(bare) > 3 else bare)
     if known is None:

@@ -1,22 +1,19 @@
-"""Patterns from a settings file, matched in time that is linear in the text whatever both hold.
+"""Patterns from a settings file, matched in time that is linear in the text, whatever both hold.
 
-Python's own `re` backtracks, and takes exponential time on innocent-looking patterns such as
-`(a+)+b`. This matcher backtracks too, but remembers where it failed, and whether a place in the
-pattern fits at a place in the text never depends on how one came there. So it takes each pair of
-places at most once and gives what `re` gives. What would break that (references back to a group, looking
-ahead or behind) is refused when the pattern is read, as RE2 does, and so are very long patterns.
-
-Knows patterns and texts; refuses to know answers.
+Python's own `re` backtracks, and takes exponential time on innocent-looking patterns such as `(a+)+b`. This matcher
+backtracks too, but remembers where it failed: whether a place in the pattern fits a place in the text never depends on
+the way there, so it takes each pair of places at most once and gives what `re` gives. What would break that (back
+references, looking ahead or behind) is refused when the pattern is read, as RE2 does, and so are very long patterns.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
 
-READ_CHARS = 4_000  # the end of a text, where its answer stands; bounds the time together with the next
+READ_CHARS = 4_000  # the end of a text, where its answer is; bounds the time together with the next
 MAX_INSTRUCTIONS = 200  # of the compiled pattern; `{2,5}` counts as five copies
 _MAX_DEPTH = 20  # brackets inside brackets
 _MAX_PATTERN_CHARS = 1_000
@@ -32,53 +29,17 @@ class BadPattern(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
-    """One character of a kind: a letter, a class, a dot."""
-
-    written: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Edge:
-    """A place between characters: `^`, `$` or a word boundary."""
-
-    written: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    number: int | None  # None: it only groups
-    inner: _Node
-
-
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    parts: tuple[_Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    options: tuple[_Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Repeat:
-    inner: _Node
-    low: int
-    high: int | None  # None: without end
-    greedy: bool
-
-
-_Node: TypeAlias = _Item | _Edge | _Group | _Sequence | _Choice | _Repeat
-
-
-@dataclass(slots=True)
 class _Instruction:
-    """One step of the matcher."""
+    """One step of the matcher: a test of the text, the beginning or end of a group, or a jump."""
 
-    kind: Literal["item", "edge", "split", "open", "close", "done"]
-    test: re.Pattern[str] | None = None  # of an item or an edge
-    then: tuple[int, ...] = ()  # of a split: where to go on, the preferred way first
+    test: re.Pattern[str] | None = None
+    n_chars: int = 0  # that the test takes: 1, or 0 for a place between characters
+    mark: Literal["open", "close"] | None = None
+    group: int = 0  # that the mark belongs to
+    jumps: tuple[int, ...] = (1,)  # to the next steps, relative to this one, the preferred one first
+
+
+_Program = list[_Instruction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +55,10 @@ class Pattern:
 
         The group is the one named `answer`, else the first one, else the whole match.
         """
-        matched = None
-        for begin, end in self._spans(text[-READ_CHARS:]):
-            matched = (begin, end)
-        return None if matched is None else text[-READ_CHARS:][matched[0] : matched[1]]
+        text, last = text[-READ_CHARS:], None
+        for begin, end in self._spans(text):
+            last = text[begin:end]
+        return last
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
         """The group's place in each match, from left to right; matches do not overlap."""
@@ -109,11 +70,11 @@ class Pattern:
                 if begins is None:
                     return
                 at = begins.start()
-            matched = self._match(text, at, reached)
-            if matched is None:
+            match = self._match(text, at, reached)
+            if match is None:
                 at += 1
                 continue
-            end, group = matched
+            end, group = match
             if group is not None:
                 yield group
             at = max(end, at + 1)
@@ -128,273 +89,209 @@ class Pattern:
             if key in reached:
                 continue
             reached[key] = origin
-            instruction = program[step]
-            kind = instruction.kind
-            if instruction.test is not None:
-                if instruction.test.match(text, at) is not None:
-                    todo.append((step + 1, at + (kind == "item"), key, begin, end))
-            elif kind == "split":
-                todo.extend((there, at, key, begin, end) for there in reversed(instruction.then))
-            elif kind == "open":
-                todo.append((step + 1, at, key, at, -1))
-            elif kind == "close":
-                todo.append((step + 1, at, key, begin, at))
-            else:
+            if step == len(program):
                 while key >= 0:  # the way that led here fits; everything else that was tried does not
                     key = reached.pop(key)
                 return at, (begin, end) if end >= 0 else None
+            instruction = program[step]
+            if instruction.test is not None:
+                if instruction.test.match(text, at) is None:
+                    continue
+                at += instruction.n_chars
+            elif instruction.mark == "open":
+                begin, end = at, -1
+            elif instruction.mark == "close":
+                end = at
+            todo.extend((step + jump, at, key, begin, end) for jump in reversed(instruction.jumps))
         return None
 
 
 def compile_pattern(source: str, *, ignore_case: bool = False) -> Pattern:
-    r"""Read a pattern. Raises BadPattern.
+    r"""Read a pattern of at most 1,000 characters. Raises BadPattern.
 
     Taken: letters, ``.``, classes such as ``[^,]``, ``\d \w \s \D \W \S \n \t``, ``\b \B``, ``^`` and ``$`` at
     the ends of lines, ``|``, groups ``( )``, ``(?: )`` and ``(?P<answer> )``, and ``* + ? {2} {2,} {2,5}``, each also
     with a ``?`` behind it, which takes as little as possible. All mean what they mean in Python with `re.MULTILINE`.
-
-    source  at most 1,000 characters
     """
     if len(source) > _MAX_PATTERN_CHARS:
         raise BadPattern(f"{len(source):,} characters; at most {_MAX_PATTERN_CHARS:,}")
-    reader = _Reader(source)
-    node = reader.read()
-    wanted = reader.names.get("answer", 1 if reader.n_groups else None)
-    if wanted is None:
-        node, wanted = _Group(1, node), 1
-    if _size(node) >= MAX_INSTRUCTIONS:
-        raise BadPattern(f"too long once repetitions such as {{2,5}} are written out; at most {MAX_INSTRUCTIONS} steps")
     flags = re.MULTILINE | (re.IGNORECASE if ignore_case else re.NOFLAG)
-    program: list[_Instruction] = []
-    _emit(node, program, wanted, flags)
-    program.append(_Instruction("done"))
-    first = _first_items(node)
-    begins = re.compile("|".join(sorted(first)), flags) if first is not None else None
-    return Pattern(source, tuple(program), begins)
+    compiler = _Compiler(source, flags)
+    program = compiler.compile()
+    if compiler.n_groups == 0:
+        program = _group(1, program)
+    wanted = compiler.names.get("answer", 1)
+    program = [_Instruction() if one.mark and one.group != wanted else one for one in program]
+    first = _first_items(program)
+    return Pattern(source, tuple(program), re.compile("|".join(sorted(first)), flags) if first is not None else None)
 
 
-class _Reader:
-    """Reads a pattern from left to right."""
+class _Compiler:
+    """Reads a pattern from left to right into instructions whose jumps are relative, so that they can be copied."""
 
-    def __init__(self, source: str) -> None:
-        self._source, self._at = source, 0
-        self._depth = 0
+    def __init__(self, source: str, flags: re.RegexFlag) -> None:
+        self._source, self._flags = source, flags
+        self._at = self._depth = 0
         self.n_groups = 0
         self.names: dict[str, int] = {}
 
-    def read(self) -> _Node:
-        """The whole pattern."""
-        node = self._choice()
+    def compile(self) -> _Program:
+        program = self._choice()
         if self._at < len(self._source):
-            raise self._wrong("a ) that closes nothing")
-        return node
+            raise self._error("a ) that closes nothing")
+        return program
 
-    def _choice(self) -> _Node:
+    def _choice(self) -> _Program:
         options = [self._sequence()]
         while self._next("|"):
             options.append(self._sequence())
-        return options[0] if len(options) == 1 else _Choice(tuple(options))
+        if len(options) == 1:
+            return options[0]
+        begins, n = [], 1
+        for option in options:
+            begins.append(n)
+            n += len(option) + 1
+        program = [_Instruction(jumps=tuple(begins))]
+        for option in options:
+            program += option
+            program.append(_Instruction(jumps=(n - len(program),)))
+        return program
 
-    def _sequence(self) -> _Node:
-        parts: list[_Node] = []
+    def _sequence(self) -> _Program:
+        program: _Program = []
         while self._at < len(self._source) and self._source[self._at] not in "|)":
-            parts.append(self._piece())
-        return _Sequence(tuple(parts))
+            program += self._piece()
+            _check_length(len(program))
+        return program
 
-    def _piece(self) -> _Node:
+    def _piece(self) -> _Program:
+        """One atom with what repeats it."""
         atom = self._atom()
-        matched = _QUANTIFIER.match(self._source, self._at)
-        if matched is None:
+        match = _QUANTIFIER.match(self._source, self._at)
+        if match is None:
             if self._source[self._at : self._at + 1] == "{":
-                raise self._wrong(r"a { that repeats nothing; write \{ for a brace")
+                raise self._error(r"a { that repeats nothing; write \{ for a brace")
             return atom
-        if isinstance(atom, _Edge) or _may_be_empty(atom):
-            raise self._wrong("repeats something that can be empty")
-        self._at = matched.end()
+        if _first_items(atom) is None:
+            raise self._error("repeats something that can be empty")
+        self._at = match.end()
         if self._source[self._at : self._at + 1] in ("*", "+", "?"):
-            raise self._wrong("repeats a repetition")
-        sign, low, comma, high, lazy = matched.groups()
+            raise self._error("repeats a repetition")
+        sign, low, comma, high, lazy = match.groups()
         if sign is not None:
             least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
         else:
             least = int(low)
             most = int(high) if high is not None else None if comma else least
         if most is not None and (most < least or most == 0):
-            raise self._wrong(f"{matched.group()} repeats at most {most} times")
-        return _Repeat(atom, least, most, lazy is None)
+            raise self._error(f"{match.group()} repeats at most {most} times")
+        return _repeat(atom, least, most, greedy=lazy is None)
 
-    def _atom(self) -> _Node:
+    def _atom(self) -> _Program:
         character = self._source[self._at]
         if character == "(":
-            return self._group()
+            return self._in_brackets()
         if character == "[":
             return self._class()
         if character == "\\":
             return self._escaped()
         if character in "*+?":
-            raise self._wrong(f"a {character} that repeats nothing")
+            raise self._error(f"a {character} that repeats nothing")
         self._at += 1
         if character in "^$":
-            return _Edge(character)
-        return _Item(character if character == "." else re.escape(character))
+            return self._test(character, 0)
+        return self._test(character if character == "." else re.escape(character), 1)
 
-    def _group(self) -> _Node:
-        matched = _GROUP.match(self._source, self._at)
-        if matched is None or self._source[matched.end() : matched.end() + 1] == "?":
-            raise self._wrong("of groups with (? only (?: ) and (?P<name> ) can be matched in linear time")
-        self._at, name, number = matched.end(), matched.group(1), None
-        if matched.group() != "(?:":
+    def _in_brackets(self) -> _Program:
+        match = _GROUP.match(self._source, self._at)
+        if match is None or self._source[match.end() : match.end() + 1] == "?":
+            raise self._error("of groups with (? only (?: ) and (?P<name> ) can be matched in linear time")
+        self._at, name, number = match.end(), match.group(1), 0
+        if match.group() != "(?:":
             self.n_groups += 1
             number = self.n_groups
             if name is not None:
                 if name in self.names:
-                    raise self._wrong(f"two groups named {name}")
+                    raise self._error(f"two groups named {name}")
                 self.names[name] = number
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise self._wrong(f"more than {_MAX_DEPTH} groups inside each other")
+            raise self._error(f"more than {_MAX_DEPTH} groups inside each other")
         inner = self._choice()
         self._depth -= 1
         if not self._next(")"):
-            raise self._wrong("a ( that is never closed")
-        return _Group(number, inner)
+            raise self._error("a ( that is never closed")
+        return _group(number, inner) if number else inner
 
-    def _class(self) -> _Node:
-        matched = _CLASS.match(self._source, self._at)
-        if matched is None:
-            raise self._wrong(r"a [ that is never closed; inside of [ ] write \[ for a bracket")
-        written = matched.group()
+    def _class(self) -> _Program:
+        match = _CLASS.match(self._source, self._at)
+        if match is None:
+            raise self._error(r"a [ that is never closed; inside of [ ] write \[ for a bracket")
+        written = match.group()
         if any(double in written for double in ("--", "&&", "~~", "||")):
-            raise self._wrong("-- && ~~ || mean nothing inside of [ ]")
+            raise self._error("-- && ~~ || mean nothing inside of [ ]")
         try:
-            re.compile(written)
+            program = self._test(written, 1)
         except re.error as error:
-            raise self._wrong(str(error)) from None
-        self._at = matched.end()
-        return _Item(written)
+            raise self._error(str(error)) from None
+        self._at = match.end()
+        return program
 
-    def _escaped(self) -> _Node:
+    def _escaped(self) -> _Program:
         character = self._source[self._at + 1 : self._at + 2]
+        if not character or (character.isalnum() and character not in _ESCAPES | {"b", "B"}):
+            raise self._error(rf"\{character} is not among \d \w \s \D \W \S \b \B \n \t \r \f \v")
         self._at += 2
         if character in ("b", "B"):
-            return _Edge("\\" + character)
-        if character in _ESCAPES or (character and not character.isalnum()):
-            return _Item("\\" + character if character in _ESCAPES else re.escape(character))
-        self._at -= 2
-        raise self._wrong(rf"\{character} is not among \d \w \s \D \W \S \b \B \n \t \r \f \v")
+            return self._test("\\" + character, 0)
+        return self._test("\\" + character if character in _ESCAPES else re.escape(character), 1)
+
+    def _test(self, written: str, n_chars: int) -> _Program:
+        return [_Instruction(re.compile(written, self._flags), n_chars)]
 
     def _next(self, character: str) -> bool:
-        if self._source[self._at : self._at + 1] != character:
-            return False
-        self._at += 1
-        return True
+        """Skip this character if it comes next."""
+        is_next = self._source.startswith(character, self._at)
+        self._at += is_next
+        return is_next
 
-    def _wrong(self, what: str) -> BadPattern:
+    def _error(self, what: str) -> BadPattern:
         return BadPattern(f"character {self._at + 1}: {what}")
 
 
-def _may_be_empty(node: _Node) -> bool:
-    match node:
-        case _Item():
-            return False
-        case _Edge():
-            return True
-        case _Group(_, inner):
-            return _may_be_empty(inner)
-        case _Sequence(parts):
-            return all(map(_may_be_empty, parts))
-        case _Choice(options):
-            return any(map(_may_be_empty, options))
-        case _Repeat(inner, low):
-            return low == 0 or _may_be_empty(inner)
+def _group(number: int, inner: _Program) -> _Program:
+    return [_Instruction(mark="open", group=number), *inner, _Instruction(mark="close", group=number)]
 
 
-def _size(node: _Node) -> int:
-    """How many instructions `_emit` makes of it, at least."""
-    match node:
-        case _Item() | _Edge():
-            return 1
-        case _Group(_, inner):
-            return _size(inner) + 2
-        case _Sequence(parts):
-            return sum(map(_size, parts))
-        case _Choice(options):
-            return sum(map(_size, options)) + 2 * len(options)
-        case _Repeat(inner, low, high):
-            return (_size(inner) + 1) * (low + 1 if high is None else high) + 1
+def _repeat(inner: _Program, low: int, high: int | None, *, greedy: bool) -> _Program:
+    n = len(inner) + 1
+    n_optional = 1 if high is None else high - low
+    _check_length(low * len(inner) + n_optional * n)
+    program = inner * low
+    for left in range(n_optional, 0, -1):
+        jumps = (1, left * n + (high is None))
+        program += [_Instruction(jumps=jumps if greedy else jumps[::-1]), *inner]
+    return [*program, _Instruction(jumps=(-n,))] if high is None else program
 
 
-def _emit(node: _Node, program: list[_Instruction], wanted: int, flags: re.RegexFlag) -> None:
-    match node:
-        case _Item(written):
-            program.append(_Instruction("item", re.compile(written, flags)))
-        case _Edge(written):
-            program.append(_Instruction("edge", re.compile(written, flags)))
-        case _Group(number, inner):
-            if number != wanted:
-                _emit(inner, program, wanted, flags)
-                return
-            program.append(_Instruction("open"))
-            _emit(inner, program, wanted, flags)
-            program.append(_Instruction("close"))
-        case _Sequence(parts):
-            for part in parts:
-                _emit(part, program, wanted, flags)
-        case _Choice(options):
-            _emit_choice(options, program, wanted, flags)
-        case _Repeat():
-            _emit_repeat(node, program, wanted, flags)
+def _check_length(n_instructions: int) -> None:
+    if n_instructions > MAX_INSTRUCTIONS:
+        raise BadPattern(f"too long once repetitions such as {{2,5}} are written out; at most {MAX_INSTRUCTIONS} steps")
 
 
-def _emit_choice(options: tuple[_Node, ...], program: list[_Instruction], wanted: int, flags: re.RegexFlag) -> None:
-    split = _Instruction("split")
-    program.append(split)
-    begins, leaves = [], []
-    for option in options:
-        begins.append(len(program))
-        _emit(option, program, wanted, flags)
-        leaves.append(_Instruction("split"))
-        program.append(leaves[-1])
-    split.then = tuple(begins)
-    for leave in leaves:
-        leave.then = (len(program),)
-
-
-def _emit_repeat(node: _Repeat, program: list[_Instruction], wanted: int, flags: re.RegexFlag) -> None:
-    for _ in range(node.low):
-        _emit(node.inner, program, wanted, flags)
-    splits = []
-    for _ in range(1 if node.high is None else node.high - node.low):
-        splits.append((len(program), _Instruction("split")))
-        program.append(splits[-1][1])
-        _emit(node.inner, program, wanted, flags)
-    if node.high is None:
-        program.append(_Instruction("split", then=(splits[0][0],)))
-    for at, split in splits:
-        split.then = (at + 1, len(program)) if node.greedy else (len(program), at + 1)
-
-
-def _first_items(node: _Node) -> frozenset[str] | None:
-    """What a match can begin with; None: it can be empty, or begins with an edge."""
-    match node:
-        case _Item(written):
-            return frozenset({written})
-        case _Edge():
+def _first_items(program: Sequence[_Instruction]) -> frozenset[str] | None:
+    """The characters that a match can begin with, as patterns; None: it can be empty."""
+    items, todo, known = set[str](), [0], set[int]()
+    while todo:
+        step = todo.pop()
+        if step == len(program):
             return None
-        case _Group(_, inner):
-            return _first_items(inner)
-        case _Repeat(inner, low):
-            return _first_items(inner) if low else None
-        case _Choice(options):
-            matched = [_first_items(option) for option in options]
-            known = [items for items in matched if items is not None]
-            return frozenset().union(*known) if len(known) == len(matched) else None
-        case _Sequence(parts):
-            begins: frozenset[str] = frozenset()
-            for part in parts:
-                if isinstance(part, _Repeat) and part.low == 0:
-                    begins |= _first_items(part.inner) or frozenset()
-                    continue
-                items = _first_items(part)
-                return None if items is None else begins | items
-            return None
+        if step in known:
+            continue
+        known.add(step)
+        instruction = program[step]
+        if instruction.test is not None and instruction.n_chars:
+            items.add(instruction.test.pattern)
+        else:
+            todo += [step + jump for jump in instruction.jumps]
+    return frozenset(items)

@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from suffice.errors import ConfigError
-from suffice.scoring.answer import READ_CHARS, told
-from suffice.scoring.normal import (
+from suffice.scoring.answer import (
     MAX_ANSWER_CHARS,
+    READ_CHARS,
     ByNormalForm,
     Comparer,
+    cap_answer,
     check_flag,
     check_text,
     digest_text,
+    final_answer,
     is_digest,
+    replace_halves,
     says_something,
-    settled,
+    settle,
     strip_control_characters,
 )
 from suffice.scoring.pattern import BadPattern, Pattern, compile_pattern
@@ -46,15 +49,14 @@ class TextScorer(ByNormalForm):
     - symbols stay (``C++`` is not ``C``), except ``$`` and the backtick, which wrap formulas and code
     - articles stay when nothing else is left: "A" is an answer to "which letter?"
 
-    A text longer than 2,000 characters is folded only in case and white space and stands as a
-    digest (one of more than 200,000 is not folded at all), so that a log never holds an essay where an answer belongs.
+    A text longer than 2,000 characters is folded only in case and white space and replaced by a digest (one of more
+    than 200,000 is not folded at all), so that a log never holds an essay where an answer belongs.
     """
 
     name: ClassVar[str] = "text"
 
     def extract(self, text: str) -> str | None:
-        r"""The last ``\boxed{…}``, else what follows the last "answer is" or "answer:", else all of it."""
-        return told(text, self.normalise)
+        return final_answer(text, self.normalise)
 
     def normalise(self, answer: str) -> str | None:
         if len(answer) > READ_CHARS:
@@ -64,7 +66,7 @@ class TextScorer(ByNormalForm):
             folded = _SPACES.sub(" ", answer.casefold()).strip()
             return digest_text(folded) if len(folded) > MAX_ANSWER_CHARS else self.normalise(folded)
         # Several passes: dropped punctuation can bring a letter and its accent, or two digits, together.
-        return settled(answer, _one_pass) or None
+        return settle(answer, _one_pass) or None
 
 
 def _one_pass(text: str) -> str:
@@ -122,8 +124,7 @@ class SquadScorer(ByNormalForm):
     name: ClassVar[str] = "squad"
 
     def extract(self, text: str) -> str | None:
-        r"""The last ``\boxed{…}``, else what follows the last "answer is" or "answer:", else all of it."""
-        return told(text, self.normalise)
+        return final_answer(text, self.normalise)
 
     def normalise(self, answer: str) -> str | None:
         if len(answer) > READ_CHARS:
@@ -132,12 +133,9 @@ class SquadScorer(ByNormalForm):
         normal = " ".join(
             _SQUAD_ARTICLES.sub(" ", strip_control_characters(answer).lower().translate(_PUNCTUATION)).split()
         )
-        if not says_something(normal):
-            return None
-        return normal if len(normal) <= MAX_ANSWER_CHARS else digest_text(normal)
+        return cap_answer(normal) if says_something(normal) else None
 
 
-_HALVES = re.compile("[\ud800-\udfff]")
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 
@@ -165,13 +163,10 @@ class WholeScorer:
         if is_digest(answer):
             return answer
         lines = "\n".join(line.rstrip() for line in answer.splitlines()).strip()
-        lines = _HALVES.sub("\ufffd", lines.translate(_CONTROLS))
+        lines = replace_halves(lines.translate(_CONTROLS))
         if not says_something(lines):
             return None
-        if len(lines) > MAX_ANSWER_CHARS:
-            return digest_text(lines)
-        composed = unicodedata.normalize("NFC", lines)
-        return composed if len(composed) <= MAX_ANSWER_CHARS else digest_text(composed)
+        return cap_answer(lines if len(lines) > MAX_ANSWER_CHARS else unicodedata.normalize("NFC", lines))
 
     def match(self, answer: str | None, gold: str) -> bool:
         if answer is None:
@@ -186,8 +181,7 @@ class WholeScorer:
 class RegexScorer:
     """Find the answer by a pattern and compare it by another scorer.
 
-    pattern      as `scoring.pattern` reads it; the group named `answer` counts, else the first one, else the
-                 whole match; of several matches the last one. Only the last 4,000 characters are searched
+    pattern      as `compile_pattern` takes it; the last match counts, see `Pattern.last`
     ignore_case  do capitals and small letters match each other?
     compare      a scorer's name or table: normal form and comparison of what was found
     """
@@ -209,12 +203,11 @@ class RegexScorer:
         object.__setattr__(self, "_pattern", compiled)
 
     def extract(self, text: str) -> str | None:
-        """The normal form of what the pattern finds last; None: it finds nothing, or no answer."""
-        matched = self._pattern.last(text)
-        return None if matched is None else self.compare.normalise(matched)
+        last = self._pattern.last(text)
+        return None if last is None else self.compare.normalise(last)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer. The pattern is not asked: a reference stands alone."""
+        """The normal form of a bare answer, such as a reference, which need not match the pattern."""
         return self.compare.normalise(answer)
 
     def match(self, answer: str | None, gold: str) -> bool:
