@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from suffice.console import exchange as console
+from suffice.episode.chain_reader import safe_cut
 from suffice.episode.chunk_parsing import AnswerOnly, entropy_of, first_choice, margin_of
 from suffice.episode.ledger import CallAccount
 from suffice.errors import SufficeError, UpstreamError
@@ -50,7 +51,6 @@ from suffice.upstream.assemble import Assembler
 from suffice.upstream.connection import READ_BYTES
 from suffice.upstream.pattern import TextPattern
 from suffice.upstream.tally import read_answer
-from suffice.upstream.thought import safe_cut
 from suffice.upstream.wire import SseSplitter, decode_chunk, logprobs_of
 from suffice.wiring.files import read_toml
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
 
-from suffice.episode.segment import SEGMENTERS
+from suffice.episode.chain_reader import SEGMENTERS
 from suffice.policy.base import POLICIES
 from suffice.policy.parameters import parameters_of
 from suffice.scoring.base import SCORERS

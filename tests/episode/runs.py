@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from suffice.episode.chain_reader import ChainReader
+from suffice.episode.chain_reader import ChainReader, Segmenter
 from suffice.episode.ledger import Ledger
-from suffice.episode.reasoning import ReasoningRun
-from suffice.episode.segment import Segmenter
+from suffice.episode.probe import ReasoningRun
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamDown
 from suffice.scoring.base import build_scorer

@@ -7,7 +7,7 @@ from typing import get_args
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.ledger import CallAccount, Ledger, ReplyState, StopState
 from suffice.types import Decision, Purpose, Signals, Step
 from tests.episode.runs import request
 
@@ -85,16 +85,17 @@ def test_the_first_stop_is_the_one_that_counts() -> None:
 
 
 def test_ends_rank_failure_over_stop_over_truncation() -> None:
-    ledger = Ledger(request(), 0.0, truncated=True)
+    ledger = Ledger(request(), 0.0, reply=ReplyState(truncated=True))
     assert ledger.close(now_s=0.0, default="done").end_reason == "truncated"
-    ledger.stopped = True
+    ledger.stop.acted = True
     assert ledger.close(now_s=0.0, default="done").end_reason == "stopped"
     ledger.end_reason = "client_left"
     assert ledger.close(now_s=0.0, default="done").end_reason == "client_left"
 
 
 def test_a_run_that_came_to_nothing_is_overhead() -> None:
-    ledger = Ledger(request(), 0.0, stopped=True, finish_method="raw", handover_ms=3.0, vote=(("4", 2),))
+    stop = StopState(acted=True, finish_method="raw", handover_ms=3.0)
+    ledger = Ledger(request(), 0.0, stop=stop, reply=ReplyState(vote=(("4", 2),)))
     for purpose in ("main", "probe"):
         account = ledger.open_call("main" if purpose == "main" else "probe")
         account.prompt_tokens, account.reported_tokens = 10, 7

@@ -114,7 +114,7 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
         assert not run.reader.is_in_thought
         assert ledger.degraded == []
         if ending == "answer":
-            assert ledger.answer == "4"
+            assert ledger.reply.answer == "4"
         n_words = len(thought) + {"inline": 2, "opened": 1}.get(field, 0)
         assert ledger.calls[0].received_tokens >= n_words
 
@@ -235,7 +235,7 @@ async def test_a_template_that_opened_the_thought_itself_does_not_spoil_the_answ
     run, client, ledger = run_of(frames)
     await run.relay.rest()
     assert client.raw == b"".join(frames)
-    assert ledger.answer == "4"
+    assert ledger.reply.answer == "4"
     assert run.reader.answer_text == "It is 4"
 
 
@@ -270,7 +270,7 @@ async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
                 run.reader.answer_text,
                 account.received_tokens,
                 account.reasoning_tokens,
-                ledger.answer,
+                ledger.reply.answer,
                 run.reader.state,
                 ledger.degraded,
             )

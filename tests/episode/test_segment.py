@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.segment import Checkpoint, Segmenter
+from suffice.episode.chain_reader import Checkpoint, Segmenter, safe_cut
 from suffice.settings import Steps
-from suffice.upstream.thought import safe_cut
 
 WORDS = ["so", " it", "\n", ".\n\n", " a\nb", "北京", " 🙂", "\u0301", "\u200d", "  "]
 TOKENS = st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 4)), max_size=60)

@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from suffice.episode.chain_reader import ChainReader
+from suffice.episode.chain_reader import ChainReader, Segmenter
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.reasoning import ReasoningRun
-from suffice.episode.segment import Segmenter
+from suffice.episode.probe import ReasoningRun
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.gateway.exchange import WRITE_NOW, BodyDelivery, Exchange, StreamDelivery
 from suffice.scoring.base import build_scorer

@@ -90,12 +90,12 @@ def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
     audit.finish()
     # The audit's shadow stop is where a live run of the same steps ends, with the answer that it delivers.
     if stopped_at is not None:
-        assert (audit.ledger.stop_step, audit.ledger.would_answer) == (stopped_at, live.ledger.answer)
-    elif audit.ledger.answer != live.ledger.answer:
-        assert (audit.ledger.stop_step, audit.ledger.would_answer) == (len(steps), live.ledger.answer)
+        assert (audit.ledger.stop.step, audit.ledger.stop.would_answer) == (stopped_at, live.ledger.reply.answer)
+    elif audit.ledger.reply.answer != live.ledger.reply.answer:
+        assert (audit.ledger.stop.step, audit.ledger.stop.would_answer) == (len(steps), live.ledger.reply.answer)
     else:
-        assert audit.ledger.stop_step is None
-    assert (audit.ledger.stopped, live.ledger.stopped) == (False, stopped_at is not None)
+        assert audit.ledger.stop.step is None
+    assert (audit.ledger.stop.acted, live.ledger.stop.acted) == (False, stopped_at is not None)
     known = [seen.answer for seen in live.seen]
     if kind != "samples" and any(known):
         assert audit.return_step == last_answer(answers)

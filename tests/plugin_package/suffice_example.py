@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from suffice.episode.segment import Segmenter
+from suffice.episode.chain_reader import Segmenter
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, suffices
 from suffice.signals.fold import parse_parameter

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from suffice import plugins
-from suffice.episode.segment import SEGMENTERS, Segmenter
+from suffice.episode.chain_reader import SEGMENTERS, Segmenter
 from suffice.plugins import GROUPS, register_all
 from suffice.policy.base import POLICIES
 from suffice.policy.rules import Never

@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.settings import Driver, Effort, FinishMethod, Template
-from suffice.upstream.continuation import (
-    DRIVER_METHODS,
-    SAMPLING,
-    Limits,
-    PrefillStripper,
-    Prompt,
-    Thought,
-    build_continuation,
-    cut_at,
-    write_prompt,
-)
+from suffice.episode.chunk_parsing import PrefillStripper
+from suffice.settings import Driver, Effort, FinishMethod, Probe, Template, Upstream
+from suffice.upstream.continuation import SAMPLING, Prompt, build_continuation, close_thought, cut_at, write_prompt
+from suffice.upstream.drivers import DRIVERS
 
 PROMPT = Prompt(text="<|user|>2+2?<|assistant|><think>", n_tokens=5)
 CLIENT: dict[str, Any] = {
@@ -35,27 +27,27 @@ CLIENT: dict[str, Any] = {
     "metadata": {"secret": "x"},
     "user": "u",
 }
-THOUGHT = Thought(
-    text="so it is  \n", answer_prefix="The answer is ", reask_thought="I thought: {thought}", reask_ask="So?"
-)
+THOUGHT = "so it is  \n"
+PROBE = Probe(answer_prefix="The answer is ", reask_thought="I thought: {thought}", reask_ask="So?")
 CLOSED = "so it is\n</think>The answer is "
-ALL = [(driver, method) for driver, methods in DRIVER_METHODS.items() for method in methods if method != "native"]
+ALL = [(driver, method) for driver, facts in DRIVERS.items() for method in facts.methods if method != "native"]
 CUT = {"max_tokens", "stop", "logprobs", "top_logprobs"}
 
 
 def written(method: FinishMethod, driver: Driver = "llama.cpp", **more: Any) -> Any:
-    known: dict[str, Any] = {"prompt": PROMPT, "thought": THOUGHT, "body": CLIENT}
+    known: dict[str, Any] = {"prompt": PROMPT, "thought": THOUGHT, "body": CLIENT, "probe": PROBE, "settings": {}}
     given_ = known | more
-    return build_continuation(method, given_.pop("body"), given_.pop("thought"), driver=driver, **given_)
+    upstream = Upstream(url="http://up", driver=driver, **given_.pop("settings"))
+    return build_continuation(method, given_.pop("body"), given_.pop("thought"), upstream=upstream, **given_)
 
 
 def test_a_closed_thought_ends_in_its_tag_and_the_first_words_of_the_answer() -> None:
-    assert THOUGHT.closed == CLOSED
+    assert close_thought(THOUGHT, Upstream(url="http://up"), PROBE) == CLOSED
 
 
 @given(st.text(max_size=60))
 def test_the_thought_itself_is_only_trimmed_at_its_end(thought: str) -> None:
-    assert Thought(text=thought, closing="\n").closed == thought.rstrip() + "\n</think>"
+    assert close_thought(thought, Upstream(url="http://up"), Probe(closing="\n")) == thought.rstrip() + "\n</think>"
 
 
 @pytest.mark.parametrize(("driver", "method"), ALL)
@@ -70,7 +62,7 @@ def test_sampling_goes_along_and_nothing_else_does(driver: Driver, method: Finis
 @pytest.mark.parametrize(("driver", "method"), ALL)
 def test_a_probe_differs_from_the_answer_only_in_being_cut_after_it(driver: Driver, method: FinishMethod) -> None:
     answer = written(method, driver)
-    probe = written(method, driver, limits=Limits(max_tokens=16, stop=("\n",), logprobs=1))
+    probe = written(method, driver, max_tokens=16, trial=True)
     assert {k: v for k, v in probe.body.items() if k not in CUT} == answer.body
     assert probe.body["max_tokens"] == 16
     # A re-ask may think before it answers: its stop words are the reader's business.
@@ -89,9 +81,8 @@ def test_the_clients_own_messages_are_sent_unchanged_and_first(driver: Driver, m
 
 def test_the_cap_has_the_name_that_the_client_gave_it() -> None:
     body = {k: v for k, v in CLIENT.items() if k != "max_tokens"} | {"max_completion_tokens": 9}
-    limits = Limits(max_tokens=5)
-    assert written("re-ask", "openai", body=body, limits=limits).body["max_completion_tokens"] == 5
-    assert written("raw", body=body, limits=limits).body["max_tokens"] == 5
+    assert written("re-ask", "openai", body=body, max_tokens=5).body["max_completion_tokens"] == 5
+    assert written("raw", body=body, max_tokens=5).body["max_tokens"] == 5
 
 
 def test_raw_goes_on_where_the_template_ends() -> None:
@@ -124,8 +115,7 @@ def test_prefill_adds_one_message_and_asks_for_its_continuation(driver: Driver) 
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_sglang_puts_the_text_behind_its_generation_prompt_and_parses_no_thought(opened: bool) -> None:
-    thought = Thought(text="so", opened=opened)
-    body = written("prefill", "sglang", thought=thought).body
+    body = written("prefill", "sglang", thought="so", probe=Probe(), settings={"think_opened": opened}).body
     assert body["messages"][-1]["content"] == ("" if opened else "<think>") + "so\n</think>"
     assert (body["continue_final_message"], body["separate_reasoning"]) == (True, False)
     assert "add_generation_prompt" not in body
@@ -136,7 +126,7 @@ def test_deepseek_takes_the_thought_in_a_field_of_its_own_on_its_beta_path() -> 
     assert made.path == "/beta/chat/completions"
     last = {"role": "assistant", "content": "The answer is ", "reasoning_content": "so it is", "prefix": True}
     assert made.body["messages"][-1] == last
-    bare = written("prefill", "deepseek", thought=Thought(text="so"))
+    bare = written("prefill", "deepseek", thought="so", probe=Probe())
     assert bare.body["messages"][-1]["content"] == "\n"
     assert bare.answer_prefix == ""
 
@@ -180,12 +170,12 @@ def test_a_re_ask_keeps_what_else_the_client_told_the_template() -> None:
 
 def test_the_owner_may_choose_the_least_effort() -> None:
     effort: Effort = "minimal"
-    assert written("re-ask", "openai", lowest_effort=effort).body["reasoning_effort"] == "minimal"
+    assert written("re-ask", "openai", settings={"lowest_effort": effort}).body["reasoning_effort"] == "minimal"
 
 
 def test_a_thought_may_hold_anything_that_looks_like_a_template() -> None:
-    thought = Thought(text="{thought} {0} {}", reask_thought="T: {thought}", reask_ask="?")
-    assert written("re-ask", "openai", thought=thought).body["messages"][1]["content"] == "T: {thought} {0} {}"
+    made = written("re-ask", "openai", thought="{thought} {0} {}", probe=Probe(reask_thought="T: {thought}"))
+    assert made.body["messages"][1]["content"] == "T: {thought} {0} {}"
 
 
 def test_a_template_of_the_owner_writes_the_prompt() -> None:
@@ -221,9 +211,9 @@ def test_what_cannot_be_written_is_said() -> None:
 
 
 def test_every_driver_has_its_ways() -> None:
-    assert len(DRIVER_METHODS) == 8
-    assert all(set(ways) <= set(FinishMethod.__args__) for ways in DRIVER_METHODS.values())  # type: ignore[attr-defined]
-    assert all(ways[-1] == "re-ask" for ways in DRIVER_METHODS.values())
+    assert len(DRIVERS) == 8
+    assert all(set(facts.methods) <= set(FinishMethod.__args__) for facts in DRIVERS.values())  # type: ignore[attr-defined]
+    assert all(facts.methods[-1] == "re-ask" for facts in DRIVERS.values())
 
 
 def pieces_of(text: str, places: list[int]) -> list[str]:

@@ -46,7 +46,7 @@ def test_a_match_says_what_parsing_says(field: str, first: str, second: str, spa
         assert read is not None
         assert read[0].delta is not None
         assert getattr(read[0].delta, pattern.field) == found
-        assert pattern.shown(again) is again
+        assert pattern.edit(again) is again
 
 
 @pytest.mark.parametrize("spaced", [False, True])
@@ -117,7 +117,7 @@ def test_a_text_that_stands_elsewhere_too_is_not_mistaken_for_the_field() -> Non
 def test_an_empty_usage_is_cut_out_and_nothing_else() -> None:
     pattern = learnt(frame(chunk("reasoning", " so", usage=None)), without_usage=True)
     again = frame(chunk("reasoning", " 17", usage=None))
-    shown = pattern.shown(again)
+    shown = pattern.edit(again)
     assert json.loads(shown.data or b"") == chunk("reasoning", " 17")
     assert shown.raw == b"data: " + (shown.data or b"") + b"\n\n"
 
@@ -127,7 +127,7 @@ def test_an_empty_usage_that_stands_deeper_stays(timings: dict[str, Any]) -> Non
     body = chunk("reasoning", " so", usage=None, timings=timings)
     pattern = learnt(frame(body), without_usage=True)
     if pattern.text_of(frame(body).raw):
-        shown = pattern.shown(frame(body))
+        shown = pattern.edit(frame(body))
         assert json.loads(shown.data or b"") == chunk("reasoning", " so", timings=timings)
 
 

@@ -13,7 +13,6 @@ from suffice.doctor.talk import Facts, Saw, Talk
 from suffice.errors import UpstreamError
 from suffice.settings import Driver
 from suffice.types import Finding, Findings
-from suffice.upstream.continuation import DRIVER_METHODS
 from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_verdict, finding, honoured, url_key
 from suffice.upstream.shapes import SHAPES, engines
 
@@ -87,7 +86,7 @@ async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
 
 
 def ways_to_finish(entries: Mapping[str, Finding]) -> tuple[str, ...]:
-    order = DRIVER_METHODS["llama.cpp"]  # the driver that knows all of them
+    order = DRIVERS["llama.cpp"].methods  # the driver that knows all of them
     tried = [m for m in order if m in METHODS]  # a re-ask is an ordinary chat: there is nothing to find out
     return tuple(m for m in tried if (one := entries.get(METHODS[m])) is not None and one.verdict == "yes")
 

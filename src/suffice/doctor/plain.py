@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from suffice.doctor.talk import (
     CHAT,
     COUNT,
@@ -18,7 +20,9 @@ from suffice.doctor.talk import (
     quoted,
     within,
 )
-from suffice.upstream.continuation import Continuation, Limits, PrefillStripper, Prompt, Thought, build_continuation
+from suffice.episode.chunk_parsing import PrefillStripper
+from suffice.settings import Probe
+from suffice.upstream.continuation import Continuation, Prompt, build_continuation
 from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.wire import REASONING_FIELDS
 
@@ -264,17 +268,12 @@ async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Co
     settings = talk.settings
     begun = await talk.stream(talk.body(LIST, 24), enough=lambda s: s.n_pieces >= 8)
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
-    closed = Thought(
-        text=thought.partition(settings.think_close)[0],
-        answer_prefix=BEGUN,
-        opened=settings.think_opened,
-        think_open=settings.think_open,
-        think_close=settings.think_close,
-    )
+    thought = thought.partition(settings.think_close)[0]
     body = {"model": talk.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
     # A server whose driver names no way to continue a message is tried in the way that most have.
     driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
-    return build_continuation(method, body, closed, driver=driver, prompt=prompt, limits=Limits(max_tokens=12))
+    upstream, probe = replace(settings, driver=driver), Probe(answer_prefix=BEGUN)
+    return build_continuation(method, body, thought, upstream=upstream, probe=probe, prompt=prompt, max_tokens=12)
 
 
 async def native_end(talk: Talk, facts: Facts) -> Saw:

@@ -1,7 +1,7 @@
-"""Closing a thought: who is asked, in which order, and what happens when that fails.
+"""Closing a thought: which method and endpoint, in which order, and what happens when that fails.
 
-`Continuer` is one request's access to the ways to finish (`upstream/continuation` has the shapes).
-The probe uses the same object, so a trial answer is asked for exactly as a real one would be.
+`Continuer` is one request's access to the ways to finish (`upstream/continuation` has the shapes). The probe uses the
+same object, so a trial answer is requested exactly as a real one would be.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ import msgspec
 from suffice.episode.chunk_parsing import Piece, pieces
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.settings import FinishMethod, Probe, Template
+from suffice.settings import FinishMethod, Probe
 from suffice.types import Purpose
-from suffice.upstream import continuation
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
-from suffice.upstream.continuation import Continuation, Limits, Prompt, Thought
+from suffice.upstream.continuation import Continuation, Prompt, build_continuation, write_prompt
 from suffice.upstream.drivers import DRIVERS, find_verdict
 from suffice.upstream.wire import encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
 CONTROL_TIMEOUT_S = 2.0
 TEMPLATE_TIMEOUT_S = 5.0
-N_RIVALS = 5  # tokens that a probe asks to be listed at each place: the most that plain completions give
 
 
 class Continuer:
@@ -42,11 +40,10 @@ class Continuer:
         ledger: Ledger,
     ) -> None:
         self.client, self.settings, self.facts = client, client.settings, DRIVERS[client.settings.driver]
-        self.probe, self._body = probe, body
-        self._own_headers, self._headers = list(headers), governed_headers(headers)
+        self.probe, self._body, self._headers = probe, body, list(headers)
         self._ledger, self._max_extra_calls = ledger, max_extra_calls
         self._prompt: Prompt | None = None
-        # Does the running thought stand in the content? Where the server parts it off, it does so in a
+        # Is the running thought in the content? Where the server separates it, it does so in a
         # re-ask too, and no content begins inside a thought, whatever the template opens.
         self.thinks_inline: Callable[[], bool] = lambda: True
 
@@ -57,7 +54,7 @@ class Continuer:
 
     @property
     def second_call(self) -> FinishMethod | None:
-        """The way that asks again with the thought so far; probes need one."""
+        """The way that sends the thought so far in a second request; probes need one."""
         return next((m for m in self.methods if m != "native"), None)
 
     @property
@@ -74,84 +71,73 @@ class Continuer:
         return self.client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
 
     async def end_reasoning(self, completion_id: str) -> bool:
-        """llama.cpp's own control: end the running thought in place. True when it said it did."""
-        body = encode_json({"id": completion_id, "action": "reasoning_end"})
-        status, answer = await self.client.post_json(
-            "/v1/chat/completions/control", body, timeout_s=CONTROL_TIMEOUT_S, headers=self._headers
-        )
-        if status != 200:
-            return False
+        """llama.cpp's own control: end the running thought in place. True when it confirms that it did."""
+        fields = {"id": completion_id, "action": "reasoning_end"}
         try:
-            return bool(msgspec.json.decode(answer).get("success"))
-        except (msgspec.DecodeError, AttributeError):
+            return bool(await self._ask("/v1/chat/completions/control", fields, "success", CONTROL_TIMEOUT_S))
+        except UpstreamProtocol:
             return False
 
     async def prompt(self, *, text: bool) -> Prompt | None:
-        """The prompt as the engine's template writes it, with its token count; asked for once.
+        """The prompt as the engine's template writes it, with its token count; requested once.
 
         text  False: the count is enough
         Raises UpstreamError when the engine cannot say.
         """
-        known = self._prompt
-        if known is None or (text and known.text is None):
-            self._prompt = await self._ask_prompt(text=text)
+        if self._prompt is None or (text and self._prompt.text is None):
+            self._prompt = await self._render_prompt(text=text)
         return self._prompt
 
-    async def _ask_prompt(self, *, text: bool) -> Prompt | None:
-        facts = self.facts
+    async def _render_prompt(self, *, text: bool) -> Prompt | None:
         if self.settings.template is not None:
-            return await self._from_settings(self.settings.template)
-        if facts.writes_prompt == "apply-template":
-            return await self._ask_template()
-        if facts.writes_prompt == "tokenize":
-            return await self._ask_tokenizer(text=text)
+            return await self._own_prompt()
+        wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+        fields = {k: self._body[k] for k in wanted if k in self._body}
+        if self.facts.writes_prompt == "apply-template":
+            prompt = await self._ask("/apply-template", fields, "prompt")
+            if not isinstance(prompt, str):
+                raise UpstreamProtocol("/apply-template: gave no prompt")
+            whole = {"content": prompt, "add_special": True, "parse_special": True}
+            tokens = await self._ask("/tokenize", whole, "tokens")
+            return Prompt(text=prompt, n_tokens=len(tokens) if isinstance(tokens, list) else None)
+        if self.facts.writes_prompt == "tokenize":
+            fields.pop("reasoning_effort", None)
+            return await self._vllm_prompt(fields, text=text)
         return None
 
-    def _template_fields(self) -> dict[str, Any]:
-        wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
-        return {k: self._body[k] for k in wanted if k in self._body}
-
-    async def _ask_template(self) -> Prompt:
-        text = await self._json("/apply-template", self._template_fields(), "prompt")
-        if not isinstance(text, str):
-            raise UpstreamProtocol("/apply-template: gave no prompt")
-        asked = {"content": text, "add_special": True, "parse_special": True}
-        tokens = await self._json("/tokenize", asked, "tokens")
-        return Prompt(text=text, n_tokens=len(tokens) if isinstance(tokens, list) else None)
-
-    async def _ask_tokenizer(self, *, text: bool) -> Prompt:
-        """vLLM: the tokens of the rendered chat, and the text that they stand for.
+    async def _vllm_prompt(self, fields: dict[str, Any], *, text: bool) -> Prompt:
+        """The tokens of the rendered chat, and the text that they encode.
 
         `return_token_strs` gives pieces of the vocabulary, in which spaces and bytes are written in signs of
         the tokenizer's own; `/detokenize` gives the text itself.
         """
-        fields = {k: v for k, v in self._template_fields().items() if k != "reasoning_effort"}
         model = {"model": self._body.get("model")}
-        tokens = await self._json("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
+        tokens = await self._ask("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
         if not isinstance(tokens, list):
             raise UpstreamProtocol("/tokenize: gave no tokens")
-        written = await self._json("/detokenize", model | {"tokens": tokens}, "prompt") if text else None
+        written = await self._ask("/detokenize", model | {"tokens": tokens}, "prompt") if text else None
         if text and not isinstance(written, str):
             raise UpstreamProtocol("/detokenize: gave no prompt")
         return Prompt(text=written, n_tokens=len(tokens))
 
-    async def _from_settings(self, template: Template) -> Prompt:
-        """The owner's own template; SGLang counts the tokens of a text."""
+    async def _own_prompt(self) -> Prompt:
+        """By the owner's own template; SGLang counts the tokens of a text."""
+        assert self.settings.template is not None
         try:
-            text = continuation.write_prompt(template, self._body["messages"])
+            text = write_prompt(self.settings.template, self._body["messages"])
         except ValueError as error:
             raise UpstreamProtocol(str(error)) from None
         count = None
         if self.facts.counts_prompts:
-            asked = {"model": self._body.get("model"), "prompt": text, "add_special_tokens": False}
+            fields = {"model": self._body.get("model"), "prompt": text, "add_special_tokens": False}
             with suppress(UpstreamError):
-                count = await self._json("/tokenize", asked, "count")
+                count = await self._ask("/tokenize", fields, "count")
         return Prompt(text=text, n_tokens=count if isinstance(count, int) else None)
 
-    async def _json(self, path: str, fields: Mapping[str, Any], key: str) -> Any:
-        status, answer = await self.client.post_json(
-            path, encode_json(fields), timeout_s=TEMPLATE_TIMEOUT_S, headers=self._headers
-        )
+    async def _ask(self, path: str, fields: Mapping[str, Any], key: str, timeout_s: float = TEMPLATE_TIMEOUT_S) -> Any:
+        """One field of the upstream's answer to a short request."""
+        body = encode_json(fields)
+        status, answer = await self.client.post_json(path, body, timeout_s=timeout_s, headers=self._headers)
         if status != 200:
             raise UpstreamProtocol(f"{path}: the upstream answered {status}")
         try:
@@ -163,43 +149,25 @@ class Continuer:
         self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
     ) -> Continuation:
         """Write the request that answers after `thought`. Raises UpstreamError where the upstream cannot."""
-        trial = purpose == "probe"
         prompt = await self.prompt(text=True) if method == "raw" else None
         if method == "raw" and prompt is None:
             raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
-        limits = Limits(
-            max_tokens=max_tokens,
-            stop=self.probe.stop if trial else (),
-            logprobs=N_RIVALS if trial else 0,
-        )
         try:
-            request = continuation.build_continuation(
+            request = build_continuation(
                 method,
                 self._body,
-                self._thought(thought),
-                driver=self.settings.driver,
+                thought,
+                upstream=self.settings,
+                probe=self.probe,
                 prompt=prompt,
-                limits=limits,
-                lowest_effort=self.settings.lowest_effort,
+                max_tokens=max_tokens,
+                trial=purpose == "probe",
             )
         except ValueError as error:
             raise UpstreamProtocol(str(error)) from None
         if find_verdict(self.client.findings, "stream_usage") == "no":
             del request.body["stream_options"]  # as for the client's own call
         return replace(request, opened=request.opened and self.thinks_inline())
-
-    def _thought(self, text: str) -> Thought:
-        probe, settings = self.probe, self.settings
-        return Thought(
-            text=text,
-            closing=probe.closing,
-            answer_prefix=probe.answer_prefix,
-            think_open=settings.think_open,
-            think_close=settings.think_close,
-            opened=settings.think_opened,
-            reask_thought=probe.reask_thought,
-            reask_ask=probe.reask_ask,
-        )
 
     @asynccontextmanager
     async def open(
@@ -214,25 +182,23 @@ class Continuer:
         account = CallAccount(purpose)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)
         account.is_open = True
+        at_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
+        path = request.path.removeprefix("/beta") if at_beta else request.path
         async with AsyncExitStack() as stack:
-            trial = purpose == "probe"
-            stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=trial))
+            may_be_refused = purpose == "probe"
+            stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=may_be_refused))
             stack.callback(setattr, account, "is_open", False)
             self._ledger.calls.append(account)
-            headers = governed_headers(self._own_headers, nth=len(self._ledger.calls))
+            headers = governed_headers(self._headers, nth=len(self._ledger.calls))
             call = await stack.enter_async_context(
-                self.client.open(self._path(request), encode_json(request.body), headers, extra=True)
+                self.client.open(path, encode_json(request.body), headers, extra=True)
             )
-            self._ledger.n_refused += call.asks_for_less
+            self._ledger.extra.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
-                answered = f"{call.status} {call.content_type}"
-                raise UpstreamProtocol(f"{request.path}: the upstream answered {answered} to a continuation")
+                answer = f"{call.status} {call.content_type}"
+                raise UpstreamProtocol(f"{request.path}: the upstream answered {answer} to a continuation")
             account.began = True
-            answer = pieces(call, account, prefill=request.prefill, tags=request.tags, opened=request.opened)
-            async with aclosing(answer) as reply:
+            tags = (self.settings.think_open, self.settings.think_close)
+            reply = pieces(call, account, tags=tags, prefill=request.prefill, opened=request.opened)
+            async with aclosing(reply):
                 yield reply, account
-
-    def _path(self, request: Continuation) -> str:
-        """Where it goes: an address that ends in /beta itself says so only once."""
-        at_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
-        return request.path.removeprefix("/beta") if at_beta else request.path

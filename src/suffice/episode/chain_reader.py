@@ -1,24 +1,208 @@
-"""Reads one chain of thought: sorts text into thought and answer, counts tokens, and finds the checkpoints.
+"""Reads one chain of thought: sorts text into thought and answer, counts tokens, and cuts the thought into steps.
 
-From the first byte of an answer or a tool call on, nothing can be stopped any more. If our own code fails here, the
-reader goes blind: the stream passes on unwatched.
+A thought may be cut at a line, a paragraph or between words, never inside a character; each step is longer than the
+last by a constant factor, so that probing a long thought costs a bounded share of it. From the first byte of an answer
+or a tool call on, nothing can be stopped any more. If our own code fails here, the reader goes blind: the stream passes
+on unwatched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from suffice.episode.chunk_parsing import n_tokens
+from suffice.episode.chunk_parsing import ThinkTag, n_tokens
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.segment import Checkpoint, Phase, StepCutter
+from suffice.errors import ConfigError, name_hint
 from suffice.scoring.base import Scorer
-from suffice.upstream.thought import ThinkTag
-from suffice.upstream.wire import Choice, Delta, reasoning_of
+from suffice.settings import Steps
+from suffice.types import Step
+from suffice.upstream.wire import Choice, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # what is kept of an answer to score it
 THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched: what is kept of it has an end
 BUDGET_SLACK_TOKENS = 32  # an engine that is this far beyond its budget does not know budgets
+MOST_CUT_CHARS = 64
+_FLAG_HALVES = "".join(chr(code) for code in range(0x1F1E6, 0x1F200))
+Phase = Literal["start", "thinking", "answering"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A place where the thought may be closed."""
+
+    index: int  # 1 is the first
+    tokens: int  # generated since the checkpoint before
+    tokens_used: int  # generated up to here
+    text: str  # the thought since the checkpoint before
+    prefix: str  # the whole thought up to here
+
+
+def missing_step(point: Checkpoint) -> Step:
+    """A step whose trial answer is unknown."""
+    return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True)
+
+
+def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> Step:
+    """A step whose trial answer is read off the thought itself, at no cost: the last one it wrote.
+
+    answer  the answer in the step's own text
+    before  the visible answer at the checkpoint before, which holds until the text gives another
+    """
+    answer = before if answer is None else answer
+    source: Literal["text"] | None = None if answer is None else "text"
+    return Step(index=point.index, tokens=point.tokens, answer=answer, answer_source=source, text=point.text)
+
+
+class StepCutter(Protocol):
+    """Anything that cuts a thought into steps. Its texts, one behind the other, are the thought, unchanged."""
+
+    @property
+    def thought(self) -> str: ...
+
+    def feed(self, text: str, tokens: int) -> Checkpoint | None:
+        """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any."""
+        ...
+
+    def close(self) -> Checkpoint | None:
+        """The last step, when the model closed its thought by itself; None if nothing is left."""
+        ...
+
+
+class Segmenter:
+    """Takes reasoning text and says where steps end. Another boundary is a subclass with its own `end_in`."""
+
+    def __init__(self, settings: Steps) -> None:
+        self._growth = settings.growth
+        self._mark = {"line": "\n", "paragraph": "\n\n"}.get(settings.boundary, "")
+        self._need = float(settings.min_tokens)
+        self._limit = settings.min_tokens if settings.boundary == "tokens" else settings.max_tokens
+        self._done = ""  # the thought up to the last checkpoint
+        self._text = ""  # the thought since then
+        self._tokens = 0  # … and its tokens
+        self._used = 0
+        self._index = 0
+
+    @property
+    def thought(self) -> str:
+        return self._done + self._text
+
+    def feed(self, text: str, tokens: int) -> Checkpoint | None:
+        """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any.
+
+        A step ends behind its line or paragraph, or before a word. Text behind the end belongs to the
+        next step; its tokens cannot be told apart and stay with this one.
+        """
+        too_long = self._tokens >= self._limit and self._tokens >= self._need
+        if too_long and (earlier := self._end_before(text)):
+            point = self._cut(earlier)
+            self._text += text
+            self._tokens = tokens
+            return point
+        before = len(self._text)
+        whole, self._text = self._text, ""  # held by one name alone, it grows in place
+        whole += text
+        self._text = whole
+        self._tokens += tokens
+        if self._tokens < self._need:
+            return None
+        end = self.end_in(self._text, before)
+        return None if end is None else self._cut(end)
+
+    def close(self) -> Checkpoint | None:
+        """The last step, when the model closed its thought by itself; None if nothing is left."""
+        if not self._tokens and self._index:
+            return None
+        return self._cut(len(self._text))
+
+    def _end_before(self, text: str) -> int:
+        """Where a step that is too long ends, given the text that comes next; 0: nowhere yet.
+
+        Between two words; in a script without spaces, when it is twice too long, between two characters.
+        """
+        if not self._text:
+            return 0
+        if text[:1].isspace() or self._text[-1].isspace():
+            return len(self._text)
+        return self._end_between_characters(text) if self._tokens >= 2 * max(self._need, self._limit) else 0
+
+    def _end_between_characters(self, following: str) -> int:
+        """The last place before `following` that no character of several parts stretches over.
+
+        No character that anybody reads is longer than MOST_CUT_CHARS, so only so much of the end is looked at.
+        """
+        start = max(0, len(self._text) - MOST_CUT_CHARS)
+        tail, end = self._text[start:], -1
+        shorter = len(safe_cut(tail, following))
+        while shorter != end:
+            end = shorter
+            shorter = len(safe_cut(tail[:end], tail[end:] or following))
+        return start + end
+
+    def end_in(self, text: str, before: int) -> int | None:
+        """Where the last line or paragraph ends that was completed behind `before`; None: nowhere.
+
+        text    of the step so far; the end is a place in it, above 0
+        before  its length at the last call: only what came since is new
+        """
+        mark = self._mark
+        if not mark:
+            return None
+        at = text.rfind(mark, max(0, before - len(mark) + 1))
+        return None if at < 0 else at + len(mark)
+
+    def _cut(self, end: int) -> Checkpoint:
+        self._index += 1
+        self._used += self._tokens
+        done, self._text = self._text[:end], self._text[end:]
+        self._done += done
+        point = Checkpoint(index=self._index, tokens=self._tokens, tokens_used=self._used, text=done, prefix=self._done)
+        self._tokens = 0
+        self._need *= self._growth
+        return point
+
+
+# Other packages add theirs, see `suffice.plugins`.
+SEGMENTERS: dict[str, Callable[[Steps], StepCutter]] = dict.fromkeys(("line", "paragraph", "tokens"), Segmenter)
+
+
+def build_segmenter(steps: Steps) -> StepCutter:
+    """What cuts a thought as the settings say. Raises ConfigError for a boundary that does not exist."""
+    if steps.boundary in SEGMENTERS:
+        return SEGMENTERS[steps.boundary](steps)
+    raise ConfigError(f"steps.boundary: unknown name {steps.boundary!r:.100}; {name_hint(steps.boundary, SEGMENTERS)}")
+
+
+def safe_cut(text: str, following: str = "") -> str:
+    """Shorten `text` until it ends between two characters as a reader sees them.
+
+    Removed from the end: lone surrogates, joiners (ZWJ), signs that join the next letter
+    (viramas), half a flag. Where the text that comes next is known, pass it as `following`: then
+    a letter whose accents lie behind the cut is left out too. At most MOST_CUT_CHARS are removed: what is longer
+    is no character that anybody reads.
+    """
+    kept, end = text[:-MOST_CUT_CHARS], text[-MOST_CUT_CHARS:]
+    if following and not end.endswith("\u200d") and _clings(following[0]):
+        while end and _clings(end[-1]):
+            end = end[:-1]
+        end = end[:-1]
+    while end and _is_open(end):
+        end = end[:-1]
+    return kept + end
+
+
+def _clings(char: str) -> bool:
+    """Is this character drawn as part of the one before it (accent, joiner, variation, skin tone)?"""
+    return char == "\u200d" or "\U0001f3fb" <= char <= "\U0001f3ff" or unicodedata.category(char).startswith("M")
+
+
+def _is_open(text: str) -> bool:
+    last = text[-1]
+    if "\ud800" <= last <= "\udfff" or last == "\u200d" or unicodedata.combining(last) == 9:
+        return True
+    return (len(text) - len(text.rstrip(_FLAG_HALVES))) % 2 == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +214,10 @@ class EngineBudget:
     slack_tokens: int = BUDGET_SLACK_TOKENS
 
 
-@dataclass(frozen=True, slots=True)
-class StepEnd:
-    """The thought up to the end of a step."""
-
-    n_chars: int
-    n_tokens: int
-
-
 @dataclass(slots=True)
 class StreamState:
     phase: Phase = "start"
-    inline: bool = False  # the thought stands in `content`, between tags
+    inline: bool = False  # the thought is in `content`, between tags
     field: str = "reasoning_content"
     id: str | None = None
     model: str | None = None
@@ -80,7 +256,7 @@ class ChainReader:
         self._tail = ""  # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
         self._answer_chars = self._thought_chars = 0
-        self._cuts: dict[int, StepEnd] = {}  # by step
+        self._cuts: dict[int, tuple[int, int]] = {}  # step → characters and tokens of the thought up to its end
 
     @property
     def is_in_thought(self) -> bool:
@@ -111,18 +287,14 @@ class ChainReader:
 
     def thought_at(self, step: int) -> tuple[str, int]:
         """The reasoning text up to the end of a step and its tokens; all of it when the step is unknown."""
-        cut = self._cuts.get(step)
-        if cut is None:
+        if step not in self._cuts:
             return self.thought, self.account.reasoning_tokens
-        return self.thought[: cut.n_chars], cut.n_tokens
+        n_chars, n_thought_tokens = self._cuts[step]
+        return self.thought[:n_chars], n_thought_tokens
 
     def extract(self, text: str) -> str | None:
         """The normalised answer in `text`, by the route's scorer; None when the scorer fails."""
-        try:
-            return self._scorer.extract(text)
-        except Exception:  # noqa: BLE001 - a broken yardstick costs a measurement, never an answer
-            self.ledger.fail_open("scorer")
-            return None
+        return self.ledger.extract(self._scorer, text)
 
     # ---- folding
 
@@ -153,26 +325,26 @@ class ChainReader:
             self._go_blind()
 
     def finish(self) -> None:
-        state, ledger = self.state, self.ledger
+        state, reply = self.state, self.ledger.reply
         for channel, text in self._think.close():
             if channel == "answer":
                 self._take_answer(text)
         self.account.cancelled = state.failed
-        ledger.truncated = state.finish_reason == "length"
-        ledger.unclosed = state.phase == "thinking"
-        # What stands in an open thought is no answer, and no answer is a wrong one.
-        ledger.answer = None if ledger.unclosed else self.extract(self.answer_text)
+        reply.truncated = state.finish_reason == "length"
+        reply.unclosed = state.phase == "thinking"
+        # What is in an open thought is no answer, and no answer is a wrong one.
+        reply.answer = None if reply.unclosed else self.extract(self.answer_text)
 
     def note_engine_budget(self) -> None:
         """The finish reason has come: did the engine close the thought because of its budget?"""
-        budget, ledger = self.budget, self.ledger
-        if budget is None or self.account.reasoning_tokens < budget.tokens or ledger.stopped:
+        budget, stop = self.budget, self.ledger.stop
+        if budget is None or self.account.reasoning_tokens < budget.tokens or stop.acted:
             return
         if self.is_over_budget:
-            ledger.fail_open("budget")  # it was told, and went on
+            self.ledger.fail_open("budget")  # it was told, and went on
             return
-        ledger.stopped, ledger.stop_reason, ledger.finish_method = True, "budget", "budget"
-        ledger.decision = ledger.decision or f"budget of {budget.tokens} tokens, kept by the engine"
+        stop.acted, stop.reason, stop.finish_method = True, "budget", "budget"
+        stop.decision = stop.decision or f"budget of {budget.tokens} tokens, kept by the engine"
 
     def _go_blind(self) -> None:
         self._is_blind = True
@@ -184,7 +356,8 @@ class ChainReader:
         if delta is None:
             return ""
         thought, field = reasoning_of(delta)
-        tokens = n_tokens(choice) if thought or _has_text(delta) else 0
+        has_text = thought or delta.content or delta.refusal or delta.calls_tool
+        tokens = n_tokens(choice) if has_text else 0
         self.account.received_tokens += tokens
         if thought:
             state.field = field
@@ -228,7 +401,7 @@ class ChainReader:
         for text in texts:
             self._thought_chars += len(text)
             if (point := feed(text, tokens)) is not None:
-                self._cuts[point.index] = StepEnd(len(point.prefix), point.tokens_used)
+                self._cuts[point.index] = len(point.prefix), point.tokens_used
                 points.append(point)
         if self._thought_chars > THOUGHT_LIMIT_CHARS:
             self._go_blind()
@@ -240,8 +413,3 @@ class ChainReader:
         if self._answer_chars < ANSWER_LIMIT_CHARS:
             self._answer.append(text)
             self._answer_chars += len(text)
-
-
-def _has_text(delta: Delta) -> bool:
-    """Does it carry generated text outside of a thought?"""
-    return bool(delta.content or delta.refusal or delta.calls_tool)

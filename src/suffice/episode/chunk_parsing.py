@@ -1,7 +1,6 @@
 """What one chunk of a stream says: text, tokens, log-probabilities, usage, the end.
 
-Shared by the run, the probes, the samples and the continuation, so that a token is counted the
-same way everywhere.
+Shared by the run, the probes, the samples and the continuation, so that a token is counted the same way everywhere.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from math import exp, log
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from suffice.episode.ledger import CallAccount
 from suffice.errors import UpstreamProtocol
 from suffice.upstream.client import Call
-from suffice.upstream.continuation import PrefillStripper
-from suffice.upstream.thought import ThinkTag
 from suffice.upstream.wire import (
     DONE_DATA,
     Choice,
@@ -31,16 +28,16 @@ from suffice.upstream.wire import (
 )
 
 MOST_EVENTS = 250_000  # of an answer that nobody sees before its end
-ANSWER_LIMIT_CHARS = 2**20  # of a continuation: far beyond what a model can answer
+MOST_ANSWER_CHARS = 2**20  # of a continuation: far beyond what a model can answer
+MOST_SPACE_CHARS = 4_096  # at the start, that are held back: behind more no tag opens a thought
+ChannelText: TypeAlias = tuple[Literal["reasoning", "answer"], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     text: str
-    logprobs: tuple[float, ...] = ()  # natural log, of the tokens in `text`
-    entropy: float | None = None  # nats, of the first token's listed rivals
+    tokens: tuple[TokenLogprob, ...] = ()  # those in `text`; (): unknown
     finish_reason: str | None = None
-    tokens: tuple[TokenLogprob, ...] = ()  # with their listed rivals; (): unknown
 
 
 def first_choice(chunk: Chunk) -> Choice | None:
@@ -106,12 +103,7 @@ async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGener
 
 
 async def pieces(
-    call: Call,
-    account: CallAccount,
-    *,
-    prefill: str = "",
-    tags: tuple[str, str] = ("<think>", "</think>"),
-    opened: bool = False,
+    call: Call, account: CallAccount, *, tags: tuple[str, str], prefill: str = "", opened: bool = False
 ) -> AsyncGenerator[Piece, None]:
     """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off.
 
@@ -121,16 +113,16 @@ async def pieces(
     opened   the reply begins inside a thought
     """
     answer, finished, n_chars = AnswerOnly(prefill, tags, opened=opened), False, 0
-    async with aclosing(chunks(call, account, inside="continuation")) as read:
-        async for chunk, _ in read:
+    async with aclosing(chunks(call, account, inside="continuation")) as stream:
+        async for chunk, _ in stream:
             choice = first_choice(chunk)
             if choice is None:
                 continue
             piece = answer.read(choice, account)
             finished = finished or choice.finish_reason is not None
             n_chars += len(piece.text) + len(piece.tokens)
-            if n_chars > ANSWER_LIMIT_CHARS:
-                raise UpstreamProtocol(f"the upstream continued with more than {ANSWER_LIMIT_CHARS} characters")
+            if n_chars > MOST_ANSWER_CHARS:
+                raise UpstreamProtocol(f"the upstream continued with more than {MOST_ANSWER_CHARS} characters")
             if piece.text or piece.finish_reason:
                 yield piece
     if not finished:
@@ -143,7 +135,7 @@ class AnswerOnly:
     """Leaves of a reply what answers: no repeated prefill, no thought, no second closing tag."""
 
     def __init__(self, prefill: str, tags: tuple[str, str], *, opened: bool) -> None:
-        self._prefill, self._again = PrefillStripper(prefill), PrefillStripper(tags[1])
+        self._prefill, self._closing = PrefillStripper(prefill), PrefillStripper(tags[1])
         self._think = ThinkTag(*tags, opened=opened)
 
     def read(self, choice: Choice, account: CallAccount) -> Piece:
@@ -160,18 +152,118 @@ class AnswerOnly:
             account.reasoning_tokens += len(tokens) or 1
         if choice.finish_reason is not None:
             answer += self._close()
-        shown = () if hidden else tokens
-        return Piece(
-            text=answer,
-            logprobs=tuple(t.logprob for t in shown),
-            entropy=entropy_of(shown[0].top) if shown else None,
-            finish_reason=choice.finish_reason,
-            tokens=shown,
-        )
+        return Piece(text=answer, tokens=() if hidden else tokens, finish_reason=choice.finish_reason)
 
-    def _answer_in(self, parts: list[tuple[Literal["reasoning", "answer"], str]]) -> str:
-        return self._again.feed("".join(text for channel, text in parts if channel == "answer"))
+    def _answer_in(self, parts: list[ChannelText]) -> str:
+        return self._closing.feed("".join(text for channel, text in parts if channel == "answer"))
 
     def _close(self) -> str:
         left = self._prefill.close()
-        return self._answer_in([*(self._think.feed(left) if left else ()), *self._think.close()]) + self._again.close()
+        parts = self._think.feed(left) if left else []
+        return self._answer_in([*parts, *self._think.close()]) + self._closing.close()
+
+
+class ThinkTag:
+    """Separate an inline thought from the answer while the text arrives, cut anywhere.
+
+    Only a tag at the very start (white space before it is dropped) opens a thought; once it has
+    closed, or the text began without one, everything else is answer text, tags included.
+
+    opened  the chat template wrote the opening tag: the text begins inside the thought
+    """
+
+    __slots__ = ("_close_tag", "_held", "_open_tag", "_space", "_state")
+
+    def __init__(self, open_tag: str = "<think>", close_tag: str = "</think>", *, opened: bool = False) -> None:
+        if not open_tag or not close_tag:
+            raise ValueError(f"ThinkTag: got {open_tag=} {close_tag=}; both need at least one character")
+        self._open_tag, self._close_tag = open_tag, close_tag
+        self._state: Literal["start", "opened", "inside", "after"] = "opened" if opened else "start"
+        self._space = ""  # white space at the start, until we know what it belongs to
+        self._held = ""  # the beginning of a tag, perhaps
+
+    @property
+    def inside(self) -> bool:
+        return self._state in ("opened", "inside")
+
+    @property
+    def decided(self) -> bool:
+        """Is it known that only answer text can follow?"""
+        return self._state == "after"
+
+    def feed(self, text: str) -> list[ChannelText]:
+        """Take the next text; return what is certain, without empty texts."""
+        text, self._held = self._held + text, ""
+        pieces: list[ChannelText] = []
+        if self._state in ("start", "opened"):
+            text = self._begin(text)
+        if self._state == "inside":
+            thought, text = self._split(text)
+            if thought:
+                pieces.append(("reasoning", thought))
+        if self._state == "after" and text:
+            pieces.append(("answer", text))
+        return pieces
+
+    def close(self) -> list[ChannelText]:
+        """The text has ended: return what was held back, under the channel that was open."""
+        text = self._space + self._held
+        self._space = self._held = ""
+        return [("reasoning" if self.inside else "answer", text)] if text else []
+
+    def _begin(self, text: str) -> str:
+        """At the start: drop an opening tag, or detect that there is none. Returns what remains."""
+        if not text:
+            return ""
+        tail = text.lstrip()
+        self._space += text[: len(text) - len(tail)]
+        if tail.startswith(self._open_tag):
+            self._space, self._state = "", "inside"
+            return tail[len(self._open_tag) :]
+        if self._open_tag.startswith(tail) and len(self._space) <= MOST_SPACE_CHARS:
+            self._held = tail
+            return ""
+        self._state = "inside" if self._state == "opened" else "after"
+        text, self._space = self._space + tail, ""
+        return text
+
+    def _split(self, text: str) -> tuple[str, str]:
+        """Inside the thought: the part up to the closing tag, and what is behind it."""
+        thought, tag, rest = text.partition(self._close_tag)
+        if tag:
+            self._state = "after"
+        elif n_held := _overlap(text, self._close_tag):
+            thought, self._held = text[:-n_held], text[-n_held:]
+        return thought, rest
+
+
+def _overlap(text: str, tag: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `tag`."""
+    longest = min(len(tag) - 1, len(text))
+    if tag[0] not in text[len(text) - longest :]:
+        return 0
+    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
+
+
+class PrefillStripper:
+    """Removes the prefill from the start of a reply: llama.cpp repeats it, vLLM does not."""
+
+    def __init__(self, prefill: str) -> None:
+        self._prefill = prefill
+        self._held = ""
+        self._done = not prefill
+
+    def feed(self, text: str) -> str:
+        """The part of `text` that is new. Text is held back only while it may still be the prefill."""
+        if self._done:
+            return text
+        self._held += text
+        if not self._held.startswith(self._prefill) and self._prefill.startswith(self._held):
+            return ""
+        self._done = True
+        return self._held.removeprefix(self._prefill)
+
+    def close(self) -> str:
+        """What was held back when the reply ended."""
+        held, self._held = ("" if self._done else self._held), ""
+        return held

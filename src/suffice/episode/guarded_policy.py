@@ -1,7 +1,7 @@
-"""A route's signals and policy as one request asks them: a failure, a slow step or a dear stop lets the run go on.
+"""A route's signals and policy, guarded: a failure, a slow step or a stop that costs too much lets the run go on.
 
-The same guards stand around live runs and around those that only watch, so that what an audit measures is what live
-runs do. What is unknown stands in no stop's way.
+The same guards apply to live runs and to those that only watch, so that an audit measures what live runs do. What is
+unknown prevents no stop.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class StopCost:
     """What a stop of this run would cost now, from all that is known."""
 
     ledger: Ledger
-    method: FinishMethod | None  # the way that would be tried first; None: there is none
-    full_runs: RunLengths | None  # of the route; None: none was seen yet
+    method: FinishMethod | None  # the first to try; None: there is none
+    full_runs: RunLengths | None  # of the route; None: there is none yet
     hand_overs: HandOvers | None
     skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
 
@@ -38,35 +38,33 @@ class StopCost:
 
         Notes in the ledger what the first stop that passes would take, for runs that only watch.
         """
-        prices, full = self.ledger.prices, self.full_runs
+        prices, full = self.ledger.costs.prices, self.full_runs
         remaining = full.remaining(s.tokens_used) if full is not None else None
         if prices is None or full is None or remaining is None or self.method is None:
             return None
-        known, seen = self.ledger.client_prompt_tokens(), self.hand_overs or HandOvers()
+        known, measured = self.ledger.client_prompt_tokens(), self.hand_overs or HandOvers()
         finish = Finish(
             method=self.method,
             prompt_tokens=full.mean_prompt_tokens if known is None else known,
             thought_tokens=s.tokens_used,
             answer_tokens=remaining.answer_tokens,
-            overlap_tokens=seen.overlap_tokens,
+            overlap_tokens=measured.overlap_tokens,
             closing_tokens=CLOSING_TOKENS,
-            cached_share=seen.cached_share,
+            cached_share=measured.cached_share,
         )
         why = money.not_worth_it(prices, finish, remaining.tokens)
-        if why is None and self.ledger.stop_step is None:
-            self.ledger.closing_usd = money.closing_cost(prices, finish).total_usd
+        if why is None and self.ledger.stop.step is None:
+            self.ledger.costs.closing_usd = money.closing_cost(prices, finish).total_usd
         return why
 
 
 class GuardedPolicy:
     """Observes each step of one request and asks its policy.
 
-    Both run in the event loop, where nothing can interrupt them: what can be bounded is how often they are asked. Once
-    they were too slow, they are asked no more.
+    Both run in the event loop, where nothing can interrupt them: once they were too slow, they are not asked any more.
 
-    needs        signals to compute
-    monotonic_s  the clock, in seconds
-    cost         None: no stop is too dear
+    needs  signals to compute
+    cost   None: no stop costs too much
     """
 
     def __init__(
@@ -101,12 +99,12 @@ class GuardedPolicy:
         return signals
 
     def decide(self, s: Signals) -> Decision:
-        """What the policy decides; `continue`, with the reason, where it fails, is too slow, or a stop too dear."""
+        """The policy's decision; `continue`, with the reason, where it fails, is too slow, or a stop costs too much."""
         if self._is_off:
             return Decision(action="continue", reason="signals and policy were too slow: not asked any more")
         start_s = self._now_s()
         try:
-            decision: object = self._worthwhile(self._policy.decide(s), s)
+            decision: object = self._weigh(self._policy.decide(s), s)
         except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
             decision = error
         if not isinstance(decision, Decision):
@@ -119,7 +117,7 @@ class GuardedPolicy:
             self._ledger.fail_open("slow")
         return decision
 
-    def _worthwhile(self, decision: Decision, s: Signals) -> Decision:
+    def _weigh(self, decision: Decision, s: Signals) -> Decision:
         """The decision, or `continue` in place of a stop that costs more than going on."""
         why = self._cost.objection(s) if self._cost is not None and decision.action == "stop" else None
         if why is None or self._cost is None:

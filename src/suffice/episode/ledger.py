@@ -1,7 +1,7 @@
 """The account of one request: calls, steps, decisions and failures, closed into one outcome.
 
-Mutable for the life of a request and owned by it alone; `close` may be called once, and the
-outcome that it returns is the only record of how the request ended.
+Mutable for the life of a request and owned by it alone. `close` may be called once, and the outcome that it returns is
+the only record of how the request ended.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from suffice.assurance import money
 from suffice.assurance.money import TokenCost
+from suffice.scoring.base import Scorer
 from suffice.settings import Prices
 from suffice.signals.folds.confidence import confidence_of
 from suffice.types import (
@@ -34,11 +35,15 @@ from suffice.types import (
 DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "rerun"})
 NAME_CHARS = 200  # of an upstream's own names, kept
 _NO_OVERHEAD = Overhead()
+_STEP_FIELDS = (  # that a step and its record have in common
+    *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
+    *("stated_confidence", "said_done", "margin", "mass", "closed_entropy", "missing"),
+)
 
 
 @dataclass(slots=True)
 class CallAccount:
-    """What one upstream call has cost so far. It becomes an `UpstreamCall` when the books are closed."""
+    """What one upstream call has cost so far. It becomes an `UpstreamCall` when the ledger is closed."""
 
     purpose: Purpose
     context_tokens: int = 0  # of an earlier thought, sent along behind the client's prompt
@@ -47,7 +52,7 @@ class CallAccount:
     cached_tokens: int = 0
     received_tokens: int = 0  # counted from the stream
     reasoning_tokens: int = 0  # … before the thought closed
-    reported_tokens: int | None = None  # what the upstream said; wins over our count
+    reported_tokens: int | None = None  # by the upstream; wins over our count
     cancelled: bool = True  # until its end has been seen
     discarded: bool = False  # paid for, but no part of what the client got
     is_open: bool = False  # its reply is still being read
@@ -57,8 +62,12 @@ class CallAccount:
         return self.purpose in DELIVERED and not self.discarded
 
     @property
+    def is_paid(self) -> bool:
+        return self.began or self.prompt_tokens is not None
+
+    @property
     def completion_tokens(self) -> int:
-        """What the upstream said that it generated; of a call that was cut off, what was received."""
+        """What the upstream reports that it generated; of a call that was cut off, what was received."""
         return self.received_tokens if self.reported_tokens is None else self.reported_tokens
 
     @property
@@ -87,55 +96,102 @@ class CallAccount:
 
 
 @dataclass(slots=True)
-class Ledger:
-    """Everything that one request leaves behind."""
+class StopState:
+    """The stop that the policy asked for, and how it was carried out."""
 
-    request: Request
-    started_s: float  # monotonic
-    has_rows: bool = True  # False: the lottery of rows left it out, as far as its beginning tells
-    calls: list[CallAccount] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)
-    degraded: list[str] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)  # probes that were not sent, by reason
-    n_refused: int = 0  # extra calls that the upstream answered with "fewer, please"
-    n_embeddings: int = 0  # calls to the route's embedder, which is no upstream of the client's
-    warnings: list[str] = field(default_factory=list)  # told to the client in the `suffice` object
-    stop_step: int | None = None  # the first stop that the policy asked for
-    stop_reason: StopReason | None = None
+    step: int | None = None  # the first one at which it asked; None: it did not
+    reason: StopReason | None = None
     would_answer: str | None = None
     decision: str = ""
-    stopped: bool = False
+    acted: bool = False  # the run was stopped
     finish_method: str | None = None
     handover_ms: float | None = None
+
+
+@dataclass(slots=True)
+class ReplyState:
+    """What is known of the answer that the client gets."""
+
     answer: str | None = None
     response_id: str | None = None
     model: str | None = None  # as the upstream names itself
     system_fingerprint: str | None = None
-    finish_step: int | None = None
-    finish_answer: str | None = None
-    pair_call: CallAccount | None = None  # of an audit's second call with an arm; None: it was asked once
-    pair_arm: str | None = None
-    pair_propensity: float | None = None
-    pair_answer: str | None = None
     status: int = 0
     first_byte_s: float | None = None  # monotonic
     truncated: bool = False
     unclosed: bool = False
     vote: tuple[tuple[str, int], ...] = ()
-    tokens_saved_estimate: int | None = None
+    caller_usage: Usage | None = None  # of a caller's own loop: what its owner says it spent; no call was ours
+
+    def note_upstream(self, model: object, system_fingerprint: object) -> None:
+        """Remember how the upstream named itself, where it did: at the first call that says so."""
+        if self.model is None and isinstance(model, str):
+            self.model = model[:NAME_CHARS]
+        if self.system_fingerprint is None and isinstance(system_fingerprint, str):
+            self.system_fingerprint = system_fingerprint[:NAME_CHARS]
+
+
+@dataclass(slots=True)
+class AuditState:
+    """What an audit asked for beside the run, for the record alone."""
+
+    finish_step: int | None = None
+    finish_answer: str | None = None
+    pair_call: CallAccount | None = None  # the second call with an arm; None: there was none
+    pair_arm: str | None = None
+    pair_propensity: float | None = None
+    pair_answer: str | None = None
+
+
+@dataclass(slots=True)
+class CostBasis:
+    """What costs and savings are computed from."""
+
+    prices: Prices | None = None  # of the upstream, when the request came
+    tokens_saved: int | None = None
     estimate_method: str | None = None
-    full_tokens_estimate: float | None = None  # generated by the full run, as expected at the stop
-    closing_usd: float | None = None  # what handing the thought over at `stop_step` takes, as expected
-    prices: Prices | None = None  # of the upstream, as they stood when the request came
-    end_reason: EndReason | None = None
-    told_usage: Usage | None = None  # of a caller's own loop: what its owner says it spent; no call was ours
+    full_tokens: float | None = None  # generated by the full run, as expected at the stop
+    closing_usd: float | None = None  # expected cost of closing the thought at `StopState.step`
+
+
+@dataclass(slots=True)
+class ExtraCalls:
+    skipped: Counter[str] = field(default_factory=Counter)  # probes that were not sent, by reason
+    n_refused: int = 0  # answered by the upstream with "fewer, please"
+    n_embeddings: int = 0  # to the route's embedder, which is no upstream of the client's
+
+
+@dataclass(slots=True)
+class Disclosure:
+    """What the `suffice` object of the reply may say."""
+
+    warnings: list[str] = field(default_factory=list)
     tells_probes: bool = True  # False: the client hears of no probe, because only an audit is sent any
-    promise: Callable[[], str] = str  # the sentence that the reply has; "" where no route took the request
-    feedback_token: str = ""  # told to the client in the `suffice` object; "": none
+    promise: Callable[[], str] = str  # the sentence of the guarantee; "" where no route took the request
+    feedback_token: str = ""  # "": none
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Everything that one request leaves behind."""
+
+    request: Request
+    started_s: float  # monotonic
+    has_rows: bool = True  # False: its rows were left out at random, as far as its beginning shows
+    calls: list[CallAccount] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    degraded: list[str] = field(default_factory=list)
+    end_reason: EndReason | None = None
+    stop: StopState = field(default_factory=StopState)
+    reply: ReplyState = field(default_factory=ReplyState)
+    audit: AuditState = field(default_factory=AuditState)
+    costs: CostBasis = field(default_factory=CostBasis)
+    extra: ExtraCalls = field(default_factory=ExtraCalls)
+    disclosure: Disclosure = field(default_factory=Disclosure)
 
     @property
     def n_extra_calls(self) -> int:
-        return max(0, len(self.calls) - 1) + self.n_embeddings
+        return max(0, len(self.calls) - 1) + self.extra.n_embeddings
 
     def open_call(self, purpose: Purpose) -> CallAccount:
         account = CallAccount(purpose)
@@ -147,71 +203,56 @@ class Ledger:
         self.fail_open(site)
         for account in self.calls:
             account.discarded = True
-        self.stopped, self.finish_method, self.handover_ms, self.vote = False, None, None, ()
-        self.tokens_saved_estimate = self.estimate_method = self.full_tokens_estimate = None
-
-    def note_upstream(self, model: object, system_fingerprint: object) -> None:
-        """Remember how the upstream named itself, where it did: at the first call that says so."""
-        if self.model is None and isinstance(model, str):
-            self.model = model[:NAME_CHARS]
-        if self.system_fingerprint is None and isinstance(system_fingerprint, str):
-            self.system_fingerprint = system_fingerprint[:NAME_CHARS]
+        self.stop.acted, self.stop.finish_method, self.stop.handover_ms, self.reply.vote = False, None, None, ()
+        self.costs.tokens_saved = self.costs.estimate_method = self.costs.full_tokens = None
 
     def fail_open(self, site: str) -> None:
         if site not in self.degraded:
             self.degraded.append(site)
 
+    def extract(self, scorer: Scorer, text: str) -> str | None:
+        """The normalised answer in `text`; None, and a note, when the scorer fails."""
+        try:
+            return scorer.extract(text)
+        except Exception:  # noqa: BLE001 - a broken scorer costs a measurement, never an answer
+            self.fail_open("scorer")
+            return None
+
     def record_step(self, step: Step, signals: Signals, decision: Decision) -> None:
+        same = {name: getattr(step, name) for name in _STEP_FIELDS}
         self.steps.append(
             StepRecord(
-                index=step.index,
-                tokens=step.tokens,
-                answer=step.answer,
-                answer_source=step.answer_source,
+                **same,
                 confidence=confidence_of(step),
-                entropy=step.entropy,
-                probe_tokens=step.probe_tokens,
                 action=decision.action,
                 reason=decision.reason,
-                logprobs=step.logprobs,
                 hedges=None if signals.hedges is None else int(signals.hedges),
-                ctx_tokens=step.ctx_tokens,
-                logprob=step.logprob,
-                stated_confidence=step.stated_confidence,
-                said_done=step.said_done,
                 caller_action=step.action,
                 draft_distance=signals.draft_distance,
                 hedge_rate=signals.hedge_rate,
                 loop_share=signals.loop_share,
-                margin=step.margin,
-                mass=step.mass,
-                closed_entropy=step.closed_entropy,
-                missing=step.missing,
             )
         )
-        if decision.action == "stop" and self.stop_step is None:
-            self.stop_step, self.stop_reason = step.index, decision.stop_reason
-            self.would_answer, self.decision = signals.answer, decision.reason
+        if decision.action == "stop" and self.stop.step is None:
+            self.stop.step, self.stop.reason = step.index, decision.stop_reason
+            self.stop.would_answer, self.stop.decision = signals.answer, decision.reason
 
     def client_prompt_tokens(self) -> int | None:
-        """Tokens of the client's own prompt; None while no call has told.
+        """Tokens of the client's own prompt; None while no call has reported any.
 
         Read off a call that sent nothing else where there is one; else estimated from one that sent a
         thought along, whose closing text is then counted as prompt.
         """
-        if len(self.calls) == 1:
-            best: CallAccount | None = self.calls[0]
-        else:
-            told = [c for c in self.calls if c.prompt_tokens is not None]
-            best = min(told, key=lambda c: c.context_tokens, default=None)
+        counted = self.calls if len(self.calls) == 1 else [c for c in self.calls if c.prompt_tokens is not None]
+        best = min(counted, key=lambda c: c.context_tokens, default=None)
         if best is None or best.prompt_tokens is None:
             return None
         return max(0, best.prompt_tokens - best.context_tokens)
 
     def usage(self) -> Usage | None:
-        """What the client is told: its prompt once, and all that was generated for its answer."""
-        if self.told_usage is not None:
-            return self.told_usage
+        """The client's usage: its prompt once, and all that was generated for its answer."""
+        if self.reply.caller_usage is not None:
+            return self.reply.caller_usage
         delivered = [c for c in self.calls if c.is_delivered]
         if not delivered:
             return None
@@ -225,33 +266,31 @@ class Ledger:
     def overhead(self) -> Overhead:
         """What was spent beside the client's usage; both together are all that was spent."""
         first = self.calls[0] if len(self.calls) == 1 else None
-        if first is not None and first.is_delivered and not first.context_tokens and not self.n_embeddings:
+        if first is not None and first.is_delivered and not first.context_tokens and not self.extra.n_embeddings:
             return _NO_OVERHEAD
-        usage, known = self.usage(), self.client_prompt_tokens()
-        probes = [c for c in self.calls if c.purpose == "probe"]
-        discarded = [c for c in self.calls if c.discarded and c.purpose != "probe"]
+        usage, known = self.usage() or Usage(prompt_tokens=0, completion_tokens=0), self.client_prompt_tokens()
         prompts = sum(c.close(known).prompt_tokens or 0 for c in self.calls)
         cached = sum(c.cached_tokens for c in self.calls)
         return Overhead(
-            probe_tokens=sum(c.completion_tokens for c in probes),
-            extra_prompt_tokens=max(0, prompts - (usage.prompt_tokens if usage else 0)),
-            cached_prompt_tokens=max(0, cached - (usage.cached_tokens if usage else 0)),
-            discarded_tokens=sum(c.completion_tokens for c in discarded),
+            probe_tokens=sum(c.completion_tokens for c in self.calls if c.purpose == "probe"),
+            extra_prompt_tokens=max(0, prompts - usage.prompt_tokens),
+            cached_prompt_tokens=max(0, cached - usage.cached_tokens),
+            discarded_tokens=sum(c.completion_tokens for c in self.calls if c.discarded and c.purpose != "probe"),
             n_extra_calls=self.n_extra_calls,
         )
 
     def cost(self) -> TokenCost | None:
         """What all calls have cost so far; None: there are no prices, or a prompt was never counted."""
-        return None if self.prices is None else money.total(self._costs())
+        return None if self.costs.prices is None else money.total([cost for _, cost in self._call_costs()])
 
-    def _costs(self) -> list[TokenCost | None]:
+    def _call_costs(self) -> list[tuple[CallAccount, TokenCost | None]]:
         """The cost of every call; one that never began has cost nothing."""
-        if self.prices is None:
-            return [None]
-        known = self.client_prompt_tokens()
+        prices, known = self.costs.prices, self.client_prompt_tokens()
+        if prices is None:
+            return [(call, None) for call in self.calls]
         return [
-            money.cost_of_call(self.prices, c.close(known)) if c.began or c.prompt_tokens is not None else TokenCost()
-            for c in self.calls
+            (call, money.cost_of_call(prices, call.close(known)) if call.is_paid else TokenCost())
+            for call in self.calls
         ]
 
     def overhead_usd(self) -> float | None:
@@ -259,7 +298,7 @@ class Ledger:
         if self.cost() is None:
             return None
         spent = 0.0
-        for call, cost in zip(self.calls, self._costs(), strict=True):
+        for call, cost in self._call_costs():
             if cost is None:
                 return None
             if call.purpose == "probe" or call.discarded:
@@ -270,84 +309,80 @@ class Ledger:
 
     def saved_usd(self) -> float | None:
         """What the full run is expected to have cost, less all that was spent; None: unknown, or no stop."""
-        cost, full = self.cost(), self.full_tokens_estimate
-        if not self.stopped or full is None or cost is None or self.prices is None:
+        cost, full, prices = self.cost(), self.costs.full_tokens, self.costs.prices
+        if not self.stop.acted or full is None or cost is None or prices is None:
             return None
-        read = [
+        prompts = [
             one.prompt_usd
-            for call, one in zip(self.calls, self._costs(), strict=True)
+            for call, one in self._call_costs()
             if one is not None and call.began and call.purpose in ("main", "sample")
         ]
-        if not read:
+        if not prompts:
             return None
-        prompts = self.request.n_samples * sum(read) / len(read)
-        return prompts + money.remaining_cost(self.prices, full).total_usd - cost.total_usd
+        prompts_usd = self.request.n_samples * sum(prompts) / len(prompts)
+        return prompts_usd + money.remaining_cost(prices, full).total_usd - cost.total_usd
 
     def would_cost_usd(self) -> float | None:
         """What the run would have cost with its shadow stop; None: it has none, or something is unknown.
 
         Without what came later: tokens of later steps, later probes and later samples.
         """
-        cost = self.cost()
-        if self.stopped or self.stop_step is None or cost is None or self.prices is None:
+        cost, prices, pair = self.cost(), self.costs.prices, self.audit.pair_call
+        if self.stop.acted or self.stop.step is None or cost is None or prices is None:
             return None
-        later = [step for step in self.steps if step.index > self.stop_step]
-        costs = [one for one in self._costs() if one is not None]
+        later = [step for step in self.steps if step.index > self.stop.step]
+        costs = [(call, one) for call, one in self._call_costs() if one is not None]
         if self.request.kind == "samples":
-            drawn = [one for call, one in zip(self.calls, costs, strict=True) if call.purpose == "sample"]
-            return cost.total_usd - sum(one.total_usd for one in drawn[self.stop_step :])
-        if self.closing_usd is None:
+            drawn = [one for call, one in costs if call.purpose == "sample"]
+            return cost.total_usd - sum(one.total_usd for one in drawn[self.stop.step :])
+        if self.costs.closing_usd is None:
             return None
-        second = next((one for call, one in zip(self.calls, costs, strict=True) if call is self.pair_call), TokenCost())
-        probes = [
-            one
-            for call, one in zip(self.calls, costs, strict=True)
-            if call.purpose == "probe" and call is not self.pair_call
-        ]
+        probes = [one for call, one in costs if call.purpose == "probe" and call is not pair]
         n_later = sum(step.answer_source == "probe" for step in later)
-        unmade = second.total_usd + sum(one.total_usd for one in probes[len(probes) - n_later :])
-        unmade += money.remaining_cost(self.prices, sum(step.tokens for step in later)).total_usd
-        return cost.total_usd - unmade + self.closing_usd
+        unmade = next((one.total_usd for call, one in costs if call is pair), 0.0)
+        unmade += sum(one.total_usd for one in probes[len(probes) - n_later :])
+        unmade += money.remaining_cost(prices, sum(step.tokens for step in later)).total_usd
+        return cost.total_usd - unmade + self.costs.closing_usd
 
     def close(self, *, now_s: float, default: EndReason) -> Outcome:
-        end = self.end_reason or ("stopped" if self.stopped else "truncated" if self.truncated else default)
+        stop, reply, audit = self.stop, self.reply, self.audit
         known, cost = self.client_prompt_tokens(), self.cost()
         return Outcome(
             episode_id=self.request.episode_id,
-            end_reason=end,
-            status=self.status,
-            answer=self.answer,
-            response_id=self.response_id,
+            end_reason=self.end_reason or ("stopped" if stop.acted else "truncated" if reply.truncated else default),
+            status=reply.status,
+            answer=reply.answer,
+            response_id=reply.response_id,
             usage=self.usage(),
             overhead=self.overhead(),
             calls=tuple(c.close(known) for c in self.calls),
-            stopped=self.stopped,
-            stop_reason=self.stop_reason,
-            stop_step=self.stop_step,
-            would_answer=self.would_answer,
-            decision=self.decision,
-            finish_method=self.finish_method,
-            handover_ms=self.handover_ms,
-            tokens_saved_estimate=self.tokens_saved_estimate if self.stopped else None,
-            estimate_method=self.estimate_method if self.stopped else None,
+            stopped=stop.acted,
+            stop_reason=stop.reason,
+            stop_step=stop.step,
+            would_answer=stop.would_answer,
+            decision=stop.decision,
+            finish_method=stop.finish_method,
+            handover_ms=stop.handover_ms,
+            tokens_saved_estimate=self.costs.tokens_saved if stop.acted else None,
+            estimate_method=self.costs.estimate_method if stop.acted else None,
             cost_usd=None if cost is None else cost.total_usd,
             overhead_usd=self.overhead_usd(),
             would_cost_usd=self.would_cost_usd(),
             saved_usd_estimate=self.saved_usd(),
             degraded=tuple(self.degraded),
-            vote=self.vote,
+            vote=reply.vote,
             steps=tuple(self.steps),
-            unclosed=self.unclosed,
+            unclosed=reply.unclosed,
             duration_s=now_s - self.started_s,
-            ttft_s=None if self.first_byte_s is None else self.first_byte_s - self.started_s,
-            model=self.model,
-            system_fingerprint=self.system_fingerprint,
-            finish_step=self.finish_step,
-            finish_answer=self.finish_answer,
-            pair_arm=self.pair_arm,
-            pair_propensity=self.pair_propensity,
-            pair_answer=self.pair_answer,
-            pair_tokens=None if self.pair_call is None else self.pair_call.completion_tokens,
+            ttft_s=None if reply.first_byte_s is None else reply.first_byte_s - self.started_s,
+            model=reply.model,
+            system_fingerprint=reply.system_fingerprint,
+            finish_step=audit.finish_step,
+            finish_answer=audit.finish_answer,
+            pair_arm=audit.pair_arm,
+            pair_propensity=audit.pair_propensity,
+            pair_answer=audit.pair_answer,
+            pair_tokens=None if audit.pair_call is None else audit.pair_call.completion_tokens,
         )
 
 
@@ -367,34 +402,31 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     Where only an audit is sent probes, they are left out, with the number of steps, which waits for them. So is a probe
     that is still running when the object is written. The log has them all.
     """
-    tells = ledger.tells_probes
+    request, stop, costs, disclosure = ledger.request, ledger.stop, ledger.costs, ledger.disclosure
+    tells = disclosure.tells_probes
     calls = [call for call in ledger.calls if call.purpose != "probe" or (tells and not call.is_open)]
     degraded = [site for site in ledger.degraded if tells or site != "probe"]
     ledger = replace(ledger, calls=calls, degraded=degraded)
-    request, overhead, cost = ledger.request, ledger.overhead(), ledger.cost()
-    told = {
+    overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd()
+    fields = {
         "episode_id": request.episode_id,
-        "feedback_token": ledger.feedback_token or None,
+        "feedback_token": disclosure.feedback_token or None,
         "mode": request.mode,
-        "stopped": ledger.stopped,
-        "stop_reason": ledger.stop_reason if ledger.stopped else None,
+        "stopped": stop.acted,
+        "stop_reason": stop.reason if stop.acted else None,
         "certified": request.certified,
-        "promise": ledger.promise() or None,
+        "promise": disclosure.promise() or None,
         "policy_version": request.policy_version,
         "steps": len(ledger.steps) if tells else None,
         "probe_tokens": overhead.probe_tokens,
         "extra_prompt_tokens": overhead.extra_prompt_tokens,
         "cached_prompt_tokens": overhead.cached_prompt_tokens,
-        "tokens_saved_estimate": ledger.tokens_saved_estimate if ledger.stopped else None,
-        "estimate_method": ledger.estimate_method if ledger.stopped else None,
-        "cost_usd": _rounded(None if cost is None else cost.total_usd),
-        "saved_usd_estimate": _rounded(ledger.saved_usd()),
-        "degraded": list(ledger.degraded),
-        "vote": dict(ledger.vote) if ledger.vote else None,
+        "tokens_saved_estimate": costs.tokens_saved if stop.acted else None,
+        "estimate_method": costs.estimate_method if stop.acted else None,
+        # Rounded to leave out the noise of binary fractions; no price is so small that this could be seen.
+        "cost_usd": None if cost is None else round(cost.total_usd, 12),
+        "saved_usd_estimate": None if saved_usd is None else round(saved_usd, 12),
+        "degraded": degraded,
+        "vote": dict(ledger.reply.vote) if ledger.reply.vote else None,
     }
-    return told | {"warnings": list(ledger.warnings)} if ledger.warnings else told
-
-
-def _rounded(amount_usd: float | None) -> float | None:
-    """Money without the noise of binary fractions; no price is so small that this could be seen."""
-    return None if amount_usd is None else round(amount_usd, 12)
+    return fields | {"warnings": list(disclosure.warnings)} if disclosure.warnings else fields

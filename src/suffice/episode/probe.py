@@ -1,4 +1,4 @@
-"""Calls beside a run: trial answers, an audit's second call, and vectors of its drafts.
+"""Calls beside a run: trial answers and their schedule, an audit's second call, and vectors of its drafts.
 
 A probe asks what the model would say if its thought were closed here. It never touches the run: it continues a copy of
 the thought. When it fails, the checkpoint has no answer, which is the safe side: an unknown answer stops nothing.
@@ -7,36 +7,44 @@ the thought. When it fails, the checkpoint has no answer, which is the safe side
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from suffice.episode.answer_forcing import Continuer
-from suffice.episode.chunk_parsing import margin_of, pieces
+from suffice.episode.chain_reader import Checkpoint, missing_step, visible_step
+from suffice.episode.chunk_parsing import Piece, entropy_of, margin_of, pieces
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.segment import Checkpoint, missing_step
+from suffice.episode.stream_relay import StreamRelay
 from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.signals.folds.drafts import Embedder
 from suffice.types import Step
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
-from suffice.upstream.continuation import cut_at
+from suffice.upstream.continuation import Continuation, cut_at
 from suffice.upstream.drivers import CHAT_PATH, merge_fields, thinking_is_off
 from suffice.upstream.wire import encode_json
 
-FINISH_TIMEOUT_S = 60.0  # of a whole finish that is asked for the record alone
+FINISH_TIMEOUT_S = 60.0  # of a whole finish that is requested for the record alone
+PAIR_TIMEOUT_S = 600.0  # of a whole second run
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
+SITE = "embedder"  # under which a run records that its drafts were compared by words for want of vectors
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialAnswer:
-    text: str
-    logprobs: tuple[float, ...]  # natural log, of the answer's tokens
-    entropy: float | None  # nats, of the first token
-    margin: float | None  # of the first token over its strongest rival, [0, 1]
-    closed_entropy: float | None  # nats, of the first token behind the closed thought; None: words of ours are
-    tokens: int  # generated for it
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What came behind a thought, as far as it was waited for."""
+
+    request: Continuation
+    pieces: list[Piece]
+    n_tokens: int  # generated for it
+
+    @property
+    def text(self) -> str:
+        text = "".join(piece.text for piece in self.pieces)
+        return self.request.answer_prefix + cut_at(text, self.request.stop)
 
 
 class Prober:
@@ -44,109 +52,86 @@ class Prober:
         self._continuer, self._scorer, self._ledger = continuer, scorer, ledger
 
     def ready(self) -> bool:
-        """Is there a way to ask, and may another call be made now? Otherwise the step stays without answer."""
+        """Is there a way to probe, and may another call be made now? Otherwise the step stays without answer."""
         if self._continuer.second_call is None:
             return False
         reason = self._continuer.why_no_probe(keep=KEPT_CALLS)
         if reason is not None:
-            self._ledger.skipped[reason] += 1
+            self._ledger.extra.skipped[reason] += 1
         return reason is None
 
     async def ask(self, point: Checkpoint) -> Step:
         """The step that ends at `point`, with the answer that a stop there would deliver."""
-        trial = await self._try(point.prefix, point.tokens_used)
-        if trial is None:
+        reply = await self._try(point.prefix, point.tokens_used)
+        if reply is None:
             return missing_step(point)
+        firsts = [piece.tokens[0] for piece in reply.pieces if piece.tokens]
+        entropy = next((known for first in firsts if (known := entropy_of(first.top)) is not None), None)
         return Step(
             index=point.index,
             tokens=point.tokens,
-            answer=self._scorer.extract(trial.text),
+            answer=self._scorer.extract(reply.text),
             answer_source="probe",
-            logprobs=trial.logprobs,
-            entropy=trial.entropy,
-            margin=trial.margin,
-            closed_entropy=trial.closed_entropy,
+            logprobs=tuple(token.logprob for piece in reply.pieces for token in piece.tokens),
+            entropy=entropy,
+            margin=margin_of(firsts[0]) if firsts else None,
+            # Behind words of ours the answer's first token is not the first behind the closed thought.
+            closed_entropy=None if reply.request.answer_prefix else entropy,
             text=point.text,
-            probe_tokens=trial.tokens,
+            probe_tokens=reply.n_tokens,
         )
 
     async def answer_to(self, thought: str, tokens: int) -> str | None:
-        """The normalised answer behind a thought that nobody can close any more; None: there is none.
-
-        tokens  of the thought
-        """
-        trial = await self._try(thought, tokens)
-        if trial is None:
-            return None
-        try:
-            return self._scorer.extract(trial.text)
-        except Exception:  # noqa: BLE001 - a broken yardstick costs a measurement, never an answer
-            self._ledger.fail_open("scorer")
-            return None
+        """The normalised answer behind a thought of so many tokens that nobody can close any more; None: no answer."""
+        reply = await self._try(thought, tokens)
+        return None if reply is None else self._ledger.extract(self._scorer, reply.text)
 
     async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
-        """Ask for a whole finish behind a step, for the record: what a stop there would have delivered.
+        """Request a whole finish behind a step, for the record: what a stop there would have delivered.
 
         It is written as a stop's continuation is, and sent as a probe is: now or not at all.
 
         tokens      of the thought
         max_tokens  of the answer; None: no cap
         """
-        method, text = self._continuer.second_call, ""
-        if method is None or not self._continuer.may_call(keep=0):
+        if not self._continuer.may_call(keep=0):
             return
-        try:
-            async with asyncio.timeout(FINISH_TIMEOUT_S):
-                request = await self._continuer.prepare(method, thought, purpose="continuation", max_tokens=max_tokens)
-                async with self._continuer.open(request, thought_tokens=tokens, purpose="probe") as (reply, _):
-                    async for piece in reply:
-                        text += piece.text
-        except UpstreamBusy as busy:
-            self._ledger.skipped[busy.reason] += 1
-            return
-        except (UpstreamError, TimeoutError):
-            self._ledger.fail_open("probe")
-            return
-        answer = self._scorer.extract(request.answer_prefix + text)
-        self._ledger.finish_step, self._ledger.finish_answer = step, answer
+        reply = await self._try(thought, tokens, whole=True, timeout_s=FINISH_TIMEOUT_S, max_tokens=max_tokens)
+        if reply is not None:
+            self._ledger.audit.finish_step = step
+            self._ledger.audit.finish_answer = self._scorer.extract(reply.text)
 
-    async def _try(self, thought: str, thought_tokens: int) -> TrialAnswer | None:
-        """Ask once; None: no way to ask, or the upstream failed or was too slow."""
-        method = self._continuer.second_call
+    async def _try(
+        self,
+        thought: str,
+        thought_tokens: int,
+        *,
+        whole: bool = False,
+        timeout_s: float | None = None,
+        max_tokens: int | None = None,
+    ) -> _Reply | None:
+        """Probe once; None: no way to, or the upstream failed or was too slow.
+
+        whole  a finish as a stop requests it, instead of a trial answer
+        """
+        method, probe = self._continuer.second_call, self._continuer.probe
         if method is None:
             return None
-        text, logprobs, entropy, first = "", list[float](), None, None
+        if not whole:
+            timeout_s, max_tokens = probe.timeout_s, probe.max_tokens
         try:
-            async with asyncio.timeout(self._continuer.probe.timeout_s):
+            async with asyncio.timeout(timeout_s):
                 request = await self._continuer.prepare(
-                    method, thought, purpose="probe", max_tokens=self._continuer.probe.max_tokens
+                    method, thought, purpose="continuation" if whole else "probe", max_tokens=max_tokens
                 )
-                async with self._continuer.open(request, thought_tokens=thought_tokens, purpose="probe") as (
-                    reply,
-                    account,
-                ):
-                    async for piece in reply:
-                        text += piece.text
-                        logprobs.extend(piece.logprobs)
-                        entropy = piece.entropy if entropy is None else entropy
-                        first = piece.tokens[0] if first is None and piece.tokens else first
-                    spent = account.completion_tokens
+                opened = self._continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
+                async with opened as (reply, account):
+                    return _Reply(request, [piece async for piece in reply], account.completion_tokens)
         except UpstreamBusy as busy:  # others were quicker while the request was being written
-            self._ledger.skipped[busy.reason] += 1
-            return None
+            self._ledger.extra.skipped[busy.reason] += 1
         except (UpstreamError, TimeoutError):
             self._ledger.fail_open("probe")
-            return None
-        answer = request.answer_prefix + cut_at(text, request.stop)
-        margin = None if first is None else margin_of(first)
-        # Behind words of ours the answer's first token is not the first behind the closed thought.
-        closed = None if request.answer_prefix else entropy
-        return TrialAnswer(
-            text=answer, logprobs=tuple(logprobs), entropy=entropy, margin=margin, closed_entropy=closed, tokens=spent
-        )
-
-
-PAIR_TIMEOUT_S = 600.0  # of a whole second run
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +144,7 @@ class CallArm:
 async def ask_paired_call(
     client: UpstreamClient, ledger: Ledger, scorer: Scorer, arm: CallArm, *, body: Mapping[str, Any], headers: Headers
 ) -> None:
-    """In an audit, ask the client's question once more with an arm, for the record alone.
+    """In an audit, send the client's question once more with an arm, for the record alone.
 
     Where an upstream's thought cannot be cut, only effort or budget can be chosen, and what they lose is seen in no
     single run. The client has its full answer by then; the call is an extra one, sent now or not at all.
@@ -167,40 +152,37 @@ async def ask_paired_call(
 
     body  the client's, as it was sent for the full run
     """
-    account, asked = CallAccount("probe"), merge_fields(body, arm.fields)
+    account = CallAccount("probe")
     text: str | None = None
     try:
         async with asyncio.timeout(PAIR_TIMEOUT_S):
             with client.extra_call(lambda: account.fresh_tokens, may_be_refused=True):
                 ledger.calls.append(account)
-                ledger.pair_call, ledger.pair_arm, ledger.pair_propensity = account, arm.name, arm.propensity
-                text = await _whole_answer(client, ledger, account, asked, headers)
+                audit = ledger.audit
+                audit.pair_call, audit.pair_arm, audit.pair_propensity = account, arm.name, arm.propensity
+                text = await _whole_answer(client, ledger, account, merge_fields(body, arm.fields), headers)
     except UpstreamBusy as busy:
-        ledger.skipped[busy.reason] += 1
+        ledger.extra.skipped[busy.reason] += 1
         return
     except (UpstreamError, TimeoutError):
         ledger.fail_open("probe")
-    ledger.pair_answer = None if text is None else scorer.extract(text)
+    ledger.audit.pair_answer = None if text is None else scorer.extract(text)
 
 
 async def _whole_answer(
     client: UpstreamClient, ledger: Ledger, account: CallAccount, body: Mapping[str, Any], headers: Headers
 ) -> str:
-    own, settings, text = governed_headers(headers, nth=len(ledger.calls)), client.settings, ""
+    own, settings = governed_headers(headers, nth=len(ledger.calls)), client.settings
     async with client.open(CHAT_PATH, encode_json(body), own, extra=True) as call:
-        ledger.n_refused += call.asks_for_less
+        ledger.extra.n_refused += call.asks_for_less
         if call.status != 200 or call.content_type != "text/event-stream":
             raise UpstreamProtocol(f"the upstream answered {call.status} {call.content_type} to a second call")
         account.began = True
         opened = settings.think_opened and not thinking_is_off(body)
-        read = pieces(call, account, tags=(settings.think_open, settings.think_close), opened=opened)
-        async with aclosing(read) as reply:
-            async for piece in reply:
-                text += piece.text
-    return text
-
-
-SITE = "embedder"  # under which a run says that its drafts were compared by words for want of vectors
+        async with aclosing(
+            pieces(call, account, tags=(settings.think_open, settings.think_close), opened=opened)
+        ) as reply:
+            return "".join([piece.text async for piece in reply])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,27 +197,120 @@ class Vectors:
         if not text.strip():
             return ()
         try:
-            kept = self.embedder.recall(text)
-            return kept or await self._asked(text)
+            return self.embedder.recall(text) or await self._embed(text)
         except Exception:  # noqa: BLE001 - a broken embedder costs a vector, never an answer
             self.ledger.fail_open(SITE)
             return ()
 
-    async def put_in(self, step: Step) -> Step:
+    async def add_to(self, step: Step) -> Step:
         """The step with the vector of its text, or of its answer where it has no text."""
         vector = await self.of(step.text or step.answer or "")
         return replace(step, vector=vector) if vector else step
 
-    async def _asked(self, text: str) -> tuple[float, ...]:
+    async def _embed(self, text: str) -> tuple[float, ...]:
         if self.embedder.rests:
-            self.ledger.skipped["embedder_down"] += 1
+            self.ledger.extra.skipped["embedder_down"] += 1
             self.ledger.fail_open(SITE)
             return ()
         if self.ledger.n_extra_calls + self.keep >= self.max_calls:
-            self.ledger.skipped["max_extra_calls"] += 1
+            self.ledger.extra.skipped["max_extra_calls"] += 1
             return ()
-        self.ledger.n_embeddings += 1
+        self.ledger.extra.n_embeddings += 1
         (vector,) = await self.embedder.embed([text])
         if vector is None:
             self.ledger.fail_open(SITE)
         return vector or ()
+
+
+class ReasoningRun:
+    """One chain of thought: its steps while it is relayed to the client, with the schedule of their probes.
+
+    prober   None: nothing is probed, and a step's answer is read off its text
+    vectors  None: the steps get no vectors
+    drain    every scheduled step is probed, even after the end, as in an audit
+    """
+
+    def __init__(
+        self, relay: StreamRelay, *, prober: Prober | None = None, vectors: Vectors | None = None, drain: bool = False
+    ) -> None:
+        self.relay, self.reader = relay, relay.reader
+        self._prober, self._vectors, self._drain = prober, vectors, drain
+        self._prober_broke = False
+        self._visible: str | None = None
+
+    async def steps(self) -> AsyncGenerator[Step, None]:
+        """Yield the run's steps while relaying it, each with what a prober and an embedder add to it."""
+        state = self.reader.state
+        waiting: deque[Checkpoint] = deque()
+        point: Checkpoint | None = None
+        probing: asyncio.Task[Step] | None = None
+        try:
+            # A probe on its way is paid for: it is let finish, which the client no longer waits for.
+            while not state.ended or probing or (self._drain and waiting):
+                if probing is None and waiting and not (state.ended and not self._drain):
+                    point = waiting.popleft()
+                    probing = self._begin_probe(point)
+                    if probing is None:
+                        yield self._unprobed(point)
+                        continue
+                if probing is None or point is None:
+                    waiting.extend(await self.relay.advance(to_step=True))
+                    continue
+                await self._wait_for_either(probing, waiting)
+                if probing.done():
+                    step, probing = self._probed(probing, point), None
+                    yield step
+            for left in waiting:
+                yield self._unprobed(left)  # the run was over before they could be probed
+        finally:
+            if probing is not None:
+                probing.cancel()
+                await asyncio.gather(probing, return_exceptions=True)
+
+    def _begin_probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
+        """Begin to measure what the step does not show by itself; None: there is no way to."""
+        prober = self._ready_prober()
+        if prober is None and self._vectors is None:
+            return None
+        return asyncio.create_task(self._probe(point, prober))
+
+    async def _probe(self, point: Checkpoint, prober: Prober | None) -> Step:
+        step = self._unprobed(point) if prober is None else await prober.ask(point)
+        return step if self._vectors is None else await self._vectors.add_to(step)
+
+    def _ready_prober(self) -> Prober | None:
+        try:
+            usable = self._prober is not None and not self._prober_broke and self._prober.ready()
+        except Exception:  # noqa: BLE001 - as for the probe itself
+            self._give_up_probes()
+            return None
+        return self._prober if usable else None
+
+    def _give_up_probes(self) -> None:
+        self.reader.ledger.fail_open("probe")
+        self._prober_broke = True
+
+    def _unprobed(self, point: Checkpoint) -> Step:
+        """A step that no probe looks at: what its text shows, or missing where one should have looked."""
+        if self._prober is not None:
+            return missing_step(point)
+        step = visible_step(point, self.reader.extract(point.text), self._visible)
+        self._visible = step.answer
+        return step
+
+    def _probed(self, probing: asyncio.Task[Step], point: Checkpoint) -> Step:
+        """The probed step; a probe that is itself broken leaves it without an answer, and is the last."""
+        try:
+            return probing.result()
+        except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
+            self._give_up_probes()
+            return missing_step(point)
+
+    async def _wait_for_either(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
+        """Wait for the probe or for the next bytes, and pass bytes on at once."""
+        tasks: set[asyncio.Task[Any]] = {probing}
+        if not self.reader.state.ended:
+            tasks.add(self.relay.begin_read())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self.relay.has_read:
+            waiting.extend(await self.relay.advance())

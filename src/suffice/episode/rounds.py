@@ -1,9 +1,8 @@
 """One run whose loop is the caller's own: rounds of retrieval, an agent's turns, revisions, its own samples.
 
-    take(step 1) ──▶ take(step 2) ──▶ … ──▶ close: done, stopped or aborted
+    take(step 1) ──▶ take(step 2) ──▶ … ──▶ finish: done, stopped or aborted
 
-Sans I/O: steps come in as values and decisions go out as values, so the library in a process and the endpoint
-`/v1/decide` run the same code and decide the same.
+Sans I/O: steps and decisions are values, so the library in a process and the endpoint `/v1/decide` decide the same.
 """
 
 from __future__ import annotations
@@ -54,16 +53,16 @@ class StepReport:
             if not isinstance(value, str) and (value is not None or name == "text"):
                 kind = type(value).__name__
                 raise BadRequest(f"step.{name}: must be a string, got {kind}", param=f"step.{name}")
-        given: object = self.sources
-        if not isinstance(given, tuple) or not all(isinstance(one, str) for one in given):
+        sources: object = self.sources
+        if not isinstance(sources, tuple) or not all(isinstance(one, str) for one in sources):
             raise BadRequest("step.sources: must be a list of strings", param="step.sources")
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecordBrief:
-    """One step that was taken, and what was decided. Its text is not kept."""
+    """One step that was taken, and the decision. Its text is not kept."""
 
-    told: str | None  # the answer as the caller told it
+    reported: str | None  # the answer as the caller reported it
     tokens: int
     answer: str | None  # in the scorer's normal form
     confidence: float | None
@@ -72,19 +71,15 @@ class StepRecordBrief:
 
 @dataclass(slots=True, kw_only=True)
 class RoundsRun:
-    """One run from its first step to its end.
-
-    `may_act` says whether a stop is told to the caller: not while observing, not uncertified, not in an
-    audit, and not in a repeated delivery. One caller at a time: the library and the endpoint see to that.
-    """
+    """One run from its first step to its end. One caller at a time: the library and the endpoint see to that."""
 
     ledger: Ledger
-    scorer: Scorer  # reads and compares answers
+    scorer: Scorer
     policy: GuardedPolicy
-    may_act: bool
+    may_act: bool  # False while observing, uncertified, in an audit and in a repeated delivery: no stop is reported
     returning: Returning
-    is_resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
-    vectors: Vectors | None = None  # who may be asked for them; this class asks nobody
+    is_resting: Callable[[], bool] = lambda: False  # was every stop disabled since the run began?
+    vectors: Vectors | None = None  # for `vector_of` alone
     shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
@@ -93,59 +88,61 @@ class RoundsRun:
 
     @property
     def acts(self) -> bool:
-        """May the caller be told to stop now?"""
+        """May a stop be reported to the caller now?"""
         return self.may_act and not self.is_resting()
 
     @property
     def id(self) -> str:
         return self.ledger.request.episode_id
 
-    async def vector_of(self, index: int, told: StepReport) -> tuple[float, ...]:
+    async def vector_of(self, index: int, report: StepReport) -> tuple[float, ...]:
         """The vector of step `index`, for `take`; () where there is none, or nobody would look at it.
 
-        Whoever drives the run awaits it before the step: it is the only part of a run that waits for anybody.
+        It is awaited before the step: the only part of a run that waits for anybody.
         """
         is_next = index == len(self.seen) + 1 and not self._n_beyond and not self.is_over
         if self.vectors is None or not is_next or self.ledger.request.ungoverned is not None:
             return ()
-        return await self.vectors.of(told.text or told.answer or "")
+        return await self.vectors.of(report.text or report.answer or "")
 
-    def take(self, index: int, told: StepReport, vector: tuple[float, ...] = ()) -> Decision:
+    def take(self, index: int, report: StepReport, vector: tuple[float, ...] = ()) -> Decision:
         """Take step `index` in and decide; the same step again gives the same decision again.
 
         vector  of the step's text, or of its answer where it has none; (): unknown
 
-        Raises BadRequest (409) for a step that leaves a gap, contradicts what was told before, or comes
-        after the end.
+        Raises BadRequest (409) for a step that leaves a gap, contradicts an earlier report, or comes after the end.
         """
         if 1 <= index <= len(self.seen):
-            return self._again(index, told)
+            return self._again(index, report)
         expected = len(self.seen) + self._n_beyond + 1
         if self.is_over:
             n = expected - 1
             raise BadRequest(f"step.index: got {index}; this run ended after step {n}", status=409, code="run_is_over")
         if self._n_beyond or len(self.seen) == MAX_STEPS or self._n_chars > MAX_CHARS:
-            return self._beyond(told)
+            return self._beyond(report)
         if index != expected:
             message = f"step.index: got {index}; the next step of this run is {expected}"
             raise BadRequest(message, status=409, param="step.index", code="step_gap")
-        step = self._step(index, told, vector)
+        step = self._step(index, report, vector)
         if self.ledger.request.ungoverned is not None:
             decision = Decision(action="continue", reason=f"not governed: {self.ledger.request.ungoverned}")
-            self.seen.append(StepRecordBrief(told.answer, told.tokens, step.answer, step.confidence, decision))
+            self._keep(report, step.answer, step.confidence, decision)
             return decision
         if self.shelf is not None:
-            self.shelf.add(index, read=told.sources, wrote=told.text)
+            self.shelf.add(index, read=report.sources, wrote=report.text)
         signals = self.policy.observe(step)
         decision = self.policy.decide(signals)
         self.ledger.record_step(step, signals, decision)
-        shown = self._shown(decision)
+        effective = self._effective(decision)
         confidence = step.confidence if signals.confidence is None else signals.confidence
-        self.seen.append(StepRecordBrief(told.answer, told.tokens, step.answer, confidence, shown))
-        if decision.stop and self.ledger.stop_step == index:
-            self.ledger.would_answer = self.answer_of(self._chosen(acting=True))
-        self.ledger.stopped = shown.stop  # a stop that was not obeyed is no stop
-        return shown
+        self._keep(report, step.answer, confidence, effective)
+        if decision.stop and self.ledger.stop.step == index:
+            self.ledger.stop.would_answer = self.answer_of(self._chosen(acting=True))
+        self.ledger.stop.acted = effective.stop  # a stop that was not obeyed is no stop
+        return effective
+
+    def _keep(self, report: StepReport, answer: str | None, confidence: float | None, decision: Decision) -> None:
+        self.seen.append(StepRecordBrief(report.answer, report.tokens, answer, confidence, decision))
 
     @property
     def return_step(self) -> int | None:
@@ -160,24 +157,23 @@ class RoundsRun:
         return None if index is None else self.seen[index - 1].answer
 
     def finish(self) -> None:
-        """Write into the ledger what the run came to; the books are closed by who owns them."""
+        """Write the run's result into the ledger; who owns the ledger closes it."""
         self.is_over = True
-        ledger, chosen = self.ledger, self.return_step
-        ledger.answer = self.answer_of(chosen)
-        if ledger.request.kind == "samples" and self.seen:
-            ledger.vote = vote.count_votes([s.answer for s in self.seen]).counts
+        request, reply, stop = self.ledger.request, self.ledger.reply, self.ledger.stop
+        reply.answer = self.answer_of(self.return_step)
+        if request.kind == "samples" and self.seen:
+            reply.vote = vote.count_votes([s.answer for s in self.seen]).counts
         would = self._chosen(acting=True)
-        shadow = not self.acts and ledger.request.ungoverned is None and ledger.stop_step is None
-        if shadow and self.answer_of(would) != ledger.answer:
+        shadow = not self.acts and request.ungoverned is None and stop.step is None
+        if shadow and self.answer_of(would) != reply.answer:
             # The policy lets the loop run to its end and then takes another round's answer: a stop there.
-            ledger.stop_step, ledger.would_answer = len(self.seen), self.answer_of(would)
-            ledger.decision = f"the answer of step {would} is the one to use"
-        if ledger.told_usage is None:
-            ledger.told_usage = Usage(prompt_tokens=0, completion_tokens=0)
+            stop.step, stop.would_answer = len(self.seen), self.answer_of(would)
+            stop.decision = f"the answer of step {would} is the one to use"
+        reply.caller_usage = reply.caller_usage or Usage(prompt_tokens=0, completion_tokens=0)
 
-    def _again(self, index: int, told: StepReport) -> Decision:
+    def _again(self, index: int, report: StepReport) -> Decision:
         before = self.seen[index - 1]
-        if (before.told, before.tokens) != (told.answer, told.tokens):
+        if (before.reported, before.tokens) != (report.answer, report.tokens):
             raise BadRequest(
                 f"step.index: step {index} was told before with another answer or token count;"
                 f" the next step of this run is {len(self.seen) + 1}",
@@ -187,56 +183,53 @@ class RoundsRun:
             )
         return before.decision
 
-    def _beyond(self, told: StepReport) -> Decision:
-        """A step that nobody keeps any more: it is paid for, and the run goes on."""
+    def _beyond(self, report: StepReport) -> Decision:
+        """A step beyond those that are kept: it is paid for, and the run goes on."""
         self._n_beyond += 1
-        self._spend(told)
+        self._spend(report)
         self.ledger.fail_open("steps")
         return Decision(action="continue", reason="too long a run: no step of it is judged any more")
 
-    def _step(self, index: int, told: StepReport, vector: tuple[float, ...]) -> Step:
-        self._spend(told)
+    def _step(self, index: int, report: StepReport, vector: tuple[float, ...]) -> Step:
+        self._spend(report)
         source: AnswerSource = "sample" if self.ledger.request.kind == "samples" else "caller"
-        answer = self._normal(told)
-        self._n_chars += len(told.answer or "") + len(answer or "")
+        answer = self._normal(report)
+        self._n_chars += len(report.answer or "") + len(answer or "")
         return Step(
             index=index,
-            tokens=told.tokens,
+            tokens=report.tokens,
             answer=answer,
             answer_source=None if answer is None else source,
-            logprobs=_numbers(told.logprobs),
-            entropy=_finite(told.entropy),
-            text=told.text,
-            ctx_tokens=told.ctx_tokens,
-            confidence=_probability(told.confidence),
-            logprob=_finite(told.logprob),
-            stated_confidence=_probability(told.stated_confidence),
-            action=told.action,
-            said_done=told.said_done if isinstance(told.said_done, bool) else None,
+            logprobs=_numbers(report.logprobs),
+            entropy=_finite(report.entropy),
+            text=report.text,
+            ctx_tokens=report.ctx_tokens,
+            confidence=_probability(report.confidence),
+            logprob=_finite(report.logprob),
+            stated_confidence=_probability(report.stated_confidence),
+            action=report.action,
+            said_done=report.said_done if isinstance(report.said_done, bool) else None,
             vector=vector,
         )
 
-    def _spend(self, told: StepReport) -> None:
-        spent = self.ledger.told_usage or Usage(prompt_tokens=0, completion_tokens=0)
-        self.ledger.told_usage = replace(
-            spent,
-            prompt_tokens=spent.prompt_tokens + told.ctx_tokens,
-            completion_tokens=spent.completion_tokens + told.tokens,
-        )
+    def _spend(self, report: StepReport) -> None:
+        spent = self.ledger.reply.caller_usage or Usage(prompt_tokens=0, completion_tokens=0)
+        prompt_tokens, tokens = spent.prompt_tokens + report.ctx_tokens, spent.completion_tokens + report.tokens
+        self.ledger.reply.caller_usage = replace(spent, prompt_tokens=prompt_tokens, completion_tokens=tokens)
 
-    def _normal(self, told: StepReport) -> str | None:
+    def _normal(self, report: StepReport) -> str | None:
+        if report.answer is None:
+            return self.ledger.extract(self.scorer, report.text) if report.text else None
         try:
-            if told.answer is None:
-                return self.scorer.extract(told.text) if told.text else None
-            return self.scorer.normalise(told.answer)
-        except Exception:  # noqa: BLE001 - a broken yardstick costs tokens, never an answer
+            return self.scorer.normalise(report.answer)
+        except Exception:  # noqa: BLE001 - a broken scorer costs tokens, never an answer
             self.ledger.fail_open("scorer")
             return None
 
-    def _shown(self, decision: Decision) -> Decision:
+    def _effective(self, decision: Decision) -> Decision:
         """The decision as the caller gets it: a stop only where one may be carried out.
 
-        Where a policy is enforced, every run that goes on is told the same, so that nothing reveals an audit.
+        Where a policy is enforced, every run that goes on gets the same reason, so that nothing reveals an audit.
         """
         if decision.stop and self.acts:
             return decision

@@ -1,9 +1,9 @@
 """Repeated samples of one question, drawn in waves, seen in launch order, voted into one answer.
 
-A wave is launched at once; its samples are looked at strictly in the order of their launch, so the
-same answers lead to the same decision live, in an audit and in replay. The run ends as soon as the vote
-is decided, in every mode: no further sample could change the answer. Then, and when the policy stops,
-the samples still running are cancelled, and what was received of them is spent.
+The samples of a wave are looked at strictly in the order of their launch, so the same answers lead to the same decision
+live, in an audit and in replay. The run ends as soon as the vote is decided, in every mode: no further sample could
+change the answer. Then, and when the policy stops, the samples still running are cancelled, and what was received of
+them is spent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SampleRefusal(UpstreamError):
 @dataclass(slots=True)
 class Sample:
     index: int  # launch index, from 1
-    body: dict[str, Any] | None  # the completion as a direct answer; None: it failed
+    body: dict[str, Any] | None  # the completion as one body; None: it failed
     answer: str | None
     tokens: int
     failure: UpstreamError | None = None
@@ -80,7 +80,13 @@ class SampleRun:
                 for task in running:
                     sample = await task
                     self.seen.append(sample)
-                    yield _step(sample)
+                    yield Step(
+                        index=sample.index,
+                        tokens=sample.tokens,
+                        answer=sample.answer,
+                        answer_source="sample",
+                        missing=sample.failure is not None,
+                    )
                     if self.is_decided():
                         break
                 if all(s.failure is not None for s in self.seen):
@@ -102,7 +108,7 @@ class SampleRun:
         if not self.client.is_paused:
             return min(first + self.wave, self.n_samples + 1)
         last = 2 if first == 1 else first
-        self.ledger.skipped["paused"] += self.n_samples + 1 - last
+        self.ledger.extra.skipped["paused"] += self.n_samples + 1 - last
         self.ledger.fail_open("sample")
         return last
 
@@ -114,27 +120,19 @@ class SampleRun:
             # Its traceback would hold on to everything that was read.
             return Sample(index, None, None, account.completion_tokens, failure=error.with_traceback(None))
         account.cancelled = False
-        return Sample(
-            index, body, self._extract(completion_text(body)[-ANSWER_LIMIT_CHARS:]), account.completion_tokens
-        )
-
-    def _extract(self, text: str) -> str | None:
-        try:
-            return self.scorer.extract(text)
-        except Exception:  # noqa: BLE001 - a broken yardstick costs a vote, never an answer
-            self.ledger.fail_open("scorer")
-            return None
+        answer = self.ledger.extract(self.scorer, completion_text(body)[-ANSWER_LIMIT_CHARS:])
+        return Sample(index, body, answer, account.completion_tokens)
 
     async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
         headers, extra = governed_headers(self.headers, nth=index), index > 1
-        async with self.client.open(self.path, self._written(index), headers, extra=extra) as call:
-            self.ledger.n_refused += extra and call.asks_for_less
+        async with self.client.open(self.path, self._encode(index), headers, extra=extra) as call:
+            self.ledger.extra.n_refused += extra and call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
                 raise await sample_refusal(call)
             account.began = True
             return await _assemble(call, account, self.max_bytes)
 
-    def _written(self, index: int) -> bytes:
+    def _encode(self, index: int) -> bytes:
         """The body of one sample. One seed for all would draw the same sample again."""
         seed = self.body.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool):
@@ -150,24 +148,12 @@ class SampleRun:
             raise failures[0] if failures else UpstreamProtocol("no sample came")
         result = vote.count_votes([s.answer for s in good])
         winner = good[result.winner - 1]
-        self.ledger.vote = result.counts
-        self.ledger.answer = result.answer
-        body = dict(winner.body or {})
-        self.ledger.response_id = body.get("id")
-        self.ledger.note_upstream(body.get("model"), body.get("system_fingerprint"))
+        body, reply = dict(winner.body or {}), self.ledger.reply
+        reply.vote, reply.answer, reply.response_id = result.counts, result.answer, body.get("id")
+        reply.note_upstream(body.get("model"), body.get("system_fingerprint"))
         choices = body.get("choices") or [{}]
-        self.ledger.truncated = choices[0].get("finish_reason") == "length"
+        reply.truncated = choices[0].get("finish_reason") == "length"
         return body
-
-
-def _step(sample: Sample) -> Step:
-    return Step(
-        index=sample.index,
-        tokens=sample.tokens,
-        answer=sample.answer,
-        answer_source="sample",
-        missing=sample.failure is not None,
-    )
 
 
 async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[str, Any]:

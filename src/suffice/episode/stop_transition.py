@@ -1,18 +1,17 @@
 """The stop, carried out: the run leaves its thought and the client reads on without a seam.
 
-    native          the engine closes the thought in the same stream
-    with a free slot  the continuation is opened first, the original is held back and dropped at
-                      the continuation's first token (the overlap is spent, and counted)
+    native            the engine closes the thought in the same stream
+    with a free slot  the continuation is opened first; the original is held back and dropped at the continuation's
+                      first token (the overlap is spent, and counted)
     with none         the original is closed first
 
-A slot is free while fewer completions are open on the upstream, ours and everybody's that came through
-this gateway, than it serves at once. Where more are open than that, a slot that is given up may go to whoever
-waits for one; once that has happened, the original is not closed first there for a while, and runs on.
+A slot is free while fewer completions are open on the upstream, ours and everybody's that came through this gateway,
+than it serves at once. Where more are open than that, a slot that is given up may go to whoever waits for one; once
+that has happened, the original is not closed first there for a while, and runs on.
 
-If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone,
-one full run follows with its thought hidden; if that fails too, the client gets an error frame. If
-the model closes its thought by itself before the continuation speaks, its own end is delivered: a
-late stop is no stop.
+If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone, one full run follows
+with its thought hidden; if that fails too, the client gets an error frame. If the model closes its thought by itself
+before the continuation speaks, its own end is delivered: a late stop is no stop.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from suffice.episode.answer_forcing import Continuer
 from suffice.episode.chain_reader import StreamState
@@ -36,16 +35,8 @@ from suffice.upstream.wire import Frame
 
 SLOT_TOKENS, SLOT_S = 4.0, 0.25  # how long an engine may take to see a call cancelled: in tokens' time, at most
 
-
-@dataclass(frozen=True, slots=True)
-class OpenContinuation:
-    first: Piece  # with the first text that is not white space
-    rest: AsyncGenerator[Piece, None]
-    account: CallAccount
-
-
 Rerun = Callable[[StreamState], AbstractAsyncContextManager[StreamRelay]]  # given the run that the client knows
-Clock = Callable[[], float]
+OpenContinuation: TypeAlias = tuple[AsyncIterator[Piece], CallAccount]  # the first piece is more than white space
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +48,7 @@ class StopTransition:
     max_tokens: int | None  # the client's cap on all generated tokens; None: none
     handover_ms: int
     buffer_bytes: int
-    monotonic_s: Clock
+    monotonic_s: Callable[[], float]
     began_s: float  # when the original was opened
     _overlaps: bool = False  # does the original run on beside the continuation that is being opened?
 
@@ -66,69 +57,53 @@ class StopTransition:
         """Has the original, while it was held back, closed its thought by itself?"""
         return self._overlaps and self.relay.failure is None and not self.relay.reader.is_in_thought
 
-    @property
-    def _would_queue(self) -> bool:
-        """Would the original have to go first, and its continuation stand in line behind others?"""
-        return not self._overlaps and self.continuer.client.is_crowded
-
     async def carry_out(self, thought: str, thought_tokens: int) -> None:
         """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
         for method in self.continuer.methods:
             if not self.relay.reader.is_in_thought:
-                break  # the answer began while we were asking: a late stop is no stop
+                break  # the answer began while we were preparing: a late stop is no stop
             if method == "native":
-                if self.continuer.facts.has_control and await self._native():
+                if self.continuer.facts.has_control and await self._stop_natively():
                     return
             elif await self._continue_by(method, thought, thought_tokens):
                 return
         await self.relay.rest()
 
-    async def _native(self) -> bool:
-        start = self.monotonic_s()
+    async def _stop_natively(self) -> bool:
+        start_s, own_end, completion_id = self.monotonic_s(), self.relay.own_end, self.relay.reader.state.id
         try:
-            closed = self.relay.reader.state.id is not None and await self.continuer.end_reasoning(
-                self.relay.reader.state.id
-            )
+            closed = completion_id is not None and await self.continuer.end_reasoning(completion_id)
         except UpstreamError:
             closed = False
         if not closed:
             self.ledger.fail_open("native")
             return False
-        self._stopped("native", start)
-        self.relay.own_end.wanted = True
+        self._note_stop("native", start_s)
+        own_end.wanted = True
         await self.relay.rest()
-        if self.relay.own_end.kept is not None:  # the thought was closed, and not a word came behind it
-            await self.finish_unclosed(self._left())
+        if own_end.kept is not None:  # the thought was closed, and not a word came behind it
+            await self.finish_unclosed(self._tokens_left())
         return True
 
     async def _let_slot_go(self) -> None:
         """Give the engine a moment to see that the original was cancelled, where its slot holds what was read.
 
-        llama.cpp sees it at the end of a decoding step or two. Asked before that, it takes a slot that is free
+        llama.cpp sees it at the end of a decoding step or two. Before that, a request takes a slot that is free
         already and reads the whole prompt again; a server with no other slot lets us wait as long anyway.
         """
         if self.continuer.facts.caches_by_slot:
             a_token_s = (self.monotonic_s() - self.began_s) / max(1, self.relay.reader.account.received_tokens)
             await asyncio.sleep(min(SLOT_TOKENS * a_token_s, SLOT_S))
 
-    def _stopped(self, method: FinishMethod, start_s: float) -> None:
-        self.ledger.stopped, self.ledger.finish_method = True, method
-        self.ledger.handover_ms = (self.monotonic_s() - start_s) * 1e3
+    def _note_stop(self, method: FinishMethod, start_s: float) -> None:
+        stop = self.ledger.stop
+        stop.acted, stop.finish_method, stop.handover_ms = True, method, (self.monotonic_s() - start_s) * 1e3
 
     async def _continue_by(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
         """Answer from a second call. False: that came to nothing, and the original is still there."""
-        relay, start = self.relay, self.monotonic_s()
-        request = await self._prepared(method, thought, self._left())
-        if request is None:
-            return False
-        # Decided now, when the continuation is about to be sent: other requests have moved meanwhile.
-        self._overlaps = self.continuer.has_free_slot
-        # Where the original has to go first, a full run must remain possible behind it.
-        if not self.continuer.may_call(keep=0 if self._overlaps else 1):
-            return False
-        why = "paused" if self.continuer.client.is_paused else "crowded" if self._would_queue else None
-        if why is not None:
-            self.ledger.skipped[why] += 1
+        relay, start_s = self.relay, self.monotonic_s()
+        request = await self._prepare(method, thought, self._tokens_left())
+        if request is None or not self._may_begin():
             return False
         async with AsyncExitStack() as stack:
             if self._overlaps:
@@ -137,30 +112,43 @@ class StopTransition:
                 relay.abandon()
                 await self._let_slot_go()
             try:
-                opened = await self._open(stack, request, thought_tokens)
+                reply, account = await self._open(stack, request, thought_tokens)
             except UpstreamError as error:
                 await self._discard_last(stack)
                 return await self._go_on_without(error)
             if self._came_too_late:
-                opened.account.discarded = True
+                account.discarded = True
                 await stack.aclose()
                 await relay.release()
                 return False
             relay.abandon()
-            self._stopped(method, start)
+            self._note_stop(method, start_s)
             try:
-                await self._deliver(opened)
+                await self._deliver(reply)
             except UpstreamError as error:
                 self.ledger.fail_open("handover")
                 if not relay.delivery.can_begin_again():
                     raise
                 self.ledger.forget_run("handover")
                 await stack.aclose()
-                await self._rerun(error)
+                await self._run_again(error)
         return True
 
-    async def _prepared(self, method: FinishMethod, thought: str, max_tokens: int | None) -> Continuation | None:
-        """The request that would answer; None: no call is left for it, or the upstream cannot be asked so."""
+    def _may_begin(self) -> bool:
+        """Decided when the continuation is about to be sent: other requests have moved meanwhile."""
+        client = self.continuer.client
+        self._overlaps = self.continuer.has_free_slot
+        # Where the original has to go first, a full run must remain possible behind it.
+        if not self.continuer.may_call(keep=0 if self._overlaps else 1):
+            return False
+        # … and its continuation must not wait in line behind others.
+        why = "paused" if client.is_paused else "crowded" if not self._overlaps and client.is_crowded else None
+        if why is not None:
+            self.ledger.extra.skipped[why] += 1
+        return why is None
+
+    async def _prepare(self, method: FinishMethod, thought: str, max_tokens: int | None) -> Continuation | None:
+        """The request that would answer; None: no call is left for it, or the upstream has no such way."""
         if not self.continuer.may_call(keep=0):
             return None
         try:
@@ -170,32 +158,28 @@ class StopTransition:
             return None
 
     async def finish_unclosed(self, max_tokens: int | None) -> None:
-        """Answer a run that ended inside its thought; its own end stands if that fails.
+        """Answer a run that ended inside its thought; its own end is delivered if that fails.
 
-        The original is over, so nothing has to give way. The client gets a forced answer in place of an
-        empty one.
+        The original is over, so nothing has to give way. The client gets a forced answer in place of an empty one.
 
         max_tokens  of the answer; None: no cap
         """
-        relay, method, start = self.relay, self.continuer.second_call, self.monotonic_s()
-        before = self.ledger.finish_method, self.ledger.handover_ms
-        request = None
-        if method is not None:
-            request = await self._prepared(method, relay.reader.thought, max_tokens)
-        if request is None or method is None:
+        relay, stop, start_s = self.relay, self.ledger.stop, self.monotonic_s()
+        method, before = self.continuer.second_call, (stop.finish_method, stop.handover_ms)
+        request = None if method is None else await self._prepare(method, relay.reader.thought, max_tokens)
+        if request is None:
             await relay.own_end.deliver(relay.delivery)
             return
         async with AsyncExitStack() as stack:
             try:
-                opened = await self._open(stack, request, relay.reader.account.reasoning_tokens)
+                reply, _ = await self._open(stack, request, relay.reader.account.reasoning_tokens)
                 await relay.own_end.make_room(relay.delivery)
-                self.ledger.finish_method = method
-                self.ledger.handover_ms = (self.monotonic_s() - start) * 1e3
-                await self._deliver(opened)
+                stop.finish_method, stop.handover_ms = method, (self.monotonic_s() - start_s) * 1e3
+                await self._deliver(reply)
             except UpstreamError:
                 self.ledger.fail_open("handover")
                 await self._discard_last(stack)
-                self.ledger.finish_method, self.ledger.handover_ms = before
+                stop.finish_method, stop.handover_ms = before
                 await relay.own_end.deliver(relay.delivery)
             else:
                 relay.own_end.kept = None
@@ -209,13 +193,13 @@ class StopTransition:
             return False
         if not self._overlaps and isinstance(error, UpstreamTimeout):
             self.continuer.client.note_lost_place()
-        await self._rerun(error)
+        await self._run_again(error)
         return True
 
     async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> OpenContinuation:
         """Open the continuation and wait for its first words, holding the original back meanwhile."""
         holding: asyncio.Task[None] | None = None
-        before = ""
+        before = request.answer_prefix
         try:
             async with asyncio.timeout(self.handover_ms / 1e3) as deadline:
                 if self._overlaps:
@@ -224,10 +208,9 @@ class StopTransition:
                     self.continuer.open(request, thought_tokens=thought_tokens, purpose="continuation")
                 )
                 async for piece in reply:
-                    if piece.text.strip():
-                        first = replace(piece, text=request.answer_prefix + before + piece.text)
-                        return OpenContinuation(first, reply, account)
                     before += piece.text
+                    if piece.text.strip():
+                        return _chain(replace(piece, text=before), reply), account
             raise UpstreamProtocol("the continuation gave no answer")
         except TimeoutError:
             raise UpstreamTimeout(f"the continuation took longer than {self.handover_ms} ms") from None
@@ -247,57 +230,52 @@ class StopTransition:
         if self._came_too_late:
             deadline.reschedule(0.0)
 
-    def _left(self) -> int | None:
+    def _tokens_left(self) -> int | None:
         if self.max_tokens is None:
             return None
         return max(1, self.max_tokens - self.relay.reader.account.received_tokens)
 
     async def _discard_last(self, stack: AsyncExitStack) -> None:
-        """Close a continuation that failed, before anything else is asked of its upstream."""
+        """Close a continuation that failed, before anything else is sent to its upstream."""
         await stack.aclose()
         last = self.ledger.calls[-1]
         if last.purpose == "continuation":
             last.discarded = True
 
-    async def _deliver(self, opened: OpenContinuation) -> None:
+    async def _deliver(self, reply: AsyncIterator[Piece]) -> None:
         """Write the continuation into the client's stream as if the first call had gone on."""
-        relay, text = self.relay, ""
-        opening = self.continuer.settings.think_close if relay.reader.state.inline else ""
-        finish: str | None = None
-        async for piece in _chain(opened.first, opened.rest):
+        relay, state, text, finish = self.relay, self.relay.reader.state, "", "stop"
+        opening = self.continuer.settings.think_close if state.inline else ""
+        async for piece in reply:
             finish = piece.finish_reason or finish
             text += piece.text
             if piece.text:
-                await relay.delivery.frames([_frame_of(relay.reader.state, {"content": opening + piece.text})])
+                await relay.delivery.frames([_frame_of(state, {"content": opening + piece.text})])
                 opening = ""
-        relay.reader.state.phase = "answering"
-        self.ledger.answer = relay.reader.extract(text)
-        self.ledger.truncated = finish == "length"
+        state.phase = "answering"
+        self.ledger.reply.answer = relay.reader.extract(text)
+        self.ledger.reply.truncated = finish == "length"
         await self._count_original()
-        await relay.delivery.frames(self._closing_frames(finish or "stop"))
+        await relay.delivery.frames(self._closing_frames(finish))
         await relay.delivery.end()
 
     async def _count_original(self) -> None:
-        """Find out what the prompt of the original had cost; an engine that can count is asked."""
-        if self.relay.reader.account.prompt_tokens is not None:
-            return
-        with contextlib.suppress(UpstreamError):  # else it is estimated from the other calls
-            prompt = await self.continuer.prompt(text=False)
-            if prompt is not None:
-                self.relay.reader.account.prompt_tokens = prompt.n_tokens
+        """Learn what the prompt of the original had cost, from an engine that can count."""
+        account = self.relay.reader.account
+        if account.prompt_tokens is None:
+            with contextlib.suppress(UpstreamError):  # else it is estimated from the other calls
+                prompt = await self.continuer.prompt(text=False)
+                account.prompt_tokens = None if prompt is None else prompt.n_tokens
 
     def _closing_frames(self, finish: str) -> list[Frame]:
-        relay = self.relay
-        tells = self.ledger.stopped or relay.view.object
-        frames = [
-            _frame_of(relay.reader.state, {}, finish, **({"suffice": suffice_object(self.ledger)} if tells else {}))
-        ]
-        usage = self.ledger.usage()
-        if relay.view.usage and usage is not None:
-            frames.append(_chunk(relay.reader.state, choices=[], usage=usage_json(usage)))
+        state, view, usage = self.relay.reader.state, self.relay.view, self.ledger.usage()
+        has_object = self.ledger.stop.acted or view.object
+        frames = [_frame_of(state, {}, finish, **({"suffice": suffice_object(self.ledger)} if has_object else {}))]
+        if view.usage and usage is not None:
+            frames.append(_chunk(state, choices=[], usage=usage_json(usage)))
         return [*frames, DONE_FRAME]
 
-    async def _rerun(self, error: UpstreamError) -> None:
+    async def _run_again(self, error: UpstreamError) -> None:
         """The original is gone and its continuation failed: run once more, the thought hidden."""
         if not self.continuer.may_call(keep=0):
             raise error
@@ -306,14 +284,14 @@ class StopTransition:
             await again.rest()
 
 
-def _frame_of(seen: StreamState, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
+def _frame_of(state: StreamState, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return _chunk(seen, choices=[choice], **extra)
+    return _chunk(state, choices=[choice], **extra)
 
 
-def _chunk(seen: StreamState, **fields: Any) -> Frame:
+def _chunk(state: StreamState, **fields: Any) -> Frame:
     """A chunk of our own that looks like the upstream's: same id, model and time."""
-    head = {"id": seen.id, "object": "chat.completion.chunk", "created": seen.created, "model": seen.model}
+    head = {"id": state.id, "object": "chat.completion.chunk", "created": state.created, "model": state.model}
     return data_frame(head | fields)
 
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from suffice.episode.chain_reader import ChainReader, StreamState
+from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState
 from suffice.episode.chunk_parsing import first_choice, note_usage
 from suffice.episode.ledger import suffice_object
-from suffice.episode.segment import Checkpoint
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.upstream.client import Call
 from suffice.upstream.pattern import TextPattern
@@ -94,7 +93,7 @@ class OwnEnd:
         self.kept: list[Frame] | None = None  # … and here it is, from the finish reason on
 
     def begin(self, *, has_answer: bool) -> None:
-        """The finish reason has come; what follows is kept if the run has no answer and somebody wants it."""
+        """The finish reason has come; what follows is kept if the run has no answer and one is wanted."""
         if self.wanted and not has_answer:
             self.kept = []
 
@@ -199,7 +198,7 @@ class StreamRelay:
         try:
             while True:
                 reading = self._reading
-                # Nothing of this changes while the reader waits: it is asked once a wait, not once a chunk.
+                # Nothing of this changes while the reader waits: it is computed once a wait, not once a chunk.
                 at_once = self._pass_at_once if to_step and self._passes_as_is() and self._folds_by_pattern else None
                 data = await (self.call.read(at_once) if reading is None else self._begun_bytes(reading))
                 passed, self._n_passed = self._n_passed, 0
@@ -215,7 +214,7 @@ class StreamRelay:
             raise
 
     def _pass_at_once(self, data: bytes) -> bool:
-        """Pass a read of repeated chunks on where it arrives, if the client takes it; False: wake whoever reads.
+        """Pass a read of repeated chunks on where it arrives, if the client takes it; False: wake the reader.
 
         It does what `advance` does, by the shortest way, while nobody but the reader waits. Where a checkpoint
         is reached, the reader is woken, too: it gets the same bytes and leaves out what the client has.
@@ -236,10 +235,9 @@ class StreamRelay:
         return False
 
     def _repeated(self, data: bytes, at: int, points: list[Checkpoint]) -> tuple[Frame, int]:
-        """The repeated chunks that stand in `data` from `at` on, folded, as one frame; and where they end.
+        """The repeated chunks in `data` from `at` on, folded, as one frame; and where they end (`at`: there are none).
 
-        It does what `_look` does, by the shortest way: nearly all of a stream is such chunks. Where the same
-        place comes back, there are none.
+        It does what `_look` does, by the shortest way: nearly all of a stream is such chunks.
         """
         if not self._passes_as_is():
             return _NOTHING, at
@@ -321,15 +319,14 @@ class StreamRelay:
     # ---- frames
 
     def _take(self, frames: list[Frame], out: list[Frame], points: list[Checkpoint]) -> None:
-        """Look at frames and lay out what the client is to get."""
+        """Look at frames and collect what the client is to get."""
         for frame in frames:
             last, self._last = self._last, None
-            kept = self._look(frame, points)
-            kept_by = out if self.own_end.kept is None else self.own_end.kept
-            if last is not None:
-                kept_by += self._with_object(last)
-            if kept is not None:
-                kept_by.append(kept)
+            edited = self._look(frame, points)
+            keeper = out if self.own_end.kept is None else self.own_end.kept
+            keeper += self._with_object(last)
+            if edited is not None:
+                keeper.append(edited)
 
     def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
         """The chunk with the finish reason, which waits for the upstream's usage: money is known then."""
@@ -343,7 +340,7 @@ class StreamRelay:
             return None
         if (text := self._pattern.text_of(frame.raw)) and self._folds_by_pattern:
             reader.fold_repeated(self._pattern.field, (text,), points)
-            return self._pattern.shown(frame)
+            return self._pattern.edit(frame)
         if frame.data is None:
             # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
             return frame if frame.raw.startswith(b":") else None
@@ -365,27 +362,25 @@ class StreamRelay:
             state.finish_reason = choice.finish_reason
             reader.note_engine_budget()
             self.own_end.begin(has_answer=state.phase != "thinking")
-        shown = self._edited(frame, chunk, choice, answer)
+        edited = self._edited(frame, chunk, choice, answer)
         if self.view.alias is None and self._pattern.learns:
-            self._pattern.learn(frame, chunk, without_usage=shown is not frame)
-        return shown
+            self._pattern.learn(frame, chunk, without_usage=edited is not frame)
+        return edited
 
     def _identify(self, chunk: Chunk, data: bytes) -> None:
         state, ledger, alias = self.reader.state, self.reader.ledger, self.view.alias
         body = decode_json(data)
         body = body if isinstance(body, dict) else {}
         state.id, state.model, state.created = chunk.id, chunk.model, body.get("created")
-        ledger.note_upstream(chunk.model, body.get("system_fingerprint"))
+        ledger.reply.note_upstream(chunk.model, body.get("system_fingerprint"))
         # The client of a rerun knows the id of the run before.
-        ledger.response_id = chunk.id if alias is None else alias.id
+        ledger.reply.response_id = chunk.id if alias is None else alias.id
 
     def _edited(self, frame: Frame, chunk: Chunk, choice: Choice | None, answer: str | None = None) -> Frame | None:
         """The frame as the client is to see it: as it came, unless something must be put in or taken out."""
-        view = self.view
-        adds_object = (
-            choice is not None and choice.finish_reason is not None and (view.object or self.reader.ledger.stopped)
-        )
-        data = frame.data or b""
+        view, data = self.view, frame.data or b""
+        is_last = choice is not None and choice.finish_reason is not None
+        adds_object = is_last and (view.object or self.reader.ledger.stop.acted)
         # An engine that was asked for usage on our behalf may write an empty one into every chunk.
         has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
         if not (adds_object or has_trace or view.alias is not None):
@@ -407,14 +402,13 @@ class StreamRelay:
         alias = self.view.alias
         if answer is None or alias is None:
             return True
-        shown = next(c for c in body["choices"] if isinstance(c, dict) and c.get("index", 0) in (0, None))
-        given = shown.get("delta") or {}
+        first = next(c for c in body["choices"] if isinstance(c, dict) and c.get("index", 0) in (0, None))
         hidden = {"role", "content", *REASONING_FIELDS}
-        delta = {k: v for k, v in given.items() if k not in hidden and v is not None}
+        delta = {k: v for k, v in (first.get("delta") or {}).items() if k not in hidden and v is not None}
         if answer:
             # The thought that the client saw was left open; its tag comes before the first word.
             closing = self.reader.close_tag if alias.inline and alias.phase != "answering" else ""
             alias.phase = "answering"
             delta["content"] = closing + answer
-        shown["delta"] = delta
+        first["delta"] = delta
         return bool(delta) or choice.finish_reason is not None

@@ -1,8 +1,7 @@
-"""The vote over samples: who leads, which sample's text is delivered, and when no further sample can change it. Pure.
+"""The vote over samples: which answer leads, which sample's text is delivered, and when the vote is decided. Pure.
 
-Ties go to the answer seen first; a sample without an answer does not vote; when nobody votes the
-first sample is delivered. What is returned is the verbatim text of the earliest sample that holds
-the winning answer.
+Ties go to the answer seen first; a sample without an answer does not vote; when nobody votes the first sample is
+delivered. What is returned is the verbatim text of the earliest sample that holds the winning answer.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ def deciding_sample(answers: Sequence[str | None], n_samples: int) -> int | None
     The text is fixed with the winner: the earliest sample that holds it has been seen. While nobody has voted, the
     vote is open until r = 0. A sample that failed counts as one without an answer, and so does one that never comes.
 
-    answers    of samples 1..k in launch order, None for those without an answer
     n_samples  of the full vote, at least 1
     """
     votes: dict[str, int] = {}
@@ -62,10 +60,7 @@ def deciding_sample(answers: Sequence[str | None], n_samples: int) -> int | None
 
 
 def _is_decided(votes: Mapping[str, int], n_remaining: int) -> bool:
-    """The condition of `deciding_sample`.
-
-    votes  by answer, in the order in which the answers were first seen
-    """
+    """The condition of `deciding_sample`, given votes in the order in which their answers were first seen."""
     if n_remaining <= 0:
         return True
     leader = max(votes, key=votes.__getitem__, default=None)  # of equals the first, which is the one seen first

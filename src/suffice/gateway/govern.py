@@ -9,14 +9,20 @@ from typing import Any
 
 from suffice.assurance.money import full_vote_tokens
 from suffice.episode.answer_forcing import Continuer
-from suffice.episode.chain_reader import BUDGET_SLACK_TOKENS, ChainReader, EngineBudget, StreamState
+from suffice.episode.chain_reader import (
+    BUDGET_SLACK_TOKENS,
+    ChainReader,
+    EngineBudget,
+    Segmenter,
+    StepCutter,
+    StreamState,
+    build_segmenter,
+)
 from suffice.episode.guarded_policy import GuardedPolicy, StopCost
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import run_episode
-from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, ask_paired_call
-from suffice.episode.reasoning import ReasoningRun
+from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, ReasoningRun, ask_paired_call
 from suffice.episode.samples import SampleRun, sample_refusal
-from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay, data_frame
 from suffice.errors import UpstreamProtocol
@@ -111,7 +117,7 @@ async def govern_request(
 async def govern_reasoning(job: GovernedRequest) -> None:
     """One chain of thought, relayed, watched, and closed when the policy says so."""
     route, ledger, gw = job.route.settings, job.ledger, job.gw
-    ledger.tells_probes = job.route.acts or route.probe is None
+    ledger.disclosure.tells_probes = job.route.acts or route.probe is None
     continuer = Continuer(
         client=job.client,
         probe=route.probe or Probe(),
@@ -159,11 +165,11 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             await transition().carry_out(*reader.thought_at(verdict.step.index))
             return
         if relay.own_end.kept is not None:  # it was cut inside its thought, and its client wants an answer
-            forced = transition().finish_unclosed(continuer.probe.max_tokens) if ledger.unclosed else None
+            forced = transition().finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
             await (forced or relay.own_end.deliver(relay.delivery))
-        elif ledger.unclosed and prober is not None and continuer.may_call(keep=0):
+        elif ledger.reply.unclosed and prober is not None and continuer.may_call(keep=0):
             # Else on record, as a probe does it, so that the full arm and the stopped arm are closed in one way.
-            ledger.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
+            ledger.reply.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
         await _measure_finish(job, reader, prober)
     await _ask_paired_call(job, continuer)
 
@@ -196,7 +202,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     if not probed:
         return
     point = 2 * assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
-    stop = next((step for step in probed if step.index == ledger.stop_step), None)
+    stop = next((step for step in probed if step.index == ledger.stop.step), None)
     chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
     thought, tokens = reader.thought_at(chosen.index)
     try:
@@ -262,7 +268,7 @@ async def _open_relay(
         delivery: Delivery = StreamDelivery(exchange) if intake.stream else BodyDelivery(exchange, 200, call.headers)
         continuer.thinks_inline = lambda: reader.state.inline
         if sent.has_effort:
-            ledger.finish_method = "effort"
+            ledger.stop.finish_method = "effort"
         async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
             # Begun only now: until something is sent, a failure of ours can still be made good.
             if intake.stream and not exchange.status:
@@ -355,9 +361,9 @@ def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
     if remaining is None:
         return
     # The answer is written either way, so the thought alone is saved.
-    job.ledger.tokens_saved_estimate = round(remaining.thought_tokens)
-    job.ledger.full_tokens_estimate = tokens_used + remaining.tokens
-    job.ledger.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
+    job.ledger.costs.tokens_saved = round(remaining.thought_tokens)
+    job.ledger.costs.full_tokens = tokens_used + remaining.tokens
+    job.ledger.costs.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
 
 
 # --------------------------------------------------------------------------- samples
@@ -368,7 +374,7 @@ async def govern_samples(job: GovernedRequest) -> None:
     ledger, n = job.ledger, job.ledger.request.n_samples
     if job.intake.body.get("temperature") == 0:
         n = 1
-        ledger.warnings.append("temperature is 0: every sample would be the same, one was drawn")
+        ledger.disclosure.warnings.append("temperature is 0: every sample would be the same, one was drawn")
     run = SampleRun(
         client=job.client,
         path=CHAT_PATH,
@@ -391,11 +397,11 @@ async def govern_samples(job: GovernedRequest) -> None:
         verdict = await run_episode(run.steps(), policy.observe, policy, record)
         body = run.result()
         if verdict is not None:
-            ledger.stopped, ledger.finish_method = True, "vote"
+            ledger.stop.acted, ledger.stop.finish_method = True, "vote"
             drawn = [s.tokens for s in run.seen]
-            ledger.full_tokens_estimate = full_vote_tokens(drawn, n)
-            ledger.tokens_saved_estimate = round(ledger.full_tokens_estimate - sum(drawn))
-            ledger.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
+            ledger.costs.full_tokens = full_vote_tokens(drawn, n)
+            ledger.costs.tokens_saved = round(ledger.costs.full_tokens - sum(drawn))
+            ledger.costs.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
         await _deliver_vote(job, body)
 
 
@@ -406,7 +412,7 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     body.pop("timings", None)  # of one sample only
     if usage is not None:
         body["usage"] = usage_json(usage)
-    if ledger.stopped or job.intake.has_options or ledger.warnings:
+    if ledger.stop.acted or job.intake.has_options or ledger.disclosure.warnings:
         body["suffice"] = suffice_object(ledger)
     if not job.intake.stream:
         await exchange.json(200, encode_json(body))

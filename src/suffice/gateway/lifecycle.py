@@ -16,7 +16,7 @@ from typing import Any
 
 from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
-from suffice.episode.ledger import Ledger
+from suffice.episode.ledger import CostBasis, Ledger
 from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
@@ -92,7 +92,9 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
     end: EndReason = "internal_error"
     try:
         admitted = await admit(episode_id)
-        ledger = Ledger(admitted.request, started_s, prices=gw.upstreams[admitted.upstream].settings.prices)
+        ledger = Ledger(
+            admitted.request, started_s, costs=CostBasis(prices=gw.upstreams[admitted.upstream].settings.prices)
+        )
         exchange.own_headers += reply_headers(admitted.request)
         open_ledger(gw, ledger, admitted.route, token, lambda: written_out(admitted.intake.body.get("messages") or ()))
         end = await _answer(gw, ledger, exchange, answer(gw, admitted, ledger, exchange))
@@ -113,7 +115,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
             unread = Arrival(episode_id=episode_id, endpoint=endpoint)
             ledger = Ledger(_blank_request(gw, unread, "unreadable"), started_s)
             write_request(gw, ledger)
-        ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
+        ledger.reply.status, ledger.reply.first_byte_s = exchange.status, exchange.first_byte_s
         close(gw, ledger, end)
 
 
@@ -311,7 +313,7 @@ def open_ledger(
     gw: GatewayState, ledger: Ledger, route: BuiltRoute | None, token: str, question: Callable[[], str]
 ) -> None:
     """Write down a request that was admitted, and its question where the route keeps it for reviewers."""
-    ledger.feedback_token, ledger.promise = token, gw.deployment.promise_to(route)
+    ledger.disclosure.feedback_token, ledger.disclosure.promise = token, gw.deployment.promise_to(route)
     write_request(gw, ledger)
     until_s = _text_until_s(route, ledger)
     if until_s is not None:  # in a row that can be erased
@@ -408,12 +410,12 @@ def _count(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
 
 def _count_extra_calls(gw: GatewayState, ledger: Ledger) -> None:
     route, inc = ledger.request.route, gw.metrics.inc
-    for reason, n_skipped in ledger.skipped.items():
+    for reason, n_skipped in ledger.extra.skipped.items():
         inc("suffice_extra_calls_skipped_total", route, reason, by=n_skipped)
-    if ledger.n_refused:
-        inc("suffice_extra_calls_refused_total", route, by=ledger.n_refused)
-    if ledger.n_embeddings:
-        inc("suffice_upstream_calls_total", route, "embedding", by=ledger.n_embeddings)
+    if ledger.extra.n_refused:
+        inc("suffice_extra_calls_refused_total", route, by=ledger.extra.n_refused)
+    if ledger.extra.n_embeddings:
+        inc("suffice_upstream_calls_total", route, "embedding", by=ledger.extra.n_embeddings)
     for site in ledger.degraded:
         inc("suffice_failopen_total", site)
 

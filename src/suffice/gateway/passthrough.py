@@ -149,11 +149,11 @@ def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -
     """Read usage, id and failure from the end of a relayed answer; silence where there are none."""
     for chunk in _last_chunks(tail) if events else [_whole_or_usage(tail)]:
         note_usage(account, chunk.usage)
-        ledger.response_id = chunk.id or ledger.response_id
+        ledger.reply.response_id = chunk.id or ledger.reply.response_id
         if events and is_given(chunk.error):
             ledger.end_reason = "upstream_error"
         for choice in chunk.choices or ():
-            ledger.truncated = ledger.truncated or choice.finish_reason == "length"
+            ledger.reply.truncated = ledger.reply.truncated or choice.finish_reason == "length"
 
 
 _CHAT = ForeignApi(note=note_tail)
@@ -400,7 +400,7 @@ class _PassedCall:
         finally:
             _note_opening(exchange, ledger)
             if endpoint.creates:
-                self._note_created(ledger, admitted.upstream, ledger.response_id)
+                self._note_created(ledger, admitted.upstream, ledger.reply.response_id)
 
 
 class _NamedFields(msgspec.Struct):
@@ -428,7 +428,7 @@ def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail:
     _take_prompt(account, ledger, facts)
     account.reported_tokens = facts.completion_tokens
     account.reasoning_tokens = facts.reasoning_tokens or 0
-    ledger.truncated = facts.truncated
+    ledger.reply.truncated = facts.truncated
     if facts.failed:
         ledger.end_reason = "upstream_error"
 
@@ -443,4 +443,4 @@ def _note_opening(exchange: PassingExchange, ledger: Ledger) -> None:
 def _take_prompt(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> None:
     account.prompt_tokens = facts.prompt_tokens
     account.cached_tokens = facts.cached_tokens or 0
-    ledger.response_id = facts.response_id or ledger.response_id
+    ledger.reply.response_id = facts.response_id or ledger.reply.response_id

@@ -121,14 +121,14 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
     run.finish()
     ledger = run.ledger
     if end != "done":
-        ledger.stopped = False
-    elif ledger.stopped:
-        ledger.finish_method = "caller"
-        full, usage = gw.statistics[ledger.request.route].full_runs, ledger.told_usage
+        ledger.stop.acted = False
+    elif ledger.stop.acted:
+        ledger.stop.finish_method = "caller"
+        full, usage = gw.statistics[ledger.request.route].full_runs, ledger.reply.caller_usage
         remaining = None if usage is None else full.remaining(usage.completion_tokens)
         if remaining is not None:
-            ledger.tokens_saved_estimate = round(remaining.thought_tokens)
-            ledger.estimate_method = f"mean of {remaining.n} full runs of this route that were longer"
+            ledger.costs.tokens_saved = round(remaining.thought_tokens)
+            ledger.costs.estimate_method = f"mean of {remaining.n} full runs of this route that were longer"
     gw.metrics.inc("suffice_open_episodes", by=-1)
     keep_sources(gw, ledger, run.shelf)
     close(gw, ledger, end)
@@ -190,12 +190,12 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
         return
     request = run.ledger.request
     gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
-    token = token_header(run.ledger.feedback_token)
+    token = token_header(run.ledger.disclosure.feedback_token)
     exchange.own_headers += [("x-suffice-episode-id", run.id), *reply_headers(request), *token]
     _watch(gw)
     answer = {
         "episode_id": run.id,
-        "feedback_token": run.ledger.feedback_token or None,
+        "feedback_token": run.ledger.disclosure.feedback_token or None,
         "action": decision.action,
         "stop_reason": decision.stop_reason,
         "reason": decision.reason,
@@ -204,7 +204,7 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
         "propensity": decision.propensity,
         "mode": request.mode,
         "certified": request.certified,
-        "promise": run.ledger.promise() or None,
+        "promise": run.ledger.disclosure.promise() or None,
         "degraded": list(run.ledger.degraded),
     }
     await exchange.json(200, msgspec.json.encode(answer))

@@ -64,7 +64,7 @@ class LocalRun:
             mode=request.mode,
             policy_version=request.policy_version,
             certified=request.certified,
-            feedback_token=run.ledger.feedback_token,
+            feedback_token=run.ledger.disclosure.feedback_token,
         )
 
     @property

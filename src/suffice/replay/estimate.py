@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.episode import vote
-from suffice.episode.segment import Segmenter, visible_step
+from suffice.episode.chain_reader import Segmenter, visible_step
 from suffice.policy.base import build_policy
 from suffice.replay.logs import LoggedCall
 from suffice.replay.study.runs import answer_tokens

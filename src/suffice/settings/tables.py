@@ -124,7 +124,7 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    boundary: str = "line"  # where a step may end: a name of `episode.segment.SEGMENTERS`
+    boundary: str = "line"  # where a step may end: a name of `episode.chain_reader.SEGMENTERS`
     min_tokens: int = 24  # a step is at least this long
     growth: float = 1.15  # each step is that much longer than the last: geometric probing
     max_tokens: int = 512  # a step that sees no boundary ends here, between words

@@ -1,12 +1,12 @@
 """What extra calls may take of an upstream: calls, tokens, slots, a share of its rate limits. Pure.
 
-Extra calls are probes, further samples and continuations: everything that the client did not ask
-for itself. One allowance serves all requests of a process. It never makes anybody wait: a call is
-made now or not at all. Time comes in as an argument, in seconds of a clock that does not go back.
+Extra calls are probes, further samples and continuations: everything that the client did not ask for itself. One
+allowance serves all requests of a process. It never makes anybody wait: a call is made now or not at all. Time is an
+argument, in seconds of a clock that does not go back.
 
     probe          is refused whenever anything here speaks against it
     continuation   answers somebody who waits: only a pause refuses it, but it is counted
-    main call      is never refused; its answer's headers teach what is left
+    main call      is never refused; its answer's headers show what is left
 """
 
 from __future__ import annotations
@@ -22,52 +22,32 @@ from typing import Literal
 from suffice.settings import Extra
 
 LimitKind = Literal["requests", "tokens"]
+Refusal = Literal["paused", "slots", "concurrency", "calls_per_s", "tokens_per_s", "rate_limit"]
+
 MAX_COUNT = 10**15
 MAX_RESET_S = 30 * 86_400.0  # longer windows are not believed
+FIRST_PAUSE_S = 10.0  # after a 429 that does not say for how long
+LONGEST_OWN_PAUSE_S = 300.0
+LONGEST_PAUSE_S = 3_600.0  # a server that asks for more is asked again after an hour
+MEMORY_S = 60.0  # a limit that does not say when it is full again is believed so long
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|s|m|h|d)")
-_UNIT_S: Mapping[str, float] = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "µs": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3_600.0,
-    "d": 86_400.0,
-}
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PAIR = re.compile(r"\b(limit|remaining|reset|r|t|q)\s*=\s*(\d+(?:\.\d+)?)")
-# For each kind, spellings of (limit, remaining, reset), the more particular ones first.
-_SPELLINGS: Mapping[LimitKind, tuple[tuple[str, str, str], ...]] = {
-    "requests": (
-        ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
-        (
-            "anthropic-ratelimit-requests-limit",
-            "anthropic-ratelimit-requests-remaining",
-            "anthropic-ratelimit-requests-reset",
-        ),
-        ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
-        ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"),
-    ),
+# For each kind the spellings of its headers, the more particular ones first.
+_SPELLINGS: Mapping[LimitKind, tuple[str, ...]] = {
+    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "ratelimit-{}", "x-ratelimit-{}"),
     "tokens": (
-        ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-        (
-            "anthropic-ratelimit-tokens-limit",
-            "anthropic-ratelimit-tokens-remaining",
-            "anthropic-ratelimit-tokens-reset",
-        ),
-        (
-            "anthropic-ratelimit-input-tokens-limit",
-            "anthropic-ratelimit-input-tokens-remaining",
-            "anthropic-ratelimit-input-tokens-reset",
-        ),
+        "x-ratelimit-{}-tokens",
+        "anthropic-ratelimit-tokens-{}",
+        "anthropic-ratelimit-input-tokens-{}",
     ),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitWindow:
-    """One rate limit as it stood when the answer came. None: it was not told."""
+    """One rate limit at the time of an answer. None: not given."""
 
     remaining: int
     limit: int | None = None
@@ -75,36 +55,38 @@ class LimitWindow:
 
 
 def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[LimitKind, LimitWindow]:
-    """The limits that an answer tells; {} when it tells none that can be read: a header must not cost an answer.
+    """The limits in an answer's headers; {} when none can be read: a header must not cost an answer.
 
     x-ratelimit-limit-requests, -remaining-, -reset-; …-tokens   OpenAI, Groq, Mistral, vLLM routers
     anthropic-ratelimit-requests-limit, -remaining, -reset; …-tokens, …-input-tokens
     ratelimit: "name";r=50;t=30 with ratelimit-policy: "name";q=100;w=60    IETF draft
     ratelimit: limit=100, remaining=50, reset=30; ratelimit-limit, …        IETF drafts before
-    retry-after: seconds or an HTTP date; retry-after-ms
 
-    wall_s  Unix time now, for servers that tell a moment instead of a duration
+    wall_s  Unix time now, for servers that give a moment instead of a duration
     """
-    given: dict[str, str] = {}
-    for name, value in headers:
-        # A header may come twice; the first one counts.
-        given.setdefault(name.lower(), value)
+    given = _by_name(headers)
     windows: dict[LimitKind, LimitWindow] = {}
     for kind, spellings in _SPELLINGS.items():
-        for limit, remaining, reset in spellings:
-            left = _count(given.get(remaining))
+        for spelling in spellings:
+            limit, remaining, reset = (given.get(spelling.format(part)) for part in ("limit", "remaining", "reset"))
+            left = _count(remaining)
             if left is not None:
-                windows[kind] = LimitWindow(
-                    remaining=left,
-                    limit=_count(given.get(limit)),
-                    reset_s=duration_s(given.get(reset), wall_s=wall_s),
-                )
+                reset_s = duration_s(reset, wall_s=wall_s)
+                windows[kind] = LimitWindow(remaining=left, limit=_count(limit), reset_s=reset_s)
                 break
     if "requests" not in windows and "ratelimit" in given:
         window = _structured(given["ratelimit"], given.get("ratelimit-policy", ""))
         if window is not None:
             windows["requests"] = window
     return windows
+
+
+def _by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The first value of each header, by its name in small letters."""
+    given: dict[str, str] = {}
+    for name, value in headers:
+        given.setdefault(name.lower(), value)
+    return given
 
 
 def _structured(value: str, policy: str) -> LimitWindow | None:
@@ -126,8 +108,8 @@ def _structured(value: str, policy: str) -> LimitWindow | None:
 
 
 def retry_after_s(headers: Iterable[tuple[str, str]], *, wall_s: float) -> float | None:
-    """How long the server asks to be left alone, in seconds, at least 0; None: it does not say."""
-    given = {name.lower(): value for name, value in headers}
+    """How long the server asks not to be called, in seconds, at least 0; None: it does not say."""
+    given = _by_name(headers)
     in_ms = _number(given.get("retry-after-ms"))
     if in_ms is not None:
         return min(in_ms / 1e3, MAX_RESET_S)
@@ -135,13 +117,13 @@ def retry_after_s(headers: Iterable[tuple[str, str]], *, wall_s: float) -> float
 
 
 def duration_s(text: str | None, *, wall_s: float) -> float | None:
-    """Seconds from now, from `30`, `1m30.5s`, `200ms`, an HTTP date, an ISO time or Unix seconds; else None."""
+    """Seconds from now, from `30`, `1m30.5s`, `200ms`, an HTTP date, an ISO time or Unix (milli)seconds; else None."""
     if text is None:
         return None
     text = text.strip()
     number = _number(text)
     if number is not None:
-        number = _since(number, wall_s)
+        number = number / 1e3 - wall_s if number > 1e11 else number - wall_s if number > 1e8 else number
     elif text and not _DURATION.sub("", text):
         number = sum(float(size) * _UNIT_S[unit] for size, unit in _DURATION.findall(text))
     else:
@@ -150,13 +132,6 @@ def duration_s(text: str | None, *, wall_s: float) -> float | None:
     if number is None or not isfinite(number) or number > MAX_RESET_S:
         return None
     return max(0.0, number)
-
-
-def _since(number: float, wall_s: float) -> float:
-    """A bare number: a duration, or a moment in Unix seconds or milliseconds."""
-    if number > 1e11:
-        return number / 1e3 - wall_s
-    return number - wall_s if number > 1e8 else number
 
 
 def _moment_s(text: str) -> float | None:
@@ -182,14 +157,6 @@ def _number(text: str | None) -> float | None:
 def _count(text: str | None) -> int | None:
     number = _number(text)
     return None if number is None or number > MAX_COUNT else int(number)
-
-
-Refusal = Literal["paused", "slots", "concurrency", "calls_per_s", "tokens_per_s", "rate_limit"]
-
-FIRST_PAUSE_S = 10.0  # after a 429 that does not say for how long
-LONGEST_OWN_PAUSE_S = 300.0
-LONGEST_PAUSE_S = 3_600.0  # a server that asks for more is asked again after an hour
-MEMORY_S = 60.0  # a limit that does not say when it is full again is believed so long
 
 
 @dataclass(slots=True)
@@ -221,16 +188,13 @@ class Bucket:
 
 @dataclass(slots=True)
 class KnownLimit:
-    """One rate limit as it was told last, and what extra calls took since its window began."""
+    """One rate limit as it was reported last, and what extra calls took since its window began."""
 
     window: LimitWindow
-    known_until_s: float  # what was told is not believed from here on
+    known_until_s: float  # the report is not believed from here on
     ends_s: float  # `used` begins anew from here on
-    used_before: float  # taken by extra calls in this window up to when it was told
+    used_before: float  # taken by extra calls in this window up to the report
     used: float  # … and up to now
-
-    def is_known(self, now_s: float) -> bool:
-        return now_s < self.known_until_s
 
     def leaves(self, amount: float, share: float) -> bool:
         """May extra calls take `amount` more, of `share` of what they did not leave to others?"""
@@ -245,17 +209,15 @@ class Allowance:
     paused_until_s: float = float("-inf")
     next_pause_s: float = FIRST_PAUSE_S
     limits: dict[LimitKind, KnownLimit] = field(default_factory=dict)
-    calls: Bucket = field(init=False)
-    tokens: Bucket = field(init=False)
+    calls: Bucket | None = field(init=False)  # None: no limit
+    tokens: Bucket | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.calls = Bucket.full(self.settings.calls_per_s or 0.0)
-        self.tokens = Bucket.full(self.settings.tokens_per_s or 0.0)
-
-    # ---- asking
+        calls_per_s, tokens_per_s = self.settings.calls_per_s, self.settings.tokens_per_s
+        self.calls = None if calls_per_s is None else Bucket.full(calls_per_s)
+        self.tokens = None if tokens_per_s is None else Bucket.full(tokens_per_s)
 
     def is_paused(self, now_s: float) -> bool:
-        """Has the upstream asked to be left alone?"""
         return now_s < self.paused_until_s
 
     def refusal(self, *, now_s: float, n_other: int) -> Refusal | None:
@@ -263,54 +225,40 @@ class Allowance:
 
         n_other  calls of all kinds that run on the upstream now, without the extra ones
         """
-        settings = self.settings
         if self.is_paused(now_s):
             return "paused"
-        if self.n_open >= self._concurrency:
+        if self.n_open >= max(1, int(self.settings.concurrency_share * self.slots)):
             return "concurrency"
-        if not self._has_room(n_other):
+        # One slot also means that nobody has said how many there are: one run and one probe of it.
+        if self.settings.when_busy != "queue" and n_other + self.n_open >= max(2, self.slots):
             return "slots"
-        if settings.calls_per_s is not None and self.calls.left(now_s) < 1:
+        if self.calls is not None and self.calls.left(now_s) < 1:
             return "calls_per_s"
-        if settings.tokens_per_s is not None and self.tokens.left(now_s) <= 0:
+        if self.tokens is not None and self.tokens.left(now_s) <= 0:
             return "tokens_per_s"
-        for kind, learned in self.limits.items():
-            amount = 1.0 if kind == "requests" else 0.0
-            if learned.is_known(now_s) and not learned.leaves(amount, settings.rate_limit_share):
+        share = self.settings.rate_limit_share
+        for kind, limit in self.limits.items():
+            if now_s < limit.known_until_s and not limit.leaves(1.0 if kind == "requests" else 0.0, share):
                 return "rate_limit"
         return None
 
-    @property
-    def _concurrency(self) -> int:
-        """How many extra calls may run at once: their share of the slots, at least one."""
-        return max(1, int(self.settings.concurrency_share * self.slots))
-
-    def _has_room(self, n_other: int) -> bool:
-        """Would the engine begin at once, or let the call wait behind other people's work?"""
-        if self.settings.when_busy == "queue":
-            return True
-        # One slot also means that nobody has said how many there are: one run and one probe of it.
-        return n_other + self.n_open < max(2, self.slots)
-
-    # ---- accounts
-
     def begin(self, now_s: float) -> None:
         self.n_open += 1
-        if self.settings.calls_per_s is not None:
+        if self.calls is not None:
             self.calls.take(1, now_s)
         self._use("requests", 1, now_s)
 
     def end(self, n_tokens: int, now_s: float) -> None:
-        """It is over; `n_tokens` were read anew and generated."""
+        """The call is over; `n_tokens` were read anew and generated."""
         self.n_open -= 1
-        if self.settings.tokens_per_s is not None:
+        if self.tokens is not None:
             self.tokens.take(n_tokens, now_s)
         self._use("tokens", n_tokens, now_s)
 
     def _use(self, kind: LimitKind, amount: float, now_s: float) -> None:
-        learned = self.limits.get(kind)
-        if learned is not None and learned.is_known(now_s):
-            learned.used += amount
+        limit = self.limits.get(kind)
+        if limit is not None and now_s < limit.known_until_s:
+            limit.used += amount
 
     def note(
         self, status: int, headers: Iterable[tuple[str, str]], *, extra: bool, now_s: float, wall_s: float
@@ -318,27 +266,27 @@ class Allowance:
         """Learn from an answer's head. True: it asks for fewer calls, and extra calls pause from now on.
 
         extra   was it the answer to an extra call?
-        wall_s  Unix time, for headers that tell a moment
+        wall_s  Unix time, for headers that give a moment
         """
-        asked_s = None
-        if pairs := list(headers):  # most servers tell nothing
+        pause_s = None
+        if pairs := list(headers):  # most servers send none
             for kind, window in read_limits(pairs, wall_s=wall_s).items():
                 self._learn(kind, window, now_s)
-            asked_s = retry_after_s(pairs, wall_s=wall_s)
-        if status == 429 or (status == 503 and asked_s is not None):
-            self._pause(asked_s, now_s)
+            pause_s = retry_after_s(pairs, wall_s=wall_s)
+        if status == 429 or (status == 503 and pause_s is not None):
+            self._pause(pause_s, now_s)
             return True
         if extra and status == 200:
             self.next_pause_s = FIRST_PAUSE_S
         return False
 
-    def _pause(self, asked_s: float | None, now_s: float) -> None:
-        if asked_s is None:
+    def _pause(self, pause_s: float | None, now_s: float) -> None:
+        if pause_s is None:
             if self.is_paused(now_s):
                 return  # calls that were under way when the first was refused say nothing new
-            asked_s = self.next_pause_s
+            pause_s = self.next_pause_s
             self.next_pause_s = min(2 * self.next_pause_s, LONGEST_OWN_PAUSE_S)
-        self.paused_until_s = max(self.paused_until_s, now_s + min(asked_s, LONGEST_PAUSE_S))
+        self.paused_until_s = max(self.paused_until_s, now_s + min(pause_s, LONGEST_PAUSE_S))
 
     def _learn(self, kind: LimitKind, window: LimitWindow, now_s: float) -> None:
         known_until_s = now_s + (MEMORY_S if window.reset_s is None else window.reset_s)

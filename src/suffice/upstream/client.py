@@ -24,86 +24,13 @@ from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
 from suffice.upstream.connection import Address, Connection, ConnectionBroken, ConnectionPool, TakesAtOnce
 
-
-def mark_run(headers: Iterable[tuple[str, str]], name: str, run: str) -> list[tuple[str, str]]:
-    """The headers with the one that a router keeps runs together by, unless the client sent its own.
-
-    One server with several slots looks at the prompt itself: llama.cpp takes the free slot whose last prompt begins
-    most alike. Its `id_slot` is never sent. A server that keeps a cache of prompts in memory (its default) loads a
-    cached prompt into that slot before it looks whether the slot is busy; the running call then goes on in the middle
-    of a foreign conversation. Seen with xllamacpp 2026.10, and read in `get_available_slot` of llama.cpp's
-    tools/server/server-context.cpp: a run asked for 14 answered 7, the answer to the question of the other call.
-
-    name  of the header; "": none is added
-    run   the same for all calls of a run; reveals nothing
-    """
-    kept = list(headers)
-    if not name or any(k.lower() == name.lower() for k, _ in kept):
-        return kept
-    return [*kept, (name, run)]
-
+Headers = Iterable[tuple[str, str]]
 
 KNOWN_S: Final = 5.0  # how long an answer or a failure is believed; readiness asks the server no more often
 LOG_EVERY_S: Final = 30.0  # between two lines in the log about the same server
-
-
-class Reachability:
-    """What is known of one server. Any HTTP answer, an error's too, counts as reachable.
-
-    address  host and port, for the log; clients are never told
-    """
-
-    def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
-        self._name, self._address, self._now_s = name, address, monotonic_s
-        self._answers: bool | None = None  # None: nobody has called it yet
-        self._answered_s = self._probed_s = self._logged_s = float("-inf")
-        self._n_unlogged = 0  # failures since the last line in the log
-        self._outage_logged = False
-        self._probing: asyncio.Task[None] | None = None
-
-    def note_answer(self) -> None:
-        """It answered."""
-        self._answers, self._answered_s = True, self._now_s()
-        if self._outage_logged:
-            self._outage_logged = False
-            LOG.warning("upstream %s (%s) answers again", self._name, self._address)
-
-    def note_failure(self, reason: str) -> None:
-        """A call came to nothing: log it, at most once in `LOG_EVERY_S`."""
-        self._answers, now_s = False, self._now_s()
-        self._n_unlogged += 1
-        if now_s - self._logged_s < LOG_EVERY_S:
-            return
-        n = self._n_unlogged
-        failed = "a call failed" if n == 1 else f"{n} calls failed since the last such line, the latest so"
-        LOG.warning("upstream %s (%s): %s: %s", self._name, self._address, failed, reason)
-        self._logged_s, self._n_unlogged, self._outage_logged = now_s, 0, True
-
-    async def known(self, probe: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Does it answer? Where no call says so, `probe` finds out: one at a time, and one in `KNOWN_S`."""
-        now_s = self._now_s()
-        if self._answers and now_s - self._answered_s < KNOWN_S:
-            return True
-        if self._probing is None or (self._probing.done() and now_s - self._probed_s >= KNOWN_S):
-            self._probing, self._probed_s = asyncio.create_task(probe()), now_s
-        await asyncio.shield(self._probing)
-        return self._answers is not False
-
-
-Headers = Iterable[tuple[str, str]]
-
 HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"}
+    | {"te", "trailer", "transfer-encoding", "upgrade"}
 )
 NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 # Headers of an answer that its client may see: how to read it, when to come again, and the name of the request in
@@ -121,17 +48,59 @@ PROBE_PATH = "/v1/models"
 PROBE_S = 2.0  # how long a probe for reachability may take
 
 
+class Reachability:
+    """What is known of one server. Any HTTP answer, an error's too, counts as reachable.
+
+    address  host and port, for the log; clients never see it
+    """
+
+    def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
+        self._name, self._address, self._now_s = name, address, monotonic_s
+        self._answers: bool | None = None  # None: nobody has called it yet
+        self._answered_s = self._probed_s = self._logged_s = float("-inf")
+        self._n_unlogged = 0  # failures since the last line in the log
+        self._outage_logged = False
+        self._probing: asyncio.Task[None] | None = None
+
+    def note_answer(self) -> None:
+        self._answers, self._answered_s = True, self._now_s()
+        if self._outage_logged:
+            self._outage_logged = False
+            LOG.warning("upstream %s (%s) answers again", self._name, self._address)
+
+    def note_failure(self, reason: str) -> None:
+        """A call came to nothing: log it, at most once in `LOG_EVERY_S`."""
+        self._answers, now_s = False, self._now_s()
+        self._n_unlogged += 1
+        if now_s - self._logged_s < LOG_EVERY_S:
+            return
+        n = self._n_unlogged
+        failed = "a call failed" if n == 1 else f"{n} calls failed since the last such line, the latest so"
+        LOG.warning("upstream %s (%s): %s: %s", self._name, self._address, failed, reason)
+        self._logged_s, self._n_unlogged, self._outage_logged = now_s, 0, True
+
+    async def known(self, probe: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Does it answer? Where no recent call shows it, `probe` does: one at a time, and one in `KNOWN_S`."""
+        now_s = self._now_s()
+        if self._answers and now_s - self._answered_s < KNOWN_S:
+            return True
+        if self._probing is None or (self._probing.done() and now_s - self._probed_s >= KNOWN_S):
+            self._probing, self._probed_s = asyncio.create_task(probe()), now_s
+        await asyncio.shield(self._probing)
+        return self._answers is not False
+
+
 class Call:
     """One open answer of the upstream. Leaving the block closes or returns the connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._is_behind = False  # more had come than the last read gave
-        self.status = connection.status
+        self.status = connection.response.status
         self.headers: list[tuple[str, str]] = []  # those that the client may see, in order
-        self.told_limits: list[tuple[str, str]] = []  # those that may speak of rate limits
+        self.limit_headers: list[tuple[str, str]] = []  # those that may speak of rate limits
         self.content_type, encoding = "application/octet-stream", "identity"
-        head = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in connection.head]
+        head = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in connection.response.head]
         nominated = hop_by_hop(head)
         for name, value in head:
             lower = name.lower()
@@ -142,7 +111,7 @@ class Call:
             if lower not in nominated and _is_relayed(lower):
                 self.headers.append((name, value))
             if "ratelimit" in lower or lower.startswith("retry-after"):
-                self.told_limits.append((lower, value))
+                self.limit_headers.append((lower, value))
         self.is_encoded = encoding != "identity"
         self.asks_for_less = False  # the upstream wants fewer calls: 429, or 503 with a time to come back
 
@@ -154,10 +123,9 @@ class Call:
     async def read(self, at_once: TakesAtOnce | None = None) -> bytes:
         """The next bytes as they came, b"" at the end.
 
-        at_once  is asked to take bytes where they arrive; those that it took are not given here
+        at_once  may take bytes where they arrive; those that it took are not given here
 
-        Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of
-        silence.
+        Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of silence.
         """
         connection = self._connection
         if self._is_behind:
@@ -169,7 +137,7 @@ class Call:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
         except ConnectionBroken as error:
             raise UpstreamDown(f"the upstream broke off its answer ({error})") from None
-        self._is_behind = connection.holds
+        self._is_behind = bool(connection.response.parts)
         return data
 
     async def read_all(self, limit_bytes: int = 64 * 2**20) -> bytes:
@@ -203,17 +171,18 @@ class Call:
 class CallContext:
     """One call as a block: entered with the open answer, left with the connection returned or cut."""
 
-    __slots__ = ("_body", "_client", "_connection", "_extra", "_head", "_takes_slot")
+    __slots__ = ("_begin", "_client", "_connection", "_takes_slot")
 
-    def __init__(self, client: UpstreamClient, head: str, body: bytes | None, *, extra: bool, takes_slot: bool) -> None:
-        self._client, self._head, self._body = client, head, body
-        self._extra, self._takes_slot = extra, takes_slot
+    def __init__(
+        self, client: UpstreamClient, begin: Coroutine[Any, Any, tuple[Call, Connection]], *, takes_slot: bool
+    ) -> None:
+        self._client, self._begin, self._takes_slot = client, begin, takes_slot
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> Call:
         self._client.n_open += self._takes_slot
         try:
-            call, self._connection = await self._client.begin(self._head, self._body, extra=self._extra)
+            call, self._connection = await self._begin
         except BaseException:
             self._client.n_open -= self._takes_slot
             raise
@@ -244,10 +213,9 @@ class UpstreamClient:
         self.findings = findings  # what doctor saw this server do; None: nothing is known
         self._api_key, self._now_s, self._wall_s = api_key, monotonic_s, wall_s
         self.allowance = Allowance(settings.extra, settings.slots)
-        self._address = Address.of(settings.url)
-        self._login = _login(settings.url)
+        self._address, self._login = Address.of(settings.url), _login_header(settings.url)
         self._pool: ConnectionPool | None = None
-        self.n_open = 0  # completions asked of it and not yet over, whoever asked
+        self.n_open = 0  # completions that are open on it, whoever asked
         self.refuses: set[str] = set()  # fields of ours that it answered with an error
         self._crowded_s = CROWDED_S[0]  # that a lost place is remembered for, the next time
         self._crowded_until_s = float("-inf")
@@ -318,61 +286,26 @@ class UpstreamClient:
         The block raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
         """
         head = self._head(method, path, headers, None if body is None else len(body), key_header)
-        return CallContext(self, head, body, extra=extra, takes_slot=path.partition("?")[0].endswith(GENERATES))
+        takes_slot = path.partition("?")[0].endswith(GENERATES)
+        return CallContext(self, self._begin(head, body, extra=extra), takes_slot=takes_slot)
 
-    async def begin(self, head: str, body: bytes | None, *, extra: bool) -> tuple[Call, Connection]:
-        """Send a request and learn from the head of its answer. For `CallContext`, which ends what begins here."""
-        connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
+    async def _begin(self, head: str, body: bytes | None, *, extra: bool) -> tuple[Call, Connection]:
+        """Send a request and learn from the head of its answer."""
+        try:
+            connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
+        except UpstreamError as error:
+            self.reachability.note_failure(str(error))
+            raise
+        self.reachability.note_answer()
         call = Call(connection)
         call.asks_for_less = self.allowance.note(
-            call.status, call.told_limits, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
+            call.status, call.limit_headers, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
         )
         return call, connection
 
     def end(self, connection: Connection) -> None:
+        """Take a connection back. For `CallContext`."""
         self._opened_pool.give_back(connection)
-
-    def extra_refusal(self) -> Refusal | None:
-        n_other = self.n_open - self.allowance.n_open
-        return self.allowance.refusal(now_s=self._now_s(), n_other=n_other)
-
-    @property
-    def is_paused(self) -> bool:
-        """Has the upstream asked for fewer calls? Then none is made that the client did not ask for."""
-        return self.allowance.is_paused(self._now_s())
-
-    def note_lost_place(self) -> None:
-        """A call gave its place up for another of ours, which then got none in time: somebody else had been waiting."""
-        now_s = self._now_s()
-        if now_s >= self._crowded_until_s:
-            self._crowded_until_s, self._crowded_s = now_s + self._crowded_s, min(2 * self._crowded_s, CROWDED_S[1])
-
-    @property
-    def is_crowded(self) -> bool:
-        """Would whoever gives a place up here stand in line for another?
-
-        More calls are open than it serves at once, and lately somebody has lost a place like that; or so many that as
-        many as it serves are waiting. With `slots = 1` nobody may have counted, and only what was seen counts.
-        """
-        slots = self.settings.slots
-        waits = slots > 1 and self.n_open >= 2 * slots
-        return self.n_open > slots and (waits or self._now_s() < self._crowded_until_s)
-
-    @contextlib.contextmanager
-    def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
-        """Hold the place of one extra call. Raises UpstreamBusy when there is none for it now.
-
-        spent           tokens that were read anew and generated, asked for at the end
-        may_be_refused  False: only a pause refuses it
-        """
-        reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
-        if reason is not None:
-            raise UpstreamBusy(reason)
-        self.allowance.begin(self._now_s())
-        try:
-            yield
-        finally:
-            self.allowance.end(spent(), self._now_s())
 
     @property
     def _opened_pool(self) -> ConnectionPool:
@@ -380,36 +313,12 @@ class UpstreamClient:
             raise UpstreamDown("the upstream client is not open")
         return self._pool
 
-    async def is_reachable(self) -> bool:
-        """Does the server answer? By the calls that clients made, and else by one of our own, every few seconds."""
-        return await self.reachability.known(self._probe)
-
-    async def _probe(self) -> None:
-        """Ask for the list of models; `_send` takes note of what comes of it, and any HTTP answer will do."""
-        try:
-            await self.get(PROBE_PATH, timeout_s=PROBE_S)
-        except UpstreamTimeout as error:
-            if not self.n_open:  # a server that is busy with calls of ours may be late
-                self.reachability.note_failure(str(error))
-        except UpstreamError:
-            pass
-
     async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
-        try:
-            connection = await self._tried(head, body, retries=retries)
-        except UpstreamError as error:
-            self.reachability.note_failure(str(error))
-            raise
-        self.reachability.note_answer()
-        return connection
-
-    async def _tried(self, head: str, body: bytes | None, *, retries: int) -> Connection:
-        pool = self._opened_pool
         for attempt in range(retries + 1):
             try:
                 # Most often a kept connection that the server was just closing: the request was never answered.
                 # The others in the pool may be as stale, so the next attempt has a connection of its own.
-                return await self._asked(pool, head, body, fresh=attempt > 0)
+                return await self._send_once(head, body, fresh=attempt > 0)
             except TimeoutError:
                 message = f"upstream {self.name!r} did not begin to answer in time"
                 raise self._with_address(UpstreamTimeout(message)) from None
@@ -422,14 +331,13 @@ class UpstreamClient:
                     raise self._down(type(error).__name__) from None
         raise AssertionError("unreachable")
 
-    @staticmethod
-    async def _asked(pool: ConnectionPool, head: str, body: bytes | None, *, fresh: bool) -> Connection:
-        connection = await pool.take(fresh=fresh)
+    async def _send_once(self, head: str, body: bytes | None, *, fresh: bool) -> Connection:
+        connection = await self._opened_pool.take(fresh=fresh)
         try:
             end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"
             await connection.ask((head + end).encode("latin-1", "replace"), body)
         except BaseException:
-            pool.give_back(connection)
+            self.end(connection)
             raise
         return connection
 
@@ -438,9 +346,11 @@ class UpstreamClient:
         return self._with_address(UpstreamDown(message))
 
     def _with_address(self, error: UpstreamError) -> UpstreamError:
-        """The error with the address, for whoever runs us."""
+        """The error with the address, for operators."""
         error.address = f"{self._address.host}:{self._address.port}"
         return error
+
+    # ---- short calls
 
     async def post_json(self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
         """A short call: (status, body). Raises UpstreamError; never takes longer than `timeout_s`."""
@@ -459,16 +369,74 @@ class UpstreamClient:
             message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
             raise self._with_address(UpstreamTimeout(message)) from None
 
+    async def is_reachable(self) -> bool:
+        """Does the server answer? By the calls that clients made, and else by one of our own, every few seconds."""
+        return await self.reachability.known(self._probe)
+
+    async def _probe(self) -> None:
+        """Ask for the list of models; `_begin` takes note of what comes of it, and any HTTP answer will do."""
+        try:
+            await self.get(PROBE_PATH, timeout_s=PROBE_S)
+        except UpstreamTimeout as error:
+            if not self.n_open:  # a server that is busy with calls of ours may be late
+                self.reachability.note_failure(str(error))
+        except UpstreamError:
+            pass
+
+    # ---- room for extra calls
+
+    def extra_refusal(self) -> Refusal | None:
+        n_other = self.n_open - self.allowance.n_open
+        return self.allowance.refusal(now_s=self._now_s(), n_other=n_other)
+
+    @property
+    def is_paused(self) -> bool:
+        """Has the upstream asked for fewer calls? Then none is made that the client did not ask for."""
+        return self.allowance.is_paused(self._now_s())
+
+    @contextlib.contextmanager
+    def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
+        """Hold the place of one extra call. Raises UpstreamBusy when there is none for it now.
+
+        spent           gives, at the end, the tokens that were read anew and generated
+        may_be_refused  False: only a pause refuses it
+        """
+        reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
+        if reason is not None:
+            raise UpstreamBusy(reason)
+        self.allowance.begin(self._now_s())
+        try:
+            yield
+        finally:
+            self.allowance.end(spent(), self._now_s())
+
+    def note_lost_place(self) -> None:
+        """A call gave its place up for another of ours, which then got none in time: somebody else had been waiting."""
+        now_s = self._now_s()
+        if now_s >= self._crowded_until_s:
+            self._crowded_until_s, self._crowded_s = now_s + self._crowded_s, min(2 * self._crowded_s, CROWDED_S[1])
+
+    @property
+    def is_crowded(self) -> bool:
+        """Would whoever gives a place up here wait in line for another?
+
+        More calls are open than it serves at once, and lately somebody has lost a place like that; or so many that as
+        many as it serves are waiting. With `slots = 1` nobody may have counted, and only what was seen counts.
+        """
+        slots = self.settings.slots
+        waits = slots > 1 and self.n_open >= 2 * slots
+        return self.n_open > slots and (waits or self._now_s() < self._crowded_until_s)
+
 
 def hop_by_hop(headers: Headers) -> frozenset[str]:
     """Names of headers that `Connection` keeps on this hop, beside those that always stay on it.
 
     What says how to read a body goes with the body, whatever `Connection` says of it.
     """
-    told = ",".join(value for name, value in headers if name.lower() == "connection")
-    if told in ("", "close", "keep-alive"):
+    listed = ",".join(value for name, value in headers if name.lower() == "connection")
+    if listed in ("", "close", "keep-alive"):
         return frozenset()
-    names = (name.strip().lower() for name in told.split(","))
+    names = (name.strip().lower() for name in listed.split(","))
     return frozenset(name for name in names if not name.startswith("content-"))
 
 
@@ -477,15 +445,15 @@ def _is_relayed(name: str) -> bool:
     return not name.startswith("x-suffice-") and _RELAYED.fullmatch(name) is not None
 
 
-def _login(url: str) -> str | None:
-    """What the address itself says of who is calling, as a header's value."""
+def _login_header(url: str) -> str | None:
+    """The credentials in the address itself, as a header's value."""
     parsed = URL(url)
     if parsed.user is None:
         return None
     return "Basic " + base64.b64encode(f"{parsed.user}:{parsed.password or ''}".encode()).decode()
 
 
-def _json_headers(headers: Headers) -> Headers:
+def _json_headers(headers: Headers) -> list[tuple[str, str]]:
     """The caller's headers, made fit for a JSON body that Suffice wrote itself."""
     dropped = {"content-type", "accept", "accept-encoding", "content-encoding"}
     kept = [(k, v) for k, v in headers if k.lower() not in dropped]
@@ -498,10 +466,25 @@ def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
     nth  which call of the request it is. Behind the first, an idempotency key gets this number, or a
          server that honours keys would answer with the first call's answer.
     """
-    sent = list(_json_headers(headers))
+    sent = _json_headers(headers)
     if nth == 1:
         return sent
     return [(k, f"{v}-{nth}" if k.lower() == "idempotency-key" else v) for k, v in sent]
 
 
-__all__ = ["Call", "Headers", "UpstreamClient", "UpstreamError", "governed_headers"]
+def mark_run(headers: Headers, name: str, run: str) -> list[tuple[str, str]]:
+    """The headers with the one by which a router keeps runs together, unless the client sent its own.
+
+    One server with several slots looks at the prompt itself: llama.cpp takes the free slot whose last prompt begins
+    most alike. Its `id_slot` is never sent. A server that keeps a cache of prompts in memory (its default) loads a
+    cached prompt into that slot before it looks whether the slot is busy; the running call then goes on in the middle
+    of a foreign conversation. Seen with xllamacpp 2026.10, and read in `get_available_slot` of llama.cpp's
+    tools/server/server-context.cpp: a run asked for 14 answered 7, the answer to the question of the other call.
+
+    name  of the header; "": none is added
+    run   the same for all calls of a run; reveals nothing
+    """
+    kept = list(headers)
+    if not name or any(k.lower() == name.lower() for k, _ in kept):
+        return kept
+    return [*kept, (name, run)]

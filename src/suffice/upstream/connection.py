@@ -1,12 +1,10 @@
 """One connection to a model server, HTTP/1.1, the client's side: a request out, an answer in, and the next.
 
-It knows bytes, framing (llhttp's parser, through httptools) and how long somebody has waited.
-
     ask ──▶ head of the answer ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 
-An answer is parsed once, where its bytes arrive, and wakes its reader once a packet; not even that where the
-reader left somebody who takes them at once. One timer a request ends a wait that lasts too long; it is not set
-anew for each packet, which would cost more than the parser.
+An answer is parsed once (by llhttp, through httptools), where its bytes arrive, and wakes its reader once a packet; not
+even that where the reader left somebody who takes them at once. One timer a request ends a wait that lasts too long;
+it is not set anew for each packet, which would cost more than the parser.
 """
 
 from __future__ import annotations
@@ -47,6 +45,116 @@ class ConnectionBroken(Exception):
         self.began = began
 
 
+class _Response:
+    """The answer as llhttp's parser reads it, by calling the methods `on_…`."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep = keep  # may the connection be used again when the answer is complete?
+        self.status = 0  # 0: its head has not come
+        self.head: list[tuple[bytes, bytes]] = []  # header names and values as they came
+        self.complete = True  # no answer is awaited
+        self.n_bytes = 0  # its head included
+        self.n_framing_bytes = 0  # since the last part of its body
+        self.parts: list[bytes] = []  # of the body, not yet read
+        self.on_body = self.parts.append  # the parser calls it with every part: no frame of ours in between
+        self.parser: HttpResponseParser | None = HttpResponseParser(self)
+        # What real servers and proxies send and other clients accept: odd characters in values, bare line feeds.
+        self.parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )
+
+    def expect(self) -> None:
+        self.status, self.head, self.complete = 0, [], False
+        self.n_bytes = self.n_framing_bytes = 0
+
+    def has_header(self, wanted: bytes) -> bool:
+        return any(name.lower() == wanted for name, _ in self.head)
+
+    def on_message_begin(self) -> None:
+        """An answer begins; one that nobody asked for spoils the connection."""
+        if self.complete:
+            raise ValueError("an answer without a request")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.status:
+            self.head.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head has ended; an interim one (100 to 199) is forgotten."""
+        assert self.parser is not None
+        status = self.parser.get_status_code()
+        if 100 <= status < 200 and status != 101:
+            self.head = []
+            return
+        if self.n_bytes > HEADER_LIMIT_BYTES and any(len(k) + len(v) > HEADER_LIMIT_BYTES for k, v in self.head):
+            raise ValueError("a header is too long")
+        self.status = status
+        self.keep = self.keep and self.parser.should_keep_alive()
+
+    def on_message_complete(self) -> None:
+        self.complete = self.status != 0
+
+
+class _Waiting:
+    """Who waits for the next event of a connection, and how long: 0 seconds are for ever."""
+
+    def __init__(self, response: _Response, *, first_byte_timeout_s: float, idle_timeout_s: float) -> None:
+        self.error: Exception | None = None  # that ends this wait and all later ones
+        self.at_once: TakesAtOnce | None = None  # is asked before the waiter is woken
+        self.since_s = 0.0
+        self._response = response
+        self._first_byte_s, self._idle_s = first_byte_timeout_s or inf, idle_timeout_s or inf
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._asked_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_on(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def begin_request(self) -> None:
+        self._asked_s = self.since_s = self._loop.time()
+        self._look_in(min(self._first_byte_s, self._idle_s))
+
+    def end_request(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def begin(self, at_once: TakesAtOnce | None) -> asyncio.Future[None]:
+        self.since_s, self.at_once = self._loop.time(), at_once
+        waiter = self._waiter = self._loop.create_future()
+        return waiter
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.wake()
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = self.at_once = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _look(self) -> None:
+        """The timer fired: has somebody waited for too long?"""
+        now_s, waits = self._loop.time(), self.is_on
+        if not self._response.status:
+            left_s = self._first_byte_s - (now_s - self._asked_s)
+        else:
+            left_s = self._idle_s - (now_s - self.since_s if waits else 0.0)
+        if waits and left_s <= 0:
+            self.fail(TimeoutError())
+            return
+        self._look_in(min(max(left_s, LOOK_AGAIN_S), self._idle_s))  # behind the head, the shorter limit may hold
+
+    def _look_in(self, within_s: float) -> None:
+        if within_s < inf:
+            self._timer = self._loop.call_later(within_s, self._look)
+
+
 class Connection(asyncio.Protocol):
     """One connection. It carries one request at a time; whoever holds it is the only one to use it.
 
@@ -56,72 +164,48 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(self, *, first_byte_timeout_s: float, idle_timeout_s: float, keep: bool = True) -> None:
-        self.keep = keep
+        self.response = _Response(keep=keep)
         self.closed = False  # it can carry nothing more
-        self.status = 0  # of the answer; 0: its head has not come
-        self.head: list[tuple[bytes, bytes]] = []  # header names and values as they came
-        self.complete = True  # no answer is awaited
         self.lost_s = 0.0  # when it was found closed, by the event loop's clock
-        self._first_byte_s = first_byte_timeout_s or inf
-        self._idle_s = idle_timeout_s or inf
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._error: Exception | None = None
-        self._n_bytes = 0  # of the answer, its head included
-        self._n_framing_bytes = 0  # since the last part of its body
-        self._held_bytes = 0
-        self._parts: list[bytes] = []  # of the body, not yet read
-        self.on_body = self._parts.append  # the parser calls it with every part: no frame of ours in between
-        self._parser: HttpResponseParser | None = HttpResponseParser(self)
-        # What real servers and proxies send and other clients accept: odd characters in values, bare line feeds.
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        self._waiting = _Waiting(
+            self.response, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s
         )
+        self._transport: asyncio.Transport | None = None
+        self._held_bytes = 0
         self._spoiled = False  # bytes came that belong to no request
         self._sent_all = True
         self._reading_paused = self._writing_paused = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._at_once: TakesAtOnce | None = None  # is asked before the waiter is woken
-        self._asked_s = self._waits_since_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
-    # ---- what its holder asks
+    # ---- for whoever holds it
 
     @property
     def is_reusable(self) -> bool:
-        return self.complete and self._sent_all and self.keep and not (self.closed or self._spoiled or self._parts)
+        return self.at_end and self._sent_all and self.response.keep and not (self.closed or self._spoiled)
 
     @property
     def at_end(self) -> bool:
-        return self.complete and not self._parts
-
-    @property
-    def holds(self) -> bool:
-        """Has it bytes of the answer that nobody has taken yet?"""
-        return bool(self._parts)
+        return self.response.complete and not self.response.parts
 
     @property
     def came_in_chunks(self) -> bool:
         """Was the answer's length unknown when it began, as a stream's is?"""
-        return any(name.lower() == b"transfer-encoding" for name, _ in self.head)
+        return self.response.has_header(b"transfer-encoding")
 
     async def ask(self, head: bytes, body: bytes | None) -> None:
         """Send one request and return when the head of its answer has come.
 
-        Raises Broken, and TimeoutError after `first_byte_timeout_s`, however the head trickles in.
+        Raises ConnectionBroken, and TimeoutError after `first_byte_timeout_s`, however the head trickles in.
         """
         transport = self._transport
         if transport is None or self.closed:
             raise ConnectionBroken("it was closed while it waited to be used", began=False)
-        self.status, self.head, self.complete, self._n_bytes = 0, [], False, 0
-        self._n_framing_bytes = 0
-        self._asked_s = self._waits_since_s = self._loop.time()
-        self._look_in(min(self._first_byte_s, self._idle_s))
+        self.response.expect()
+        self._waiting.begin_request()
         if body is None or len(body) < LONG_BODY_BYTES:
             transport.write(head + body if body else head)
         else:
             await self._send_long(transport, head, body)
-        while not self.status:
+        while not self.response.status:
             await self.more()
 
     async def _send_long(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
@@ -130,19 +214,19 @@ class Connection(asyncio.Protocol):
         transport.write(head)
         view = memoryview(body)
         for at in range(0, len(view), PIECE_BYTES):
-            if self.status or self.closed:
+            if self.response.status or self.closed:
                 return
             transport.write(view[at : at + PIECE_BYTES])
             await asyncio.sleep(0)
-            while self._writing_paused and not self.status:
+            while self._writing_paused and not self.response.status:
                 await self.more()
         self._sent_all = True
 
     def take(self) -> bytes | None:
         """What has come of the body since the last time, a piece of it; b"" at its end, None when nothing has come."""
-        parts = self._parts
+        parts = self.response.parts
         if not parts:
-            return b"" if self.complete else None
+            return b"" if self.response.complete else None
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         if len(data) > READ_BYTES:
@@ -162,17 +246,13 @@ class Connection(asyncio.Protocol):
 
         at_once  is given the body's bytes where they arrive, while this is awaited; what it takes wakes nobody
         """
-        if self._error is not None:
-            raise self._error
-        self._waits_since_s, self._at_once = self._loop.time(), at_once
-        waiter = self._waiter = self._loop.create_future()
-        return waiter
+        if self._waiting.error is not None:
+            raise self._waiting.error
+        return self._waiting.begin(at_once)
 
     def rest(self) -> None:
         """The request is over: watch the time no longer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._waiting.end_request()
 
     def cut(self) -> None:
         """Close it now, whatever is under way: the server sees it at once."""
@@ -181,139 +261,80 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # ---- what the event loop tells
+    # ---- for the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
-        parser = self._parser
-        if self.complete or parser is None:
+        response, waiting = self.response, self._waiting
+        parts, parser = response.parts, response.parser
+        if response.complete or parser is None:
             self._spoil()
             return
-        self._n_bytes += len(data)
-        n_parts = len(self._parts)
+        response.n_bytes += len(data)
+        n_parts = len(parts)
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self._spoil()
-            if not self.complete:
-                self._fail(ConnectionBroken(f"no HTTP ({type(error).__name__})", began=True))
+            if not response.complete:
+                waiting.fail(ConnectionBroken(f"no HTTP ({type(error).__name__})", began=True))
                 return
-        self._n_framing_bytes = 0 if len(self._parts) > n_parts else self._n_framing_bytes + len(data)
-        if self._n_framing_bytes > HEAD_LIMIT_BYTES:
+        response.n_framing_bytes = 0 if len(parts) > n_parts else response.n_framing_bytes + len(data)
+        if response.n_framing_bytes > HEAD_LIMIT_BYTES:
             self._spoil()
-            self._fail(ConnectionBroken("its head or trailer is too long", began=True))
+            waiting.fail(ConnectionBroken("its head or trailer is too long", began=True))
             return
-        if self._at_once is not None and self._parts and self._is_taken_at_once():
+        if waiting.at_once is not None and parts and self._is_taken_at_once(waiting.at_once):
             return
         self._held_bytes += len(data)
         if self._held_bytes > HELD_BYTES and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
-        self._wake()
+        waiting.wake()
 
     def eof_received(self) -> None:
         """The server sends nothing more; `connection_lost` follows."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone. An answer without a length ends here; any other one was broken off."""
-        self.closed, self.lost_s = True, self._loop.time()
-        if not self.complete:
-            if self.status and exc is None and not self._has_length():
-                self.complete = True
-                self._wake()
+        self.closed, self.lost_s = True, asyncio.get_running_loop().time()
+        response = self.response
+        if not response.complete:
+            has_length = self.came_in_chunks or response.has_header(b"content-length")
+            if response.status and exc is None and not has_length:
+                response.complete = True
+                self._waiting.wake()
             else:
-                self._fail(
-                    ConnectionBroken(
-                        f"disconnected ({type(exc).__name__})" if exc else "disconnected", began=self._n_bytes > 0
-                    )
-                )
-        self._parser = None  # it refers to us: without this, both wait for the garbage collector
+                message = f"disconnected ({type(exc).__name__})" if exc else "disconnected"
+                self._waiting.fail(ConnectionBroken(message, began=response.n_bytes > 0))
+        response.parser = None  # it refers to the response: without this, both wait for the garbage collector
 
     def pause_writing(self) -> None:
         self._writing_paused = True
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        self._wake()
+        self._waiting.wake()
 
-    def _is_taken_at_once(self) -> bool:
+    def _is_taken_at_once(self, at_once: TakesAtOnce) -> bool:
         """Has somebody taken what has come? Then the reader is woken for the end of the answer alone."""
-        parts, waiter = self._parts, self._waiter
-        if waiter is None or waiter.done() or self._at_once is None:  # the reader has left, and he with it
+        parts, waiting = self.response.parts, self._waiting
+        if not waiting.is_on:  # the reader has left, and with it whoever takes at once
             return False
-        if not self._at_once(parts[0] if len(parts) == 1 else b"".join(parts)):
+        if not at_once(parts[0] if len(parts) == 1 else b"".join(parts)):
             return False
         parts.clear()
-        self._waits_since_s = self._loop.time()
-        if self.complete:
-            self._wake()
+        waiting.since_s = asyncio.get_running_loop().time()
+        if self.response.complete:
+            waiting.wake()
         return True
-
-    # ---- what the parser tells
-
-    def on_message_begin(self) -> None:
-        """An answer begins; one that nobody asked for spoils the connection."""
-        if self.complete:
-            raise ValueError("an answer without a request")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.status:
-            self.head.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        """The head has ended; an interim one (100 to 199) is forgotten."""
-        assert self._parser is not None
-        status = self._parser.get_status_code()
-        if 100 <= status < 200 and status != 101:
-            self.head = []
-            return
-        if self._n_bytes > HEADER_LIMIT_BYTES and any(len(k) + len(v) > HEADER_LIMIT_BYTES for k, v in self.head):
-            raise ValueError("a header is too long")
-        self.status = status
-        self.keep = self.keep and self._parser.should_keep_alive()
-
-    def on_message_complete(self) -> None:
-        self.complete = self.status != 0
-
-    # ----
-
-    def _has_length(self) -> bool:
-        return self.came_in_chunks or any(name.lower() == b"content-length" for name, _ in self.head)
 
     def _spoil(self) -> None:
         self._spoiled = True
-        if self.complete and not self._parts:
+        if self.at_end:
             self.cut()
-
-    def _look(self) -> None:
-        """The timer fired: has somebody waited for too long?"""
-        now_s = self._loop.time()
-        waits = self._waiter is not None and not self._waiter.done()
-        if not self.status:
-            left_s = self._first_byte_s - (now_s - self._asked_s)
-        else:
-            left_s = self._idle_s - (now_s - self._waits_since_s if waits else 0.0)
-        if waits and left_s <= 0:
-            self._fail(TimeoutError())
-            return
-        self._look_in(min(max(left_s, LOOK_AGAIN_S), self._idle_s))  # behind the head, the shorter limit may hold
-
-    def _look_in(self, within_s: float) -> None:
-        if within_s < inf:
-            self._timer = self._loop.call_later(within_s, self._look)
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = self._at_once = None
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 REST_S = 0.02  # a server that closes behind an answer without saying so has done it by then
@@ -325,8 +346,8 @@ class Address:
     host: str
     port: int
     tls: bool
-    path: str  # what stands before every path; "" or "/…"
-    authority: str  # what the Host header says
+    path: str  # before every path; "" or "/…"
+    authority: str  # for the Host header
 
     @classmethod
     def of(cls, url: str) -> Address:
@@ -369,8 +390,8 @@ class ConnectionPool:
     ) -> None:
         self._address = address
         self._connect_timeout_s, self._keep_s = connect_timeout_s, keep_s
-        self._made = partial(Connection, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
-        self._kept: deque[_Kept] = deque()  # the latest stands last
+        self._new = partial(Connection, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
+        self._kept: deque[_Kept] = deque()  # the latest one last
         self._held: set[Connection] = set()
         self._keeps = {True: False, False: True}  # is one known to stay open, behind a stream and behind a body?
         self._sweep: asyncio.TimerHandle | None = None
@@ -379,22 +400,20 @@ class ConnectionPool:
             self._tls.set_alpn_protocols(["http/1.1"])
 
     async def take(self, *, fresh: bool = False) -> Connection:
-        """A connection for one request.
-
-        fresh  one that never carried a request, and will carry one only
+        """A connection for one request; a fresh one never carried a request, and will carry one only.
 
         Raises OSError when none can be made and TimeoutError when that takes too long.
         """
-        taken = None if fresh else self._take_kept(asyncio.get_running_loop().time())
-        if taken is None:
-            taken = await self._connect(keep=not fresh)
-        self._held.add(taken)
-        return taken
+        connection = None if fresh else self._take_kept(asyncio.get_running_loop().time())
+        if connection is None:
+            connection = await self._connect(keep=not fresh)
+        self._held.add(connection)
+        return connection
 
     def _take_kept(self, now_s: float) -> Connection | None:
         """The latest one that is open and has rested for long enough."""
-        resting, taken = list[_Kept](), None
-        while self._kept and taken is None:
+        resting, connection = list[_Kept](), None
+        while self._kept and connection is None:
             kept = self._kept.pop()
             age_s = now_s - kept.since_s
             if kept.connection.closed or age_s >= self._keep_s:
@@ -403,9 +422,9 @@ class ConnectionPool:
                 resting.append(kept)
             else:
                 self._keeps[kept.behind_stream] |= age_s >= REST_S
-                taken = kept.connection
+                connection = kept.connection
         self._kept.extend(reversed(resting))
-        return taken
+        return connection
 
     def _drop(self, kept: _Kept) -> None:
         """Close one that waited, and learn from one that the server has closed at once."""
@@ -451,8 +470,8 @@ class ConnectionPool:
                 addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=loop
             )
             try:
-                _, made = await loop.create_connection(
-                    partial(self._made, keep=keep),
+                _, connection = await loop.create_connection(
+                    partial(self._new, keep=keep),
                     sock=sock,
                     ssl=self._tls,
                     server_hostname=address.host if self._tls is not None else None,
@@ -460,4 +479,4 @@ class ConnectionPool:
             except BaseException:
                 sock.close()
                 raise
-        return made
+        return connection

@@ -1,19 +1,18 @@
 """What each kind of model server can do about a thought, and in which fields it wants to be asked.
 
-Where a fact comes from stands beside it. llama.cpp's were tried against its server; all others are taken from the
-projects' documentation or sources and were not verified against a live server. Without findings of `suffice doctor`
-nothing is known of one server, and what is not known is not used.
+Each fact names its source. llama.cpp's were tried against its server; all others are taken from the projects'
+documentation or sources and were not verified against a live server. Without findings of `suffice doctor` nothing is
+known of one server, and what is not known is not used.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, name_hint
 from suffice.settings import Driver, Effort, FinishMethod, Probe, Route, Upstream
 from suffice.types import Finding, Findings, Verdict
 
@@ -26,17 +25,10 @@ Prefill = Literal[
 ]
 CHAT_PATH = "/v1/chat/completions"
 # Fields by which a client itself says how long the model may think. One of them given: ours stay away.
+_BUDGET_FIELDS = ("reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
 THINKING_FIELDS = (
-    "reasoning_effort",
-    "reasoning",
-    "thinking",
-    "thinking_token_budget",
-    "thinking_budget_tokens",
-    "reasoning_budget_tokens",
-    "reasoning_budget",
-    "thinking_budget",
-    "enable_thinking",
-    "prompt_mode",
+    *("reasoning_effort", "reasoning", "thinking", "reasoning_budget", "thinking_budget", "enable_thinking"),
+    *("prompt_mode", *_BUDGET_FIELDS),
 )
 NESTED_THINKING_FIELDS: Mapping[str, tuple[str, ...]] = {
     "chat_template_kwargs": ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort"),
@@ -47,27 +39,22 @@ NESTED_THINKING_FIELDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverFacts:
-    """One kind of server.
+    """What one kind of server can do.
 
-    methods       ways to close a thought, best first, where the settings name none
-    prefill       how it is told to continue an assistant's message; None: it cannot be
-    prefill_path  where such a request goes
-    budget        tokens and closing text → fields that make the engine close the thought itself; None: no such field
-    effort        level → fields that ask for that much thought; None: this level cannot be asked for
-    lowest        the level that thinks least and that all its models accept
-    writes_prompt how the chat template's text is had; None: not at all
+    budget  tokens and closing text → fields that make the engine close the thought itself; None: no such field
+    effort  level → fields that request that much thought; None: the level cannot be requested
     """
 
-    methods: tuple[FinishMethod, ...]
-    prefill: Prefill | None = None
+    methods: tuple[FinishMethod, ...]  # ways to close a thought, best first, where the settings name none
+    prefill: Prefill | None = None  # how it continues an assistant's message; None: it cannot
     prefill_path: str = CHAT_PATH
     budget: Callable[[int, str], Fields] | None = None
     effort: Callable[[Effort], Fields | None]
-    lowest: Effort = "none"
-    writes_prompt: Literal["apply-template", "tokenize"] | None = None
+    lowest: Effort = "none"  # the level that thinks least and that all its models accept
+    writes_prompt: Literal["apply-template", "tokenize"] | None = None  # endpoint that renders the chat template
     has_control: bool = False  # llama.cpp's POST …/chat/completions/control
     counts_prompts: bool = False  # POST /tokenize {"prompt"} → {"count"}
-    caches_by_slot: bool = False  # what a run has read is at hand in the slot that it left, once it has left it
+    caches_by_slot: bool = False  # a run's cached prefix stays in the slot that it left, once it has left it
 
 
 def _plain_effort(level: Effort) -> Fields:
@@ -151,12 +138,10 @@ DRIVERS: dict[Driver, DriverFacts] = {
 
 
 def driver_facts(name: Driver) -> DriverFacts:
-    """What the driver of that name knows. Raises ConfigError with the known names."""
+    """Raises ConfigError with the known names."""
     if name in DRIVERS:
         return DRIVERS[name]
-    near = difflib.get_close_matches(name[:100], DRIVERS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(f"driver: unknown name {name!r:.100}; {hint}known: {', '.join(DRIVERS)}")
+    raise ConfigError(f"driver: unknown name {name!r:.100}; {name_hint(name, DRIVERS)}")
 
 
 def chosen_by_client(body: Mapping[str, Any]) -> bool:
@@ -170,24 +155,23 @@ def chosen_by_client(body: Mapping[str, Any]) -> bool:
 
 def thinking_is_off(body: Mapping[str, Any]) -> bool:
     """Does a request switch thinking off, in any of the servers' ways to say so?"""
-    kwargs, thinking, reasoning = (body.get(k) for k in ("chat_template_kwargs", "thinking", "reasoning"))
-    budgets = ("reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
+    tables = (body.get(name) for name in ("chat_template_kwargs", "thinking", "reasoning"))
+    kwargs, thinking, reasoning = (table if isinstance(table, Mapping) else {} for table in tables)
     return (
-        (isinstance(kwargs, Mapping) and (kwargs.get("enable_thinking") is False or kwargs.get("thinking") is False))
-        or (isinstance(thinking, Mapping) and thinking.get("type") == "disabled")
-        or (isinstance(reasoning, Mapping) and (reasoning.get("effort") == "none" or reasoning.get("enabled") is False))
-        or body.get("reasoning_effort") == "none"
-        or any(body.get(name) == 0 and not isinstance(body.get(name), bool) for name in budgets)
+        any(flag is False for flag in (kwargs.get("enable_thinking"), kwargs.get("thinking"), reasoning.get("enabled")))
+        or thinking.get("type") == "disabled"
+        or "none" in (reasoning.get("effort"), body.get("reasoning_effort"))
+        or any(body.get(name) == 0 and not isinstance(body.get(name), bool) for name in _BUDGET_FIELDS)
     )
 
 
 def merge_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
     """`body` with `fields` put in; objects in both are joined, and ours win."""
-    joined = dict(body)
+    joined = {**body, **fields}
     for name, value in fields.items():
-        before = joined.get(name)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        joined[name] = {**before, **value} if both and isinstance(before, Mapping) else value
+        before = body.get(name)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            joined[name] = {**before, **value}
     return joined
 
 
@@ -225,7 +209,7 @@ def choose_reasoning_fields(
     methods: tuple[FinishMethod, ...],
     policy_budget_tokens: int | None,
 ) -> ReasoningFields:
-    """The fields for one request.
+    """The fields that choose how long the model may think in one request.
 
     methods               ways to finish that the upstream offers; the first being `native` arms the engine
     policy_budget_tokens  a policy that is nothing but a budget leaves it to an engine that can keep one
@@ -291,25 +275,22 @@ def url_key(url: str) -> str:
 
 
 def finding(findings: Findings | None, experiment: str) -> Finding | None:
-    """What was found in an experiment; None: it was not made."""
-    if findings is None:
-        return None
-    return next((one for one in findings.findings if one.experiment == experiment), None)
+    """The result of an experiment; None: it was not made."""
+    known = () if findings is None else findings.findings
+    return next((one for one in known if one.experiment == experiment), None)
 
 
 def find_verdict(findings: Findings | None, experiment: str) -> Verdict | None:
-    """The verdict of an experiment; None: it was not made."""
     one = finding(findings, experiment)
     return None if one is None else one.verdict
 
 
 def honoured(findings: Findings | None, experiment: str) -> bool:
-    """Was it seen to work? False where nothing is known."""
     return find_verdict(findings, experiment) == "yes"
 
 
 def allows_probes(findings: Findings | None) -> bool:
-    """Was the server seen to continue a text, and not to read its beginning again each time?
+    """Did doctor see the server continue a text, and not read its beginning again each time?
 
     Without both, a probe either says nothing about a stop or costs as much as the whole prompt.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from itertools import takewhile
 
 import msgspec
 from msgspec.structs import replace
@@ -35,11 +36,11 @@ class TextPattern:
         "_after",
         "_before",
         "_between",
+        "_edited",
         "_matched",
         "_n_after",
         "_n_around",
         "_n_before",
-        "_shown",
         "_tries",
         "field",
         "template",
@@ -48,7 +49,7 @@ class TextPattern:
     def __init__(self) -> None:
         self._before = self._after = self._between = _NEVER
         self._n_before = self._n_after = self._n_around = 1
-        self._shown: tuple[bytes, bytes] | None = None  # what the client gets around the text; None: the same
+        self._edited: tuple[bytes, bytes] | None = None  # what the client gets around the text; None: the same
         self._matched = False
         self._tries = 0
         self.field, self.template = "", b""
@@ -69,7 +70,7 @@ class TextPattern:
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
         """The known chunks that follow one another from `at` on: their texts, what the client sees, where they end.
 
-        No texts: what stands there is to be read as any other. Only so much of `data` is looked at that a read
+        No texts: what comes there is to be read as any other. Only so much of `data` is looked at that a read
         of any size costs no more than its parts.
         """
         if not data.startswith(self._before, at):
@@ -79,12 +80,12 @@ class TextPattern:
             middle = data[self._n_before : -self._n_after]
             if text := _string_in(middle):
                 self._matched = True
-                return [text], data if self._shown is None else middle.join(self._shown), len(data)
+                return [text], data if self._edited is None else middle.join(self._edited), len(data)
         *parts, last = data[at + self._n_before : at + WINDOW_BYTES].split(self._between)
         texts = _strings_in(parts) if parts else []
         if len(texts) < len(parts):
             last = parts[len(texts)]
-        part = last[: max(0, last.find(self._after))]  # the run's last chunk; behind it stands something else
+        part = last[: max(0, last.find(self._after))]  # the run's last chunk; behind it is something else
         parts = [*parts[: len(texts)], part]
         if text := _string_in(part):
             texts.append(text)
@@ -92,17 +93,16 @@ class TextPattern:
             parts.pop()
         end = at + len(parts) * self._n_around + sum(map(len, parts))
         self._matched = self._matched or bool(texts)
-        return texts, self._written(parts) if self._shown else data[at:end], end
+        if self._edited is None or not parts:
+            return texts, data[at:end], end
+        before, after = self._edited
+        return texts, before + (after + before).join(parts) + after, end
 
-    def _written(self, parts: list[bytes]) -> bytes:
-        before, after = self._shown or (b"", b"")
-        return before + (after + before).join(parts) + after if parts else b""
-
-    def shown(self, frame: Frame) -> Frame:
+    def edit(self, frame: Frame) -> Frame:
         """A frame that matched, as the client is to see it."""
-        if self._shown is None:
+        if self._edited is None:
             return frame
-        raw = frame.raw[self._n_before : -self._n_after].join(self._shown)
+        raw = frame.raw[self._n_before : -self._n_after].join(self._edited)
         return Frame(raw, raw[6:-2], None)
 
     def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
@@ -112,17 +112,16 @@ class TextPattern:
         """
         self._tries = 1 if self._matched else self._tries + 1
         self._matched = False
-        field_and_text = _said(chunk)
+        field_and_text = _only_text(chunk)
         if field_and_text is None or frame.data is None or frame.raw != b"data: " + frame.data + b"\n\n":
             return
-        field, text = field_and_text
-        cut = _around(frame.raw, field, text)
-        if cut is None or not _holds(cut, chunk, field, text):
+        cut = _around(frame.raw, *field_and_text)
+        if cut is None or not _is_text_hole(cut, chunk, *field_and_text):
             return
-        shown = _without_usage(cut) if without_usage else None
-        if without_usage and shown is None:
+        edited = _without_usage(cut) if without_usage else None
+        if without_usage and edited is None:
             return
-        self.field, (self._before, self._after), self._shown = field, cut, shown
+        self.field, (self._before, self._after), self._edited = field_and_text[0], cut, edited
         self.template = _data(cut)
         self._n_before, self._n_after = len(self._before), len(self._after)
         self._n_around, self._between = self._n_before + self._n_after, self._after + self._before
@@ -139,22 +138,16 @@ def _string_in(middle: bytes) -> str:
 def _strings_in(middles: list[bytes]) -> list[str]:
     """What each of these says between two quotation marks, up to the first that says nothing."""
     joined = b'","'.join(middles)
-    # Read as one list where no quotation mark but ours stands in it, and none of ours is escaped.
+    # Read as one list where no quotation mark but ours is in it, and none of ours is escaped.
     if joined.count(b'"') == 2 * (len(middles) - 1) and joined.find(b'\\"') < 0 and joined[-1:] != b"\\":
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
             texts = _strings(b'["%b"]' % joined)
             return texts if all(texts) else texts[: texts.index("")]
-    texts = []
-    for middle in middles:
-        text = _string_in(middle)
-        if not text:
-            break
-        texts.append(text)
-    return texts
+    return list(takewhile(bool, map(_string_in, middles)))
 
 
-def _said(chunk: Chunk) -> tuple[str, str] | None:
-    """(field, text) of a chunk that adds text to one field of its only choice, and says nothing else."""
+def _only_text(chunk: Chunk) -> tuple[str, str] | None:
+    """(field, text) of a chunk that adds text to one field of its only choice, and nothing else."""
     if not chunk.choices or len(chunk.choices) != 1 or chunk.usage is not None or is_given(chunk.error):
         return None
     choice, delta = chunk.choices[0], chunk.choices[0].delta
@@ -172,7 +165,7 @@ def _around(raw: bytes, field: str, text: str) -> tuple[bytes, bytes] | None:
     return (raw[:at], raw[at + len(value) - 2 :]) if at else None
 
 
-def _holds(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str) -> bool:
+def _is_text_hole(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str) -> bool:
     """Is the hole really the text? Another text in it must give the same chunk with that text."""
     other = "!" if text == "?" else "?"
     expected = [

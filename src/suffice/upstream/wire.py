@@ -1,7 +1,7 @@
 """The wire, pure: server-sent events in and out, chunks typed as far as we read them.
 
-It knows how bytes become frames and frames become chunks, and how to write them. What it does not understand it leaves
-alone: `Frame.raw` always holds the exact bytes, so relaying never depends on decoding.
+What it does not understand it leaves alone: `Frame.raw` always holds the exact bytes, so relaying never depends on
+decoding.
 
     bytes ──SseSplitter──▶ Frame ──decode_chunk──▶ Chunk ──reasoning_of──▶ text
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import chain, repeat
 from typing import Annotated, Any, NoReturn, TypeAlias
 
 import msgspec
@@ -62,7 +63,7 @@ class SseSplitter:
 
     @property
     def holds(self) -> bool:
-        """Has it a part of an event whose end is still to come?"""
+        """Has a part of an event come whose end is still to come?"""
         return bool(self._rest)
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -78,12 +79,16 @@ class SseSplitter:
             raws = self._cut_at_any_end(max(0, known - _LONGEST_END + 1))
         elif known:
             self._rest += data
-            if self._rest.find(b"\n\n", known - 1) < 0:
-                return self._checked([])
-            raws = self._cut_at_line_feeds(bytes(self._rest))
+            has_end = self._rest.find(b"\n\n", known - 1) >= 0
+            raws = self._cut_at_line_feeds(bytes(self._rest)) if has_end else []
         else:
             raws = self._cut_at_line_feeds(data)
-        return self._checked(raws)
+        longest = max(map(len, raws), default=0)
+        if max(longest, len(self._rest)) > self._limit:
+            raise UpstreamProtocol(
+                f"upstream: an event has more than {self._limit} bytes; at most that many are allowed"
+            )
+        return [self._frame(raw) for raw in raws]
 
     def close(self) -> list[Frame]:
         """Return what is left without a blank line: at most one frame, and often a torn one."""
@@ -110,14 +115,6 @@ class SseSplitter:
             cut = end
         del self._rest[:cut]
         return raws
-
-    def _checked(self, raws: list[bytes]) -> list[Frame]:
-        longest = max(map(len, raws), default=0)
-        if max(longest, len(self._rest)) > self._limit:
-            raise UpstreamProtocol(
-                f"upstream: an event has more than {self._limit} bytes; at most that many are allowed"
-            )
-        return [self._frame(raw) for raw in raws]
 
     def _frame(self, raw: bytes) -> Frame:
         if not self._at_start and not self._has_cr and _is_one_data_line(raw):
@@ -167,7 +164,7 @@ def _parse_lines(raw: bytes, body: bytes) -> Frame:
     return Frame(raw, b"\n".join(lines) if lines else None, event)
 
 
-# --------------------------------------------------------------------------- bounds
+# ---- bounds
 
 _UNCOUNTED_BYTES = 32 * 1024  # a shorter JSON text is cheap to decode whatever it holds
 _SLICE_BYTES = 256 * 1024
@@ -213,21 +210,16 @@ def finite(text: str) -> float:
     return value
 
 
-# --------------------------------------------------------------------------- chunks
+# ---- chunks
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 _NOTHING = msgspec.Raw(b"")
 
 
-class PromptDetails(msgspec.Struct, frozen=True, gc=False):
-    """What the upstream says of the prompt."""
+class TokenDetails(msgspec.Struct, frozen=True, gc=False):
+    """What the upstream says of a prompt's tokens, or of those that it generated."""
 
     cached_tokens: _Count | None = None
-
-
-class CompletionDetails(msgspec.Struct, frozen=True, gc=False):
-    """What the upstream says of the generated text."""
-
     reasoning_tokens: _Count | None = None
 
 
@@ -237,8 +229,8 @@ class WireUsage(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: _Count | None = None
     completion_tokens: _Count | None = None
     total_tokens: _Count | None = None
-    prompt_tokens_details: PromptDetails | None = None
-    completion_tokens_details: CompletionDetails | None = None
+    prompt_tokens_details: TokenDetails | None = None
+    completion_tokens_details: TokenDetails | None = None
 
     @property
     def cached_tokens(self) -> int:
@@ -266,7 +258,6 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def calls_tool(self) -> bool:
-        """Does this delta belong to a tool or function call?"""
         return is_given(self.tool_calls) or is_given(self.function_call)
 
 
@@ -376,15 +367,13 @@ def _decode_tolerant(data: bytes) -> Chunk:
     raw = decode_json(data) if data.strip() else None
     if not isinstance(raw, Mapping):
         return Chunk()
-    choices = raw.get("choices")
-    usage = raw.get("usage")
+    choices, usage = raw.get("choices"), raw.get("usage")
+    tables = [c for c in choices[:MOST_CHOICES] if isinstance(c, Mapping)] if isinstance(choices, list) else None
     return Chunk(
         id=_text(raw.get("id")),
         object=_text(raw.get("object")),
         model=_text(raw.get("model")),
-        choices=[_choice(c) for c in choices[:MOST_CHOICES] if isinstance(c, Mapping)]
-        if isinstance(choices, list)
-        else None,
+        choices=None if tables is None else [_choice(table) for table in tables],
         usage=_usage(usage) if isinstance(usage, Mapping) else None,
         error=_raw(raw, "error"),
     )
@@ -392,9 +381,8 @@ def _decode_tolerant(data: bytes) -> Chunk:
 
 def _choice(raw: Mapping[str, Any]) -> Choice:
     delta = raw.get("delta")
-    index = _count(raw.get("index"))
     return Choice(
-        index=0 if index is None else index,
+        index=_count(raw.get("index")) or 0,
         delta=_delta(delta) if isinstance(delta, Mapping) else None,
         text=_text(raw.get("text")),
         finish_reason=_text(raw.get("finish_reason")),
@@ -433,18 +421,19 @@ def _parts_text(parts: list[Mapping[str, Any]], key: str) -> str | None:
 
 
 def _usage(raw: Mapping[str, Any]) -> WireUsage:
-    prompt, completion = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
     return WireUsage(
         prompt_tokens=_count(raw.get("prompt_tokens")),
         completion_tokens=_count(raw.get("completion_tokens")),
         total_tokens=_count(raw.get("total_tokens")),
-        prompt_tokens_details=(
-            PromptDetails(_count(prompt.get("cached_tokens"))) if isinstance(prompt, Mapping) else None
-        ),
-        completion_tokens_details=(
-            CompletionDetails(_count(completion.get("reasoning_tokens"))) if isinstance(completion, Mapping) else None
-        ),
+        prompt_tokens_details=_details(raw.get("prompt_tokens_details")),
+        completion_tokens_details=_details(raw.get("completion_tokens_details")),
     )
+
+
+def _details(raw: Any) -> TokenDetails | None:
+    if not isinstance(raw, Mapping):
+        return None
+    return TokenDetails(_count(raw.get("cached_tokens")), _count(raw.get("reasoning_tokens")))
 
 
 def _text(value: Any) -> str | None:
@@ -473,9 +462,7 @@ def reasoning_of(delta: Delta) -> tuple[str, str]:
         return delta.reasoning, "reasoning"
     if delta.reasoning_content:
         return delta.reasoning_content, "reasoning_content"
-    if delta.thinking:
-        return delta.thinking, "thinking"
-    return "", ""
+    return (delta.thinking, "thinking") if delta.thinking else ("", "")
 
 
 def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
@@ -497,8 +484,7 @@ def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
     tokens, values, tops = table.get("tokens"), table.get("token_logprobs"), table.get("top_logprobs")
     if not isinstance(tokens, list) or not isinstance(values, list):
         return ()
-    tops = tops if isinstance(tops, list) else []
-    tops = tops + [None] * (len(tokens) - len(tops))
+    tops = chain(tops if isinstance(tops, list) else (), repeat(None))
     return tuple(
         TokenLogprob(str(token), float(value), _pairs(top.items() if isinstance(top, Mapping) else ()))
         for token, value, top in zip(tokens, values, tops, strict=False)
@@ -511,11 +497,8 @@ def _chat_logprob(item: Any) -> TokenLogprob | None:
         return None
     top = item.get("top_logprobs")
     rivals = [t for t in top if isinstance(t, Mapping)] if isinstance(top, list) else []
-    return TokenLogprob(
-        str(item.get("token", "")),
-        float(item["logprob"]),
-        _pairs((t.get("token"), t.get("logprob")) for t in rivals),
-    )
+    pairs = _pairs((t.get("token"), t.get("logprob")) for t in rivals)
+    return TokenLogprob(str(item.get("token", "")), float(item["logprob"]), pairs)
 
 
 def _pairs(items: Any) -> tuple[tuple[str, float], ...]:
@@ -527,11 +510,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 <= value <= 100
 
 
-# --------------------------------------------------------------------------- writing
+# ---- writing
 
 
 def encode_json(obj: Any) -> bytes:
-    """JSON as we send it: compact UTF-8; lone surrogates stay escapes instead of failing."""
+    """Compact UTF-8; lone surrogates stay escapes instead of failing."""
     try:
         return msgspec.json.encode(obj)
     except UnicodeEncodeError:
@@ -539,7 +522,6 @@ def encode_json(obj: Any) -> bytes:
 
 
 def encode_frame(obj: Any) -> bytes:
-    """One server-sent event that carries `obj` as JSON."""
     return b"data: " + encode_json(obj) + b"\n\n"
 
 

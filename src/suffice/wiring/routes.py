@@ -13,7 +13,7 @@ import msgspec
 
 from suffice.assurance.guarantee import extractability_refusal
 from suffice.control.evidence.cold_start import burst_of, first_certificate
-from suffice.episode.segment import build_segmenter
+from suffice.episode.chain_reader import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints
 from suffice.gateway.load_control import warnings as load_warnings

@@ -18,11 +18,10 @@ import msgspec
 
 from suffice.episode import vote
 from suffice.episode.answer_forcing import Continuer
-from suffice.episode.chain_reader import ChainReader
+from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter
 from suffice.episode.chunk_parsing import entropy_of, first_choice, margin_of
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import SampleRun, completion_text, sample_refusal
-from suffice.episode.segment import Checkpoint, build_segmenter
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe
@@ -87,7 +86,7 @@ class Recorder:
             answer=vote.count_votes([s.answer for s in samples]).answer,
             counted=counted,
             ledger=drawn[0].ledger,
-            extra={"truncated": any(run.ledger.truncated for run in drawn)},
+            extra={"truncated": any(run.ledger.reply.truncated for run in drawn)},
         )
 
     async def _draw(self, asked: QuestionLine, index: int) -> SampleRun:
@@ -147,7 +146,7 @@ class Recorder:
             ledger=chain.ledger,
             extra={
                 "unclosed": chain.unclosed,
-                "truncated": chain.ledger.truncated,
+                "truncated": chain.ledger.reply.truncated,
                 "answer_tokens": max(0, chain.full_tokens - chain.reasoning_tokens),
             },
         )
@@ -184,12 +183,12 @@ class Recorder:
         return FullChain(
             points=points,
             thought=reader.thought,
-            answer=ledger.answer,
+            answer=ledger.reply.answer,
             answer_text=reader.answer_text,
             full_tokens=account.completion_tokens,
             reasoning_tokens=account.reasoning_tokens,
             counted=account.reported_tokens is not None,
-            unclosed=ledger.unclosed,
+            unclosed=ledger.reply.unclosed,
             inline=reader.state.inline,
             logprobs=tap.logprobs,
             ledger=ledger,

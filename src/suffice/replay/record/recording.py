@@ -21,12 +21,12 @@ from typing import IO, Any, Literal, Self
 
 import msgspec
 
-from suffice.episode.answer_forcing import N_RIVALS
 from suffice.errors import ConfigError, StoreError
 from suffice.files import json_object, open_unpacked, whole_file
 from suffice.replay.traces.jsonl import RunLog, RunRow
 from suffice.scoring.base import Spec
 from suffice.settings import Probe, Steps
+from suffice.upstream.continuation import N_RIVALS
 
 RecordKind = Literal["reasoning", "samples"]
 # Fields of a question's line that go into its request; those of the command come first.

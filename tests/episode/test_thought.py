@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.upstream.thought import ThinkTag, safe_cut
+from suffice.episode.chain_reader import safe_cut
+from suffice.episode.chunk_parsing import ThinkTag
 
 few = settings(max_examples=150, derandomize=True, deadline=None)
 
