@@ -323,10 +323,10 @@ class StreamRelay:
         for frame in frames:
             last, self._last = self._last, None
             edited = self._look(frame, points)
-            keeper = out if self.own_end.kept is None else self.own_end.kept
-            keeper += self._with_object(last)
+            kept = out if self.own_end.kept is None else self.own_end.kept
+            kept += self._with_object(last)
             if edited is not None:
-                keeper.append(edited)
+                kept.append(edited)
 
     def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
         """The chunk with the finish reason, which waits for the upstream's usage: money is known then."""
