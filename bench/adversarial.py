@@ -26,8 +26,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.gateway_process import GatewayProcess
+
 from suffice.gateway.app import API
-from suffice.testing import GatewayProcess
 
 KIB, MIB = 2**10, 2**20
 SIZES = (64 * KIB, MIB, 5 * MIB, 18 * MIB, 20 * MIB - KIB)

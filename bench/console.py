@@ -26,13 +26,13 @@ from statistics import median
 from typing import Any, Final
 
 import aiohttp
+from tests.gateway_process import GatewayProcess
 
 from peers.processes import cpu_s
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.rollups import read_to
 from suffice.store.rows.events import Event, to_row
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import GatewayProcess
 from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
 from suffice.wiring import open_decisions, open_worker
 from suffice.wiring.people import People

@@ -27,12 +27,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.control.made import traffic
+from tests.gateway_process import GatewayProcess
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.settings import Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import to_row
-from suffice.testing import GatewayProcess
 from suffice.types import Outcome, Request
 from suffice.wiring import open_worker
 

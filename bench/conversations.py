@@ -48,10 +48,10 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from tests.gateway_process import GatewayProcess
 
 from peers import report
 from suffice.store.routes.phases import read_phases
-from suffice.testing import GatewayProcess
 
 ROUTE = "quiz"
 N_OPEN = 400  # conversations at once, at least

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from suffice.testing import FakeRequest, FakeUpstream, GatewayProcess, Reply, slow_headers, stall_after
+from tests.gateway_process import GatewayProcess
+
+from suffice.testing import FakeRequest, FakeUpstream, Reply, slow_headers, stall_after
 
 LIMIT_MS = 50.0
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 5_000, answer=("4",), delay_s=0.01)

@@ -14,8 +14,9 @@ import time
 from statistics import linear_regression, mean
 
 import aiohttp
+from tests.gateway_process import GatewayProcess
 
-from suffice.testing import FakeUpstream, GatewayProcess, Reply
+from suffice.testing import FakeUpstream, Reply
 
 ALLOWED_BYTES = 64 * 1024  # growth per thousand streams below this is the allocator's
 SAYS = Reply(reasoning=("so ", "it ", "is\n") * 8, answer=("fo", "ur"))

@@ -17,9 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from tests.gateway_process import GatewayProcess
+
 from console import made, tables
 from peers.processes import cpu_s
-from suffice.testing import GatewayProcess
 
 SHORT: Final = 1_000  # episodes
 STARTS: Final = 5

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests.gateway_process import GatewayProcess
 
 from suffice.episode import vote
 from suffice.errors import LocalModelError
@@ -36,7 +37,6 @@ from suffice.local import weights
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import TaskQuestion, questions
 from suffice.scoring.base import build_scorer
-from suffice.testing import GatewayProcess
 
 SLOTS = 4
 THREADS = 2  # of the model server; clients and gateway need little of the two cores beside it

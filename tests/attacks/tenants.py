@@ -13,8 +13,8 @@ from typing import Any
 
 from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import FakeUpstream, Reply, Script
-from suffice.testing.process import GatewayProcess
+from suffice.testing import FakeUpstream, Reply, Script, ServerBehaviour
+from tests.gateway_process import GatewayProcess
 
 RESPONSES, CHAT, FEEDBACK, DECIDE = "/v1/responses", "/v1/chat/completions", "/v1/feedback", "/v1/decide"
 ENVIRONMENT = {
@@ -177,7 +177,7 @@ def serving(folder: Path, fake: FakeUpstream) -> Iterator[Target]:
 @contextmanager
 def upstream() -> Iterator[FakeUpstream]:
     """A model server that keeps objects."""
-    with FakeUpstream.in_thread(Reply(answer=("four",)), paths={**FOUND, **MADE}) as fake:
+    with FakeUpstream.in_thread(Reply(answer=("four",)), ServerBehaviour(paths={**FOUND, **MADE})) as fake:
         yield fake
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from suffice.store.database.views import read_events
-from suffice.testing import FakeUpstream, Script
+from suffice.testing import FakeUpstream, Script, ServerBehaviour
 from suffice.types import Request
 from tests.attacks.tenants import (
     CHAT,
@@ -122,7 +122,7 @@ def test_a_streamed_response_can_be_cancelled_by_its_maker_before_it_ends(tmp_pa
     live = Script(pieces=(f"event: response.created\ndata: {json.dumps(begun)}\n\n".encode(),), end="hang", hang_s=600)
     cancelled = script({"id": "resp_live", "status": "cancelled"})
     paths = {"POST /responses": live, "POST /responses/resp_live/cancel": cancelled}
-    with FakeUpstream.in_thread(paths=paths) as fake, serving(tmp_path, fake) as target:
+    with FakeUpstream.in_thread(behaviour=ServerBehaviour(paths=paths)) as fake, serving(tmp_path, fake) as target:
         address = urllib.parse.urlsplit(target.process.url)
         first = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
         sent = {"authorization": "Bearer sk-alice", "content-type": "application/json"}

@@ -23,8 +23,9 @@ from suffice.store.database import process_locks
 from suffice.store.database.presence import Announcement, read_presences
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import FakeUpstream, GatewayProcess
+from suffice.testing import FakeUpstream
 from suffice.types import Feedback
+from tests.gateway_process import GatewayProcess
 
 SETTINGS: Final = """
 [upstreams.up]

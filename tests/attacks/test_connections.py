@@ -20,8 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply
-from suffice.testing.process import nested_toml
+from suffice.testing import EchoNonce, FakeUpstream, Reply
 from tests.attacks.raw_http import (
     BODY,
     CHAT,
@@ -44,6 +43,7 @@ from tests.attacks.raw_http import (
     statuses,
     talk,
 )
+from tests.gateway_process import GatewayProcess, nested_toml
 
 # --------------------------------------------------------------------------- a gateway that is attacked
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
-from suffice.testing.process import nested_toml
+from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply
 from tests.attacks.raw_http import (
     BODY,
     CHAT,
@@ -35,6 +34,7 @@ from tests.attacks.raw_http import (
     statuses,
     talk,
 )
+from tests.gateway_process import GatewayProcess, nested_toml
 
 
 def slowly(seen: FakeRequest) -> Reply:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from suffice.gateway.app import ENDPOINTS
-from suffice.testing import FakeUpstream, GatewayProcess, Reply
+from suffice.testing import FakeUpstream, Reply
+from tests.gateway_process import GatewayProcess
 
 KEY = "attacker-proof"
 KIB, MIB = 2**10, 2**20

@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.testing import FakeRequest, FakeUpstream, GatewayProcess, Reply, status
+from suffice.testing import FakeRequest, FakeUpstream, Reply, status
+from tests.gateway_process import GatewayProcess
 
 KEYS = {
     "client": "sk-canary-client-61",

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import GatewayProcess
+from tests.gateway_process import GatewayProcess
 
 MIB = 2**20
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -14,7 +14,7 @@ from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import route_findings, upstream_findings
-from suffice.testing import FakeUpstream, Reply
+from suffice.testing import FakeUpstream, Reply, ServerBehaviour
 from suffice.testing.reply import FakeRequest as Asked
 from suffice.testing.reply import status
 from suffice.types import Outcome, Request
@@ -56,7 +56,9 @@ def write_run(log: SqliteLog, name: str, answer: str | None, **changes: Any) -> 
 
 
 def test_an_upstream_by_name_is_examined_and_its_findings_are_kept(tmp_path: Path) -> None:
-    with FakeUpstream.in_thread(model(), prefix_cache=True, slots=2, models=("first", "second")) as fake:
+    with FakeUpstream.in_thread(
+        model(), ServerBehaviour(prefix_cache=True, slots=2, models=("first", "second"))
+    ) as fake:
         result = doctor("--upstream", "up", "--config", config(tmp_path, fake.url))
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -76,7 +78,7 @@ def test_a_program_gets_one_object_and_an_address_without_settings_keeps_nothing
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with FakeUpstream.in_thread(model(), dialect="openai") as fake:
+    with FakeUpstream.in_thread(model(), ServerBehaviour(dialect="openai")) as fake:
         result = doctor("--upstream", fake.url, "--model", "fake", "--json")
     told = json.loads(result.stdout)
     assert [one["experiment"] for one in told["findings"]] == list(EXPERIMENTS)
@@ -149,7 +151,7 @@ def test_questions_are_run_in_full_and_some_twice(tmp_path: Path) -> None:
         answer = "I cannot say" if n % 3 == 0 else str(n + 100 * (n == 1 and seen.nth_same > 0))
         return Reply(reasoning=("so ", "7 ", "then "), answer=(answer,))
 
-    with FakeUpstream.in_thread(says, slots=4) as fake:
+    with FakeUpstream.in_thread(says, ServerBehaviour(slots=4)) as fake:
         file = config(tmp_path, fake.url)
         result = doctor("--route", "math", "--config", file, "--questions", questions, "--repeats", 3, "--json")
         assert fake.max_in_flight <= 4

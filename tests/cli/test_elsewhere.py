@@ -14,11 +14,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from tests.cli.test_shell import leaves, value
+from tests.gateway_process import GatewayProcess
 
 from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.testing import FakeUpstream, GatewayProcess
+from suffice.testing import FakeUpstream
 from suffice.wiring import kill_file, load_settings
 
 TABLE = Path(__file__).with_name("elsewhere.md")
@@ -153,7 +154,7 @@ def test_without_a_gateway(home: tuple[Path, str], elsewhere: Path) -> None:
 
 
 def written(url: str = "http://127.0.0.1:9") -> str:
-    from suffice.testing.process import nested_toml
+    from tests.gateway_process import nested_toml
 
     return nested_toml({"upstreams": {"up": {"url": url}}, **SETTINGS})
 

@@ -12,7 +12,7 @@ from suffice.cli.main import main
 from suffice.cli.offline.record import live_line
 from suffice.replay.record.recorder import Progress
 from suffice.replay.traces.read import read_traces
-from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought, status
+from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought, ServerBehaviour, status
 
 CHAIN = ScriptedThought([("first we guess " * 8 + "\n", "3"), ("then we count " * 10 + "\n", "4")], "4")
 
@@ -30,7 +30,7 @@ def questions(tmp_path: Path) -> Path:
 
 def test_traces_are_named_after_the_question_file_and_can_be_replayed(questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl.gz"
-    with FakeUpstream.in_thread(CHAIN, slots=4) as fake:
+    with FakeUpstream.in_thread(CHAIN, ServerBehaviour(slots=4)) as fake:
         result = record(
             questions,
             "--upstream",
@@ -54,7 +54,7 @@ def test_traces_are_named_after_the_question_file_and_can_be_replayed(questions:
 
 
 def test_a_route_says_kind_scorer_steps_probe_and_upstream(questions: Path, tmp_path: Path) -> None:
-    with FakeUpstream.in_thread(Samples(["4", "5", "4"]), slots=4) as fake:
+    with FakeUpstream.in_thread(Samples(["4", "5", "4"]), ServerBehaviour(slots=4)) as fake:
         config = tmp_path / "suffice.toml"
         config.write_text(
             f'[upstreams.up]\nurl = "{fake.url}"\ndriver = "llama.cpp"\n'
@@ -71,7 +71,7 @@ def test_a_route_says_kind_scorer_steps_probe_and_upstream(questions: Path, tmp_
 
 def test_questions_that_are_left_are_told_and_end_with_one(questions: Path, tmp_path: Path) -> None:
     model = Questions({"q 3?": lambda _: Reply(faults=(status(400),))}, otherwise=CHAIN)
-    with FakeUpstream.in_thread(model, slots=4) as fake:
+    with FakeUpstream.in_thread(model, ServerBehaviour(slots=4)) as fake:
         result = record(
             questions,
             "--upstream",

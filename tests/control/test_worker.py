@@ -29,9 +29,10 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
-from suffice.testing import FakeUpstream, GatewayProcess
+from suffice.testing import FakeUpstream
 from suffice.wiring import open_worker
 from tests.control.made import CONTROL, ROUTE, traffic
+from tests.gateway_process import GatewayProcess
 
 N = 400
 
@@ -233,7 +234,7 @@ def command(folder: Path) -> Callable[..., click.testing.Result]:
     for route in told["routes"].values():
         for name in [name for name, value in route.items() if value is None]:
             del route[name]
-    from suffice.testing.process import nested_toml
+    from tests.gateway_process import nested_toml
 
     told = {name: told[name] for name in ("store", "control")}
     told["upstreams"] = {"up": {"url": "http://127.0.0.1:1"}}

@@ -12,7 +12,7 @@ from suffice.doctor import serving
 from suffice.doctor.examine import RUN, advise
 from suffice.doctor.talk import Facts
 from suffice.settings import parse_settings
-from suffice.testing import FakeUpstream, Reply
+from suffice.testing import FakeUpstream, Reply, ServerBehaviour
 from suffice.testing.chain import SumsModel
 from suffice.testing.reply import status
 from suffice.types import Finding, Findings
@@ -27,7 +27,7 @@ def test_every_experiment_has_a_name_that_the_gateway_knows_in_the_order_of_the_
 
 
 async def test_a_server_that_does_everything_is_believed() -> None:
-    async with FakeUpstream(model(delay_s=0.005), **GOOD) as fake:
+    async with FakeUpstream(model(delay_s=0.005), ServerBehaviour(**GOOD)) as fake:
         findings, url = await found(fake), fake.url
     seen = verdicts(findings)
     # The fake keeps no slot apart, cannot turn its cache off and has neither limits nor a list of contexts.
@@ -43,7 +43,7 @@ async def test_a_server_that_does_everything_is_believed() -> None:
 
 
 async def test_the_pretended_server_for_newcomers_shows_what_a_llama_cpp_server_can_do() -> None:
-    async with FakeUpstream(SumsModel(delay_s=0.002), **GOOD) as fake:
+    async with FakeUpstream(SumsModel(delay_s=0.002), ServerBehaviour(**GOOD)) as fake:
         findings = await found(fake)
     assert findings.finish == ("native", "raw", "prefill")
     assert allows_probes(findings)
@@ -66,7 +66,7 @@ def lies() -> dict[str, Any]:
     """One examination of a server that ignores all of it; none of these experiments shares a call with another."""
 
     async def run() -> Any:
-        async with FakeUpstream(model(), ignores=tuple(LIES), slots=2) as fake:
+        async with FakeUpstream(model(), ServerBehaviour(ignores=tuple(LIES), slots=2)) as fake:
             return await found(fake)
 
     findings = asyncio.run(run())
@@ -92,7 +92,7 @@ def test_what_was_ignored_is_not_used(lies: dict[str, Any]) -> None:
 
 
 async def test_a_plain_server_offers_no_way_to_close_a_thought() -> None:
-    async with FakeUpstream(model(), dialect="openai") as fake:
+    async with FakeUpstream(model(), ServerBehaviour(dialect="openai")) as fake:
         findings = await found(fake)
     seen = verdicts(findings)
     assert (seen["prefill"], seen["raw"], seen["native_end"]) == ("ignored", "no", "no")
@@ -104,7 +104,7 @@ async def test_a_plain_server_offers_no_way_to_close_a_thought() -> None:
 
 
 async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
-    async with FakeUpstream(model(cold_s=0.4, usage="none"), dialect="openai") as fake:
+    async with FakeUpstream(model(cold_s=0.4, usage="none"), ServerBehaviour(dialect="openai")) as fake:
         findings = await found(fake)
     assert verdicts(findings)["prefix_cache"] == "yes"
     assert "nothing reported" in evidence(findings, "prefix_cache")
@@ -112,7 +112,7 @@ async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
 
 @pytest.mark.slow
 async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
-    async with FakeUpstream(model(delay_s=0.1), cancels=False, slots=2) as fake, talking(fake) as talk:
+    async with FakeUpstream(model(delay_s=0.1), ServerBehaviour(cancels=False, slots=2)) as fake, talking(fake) as talk:
         saw = await serving.cancel(talk, Facts(n_slots=2, can_list_slots=True))
     assert saw.verdict == "no"
     assert "1 still running" in saw.evidence
@@ -126,7 +126,7 @@ async def test_a_server_that_answers_no_chat_is_asked_nothing_more() -> None:
 
 
 async def test_an_experiment_that_takes_too_long_gives_no_verdict_and_the_others_go_on() -> None:
-    async with FakeUpstream(model(delay_s=60.0), **GOOD) as fake:
+    async with FakeUpstream(model(delay_s=60.0), ServerBehaviour(**GOOD)) as fake:
         findings = await found(fake, timeout_s=2.0)
     seen = verdicts(findings)
     assert seen["max_tokens"] == "unclear"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
-from suffice.testing import FakeRequest, FakeUpstream, Reply, die_after, html200, slow_headers, status
+from suffice.testing import FakeRequest, FakeUpstream, Reply, ServerBehaviour, die_after, html200, slow_headers, status
 from suffice.testing.prompt import cut
 
 QUESTION, ANSWER, GOLD = "Who wrote Faust?", "It was Goethe.", "Johann Wolfgang von Goethe"
@@ -111,7 +111,7 @@ async def test_no_more_calls_at_once_than_allowed() -> None:
 
 
 async def test_the_key_is_sent_and_nowhere_else_to_be_seen() -> None:
-    async with FakeUpstream(says("Grade: 1"), api_key="sk-secret") as fake:
+    async with FakeUpstream(says("Grade: 1"), ServerBehaviour(api_key="sk-secret")) as fake:
         async with JudgeModel(fake.url, "grader", api_key="sk-secret") as judge:
             assert (await judge.grade(QUESTION, ANSWER)).value == 1.0
         assert (await graded(fake)).problem == "the server answered 401"

@@ -10,7 +10,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from suffice.testing import FakeRequest, FakeUpstream, GatewayProcess, Reply, die_after, html200, status
+from suffice.testing import FakeRequest, FakeUpstream, Reply, die_after, html200, status
+from tests.gateway_process import GatewayProcess
 
 KEYS = {"client": "sk-canary-client-51", "gateway": "sk-canary-gateway-52", "upstream": "sk-canary-upstream-53"}
 CANARIES = (*KEYS.values(), "canary.mail@example.org", "canary-prompt-54", "canary-address-55", "canary-thought-56")

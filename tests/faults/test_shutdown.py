@@ -18,9 +18,10 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes, read_events
-from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
+from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply
 from suffice.types import Request
 from tests.gateway.served import CHAT, chat, settings_for
+from tests.gateway_process import GatewayProcess
 
 ENDLESS = Reply(reasoning=("so\n",) * 5_000, answer=("4",), delay_s=0.02)
 SHORT = Reply(reasoning=("so\n",) * 60, answer=("4",), delay_s=0.02)

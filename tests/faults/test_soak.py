@@ -10,12 +10,13 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.testing import SCRIPTS, FakeRequest, Reply, ScriptedThought, die_after, status
+from suffice.testing import FakeRequest, Reply, ScriptedThought, die_after, status
 from tests.faults.test_clients import Client
 from tests.faults.test_upstream import FAILS, ROUTE, TEXT
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import enforcing
+from tests.sse_scripts import SCRIPTS
 
 KINDS: dict[str, Any] = {
     "good": ScriptedThought([(f"so {n}\n", "4") for n in range(6)], "4"),

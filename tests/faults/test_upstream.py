@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from suffice.testing import (
-    SCRIPTS,
     FakeUpstream,
     Fault,
     Reply,
@@ -28,6 +27,7 @@ from suffice.testing import (
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import chain, enforcing
+from tests.sse_scripts import SCRIPTS
 
 SAYS = Reply(reasoning=("so ", "it ", "is\n", "then "), answer=("It ", "is ", "four"))
 MODES = ("observe", "enforce")

@@ -26,13 +26,15 @@ from suffice.store.database.views import read_events
 from suffice.store.people.alerts import Notice
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import LogOutage, VersionRefusal
-from suffice.testing import FakeUpstream, GatewayProcess, process
+from suffice.testing import FakeUpstream
 from suffice.types import Pause
 from suffice.wiring import open_decisions, startup
+from tests import gateway_process as process
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_last_good import GOOD
 from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, published, write
+from tests.gateway_process import GatewayProcess
 from tests.stalls import StallMeter
 
 OWN = {**ROUTE, "uncertified": True, "policy": {"policy": "stable-answer", "streak": 3}}  # its owner's word is enough

@@ -23,7 +23,7 @@ from suffice.gateway.context import GatewayState
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
-from suffice.testing import Answerer, FakeUpstream, Reply, Script
+from suffice.testing import Answerer, FakeUpstream, Reply, Script, ServerBehaviour
 from suffice.types import Episode, Outcome
 from suffice.wiring import build_gateway
 
@@ -221,7 +221,7 @@ async def served(
     fake     options of the fake upstream
     changes  `server`, `upstream`, `route` or `routes`: tables merged into the settings
     """
-    upstream = says if isinstance(says, FakeUpstream) else FakeUpstream(says, **(fake or {}))
+    upstream = says if isinstance(says, FakeUpstream) else FakeUpstream(says, ServerBehaviour(**(fake or {})))
     async with upstream:
         settings = settings_for(upstream.url, tmp_path, **changes)
         async with build_gateway(settings, log=log) as app:

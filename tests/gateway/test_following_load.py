@@ -15,7 +15,7 @@ import pytest
 from suffice.control.evidence.feedback import Ratings
 from suffice.gateway.load_control import RouteOperation
 from suffice.store.rows.events import key_of
-from suffice.testing import FakeUpstream, Reply, cut
+from suffice.testing import FakeUpstream, Reply, ServerBehaviour, cut
 from suffice.types import Feedback, Pause, Resumption
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -35,7 +35,7 @@ def operation(g: Served) -> RouteOperation:
 
 def server(says: dict[str, Reply] | None = None) -> FakeUpstream:
     replies = says or {"now": reply()}
-    return FakeUpstream(lambda _: replies["now"], slots=SLOTS)
+    return FakeUpstream(lambda _: replies["now"], ServerBehaviour(slots=SLOTS))
 
 
 def reply(**changes: Any) -> Reply:

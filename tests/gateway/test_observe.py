@@ -11,7 +11,7 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
-from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply, ScriptedThought
+from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from suffice.upstream.connection import REST_S
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Answer, chat, post, settings_for
@@ -86,7 +86,10 @@ def comparable(answer: Answer) -> Any:
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "thinking", "inline", "inline-opened"])
 async def test_every_shape_of_answer_equals_the_direct_one(serve: Serve, dialect: Any, field: Any) -> None:
     says = Reply(reasoning=THINKS.reasoning, answer=THINKS.answer, reasoning_field=field)
-    async with FakeUpstream(says, dialect=dialect) as other, serve(says, fake={"dialect": dialect}) as g:
+    async with (
+        FakeUpstream(says, ServerBehaviour(dialect=dialect)) as other,
+        serve(says, fake={"dialect": dialect}) as g,
+    ):
         for name, shape in SHAPES.items():
             direct, through = await g.ask(chat(**shape), url=other.url), await g.ask(chat(**shape))
             assert comparable(through) == comparable(direct), name
@@ -175,7 +178,7 @@ async def test_the_upstreams_connections_are_used_again(serve: Serve) -> None:
 async def test_an_upstream_that_hangs_after_done_holds_nobody_up(serve: Serve) -> None:
     from dataclasses import replace
 
-    from suffice.testing import SCRIPTS
+    from tests.sse_scripts import SCRIPTS
 
     hanging = replace(SCRIPTS["done_then_hang"], hang_s=60.0)
     async with serve(lambda _: hanging) as g:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import SCRIPTS, FakeUpstream, Reply, Script, ToolCall, die_after, one_byte, split_bytes, status
+from suffice.testing import FakeUpstream, Reply, Script, ToolCall, die_after, split_bytes, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
+from tests.sse_scripts import SCRIPTS
 
 OFF = {"mode": "off"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -130,7 +131,7 @@ async def test_odd_pieces_arrive_byte_for_byte(serve: Serve, piece: int) -> None
 
 @pytest.mark.parametrize("how", ["rst", "fin", "error_frame"])
 async def test_a_stream_that_breaks_inside_a_frame_never_leaves_half_of_it(serve: Serve, how: Any) -> None:
-    says = Reply(answer=("word",) * 30, faults=(die_after(7, how), one_byte()))
+    says = Reply(answer=("word",) * 30, faults=(die_after(7, how), split_bytes(1)))
     async with serve(says, route=OFF) as g:
         answer = await g.ask(chat(stream=True))
         assert len(answer.errors) == 1  # parsing `chunks` fails on half a frame

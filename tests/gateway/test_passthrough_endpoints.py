@@ -14,7 +14,7 @@ from yarl import URL
 from suffice.gateway.auth import Caller, KeyRing, Objects
 from suffice.settings import Upstream
 from suffice.store.rows.records import StoredObject
-from suffice.testing import FakeUpstream, Script
+from suffice.testing import FakeUpstream, Script, ServerBehaviour
 from suffice.upstream.client import UpstreamClient
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served
@@ -477,7 +477,9 @@ async def test_options_and_override_fields_are_taken_out_here_too(serve: Serve) 
 
 async def test_a_stored_response_is_asked_for_where_it_was_made(serve: Serve) -> None:
     made, stored = CASES["responses"], CASES["a stored response"]
-    async with FakeUpstream(paths={"POST /responses": made.script, "GET /responses/resp_1": stored.script}) as other:
+    async with FakeUpstream(
+        behaviour=ServerBehaviour(paths={"POST /responses": made.script, "GET /responses/resp_1": stored.script})
+    ) as other:
         routes = {"r": {"upstream": "up"}}
         async with serve(routes=routes) as g, UpstreamClient("up", Upstream(url=other.url), None) as elsewhere:
             g.gateway.upstreams = {"first": elsewhere, "up": elsewhere}

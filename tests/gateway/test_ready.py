@@ -11,7 +11,7 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
-from suffice.testing import FakeUpstream, Reply, status
+from suffice.testing import FakeUpstream, Reply, ServerBehaviour, status
 
 
 def settings(folder: Path, **urls: str) -> Settings:
@@ -80,7 +80,7 @@ async def test_a_call_that_succeeds_says_enough(tmp_path: Path, caplog: pytest.L
                 assert answer.status == 502
                 assert str(port) not in await answer.text()
         assert (await ready(url))[0] == 503
-        async with FakeUpstream(Reply(), port=port):
+        async with FakeUpstream(Reply(), ServerBehaviour(port=port)):
             async with session.post(url + "/v1/chat/completions", json=body) as answer:
                 assert answer.status == 200
             assert (await ready(url))[0] == 200

@@ -15,7 +15,7 @@ import pytest
 from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import RouteOperation
 from suffice.policy.base import build_policy
-from suffice.testing import FakeUpstream, Reply
+from suffice.testing import FakeUpstream, Reply, ServerBehaviour
 from suffice.testing.prompt import cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -49,7 +49,7 @@ def operation(gw: GatewayState) -> RouteOperation:
 
 
 def server() -> FakeUpstream:
-    return FakeUpstream(Reply(answer=cut("it is 4"), first_delay_s=RUN_S), slots=SLOTS)
+    return FakeUpstream(Reply(answer=cut("it is 4"), first_delay_s=RUN_S), ServerBehaviour(slots=SLOTS))
 
 
 async def load(g: Served, per_s: float, until: Callable[[int], bool], within_s: float) -> list[asyncio.Task[Answer]]:

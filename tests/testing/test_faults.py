@@ -11,19 +11,18 @@ import aiohttp
 import pytest
 
 from suffice.testing import (
-    SCRIPTS,
     FakeUpstream,
     Fault,
     Replay,
     Reply,
     Script,
+    ServerBehaviour,
     bad_json_frame,
     die_after,
     html200,
     json_for_sse,
     no_done,
     no_finish,
-    one_byte,
     slow_headers,
     split_bytes,
     sse_for_json,
@@ -31,6 +30,7 @@ from suffice.testing import (
     status,
 )
 from suffice.upstream.wire import DONE
+from tests.sse_scripts import SCRIPTS
 from tests.testing.talk import EMPTY_REQUEST, address, answer_of, bytes_of, datas, posted
 
 
@@ -109,7 +109,7 @@ async def test_wrong_kinds_of_answer() -> None:
     assert b"oops" in body
 
 
-@pytest.mark.parametrize("fault", [one_byte(), split_bytes(7), split_bytes(10_000)])
+@pytest.mark.parametrize("fault", [split_bytes(1), split_bytes(7), split_bytes(10_000)])
 async def test_cutting_changes_no_byte(fault: Fault) -> None:
     assert (await outcome_of(fault))[2] == (await outcome_of())[2]
 
@@ -124,7 +124,7 @@ async def test_waiting_takes_time() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"done_then_hang"}))
 async def test_scripts_are_played_byte_for_byte(name: str) -> None:
-    async with FakeUpstream(scripts=SCRIPTS) as fake:
+    async with FakeUpstream(behaviour=ServerBehaviour(scripts=SCRIPTS)) as fake:
         body, torn = b"", False
         try:
             async with posted(fake, stream=True, model=name) as response:
@@ -140,7 +140,7 @@ async def test_scripts_are_played_byte_for_byte(name: str) -> None:
 
 
 async def test_done_then_hang_keeps_the_connection_open() -> None:
-    fake = FakeUpstream(scripts=SCRIPTS)
+    fake = FakeUpstream(behaviour=ServerBehaviour(scripts=SCRIPTS))
     async with fake, posted(fake, stream=True, model="done_then_hang") as response:
         stream = b""
         while not stream.endswith(DONE):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from suffice.testing import SCRIPTS
+from tests.sse_scripts import SCRIPTS
 
 DIGEST = "3e277ea90d3b06cc2d9e158e0073aa10ace39742158c2b2389108dd529821243"
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream, GatewayProcess
+from suffice.testing import FakeUpstream, ServerBehaviour
 from suffice.testing.chain import SumsModel
+from tests.gateway_process import GatewayProcess
 
 
 def ask(url: str, question: str) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def test_behind_the_gateway_a_policy_stops_its_checking(tmp_path: Any) -> None:
         "audit_share": 0.0,
         "policy": {"policy": "stable-answer", "streak": 2},
     }
-    with FakeUpstream.in_thread(SumsModel(), slots=4) as fake:
+    with FakeUpstream.in_thread(SumsModel(), ServerBehaviour(slots=4)) as fake:
         settings = {
             "upstreams": {"local": {"url": fake.url, "driver": "llama.cpp"}},
             "routes": {"sums": route},

@@ -21,6 +21,7 @@ from suffice.testing import (
     FakeUpstream,
     Reply,
     ScriptedThought,
+    ServerBehaviour,
     ToolCall,
     slow_headers,
     stall_after,
@@ -44,7 +45,7 @@ from tests.testing.talk import (
 
 
 async def test_it_speaks_openai_s_protocol_and_counts() -> None:
-    async with FakeUpstream(REPLY, dialect="openai") as fake:
+    async with FakeUpstream(REPLY, ServerBehaviour(dialect="openai")) as fake:
         answer = await answer_of(fake)
         assert answer["choices"][0]["message"] == {
             "role": "assistant",
@@ -67,7 +68,7 @@ async def test_it_speaks_openai_s_protocol_and_counts() -> None:
 
 
 async def test_paths_with_and_without_v1_and_what_it_remembers() -> None:
-    async with FakeUpstream(REPLY, models=("a", "b")) as fake, aiohttp.ClientSession() as session:
+    async with FakeUpstream(REPLY, ServerBehaviour(models=("a", "b"))) as fake, aiohttp.ClientSession() as session:
         for path in ("/models", "/v1/models", "/health", "/slots", "/metrics?x=1"):
             async with session.get(fake.url + path) as response:
                 assert response.status == 200, path
@@ -150,7 +151,7 @@ def test_the_reassembled_stream_is_the_direct_answer(
         body = {**body, "messages": [*QUESTION, {"role": "assistant", "content": "<think>"}]}
 
     async def both() -> tuple[dict[str, Any], dict[str, Any]]:
-        async with FakeUpstream(reply, dialect=dialect, prefill_echo=echo) as fake:
+        async with FakeUpstream(reply, ServerBehaviour(dialect=dialect, prefill_echo=echo)) as fake:
             path = RAW if raw else CHAT
             direct = await answer_of(fake, path, **body)
             stream = await bytes_of(fake, path, stream_options={"include_usage": True}, **body)
@@ -198,7 +199,7 @@ async def test_control_says_why_it_did_nothing() -> None:
             first = datas(await response.content.readuntil(b"\n\n"))[0]["id"]
             answer = await answer_of(fake, CHAT + "/control", id=first, action="reasoning_end")
             assert answer["success"] is False
-    async with FakeUpstream(CHAIN, dialect="openai") as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(dialect="openai")) as fake:
         for path in (CHAT + "/control", "/apply-template"):
             async with posted(fake, path, id="x", action="reasoning_end") as response:
                 assert response.status == 404
@@ -206,9 +207,9 @@ async def test_control_says_why_it_did_nothing() -> None:
 
 async def test_plain_openai_starts_over_instead_of_continuing() -> None:
     prefilled = [*QUESTION, {"role": "assistant", "content": "<think>I guess 3\n</think>"}]
-    async with FakeUpstream(CHAIN, dialect="openai") as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(dialect="openai")) as fake:
         assert (await answer_of(fake, messages=prefilled))["choices"][0]["message"]["content"] == "four"
-    async with FakeUpstream(CHAIN, prefill_echo=True) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(prefill_echo=True)) as fake:
         answer = (await answer_of(fake, messages=prefilled))["choices"][0]["message"]["content"]
         assert answer == "<think>I guess 3\n</think>3"
 
@@ -242,7 +243,7 @@ async def test_log_probabilities_come_when_asked_for_in_the_shape_of_the_dialect
         raw = (await answer_of(fake, RAW, prompt="x", logprobs=1))["choices"][0]["logprobs"]
         assert [t["token"] for t in raw["content"]] == ["a", "b"]
         assert "logprobs" not in (await answer_of(fake))["choices"][0]
-    async with FakeUpstream(reply, dialect="openai") as fake:
+    async with FakeUpstream(reply, ServerBehaviour(dialect="openai")) as fake:
         raw = (await answer_of(fake, RAW, prompt="x", logprobs=1))["choices"][0]["logprobs"]
         assert raw == {
             "tokens": ["a", "b"],
@@ -252,7 +253,7 @@ async def test_log_probabilities_come_when_asked_for_in_the_shape_of_the_dialect
 
 
 async def test_the_prefix_cache_counts_common_words() -> None:
-    async with FakeUpstream(REPLY, prefix_cache=True) as fake:
+    async with FakeUpstream(REPLY, ServerBehaviour(prefix_cache=True)) as fake:
         usages = [
             (await answer_of(fake, messages=[{"role": "user", "content": text}]))["usage"]
             for text in ("a b c", "a b d", "x", "a b c e")
@@ -261,7 +262,7 @@ async def test_the_prefix_cache_counts_common_words() -> None:
 
 
 async def test_slots_limit_what_runs_at_once() -> None:
-    async with FakeUpstream(Reply(answer=("a", "b"), delay_s=0.01), slots=1) as fake:
+    async with FakeUpstream(Reply(answer=("a", "b"), delay_s=0.01), ServerBehaviour(slots=1)) as fake:
         answers = await asyncio.gather(*(answer_of(fake) for _ in range(3)))
         assert len(answers) == 3
         assert fake.max_in_flight == 3
@@ -270,7 +271,7 @@ async def test_slots_limit_what_runs_at_once() -> None:
 
 
 async def test_the_key_is_checked() -> None:
-    async with FakeUpstream(REPLY, api_key="k") as fake, aiohttp.ClientSession() as session:
+    async with FakeUpstream(REPLY, ServerBehaviour(api_key="k")) as fake, aiohttp.ClientSession() as session:
         for key, code in (("", 401), ("Bearer no", 401), ("Bearer k", 200)):
             headers = {"authorization": key} if key else {}
             async with session.get(fake.url + "/v1/models", headers=headers) as response:
@@ -298,7 +299,7 @@ async def test_parallel_streams_carry_only_their_own_nonce() -> None:
 
 
 async def test_a_connection_serves_many_requests_until_it_idles() -> None:
-    async with FakeUpstream(REPLY, idle_close_s=0.05) as fake:
+    async with FakeUpstream(REPLY, ServerBehaviour(idle_close_s=0.05)) as fake:
         reader, writer = await asyncio.open_connection(*address(fake))
         ask = b"POST /v1/completions HTTP/1.1\r\ncontent-length: 14\r\n\r\n" + b'{"prompt":"x"}'
         chunked = b"POST /completions HTTP/1.1\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n"
@@ -431,7 +432,10 @@ def test_it_runs_in_a_thread() -> None:
 def test_a_taken_port_is_reported_to_the_caller() -> None:
     with FakeUpstream.in_thread() as fake:
         port = int(fake.url.rsplit(":", 1)[1])
-        with pytest.raises(OSError, match="address already in use"), FakeUpstream.in_thread(port=port):
+        with (
+            pytest.raises(OSError, match="address already in use"),
+            FakeUpstream.in_thread(behaviour=ServerBehaviour(port=port)),
+        ):
             pass
 
 

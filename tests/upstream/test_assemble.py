@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.testing import SCRIPTS
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import SseSplitter
+from tests.sse_scripts import SCRIPTS
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None, **top: Any) -> dict[str, Any]:

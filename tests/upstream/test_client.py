@@ -13,7 +13,7 @@ import pytest
 
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
-from suffice.testing import FakeUpstream, Reply, die_after, slow_headers, stall_after, status
+from suffice.testing import FakeUpstream, Reply, ServerBehaviour, die_after, slow_headers, stall_after, status
 from suffice.upstream.client import UpstreamClient, governed_headers
 from suffice.upstream.connection import REST_S
 from tests.upstream.raw_server import RawServer
@@ -67,7 +67,10 @@ async def test_headers_of_the_connection_and_our_own_stay_here() -> None:
 
 
 async def test_the_upstreams_own_key_takes_the_place_of_the_clients() -> None:
-    async with FakeUpstream(Reply(), api_key="theirs") as fake, client_of(fake.url, api_key="theirs") as client:
+    async with (
+        FakeUpstream(Reply(), ServerBehaviour(api_key="theirs")) as fake,
+        client_of(fake.url, api_key="theirs") as client,
+    ):
         async with client.open(PATH, BODY, [("authorization", "Bearer client")]) as call:
             assert call.status == 200
         assert [v for k, v in fake.calls[0].headers if k.lower() == "authorization"] == ["Bearer theirs"]

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import UpstreamProtocol
-from suffice.testing import SCRIPTS
 from suffice.upstream.wire import (
     DONE,
     DONE_DATA,
@@ -32,6 +31,7 @@ from suffice.upstream.wire import (
     logprobs_of,
     reasoning_of,
 )
+from tests.sse_scripts import SCRIPTS
 
 few = settings(max_examples=60, derandomize=True, deadline=None)
 

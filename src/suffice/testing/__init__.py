@@ -16,10 +16,9 @@
 from __future__ import annotations
 
 from suffice.testing.chain import Answerer, At, EchoNonce, FirstFails, Questions, Samples, ScriptedThought
-from suffice.testing.process import GatewayProcess
+from suffice.testing.dialects import ServerBehaviour
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
-    SCRIPTS,
     AnswerTokens,
     FakeCall,
     FakeRequest,
@@ -34,7 +33,6 @@ from suffice.testing.reply import (
     json_for_sse,
     no_done,
     no_finish,
-    one_byte,
     slow_headers,
     split_bytes,
     sse_for_json,
@@ -44,7 +42,6 @@ from suffice.testing.reply import (
 from suffice.testing.upstream import FakeUpstream
 
 __all__ = [
-    "SCRIPTS",
     "AnswerTokens",
     "Answerer",
     "At",
@@ -54,13 +51,13 @@ __all__ = [
     "FakeUpstream",
     "Fault",
     "FirstFails",
-    "GatewayProcess",
     "Questions",
     "Replay",
     "Reply",
     "Samples",
     "Script",
     "ScriptedThought",
+    "ServerBehaviour",
     "ToolCall",
     "bad_json_frame",
     "cut",
@@ -69,7 +66,6 @@ __all__ = [
     "json_for_sse",
     "no_done",
     "no_finish",
-    "one_byte",
     "slow_headers",
     "split_bytes",
     "sse_for_json",

@@ -8,6 +8,7 @@ import contextlib
 import click
 
 from suffice.testing.chain import SumsModel
+from suffice.testing.dialects import ServerBehaviour
 from suffice.testing.upstream import FakeUpstream
 
 
@@ -28,9 +29,8 @@ def main(port: int, slots: int) -> None:
 
 async def _serve(port: int, slots: int) -> None:
     # Idle connections are closed after 5 s, as llama.cpp does; prefixes are cached.
-    async with FakeUpstream(
-        SumsModel(delay_s=0.002), port=port, slots=slots, prefix_cache=True, models=("sums",), idle_close_s=5.0
-    ) as fake:
+    server = ServerBehaviour(port=port, slots=slots, prefix_cache=True, models=("sums",), idle_close_s=5.0)
+    async with FakeUpstream(SumsModel(delay_s=0.002), server) as fake:
         click.echo(f"a pretended llama.cpp with the model 'sums' on {fake.url}; Ctrl-C ends it")
         await asyncio.Event().wait()
 

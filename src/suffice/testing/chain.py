@@ -1,12 +1,12 @@
 """Models made of data: what they say depends on the request alone, never on chance or a clock.
 
-Each class here is called with a `FakeRequest` and gives a `Reply`. A thought that is closed early, by a probe, a
-prefill, a raw continuation or the control endpoint, gets one and the same answer. `SumsModel` thinks aloud, has the
-answer long before it ends, and is sometimes wrong: `python -m suffice.testing` serves it, to try things on.
+Each is called with a `FakeRequest` and returns a `Reply`. A thought that is closed early, by a probe, a prefill, a raw
+continuation or the control endpoint, gets one and the same answer.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +48,6 @@ class ScriptedThought:
     reply: Reply = field(default_factory=Reply)
 
     def __call__(self, seen: FakeRequest) -> Reply:  # noqa: ARG002  it says the same to everyone
-        """The whole run: what a request carries of it already is left out later."""
         tokens = [token for step in self._steps for token in cut(step.text)]
         answer = _spoken(self.final_answer, self.final_p)
         return replace(
@@ -64,10 +63,7 @@ class ScriptedThought:
         return [step if isinstance(step, At) else At(*step) for step in self.steps]
 
     def answer_after(self, thought: str) -> AnswerTokens:
-        """The answer when the thought is closed behind this text: that of its last whole step.
-
-        Before the first step is whole it is the first step's.
-        """
+        """The answer when the thought is closed behind this text: that of its last whole step, else of its first."""
         length, needed, best = visible_length(thought), 0, None
         for step in self._steps:
             needed += visible_length(step.text)
@@ -94,10 +90,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Several models in one: the first whose key stands in the prompt answers.
-
-    otherwise  answers when no key does
-    """
+    """Several models in one: the first whose key stands in the prompt answers, else `otherwise`."""
 
     by_text: Mapping[str, Answerer]
     otherwise: Answerer
@@ -127,10 +120,7 @@ class EchoNonce:
 
 @dataclass(frozen=True, slots=True)
 class FirstFails:
-    """The first requests go wrong, then all is well: for retries and failing continuations.
-
-    n_calls  how many requests, counted over all kinds of calls, suffer from `faults`
-    """
+    """The first `n_calls` requests, of any kind, suffer from `faults`: for retries and failing continuations."""
 
     then: Callable[[FakeRequest], Reply]
     faults: tuple[Fault, ...]
@@ -142,6 +132,7 @@ class FirstFails:
 
 
 _SUM = re.compile(r"(\d{1,6})\s*([-+*])\s*(\d{1,6})")
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _COUNT = re.compile(r"from (\d{1,3}) to (\d{1,3})\b")
 _CHECKS = (
     "To be sure I work it out once more in another way and get {answer}.",
@@ -152,28 +143,18 @@ _CHECKS = (
 
 @dataclass(frozen=True, slots=True)
 class SumsModel:
-    """Answers the last `a + b`, `a - b` or `a * b` of a prompt.
+    """Answers the last `a + b`, `a - b` or `a * b` of a prompt; has the answer long before it ends; is sometimes wrong."""
 
-    >>> from suffice.testing import FakeUpstream
-    >>> with FakeUpstream.in_thread(SumsModel()) as fake:
-    ...     fake.url.startswith("http://127.0.0.1:")
-    True
-
-    n_checks   lines in which it looks at its answer again
-    wrong_nth  so many times in a row it is right, then once not: the n-th answer to the same prompt
-    delay_s    before each token
-    """
-
-    n_checks: int = 18
-    wrong_nth: int = 6
-    delay_s: float = 0.0
+    n_checks: int = 18  # lines in which it looks at its answer again
+    wrong_nth: int = 6  # right so many times in a row for the same prompt, then once wrong
+    delay_s: float = 0.0  # before each token
 
     def __call__(self, seen: FakeRequest) -> Reply:
         terms = _SUM.findall(seen.text)
         if not terms:
             return self._no_sum(seen)
         left, sign, right = terms[-1]
-        answer = _worked_out(int(left), sign, int(right))
+        answer = _OPERATORS[sign](int(left), int(right))
         if seen.nth_same % (self.wrong_nth + 1) == self.wrong_nth:
             answer += 10
         told = f" {answer}"  # as a model goes on behind words
@@ -201,7 +182,3 @@ class SumsModel:
             answer = "In order: " + ", ".join(str(n) for n in range(int(count[1]), int(count[2]) + 1)) + "."
         thought = [At("Nothing is to be added or multiplied, so let me look again.\n", answer)] * self.n_checks
         return ScriptedThought(thought, answer, reply=Reply(delay_s=self.delay_s))(seen)
-
-
-def _worked_out(left: int, sign: str, right: int) -> int:
-    return left + right if sign == "+" else left - right if sign == "-" else left * right

@@ -1,7 +1,4 @@
-"""One reply being generated, token by token: caps, stop words, and thoughts that are cut short.
-
-Pure: it knows a reply and what a request asks of it. It refuses to know frames, sockets and time.
-"""
+"""One reply being generated, token by token: caps, stop words, and thoughts that are cut short. Pure."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ from suffice.testing.prompt import (
     told_thought,
     without_beginning,
 )
-from suffice.testing.reply import AnswerTokens, FakeRequest, Reply
+from suffice.testing.reply import AnswerTokens, FakeRefusal, FakeRequest, Reply
 
 _UNTOLD_LOGPROB = -0.5
 _NO_PREFIX = Prefix("", closed=False, answer="", text="")
 
 
-class NotMyThought(ValueError):
+class NotMyThought(FakeRefusal):
     """The request carries a thought that this reply never had: something got crossed or torn."""
+
+    code = "not_my_thought"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """One generated token."""
-
     channel: Literal["reasoning", "tag", "answer", "tool"]
     text: str
     logprob: float
@@ -67,7 +64,7 @@ class Completion:
         reply = self.reply
         self._said = prefix.reasoning
         if reply.reasoning and not same_beginning("".join(reply.reasoning), prefix.reasoning):
-            raise NotMyThought("fake upstream: the request continues a thought that this reply does not have")
+            raise NotMyThought("the request continues a thought that this reply does not have")
         answer = self._spoken(AnswerTokens(reply.answer, reply.answer_logprobs))
         told = None if carried else told_thought(self._request.messages, "".join(reply.reasoning))
         if told is not None:
@@ -189,6 +186,5 @@ def _stop_words(request: FakeRequest) -> list[str]:
 
 
 def count_in(request: FakeRequest, name: str) -> int | None:
-    """A whole number in the request's body; None: absent, or something else."""
     value = request.body.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,7 +1,6 @@
-"""HTTP/1.1 by hand, server side: just enough, and with every way to misbehave.
+"""HTTP/1.1 by hand, server side: just enough, with every way to misbehave.
 
-It knows request heads, bodies and chunks, and notices at once when the client hangs up, even while
-nothing is being written. It refuses to know paths and JSON.
+It notices at once when the client hangs up, even while nothing is being written.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HEAD_LIMIT_BYTES = 64 * 1024
 BODY_LIMIT_BYTES = 64 * 2**20
@@ -24,8 +23,6 @@ class BadHttp(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """One request, read to its end."""
-
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
@@ -97,7 +94,7 @@ class ClientConnection:
         request = HttpRequest(method=parts[0], target=parts[1], headers=headers, body=b"")
         if request.header("expect").lower() == "100-continue":
             self.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return HttpRequest(method=parts[0], target=parts[1], headers=headers, body=await self._body(request))
+        return replace(request, body=await self._body(request))
 
     async def _body(self, request: HttpRequest) -> bytes:
         if "chunked" in request.header("transfer-encoding").lower():
@@ -141,8 +138,6 @@ class ClientConnection:
 
 
 class Response:
-    """One answer being written."""
-
     def __init__(self, connection: ClientConnection, *, goes_on: bool = False) -> None:
         self._connection, self._goes_on = connection, goes_on
         self._piece_bytes: int | None = None

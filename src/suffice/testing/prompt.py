@@ -1,8 +1,4 @@
-"""The fake model's tokenizer and chat template: simple, deterministic, the same in every place.
-
-It knows words, a chat template with marks, and what of a thought a request already carries. It
-refuses to know replies, sockets and counters.
-"""
+"""The fake model's tokenizer and chat template, and what of a thought a request already carries."""
 
 from __future__ import annotations
 
@@ -34,12 +30,10 @@ def count_words(text: str) -> list[str]:
 
 
 def token_ids(text: str) -> list[int]:
-    """One number for each prompt token, the same for the same word."""
     return [zlib.crc32(word.encode("utf-8", "surrogatepass")) % 100_000 for word in count_words(text)]
 
 
 def prompt_text(content: Any) -> str:
-    """The text of a message's content: a string, a list of parts, or nothing."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -52,11 +46,7 @@ def _thought_in(message: Mapping[str, Any]) -> str:
 
 
 def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_thought: bool) -> str:
-    """Write messages as the fake's model reads them.
-
-    continue_last  an assistant's last message is left open instead of being closed
-    opens_thought  the template itself writes the opening tag of a new thought
-    """
+    """Messages as the fake's model reads them; `continue_last` leaves an assistant's last message open."""
     lines = []
     readable = [m for m in messages if isinstance(m, Mapping)]
     for position, message in enumerate(readable):
@@ -108,10 +98,9 @@ def _split(text: str) -> Prefix:
 
 
 def told_thought(messages: Sequence[Any], thought: str) -> str | None:
-    """How much of `thought` the last exchange tells the model as plain text, white space left out.
+    """How much of `thought` a re-ask tells the model as plain text, white space left out; None: it is no re-ask.
 
-    That is a re-ask: an assistant's message that ends in the beginning of the thought, and a user's behind
-    it. None: it is something else.
+    A re-ask is an assistant's message that ends in the beginning of the thought, and a user's message behind it.
     """
     pair = messages[-2:]
     if [m.get("role") for m in pair if isinstance(m, Mapping)] != ["assistant", "user"]:
@@ -122,15 +111,11 @@ def told_thought(messages: Sequence[Any], thought: str) -> str | None:
 
 
 def visible_length(text: str) -> int:
-    """Characters that are not white space: thoughts are compared by these alone.
-
-    Whoever closes a thought may trim it and add line ends; the words stay.
-    """
+    """Characters that are not white space: thoughts are compared by these alone, because closing one may trim it."""
     return len("".join(text.split()))
 
 
 def same_beginning(text: str, beginning: str) -> bool:
-    """Does `text` begin with `beginning`, white space aside?"""
     return "".join(text.split()).startswith("".join(beginning.split()))
 
 

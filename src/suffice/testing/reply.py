@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -30,9 +29,19 @@ Dialect: TypeAlias = Literal["llama.cpp", "openai", "vllm", "sglang", "deepseek"
 Death: TypeAlias = Literal["rst", "fin", "error_frame"]
 
 
+class FakeRefusal(ValueError):
+    """The fake answers a request with an error, as a real server would."""
+
+    code = "bad_request"
+
+    def __init__(self, message: str, *, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code or self.code
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong. Made by the functions below; several add up."""
+    """What goes wrong, as the functions below say it; several add up."""
 
     die_after: int | None = None  # generated tokens; 0: headers only
     die_how: Death = "rst"
@@ -57,10 +66,7 @@ def die_after(n_tokens: int, how: Death = "rst") -> Fault:
 
 
 def stall_after(n_tokens: int, seconds: float, *, until_cut: bool = False) -> Fault:
-    """Fall silent for a while after so many tokens, then go on.
-
-    until_cut  go on at once when the thought is cut short
-    """
+    """Fall silent for a while after so many tokens, then go on; `until_cut`: or as soon as the thought is cut short."""
     return Fault(stall_after=n_tokens, stall_s=seconds, stall_until_cut=until_cut)
 
 
@@ -70,12 +76,10 @@ def status(code: int, body: bytes | None = None, headers: Mapping[str, str] | No
 
 
 def no_finish() -> Fault:
-    """Leave out the chunk with the finish reason."""
     return Fault(finish=False)
 
 
 def no_done() -> Fault:
-    """Leave out the last frame, `[DONE]`."""
     return Fault(done=False)
 
 
@@ -87,11 +91,6 @@ def slow_headers(seconds: float) -> Fault:
 def split_bytes(n_bytes: int) -> Fault:
     """Cut everything into HTTP chunks of this size."""
     return Fault(piece_bytes=n_bytes)
-
-
-def one_byte() -> Fault:
-    """Send each byte as an HTTP chunk of its own."""
-    return split_bytes(1)
 
 
 def html200() -> Fault:
@@ -116,31 +115,23 @@ def bad_json_frame(n_tokens: int = 1) -> Fault:
 
 def merged(faults: tuple[Fault, ...]) -> Fault:
     """All faults as one; where two name the same thing, the later counts."""
-    plain = Fault()
-    changed = {
-        f.name: getattr(fault, f.name)
-        for fault in faults
-        for f in fields(Fault)
-        if getattr(fault, f.name) != getattr(plain, f.name)
-    }
-    return Fault(**changed)
+    plain, changes = asdict(Fault()), dict[str, Any]()
+    for fault in faults:
+        changes |= {name: value for name, value in asdict(fault).items() if value != plain[name]}
+    return Fault(**changes)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerTokens:
-    """An answer, token by token."""
-
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...] = ()  # natural log; shorter than `tokens`: the rest is -0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A call that the model asks for; its arguments arrive in pieces, one token each."""
-
     id: str
     name: str
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # in pieces, one token each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +161,6 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeRequest:
-    """One request as the fake read it."""
-
     method: str
     path: str  # without the query and without /v1
     target: str  # as it came
@@ -200,7 +189,6 @@ class FakeRequest:
 
     @property
     def messages(self) -> list[Any]:
-        """The chat's messages; [] when there are none."""
         held = self.body.get("messages")
         return held if isinstance(held, list) else []
 
@@ -214,8 +202,8 @@ class FakeRequest:
     @property
     def nonce(self) -> str:
         """The word behind `nonce=` in the prompt; "" when there is none."""
-        held = re.search(r"nonce=(\w+)", self.text)
-        return held.group(1) if held else ""
+        match = re.search(r"nonce=(\w+)", self.text)
+        return match.group(1) if match else ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -269,15 +257,11 @@ class FakeCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """A response body, cut into the HTTP chunks it is sent in.
-
-    end  "whole": the body is completed; "torn": the connection closes inside it; "hang": silence for
-         `hang_s` before it is completed
-    """
+    """A response body, cut into the HTTP chunks it is sent in."""
 
     pieces: tuple[bytes, ...]
-    end: Literal["whole", "torn", "hang"] = "whole"
-    hang_s: float = 0.0
+    end: Literal["whole", "torn", "hang"] = "whole"  # torn: the connection closes inside it
+    hang_s: float = 0.0  # hang: silence before the body is completed
     delay_s: float = 0.0  # before each piece
     status: int = 200
     content_type: str = "text/event-stream"
@@ -290,13 +274,10 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Plays a recorded body verbatim, from a file or from bytes.
-
-    piece_bytes  size of the HTTP chunks; 0: one chunk for all
-    """
+    """Plays a recorded body verbatim, from a file or from bytes."""
 
     source: str | Path | bytes
-    piece_bytes: int = 0
+    piece_bytes: int = 0  # size of the HTTP chunks; 0: one chunk for all
     delay_s: float = 0.0
     content_type: str = "text/event-stream"
 
@@ -308,59 +289,3 @@ class Replay:
             delay_s=self.delay_s,
             content_type=self.content_type,
         )
-
-
-def _chunk(delta: Mapping[str, Any], finish_reason: str | None = None, **top: Any) -> bytes:
-    body = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": "m",
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
-        **top,
-    }
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
-
-
-_ROLE = _chunk({"role": "assistant", "content": ""})
-_TEXT = _chunk({"content": "The answer is "}) + _chunk({"content": "42 \u5317\U0001f642"})
-_FINISH = _chunk({}, "stop")
-_USAGE = (
-    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[],'
-    b'"usage":{"prompt_tokens":5,"completion_tokens":9,"total_tokens":14}}\n\n'
-)
-_DONE = b"data: [DONE]\n\n"
-_ERROR = b'data: {"error":{"message":"upstream died","type":"upstream_error","param":null,"code":"upstream_error"}}\n\n'
-_NULL_CHOICES = (
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":null,"usage":null}\n\n'
-)
-_PLAIN = (_ROLE, _TEXT, _FINISH, _DONE)
-
-
-def _whole(*pieces: bytes) -> Script:
-    return Script(pieces=pieces)
-
-
-SCRIPTS: dict[str, Script] = {
-    "ok": _whole(_ROLE, _TEXT, _FINISH, _USAGE, _DONE),
-    "eof_no_done": _whole(_ROLE, _TEXT, _FINISH),
-    "eof_no_finish": _whole(_ROLE, _TEXT),
-    "done_no_finish": _whole(_ROLE, _TEXT, _DONE),
-    "err_frame_done": _whole(_ROLE, _TEXT, _ERROR, _DONE),
-    "err_event_done": _whole(_ROLE, _TEXT, b"event: error\n" + _ERROR, _DONE),
-    "comment_ping": _whole(_ROLE, b": ping\n\n", _TEXT, b":\n\n", _FINISH, _DONE),
-    "retry_only": _whole(b"retry: 1000\n\n", *_PLAIN),
-    "crlf": _whole(*(piece.replace(b"\n", b"\r\n") for piece in _PLAIN)),
-    "nospace": _whole(*(piece.replace(b"data: ", b"data:") for piece in _PLAIN)),
-    "bom": _whole(b"\xef\xbb\xbf" + _ROLE, _TEXT, _FINISH, _DONE),
-    "badjson": _whole(_ROLE, _TEXT, b"data: {oops\n\n", _FINISH, _DONE),
-    "after_done": _whole(*_PLAIN, _chunk({"content": "LATE"})),
-    "null_choices": _whole(_ROLE, _TEXT, _FINISH, _NULL_CHOICES, _DONE),
-    "custom_field": _whole(_ROLE, _TEXT, _chunk({}, "stop", policy={"v": "p7"}), _DONE),
-    "custom_finish": _whole(_ROLE, _TEXT, _chunk({}, "early_stop"), _DONE),
-    "custom_event": _whole(_ROLE, _TEXT, _FINISH, b'event: policy\ndata: {"v":1}\n\n', _DONE),
-    "two_finish": _whole(_ROLE, _TEXT, _FINISH, _FINISH, _DONE),
-    "bytewise": _whole(*(bytes((b,)) for b in _ROLE + _TEXT + _FINISH + _USAGE + _DONE)),
-    "done_then_hang": Script(pieces=_PLAIN, end="hang", hang_s=6.0),
-    "truncated": Script(pieces=(_ROLE, _TEXT), end="torn"),
-}

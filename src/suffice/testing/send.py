@@ -12,9 +12,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from math import exp, log
 from typing import Any, TypeAlias
 
+from suffice.testing.dialects import ServerBehaviour
 from suffice.testing.generate import Completion, Token, count_in
 from suffice.testing.http1 import Response
-from suffice.testing.reply import Death, Dialect, FakeCall, FakeRequest, Fault, Reply, Script
+from suffice.testing.reply import Death, FakeCall, FakeRequest, Fault, Reply, Script
 from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, error_frame
 
 Tokens: TypeAlias = AsyncGenerator[tuple[Completion, Token], None]
@@ -131,15 +132,13 @@ CREATED = 1_700_000_000
 class ReplyShape:
     """Writes one call's chunks and body."""
 
-    def __init__(
-        self, seen: FakeCall, reply: Reply, *, dialect: Dialect, completion_id: str, prefill_echo: bool
-    ) -> None:
+    def __init__(self, seen: FakeCall, reply: Reply, server: ServerBehaviour, completion_id: str) -> None:
         self._seen, self._reply, self._request = seen, reply, seen.request
         self.headers = reply.headers
-        self._llama = dialect == "llama.cpp"
+        self._llama = server.dialect == "llama.cpp"
         self._id = completion_id
-        prefix = seen.request.prefix
-        self._echo = prefix.text if prefill_echo and prefix and not seen.request.is_raw else ""
+        prefix, echoes = seen.request.prefix, server.prefill_echo or server.dialect == "mistral"
+        self._echo = prefix.text if echoes and prefix and not seen.request.is_raw else ""
         self._n_top = _n_top_logprobs(seen.request)
         options = seen.request.body.get("stream_options")
         asked = isinstance(options, Mapping) and options.get("include_usage") is True
@@ -177,21 +176,25 @@ class ReplyShape:
     def _chunk(
         self, run: Completion, delta: dict[str, Any], *, token: Token | None = None, finish_reason: str | None = None
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": run.index, "finish_reason": finish_reason}
-        if self._request.is_raw:
-            choice["text"] = token.text if token else ""
-        else:
+        choice = self._choice(run, finish_reason, [token] if token else [])
+        if not self._request.is_raw:
             choice["delta"] = delta
-        if self._n_top is not None and token:
-            choice["logprobs"] = self._logprobs([token])
-        elif not self._llama or self._request.is_raw:
-            choice["logprobs"] = None
         chunk = {**self._top(chunk=True), "choices": [choice]}
         if self._reply.usage == "every":
             chunk["usage"] = self.usage()
         elif not self._llama and self._usage_at_end:
             chunk["usage"] = None
         return chunk
+
+    def _choice(self, run: Completion, finish_reason: str | None, tokens: Sequence[Token]) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": run.index, "finish_reason": finish_reason}
+        if self._n_top is not None and tokens:
+            choice["logprobs"] = self._logprobs(tokens)
+        elif not self._llama or self._request.is_raw:
+            choice["logprobs"] = None
+        if self._request.is_raw:
+            choice["text"] = "".join(token.text for token in tokens)
+        return choice
 
     def _delta(self, token: Token) -> dict[str, Any]:
         if token.channel == "reasoning" and not self._reply.reasoning_field.startswith("inline"):
@@ -208,24 +211,16 @@ class ReplyShape:
     # ---- one body
 
     def body(self, runs: Sequence[Completion]) -> dict[str, Any]:
-        body = {**self._top(chunk=False), "choices": [self._choice(run) for run in runs]}
+        choices = [self._choice(run, run.finish_reason, run.shown) for run in runs]
+        if not self._request.is_raw:
+            for run, choice in zip(runs, choices, strict=True):
+                choice["message"] = self._message(run)
+        body = {**self._top(chunk=False), "choices": choices}
         if self._reply.usage != "none":
             body["usage"] = self.usage()
         if self._llama:
             body["timings"] = self._timings()
         return body
-
-    def _choice(self, run: Completion) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": run.index, "finish_reason": run.finish_reason}
-        if self._n_top is not None and run.shown:
-            choice["logprobs"] = self._logprobs(run.shown)
-        elif not self._llama or self._request.is_raw:
-            choice["logprobs"] = None
-        if self._request.is_raw:
-            choice["text"] = "".join(token.text for token in run.shown)
-        else:
-            choice["message"] = self._message(run)
-        return choice
 
     def _message(self, run: Completion) -> dict[str, Any]:
         field = self._reply.reasoning_field
@@ -233,14 +228,14 @@ class ReplyShape:
         thought = "" if inline else "".join(t.text for t in run.shown if t.channel == "reasoning")
         spoken = ("reasoning", "tag", "answer") if inline else ("tag", "answer")
         text = self._echo + "".join(t.text for t in run.shown if t.channel in spoken)
-        calls = sorted({t.call for t in run.shown if t.channel == "tool"})
+        n_calls = sorted({t.call for t in run.shown if t.channel == "tool"})
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if not self._llama:
-            message |= {"content": None if calls and not text else text, "refusal": None}
+            message |= {"content": None if n_calls and not text else text, "refusal": None}
         if thought:
             message[field] = thought
-        if calls:
-            message["tool_calls"] = [self._call(run, n) for n in calls]
+        if n_calls:
+            message["tool_calls"] = [self._call(run, n) for n in n_calls]
         return message
 
     def _call(self, run: Completion, n: int) -> dict[str, Any]:
@@ -253,9 +248,7 @@ class ReplyShape:
     def usage(self) -> dict[str, Any]:
         seen = self._seen
         usage: dict[str, Any] = {
-            "prompt_tokens": seen.prompt_tokens,
-            "completion_tokens": seen.n_tokens_sent,
-            "total_tokens": seen.prompt_tokens + seen.n_tokens_sent,
+            **(seen.usage or {}),
             "prompt_tokens_details": {"cached_tokens": seen.cached_tokens},
         }
         if self._reply.count_reasoning and not self._request.is_raw:

@@ -17,7 +17,6 @@ from suffice.store.database.views import read_episodes
 from suffice.testing import (
     FakeRequest,
     FakeUpstream,
-    GatewayProcess,
     Reply,
     ScriptedThought,
     ToolCall,
@@ -27,6 +26,7 @@ from suffice.testing import (
     status,
 )
 from suffice.types import Episode
+from tests.gateway_process import GatewayProcess
 
 Mode = Literal["off", "observe", "enforce"]
 MODES: tuple[Mode, ...] = ("off", "observe", "enforce")

@@ -17,7 +17,16 @@ from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe
-from suffice.testing import FakeUpstream, FirstFails, Questions, Reply, Samples, ScriptedThought, status
+from suffice.testing import (
+    FakeUpstream,
+    FirstFails,
+    Questions,
+    Reply,
+    Samples,
+    ScriptedThought,
+    ServerBehaviour,
+    status,
+)
 from suffice.types import StepRecord
 from tests.gateway.served import chat, served
 from tests.replay.record.recording import CHAIN, Told, asked, recipe, recorded
@@ -41,7 +50,7 @@ def rows(path: Path) -> list[RunRow]:
 
 
 async def test_a_chain_is_cut_and_probed_as_a_live_audit_is(tmp_path: Path) -> None:
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
     (run,) = rows(tmp_path / "t.jsonl")
     live_route = ROUTE | {"mode": "observe", "audit_share": 1.0}
@@ -64,7 +73,7 @@ async def test_a_chain_is_cut_and_probed_as_a_live_audit_is(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 async def test_a_trial_answer_is_what_a_stop_there_delivers(step: int, tmp_path: Path) -> None:
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
     (run,) = rows(tmp_path / "t.jsonl")
     slow = dataclasses.replace(CHAIN, reply=Reply(delay_s=0.004))
@@ -83,7 +92,7 @@ async def test_a_trial_answer_is_what_a_stop_there_delivers(step: int, tmp_path:
 
 
 async def test_margin_and_entropy_come_from_the_rivals_that_the_server_lists(tmp_path: Path) -> None:
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
         probes = [c.request.body for c in fake.calls if c.request.is_raw]
     assert {body["logprobs"] for body in probes} == {5}
@@ -99,14 +108,14 @@ async def test_margin_and_entropy_come_from_the_rivals_that_the_server_lists(tmp
 
 async def test_behind_words_of_ours_the_entropy_of_the_closed_thought_is_unknown(tmp_path: Path) -> None:
     how = recipe(probe=Probe(max_tokens=6, answer_prefix="The answer is"))
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), how)
     steps = only(tmp_path / "t.jsonl").steps(0)
     assert all(s.closed_entropy is None and s.entropy is not None for s in steps[:4])
 
 
 async def test_a_chain_that_its_cap_cuts_is_closed_as_a_stop_would_close_it(tmp_path: Path) -> None:
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe(max_tokens=8))
     (run,) = rows(tmp_path / "t.jsonl")
     assert json.loads(run.meta or "")["unclosed"] is True
@@ -118,7 +127,7 @@ async def test_a_chain_that_its_cap_cuts_is_closed_as_a_stop_would_close_it(tmp_
 async def test_samples_stand_in_launch_order_and_the_vote_is_the_full_answer(tmp_path: Path) -> None:
     first = Samples(["7", "4", "4", "nothing", "7"])
     model = Questions({"question 0": first, "question 1": Samples(["none"])}, otherwise=Samples(["4"]))
-    async with FakeUpstream(model, slots=1) as fake:
+    async with FakeUpstream(model, ServerBehaviour(slots=1)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(3), recipe("samples"), concurrency=1)
         total = fake.total_completion_tokens
     runs = {r.question_id: r for r in rows(tmp_path / "t.jsonl")}
@@ -134,7 +143,7 @@ async def test_samples_stand_in_launch_order_and_the_vote_is_the_full_answer(tmp
 
 
 async def test_every_token_that_the_server_counted_is_in_the_traces(tmp_path: Path) -> None:
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         progress = await recorded(fake, tmp_path / "t.jsonl", asked(6), recipe())
         total = fake.total_completion_tokens
     runs = rows(tmp_path / "t.jsonl")
@@ -146,7 +155,7 @@ async def test_every_token_that_the_server_counted_is_in_the_traces(tmp_path: Pa
 
 async def test_a_stumbling_server_is_asked_again_and_no_run_counts_twice(tmp_path: Path) -> None:
     told = Told()
-    async with FakeUpstream(FirstFails(CHAIN, (status(503),), n_calls=2), slots=8) as fake:
+    async with FakeUpstream(FirstFails(CHAIN, (status(503),), n_calls=2), ServerBehaviour(slots=8)) as fake:
         progress = await recorded(fake, tmp_path / "t.jsonl", asked(2), recipe(), told=told, concurrency=1)
     assert (progress.n_recorded, progress.failed) == (2, {})
     assert told.pauses_s == [0.0, 1.0]
@@ -155,7 +164,7 @@ async def test_a_stumbling_server_is_asked_again_and_no_run_counts_twice(tmp_pat
 
 async def test_a_sample_that_breaks_off_is_drawn_again_alone_and_seeds_are_the_gateways(tmp_path: Path) -> None:
     model = FirstFails(Samples(["4"]), (status(503),), n_calls=1)
-    async with FakeUpstream(model, slots=8) as fake:
+    async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe("samples"), concurrency=1)
         seeds = [c.request.body["seed"] for c in fake.calls]
     assert len(seeds) == 6  # five samples, and the first one twice
@@ -165,14 +174,14 @@ async def test_a_sample_that_breaks_off_is_drawn_again_alone_and_seeds_are_the_g
 async def test_a_question_that_the_server_refuses_is_left_and_the_others_are_recorded(tmp_path: Path) -> None:
     model = Questions({"question 1?": lambda _: failing(400)}, otherwise=CHAIN)
     told = Told()
-    async with FakeUpstream(model, slots=8) as fake:
+    async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
         progress = await recorded(fake, tmp_path / "t.jsonl", asked(3), recipe(), told=told)
     assert progress.n_recorded == 2
     assert progress.n_left == 1
     assert progress.failed == {"q1": "the upstream answered 400"}
     assert told.pauses_s == []  # what is refused for what it says is not asked again
     assert told.n_calls == 3
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         progress = await recorded(fake, tmp_path / "t.jsonl", asked(3), recipe())
         assert {c.request.text.strip() for c in fake.calls if not c.request.is_raw} >= {"question 1?"}
     assert (progress.n_before, progress.n_recorded, progress.n_left) == (2, 1, 0)
@@ -180,7 +189,7 @@ async def test_a_question_that_the_server_refuses_is_left_and_the_others_are_rec
 
 
 async def test_a_server_that_is_gone_is_not_asked_for_every_question(tmp_path: Path) -> None:
-    async with FakeUpstream(failing(500), slots=8) as fake:
+    async with FakeUpstream(failing(500), ServerBehaviour(slots=8)) as fake:
         progress = await recorded(fake, tmp_path / "t.jsonl", asked(100), recipe(), concurrency=2)
     assert progress.n_recorded == 0
     assert progress.n_left == 100
@@ -198,7 +207,7 @@ def failing(code: int) -> Reply:
 
 
 async def test_a_model_without_thought_gives_one_step(tmp_path: Path) -> None:
-    async with FakeUpstream(Reply(answer=("it", " is", " 4")), slots=8) as fake:
+    async with FakeUpstream(Reply(answer=("it", " is", " 4")), ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe())
     (run,) = rows(tmp_path / "t.jsonl")
     assert [(s.tokens, s.answer, s.text) for s in run.steps] == [(3, "4", "it is 4")]
@@ -208,7 +217,7 @@ async def test_a_thought_between_tags_gives_the_same_steps(tmp_path: Path) -> No
     found = {}
     for name in ("reasoning_content", "inline"):
         model = ScriptedThought(CHAIN.steps, "4", reply=Reply(reasoning_field=name))
-        async with FakeUpstream(model, slots=8) as fake:
+        async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
             await recorded(fake, tmp_path / f"{name}.jsonl", asked(1), recipe())
         (run,) = rows(tmp_path / f"{name}.jsonl")
         found[name] = [(s.answer, s.text) for s in run.steps]

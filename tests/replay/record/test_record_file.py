@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from suffice.errors import ConfigError, StoreError, TraceError
 from suffice.replay.record.recording import RecordingFile
 from suffice.replay.traces.jsonl import RunRow, StepRow
-from suffice.testing import FakeUpstream, Reply, ScriptedThought
+from suffice.testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded
 
 
@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Pat
 
 async def test_what_is_done_is_never_asked_for_again(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl.gz"
-    async with FakeUpstream(CHAIN, slots=8) as fake:
+    async with FakeUpstream(CHAIN, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, out, asked(4), recipe())
         first = len(fake.calls)
         progress = await recorded(fake, out, asked(4), recipe())
@@ -177,7 +177,7 @@ def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_double
     lines = [json.dumps({"id": f"q{i}", "question": f"question {i}?", "gold": "4"}) for i in range(30)]
     questions.write_text("\n".join(lines), "utf-8")
     model = ScriptedThought(CHAIN.steps, "4", reply=Reply(delay_s=0.002))
-    with FakeUpstream.in_thread(model, slots=4) as fake:
+    with FakeUpstream.in_thread(model, ServerBehaviour(slots=4)) as fake:
         run = [
             sys.executable,
             "-c",
