@@ -143,7 +143,7 @@ _CHECKS = (
 
 @dataclass(frozen=True, slots=True)
 class SumsModel:
-    """Does the last sum, difference or product of a prompt; knows the answer long before it ends, and is sometimes wrong."""
+    """Does the last sum, difference or product of a prompt; knows it long before it ends, and is sometimes wrong."""
 
     n_checks: int = 18  # lines in which it looks at its answer again
     wrong_nth: int = 6  # right so many times in a row for the same prompt, then once wrong
