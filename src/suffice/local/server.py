@@ -6,9 +6,9 @@ The server is native code in a process of its own, so that a crash cannot take t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import select
 import subprocess
@@ -17,8 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -68,11 +67,10 @@ def check_spec(spec: ServerSpec) -> None:
 
 
 class LocalServer:
-    """A running model server; use it in a `with` block.
+    """A model server that runs while a `with` block lasts; `url` is http://127.0.0.1:PORT, without /v1.
 
-    `url` is http://127.0.0.1:PORT, without /v1. Entering the block returns when /health says ok, and
-    raises LocalModelError with the end of the server's log when that takes longer than
-    `start_timeout_s` or the child ends first. Leaving the block ends the child, whatever it does.
+    Entering the block returns when /health says ok, and raises LocalModelError with the end of the server's log when
+    that takes longer than `start_timeout_s` or the child ends first. Leaving the block ends the child.
     """
 
     def __init__(self, spec: ServerSpec, *, log_path: Path | None = None, start_timeout_s: float = 120.0) -> None:
@@ -86,16 +84,18 @@ class LocalServer:
     @property
     def url(self) -> str:
         """Base address of the running server. Raises LocalModelError when it is not running."""
-        if not self._url:
-            raise LocalModelError("local server: it is not running; use it in a `with` block")
+        self._running()
         return self._url
 
     @property
     def pid(self) -> int:
         """Process id of the child. Raises LocalModelError when it is not running."""
+        return self._running().pid
+
+    def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None:
             raise LocalModelError("local server: it is not running; use it in a `with` block")
-        return self._child.pid
+        return self._child
 
     def is_alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
@@ -105,7 +105,7 @@ class LocalServer:
         deadline = time.monotonic() + self.start_timeout_s
         with self.log_path.open("wb") as log:
             self._child = subprocess.Popen(
-                child_command(self.spec),
+                [sys.executable, "-m", "suffice.local.server", json.dumps(asdict(self.spec), default=str)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -187,47 +187,18 @@ def _read_line(pipe: IO[bytes], deadline: float) -> str:
     return collected.decode()
 
 
-def child_command(spec: ServerSpec) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "suffice.local.server",
-        "--model",
-        str(spec.model_path),
-        "--alias",
-        spec.alias,
-        "--template",
-        spec.template or "",
-        "--n-parallel",
-        str(spec.n_parallel),
-        "--ctx",
-        str(spec.ctx_tokens_per_slot),
-        "--threads",
-        str(spec.n_threads),
-        "--port",
-        str(spec.port),
-    ]
-
-
 def child_environment(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
-    """The child's environment: ours, with compute threads that sleep while they wait.
+    """Ours, with compute threads that sleep while they wait.
 
-    Threads that spin at a barrier stop each other when another process needs a core: decoding was
-    seen to fall from 140 to 1 token a second.
+    Threads that spin at a barrier stop each other when another process needs a core: decoding was seen to fall from
+    140 to 1 token a second.
     """
     return {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", **environment}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m suffice.local.server")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--alias", default="local")
-    parser.add_argument("--template", default="")
-    parser.add_argument("--n-parallel", type=int, default=4)
-    parser.add_argument("--ctx", type=int, default=2048, help="tokens of context per slot")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--port", type=int, default=0)
-    options = parser.parse_args(arguments)
+def main() -> int:
+    """Serve the `ServerSpec` whose JSON is the only argument, until the standard input closes."""
+    spec = ServerSpec(**json.loads(sys.argv[1]))
     # The native code writes to descriptor 1 as it likes; the address must not get lost in that.
     address_pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -235,9 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import xllamacpp  # an optional extra, and a second of loading that the parent must not pay
 
     try:
-        server = xllamacpp.Server(_parameters(xllamacpp, options))
+        server = xllamacpp.Server(_parameters(xllamacpp, spec))
     except RuntimeError as error:
-        print(f"{options.model}: {error}", file=sys.stderr)
+        print(f"{spec.model_path}: {error}", file=sys.stderr)
         return 1
     address_pipe.write(f"{READY_MARK}{server.listening_address}\n")
     address_pipe.flush()
@@ -246,26 +217,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os._exit(0)
 
 
-def _parameters(xllamacpp: object, options: argparse.Namespace) -> object:
+def _parameters(xllamacpp: object, spec: ServerSpec) -> object:
     parameters = xllamacpp.CommonParams()  # type: ignore[attr-defined]
-    parameters.model.path = options.model
-    parameters.model_alias = {options.alias}
+    parameters.model.path = str(spec.model_path)
+    parameters.model_alias = {spec.alias}
     parameters.hostnames = ["127.0.0.1"]
-    parameters.port = options.port
-    parameters.n_parallel = options.n_parallel
+    parameters.port = spec.port
+    parameters.n_parallel = spec.n_parallel
     # Each open stream holds one, those that wait for a slot, too; the word that ends a thought needs one more.
-    parameters.n_threads_http = _HTTP_THREADS_A_SLOT * options.n_parallel
-    parameters.n_ctx = options.ctx * options.n_parallel
-    parameters.cpuparams.n_threads = options.threads
-    parameters.cpuparams_batch.n_threads = options.threads
+    parameters.n_threads_http = _HTTP_THREADS_A_SLOT * spec.n_parallel
+    parameters.n_ctx = spec.ctx_tokens_per_slot * spec.n_parallel
+    parameters.cpuparams.n_threads = spec.n_threads
+    parameters.cpuparams_batch.n_threads = spec.n_threads
     parameters.endpoint_metrics = True
     parameters.endpoint_slots = True
     parameters.ui = False
     parameters.cors_origins = "http://127.0.0.1"  # by default any web page may ask
     parameters.verbosity = 2
     parameters.use_jinja = True
-    if options.template:
-        parameters.chat_template = (TEMPLATES / f"{options.template}.jinja").read_text("utf-8")
+    if spec.template:
+        parameters.chat_template = (TEMPLATES / f"{spec.template}.jinja").read_text("utf-8")
     return parameters
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from suffice.errors import LocalModelError
-from suffice.local.questions import FAMILIES_OF_QUESTIONS, DemoQuestion
+from suffice.local.questions import FACTS, FAMILIES_OF_QUESTIONS, DemoQuestion
 
 Message = Mapping[str, str]
 
@@ -46,106 +46,18 @@ class TaskQuestion:
     temperature: float
 
 
-def _shown(ask: str, answer: str, thought: str | None = None) -> tuple[Message, Message]:
-    entries = {"role": "assistant", "content": answer}
-    if thought is not None:
-        entries["reasoning_content"] = thought
-    return {"role": "user", "content": ask}, entries
+def _examples(task: str) -> tuple[Message, ...]:
+    messages = list[Message]()
+    for one in FACTS["examples"][task]:
+        thought = {"reasoning_content": one["thought"]} if "thought" in one else {}
+        messages += [
+            {"role": "user", "content": one["ask"]},
+            {"role": "assistant", "content": one["answer"], **thought},
+        ]
+    return tuple(messages)
 
 
-_REVIEW = "Review: {}\nIs this review positive or negative?"
-EXAMPLES: Mapping[str, tuple[Message, ...]] = {
-    "capitals": (
-        *_shown("What is the capital of Iceland?", "Answer: Reykjavik"),
-        *_shown("What is the capital of Brazil?", "Answer: Brasilia"),
-        *_shown("What is the capital of Ukraine?", "Answer: Kyiv"),
-    ),
-    "sentiment": (
-        *_shown(_REVIEW.format("The tea was lovely."), "Answer: positive"),
-        *_shown(_REVIEW.format("The chair broke at once."), "Answer: negative"),
-        *_shown(_REVIEW.format("I was sick for two days after this meal."), "Answer: negative"),
-        *_shown(_REVIEW.format("My dog loves the new food."), "Answer: positive"),
-    ),
-    "sums": (
-        *_shown("Write out the sum of 20 and 1.", "20 + 1 = 21"),
-        *_shown("Write out the sum of 6 and 12.", "6 + 12 = 18"),
-        *_shown("Write out the sum of 10 and 4.", "10 + 4 = 14"),
-    ),
-    "letters": (
-        *_shown('What is the first letter of the word "house"?', "h"),
-        *_shown('What is the last letter of the word "moon"?', "n"),
-        *_shown('What is the first letter of the word "tree"?', "t"),
-        *_shown('What is the last letter of the word "crab"?', "b"),
-    ),
-    "lists": (
-        *_shown("Which of these is a tool: cup, saw or cheese?", "Answer: saw"),
-        *_shown("Which number is larger, 12 or 193?", "Answer: 193"),
-        *_shown("Which of these is a tool: hammer, rain or bread?", "Answer: hammer"),
-        *_shown("Which number is larger, 170 or 31?", "Answer: 170"),
-    ),
-    "stories": (
-        *_shown(
-            "Otto is 6 years old and his aunt is 20 years older. How old will she be in 3 years?",
-            "29",
-            "6 + 20 = 26 years.\n26 + 3 = 29 years.\nSo the answer is 29.\n"
-            "Let me check: 6 + 20 = 26 and 26 + 3 = 29. That is right, the answer is 29.\n",
-        ),
-        *_shown(
-            "Lena has 3 bags with 4 nuts each and eats 5 nuts. How many nuts are left?",
-            "7",
-            "3 * 4 = 12 nuts.\n12 - 5 = 7 nuts.\nSo the answer is 7.\n"
-            "Let me check: 3 * 4 = 12 and 12 - 5 = 7. That is right, the answer is 7.\n",
-        ),
-    ),
-    "chains": (
-        *_shown(
-            "Calculate 14 + 8 - 5 + 20.",
-            "37",
-            "14 + 8 = 22.\n22 - 5 = 17.\n17 + 20 = 37.\nSo the answer is 37.\n"
-            "Let me check: 14 + 8 = 22, 22 - 5 = 17, 17 + 20 = 37. That is right, the answer is 37.\n",
-        ),
-        *_shown(
-            "Calculate 40 - 12 + 25.",
-            "53",
-            "40 - 12 = 28.\n28 + 25 = 53.\nSo the answer is 53.\n"
-            "Let me check: 40 - 12 = 28, 28 + 25 = 53. That is right, the answer is 53.\n",
-        ),
-    ),
-    "largest": (
-        *_shown(
-            "Which number is the largest: 41, 17, 63 or 28?",
-            "63",
-            "41 or 17: 41.\n41 or 63: 63.\n63 or 28: 63.\nSo the answer is 63.\n"
-            "Let me check: 63 > 41, 63 > 17, 63 > 28. That is right, the answer is 63.\n",
-        ),
-        *_shown(
-            "Which number is the largest: 35, 80, 92, 51 or 14?",
-            "92",
-            "35 or 80: 80.\n80 or 92: 92.\n92 or 51: 92.\n92 or 14: 92.\nSo the answer is 92.\n"
-            "Let me check: 92 > 35, 92 > 80, 92 > 51, 92 > 14. That is right, the answer is 92.\n",
-        ),
-    ),
-    "series": (
-        *_shown(
-            "Which number comes next: 5, 8, 11, 14?",
-            "17",
-            "From 5 to 8 it goes up by 3.\n14 and 3 more is 17.\nSo the answer is 17.\n"
-            "Let me check: from 14 to 17 it goes up by 3. That is right, the answer is 17.\n",
-        ),
-        *_shown(
-            "Which number comes next: 60, 51, 42, 33?",
-            "24",
-            "From 60 to 51 it goes down by 9.\n33 and 9 less is 24.\nSo the answer is 24.\n"
-            "Let me check: from 33 to 24 it goes down by 9. That is right, the answer is 24.\n",
-        ),
-        *_shown(
-            "Which number comes next: 20, 26, 32, 38?",
-            "44",
-            "From 20 to 26 it goes up by 6.\n38 and 6 more is 44.\nSo the answer is 44.\n"
-            "Let me check: from 38 to 44 it goes up by 6. That is right, the answer is 44.\n",
-        ),
-    ),
-}
+EXAMPLES: Mapping[str, tuple[Message, ...]] = {task: _examples(task) for task in FACTS["examples"]}
 
 
 def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...]:
@@ -165,10 +77,10 @@ def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...
 def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[TaskQuestion, ...]:
     """The questions of the recorded traces: `n_a_task` of each task of `TRACED`, one task after the other.
 
-    kind  "reasoning": with a thought, greedy; "samples": the same questions of those tasks that the model can
-          answer at once, behind two worked examples, with the thought to be switched off by the request, at
-          temperature 0.7
-    The same seed gives the same questions. Raises LocalModelError for an unknown kind.
+    kind  "reasoning": with a thought, greedy; "samples": those that the model can answer at once, behind two worked
+          examples, at temperature 0.7; the request has to switch the thought off
+
+    Raises LocalModelError for an unknown kind.
     """
     if kind not in TRACED:
         raise LocalModelError(f"traced: unknown kind {kind!r}; known: {', '.join(TRACED)}")

