@@ -21,7 +21,7 @@ from suffice.episode.chain_reader import Segmenter, visible_step
 from suffice.policy.base import build_policy
 from suffice.replay.logs import LoggedCall
 from suffice.replay.study.runs import answer_tokens
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.scoring.base import Scorer
 from suffice.settings import Probe, Steps
 from suffice.signals.observe import Observer

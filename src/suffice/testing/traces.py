@@ -20,14 +20,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.traces.batch import Batch, as_batches
 from suffice.replay.traces.columns import (
     LAST,
     MAJORITY_VOTE,
     NULL,
     STATED,
+    Batch,
     TextColumn,
     TraceColumns,
+    as_batches,
     check_columns,
     vote_winners,
 )

@@ -13,7 +13,7 @@ import pytest
 from suffice.episode import vote
 from suffice.errors import ConfigError
 from suffice.replay.record.recording import read_recorded_questions
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe

@@ -25,7 +25,7 @@ from suffice.replay.study.runs import (
     select_runs,
     stop_at_first,
 )
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.types import Kind

@@ -10,7 +10,7 @@ import pytest
 
 from suffice.episode import vote
 from suffice.local.tasks import TRACED, traced
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import FILES, own_traces, read_traces
 from suffice.scoring.base import build_scorer
 from suffice.types import Kind

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.errors import TraceError
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind

@@ -28,7 +28,7 @@ from suffice.replay.study.runs import Halts, Runs, find_first_stops, select_runs
 from suffice.replay.study.scores import ScoreTable, build_scored, find_model_name, risk_column
 from suffice.replay.study.search import Bench, TuneOptions, make_bench
 from suffice.replay.study.sums import folds_of
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces, survey
 from suffice.signals.observe import Observer
 from suffice.testing.traces import Synthetic

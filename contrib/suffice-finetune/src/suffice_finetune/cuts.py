@@ -27,7 +27,7 @@ from suffice.files import json_object, open_unpacked
 from suffice.learn.dataset import by_design, fate
 from suffice.policy.protocol import Policy
 from suffice.replay.logs import read_openai
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels

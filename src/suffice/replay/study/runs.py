@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from suffice.episode.vote import deciding_sample
 from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
-from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import Survey
 from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.types import Kind, Query

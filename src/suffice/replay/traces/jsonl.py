@@ -10,10 +10,9 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Annotated, Any, Self, TypeAlias
 
 import msgspec
@@ -22,8 +21,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.files import PRIVATE, make_folder, open_unpacked, whole_file
-from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import MOST, NULL, RUN_COLUMNS, STEP_COLUMNS, Column, TextColumn, TraceColumns
+from suffice.replay.traces.columns import MOST, NULL, RUN_COLUMNS, STEP_COLUMNS, Batch, Column, TextColumn, TraceColumns
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 RunId: TypeAlias = tuple[str, str, str, str]  # dataset, model, run, question_id
@@ -108,7 +106,10 @@ def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
     The file appears under its name when it is complete, and not at all after an error.
     """
     n_runs = 0
-    with whole_file(Path(path)) as part, _create(part, packed=Path(path).suffix == ".gz") as file:
+    with whole_file(Path(path)) as part, ExitStack() as opened:
+        file: IO[bytes] | gzip.GzipFile = opened.enter_context(part.open("wb"))
+        if Path(path).suffix == ".gz":  # no name, no time: same runs, same bytes
+            file = opened.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         for batch in batches:
             for row in run_rows(batch):
                 file.write(_ENCODER.encode(row) + b"\n")
@@ -153,9 +154,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def append(self, row: RunRow) -> None:
@@ -192,16 +191,6 @@ class RunLog:
             self._file.truncate(whole)
 
 
-@contextmanager
-def _create(path: Path, *, packed: bool) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    with path.open("wb") as plain:
-        if not packed:
-            yield plain
-            return
-        with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as file:  # no name, no time: same runs, same bytes
-            yield file
-
-
 def _decode(line: bytes, file: str, number: int) -> RunRow:
     try:
         try:
@@ -236,31 +225,35 @@ def _repaired(value: Any) -> Any:
     return value
 
 
-def _columns(rows: Sequence[RunRow], numbers: Sequence[int], file: str) -> TraceColumns:
+def _columns(rows: Sequence[RunRow], numbers_of_rows: Sequence[int], file: str) -> TraceColumns:
     steps = [step for row in rows for step in row.steps]
     lengths = [len(row.steps) for row in rows]
-    declared = [row.n_steps for row in rows]
     by_run = {name: [getattr(row, name) for row in rows] for name in RUN_COLUMNS}
-    by_run["n_steps"] = [length if stated is None else stated for stated, length in zip(declared, lengths, strict=True)]
+    by_run["n_steps"] = [n if row.n_steps is None else row.n_steps for row, n in zip(rows, lengths, strict=True)]
     by_step = {name: [getattr(step, name) for step in steps] for name in STEP_COLUMNS}
+    logprobs = by_step.pop("logprobs")
+    named = {
+        n: values for n, values in by_step.items() if STEP_COLUMNS[n].type != "text" or n == "answer" or any(values)
+    }
+    texts, numbers = _by_type(by_run, RUN_COLUMNS)
+    step_texts, step_numbers = _by_type(named, STEP_COLUMNS)
     return TraceColumns(
         file=file,
-        row=np.array(numbers, dtype=np.int64),
+        row=np.array(numbers_of_rows, dtype=np.int64),
         offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        texts={n: TextColumn.of(by_run[n]) for n, column in RUN_COLUMNS.items() if column.type == "text"},
-        numbers={n: _array(by_run[n], column) for n, column in RUN_COLUMNS.items() if column.type != "text"},
-        step_texts={
-            n: TextColumn.of(by_step[n])
-            for n, column in STEP_COLUMNS.items()
-            if column.type == "text" and (n == "answer" or any(by_step[n]))
-        },
-        step_numbers={
-            n: _array(by_step[n], column)
-            for n, column in STEP_COLUMNS.items()
-            if column.type not in ("text", "numbers")
-        },
-        logprobs=[tuple(values) for values in by_step["logprobs"]] if any(by_step["logprobs"]) else None,
+        texts=texts,
+        numbers=numbers,
+        step_texts=step_texts,
+        step_numbers=step_numbers,
+        logprobs=[tuple(values) for values in logprobs] if any(logprobs) else None,
     )
+
+
+def _by_type(
+    columns: Mapping[str, Sequence[Any]], forms: Mapping[str, Column]
+) -> tuple[dict[str, TextColumn], dict[str, NDArray[np.generic]]]:
+    texts = {name: TextColumn.of(values) for name, values in columns.items() if forms[name].type == "text"}
+    return texts, {name: _array(values, forms[name]) for name, values in columns.items() if name not in texts}
 
 
 def _array(values: Sequence[Any], column: Column) -> NDArray[np.generic]:
@@ -275,8 +268,8 @@ def _listed(values: Any, column: Column) -> list[Any]:
     """A column as Python values, None for unknown."""
     if not isinstance(values, np.ndarray):
         return list(values)
-    if column.type == "number":
-        return [None if value != value else value for value in values.tolist()]  # noqa: PLR0124 (NaN)
-    if column.type == "flag":
-        return [None if value < 0 else bool(value) for value in values.tolist()]
-    return [None if value < 0 else value for value in values.tolist()]
+    unknown = np.isnan(values) if column.type == "number" else values < 0
+    known = values > 0 if column.type == "flag" else values
+    listed = known.astype(object)
+    listed[unknown] = None
+    return list(listed)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from suffice.errors import TraceError
 from suffice.extras import how_to_install
 from suffice.files import whole_file
-from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import NULL, RUN_COLUMNS, STEP_COLUMNS, Column, TextColumn, TraceColumns
+from suffice.replay.traces.columns import NULL, RUN_COLUMNS, STEP_COLUMNS, Batch, Column, TextColumn, TraceColumns
 
 MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in fewer rows
 
@@ -103,25 +102,19 @@ def _is_list(kind: Any, kinds: Any) -> bool:
     return bool(kinds.is_list(kind) or kinds.is_large_list(kind))
 
 
-def _is_text(kind: Any, kinds: Any) -> bool:
-    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
-
-
 def _fits(kind: Any, column: Column, kinds: Any) -> bool:
-    if kinds.is_dictionary(kind):
-        return column.type == "text" and _is_text(kind.value_type, kinds)
     if column.type == "text":
-        return _is_text(kind, kinds)
-    if column.type == "integer":
-        return bool(kinds.is_integer(kind))
-    if column.type == "number":
-        return bool(kinds.is_floating(kind) or kinds.is_integer(kind))
+        kind = kind.value_type if kinds.is_dictionary(kind) else kind
+        return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
+    if column.type == "numbers":
+        return _is_list(kind, kinds) and bool(kinds.is_floating(kind.value_type))
     if column.type == "flag":
         return bool(kinds.is_boolean(kind))
-    return _is_list(kind, kinds) and bool(kinds.is_floating(kind.value_type))
+    return bool(kinds.is_integer(kind) or (column.type == "number" and kinds.is_floating(kind)))
 
 
 def _columns(batch: Any, file: str, first_row: int) -> TraceColumns:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     steps = batch.column("steps")
@@ -129,6 +122,7 @@ def _columns(batch: Any, file: str, first_row: int) -> TraceColumns:
     offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flat = steps.flatten()  # the structs; their own flatten() hands a null struct on to its fields
     inner = {flat.type.field(i).name: array for i, array in enumerate(flat.flatten())}
+    logprobs = inner.get("logprobs", pa.array([], pa.list_(pa.float64())))
     row = np.arange(first_row, first_row + batch.num_rows, dtype=np.int64)
 
     def numbers(arrays: Mapping[str, Any], table: Mapping[str, Column], prefix: str) -> dict[str, NDArray[np.generic]]:
@@ -136,8 +130,10 @@ def _columns(batch: Any, file: str, first_row: int) -> TraceColumns:
         for name, column in table.items():
             if name in arrays and column.type not in ("text", "numbers"):
                 values = _values(arrays[name], column, pc)
-                bad = _not_finite(arrays[name], values)
-                if bad is not None:
+                known = ~arrays[name].is_null().to_numpy(zero_copy_only=False)
+                wrong = np.flatnonzero(known & ~np.isfinite(values.astype(np.float64, copy=False)))
+                if len(wrong):
+                    bad = int(wrong[0])
                     run = bad if not prefix else int(np.searchsorted(offset, bad, side="right")) - 1
                     problem = f"is {values[bad]}; needs a finite number or null"
                     raise TraceError(problem, file=file, row=int(row[run]), column=prefix + name)
@@ -156,29 +152,16 @@ def _columns(batch: Any, file: str, first_row: int) -> TraceColumns:
         numbers=numbers(outer, RUN_COLUMNS, ""),
         step_texts=texts(inner, STEP_COLUMNS),
         step_numbers=numbers(inner, STEP_COLUMNS, "steps."),
-        logprobs=_tuples(inner["logprobs"]) if "logprobs" in inner else None,
+        logprobs=[tuple(values or ()) for values in logprobs.to_pylist()] if len(logprobs.flatten()) else None,
     )
 
 
 def _values(array: Any, column: Column, pc: Any) -> NDArray[np.generic]:
     """Null becomes NULL, NaN or -1."""
-    if column.type == "integer":
-        values: NDArray[np.generic] = pc.fill_null(array.cast("int64"), NULL).to_numpy(zero_copy_only=False)
-        return values.astype(np.int64, copy=False)
-    if column.type == "number":
-        values = array.cast("float64").to_numpy(zero_copy_only=False)
-        return values.astype(np.float64, copy=False)
-    values = pc.fill_null(array.cast("int8"), -1).to_numpy(zero_copy_only=False)
-    return values.astype(np.int8, copy=False)
-
-
-def _not_finite(array: Any, values: NDArray[np.generic]) -> int | None:
-    """Place of the first value that is neither null nor finite; None: there is none."""
-    if values.dtype != np.float64:
-        return None
-    known = ~array.is_null().to_numpy(zero_copy_only=False)
-    bad = known & ~np.isfinite(values.astype(np.float64, copy=False))
-    return int(np.argmax(bad)) if bad.any() else None
+    kind, null = {"integer": ("int64", NULL), "number": ("float64", None), "flag": ("int8", -1)}[column.type]
+    cast = array.cast(kind) if null is None else pc.fill_null(array.cast(kind), null)
+    values: NDArray[np.generic] = cast.to_numpy(zero_copy_only=False)
+    return values.astype(kind, copy=False)
 
 
 def _words(array: Any, pc: Any) -> TextColumn:
@@ -194,13 +177,6 @@ def _words(array: Any, pc: Any) -> TextColumn:
     if None in words:  # a dictionary may hold null itself
         return TextColumn.of([None if code < 0 else words[code] for code in codes])
     return TextColumn(codes.astype(np.int32, copy=False), tuple(words))
-
-
-def _tuples(array: Any) -> list[tuple[float, ...]] | None:
-    """One tuple for each step; None when no step has any."""
-    if not len(array.flatten()):
-        return None
-    return [tuple(values or ()) for values in array.to_pylist()]
 
 
 def _schema(arrow: Any) -> Any:
@@ -227,12 +203,7 @@ def _record_batch(batch: Batch, arrow: Any, schema: Any) -> Any:
 
 def _array(values: Any, kind: Any, arrow: Any) -> Any:
     """An Arrow column; what stands for unknown becomes null."""
-    if values is None:
-        raise AssertionError("a column to write is a list or an array")
     if not isinstance(values, np.ndarray):
         return arrow.array(values, type=kind)
-    if values.dtype == np.int8:
-        return arrow.array(values > 0, type=kind, mask=values < 0)
-    if values.dtype == np.float64:
-        return arrow.array(values, type=kind, mask=np.isnan(values))
-    return arrow.array(values, type=kind, mask=values < 0)
+    unknown = np.isnan(values) if values.dtype == np.float64 else values < 0
+    return arrow.array(values > 0 if values.dtype == np.int8 else values, type=kind, mask=unknown)

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError, TraceError
 from suffice.learn.groups import place_of
-from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import HashSet, TextColumn, TraceColumns, check_columns
+from suffice.replay.traces.columns import Batch, HashSet, TextColumn, TraceColumns, as_batches, check_columns
 from suffice.replay.traces.jsonl import read_jsonl
 from suffice.replay.traces.parquet import read_parquet
 from suffice.types import Kind
