@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeUpstream, Reply
+from suffice.testing import FakeUpstream, Reply
 from tests.attacks.raw_http import (
     BODY,
     CHAT,
@@ -43,6 +43,7 @@ from tests.attacks.raw_http import (
     statuses,
     talk,
 )
+from tests.fake_models import EchoNonce
 from tests.gateway_process import GatewayProcess, nested_toml
 
 # --------------------------------------------------------------------------- a gateway that is attacked

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply
+from suffice.testing import FakeRequest, FakeUpstream, Reply
 from tests.attacks.raw_http import (
     BODY,
     CHAT,
@@ -34,6 +34,7 @@ from tests.attacks.raw_http import (
     statuses,
     talk,
 )
+from tests.fake_models import EchoNonce
 from tests.gateway_process import GatewayProcess, nested_toml
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from suffice.store.database.views import read_episodes
-from suffice.testing import EchoNonce, Reply, ScriptedThought, die_after, no_finish, slow_headers, stall_after, status
+from suffice.testing import Reply, ScriptedThought, die_after, no_finish, slow_headers, stall_after, status
+from tests.fake_models import EchoNonce
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
 from tests.gateway.test_stop import enforcing, held

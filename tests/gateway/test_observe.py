@@ -11,8 +11,9 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
-from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply, ScriptedThought, ServerBehaviour
+from suffice.testing import FakeRequest, FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from suffice.upstream.connection import REST_S
+from tests.fake_models import EchoNonce, nonce_of
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Answer, chat, post, settings_for
 
@@ -49,7 +50,7 @@ async def test_a_thousand_requests_make_a_thousand_calls_and_not_one_token_more(
         await fake.idle()
         assert len(fake.calls) == N_REQUESTS
         assert {call.path for call in fake.calls} == {"/chat/completions"}
-        by_nonce = {call.request.nonce: call for call in fake.calls}
+        by_nonce = {nonce_of(call.request): call for call in fake.calls}
         assert len(by_nonce) == N_REQUESTS
         for n, answer in enumerate(answers):
             call = by_nonce[f"q{n}"]

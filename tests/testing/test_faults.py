@@ -13,7 +13,6 @@ import pytest
 from suffice.testing import (
     FakeUpstream,
     Fault,
-    Replay,
     Reply,
     Script,
     ServerBehaviour,
@@ -30,6 +29,7 @@ from suffice.testing import (
     status,
 )
 from suffice.upstream.wire import DONE
+from tests.fake_models import Replay
 from tests.sse_scripts import SCRIPTS
 from tests.testing.talk import EMPTY_REQUEST, address, answer_of, bytes_of, datas, posted
 

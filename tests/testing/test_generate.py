@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.testing import EchoNonce, FirstFails, Reply, Samples, ScriptedThought, ToolCall, cut, no_done, status
+from suffice.testing import Reply, Samples, ScriptedThought, ToolCall, cut, no_done, status
 from suffice.testing.generate import Completion, NotMyThought, Token
 from suffice.testing.prompt import apply_template, count_words, prefix_of_message, prefix_of_prompt, token_ids
 from suffice.testing.reply import FakeRequest, Fault, die_after, merged, split_bytes
+from tests.fake_models import EchoNonce, FirstFails
 
 QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]
 CHAIN = ScriptedThought(

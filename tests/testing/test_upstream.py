@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.testing import (
-    EchoNonce,
     FakeCall,
     FakeRequest,
     FakeUpstream,
@@ -28,6 +27,7 @@ from suffice.testing import (
 )
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE, SseSplitter
+from tests.fake_models import EchoNonce
 from tests.testing.talk import (
     CHAT,
     EMPTY_REQUEST,

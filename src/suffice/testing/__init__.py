@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from suffice.testing.chain import Answerer, At, EchoNonce, FirstFails, Questions, Samples, ScriptedThought
+from suffice.testing.chain import Answerer, At, Questions, Samples, ScriptedThought
 from suffice.testing.dialects import ServerBehaviour
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
@@ -23,7 +23,6 @@ from suffice.testing.reply import (
     FakeCall,
     FakeRequest,
     Fault,
-    Replay,
     Reply,
     Script,
     ToolCall,
@@ -45,14 +44,11 @@ __all__ = [
     "AnswerTokens",
     "Answerer",
     "At",
-    "EchoNonce",
     "FakeCall",
     "FakeRequest",
     "FakeUpstream",
     "Fault",
-    "FirstFails",
     "Questions",
-    "Replay",
     "Reply",
     "Samples",
     "Script",

@@ -14,7 +14,7 @@ from math import log
 from typing import TypeAlias
 
 from suffice.testing.prompt import cut, visible_length
-from suffice.testing.reply import AnswerTokens, FakeRequest, Fault, Reply, Script
+from suffice.testing.reply import AnswerTokens, FakeRequest, Reply, Script
 
 Answerer: TypeAlias = Callable[[FakeRequest], Reply | Script]
 
@@ -98,37 +98,6 @@ class Questions:
     def __call__(self, seen: FakeRequest) -> Reply | Script:
         text = seen.text
         return next((a for key, a in self.by_text.items() if key in text), self.otherwise)(seen)
-
-
-@dataclass(frozen=True, slots=True)
-class EchoNonce:
-    """Every chunk repeats the word behind `nonce=` in the prompt: finds answers that got crossed."""
-
-    n_reasoning: int = 3
-    n_answer: int = 3
-    delay_s: float = 0.0
-
-    def __call__(self, seen: FakeRequest) -> Reply:
-        token = seen.nonce + " "
-        return Reply(
-            reasoning=(token,) * self.n_reasoning,
-            answer=(token,) * self.n_answer,
-            delay_s=self.delay_s,
-            extra={"nonce": seen.nonce},
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class FirstFails:
-    """The first `n_calls` requests, of any kind, suffer from `faults`: for retries and failing continuations."""
-
-    then: Callable[[FakeRequest], Reply]
-    faults: tuple[Fault, ...]
-    n_calls: int = 1
-
-    def __call__(self, seen: FakeRequest) -> Reply:
-        reply = self.then(seen)
-        return replace(reply, faults=self.faults) if seen.nth < self.n_calls else reply
 
 
 _SUM = re.compile(r"(\d{1,6})\s*([-+*])\s*(\d{1,6})")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from suffice.testing.prompt import Prefix, prompt_text
@@ -199,12 +197,6 @@ class FakeRequest:
             return prompt_text(self.body.get("prompt"))
         return "\n".join(prompt_text(m.get("content")) for m in self.messages if isinstance(m, Mapping))
 
-    @property
-    def nonce(self) -> str:
-        """The word behind `nonce=` in the prompt; "" when there is none."""
-        match = re.search(r"nonce=(\w+)", self.text)
-        return match.group(1) if match else ""
-
 
 @dataclass(slots=True, kw_only=True)
 class FakeCall:
@@ -270,22 +262,3 @@ class Script:
     @property
     def body(self) -> bytes:
         return b"".join(self.pieces)
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """Plays a recorded body verbatim, from a file or from bytes."""
-
-    source: str | Path | bytes
-    piece_bytes: int = 0  # size of the HTTP chunks; 0: one chunk for all
-    delay_s: float = 0.0
-    content_type: str = "text/event-stream"
-
-    def __call__(self, seen: FakeRequest) -> Script:  # noqa: ARG002  the record is the same for everyone
-        body = self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
-        size = self.piece_bytes or max(1, len(body))
-        return Script(
-            pieces=tuple(body[at : at + size] for at in range(0, len(body), size)),
-            delay_s=self.delay_s,
-            content_type=self.content_type,
-        )

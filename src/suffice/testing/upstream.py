@@ -55,7 +55,7 @@ class FakeUpstream:
     ('four', 3, 2)
 
     says       a Reply for every request, a Script, or a function from FakeRequest to one of them;
-               `ScriptedThought`, `Samples`, `Questions`, `EchoNonce` and `Replay` are such functions
+               `ScriptedThought`, `Samples` and `Questions` are such functions
     behaviour  everything that does not depend on the model
     """
 

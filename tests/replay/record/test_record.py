@@ -17,17 +17,9 @@ from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe
-from suffice.testing import (
-    FakeUpstream,
-    FirstFails,
-    Questions,
-    Reply,
-    Samples,
-    ScriptedThought,
-    ServerBehaviour,
-    status,
-)
+from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought, ServerBehaviour, status
 from suffice.types import StepRecord
+from tests.fake_models import FirstFails
 from tests.gateway.served import chat, served
 from tests.replay.record.recording import CHAIN, Told, asked, recipe, recorded
 
