@@ -106,18 +106,14 @@ def test_disagreement_beyond_the_models_own_noise_bounds_nothing() -> None:
 
 
 def test_people_see_the_noise_beside_the_loss() -> None:
-    repeats = Repeats(n=200, n_disagree=24, n_flips=10)
+    repeats = Repeats(n=200, n_disagree=24)
     view = PairedView(n=800, drop=0.004, drop_high=0.019, disagreement=0.15, repeats=repeats, saved_share=0.4)
     assert view.sentence("effort=low") == (
         "effort=low: EM lower by 0.40 points on 800 pairs, less than 1.90 proved;"
         " 15.0% of answers differ from the full run's, and 12.0% between two full runs"
     )
-    assert repeats.flip_rate == pytest.approx(0.05)
-    assert repeats.interval(0.95).low < 0.12 < repeats.interval(0.95).high
     nothing = Repeats(n=0, n_disagree=0)
     assert isnan(nothing.disagreement)
-    assert isnan(nothing.flip_rate)
-    assert nothing.interval(0.95).high == 1.0
     assert "unknown between" in PairedView(
         n=1, drop=0.0, drop_high=1.0, disagreement=0.0, repeats=nothing, saved_share=None
     ).sentence("x")

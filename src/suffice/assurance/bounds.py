@@ -1,11 +1,9 @@
 """Intervals for rates and means, each with its source and its domain.
 
-    wilson              a rate, looked at once           reads well, covers on average
-    exact_binomial      a rate, looked at once           covers always, a little wide
-    mean_interval       a mean, watched all the time     covers at all n at once
-    bootstrap_interval  a function of column sums, once  for ratios; rows of one group stay together
-
-None of these functions knows what its numbers mean.
+wilson              a rate, looked at once           reads well, covers on average
+exact_binomial      a rate, looked at once           covers always, a little wide
+mean_interval       a mean, watched all the time     covers at all n at once
+bootstrap_interval  a function of column sums, once  for ratios; rows of one group stay together
 """
 
 from __future__ import annotations
@@ -23,8 +21,6 @@ _MIN_DEFINED_SHARE = 0.99  # of bootstrap draws; below it the statistic is too o
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """From `low` to `high`, both included, in the unit of the data."""
-
     low: float
     high: float
 
@@ -34,9 +30,6 @@ def wilson(k: int, n: int, confidence: float) -> Interval:
 
     Wilson (1927), JASA 22(158). Its coverage is near `confidence` on average over rates and can be
     below it at a single rate; use `exact_binomial` where a promise hangs on it.
-
-    k, n        0 <= k <= n, n >= 1
-    confidence  in (0, 1)
     """
     _check_counts(k, n, confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -49,12 +42,8 @@ def wilson(k: int, n: int, confidence: float) -> Interval:
 def exact_binomial(k: int, n: int, confidence: float) -> Interval:
     """Interval for the rate behind `k` successes in `n` trials that covers at every rate; one look.
 
-    Clopper and Pearson (1934), Biometrika 26(4): the ends are the rates at which a result as extreme
-    as `k` has probability (1 - confidence)/2, found by bisection. A one-sided bound at 95 % is
-    an end of the interval at 90 %.
-
-    k, n        0 <= k <= n, n >= 1
-    confidence  in (0, 1)
+    Clopper and Pearson (1934), Biometrika 26(4): the ends are the rates at which a result as extreme as `k` has
+    probability (1 - confidence)/2, by bisection. A one-sided bound at 95 % is an end of the interval at 90 %.
     """
     _check_counts(k, n, confidence)
     tail = (1 - confidence) / 2
@@ -67,14 +56,12 @@ def exact_binomial(k: int, n: int, confidence: float) -> Interval:
 def mean_interval(
     mean: float, n: int, confidence: float, *, low: float = 0.0, high: float = 1.0, n_opt: int = 1_000
 ) -> Interval:
-    """Confidence sequence for the mean of data in [low, high]: valid at all n at once.
+    """Confidence sequence for the mean of the first `n` data in [low, high]: valid at all n at once.
 
     It may be watched after every observation and acted on at any moment. Data in an interval are
     sub-Gaussian with sigma = (high - low)/2 (Hoeffding), so [0, 1] has sigma 1/2 and paired
     differences in [-1, 1] have sigma 1. The result is cut to [low, high].
 
-    mean        of the first `n` observations
-    n           at least 0; without an observation the interval is all of [low, high]
     confidence  in (0, 1): probability that no interval ever misses
     n_opt       where it is tightest; to be chosen before looking at the data
     """
@@ -123,12 +110,10 @@ def bootstrap_interval(
     them together. Davison and Hinkley (1997), section 3.8. With few groups it is too narrow: below
     about 20 take it as a sketch.
 
-    values      (n, d): one row an observation
-    groups      n names; equal names belong together
-    statistic   from the d column sums of a resample to a number; nan: undefined there. Ratios of
-                means are functions of sums once a column of ones is among them
-    confidence  in (0, 1)
-    n_draws     resamples, at least 1; 1,000 is usual
+    values     (n, d): one row an observation
+    groups     n names; equal names belong together
+    statistic  from the d column sums of a resample to a number; nan: undefined there. Ratios of
+               means are functions of sums once a column of ones is among them
 
     None: fewer than two groups, or the statistic is undefined in more than 1 % of the draws.
     """
@@ -154,11 +139,7 @@ def bootstrap_interval(
 
 
 def binomial_at_most(k: int, n: int, p: float) -> float:
-    """P(X <= k) for X binomial(n, p).
-
-    k, n  0 <= k <= n, n >= 1
-    p     in (0, 1)
-    """
+    """P(X <= k) for X binomial(n, p), 0 <= k <= n, n >= 1, p in (0, 1)."""
     if n < 1 or not 0 <= k <= n or not 0 < p < 1:
         raise ValueError(f"need n >= 1, 0 <= k <= n, 0 < p < 1; got {k=} {n=} {p=}")
     return _upper_tail(n - k, n, 1 - p)  # as many successes or fewer is as many failures or more

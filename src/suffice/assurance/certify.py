@@ -7,8 +7,6 @@ Levels are ordered from the safe end: level 0 never stops. Each level has a weal
 are accepted in order until one fails (fixed-sequence test). Constant bets make wealth a function of three counts, so
 late labels, replicas and replays add up to the same certificate whatever the order. ASSURANCE.md §3.3; betting:
 Waudby-Smith and Ramdas (2024), JRSS B 86(1), arXiv:2010.09686.
-
-Knows counts; refuses to know where audits come from, how levels were cut and when an audit counts (`labels`).
 """
 
 from __future__ import annotations
@@ -37,12 +35,7 @@ class Counts:
     lost: Ints  # (M,): Z = +1
 
     def __add__(self, other: Counts) -> Counts:
-        """The counts of both: of two replicas, or of an old and a new batch."""
         return Counts(self.gained + other.gained, self.same + other.same, self.lost + other.lost)
-
-    def __sub__(self, other: Counts) -> Counts:
-        """Without those, which leave the window."""
-        return Counts(self.gained - other.gained, self.same - other.same, self.lost - other.lost)
 
     @property
     def n(self) -> Ints:
@@ -57,10 +50,7 @@ class Counts:
 
 
 def count_outcomes(z: NDArray[np.int8]) -> Counts:
-    """Count outcomes.
-
-    z  EM drop of each audit at each level, -1, 0 or +1, shape (audits, M)
-    """
+    """Count the EM drop of each audit at each level, -1, 0 or +1, shape (audits, M)."""
     gained = (z < 0).sum(axis=0, dtype=np.int64)
     lost = (z > 0).sum(axis=0, dtype=np.int64)
     return Counts(gained, len(z) - gained - lost, lost)

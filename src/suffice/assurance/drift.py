@@ -5,9 +5,8 @@
     ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot
 
 Each detector holds a few numbers and says True at an alarm; after one, the caller resets it. The loop is a fold over
-the log, so they are kept in memory alone; only `ShiryaevRoberts` gives its sums as plain data and takes them back
-(`state`, `restore`), for guard-rails and tuners, which are written down.  What an alarm leads to (a new epoch, full
-runs, a new certificate) is not decided here. ASSURANCE.md §3.5.
+the log, so they are kept in memory alone; only `ShiryaevRoberts` gives its sums as plain data and takes them back, for
+guard-rails and tuners, which are written down. ASSURANCE.md §3.5.
 """
 
 from __future__ import annotations
@@ -58,13 +57,13 @@ _PARTS: Final[tuple[Part, ...]] = ("model", "system_fingerprint", "prompt", "sam
 
 
 def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
-    """What is known to have changed; empty: nothing. A part that is None on either side is unknown."""
-    changes = []
-    for part in _PARTS:
-        old, new = getattr(before, part), getattr(after, part)
-        if old is not None and new is not None and old != new:
-            changes.append(PartChange(part=part, before=old, after=new))
-    return tuple(changes)
+    """What is known to have changed. A part that is None on either side is unknown."""
+    parts = ((part, getattr(before, part), getattr(after, part)) for part in _PARTS)
+    return tuple(
+        PartChange(part=part, before=old, after=new)
+        for part, old, new in parts
+        if old is not None and new is not None and old != new
+    )
 
 
 # --------------------------------------------------------------------------- signals of all traffic
@@ -188,10 +187,7 @@ LAW_HORIZON: Final = 20_000  # requests after which a drift counts as not notice
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What the certifying audits showed at one level.
-
-    Raises ValueError unless 0 <= n_disagreeing, n_lost <= n and n >= 1.
-    """
+    """What the certifying audits showed at one level."""
 
     n_disagreeing: int
     n_lost: int  # audits with Z = +1
@@ -232,15 +228,12 @@ class _RateWatch:
 
 
 class AuditWatch:
-    """Watch audits at the level in force for a drop above the budget and for a rise above the frozen reference.
+    """Watch audits at the active level for a drop above the budget and for a rise above the frozen reference.
 
     Three e-detectors: the EM drop against the budget (`ShiryaevRoberts`), the rate of disagreement and the rate of
     losses, each against what the certifying audits leave possible. While no rate is above its reference, the mean
     number of audits to a false alarm is at least THRESHOLD by construction for each rate; `tests.claims.test_detection`
     measures it in requests. After an alarm, begin an epoch and a new watch.
-
-    max_em_drop  the budget, a fraction in (0, 1)
-    reference    of the level in force
     """
 
     def __init__(self, *, max_em_drop: float, reference: Reference) -> None:
@@ -269,7 +262,7 @@ class AuditWatch:
         """Take in one audit, in the order in which audits return; the alarm's sentence, or None.
 
         z          -1 the stop gained the right answer, 0 the same, +1 it lost it; None: not known (yet)
-        disagrees  the stop's answer is not the full run's; None: told before, when the run returned without a label
+        disagrees  the stop's answer is not the full run's; None: added before, when the run returned without a label
         weight     c/rho in (0, 1] where the audit share depended on the request itself; 1 where it did not, however
                    the share moved from request to request
         """
@@ -290,8 +283,7 @@ class AuditWatch:
 def audit_share_in_doubt(watch: AuditWatch, base_share: float, cap: float) -> float:
     """The share of the next requests to audit: DOUBT_SHARE while the watch is in doubt, `base_share` otherwise.
 
-    Never above `cap` in doubt, and never below `base_share`. The extra audits are evidence for the watch;
-    a certificate weights them with c/rho.
+    Never above `cap` in doubt, and never below `base_share`. A certificate weights the extra audits with c/rho.
     """
     return max(base_share, min(cap, DOUBT_SHARE)) if watch.in_doubt else base_share
 
@@ -318,12 +310,10 @@ def detection_law(
     The wait for the first audit in trouble, ln 2 / (share p) requests, and then ln(THRESHOLD) / KL(p || normal) audits
     at the share in doubt, where p is the rate after the loss and normal the rate that is expected; the sum of both,
     times LAW_FIT, is within a quarter of the median in simulations (`tests.claims.test_detection`). Audits return at
-    once here: add the time that a full run takes.
+    once here: add the time that a full run takes. Without labels disagreement alone is watched.
 
     drop         above the reference, a fraction in (0, 1)
-    audit_share  in quiet times, in (0, 1)
-    cap          of the share in doubt
-    labels       False: losses are not known and disagreement alone is watched
+    audit_share  in quiet times, in (0, 1); `cap` limits the share in doubt
     """
     if not 0 < drop < 1 or not 0 < audit_share < 1:
         raise ValueError(f"need 0 < drop < 1 and 0 < audit_share < 1; got {drop=} {audit_share=}")

@@ -29,7 +29,6 @@ rises above what was measured first. In which sense its bound holds:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -90,23 +89,10 @@ def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool
     return Fidelity(n=n, n_differing=n_differing, upper=upper)
 
 
-def count_changed_answers(pairs: Iterable[tuple[str | None, str | None]]) -> tuple[int, int]:
-    """Count pairs of (delivered, trial) answers, both normalised: how many differ, of how many.
-
-    None is no answer. Two missing answers are the same wrong answer; one missing answer differs.
-    """
-    n = n_differing = 0
-    for delivered, trial in pairs:
-        n += 1
-        n_differing += delivered != trial
-    return n_differing, n
-
-
 def budget_left(max_em_drop: float, fidelity: Fidelity | None, *, other_charges: float = 0.0) -> Budget:
-    """Take the finish, and whatever else was charged, off the budget.
+    """Take the finish, and whatever else was charged, such as a judge's error, off the budget; all fractions of EM.
 
-    fidelity       None: nobody measured it, and nothing may be certified
-    other_charges  fractions of EM, at least 0, such as a judge's error (`judge.JudgeError.charge`)
+    Without a measurement of the finish nothing may be certified.
     """
     if other_charges < 0:
         raise ValueError(f"other_charges: got {other_charges}; at least 0")
@@ -121,17 +107,11 @@ def budget_left(max_em_drop: float, fidelity: Fidelity | None, *, other_charges:
 
 @dataclass(slots=True)
 class LevelBand:
-    """Comparisons made at neighbouring levels.
+    """Comparisons made at neighbouring levels."""
 
-    latest     newest comparisons, oldest first: did the finish change the answer?
-    reference  the bound on the rate behind the first half window, which later comparisons never move; None: not yet
-    evidence   that the rate is above the reference, one number for each of `FINISH_RISES`
-    alarmed    has it been enough at some time?
-    """
-
-    latest: deque[bool]
-    reference: float | None = None
-    evidence: tuple[float, ...] = (0.0,) * len(FINISH_RISES)
+    latest: deque[bool]  # oldest first: did the finish change the answer?
+    reference: float | None = None  # the bound behind the first half window, which never moves; None: not yet
+    evidence: tuple[float, ...] = (0.0,) * len(FINISH_RISES)  # that the rate is above the reference, for each rise
     alarmed: bool = False
 
     def note(self, differs: bool) -> bool:
@@ -163,17 +143,13 @@ class FinishFidelity:
     The levels of one band are measured together and charged alike. A band with fewer comparisons than a window fills
     it up from the next higher bands, newest first. Higher levels stop earlier, and this takes for granted that a finish
     from a shorter prefix changes the answer at least as often.
-
-    n_levels  of the version, level 0 included; at least 2. Two levels are one band
-    window    comparisons of a band that count; its first half is the detector's reference
     """
 
-    n_levels: int
-    window: int = FIDELITY_WINDOW
+    n_levels: int  # of the version, level 0 included; at least 2
+    window: int = FIDELITY_WINDOW  # comparisons of a band that count; the first half is the detector's reference
     bands: list[LevelBand] = field(init=False)  # safest first
 
     def __post_init__(self) -> None:
-        """Begin without a comparison. Raises ValueError for fewer than two levels, or a window below 2."""
         if self.n_levels < 2 or self.window < 2:
             raise ValueError(f"need n_levels >= 2 and window >= 2; got {self.n_levels=} {self.window=}")
         self.bands = [LevelBand(deque(maxlen=self.window)) for _ in range(min(MOST_BANDS, self.n_levels - 1))]
@@ -202,13 +178,9 @@ class FinishFidelity:
         """
         if level == 0:
             return VERBATIM
-        largest = None
-        for band in range(self._band(level) + 1):
-            bound = self._bound(band)
-            if bound is None:
-                return None
-            largest = bound if largest is None or bound.upper > largest.upper else largest
-        return largest
+        bounds = [self._bound(band) for band in range(self._band(level) + 1)]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known, key=lambda bound: bound.upper) if len(known) == len(bounds) else None
 
     @property
     def alarm(self) -> str | None:

@@ -137,10 +137,7 @@ def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0)
     binomial bound, Clopper and Pearson (1934), Biometrika 26(4), looked at once: with none,
     log(1 - confidence) / log(1 - max_em_drop). A test that may be watched all the time needs more.
 
-    max_em_drop    fraction, in (0, 1)
-    confidence     one-sided, in (0, 1)
-    disagreements  at least 0
-    Raises ValueError outside of these, and where more than 2^40 audits would be needed.
+    Raises ValueError outside of (0, 1) and of at least 0, and where more than 2^40 audits would be needed.
     """
     if not 0 < max_em_drop < 1 or not 0 < confidence < 1 or disagreements < 0:
         raise ValueError(
@@ -173,17 +170,14 @@ def evidence(
 ) -> AuditEvidence:
     """What is there and what is missing, from counts alone; never raises for a route's own settings.
 
-    audits_at_s  when the audits came, Unix time, in any order
+    Audits came at the Unix times `audits_at_s`, in any order.
     """
     try:
         needed = audits_needed(max_em_drop, confidence, n_disagreements)
     except ValueError:
         needed = None  # a drop of exactly 0, or certainty, is proved by no number
     return AuditEvidence(
-        n_audits=n_audits,
-        n_disagreements=n_disagreements,
-        n_needed=needed,
-        audits_per_s=rate_of(audits_at_s),
+        n_audits=n_audits, n_disagreements=n_disagreements, n_needed=needed, audits_per_s=rate_of(audits_at_s)
     )
 
 
@@ -207,8 +201,7 @@ WINDOW_RUNS = 500  # the latest that count
 def extractability_refusal(extracted: Sequence[bool], scorer: str) -> str | None:
     """Why a route must not be enforced; None: it may, or too little is known.
 
-    extracted  for each full run, oldest first: could its answer be read?
-    scorer     that read them, for the sentence
+    extracted  for each full run, oldest first: could its answer be read by the scorer?
     """
     latest = extracted[-WINDOW_RUNS:]
     n, n_read = len(latest), sum(latest)

@@ -79,9 +79,8 @@ def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
     """What each audit counts as at each level, shape (N, M), whatever its age.
 
     A label decides. Without one a disagreement, or a checkpoint that is missing, is a loss, and agreement is none. An
-    abandoned audit is a loss at every level but 0, and level 0 loses nothing.
-
-    label_free  no label is looked at: Z is disagreement, which is never smaller than the drop
+    abandoned audit is a loss at every level but 0, and level 0 loses nothing. Label-free, no label is looked at: Z is
+    disagreement, which is never smaller than the drop.
     """
     unseen = np.zeros(audits.z.shape, dtype=np.bool_) if audits.missing is None else audits.missing
     worst = audits.disagrees | unseen
@@ -95,30 +94,23 @@ def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
 def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> MatureAudits:
     """Say which audits are old enough to be news, and what each counts as; its age decides, not what it showed.
 
-    By the time-out the label of an audit is there, or the audit counts as lost where it disagrees. Label-free there is
-    nothing to wait for.
-
-    timeout  longest normal delay of a label, at least 0, in the unit of `age`; 0: labels come with the run
+    By the time-out, the longest normal delay of a label in the unit of `age`, the label of an audit is there, or the
+    audit counts as lost where it disagrees. Label-free there is nothing to wait for.
     """
     if not timeout >= 0:
         raise ValueError(f"timeout: got {timeout}; at least 0")
-    old = audits.age >= timeout
-    enters = np.ones(len(audits), dtype=np.bool_) if label_free else old
-    return MatureAudits(enters=enters, z=counted_as(audits, label_free=label_free))
+    return MatureAudits(enters=(audits.age >= timeout) | label_free, z=counted_as(audits, label_free=label_free))
 
 
 def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> LabelNeeds:
-    """Ask for gold only where it pays: at audits that disagree at a level in play and have no label yet.
+    """Ask for gold only where it pays: at audits that disagree at an eligible level and have no label yet.
 
-    In play are the deployed level and the `ahead` levels above it, and all below. Agreement needs no label, an
-    abandoned audit is lost with or without one, and behind a missing checkpoint there is no answer to judge.
-
-    deployed  the level in force, 0 … M - 1
+    Eligible are the deployed level, the `ahead` levels above it, and all below. Agreement needs no label, an abandoned
+    audit is lost with or without one, and behind a missing checkpoint there is no answer to judge.
     """
-    in_play = audits.disagrees[:, 1 : deployed + ahead + 1]
-    if audits.missing is not None:
-        in_play = in_play & ~audits.missing[:, 1 : deployed + ahead + 1]
-    rows = np.flatnonzero(in_play.any(axis=1) & ~audits.labelled & ~audits.abandoned)
+    differs = audits.disagrees if audits.missing is None else audits.disagrees & ~audits.missing
+    eligible = differs[:, 1 : deployed + ahead + 1].any(axis=1)
+    rows = np.flatnonzero(eligible & ~audits.labelled & ~audits.abandoned)
     left = timeout - audits.age[rows]
     # Those that still have time come first, by deadline; then those that are late, the latest arrivals first: they
     # stay in the window for longest.
@@ -131,12 +123,9 @@ def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahea
 # labels, audits of a window that differ ──▶ stand ──▶ verdicts; contested audits, to be asked again
 #
 # Four rules, in this order.
-# 1. A voice (a key speaking for a source) may change its mind: its last label received counts, by the log's own
-# sequence
-#    and never by a client's clock.
+# 1. A voice (a key speaking for a source) may change its mind: its last label counts, by the log's own sequence.
 # 2. A key that is not trusted outright speaks for at most a share of the audits that can use a label, and for one at
-#    least; its later labels do not count. The share is one of the audits and not of the labels, because nobody can send
-#    more audits.
+#    least. The share is one of the audits and not of the labels, because nobody can send more audits.
 # 3. The highest trust present decides.
 # 4. Voices of that trust that contradict each other leave the audit without a verdict, to be asked again.
 #
@@ -184,19 +173,14 @@ def trust_of(source: str, *, asks: bool = False) -> int:
     """The usual rank of a source; 0 for users and for whatever is not known, below it for what they only did.
 
     A source is a claim, and whoever sends it could have written another. So whoever also asks the model with the same
-    key is a user, whatever he calls himself.
-
-    asks  was something asked of the model with the sender's key, or may it be?
+    key, or may, is a user, whatever he calls himself.
     """
     rank = RANKS.get(source, 0)
     return min(rank, 0) if asks else rank
 
 
 def rank_of(given: Feedback, callers: Collection[str] = ()) -> int:
-    """The rank of what somebody said: that of its source, unless it came with a key that asks the model, or may.
-
-    callers  senders that are known to have asked
-    """
+    """The rank of a label: that of its source, unless its key asks the model, or may; `callers` are known to."""
     return trust_of(given.source, asks=given.door == INFERENCE_KEY or given.sender in callers)
 
 
@@ -205,20 +189,31 @@ def stand(
 ) -> LabelSummary:
     """Find the one verdict of each audit that can use one; the order of `labels` does not matter.
 
-    differing  audits of the window whose answers differ at a level in play; words about others are ignored. All audits
+    differing  audits of the window whose answers differ at an eligible level; labels of others are ignored. All audits
                of the window in their place would give each key ten times the weight
     max_share  largest part of `differing` that one capped key may speak for, [0, 1]. At 0.05 it takes twenty keys of
                equal weight to label everything: a route whose labels all come through one key has to trust that key
-    trusted    rank from which on a key's words are not capped
+    trusted    rank from which on a key is not capped
     """
     if not 0 <= max_share <= 1:
         raise ValueError(f"max_share: got {max_share}; a fraction")
-    words = _last_words(labels, differing)
+    last: dict[tuple[str, str, str], TrustedLabel] = {}
+    for label in labels:
+        source = label.audit, label.key, label.source
+        if label.audit in differing and (source not in last or label.seq > last[source].seq):
+            last[source] = label
     allowed = max(1, floor(max_share * len(differing)))
-    kept = _within_share(words, allowed, trusted)
+    spoken, set_aside = defaultdict[str, set[str]](set), Counter[str]()
+    kept = list[TrustedLabel]()
+    for label in sorted(last.values(), key=lambda label: label.seq):
+        audits = spoken[label.key]
+        if label.trust < trusted and label.audit not in audits and len(audits) >= allowed:
+            set_aside[label.key] += 1
+            continue
+        if label.trust < trusted:
+            audits.add(label.audit)
+        kept.append(label)
     verdicts, contested = _decide(kept)
-    kept_words = set(kept)
-    set_aside = Counter(label.key for label in words if label not in kept_words)
     return LabelSummary(
         verdicts=verdicts, contested=contested, set_aside=dict(sorted(set_aside.items())), allowed=allowed
     )
@@ -228,38 +223,12 @@ def hardened(counts: Counts, n_lies: int) -> Counts:
     """The worst that the truth can be if `n_lies` audits were lied about: so many count as lost, gained ones first.
 
     Their wealth is at most that of the true counts at every level, so what they certify is certified in truth.
-
-    n_lies  at least 0; `LabelSummary.allowed` for one capped key
     """
     if n_lies < 0:
         raise ValueError(f"n_lies: got {n_lies}; at least 0")
     gained = np.minimum(counts.gained, n_lies)
     same = np.minimum(counts.same, n_lies - gained)
     return Counts(counts.gained - gained, counts.same - same, counts.lost + gained + same)
-
-
-def _last_words(labels: Iterable[TrustedLabel], differing: Collection[str]) -> list[TrustedLabel]:
-    """What each voice last said about each audit, in the order of the log."""
-    last: dict[tuple[str, str, str], TrustedLabel] = {}
-    for label in labels:
-        voice = label.audit, label.key, label.source
-        if label.audit in differing and (voice not in last or label.seq > last[voice].seq):
-            last[voice] = label
-    return sorted(last.values(), key=lambda label: label.seq)
-
-
-def _within_share(words: Sequence[TrustedLabel], allowed: int, trusted: int) -> list[TrustedLabel]:
-    """Without what capped keys say beyond their first `allowed` audits."""
-    spoken: defaultdict[str, set[str]] = defaultdict(set)
-    kept = []
-    for label in words:
-        if label.trust < trusted:
-            audits = spoken[label.key]
-            if label.audit not in audits and len(audits) >= allowed:
-                continue
-            audits.add(label.audit)
-        kept.append(label)
-    return kept
 
 
 def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozenset[str]]:

@@ -10,7 +10,6 @@ hangs about a threshold, by itself or because of our own moves, does not make th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import floor, isfinite
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -79,23 +78,27 @@ def strain(targets: Pressure, load: LoadSample) -> Strain | None:
 def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float) -> Operation:
     """Take one measurement in, and move if it is time to.
 
-    To be called every second or oftener; the time it is told may stand still, and is not believed when it goes back. At
-    most one move to the safe side in `hold_s`, and at most two to the other side between two of those.
+    To be called every second or oftener; the time may stand still, and is not believed when it goes back. At most one
+    move to the safe side in `hold_s`, and at most two to the other side between two of those.
     """
     now_s = max(now_s, before.at_s)
-    seen, blind = strain(targets, load), now_s - before.at_s > BLIND_S
-    more, less = _asks(before.stance, targets, seen)
+    measured, blind = strain(targets, load), now_s - before.at_s > BLIND_S
+    more, less = _asks(before.stance, targets, measured)
+    more_since_s = now_s if before.more_since_s is None or blind else before.more_since_s
+    less_since_s = now_s if before.less_since_s is None or blind else before.less_since_s
     since = replace(
         before,
         at_s=now_s,
-        more_since_s=_since(before.more_since_s, now_s, asks=more, blind=blind),
-        less_since_s=_since(before.less_since_s, now_s, asks=less, blind=blind),
+        more_since_s=more_since_s if more else None,
+        less_since_s=less_since_s if less else None,
     )
-    if more and seen is not None and _for(since.more_since_s, now_s) >= RAISE_AFTER_S:
-        return _raised(since, targets, seen)
+    if more and measured is not None and now_s - more_since_s >= RAISE_AFTER_S:
+        return _raised(since, targets, measured)
     hold_s = targets.hold_s * 2**since.n_doublings
-    if less and _for(since.less_since_s, now_s) >= hold_s:
-        return _lowered(since, seen, hold_s)
+    if less and now_s - less_since_s >= hold_s:
+        last = "no load was measured" if measured is None else str(measured)
+        stance: Stance = "usual" if since.stance == "spike" else "slack"
+        return _moved(since, stance, f"the load was low for {hold_s:g} s; at last {last}", lowered_s=now_s)
     return since
 
 
@@ -107,7 +110,7 @@ def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: 
 
     targets    None: the owner asked for nothing, and the route saves what it may
     certified  the most aggressive level that may be used, guard-rails and ceilings taken off; 0 never stops
-    safe       the level that point 0 stands for
+    safe       the level that point 0 means
     """
     if targets is None or stance == "spike" or certified <= safe:
         return certified
@@ -128,44 +131,26 @@ def _asks(stance: Stance, targets: Pressure, seen: Strain | None) -> tuple[bool,
     return seen.share >= SPIKE_FROM, has_slack and seen.share < SLACK_FROM
 
 
-def _since(before_s: float | None, now_s: float, *, asks: bool, blind: bool) -> float | None:
-    if not asks:
-        return None
-    return now_s if before_s is None or blind else before_s
-
-
-def _for(since_s: float | None, now_s: float) -> float:
-    return -1.0 if since_s is None else now_s - since_s
-
-
-def _raised(now: Operation, targets: Pressure, seen: Strain) -> Operation:
+def _raised(now: Operation, targets: Pressure, measured: Strain) -> Operation:
     """One move to the thrifty side. Soon after one to the safe side, the next of those takes twice as long."""
     n_doublings = now.n_doublings
     if now.lowered_s is not None:
         early = now.at_s - now.lowered_s < 2 * targets.hold_s * 2**n_doublings
         n_doublings = min(MOST_DOUBLINGS, n_doublings + 1) if early else 0
-    return replace(
-        now,
-        stance="spike" if seen.share >= SPIKE_FROM else "usual",
-        n_moves=now.n_moves + 1,
-        reason=f"{seen} for {RAISE_AFTER_S:g} s",
-        more_since_s=None,
-        less_since_s=None,
-        lowered_s=None,
-        n_doublings=n_doublings,
-    )
+    stance: Stance = "spike" if measured.share >= SPIKE_FROM else "usual"
+    moved = _moved(now, stance, f"{measured} for {RAISE_AFTER_S:g} s", lowered_s=None)
+    return replace(moved, n_doublings=n_doublings)
 
 
-def _lowered(now: Operation, seen: Strain | None, hold_s: float) -> Operation:
-    last = "no load was measured" if seen is None else str(seen)
+def _moved(now: Operation, stance: Stance, reason: str, *, lowered_s: float | None) -> Operation:
     return replace(
         now,
-        stance="usual" if now.stance == "spike" else "slack",
+        stance=stance,
+        reason=reason,
         n_moves=now.n_moves + 1,
-        reason=f"the load was low for {hold_s:g} s; at last {last}",
         more_since_s=None,
         less_since_s=None,
-        lowered_s=now.at_s,
+        lowered_s=lowered_s,
     )
 
 
@@ -223,8 +208,8 @@ def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: f
     ratio  as above, as it is now: who comes again because he was turned away counts as asking
     queue  calls open at the upstream over its slots; while slots are free nobody is turned away, whatever was
            declared. None: unknown
-    point  a lot in [0, 1), drawn anew for each try and not by what is asked, or the same clients would be turned
-           away for as long as it lasts
+    point  a random number in [0, 1), drawn anew for each try and not by what is asked, or the same clients would be
+           turned away for as long as it lasts
     """
     if not 0 <= point < 1:
         raise ValueError(f"point: got {point}; a lot from 0 up to, but not, 1")
@@ -248,7 +233,7 @@ def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: f
 def safer_level(fallback: Fallback, ratio: float) -> int:
     """The safest level that the upstream bears; where that cannot be told, or none does, the next safer one.
 
-    Never the level that was in force, unless that was 0. What levels take grows with what is asked for, as the full
+    Never the level that was active, unless that was 0. What levels take grows with what is asked for, as the full
     runs do.
     """
     next_safer = max(0, fallback.level - 1)
@@ -259,9 +244,4 @@ def safer_level(fallback: Fallback, ratio: float) -> int:
     if not fallback.loads or not fallback.loads[0] > 0:
         return next_safer
     bears = fallback.capacity * fallback.loads[0] / ratio
-    return _first_within(fallback.loads[1:next_safer], bears) or next_safer
-
-
-def _first_within(loads: Sequence[float], capacity: float) -> int:
-    """The first level from 1 whose load fits; 0: none does."""
-    return next((level for level, load in enumerate(loads, start=1) if load <= capacity), 0)
+    return next((at for at, load in enumerate(fallback.loads[1:next_safer], start=1) if load <= bears), next_safer)

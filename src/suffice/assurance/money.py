@@ -70,7 +70,7 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
 
 
 def total(costs: Iterable[TokenCost | None]) -> TokenCost | None:
-    """The sum; None as soon as one part is unknown. Of nothing it is 0."""
+    """The sum, of nothing 0; None as soon as one part is unknown."""
     summed = TokenCost()
     for cost in costs:
         if cost is None:
@@ -185,13 +185,11 @@ class RemainingTokens:
 class RunLengths:
     """Recent full runs of one route, and what they say about a run that has not ended."""
 
-    n: int = 0  # ever seen
+    n: int = 0  # ever added
     mean_prompt_tokens: float = 0.0  # running mean over all
     _recent: deque[tuple[int, int]] = field(default_factory=deque)  # (thought, answer), oldest first
     _ordered: list[tuple[int, int]] = field(default_factory=list)  # the same by length of thought
-    # Sums of `_ordered` from a place to its end; []: a run was added since.
-    _thoughts: list[int] = field(default_factory=list)
-    _answers: list[int] = field(default_factory=list)
+    _sums: list[tuple[int, int]] = field(default_factory=list)  # of `_ordered` to its end; []: a run was added since
 
     def add(self, usage: Usage) -> None:
         run = usage.reasoning_tokens, max(0, usage.completion_tokens - usage.reasoning_tokens)
@@ -201,7 +199,7 @@ class RunLengths:
         insort(self._ordered, run)
         if len(self._recent) > WINDOW_RUNS:
             self._ordered.remove(self._recent.popleft())
-        self._thoughts, self._answers = [], []
+        self._sums = []
 
     def remaining(self, thought_tokens: int) -> RemainingTokens | None:
         """E[what is left | the thought is longer than `thought_tokens`]; None: too few runs say so.
@@ -214,11 +212,12 @@ class RunLengths:
         n = len(self._ordered) - first
         if n < MIN_LONGER:
             return None
-        if not self._thoughts:
-            longest_first = self._ordered[::-1]
-            self._thoughts = list(accumulate(thought for thought, _ in longest_first))[::-1]
-            self._answers = list(accumulate(answer for _, answer in longest_first))[::-1]
-        thought, answer = self._thoughts[first], self._answers[first]
+        if not self._sums:
+            longest_first = accumulate(
+                reversed(self._ordered), lambda one, other: (one[0] + other[0], one[1] + other[1])
+            )
+            self._sums = list(longest_first)[::-1]
+        thought, answer = self._sums[first]
         return RemainingTokens(thought_tokens=thought / n - thought_tokens, answer_tokens=answer / n, n=n)
 
 
@@ -239,14 +238,13 @@ class HandOvers:
     def cached_share(self) -> float:
         """Part of a prompt sent again that the cache serves, [0, 1].
 
-        1 before anybody has seen one: a share that is unknown stands in no stop's way, and the first
-        stop teaches it.
+        1 before anybody has measured one: an unknown share keeps nobody from stopping, and the first stop teaches it.
         """
         return self._cached / self._prompts if self._prompts else 1.0
 
     @property
     def overlap_tokens(self) -> float:
-        """Mean tokens that an original still writes; 0 before anybody has seen one."""
+        """Mean tokens that an original still writes; 0 before anybody has measured one."""
         return self._overlap / self._n if self._n else 0.0
 
     def add_resent(self, prompt_tokens: int, cached_tokens: int) -> None:
@@ -263,11 +261,7 @@ class HandOvers:
 
 
 def full_vote_tokens(drawn: Sequence[int], n_samples: int) -> float:
-    """Tokens of a vote over all its samples, estimated from those that were drawn: their mean, times `n_samples`.
-
-    drawn      tokens of each sample that was seen to its end, at least one sample
-    n_samples  of the full vote
-    """
+    """Tokens of a vote over all its samples: the mean of those drawn to their end, times `n_samples`."""
     return n_samples * sum(drawn) / len(drawn)
 
 

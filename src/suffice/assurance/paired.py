@@ -23,7 +23,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import Counts, log_bets, mixed
 
 Floats = NDArray[np.float64]
@@ -37,10 +36,7 @@ def paired_log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
     """Natural logarithm of the e-process of each arm, shape (M,): that of `certify` with smaller bets in its mixture.
 
     An e-value at each look against "the arm's EM is lower by max_em_drop or more"; 1/delta refutes it. Depends on the
-    counts alone, so late labels and replicas add up.
-
-    max_em_drop  a fraction in (0, 1)
-    Raises ValueError outside of it.
+    counts alone, so late labels and replicas add up. Raises ValueError for a budget outside (0, 1).
     """
     gained, same, lost = (np.asarray(n, dtype=np.float64) for n in (counts.gained, counts.same, counts.lost))
     return mixed(log_bets(gained, same, lost, max_em_drop, bets=BETS))
@@ -69,7 +65,7 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
 
     drop   E Z of the arm, a fraction below `max_em_drop`
     flips  P(Z = -1): how often the arm alone is right; between two full runs, with two answers each as often right,
-           half of `Repeats.flip_rate`
+           half of the rate at which one of them is right and the other wrong
 
     Raises ValueError where no number would be enough, and for rates that cannot be.
     """
@@ -89,21 +85,11 @@ class Repeats:
 
     n: int  # pairs
     n_disagree: int  # with different answers
-    n_flips: int = 0  # with labels: one right and one wrong; 0 where there are none
 
     @property
     def disagreement(self) -> float:
         """Rate of different answers; not a number without pairs."""
         return self.n_disagree / self.n if self.n else float("nan")
-
-    @property
-    def flip_rate(self) -> float:
-        """Rate at which one of the two is right and the other wrong; not a number without pairs."""
-        return self.n_flips / self.n if self.n else float("nan")
-
-    def interval(self, confidence: float) -> Interval:
-        """Of the rate of different answers; for one look."""
-        return exact_binomial(self.n_disagree, self.n, confidence) if self.n else Interval(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +119,6 @@ def _one(counts: Counts, arm: int) -> Counts:
     return Counts(counts.gained[arm : arm + 1], counts.same[arm : arm + 1], counts.lost[arm : arm + 1])
 
 
-# Speeds at which the evidence may grow: any mixture is valid, this one is near the best for 30 to 100,000 terms.
 # --------------------------------------------------------------------------- importance-weighted terms
 #
 # Bounds for the mean of importance-weighted terms: valid at every look, and without a largest weight. A term such as
@@ -141,6 +126,7 @@ def _one(counts: Counts, arm: int) -> Counts:
 # [0, 1] is one minus the lower bound of what is missing to 1. Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro (2024),
 # ACM/IMS J. Data Sci. 1(3), arXiv:2210.10768.
 
+# At which the evidence may grow: any mixture is valid, this one is near the best for 30 to 100,000 terms.
 SPEEDS: Final = tuple(float(speed) for speed in np.geomspace(0.006, 0.9, 10))
 
 

@@ -4,12 +4,11 @@
     rows    ──▶ weight_of ──▶ every sum and mean over runs
     classes ──▶ allocate: a rate each, for requests to come
 
-What the promise stands on is never sampled away. Kept for certain: runs in full (audits and everything in observe),
-because they are the evidence, with their steps, answers and labels, disagreements above all; whatever drew an arm of an
-experiment or a rollout, because both sides of a comparison must be seen; runs that ended by a failure or in which
-Suffice failed open, because somebody will ask why; and every row that is no request: labels, reviews, incidents,
-decisions. Left are live runs of routes that act and what passes through: most of the traffic, and of each the same
-few facts are asked, their means. Of those that are not kept the gateway counts ends, tokens and money
+What the promise rests on is never sampled away. Kept for certain: runs in full (audits and everything in observe),
+because they are the evidence; whatever drew an arm of an experiment or a rollout, because both sides of a comparison
+must be seen; runs that ended by a failure or in which Suffice failed open, because somebody will ask why; and every row
+that is no request: labels, reviews, incidents, decisions. Left are live runs of routes that act and what passes
+through: most of the traffic. Of those that are not kept the gateway counts ends, tokens and money
 (`store.rows.records`), so that sums which need no label stay exact.
 
 The draw is made before the first step, for the unit of the request: a retry shares it, and each turn of a conversation
@@ -41,7 +40,7 @@ PRIOR_RUNS: Final = 50.0  # a class is held to be as uncertain as all of them, u
 
 
 def is_certain(request: Request) -> bool:
-    """Does this request keep its rows whatever the lottery says, as far as its beginning tells?"""
+    """Does this request keep its rows whatever its end will be?"""
     return request.ungoverned is None and (request.mode != "enforce" or request.audit or bool(request.arms))
 
 
@@ -128,8 +127,7 @@ class Rates:
 def live_rate(sample_rate: float, audit_share: float) -> float:
     """The rate of live requests at which a part `sample_rate` of all requests has rows, audits among them.
 
-    sample_rate  in (0, 1]
-    audit_share  of the route's requests, in [0, 1]. Where it takes all of the rate, a tenth is kept of live runs
+    Where audits take all of the rate, in (0, 1], a tenth is kept of live runs.
     """
     if not (0 < sample_rate <= 1 and 0 <= audit_share <= 1):
         raise ValueError(f"need 0 < sample_rate <= 1 and 0 <= audit_share <= 1; got {sample_rate=} {audit_share=}")
@@ -170,9 +168,8 @@ def allocate(strata: Sequence[Stratum], *, rate: float) -> Rates:
 
     A class is kept in proportion to its spread, the root of its variance; both measures count alike, each relative to
     its mean over classes. A class of which little is known is drawn towards the others. No class falls below a
-    quarter of the rate, and none is kept at more than 1; what a limit takes or gives, the other classes share.
-
-    rate  of all live runs together, in (0, 1]. Kept to where limits allow, and two digits of a rate are given
+    quarter of the rate, and none is kept at more than 1; what a limit takes or gives, the other classes share. The
+    rate of all, in (0, 1], is kept to where limits allow, and two digits of a rate are given.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"need 0 < rate <= 1; got {rate=}")
@@ -199,22 +196,20 @@ def moved(before: Rates, after: Rates, *, by: float) -> bool:
 
 def _spreads(known: Sequence[Stratum]) -> list[float]:
     """The spread of each class, relative: 1 is that of all of them."""
-    variances = [_relative(known, [one.token_variance for one in known], [one.n_runs for one in known])]
+    variances = [_relative(known, [(one.token_variance, one.n_runs) for one in known])]
     if any(one.n_labelled for one in known):
-        variances.append(_relative(known, [one.label_variance for one in known], [one.n_labelled for one in known]))
+        variances.append(_relative(known, [(one.label_variance, one.n_labelled) for one in known]))
     return [sqrt(sum(of_class) / len(variances)) for of_class in zip(*variances, strict=True)]
 
 
-def _relative(known: Sequence[Stratum], variances: Sequence[float], n_runs: Sequence[float]) -> list[float]:
-    """Each variance over their mean, drawn towards it where few runs say it; 1 where nothing varies."""
-    told = [(one.n_requests, variance) for one, variance, n in zip(known, variances, n_runs, strict=True) if n]
-    total = sum(n for n, _ in told)
-    mean = sum(n * variance for n, variance in told) / total if total else 0.0
+def _relative(known: Sequence[Stratum], variances: Sequence[tuple[float, float]]) -> list[float]:
+    """Each variance, of so many runs, over their mean, drawn towards it where few runs say it; 1 where none varies."""
+    measured = [(one.n_requests, variance) for one, (variance, n) in zip(known, variances, strict=True) if n]
+    total = sum(n for n, _ in measured)
+    mean = sum(n * variance for n, variance in measured) / total if total else 0.0
     if not mean:
         return [1.0] * len(known)
-    return [
-        (n * variance / mean + PRIOR_RUNS) / (n + PRIOR_RUNS) for variance, n in zip(variances, n_runs, strict=True)
-    ]
+    return [(n * variance / mean + PRIOR_RUNS) / (n + PRIOR_RUNS) for variance, n in variances]
 
 
 def _scale(spreads: Sequence[float], n: Sequence[float], *, rate: float, least: float) -> float:
@@ -266,11 +261,10 @@ class Draws:
 
 
 def count_draws(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
-    """Count lots as they were logged.
+    """Count audit draws, shape (n,), as they were logged.
 
-    audit       (n,): was the request drawn to be audited?
-    propensity  (n,): P(this value of `audit`), in (0, 1], of `rollout.assign.AuditAssignment`: mostly 1 - share
-    Raises ValueError for odds out of range, which cannot have been logged by a lottery.
+    propensity  P(this value of `audit`), in (0, 1], of `rollout.assign.AuditAssignment`: mostly 1 - share
+    Raises ValueError for odds out of range, which no draw can have.
     """
     if not ((propensity > 0) & (propensity <= 1)).all():
         raise ValueError("propensity: need odds above 0 and at most 1 for every lot")
@@ -281,12 +275,11 @@ def count_draws(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Dr
 
 
 def log_sample_ratio(draws: Draws, *, weight: float = WEIGHT) -> float:
-    """Natural logarithm of the e-value against "every lot was drawn at its logged share".
+    """Natural logarithm of the e-value against "every audit was drawn at its logged share".
 
     For one share rho with k audits in n: B(a + k, b + n - k) / (B(a, b) rho^k (1 - rho)^(n - k)), a = weight rho,
     b = weight (1 - rho); summed over shares. At a share of 0 or 1 a single exception is proof, and the result infinite.
-
-    weight  requests that the alternative is worth, above 0: the fewer, the further from the share it looks
+    The alternative is worth `weight` requests, above 0: the fewer, the further from the share it looks.
     """
     return sum((_log_e(share, n, n_audits, weight) for share, n, n_audits in draws.by_share), 0.0)
 

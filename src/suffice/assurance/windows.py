@@ -1,9 +1,9 @@
 """Windows: stretches of requests with a fixed start; a certificate rests on the audits of one of them.
 
-    audit shares in force ──▶ Windows ──▶ Window (start, share, end) ──▶ weights c/rho ──▶ certify.log_wealth
+    active audit shares ──▶ Windows ──▶ Window (start, share, end) ──▶ weights c/rho ──▶ certify.log_wealth
 
 Inside a window every request was audited with probability rho >= c, its *share*. An audit drawn at rho bets with weight
-c/rho, so that each request of the window counts alike, whatever share was in force when it came (VALIDITY, theorem).
+c/rho, so that each request of the window counts alike, whatever share was active when it came (VALIDITY, theorem).
 A share that falls below c closes the window: a later audit would stand for requests that the window cannot weigh. A
 share that rises to twice c or more opens another window, whose audits count in full.
 
@@ -38,8 +38,6 @@ def window_audits(max_em_drop: float) -> int:
     """Audits of a window: 16 over the budget, at which a level that loses half of its budget is as good as certified.
 
     More audits prove little more and look back on traffic that is long gone.
-
-    max_em_drop  a fraction in (0, 1)
     """
     return round(WINDOW_LAW / max_em_drop)
 
@@ -53,14 +51,10 @@ class Window:
     end: float = inf  # infinite: the window is open
 
     def holds(self, at: Floats) -> Bools:
-        """Which of these requests are inside, shape (n,)."""
         return (at >= self.start) & (at < self.end)
 
     def n_audits(self, at: Floats, share: Floats) -> float:
-        """Audits inside, weighted.
-
-        at, share  number of each audited request, and the share it was drawn at, shape (n,)
-        """
+        """Audits inside, weighted, by the number of each audited request and the share it was drawn at, shape (n,)."""
         return float(self.weights(share[self.holds(at)]).sum())
 
     def weights(self, share: Floats) -> Floats:
@@ -86,9 +80,8 @@ class Windows:
     def note(self, at: float, share: float) -> None:
         """From request `at` on, requests are audited with this probability, or a higher one until the next call.
 
-        Call it for each request, or where the share changes. What it does depends on shares alone.
-
-        A share of 0 closes all windows: nobody can certify what is never audited. Raises ValueError outside [0, 1].
+        Call it for each request, or where the share changes. What it does depends on shares alone. A share of 0 closes
+        all windows: nobody can certify what is never audited. Raises ValueError outside [0, 1].
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share: got {share}; at least 0 and at most 1")
@@ -104,18 +97,15 @@ class Windows:
         self.known = self.known[-MOST_WINDOWS:]
 
     def lower(self, at: float, share: float) -> None:
-        """From request `at` on, requests may be audited with as low a probability as this; a rise is not told."""
+        """From request `at` on, requests may be audited with as low a probability as this; a rise is not noted."""
         if share < self.lowest_share:
             self.note(at, share)
 
     def chosen(self, at: Floats, share: Floats, *, wanted: int) -> Window | None:
-        """The newest window with enough audits, else the one with the most; None: there is none yet.
+        """The newest window with `wanted` weighted audits, else the one with the most; None: there is none yet.
 
         An open window that has gathered half more than enough begins later than it was opened, at one of the starts
         that are laid out evenly from there on: so a route that runs for long forgets. Depends on the draws alone.
-
-        at, share  number of each audited request, and the share it was drawn at, shape (n,)
-        wanted     audits that are enough, weighted
         """
         best, most = None, -1.0
         for base in reversed(self.known):
@@ -139,10 +129,7 @@ def _moved_up(base: Window, began: Floats, weight: Floats, wanted: int) -> Windo
 
 
 def longest_use(wanted: int, share: float) -> float:
-    """Requests for which one window is consulted at most: until the next one has gathered its audits.
-
-    share  that is in force in quiet times
-    """
+    """Requests for which one window is consulted at most: until the next has its audits at the usual share."""
     return wanted / share if share else inf
 
 
@@ -152,11 +139,8 @@ def restart_share(n_requests: float, longest: float) -> float:
     An alarm that audits raise depends on the draws, so windows that are cut short by alarms would each claim all of
     delta for a short time, and more than delta of the requests could be served above the budget. Therefore delta is
     earned by traffic: an epoch that begins r requests after the one before gets min(1, r / L) of it, where L is the
-    longest time that one window is consulted. Over any number of epochs the expected number of requests that are served
-    above the budget is then at most delta times all requests.
-
-    n_requests  since the epoch before began
-    longest     L, see `longest_use`
+    longest time that one window is consulted (`longest_use`). Over any number of epochs the expected number of requests
+    that are served above the budget is then at most delta times all requests.
     """
     return max(LEAST_DELTA_SHARE, min(1.0, n_requests / longest))
 

@@ -103,11 +103,7 @@ def certify_arms(
     """
     due = [pair for pair in pairs if pair.due <= now]
     of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]
-    repeats = Repeats(
-        n=len(of_arm[0]),
-        n_disagree=sum(pair.disagrees for pair in of_arm[0]),
-        n_flips=sum(pair.z not in (0, None) for pair in of_arm[0]),
-    )
+    repeats = Repeats(n=len(of_arm[0]), n_disagree=sum(pair.disagrees for pair in of_arm[0]))
     counts = _counts([[_loss(pair) for pair in some] for some in of_arm])
     wealth = np.array([_wealth(some, max_em_drop) for some in of_arm])
     highs = upper_drop(counts, delta=delta)
