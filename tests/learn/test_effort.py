@@ -101,6 +101,7 @@ def test_only_the_latest_pairs_of_each_arm_count() -> None:
     found = certify_arms([*old, *repeats, *new], n_arms=2, max_em_drop=EPS, delta=DELTA, now=0.0, window=400)
     assert found.in_force == 1
     assert found.views[0].n == 400
+    assert (found.repeats.n, found.repeats.n_disagree) == (2, 2)
 
 
 @pytest.mark.slow
