@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from suffice.assurance.strata import Cell
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.evidence import ClassAudits, RolloutEvidence, Rules, UnitRun
-from suffice.rollout.guardrails import group_classes, read_em, waited_for
+from suffice.rollout.guardrails import group_classes, read_em
 from suffice.rollout.stages import (
     State,
     StepOrder,
@@ -87,7 +87,7 @@ def test_nothing_is_promoted_without_samples_enough_in_the_whole_and_in_every_cl
     if move is not None and move.move == "promote":
         assert evidence.n_audits >= RULES.least_audits
         for group in group_classes(evidence, RULES):
-            assert group.audits.n >= RULES.least_class_audits or not waited_for(group, RULES)
+            assert group.audits.n >= RULES.least_class_audits or not group.is_waited_for(RULES)
         assert all(one.said == "fine" for one in read_em(evidence, RULES)[:1])
 
 

@@ -149,14 +149,7 @@ class _Judge:
             per_point = ratio_of(told.between, lost.between)
             ratio = told.effect / lost.effect if per_point is not None else None
         verdict, n_missing = _whole(comparisons)
-        return ArmResult(
-            arm=name,
-            verdict=verdict,
-            comparisons=comparisons,
-            n_missing=n_missing,
-            per_point=ratio,
-            per_point_between=per_point,
-        )
+        return ArmResult(name, verdict, comparisons, n_missing, ratio, per_point)
 
     def _compared(self, arm: str, metric: RunMetric) -> ArmComparison:
         paired = metric.name == EM and {arm, self.one.control} <= self.material.paired
@@ -175,9 +168,7 @@ class _Judge:
         )
         if self.withheld is not None:
             return replace(base, verdict="withheld", why=self.withheld)
-        if paired:
-            return self._paired(base, metric, alpha)
-        return self._unpaired(base, metric, alpha)
+        return self._paired(base, metric, alpha) if paired else self._unpaired(base, metric, alpha)
 
     def _paired(self, base: ArmComparison, metric: RunMetric, alpha: float) -> ArmComparison:
         """EM by audits: a loss is a drop, so the effect is the drop turned round."""
@@ -191,24 +182,9 @@ class _Judge:
             if mine.n >= KNOWN_AUDITS:
                 between = _turned(mine.between(alpha / 2 / MOST_CLASSES))
                 classes.append(_in_class(name, mine.n, -mine.drop, between, metric, base.margin))
-
-        def at(times: float) -> Interval:
-            return _turned(pairs.between(alpha / 2, times=times))
-
-        return self._told(
-            replace(
-                base,
-                n=pairs.n,
-                effect=-pairs.drop,
-                n_pending=pairs.pending,
-                classes=tuple(classes),
-                why="",
-                stratified=-pairs.drop,
-            ),
-            metric,
-            at,
-            self.material.n_requests,
-        )
+        effect, pending = -pairs.drop, pairs.pending
+        base = replace(base, n=pairs.n, effect=effect, n_pending=pending, classes=tuple(classes), stratified=effect)
+        return self._told(base, metric, lambda times: _turned(pairs.between(alpha / 2, times=times)))
 
     def _pairs(self, seen: Sequence[AuditAnswers], arm: str) -> PairCounts:
         marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)
@@ -216,7 +192,7 @@ class _Judge:
 
     def _unpaired(self, base: ArmComparison, metric: RunMetric, alpha: float) -> ArmComparison:
         values = _counted(self.material.values.get(metric.name, ()))
-        n_warm = _n_warm(values)
+        n_warm = max(LEAST_TAUGHT, sum(one.warmup for one in values))
         if len(values) <= n_warm:
             return base
         unfit = _unfit_split(values, f"units with a value of {metric.name}")
@@ -233,27 +209,17 @@ class _Judge:
         if whole is None or means[0] is None or means[1] is None:
             return base
         classes, stratified = self._by_class(base, metric, alpha, units, told, values, n_warm)
-
-        def at(times: float) -> Interval:
-            assert whole is not None
-            return whole.between(alpha / 2, times=times)
-
-        return self._told(
-            replace(
-                base,
-                n=n,
-                effect=whole.effect,
-                plain=means[0] - means[1],
-                control_mean=means[1],
-                classes=classes,
-                stratified=stratified,
-                n_cut=sum(one.value > cap for one in counted),
-                why="",
-            ),
-            metric,
-            at,
-            self.material.n_requests,
+        base = replace(
+            base,
+            n=n,
+            effect=whole.effect,
+            plain=means[0] - means[1],
+            control_mean=means[1],
+            classes=classes,
+            stratified=stratified,
+            n_cut=sum(one.value > cap for one in counted),
         )
+        return self._told(base, metric, lambda times: whole.between(alpha / 2, times=times))
 
     def _by_class(
         self,
@@ -282,19 +248,16 @@ class _Judge:
                 effects.append(_in_class(name, n, mine.effect, between, metric, base.margin))
         return tuple(effects), total / weight if weight else None
 
-    def _told(
-        self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval], n_requests: int
-    ) -> ArmComparison:
+    def _told(self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval]) -> ArmComparison:
         """With its interval, its verdict, and how much is missing to one."""
-        between = at(1.0)
+        between, n_requests, n_missing = at(1.0), self.material.n_requests, None
         verdict = judge_interval(between, metric, base.margin)
-        n_missing = None
         if verdict == "inconclusive":
             times = _times_to(
                 lambda times: judge_interval(at(times), metric, base.margin) != "inconclusive", n_requests
             )
             n_missing = None if times is None else ceil((times - 1) * n_requests)
-        return replace(base, between=between, verdict=verdict, n_missing=n_missing)
+        return replace(base, why="", between=between, verdict=verdict, n_missing=n_missing)
 
 
 def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -> Verdict:
@@ -333,9 +296,7 @@ def _whole(comparisons: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
 def _in_class(
     name: str, n: int, effect: float, between: Interval, metric: RunMetric, margin: float | None
 ) -> ClassEffect:
-    return ClassEffect(
-        query_class=name, n=n, effect=effect, between=between, verdict=judge_interval(between, metric, margin)
-    )
+    return ClassEffect(name, n, effect, between, judge_interval(between, metric, margin))
 
 
 def _pair(control: ArmEvidence, arm: ArmEvidence) -> int | None:
@@ -363,10 +324,6 @@ def _counted(values: Sequence[MetricValue]) -> list[MetricValue]:
     """Without those of the warm-up that came late: what teaches the guesses must come before what counts."""
     first = next((at for at, one in enumerate(values) if not one.warmup), len(values))
     return [*values[:first], *(one for one in values[first:] if not one.warmup)]
-
-
-def _n_warm(values: Sequence[MetricValue]) -> int:
-    return max(LEAST_TAUGHT, sum(one.warmup for one in values))
 
 
 def _cap(one: RunningExperiment, metric: RunMetric, warm: Sequence[MetricValue]) -> float:

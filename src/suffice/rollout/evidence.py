@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -56,13 +56,8 @@ class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
 
     def margin(self, rail: LiveRail) -> float:
         """What may be lost on a live guard-rail."""
-        margins: dict[LiveRail, float] = {
-            "latency": self.latency_margin,
-            "errors": self.error_margin,
-            "no_answer": self.no_answer_margin,
-            "satisfaction": self.satisfaction_margin,
-        }
-        return margins[rail]
+        margin: float = getattr(self, "error_margin" if rail == "errors" else f"{rail}_margin")
+        return margin
 
 
 def rules_of(route: Route) -> Rules:
@@ -132,22 +127,19 @@ class Contrast:
         n, capped = self.n_candidate + self.n_control, min(cap, value)
         part, guess = capped / cap, min(1.0, (self.candidate + self.control) / n / cap) if n else 0.0
         if arm == "candidate":
-            return replace(
-                self,
-                n_candidate=self.n_candidate + 1,
-                candidate=self.candidate + capped,
-                apart=self.apart.plus((part - guess + 1) / 2),
-                beyond=self.beyond.plus((part - guess + 1 + margin) / (2 + margin)),
-                n_candidate_over=self.n_candidate_over + (value > cap),
-            )
-        beyond = guess - (1 + margin) * part
+            apart, beyond = part - guess, part - guess
+        else:
+            apart, beyond = guess - part, guess - (1 + margin) * part
+        before: dict[str, Any] = {name: getattr(self, name) for name in (f"n_{arm}", arm, f"n_{arm}_over")}
         return replace(
             self,
-            n_control=self.n_control + 1,
-            control=self.control + capped,
-            apart=self.apart.plus((guess - part + 1) / 2),
+            apart=self.apart.plus((apart + 1) / 2),
             beyond=self.beyond.plus((beyond + 1 + margin) / (2 + margin)),
-            n_control_over=self.n_control_over + (value > cap),
+            **{
+                f"n_{arm}": before[f"n_{arm}"] + 1,
+                arm: before[arm] + capped,
+                f"n_{arm}_over": before[f"n_{arm}_over"] + (value > cap),
+            },
         )
 
 
@@ -199,10 +191,6 @@ class RolloutEvidence:
     @property
     def n_control(self) -> int:
         return sum(one.control for one in self.units)
-
-    def contrast(self, rail: LiveRail) -> Contrast:
-        contrast: Contrast = getattr(self, rail)
-        return contrast
 
     def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> RolloutEvidence:
         """After `n` more requests of a class came to the route, whatever became of them."""

@@ -60,6 +60,10 @@ class ClassGroup:
     share: float  # of the traffic
     rare: bool  # several classes, each too small to be judged alone
 
+    def is_waited_for(self, rules: Rules) -> bool:
+        """Must this group be proved before anybody is served?"""
+        return self.share >= rules.rare_share
+
 
 # --------------------------------------------------------------------------- EM, on audits
 
@@ -83,13 +87,9 @@ def group_classes(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, 
     return tuple(groups)
 
 
-def waited_for(group: ClassGroup, rules: Rules) -> bool:
-    """Must this group be proved before anybody is served?"""
-    return group.share >= rules.rare_share
-
-
 def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
-    whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
+    audits = {one.query_class: one for one in evidence.audits}
+    whole = _audits(audits, [*audits])
     groups = group_classes(evidence, rules)
     # All must be proved, so each may use all of delta; any one of them sends it back, so they share that of harm.
     delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(groups))
@@ -109,13 +109,8 @@ def post_stratified_drop(evidence: RolloutEvidence, rules: Rules) -> float | Non
 
 def _audits(audits: dict[str, ClassAudits], names: Sequence[str]) -> ClassAudits:
     mine = [audits[name] for name in names if name in audits]
-    return ClassAudits(
-        query_class=names[0] if len(names) == 1 else "",
-        gained=sum(one.gained for one in mine),
-        same=sum(one.same for one in mine),
-        lost=sum(one.lost for one in mine),
-        pending=sum(one.pending for one in mine),
-    )
+    counts = {of: sum(getattr(one, of) for one in mine) for of in ("gained", "same", "lost", "pending")}
+    return ClassAudits(query_class=names[0] if len(names) == 1 else "", **counts)
 
 
 def _drop(audits: ClassAudits) -> float:
@@ -189,7 +184,7 @@ def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
 
 def read_live(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
     """Latency, errors, no answers and satisfaction of the candidate's arm against the control's."""
-    return tuple(_read_live(rail, evidence.contrast(rail), rules) for rail in LIVE_RAILS)
+    return tuple(_read_live(rail, getattr(evidence, rail), rules) for rail in LIVE_RAILS)
 
 
 def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
@@ -205,14 +200,13 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
     finding: Finding = "fine" if fine and not over else "open"
     if finding == "open" and (over or _surely_apart(+1, seen.apart, 0.5, harm_alpha)):
         finding = "harm"
-    n_candidate, n_control = seen.n_candidate, seen.n_control
-    enough = min(n_candidate, n_control) >= _LEAST_SEEN
+    enough = min(seen.n_candidate, seen.n_control) >= _LEAST_SEEN
     worse = _worse(rail, seen) if enough else None
     return GuardrailValue(
         rail=rail,
         about=None,
-        n=n_candidate,
-        n_control=n_control,
+        n=seen.n_candidate,
+        n_control=seen.n_control,
         worse=worse,
         margin=margin,
         said=finding,
@@ -251,12 +245,7 @@ def _worse(rail: LiveRail, seen: Contrast) -> float | None:
 def _live_sentence(
     rail: LiveRail, seen: Contrast, worse: float | None, margin: float, finding: Finding, rules: Rules
 ) -> str:
-    name = {
-        "latency": "latency",
-        "errors": "errors",
-        "no_answer": "runs without an answer",
-        "satisfaction": "satisfaction",
-    }[rail]
+    name = "runs without an answer" if rail == "no_answer" else rail
     n = f"{seen.n_candidate:,} and {seen.n_control:,} runs"
     if worse is None:
         return f"{name}: too few to say anything, {n}"

@@ -6,7 +6,7 @@ UnitAssignment, MetricValue, AuditAnswers ──▶ ExperimentData ──▶ ana
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.bounds import Interval
@@ -65,7 +65,7 @@ class ExperimentData:
     paired: frozenset[str] = frozenset()  # arms whose answers audits show
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ClassEffect:
     query_class: str
     n: int
@@ -109,7 +109,7 @@ class ArmComparison:
         return tuple(one.query_class for one in self.classes if one.verdict == "worse")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ArmResult:
     arm: str
     verdict: Verdict
@@ -137,15 +137,16 @@ class ExperimentResult:
     arms: tuple[ArmResult, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RunMetric:
     name: str
-    higher_is_better: bool
-    high: float | None  # largest value, the smallest is 0; None: learnt from the warm-up
     said: str  # a sentence around {n}, the size of a difference, and {way}
     more: str  # the way of an arm with a higher value
     less: str
     margin: str  # the unit of a margin, behind its number
+    _: KW_ONLY
+    higher_is_better: bool = True
+    high: float | None = None  # largest value, the smallest is 0; None: learnt from the warm-up
     times: float = 1.0  # of a number, for people
     digits: int = 1
     title: str = ""  # at the beginning of a sentence; "": its name
@@ -167,67 +168,23 @@ LATENCY: Final = "latency"
 TOKENS: Final = "tokens"
 
 METRICS: Final[Mapping[str, RunMetric]] = {
-    EM: RunMetric(
-        name=EM,
-        higher_is_better=True,
-        high=1.0,
-        said="EM is {n} points {way}",
-        more="higher",
-        less="lower",
-        margin="points",
-        times=100,
-        digits=2,
-        title="EM",
-    ),
-    SATISFACTION: RunMetric(
-        name=SATISFACTION,
-        higher_is_better=True,
-        high=1.0,
-        said="satisfaction is {n} points {way}",
-        more="higher",
-        less="lower",
-        margin="points",
-        times=100,
-    ),
-    LATENCY: RunMetric(
-        name=LATENCY,
-        higher_is_better=False,
-        high=None,
-        said="answers take {n} s {way}",
-        more="longer",
-        less="shorter",
-        margin="s",
-        digits=2,
-    ),
-    TOKENS: RunMetric(
-        name=TOKENS,
-        higher_is_better=False,
-        high=None,
-        said="a request uses {n} {way} tokens",
-        more="more",
-        less="fewer",
-        margin="tokens",
-    ),
+    one.name: one
+    for one in (
+        RunMetric(EM, "EM is {n} points {way}", "higher", "lower", "points", high=1.0, times=100, digits=2, title="EM"),
+        RunMetric(SATISFACTION, "satisfaction is {n} points {way}", "higher", "lower", "points", high=1.0, times=100),
+        RunMetric(LATENCY, "answers take {n} s {way}", "longer", "shorter", "s", higher_is_better=False, digits=2),
+        RunMetric(TOKENS, "a request uses {n} {way} tokens", "more", "fewer", "tokens", higher_is_better=False),
+    )
 }
 
 
 def metric_of(name: str) -> RunMetric:
     """A built-in metric, or a declared one: from 0, the worst that it can be, to 1, the best."""
-    return METRICS.get(name) or RunMetric(
-        name=name,
-        higher_is_better=True,
-        high=1.0,
-        said=f"{name} is {{n}} points of its range {{way}}",
-        more="better",
-        less="worse",
-        margin="points of its range",
-        times=100,
-    )
+    said = f"{name} is {{n}} points of its range {{way}}"
+    return METRICS.get(name) or RunMetric(name, said, "better", "worse", "points of its range", high=1.0, times=100)
 
 
 HOLDS: Final = "All intervals hold together, however often one looks; they speak of the requests so far."
-
-
 UNFAIR: Final = (
     "Something loses units of one arm or moves them to the other, so the arms are no fair comparison; find it, and"
     " start the experiment again."
@@ -237,48 +194,47 @@ UNFAIR: Final = (
 def summarize_arm(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
     if arm.verdict == "withheld":
         why = next(one.why for one in arm.comparisons if one.verdict == "withheld")
-        return (
-            f"Nothing is said of {arm.arm!r}: {why}.",
-            UNFAIR,
-        )
-    others = [
-        one
+        return f"Nothing is said of {arm.arm!r}: {why}.", UNFAIR
+    others = "; ".join(
+        _one(one)
         for one in arm.comparisons[1:]
         if one.effect is not None or one.margin is not None or one.verdict == "withheld"
-    ]
-    told = [_headline(result, arm), _others(others)]
-    last = _last(arm)
-    return tuple(sentence for sentence in (*told, last) if sentence)
+    )
+    sentences = (_headline(result, arm), f"Besides, {others}." if others else "", _last(arm))
+    return tuple(sentence for sentence in sentences if sentence)
 
 
 def _headline(result: ExperimentResult, arm: ArmResult) -> str:
     primary = arm.comparisons[0]
-    against = f"{arm.arm!r} against {result.control!r}"
     shown = f"{primary.metric} was not measured yet"
     if primary.effect is not None and primary.between is not None:
-        metric = metric_of(primary.metric)
-        shown = (
-            f"{_said(metric, primary.effect)}{_part(primary)}, {_between(metric, primary.between)}"
-            f" ({result.confidence:.0%} sure, {_stands_on(primary)})"
-        )
+        basis = f"on {primary.n:,} {'full runs that show both' if primary.paired else 'units'}"
+        shown = f"{_difference(primary)} ({result.confidence:.0%} sure, {basis})"
+    return f"{arm.arm!r} against {result.control!r} is {_in_words(arm)}{shown}."
+
+
+def _in_words(arm: ArmResult) -> str:
     if arm.verdict == "better":
-        rest = ", and nothing with a margin loses more than you allow" if _guarded(arm) else ""
-        return f"{against} is better{rest}: {shown}."
+        guarded = any(one.margin is not None for one in arm.comparisons[1:])
+        return f"better{', and nothing with a margin loses more than you allow' if guarded else ''}: "
     if arm.verdict == "no worse":
-        return f"{against} is not worse than you allow: {shown}."
+        return "not worse than you allow: "
     if arm.verdict == "worse":
         bad = [one.metric for one in arm.comparisons if one.verdict == "worse" and _counts(one, arm)]
-        return f"{against} is worse in {' and '.join(bad)}: {shown}."
+        return f"worse in {' and '.join(bad)}: "
     if arm.verdict == "mixed":
         bad = [f"{one.metric} for {_list(one.harmed)}" for one in arm.comparisons if one.harmed and _counts(one, arm)]
-        return f"{against} is mixed, for it is worse in {' and '.join(bad)}: on the whole, {shown}."
-    return f"{against} is inconclusive: {shown}."
+        return f"mixed, for it is worse in {' and '.join(bad)}: on the whole, "
+    return "inconclusive: "
 
 
-def _others(others: list[ArmComparison]) -> str:
-    """The other metrics, each with its interval and what that means."""
-    parts = [_one(one) for one in others]
-    return f"Besides, {'; '.join(parts)}." if parts else ""
+def _difference(one: ArmComparison) -> str:
+    """What was measured, as a part of the control's mean where that says something, and its interval."""
+    assert one.effect is not None
+    assert one.between is not None
+    metric = metric_of(one.metric)
+    part = f" ({abs(one.effect) / one.control_mean:.0%})" if metric.high is None and one.control_mean else ""
+    return f"{_said(metric, one.effect)}{part}, {_between(metric, one.between)}"
 
 
 def _one(one: ArmComparison) -> str:
@@ -287,7 +243,7 @@ def _one(one: ArmComparison) -> str:
         return f"{one.metric} is withheld, because {one.why}"
     if one.effect is None or one.between is None:
         return f"{one.metric} was not measured yet"
-    shown = f"{_said(metric, one.effect)}{_part(one)}, {_between(metric, one.between)}"
+    shown = _difference(one)
     if one.paired:
         shown += f", on {one.n:,} full runs that show both"
     if one.margin is None:
@@ -306,12 +262,15 @@ def _last(arm: ArmResult) -> str:
         if one.harmed and one.verdict != "worse" and not (arm.verdict == "mixed" and _counts(one, arm)):
             parts.append(f"it is worse in {one.metric} for {_list(one.harmed)}, whatever the whole says")
         if one.misleading and one.plain is not None and one.effect is not None:
+            metric = metric_of(one.metric)
+            weighed = "" if one.stratified is None else f", and weighed by class {_said(metric, one.stratified)}"
             parts.append(
-                f"the two plain means of {one.metric} say that {_said(metric_of(one.metric), one.plain)}, and mislead:"
-                " the arms had different mixes of questions" + _weighed(one)
+                f"the two plain means of {one.metric} say that {_said(metric, one.plain)}, and mislead:"
+                f" the arms had different mixes of questions{weighed}"
             )
     if arm.per_point_between is not None and arm.per_point is not None:
-        low, high, way = arm.per_point_between.low, arm.per_point_between.high, _way(arm.of(EM))
+        low, high = arm.per_point_between.low, arm.per_point_between.high
+        way = "won" if (arm.of(EM).effect or 0.0) > 0 else "lost"
         parts.append(
             f"each EM point {way} goes with {arm.per_point:.2f} points of satisfaction {way}, between {low:.2f} and"
             f" {high:.2f}"
@@ -330,16 +289,6 @@ def _missing(arm: ArmResult) -> str:
     return "how many more requests it takes cannot be said: what was seen is too near to where it would turn"
 
 
-def _weighed(one: ArmComparison) -> str:
-    if one.stratified is None:
-        return ""
-    return f", and weighed by class {_said(metric_of(one.metric), one.stratified)}"
-
-
-def _way(one: ArmComparison) -> str:
-    return "won" if (one.effect or 0.0) > 0 else "lost"
-
-
 def _said(metric: RunMetric, value: float) -> str:
     size = metric.size(value)
     if not any(digit in size for digit in "123456789"):
@@ -352,21 +301,6 @@ def _between(metric: RunMetric, between: Interval) -> str:
     if metric.way(low) == metric.way(high):
         return f"between {metric.size(low)} and {metric.size(high)}"
     return f"between {metric.size(between.low)} {metric.less} and {metric.size(between.high)} {metric.more}"
-
-
-def _part(one: ArmComparison) -> str:
-    """How large a part of the control's mean the difference is, where that says something."""
-    if metric_of(one.metric).high is not None or not one.control_mean or one.effect is None:
-        return ""
-    return f" ({abs(one.effect) / one.control_mean:.0%})"
-
-
-def _stands_on(one: ArmComparison) -> str:
-    return f"on {one.n:,} full runs that show both" if one.paired else f"on {one.n:,} units"
-
-
-def _guarded(arm: ArmResult) -> bool:
-    return any(one.margin is not None for one in arm.comparisons[1:])
 
 
 def _counts(one: ArmComparison, arm: ArmResult) -> bool:

@@ -29,7 +29,6 @@ from suffice.rollout.guardrails import (
     read_live,
     split_problem,
     too_bold,
-    waited_for,
 )
 from suffice.rollout.versions import overtaken
 
@@ -321,7 +320,7 @@ def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: 
 def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailValue, ...]) -> list[str]:
     """Once, before anybody is served: audits enough, and proof that neither the whole nor a class loses too much."""
     missing = []
-    waited = {group.name for group in group_classes(evidence, rules) if waited_for(group, rules)}
+    waited = {group.name for group in group_classes(evidence, rules) if group.is_waited_for(rules)}
     for reading in em:
         least = rules.least_audits if reading.about is None else rules.least_class_audits
         if reading.about is not None and reading.about not in waited:

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -66,10 +66,6 @@ class VersionLineage:
     since_seq: int | None = None  # first row of the log that it was learned from; None: it was not learned
     to_seq: int | None = None  # last row
     proposed_s: float | None = None  # Unix time; informative
-
-    def plain(self) -> dict[str, Any]:
-        names = ("parent", "proposed_by", "why", "since_seq", "to_seq", "proposed_s")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +138,7 @@ class Version:
             "kind": self.kind,
             "scorer": self.scorer,
             "model_family": self.model_family,
-            "lineage": self.lineage.plain(),
+            "lineage": asdict(self.lineage),
             "signals": [one.plain() for one in self.signals],
             "report_card": _thawed(self.report_card),
         }
@@ -268,12 +264,9 @@ def _signature(content: bytes, secret: str) -> bytes:
 def _looks_like(source: bytes) -> str:
     if not source:
         return "got nothing"
-    for sign, what in _LOOKS:
-        if source.startswith(sign):
-            return f"got {what}"
     if source.startswith(_MARK):
         return "its first line is broken"
-    return "got something else"
+    return f"got {next((what for sign, what in _LOOKS if source.startswith(sign)), 'something else')}"
 
 
 def _check_words(version: Version) -> None:
@@ -378,16 +371,11 @@ def _read(plain: object) -> Version:
     if type(schema) is not int or schema != SCHEMA:
         raise ConfigError(f"version.schema: got {describe_value(schema)}; this one reads {SCHEMA}")
     family = table.take("model_family")
-    made: dict[str, Any] = {
-        "form": table.text("form"),
-        "body": table.table("body").content,
-        "kind": table.text("kind"),
-        "scorer": table.text("scorer"),
-        "model_family": None if family is None else table.text("model_family"),
-        "lineage": _lineage(table.table("lineage")),
-        "signals": tuple(_signal(one) for one in table.tables("signals")),
-        "report_card": table.table("report_card").content,
-    }
+    made: dict[str, Any] = {name: table.text(name) for name in ("form", "kind", "scorer")}
+    made |= {name: table.table(name).content for name in ("body", "report_card")}
+    made["model_family"] = None if family is None else table.text("model_family")
+    made["lineage"] = _lineage(table.table("lineage"))
+    made["signals"] = tuple(_signal(one) for one in table.tables("signals"))
     table.done()
     return Version(**made)
 
