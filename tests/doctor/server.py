@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from suffice.doctor.examine import examine
-from suffice.doctor.plain import BEGUN, LIST
-from suffice.doctor.talk import COUNT, THINK, Talk
+from suffice.doctor.experiments import BEGUN, COUNT, LIST, THINK
+from suffice.doctor.talk import Talk
 from suffice.settings import Upstream
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut

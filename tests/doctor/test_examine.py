@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from suffice.doctor import serving
-from suffice.doctor.examine import RUN, advise
+from suffice.doctor.examine import advise
+from suffice.doctor.experiments import RUN, cancel
 from suffice.doctor.talk import Facts
 from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream, Reply, ServerBehaviour
@@ -113,7 +113,8 @@ async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
 @pytest.mark.slow
 async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
     async with FakeUpstream(model(delay_s=0.1), ServerBehaviour(cancels=False, slots=2)) as fake, talking(fake) as talk:
-        saw = await serving.cancel(talk, Facts(n_slots=2, can_list_slots=True))
+        talk.facts = Facts(n_slots=2, can_list_slots=True)
+        saw = await cancel(talk)
     assert saw.verdict == "no"
     assert "1 still running" in saw.evidence
 

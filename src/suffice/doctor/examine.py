@@ -4,46 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from suffice.doctor import plain, serving
-from suffice.doctor.talk import Facts, Saw, Talk
+from suffice.doctor.experiments import RUN, Experiment, reachable
+from suffice.doctor.talk import Refusal, Saw, Talk
 from suffice.errors import UpstreamError
 from suffice.settings import Driver
 from suffice.types import Finding, Findings
-from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_verdict, finding, honoured, url_key
+from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_verdict, honoured, url_key
 from suffice.upstream.shapes import SHAPES, engines
 
-Experiment: TypeAlias = Callable[[Talk, Facts], Awaitable[Saw]]
-
-# In the order of EXPERIMENTS; what others build on stands before them.
-RUN: Mapping[str, Experiment] = {
-    "reachable": plain.reachable,
-    "models": plain.examine_models,
-    "slots": plain.slots,
-    "context": plain.context,
-    "unknown_fields": plain.unknown_fields,
-    "max_tokens": plain.max_tokens,
-    "max_completion_tokens": plain.max_completion_tokens,
-    "stream_usage": plain.stream_usage,
-    "reasoning": plain.examine_reasoning,
-    "logprobs": plain.logprobs,
-    "logprobs_stream": plain.logprobs_stream,
-    "tool_stream": plain.tool_stream,
-    "n": plain.n,
-    "seed": plain.seed,
-    "prefill": plain.prefill,
-    "raw": plain.raw,
-    "native_end": plain.native_end,
-    "native_budget": plain.native_budget,
-    "prefix_cache": serving.prefix_cache,
-    "cache_prompt": serving.cache_prompt,
-    "id_slot": serving.id_slot,
-    "cancel": serving.cancel,
-    "rate_limits": plain.rate_limits,
-}
 METHODS: Mapping[str, str] = {"native": "native_end", "raw": "raw", "prefill": "prefill"}
 
 
@@ -55,10 +26,10 @@ async def examine(
     upstream  its name in the settings, "" when it has none
     tell      called with each experiment's name before it is made
     """
-    facts, entries = Facts(), dict[str, Finding]()
+    entries = dict[str, Finding]()
     for name, experiment in RUN.items():
         tell(name)
-        saw = await _within(talk, experiment, facts)
+        saw = await _within(talk, experiment)
         entries[name] = Finding(experiment=name, verdict=saw.verdict, evidence=saw.evidence)
         if name == "reachable" and saw.verdict != "yes":
             break
@@ -69,20 +40,22 @@ async def examine(
         model=talk.model,
         at_s=at_s,
         findings=tuple(entries.values()),
-        n_slots=facts.n_slots,
-        context_tokens=facts.context_tokens,
+        n_slots=talk.facts.n_slots,
+        context_tokens=talk.facts.context_tokens,
         finish=ways_to_finish(entries),
     )
 
 
-async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
+async def _within(talk: Talk, experiment: Experiment) -> Saw:
     try:
         async with asyncio.timeout(talk.timeout_s):
-            return await experiment(talk, facts)
+            return await experiment(talk)
+    except Refusal as refusal:
+        return refusal.saw
     except TimeoutError:
         return Saw("unclear", f"not done within {talk.timeout_s:g} s (--timeout)")
     except UpstreamError as error:
-        return Saw("no" if experiment is plain.reachable else "unclear", error.for_operator())
+        return Saw("no" if experiment is reachable else "unclear", error.for_operator())
 
 
 def ways_to_finish(entries: Mapping[str, Finding]) -> tuple[str, ...]:
@@ -121,12 +94,11 @@ def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) ->
     driver  as its owner chose it; None: the one that offers what was seen
     """
     chosen = driver or _driver(findings)
-    may_probe = allows_probes(findings)
     return Advice(
         driver=chosen,
         finish=findings.finish,
-        may_probe=may_probe,
-        sentences=(_stops(findings), _probes(findings), *_added(findings), *_cautions(findings, chosen)),
+        may_probe=allows_probes(findings),
+        sentences=(_stops(findings), _probes(findings), _added(findings), *_cautions(findings, chosen)),
         settings=_settings(findings, name, url, chosen),
     )
 
@@ -154,31 +126,37 @@ def _probes(findings: Findings) -> str:
     if not any(honoured(findings, way) for way in CONTINUES):
         missing.append("it does not continue a text")
     if not honoured(findings, "prefix_cache"):
-        word = {"no": "it caches no prefixes", "ignored": "it caches no prefixes"}
-        missing.append(word.get(find_verdict(findings, "prefix_cache") or "", "nobody saw it cache a prefix"))
+        seen = find_verdict(findings, "prefix_cache") in ("no", "ignored")
+        missing.append("it caches no prefixes" if seen else "nobody saw it cache a prefix")
     return f"Probes while observing: not sent, {' and '.join(missing)}."
 
 
-def _added(findings: Findings) -> list[str]:
+def _added(findings: Findings) -> str:
     fields = {
         "stream_options.include_usage": "stream_usage",
         "logprobs": "logprobs_stream",
         "cache_prompt": "cache_prompt",
     }
     may = [field for field, experiment in fields.items() if honoured(findings, experiment)]
-    return [f"Fields that may be added to a request: {', '.join(may) or 'none'}."]
+    return f"Fields that may be added to a request: {', '.join(may) or 'none'}."
+
+
+_CAUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {  # experiment → verdicts, and what follows
+    "cancel": (("no", "ignored"), "Caution: it goes on generating after a hang-up, so a stop saves no work there."),
+    "stream_usage": (
+        ("no", "ignored"),
+        "Caution: streams tell no usage, so tokens are counted by pieces and marked so.",
+    ),
+    "native_budget": (("ignored",), "Caution: it accepts a reasoning budget and ignores it."),
+    "reasoning": (
+        ("no",),
+        "This model showed no thought, so a reasoning route has nothing to stop; samples works.",
+    ),
+}
 
 
 def _cautions(findings: Findings, driver: Driver) -> list[str]:
-    sentences = []
-    if find_verdict(findings, "cancel") in ("no", "ignored"):
-        sentences.append("Caution: it goes on generating after a hang-up, so a stop saves no work there.")
-    if find_verdict(findings, "stream_usage") in ("no", "ignored"):
-        sentences.append("Caution: streams tell no usage, so tokens are counted by pieces and marked so.")
-    if find_verdict(findings, "native_budget") == "ignored":
-        sentences.append("Caution: it accepts a reasoning budget and ignores it.")
-    if find_verdict(findings, "reasoning") == "no":
-        sentences.append("This model showed no thought, so a reasoning route has nothing to stop; samples works.")
+    sentences = [text for name, (verdicts, text) in _CAUTIONS.items() if find_verdict(findings, name) in verdicts]
     if driver != "llama.cpp" and {"native", "raw"} & set(findings.finish):
         sentences.append(f"Driver {driver!r} writes no template and no control: native and raw need llama.cpp's.")
     return sentences
@@ -192,7 +170,6 @@ def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
         lines.append(f"slots = {findings.n_slots}")
     if usable:
         lines.append(f"finish = {json.dumps(usable)}")
-    result = finding(findings, "reasoning")
-    if result is not None and result.verdict == "no" and usable:
+    if usable and find_verdict(findings, "reasoning") == "no":
         lines.append("# no thought was seen: a reasoning route would have nothing to stop")
     return "\n".join(lines) + "\n"

@@ -102,12 +102,12 @@ async def run_live(
         async with gate:
             return await _run(talk, body, scorer)
 
-    asked = [*bodies, *bodies[:n_repeats]]
-    ended = await asyncio.gather(*(answer(body) for body in asked))
+    ended = await asyncio.gather(*(answer(body) for body in (*bodies, *bodies[:n_repeats])))
     for answered, text in ended:
         if answered:
             counts.add(text)
-    counts.n_failed = sum(not answered for answered, _ in ended)
+        else:
+            counts.n_failed += 1
     for (answered, one), (again, other) in zip(ended, ended[len(bodies) :], strict=False):
         if answered and again:
             counts.compare(one, other, scorer)
@@ -125,24 +125,15 @@ async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[boo
     message = reply.choices[0].get("message") if reply.status == 200 and reply.choices else None
     if not isinstance(message, Mapping):
         return False, None
-    content = message.get("content")
+    content, settings = message.get("content"), talk.settings
     text = content if isinstance(content, str) else ""
-    thought_ends = talk.settings.think_close
-    if thought_ends in text:
-        text = text.rpartition(thought_ends)[2]
-    elif text.lstrip().startswith(talk.settings.think_open):
-        text = ""  # the cap was reached inside the thought: there is no answer
-    return True, scorer.extract(text)
+    _, closed, after = text.rpartition(settings.think_close)
+    if not closed and text.lstrip().startswith(settings.think_open):
+        after = ""  # the cap was reached inside the thought: there is no answer
+    return True, scorer.extract(after)
 
 
 def as_findings(counts: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float) -> RouteFindings:
-    return RouteFindings(
-        examination_id=examination_id,
-        route=route,
-        scorer=scorer,
-        at_s=at_s,
-        n_runs=counts.n_runs,
-        n_extractable=counts.n_extractable,
-        n_repeats=counts.n_repeats,
-        n_agreeing=counts.n_agreeing,
-    )
+    names = ("n_runs", "n_extractable", "n_repeats", "n_agreeing")
+    seen = {name: getattr(counts, name) for name in names}
+    return RouteFindings(examination_id=examination_id, route=route, scorer=scorer, at_s=at_s, **seen)

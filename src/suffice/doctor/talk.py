@@ -13,7 +13,9 @@ from suffice.types import Verdict
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
 from suffice.upstream.wire import (
     DONE_DATA,
+    REASONING_FIELDS,
     SseSplitter,
+    WireUsage,
     decode_chunk,
     decode_json,
     encode_json,
@@ -21,12 +23,8 @@ from suffice.upstream.wire import (
     reasoning_of,
 )
 
-COUNT = "Write the whole numbers from 1 to 200, one a line, as digits, and nothing else."
-THINK = (
-    "A shop sells 3 boxes of 12 pens each day from Monday to Friday. How many pens is that?"
-    " Think step by step, then write only the final number."
-)
-THINK_CAP = 96  # tokens: enough to see a thought, and to see that it is cut short
+CHAT = "/v1/chat/completions"
+_SAID_CHARS = 120  # of a server's own error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +33,12 @@ class Saw:
     evidence: str  # one sentence with the numbers that were measured
 
 
-@dataclass(slots=True, kw_only=True)
-class Facts:
-    """What later experiments build on. None: not seen, or not looked for yet."""
+class Refusal(Exception):
+    """A server did not answer 200, which settles the experiment; `saw` says how."""
 
-    owned_by: str = ""  # who serves the model, as the list of models says
-    n_slots: int | None = None
-    context_tokens: int | None = None
-    thought: StreamTranscript | None = None  # the run without any budget, to compare with
-    can_list_slots: bool = False
-    reports_cache: bool = False  # does usage say what a cache served?
+    def __init__(self, saw: Saw) -> None:
+        super().__init__(saw.evidence)
+        self.saw = saw
 
 
 def parse_number(value: object) -> int | None:
@@ -58,18 +52,21 @@ def within(body: object, *path: str) -> object:
     return body
 
 
-def ms(seconds: float | None) -> str:
-    """A time for people: milliseconds, without a false precision."""
-    return "unknown" if seconds is None else f"{seconds * 1e3:,.0f} ms"
+def error_message(body: Mapping[str, Any]) -> str:
+    error = body.get("error", body.get("message"))
+    message = error.get("message") if isinstance(error, Mapping) else error
+    return f" ({message[:_SAID_CHARS].strip()})" if isinstance(message, str) and message else ""
 
 
-def quoted(text: str, n_chars: int = 32) -> str:
-    flat = " ".join(text.split())
-    return repr(flat if len(flat) <= n_chars else flat[:n_chars] + "…")
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What later experiments build on. None: not seen, or not looked for yet."""
 
-
-CHAT = "/v1/chat/completions"
-_SAID_CHARS = 120  # of a server's own error message
+    n_slots: int | None = None
+    context_tokens: int | None = None
+    thought: StreamTranscript | None = None  # the run without any budget, to compare with
+    can_list_slots: bool = False
+    reports_cache: bool = False  # does usage say what a cache served?
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +83,7 @@ class Whole:
     @property
     def text(self) -> str:
         message = self.choices[0].get("message") if self.choices else None
-        if not isinstance(message, Mapping):
-            return ""
-        parts = (message.get(k) for k in ("reasoning", "reasoning_content", "thinking", "content"))
+        parts = (within(message, name) for name in (*REASONING_FIELDS, "content"))
         return "".join(part for part in parts if isinstance(part, str))
 
     @property
@@ -108,9 +103,9 @@ class StreamTranscript:
     n_logprobs: int = 0
     n_rivals: int = 0  # listed beside the first token
     n_tool_pieces: int = 0
-    usage: Mapping[str, Any] | None = None
+    usage: WireUsage | None = None
     null_usage: bool = False  # did other chunks carry `usage: null`?
-    timings: Mapping[str, Any] | None = None
+    timings: Mapping[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
     first_s: float | None = None  # from the request to the first piece
     took_s: float = 0.0
@@ -123,31 +118,47 @@ class StreamTranscript:
     @property
     def n_cached(self) -> int | None:
         """Prompt tokens that a cache served; None: the server does not say."""
-        if self.timings is not None and isinstance(self.timings.get("cache_n"), int):
+        if isinstance(self.timings.get("cache_n"), int):
             return int(self.timings["cache_n"])
-        details = (self.usage or {}).get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-        return cached if isinstance(cached, int) else None
+        details = None if self.usage is None else self.usage.prompt_tokens_details
+        return None if details is None else details.cached_tokens
 
     @property
     def n_prompt(self) -> int | None:
         """Tokens of the prompt; None: the server does not say."""
-        result = (self.usage or {}).get("prompt_tokens")
-        if isinstance(result, int):
-            return result
-        timings = self.timings or {}
-        new, cached = timings.get("prompt_n"), timings.get("cache_n")
+        if self.usage is not None and self.usage.prompt_tokens is not None:
+            return self.usage.prompt_tokens
+        new, cached = self.timings.get("prompt_n"), self.timings.get("cache_n")
         return new + cached if isinstance(new, int) and isinstance(cached, int) else None
 
-
-def error_message(body: Mapping[str, Any]) -> str:
-    error = body.get("error", body.get("message"))
-    message = error.get("message") if isinstance(error, Mapping) else error
-    return f" ({message[:_SAID_CHARS].strip()})" if isinstance(message, str) and message else ""
+    def take(self, data: bytes) -> None:
+        """Add a chunk of the stream."""
+        chunk, raw = decode_chunk(data), _object(data)
+        self.completion_id = chunk.id or self.completion_id
+        self.usage = chunk.usage or self.usage
+        self.null_usage = self.null_usage or ("usage" in raw and raw["usage"] is None)
+        if isinstance(raw.get("timings"), Mapping):
+            self.timings = raw["timings"]
+        for choice in chunk.choices or ():
+            if choice.index != 0:
+                continue
+            self.finish_reason = choice.finish_reason or self.finish_reason
+            logprobs = logprobs_of(choice)
+            if logprobs and not self.n_logprobs:
+                self.n_rivals = len(logprobs[0].top)
+            self.n_logprobs += len(logprobs)
+            thought, name = reasoning_of(choice.delta) if choice.delta else ("", "")
+            text = choice.text or (choice.delta.content if choice.delta else None) or ""
+            calls_tool = bool(choice.delta and choice.delta.calls_tool)
+            self.thought, self.content = self.thought + thought, self.content + text
+            self.thought_field = name or self.thought_field
+            self.n_thought_pieces += bool(thought)
+            self.n_tool_pieces += calls_tool
+            self.n_pieces += bool(thought or text or calls_tool)
 
 
 class Talk:
-    """The calls that experiments make.
+    """The calls that experiments make, and what they have seen so far.
 
     model    name that is asked for
     clock_s  monotonic, in seconds
@@ -165,6 +176,7 @@ class Talk:
     ) -> None:
         self.client, self.model, self.timeout_s = client, model, timeout_s
         self.clock_s, self.nonce = clock_s, nonce
+        self.facts = Facts()
         self.cap_field = "max_tokens"  # the one that this server takes
         self.headers: dict[str, str] = {}  # of all answers, lower case; the latest value
         self.n_calls = 0
@@ -178,12 +190,17 @@ class Talk:
         messages = [{"role": "user", "content": ask}]
         return {"model": self.model, "messages": messages, self.cap_field: cap, "temperature": 0, **more}
 
-    async def whole(self, body: Mapping[str, Any], path: str = CHAT) -> Whole:
-        """Send a request and read the whole answer. Raises UpstreamError."""
+    async def whole(self, body: Mapping[str, Any], path: str = CHAT, *, refusal: str | None = None) -> Whole:
+        """Send a request and read the whole answer. Raises UpstreamError.
+
+        refusal  how the sentence on an answer that is not 200 begins, which raises Refusal; None: it is returned
+        """
         start_s = self.clock_s()
         async with self.open(path, body) as call:
             data = await call.read_all()
-        return Whole(status=call.status, body=_object(data), took_s=self.clock_s() - start_s)
+        answer = Whole(status=call.status, body=_object(data), took_s=self.clock_s() - start_s)
+        _check(answer, refusal)
+        return answer
 
     async def get(self, path: str) -> tuple[int, Any]:
         """Read a page: (status, its JSON, or its text where it is none). Raises UpstreamError."""
@@ -197,9 +214,9 @@ class Talk:
     async def models(self) -> list[str]:
         """Names of the models that the server lists; [] when it lists none. Raises UpstreamError."""
         status, body = await self.get("/v1/models")
-        listed = body.get("data") if status == 200 and isinstance(body, Mapping) else None
-        results = [one.get("id") for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
-        return [name for name in results if isinstance(name, str)]
+        listed = within(body, "data") if status == 200 else None
+        names = [within(one, "id") for one in listed] if isinstance(listed, list) else []
+        return [name for name in names if isinstance(name, str)]
 
     @asynccontextmanager
     async def open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Call]:
@@ -210,14 +227,23 @@ class Talk:
             yield call
 
     async def stream(
-        self, body: Mapping[str, Any], path: str = CHAT, *, enough: Callable[[StreamTranscript], bool] = lambda _: False
+        self,
+        body: Mapping[str, Any],
+        path: str = CHAT,
+        *,
+        enough: Callable[[StreamTranscript], bool] = lambda _: False,
+        refusal: str | None = None,
     ) -> StreamTranscript:
-        """Send a request as a stream and read it; hang up when `enough` was seen. Raises UpstreamError."""
+        """Send a request as a stream and read it; hang up when `enough` was seen. Raises UpstreamError.
+
+        refusal  as `whole` has it
+        """
         start_s, seen = self.clock_s(), StreamTranscript()
         async with self.open(path, {**body, "stream": True}) as call:
             async for _ in self.pieces(call, seen, start_s):
                 if enough(seen):
                     break
+        _check(seen, refusal)
         return seen
 
     async def pieces(self, call: Call, seen: StreamTranscript, start_s: float) -> AsyncIterator[None]:
@@ -233,12 +259,17 @@ class Talk:
                 if frame.data is None or done:
                     continue
                 before = seen.n_pieces
-                _take(seen, frame.data)
+                seen.take(frame.data)
                 if seen.n_pieces > before:
                     seen.first_s = self.clock_s() - start_s if seen.first_s is None else seen.first_s
                     yield
         seen.took_s = self.clock_s() - start_s
         await call.settle()
+
+
+def _check(answer: Whole | StreamTranscript, refusal: str | None) -> None:
+    if refusal is not None and answer.status != 200:
+        raise Refusal(Saw("no", f"{refusal} {answer.refused}"))
 
 
 def _object(data: bytes) -> Mapping[str, Any]:
@@ -247,30 +278,3 @@ def _object(data: bytes) -> Mapping[str, Any]:
     except (UpstreamError, ValueError):
         return {}
     return result if isinstance(result, Mapping) else {}
-
-
-def _take(seen: StreamTranscript, data: bytes) -> None:
-    chunk, raw = decode_chunk(data), _object(data)
-    seen.completion_id = chunk.id or seen.completion_id
-    if isinstance(raw.get("usage"), Mapping):
-        seen.usage = raw["usage"]
-    elif "usage" in raw:
-        seen.null_usage = True
-    if isinstance(raw.get("timings"), Mapping):
-        seen.timings = raw["timings"]
-    for choice in chunk.choices or ():
-        if choice.index != 0:
-            continue
-        seen.finish_reason = choice.finish_reason or seen.finish_reason
-        logprobs = logprobs_of(choice)
-        if logprobs and not seen.n_logprobs:
-            seen.n_rivals = len(logprobs[0].top)
-        seen.n_logprobs += len(logprobs)
-        thought, name = reasoning_of(choice.delta) if choice.delta else ("", "")
-        text = choice.text or (choice.delta.content if choice.delta else None) or ""
-        called = bool(choice.delta and choice.delta.calls_tool)
-        seen.thought, seen.content = seen.thought + thought, seen.content + text
-        seen.thought_field = name or seen.thought_field
-        seen.n_thought_pieces += bool(thought)
-        seen.n_tool_pieces += called
-        seen.n_pieces += bool(thought or text or called)
