@@ -169,20 +169,20 @@ def print_rows(
     plain: Callable[[T], Any] | None = None,
     *,
     as_json: bool,
-    empty: str,
+    empty: str = "",
 ) -> None:
     """Print what a list command lists: a JSON object or some lines for each row, or a sentence where there is none.
 
     plain  what JSON has of a row; None: the row as it is
     """
-    row, n = None, 0
+    n = 0
     for n, row in enumerate(rows, 1):  # noqa: B007 - n says whether there was any
         if as_json:
             print_json(row if plain is None else plain(row))
             continue
         for line in lines(row):
             print_line(line)
-    if not n and not as_json:
+    if empty and not n and not as_json:
         click.echo(empty)
 
 

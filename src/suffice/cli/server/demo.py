@@ -7,15 +7,22 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import click
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +43,7 @@ from suffice.demo.story import (
     story_settings,
 )
 from suffice.files import make_folder
-from suffice.local import tasks
+from suffice.local import tasks, weights
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.scoring.base import build_scorer
 from suffice.server import run_server
@@ -47,56 +54,194 @@ from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_worker
 
-if TYPE_CHECKING:
-    from rich.console import Console
+PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False}  # as text that is not ours is printed
+ONE_LINE: Final[dict[str, Any]] = {**PLAIN, "soft_wrap": True}
 
 
-def fetched(console: Console, name: str) -> Path:
+@click.command(cls=Command)
+@option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
+@option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
+@option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
+@option("--port", type=int, default=8400, help="Port of the console.")
+@option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
+@option("--model", default="qwen0.5b", help="Reasoning route: qwen0.5b or qwen1.5b.")
+@option("--upstream", help="Use a running server instead, e.g. http://127.0.0.1:8080.")
+@option("--upstream-model", default="", help="Model name to ask that server for.")
+@option(
+    "--driver",
+    type=click.Choice(["llama.cpp", "vllm", "openai"]),
+    default="llama.cpp",
+    help="What that server can do beyond the plain protocol.",
+)
+@option("--questions", type=click.IntRange(4, 300), help="Questions a route. [default: 120 and 40]")
+@option("--samples", type=click.IntRange(2, 64), help="Samples in a full run. [default: 8]")
+@option("--out", default="demo-out", metavar="FOLDER", help="Folder for the report, the picture and the logs.")
+def demo(small: bool, online: bool, as_console: bool, port: int, out: str, **given: Any) -> None:
+    """Run a real local model through the gateway and show what stopping saves.
+
+    SUFFICE_MODEL=/path/x.gguf uses a model file of your own on the reasoning route.
+    """
+    others = any(given[name] for name in ("full", "upstream", "upstream_model", "questions", "samples"))
+    if online and others:
+        raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
+    if as_console and (online or others):
+        raise click.UsageError("--console goes with --small, --port and --out only")
+    console = Console()
+    folder = Path(out).resolve()
+    make_folder(folder)
+    if as_console:
+        try:
+            _run_console(console, folder, small=small, port=port)
+        except OSError as error:
+            fail(f"cannot listen: {error.strerror or error}")
+        return
+    for old in folder.glob("*.db*"):
+        old.unlink()
+    if online:
+        raise SystemExit(_run_online(console, folder, small=small))
+    with _stages(console, folder, kinds=("samples",) if small else ("samples", "reasoning"), **given) as stages:
+        results = _run(console, stages)
+    show.picture(results, folder / "demo.png")
+    write_demo_report(results, folder / "report.json")
+    show.print_demo(console, results)
+    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"\npicture: {near / 'demo.png'}   report: {near / 'report.json'}")
+    console.print(f"logs, readable with sqlite3 and `suffice status --db`: {near}/*.db\n")
+    console.print(show.NEXT, **PLAIN)
+    if any(result.errors for result in results):
+        raise SystemExit(1)
+
+
+def _fetch(console: Console, name: str) -> Path:
     """The GGUF file of a model, fetched if it is not in the cache. Raises LocalModelError."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from suffice.local import weights
-
     own = os.environ.get("SUFFICE_MODEL")
     if own and name != "smol":
         return Path(own)
-    with Progress(
-        TextColumn("{task.description:<26}"), BarColumn(28), DownloadColumn(), TimeElapsedColumn(), console=console
-    ) as bars:
+    columns = (TextColumn("{task.description:<26}"), BarColumn(28), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
         task = bars.add_task(f"weights: {name}", total=None)
         return weights.fetch(name, progress=lambda done, total: bars.update(task, completed=done, total=total))
 
+
+# --------------------------------------------------------------------------- both kinds of route, once
+
+# Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
+# slot reads it once. Eight for reasoning: four runs, and their probes beside them.
+SLOTS = {"samples": 2, "reasoning": 8}
+AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
+N_ASKED = {"samples": 120, "reasoning": 40}  # questions, unless --full or --questions says otherwise
+
+
+@contextmanager
+def _stages(
+    console: Console,
+    folder: Path,
+    *,
+    kinds: tuple[str, ...],
+    full: bool,
+    model: str,
+    upstream: str | None,
+    upstream_model: str,
+    driver: str,
+    questions: int | None,
+    samples: int | None,
+) -> Iterator[list[Stage]]:
+    def stage(kind: str, model: str, url: str, *, slots: int) -> Stage:
+        return Stage(
+            kind=kind,
+            model=model,
+            upstream=url,
+            driver=driver,
+            slots=slots,
+            n_samples=samples or (16 if full else 8),
+            questions=tasks.questions(kind, questions or (300 if full else N_ASKED[kind])),
+            folder=folder,
+            n_at_once=min(AT_ONCE[kind], max(1, slots // 2)),  # a probe is sent to a free slot only
+        )
+
+    if upstream is not None:
+        yield [stage(kind, upstream_model or "default", upstream, slots=4) for kind in kinds]
+        return
+    names = {kind: "smol" if kind == "samples" else model for kind in kinds}
+    files = {kind: _fetch(console, name) for kind, name in names.items()}
+    with ExitStack() as servers:
+        stages = []
+        for kind, name in names.items():
+            spec = ServerSpec(
+                model_path=files[kind],
+                alias=name,
+                n_parallel=SLOTS[kind],
+                ctx_tokens_per_slot=1024,
+                template=None if kind == "samples" else "think",
+            )
+            server = servers.enter_context(LocalServer(spec, log_path=folder / f"{name}-server.log"))
+            stages.append(stage(kind, name, server.url, slots=SLOTS[kind]))
+        yield stages
+
+
+def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(14),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[live]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+
+        def progress(title: str, total: int) -> Callable[[DemoAnswer], None]:
+            task = bars.add_task(title, total=total, live="")
+            seen = {"n": 0, "right": 0, "tokens": 0, "stopped": 0}
+
+            def one(answered: DemoAnswer) -> None:
+                seen["n"] += 1
+                seen["right"] += correct(answered, build_scorer(answered.question.scorer))
+                seen["tokens"] += answered.completion_tokens
+                seen["stopped"] += answered.stopped
+                live = f"EM {seen['right'] / seen['n']:.2f} · {seen['tokens'] / seen['n']:.0f} tokens"
+                bars.update(task, advance=1, live=live + (f" · {seen['stopped']} stopped" if seen["stopped"] else ""))
+
+            return one
+
+        async def together() -> list[StageResult]:
+            work = {"samples": run.run_samples_stage, "reasoning": run.run_reasoning_stage}
+            return list(await asyncio.gather(*(work[stage.kind](stage, progress) for stage in stages)))
+
+        return asyncio.run(together())
+
+
+# --------------------------------------------------------------------------- the console
 
 SEED = 7
 N_REQUESTS, N_SMALL = 2_400, 900  # on the governed route
 REVIEWER = "rita"
 
 
-def run_console(console: Console, folder: Path, *, small: bool, port: int) -> None:
+def _run_console(console: Console, folder: Path, *, small: bool, port: int) -> None:
     """Serve the console until told to end. Raises SufficeError, and OSError when the address cannot be had."""
-    settings = demonstrated(console, folder) or made_up(console, folder, small=small)
+    settings = _demonstrated(console, folder) or _made_up(console, folder, small=small)
     people = People.of(settings)
-    secret = people.reset("admin")
+    admins = people.reset("admin")
     known = {one.name for one in people.listed()}
     reviewers = people.reset(REVIEWER) if REVIEWER in known else people.add(REVIEWER, "reviewer")
-    console.print(f"\nadmin's secret      {secret}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"reviewer's secret   {reviewers}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nadmin's secret      {admins}", **ONE_LINE)
+    console.print(f"reviewer's secret   {reviewers}", **ONE_LINE)
     console.print("\nCtrl-C ends it; `make demo-console` again goes on with the same log.\n", highlight=False)
 
     def listening(_: str, url: str) -> None:
         console.print(f"open {url}/console", highlight=False)
 
-    with webhook(lambda text: console.print(f"alert   {text}", highlight=False, markup=False)) as url:
+    with webhook(lambda text: console.print(f"alert   {text}", **PLAIN)) as url:
         os.environ[WEBHOOK] = url  # where the settings of the month look for it
         run_server(settings, listening=listening, port=port)
 
 
-def demonstrated(console: Console, folder: Path) -> Settings | None:
+def _demonstrated(console: Console, folder: Path) -> Settings | None:
     """The settings of a log that `make demo-online` has left; None: there is none."""
     file, database = folder / "online.toml", folder / "online.db"
     if not file.is_file() or not database.is_file():
         return None
-    console.print(f"the log of make demo-online: {database}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"the log of make demo-online: {database}", **ONE_LINE)
     settings = load_settings(file)
     with open_worker(settings) as here:
         for job in ("monitor", "rollup"):
@@ -104,32 +249,27 @@ def demonstrated(console: Console, folder: Path) -> Settings | None:
     return settings
 
 
-def made_up(console: Console, folder: Path, *, small: bool) -> Settings:
+def _made_up(console: Console, folder: Path, *, small: bool) -> Settings:
     database = folder / "console.db"
     settings = settings_for(database)
     if database.is_file():
-        console.print(f"the month that was drawn before: {database}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"the month that was drawn before: {database}", **ONE_LINE)
         return settings
-    n = N_SMALL if small else N_REQUESTS
+    n, now_s = N_SMALL if small else N_REQUESTS, time.time()
     console.print(
         f"a month of {n:,} made-up requests on one route, and some on two others; the real control loop decides",
         highlight=False,
     )
-    now_s = time.time()
+    begin_s, secret = now_s - DAYS * DAY_S, deployment_salt(settings)
     with (
         console.status("drawing"),
-        month(
-            settings,
-            database,
-            begin_s=now_s - DAYS * DAY_S,
-            seed=SEED,
-            secret=deployment_salt(settings),
-            monotonic_s=time.monotonic,
-        ) as made,
+        month(settings, database, begin_s=begin_s, seed=SEED, secret=secret, monotonic_s=time.monotonic) as made,
     ):
         live(made, n=n, until_s=now_s)
     return settings
 
+
+# --------------------------------------------------------------------------- a route that certifies itself
 
 ONLINE_SLOTS = 2  # of the model server: each reads a prompt once
 N_QUESTIONS = 300  # in the pool
@@ -137,7 +277,7 @@ PRINT_EACH = 20  # requests between two lines where nobody sees a screen
 ALIASES = ("smol-a", "smol-b")  # as the model server calls itself before and behind the swap
 
 
-def run_online(console: Console, folder: Path, *, small: bool) -> int:
+def _run_online(console: Console, folder: Path, *, small: bool) -> int:
     """Run it and print what came of it; the exit code. Raises SufficeError."""
     plan = SMALL if small else DemoPlan()
     with local_world(console, folder) as world:
@@ -145,12 +285,12 @@ def run_online(console: Console, folder: Path, *, small: bool) -> int:
             plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db"
         )
         console.print("the settings, as an owner would write them:\n", highlight=False)
-        console.print(settings, highlight=False, markup=False, soft_wrap=True)
+        console.print(settings, **ONE_LINE)
         with followed(console) as screen:
             report = asyncio.run(story.run_story(plan, world, folder, tasks.questions("samples", N_QUESTIONS), screen))
     figures = show.print_story(console, report)
     show.write_story_report(report, figures, folder / "online.json")
-    console.print(f"\nsettings, log and report: {folder}/online.*", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nsettings, log and report: {folder}/online.*", **ONE_LINE)
     return 1 if report.errors else 0
 
 
@@ -162,7 +302,7 @@ def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
     can see from outside: a gateway goes by the names in the replies, as it would with another model.
     """
     spec = ServerSpec(
-        model_path=fetched(console, "smol"), alias=ALIASES[0], n_parallel=ONLINE_SLOTS, ctx_tokens_per_slot=1024
+        model_path=_fetch(console, "smol"), alias=ALIASES[0], n_parallel=ONLINE_SLOTS, ctx_tokens_per_slot=1024
     )
     running = [LocalServer(spec, log_path=folder / f"{ALIASES[0]}-server.log").__enter__()]
 
@@ -190,22 +330,22 @@ def followed(console: Console) -> Iterator[Screen]:
 
 
 class LineScreen:
+    """Prints one line, every so many requests."""
+
     def __init__(self, console: Console) -> None:
         self._console, self._n_next, self._last = console, 0, ""
 
     def say(self, sentence: str) -> None:
-        self._console.print(f"** {sentence}", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"** {sentence}", **ONE_LINE)
 
     def look(self, now: Snapshot) -> None:
-        """Print one line, every so many requests."""
         if now.n_asked < self._n_next and not now.ends:
             return
         self._n_next = now.n_asked + PRINT_EACH
         text = "; ".join(f"{what} {value}" for what, value in lines(now))
-        if text == self._last:
-            return
-        self._last = text
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if text != self._last:
+            self._last = text
+            self._console.print(text, **ONE_LINE)
 
 
 class LiveScreen:
@@ -213,15 +353,15 @@ class LiveScreen:
         self._console, self._live = console, live
 
     def say(self, sentence: str) -> None:
-        self._console.print(f"• {sentence}", highlight=False, markup=False)
+        self._console.print(f"• {sentence}", **PLAIN)
 
     def look(self, now: Snapshot) -> None:
-        shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        shown.add_column(style="bold", no_wrap=True)
-        shown.add_column(overflow="fold")
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
         for what, value in lines(now):
-            shown.add_row(what, Text(value))
-        self._live.update(shown, refresh=True)
+            table.add_row(what, Text(value))
+        self._live.update(table, refresh=True)
 
 
 def lines(now: Snapshot) -> list[tuple[str, str]]:
@@ -258,177 +398,3 @@ def _em(now: Snapshot, figures: Mapping[Period, Figures]) -> str:
     ]
     one = figures.get("certified")
     return ", ".join(sentences + ([f"{one.em:.3f} all under the certificate"] if one is not None else [])) or "–"
-
-
-# Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
-# slot reads it once. Eight for reasoning: four runs, and their probes beside them.
-SLOTS = {"samples": 2, "reasoning": 8}
-AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
-
-
-@click.command(cls=Command)
-@option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
-@option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
-@option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
-@option("--port", type=int, default=8400, help="Port of the console.")
-@option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
-@option("--model", default="qwen0.5b", help="Reasoning route: qwen0.5b or qwen1.5b.")
-@option("--upstream", help="Use a running server instead, e.g. http://127.0.0.1:8080.")
-@option("--upstream-model", default="", help="Model name to ask that server for.")
-@option(
-    "--driver",
-    type=click.Choice(["llama.cpp", "vllm", "openai"]),
-    default="llama.cpp",
-    help="What that server can do beyond the plain protocol.",
-)
-@option("--questions", type=click.IntRange(4, 300), help="Questions a route. [default: 120 and 40]")
-@option("--samples", type=click.IntRange(2, 64), help="Samples in a full run. [default: 8]")
-@option("--out", default="demo-out", metavar="FOLDER", help="Folder for the report, the picture and the logs.")
-def demo(
-    small: bool,
-    online: bool,
-    as_console: bool,
-    port: int,
-    full: bool,
-    model: str,
-    upstream: str | None,
-    upstream_model: str,
-    driver: str,
-    questions: int | None,
-    samples: int | None,
-    out: str,
-) -> None:
-    """Run a real local model through the gateway and show what stopping saves.
-
-    SUFFICE_MODEL=/path/x.gguf uses a model file of your own on the reasoning route.
-    """
-    if online and (full or upstream or upstream_model or questions or samples):
-        raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
-    if as_console and (online or full or upstream or upstream_model or questions or samples):
-        raise click.UsageError("--console goes with --small, --port and --out only")
-    console = Console()
-    folder = Path(out).resolve()
-    make_folder(folder)
-    if as_console:
-        try:
-            run_console(console, folder, small=small, port=port)
-        except OSError as error:
-            fail(f"cannot listen: {error.strerror or error}")
-        return
-    for old in folder.glob("*.db*"):
-        old.unlink()
-    if online:
-        raise SystemExit(run_online(console, folder, small=small))
-    plan = _Plan(
-        n_samples_questions=questions or (300 if full else 120),
-        n_reasoning_questions=questions or (300 if full else 40),
-        n_samples=samples or (16 if full else 8),
-        folder=folder,
-        model=model,
-        driver=driver,
-        upstream=upstream,
-        upstream_model=upstream_model,
-        small=small,
-    )
-    with plan.stages(console) as stages:
-        results = _run(console, stages)
-    show.picture(results, folder / "demo.png")
-    write_demo_report(results, folder / "report.json")
-    _tell(console, folder, results)
-    if any(result.errors for result in results):
-        raise SystemExit(1)
-
-
-def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
-    show.print_demo(console, results)
-    console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
-    console.print(f"logs, readable with sqlite3 and `suffice status --db`: {_near(folder)}/*.db\n")
-    console.print(show.NEXT, highlight=False, markup=False)
-
-
-def _near(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    n_samples_questions: int
-    n_reasoning_questions: int
-    n_samples: int
-    folder: Path
-    model: str
-    driver: str
-    upstream: str | None
-    upstream_model: str
-    small: bool
-
-    @contextmanager
-    def stages(self, console: Console) -> Iterator[list[Stage]]:
-        kinds = ("samples",) if self.small else ("samples", "reasoning")
-        if self.upstream is not None:
-            yield [self._stage(kind, self.upstream_model or "default", self.upstream, slots=4) for kind in kinds]
-            return
-        files = {kind: fetched(console, "smol" if kind == "samples" else self.model) for kind in kinds}
-        with ExitStack() as servers:
-            stages = []
-            for kind in kinds:
-                name = "smol" if kind == "samples" else self.model
-                spec = ServerSpec(
-                    model_path=files[kind],
-                    alias=name,
-                    n_parallel=SLOTS[kind],
-                    ctx_tokens_per_slot=1024,
-                    template=None if kind == "samples" else "think",
-                )
-                server = servers.enter_context(LocalServer(spec, log_path=self.folder / f"{name}-server.log"))
-                stages.append(self._stage(kind, name, server.url, slots=SLOTS[kind]))
-            yield stages
-
-    def _stage(self, kind: str, model: str, url: str, *, slots: int) -> Stage:
-        at_once = min(AT_ONCE[kind], max(1, slots // 2))  # a probe is sent to a free slot only
-        n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
-        return Stage(
-            kind=kind,
-            model=model,
-            upstream=url,
-            driver=self.driver,
-            slots=slots,
-            n_samples=self.n_samples,
-            questions=tasks.questions(kind, n),
-            folder=self.folder,
-            n_at_once=at_once,
-        )
-
-
-def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(14),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[live]}"),
-    )
-    with Progress(*columns, console=console) as bars:
-
-        def progress(title: str, total: int) -> Callable[[DemoAnswer], None]:
-            task = bars.add_task(title, total=total, live="")
-            seen = {"n": 0, "right": 0, "tokens": 0, "stopped": 0}
-
-            def one(answered: DemoAnswer) -> None:
-                seen["n"] += 1
-                seen["right"] += correct(answered, build_scorer(answered.question.scorer))
-                seen["tokens"] += answered.completion_tokens
-                seen["stopped"] += answered.stopped
-                live = f"EM {seen['right'] / seen['n']:.2f} · {seen['tokens'] / seen['n']:.0f} tokens"
-                bars.update(task, advance=1, live=live + (f" · {seen['stopped']} stopped" if seen["stopped"] else ""))
-
-            return one
-
-        async def together() -> list[StageResult]:
-            work = {"samples": run.run_samples_stage, "reasoning": run.run_reasoning_stage}
-            return list(await asyncio.gather(*(work[stage.kind](stage, progress) for stage in stages)))
-
-        return asyncio.run(together())

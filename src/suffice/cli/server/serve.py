@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, fail, option, print_json
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, fail, option, print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from suffice.control.jobs.base import JobReport, Worker
     from suffice.settings import Settings
+    from suffice.types import JobRun
 
 
 MOST_LINES: Final = 10_000  # that wait to be written; beyond it the newest are left out, and counted
@@ -100,12 +101,10 @@ def serve(
     path: str, host: str | None, port: int | None, log_level: str, no_access_log: bool, insecure_open: bool
 ) -> None:
     """Serve the OpenAI-compatible gateway until it is stopped."""
-    import logging
-
-    from suffice.errors import SufficeError
     from suffice.server import run_server
     from suffice.telemetry import ACCESS
     from suffice.wiring.files import load_settings
+    from suffice.wiring.people import People
 
     logging.basicConfig(
         level=log_level.upper(),
@@ -117,7 +116,7 @@ def serve(
     try:
         settings = load_settings(path)
         # Nobody is made in the place of those who come back with their folder.
-        makes_admin = settings.console.enabled and _people_folder_exists(settings)
+        makes_admin = settings.console.enabled and People.of(settings).file.parent.is_dir()
 
         def listening(url: str, console_url: str) -> None:
             if makes_admin:
@@ -127,16 +126,8 @@ def serve(
             click.echo(f"suffice is listening on {url}/v1{pages}", err=True)
 
         run_server(settings, listening=listening, host=host, port=port, insecure_open=insecure_open)
-    except SufficeError as error:
-        fail(error)
     except OSError as error:
         fail(error.strerror or error)
-
-
-def _people_folder_exists(settings: Settings) -> bool:
-    from suffice.wiring.people import People
-
-    return People.of(settings).file.parent.is_dir()
 
 
 def _show_first_secret(settings: Settings) -> None:
@@ -164,8 +155,6 @@ def _show_first_secret(settings: Settings) -> None:
 @JSON_LINES
 def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:
     """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
-    import logging
-
     from suffice.wiring.files import load_deployment
     from suffice.wiring.worker import open_worker
 
@@ -189,13 +178,12 @@ def _once(here: Worker, job: str, *, as_json: bool) -> bool:
     if reports is None:
         click.echo(f"suffice worker: another worker has the job {job}; it is alive", err=True)
         return True
-    _show(reports, as_json=as_json)
+    _print_reports(reports, as_json=as_json)
     return any(not report.ok for report in reports)
 
 
 def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
     import signal
-    import threading
 
     event = threading.Event()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -203,29 +191,22 @@ def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # of nohup
             signal.signal(number, lambda *_: event.set())
     while not event.is_set():
-        _show(here.round(), as_json=as_json)
+        _print_reports(here.round(), as_json=as_json)
         event.wait(settings.control.period_s)
     return False
 
 
-def _show(reports: Sequence[JobReport], *, as_json: bool) -> None:
-    for report in reports:
-        if as_json:
-            print_json(report)
-        else:
-            click.echo(f"{report.route or 'all routes'}: {report.said or 'nothing to do'}")
+def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
+    print_rows(reports, lambda one: [f"{one.route or 'all routes'}: {one.said or 'nothing to do'}"], as_json=as_json)
 
 
 def _show_history(settings: Settings, *, as_json: bool) -> None:
-    from datetime import UTC, datetime
-
+    from suffice.formatting import iso
     from suffice.store.database.sqlite import database_path
     from suffice.store.routes.windows import job_history
 
-    for run in job_history(database_path(settings.store.url)):
-        if as_json:
-            print_json(run)
-            continue
-        began = datetime.fromtimestamp(run.began_at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        failed = "" if run.ok else "FAILED: "
-        click.echo(f"{began}  {run.job} {run.route or 'all routes'}  {run.duration_s:.2f} s  {failed}{run.said}")
+    def lines(run: JobRun) -> list[str]:
+        began, failed = iso(run.began_at_s, " "), "" if run.ok else "FAILED: "
+        return [f"{began}  {run.job} {run.route or 'all routes'}  {run.duration_s:.2f} s  {failed}{run.said}"]
+
+    print_rows(job_history(database_path(settings.store.url)), lines, as_json=as_json)
