@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.episode import vote
 from suffice.episode.chain_reader import Segmenter, visible_step
+from suffice.learn.audits import Bools, Floats
 from suffice.policy.base import build_policy
 from suffice.replay.logs import LoggedCall
 from suffice.replay.study.runs import answer_tokens
@@ -60,12 +60,12 @@ class LevelOutcomes:
     ladder: str
     levels: tuple[str, ...]  # display names
     question: tuple[str, ...]  # R
-    full_tokens: NDArray[np.float64]  # R
-    tokens: NDArray[np.float64]  # R x L: spent under the level, probes included
-    differs: NDArray[np.bool_]  # R x L: answered otherwise than the full run, or not at all
-    stopped: NDArray[np.bool_]  # R x L
-    probe_tokens: NDArray[np.float64]  # R: of an audit that probes at every step
-    drop: NDArray[np.float64] | None  # R x L: right in full minus right when stopped; None: no references
+    full_tokens: Floats  # R
+    tokens: Floats  # R x L: spent under the level, probes included
+    differs: Bools  # R x L: answered otherwise than the full run, or not at all
+    stopped: Bools  # R x L
+    probe_tokens: Floats  # R: of an audit that probes at every step
+    drop: Floats | None  # R x L: right in full minus right when stopped; None: no references
 
     @property
     def n_runs(self) -> int:
@@ -93,27 +93,23 @@ def runs_of_calls(calls: Sequence[LoggedCall], scorer: Scorer) -> LogRuns:
 
 def _vote_run(prompt: str, calls: Sequence[LoggedCall], scorer: Scorer) -> LogRun | None:
     """The answers to one prompt in the order of their calls; tokens of a call are shared equally by its choices."""
-    steps: list[Step] = []
-    for call in sorted(calls, key=lambda c: c.at_s or 0.0):
-        for text in call.texts:
-            tokens = (call.completion_tokens or 0) / len(call.texts) or len(text) / CHARS_A_TOKEN
-            steps.append(
-                Step(
-                    index=len(steps) + 1,
-                    tokens=max(1, round(tokens)),
-                    answer=scorer.extract(text),
-                    answer_source="sample",
-                )
-            )
-    if len(steps) < LEAST_SAMPLES:
+    texts = [
+        (text, (call.completion_tokens or 0) / len(call.texts) or len(text) / CHARS_A_TOKEN)
+        for call in sorted(calls, key=lambda c: c.at_s or 0.0)
+        for text in call.texts
+    ]
+    if len(texts) < LEAST_SAMPLES:
         return None
-    kept = tuple(steps[:MOST_SAMPLES])
+    steps = tuple(
+        Step(index=index, tokens=max(1, round(tokens)), answer=scorer.extract(text), answer_source="sample")
+        for index, (text, tokens) in enumerate(texts[:MOST_SAMPLES], 1)
+    )
     return LogRun(
         question=prompt,
         kind="samples",
-        steps=kept,
-        full_answer=vote.count_votes([s.answer for s in kept]).answer,
-        full_tokens=sum(s.tokens for s in kept),
+        steps=steps,
+        full_answer=vote.count_votes([s.answer for s in steps]).answer,
+        full_tokens=sum(s.tokens for s in steps),
     )
 
 
@@ -139,8 +135,8 @@ def _thought_runs(call: LoggedCall, scorer: Scorer) -> Iterator[LogRun]:
 
 
 def _visible_steps(thought: str, tokens: float, scorer: Scorer) -> Iterator[Step]:
-    segmenter, before, spread = Segmenter(Steps()), None, 0
-    n_chars = 0
+    segmenter, before = Segmenter(Steps()), None
+    spread = n_chars = 0
     for line in thought.splitlines(keepends=True):
         n_chars += len(line)
         reached = round(tokens * n_chars / len(thought))
@@ -180,39 +176,35 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
 
 def replay_ladder(made: LogRuns, scorer: Scorer) -> LevelOutcomes:
     """Every level on every run. Needs at least one run."""
-    runs = made.runs
-    name = _ladder_for(made)
+    runs, name = made.runs, _ladder_for(made)
     ladder = [build_policy(dict(spec)) for spec in LADDERS[name]]
     needs = tuple(dict.fromkeys(need for policy in ladder for need in policy.needs))
-    shape = (len(runs), len(ladder))
-    tokens, differs = np.zeros(shape), np.zeros(shape, dtype=np.bool_)
-    stopped, drop = np.zeros(shape, dtype=np.bool_), np.zeros(shape)
     has_gold = all(run.gold is not None for run in runs)
+    shape = (len(runs), len(ladder))
+    tokens, drop = np.zeros(shape), np.zeros(shape)
+    differs, stopped = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
     for i, run in enumerate(runs):
-        tokens[i] = run.full_tokens
+        tokens[i] = run.full_tokens + sum(s.probe_tokens for s in run.steps)  # paid where a level never stops
         right = has_gold and _is_right(run.full_answer, run, scorer)
-        open_levels = set(range(len(ladder)))
-        observer, last = Observer(needs, run.kind), len(run.steps) - 1
-        for place, step in enumerate(run.steps):
+        observer = Observer(needs, run.kind)
+        # Once all samples are drawn, nothing is left to stop.
+        for place, step in enumerate(run.steps[:-1] if run.kind == "samples" else run.steps):
             signals = observer.observe(step)
-            if run.kind == "samples" and place == last:
-                break  # all samples are drawn: nothing is left to stop
-            for level in sorted(open_levels):
-                if ladder[level].decide(signals).action != "stop":
-                    continue
-                open_levels.discard(level)
-                stopped[i, level] = True
-                tokens[i, level] = min(_spent(run, place), 2 * run.full_tokens)
-                differs[i, level] = signals.answer is None or signals.answer != run.full_answer
-                if has_gold:
-                    drop[i, level] = float(right) - float(_is_right(signals.answer, run, scorer))
-            if not open_levels:
+            for level in np.flatnonzero(~stopped[i]).tolist():
+                if ladder[level].decide(signals).action == "stop":
+                    stopped[i, level] = True
+                    tokens[i, level] = min(_spent(run, place), 2 * run.full_tokens)
+                    differs[i, level] = signals.answer is None or signals.answer != run.full_answer
+                    if has_gold:
+                        drop[i, level] = float(right) - float(_is_right(signals.answer, run, scorer))
+            if stopped[i].all():
                 break
-        for level in open_levels:  # never stopped: probes were paid all the same
-            tokens[i, level] += sum(s.probe_tokens for s in run.steps)
     return LevelOutcomes(
         ladder=name,
-        levels=tuple(_words(spec) for spec in LADDERS[name]),
+        levels=tuple(
+            " ".join([str(spec["policy"]), *(f"{v:g}" for k, v in spec.items() if k != "policy")])
+            for spec in LADDERS[name]
+        ),
         question=tuple(run.question for run in runs),
         full_tokens=np.array([run.full_tokens for run in runs], dtype=np.float64),
         tokens=tokens,
@@ -250,10 +242,6 @@ def _probing(run: LogRun) -> int:
 def _is_right(answer: str | None, run: LogRun, scorer: Scorer) -> bool:
     gold = run.gold or ""
     return scorer.match(answer, scorer.normalise(gold) or gold)
-
-
-def _words(spec: Mapping[str, Any]) -> str:
-    return " ".join([str(spec["policy"]), *(f"{v:g}" for k, v in spec.items() if k != "policy")])
 
 
 N_DRAWS = 1_000
@@ -320,7 +308,7 @@ class LogEstimate:
     assumed: tuple[str, ...]
 
 
-def expected_audits(risk: NDArray[np.float64], *, max_em_drop: float, confidence: float) -> NDArray[np.float64]:
+def expected_audits(risk: Floats, *, max_em_drop: float, confidence: float) -> Floats:
     """Audits after which a count e-process is expected to certify a level; infinite where it never does.
 
     risk  true share of runs that the stop loses, in [0, 1]; any shape
@@ -339,7 +327,7 @@ def expected_audits(risk: NDArray[np.float64], *, max_em_drop: float, confidence
     growth = np.asarray(risk)[..., None] * (lost - kept) + kept
     wanted = -np.log(1 - confidence)
 
-    def wealth(n: NDArray[np.float64]) -> NDArray[np.float64]:
+    def wealth(n: Floats) -> Floats:
         logs = n[..., None] * growth
         most = logs.max(axis=-1)
         return np.asarray(most + np.log(np.exp(logs - most[..., None]).mean(axis=-1)))
@@ -377,21 +365,30 @@ def estimate_levels(
     likewise half a run that every level stops and half a run that none does.
     """
     weights, extra = _weights(evidence.question, rng)
-    total = weights @ evidence.full_tokens
     n = weights.sum(axis=1) + extra.sum(axis=1)
     disagreement = (weights @ evidence.differs + extra[:, :1]) / n[:, None]
-    probing = (weights @ evidence.probe_tokens) / total
+    probing = (weights @ evidence.probe_tokens) / (weights @ evidence.full_tokens)
     per_disagreement, assumption = _per_disagreement(evidence, weights, rng)
-    rate = _rates(traffic, rng)
-    saving = _savings(evidence, weights, rng)
+    rate = None
+    if traffic.requests_per_day is not None and traffic.span_s is not None:
+        rate = _draw_rate(traffic.n_requests, traffic.span_s, rng)
+    drawn = _Draws(evidence.levels, _savings(evidence, weights, rng), probing, rate, audit_share, traffic)
 
-    def promise(judged_by: str, risk: NDArray[np.float64]) -> CertifiableLevel:
+    def promise(judged_by: str, risk: Floats) -> CertifiableLevel:
         audits = expected_audits(risk, max_em_drop=max_em_drop, confidence=confidence)
-        certified = _last_of_unbroken_run(audits <= most_audits)
-        return _promise(
-            judged_by, certified, audits, saving, probing, rate, evidence.levels, audit_share, traffic.completion_share
-        )
+        return drawn.promise(judged_by, audits, most_audits)
 
+    middle_audits = expected_audits(np.median(disagreement, axis=0), max_em_drop=max_em_drop, confidence=confidence)
+    levels = tuple(
+        LevelEstimate(
+            name=name,
+            stopped=float(evidence.stopped[:, j].mean()),
+            saving=_range(drawn.saving[:, j]),
+            disagreement=_range(disagreement[:, j]),
+            audits=float(middle_audits[j]) if np.isfinite(middle_audits[j]) else None,
+        )
+        for j, name in enumerate(evidence.levels)
+    )
     return LogEstimate(
         max_em_drop=max_em_drop,
         confidence=confidence,
@@ -401,23 +398,53 @@ def estimate_levels(
         n_questions=len(set(evidence.question)),
         ladder=evidence.ladder,
         traffic=traffic,
-        levels=_levels(evidence, saving, disagreement, max_em_drop, confidence),
+        levels=levels,
         promises=(promise("agreement", disagreement), promise("labels", disagreement * per_disagreement[:, None])),
         drop_per_disagreement=_range(per_disagreement),
         assumed=(*assumed, assumption),
     )
 
 
-def _weights(questions: Sequence[str], rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """What the log allows, drawn many times."""
+
+    levels: tuple[str, ...]
+    saving: Floats  # draws x levels
+    probing: Floats  # draws: share of tokens that probes of audits cost
+    rate: Floats | None  # draws: requests a day; None: not known
+    audit_share: float
+    traffic: LogTraffic
+
+    def promise(self, judged_by: str, audits: Floats, most_audits: int) -> CertifiableLevel:
+        """What a certificate that takes so many audits (draws x levels) is worth."""
+        # The last level of the unbroken run of passes from the safe end; -1: the first fails already.
+        certified = np.cumprod(audits <= most_audits, axis=1).sum(axis=1) - 1
+        has, place, draws = certified >= 0, np.maximum(certified, 0), np.arange(N_DRAWS)
+        saved = np.where(has, np.maximum(self.saving[draws, place], 0.0), 0.0)
+        cost = self.audit_share * (saved + self.probing)
+        net, needed, share = saved - cost, audits[draws, place][has], self.traffic.completion_share
+        return CertifiableLevel(
+            judged_by=judged_by,
+            p_any=float(has.mean()),
+            level=self.levels[int(np.bincount(certified[has]).argmax())] if has.any() else None,
+            saving=_range(saved),
+            audits=_range(needed) if has.any() else None,
+            days=None if self.rate is None or not has.any() else _range(needed / (self.audit_share * self.rate[has])),
+            audit_cost=_range(cost),
+            net_saving=_range(net),
+            net_saving_of_all_tokens=None if share is None else _range(net * share),
+        )
+
+
+def _weights(questions: Sequence[str], rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Weights of runs (draws x runs), equal within a question; and of half a disagreement and half an agreement."""
     names = {question: place for place, question in enumerate(dict.fromkeys(questions))}
     each = rng.gamma(1.0, size=(N_DRAWS, len(names)))
-    extra = rng.gamma(0.5, size=(N_DRAWS, 2))
-    place = np.array([names[q] for q in questions])
-    return each[:, place], extra
+    return each[:, [names[q] for q in questions]], rng.gamma(0.5, size=(N_DRAWS, 2))
 
 
-def _savings(evidence: LevelOutcomes, weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _savings(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> Floats:
     """Share of the full runs' tokens that each level saves, drawn (draws x levels).
 
     A safe level stops few runs, and its interval must not rest on those alone. So half a run is added that every
@@ -431,9 +458,7 @@ def _savings(evidence: LevelOutcomes, weights: NDArray[np.float64], rng: np.rand
     return np.asarray(1 - spent / (weights @ full + extra.sum(axis=1))[:, None])
 
 
-def _per_disagreement(
-    evidence: LevelOutcomes, weights: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[NDArray[np.float64], str]:
+def _per_disagreement(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> tuple[Floats, str]:
     """EM drop per disagreement, drawn (draws); and what is assumed of it."""
     low, high = DROP_PER_DISAGREEMENT
     if evidence.drop is None or evidence.differs.sum() < 5:
@@ -447,72 +472,12 @@ def _per_disagreement(
     return share, "what a differing answer costs in Exact Match is as in the traces named by --like"
 
 
-def _rates(traffic: LogTraffic, rng: np.random.Generator) -> NDArray[np.float64] | None:
+def _draw_rate(n_requests: int, span_s: float, rng: np.random.Generator) -> Floats:
     """Requests a day, drawn: Gamma with the count's own spread."""
-    if traffic.requests_per_day is None or traffic.span_s is None:
-        return None
-    return np.asarray(rng.gamma(max(1.0, traffic.n_requests - 1.0), size=N_DRAWS)) / (traffic.span_s / DAY_S)
+    return np.asarray(rng.gamma(max(1.0, n_requests - 1.0), size=N_DRAWS)) / (span_s / DAY_S)
 
 
-def _last_of_unbroken_run(passes: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Place of the last level of the unbroken run of passes from the safe end; -1: the first fails already."""
-    return np.asarray(np.cumprod(passes, axis=1).sum(axis=1) - 1, dtype=np.int64)
-
-
-def _promise(
-    judged_by: str,
-    certified: NDArray[np.int64],
-    audits: NDArray[np.float64],
-    saving: NDArray[np.float64],
-    probing: NDArray[np.float64],
-    rate: NDArray[np.float64] | None,
-    levels: Sequence[str],
-    audit_share: float,
-    completion_share: float | None,
-) -> CertifiableLevel:
-    draws = np.arange(len(certified))
-    has = certified >= 0
-    place = np.maximum(certified, 0)
-    saved = np.where(has, np.maximum(saving[draws, place], 0.0), 0.0)
-    cost = audit_share * (saved + probing)
-    net = saved - cost
-    needed = audits[draws, place][has]
-    counts = np.bincount(certified[has], minlength=len(levels)) if has.any() else None
-    return CertifiableLevel(
-        judged_by=judged_by,
-        p_any=float(has.mean()),
-        level=None if counts is None else levels[int(counts.argmax())],
-        saving=_range(saved),
-        audits=_range(needed) if has.any() else None,
-        days=None if rate is None or not has.any() else _range(needed / (audit_share * rate[has])),
-        audit_cost=_range(cost),
-        net_saving=_range(net),
-        net_saving_of_all_tokens=None if completion_share is None else _range(net * completion_share),
-    )
-
-
-def _levels(
-    evidence: LevelOutcomes,
-    saving: NDArray[np.float64],
-    disagreement: NDArray[np.float64],
-    max_em_drop: float,
-    confidence: float,
-) -> tuple[LevelEstimate, ...]:
-    middles = np.median(disagreement, axis=0)
-    audits = expected_audits(middles, max_em_drop=max_em_drop, confidence=confidence)
-    return tuple(
-        LevelEstimate(
-            name=name,
-            stopped=float(evidence.stopped[:, j].mean()),
-            saving=_range(saving[:, j]),
-            disagreement=_range(disagreement[:, j]),
-            audits=float(audits[j]) if np.isfinite(audits[j]) else None,
-        )
-        for j, name in enumerate(evidence.levels)
-    )
-
-
-def _range(values: NDArray[np.float64]) -> QuantityInterval:
+def _range(values: Floats) -> QuantityInterval:
     ends = np.quantile(values, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2])
     low, middle, high = ends.round(12) + 0.0  # sums of weights leave a trace of -0
     return QuantityInterval(middle=float(middle), low=float(low), high=float(high))
@@ -528,14 +493,11 @@ def traffic_of(calls: Sequence[LoggedCall], n_requests: int, rng: np.random.Gene
     counted = [c for c in calls if c.completion_tokens is not None and c.prompt_tokens is not None]
     completed = sum(c.completion_tokens or 0 for c in counted)
     read = sum(c.prompt_tokens or 0 for c in counted)
-    per_day = None
-    if span is not None:
-        per_day = _range(np.asarray(rng.gamma(max(1.0, n_requests - 1.0), size=N_DRAWS)) / (span / DAY_S))
     return LogTraffic(
         n_calls=len(calls),
         n_requests=n_requests,
         span_s=span,
-        requests_per_day=per_day,
+        requests_per_day=None if span is None else _range(_draw_rate(n_requests, span, rng)),
         completion_share=completed / (completed + read) if completed + read else None,
         n_counted=len(counted),
     )
