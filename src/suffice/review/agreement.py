@@ -48,10 +48,7 @@ def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kapp
     Cohen (1960), Educ. Psychol. Meas. 20(1); standard error after Fleiss, Cohen and Everitt (1969), Psychol. Bull.
     72(5), eq. 13, which does not suppose that the raters agree by chance alone.
 
-    table       items by category of the first rater (rows) and of the second one (columns), square
-    confidence  two-sided, in (0, 1)
-
-    Raises ValueError for a table that is not square, is empty or has a number below 0.
+    table  items by category of the first rater (rows) and of the second one (columns), square
     """
     counts = np.array(table, dtype=np.float64)
     n = float(counts.sum())
@@ -61,7 +58,7 @@ def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kapp
     rows, columns = p.sum(axis=1), p.sum(axis=0)
     observed, chance = float(np.trace(p)), float(rows @ columns)
     if 1 - chance < 1e-12:
-        return _unknown(observed, round(n), 2, "Cohen")
+        return _kappa(None, None, observed, round(n), 2, "Cohen", confidence)
     value = (observed - chance) / (1 - chance)
     diagonal = float((np.diag(p) * (1 - (rows + columns) * (1 - value)) ** 2).sum())
     weights = (rows[np.newaxis, :] + columns[:, np.newaxis]) ** 2  # of cell (i, j): row total j and column total i
@@ -77,10 +74,7 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
     Fleiss (1971), Psychol. Bull. 76(5); standard error after Gwet (2021), Educ. Psychol. Meas. 81(4), which does not
     suppose that the raters agree by chance alone.
 
-    counts      verdicts by item (rows) and category (columns); at least two for each item
-    confidence  two-sided, in (0, 1)
-
-    Raises ValueError without items, or for an item with fewer than two verdicts.
+    counts  verdicts by item (rows) and category (columns); at least two for each item
     """
     table = np.array(counts, dtype=np.float64)
     if table.ndim != 2 or not len(table) or (table < 0).any() or (table.sum(axis=1) < 2).any():
@@ -91,7 +85,7 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
     observed, chance = float(same.mean()), float(shares @ shares)
     n = len(table)
     if 1 - chance < 1e-12:
-        return _unknown(observed, n, round(raters.max()), "Fleiss")
+        return _kappa(None, None, observed, n, round(raters.max()), "Fleiss", confidence)
     value = (observed - chance) / (1 - chance)
     each = (same - chance) / (1 - chance)
     by_chance = (table / raters[:, np.newaxis]) @ shares
@@ -101,11 +95,8 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
 
 
 def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
-    agreeing = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
-    judged = [place for place, independent in agreeing if len(independent) >= 2]
-    categories = [
-        {one.reviewer: one.category for one in independent} for _, independent in agreeing if len(independent) >= 2
-    ]
+    judged = [place for place in places if len(place.verdicts) >= 2 and len(place.independent) >= 2]
+    categories = [{one.reviewer: one.category for one in place.independent} for place in judged]
     names = sorted({category for one in categories for category in one.values()})
     pairs = []
     for first, second in combinations(sorted({name for one in categories for name in one}), 2):
@@ -123,25 +114,21 @@ def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agree
 
 
 def _kappa(
-    value: float, error: float | None, observed: float, n: int, n_raters: int, method: str, confidence: float
+    value: float | None, error: float | None, observed: float, n: int, n_raters: int, method: str, confidence: float
 ) -> Kappa:
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    known = error is not None and n >= LEAST_ITEMS
+    low = high = None
+    if value is not None and error is not None and n >= LEAST_ITEMS:
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        low, high = max(-1.0, value - z * error), min(1.0, value + z * error)
     return Kappa(
         value=value,
+        low=low,
+        high=high,
         error=error,
         observed=observed,
         n_items=n,
         n_raters=n_raters,
         method=method,
-        low=max(-1.0, value - z * error) if known and error is not None else None,
-        high=min(1.0, value + z * error) if known and error is not None else None,
-    )
-
-
-def _unknown(observed: float, n: int, n_raters: int, method: str) -> Kappa:
-    return Kappa(
-        value=None, low=None, high=None, error=None, observed=observed, n_items=n, n_raters=n_raters, method=method
     )
 
 
@@ -162,13 +149,9 @@ def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEsti
 
     A drawing with an item that nobody has settled is left out whole: which of them are easy to settle is no accident.
     """
-    return estimate_em(
-        (
-            (drawing, [reviewed_correctness(queue, name) for name in drawing.drawn])
-            for drawing in queue.drawings.get(route, ())
-        ),
-        confidence=confidence,
-    )
+    drawings = queue.drawings.get(route, ())
+    judged = ((one, [reviewed_correctness(queue, name) for name in one.drawn]) for one in drawings)
+    return estimate_em(judged, confidence=confidence)
 
 
 def estimate_em(
@@ -234,15 +217,12 @@ class Effect:
             return f"nothing is learned in this epoch yet, and the label is read when something is; {self._em()}"
         parts = [] if self.in_window else ["the run is not among the audits that certify now"]
         parts += [_pending(self.before, self.after), _missing(self.before, self.after)]
-        if self.after.level != self.before.level:
-            parts.append(
-                f"the audits certify level {self.after.level} instead of {self.before.level};"
-                f" {self.level_in_force} is in force until the worker looks"
-            )
-        else:
+        if self.after.level == self.before.level:
             parts.append(f"level {self.after.level} as before")
-        parts.append(self._em())
-        return "; ".join(part for part in parts if part)
+        else:
+            parts.append(f"the audits certify level {self.after.level} instead of {self.before.level}")
+            parts.append(f"{self.level_in_force} is in force until the worker looks")
+        return "; ".join([*parts, self._em()])
 
     def _em(self) -> str:
         if not self.is_drawn:

@@ -43,17 +43,16 @@ class Now:
         return publication.level if publication is not None and publication.certified else 0
 
     def promise(self, *, now_s: float) -> str:
-        return guarantee_of(
-            GuaranteeInputs(
-                name=self.route,
-                settings=self.settings,
-                epoch=self.epoch,
-                publication=self.publication,
-                pause=self.pause,
-                holding=self.holds.in_effect(now_s),
-                setup=self.setup or None,
-            )
-        ).sentence
+        inputs = GuaranteeInputs(
+            name=self.route,
+            settings=self.settings,
+            epoch=self.epoch,
+            publication=self.publication,
+            pause=self.pause,
+            holding=self.holds.in_effect(now_s),
+            setup=self.setup or None,
+        )
+        return guarantee_of(inputs).sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +95,9 @@ def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | s
 
 def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
     """Why the route cannot be held so; None: it can."""
-    if made.kind in ("pin", "cap", "budget") and not now.settings.is_learned:
-        return (
-            f"route {now.route} has no levels that the control loop certifies:"
-            f" {made.kind} means nothing there; use observe"
-        )
+    if made.kind != "observe" and not now.settings.is_learned:
+        levels = f"route {now.route} has no levels that the control loop certifies"
+        return f"{levels}: {made.kind} means nothing there; use observe"
     if made.kind == "budget" and (made.max_em_drop or 0) >= now.settings.max_em_drop:
         return (
             f"budget: got {made.max_em_drop:g}; below the {now.settings.max_em_drop:g} of the settings, "
@@ -148,21 +145,14 @@ def resolve_incident(asked: IncidentForm, now: Now, *, now_s: float) -> Decision
     wrong = _undecidable(asked, case)
     if wrong is not None or case is None:
         return wrong or ""
-    override: Override | None = None
     wanted = _wanted(asked)
-    if isinstance(wanted, str):
-        return wanted
-    if wanted is not None:
-        result = override_of(wanted, now, now_s=now_s)
-        if isinstance(result, str):
-            return result
-        override = result
+    override = override_of(wanted, now, now_s=now_s) if isinstance(wanted, OverrideForm) else wanted
+    if isinstance(override, str):
+        return override
     resumption = None
     if now.pause is not None and case.incident.pause == now.pause.number:
-        resumption = Resumption(
-            route=now.route, number=now.pause.number, reason=f"{asked.incident}: {asked.reason}", author=asked.author
-        )
-    until_s = now_s + asked.days * DAY_S if asked.decision == "accept" else None
+        reason = f"{asked.incident}: {asked.reason}"
+        resumption = Resumption(route=now.route, number=now.pause.number, reason=reason, author=asked.author)
     decision = IncidentDecision(
         incident=asked.incident,
         route=now.route,
@@ -171,7 +161,7 @@ def resolve_incident(asked: IncidentForm, now: Now, *, now_s: float) -> Decision
         author=asked.author.strip(),
         decided_at_s=now_s,
         override=None if override is None else override.number,
-        until_s=until_s,
+        until_s=now_s + asked.days * DAY_S if asked.decision == "accept" else None,
         before=in_words(now, now_s=now_s),
         after=_after(asked, now, override, resumption, now_s),
     )
@@ -195,20 +185,15 @@ def _undecidable(asked: IncidentForm, case: Case | None) -> str | None:
 
 def _wanted(asked: IncidentForm) -> OverrideForm | str | None:
     """The override that a decision needs; a sentence where its numbers are missing; None: it needs none."""
-    kind: OverrideKind
-    if asked.decision == "tighten":
-        if (asked.level is None) == (asked.max_em_drop is None):
-            return "tighten: say either the highest level or the smaller EM budget"
-        kind = "cap" if asked.level is not None else "budget"
-    elif asked.decision == "roll_back":
-        if asked.pinned is None:
-            return "roll back: say to which publication of the route; see suffice incident show"
-        kind = "pin"
-    else:
+    if asked.decision not in ("tighten", "roll_back"):
         return None
+    if asked.decision == "tighten" and (asked.level is None) == (asked.max_em_drop is None):
+        return "tighten: say either the highest level or the smaller EM budget"
+    if asked.decision == "roll_back" and asked.pinned is None:
+        return "roll back: say to which publication of the route; see suffice incident show"
     rolls = asked.decision == "roll_back"
     return OverrideForm(
-        kind=kind,
+        kind="pin" if rolls else "cap" if asked.level is not None else "budget",
         reason=asked.reason,
         author=asked.author,
         days=asked.days,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.types import Epoch, Pause, Publication, Resumption
 
@@ -110,10 +110,7 @@ def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
 
 
 def why_not(made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str) -> str | None:
-    """Why a publication may not be served here and now, as a sentence; None: it may.
-
-    setup  of the route as it runs; "": not known, and then it is not compared
-    """
+    """Why a publication may not be served here and now; None: it may. An unknown `setup`, "", is not compared."""
     evidence = made.evidence
     if not made.certified or made.level < 1:
         return f"publication {made.number} certifies no level"
@@ -202,6 +199,10 @@ class Case:
     resumed: Resumption | None = None  # its pause was ended by `suffice resume`; None: it was not
 
     @property
+    def name(self) -> str:
+        return self.incident.incident
+
+    @property
     def is_open(self) -> bool:
         return self.decision is None and self.resumed is None
 
@@ -247,7 +248,7 @@ class RouteHolds:
         return next((one for one in self.overrides if one.number == number), None)
 
     def case(self, incident: str) -> Case | None:
-        return next((one for one in self.cases if one.incident.incident == incident), None)
+        return next((one for one in self.cases if one.name == incident), None)
 
     @property
     def open_cases(self) -> tuple[Case, ...]:
@@ -255,21 +256,13 @@ class RouteHolds:
 
     def accepted(self, now_s: float) -> IncidentDecision | None:
         """The decision by which a critical EM is accepted at that time; None: it is not."""
-        results = [
-            one.decision
-            for one in self.cases
-            if one.decision is not None
-            and one.decision.decision == "accept"
-            and one.decision.until_s is not None
-            and now_s < one.decision.until_s
+        decisions = [
+            one.decision for one in self.cases if one.decision is not None and one.decision.decision == "accept"
         ]
-        return results[-1] if results else None
+        return next((one for one in reversed(decisions) if one.until_s is not None and now_s < one.until_s), None)
 
     def after(self, record: Held, at_s: float) -> RouteHolds:
-        """What holds after one more row.
-
-        at_s  Unix time at which the log took it: a pause does not say when it began
-        """
+        """What holds after one more row, which the log took at `at_s`: a pause does not say when it began."""
         if isinstance(record, Override):
             if record.number <= self.n_overrides:
                 return self
@@ -279,7 +272,7 @@ class RouteHolds:
         if isinstance(record, Incident):
             return self._opened(record)
         if isinstance(record, IncidentDecision):
-            return self._decided(record)
+            return self._change(lambda one: one.name == record.incident and one.decision is None, decision=record)
         if isinstance(record, Pause):
             known = self if record.cause == "person" else self._opened(of_pause(record, opened_at_s=at_s))
             return replace(known, pause=record)
@@ -296,30 +289,17 @@ class RouteHolds:
         n_by_hand = self.n_by_hand + (incident.cause == "person")
         if self.case(incident.incident) is None:
             return replace(self, cases=(*self.cases, Case(incident=incident)), n_by_hand=n_by_hand)
-        cases = tuple(
-            replace(one, incident=incident) if one.incident.incident == incident.incident and incident.evidence else one
-            for one in self.cases
-        )
-        return replace(self, cases=cases)
-
-    def _decided(self, decision: IncidentDecision) -> RouteHolds:
-        cases = tuple(
-            replace(one, decision=decision)
-            if one.incident.incident == decision.incident and one.decision is None
-            else one
-            for one in self.cases
-        )
-        return replace(self, cases=cases)
+        return self._change(lambda one: bool(incident.evidence) and one.name == incident.incident, incident=incident)
 
     def _resumed(self, end: Resumption) -> RouteHolds:
-        cases = tuple(
-            replace(one, resumed=end)
-            if one.is_open and one.incident.pause is not None and one.incident.pause <= end.number
-            else one
-            for one in self.cases
+        known = self._change(
+            lambda one: one.is_open and one.incident.pause is not None and one.incident.pause <= end.number, resumed=end
         )
         pause = self.pause if self.pause is not None and self.pause.number > end.number else None
-        return replace(self, cases=cases, pause=pause)
+        return replace(known, pause=pause)
+
+    def _change(self, applies: Callable[[Case], bool], **changes: Any) -> RouteHolds:
+        return replace(self, cases=tuple(replace(one, **changes) if applies(one) else one for one in self.cases))
 
 
 NO_HOLDS: Final = RouteHolds()

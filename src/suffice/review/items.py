@@ -147,19 +147,12 @@ def said_of(
     allowed = words_for(item.shows)
     if word not in allowed:
         return f"{word}: says nothing about this item; allowed: {', '.join(allowed)}"
-    full = early = None
-    if item.shows == "both":
-        full, early = word in ("both", "full"), word in ("both", "early")
-    elif item.shows == "full":
-        full = word == "right"
-    else:
-        early = word == "right"
     unsure = word == "unsure"
     return VerdictForm(
         item=item.episode_id,
         reviewer=reviewer,
-        full_right=None if unsure else full,
-        early_right=None if unsure else early,
+        full_right=None if unsure or item.shows == "early" else word in ("both", "full", "right"),
+        early_right=None if unsure or item.shows == "full" else word in ("both", "early", "right"),
         corrected=corrected,
         unsure=unsure,
         reason=reason,
@@ -179,15 +172,11 @@ class Source:
 
 @dataclass(slots=True, kw_only=True)
 class Shelf:
-    """Sources of one run while it goes on.
+    """Sources of one run while it goes on."""
 
-    until_s  Unix time after which nobody is shown them
-    is_cut   there was more than is kept
-    """
-
-    until_s: float
+    until_s: float  # Unix time after which nobody is shown them
     sources: list[Source] = field(default_factory=list)
-    is_cut: bool = False
+    is_cut: bool = False  # there was more than is kept
     _n_chars: int = 0
 
     def add(self, step: int, *, read: Sequence[str], wrote: str) -> None:

@@ -66,7 +66,6 @@ class ItemState:
         return next((one for one in self.verdicts if one.reviewer == reviewer), None)
 
     def lease_of(self, slot: int) -> ReviewLease | None:
-        """The latest lease of a slot, over or not."""
         return next((one for one in reversed(self.leases) if one.slot == slot), None)
 
     def holder(self, slot: int, now_s: float) -> ReviewLease | None:
@@ -77,7 +76,6 @@ class ItemState:
         return lease if now_s < lease.until_s else None
 
     def held_by(self, reviewer: str, now_s: float) -> ReviewLease | None:
-        """The lease that a reviewer has now."""
         return next((h for s in self.slots if (h := self.holder(s, now_s)) and h.reviewer == reviewer), None)
 
     @property
@@ -158,7 +156,6 @@ class Queue:
     done: Mapping[str, State] = field(default_factory=dict)  # places that no time changes any more, and theirs
 
     def after(self, records: Iterable[Record]) -> Queue:
-        """The queue after these rows, in their order."""
         places, drawings, done, touched = dict(self.places), dict(self.drawings), dict(self.done), set[str]()
         for record in records:
             if isinstance(record, ReviewItem):
@@ -175,7 +172,6 @@ class Queue:
         return Queue(places=places, drawings=drawings, done=done)
 
     def of(self, route: str | None = None) -> Iterator[ItemState]:
-        """The places of one route; None: of all."""
         return (one for one in self.places.values() if route is None or one.item.route == route)
 
     def unfinished(self, route: str | None = None) -> Iterator[ItemState]:
@@ -183,12 +179,8 @@ class Queue:
         return (one for one in map(self.places.__getitem__, names) if route is None or one.item.route == route)
 
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
-        results = [
-            one
-            for one in self.unfinished(route)
-            if (one.state(now_s) in ("open", "third") if reviewer is None else one.may_take(reviewer, now_s))
-        ]
-        return sorted(results, key=_urgency)
+        waiting = (one for one in self.unfinished(route) if one.state(now_s) in ("open", "third"))
+        return sorted((one for one in waiting if reviewer is None or one.said_by(reviewer) is None), key=_urgency)
 
     def counts(self, *, now_s: float, route: str | None = None) -> dict[State, int]:
         result: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
@@ -219,9 +211,7 @@ def next_for(
 ) -> tuple[ReviewLease, bool] | None:
     """The item that a reviewer should look at next, and whether its lease is a new one; None: there is none for them.
 
-    Who holds an item already gets it again, so asking twice is asking once.
-
-    third  only items whose reviewers contradict each other
+    Whoever holds an item gets it again. `third`: only items whose reviewers contradict each other.
     """
     for place in queue.unfinished(route):
         held = place.held_by(reviewer, now_s)
@@ -320,9 +310,8 @@ def _slot_for(
     if lease is not None:
         free = f"{over}, and nobody had taken the item: it counts" if over else "taken, without a lease"
         return lease, lease.slot, lease.turn, late, free
-    others = ", ".join(
-        sorted(({one.reviewer for one in place.leases} | {one.reviewer for one in place.independent}) - {reviewer})
-    )
+    known = {one.reviewer for one in place.leases} | {one.reviewer for one in place.independent}
+    others = ", ".join(sorted(known - {reviewer}))
     why = f"{over}, and the item has gone to {others}" if over and others else over or "no slot of the item is free"
     return None, None, own.turn if own is not None else 0, late, f"{why}: your verdict is kept beside the others"
 
@@ -383,20 +372,17 @@ def _settled(entries: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
 
 
 def _differs(before: Settlement | None, after: Settlement | None) -> bool:
-    if after is None:
-        return False
-    return before is None or (before.full_right, before.early_right, before.corrected) != (
-        after.full_right,
-        after.early_right,
-        after.corrected,
-    )
+    def right(one: Settlement) -> tuple[bool | None, bool | None, str | None]:
+        return one.full_right, one.early_right, one.corrected
+
+    return after is not None and (before is None or right(before) != right(after))
 
 
 def label_of(place: ItemState) -> Feedback | None:
-    """The label that the verdicts come to, for all who read labels; None: none yet.
+    """The label that the verdicts come to; None: none yet.
 
-    One voice for the whole queue: who decides it changes with every revision, and two names that say different things
-    about one run would count as a quarrel that nobody settled.
+    It has one source for the whole queue: two names that say different things about one run would count as a
+    contradiction that nobody settled.
     """
     settlement, item = place.settlement, place.item
     if settlement is None:

@@ -113,10 +113,8 @@ class GuaranteeInputs:
 
 
 def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
-    route, made = (
-        one.settings,
-        effective_publication(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding),
-    )
+    route = one.settings
+    made = effective_publication(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding)
     budget = one.holding.budget(route.max_em_drop)
     state = _state(one, made, budget)
     if state not in ("certified", "budgeted") or made is None:
@@ -127,39 +125,33 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
     labelled = made.evidence.n_gained > 0 or _is_labelled(made.evidence)
     labels: Literal["labelled", "label-free"] = "labelled" if labelled else "label-free"
     if made.spending is not None and state == "budgeted":
-        return RouteGuarantee(
-            state=state,
-            beside=one.beside,
-            average=Average(
-                route=one.name,
-                scorer=scorer,
-                max_em_drop=budget,
-                level=_level(made, one.holding),
-                account=made.spending,
-                labels=labels,
-            ),
+        average = Average(
+            route=one.name,
+            scorer=scorer,
+            max_em_drop=budget,
+            level=_level(made, one.holding),
+            account=made.spending,
+            labels=labels,
         )
+        return RouteGuarantee(state=state, beside=one.beside, average=average)
     evidence = made.evidence
     # What the finish changes is bounded at its own confidence, and risks add up.
     at_risk = FIDELITY_RISK if route.kind == "reasoning" and not made.arm else 0.0
     at_risk += AT_RISK if evidence.judge_charge else 0.0
-    return RouteGuarantee(
-        state=state,
-        beside=one.beside,
-        claim=Guarantee(
-            route=one.name,
-            scorer=scorer,
-            max_em_drop=budget,
-            confidence=round((evidence.confidence or 0) - at_risk, 6),
-            n_window=evidence.n_audits,
-            requests=request_window(evidence),
-            per="pooled",
-            labels=labels,
-            detection=_detection(route, budget, made, labelled=labelled),
-            classes=one.classes,
-            what=f"asked with {made.arm}" if made.arm else "at the level in force",
-        ),
+    claim = Guarantee(
+        route=one.name,
+        scorer=scorer,
+        max_em_drop=budget,
+        confidence=round((evidence.confidence or 0) - at_risk, 6),
+        n_window=evidence.n_audits,
+        requests=request_window(evidence),
+        per="pooled",
+        labels=labels,
+        detection=_detection(route, budget, made, labelled=labelled),
+        classes=one.classes,
+        what=f"asked with {made.arm}" if made.arm else "at the level in force",
     )
+    return RouteGuarantee(state=state, beside=one.beside, claim=claim)
 
 
 def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> State:

@@ -64,12 +64,11 @@ class Cap:
 
     @property
     def n_control(self) -> int:
-        """Items that are drawn at random in a day, at most; one at least, where anything is asked."""
+        """Items that are drawn at random in a day: one at least, where anything is asked."""
         return min(self.per_day, max(1, round(self.per_day * self.control_share))) if self.control_share else 0
 
     @property
     def n_chosen(self) -> int:
-        """Items that are picked on purpose in a day, at most."""
         return self.per_day - self.n_control
 
     @property
@@ -78,12 +77,7 @@ class Cap:
 
 
 def open_now(most: int, used: int, *, now_s: float) -> int:
-    """How many items more may be asked now of what a day allows: it opens bit by bit.
-
-    most   in the whole day
-    used   of them today
-    now_s  Unix time; a day is one of UTC
-    """
+    """How many more items may be asked now of the `most` of a day (UTC), which opens gradually; `used` are asked."""
     passed = (now_s % DAY_S) / DAY_S
     return max(0, min(most, ceil(most * passed)) - used)
 
@@ -93,11 +87,7 @@ def drawing_window(now_s: float, drawings: int) -> int:
 
 
 def count_due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
-    """How many runs the control share is to draw now; 0: none is due.
-
-    drawn      today so far
-    last_at_s  of the last drawing; None: there was none
-    """
+    """How many runs the control share is to draw now; `drawn` today so far, the last time at `last_at_s`."""
     if not cap.drawings:
         return 0
     if last_at_s is not None and drawing_window(last_at_s, cap.drawings) >= drawing_window(now_s, cap.drawings):
@@ -181,7 +171,6 @@ class CandidateQueue:
         return len(self._best)
 
     def priorities(self, n: int) -> list[float]:
-        """Of the most urgent ones, at most so many."""
         return [one.priority for one in self._first(min(n, MOST_WAITING))]
 
     def choose(self, n: int) -> list[ReviewCandidate]:
@@ -212,10 +201,7 @@ class Urn:
     _heap: list[tuple[float, int, ReviewCandidate]] = field(default_factory=list)  # the largest point on top
 
     def add(self, point: float, candidate: ReviewCandidate) -> None:
-        """Put one run in.
-
-        point  uniform in [0, 1), the same for the same run on every machine
-        """
+        """Put one run in; `point` is uniform in [0, 1), the same for the same run on every machine."""
         self.n += 1
         entry = (-point, -self.n, candidate)
         if len(self._heap) < self.most:
@@ -224,15 +210,15 @@ class Urn:
             heapq.heapreplace(self._heap, entry)
 
     def draw(self, k: int) -> list[ReviewCandidate]:
-        results = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
+        drawn = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
         self.n, self._heap = 0, []
-        return results
+        return drawn
 
 
 def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
     """Share of the trial answers up to a stop that were another one than what was delivered, [0, 1]; 0 without any."""
-    results = list(answers)
-    return sum(one != delivered for one in results) / len(results) if results else 0.0
+    trials = list(answers)
+    return sum(one != delivered for one in trials) / len(trials) if trials else 0.0
 
 
 def of_run(request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0) -> ReviewCandidate:
