@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval, exact_binomial
-from suffice.assurance.certify import log_bets_against, mixed
+from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
 from suffice.assurance.sampling import LOG_ALARM
 from suffice.assurance.sequence import gamma_exponential_bound
@@ -134,7 +134,7 @@ def ever_paired(lost: Floats, gained: Floats, alpha: float, at: NDArray[np.int64
     same = np.broadcast_to(at + 1.0, (len(lost), len(at))).ravel() - sums[0] - sums[1]
     goal, found = log(2 / alpha), np.zeros(len(lost), dtype=bool)
     for up, down in ((sums[0], sums[1]), (sums[1], sums[0])):
-        wealth = mixed(log_bets_against(up, same, down, 0.0, bets=BETS))
+        wealth = mixed(log_bets(up, same, down, 0.0, bets=BETS))
         found |= (wealth.reshape(len(lost), len(at)) >= goal).any(axis=1)
     return found
 

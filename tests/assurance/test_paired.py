@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance import certify
-from suffice.assurance.certify import Counts
-from suffice.assurance.paired import BETS, PairedView, Repeats, paired_log_wealth, pairs_to_certify, upper_drop
+from suffice.assurance.certify import Counts, log_wealth
+from suffice.assurance.paired import BETS, PairedView, Repeats, pairs_to_certify, upper_drop
 
 EPS, DELTA = 0.02, 0.05
 small = st.integers(0, 400)
@@ -22,7 +22,7 @@ def counts(gained: int, same: int, lost: int) -> Counts:
 
 
 def wealth(gained: int, same: int, lost: int, eps: float = EPS) -> float:
-    return float(paired_log_wealth(counts(gained, same, lost), max_em_drop=eps)[0])
+    return float(log_wealth(counts(gained, same, lost), max_em_drop=eps, bets=BETS)[0])
 
 
 @given(gained=small, same=small, lost=small, eps=st.floats(0.005, 0.3))
@@ -49,7 +49,7 @@ def test_an_arm_that_breaks_the_budget_is_hardly_ever_certified_however_noisy_it
     rng = np.random.default_rng(5)
     z = rng.choice(np.array([-1, 0, 1]), size=(400, 3_000), p=[flips, 1 - 2 * flips - drop, flips + drop])
     sums = [np.cumsum(z == value, axis=1).reshape(-1) for value in (-1, 0, 1)]
-    passed = paired_log_wealth(Counts(*sums), max_em_drop=EPS).reshape(400, -1) >= log(1 / DELTA)
+    passed = log_wealth(Counts(*sums), max_em_drop=EPS, bets=BETS).reshape(400, -1) >= log(1 / DELTA)
     assert passed.any(axis=1).mean() <= DELTA
 
 
@@ -71,7 +71,7 @@ def test_the_planned_number_is_what_it_takes(drop: float, flips: float) -> None:
     rng = np.random.default_rng(6)
     z = rng.choice(np.array([-1, 0, 1]), size=(60, 3 * planned), p=[flips, 1 - 2 * flips - drop, flips + drop])
     sums = [np.cumsum(z == value, axis=1).reshape(-1) for value in (-1, 0, 1)]
-    passed = paired_log_wealth(Counts(*sums), max_em_drop=EPS).reshape(60, -1) >= log(1 / DELTA)
+    passed = log_wealth(Counts(*sums), max_em_drop=EPS, bets=BETS).reshape(60, -1) >= log(1 / DELTA)
     first = np.where(passed.any(axis=1), passed.argmax(axis=1) + 1, 3 * planned)
     assert 0.5 * planned <= np.median(first) <= 2 * planned
 
@@ -122,6 +122,6 @@ def test_people_see_the_noise_beside_the_loss() -> None:
 @pytest.mark.parametrize("eps", [0.0, 1.0])
 def test_a_budget_out_of_range_is_refused(eps: float) -> None:
     with pytest.raises(ValueError, match="max_em_drop: got"):
-        paired_log_wealth(counts(0, 1, 0), max_em_drop=eps)
+        log_wealth(counts(0, 1, 0), max_em_drop=eps, bets=BETS)
     with pytest.raises(ValueError, match="delta: got"):
         upper_drop(counts(0, 1, 0), delta=eps)

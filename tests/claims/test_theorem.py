@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.certify import BETS, certified_level, log_bets_against, mixed, weighted_log_wealth
+from suffice.assurance.certify import BETS, certified_level, log_bets, mixed, weighted_log_wealth
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -63,7 +63,7 @@ def grown(z: Small, weight: Floats) -> Floats:
         for one in np.unique(weight).tolist():
             here = (z == value) & (weight == one)
             gained, same, lost = (np.array([int(value == outcome)]) for outcome in (-1, 0, 1))
-            found[:, here] = log_bets_against(gained, same, lost, EPS, bets=BETS, weight=one)
+            found[:, here] = log_bets(gained, same, lost, EPS, bets=BETS, weight=one)
     return found
 
 

@@ -26,10 +26,9 @@ class Interval:
 
 
 def wilson(k: int, n: int, confidence: float) -> Interval:
-    """Score interval for the rate behind `k` successes in `n` trials; for one look only.
+    """Score interval for a rate, for one look: Wilson (1927), JASA 22(158).
 
-    Wilson (1927), JASA 22(158). Its coverage is near `confidence` on average over rates and can be
-    below it at a single rate; use `exact_binomial` where a promise hangs on it.
+    It covers near `confidence` on average over rates, and less at some: where a promise hangs on it, `exact_binomial`.
     """
     _check_counts(k, n, confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -58,12 +57,8 @@ def mean_interval(
 ) -> Interval:
     """Confidence sequence for the mean of the first `n` data in [low, high]: valid at all n at once.
 
-    It may be watched after every observation and acted on at any moment. Data in an interval are
-    sub-Gaussian with sigma = (high - low)/2 (Hoeffding), so [0, 1] has sigma 1/2 and paired
-    differences in [-1, 1] have sigma 1. The result is cut to [low, high].
-
-    confidence  in (0, 1): probability that no interval ever misses
-    n_opt       where it is tightest; to be chosen before looking at the data
+    Data in an interval are sub-Gaussian with sigma = (high - low)/2 (Hoeffding). It is tightest at `n_opt` data, to be
+    chosen before looking at them.
     """
     if not low < high or not low <= mean <= high or n < 0:
         raise ValueError(f"need low <= mean <= high and n >= 0; got {mean=} {low=} {high=} {n=}")
@@ -75,14 +70,10 @@ def mean_interval(
 
 
 def mixture_bound(v: float, confidence: float, v_opt: float) -> float:
-    """Bound on |S| that a centred sum S with intrinsic variance v leaves at no time, with `confidence`.
+    """Bound on |S| that a centred sum S with variance v (n sigma^2 if sigma-sub-Gaussian) leaves at no time.
 
-    Two-sided normal mixture: Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of Statistics 49(2),
-    arXiv:1810.08240, equation (14); `rho` is tuned to `v_opt` as in their section 3.5.
-
-    v           variance so far: n sigma^2 for sigma-sub-Gaussian data, above 0
-    confidence  in (0, 1)
-    v_opt       where the bound is tightest, above 0; a constant, not a result of the data
+    Two-sided normal mixture, tightest at the constant `v_opt`: Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of
+    Statistics 49(2), arXiv:1810.08240, equation (14) and section 3.5.
     """
     if v <= 0 or v_opt <= 0 or not 0 < confidence < 1:
         raise ValueError(f"need v > 0, v_opt > 0, 0 < confidence < 1; got {v=} {v_opt=} {confidence=}")
@@ -106,14 +97,9 @@ def bootstrap_interval(
 ) -> Interval | None:
     """Percentile interval from resampling whole groups with replacement; for one look only.
 
-    Rows of one group (one question asked again and again) are not independent; drawing groups keeps
-    them together. Davison and Hinkley (1997), section 3.8. With few groups it is too narrow: below
-    about 20 take it as a sketch.
-
-    values     (n, d): one row an observation
-    groups     n names; equal names belong together
-    statistic  from the d column sums of a resample to a number; nan: undefined there. Ratios of
-               means are functions of sums once a column of ones is among them
+    Rows of one group (one question asked again and again) are not independent; drawing groups keeps them together.
+    Davison and Hinkley (1997), section 3.8. With few groups it is too narrow: below about 20 take it as a sketch. The
+    statistic takes the d column sums of a resample of `values`, shape (n, d); nan: undefined there.
 
     None: fewer than two groups, or the statistic is undefined in more than 1 % of the draws.
     """

@@ -62,12 +62,8 @@ def weighted_log_wealth(
     """As `log_wealth`, of audits that were drawn at different shares: the product of 1 + nu w (eps - Z), shape (M,).
 
     With w = c/rho, c a lower bound of all shares, this is a non-negative supermartingale whenever the mean drop over
-    *all requests* so far is at least eps, whatever their order or dependence (VALIDITY, theorem).
-
-    z            EM drop of each audit at each level, -1, 0 or +1, shape (n, M)
-    weight       of each audit, in (0, 1], shape (n,)
-    max_em_drop  eps, of all levels or of each, shape (M,); a level whose eps is 0 or less has no wealth: -infinity
-    bets         fractions of the largest one
+    *all requests* so far is at least eps, whatever their order or dependence (VALIDITY, theorem). `max_em_drop` is of
+    all levels or of each; a level whose eps is 0 or less has no wealth: -infinity.
     """
     eps = np.broadcast_to(np.asarray(max_em_drop, dtype=np.float64), z.shape[1:])
     tested = np.where(eps > 0, eps, 0.5)
@@ -75,30 +71,26 @@ def weighted_log_wealth(
     weights, group = np.unique(weight, return_inverse=True)
     for number, one in enumerate(weights.tolist()):
         counts = count_outcomes(z[group == number])
-        each += log_bets_against(counts.gained, counts.same, counts.lost, tested, bets=bets, weight=one)
+        each += log_bets(counts.gained, counts.same, counts.lost, tested, bets=bets, weight=one)
     return np.where(eps > 0, mixed(each), -np.inf)
 
 
-def log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
-    """Natural logarithm of the e-process of each level, shape (M,): the mean of four constant bets.
+def log_wealth(counts: Counts, *, max_em_drop: float, bets: Sequence[float] = BETS) -> Floats:
+    """Natural logarithm of the e-process of each level, shape (M,): the mean of constant bets.
 
     E_j = mean_b (1 + nu_b (eps + 1))^gained (1 + nu_b eps)^same (1 + nu_b (eps - 1))^lost, nu_b = BETS[b] / (1 - eps).
     At each look it is an e-value against "the drop is at least eps". It falls with every loss, rises with everything
     else and with eps; where nothing is gained it never exceeds n KL(drop || eps), the best bet in hindsight.
-
-    max_em_drop  eps, a fraction in (0, 1)
-    Raises ValueError outside of it.
+    Raises ValueError for a budget outside (0, 1).
     """
-    return mixed(log_bets(counts.gained, counts.same, counts.lost, max_em_drop))
+    check_budget(max_em_drop)
+    return mixed(log_bets(counts.gained, counts.same, counts.lost, max_em_drop, bets=bets))
 
 
 def certified_level(wealth: Floats, *, delta: float) -> int:
-    """The last level of the unbroken run of passes from the safe end; 0, which never stops, if level 1 fails.
+    """The last level of the unbroken run of passes at `delta` from the safe end; level 0 needs no proof.
 
     The same rule serves p-values, as -log(p). What is not a number has not passed.
-
-    wealth  log E of levels 0 … M - 1; level 0 needs no proof, so its own is not looked at
-    delta   probability of ever accepting a level that breaks the budget, in (0, 1)
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta: got {delta}; above 0 and below 1")
@@ -107,11 +99,9 @@ def certified_level(wealth: Floats, *, delta: float) -> int:
 
 
 def spent_delta(delta: float, version: int) -> float:
-    """The part of delta that the v-th version of a window may use, so that all versions together keep it.
+    """The part of delta that the v-th version of a window (from 1) may use, so that all versions together keep it.
 
     delta * 6 / (pi^2 v^2), which sums to delta. For auditors who insist; the plain rule gives each version all of it.
-
-    version  1 is the first
     """
     if version < 1:
         raise ValueError(f"version: got {version}; the first is 1")
@@ -119,10 +109,7 @@ def spent_delta(delta: float, version: int) -> float:
 
 
 def smallest_proved_drop(gained: int, same: int, lost: int, *, delta: float) -> float | None:
-    """The smallest drop that these audits refute at `delta`: "the deployed level loses less than this".
-
-    A claim about the window that was counted, found by bisection over `max_em_drop`; None: no drop below 1 is refuted.
-    """
+    """The smallest drop that these audits refute at `delta`, by bisection; None: no drop below 1 is refuted."""
     counts = Counts(np.array([gained]), np.array([same]), np.array([lost]))
 
     def refutes(drop: float) -> bool:
@@ -138,18 +125,16 @@ def smallest_proved_drop(gained: int, same: int, lost: int, *, delta: float) -> 
 
 
 def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: float = 0.0) -> int:
-    """How many audits certify a level, if they show just what is expected of them.
+    """The smallest number of audits that certifies a level, if they show just what is expected of them.
 
-    The smallest n at which n audits with the expected counts pass. Real ones come by chance: where there are losses,
-    two in three levels are there by then, half at 0.7 n, nine in ten before 1.75 n (docs/reference/assurance.md).
-
-    drop    mean EM drop, a fraction below `max_em_drop`
-    gained  part of the audits where the stop is right and the full run wrong; losses come at `drop + gained`
-    Raises ValueError where no number would be enough, and for rates that cannot be.
+    Real ones come by chance: where there are losses, two in three levels are there by then, half at 0.7 n, nine in ten
+    before 1.75 n (docs/reference/assurance.md). Losses come at `drop + gained`. Raises ValueError where no number would
+    be enough, and for rates that cannot be.
     """
     lost = drop + gained
     if gained < 0 or lost < 0 or gained + lost > 1:
         raise ValueError(f"need gained >= 0, drop + gained >= 0 and both together at most 1; got {drop=} {gained=}")
+    check_budget(max_em_drop)
     per_audit = log_bets(np.array([gained]), np.array([1 - gained - lost]), np.array([lost]), max_em_drop)
     growth = float(per_audit.max())  # behind many audits the best bet is all that counts
     if growth <= 0:
@@ -162,37 +147,24 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
     return enough
 
 
-def log_bets(
-    gained: Ints | Floats,
-    same: Ints | Floats,
-    lost: Ints | Floats,
-    max_em_drop: float,
-    *,
-    bets: Sequence[float] = BETS,
-) -> Floats:
-    """Log wealth of each bet alone, shape (bets, M): the product of 1 + nu (eps - Z).
-
-    bets  fractions of the largest one
-
-    Raises ValueError for a budget outside (0, 1).
-    """
+def check_budget(max_em_drop: float) -> None:
     if not 0 < max_em_drop < 1:
         raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
-    return log_bets_against(gained, same, lost, max_em_drop, bets=bets)
 
 
-def log_bets_against(
+def log_bets(
     gained: Ints | Floats,
     same: Ints | Floats,
     lost: Ints | Floats,
     drop: float | Floats,
     *,
-    bets: Sequence[float],
+    bets: Sequence[float] = BETS,
     weight: float = 1.0,
 ) -> Floats:
-    """As `log_bets`, against "the drop is at least `drop`" for any drop above -1 and below 1: a gain is one below 0.
+    """Log wealth of each bet alone against "the drop is at least `drop`", shape (bets, M).
 
-    weight  by which every bet is scaled, in (0, 1]
+    The product of 1 + nu (drop - Z). A drop above -1 and below 1 may be tested: a gain is one below 0. Every bet is
+    scaled by `weight`, in (0, 1].
     """
     nu = weight * np.array(bets)[:, np.newaxis] / (1 - drop)
     return np.asarray(
@@ -201,9 +173,6 @@ def log_bets_against(
 
 
 def mixed(each: Floats) -> Floats:
-    """Log of the mean wealth of the bets, shape (M,).
-
-    each  log wealth of each, as `log_bets` gives it
-    """
+    """Log of the mean wealth of the bets, shape (bets, M) to (M,)."""
     peak = each.max(axis=0)
     return np.asarray(peak + np.log(np.exp(each - peak).mean(axis=0)))

@@ -75,15 +75,11 @@ REFERENCE: Final = 15  # batches that say what is normal
 class Cusum:
     """Watch F signals of all traffic, batch by batch, for a shift up or down that stays.
 
-    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first batches. The sd of a
-    batch mean is taken from the spread between those batches, or from the spread of requests inside them where that
-    says more: 15 means know their own sd to a fifth only, and where they happen to lie close together every later one
-    looks like drift; 1,500 requests know theirs, but not what comes in clusters of several batches.
-
-    n_features         F, at least 1
-    reference_batches  that say what is normal, at least 2; no alarm before they are there
-    slack              shift that is put up with, in sd of a batch mean
-    limit              of a sum, in sd of a batch mean
+    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first `reference_batches`,
+    at least 2. The sd of a batch mean is taken from the spread between those batches, or from the spread of requests
+    inside them where that says more: 15 means know their own sd to a fifth only, and where they happen to lie close
+    together every later one looks like drift; 1,500 requests know theirs, but not what comes in clusters of several
+    batches. The slack and the limit of a sum are in sd of a batch mean.
     """
 
     def __init__(
@@ -126,10 +122,7 @@ class ShiryaevRoberts:
 
     An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `threshold`.
     While the drop is within the budget an alarm comes on average after at least `threshold` audits, by construction
-    (Shin, Ramdas, Rinaldo 2023, arXiv:2203.03532). Its state is the eight numbers M_b.
-
-    max_em_drop  eps, a fraction in (0, 1)
-    threshold    mean number of audits to a false alarm, above 1
+    (Shin, Ramdas, Rinaldo 2023, arXiv:2203.03532).
     """
 
     def __init__(self, max_em_drop: float, *, threshold: float = 2_000.0) -> None:
@@ -263,8 +256,7 @@ class AuditWatch:
 
         z          -1 the stop gained the right answer, 0 the same, +1 it lost it; None: not known (yet)
         disagrees  the stop's answer is not the full run's; None: added before, when the run returned without a label
-        weight     c/rho in (0, 1] where the audit share depended on the request itself; 1 where it did not, however
-                   the share moved from request to request
+        weight     c/rho in (0, 1] where the audit share depended on the request itself, else 1
         """
         if not 0 < weight <= 1:
             raise ValueError(f"weight: got {weight}; in (0, 1]")
@@ -292,7 +284,6 @@ def audit_share_in_doubt(watch: AuditWatch, base_share: float, cap: float) -> fl
 class DetectionLaw:
     drop: float  # above the reference, a fraction
     median_requests: int | None  # from the beginning of the loss to the alarm; None: longer than LAW_HORIZON
-    lost_requests: float  # number of answers lost until then; times 100: points x requests
 
     def __str__(self) -> str:
         points = f"{100 * self.drop:g} point{'' if self.drop == 0.01 else 's'}"
@@ -308,23 +299,15 @@ def detection_law(
     """Estimate the delay of the alarm after a sudden loss that no signal shows.
 
     The wait for the first audit in trouble, ln 2 / (share p) requests, and then ln(THRESHOLD) / KL(p || normal) audits
-    at the share in doubt, where p is the rate after the loss and normal the rate that is expected; the sum of both,
-    times LAW_FIT, is within a quarter of the median in simulations (`tests.claims.test_detection`). Audits return at
-    once here: add the time that a full run takes. Without labels disagreement alone is watched.
-
-    drop         above the reference, a fraction in (0, 1)
-    audit_share  in quiet times, in (0, 1); `cap` limits the share in doubt
+    at the share in doubt (`cap` limits it), where p is the rate after the loss and normal the rate that is expected;
+    the sum of both, times LAW_FIT, is within a quarter of the median in simulations (`tests.claims.test_detection`).
+    Audits return at once here: add the time that a full run takes. Without labels disagreement alone is watched.
     """
     if not 0 < drop < 1 or not 0 < audit_share < 1:
         raise ValueError(f"need 0 < drop < 1 and 0 < audit_share < 1; got {drop=} {audit_share=}")
     counts = (reference.n_disagreeing, reference.n_lost) if labels else (reference.n_disagreeing,)
     shortest = min(_delay(drop, count, reference.n, max_em_drop, audit_share, cap) for count in counts)
-    requests = min(float(LAW_HORIZON), shortest)
-    return DetectionLaw(
-        drop=drop,
-        median_requests=None if requests >= LAW_HORIZON else round(requests),
-        lost_requests=drop * requests * (1 - audit_share),
-    )
+    return DetectionLaw(drop=drop, median_requests=None if shortest >= LAW_HORIZON else round(shortest))
 
 
 def _delay(drop: float, count: int, n: int, max_em_drop: float, share: float, cap: float) -> float:

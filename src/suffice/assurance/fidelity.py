@@ -3,27 +3,18 @@
     delivered beside trial answers ──▶ FinishFidelity ──▶ Fidelity ──▶ Budget ──▶ certify
                                              └──▶ alarm ──▶ a new epoch
 
-Audits judge the trial answer at a level; a client gets what the finish makes of it. Per request the delivered answer
-loses at most what the trial answer loses, plus 1 where the two differ, so with f the rate at which they differ
-
-    E[drop of what is delivered] <= E[drop of the trial answer] + f
-
-An upper bound on f is taken off epsilon before anything is tested, and its risk, `FIDELITY_RISK`, is added to that of
-the certificate. Without a measurement there is no certificate (CONTRACT.md §1). A route that returns a recorded answer
-word for word (votes, rounds) needs none.
+Audits judge the trial answer at a level; a client gets what the finish makes of it. With f the rate at which the two
+differ, E[drop of what is delivered] <= E[drop of the trial answer] + f. An upper bound on f is taken off epsilon before
+anything is tested, and its risk, `FIDELITY_RISK`, is added to that of the certificate. Without a measurement there is
+no certificate (CONTRACT.md §1). A route that returns a recorded answer word for word (votes, rounds) needs none.
 
 `FinishFidelity` measures f for the levels that are served, over the latest comparisons, and raises an alarm when it
-rises above what was measured first. In which sense its bound holds:
-
--   At one moment that was fixed beforehand, the mean rate behind the compared window is at most `upper`, with 99 %.
-    The bound is the one-sided interval of Clopper and Pearson (1934). It is exact for independent comparisons of equal
-    rate. Where their rates differ, as under drift, it covers the mean rate: Hoeffding (1956), Annals of Mathematical
-    Statistics 27(3), theorem 4. At 99 % no bound that rises with the count is smaller (Buehler 1957, Journal of the
-    American Statistical Association 52): 20 of 2,000 give 1.65 %; 1.51 % holds at 97 % only.
--   It is not valid at all moments at once. Over many looks it fails at 1 % of them at most, in expectation, which is
-    what a claim about the share of requests needs. `bound_fidelity(…, anytime=True)` is for claims about all looks.
--   Dependence, as inside a conversation, is not covered beyond the window: the stops in it are all compared and their
-    rate is known, but the next ones may differ from them by more than the bound says. This is what the alarm is for.
+rises above what was measured first. At one moment that was fixed beforehand, the mean rate behind the compared window
+is at most `upper`, with 99 %: the one-sided interval of Clopper and Pearson (1934), exact for equal rates; under drift
+it covers the mean rate (Hoeffding 1956, Annals of Mathematical Statistics 27(3), theorem 4), and at 99 % no bound that
+rises with the count is smaller (Buehler 1957, JASA 52). Over many looks it fails at 1 % of them at most, in
+expectation, which is what a claim about the share of requests needs; `bound_fidelity(…, anytime=True)` is for claims
+about all looks. Dependence beyond the window is not covered; this is what the alarm is for.
 """
 
 from __future__ import annotations
@@ -70,12 +61,10 @@ class Budget:
 
 
 def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool = True) -> Fidelity | None:
-    """Bound the rate behind `n_differing` of `n` comparisons; None: nothing was compared.
+    """Bound the rate behind `n_differing` of `n` comparisons, one-sided; None: nothing was compared.
 
-    confidence  one-sided, in (0.5, 1)
-    anytime     the bound holds at all looks at once, however often it is computed: the rate is tested by the same
-                wealth as a drop (`certify.smallest_proved_drop`). False: Clopper and Pearson (1934), nearer to the
-                rate, for one look after a number of comparisons that was fixed before
+    `anytime` bounds hold at all looks at once: the rate is tested by the same wealth as a drop. Others, of Clopper and
+    Pearson (1934), are nearer to the rate, for one look after a number of comparisons that was fixed before.
     """
     if not 0 <= n_differing <= n or not 0.5 < confidence < 1:
         raise ValueError(f"need 0 <= n_differing <= n and 0.5 < confidence < 1; got {n_differing=} {n=} {confidence=}")
@@ -160,10 +149,7 @@ class FinishFidelity:
         return tuple((band + 1) * (self.n_levels - 1) // len(self.bands) for band in range(len(self.bands)))
 
     def note(self, level: int, differs: bool) -> bool:
-        """Take in the next comparison, in the order of the log; True: it raises an alarm.
-
-        level  at which the run was stopped, or would have been where an audit made the finish; 1 to n_levels - 1
-        """
+        """Take in the next comparison of the log, at the level of the stop, made or not; True: it raises an alarm."""
         return self.bands[self._band(level)].note(differs)
 
     def charge(self, level: int) -> Fidelity | None:

@@ -172,8 +172,7 @@ class LabelSummary:
 def trust_of(source: str, *, asks: bool = False) -> int:
     """The usual rank of a source; 0 for users and for whatever is not known, below it for what they only did.
 
-    A source is a claim, and whoever sends it could have written another. So whoever also asks the model with the same
-    key, or may, is a user, whatever he calls himself.
+    A source is a claim: whoever also asks the model with the same key, or may, is a user, whatever he calls himself.
     """
     rank = RANKS.get(source, 0)
     return min(rank, 0) if asks else rank
@@ -268,20 +267,16 @@ class JudgeError:
 def judge_error_bound(
     pairs: Iterable[tuple[float | None, bool]], *, confidence: float, disagreement: float = 1.0
 ) -> JudgeError:
-    """Compare grades with people's words, and say how far judged drops may be from true ones.
+    """Compare a judge's grades with people's labels, and say how far judged drops may be from true ones.
 
-    A drop is the mean of Z = right(full) - right(stopped) over audits. Where both answers are the same, Z is 0
-    whoever judges. Where they differ, a wrong grade of either moves Z by at most 1, so with e the judge's error
-    rate on such answers and d the rate of disagreement
+    A drop is the mean of Z = right(full) - right(stopped) over audits. Where both answers are the same, Z is 0 whoever
+    judges. Where they differ, a wrong grade of either moves Z by at most 1, so with e the judge's error rate on such
+    answers and d the rate of disagreement, E[Z by people] <= E[Z by the judge] + 2 d e. The charge 2 * d * upper(e) is
+    subtracted from epsilon before anything is tested, and the risks of both tests add up.
 
-        E[Z by people] <= E[Z by the judge] + 2 d e
-
-    The charge 2 * d * upper(e) is subtracted from epsilon before anything is tested, beside the bound on the
-    finish's fidelity. The certificate then holds with the confidences of both tests, their risks added.
-
-    pairs         (grade in [-1, 1], was the answer right in a person's eyes?) of answers drawn at random from
-                  both sides of disagreeing audits; above 0 the judge says right. A grade None is left out:
-                  an audit with an ungraded answer counts as lost, which needs no charge
+    pairs         (grade in [-1, 1], was the answer right in a person's eyes?) of answers drawn at random from both
+                  sides of disagreeing audits; above 0 the judge says right. A grade None is left out: an audit with an
+                  ungraded answer counts as lost, which needs no charge
     confidence    one-sided, in (0, 1): Clopper and Pearson (1934), Biometrika 26(4)
     disagreement  upper bound on the rate d; 1 when none is known
 

@@ -103,14 +103,10 @@ def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, n
 
 
 def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: int = 0) -> int:
-    """The level that new requests get: from `safe` to `certified`; if that is below `safe`, `certified` itself.
+    """The level that new requests get: from `safe` (point 0) to `certified`, or `certified` where that is lower.
 
     Levels are cut evenly by the tokens that they save, so a point is about the share of the certified saving that is
-    kept. What falls between two levels goes to the safer one.
-
-    targets    None: the owner asked for nothing, and the route saves what it may
-    certified  the most aggressive level that may be used, guard-rails and ceilings taken off; 0 never stops
-    safe       the level that point 0 means
+    kept. What falls between two levels goes to the safer one. Without targets the route saves what it may.
     """
     if targets is None or stance == "spike" or certified <= safe:
         return certified
@@ -193,10 +189,7 @@ def shed_share(ratio: float, capacity: float | None) -> float:
 
 
 def even_loads(ratio: float | None, level: int) -> tuple[float, ...]:
-    """What each level takes, from `ratio` in full down to 1 at the level in force; (): unknown, or nothing stops.
-
-    Levels are cut evenly by the tokens that they save, so between the two it falls along a line.
-    """
+    """What each level takes, along a line from `ratio` in full to 1 at the active level; (): unknown."""
     if ratio is None or level < 1:
         return ()
     return tuple(ratio + (1 - ratio) * at / level for at in range(level + 1))
@@ -205,11 +198,8 @@ def even_loads(ratio: float | None, level: int) -> tuple[float, ...]:
 def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: float) -> Admission:
     """Admit or turn away one new request of the route, and say at which level it runs.
 
-    ratio  as above, as it is now: who comes again because he was turned away counts as asking
-    queue  calls open at the upstream over its slots; while slots are free nobody is turned away, whatever was
-           declared. None: unknown
-    point  a random number in [0, 1), drawn anew for each try and not by what is asked, or the same clients would be
-           turned away for as long as it lasts
+    queue  calls open at the upstream over its slots; while slots are free nobody is turned away. None: unknown
+    point  a random number in [0, 1), drawn anew for each try, or the same clients would be turned away for good
     """
     if not 0 <= point < 1:
         raise ValueError(f"point: got {point}; a lot from 0 up to, but not, 1")

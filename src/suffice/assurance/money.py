@@ -96,11 +96,9 @@ class Finish:
 
 
 def finishing_cost(prices: Prices, finish: Finish) -> TokenCost:
-    """What the stop itself is expected to cost.
+    """What the stop itself is expected to cost; a native one only the answer.
 
-    native         the answer; nothing is sent again
-    raw, prefill   prompt, thought and closing are read again, the answer is written, and what the
-                   original wrote in the meantime is thrown away
+    By raw or prefill, prompt, thought and closing are read again, and what the original wrote meanwhile is thrown away.
     """
     if finish.method == "native":
         return cost_of(prices, completion_tokens=finish.answer_tokens)
@@ -124,10 +122,7 @@ def remaining_cost(prices: Prices, remaining_tokens: float) -> TokenCost:
 
 
 def not_worth_it(prices: Prices, finish: Finish, remaining_tokens: float) -> str | None:
-    """Why the stop should not be made, as a sentence; None: it is worth it.
-
-    remaining_tokens  expected of the run if it is not stopped, its answer included
-    """
+    """Why the stop should not be made, as a sentence, beside going on for so many tokens; None: it is worth it."""
     stop, go_on = finishing_cost(prices, finish).total_usd, remaining_cost(prices, remaining_tokens).total_usd
     if stop <= go_on:
         return None
@@ -202,10 +197,7 @@ class RunLengths:
         self._sums = []
 
     def remaining(self, thought_tokens: int) -> RemainingTokens | None:
-        """E[what is left | the thought is longer than `thought_tokens`]; None: too few runs say so.
-
-        O(log window), but for the first question after a new full run.
-        """
+        """E[what is left | the thought is longer than `thought_tokens`]; None: too few runs say so."""
         if self.n < MIN_RUNS:
             return None
         first = bisect_right(self._ordered, thought_tokens, key=lambda run: run[0])
@@ -223,10 +215,7 @@ class RunLengths:
 
 @dataclass(slots=True)
 class HandOvers:
-    """What handing a thought over took on one route: how much was cached, how much overlapped.
-
-    Older calls count less and less, with the weight of `memory` calls in all.
-    """
+    """What handing a thought over took on one route; older calls fade, with the weight of `memory` calls in all."""
 
     memory: int = 200
     _prompts: float = 0.0  # tokens sent again
@@ -236,10 +225,7 @@ class HandOvers:
 
     @property
     def cached_share(self) -> float:
-        """Part of a prompt sent again that the cache serves, [0, 1].
-
-        1 before anybody has measured one: an unknown share keeps nobody from stopping, and the first stop teaches it.
-        """
+        """Part of a prompt sent again that the cache serves, [0, 1]; 1 before a first stop has measured it."""
         return self._cached / self._prompts if self._prompts else 1.0
 
     @property
@@ -266,10 +252,7 @@ def full_vote_tokens(drawn: Sequence[int], n_samples: int) -> float:
 
 
 def undrawn_tokens(request: Request, outcome: Outcome) -> float:
-    """Tokens of the samples that a full vote did not draw because it was decided, estimated; 0 for all other runs.
-
-    Added to what the run generated, they make what savings are measured against: the vote over all samples.
-    """
+    """Estimated tokens of the samples that a full vote did not draw because it was decided; 0 for all other runs."""
     if outcome.usage is None or not _is_cut_short(request, outcome):
         return 0.0
     drawn = [step.tokens for step in outcome.steps]
@@ -279,8 +262,7 @@ def undrawn_tokens(request: Request, outcome: Outcome) -> float:
 def undrawn_factor(request: Request, outcome: Outcome) -> float:
     """How many times the prompts, or the money, of a decided vote the vote over all samples takes; 1 for other runs.
 
-    All samples over those that were launched. A cancelled sample counts as a whole one, so that money which was not
-    spent is never overstated.
+    A cancelled sample counts as a whole one, so that money which was not spent is never overstated.
     """
     if not _is_cut_short(request, outcome):
         return 1.0
@@ -289,10 +271,7 @@ def undrawn_factor(request: Request, outcome: Outcome) -> float:
 
 
 def _is_cut_short(request: Request, outcome: Outcome) -> bool:
-    """Did a full vote end before its last sample because it was decided?
-
-    Not where the upstream failed or asked for fewer calls, or where the temperature is 0: then nothing was saved.
-    """
+    """Did a full vote end before its last sample because it was decided? Not by a failure, or at temperature 0."""
     n_remaining = request.n_samples - len(outcome.steps)
     if request.kind != "samples" or outcome.stopped or n_remaining <= 0 or not outcome.vote or not outcome.steps:
         return False  # without its steps, a run is kept for its labels alone

@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.certify import Counts, log_bets, mixed
+from suffice.assurance.certify import Counts, check_budget, log_bets, log_wealth
 
 Floats = NDArray[np.float64]
 
@@ -32,29 +32,14 @@ Floats = NDArray[np.float64]
 BETS: Final = (0.04, 0.1, 0.25, 0.5, 0.8)
 
 
-def paired_log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
-    """Natural logarithm of the e-process of each arm, shape (M,): that of `certify` with smaller bets in its mixture.
-
-    An e-value at each look against "the arm's EM is lower by max_em_drop or more"; 1/delta refutes it. Depends on the
-    counts alone, so late labels and replicas add up. Raises ValueError for a budget outside (0, 1).
-    """
-    gained, same, lost = (np.asarray(n, dtype=np.float64) for n in (counts.gained, counts.same, counts.lost))
-    return mixed(log_bets(gained, same, lost, max_em_drop, bets=BETS))
-
-
 def upper_drop(counts: Counts, *, delta: float) -> Floats:
-    """The smallest drop that the pairs of each arm refute at `delta`, shape (M,); 1 where they refute none.
-
-    An upper confidence bound that may be looked at after every pair, found by bisection over the drop.
-
-    delta  in (0, 1)
-    """
+    """The smallest drop that the pairs of each arm refute at `delta`, at every look, shape (M,); 1: none is."""
     if not 0 < delta < 1:
         raise ValueError(f"delta: got {delta}; above 0 and below 1")
     low, high = np.zeros(len(counts.same)), np.ones(len(counts.same))
     for _ in range(24):
         middle = np.clip((low + high) / 2, 1e-9, 1 - 1e-9)
-        each = [float(paired_log_wealth(_one(counts, a), max_em_drop=float(m))[0]) for a, m in enumerate(middle)]
+        each = [float(log_wealth(_one(counts, a), max_em_drop=float(m), bets=BETS)[0]) for a, m in enumerate(middle)]
         refuted = np.array(each) >= log(1 / delta)
         low, high = np.where(refuted, low, middle), np.where(refuted, middle, high)
     return high
@@ -64,8 +49,8 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
     """About how many pairs certify an arm: the mixture must earn 1/delta at the growth of its best bet.
 
     drop   E Z of the arm, a fraction below `max_em_drop`
-    flips  P(Z = -1): how often the arm alone is right; between two full runs, with two answers each as often right,
-           half of the rate at which one of them is right and the other wrong
+    flips  P(Z = -1): how often the arm alone is right; between two full runs half of the rate at which one is right
+           alone
 
     Raises ValueError where no number would be enough, and for rates that cannot be.
     """
@@ -73,6 +58,7 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
     if flips < 0 or lost < 0 or lost + flips > 1 or not 0 < delta < 1:
         raise ValueError(f"need flips >= 0, drop + flips >= 0, both together at most 1; got {drop=} {flips=} {delta=}")
     rates = (np.array([flips]), np.array([1 - flips - lost]), np.array([lost]))
+    check_budget(max_em_drop)
     growth = float(log_bets(*rates, max_em_drop, bets=BETS).max())
     if growth <= 0:
         raise ValueError(f"no number of pairs certifies a drop of {drop:g} at {flips:g} flips within {max_em_drop:g}")
@@ -131,18 +117,13 @@ SPEEDS: Final = tuple(float(speed) for speed in np.geomspace(0.006, 0.9, 10))
 
 
 def lower_sequence(terms: Floats, *, floor: float, alpha: float) -> Floats:
-    """Lower bounds for the mean of terms after 1, 2 … n of them; the chance that any of them is too high is alpha.
+    """Lower bounds for the mean of 1, 2 … n terms, each at least -floor; the chance that any is too high is alpha.
 
     The mean is that of the terms' conditional expectations so far, so it may drift, and terms may depend on earlier
     ones. It must lie in [0, 1]. Empirical Bernstein: with y = (term - centre) / (1 + floor) at least -1, and the centre
     a shrunken mean of earlier terms, exp(speed y - psi(speed) y^2) <= 1 + speed y for psi(s) = -log(1 - s) - s (Fan,
-    Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is inverted by bisection.
-
-    terms  in the order in which they came, each at least -floor, shape (n,)
-    floor  at least 0
-    alpha  in (0, 1)
-
-    Returns shape (n,), each in [0, 1]. Raises ValueError for a term below -floor or one that is not finite.
+    Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is inverted by bisection. Raises ValueError for a term
+    below -floor or one that is not finite.
     """
     _check(terms, floor, alpha)
     n = np.arange(1, len(terms) + 1)

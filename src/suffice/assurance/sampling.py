@@ -61,8 +61,7 @@ def weight_of(request: Request, outcome: Outcome) -> float:
 def lot_of(request: Request) -> tuple[bool, float] | None:
     """An audit or none, and P(that) among requests whose rows were not kept because of their end; None: it was.
 
-    Audits are kept for certain, others by lot: among kept rows audits are more frequent than they were drawn. How a
-    run ends takes no part in that, and must not.
+    Audits are kept for certain, others by lot: among kept rows audits are more frequent than they were drawn.
     """
     if request.kept_by == "end":
         return None
@@ -125,10 +124,7 @@ class Rates:
 
 
 def live_rate(sample_rate: float, audit_share: float) -> float:
-    """The rate of live requests at which a part `sample_rate` of all requests has rows, audits among them.
-
-    Where audits take all of the rate, in (0, 1], a tenth is kept of live runs.
-    """
+    """The rate of live requests at which a part `sample_rate` of all requests has rows; at least a tenth of it."""
     if not (0 < sample_rate <= 1 and 0 <= audit_share <= 1):
         raise ValueError(f"need 0 < sample_rate <= 1 and 0 <= audit_share <= 1; got {sample_rate=} {audit_share=}")
     left = (sample_rate - audit_share) / (1 - audit_share) if audit_share < 1 else 0.0
@@ -261,10 +257,9 @@ class Draws:
 
 
 def count_draws(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
-    """Count audit draws, shape (n,), as they were logged.
+    """Count audit draws, shape (n,), by the logged P(this value of `audit`): mostly 1 - share.
 
-    propensity  P(this value of `audit`), in (0, 1], of `rollout.assign.AuditAssignment`: mostly 1 - share
-    Raises ValueError for odds out of range, which no draw can have.
+    Raises ValueError for odds out of (0, 1].
     """
     if not ((propensity > 0) & (propensity <= 1)).all():
         raise ValueError("propensity: need odds above 0 and at most 1 for every lot")

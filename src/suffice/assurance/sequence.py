@@ -47,11 +47,9 @@ class SequenceState:
 def watch(
     values: NDArray[np.float64], before: SequenceState | None = None, *, low: float = 0.0, high: float = 1.0
 ) -> SequenceState:
-    """Take in the next values, shape (n,), in the order in which they came.
+    """Take in the next values, shape (n,), in their order, behind those `before`.
 
-    before     those that came earlier, watched with the same `low` and `high`
-    low, high  range of the data: -1 and 1 for an EM drop
-    Raises ValueError for a value outside of it.
+    Raises ValueError for a value outside of [low, high]: of -1 and 1 for an EM drop.
     """
     if not low < high or not ((values >= low) & (values <= high)).all():
         raise ValueError(f"values: need all of them in [{low:g}, {high:g}]")
@@ -99,11 +97,9 @@ def _radius(watched: SequenceState, alpha: float, v_opt: float) -> float:
 
 
 def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
-    """Bound above a sub-exponential sum with intrinsic variance v, one-sided.
+    """Bound above a sub-exponential sum with intrinsic variance v >= 0, one-sided, tightest at `v_opt`.
 
-    v      at least 0
     alpha  in (0, 1/2): at twice an alpha of one half the tuning of the width has no meaning any more
-    v_opt  where it is tightest, above 0
     scale  c of the sub-exponential law: the largest step down, in the unit of the sum
     """
     if v < 0 or not 0 < alpha < 0.5 or v_opt <= 0:
@@ -112,10 +108,7 @@ def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: floa
 
 
 def gamma_exponential_log_wealth(s: float, v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
-    """Natural logarithm of the gamma-exponential mixture supermartingale at sum s and variance v; at most 1 on average.
-
-    Howard et al. (2021), proposition 9; `alpha` and `v_opt` choose its width alone.
-    """
+    """Natural logarithm of the mixture supermartingale at sum s and variance v (Howard et al. 2021, proposition 9)."""
     return _gamma_exponential(v, alpha, v_opt, scale)(s)
 
 
@@ -219,10 +212,9 @@ class WatchedPairs:
 def watch_pairs(
     part: NDArray[np.float64], whole: NDArray[np.float64], before: WatchedPairs | None = None, *, cap: float
 ) -> WatchedPairs:
-    """Take in the next pairs, shape (n,) each, in the order in which they came.
+    """Take in the next pairs, shape (n,) each, in their order, all in [0, cap]; the cap must be known beforehand.
 
-    cap  the largest value there can be, above 0; it must be known beforehand
-    Raises ValueError for a value outside of [0, cap].
+    Raises ValueError for a value outside of it.
     """
     both = np.stack([part, whole], axis=1)
     if not cap > 0 or not ((both >= 0) & (both <= cap)).all():
@@ -264,11 +256,9 @@ def weighted_between(
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[float, Interval]:
-    """A weighted mean of values in [low, high] and its confidence sequence, valid at every look.
+    """A weighted mean of values in [low, high], shape (n,), and its confidence sequence, valid at every look.
 
-    values, weights  shape (n,), at least one, in the order in which they came; a weight is fixed before its value is
-                     known, and is in (0, most_weight]
-    most_weight      the largest weight there can be; it must be known beforehand
+    A weight is fixed before its value is known, and is in (0, most_weight], which must be known beforehand.
     """
     mean = float((weights * values).sum() / weights.sum())
     if (weights == 1).all():

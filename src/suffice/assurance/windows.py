@@ -35,10 +35,7 @@ SAME_SHARE: Final = 1e-9  # shares that are equal but for rounding
 
 
 def window_audits(max_em_drop: float) -> int:
-    """Audits of a window: 16 over the budget, at which a level that loses half of its budget is as good as certified.
-
-    More audits prove little more and look back on traffic that is long gone.
-    """
+    """Audits of a window: 16 over the budget, at which a level that loses half of it is as good as certified."""
     return round(WINDOW_LAW / max_em_drop)
 
 

@@ -94,10 +94,7 @@ def weigh_by_inverse_gap(
 
 
 def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
-    """Odds of each arm in proportion to its promise, shape (K,); each with any promise gets at least the floor.
-
-    The floor is lowered to an even share where it is too much. Raises ValueError below 0 and for no promise at all.
-    """
+    """Odds of each arm in proportion to its promise, each that has any with the floor at least, shape (K,)."""
     size = np.array(promise, dtype=np.float64)
     if (size < 0).any() or not size.sum() > 0:
         raise ValueError(f"promise: got {list(promise)}; at least 0, one of them above")
@@ -122,11 +119,7 @@ CLASS_AUDITS: Final = 30.0  # that the arm's mean is worth against the class's o
 
 
 class Costs:
-    """Discounted means of tokens and seconds, by class and arm.
-
-    arms       the full run first; their expected shares stand in until something was measured
-    half_life  observations of a class after which one counts half, above 0
-    """
+    """Means of tokens and seconds, by class and arm, that fade by half in `half_life` observations of a class."""
 
     def __init__(self, arms: Sequence[TunedArm], n_classes: int, *, half_life: float) -> None:
         self._keep = 0.5 ** (1 / half_life)
@@ -185,11 +178,7 @@ class Costs:
 
 
 def estimate_losses(n: Floats, lost: Floats, shares: Floats) -> Floats:
-    """Expected EM drop of each class and arm, shape (C, K); 0 for the full run.
-
-    n, lost  audits and the sum of their losses, each -1, 0 or +1, shape (C, K)
-    shares   tokens of each arm over those of a full run: what saves much is guessed to lose much
-    """
+    """Expected EM drop of each class and arm, shape (C, K): what saves much is guessed to lose much."""
     guess = PRIOR_LOSS * np.clip(1 - shares.mean(axis=0) / shares[:, 0].mean(), 0.0, 1.0)
     of_arm = (lost.sum(axis=0) + PRIOR_AUDITS * guess) / (n.sum(axis=0) + PRIOR_AUDITS)
     means = (lost + CLASS_AUDITS * of_arm) / (n + CLASS_AUDITS)
@@ -229,8 +218,7 @@ class ArmPotential:
     def pays(self, *, n_requests: float, audit_cost: Floats) -> bool:
         """Would the evidence for some arm come back PAYBACK times over the class's requests to come?
 
-        n_requests  of the class over which a change is expected to last; those that the evidence takes gain nothing
-        audit_cost  EM value that one audit of each arm costs beside what the request would have cost
+        `audit_cost` is the EM value that one audit of each arm costs beside what the request would have cost.
         """
         left = np.maximum(0.0, n_requests - self.needed)
         return bool((self.wanted * left > PAYBACK * self.needed * audit_cost).any())
@@ -247,12 +235,11 @@ def estimate_potential(
     max_em_drop: float,
     delta: float,
 ) -> ArmPotential:
-    """What may be hoped of each arm of a class.
+    """What may be hoped of each arm of a class, where a full run's tokens are worth `price` of EM.
 
     expected_loss  EM drop of each arm; lowered by one standard error, the benefit of the doubt
     saved          share of a full run's tokens that each arm saves over the active one; 0 or less promises nothing
     n_waiting      audits that were made and do not count yet, because their labels are not due
-    price          EM that the tokens of a full run are worth
     """
     n, gains, needed = counts.n, np.zeros(len(log_e)), np.full(len(log_e), NEVER)
     for arm in np.flatnonzero(saved > 0):
@@ -268,10 +255,7 @@ def estimate_potential(
 
 
 def weigh_audits(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
-    """Which arm an audit asks, shape (K,): a fixed part for the active arm, the rest by promise, a little for each.
-
-    The full run is never asked beside itself: it would say nothing of any arm.
-    """
+    """Which arm an audit asks, shape (K,), never the full run: a fixed part the active one, the rest by promise."""
     lots = np.maximum(hopes.lots, LEAST_PROMISE)
     lots[0] = 0.0
     odds = np.array(weigh_promises(lots.tolist(), floor=SHADOW_FLOOR))
@@ -313,11 +297,7 @@ def compare_gain(
     full_tokens: float,
     confidence: float,
 ) -> GainComparison:
-    """Estimate both maps on at least one audit; the classes are as mixed as in the audits.
-
-    price        EM that the tokens of a mean full run are worth
-    full_tokens  of a mean full run, above 0
-    """
+    """Estimate both maps on at least one audit, where a full run's tokens are worth `price` of EM."""
     logs = [_logged(evidence, arms, n_arms=n_arms, price=price, full_tokens=full_tokens) for arms in (before, after)]
     terms = [compute_dr_terms(logged, target) for logged, target in logs]
     old, new = (estimate_value(logged, target, confidence=confidence) for logged, target in logs)

@@ -62,10 +62,7 @@ class Integrator:
             raise ValueError(f"need 0 < max_em_drop < 1, eta > 0, 0 <= drop_per_disagreement <= 1; got {self}")
 
     def audited(self, state: IntegratorState, *, disagrees: bool) -> IntegratorState:
-        """Take in an audit by whether a stop at its level would have answered otherwise: theta + eta (eps - D g).
-
-        A disagreement now waits for `labelled`.
-        """
+        """Take in an audit, whose stop would have answered otherwise or not: theta + eta (eps - D g)."""
         guess = self.drop_per_disagreement if disagrees else 0.0
         return replace(
             state,
@@ -76,11 +73,7 @@ class Integrator:
         )
 
     def labelled(self, state: IntegratorState, *, z: int) -> IntegratorState:
-        """Take in the label of a disagreement, or z = 1 where its time-out passed: theta - eta (Z - g).
-
-        z  EM drop at the level that was deployed for that audit, -1, 0 or +1
-        Raises ValueError where no disagreement waits.
-        """
+        """Take in the label of a disagreement at its level, or z = 1 where its time-out passed: theta - eta (Z - g)."""
         if state.n_waiting < 1:
             raise ValueError("labelled: no disagreement waits for a label")
         surprise = z - self.drop_per_disagreement
@@ -97,10 +90,7 @@ def start_budget(level: int) -> IntegratorState:
 
 
 def kept_between(state: IntegratorState, *, certified: int, affordable: int) -> IntegratorState:
-    """Move theta back between the two levels, and count how far; do it after every look.
-
-    Where `affordable` is below `certified`, which counts of one window never show, the certified level holds.
-    """
+    """Move theta back between the two levels, or to the certified one where they cross, and count how far."""
     theta = max(min(state.theta, float(affordable)), float(certified))
     return replace(state, theta=theta, clipped=state.clipped + theta - state.theta)
 
@@ -109,7 +99,6 @@ def affordable_level(counts: Counts, *, max_em_drop: float) -> int:
     """The last level of the unbroken run from the safe end whose mean drop in the window is within the budget.
 
     No bound is put on the mean, so it is no promise; it keeps theta from wandering where the window already shows harm.
-    Unbroken, because on its way up theta deploys every level in between. Without audits it is 0.
     """
     within = counts.drop[1:] <= max_em_drop  # not a number, without audits, is not within
     beyond = np.flatnonzero(~within)
@@ -137,13 +126,10 @@ class Spender:
         timeout: float,
         label_free: bool,
     ) -> None:
-        """Take in the audits since the last look, and labels that have landed since, or never will.
+        """Take in the audits since the last look, and labels that have landed since, or will never within `timeout`.
 
-        runs     all that the certifier has, oldest first
-        d        does the stop of each level answer otherwise? As `served` has it, shape (N, M)
-        served   the version that was active since the last look; None: there was none, and d neither
-        level    that was active since then
-        timeout  age at which an audit that disagrees counts as lost, in the unit of `runs.at`
+        d       does the stop of each level answer otherwise? As `served` has it, shape (N, M)
+        served  the version that was active since the last look, at `level`; None: there was none, and d neither
         """
         new = np.arange(self._n_booked, len(runs))
         self._n_booked = len(runs)
@@ -176,11 +162,7 @@ class Spender:
         self.state = _RULE.labelled(self.state, z=z)
 
     def place(self, counts: Counts, *, certified: int, max_em_drop: float) -> int:
-        """The level to deploy until the next look; 0 while nothing is certified.
-
-        counts     of the window that certifies
-        certified  the level that passes on it
-        """
+        """The level to deploy until the next look, by the counts of the window that certifies; 0: nothing is certified."""
         self.floor = certified
         self.affordable = affordable_level(counts, max_em_drop=max_em_drop) if certified else 0
         if self.state is None:

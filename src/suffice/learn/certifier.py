@@ -69,12 +69,10 @@ class Plan:
 
 
 def full_runs(max_em_drop: float, horizon: float) -> int:
-    """Requests that run in full at the start of an epoch: 24 over the budget.
+    """Requests that run in full at the start of an epoch: 24 over the budget, of a short horizon about a third.
 
     A full run costs what its stop would save, however many requests the audits are spread over, so the fewer requests
     pass until the evidence is there, the sooner all others are served at the level that it proves.
-
-    horizon  requests over which the full runs shall pay for themselves; of a short one they take about a third
     """
     return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
 
@@ -265,10 +263,7 @@ class Certifier:
         return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
 
     def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[CertifierDecision, ...]:
-        """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests.
-
-        by_audits  did the outcomes of audits ask for it?
-        """
+        """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests."""
         part = self.plan.restart_share(self.now - self._epoch.began) if by_audits else 1.0
         runs = self._epoch.runs
         kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
@@ -360,9 +355,8 @@ class Certifier:
     def _certificate(self, judged: _Judged) -> Certificate:
         """The better of two claims: about all requests so far, or about those old enough to have returned.
 
-        The test holds at all times at once, so at this look it may speak of the window as it was at any earlier
-        request, whatever made that one be chosen. What has not returned by then is lost either way. The window is one
-        for both, and how it is chosen depends on draws and on times alone.
+        The test holds at all times at once, so it may speak of the window as it was at any earlier request, whatever
+        made that one be chosen. The window is one for both, and how it is chosen depends on draws and on times alone.
         """
         age = self.run_timeout if self.plan.label_free else self.label_age
         at = np.concatenate([self._runs.at, self.pending.at])
@@ -471,10 +465,7 @@ def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Smal
 
 
 def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
-    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.labels`.
-
-    Nearly all audits have returned at the age `run_timeout`.
-    """
+    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.labels`."""
     timeout = run_timeout + plan.label_timeout
     return mature(_audits(z, d, runs, now), timeout=timeout, label_free=plan.label_free)
 

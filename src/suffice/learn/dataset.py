@@ -86,8 +86,7 @@ def by_design(request: Request) -> bool:
 def p_full(request: Request, outcome: Outcome, *, live_share: float = 1.0) -> float:
     """P(a run that goes as this one is kept in full), in (0, 1]; for runs of fate `full` or `abandoned` alone.
 
-    Holds where a decision is a function of what the run shows, as for every policy of the table. `live_share` of the
-    live runs that were not stopped are kept; 0: none, so that their audits stand for them, too.
+    Of live runs that were not stopped `live_share` is kept; 0: none, so that their audits stand for them, too.
     """
     if request.mode == "observe":
         return 1.0
@@ -191,9 +190,8 @@ def build_dataset(
     label_of: LabelOf = current_label,
     stopped_labels: bool = False,
 ) -> Dataset:
-    """Make columns of the episodes of one route, in any order.
+    """Make columns of the episodes of one route, in any order. Raises ValueError without a run that teaches anything.
 
-    match           does an answer equal a reference? The route's scorer; never asked about None
     chosen          features; None: the default ones of the kind
     also            further features: those of the active version, so that the two can be compared
     wave            samples launched together: a stop inside a wave pays for all of it
@@ -202,8 +200,6 @@ def build_dataset(
     label_of        which label of a run counts; None where none may be believed
     stopped_labels  keep labelled runs that were stopped, too: their labels came by design (a scorer, a drawn
                     reviewer). Where users speak up mostly when an answer was wrong, leave it False
-
-    Raises ValueError without a run that teaches anything.
     """
     kept, stopped, left = _sort_out(episodes, label_of, stopped_labels=stopped_labels)
     last_seq = max((run.label_seq for run in kept), default=0)
@@ -286,7 +282,7 @@ def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[st
     """What came since the first of the latest audits, under the latest settings, and the share of live runs kept.
 
     Of live runs that were not stopped a share is drawn by hash: more than `most_live` only take time. It is 0 where
-    most of them were not asked for an answer on the way: the others then stand for nothing. Counts what is left out.
+    most of them were not asked for an answer on the way: the others then stand for nothing.
     """
     if not runs:
         return [], 0.0
@@ -308,11 +304,7 @@ def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[st
 
 
 def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Floats:
-    """Features after the first step of every governed run, whatever became of it, shape (runs, names).
-
-    The first step is there whether the run was stopped or not, so all traffic may be compared: what a drift
-    detector on signals reads. Raises ConfigError for a name that is none.
-    """
+    """Features after the first step of every governed run, stopped or not, shape (runs, names)."""
     features = FeatureSet(names)
     firsts = [
         (item.episode.request, item.episode.outcome.steps[:1])

@@ -43,10 +43,7 @@ def check_arms(arms: Sequence[TunedArm]) -> None:
 
 
 def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[TunedArm, ...]:
-    """The full run, then levels of effort from high to low, then budgets of thought from large to small.
-
-    Raises ValueError for none of both and for anything twice.
-    """
+    """The full run, efforts from high to low, budgets from large to small. Raises ValueError for none, or one twice."""
     knobs: list[tuple[str, Knob]] = [("effort", effort) for effort in efforts]
     knobs += [("budget_tokens", budget) for budget in sorted(budgets_tokens, reverse=True)]
     arms = [TunedArm(name="full")]
@@ -81,11 +78,7 @@ class CertifiedArms:
 def judge_pair(
     full: str | None, arm: str | None, gold: str | None, match: Callable[[str | None, str], bool]
 ) -> tuple[bool, int | None]:
-    """Do the two normalised answers differ, and what did the arm lose?
-
-    Two equal answers lose nothing, whatever is right; so do two that are missing. None is no answer and is wrong.
-    Without a reference (`gold`) nobody knows what was lost where the answers differ: None.
-    """
+    """Do the two normalised answers differ, and what did the arm lose? None: nobody knows. No answer is a wrong one."""
     if full == arm:
         return False, 0
     if gold is None:
@@ -116,10 +109,7 @@ def certify_arms(
 
 
 def pairs_missing(certified: CertifiedArms, *, max_em_drop: float, delta: float) -> int | None:
-    """Pairs until the next arm is certified, if they go on to show what those so far have shown.
-
-    0 where the last arm is certified; None where no number would do, or there is no pair to go by.
-    """
+    """Pairs until the next arm is certified, if they go on so; 0: the last is; None: nobody can say."""
     if certified.in_force >= len(certified.views):
         return 0
     view = certified.views[certified.in_force]

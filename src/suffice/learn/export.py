@@ -38,11 +38,7 @@ def export_stop_model(
 ) -> StopModel:
     """What `learn.models` fitted, as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
 
-    trained  facts about the data; the versions of what fitted it are added
-    classes  thresholds by query class, if they have their own
-    found    what says a query's class; None: it is the declared one
-
-    Raises ValueError as `export_ensemble` does.
+    `classes` are thresholds by query class, and `found` says a query's class; None: it is the declared one.
     """
     return StopModel(
         features=chosen.names,
@@ -58,10 +54,7 @@ def export_stop_model(
 def export_value_model(
     chosen: FeatureSelection, values: Values, at: int, hopeless: FitResult | None = None, *, trained: TrainingRecord
 ) -> StopModel:
-    """A value model at its price number `at`, as an artefact: with a threshold of 0.5 it stops where Q(stop) is larger.
-
-    Raises IndexError for a price that there is not.
-    """
+    """A value model at its price number `at`, as an artefact: at a threshold of 0.5 it stops where Q(stop) is larger."""
     return StopModel(
         features=chosen.names,
         suffices=Ensemble((export_advantage(values, at),)),
@@ -86,10 +79,8 @@ def _with_versions(trained: TrainingRecord) -> TrainingRecord:
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:
     """The mean of the logits of several fitted models, each cut to that of 0.0001 … 0.9999.
 
-    trained    as `export_linear` and `export_trees` take them, each fitted on the first features of a row
-    otherwise  the probability where nothing was trained, above 0 and below 1
-
-    Raises ValueError as those do, and for a model of more features than there are.
+    Each was fitted on the first features of a row; `otherwise` is the probability where nothing was trained. Raises
+    ValueError as `export_linear` and `export_trees` do, and for a model of more features than there are.
     """
     if not trained:
         return Ensemble((Linear((0.0,) * n_features, math.log(otherwise / (1.0 - otherwise))),))
@@ -119,10 +110,7 @@ def export_advantage(values: Values, at: int) -> Linear:
 
 
 def export_linear(fitted: Any) -> Linear:
-    """A linear model on raw features: LogisticRegression of two classes or a linear regressor, alone or in a Pipeline.
-
-    Raises ValueError for a step before it that is no StandardScaler, and for more than two classes.
-    """
+    """A linear model on raw features, alone or in a Pipeline behind StandardScalers; ValueError for any other."""
     *scalers, (_, last) = getattr(fitted, "steps", [("", fitted)])
     _check_classes(last)
     weights = np.array(last.coef_, dtype=np.float64).reshape(-1)
@@ -140,8 +128,7 @@ def export_linear(fitted: Any) -> Linear:
 def export_trees(fitted: Any) -> Trees:
     """A HistGradientBoostingClassifier of two classes (its raw number is a logit) or Regressor (its prediction).
 
-    Raises ValueError for more than two classes, for splits on categories, and for a loss whose link is neither
-    the logit nor the identity.
+    Raises ValueError for more classes, for splits on categories, and for a link other than logit or identity.
     """
     _check_classes(fitted)
     # scikit-learn keeps these under private names; the tests compare with its predictions, so a change is seen.
@@ -154,10 +141,7 @@ def export_trees(fitted: Any) -> Trees:
 
 
 def export_isotonic(fitted: Any) -> Isotonic:
-    """An IsotonicRegression that rises and holds its ends: `out_of_bounds="clip"`, predictions in [0, 1].
-
-    Raises ValueError for one that falls, and ConfigError for predictions out of range.
-    """
+    """A rising IsotonicRegression of predictions in [0, 1] with `out_of_bounds="clip"`; ValueError for any other."""
     if not fitted.increasing_ or fitted.out_of_bounds != "clip":
         raise ValueError("IsotonicRegression: needs increasing=True and out_of_bounds='clip'")
     return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))

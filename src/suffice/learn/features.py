@@ -112,10 +112,7 @@ class FeatureSelection:
 
 
 def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool = True) -> FeatureSelection:
-    """The default features of a kind, with marks for the models, tasks and classes that enough runs carry.
-
-    `query_signals=False` leaves out everything that was known before the first token.
-    """
+    """The default features of a kind, with marks for the models, tasks and classes that enough runs carry."""
     dense = DENSE[kind]
     if not query_signals:
         return FeatureSelection(dense, ())
@@ -143,12 +140,9 @@ def sklearn(module: str) -> Any:
 def find_classes(
     queries: Sequence[Query], good: NDArray[np.bool_], *, min_runs: int = MIN_CLASS_RUNS, max_classes: int = MAX_CLASSES
 ) -> Classes:
-    """Find classes, each of `min_runs` or more, in which an early answer is about equally safe.
+    """Find classes of `min_runs` or more in which an early answer is about equally safe, or one of all.
 
-    queries  one a run
-    good     was the run's first answer as good as its full run, shape (runs,)
-
-    Returns one class, "every query", when nothing known beforehand divides the runs. Raises ConfigError without
+    Of each query, was its run's first answer as good as its full run, shape (runs,)? Raises ConfigError without
     scikit-learn, ValueError for unequal lengths.
     """
     if len(queries) != len(good):

@@ -58,10 +58,7 @@ class BootstrapSums(NamedTuple):
 
 
 class Resamples:
-    """Prompts drawn with replacement, as often as there are (Davison and Hinkley 1997, §3.8).
-
-    groups  the prompt of each run, shape (n,); equal names belong together
-    """
+    """Prompts (`groups`, one a run) drawn with replacement, as often as there are (Davison and Hinkley 1997, §3.8)."""
 
     def __init__(
         self, groups: Sequence[Hashable], rng: np.random.Generator, *, n_draws: int = N_DRAWS, confidence: float = 0.95
@@ -81,8 +78,8 @@ class Resamples:
     def estimate(self, sums: BootstrapSums, statistic: Statistic, *, n: int, pivot: bool = False) -> IntervalEstimate:
         """A statistic of column sums of `n` observations, with its interval.
 
-        pivot  mirror the draws at the value (basic interval, ibid. §5.2): for what draws alone would make larger,
-               such as a mean of absolute errors
+        With `pivot` draws are mirrored at the value (basic interval, ibid. §5.2): for what they alone would make
+        larger.
         """
         value = float(statistic(sums.observed)[0])
         drawn = statistic(sums.drawn)
@@ -126,10 +123,8 @@ def ratio(above: int, below: int) -> Statistic:
 def pick_level(z: Floats, weight: Floats, target: float) -> int:
     """Number of the last level, counted from the safe end, whose drop is a standard error below the target.
 
-    A level that has hurt nobody yet has an error, too: as if one of its runs had been lost.
-
-    z       EM drop of each run at each level, level 0 never stops, shape (n, M)
-    weight  runs that each stands for, shape (n,)
+    A level that has hurt nobody yet has an error, too: as if one of its runs had been lost. Runs stand for `weight`
+    runs each, and z is the drop of each at each level, shape (n, M).
     """
     if not len(z) or not weight.sum() > 0:
         return 0

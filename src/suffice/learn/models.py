@@ -191,20 +191,14 @@ class Values:
     prices: Floats
 
     def advantage(self, x: Floats) -> Floats:
-        """Q(stop) − Q(continue) of each row at each price, shape (R, prices): stop where it is at least 0.
-
-        What is already spent is spent either way, so both sides leave it out.
-        """
+        """Q(stop) − Q(continue) of each row at each price, shape (R, prices): stop where it is at least 0."""
         z = _with_one((x - self.mean) / self.scale)
         with one_thread():
             gain: Floats = z @ self.stop - z @ self.go_on
         return gain
 
     def stopping_prices(self, x: Floats) -> Bits:
-        """At which prices each row would stop, shape (R,): bit j stands for price j; at most 64 prices.
-
-        An advantage need not rise with the price, so one number a row would not say it.
-        """
+        """At which prices each row would stop, shape (R,): bit j stands for price j, of at most 64."""
         stops = self.advantage(x) >= 0
         bits = np.zeros(len(x), dtype=np.uint64)
         for at in range(stops.shape[1]):
@@ -213,12 +207,9 @@ class Values:
 
 
 def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA, sweeps: int = N_SWEEPS) -> Values:
-    """Fit Q(stop) and Q(continue) on full trajectories for each price.
+    """Fit Q(stop) and Q(continue) on full trajectories for each price, targets rebuilt in `sweeps`.
 
-    lam     in [0, 1], see the head of this file
-    sweeps  how often targets are rebuilt from the last fit, at least 1
-
-    Raises ValueError without a run of two steps, for parameters out of range, and for weights that are none.
+    Raises ValueError without a run of two steps, for lam outside [0, 1], and for weights that are none.
     """
     if not 0 <= lam <= 1 or sweeps < 1:
         raise ValueError(f"need 0 <= lam <= 1 and sweeps >= 1; got {lam=} {sweeps=}")
@@ -262,10 +253,7 @@ def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
 
 
 def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: float) -> Floats:
-    """Forward-view λ-returns of continuing after each row, shape (R, prices); 0 at the ends.
-
-    All runs step back together, from the row before their last one to their first.
-    """
+    """Forward-view λ-returns of continuing after each row, shape (R, prices); all runs step back together."""
     target = np.zeros_like(value)
     last = starts[1:] - 1
     later = reward[last]  # a run's end pays what it pays
@@ -299,20 +287,17 @@ _UNSEEN = 0.5  # of a vote, given to each answer and to one that nobody gave: Je
 def learn_prior(
     runs: Sequence[Sequence[int]], *, n_shapes: int = 25, n_answers: int = 12
 ) -> tuple[tuple[float, ...], ...]:
-    """Shapes of answer distributions with their weights, as the policy `bayes` takes them.
+    """Shapes of answer distributions with their weights, as the policy `bayes` takes them; a shape's sum is its weight.
 
     Each run's votes, sorted and smoothed by half a vote, say how probable the most frequent answer is, the second, and
     so on. Runs are cut into groups of equal size by their leader's share, and each group by the runner-up's: a group's
     mean is a shape, its size the weight. Groups by the leader's share alone average near ties away, and such a prior
     promises too much. This is the uncertain prior of Huang, Ma, Zhou (2026, arXiv:2602.05395) with fewer candidates
-    than training questions.
+    than training questions. Raises ConfigError for no runs, a run without votes, and numbers out of range.
 
     runs       the votes of each answer of a run, in any order, each at least 1; one run a question is best
     n_shapes   at most this many shapes, from 1 to 64; fewer where there are fewer runs
     n_answers  answers kept in a shape, from 2 to 32
-
-    Returns falling numbers; a shape's sum is its weight, and all sum to 1. Raises ConfigError for no runs, a run
-    without votes, and numbers out of range.
     """
     if not runs or not 1 <= n_shapes <= 64 or not 2 <= n_answers <= 32:
         raise ConfigError(f"learn_prior: got {len(runs)} runs, {n_shapes=}, {n_answers=}; at least 1, 1 to 64, 2 to 32")

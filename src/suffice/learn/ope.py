@@ -40,13 +40,8 @@ def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: Mode
     """Fit the mean reward of every arm as a function of the context: the part of doubly robust that may be wrong.
 
     One linear model over context x arm: what all arms share, and for each arm its own intercept and slopes, held back
-    by a ridge (on all but the common intercept) so that an arm with few draws stays near the others.
-
-    x       contexts, shape (n, d); an intercept is added
-    reward  in [0, 1], shape (n,)
-    kind    ridge: least squares, cut to [0, 1]; logistic: for rewards that are 0 or 1, or shares
-
-    Without rows every guess is 1/2. Raises ValueError for shapes that do not fit and for rewards outside [0, 1].
+    by a ridge (on all but the common intercept) so that an arm with few draws stays near the others. Without rows every
+    guess is 1/2. Raises ValueError for shapes that do not fit and for rewards outside [0, 1].
     """
     if x.ndim != 2 or not len(x) == len(arm) == len(reward):
         raise ValueError(f"need one arm and one reward a row; got {x.shape=} {len(arm)=} {len(reward)=}")
@@ -161,8 +156,8 @@ def estimate_value(
     """Estimate what a target policy would have earned, by one of the methods at the head of this file.
 
     target  (N, K): the odds that it would have given, known without looking at rewards
-    clip    of `ips` and `snips`: largest weight in `value`, above 0. Rewards are measured from `low`, so clipping can
-            only make the value too small. `low` and `high` never clip
+    clip    of `ips` and `snips`: largest weight in `value`, which it can only make too small; `low` and `high` never
+            clip
     kind    of the guesses of `dr`: logistic where rewards are right or wrong
 
     Raises ValueError for shapes that do not fit, and for a target of arms that could not be drawn.
@@ -222,10 +217,9 @@ def compute_dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "
 
 
 def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
-    """Guessed rewards of all arms in every row, in [0, 1], each from earlier rows only, shape (N, K).
+    """Rewards of all arms in every row, in [0, 1], guessed from all that earlier rows know, shape (N, K).
 
-    They are fitted on all rewards that are known, volunteered ones included, again whenever the rows have doubled. So
-    the value is unbiased and the interval exact at every look.
+    Fitted again whenever the rows have doubled, so the value is unbiased and the interval exact at every look.
     """
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)

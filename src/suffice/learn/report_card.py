@@ -49,10 +49,7 @@ class Calibration:
 
 
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
-    """Judge one probability on the checkpoints of full runs, each by the model that has not seen its prompt.
-
-    Bins hold about as many rows each. Raises ValueError for versions without a model of the target.
-    """
+    """Judge one probability on the checkpoints of full runs, each by the model that has not seen its prompt."""
     rows, weight = _rows(data, target)
     p = _said(data, version, target, rows)
     good = good_rows_of_run(data, target)[rows].astype(np.float64)

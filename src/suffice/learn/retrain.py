@@ -46,10 +46,8 @@ class Schedule:
 def refit_reason(
     schedule: Schedule, *, n_requests: int, n_new_runs: int, n_runs_since_alarm: int | None = None
 ) -> Reason | None:
-    """Why a refit is due now; None: it is not.
+    """Why a refit is due now, so many requests and full runs behind the last; None: it is not.
 
-    n_requests          of the route since its last refit
-    n_new_runs          full runs among them
     n_runs_since_alarm  full runs since an alarm that no refit has followed yet; None: there was none
     """
     if n_requests < schedule.rest_requests:
@@ -114,12 +112,10 @@ def retrain(
     reason: Reason = "schedule",
     recipe: FitRecipe | None = None,
 ) -> VersionProposal:
-    """Refit stop, hopeless and value models, and propose them with their report card.
+    """Refit stop, hopeless and value models, and propose them with their report card, read at the route's own target.
 
     The same data, parent and recipe give the same proposal on the same packages. Raises ConfigError when
     scikit-learn is not installed.
-
-    max_em_drop  the route's own target, a fraction: where frontier and harm are read
     """
     recipe = recipe or FitRecipe()
     lineage = _lineage(data, parent, reason, recipe)
@@ -164,10 +160,7 @@ def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe
 
 
 def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest: str) -> FoldedVersion | None:
-    """Fit each fold's models on the other folds and cut their levels; None: there is too little to learn from.
-
-    max_em_drop  a fraction, that the price of the value models keeps
-    """
+    """Fit each fold's models on the other folds and cut their levels; None: there is too little to learn from."""
     models, levels = list[StopModel](), list[tuple[float, ...]]()
     for fold in range(N_FOLDS):
         learn_from = data.fold != fold
@@ -205,10 +198,7 @@ def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: FitRecip
 
 
 def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: str) -> tuple[StopModel, ...] | None:
-    """A value model for each fold, at the price that keeps the target on the other folds; None: too few labels.
-
-    The price of tokens is the dual variable of the EM budget: the highest one that keeps it.
-    """
+    """A value model for each fold, at the highest price that keeps the target on the others; None: too few labels."""
     which = np.flatnonzero(data.full | data.abandoned)
     runs, weight = audit_runs(data, which), weigh_full_runs(data)[which]
     fitted = list[Values]()

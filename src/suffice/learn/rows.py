@@ -118,10 +118,7 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
 
 
 def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
-    """Some full or abandoned runs as evidence, in their order; labels count as here now.
-
-    For a certificate take those `by_design` alone: they are a plain sample of the traffic.
-    """
+    """Some full or abandoned runs as evidence, with their labels now; only those `by_design` are a plain sample."""
     full_right = data.full_right[data.run_of_row]
     z = np.where(full_right < 0, ~data.same, full_right == 1).astype(np.int8)
     z -= ((full_right >= 0) & (data.right == 1)).astype(np.int8)

@@ -82,10 +82,7 @@ class FoldedModels:
 
 
 def level_risk(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:
-    """The risk that levels are cut from: 1 - P(as good) over a power of what a step costs; never where none may stop.
-
-    A stop that saves many tokens may risk more than one that saves few, at the same loss over all.
-    """
+    """1 - P(as good) over a power of what a step costs: a stop that saves more may risk more; nan: it may not stop."""
     risk = one_minus_p / runs.per_step**exponent if exponent else one_minus_p
     return np.where(runs.may_stop, risk, np.nan)
 

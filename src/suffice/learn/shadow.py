@@ -43,10 +43,9 @@ class ShadowAudits:
 
 
 class ShadowLog:
-    """The latest audits of each class and arm, in the order in which they came, with their labels.
+    """The latest `window` audits of each class and arm, in the order in which they came, with their labels.
 
-    window   audits kept of each class and arm, at least 1
-    key_cap  part of the disagreeing audits that one untrusted key may speak for, [0, 1]
+    One untrusted key may speak for `key_cap` of the disagreeing audits, [0, 1].
     """
 
     def __init__(self, n_arms: int, *, window: int, key_cap: float) -> None:

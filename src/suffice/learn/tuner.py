@@ -24,10 +24,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from suffice.assurance.certify import Counts
+from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.labels import TrustedLabel
-from suffice.assurance.paired import paired_log_wealth
+from suffice.assurance.paired import BETS
 from suffice.learn.arm_values import (
     Costs,
     GainComparison,
@@ -165,7 +165,7 @@ class Proof:
 
 
 def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Proof:
-    log_e = paired_log_wealth(counts, max_em_drop=tuning.max_em_drop)
+    log_e = log_wealth(counts, max_em_drop=tuning.max_em_drop, bets=BETS)
     return Proof(counts=counts, log_e=log_e, n_waiting=n_waiting)
 
 

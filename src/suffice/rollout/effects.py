@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.assurance.certify import log_bets_against, mixed
+from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
 from suffice.assurance.sequence import V_OPT, gamma_exponential_bound
 from suffice.model.artefact import canonical
@@ -225,7 +225,7 @@ def _smallest_refuted(gained: float, same: float, lost: float, alpha: float) -> 
     low, high = -_ALMOST_ONE, 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        refuted = mixed(log_bets_against(up, level, down, middle, bets=BETS))[0] >= goal
+        refuted = mixed(log_bets(up, level, down, middle, bets=BETS))[0] >= goal
         low, high = (low, middle) if refuted else (middle, high)
     return high
 

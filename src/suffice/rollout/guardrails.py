@@ -19,8 +19,8 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.certify import Counts, log_bets_against, mixed
-from suffice.assurance.paired import BETS, paired_log_wealth, pairs_to_certify
+from suffice.assurance.certify import Counts, log_bets, log_wealth, mixed
+from suffice.assurance.paired import BETS, pairs_to_certify
 from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
@@ -121,11 +121,11 @@ def _drop(audits: ClassAudits) -> float:
 def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> GuardrailValue:
     """A label that has not come counts as lost where nothing may be lost, and as no loss where harm is to be shown."""
     proof = float(
-        paired_log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin)[0]
+        log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin, bets=BETS)[0]
     )
     # The same bets turned round: that the mean of Z is above 0.
     counts = _one(audits.lost, audits.same + audits.pending, audits.gained)
-    harm = float(mixed(log_bets_against(counts.gained, counts.same, counts.lost, 0.0, bets=BETS))[0])
+    harm = float(mixed(log_bets(counts.gained, counts.same, counts.lost, 0.0, bets=BETS))[0])
     finding: Finding = "open"
     if proof >= log(1 / delta):
         finding = "fine"

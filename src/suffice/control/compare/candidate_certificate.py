@@ -21,7 +21,7 @@ from suffice.assurance.certify import (
     BETS,
     certified_level,
     count_outcomes,
-    log_bets_against,
+    log_bets,
     mixed,
     spent_delta,
     weighted_log_wealth,
@@ -225,5 +225,5 @@ def certified(
 def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:
     """The certificate's bets turned round, against "it loses no more than the budget", on all that is remembered."""
     counts = count_outcomes(z[:, np.newaxis])
-    wealth = mixed(log_bets_against(counts.lost, counts.same, counts.gained, -max_em_drop, bets=BETS))
+    wealth = mixed(log_bets(counts.lost, counts.same, counts.gained, -max_em_drop, bets=BETS))
     return float(wealth[0]) >= log(1 / delta)
