@@ -54,7 +54,7 @@ def export_stop_model(
 def export_value_model(
     chosen: FeatureSelection, values: Values, at: int, hopeless: FitResult | None = None, *, trained: TrainingRecord
 ) -> StopModel:
-    """A value model at its price number `at`, as an artefact: at a threshold of 0.5 it stops where Q(stop) is larger."""
+    """A value model at its price number `at`: at a threshold of 0.5 the artefact stops where Q(stop) is larger."""
     return StopModel(
         features=chosen.names,
         suffices=Ensemble((export_advantage(values, at),)),
