@@ -162,7 +162,7 @@ class Spender:
         self.state = _RULE.labelled(self.state, z=z)
 
     def place(self, counts: Counts, *, certified: int, max_em_drop: float) -> int:
-        """The level to deploy until the next look, by the counts of the certificate's window; 0: nothing is certified."""
+        """The level to deploy until the next look, by the counts of the certificate; 0: nothing is certified."""
         self.floor = certified
         self.affordable = affordable_level(counts, max_em_drop=max_em_drop) if certified else 0
         if self.state is None:
