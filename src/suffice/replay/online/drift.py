@@ -17,7 +17,6 @@ The part behind the @ says where in the stream it happens.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -153,10 +152,8 @@ def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
     """
     runs, number = traffic.runs, np.arange(len(traffic))
     if drift.kind == "relabel":
-        share = float(drift.value)
-        hit = np.array([place_of(question, purpose="relabel") < share for question in traffic.question], dtype=bool) & (
-            number >= at
-        )
+        place = np.array([place_of(question, purpose="relabel") for question in traffic.question])
+        hit = (place < float(drift.value)) & (number >= at)
         z = np.where(hit[runs.run_of_row], runs.d.astype(np.int8), runs.z)
         return replace(traffic, runs=replace(runs, z=z))
     share_of = losing_share(drift, at, len(traffic))
@@ -222,18 +219,16 @@ def _of_class(traffic: RecordedTraffic, name: str) -> Bools:
 
 def _refuse_empty(drift: Drift, *, before: bool, after: bool) -> None:
     if not before or not after:
-        empty = "after" if before else "before"
-        raise ConfigError(f"--drift: {drift.text!r:.100} leaves no request for the time {empty} it")
+        raise ConfigError(
+            f"--drift: {drift.text!r:.100} leaves no request for the time {'after' if before else 'before'} it"
+        )
 
 
 def _run_em(traffic: RecordedTraffic) -> Floats:
     """EM of the full runs of each request's model, shape (N,)."""
-    right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for model, ok in zip(traffic.model, traffic.full_ok, strict=True):
-        right[model][0] += ok
-        right[model][1] += 1
-    em = {model: ok / n for model, (ok, n) in right.items()}
-    return np.array([em[model] for model in traffic.model])
+    _, model = np.unique(np.array(traffic.model), return_inverse=True)
+    em: Floats = np.bincount(model, np.array(traffic.full_ok)) / np.bincount(model)
+    return em[model]
 
 
 def _models(traffic: RecordedTraffic, pattern: str) -> Bools:

@@ -1,7 +1,4 @@
-"""The whole loop over recorded runs as traffic: seeds, halves and what they came to (CONTRACT.md §6).
-
-survey ──▶ traffic ──▶ an order for each seed ──▶ run_stream ──▶ Seed ──▶ OnlineReport
-"""
+"""The whole loop over recorded runs as traffic: an order of the requests for each seed, and what came of it."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -79,16 +77,11 @@ def replay_online(
     from_file = np.arange(len(traffic)) >= len(parts[0])
     job = _Job(asked, traffic, None if asked.drift is None else split_worlds(traffic, asked.drift, from_file))
     seeds = range(asked.seed, asked.seed + asked.n_seeds)
-    outcomes = []
-    if min(asked.n_processes, asked.n_seeds) == 1:
-        for seed in seeds:
-            outcomes.append(job.run(seed))
+    outcomes, n_processes = [], min(asked.n_processes, asked.n_seeds)
+    with ProcessPoolExecutor(n_processes) if n_processes > 1 else nullcontext() as pool:
+        for outcome in map(job.run, seeds) if pool is None else pool.map(job.run, seeds):
+            outcomes.append(outcome)
             tick()
-    else:
-        with ProcessPoolExecutor(min(asked.n_processes, asked.n_seeds), initializer=_begin, initargs=(job,)) as pool:
-            for one in pool.map(_run, seeds):
-                outcomes.append(one)
-                tick()
     return OnlineReport(
         set=data.set,
         max_em_drop=asked.max_em_drop,
@@ -103,19 +96,6 @@ def replay_online(
         warm_up=int(job.plan(outcomes[0][0].n).warm_up),
         promise=asked.promise,
     )
-
-
-_job: _Job | None = None  # of this worker process
-
-
-def _begin(job: _Job) -> None:
-    global _job  # noqa: PLW0603 - a worker is told once what all its seeds share
-    _job = job
-
-
-def _run(seed: int) -> tuple[Seed, int | None]:
-    assert _job is not None, "a worker begins with its job"
-    return _job.run(seed)
 
 
 def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
@@ -182,10 +162,7 @@ class _Truth:
     """The EM drop to expect of each request after a drift at the level that it met; nothing in the loop sees it."""
 
     def __init__(self, traffic: RecordedTraffic, drift_at: int, losing: Floats | None = None) -> None:
-        """Judge levels on the requests after the drift.
-
-        losing  P(a request loses at every early stop), on top of what `traffic` says, shape (N,); None: none does
-        """
+        """Losing: P(a request loses at every early stop), on top of what `traffic` says, (N,); None: none does."""
         late = np.arange(drift_at, len(traffic))
         self._runs = traffic.runs.take(late[:: max(1, len(late) // MOST_JUDGED)])
         self._losing = np.zeros(len(traffic)) if losing is None else losing
@@ -212,15 +189,13 @@ class _Truth:
     def _in_force(self, losing: Floats) -> Floats:
         """EM drop of the level in force, for requests that lose at every early stop with these chances, shape (n,)."""
         if self._met != self._judged:
-            self._judged, self._drops = self._met, self._lost(*self._met)
+            self._judged, self._drops = self._met, (0.0, 0.0)
+            served, level = self._met
+            if served is not None and level:
+                rows = served.rows_at(self._runs, level)
+                self._drops = float(self._runs.z[rows].mean()), float((rows < self._runs.last).mean())
         clean, lost = self._drops
         return clean + losing * (lost - clean)
-
-    def _lost(self, served: FoldedModels | None, level: int) -> tuple[float, float]:
-        if served is None or not level:
-            return 0.0, 0.0
-        rows = served.rows_at(self._runs, level)
-        return float(self._runs.z[rows].mean()), float((rows < self._runs.last).mean())
 
     def recovery(self, max_em_drop: float) -> int | None:
         """Requests until the level in force keeps the budget from there to the end; None: it never does."""
@@ -230,10 +205,7 @@ class _Truth:
         return int(broken[-1]) + 1 - self._at if len(broken) else 0
 
     def loss_above_budget(self, served: Bools, max_em_drop: float) -> float:
-        """Points of EM drop above the budget, summed over requests.
-
-        served  requests that were no audits, shape (N,)
-        """
+        """Points of EM drop above the budget, summed over the requests that were no audits, shape (N,)."""
         return float(100 * np.maximum(0.0, self.drop[served] - max_em_drop).sum())
 
 

@@ -66,7 +66,6 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
     """Traffic from recorded runs. A question's hash decides which model serves it, so that repeats stay together."""
     chosen = chosen or choose_features(runs.kind, runs.queries)
     x = features_of(runs, chosen)
-    answered = ~np.isnan(runs.columns.answer)
     run, at = runs.run_of_row, np.arange(len(runs), dtype=np.float64)
     z = runs.full_ok[run].astype(np.int8) - runs.ok.astype(np.int8)
     d = ~runs.same
@@ -80,7 +79,7 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
             starts=runs.starts,
             z=z,
             d=d,
-            may_stop=answered,
+            may_stop=~np.isnan(runs.columns.answer),
             cost=runs.cost + runs.probes + finish,
             per_step=runs.per_step,
             full=runs.full_tokens,
@@ -135,7 +134,6 @@ def _learn(chosen: FeatureSelection, parts: Parts, seed: int, x: Floats, good: B
 
 
 def _picked(names: Sequence[V], which: Ints) -> tuple[V, ...]:
-    """Some of them, in that order; () stays ()."""
     return tuple(names[i] for i in which.tolist()) if names else ()
 
 
@@ -143,7 +141,7 @@ PERIOD: Final = 100  # requests between two looks of the control loop
 
 
 class Design(Protocol):
-    """What decides about a stream: `learn.certifier.Keeper`, or anything else with its face."""
+    """What decides about a stream: `learn.certifier.Certifier`, or a design to compare it with."""
 
     now: float
 
@@ -163,9 +161,7 @@ class Design(Protocol):
 
     def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]: ...
 
-    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        """Look at the evidence; what changed."""
-        ...
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]: ...
 
 
 D = TypeVar("D", bound=Design)

@@ -98,21 +98,11 @@ class OnlineReport:
     @property
     def recovery(self) -> float | None:
         """Requests after a drift until the budget is kept for good, median; None: half of the seeds never come back."""
-        known = [np.inf if one.recovery is None else one.recovery for one in self.seeds]
-        middle = float(np.median(known))
+        middle = float(np.median([np.inf if one.recovery is None else one.recovery for one in self.seeds]))
         return middle if np.isfinite(middle) else None
 
-    @property
-    def loss_above_budget(self) -> float | None:
-        """Points of EM above the budget times the requests that met them, after a drift, mean; None: not known."""
-        return self._mean_known("loss_above_budget")
-
-    @property
-    def false_alarms(self) -> float | None:
-        """Alarms of a stream before a drift, mean; None: not known."""
-        return self._mean_known("false_alarms")
-
-    def _mean_known(self, field: str) -> float | None:
+    def mean_known(self, field: str) -> float | None:
+        """Mean over the seeds that have the figure; None: none has."""
         known = self.values(field)
         return float(known.mean()) if len(known) else None
 
@@ -148,8 +138,8 @@ class OnlineReport:
                 "recovered": len(self.values("recovery")) / len(self.seeds),
                 "alarm_delay_requests": self.median("alarm_delay"),
                 "alarmed": len(self.values("alarm_delay")) / len(self.seeds),
-                "false_alarms": self.false_alarms,
-                "loss_above_budget": self.loss_above_budget,
+                "false_alarms": self.mean_known("false_alarms"),
+                "loss_above_budget": self.mean_known("loss_above_budget"),
             }
         return fields
 
@@ -194,35 +184,25 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
 
 
 def format_budget(report: OnlineReport) -> str:
-    """The budget in words: "at most 1 point"."""
     points = f"{100 * report.max_em_drop:g}"
-    return f"at most {points} point" if points == "1" else f"at most {points} points"
+    return f"at most {points} point{'' if points == '1' else 's'}"
 
 
 def describe_confidence(report: OnlineReport) -> str:
-    """How sure that is: of the budgeted mode nothing is."""
     if report.promise == "budgeted":
         return "on average, without a confidence (budgeted mode)"
     return f"{100 * report.confidence:g} % sure"
 
 
 def describe_notes(report: OnlineReport) -> list[str]:
-    sentences = []
-    name = printable(report.set)
-    if report.too_small:
-        sentences.append(
-            f"{name}: too small to certify: {report.n_rows:,} runs of {report.n_questions} questions; certificates"
-            " begin at 1,000 runs and 50 questions"
-        )
-    if report.resampled:
-        sentences.append(f"{name}: resampled: requests were drawn with replacement from {report.n_rows:,} runs")
-    if report.disjoint:
-        sentences.append(
-            f"{name}: disjoint: fitted and certified on one half of the questions, the late half is the other"
-        )
-    if report.drift is not None:
-        sentences.append(f"{name}: {_drifted(report)}")
-    return sentences
+    size = f"{report.n_rows:,} runs of {report.n_questions} questions"
+    notes = (
+        (report.too_small, f"too small to certify: {size}; certificates begin at 1,000 runs and 50 questions"),
+        (report.resampled, f"resampled: requests were drawn with replacement from {report.n_rows:,} runs"),
+        (report.disjoint, "disjoint: fitted and certified on one half of the questions, the late half is the other"),
+        (report.drift is not None, _drifted(report)),
+    )
+    return [f"{printable(report.set)}: {note}" for applies, note in notes if applies]
 
 
 def _drifted(report: OnlineReport) -> str:
@@ -233,9 +213,9 @@ def _drifted(report: OnlineReport) -> str:
     back = f"{len(report.values('recovery'))} came back within the budget for good"
     back += "" if recovery is None else f", after {recovery:,.0f} requests (median)"
     return (
-        f"drift {printable(report.drift or '')} at request {report.drift_at:,}: {alarms}; {back};"
-        f" {report.loss_above_budget or 0:,.0f} points x requests lost above the budget,"
-        f" {report.false_alarms or 0:.2f} false alarms before it (means)"
+        f"drift {printable(report.drift or '')} at request {report.drift_at or 0:,}: {alarms}; {back};"
+        f" {report.mean_known('loss_above_budget') or 0:,.0f} points x requests lost above the budget,"
+        f" {report.mean_known('false_alarms') or 0:.2f} false alarms before it (means)"
     )
 
 
