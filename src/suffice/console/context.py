@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
+import msgspec
+
 from suffice.console.auth import ConsoleAuth, Needs, Person, Principal, Role
 from suffice.console.exchange import JSON, Answer, ConsoleRequest
 from suffice.errors import BadRequest, StoreError
@@ -40,6 +42,10 @@ LOOK_S: Final = 0.3  # a filter that hardly anything fits is searched for so lon
 DAY_S: Final = 86_400
 WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all of it
 USUAL_WINDOW: Final = "30"
+
+
+class ViewRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a page shows and a program gets as JSON."""
 
 
 @dataclass(slots=True)
@@ -103,8 +109,7 @@ class ViewContext(LogView):
         return parse_window(self.query, self.now_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeRange:
+class TimeRange(ViewRecord, frozen=True):
     name: str  # a key of WINDOWS
     days: int  # 0: all of it
     since_hour: int  # since 1970, UTC

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from suffice.console.context import DAY_S, ViewContext
+from suffice.console.context import DAY_S, ViewContext, ViewRecord
 from suffice.review.decide import in_words
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
@@ -21,8 +20,7 @@ MOST_LATELY: Final = 5  # on the first page
 MOST_RUNS: Final = 200  # of jobs, that are looked through for what a sink said last
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SinkLine:
+class SinkLine(ViewRecord, frozen=True):
     sink: str  # log, webhook or email
     configured: bool  # do the settings name it now?
     since_s: float | None  # Unix time at which it began to listen; None: it never did, or before what was read
@@ -32,8 +30,7 @@ class SinkLine:
     problem: str  # why it did not take one, if that was the latest; "": it did
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlertLine:
+class AlertLine(ViewRecord, frozen=True):
     seq: int  # place in the log of what it is about
     at_s: float  # Unix time
     kind: str
@@ -48,8 +45,7 @@ class AlertLine:
     over: Over | None  # when what it told of ended, and why; None: it stands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlertsPage:
+class AlertsPage(ViewRecord, frozen=True):
     sinks: tuple[SinkLine, ...]  # (): nobody is told
     lines: tuple[AlertLine, ...]  # what stands first, and of each the latest first
     repeat_s: float  # the same alert is told again after so long
@@ -144,22 +140,19 @@ def _sink(name: str, log: AlertLog, alerts: Alerts, lines: list[AlertLine], prob
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Back:
+class Back(ViewRecord, frozen=True):
     publication: Publication
     why_not: str  # "": it can
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenCase:
+class OpenCase(ViewRecord, frozen=True):
     case: Case
     now: str  # what holds on the route, in words
     back: tuple[Back, ...]
     can: tuple[str, ...]  # decisions that can be made
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incidents:
+class Incidents(ViewRecord, frozen=True):
     open: tuple[OpenCase, ...]
     closed: tuple[Case, ...]  # the latest first
     overrides: tuple[Override, ...]  # that hold now

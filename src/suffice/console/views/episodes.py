@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from suffice.assurance.runs import Match, current_label, measure_run
-from suffice.console.context import NotThere, ViewContext, page_of
+from suffice.console.context import NotThere, ViewContext, ViewRecord, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
@@ -47,8 +46,7 @@ SAID: Final[Mapping[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class Filter(ViewRecord, frozen=True):
     route: str | None  # None: all
     end: str  # a key of ENDS
     said: str  # a key of SAID
@@ -61,8 +59,7 @@ class Filter:
         return route | {k: v for k, v in (("end", self.end), ("said", self.said), ("class", self.query_class)) if v}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRow:
+class EpisodeRow(ViewRecord, frozen=True):
     episode_id: str
     at_s: float
     route: str
@@ -82,8 +79,7 @@ class EpisodeRow:
     degraded: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Episodes:
+class Episodes(ViewRecord, frozen=True):
     wanted: Filter
     lines: tuple[EpisodeRow, ...]
     older: int | None  # place to go on from; None: these were all
@@ -99,15 +95,13 @@ class Episodes:
         return SAID
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeedbackRow:
+class FeedbackRow(ViewRecord, frozen=True):
     seq: int
     feedback: Feedback
     counts: bool  # is this the word that says whether it was right?
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodePage:
+class EpisodePage(ViewRecord, frozen=True):
     at_s: float
     request: Request
     outcome: Outcome | None  # None: it is still running, or its process died
@@ -293,8 +287,7 @@ QUIET: Final = HIDDEN | {
 MOST_BODY_CHARS: Final = 6_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRow:
+class AuditRow(ViewRecord, frozen=True):
     seq: int  # its place in the log
     place: int | None  # in the chain that vouches for it; None: this log has no chain
     at_s: float
@@ -307,8 +300,7 @@ class AuditRow:
     body: str  # the whole record as JSON, cut where it is long
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Changes(ViewRecord, frozen=True):
     lines: tuple[AuditRow, ...]
     older: int | None  # place to go on from; None: these were all
     cut_short: bool  # did the look stop before the page was full?

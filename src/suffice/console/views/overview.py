@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
@@ -11,7 +10,7 @@ from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_w
 from suffice.assurance.forecast import Forecast, Outlook
 from suffice.assurance.runs import Tally
 from suffice.assurance.satisfaction import SatisfactionEffect
-from suffice.console.context import DAY_S, LogView, TimeRange, ViewContext, route_url
+from suffice.console.context import DAY_S, LogView, TimeRange, ViewContext, ViewRecord, route_url
 from suffice.console.views.alerts import AlertLine, latest_alerts
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
@@ -29,8 +28,7 @@ from suffice.store.routes.windows import newest_outlook
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteState:
+class RouteState(ViewRecord, frozen=True):
     name: str
     mode: str  # of the settings; "not configured"
     kind: str
@@ -220,8 +218,7 @@ LATE_S: Final = 60.0  # behind an alert: a sink that has not taken it by then do
 STARTS_S: Final = 30.0  # a worker that starts with the gateway takes some seconds until it holds the log
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Day:
+class Day(ViewRecord, frozen=True):
     """One day (UTC). Intervals are for one look at that day alone, at 95 %."""
 
     day: int  # since 1970
@@ -239,16 +236,14 @@ class Day:
     drop: float | None  # of audits, unlabelled disagreement counted as lost
 
 
-@dataclass(frozen=True, slots=True)
-class OverviewNotice:
+class OverviewNotice(ViewRecord, frozen=True, kw_only=False):
     level: Literal["alarm", "warn", "info"]
     text: str
     href: str
     action: str  # what the link says
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
+class Overview(ViewRecord, frozen=True):
     window: TimeRange
     read_to: ReadTo
     total: RollupSums

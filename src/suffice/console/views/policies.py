@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from suffice.console.context import NotThere, ViewContext
+from suffice.console.context import NotThere, ViewContext, ViewRecord
 from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
@@ -27,15 +26,13 @@ MOST_DECISIONS: Final = 200
 MOST_PAST: Final = 10  # rollouts of a route that have ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicationRow:
+class PublicationRow(ViewRecord, frozen=True):
     at_s: float
     publication: Publication
     in_force: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutePolicy:
+class RoutePolicy(ViewRecord, frozen=True):
     route: str
     mode: str
     owned: str  # the name of the policy that its owner wrote down; "": the control loop decides
@@ -49,8 +46,7 @@ class RoutePolicy:
     arm: ArmWorth | None  # the newest of the tuner, likewise
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoliciesView:
+class PoliciesView(ViewRecord, frozen=True):
     routes: tuple[RoutePolicy, ...]
 
 
@@ -102,8 +98,7 @@ def _brought(name: str, route: Route, rollouts: tuple[RolloutRun, ...]) -> str:
     return "" if now == own else now
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutAssessment:
+class RolloutAssessment(ViewRecord, frozen=True):
     word: str  # "goes back", "broken", "not enough data" or "ready"
     why: str  # why it goes back, or why nothing can be compared; "": neither
     missing: tuple[str, ...]  # what is not there yet for the next step, each a sentence
@@ -125,8 +120,7 @@ def view_assessment(view: ViewContext) -> RolloutAssessment:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentRow:
+class ExperimentRow(ViewRecord, frozen=True):
     name: str
     state: str  # "runs", "ended", "not started"
     routes: tuple[str, ...]
@@ -143,13 +137,11 @@ class ExperimentRow:
     said: tuple[str, ...]  # what it showed when it was ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experiments:
+class Experiments(ViewRecord, frozen=True):
     lines: tuple[ExperimentRow, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentView:
+class ExperimentView(ViewRecord, frozen=True):
     result: ExperimentResult
     reading: Mapping[str, tuple[str, ...]]  # by arm: in sentences
     units: Mapping[str, str]  # by metric: what its numbers are in

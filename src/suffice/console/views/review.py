@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.console.context import NotThere, ViewContext
+from suffice.console.context import NotThere, ViewContext, ViewRecord
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
 from suffice.review.queue import ItemState, State
@@ -28,22 +27,19 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ReviewChoice:
+class ReviewChoice(ViewRecord, frozen=True, kw_only=False):
     word: str
     key: str
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueRow:
+class QueueRow(ViewRecord, frozen=True):
     item: ReviewItem
     state: str
     by: tuple[str, ...]  # reviewers who have spoken
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopStep:
+class LoopStep(ViewRecord, frozen=True):
     step: int  # from 1
     action: str  # what its caller calls this kind of step; "": nothing
     answer: str | None  # that it would have given; None: none
@@ -51,15 +47,13 @@ class LoopStep:
     wrote: str  # its own text; "": as above
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopView:
+class LoopView(ViewRecord, frozen=True):
     steps: tuple[LoopStep, ...]
     sources_from: str  # where the texts are from, or why there are none
     is_cut: bool  # there was more than is kept
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InHand:
+class InHand(ViewRecord, frozen=True):
     item: ReviewItem
     lease: ReviewLease
     question: str | None  # its text; None: it cannot be had
@@ -69,16 +63,14 @@ class InHand:
     others: tuple[Verdict, ...]  # what the others said, where this reviewer decides between them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteReviews:
+class RouteReviews(ViewRecord, frozen=True):
     route: str
     counts: Mapping[State, int]
     kappa: Kappa | None
     em: IntervalEstimate | None  # of delivered answers, from items that were drawn at random
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewPage:
+class ReviewPage(ViewRecord, frozen=True):
     in_hand: InHand | None  # None: this reviewer has nothing in hand
     n_waiting: int  # that this reviewer could take
     waiting: tuple[QueueRow, ...]  # by anybody, the most urgent first

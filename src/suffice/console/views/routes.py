@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
@@ -12,7 +11,7 @@ import msgspec
 from suffice.assurance.forecast import Forecast, Outlook
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
-from suffice.console.context import NotThere, TimeRange, ViewContext
+from suffice.console.context import NotThere, TimeRange, ViewContext, ViewRecord
 from suffice.console.views.overview import Day, RouteState, days_of, forecasts_of, standings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
@@ -30,29 +29,25 @@ MOST_LOOKS: Final = 120  # of `monitor`, for the line of the drop over time
 MOST_GROUPS: Final = 60  # classes, and versions, that are listed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routes:
+class Routes(ViewRecord, frozen=True):
     window: TimeRange
     routes: tuple[RouteState, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LevelRow:
+class LevelRow(ViewRecord, frozen=True):
     level: int
     saving: float  # fraction of tokens, on prompts that its models have not seen; no interval
     drop: float  # EM(full) - EM(stopped), a fraction
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatingLevel:
+class OperatingLevel(ViewRecord, frozen=True):
     level: int
     saving: float  # fraction of tokens that it would have saved on these audits when it was published
     drop: float  # what was lost less what was gained, a fraction; an audit without a label that differs is lost
     n_audits: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteBreakdown:
+class RouteBreakdown(ViewRecord, frozen=True):
     name: str
     sums: RollupSums
     account: Account | None  # as `monitor` saw it; None: it is not among those it keeps
@@ -60,8 +55,7 @@ class RouteBreakdown:
     liking: SatisfactionEffect | None  # satisfaction, since the accounts began; None: nobody said anything
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MonitorState:
+class MonitorState(ViewRecord, frozen=True):
     at: int  # requests of the route
     epoch: int
     drop: float | None
@@ -70,8 +64,7 @@ class MonitorState:
     forecast: float | None  # EM drop 3,000 requests ahead
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteDecision:
+class RouteDecision(ViewRecord, frozen=True):
     seq: int
     at_s: float
     kind: str
@@ -81,8 +74,7 @@ class RouteDecision:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutePage:
+class RoutePage(ViewRecord, frozen=True):
     window: TimeRange
     route: RouteState
     days: tuple[Day, ...]

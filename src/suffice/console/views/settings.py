@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from suffice.console.context import ViewContext
+from suffice.console.context import ViewContext, ViewRecord
 from suffice.console.openapi import VERSION
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
@@ -22,21 +21,18 @@ N_JOBS: Final = 30
 _CREDENTIALS: Final = re.compile(r"//[^/@\s\"]+@")  # of an address
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettingRow:
+class SettingRow(ViewRecord, frozen=True):
     path: str
     value: str  # as a settings file writes it
     is_default: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
+class Section(ViewRecord, frozen=True):
     name: str
     settings: tuple[SettingRow, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccessEntry:
+class AccessEntry(ViewRecord, frozen=True):
     """Somebody who may come in. Nothing of their secret."""
 
     name: str
@@ -44,8 +40,7 @@ class AccessEntry:
     since_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettingsPage:
+class SettingsPage(ViewRecord, frozen=True):
     version: str
     log: str
     log_bytes: int
