@@ -276,7 +276,6 @@ def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -
 
 
 def _whole(comparisons: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
-    """The verdict of an arm: what decides is the primary metric and every metric with a margin."""
     primary = comparisons[0]
     guarded = [one for one in comparisons if one is primary or one.margin is not None]
     verdicts = {one.verdict for one in guarded}

@@ -67,7 +67,6 @@ def question_key(text: str, *, salt: str) -> str:
     """A name for a prompt that groups its repeats: 16 hexadecimal digits, meaningless without the salt.
 
     text  the prompt, to the letter: another space is another question
-    salt  secret of the deployment
     """
     return keyed(text, salt=salt, purpose=b"question-key", n_bytes=8).hex()
 

@@ -116,7 +116,6 @@ def compare_arms(
 ) -> SequentialComparison:
     """Arm a minus arm b, in the metric's unit.
 
-    told   of `guesses`
     where  units that count, shape (E, n), by what was known before their first token, such as their class; None: all
     """
     arm, odds, weight = units.arm, units.propensity, units.least
@@ -140,10 +139,7 @@ def compare_arms(
 
 
 def _planned(units: UnitSeries, told: Floats) -> Floats:
-    """The deviation of `PLANNED_UNITS` units like those of the warm-up: chosen before anything is counted.
-
-    told  the guess of each unit's own arm
-    """
+    """The deviation of `PLANNED_UNITS` units like those of the warm-up: chosen before anything is counted."""
     first = slice(0, units.warmup)
     off = (units.value - told)[:, first] / units.width
     spread = off.var(axis=1) * units.least[:, first].mean(axis=1) / 2
@@ -313,14 +309,12 @@ WATCH_SHARE: Final = 0.3  # of the rest: arms that are certified already, half o
 
 @dataclass(frozen=True, slots=True)
 class PairDraw:
-    """Which second call an audit makes."""
-
     arm: int  # 0: a second full run
     propensity: float  # P(this arm), in (0, 1]
 
 
 def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> PairDraw:
-    """Draw the second call of one audit.
+    """Draw the second call of one audit. Raises ValueError outside of these.
 
     The first arm that is not certified gets most; certified ones are watched, half of it the one in force; an arm
     further out gets nothing before its turn.
@@ -329,8 +323,6 @@ def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: flo
     n_arms        the full run included, at least 2
     in_force      0 … n_arms - 1
     repeat_share  in [0, 1)
-
-    Raises ValueError outside of these.
     """
     odds = pair_odds(n_arms=n_arms, in_force=in_force, repeat_share=repeat_share)
     last = max(arm for arm, share in enumerate(odds) if share > 0)  # rounding may leave the last edge below the point

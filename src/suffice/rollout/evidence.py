@@ -82,8 +82,6 @@ class ClassAudits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensKept:
-    """Tokens on the audits: of the full runs, and what each version would have kept of them."""
-
     n: int = 0
     full: float = 0.0
     in_force: float = 0.0
@@ -259,7 +257,6 @@ def _tokens(n: float) -> float:
 
 
 def _part(seconds: float, cap_s: float) -> float:
-    """Seconds as a part of the cap, [0, 1]; a clock that was set back makes no run shorter than 0."""
     if not isfinite(seconds):
         raise ValueError(f"seconds: got {seconds}; a finite number")
     return min(1.0, max(0.0, seconds) / cap_s)

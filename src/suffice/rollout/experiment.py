@@ -124,10 +124,6 @@ def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitId
     """The arms of one request, at most one a layer; (): it takes part in nothing.
 
     Equal units draw equal arms, whoever asks and how often, as long as the weights are the same.
-
-    running  experiments that have begun and not ended, with different names
-    route    that the request came by
-    salt     secret of the deployment
     """
     draws = []
     for one in running:
@@ -229,8 +225,6 @@ def allot(share: float, *, own: Slots = (), taken: Mapping[str, Slots]) -> Slots
     """Slots for a share of a layer. Who owned some keeps them while the share grows, so a ramp only adds units.
 
     share  in (0, 1]
-    own    what it owns now
-    taken  what the other experiments of the layer own, by their names
 
     Raises ConfigError where the layer has no room for it.
     """

@@ -183,7 +183,6 @@ def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
 
 
 def read_live(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
-    """Latency, errors, no answers and satisfaction of the candidate's arm against the control's."""
     return tuple(_read_live(rail, getattr(evidence, rail), rules) for rail in LIVE_RAILS)
 
 
@@ -215,10 +214,7 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
 
 
 def _surely_apart(side: Literal[-1, 1], seen: SequenceState, mean: float, alpha: float) -> bool:
-    """Is the running mean surely above (+1) or below (-1) this one? As `sequence.mean_above`, without its search.
-
-    mean  scaled as `seen` is
-    """
+    """Is the running mean surely above (+1) or below (-1) this one? As `sequence.mean_above`, without its search."""
     away = side * (seen.total - seen.n * mean)
     return away > 0 and gamma_exponential_log_wealth(away, seen.deviation, alpha, v_opt=V_OPT) >= log(1 / alpha)
 

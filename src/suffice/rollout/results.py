@@ -76,8 +76,6 @@ class ClassEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmComparison:
-    """One arm against the control, in one metric. None: nothing was measured."""
-
     arm: str
     metric: str
     paired: bool  # by audits that show both

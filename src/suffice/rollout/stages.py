@@ -65,11 +65,7 @@ class State:
         return self.stage in ("full", "rolled_back")
 
     def counts(self, at: int, now_s: float, rules: Rules) -> bool:
-        """Does a live request that began there say anything, or does it belong to a warm-up?
-
-        at     requests of the route when it began
-        now_s  Unix time at which it began
-        """
+        """Does a live request that began there say anything, or does it belong to a warm-up?"""
         warm = at >= self.since_at + rules.warmup_requests and now_s >= self.since_s + rules.warmup_s
         return warm and 0 < self.share < 1
 
@@ -184,11 +180,7 @@ def start_rollout(
 
 
 def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> Transition | None:
-    """The move that the evidence calls for; None: none. It may be asked after every request.
-
-    at     requests of the route so far
-    now_s  Unix time
-    """
+    """The move that the evidence calls for; None: none. It may be asked after every request."""
     if state.over:
         return None
     found = assess_rollout(state, evidence, rules, at=at, now_s=now_s)
@@ -243,11 +235,7 @@ def roll_back(state: State, order: StepOrder) -> Transition:
 
 
 def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
-    """The arm of a unit; the same everywhere, and a share that grows only adds units to both arms.
-
-    unit  what must keep its arm: a conversation, or a user
-    salt  secret of the deployment; the rollout's name makes it another lottery for every rollout
-    """
+    """The arm of a conversation or user; the same everywhere, and a share that grows only adds units to both arms."""
     if state.share >= 1:
         return ArmAssignment(arm="candidate", propensity=1.0)
     if state.share <= 0:
@@ -444,9 +432,6 @@ def cool_down_refusal(
 ) -> str | None:
     """Why a rollout may not begin now, as a sentence; None: it may.
 
-    past       all rollouts of the route, in the order in which they began
-    candidate  address of the version that wants to be tried
-    now_s      Unix time
     held       why a person holds the route; "": nobody does
     by_person  a person asks: then cool-down and count do not speak against it, a hold and a running rollout do
     """

@@ -70,8 +70,6 @@ class VersionLineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalSchema:
-    """One signal that a version reads, as it was when the version was made."""
-
     name: str  # of the fold
     parameters: tuple[tuple[str, bool | int | float | str], ...]  # with their defaults, sorted by name
     fields: tuple[str, ...]  # of Signals that it fills
@@ -235,11 +233,7 @@ def misfit(version: Version, here: VersionTarget) -> str | None:
 
 
 def overtaken(follows: int, latest: int) -> str | None:
-    """Compare and swap: why a publication that names the number it follows is not made; None: it may be.
-
-    follows  number of the publication that its author had seen in force; 0: none
-    latest   number of the latest publication now; 0: none
-    """
+    """Compare and swap: why a publication that names the number it follows is not made; None: it may be."""
     if follows == latest:
         return None
     if follows > latest:
@@ -349,7 +343,6 @@ def _check_levels(ladders: tuple[Any, ...], *, n_models: int) -> None:
 
 
 def _schema_of(needs: Iterable[str]) -> tuple[SignalSchema, ...]:
-    """What these signals are here. Raises ConfigError for one that does not exist."""
     signals = [
         SignalSchema(name=one.name, parameters=one.parameters, fields=one.fields) for one in order_all(tuple(needs))
     ]
@@ -365,7 +358,6 @@ def _difference(declared: tuple[SignalSchema, ...], needed: tuple[SignalSchema, 
 
 
 def _read(plain: object) -> Version:
-    """A version from what was parsed. Raises ConfigError with the place."""
     table = ModelTable("version", plain)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:

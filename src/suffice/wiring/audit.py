@@ -48,15 +48,11 @@ def audit_key(settings: Settings) -> bytes | None:
 
 
 def audit_webhook(settings: Settings) -> str | None:
-    """The address that heads are sent to; None: none is wanted. Raises ConfigError where it is missing."""
     return secret("audit.webhook_env", settings.audit.webhook_env)
 
 
 def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChange | None:
-    """How the settings differ from those that were recorded last; None: not at all. Raises StoreError.
-
-    process  which one starts: "serve", "library" …
-    """
+    """How the settings differ from those that were recorded last; None: not at all. Raises StoreError."""
     told = told_settings(settings)
     before = newest_event(path, ConfigChange)
     known = None if before is None else before.settings
@@ -83,7 +79,6 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Se
 
 
 def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...]:
-    """The jobs that look after the log itself. Raises ConfigError where a secret is missing."""
     audit = ExportHeads(
         settings=settings.audit,
         path=writer.path,

@@ -31,9 +31,6 @@ def write_bundle(
 ) -> Sequence[bytes]:
     """The lines of a bundle, each with its end. Writes the export into the log, and the head into `audit.file`.
 
-    number  of the publication; None: the latest one
-    where   the file's name, for the log
-
     Raises ConfigError and StoreError.
     """
     if route not in settings.routes:

@@ -47,12 +47,7 @@ def console(
     told: Callable[[], None] = lambda: None,
     closing: Callable[[], bool] = lambda: False,
 ) -> Iterator[ConsoleApp]:
-    """The console on a log, while the block lasts.
-
-    decisions  opens a writer of the log
-    told       called when somebody has decided something here
-    closing    is the process ending? Then nobody watches any more
-    """
+    """The console on a log, while the block lasts."""
     people = People.of(settings)
     with ExitStack() as stack:
         context = ConsoleContext(
@@ -116,7 +111,6 @@ def _services(
 
 
 def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> RolloutState:
-    """What the evidence says of a rollout. Raises StoreError and ConfigError."""
     with open_reader(path) as connection:
         return standing_of(
             connection,
@@ -130,7 +124,6 @@ def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> Ro
 
 
 def _effect(settings: Settings, path: Path, item: str) -> str:
-    """What the verdicts on an item have changed, in a sentence. Raises StoreError and ConfigError."""
     with open_reader(path) as connection:
         place = read_reviews(connection).queue.places.get(item)
     route = settings.routes.get(place.item.route) if place is not None else None

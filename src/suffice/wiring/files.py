@@ -160,7 +160,6 @@ def policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DE
 
 
 def _read_model(where: str, file: Path) -> dict[str, Any]:
-    """The model in a file, checked, as a table. Raises ConfigError with where it was named, the file and the place."""
     content = _read_file(file, MOST_BYTES, f"{where}: {file}")
     try:
         return load_model(content).plain()
@@ -198,10 +197,7 @@ def load_deployment(file: str | Path) -> Settings:
 
 
 def require_log(settings: Settings, file: str | Path) -> None:
-    """Raise StoreError, with where the log was looked for and why there, if it does not exist.
-
-    file  from which the settings were read
-    """
+    """Raise StoreError, with where the log was looked for and why there, if it does not exist."""
     log, named = database_path(settings.store.url), Path(file)
     try:
         if log.is_file():
@@ -232,10 +228,7 @@ def _instead_of(log: Path) -> str:
 
 
 def condition(settings: Settings, *, checks: bool = True) -> Condition:
-    """What everybody has to know of the settings' deployment first. Raises ConfigError.
-
-    checks  read a small log through for damage
-    """
+    """What everybody has to know of the settings' deployment first. Raises ConfigError."""
     return read_condition(
         database_path(settings.store.url),
         kill_file(settings),

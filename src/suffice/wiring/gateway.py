@@ -138,7 +138,6 @@ class Library:
 def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
     """What a loop in this process is governed with: routes and the log, without sockets and without clients.
 
-    vectors  of `embedders`; the caller opens and closes them
     lock     held by whoever uses the gateway: a log that comes late comes in a thread of its own
 
     A log that cannot be opened holds no loop up: it goes on by the last-good file, or in full, until it can. Raises
@@ -214,8 +213,6 @@ async def build_gateway(
     A log that cannot be opened keeps nobody from being served: by the last-good file, or in full, until it can. One
     that is given must be open. Raises ConfigError before anything is served, and StoreError for a log that is given or
     for a folder in which there never was one.
-
-    found  by `preflight`; None: it is done here
     """
     found = found or preflight(settings)
     for warning in found.warnings:

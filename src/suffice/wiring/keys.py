@@ -41,10 +41,7 @@ def key_variables(settings: Settings) -> dict[str, str]:
 
 
 def key_ring(settings: Settings, salt: str) -> KeyRing:
-    """The keys that clients may come with; none: everybody may. Raises ConfigError for keys that are missing or shared.
-
-    salt  secret of the deployment
-    """
+    """The keys that clients may come with; none: everybody may. Raises ConfigError for missing or shared keys."""
     from suffice.gateway.auth import Caller, KeyRing
 
     callers, places = dict[str, Caller](), dict[str, str]()
@@ -89,7 +86,6 @@ def deployment_salt(settings: Settings) -> str:
 
 
 def has_secret(settings: Settings) -> bool:
-    """Has the deployment a secret already? To ask makes none."""
     return bool(os.environ.get("SUFFICE_SALT")) or salt_file(settings).exists()
 
 

@@ -54,7 +54,6 @@ class People:
         return self._roster
 
     def listed(self) -> tuple[Person, ...]:
-        """Everybody, by name. Raises ConfigError for a file that cannot be read."""
         roster = self._read()
         return () if roster is None else tuple(sorted(roster.people, key=lambda one: one.name))
 
@@ -160,7 +159,6 @@ class People:
 
 
 def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessGrant:
-    """The row of the audit log that says so. Raises ConfigError for a file that cannot be read."""
     role = next((one.role for one in people.listed() if one.name == name), "")
     return AccessGrant(
         access_id=f"ac_{secrets.token_hex(8)}",

@@ -60,11 +60,7 @@ class Preflight:
 
 
 def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: bool = False) -> Preflight:
-    """Find everything that would keep a gateway from starting. Raises ConfigError, and StoreError for its folder.
-
-    host           address that it is to listen on
-    insecure_open  serve other machines although no keys are asked for
-    """
+    """Find everything that would keep a gateway from starting. Raises ConfigError, and StoreError for its folder."""
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     result = Preflight(
@@ -108,7 +104,6 @@ def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
 
 
 def _missing_packages(settings: Settings) -> list[str]:
-    """What is served, but not whole, because an extra is not installed."""
     missing = []
     certifies = settings.control.enabled and any(route.certifies_itself for route in settings.routes.values())
     if certifies and find_spec("sklearn") is None:

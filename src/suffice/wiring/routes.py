@@ -46,10 +46,7 @@ class StartupEvidence:
 
 
 def read_evidence(settings: Settings, database: Path | None = None) -> StartupEvidence:
-    """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError.
-
-    database  the log's file; None: the one that the settings name
-    """
+    """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError."""
     path = database or database_path(settings.store.url)
     if not path.is_file():
         return StartupEvidence()
@@ -218,7 +215,6 @@ def _starving(name: str, route: Route, settings: Settings) -> list[str]:
 
 
 def _check_drivers(settings: Settings) -> None:
-    """Is there a driver for every upstream? Raises ConfigError with the upstream's path."""
     for name, upstream in settings.upstreams.items():
         try:
             driver_facts(upstream.driver)
@@ -253,7 +249,6 @@ def check_policy(name: str, route: Route, policy: Mapping[str, Any]) -> None:
 
 
 def _read(text: str) -> Any:
-    """A table, in TOML or JSON. Any: nothing is checked yet. Raises ValueError."""
     stripped = text.strip()
     if stripped.startswith("{"):
         try:

@@ -102,10 +102,7 @@ def missing_log_reason(settings: Settings) -> str | None:
 
 
 def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
-    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError.
-
-    create  make a log where there is none
-    """
+    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError."""
     gone = missing_log_reason(settings)
     if gone is not None:
         raise StoreError(gone)
@@ -154,7 +151,6 @@ def open_known_log(settings: Settings, given: EventLog | None = None, *, process
 
 
 def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, LogKnowledge]:
-    """The log and what it knows. Raises ConfigError and StoreError, and then nothing is open."""
     log = open_log(settings)
     try:
         return log, recovered(settings, log, process)
@@ -220,7 +216,6 @@ def _tell(settings: Settings, text: str) -> None:
 
 
 def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
-    """What writes the last-good file; None: none is wanted."""
     most_s = settings.store.last_good_s
     if not most_s:
         return None
@@ -233,10 +228,7 @@ def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
 async def waiting(
     settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> AsyncIterator[None]:
-    """A block in which a log that could not be opened is tried again, until it can.
-
-    came  gets it in this loop, when rows that waited are on their way to it
-    """
+    """A block in which a log that could not be opened is tried again, until it can."""
     if begun.problem is None:
         yield
         return
@@ -280,10 +272,7 @@ def _try_again(
 
 
 def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
-    """Write the rows that waited to a log that is open now, and that it was missed.
-
-    serves  by what everything was served meanwhile, as `GatewayState` has it
-    """
+    """Write the rows that waited to a log that is open now, and that it was missed."""
     n_dropped, n_rows = begun.late.n_dropped, begun.late.attach(log)
     begun.late.append(
         LogOutage(

@@ -30,10 +30,7 @@ KEEPERS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
 
 
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
-    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError.
-
-    create  make a log where there is none
-    """
+    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
     gone = missing_log_reason(settings)
     if gone is not None:
         raise StoreError(gone)
@@ -48,11 +45,6 @@ def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
 
 @contextmanager
 def open_worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
-    """The jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError.
-
-    learning  with the control loop's own, which fit; False: only those that look after the log
-    create    make a log where there is none
-    """
     with open_decisions(settings, create=create) as writer, ExitStack() as stack:
         author, salt = f"worker {secrets.token_hex(3)}", deployment_salt(settings)
         kinds = (*(LEARNERS if learning else ()), *KEEPERS)

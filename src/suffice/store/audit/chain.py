@@ -71,7 +71,6 @@ def is_chained(kind: str) -> bool:
 
 
 def digested_part(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
-    """What is digested of an event beside its body."""
     return _ENCODE((seq, kind, key, episode_id, route, at_s))
 
 
@@ -87,7 +86,6 @@ def whole_digest(told: bytes, body: bytes, answers_salt: bytes | None, comments_
 
 
 def words_digest(salt: bytes, words: bytes) -> bytes:
-    """The digest of the words in one part of an event."""
     return sha256(salt + words).digest()
 
 
@@ -103,9 +101,6 @@ class Appender:
     """Adds rows to the log inside the caller's transaction, and chains those that are chained.
 
     The transaction holds SQLite's write lock (BEGIN IMMEDIATE), so no other process can add a row in between.
-
-    owner   number of the process that writes
-    redact  parts that are never written
     """
 
     def __init__(self, connection: sqlite3.Connection, *, owner: int, redact: tuple[Part, ...] = ()) -> None:
@@ -175,7 +170,6 @@ def begin_chain(connection: sqlite3.Connection, now_s: float) -> None:
 
 
 def _salted(taken: BodySplit, part: Part) -> tuple[bytes | None, bytes | None]:
-    """Digest and salt of a part; None where it holds no words."""
     words = taken.words.get(part)
     if words is None:
         return None, None
@@ -205,12 +199,7 @@ def head(connection: sqlite3.Connection) -> Head | None:
 
 
 def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
-    """Does a row say what the stored one with its key says, as far as the log still holds that?
-
-    seq     place of the stored row
-    stored  its body
-    redact  parts that are never written
-    """
+    """Does a row say what the stored one with its key says, as far as the log still holds that?"""
     gone = {*redact, *_erased(connection, seq)}
     now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
     if row.kind == "feedback":
@@ -257,8 +246,6 @@ _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WH
 def extract(connection: sqlite3.Connection, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
     """The end of the chain, with the rows at these places and of this export, and the links from the first to the end.
 
-    exported  what the export's own row says
-
     Raises StoreError where one of the rows is gone or stands in no chain.
     """
     connection.execute("BEGIN")  # the links and the head are of one moment
@@ -273,10 +260,7 @@ def extract(connection: sqlite3.Connection, places: Collection[int], *, exported
 
 
 def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
-    """Chained rows as the chain digests them, without people's words. Raises StoreError where one is gone.
-
-    places  of the rows in the log
-    """
+    """Chained rows as the chain digests them, without people's words. Raises StoreError where one is gone."""
     for place in sorted(places):
         row = connection.execute(f"{_EVENT} WHERE seq = ?", (place,)).fetchone()
         if row is None:

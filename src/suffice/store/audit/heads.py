@@ -38,8 +38,6 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptHead:
-    """A head that was exported, with its line in the file."""
-
     line: int
     at: str
     head: Head
@@ -47,15 +45,11 @@ class KeptHead:
 
 
 def signing_key(salt: str) -> bytes:
-    """The key of signatures, made of the deployment's secret."""
     return hmac.digest(salt.encode("utf-8", "surrogatepass"), _PURPOSE, "sha256")
 
 
 def line_of(head: Head, *, at: str, key: bytes) -> bytes:
-    """A head as one signed line of JSON, its end included.
-
-    at  when, as UTC in ISO 8601
-    """
+    """A head as one signed line of JSON, its end included."""
     line = _Line(at=at, begin=head.begin, place=head.place, seq=head.seq, link=head.link)
     return msgspec.json.encode(msgspec.structs.replace(line, signature=line.signed_with(key))) + b"\n"
 
@@ -88,10 +82,7 @@ def append_line(file: Path, line: bytes) -> None:
 
 
 def read_heads(file: Path, *, key: bytes | None) -> list[KeptHead]:
-    """All heads of a file, in its order; a last line that a crash cut in half is left out. Raises StoreError.
-
-    key  of `signing_key`; None: signatures are not checked
-    """
+    """All heads of a file, in its order; a last line that a crash cut in half is left out. Raises StoreError."""
     try:
         with file.open("rb") as handle:
             content = handle.read(_MOST_BYTES + 1)

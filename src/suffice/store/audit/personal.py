@@ -60,8 +60,6 @@ WORDS: Mapping[str, tuple[PersonalField, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class BodySplit:
-    """A body in two: what stays, and the words by their part."""
-
     kept: bytes
     words: Mapping[Part, bytes]  # parts that hold any; () of the others
 

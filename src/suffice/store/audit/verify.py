@@ -79,7 +79,6 @@ _Row = namedtuple(  # noqa: PYI024 - every column may hold anything
 
 
 def _words(row: _Row) -> dict[Part, tuple[Any, Any]]:
-    """Digest and salt of each part."""
     return {"answers": (row.answers, row.answers_salt), "comments": (row.comments, row.comments_salt)}
 
 
@@ -202,7 +201,6 @@ class _Walk:
 
 
 def _link(value: object) -> bytes:
-    """What stands in the column; anything but bytes is no link."""
     return value if isinstance(value, bytes) else NOTHING
 
 

@@ -45,8 +45,6 @@ _RELEASE = f"UPDATE leases SET held = 0 WHERE {_MINE}"  # noqa: S608 - a constan
 
 @dataclass(frozen=True, slots=True)
 class JobLease:
-    """The right to do one job, until somebody else has it."""
-
     job: str
     token: int
 
@@ -96,8 +94,6 @@ class Decisions:
         now          Unix time; it is written into rows and orders nothing
         monotonic_s  a clock that no one sets: how long a lease has stood still
         lease_s      after which a lease without renewal passes on
-        redact       parts of rows that are never written
-        create       make a log where there is none
         """
         whole = path.resolve()
         claim, owner = enter(whole, now_s=now(), create=create)
@@ -140,7 +136,6 @@ class Decisions:
             return connection.execute(_RENEW, self._named(lease)).rowcount == 1
 
     def release(self, lease: JobLease) -> None:
-        """Let the job go; another worker may have it at once."""
         with self.transaction() as connection:
             connection.execute(_RELEASE, self._named(lease))
 
@@ -174,7 +169,6 @@ class Decisions:
         """Write all of it in one synced transaction; for each event whether its row is new.
 
         lease      under which it was decided; None: a person did. A row that is there already stays as it is
-        artefacts  by address
         all_new    write no row at all where one of them is there already: somebody was quicker
 
         None: the lease is lost, and nothing was written.

@@ -14,13 +14,15 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from suffice.store.audit.chain import Appender, forget_salts
-from suffice.store.audit.personal import WORDS, Part, holds, without
+from suffice.store.audit.personal import WORDS, Part, without
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import unusable
+from suffice.store.database.views import LogReader, query_number
 from suffice.store.rows.events import to_row
 from suffice.store.rows.records import Erasure
 
@@ -48,7 +50,6 @@ _SENDERS: Final = """
     WHERE kind = 'request' AND coalesce(json_extract(body, '$.request.conversation'), '') <> ''
 """
 _NEXT: Final = "SELECT seq, at_s, kind, key FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-_BODY: Final = "SELECT kind, body FROM events WHERE seq = ?"
 _UNTIL: Final = """
     SELECT max(json_extract(body, '$.erasure.until_seq')) FROM events
     WHERE kind = 'erased' AND json_extract(body, '$.erasure.what') = ?"""
@@ -71,51 +72,43 @@ class ErasureTally:
     n_written: int = 0  # `erased` rows
 
 
-@dataclass(frozen=True, slots=True)
-class ExpiredRow:
+class ExpiredRow(NamedTuple):
     seq: int
     kind: str
     key: str
 
 
-def select_label_rows(connection: sqlite3.Connection, episode: str) -> list[int]:
+def select_label_rows(connection: LogReader, episode: str) -> list[int]:
     """The rows with what was said about an episode, whichever of its two ids they name."""
     return [seq for (seq,) in connection.execute(_LABELS, {"episode": episode})]
 
 
-def select_word_rows(connection: sqlite3.Connection, episode: str) -> list[int]:
+def select_word_rows(connection: LogReader, episode: str) -> list[int]:
     """The rows that may hold words about one episode."""
-    found = set(select_label_rows(connection, episode))
-    for kind in _BY_KEY:
-        found.update(seq for (seq,) in connection.execute(_OF_EPISODE, (kind, episode)))
-    for kind in WORDS.keys() - {"feedback", *_BY_KEY}:
-        found.update(seq for (seq,) in connection.execute(_NAMED, (kind, episode)))
-    return sorted(found)
+    rows = set(select_label_rows(connection, episode))
+    queries = dict.fromkeys(WORDS.keys() - {"feedback"}, _NAMED) | dict.fromkeys(_BY_KEY, _OF_EPISODE)
+    for kind, query in queries.items():
+        rows.update(seq for (seq,) in connection.execute(query, (kind, episode)))
+    return sorted(rows)
 
 
-def find_episodes(connection: sqlite3.Connection, unit: str) -> list[str]:
+def find_episodes(connection: LogReader, unit: str) -> list[str]:
     """The episodes of a conversation, or of a request with its retries, by the name that it has in the log."""
     return [name for (name,) in connection.execute(_OF_UNIT, (unit,))]
 
 
-def conversation_senders(connection: sqlite3.Connection) -> list[str]:
+def conversation_senders(connection: LogReader) -> list[str]:
     """Whoever named conversations, by the names that senders have in the log; "" where keys are not asked for."""
     return [name for (name,) in connection.execute(_SENDERS)]
 
 
-def select_expired_rows(
-    connection: sqlite3.Connection, limit_s: float, *, after_seq: int, until_seq: int
-) -> list[ExpiredRow]:
+def select_expired_rows(connection: LogReader, limit_s: float, *, after_seq: int, until_seq: int) -> list[ExpiredRow]:
     """The next rows behind `after_seq`, a batch at most, up to the first that is younger; none: all is done.
 
     limit_s  Unix time. Where a clock was set back, rows behind a younger one wait until that one is old enough
     """
-    expired = list[ExpiredRow]()
-    for seq, at_s, kind, key in connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS)):
-        if at_s >= limit_s:
-            break
-        expired.append(ExpiredRow(seq, kind, key))
-    return expired
+    rows = connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS))
+    return [ExpiredRow(seq, kind, key) for seq, _, kind, key in takewhile(lambda row: row[1] < limit_s, rows)]
 
 
 def erase_words(
@@ -123,13 +116,11 @@ def erase_words(
 ) -> None:
     """Take the words out of these rows, batch by batch. Raises StoreError; what was done until then stays done.
 
-    rows       places in the log; those without such words are left alone
     until_seq  everything that is meant up to this place in the log is done with the last of them; 0: nothing is said
     """
     for start in range(0, len(rows), BATCH_ROWS):
-        batch = rows[start : start + BATCH_ROWS]
         is_last = start + BATCH_ROWS >= len(rows)
-        _erase_batch(writer, order, batch, tally, until_seq if is_last else 0)
+        _erase_batch(writer, order, rows[start : start + BATCH_ROWS], tally, until_seq if is_last else 0)
 
 
 def _erase_batch(
@@ -139,20 +130,18 @@ def _erase_batch(
         connection.execute("PRAGMA secure_delete = ON")
         chained, n_rows = list[int](), 0
         for seq in batch:
-            row = connection.execute(_BODY, (seq,)).fetchone()
-            if row is None or not holds(row[0], order.parts):
-                continue
-            body = without(row[0], row[1], order.parts)
-            if body is row[1]:
-                continue
-            connection.execute("UPDATE events SET body = ? WHERE seq = ?", (body, seq))
-            n_rows += 1
-            if forget_salts(connection, seq, order.parts):
-                chained.append(seq)
+            for kind, body in connection.execute("SELECT kind, body FROM events WHERE seq = ?", (seq,)).fetchall():
+                left = without(kind, body, order.parts)
+                if left is body:
+                    continue
+                connection.execute("UPDATE events SET body = ? WHERE seq = ?", (left, seq))
+                n_rows += 1
+                if forget_salts(connection, seq, order.parts):
+                    chained.append(seq)
         if not n_rows:
             return
         tally.n_written += 1
-        told = Erasure(
+        erasure = Erasure(
             erasure_id=order.erasure_id,
             number=tally.n_written,
             author=order.author,
@@ -163,13 +152,13 @@ def _erase_batch(
             chained=tuple(chained),
             until_seq=until_seq,
         )
-        Appender(connection, owner=writer.owner).add(to_row(told), writer.now())
+        Appender(connection, owner=writer.owner).add(to_row(erasure), writer.now())
     tally.n_rows += n_rows
 
 
-def erased_until(connection: sqlite3.Connection, what: str) -> int:
+def erased_until(connection: LogReader, what: str) -> int:
     """The place in the log up to which such an erasure was done before; 0: never."""
-    return int(connection.execute(_UNTIL, (what,)).fetchone()[0] or 0)
+    return query_number(connection, _UNTIL, (what,))
 
 
 def purge(path: Path) -> bool:
@@ -192,6 +181,6 @@ def purge(path: Path) -> bool:
         raise unusable(path, error) from error
 
 
-def exports_since(connection: sqlite3.Connection, seq: int) -> list[tuple[float, str]]:
+def exports_since(connection: LogReader, seq: int) -> list[tuple[float, str]]:
     """When and to where data left the log behind a place in it: copies that an erasure does not reach."""
     return [(float(at_s), str(where)) for at_s, where in connection.execute(_EXPORTS, (seq,))]

@@ -86,8 +86,6 @@ class EventLog(Protocol):
 
 @dataclass(slots=True)
 class QueueItem:
-    """One event on its way. It stays in the queue until its commit."""
-
     event: Event
     at_s: float = 0.0  # Unix time
     done: Future[Receipt] | None = None  # None: nobody waits for it
@@ -115,7 +113,6 @@ class EventQueue:
         return len(self._queue)
 
     def is_orphan(self, event: Event) -> bool:
-        """Is it the outcome of a request that was not taken?"""
         return isinstance(event, Outcome) and event.episode_id in self._unlogged
 
     def accept(self, item: QueueItem) -> bool:

@@ -97,29 +97,31 @@ class Announcement:
         self._descriptor = None
 
     def _claim(self) -> None:
-        """Make the file, locked before it has its name. Raises OSError."""
+        """Make the file, locked before it has its name, in the first folder that takes it. Raises OSError."""
         self._drop()
         problem = OSError(2, "no folder")
         for switch in self._switches:
-            path = switch.with_name(f"{switch.name}-{secrets.token_hex(6)}{ENDING}")
-            draft = path.with_suffix(".draft")
             try:
-                descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                self._path, self._descriptor = self._made_beside(switch)
             except OSError as error:
                 problem = error
-                continue
-            try:
-                try_lock(descriptor)
-                os.pwrite(descriptor, self._content(), 0)
-                draft.rename(path)
-            except OSError as error:
-                problem = error
-                os.close(descriptor)
-                draft.unlink(missing_ok=True)
-                continue
-            self._path, self._descriptor = path, descriptor
-            return
+            else:
+                return
         raise problem
+
+    def _made_beside(self, switch: Path) -> tuple[Path, int]:
+        path = switch.with_name(f"{switch.name}-{secrets.token_hex(6)}{ENDING}")
+        draft = path.with_suffix(".draft")
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            try_lock(descriptor)
+            os.pwrite(descriptor, self._content(), 0)
+            draft.rename(path)
+        except OSError:
+            os.close(descriptor)
+            draft.unlink(missing_ok=True)
+            raise
+        return path, descriptor
 
     def _content(self) -> bytes:
         return msgspec.json.encode(self._presence).ljust(SIZE_BYTES)
@@ -147,12 +149,9 @@ def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
 
 
 def _files(switch: Path) -> list[Path]:
-    try:
-        return [
-            one for one in switch.parent.iterdir() if one.name.startswith(f"{switch.name}-") and one.suffix == ENDING
-        ]
-    except OSError:
-        return []
+    with contextlib.suppress(OSError):
+        return [one for one in switch.parent.iterdir() if one.match(f"{switch.name}-*{ENDING}")]
+    return []
 
 
 def _forget_dead(switch: Path) -> None:

@@ -35,21 +35,20 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def try_lock(descriptor: int) -> bool:
-        """Take the operating system's lock on an open file; False: somebody else holds it."""
+    def _took(descriptor: int, kind: int) -> bool:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
+    def try_lock(descriptor: int) -> bool:
+        """Take the operating system's lock on an open file; False: somebody else holds it."""
+        return _took(descriptor, fcntl.LOCK_EX)
+
     def is_locked(descriptor: int) -> bool:
         """Does another process hold the lock on an open file? Two that ask at once do not take each other for it."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+        return not _took(descriptor, fcntl.LOCK_SH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,6 @@ def claim(database: Path) -> ProcessLock:
 
 
 def is_alive(database: Path, name: str) -> bool:
-    """Does the owner of this name still hold its lock?"""
     try:
         descriptor = os.open(_path(database, name), os.O_RDWR)
     except FileNotFoundError:

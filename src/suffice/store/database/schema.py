@@ -229,14 +229,17 @@ def create(connection: sqlite3.Connection, where: str) -> None:
             connection.execute("ROLLBACK")
 
 
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
 def _write_ahead(connection: sqlite3.Connection) -> None:
     """Change a new file to write-ahead logging, for good.
 
     While others open the same new file SQLite refuses at once, whatever time-out was set: to wait with a lock held
     could be for ever.
     """
-    wait_s = int(connection.execute("PRAGMA busy_timeout").fetchone()[0]) / 1000
-    ends_s = time.monotonic() + wait_s
+    ends_s = time.monotonic() + _pragma(connection, "busy_timeout") / 1000
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -253,8 +256,7 @@ def check_version(connection: sqlite3.Connection, where: str) -> int:
 
     Raises StoreError when the file belongs to something else or to another version.
     """
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    application = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     n_objects = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
     if application != APPLICATION_ID and (n_objects or version):
         raise StoreError(f"store {where}: is a SQLite file of another program; name a new file")
@@ -269,9 +271,7 @@ def check_version(connection: sqlite3.Connection, where: str) -> int:
 
 def check_pages(connection: sqlite3.Connection, where: str) -> None:
     """Read the file through and raise StoreError when a page is damaged; large files are skipped."""
-    page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
-    n_pages = int(connection.execute("PRAGMA page_count").fetchone()[0])
-    if page_bytes * n_pages > QUICK_CHECK_BYTES:
+    if _pragma(connection, "page_size") * _pragma(connection, "page_count") > QUICK_CHECK_BYTES:
         return
     verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     if verdict != "ok":

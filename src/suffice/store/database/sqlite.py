@@ -66,7 +66,6 @@ class OpenRequests:
         return next(iter(self._open.values())) - 1 if self._open else self._newest
 
     def note(self, rows: Iterable[tuple[Event, int]]) -> None:
-        """Take in rows that are committed, with their places, in order."""
         for event, seq in rows:
             self._newest = seq
             if isinstance(event, Request):
@@ -96,9 +95,6 @@ def database_path(url: str) -> Path:
 
 def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[process_locks.ProcessLock, int]:
     """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
-
-    now_s   Unix time; informative
-    create  make a log where there is none; False: that is an error, and no file is made
 
     Raises StoreError for a file that cannot be used.
     """
@@ -164,8 +160,6 @@ class SqliteLog(EventQueue):
         """Open or create the file that `settings.url` names, and start its writer.
 
         now     Unix time in seconds; it is written into rows and never orders them
-        redact  parts of rows that are never written
-        create  make a log where there is none
 
         Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used: damaged, of another
         version, not ours, locked for 3 s, or in a folder that is missing.
@@ -335,7 +329,6 @@ class SqliteLog(EventQueue):
 
 
 def _lost(episode_id: str) -> Outcome:
-    """What is known about a request whose process died: nothing but that."""
     return Outcome(episode_id=episode_id, end_reason="lost", status=0, answer=None, response_id=None, usage=None)
 
 

@@ -116,7 +116,6 @@ class EpisodeWithLabels:
 
 
 def query_rows(source: LogSource, query: str, values: Values = ()) -> list[Any]:
-    """The rows of a query. Any: its columns."""
     with open_reader(source) as reader:
         return reader.execute(query, values).fetchall()
 
@@ -147,10 +146,7 @@ def select(source: LogSource, payload: type[E], condition: str, values: Values =
 def select_placed(
     source: LogSource, payload: type[E], condition: str, values: Values = (), *, index: str = ""
 ) -> list[tuple[int, E]]:
-    """The same, each event with its place in the log.
-
-    index  one of `schema.INDEXED_KINDS` by which SQLite must find them; "": its own choice
-    """
+    """The same, each event with its place in the log."""
     # The kind stands in the query to the letter, as in the partial indexes: with a parameter, none of them would do.
     kind, by, within = kind_named(payload), "", ""
     if index:
@@ -186,7 +182,6 @@ def newest_events(
 
 
 def newest_event(source: LogSource, payload: type[E], *, route: str | None = None) -> E | None:
-    """The latest event of a kind; None: there is none."""
     return next(iter(newest_events(source, payload, route=route)), None)
 
 
@@ -196,7 +191,6 @@ def newest_of(source: LogSource, kinds: Collection[str]) -> int:
 
 
 def last_place(source: LogSource) -> int:
-    """The place of the last row of the log; 0: it is empty."""
     return query_number(source, "SELECT max(seq) FROM events")
 
 
@@ -306,10 +300,7 @@ def read_labels(
 def read_runs_before(
     reader: LogReader, before: int, route: str | None, n: int
 ) -> list[tuple[int, float, str, str, bool]]:
-    """The runs that ended before a place, the latest first: place, time, both bodies, and whether it has a label.
-
-    route  only this one; None: all
-    """
+    """The runs that ended before a place, the latest first: place, time, both bodies, and whether it has a label."""
     return query_rows(reader, _RUNS_BEFORE, {"before": before, "route": route, "limit": n})
 
 
@@ -319,7 +310,6 @@ def newest_request(source: LogSource, route: str) -> Request | None:
 
 
 def has_requests(reader: LogReader) -> bool:
-    """Has the log seen any request, with rows or without?"""
     query = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
     return bool(query_rows(reader, query))
 
@@ -340,7 +330,6 @@ def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> d
 
 
 def upstream_findings(source: LogSource) -> dict[str, Findings]:
-    """The latest examination of every upstream, by the upstream's name."""
     return {event.upstream: event for event in select(source, Findings, "1 ORDER BY seq")}
 
 
@@ -387,10 +376,7 @@ def translate_errors(path: Path) -> Iterator[None]:
 
 
 def connect_reader(path: Path, *, one_thread: bool = True) -> sqlite3.Connection:
-    """A read-only connection to a log; the caller closes it. Raises StoreError and SQLite's own errors.
-
-    one_thread  only the thread that opened it will use it
-    """
+    """A read-only connection to a log; the caller closes it. Raises StoreError and SQLite's own errors."""
     if not path.is_file():
         raise StoreError(f"store {path}: no such file; `suffice serve` makes a log when it first runs")
     address = f"{path.resolve().as_uri()}?mode=ro"

@@ -83,8 +83,6 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class AlertCause:
-    """What an alert stays open for."""
-
     of: CauseKind
     route: str = ""  # "": of all of them
     name: str = ""  # of the one, where there may be several
@@ -411,7 +409,6 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
 
 
 def _kept(raised: Mapping[int, OpenAlert]) -> tuple[OpenAlert, ...]:
-    """Those that are remembered, oldest first: what is over is forgotten before what is open."""
     told = tuple(raised.values())
     if len(told) <= MOST:
         return told

@@ -85,10 +85,7 @@ def entries(
     route: str | None = None,
     kind: str | None = None,
 ) -> Iterator[AuditEntry]:
-    """Yield the rows of the audit log behind a place in its chain, in order. Raises StoreError.
-
-    since_s  Unix time: only rows from then on
-    """
+    """Yield the rows of the audit log behind a place in its chain, in order. Raises StoreError."""
     with open_reader(source) as connection:
         require_chain(connection)
         while True:
@@ -140,7 +137,6 @@ def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]
 
 
 def _decided(event: Event) -> tuple[str, str] | None:
-    """None: for other kinds."""
     match event:
         case Epoch(number=number):
             before = f"epoch {number - 1}" if number > 1 else ""

@@ -77,7 +77,6 @@ def fitting(connection: LogReader, now: Now, *, now_s: float) -> list[tuple[Publ
 def _pinned(
     connection: LogReader, route: str, number: int | None, given: Publication | None
 ) -> Publication | str | None:
-    """The publication of that number, else the one that was given; a sentence where there is none of that number."""
     if number is None:
         return given
     return read_publication(connection, route, number) or f"unknown publication {number} of route {route}"
@@ -93,10 +92,7 @@ def set_override(
     publication: int | None = None,
     setup: str = "",
 ) -> Override | str:
-    """Hold a route or a class of its questions; a sentence where it cannot be held so.
-
-    publication  pin: number of the earlier publication to be served; None: what is in force
-    """
+    """Hold a route or a class of its questions; a sentence where it cannot be held so."""
 
     def step(connection: LogReader) -> tuple[list[Event], Override] | str:
         pinned = _pinned(connection, route, publication, wanted.pinned)
@@ -149,10 +145,7 @@ def open_incident(
     evidence: tuple[str, ...] = (),
     pauses: bool = False,
 ) -> Incident | str:
-    """Open an incident by hand; a sentence where it cannot be.
-
-    pauses  let everything run in full until somebody decides
-    """
+    """Open an incident by hand; a sentence where it cannot be."""
     summary, author = summary.strip(), author.strip()
     if not summary or not author:
         return "an incident needs an author and a sentence that says what is wrong"
@@ -189,10 +182,7 @@ def decide_incident(
     publication: int | None = None,
     setup: str = "",
 ) -> DecisionRows | str:
-    """Decide an incident and carry the decision out; a sentence where it cannot be.
-
-    publication  roll back: number of the publication to go back to
-    """
+    """Decide an incident and carry the decision out; a sentence where it cannot be."""
 
     def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
         pinned = _pinned(connection, route, publication, asked.pinned)

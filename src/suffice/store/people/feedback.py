@@ -29,8 +29,6 @@ _ALL: Final = """
 
 @dataclass(frozen=True, slots=True)
 class UnmatchedFeedback:
-    """One piece of feedback that belongs to no request of the log."""
-
     seq: int  # place in the log
     at_s: float  # Unix time at which the log took it
     feedback_id: str
@@ -41,8 +39,6 @@ class UnmatchedFeedback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackRecord:
-    """One piece of feedback with what the log knows of its request."""
-
     feedback: Feedback
     route: str | None  # of its request; None: that is not there
     joined: bool
@@ -55,7 +51,6 @@ def read_unmatched(path: Path) -> Iterator[UnmatchedFeedback]:
 
 
 def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
-    """All feedback, in the order in which it came."""
     with open_reader(path) as connection:
         for seq, body, route, joined in connection.execute(_ALL):
             given = decoded(seq, FeedbackEvent, body).feedback

@@ -35,8 +35,8 @@ class Promises:
 
     def refusal(self, connection: LogReader, name: str, route: Route, tally: Tally | None) -> str | None:
         """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
-        found, label = self.examined.get(name), scorer_label(route.scorer)
-        if found is not None and found[1].scorer == label:
+        examined, label = self.examined.get(name), scorer_label(route.scorer)
+        if examined is not None and examined[1].scorer == label:
             return extractability_refusal(extracted(connection, name, route, self.examined), label)
         return extractability_refusal([] if tally is None else [one == "1" for one in tally.extracted], label)
 
@@ -45,7 +45,6 @@ class Promises:
     ) -> RouteGuarantee:
         """What is promised on a route with these settings.
 
-        setup       of its newest request; None: it had none
         unreadable  too few of its answers can be read, and it must not act
         """
         held = self.decided.of(name)
@@ -67,11 +66,7 @@ class Promises:
 
 
 def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promises:
-    """Read what every promise depends on. Raises StoreError.
-
-    now_s   Unix time: people hold a route for a while
-    killed  is the kill switch on?
-    """
+    """Read what every promise depends on. Raises StoreError."""
     return Promises(
         decided=read_decided(connection),
         holds=read_holds(connection),
@@ -85,26 +80,17 @@ def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promi
 
 
 def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What serves a part of a route's requests in another way, by route.
-
-    rollouts  routes on which one runs
-    """
-    by_route = dict[str, tuple[str, ...]]()
-    for one in experiments:
-        for route in one.routes:
-            by_route[route] = (*by_route.get(route, ()), f"experiment {one.name}")
-    for route in rollouts:
-        by_route[route] = (*by_route.get(route, ()), "a rollout")
-    return by_route
+    """What serves a part of a route's requests in another way, by route."""
+    arms = [(route, f"experiment {one.name}") for one in experiments for route in one.routes]
+    arms += [(route, "a rollout") for route in rollouts]
+    return {name: tuple(what for route, what in arms if route == name) for name, _ in arms}
 
 
 def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
-    """How many audits the job `monitor` has seen of each class of questions."""
     return {} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes}
 
 
 def newest_switching(connection: LogReader) -> KillSwitchState | None:
-    """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
     return newest_event(connection, KillSwitchState)
 
 

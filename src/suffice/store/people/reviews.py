@@ -115,8 +115,6 @@ def ask_about(
 ) -> ReviewItem | str:
     """Ask about a run because a person wants it, whatever the cap; a sentence where that cannot be.
 
-    rules  the `review` table of each route
-
     Raises StoreError.
     """
     reason, author = reason.strip(), author.strip()

@@ -48,11 +48,7 @@ def learned_candidate(
     why: str,
     now_s: float,
 ) -> RolloutCandidate | str:
-    """A refit's version that is to be tried on a route; a sentence where it cannot be.
-
-    held     what is in force there
-    address  of the models, `v-` and twelve hexadecimal digits
-    """
+    """A refit's version that is to be tried on a route; a sentence where it cannot be."""
     problem = _cannot_be_compared(name, route, held)
     if problem is not None:
         return problem
@@ -66,10 +62,7 @@ def learned_candidate(
 def propose_learned(
     writer: Decisions, name: str, route: Route, address: str, *, author: str, reason: str, rollout: str, secret: str
 ) -> RolloutRun | str:
-    """Begin a rollout of a refit's version by a person's word; a sentence where it may not begin now.
-
-    rollout  its name, one that no other has
-    """
+    """Begin a rollout of a refit's version by a person's word; a sentence where it may not begin now."""
     with open_reader(writer.path) as connection:
         held = read_decided(connection).of(name)
         one = learned_candidate(
@@ -93,10 +86,7 @@ def as_candidate(
     why: str,
     now_s: float,
 ) -> RolloutCandidate | str:
-    """The same of a proposal at hand.
-
-    body  what is kept under its address
-    """
+    """The same of a proposal at hand."""
     problem, made, epoch = _cannot_be_compared(name, route, held), held.publication, held.epoch
     if problem is not None or made is None:
         return problem or ""
@@ -135,7 +125,6 @@ def plain_of(connection: LogReader, address: str, *, secret: str) -> dict[str, A
 
 
 def _kept_at(connection: LogReader, address: str, *, secret: str) -> Models | Version:
-    """What is kept under an address: models that are no version yet, else a version."""
     if address.startswith("v-"):
         return read_version(address, read_artefact(connection, address))
     return version_at(connection, address, secret=secret)
@@ -172,7 +161,6 @@ def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: 
 
 
 def _cannot_be_compared(name: str, route: Route, held: InForce) -> str | None:
-    """Why nothing learned can be tried on a route; None: it can."""
     made = held.publication
     if not route.is_learned:
         return f"route {name} serves what its owner wrote down, and nothing learned"

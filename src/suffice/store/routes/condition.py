@@ -44,7 +44,6 @@ def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = F
 
 
 def is_large(path: Path) -> bool:
-    """Is the log too large to be read through before anything else is done with it?"""
     try:
         return path.stat().st_size > QUICK_CHECK_BYTES
     except OSError:
@@ -94,13 +93,7 @@ class Condition:
 def read_condition(
     path: Path, switch: Path, announced: Sequence[Path], *, routes: Collection[str], checks: bool
 ) -> Condition:
-    """The condition of the deployment on the log at `path`. Raises nothing: what cannot be read is left out.
-
-    switch     the kill switch's file
-    announced  files beside which running gateways announce themselves
-    routes     of the settings: a pause of another one holds nothing back
-    checks     read the log through, where it is small and no gateway has found damage
-    """
+    """The condition of the deployment on the log at `path`. Raises nothing: what cannot be read is left out."""
     processes = read_presences(announced)
     damage = next((one.damage for one in processes if one.damage), "")
     if checks and not damage and not is_large(path):

@@ -175,10 +175,7 @@ def start_experiment(
 def stop_experiment(
     writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()
 ) -> ExperimentEnd | str:
-    """End an experiment; what ended, or why nothing did. Raises StoreError.
-
-    said  what it showed at its end, in sentences
-    """
+    """End an experiment; what ended, or why nothing did. Raises StoreError."""
     now = _running(read_experiments(writer.path), name)
     if now is None:
         return "is not running"

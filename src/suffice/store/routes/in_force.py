@@ -66,8 +66,6 @@ NOTHING: Final = InForce()
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """What holds on all routes, as far as the log has been read."""
-
     seq: int
     routes: Mapping[str, InForce]
 

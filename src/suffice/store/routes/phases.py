@@ -67,11 +67,7 @@ class Phase:
 def read_phases(
     source: LogSource, decided: DeploymentState | None = None, *, attended: bool = False
 ) -> dict[str, Phase]:
-    """Every route with which a control loop has begun. Raises StoreError.
-
-    decided   what is in force, if the caller has read it
-    attended  does a living worker look after them?
-    """
+    """Every route with which a control loop has begun. Raises StoreError."""
     with open_reader(source) as connection:
         phases, wanted = {}, dict[str, int](query_rows(connection, _WANTED))
         for name, held in (decided or read_decided(connection)).routes.items():

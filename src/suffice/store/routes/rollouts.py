@@ -119,11 +119,7 @@ def proposed_version(
     why: str,
     now_s: float,
 ) -> Version:
-    """A policy that somebody proposes for a route, as a version that follows what serves there. Raises ConfigError.
-
-    held   the rollouts so far
-    table  the policy, as settings have it
-    """
+    """A policy that somebody proposes for a route, as a version that follows what serves there. Raises ConfigError."""
     lineage = VersionLineage(
         parent=read_serving_version(held, name, own_version(route).address),
         proposed_by=f"person:{author}",
@@ -168,10 +164,7 @@ class RolloutCandidate:
 
 
 def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, own: Version) -> RolloutCandidate | str:
-    """A policy that is to be tried where its owner wrote one down; a sentence where it serves already.
-
-    own  the settings' own policy as a version
-    """
+    """A policy that is to be tried where its owner wrote one down; a sentence where it serves already."""
     in_force = read_serving_version(held, route, own.address)
     if version.address == in_force:
         return f"{version.address} is in force on route {route} already"
@@ -190,12 +183,7 @@ def beginning(
     held_by: str = "",
     by_person: bool = True,
 ) -> RolloutStart | str:
-    """The first row of a rollout; a sentence where it may not begin now.
-
-    name     of the rollout, one that no other has
-    rules    by which it may begin, and which it keeps
-    held_by  why a person holds the route; "": nobody does
-    """
+    """The first row of a rollout; a sentence where it may not begin now."""
     route, address = one.route, one.version.address
     why = cool_down_refusal(past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
     if why is not None:

@@ -86,7 +86,6 @@ class RollupSums:
     live_marked_excess: float = 0.0
 
     def plus(self, other: RollupSums, *, sign: int = 1) -> RollupSums:
-        """Both together; with sign -1, without the other."""
         return RollupSums(*[mine + sign * theirs for mine, theirs in zip(_VALUES(self), _VALUES(other), strict=True)])
 
     @property
@@ -146,8 +145,6 @@ def add_rollups(
 ) -> bool:
     """Add what was summed up behind `since`, up to `seq`, in the caller's transaction.
 
-    tallies  of the routes that have changed, whole
-
     False: somebody else has gone on from there, and nothing was added.
     """
     rows = query_rows(connection, "SELECT seq FROM rolled WHERE format = ?", (FORMAT,))
@@ -170,17 +167,12 @@ def add_rollups(
 
 
 def clear(connection: LogReader) -> None:
-    """Throw everything away; it is built again from the log."""
     for table in ("rollups", "tallies", "rolled"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - a constant
 
 
 def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *, since: int = 0) -> dict[str, Tally]:
-    """The tally of each route, up to where the log is summed up; {} where nothing is, in this version's format.
-
-    routes  only these; None: all
-    since   only those that have changed since the log was summed up to there
-    """
+    """The tally of each route, up to where the log is summed up; {} where nothing is, in this version's format."""
     if not read_to(connection).seq:
         return {}
     where = "" if routes is None else f" AND route IN ({', '.join('?' * len(routes))})"
@@ -208,7 +200,6 @@ def read_rollups(
 ) -> dict[tuple[str | int, ...], RollupSums]:
     """Sums for each value of `by`, in order; with () the one sum of everything, under ().
 
-    route       only this one; None: all
     since_hour  the first hour that counts; the beginning of a day is read from far fewer rows
     """
     groups = ", ".join(_EXPRESSIONS[name] for name in by)

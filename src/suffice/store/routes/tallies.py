@@ -194,8 +194,6 @@ def measure_governed_run(item: EpisodeWithLabels, match: Match) -> RunNumbers:
 
 @dataclass(frozen=True, slots=True)
 class RouteScorer:
-    """How answers of a route are compared with labels."""
-
     name: str  # "": to the letter
     match: Match
 
@@ -207,10 +205,7 @@ def fold_changes(
     *,
     only: Collection[str] | None = None,
 ) -> None:
-    """Add changes to the tallies of their routes.
-
-    only  the routes that are of interest; None: all
-    """
+    """Add changes to the tallies of their routes."""
     for change in changes:
         route = change_route(change)
         if isinstance(change, UnwrittenLabel) or (only is not None and route not in only):

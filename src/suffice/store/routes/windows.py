@@ -59,10 +59,7 @@ _FIRST: Final = "SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND rout
 def counted_cells(
     source: LogSource, route: str, *, since_seq: int = 0, until_seq: int | None = None
 ) -> Iterator[UnloggedRequests]:
-    """What was counted of a route's requests without rows, behind a place in the log up to another.
-
-    until_seq  None: all there is
-    """
+    """What was counted of a route's requests without rows, behind a place in the log up to another."""
     condition = "route = :route AND seq > :since AND (:until IS NULL OR seq <= :until) ORDER BY seq"
     for count in select(source, RequestCount, condition, {"route": route, "since": since_seq, "until": until_seq}):
         yield from count.cells
@@ -140,10 +137,7 @@ def job_history(source: LogSource, *, n: int = 50) -> list[JobRun]:
 
 
 def read_publications(connection: LogReader, route: str, *, epoch: int | None = None) -> list[tuple[int, Publication]]:
-    """What was published on a route, each with its place in the log, oldest first.
-
-    epoch  only in this one; None: ever
-    """
+    """What was published on a route, each with its place in the log, oldest first."""
     made = select_placed(connection, Publication, "route = ? ORDER BY seq", (route,), index="decisions")
     return [one for one in made if epoch is None or one[1].epoch == epoch]
 
@@ -172,10 +166,7 @@ def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]
 def whole_episodes(
     connection: LogReader, episodes: Sequence[str], until_seq: int
 ) -> list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]:
-    """Request, outcome and labels of each of these episodes, as far as they stood in the log; others are left out.
-
-    until_seq  labels that came later do not count
-    """
+    """Request, outcome and labels of each of these episodes, as far as they stood in the log; others are left out."""
     whole = list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]()
     for name in episodes:
         asked, ended = locate_event(connection, Request, name), locate_event(connection, Outcome, name)

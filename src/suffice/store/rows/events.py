@@ -217,7 +217,6 @@ def kind_of(event: Event) -> Kind[Any]:
 
 
 def kind_named(payload: type[Any]) -> str:
-    """The name of the kind that holds this payload."""
     return _BY_PAYLOAD[payload].name
 
 
@@ -276,7 +275,6 @@ def to_row(event: Event) -> Row:
 
 
 def _mended(kind: Kind[Any], event: Event) -> Event:
-    """The same event without what JSON cannot carry. Raises ValueError if that is not enough."""
     try:
         return msgspec.convert(_plain(msgspec.to_builtins(event)), EVENTS[kind.name])
     except TypeError as error:

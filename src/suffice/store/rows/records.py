@@ -19,8 +19,6 @@ from suffice.types import Feedback, RecalledRun
 
 @dataclass(frozen=True, slots=True)
 class FeedbackEvent:
-    """A label, rating or correction, perhaps received before its request was written."""
-
     feedback: Feedback
     about: RecalledRun | None = None  # None: its run has rows of its own, or no gateway knows it any more
 
@@ -85,8 +83,6 @@ class AlertDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailOpenCount:
-    """How often Suffice failed open on a route within an hour."""
-
     route: str
     hour: int  # since 1970
     n_runs: int
@@ -104,8 +100,6 @@ class SettingChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigChange:
-    """The settings that a process started with, and how they differ from those before."""
-
     number: int  # of the log's changes, from 1, which only records what is there
     author: str  # process and user; "file" where no user is known
     reason: str  # a short sentence
@@ -186,8 +180,6 @@ class KillSwitchState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionText:
-    """The text of a question. No other row holds any, but for the sources of its run."""
-
     episode_id: str
     route: str
     text: str  # as a person reads it
@@ -196,8 +188,6 @@ class QuestionText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What the steps of a caller's loop read and wrote."""
-
     episode_id: str
     route: str
     sources: tuple[Source, ...]  # in the order of the steps
@@ -216,8 +206,6 @@ class RolloutStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutUndo:
-    """The end of a version that had reached everybody."""
-
     rollout: str
     route: str
     author: str
@@ -247,8 +235,6 @@ class RequestCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRates:
-    """Rates, and what they were before; each a fraction, by class."""
-
     route: str
     number: int  # of the route's settings of rates: 1 is the first
     sample_rate: float  # the owner's, which they keep to; where it is another now they are void
@@ -262,8 +248,6 @@ class RowRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionRefusal:
-    """A version that is in force and that a gateway cannot serve."""
-
     route: str
     number: int  # of the publication; 0: a rollout has brought it to everybody
     fit: str  # address of the version
