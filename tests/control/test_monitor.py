@@ -13,6 +13,7 @@ import pytest
 
 from suffice.assurance.forecast import Alert, Outlook
 from suffice.cli.inspect.route_status import read_statuses
+from suffice.control.evidence.audits import audits_to_rows
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
@@ -93,7 +94,10 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
     assert level > 0
     told = [window.predicted_drop for window in summaries]
     assert all(one is not None and 0 < one < 1 for one in told)
-    rows = windows.replayed._rows([audit for window in windows.windows for audit in window.audits.values()])
+    audits = [audit for window in windows.windows for audit in window.audits.values()]
+    rows = audits_to_rows(
+        audits, chosen=served.features, match=windows.replayed.match, wave=8, counts=windows.replayed._counts
+    )
     assert rows is not None
     expected = served.expected(rows, served.rows_at(rows, level))
     assert sum(one or 0.0 for one in told) / 4 == pytest.approx(float(expected.mean()), rel=0.02)

@@ -132,14 +132,7 @@ def assess_found(
         idle=_idle(held, gathered, certificate),
     )
     standing = assess_rollout(held.state, evidence, held.rules, at=at, now_s=now_s)
-    return Assessment(
-        held=held,
-        evidence=evidence,
-        standing=standing,
-        at=at,
-        now_s=now_s,
-        certificate=certificate,
-    )
+    return Assessment(held=held, evidence=evidence, standing=standing, at=at, now_s=now_s, certificate=certificate)
 
 
 def standing_of(

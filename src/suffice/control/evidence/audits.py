@@ -1,10 +1,10 @@
 """Audits with their labels, as rows that a certificate counts.
 
-    request, outcome, labels ──▶ Audit ──▶ shown ──▶ AuditRuns ──▶ learn.certifier
+    request, outcome, labels ──▶ Audit ──▶ audits_to_rows ──▶ AuditRuns ──▶ learn.certifier
 
-Signals are computed by the observer that serves live traffic (`learn.dataset`). What nobody saw counts against a stop,
-never for it: an audit that was abandoned is a loss at every level, and so is, from the gap on, a run with a checkpoint
-that should have had an answer and has none.
+Signals are computed by the observer that serves live traffic (`learn.dataset`). What nobody saw counts against a stop:
+an audit that was abandoned is a loss at every level, and so is, from the gap on, a run with a checkpoint that should
+have had an answer and has none.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from suffice.learn.groups import prompt_fold
 from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
 from suffice.settings import Route
+from suffice.signals.query import class_of
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, Outcome, Query, Request
 
 # Ends that leave no answer because the upstream gave none, or because nothing was asked of it: the full run is wrong
@@ -57,6 +59,10 @@ class Audit:
         return self.episode.request.episode_id
 
     @property
+    def outcome(self) -> Outcome:
+        return self.episode.outcome
+
+    @property
     def share(self) -> float:
         """P(audit) when it was drawn."""
         return audited_at(self.episode.request, probes=self.only_drawn)
@@ -66,23 +72,36 @@ class Audit:
         return self.episode.request.query or Query()
 
     @property
+    def query_class(self) -> str:
+        return class_of(self.episode.request.query)
+
+    @property
     def differs(self) -> bool:
         """Does it give another answer anywhere on the way?"""
-        outcome = self.episode.outcome
-        return any(step.answer != outcome.answer for step in outcome.steps)
+        return any(step.answer != self.outcome.answer for step in self.outcome.steps)
+
+    @property
+    def gap(self) -> int | None:
+        """The first checkpoint, from 0, whose answer nobody got."""
+        return next((at for at, step in enumerate(self.outcome.steps) if step.missing), None)
 
     @property
     def is_lost(self) -> bool:
         """Did it leave nothing to judge: abandoned, timed out, shed, killed, or broken by a fault of ours?"""
-        outcome = self.episode.outcome
+        outcome = self.outcome
         if outcome.stopped or outcome.end_reason not in FINISHED_ENDS:
             return True
         unseen = not outcome.steps and bool(outcome.degraded)
-        return unseen or (self.fate == "unprobed" and any(step.missing for step in outcome.steps))
+        return unseen or (self.fate == "unprobed" and self.gap is not None)
 
     @property
     def fate(self) -> Fate:
-        return fate(self.episode.request, self.episode.outcome)
+        return fate(self.episode.request, self.outcome)
+
+    @property
+    def is_replayable(self) -> bool:
+        """Was it seen to its end, with a checkpoint before that?"""
+        return self.fate == "full" and len(self.outcome.steps) > 1
 
     def kept(self, at: int, epoch_at: int) -> Audit:
         """The same audit as an epoch sees it that begins later: its label was there from the beginning, if at all."""
@@ -90,11 +109,17 @@ class Audit:
         return replace(self, at=at, label_at=label_at)
 
     def with_label(self, label: GivenLabel, at: int) -> Audit:
-        """The same audit when something more has been said."""
+        """The same audit when something more has been said, at request `at`."""
         return replace(self, labels=tuple(sorted((*self.labels, label), key=lambda one: one.seq)), label_at=float(at))
 
 
 Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said of it
+
+
+def recorded_audit(item: EpisodeWithLabels) -> Audit:
+    """An audit as the log has it, for readers that count no requests."""
+    labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
+    return Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels)
 
 
 def sees_only_drawn(route: Route) -> bool:
@@ -105,7 +130,7 @@ def sees_only_drawn(route: Route) -> bool:
 def audited_at(request: Request, *, probes: bool) -> float:
     """P(a request like this is an audit) when it was drawn, in [0, 1].
 
-    probes  its route asks for trial answers by extra calls, which only runs drawn by lot are sent
+    probes  its route asks for trial answers by extra calls, which only runs drawn at random are sent
     """
     if request.mode == "observe" and not probes:
         return 1.0
@@ -113,10 +138,7 @@ def audited_at(request: Request, *, probes: bool) -> float:
 
 
 def is_audit(request: Request, *, probes: bool) -> bool:
-    """Does this request stand for the traffic, whatever becomes of it? It is known when the request begins.
-
-    probes  as `audited_at` has it
-    """
+    """Does this request stand for the traffic, whatever becomes of it? It is known when the request begins."""
     drawn = request.audit or (request.mode == "observe" and not probes)
     return request.ungoverned is None and request.delivery == 1 and drawn
 
@@ -124,6 +146,9 @@ def is_audit(request: Request, *, probes: bool) -> bool:
 def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
     """Is this run an audit whose end says something: what a stop loses, or that nobody will ever know?"""
     return is_audit(request, probes=probes) and outcome.end_reason not in NO_ANSWER_ENDS
+
+
+# --------------------------------------------------------------------------- labels that count
 
 
 def verdicts(
@@ -135,22 +160,23 @@ def verdicts(
 ) -> tuple[Verdicts, frozenset[str]]:
     """Return the label that counts for each audit (`assurance.labels`), and the audits in contradiction.
 
-    audits  of the window whose answers differ somewhere in play: words about others change nothing
+    audits  of the window whose answers differ at an eligible level: labels of others change nothing
     match   does an answer equal a reference? Two references that judge an audit alike are one verdict
     callers senders whose keys also ask the model: users, whatever they call themselves
-    hears   does this word of a judge model count? What it costs others take off (`control.loop.charges`)
+    hears   does this label of a judge model count? What it costs others take off (`control.loop.charges`)
     """
     by_id = {audit.id: audit for audit in audits}
     given = {
-        (audit.id, one.seq): one.feedback
+        (audit.id, label.seq): label.feedback
         for audit in by_id.values()
-        for one in audit.labels
-        if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
+        for label in audit.labels
+        if (label.feedback.correct is not None or label.feedback.gold is not None)
+        and (label.feedback.source != JUDGE or hears(label.feedback))
     }
     labels = [
-        # What a judge may get wrong is charged; a cap on its words would only silence it.
         replace(
             trusted_label(name, GivenLabel(seq, one), _meaning(by_id[name], one, match), callers),
+            # What a judge may get wrong is charged; a cap on its labels would only silence it.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
         )
         for (name, seq), one in given.items()
@@ -164,8 +190,11 @@ def verdicts(
     return counts, standing.contested
 
 
+_NOBODY: Final = object()
+
+
 def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers: Collection[str]) -> TrustedLabel:
-    """A label of an audit with its weight. callers: senders that are users whatever they call themselves."""
+    """A label of an audit with its rank. callers: senders that are users whatever they call themselves."""
     given = label.feedback
     return TrustedLabel(
         audit=audit,
@@ -177,29 +206,28 @@ def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers:
     )
 
 
-_NOBODY: Final = object()
+def changed_verdicts(before: Verdicts, after: Verdicts) -> set[str]:
+    """Audits for which another label counts than before."""
+    return {name for name in {*before, *after} if before.get(name) != after.get(name)}
 
 
 def _key(given: Feedback, callers: Collection[str]) -> str:
-    """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
+    """Whose label it is: trusted people who share a key, such as a labelling tool's, count one by one."""
     is_person = given.user and rank_of(given, callers) >= TRUSTED
     return f"{given.sender} {given.user}" if is_person else given.sender
 
 
-def _tells(label: GivenLabel) -> bool:
-    """Does it say what is right? Ratings and thumbs do not."""
-    return label.feedback.correct is not None or label.feedback.gold is not None
-
-
 def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
     """What a label makes of an audit: is the full run right, and which of its other answers are."""
-    outcome = audit.episode.outcome
-    answers = sorted({step.answer for step in outcome.steps if step.answer is not None})
+    answers = sorted({step.answer for step in audit.outcome.steps if step.answer is not None})
     full = given.correct
     if full is None and given.gold is not None:
-        full = outcome.answer is not None and match(outcome.answer, given.gold)
+        full = audit.outcome.answer is not None and match(audit.outcome.answer, given.gold)
     others = () if given.gold is None else tuple(answer for answer in answers if match(answer, given.gold))
     return full, others
+
+
+# --------------------------------------------------------------------------- rows
 
 
 def audits_to_rows(
@@ -211,25 +239,16 @@ def audits_to_rows(
     wave    samples that are launched together
     counts  of `verdicts`
     """
-    parts = list[AuditRuns]()
-    whole = [audit for audit in audits if audit.fate == "full" and len(audit.episode.outcome.steps) > 1]
+    whole = [audit for audit in audits if audit.is_replayable]
     rows = _whole(whole, chosen=chosen, match=match, wave=wave, counts=counts) if whole else None
     place = {audit.id: number for number, audit in enumerate(whole)}
-    for audit in audits:
-        if rows is not None and audit.id in place:
-            parts.append(rows.take(np.array([place[audit.id]])))
-        else:
-            parts.append(_single(audit, len(chosen.names)))
+    parts = [
+        rows.take(np.array([place[audit.id]]))
+        if rows is not None and audit.id in place
+        else _single(audit, len(chosen.names))
+        for audit in audits
+    ]
     return concatenate_audits(parts) if parts else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    """An audit as `learn.dataset` reads episodes."""
-
-    seq: int
-    episode: Episode
-    labels: Sequence[SequencedLabel]
 
 
 def _whole(
@@ -237,7 +256,11 @@ def _whole(
 ) -> AuditRuns:
     """Runs that were seen to their end, in order of `seq`, which is the order of the audits."""
     recorded = [
-        _Recorded(n, audit.episode, (GivenLabel(audit.seq, counts[audit.id]),) if audit.id in counts else ())
+        EpisodeWithLabels(
+            seq=n,
+            episode=audit.episode,
+            labels=(StoredLabel(seq=audit.seq, feedback=counts[audit.id]),) if audit.id in counts else (),
+        )
         for n, audit in enumerate(audits)
     ]
     data = build_dataset(recorded, match=match, chosen=chosen, wave=wave, most_audits=len(recorded) + 1)
@@ -263,9 +286,8 @@ def behind_a_gap(audits: Sequence[Audit], starts: Ints) -> Bools:
     """Rows at and behind a checkpoint whose answer nobody got: a stop might have been there, shape (T,)."""
     gap = np.zeros(int(starts[-1]), dtype=bool)
     for audit, start, end in zip(audits, starts[:-1], starts[1:], strict=True):
-        first = next((n for n, step in enumerate(audit.episode.outcome.steps) if step.missing), None)
-        if first is not None:
-            gap[start + first : end] = True
+        if audit.gap is not None:
+            gap[start + audit.gap : end] = True
     return gap
 
 
@@ -275,9 +297,8 @@ def _folds(audits: Sequence[Audit]) -> Small:
 
 def _single(audit: Audit, n_features: int) -> AuditRuns:
     """A run of one row: nothing could have stopped it before its end, or it counts as lost wherever it is stopped."""
-    outcome = audit.episode.outcome
-    tokens = float(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-    full = tokens + undrawn_tokens(audit.episode.request, outcome)
+    usage = audit.outcome.usage
+    tokens = float(usage.completion_tokens if usage is not None else 0)
     return AuditRuns(
         x=np.zeros((1, n_features)),
         starts=np.array([0, 1]),
@@ -286,7 +307,7 @@ def _single(audit: Audit, n_features: int) -> AuditRuns:
         may_stop=np.zeros(1, bool),
         cost=np.array([tokens]),
         per_step=np.array([max(1.0, tokens)]),
-        full=np.array([full]),
+        full=np.array([tokens + undrawn_tokens(audit.episode.request, audit.outcome)]),
         fold=_folds([audit]),
         at=np.array([float(audit.at)]),
         share=np.array([audit.share]),

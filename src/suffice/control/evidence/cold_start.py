@@ -1,9 +1,7 @@
 """How many full runs an epoch begins with, and how long a first certificate takes.
 
-    audits that prove a level, audits that the loop looks back on, share ──▶ requests to the first certificate
-
-Without `audit_share` audits are many while nothing is certified and few afterwards. A share that is written holds
-from the end of the burst on, also while nothing is certified: a small one can keep a route at full runs for good.
+Without `audit_share` audits are many while nothing is certified and few afterwards. A share that is written holds from
+the end of the burst on, also while nothing is certified: a small one can keep a route at full runs for good.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from math import inf
 from typing import Final
 
 from suffice.assurance.certify import audits_to_certify
-from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, bound_fidelity, budget_left
+from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, bound_fidelity, budget_left
 from suffice.assurance.windows import window_audits
 from suffice.learn.certifier import HORIZON, Plan, full_runs
 from suffice.rollout.assign import audit_share
@@ -22,6 +20,7 @@ from suffice.types import Epoch
 
 USUAL_PART: Final = 0.25  # of the budget: what a certified level loses or so
 PATIENCE: Final = 100_000  # requests to the first certificate that are worth a warning
+MOST_AUDITS: Final = 10**7  # where a budget is no fraction, nothing is ever certified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +41,20 @@ def burst_of(route: Route, control: Control) -> int:
     Each audit of an owner's policy is evidence as it comes, and nobody wants a thousand runs asked twice at once.
     """
     return burst_requests(control, route.max_em_drop) if route.is_learned else 0
+
+
+def burst_requests(control: Control, max_em_drop: float) -> int:
+    """Full runs at the beginning of an epoch: as the owner says, else by the law of `learn.certifier.full_runs`."""
+    if control.burst_requests is not None:
+        return control.burst_requests
+    return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
+
+
+def window_size(control: Control, max_em_drop: float) -> int:
+    """Audits that a certificate looks back on: as the owner says, else by the law of `assurance.windows`."""
+    if control.window_audits is not None:
+        return control.window_audits
+    return window_audits(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS
 
 
 def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
@@ -73,47 +86,25 @@ def first_certificate(route: Route, control: Control) -> Start:
     if needed <= burst:
         return Start(n_audits=needed, n_requests=burst)
     # The burst has a window of its own: behind it, audits of the smaller share begin another one.
-    most = window_size(control, route.max_em_drop)
-    wait = needed / share if share > 0 and needed <= most else inf
-    return Start(n_audits=needed, n_requests=burst + wait)
+    fits = share > 0 and needed <= window_size(control, route.max_em_drop)
+    return Start(n_audits=needed, n_requests=burst + needed / share if fits else inf)
 
 
 def _needed(route: Route) -> int:
     """Audits that prove a level which loses a quarter of what is left of the budget once its finish is measured."""
     if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
         return MOST_AUDITS
+    delta = 1 - route.confidence
     if route.kind != "reasoning":
-        return _to_certify(budget_left(route.max_em_drop, VERBATIM).max_em_drop, route)
+        left = budget_left(route.max_em_drop, VERBATIM).max_em_drop
+        return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta)
     # Each audit compares one finish, in one of the bands of levels: the more there are, the more of the budget is left,
     # and the fewer are needed.
     never, enough = 0, MOST_AUDITS
     while enough - never > 1:
         n = (never + enough) // 2
-        left = budget_left(route.max_em_drop, _finish(n)).max_em_drop
-        never, enough = (never, n) if left and _to_certify(left, route) <= n else (n, enough)
+        finish = bound_fidelity(0, n // MOST_BANDS, confidence=FIDELITY_CONFIDENCE, anytime=False)
+        left = budget_left(route.max_em_drop, finish).max_em_drop
+        proves = left and audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta) <= n
+        never, enough = (never, n) if proves else (n, enough)
     return enough
-
-
-def _finish(n_audits: int) -> Fidelity | None:
-    return bound_fidelity(0, n_audits // MOST_BANDS, confidence=FIDELITY_CONFIDENCE, anytime=False)
-
-
-def _to_certify(left: float, route: Route) -> int:
-    return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=1 - route.confidence)
-
-
-MOST_AUDITS: Final = 10**7  # where a budget is no fraction, nothing is ever certified
-
-
-def burst_requests(control: Control, max_em_drop: float) -> int:
-    """Full runs at the beginning of an epoch: as the owner says, else by the law of `learn.certifier.full_runs`."""
-    if control.burst_requests is not None:
-        return control.burst_requests
-    return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
-
-
-def window_size(control: Control, max_em_drop: float) -> int:
-    """Audits that a certificate looks back on: as the owner says, else by the law of `assurance.windows`."""
-    if control.window_audits is not None:
-        return control.window_audits
-    return window_audits(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS

@@ -9,16 +9,16 @@ which would make the first batches easy and all later ones look like drift.
 
 A prompt counts once in a batch: a few that many repeat would move its means by chance. A conversation counts once for
 the classes: its turns would be one class many times, which looks like drift. No stop selects any of these signals.
-Where only some requests have rows in the log, each counts for those that it stands for: the mean of a batch is theirs,
-and another mix of rates moves it by chance alone. A signal of the first step that does not move while the reference is
-taken is left out: with no spread of its own, any later value would look like drift.
+Where only some requests have rows in the log, each counts for those that it stands for, so the mean of a batch is
+theirs. A signal of the first step that does not move while the reference is taken is left out: with no spread of its
+own, any later value would look like drift.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import log
 from typing import Final
 
@@ -31,6 +31,7 @@ from suffice.control.evidence.run_join import remember
 from suffice.learn.audits import Floats
 from suffice.learn.dataset import early_features
 from suffice.signals.query import class_of
+from suffice.store.database.views import EpisodeWithLabels
 from suffice.types import Episode
 
 SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1p(n_words)")
@@ -44,29 +45,8 @@ MOST_REPEATS: Final = 900  # that a batch passes over: a route with few prompts 
 _ALTERNATING: Final = np.resize([1.0, -1.0], BATCH)  # mean 0 and sd 1 over a batch
 
 
-@dataclass(frozen=True, slots=True)
-class _First:
-    episode: Episode
-    labels: tuple[()] = ()
-    seq: int = 0
-
-
-def _weights(batch: list[_First]) -> Floats:
-    """How many requests each run stands for, over their mean."""
-    weights = np.array([weight_of(one.episode.request, one.episode.outcome) for one in batch])
-    return np.asarray(weights / weights.mean())
-
-
-def _weighted(signals: Floats, weights: Floats) -> Floats:
-    """The signals with the mean, and its spread, that they have where each run counts for those that it stands for."""
-    if (weights == 1).all():
-        return signals
-    mean = (weights[:, np.newaxis] * signals).mean(axis=0)
-    return np.asarray(mean + (signals - mean) * weights[:, np.newaxis])
-
-
 @dataclass(slots=True)
-class _Part:
+class _PartialColumns:
     """Values of some runs of each batch, as far from the reference and as noisy as if all runs had them.
 
     The mean of n of 100 runs is off by chance as much as the square root of 100/n says. It is shrunk by this factor,
@@ -81,25 +61,24 @@ class _Part:
         """Rows for a batch, shape (100, F), from the values of n runs, shape (n, F); normal: of the reference."""
         if normal:
             self._sum, self._n = self._sum + values.sum(axis=0), self._n + len(values)
-        n_columns, n = values.shape[1], len(values)
+        n, n_columns = values.shape
         if not n or not self._n:
             return np.outer(_ALTERNATING, np.full(n_columns, self.spread))
         away = (values.mean(axis=0) - self._sum / self._n) * np.sqrt(n / BATCH)
         return np.asarray(away + np.outer(_ALTERNATING, np.maximum(values.std(axis=0), self.spread)))
 
 
-@dataclass(slots=True)
 class DriftFeatures:
     """Makes batches of runs, and compares them with the means of the reference."""
 
-    _firsts: list[_First] = field(default_factory=list)  # runs that make up no batch yet
-    _prompts: set[str] = field(default_factory=set)  # of these
-    _n_repeats: int = 0  # of them that the batch has passed over
-    _reference: list[Floats] = field(default_factory=list)  # means of a batch
-    _classes: tuple[str, ...] = ()  # with a column of their own, chosen at the first batch
-    _conversations: dict[str, None] = field(default_factory=dict)
-    _mix: _Part = field(default_factory=lambda: _Part(CLASS_SPREAD))
-    _steps: _Part = field(default_factory=lambda: _Part(STEP_SPREAD))
+    def __init__(self) -> None:
+        self._runs: list[Episode] = []  # that make up no batch yet
+        self._prompts: set[str] = set()  # of these
+        self._n_repeats = 0  # of them that the batch has passed over
+        self._reference: list[Floats] = []  # means of a batch
+        self._classes: tuple[str, ...] = ()  # with a column of their own, chosen at the first batch
+        self._conversations: dict[str, None] = {}
+        self._mix, self._steps = _PartialColumns(CLASS_SPREAD), _PartialColumns(STEP_SPREAD)
 
     def batches(self, runs: Iterable[Episode]) -> Iterator[Floats]:
         """The features of each batch that is whole now, shape (100, N_COLUMNS).
@@ -109,10 +88,10 @@ class DriftFeatures:
         for episode in runs:
             if not episode.outcome.steps or self._is_repeat(episode.request.question_key):
                 continue
-            self._firsts.append(_First(episode))
-            if len(self._firsts) == BATCH:
-                yield self._batch(self._firsts)
-                self._firsts, self._prompts, self._n_repeats = [], set(), 0
+            self._runs.append(episode)
+            if len(self._runs) == BATCH:
+                yield self._features(self._runs)
+                self._runs, self._prompts, self._n_repeats = [], set(), 0
 
     def _is_repeat(self, prompt: str) -> bool:
         is_repeat = prompt in self._prompts and self._n_repeats < MOST_REPEATS
@@ -121,18 +100,21 @@ class DriftFeatures:
             self._prompts.add(prompt)
         return is_repeat
 
-    def _batch(self, batch: list[_First]) -> Floats:
-        normal, weights = len(self._reference) < REFERENCE, _weights(batch)
-        mix = self._mix.rows(self._of_class(batch, weights), normal=normal)
-        steps = self._steps.rows(_log_steps(batch), normal=normal)
-        first = self._steady(_weighted(early_features(batch, SIGNALS), weights))
-        return np.column_stack([first, mix, steps])
+    def _features(self, batch: list[Episode]) -> Floats:
+        normal = len(self._reference) < REFERENCE
+        weights = np.array([weight_of(one.request, one.outcome) for one in batch])
+        weights = weights / weights.mean()  # requests that each run stands for
+        mix = self._mix.rows(self._class_indicators(batch, weights), normal=normal)
+        full = [len(one.outcome.steps) for one in batch if is_evidence(one.request, one.outcome, probes=False)]
+        steps = self._steps.rows(np.array([log(n) for n in full]).reshape(-1, 1), normal=normal)
+        firsts = [EpisodeWithLabels(seq=0, episode=one, labels=()) for one in batch]
+        return np.column_stack([self._steady(_weighted(early_features(firsts, SIGNALS), weights)), mix, steps])
 
-    def _of_class(self, batch: list[_First], weights: Floats) -> Floats:
+    def _class_indicators(self, batch: list[Episode], weights: Floats) -> Floats:
         """Class indicators of conversations that are new, shape (n, N_CLASSES + 1); the last is for other classes."""
-        new, names = list[int](), [class_of(one.episode.request.query) for one in batch]
+        new, names = list[int](), [class_of(one.request.query) for one in batch]
         for row, one in enumerate(batch):
-            conversation = one.episode.request.conversation
+            conversation = one.request.conversation
             if not conversation or conversation not in self._conversations:
                 new.append(row)
             if conversation:
@@ -149,13 +131,14 @@ class DriftFeatures:
         if len(self._reference) < REFERENCE:
             self._reference.append(batch.mean(axis=0))
             return batch
-        seen = np.array(self._reference)
-        mean = seen.mean(axis=0)
-        return np.where(seen.std(axis=0, ddof=1) < LEAST_SD * (1 + np.abs(mean)), mean, batch)
+        reference = np.array(self._reference)
+        mean = reference.mean(axis=0)
+        return np.where(reference.std(axis=0, ddof=1) < LEAST_SD * (1 + np.abs(mean)), mean, batch)
 
 
-def _log_steps(batch: list[_First]) -> Floats:
-    """Logarithms of the steps of the full runs in a batch, shape (n, 1)."""
-    runs = ((one.episode.request, one.episode.outcome) for one in batch)
-    full = [log(len(outcome.steps)) for request, outcome in runs if is_evidence(request, outcome, probes=False)]
-    return np.array(full).reshape(-1, 1)
+def _weighted(signals: Floats, weights: Floats) -> Floats:
+    """The signals with the mean, and its spread, that they have where each run counts for those that it stands for."""
+    if (weights == 1).all():
+        return signals
+    mean = (weights[:, np.newaxis] * signals).mean(axis=0)
+    return np.asarray(mean + (signals - mean) * weights[:, np.newaxis])

@@ -2,13 +2,11 @@
 
     ends of runs, ratings ──▶ Ratings ──▶ why the next safer level is due, or None
 
-Only runs that the lottery could have made the other kind, and in which a certified level asked for a stop: audits went
-on from there, the others stopped, where nothing failed. Both are alike in all but that, for what picks them lies before
-it; how a run ended lies behind, and picks nothing. Turns of one conversation drew one lot and are one witness, by its
-first rating. A key that may ask for answers speaks for a share of the runs at most, as `assurance.labels` has
-it.
-
-Whoever rates can only make a route safer, never bolder.
+Only runs count that could have been drawn the other way, and in which a certified level asked for a stop: audits went
+on from there, the others stopped. Both are alike in all but that, because what picks them lies before it; how a run
+ended lies behind, and picks nothing. Turns of one conversation drew one assignment and count once, by its first rating.
+A key that may ask for answers speaks for a share of the runs at most, as in `assurance.labels`. Whoever rates can only
+make a route safer, never bolder.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ from suffice.assurance.satisfaction import (
     satisfaction_of,
 )
 from suffice.control.evidence.audits import GivenLabel
+from suffice.control.evidence.run_join import remember
 from suffice.settings import Metric, Route
 from suffice.settings.checks import span_of
 from suffice.signals.query import class_of
@@ -53,10 +52,10 @@ class Ratings:
 
     floor: float | None
     delta: float
-    _seen: SatisfactionTest | None = field(init=False)
-    _runs: dict[str, tuple[bool, float]] = field(default_factory=dict)  # audit, runs that it stands for
-    _n_runs: int = 0
-    _spoken: Counter[str] = field(default_factory=Counter)  # ratings that counted, by capped key
+    _test: SatisfactionTest | None = field(init=False)
+    _runs: dict[str, tuple[bool, float]] = field(init=False)  # audit, runs that it stands for
+    _n_runs: int = field(init=False)
+    _counted: Counter[str] = field(init=False)  # ratings that counted, by capped key
 
     def __post_init__(self) -> None:
         self.begin_anew()
@@ -67,58 +66,50 @@ class Ratings:
 
     @property
     def asks(self) -> str | None:
-        return None if self._seen is None else self._seen.asks
+        return None if self._test is None else self._test.asks
 
     @property
     def verdict(self) -> SatisfactionVerdict | None:
-        """What the ratings so far say; None: nobody has asked."""
-        return None if self._seen is None else self._seen.verdict()
+        return None if self._test is None else self._test.verdict()
 
     def begin_anew(self) -> None:
         """Forget all: what people liked less was another level's."""
-        self._runs.clear()
-        self._n_runs = 0
-        self._spoken.clear()
-        self._seen = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
+        self._runs, self._n_runs, self._counted = {}, 0, Counter()
+        self._test = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
 
     def ended(self, episode: Episode) -> None:
         request, outcome = episode.request, episode.outcome
         proved = request.certified or request.promise == "budgeted"
         drawn = request.mode == "enforce" and proved and 0 < request.propensity < 1 and request.delivery == 1
-        if self._seen is None or not drawn or outcome.stop_step is None:
+        if self._test is None or not drawn or outcome.stop_step is None:
             return
         self._n_runs += 1
-        self._runs[request.episode_id] = request.audit, weight_of(request, outcome)
-        if len(self._runs) > MOST_RUNS:
-            del self._runs[next(iter(self._runs))]
+        remember(self._runs, request.episode_id, (request.audit, weight_of(request, outcome)), MOST_RUNS)
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         """Note what somebody said of a run; only the first rating counts."""
         satisfaction = satisfaction_of(given)
-        if self._seen is None or satisfaction is None or episode_id not in self._runs:
+        if self._test is None or satisfaction is None or episode_id not in self._runs:
             return
         if given.door == INFERENCE_KEY:
-            if self._spoken[given.sender] >= max(1, floor(MAX_SHARE * self._n_runs)):
+            if self._counted[given.sender] >= max(1, floor(MAX_SHARE * self._n_runs)):
                 return
-            self._spoken[given.sender] += 1
-        audit, stands_for = self._runs.pop(episode_id)
-        self._seen.add(RatedRun(audit=audit, satisfaction=satisfaction, stands_for=stands_for))
+            self._counted[given.sender] += 1
+        audit, weight = self._runs.pop(episode_id)
+        self._test.add(RatedRun(audit=audit, satisfaction=satisfaction, stands_for=weight))
 
 
 def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
     """Everything that can be said of an answer as a number. A category is one measure for each of its words."""
-    all_measures = [Measure(name=SATISFACTION)]
-    all_measures += [Measure(name=name, better="lower", level="conversation", silent=0.0) for name in EVENTS.values()]
+    result = [Measure(name=SATISFACTION)]
+    result += [Measure(name=name, better="lower", level="conversation", silent=0.0) for name in EVENTS.values()]
     for name, metric in declared.items():
-        span = span_of(metric)
+        span, better, level = span_of(metric), metric.direction, metric.level
         if span is None:
-            all_measures += [
-                Measure(name=f"{name}={word}", better=metric.direction, level=metric.level) for word in metric.values
-            ]
+            result += [Measure(name=f"{name}={word}", better=better, level=level) for word in metric.values]
         else:
-            low, high = span
-            all_measures.append(Measure(name=name, low=low, high=high, better=metric.direction, level=metric.level))
-    return tuple(all_measures)
+            result.append(Measure(name=name, low=span[0], high=span[1], better=better, level=level))
+    return tuple(result)
 
 
 def heard(
@@ -139,13 +130,13 @@ def heard(
         drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
         audit=request.audit,
         conversation=request.conversation or request.episode_id,
-        words=tuple(word for label in labels if (word := _word(label, declared)) is not None),
+        words=tuple(value for label in labels if (value := _value(label, declared)) is not None),
         stands_for=weight_of(request, outcome),
     )
 
 
-def _word(label: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
-    """What one piece of feedback says in numbers; None: nothing, or it is a model's word."""
+def _value(label: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
+    """What one piece of feedback says in numbers; None: nothing, or it is a model's."""
     given = label.feedback
     values = tuple(_values(given, declared)) if given.source != JUDGE else ()
     if not values:
@@ -211,30 +202,30 @@ def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
         return None
     try:
         noted = json.loads(given.comment or "")
-        if noted["model"] == model:
-            return JudgeGrades(full=float(noted["full"]), stopped=float(noted["stopped"]))
+        is_own = noted["model"] == model
+        return JudgeGrades(full=float(noted["full"]), stopped=float(noted["stopped"])) if is_own else None
     except (ValueError, KeyError, TypeError):
         return None
-    return None
 
 
 def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
-    """What this judge has said of a run; None: nothing, or nothing that can be read."""
-    return next((told for label in labels if (told := parse_grade(label.feedback, model)) is not None), None)
+    """A judge's grades of a run; None: it has none that can be read."""
+    grades = (parse_grade(label.feedback, model) for label in labels)
+    return next((grade for grade in grades if grade is not None), None)
 
 
 def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The last word of anybody but a judge that says what is right."""
+    """The latest label of anybody but a judge that says what is right."""
     return current_label([label for label in labels if label.feedback.source != JUDGE])
 
 
 def pair_grades(
-    outcome: Outcome, word: Feedback | None, told: JudgeGrades | None, match: Match
+    outcome: Outcome, word: Feedback | None, grades: JudgeGrades | None, match: Match
 ) -> list[tuple[float, bool]]:
     """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
-    if word is None or told is None:
+    if word is None or grades is None:
         return []
     if word.gold is None:
-        return [(told.full, bool(word.correct))]
-    sides = ((told.full, outcome.answer), (told.stopped, outcome.would_answer))
+        return [(grades.full, bool(word.correct))]
+    sides = ((grades.full, outcome.answer), (grades.stopped, outcome.would_answer))
     return [(grade, answer is not None and match(answer, word.gold)) for grade, answer in sides]

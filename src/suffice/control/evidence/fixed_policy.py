@@ -2,9 +2,9 @@
 
     policy, audits ──▶ policy_stops ──▶ AuditRuns with one feature, "it has stopped" ──▶ learn.certifier: 0, 1
 
-Level 0 never stops, level 1 is the policy. It was written down before the audits came, so all of them certify and none
-teaches. What nobody saw counts against it: a stop behind a checkpoint whose answer nobody got, a stop without an
-answer, and a run with such a checkpoint that the policy would have let end.
+The policy was written down before the audits came, so all of them certify and none teaches. What nobody saw counts
+against it: a stop behind a checkpoint whose answer nobody got, a stop without an answer, and a run with such a
+checkpoint that the policy would have let end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _has_stopped(x: Floats) -> Floats:
     return x[:, 0]
 
 
-FIXED: Final = FoldedModels(
+FIXED: Final = FoldedModels(  # level 0 never stops, level 1 is the policy
     models=(_has_stopped,) * N_FOLDS, levels=np.array([[-np.inf, 0.5]] * N_FOLDS), cost_exponent=0.0
 )
 
@@ -49,19 +49,16 @@ def fixed_policy_rows(
     runs = audits_to_rows(audits, chosen=_ANY, match=match, wave=wave, counts=counts)
     if runs is None:
         return None
-    told = [audit for audit in audits if audit.fate in ("full", "unprobed") and len(audit.episode.outcome.steps) > 1]
-    stops = policy_stops(policy, kind, told)
+    seen = [audit for audit in audits if audit.fate in ("full", "unprobed") and len(audit.outcome.steps) > 1]
+    stops = policy_stops(policy, kind, seen)
     x = np.zeros((len(runs.x), 1))
     z, d, may_stop, abandoned = runs.z.copy(), runs.d.copy(), runs.may_stop.copy(), runs.abandoned.copy()
     for number, audit in enumerate(audits):
         start, end = int(runs.starts[number]), int(runs.starts[number + 1])
-        stop = stops.get(audit.id)
+        stop, gap = stops.get(audit.id), audit.gap
         if end - start == 1:  # it has no row of its own to be stopped at, and nobody saw what was there
             abandoned[number] |= stop is not None
-            continue
-        steps = audit.episode.outcome.steps
-        gap = next((at for at, step in enumerate(steps[:-1]) if step.missing), None)
-        if gap is not None and (stop is None or gap <= stop[0]):
+        elif gap is not None and gap < end - start - 1 and (stop is None or gap <= stop[0]):
             x[start + gap : end] = 1.0  # counted as lost from there on already
         elif stop is not None:
             row = start + stop[0]
@@ -74,7 +71,7 @@ def fixed_policy_rows(
 
 def _lost(audit: Audit, answer: str | None, counts: Verdicts, match: Match) -> tuple[int, bool]:
     """EM drop of a run that is stopped with an answer, and whether that differs from the full run's."""
-    full, label = audit.episode.outcome.answer, counts.get(audit.id)
+    full, label = audit.outcome.answer, counts.get(audit.id)
     differs = answer is None or answer != full
     right, full_right = (is_right(one, full, label, match) for one in (answer, full))
     return (int(differs) if right is None or full_right is None else int(full_right) - int(right)), differs
@@ -87,29 +84,25 @@ def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[st
     """
     if not audits:
         return {}
-    runs = [(one.episode.request.query, one.episode.outcome.steps) for one in audits]
+    runs = [(one.episode.request.query, one.outcome.steps) for one in audits]
     columns = recorded_columns(policy.needs, kind, runs)
     run = np.repeat(np.arange(len(audits)), np.diff(columns.starts))
     asked = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
     stops: dict[str, tuple[int, str | None]] = {}
-    for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first one of a run has the last word
+    for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first one of a run is written last
         at = int(run[row])
         step = row - int(columns.starts[at])
-        if row < int(columns.starts[at + 1]) - 1:
-            delivered = answer_of(columns.answer[row], columns.answers)
-            stops[audits[at].id] = step, _returned(policy, kind, audits[at], step, delivered)
+        if row == int(columns.starts[at + 1]) - 1:
+            continue
+        answer = answer_of(columns.answer[row], columns.answers)
+        if kind == "rounds":  # in a loop of the caller's own the policy says which step's answer is returned
+            steps = audits[at].outcome.steps[: step + 1]
+            returned = returning(policy)([one.answer for one in steps], [one.confidence for one in steps])
+            answer = steps[returned - 1].answer
+        stops[audits[at].id] = step, answer
     return stops
 
 
 def answer_of(code: float, answers: Sequence[str]) -> str | None:
     """The answer behind a code of a column; None: there is none."""
     return None if np.isnan(code) else answers[int(code)]
-
-
-def _returned(policy: Policy, kind: Kind, audit: Audit, step: int, delivered: str | None) -> str | None:
-    """The answer behind a stop: in a loop of the caller's own the policy says which step's it is."""
-    if kind != "rounds":
-        return delivered
-    steps = audit.episode.outcome.steps[: step + 1]
-    at = returning(policy)([one.answer for one in steps], [one.confidence for one in steps])
-    return steps[at - 1].answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 from suffice.assurance.runs import Match
@@ -25,20 +25,3 @@ def matching(route: Route) -> Iterator[Match]:
 
 
 Matches: TypeAlias = Callable[[Route], AbstractContextManager[Match]]
-
-
-class ScorerCache:
-    """Opens a route's comparison when it is first asked for."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, Match] = {}
-        self._stack = ExitStack()
-
-    def of(self, name: str, route: Route, matches: Matches) -> Match:
-        """The comparison of a route, opened by `matches`. Raises what opening it raises, ConfigError above all."""
-        if name not in self._open:
-            self._open[name] = self._stack.enter_context(matches(route))
-        return self._open[name]
-
-    def close(self) -> None:
-        self._stack.close()

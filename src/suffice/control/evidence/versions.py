@@ -15,7 +15,7 @@ import numpy as np
 
 from suffice.assurance.forecast import DROP_PER_NEAR, near_levels, near_share
 from suffice.assurance.runs import Match, RunNumbers
-from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, changed_verdicts, verdicts
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.export import export_stop_model
@@ -23,7 +23,7 @@ from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.served import FoldedModels, Split, fit_served
 from suffice.learn.version import FoldedVersion, fold_version, read_version
-from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
+from suffice.model.stop import StepCost, StopModel, TrainingRecord, canonical
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader
 from suffice.store.routes.in_force import InForce
@@ -46,6 +46,10 @@ class ModelScores:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServedVersion(FoldedModels):
     version: FoldedVersion
+
+    @property
+    def features(self) -> FeatureSelection:
+        return FeatureSelection(tuple(self.version.models[0].features), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +116,20 @@ def read_back(address: str, body: str | None) -> ServedVersion:
     return as_served_version(read_version(address, body))
 
 
-def published_on(connection: LogReader, route: str) -> Callable[[int], Publication | None]:
+def published_on(log: LogReader, route: str) -> Callable[[int], Publication | None]:
     """What was in force on a route at a place of the log. Raises StoreError."""
-    rows = read_publications(connection, route)
-    places, made = [seq for seq, _ in rows], [publication for _, publication in rows]
+    rows = read_publications(log, route)
+    places = [seq for seq, _ in rows]
 
     def at(seq: int) -> Publication | None:
         before = bisect_right(places, seq)
-        return made[before - 1] if before else None
+        return rows[before - 1][1] if before else None
 
     return at
 
 
 def loader(
-    connection: LogReader, known: dict[str, ServedVersion | None] | None = None
+    log: LogReader, known: dict[str, ServedVersion | None] | None = None
 ) -> Callable[[str], ServedVersion | None]:
     """Versions by their address; None: it is gone, or cannot be read.
 
@@ -136,7 +140,7 @@ def loader(
     def load(address: str) -> ServedVersion | None:
         if address not in known:
             try:
-                known[address] = read_back(address, read_artefact(connection, address))
+                known[address] = read_back(address, read_artefact(log, address))
             except ConfigError:
                 known[address] = None
         return known[address]
@@ -148,6 +152,9 @@ def version_in_force(log: LogReader, held: InForce) -> ServedVersion | None:
     """The version that serves a route; None: there is none, or it cannot be read."""
     made = held.publication
     return None if made is None or not made.fit else loader(log)(made.fit)
+
+
+# --------------------------------------------------------------------------- audits at the deployed level
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,54 +178,43 @@ class ReplayedAudits:
     wave: int
     served: ServedVersion | None = None
     level: int = 0
-    _seen: dict[str, AuditAtLevel] = field(default_factory=dict)
+    _judged: dict[str, AuditAtLevel] = field(default_factory=dict)
     _near: range | None = None  # levels that count as neighbours; chosen when the level is deployed
     _counts: Verdicts = field(default_factory=dict)
 
     def deploy(self, served: ServedVersion | None, level: int) -> None:
         """Another level is in force: nothing that was judged at the old one counts."""
-        before = None if self.served is None else self.served.version.address
-        after = None if served is None else served.version.address
+        before, after = (None if one is None else one.version.address for one in (self.served, served))
         if (before, self.level) != (after, level):
             self.served, self.level, self._near = served, level, None
-            self._seen.clear()
+            self._judged.clear()
 
     def of(self, audits: Sequence[Audit]) -> Mapping[str, AuditAtLevel]:
         """How each audit, by its id, ends at the deployed level; with a version only."""
         if self.served is None or not audits:
             return {}
         before, (self._counts, _) = self._counts, verdicts([one for one in audits if one.labels], self.match)
-        again = {name for name in {*before, *self._counts} if before.get(name) != self._counts.get(name)}
-        new = [one for one in audits if one.id not in self._seen or one.id in again]
-        runs = self._rows(new)
-        if runs is not None:
-            self._judge(new, runs)
+        again = changed_verdicts(before, self._counts)
+        self._judge(self.served, [one for one in audits if one.id not in self._judged or one.id in again])
         kept = {one.id for one in audits}
-        self._seen = {name: one for name, one in self._seen.items() if name in kept}
-        return self._seen
+        self._judged = {name: one for name, one in self._judged.items() if name in kept}
+        return self._judged
 
-    def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
-        assert self.served is not None
-        chosen = FeatureSelection(tuple(self.served.version.models[0].features), ())
-        return (
-            audits_to_rows(audits, chosen=chosen, match=self.match, wave=self.wave, counts=self._counts)
-            if audits
-            else None
-        )
-
-    def _judge(self, audits: Sequence[Audit], runs: AuditRuns) -> None:
-        assert self.served is not None
-        rows = self.served.rows(runs)
+    def _judge(self, served: ServedVersion, audits: Sequence[Audit]) -> None:
+        runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=self.wave, counts=self._counts)
+        if runs is None:
+            return
+        rows = served.rows(runs)
         disagrees = runs.d[rows] | runs.abandoned[:, None]
         disagrees[:, 0] = False
         if self._near is None:
             self._near = near_levels(disagrees, self.level)
         labelled = np.isfinite(runs.label_at)
         z = np.where(labelled & ~runs.abandoned, runs.z[rows[:, self.level]], disagrees[:, self.level])
-        expected = self.served.expected(runs, rows[:, self.level]).tolist()
+        expected = served.expected(runs, rows[:, self.level]).tolist()
         shares = near_share(disagrees, self._near).tolist()
         for audit, near, lost, feared in zip(audits, shares, z.tolist(), expected, strict=True):
-            self._seen[audit.id] = AuditAtLevel(near, int(lost), feared)
+            self._judged[audit.id] = AuditAtLevel(near, int(lost), feared)
 
 
 def by_itself(run: RunNumbers) -> AuditAtLevel | None:

@@ -21,15 +21,7 @@ from suffice.edge.mail import MailServer, send_mail
 from suffice.edge.webhook import post_json
 from suffice.settings import Alerts
 from suffice.store.database.views import LogReader, last_place, open_reader
-from suffice.store.people.alerts import (
-    AlertLog,
-    Notice,
-    alerts_of,
-    deliveries_to,
-    owed,
-    read_told,
-    rows_worth_telling,
-)
+from suffice.store.people.alerts import AlertLog, Notice, alerts_of, deliveries_to, owed, read_told, rows_worth_telling
 from suffice.store.routes.rollups import HOUR_S, degraded_runs
 from suffice.store.rows.records import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
@@ -231,12 +223,7 @@ class Notify:
     def _sent(self, name: str, place: _SinkPlace, flight: _Flight, desk: JobWriter) -> None:
         notice = flight.notice
         delivery = AlertDelivery(
-            sink=name,
-            read_to_seq=flight.seq,
-            of=notice.kind,
-            same=notice.same,
-            about_s=flight.at_s,
-            over=flight.over,
+            sink=name, read_to_seq=flight.seq, of=notice.kind, same=notice.same, about_s=flight.at_s, over=flight.over
         )
         desk.write([delivery])
         place.seq, place.fails = flight.seq, 0
