@@ -23,7 +23,7 @@ from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.served import FoldedModels, Split, fit_served
 from suffice.learn.version import FoldedVersion, fold_version, read_version
-from suffice.model.stop import StepCost, StopModel, TrainingRecord, canonical
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader
 from suffice.store.routes.in_force import InForce
