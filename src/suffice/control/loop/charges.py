@@ -19,7 +19,6 @@ from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.feedback import graded, pair_grades, parse_grade, persons_word
 from suffice.learn.audits import Floats, Ints
-from suffice.settings import Route
 from suffice.types import Feedback, Outcome, Request
 
 MOST_WAITING: Final = 5_000  # finishes of audits whose level nobody knows yet
@@ -109,10 +108,6 @@ class JudgeCharge:
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)  # at the last look: graded, wrong, resting on it alone, audits
     _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels then, wrong grades
 
-    @classmethod
-    def of(cls, route: Route, match: Match) -> JudgeCharge:
-        return cls(model=None if route.judge is None else route.judge.model, match=match)
-
     def look(self, audits: Sequence[Audit], max_em_drop: float, callers: Collection[str]) -> None:
         """Measure the judge on all audits that count now.
 
@@ -120,32 +115,30 @@ class JudgeCharge:
         """
         if self.model is None:
             return
-        wrong, n_alone = list[bool](), 0
         here = {audit.id for audit in audits}
         self._compared = {name: compared for name, compared in self._compared.items() if name in here}
-        for audit in audits:
-            if not any(label.feedback.source == JUDGE for label in audit.labels):
-                continue
-            mistakes = self._mistakes(audit, self.model, callers)
-            wrong += mistakes
-            n_alone += not mistakes
-        counts = len(wrong), sum(wrong), n_alone, len(audits)
+        mistakes = [
+            self._mistakes(audit, self.model, callers)
+            for audit in audits
+            if any(label.feedback.source == JUDGE for label in audit.labels)
+        ]
+        wrong = [grade for grades in mistakes for grade in grades]
+        counts = len(wrong), sum(wrong), sum(not grades for grades in mistakes), len(audits)
         if counts != self.counts:  # the bounds are functions of them
-            self.counts = counts
-            self.charge = _charge(*counts)
-            self.heard = bool(wrong) and self.charge <= MOST_SHARE * max_em_drop
-            self.charge = self.charge if self.heard else 0.0
+            self.counts, charge = counts, _charge(*counts)
+            self.heard = bool(wrong) and charge <= MOST_SHARE * max_em_drop
+            self.charge = charge if self.heard else 0.0
 
     def hears(self, given: Feedback) -> bool:
         return self.heard and self.model is not None and parse_grade(given, self.model) is not None
 
     def _mistakes(self, audit: Audit, model: str, callers: Collection[str]) -> list[bool]:
-        """Was each grade of the audit wrong that a trusted person's word stands beside? [] where there is none."""
+        """Was each grade of the audit wrong that stands beside a trusted person's label? [] where there is none."""
         known = self._compared.get(audit.id)
         if known is not None and known[0] == len(audit.labels):
             return known[1]
         trusted = [label for label in audit.labels if rank_of(label.feedback, callers) >= TRUSTED]
-        pairs = pair_grades(audit.episode.outcome, persons_word(trusted), graded(audit.labels, model), self.match)
+        pairs = pair_grades(audit.outcome, persons_word(trusted), graded(audit.labels, model), self.match)
         mistakes = [(grade > 0) != right for grade, right in pairs]
         self._compared[audit.id] = len(audit.labels), mistakes
         return mistakes

@@ -54,16 +54,13 @@ def _sentence(event: Event) -> str:
         return f"level {event.level} published ({event.reason})"
     if isinstance(event, Epoch):
         return f"epoch {event.number} begins ({event.reason})"
-    if isinstance(event, Pause):
-        return f"enforcement paused ({event.reason})"
-    return ""
+    return f"enforcement paused ({event.reason})" if isinstance(event, Pause) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteContext:
     """What the loop of a route is given.
 
-    match   does an answer equal a reference?
     load    the version under an address
     author  who decides
     """
@@ -76,52 +73,39 @@ class RouteContext:
     author: str
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class EpochState:
     """What rows of the log have shown since the epoch began, whatever its level is proved by.
 
     n         requests of the route so far
     expected  publications of the epoch that the log holds and the fold has not come to yet, oldest first
     audits    those that have returned: first those that the certifier has, in its order
+    places    of audits, by episode
     """
 
-    context: RouteContext
-    epoch: Epoch
-    traffic: Traffic
-    n: int
-    expected: deque[Publication]
-    audits: list[Audit] = field(init=False)
-    certifier: LiveCertifier = field(init=False)
-    starts: StartOrder = field(default_factory=StartOrder)
-    unreturned: UnreturnedAudits = field(default_factory=UnreturnedAudits)
-    labels: LabelJoin = field(default_factory=LabelJoin)
-    delay: LabelDelay = field(init=False)
-    places: dict[str, int] = field(init=False)  # of audits, by episode
-
-    @classmethod
-    def at_start(
-        cls,
+    def __init__(
+        self,
         context: RouteContext,
         epoch: Epoch,
         traffic: Traffic,
         *,
         kept: Sequence[Audit] = (),
         expected: Iterable[Publication] = (),
-    ) -> EpochState:
-        """The state when an epoch begins; of the audits before it only `kept` count, as if they had come just now."""
-        state = cls(context=context, epoch=epoch, traffic=traffic, n=epoch.at, expected=deque(expected))
+    ) -> None:
+        """Begin an epoch; of the audits before it only `kept` count, as if they had come just now."""
+        self.context, self.epoch, self.traffic = context, epoch, traffic
+        self.n, self.expected = epoch.at, deque(expected)
         plan = live_plan(context.route, context.control, epoch)
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
-        state.certifier = LiveCertifier(plan, learner, first=None)  # rows of the log say at which share each was drawn
-        state.certifier.begin(float(epoch.at), read_windows(epoch.windows))
-        state.delay = LabelDelay(context.route.label_timeout_s)
-        state.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
-        state.index_audits()
+        self.certifier = LiveCertifier(plan, learner, first=None)  # rows of the log say at which share each was drawn
+        self.certifier.begin(float(epoch.at), read_windows(epoch.windows))
+        self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
+        self.delay = LabelDelay(context.route.label_timeout_s)
+        self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
+        self.index_audits()
         traffic.begin_epoch()
-        for audit in state.audits:
-            traffic.upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
-            state.labels.ended(audit.episode.outcome)
-        return state
+        for audit in self.audits:
+            traffic.upstreams.note(upstream_of(audit.episode.request, audit.outcome), gathers=True)
+            self.labels.ended(audit.outcome)
 
     @property
     def delta(self) -> float:
@@ -146,6 +130,19 @@ class EpochState:
             setup=self.traffic.setup,
             upstream=self.traffic.upstreams.plain(),
             **decided,
+        )
+
+    def label_request(self, audit: Audit, *, level: int, would_answer: str | None, why: str) -> LabelRequest:
+        timeout_s = self.delay.timeout_s
+        return LabelRequest(
+            episode_id=audit.id,
+            route=self.context.name,
+            level=level,
+            would_answer=would_answer,
+            answer=audit.outcome.answer,
+            why=why,
+            # Without a time-out it counts as a loss from the start.
+            deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
         )
 
 
@@ -179,8 +176,8 @@ class EvidenceSource:
         """Weigh the evidence so far; None: nothing changes. Raises ReplayMismatch."""
         raise NotImplementedError
 
-    def label_requests(self, asked: set[str]) -> list[LabelRequest]:
-        """Labels that would change something, each once; `asked` holds episodes that were asked for, and grows."""
+    def label_requests(self, requested: set[str]) -> list[LabelRequest]:
+        """Labels that would change something, each once; `requested` holds their episodes, and grows."""
         raise NotImplementedError
 
     def note_end(self, episode: Episode) -> None:
@@ -191,8 +188,3 @@ class EvidenceSource:
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Note a step of a rollout on the route. Raises ReplayMismatch."""
-
-    def label_deadline_s(self, audit: Audit) -> float | None:
-        """Unix time at which the label of an audit is late; None: it counts as a loss from the start."""
-        timeout_s = self.state.delay.timeout_s
-        return audit.ended_at_s + timeout_s if timeout_s else None

@@ -16,16 +16,23 @@ import numpy as np
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.fidelity import budget_left
 from suffice.assurance.satisfaction import next_safer
-from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, is_evidence, verdicts
+from suffice.control.evidence.audits import (
+    Audit,
+    Verdicts,
+    audits_to_rows,
+    changed_verdicts,
+    is_evidence,
+    verdicts,
+)
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import Ratings
 from suffice.control.evidence.fixed_policy import FIXED, fixed_policy_rows
 from suffice.control.evidence.versions import LiveLearner, ServedVersion, fit_audited_version, written
 from suffice.control.loop.charges import FinishLog, JudgeCharge
-from suffice.control.loop.class_guards import LiveGuards
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
+from suffice.control.loop.live_certifier import LiveGuards
 from suffice.episode import vote
-from suffice.learn.audits import AuditRuns, Ints
+from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.served import FoldedModels
@@ -39,14 +46,14 @@ from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 @dataclass(slots=True, kw_only=True)
 class RolloutTransition:
-    """The rollouts of one route in one epoch: which version serves, the loop's own or one that a rollout put in force.
+    """The rollouts of one route in one epoch: which version serves, the loop's own or a rollout's.
 
     While a version is tried, the one that it is compared with must not change, so the loop fits none of its own. What a
     rollout has put in force stays until another one, a person or a new epoch takes it away. A rollout that began before
     the epoch puts nothing in force.
     """
 
-    why: str = ""  # a version was taken over since somebody last asked; "": none was
+    reason: str = ""  # a version was taken over since somebody last asked; "": none was
     _running: str = ""  # the rollout that runs; "": none does
     _serving: str = ""  # the one whose version serves; "": the loop's own does
     _fits: dict[str, tuple[str, str]] = field(default_factory=dict)  # by rollout: its candidate's, and the one before
@@ -70,7 +77,11 @@ class RolloutTransition:
                 self._fits[state.rollout] = state.fit, state.in_force
             return None
         if isinstance(event, RolloutUndo):
-            return self._undone(event.rollout, event.author)
+            if event.rollout != self._serving:
+                return None
+            self._serving = self._before.get(event.rollout, "")
+            self.reason = f"{event.author} took back what rollout {event.rollout} had brought"
+            return self._fits[event.rollout][1]
         move = event.transition
         if move.rollout != self._running or move.stage not in ("full", "rolled_back"):
             return None
@@ -78,26 +89,18 @@ class RolloutTransition:
         if move.stage == "rolled_back":
             return None
         self._before[move.rollout], self._serving = self._serving, move.rollout
-        self.why = f"rollout {move.rollout} brought {self._fits[move.rollout][0]}"
+        self.reason = f"rollout {move.rollout} brought {self._fits[move.rollout][0]}"
         return self._fits[move.rollout][0]
-
-    def _undone(self, rollout: str, author: str) -> str | None:
-        if rollout != self._serving:
-            return None
-        self._serving = self._before.get(rollout, "")
-        self.why = f"{author} took back what rollout {rollout} had brought"
-        return self._fits[rollout][1]
 
     def take_reason(self) -> str:
         """Why a version was taken over, once."""
-        why, self.why = self.why, ""
-        return why
+        reason, self.reason = self.reason, ""
+        return reason
 
 
 class LearnedEvidence(EvidenceSource):
     """Levels of stop models that are fitted on the audits of the epoch.
 
-    level    in force
     ceiling  the highest level that ratings allow in this epoch; None: they take nothing off
     chosen   features; None: not before the burst is over, when the epoch's queries are known
     counts   the labels that count, by audit, as the certifier knows them
@@ -113,7 +116,7 @@ class LearnedEvidence(EvidenceSource):
         self.chosen: FeatureSelection | None = None
         self.counts: Verdicts = {}
         self.finish = FinishLog(is_needed=route.kind == "reasoning")
-        self.judge = JudgeCharge.of(route, state.context.match)
+        self.judge = JudgeCharge(model=None if route.judge is None else route.judge.model, match=state.context.match)
         self.ratings = Ratings.of(route)
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
@@ -137,12 +140,11 @@ class LearnedEvidence(EvidenceSource):
         self.certifier.rests = self._rollouts.rests
         if address is None or self.chosen is None:
             return
-        version = self.state.context.load(address)
-        names = version.version.models[0].features
-        self._taken_over = version.version
-        self.chosen = self.chosen if self.chosen.names == names else FeatureSelection(names, ())
+        served = self.state.context.load(address)
+        self._taken_over = served.version
+        self.chosen = self.chosen if self.chosen.names == served.features.names else served.features
         self.certifier.learner = LiveLearner(self.chosen, self.certifier.plan.cost_exponent)
-        self.certifier.adopt(version, self._rows(self.state.audits[: self._n_taken]))
+        self.certifier.adopt(served, self._rows(self.state.audits[: self._n_taken]))
 
     # ---- a look ----------------------------------------------------------------------------------
 
@@ -168,26 +170,19 @@ class LearnedEvidence(EvidenceSource):
         if not state.unreturned.observes:
             certifier.windows.lower(state.n + 1.0, certifier.share)  # of requests without rows, too
         self._forget_audits()
-        end = self._alarm(changes)
-        return end if end is not None else self._draft(held, changes, self._move_level())
-
-    def _alarm(self, changes: Sequence[CertifierDecision]) -> EpochEnd | None:
         alarm = next((change.reason for change in changes if change.kind == "alarm"), None)
-        if alarm is None and self.certifier.certificate is not None:
-            alarm = self.state.traffic.mix.alarm(
-                self.certifier.certificate, self.certifier.level, self.state.audits, self.state.epoch.max_em_drop
-            )
-        if alarm is None:
-            return None
-        return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
+        if alarm is None and certifier.certificate is not None:
+            mix = state.traffic.mix
+            alarm = mix.alarm(certifier.certificate, certifier.level, state.audits, state.epoch.max_em_drop)
+        if alarm is not None:
+            return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
+        return self._draft(held, changes, self._move_level())
 
     def _move_level(self) -> str:
         """Put the certified level in force, as far as ratings and the classes of questions allow; returns why."""
         drawn_at = self.level or self.certifier.level
         rated = self._lower_ceiling()
-        self.level = self.certifier.level
-        if self.ceiling is not None:
-            self.level = min(self.level, self.ceiling)
+        self.level = self.certifier.level if self.ceiling is None else min(self.certifier.level, self.ceiling)
         moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at)
         reason = "; ".join(part for part in (self._rollouts.take_reason(), rated, *moved) if part)
         finish = self.finish.at(max(1, self.level))
@@ -201,9 +196,8 @@ class LearnedEvidence(EvidenceSource):
         """
         expected = self.state.expected
         if expected:
-            in_log = expected[0]
-            if in_log.at == self.state.n and in_log.ceiling != self.ceiling:
-                self.ceiling = in_log.ceiling
+            if expected[0].at == self.state.n and expected[0].ceiling != self.ceiling:
+                self.ceiling = expected[0].ceiling
                 self.ratings.begin_anew()
             return ""
         if self.state.context.route.min_satisfaction is None and self.ceiling is not None:
@@ -234,16 +228,16 @@ class LearnedEvidence(EvidenceSource):
     def _judge_labels(self) -> None:
         """Find out which labels count; the certifier sees the audits again for which that has changed."""
         state, certifier = self.state, self.certifier
-        apart = certifier.disagreeing()
+        judged = certifier.first_disagreements() if certifier.served is not None else ()
         differing = [
             audit
             for place, audit in enumerate(state.audits)
-            if (apart[place] if place < len(apart) and certifier.served is not None else audit.differs)
+            if (judged[place] if place < len(judged) else audit.differs)
         ]
         before = self.counts
         self.counts, _ = verdicts(differing, state.context.match, callers=state.traffic.callers, hears=self.judge.hears)
-        changed = {name for name in {*before, *self.counts} if before.get(name) != self.counts.get(name)}
-        places = sorted(state.places[name] for name in changed if state.places.get(name, self._n_taken) < self._n_taken)
+        changed = (state.places.get(name, self._n_taken) for name in changed_verdicts(before, self.counts))
+        places = sorted(place for place in changed if place < self._n_taken)
         again = self._rows([state.audits[place] for place in places])
         if again is not None:
             certifier.amend(np.array(places), again)
@@ -267,15 +261,10 @@ class LearnedEvidence(EvidenceSource):
 
     def _charge_finish(self, served: FoldedModels | None) -> None:
         """Charge each level of the version that is judged with what its finish may change."""
-        if served is None:
-            return
-
-        def ends(name: str) -> Ints | None:
-            place = self.state.places.get(name)
-            return None if place is None else self.certifier.ends(place, served)
-
-        self.finish.look(served.n_levels, ends)
-        self.certifier.charge = self.finish.charges() + self.judge.charge
+        if served is not None:
+            places, ends = self.state.places, self.certifier.ends
+            self.finish.look(served.n_levels, lambda name: ends(places[name], served) if name in places else None)
+            self.certifier.charge = self.finish.charges() + self.judge.charge
 
     # ---- decisions -------------------------------------------------------------------------------
 
@@ -302,12 +291,8 @@ class LearnedEvidence(EvidenceSource):
         certifier, before, address = self.certifier, held.publication, self._address()
         served, level = certifier.served, self.level
         share, classes = certifier.share, self._guards.held(level)
-        if before is not None and (before.fit, before.level, before.share, before.classes) == (
-            address,
-            level,
-            share,
-            classes,
-        ):
+        decided = address, level, share, classes
+        if before is not None and (before.fit, before.level, before.share, before.classes) == decided:
             return None
         made = self.state.publication(
             held,
@@ -325,32 +310,24 @@ class LearnedEvidence(EvidenceSource):
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 
-    def label_requests(self, asked: set[str]) -> list[LabelRequest]:
+    def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Of audits that disagree at a level that may act next, and of no others."""
-        requests = list[LabelRequest]()
-        for place in np.flatnonzero(self.certifier.disagreeing()).tolist():
-            audit = self.state.audits[place]
-            if audit.labels or audit.id in asked or audit.fate != "full":
+        requests, first = list[LabelRequest](), self.certifier.first_disagreements()
+        for place in np.flatnonzero(first).tolist():
+            audit, level = self.state.audits[place], int(first[place])
+            if audit.labels or audit.id in requested or audit.fate != "full":
                 continue
-            asked.add(audit.id)
-            level = self.certifier.first_disagreement(place)
-            requests.append(
-                LabelRequest(
-                    episode_id=audit.id,
-                    route=self.state.context.name,
-                    level=level,
-                    would_answer=_answer_at(audit, self.certifier.row_at(place, level)),
-                    answer=audit.episode.outcome.answer,
-                    why=f"a stop at level {level} would have answered otherwise",
-                    deadline_s=self.label_deadline_s(audit),
-                )
-            )
+            requested.add(audit.id)
+            ends = self.certifier.ends(place, self.certifier.served)
+            answer = _answer_at(audit, 0 if ends is None else int(ends[level]))
+            why = f"a stop at level {level} would have answered otherwise"
+            requests.append(self.state.label_request(audit, level=level, would_answer=answer, why=why))
         return requests
 
 
 def _answer_at(audit: Audit, row: int) -> str | None:
     """The answer that a stop after a checkpoint, from 0, would have delivered."""
-    answers = [step.answer for step in audit.episode.outcome.steps[: row + 1]]
+    answers = [step.answer for step in audit.outcome.steps[: row + 1]]
     if audit.episode.request.kind == "samples":
         return vote.count_votes(answers).answer
     return answers[-1] if answers else None
@@ -382,12 +359,6 @@ class FixedPolicyEvidence(LearnedEvidence):
         return Draft(replace(decision.publication, version=self.address), decision.artefacts)
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
-        context = self.state.context
-        return fixed_policy_rows(
-            audits,
-            policy=self.policy,
-            kind=context.route.kind,
-            match=context.match,
-            wave=context.route.wave,
-            counts=self.counts,
-        )
+        context, kind = self.state.context, self.state.context.route.kind
+        match, wave = context.match, context.route.wave
+        return fixed_policy_rows(audits, policy=self.policy, kind=kind, match=match, wave=wave, counts=self.counts)

@@ -1,20 +1,22 @@
-"""The certifier of a live route, whose labels may come late.
+"""The certifier of a live route, whose labels may come late, and the guard-rails of its query classes.
 
 An audit is judged when it comes and judged again when its label does; the certificate is a function of counts, so it
-ends as if the label had been there from the start.
+ends as if the label had been there from the start. A class that loses too much gets a lower level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, floor
 from typing import Final
 
 import numpy as np
 
 from suffice.assurance.labels import AHEAD, MatureAudits
+from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards
 from suffice.assurance.windows import Windows
+from suffice.control.evidence.audits import Audit
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
 from suffice.learn.certifier import Certifier, CertifierDecision, matured, missing_audits
 from suffice.learn.served import FoldedModels
@@ -33,26 +35,11 @@ class LiveCertifier(Certifier):
     rests: bool = False
 
     def begin(self, at: float, windows: Windows) -> None:
-        """Begin an epoch at this request.
-
-        windows  that go on from the epoch before; none: the first window begins here
-        """
+        """Begin an epoch at this request; without known windows the first one begins here."""
         self.now = at
         if not windows.known:
             windows.note(at + 1, self.share)
         self._epoch.windows = windows
-
-    @property
-    def n_levels(self) -> int:
-        """Levels of the version that is judged, level 0 included; of the plan before there is one."""
-        return self.plan.n_levels if self.served is None else self.served.n_levels
-
-    def ends(self, number: int, served: FoldedModels) -> Ints | None:
-        """The checkpoint, from 0, at which each level of a version ends an audit, shape (M,); None: it is not here."""
-        runs = self._epoch.runs
-        if runs is None or number >= len(runs):
-            return None
-        return np.asarray(served.rows(runs.take(np.array([number])))[0])
 
     def adopt(self, served: FoldedModels, runs: AuditRuns | None) -> None:
         """Serve and certify another version from here on.
@@ -68,7 +55,7 @@ class LiveCertifier(Certifier):
     def _refit(self) -> list[CertifierDecision]:
         if not self.rests:
             return Certifier._refit(self)  # noqa: SLF001 - its own, of the class above
-        self._forget_old()  # what a rollout has brought may serve for months
+        self._forget_old()  # the version of a rollout may serve for months
         return []
 
     def amend(self, which: Ints, runs: AuditRuns) -> None:
@@ -87,12 +74,30 @@ class LiveCertifier(Certifier):
         if epoch.served is not None and epoch.judged is not None:
             epoch.judged.z[which] = runs.z[epoch.served.rows(runs)]
 
-    def disagreeing(self) -> Bools:
-        """Audits that disagree at a level in play, shape (N,): only their labels can change what is certified."""
+    # ---- what the loop reads -----------------------------------------------------------------------
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the version that is judged, level 0 included; of the plan before there is one."""
+        return self.plan.n_levels if self.served is None else self.served.n_levels
+
+    def ends(self, number: int, served: FoldedModels | None) -> Ints | None:
+        """The checkpoint, from 0, at which each level of a version ends an audit, shape (M,); None: it is not here."""
+        runs = self._epoch.runs
+        if runs is None or served is None or number >= len(runs):
+            return None
+        return np.asarray(served.rows(runs.take(np.array([number])))[0])
+
+    def first_disagreements(self) -> Ints:
+        """The safest eligible level at which each audit disagrees, shape (N,); 0: none.
+
+        Only labels of audits with one can change what is certified.
+        """
         judged = self._epoch.judged
         if judged is None:
-            return np.zeros(self.n_audits, dtype=bool)
-        return np.asarray(judged.d[:, 1 : self.level + AHEAD + 1].any(axis=1))
+            return np.zeros(self.n_audits, dtype=np.int64)
+        eligible = judged.d[:, 1 : self.level + AHEAD + 1]
+        return np.where(eligible.any(axis=1), eligible.argmax(axis=1) + 1, 0)
 
     def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
         """The returned audits of the last certificate, n of them, and where each disagrees, shape (n, M).
@@ -104,22 +109,6 @@ class LiveCertifier(Certifier):
             return None
         return runs.take(np.flatnonzero(certificate.inside)), judged.d[certificate.inside]
 
-    def first_disagreement(self, number: int) -> int:
-        """The safest level in play at which an audit disagrees; 0: none."""
-        judged = self._epoch.judged
-        if judged is None:
-            return 0
-        levels = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
-        return int(levels[0]) + 1 if len(levels) else 0
-
-    def row_at(self, number: int, level: int) -> int:
-        """The checkpoint, from 0, at which a level ends an audit."""
-        served, runs = self._epoch.served, self._epoch.runs
-        if served is None or runs is None:
-            return 0
-        one = runs.take(np.array([number]))
-        return int(served.rows_at(one, level)[0])
-
     def outcomes(self) -> MatureAudits | None:
         """Which audits of this epoch are old enough to be news, and what each counts as at each level.
 
@@ -129,12 +118,6 @@ class LiveCertifier(Certifier):
         if judged is None or runs is None:
             return None
         return matured(judged.z, judged.d, runs, self.now, self.plan, run_timeout=self.run_timeout)
-
-    def _n_missing(self, z: Small) -> int | None:
-        above = self.level + 1
-        if above >= z.shape[1]:
-            return None
-        return missing_audits(z, above, max_em_drop=self.budget_at(above), delta=self.plan.delta)
 
     def budget_at(self, level: int) -> float:
         """What a level is tested against: the budget, less what is charged."""
@@ -152,13 +135,17 @@ class LiveCertifier(Certifier):
         return None if self.plan.promise == "certified" else self._epoch.spender.account
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
-        """What stands behind the level that passes, or behind `most` where no higher one may be used."""
+        """The evidence for the level that passes, or for `most` where no higher one may be used."""
         plan, judged, runs, certificate = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
         if judged is None or runs is None or certificate is None:
             return EvidenceSummary(n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
         level = self.level if most is None else min(self.level, most)
         at, window = certificate.z[:, level], certificate.window
         full = float(runs.full[certificate.inside].sum())
+        n_missing = None
+        if level == self.level and level + 1 < certificate.z.shape[1]:
+            budget = self.budget_at(level + 1)
+            n_missing = missing_audits(certificate.z, level + 1, max_em_drop=budget, delta=plan.delta)
         return EvidenceSummary(
             n_audits=len(at),
             n_gained=int((at < 0).sum()),
@@ -167,7 +154,7 @@ class LiveCertifier(Certifier):
             n_disagreeing=int(judged.d[certificate.inside, level].sum()),
             e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
             share=float(judged.saved[certificate.inside, level].sum()) / full if full else None,
-            n_missing=self._n_missing(certificate.z) if level == self.level else None,
+            n_missing=n_missing,
             max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,
             window_start=None if window is None else window.start,
@@ -188,7 +175,6 @@ class LiveCertifier(Certifier):
 
         changes  of the tick before it
         before   what was published last; None: nothing was
-        level    that is published
         most     the highest level that ratings allow; None: they take nothing off
         fit      address of the version that is judged; "": there is none
         """
@@ -207,3 +193,71 @@ class LiveCertifier(Certifier):
         return (
             f"no level passes on {self.n_audits} audits" if fit else f"{self.n_audits} audits are too few to learn from"
         )
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveGuards:
+    """The guard-rails per class of one epoch.
+
+    `assurance.strata` is asked in the order of the log, at looks alone, so a replay comes to the same. Another version
+    has other levels: what was seen of a held class since its last move is then judged anew by that version.
+
+    max_em_drop  the route's budget, a fraction; from 0.45 on twice of it is no bound, and nothing is guarded
+    delta        of the proof that lets a class back, in (0, 1)
+    """
+
+    max_em_drop: float
+    delta: float
+    _guards: ClassGuards | None = None
+    _served: FoldedModels | None = None
+    _n_seen: int = 0  # audits that the guards have had, of those the certifier has
+    _moved: dict[str, int] = field(default_factory=dict)  # place in the log of the audit behind which a class moved
+
+    def look(self, certifier: LiveCertifier, audits: Sequence[Audit], *, pooled: int) -> list[str]:
+        """Show the guards what is new; a sentence for each class that moved.
+
+        audits  as the certifier has them
+        pooled  level that was in force while the new ones were drawn
+        """
+        outcomes = certifier.outcomes()
+        if outcomes is None or not FACTOR * self.max_em_drop < MAX_CLASS_DROP:
+            return []
+        if self._guards is None:
+            self._guards = ClassGuards(outcomes.z.shape[1], self.max_em_drop, delta=self.delta)
+        if self._served is not certifier.served:
+            self._judge_anew(self._guards, outcomes.z, audits)
+            self._served = certifier.served
+        sentences = []
+        for place in (np.flatnonzero(outcomes.enters[self._n_seen :]) + self._n_seen).tolist():
+            sentences += self._add(self._guards, audits[place], outcomes.z[place], pooled)
+            self._n_seen = place + 1
+        return sentences
+
+    def held(self, level: int) -> tuple[tuple[str, int], ...]:
+        """Classes that run below `level`, and theirs; sorted."""
+        guards = self._guards
+        if guards is None:
+            return ()
+        return tuple(sorted((name, own) for name in self._moved if (own := guards.level(name, level)) < level))
+
+    def let_go(self, n: int) -> None:
+        """The certifier has forgotten its `n` oldest audits."""
+        self._n_seen = max(0, self._n_seen - n)
+
+    def _add(self, guards: ClassGuards, audit: Audit, z: Small, pooled: int) -> list[str]:
+        name = audit.query_class
+        before = guards.steps_down(name)
+        alarm, after = guards.add(name, z, pooled), guards.steps_down(name)
+        if after == before and not alarm:
+            return []
+        self._moved[name] = audit.seq
+        if not after:
+            del self._moved[name]
+        if alarm:
+            return [f"class {name or 'none'} loses more than {100 * FACTOR * self.max_em_drop:g} points: it is held"]
+        return [f"class {name or 'none'} is let back"]
+
+    def _judge_anew(self, guards: ClassGuards, z: Small, audits: Sequence[Audit]) -> None:
+        for name, moved in self._moved.items():
+            seen = enumerate(audits[: self._n_seen])
+            guards.judge_anew(name, z[[at for at, audit in seen if audit.seq > moved and audit.query_class == name]])

@@ -2,10 +2,9 @@
 
     audits that were asked twice, labels ──▶ AuditPairs ──▶ learn.effort.certify_arms ──▶ level 1, the arm; else level 0
 
-The two answers are two draws, so a pair says nothing by itself of a stop; `assurance.paired` says what it is evidence
-of. What nobody saw counts against the arm: an audit that its client left, and a second call that failed. There is no
-burst: a pair costs a second call, and the owner says with `audit_share` how many are paid for. Signals of all traffic
-are not watched, for the arm itself moves them; outcomes of pairs and their disagreement are, and who answers.
+What a pair is evidence of: `assurance.paired`. What nobody saw counts against the arm: an audit that its client left,
+and a second call that failed. There is no burst: a pair costs a second call, and the owner says with `audit_share` how
+many are paid for. Signals of all traffic are not watched, for the arm itself moves them.
 """
 
 from __future__ import annotations
@@ -61,21 +60,21 @@ class AuditPairs:
         timeout  requests of the route after which a label is late
         callers  senders that are users whatever they call themselves, see `assurance.labels.rank_of`
         """
-        lost = self._verdicts(audits, callers)
+        losses = self._verdicts(audits, callers)
         weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
         return [
-            replace(_pair(audit, lost.get(audit.id), due=audit.at + timeout), weight=weight)
+            replace(_pair(audit, losses.get(audit.id), due=audit.at + timeout), weight=weight)
             for audit, weight in zip(audits, weights.tolist(), strict=True)
         ]
 
     def _verdicts(self, audits: Sequence[Audit], callers: Collection[str]) -> dict[str, int]:
-        """What each pair that differs has lost, where words that count say so."""
-        differing = {audit.id: audit for audit in audits if _differs(audit.episode.outcome)}
+        """What each pair that differs has lost, where labels that count say so."""
+        differing = {audit.id: audit for audit in audits if _differs(audit.outcome)}
         labels = [
             trusted_label(name, label, z, callers)
             for name, audit in differing.items()
             for label in audit.labels
-            if (z := pair_loss(audit.episode.outcome, label.feedback, self._equal)) is not None
+            if (z := pair_loss(audit.outcome, label.feedback, self._equal)) is not None
         ]
         verdicts = stand(labels, differing=differing).verdicts
         return {name: z for name, z in verdicts.items() if isinstance(z, int)}
@@ -109,7 +108,7 @@ def _differs(outcome: Outcome) -> bool:
 
 
 def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
-    outcome = audit.episode.outcome
+    outcome = audit.outcome
     if outcome.pair_arm is None:  # left before it was asked twice: as good as lost, whatever arm it would have met
         return PairedAudit(arm=1, disagrees=True, z=1, due=due)
     disagrees = _differs(outcome)
@@ -123,34 +122,14 @@ def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
     )
 
 
-@dataclass(slots=True)
-class _PairWatch:
-    """What would end an epoch while the arm is in force."""
-
-    watch: AuditWatch
-    seen: int  # place in the log of the last pair that it has had
-
-    def alarm(self, audits: Sequence[Audit], pairs: Sequence[PairedAudit], now: float) -> EpochEnd | None:
-        """Show it what is new and counts."""
-        for audit, pair in zip(audits, pairs, strict=True):
-            if audit.seq <= self.seen or pair.arm == 0:
-                continue
-            if pair.due > now:
-                break  # later ones are not due either
-            self.seen = audit.seq
-            alarm = self.watch.add(1 if pair.z is None else pair.z, pair.disagrees)
-            if alarm is not None:
-                return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
-        return None
-
-
 class PairedEvidence(EvidenceSource):
     """An effort or a budget, proved by asking audits twice."""
 
     def __init__(self, state: EpochState) -> None:
         super().__init__(state)
         self.pairing = AuditPairs(match=state.context.match)
-        self._watch: _PairWatch | None = None
+        self._watch: AuditWatch | None = None  # what would end the epoch while the arm is in force
+        self._watched_to = 0  # place in the log of the last pair that it has had
         self._fell = False  # has the arm lost its proof in this epoch?
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
@@ -165,16 +144,34 @@ class PairedEvidence(EvidenceSource):
             state.index_audits()
         pairs, now = self.pairs(), float(state.n)
         state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier()
-        end = self._watch.alarm(state.audits, pairs, now) if self._watch is not None else None
-        if end is not None:
-            return end
+        alarm = self._alarm(pairs, now)
+        if alarm is not None:
+            return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
         arms = certify_arms(
             self._windowed(), n_arms=2, max_em_drop=state.epoch.max_em_drop, delta=self._arm_delta, now=now
         )
         self._fell, self.level = self._fell or arms.in_force < self.level, arms.in_force
-        if self.level and self._watch is None:
-            self._watch = self._start_watch(arms)
+        if self.level and self._watch is None:  # what the arm was certified on is no news about it
+            view = arms.views[0]
+            reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)
+            self._watch = AuditWatch(max_em_drop=state.epoch.max_em_drop, reference=reference)
+            self._watched_to = state.audits[-1].seq
         return self._draft(held, arms)
+
+    def _alarm(self, pairs: Sequence[PairedAudit], now: float) -> str | None:
+        """Show the watch what is new and counts; why the epoch ends, or None."""
+        if self._watch is None:
+            return None
+        for audit, pair in zip(self.state.audits, pairs, strict=True):
+            if audit.seq <= self._watched_to or pair.arm == 0:
+                continue
+            if pair.due > now:
+                return None  # later ones are not due either
+            self._watched_to = audit.seq
+            alarm = self._watch.add(1 if pair.z is None else pair.z, pair.disagrees)
+            if alarm is not None:
+                return alarm
+        return None
 
     def pairs(self) -> list[PairedAudit]:
         """The audits of this epoch as pairs, oldest first."""
@@ -210,12 +207,6 @@ class PairedEvidence(EvidenceSource):
         """Of the proof. An arm that lost it needs a stronger one to come back, or it would come and go at the edge."""
         delta = self.state.delta
         return delta / COMES_BACK if self._fell and not self.level else delta
-
-    def _start_watch(self, arms: CertifiedArms) -> _PairWatch:
-        """What the arm was certified on is no news about it."""
-        view, last = arms.views[0], self.state.audits[-1].seq
-        reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)
-        return _PairWatch(AuditWatch(max_em_drop=self.state.epoch.max_em_drop, reference=reference), last)
 
     # ---- decisions -------------------------------------------------------------------------------
 
@@ -257,28 +248,17 @@ class PairedEvidence(EvidenceSource):
 
     def _arm(self) -> str:
         """The arm as the latest pair was asked with it: with an effort and a budget it is what the upstream takes."""
-        asked = (audit.episode.outcome.pair_arm for audit in reversed(self.state.audits))
+        asked = (audit.outcome.pair_arm for audit in reversed(self.state.audits))
         return next((arm for arm in asked if arm not in (None, FULL)), None) or self.state.context.route.arms[0]
 
-    def label_requests(self, asked: set[str]) -> list[LabelRequest]:
+    def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Labels are worth asking for where the two answers differ, and nowhere else."""
         requests = list[LabelRequest]()
         for audit in self.state.audits:
-            outcome = audit.episode.outcome
-            if audit.labels or audit.id in asked or outcome.pair_arm in (None, FULL):
+            outcome = audit.outcome
+            if audit.labels or audit.id in requested or outcome.pair_arm == FULL or not _differs(outcome):
                 continue
-            if outcome.answer == outcome.pair_answer:
-                continue
-            asked.add(audit.id)
-            requests.append(
-                LabelRequest(
-                    episode_id=audit.id,
-                    route=self.state.context.name,
-                    level=1,
-                    would_answer=outcome.pair_answer,
-                    answer=outcome.answer,
-                    why=f"asked with {outcome.pair_arm} it was answered otherwise",
-                    deadline_s=self.label_deadline_s(audit),
-                )
-            )
+            requested.add(audit.id)
+            why = f"asked with {outcome.pair_arm} it was answered otherwise"
+            requests.append(self.state.label_request(audit, level=1, would_answer=outcome.pair_answer, why=why))
         return requests

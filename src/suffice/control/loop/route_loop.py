@@ -34,7 +34,7 @@ from suffice.control.loop.epoch import (
 from suffice.control.loop.learned import FixedPolicyEvidence, LearnedEvidence
 from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.control.loop.paired import PairedEvidence
-from suffice.control.loop.safety_checks import CriticalEM, Traffic, incident_evidence, pause_cause, upstream_of
+from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
 from suffice.review.holds import NO_HOLDS, RouteHolds, of_pause
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
@@ -85,7 +85,7 @@ class RouteLoop:
         self.at_s = 0.0
         self.seq = epoch.since_seq
         self.critical_em = CriticalEM(context.route.critical_em, delta=1 - context.route.confidence)
-        self.state = EpochState.at_start(context, epoch, Traffic(), kept=kept, expected=expected)
+        self.state = EpochState(context, epoch, Traffic(), kept=kept, expected=expected)
         self.source = source_of(self.state)
 
     @property
@@ -116,7 +116,7 @@ class RouteLoop:
         name = self.context.name
         if isinstance(event, Request):
             self.state.traffic.note_sender(event)
-            return self._begin_run(event, stored) if event.route == name else None
+            return self._begin_run(event, stored) if event.route == name and event.ungoverned is None else None
         if isinstance(event, Outcome):
             return self._end_run(event, stored)
         if isinstance(event, RequestCount):
@@ -134,19 +134,14 @@ class RouteLoop:
         return None
 
     def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
-        if request.ungoverned is not None:
-            return None
-        state, number = self.state, self.n + 1
+        state, number, probes = self.state, self.n + 1, self.context.route.probe is not None
         state.traffic.note(request)
         state.starts.began(request, number)
-        state.unreturned.began(
-            request, number, probes=self.context.route.probe is not None, windows=state.certifier.windows
-        )
+        state.unreturned.began(request, number, probes=probes, windows=state.certifier.windows)
         return self._pass_requests(1, stored)
 
-    def _count_requests(self, event: RequestCount, stored: StoredEvent) -> Resolution | None:
+    def _count_requests(self, counted: RequestCount, stored: StoredEvent) -> Resolution | None:
         """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
-        counted = event
         if counted.audit_share is not None:
             self.certifier.windows.lower(self.n + 1.0, counted.audit_share)
         self.state.traffic.mix.count(counted.cells)
@@ -156,7 +151,13 @@ class RouteLoop:
         """Let requests pass, and look if it is time; those without rows come many at once, and one look is enough."""
         before, self.state.n = self.n, self.n + n_requests
         tick = self.context.control.tick_requests
-        return self._look(stored) if self.n // tick > before // tick else None
+        if self.n // tick == before // tick:
+            return None
+        self.state.delay.note_look(stored.at_s, self.n)
+        decision = self.source.look(self.held)
+        if isinstance(decision, EpochEnd):
+            return self._end_epoch(decision, stored)
+        return None if decision is None else self._publish(decision)
 
     def _end_run(self, outcome: Outcome, stored: StoredEvent) -> Resolution | None:
         state = self.state
@@ -212,27 +213,17 @@ class RouteLoop:
 
     # ---- decisions -------------------------------------------------------------------------------
 
-    def _look(self, stored: StoredEvent) -> Resolution | None:
-        self.state.delay.note_look(stored.at_s, self.n)
-        decision = self.source.look(self.held)
-        if isinstance(decision, EpochEnd):
-            return self._end_epoch(decision, stored)
-        return None if decision is None else self._publish(decision)
-
     def _publish(self, draft: Draft) -> Resolution | None:
         """Write a publication down, or find it in the log."""
         made, expected = draft.publication, self.state.expected
-        if expected:
-            in_log = expected.popleft()
-            if essence(in_log) != essence(made):
-                raise ReplayMismatch(
-                    f"route {self.context.name}: publication {in_log.number} does not follow from the log"
-                )
-            self.held = replace(self.held, publication=in_log, last=in_log)
-            return None
-        event = made
-        self.held = self.held.after(event)
-        return Resolution((event,), draft.artefacts)
+        if not expected:
+            self.held = self.held.after(made)
+            return Resolution((made,), draft.artefacts)
+        in_log = expected.popleft()
+        if essence(in_log) != essence(made):
+            raise ReplayMismatch(f"route {self.context.name}: publication {in_log.number} does not follow from the log")
+        self.held = replace(self.held, publication=in_log, last=in_log)
+        return None
 
     def _end_epoch(self, end: EpochEnd, stored: StoredEvent) -> Resolution:
         """Forget what no longer holds: level 0 and full runs, until there is evidence again."""
@@ -288,7 +279,7 @@ class RouteLoop:
         events: tuple[Event, ...] = (epoch,) if alarm is None else (alarm, epoch)
         for event in events:
             self.held = self.held.after(event)
-        self.state = EpochState.at_start(self.context, epoch, state.traffic, kept=kept)
+        self.state = EpochState(self.context, epoch, state.traffic, kept=kept)
         self.source = source_of(self.state)
         return Resolution(events)
 
@@ -314,34 +305,36 @@ class RouteLoop:
                 delta_share=epoch.delta_share,
                 windows=state.certifier.windows,
             )
-        events: list[Event] = [*self.source.label_requests(self.asked)]
-        pause = self._pause()
-        if pause is not None:
-            evidence = incident_evidence(
-                self.held.publication,
-                self.critical_em,
-                epoch=epoch.number,
-                at=self.n,
-                n_audits=state.certifier.n_audits,
-            )
-            paused = pause
-            events += (paused, of_pause(pause, opened_at_s=self.at_s, evidence=evidence))
-            self.held = self.held.after(paused)
-        return Resolution(tuple(events)) if events else None
+        events = (*self.source.label_requests(self.asked), *self._pause())
+        return Resolution(events) if events else None
 
     @property
     def _max_em_drop(self) -> float:
         """The EM budget to be kept: the owner's, or the smaller one that a person holds the route to for a while."""
         return self.holds.in_effect(self.at_s).budget(self.context.route.max_em_drop)
 
-    def _pause(self) -> Pause | None:
-        """Why a person has to decide, if nobody has to already."""
+    def _pause(self) -> tuple[Event, ...]:
+        """A pause with its incident, where a person has to decide and nobody has to already."""
         if self.held.pause is not None:
-            return None
-        critical_em = None if self.holds.accepted(self.at_s) else self.critical_em
-        due = pause_cause(self.state.traffic.sample_ratio, critical_em)
-        if due is None:
-            return None
-        cause, reason = due
-        number = self.held.n_pauses + 1
-        return Pause(route=self.context.name, number=number, cause=cause, reason=reason, author=self.context.author)
+            return ()
+        broken, made, right = self.state.traffic.sample_ratio.broken(), self.held.publication, self.critical_em.right
+        reason = broken or (None if self.holds.accepted(self.at_s) else self.critical_em.below())
+        if reason is None:
+            return ()
+        pause = Pause(
+            route=self.context.name,
+            number=self.held.n_pauses + 1,
+            cause="critical_em" if broken is None else "sample_ratio",
+            reason=reason,
+            author=self.context.author,
+        )
+        acts = (
+            f"level {made.level} of publication {made.number} acted" if made is not None and made.level else "no stop"
+        )
+        evidence = (
+            f"{acts}, in epoch {self.state.epoch.number} at request {self.n:,}",
+            f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right",
+            f"{self.certifier.n_audits:,} audits are in the window",
+        )
+        self.held = self.held.after(pause)
+        return pause, of_pause(pause, opened_at_s=self.at_s, evidence=evidence)

@@ -1,10 +1,8 @@
-"""Checks that stop enforcement beside the certificate itself.
+"""Checks that stop enforcement beside the certificate itself. Each answers with a sentence or None.
 
-    outcomes ──▶ Upstreams        another model, fingerprint or setup than the evidence knows ──▶ a new epoch, at once
-    draws    ──▶ SampleRatioTest  audits are missing (`assurance.sampling`)               ──▶ a pause, for a person
-    labels   ──▶ CriticalEM       EM of what was delivered is below `critical_em`             ──▶ a pause, for a person
-
-Each holds a few numbers and answers with a sentence or None.
+outcomes ──▶ Upstreams        another model, fingerprint or setup than the evidence knows ──▶ a new epoch, at once
+draws    ──▶ SampleRatioTest  audits are missing (`assurance.sampling`)                   ──▶ a pause, for a person
+labels   ──▶ CriticalEM       EM of what was delivered is below `critical_em`             ──▶ a pause, for a person
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.run_join import LabelJoin
 from suffice.learn.certifier import Certificate
 from suffice.signals.query import class_of
-from suffice.types import Feedback, Outcome, PauseCause, Publication, Request
+from suffice.types import Feedback, Outcome, Request
 
 MOST_UPSTREAMS: Final = 50  # different answers to "who are you" that one epoch keeps in mind
 STRANGERS: Final = 1_000  # latest requests among which …
@@ -38,7 +36,7 @@ MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamIdentity:
-    """Who answered: the model that was asked for, and what stands behind it."""
+    """Who answered: the model that was asked for, and what is behind it."""
 
     asked: str
     fingerprint: Fingerprint
@@ -58,23 +56,20 @@ def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
 
 @dataclass(slots=True)
 class Upstreams:
-    """Who has answered in this epoch, and what would be another world.
+    """Who has answered in this epoch, and what would be a change.
 
-    Everyone who answers during the burst belongs to the evidence. Afterwards a model that is known by the name it is
-    asked for and answers as somebody else is a change, at once; one that was never asked for is a stranger, and only
-    many strangers are a change: a client's typing error must not cost a burst.
+    Everyone who answers during the burst belongs to the evidence. Afterwards a known model that answers as somebody
+    else is a change, at once; one that was never asked for is a stranger, and only many strangers are a change: a
+    client's typing error must not cost a burst.
     """
 
     known: list[UpstreamIdentity] = field(default_factory=list)
     strangers: deque[bool] = field(default_factory=lambda: deque(maxlen=STRANGERS))
 
     def note(self, who: UpstreamIdentity, *, gathers: bool) -> str | None:
-        """Take an answer in; why this is another world, or None.
-
-        gathers  is the epoch's evidence still being gathered?
-        """
+        """Take an answer in; why this is a change, or None. gathers: is the epoch's evidence still being gathered?"""
         same_name = [one for one in self.known if one.asked == who.asked]
-        if any(not changed(one.fingerprint, who.fingerprint) for one in same_name):
+        if not all(changed(one.fingerprint, who.fingerprint) for one in same_name):
             self.strangers.append(False)
             return None
         if gathers or not self.known:
@@ -91,20 +86,13 @@ class Upstreams:
             return f"{sum(self.strangers)} of the last {STRANGERS:,} requests ask for models without evidence"
         return None
 
-    def knows(self, who: UpstreamIdentity) -> bool:
-        """Does the evidence speak of whoever answered here?"""
-        return any(one.asked == who.asked and not changed(one.fingerprint, who.fingerprint) for one in self.known)
-
     def plain(self) -> tuple[tuple[str, str, str], ...]:
         return tuple(sorted({one.plain() for one in self.known}))
 
 
 @dataclass(slots=True)
 class SampleRatioTest:
-    """The audit draws of all requests that have begun, with the odds that were logged for them.
-
-    Whose end is known would be too few: an audit runs on for long where others are stopped.
-    """
+    """The audit draws of all requests that have begun: an audit may still run where others are stopped already."""
 
     draws: Draws = field(default_factory=Draws)
     _new: list[tuple[bool, float]] = field(default_factory=list)
@@ -146,7 +134,7 @@ class ClassMix:
         """
         if not level or len(self._latest) < MIX_REQUESTS or len(set(self._latest)) < 2:
             return None
-        classes = [class_of(audits[at].episode.request.query) for at in np.flatnonzero(certificate.inside).tolist()]
+        classes = [audits[at].query_class for at in np.flatnonzero(certificate.inside).tolist()]
         z = certificate.z[: len(classes), level]
         of_class = {
             name: Outcomes(n=len(seen), n_gained=int((seen < 0).sum()), n_lost=int((seen > 0).sum()))
@@ -184,8 +172,8 @@ class Traffic:
 class CriticalEM:
     """Is the EM of what was delivered below the level at which a person has to decide?
 
-    Tested as a drop is: with EM at `critical` or above, a fair bet that it is below grows to 1/delta with probability
-    at most delta (`assurance.certify`), over the latest labels. A verdict on a run that stands for fewer than another
+    Tested as a drop is, over the latest labels: with EM at `critical` or above, a fair bet that it is below grows to
+    1/delta with probability at most delta (`assurance.certify`). A verdict on a run that stands for fewer than another
     is a smaller bet: for a in [0, 1], (1 + b)^a is at most 1 + a b, so the bets stay fair, or worse.
     """
 
@@ -195,10 +183,7 @@ class CriticalEM:
     _weights: dict[str, float] = field(default_factory=dict)
 
     def note(self, episode_id: str, *, right: bool, stands_for: float = 1.0) -> None:
-        """Take a verdict in; a later one about the same episode replaces it.
-
-        stands_for  so many runs like it, at least 1 (`assurance.sampling`)
-        """
+        """Take a verdict in on a run that stands for so many; a later one about the same episode replaces it."""
         self.right[episode_id], self._weights[episode_id] = right, stands_for
         while len(self.right) > CRITICAL_LABELS:
             oldest = next(iter(self.right))
@@ -241,33 +226,3 @@ def delivered_right(given: Feedback, answer: str | None, match: Match) -> bool |
     if given.correct is not None:
         return given.correct
     return answer is not None and given.gold is not None and match(answer, given.gold)
-
-
-def pause_cause(sample_ratio: SampleRatioTest, critical_em: CriticalEM | None) -> tuple[PauseCause, str] | None:
-    """Why a person has to decide, with the cause's name; None: nobody has to.
-
-    critical_em  None: a person has accepted what it shows
-    """
-    broken = sample_ratio.broken()
-    if broken is not None:
-        return "sample_ratio", broken
-    below = critical_em.below() if critical_em is not None else None
-    return None if below is None else ("critical_em", below)
-
-
-def incident_evidence(
-    made: Publication | None, critical_em: CriticalEM, *, epoch: int, at: int, n_audits: int
-) -> tuple[str, ...]:
-    """What an incident stands on, for the person who decides.
-
-    made      what is in force; None: nothing is
-    epoch     its number
-    at        requests of the route so far
-    n_audits  in the window
-    """
-    acts = f"level {made.level} of publication {made.number} acted" if made is not None and made.level else "no stop"
-    return (
-        f"{acts}, in epoch {epoch} at request {at:,}",
-        f"{sum(critical_em.right.values()):,} of the last {len(critical_em.right):,} labelled answers were right",
-        f"{n_audits:,} audits are in the window",
-    )
