@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from suffice.assurance.runs import Match
-from suffice.control.compare.assessment import Assessment, RolloutAssessor, plain_route, standing_of
+from suffice.control.compare.assessment import Assessment, RolloutAssessor, standing_of
+from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.jobs.advance import Advance
 from suffice.review.decide import OverrideForm
 from suffice.rollout.evidence import Rules, rules_of
@@ -336,7 +337,9 @@ def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withh
 def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin({"policy": "fixed-rounds", "max_steps": 1})
     with matches(ROUTE) as match, open_reader(world.path) as connection:
-        kept = RolloutAssessor.at(connection, world.held, plain_route(ROUTE, match), Control(), secret=SECRET)
+        kept = RolloutAssessor.at(
+            connection, world.held, AuditReplay(route=ROUTE, match=match), Control(), secret=SECRET
+        )
     for _ in range(4):
         world.audits(30, p_right=0.97)
         read_to, asked = kept.gathering.seq, list[str]()

@@ -11,7 +11,7 @@ import pytest
 from suffice.assurance.fidelity import bound_fidelity
 from suffice.assurance.labels import CHARGE_CONFIDENCE
 from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
-from suffice.control.evidence.feedback import JudgeGrades, graded, parse_grade
+from suffice.control.evidence.judging import JudgeGrades, graded, parse_grade
 from suffice.control.loop.charges import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
 from suffice.store.rows.events import Event

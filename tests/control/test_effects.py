@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from suffice.control.people.effects import what_it_changed
+from suffice.control.evidence.label_effects import what_it_changed
 from suffice.review.agreement import Effect, LabelEffect
 from suffice.review.items import VerdictForm
 from suffice.review.queue import Submission

@@ -18,7 +18,7 @@ from suffice.assurance.labels import judge_error_bound
 from suffice.assurance.runs import current_label
 from suffice.cli.main import main
 from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
-from suffice.control.people.judging import JudgingResult, judge_labels
+from suffice.control.evidence.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.rollout.assign import question_key
 from suffice.scoring.base import build_scorer

@@ -1,6 +1,6 @@
 """The judge model: any OpenAI-compatible model says how good an answer is, for tasks without an exact match.
 
-Only a route with a `judge` table has one asked (`control.people.judging`). It knows a question, an answer, perhaps a
+Only a route with a `judge` table has one asked (`control.evidence.judging`). It knows a question, an answer, perhaps a
 reference, and a model server; it refuses to know routes, and it is no yardstick before its error has been
 measured (`assurance.labels`).
 """

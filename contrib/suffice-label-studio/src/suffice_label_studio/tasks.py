@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from suffice.assurance.runs import LabelledEpisode
-from suffice.control.evidence.feedback import persons_word
-from suffice.control.people.judging import differs, is_full
+from suffice.control.evidence.judging import differs, is_full, persons_word
 from suffice.review.label_studio import EPISODE, NO_ANSWER, data_of, full_is_a
 from suffice.types import LabelRequest
 

@@ -30,7 +30,7 @@ from suffice.cli.shell import (
     print_json,
     stacked,
 )
-from suffice.control.people.judging import JudgingResult, judge_labels
+from suffice.control.evidence.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.edge.yardstick import yardstick
 from suffice.errors import BadRequest, ConfigError, TraceError

@@ -30,8 +30,8 @@ from suffice.cli.shell import (
     stacked,
 )
 from suffice.control.evidence.cold_start import window_size
+from suffice.control.evidence.label_effects import what_it_changed
 from suffice.control.evidence.scorers import matching
-from suffice.control.people.effects import what_it_changed
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Source, said_of

@@ -2,9 +2,9 @@
 
     rows that are new ──▶ EvidenceFold ──▶ evidence ─┐
     decisions, holds, settings ──▶ barred            ├──▶ RolloutState, and the moves that follow
-    audits            ──▶ a learned candidate's own certificate ──▶ the level that may act
+    audits ──▶ a learned candidate's own certificate ┘
 
-Everything is a fold over the log: whoever looks at the same rows finds the same.
+Everything is a fold over the log: whoever looks at the same rows comes to the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from suffice.assurance.runs import Match
 from suffice.control.compare.candidate_certificate import CandidateCertificate
 from suffice.control.compare.counterfactual import AuditReplay, VersionPair, version_pair
 from suffice.control.compare.rollout_evidence import EvidenceFold
@@ -42,14 +41,13 @@ class Assessment:
     @property
     def moves(self) -> tuple[Transition, ...]:
         """What follows: another level of a learned candidate may act, a step, both or neither."""
-        state, moves = self.held.state, list[Transition]()
-        step = advance(state, self.evidence, self.held.rules, at=self.at, now_s=self.now_s)
+        state, rules, moves = self.held.state, self.held.rules, list[Transition]()
+        step = advance(state, self.evidence, rules, at=self.at, now_s=self.now_s)
         level = 0 if self.certificate is None else self.certificate.level
         if state.fit and not state.over and level != state.level and (step is None or step.move != "roll_back"):
             why = "nothing can be tested now" if self.certificate is None else self.certificate.said
             moves.append(certify(state, level, reason=why, at=self.at, now_s=self.now_s))
-            state = state.after(moves[-1])
-            step = advance(state, self.evidence, self.held.rules, at=self.at, now_s=self.now_s)
+            step = advance(state.after(moves[-1]), self.evidence, rules, at=self.at, now_s=self.now_s)
         return (*moves, step) if step is not None else tuple(moves)
 
 
@@ -64,43 +62,43 @@ class RolloutAssessor:
 
     @classmethod
     def at(
-        cls, connection: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
+        cls, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
     ) -> RolloutAssessor:
         """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
-        gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
-        versions = version_pair(connection, held, of_route, control, secret=secret)
-        asked = read_requested_labels(connection, held.state.route)
-        return cls(of_route=of_route, versions=versions, gathering=gathering, asked=asked)
+        return cls(
+            of_route=of_route,
+            versions=version_pair(log, held, of_route, control, secret=secret),
+            gathering=EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None),
+            asked=read_requested_labels(log, held.state.route),
+        )
 
     def see(
         self,
-        connection: LogReader,
+        log: LogReader,
         held: RolloutRun,
         decided: InForce,
         *,
         now_s: float,
         reading: Callable[[], None] = lambda: None,
     ) -> Assessment:
-        """Read what is new, and judge it all.
+        """Read what is new, and judge it all. Raises StoreError.
 
-        held     the rollout as it stands now
+        held     the rollout as it is now
         decided  what holds on its route
         reading  called now and then, where there is much to read
-
-        Raises StoreError.
         """
-        for number, stored in enumerate(read_events(connection, since_seq=self.gathering.seq), 1):
+        for number, stored in enumerate(read_events(log, since_seq=self.gathering.seq), 1):
             self.gathering.feed(stored)
             if number % 1_000 == 0:
                 reading()
         route = self.of_route.route
-        self.versions.begin(connection)
+        self.versions.begin(log)
         evidence = self.gathering.evidence(self.versions.replay, self.of_route.judged, self.versions.watch)
-        holds = read_holds(connection).of(held.state.route)
+        holds = read_holds(log).of(held.state.route)
         budget = holds.in_effect(now_s).budget(route.max_em_drop)
         certificate = self.versions.certify(self.gathering, decided, budget)
         withheld = withheld_by(held, decided, holds, now_s=now_s)
-        latest = latest_on(connection, held, route, decided)
+        latest = latest_on(log, held, route, decided)
         seen = assess_found(
             held, evidence, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s
         )
@@ -117,26 +115,21 @@ def assess_found(
     at: int,
     now_s: float,
 ) -> Assessment:
-    """A rollout by what was found of it.
+    """A rollout by the evidence of it.
 
     certificate  of a learned candidate; None: it has none, or nothing can be tested now
-    withheld     why nothing may be promoted now, whatever was found; "": nothing speaks against it
+    withheld     why nothing may be promoted now, whatever the evidence; "": nothing speaks against it
     latest       number of the route's latest publication, as the rollout counts them
     at           governed requests of the route since it began
     """
-    evidence = replace(
-        gathered,
-        withheld=withheld or _unproved(held, certificate),
-        latest=latest,
-        void=_void(held, certificate),
-        idle=_idle(held, gathered, certificate),
-    )
+    unproved, void, idle = _of_candidate(held, gathered, certificate)
+    evidence = replace(gathered, withheld=withheld or unproved, latest=latest, void=void, idle=idle)
     standing = assess_rollout(held.state, evidence, held.rules, at=at, now_s=now_s)
     return Assessment(held=held, evidence=evidence, standing=standing, at=at, now_s=now_s, certificate=certificate)
 
 
 def standing_of(
-    connection: LogReader,
+    log: LogReader,
     held: RolloutRun,
     route: Route,
     control: Control,
@@ -150,14 +143,8 @@ def standing_of(
     Raises ConfigError for a version that cannot be read, and StoreError.
     """
     with matches(route) as match:
-        decided = read_decided(connection).of(held.state.route)
-        first = RolloutAssessor.at(connection, held, plain_route(route, match), control, secret=secret)
-        return first.see(connection, held, decided, now_s=now_s)
-
-
-def plain_route(route: Route, match: Match) -> AuditReplay:
-    """A route of which no publication is known yet."""
-    return AuditReplay(route=route, match=match, published=lambda _: None, load=lambda _: None)
+        assessor = RolloutAssessor.at(log, held, AuditReplay(route=route, match=match), control, secret=secret)
+        return assessor.see(log, held, read_decided(log).of(held.state.route), now_s=now_s)
 
 
 # --------------------------------------------------------------------------- what keeps it from going forward
@@ -166,21 +153,18 @@ def plain_route(route: Route, match: Match) -> AuditReplay:
 def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
     """Why nothing of a rollout may be promoted now; "": nothing speaks against it.
 
-    A new epoch, too: what was seen before belongs to another world.
+    A new epoch, too: what was seen before does not speak of the traffic any more.
     """
-    epoch = decided.epoch
+    epoch, made = decided.epoch, decided.publication
     if epoch is not None and epoch.since_seq > held.seq:
         return f"epoch {epoch.number} began within it: {epoch.reason}"
-    if held.state.fit and decided.publication is not None and decided.publication.ceiling is not None:
+    if held.state.fit and made is not None and made.ceiling is not None:
         return "people's ratings hold the route's level down"
     return barred(decided, holds, now_s=now_s)
 
 
 def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
-    """What is wrong on a route: a pause, an incident that waits for a person, what one holds, an alarm that stands.
-
-    "": nothing.
-    """
+    """What is wrong on a route: a pause, an incident that waits for a person, what one holds, an open alarm; or ""."""
     alarm = decided.alarm
     if decided.pause is not None:
         return f"enforcement is paused: {decided.pause.reason}"
@@ -192,43 +176,28 @@ def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
     return f"an alarm stands: {alarm.reason}" if alarm is not None and decided.in_burst else ""
 
 
-def _unproved(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
-    """Why nothing of a learned candidate may act; "": some of it may."""
-    if not held.state.fit:
-        return ""
+def _of_candidate(
+    held: RolloutRun, evidence: RolloutEvidence, certificate: CandidateCertificate | None
+) -> tuple[str, str, str]:
+    """Why nothing of a learned candidate may act, why it never will, and why what may act saves nothing; "": it may."""
+    state, kept = held.state, evidence.kept
+    if not state.fit:
+        return "", "", ""
     if certificate is None:
-        return "nothing is certified on the route now, so nothing of the candidate can be"
+        return "nothing is certified on the route now, so nothing of the candidate can be", "", ""
+    said, missing = certificate.said, certificate.n_missing
+    more = "" if missing is None else f"; the next one needs about {missing:,} more audits like these"
     if not certificate.level:
-        return f"{certificate.said}{_more(certificate)}"
-    return ""
-
-
-def _idle(held: RolloutRun, evidence: RolloutEvidence, certificate: CandidateCertificate | None) -> str:
-    """Why a learned candidate would save nothing, at the level that may act; "": it would, or nothing may act."""
-    kept = evidence.kept
-    if not held.state.fit or certificate is None or not certificate.level or kept.candidate <= kept.in_force:
-        return ""
+        if state.level > 0 and state.step > 0:
+            return f"{said}{more}", f"its certificate is gone: {said}", ""
+        return f"{said}{more}", said if certificate.surely_over else "", ""
+    if kept.candidate <= kept.in_force:
+        return "", "", ""
     mine, other = kept.candidate / kept.n, kept.in_force / kept.n
-    return (
-        f"it keeps {mine:,.0f} tokens a run, the version in force {other:,.0f}; {certificate.said}{_more(certificate)}"
-    )
+    return "", "", f"it keeps {mine:,.0f} tokens a run, the version in force {other:,.0f}; {said}{more}"
 
 
-def _more(certificate: CandidateCertificate) -> str:
-    more = certificate.n_missing
-    return "" if more is None else f"; the next one needs about {more:,} more audits like these"
-
-
-def _void(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
-    """Why a learned candidate can stop nobody: it has lost what let it, or will never have it. "": it may yet."""
-    if not held.state.fit or certificate is None or certificate.level:
-        return ""
-    if held.state.level > 0 and held.state.step > 0:
-        return f"its certificate is gone: {certificate.said}"
-    return certificate.said if certificate.surely_over else ""
-
-
-def latest_on(connection: LogReader, held: RolloutRun, route: Route, decided: InForce) -> int:
+def latest_on(log: LogReader, held: RolloutRun, route: Route, decided: InForce) -> int:
     """Number of the route's latest publication as the rollout counts them. Raises StoreError.
 
     Of a learned version: where the certify loop has published other models, the number of that. Else its owner's word
@@ -241,5 +210,5 @@ def latest_on(connection: LogReader, held: RolloutRun, route: Route, decided: In
         own = own_version(route).address
     except ConfigError:  # its owner has taken the policy out of the settings
         return state.follows + 1
-    before = [one for one in read_rollouts(connection) if one.seq < held.seq]
+    before = [one for one in read_rollouts(log) if one.seq < held.seq]
     return state.follows + (read_serving_version(before, state.route, own) != state.in_force)

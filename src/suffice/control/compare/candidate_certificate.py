@@ -5,7 +5,7 @@
 The models were fixed before the first of these audits came, so they are certified on runs that had no part in making
 them (Guarantee C of assurance, without cross-fitting). Of delta the v-th version of a route gets its part, the route's
 own counting as the first. A disagreement counts as lost until somebody says otherwise, whatever its age, and a judge
-model's word says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here.
+model's label says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, ver
 from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
 from suffice.learn.certifier import PendingAudits, missing_audits
-from suffice.learn.features import FeatureSelection
 from suffice.learn.version import as_served
 
 MOST_KEPT: Final = 4_000  # audits that are remembered
@@ -64,12 +63,12 @@ class CandidateCertificate:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Seen:
+@dataclass(slots=True)
+class _JudgedAudit:
     audit: Audit
     disagrees: Bools  # (M,)
     z: Small  # (M,): as it counts now
-    told: bool = False  # somebody has said which answer is right
+    is_labelled: bool = False  # somebody has said which answer is right
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -85,37 +84,37 @@ class CandidateEvidence:
     wave: int
     number: int
     window: int
-    _seen: dict[str, _Seen] = field(default_factory=dict)  # by episode, oldest first
+    _judged: dict[str, _JudgedAudit] = field(default_factory=dict)  # by episode, oldest first
     _counts: Verdicts = field(default_factory=dict)
     _level: int = 0  # that passed when it was last tested
 
     def take(self, audits: Sequence[Audit]) -> set[str]:
-        """Take new audits in; the episodes on whom a label can change something."""
+        """Take new audits in; the episodes of which a label can change something."""
         if not audits:
             return set()
-        z, disagrees = self._judged(audits, {})
+        z, disagrees = self._judge(audits, {})
         for audit, one, apart in zip(audits, z, disagrees, strict=True):
-            self._seen[audit.id] = _Seen(audit=audit, disagrees=apart, z=unheard(one, apart))
-        while len(self._seen) > MOST_KEPT:
-            del self._seen[next(iter(self._seen))]
+            self._judged[audit.id] = _JudgedAudit(audit, apart, unheard(one, apart))
+        while len(self._judged) > MOST_KEPT:
+            del self._judged[next(iter(self._judged))]
         return {audit.id for audit, apart in zip(audits, disagrees, strict=True) if apart.any()}
 
     def hear(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
-        """Find out what counts as said of the audits that disagree, and count those anew where that has changed.
+        """Count audits that disagree anew where another label counts than before.
 
         audits   as they are known now, by episode
         callers  senders that asked the model: users, whatever they call themselves
         """
-        differing = [audits[name] for name, one in self._seen.items() if one.disagrees.any() and name in audits]
+        differing = [audits[name] for name, one in self._judged.items() if one.disagrees.any() and name in audits]
         before, (self._counts, _) = self._counts, verdicts(differing, self.match, callers=callers)
         changed = [audit for audit in differing if before.get(audit.id) != self._counts.get(audit.id)]
         if not changed:
             return
-        z, _ = self._judged(changed, self._counts)
-        for audit, one in zip(changed, z, strict=True):
-            seen = self._seen[audit.id]
-            seen.told = audit.id in self._counts
-            seen.z = one if seen.told else unheard(one, seen.disagrees)
+        z, _ = self._judge(changed, self._counts)
+        for audit, now in zip(changed, z, strict=True):
+            one = self._judged[audit.id]
+            one.is_labelled = audit.id in self._counts
+            one.z = now if one.is_labelled else unheard(now, one.disagrees)
 
     def certificate(
         self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
@@ -127,12 +126,12 @@ class CandidateEvidence:
         max_em_drop      the budget, less what is charged to it
         harm_confidence  of the evidence that nothing of it will ever be certified
         """
-        seen = list(self._seen.values())
+        judged = list(self._judged.values())
         certificate = certified(
-            np.stack([one.z for one in seen]) if seen else np.zeros((0, self.version.n_levels), np.int8),
-            np.array([one.audit.at for one in seen], dtype=np.float64),
-            np.array([one.audit.share for one in seen]),
-            np.array([one.told for one in seen], dtype=np.bool_),
+            np.stack([one.z for one in judged]) if judged else np.zeros((0, self.version.n_levels), np.int8),
+            np.array([one.audit.at for one in judged], dtype=np.float64),
+            np.array([one.audit.share for one in judged]),
+            np.array([one.is_labelled for one in judged], dtype=np.bool_),
             pending,
             windows,
             window=self.window,
@@ -144,24 +143,24 @@ class CandidateEvidence:
         return certificate
 
     def unjudged(self, audits: Mapping[str, Audit]) -> list[tuple[Audit, int]]:
-        """Audits that disagree at a level in play, with the first of these, and of which nobody has said anything.
+        """Audits that disagree at an eligible level, with the first of these, and of which nobody has said anything.
 
         audits  as they are known now, by episode
         """
         unjudged = list[tuple[Audit, int]]()
-        for name, one in self._seen.items():
+        for name, one in self._judged.items():
             levels = np.flatnonzero(one.disagrees[: self._level + AHEAD + 1])
             if len(levels) and name in audits and not audits[name].labels and audits[name].fate == "full":
                 unjudged.append((audits[name], int(levels[0])))
         return unjudged
 
-    def _judged(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
+    def _judge(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
         """EM drop and disagreement of each audit at each level, (n, M); what was broken off is lost everywhere."""
-        chosen = FeatureSelection(tuple(self.version.version.models[0].features), ())
-        rows = audits_to_rows(audits, chosen=chosen, match=self.match, wave=self.wave, counts=counts)
+        version = self.version
+        rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.wave, counts=counts)
         assert rows is not None
-        rows = as_served(rows, self.version.version)
-        at = self.version.rows(rows)
+        rows = as_served(rows, version.version)
+        at = version.rows(rows)
         z, disagrees = rows.z[at].copy(), rows.d[at].copy()
         z[rows.abandoned], disagrees[rows.abandoned] = 1, False
         z[:, 0], disagrees[:, 0] = 0, False

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match
 from suffice.control.compare.candidate_certificate import CandidateCertificate, CandidateEvidence
@@ -22,7 +22,6 @@ from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.fixed_policy import answer_of, policy_stops
 from suffice.control.evidence.versions import ServedVersion, as_served_version, loader, published_on
 from suffice.learn.dataset import is_right, recorded_columns
-from suffice.learn.features import FeatureSelection
 from suffice.learn.version import as_served
 from suffice.policy.base import build_policy
 from suffice.rollout.experiment import Arm, with_arm
@@ -35,6 +34,142 @@ from suffice.store.routes.rollouts import RolloutRun, version_at
 from suffice.types import LabelRequest, Publication
 
 AS_IT_IS: Final = Arm(name="in force", weight=1.0)
+_OWN: Final = Arm(name="", weight=1.0)
+_WHOLE: Final = ("full", "unprobed")
+_UNSEEN: Final = ArmEvidence(answer=None, right=None, seen=False)
+
+Stop: TypeAlias = tuple[int, str | None]  # step, from 0, and answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditReplay:
+    """What audits of one route are read with.
+
+    published  what was in force at a place of the log; None: nothing
+    load       the version under an address; None: it is gone
+    """
+
+    route: Route
+    match: Match
+    published: Callable[[int], Publication | None] = lambda _: None
+    load: Callable[[str], ServedVersion | None] = lambda _: None
+
+    def replayable(self, arm: Arm) -> bool:
+        return arm.full or self._asked_ahead(arm) is None or self._is_paired(arm)
+
+    def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[ArmEvidence | None]:
+        """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
+        if arm.full:
+            return [self._full(audit) for audit in audits]
+        if self._asked_ahead(arm) is not None:
+            return [self._second_call(arm, audit) if self._is_paired(arm) else None for audit in audits]
+        served = with_arm(self.route, arm)
+        if served.policy:
+            seen = [audit for audit in audits if audit.fate == "full"]
+            stops = policy_stops(build_policy(served.policy), self.route.kind, seen)
+        else:
+            stops = self._levels(arm, audits)
+        return [self._at(audit, stops.get(audit.id)) for audit in audits]
+
+    def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[ArmEvidence]:
+        """What each audit shows of a learned version at one of its levels, not judged yet."""
+        stops = self._stops(version, level, [audit for audit in audits if audit.is_replayable])
+        return [self._at(audit, stops.get(audit.id)) for audit in audits]
+
+    def judged(
+        self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
+    ) -> dict[str, dict[str, ArmEvidence]]:
+        """The same with the labels that count (`assurance.labels`) where arms differ, by audit and arm.
+
+        shown    by audit and arm
+        callers  senders whose keys also ask the model: users, whatever they call themselves
+        """
+        differing = [audit for audit in audits if len({one.answer for one in shown[audit.id].values() if one.seen}) > 1]
+        counts, _ = verdicts(differing, self.match, callers=callers)
+        return {
+            audit.id: {
+                arm: replace(one, right=is_right(one.answer, audit.outcome.answer, label, self.match))
+                for arm, one in shown[audit.id].items()
+            }
+            for audit in differing
+            if (label := counts.get(audit.id)) is not None
+        }
+
+    # ---- effort and budget: asked twice ----------------------------------------------------------
+
+    def _asked_ahead(self, arm: Arm) -> str | None:
+        """What the arm asks for before the call, as outcomes name it; None: nothing, so that a replay shows it."""
+        return next(iter(with_arm(self.route, arm).arms), None)
+
+    def _is_paired(self, arm: Arm) -> bool:
+        """Is it the route's own, which is what the second call of an audit is made with?"""
+        return self._asked_ahead(arm) == self._asked_ahead(_OWN)
+
+    def _second_call(self, arm: Arm, audit: Audit) -> ArmEvidence | None:
+        outcome = audit.outcome
+        if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
+            return None
+        return ArmEvidence(answer=outcome.pair_answer, right=None)
+
+    # ---- stops: replayed -------------------------------------------------------------------------
+
+    def _full(self, audit: Audit) -> ArmEvidence:
+        if audit.fate not in _WHOLE:
+            return _UNSEEN
+        return ArmEvidence(answer=audit.outcome.answer, right=None, tokens=_generated(audit, None))
+
+    def _at(self, audit: Audit, stop: Stop | None) -> ArmEvidence:
+        """The answer behind a stop; None: the arm lets the run come to its end."""
+        behind = len(audit.outcome.steps) - 1 if stop is None else stop[0]
+        if audit.fate not in _WHOLE or (audit.gap is not None and audit.gap <= behind):
+            return _UNSEEN
+        if stop is None:
+            return self._full(audit)
+        return ArmEvidence(answer=stop[1], right=None, tokens=_generated(audit, stop[0]))
+
+    def _levels(self, arm: Arm, audits: Sequence[Audit]) -> dict[str, Stop]:
+        """The stop of each audit at a level of what was certified when it ran, by episode."""
+        groups: dict[tuple[str, int], list[Audit]] = {}
+        for audit in audits:
+            made = self.published(audit.seq)
+            level = 0 if made is None or not made.certified else made.level
+            level = level if arm.level is None else min(level, arm.level)
+            if made is not None and level and audit.is_replayable:
+                groups.setdefault((made.fit, level), []).append(audit)
+        stops: dict[str, Stop] = {}
+        for (fit, level), members in groups.items():
+            version = self.load(fit)
+            if version is not None:
+                stops.update(self._stops(version, level, members))
+        return stops
+
+    def _stops(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> Mapping[str, Stop]:
+        rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.route.wave, counts={})
+        if rows is None or not level:
+            return {}
+        steps = version.rows_at(as_served(rows, version.version), level) - rows.starts[:-1]
+        runs = [(one.episode.request.query, one.outcome.steps) for one in audits]
+        columns = recorded_columns((), self.route.kind, runs)
+        return {
+            audit.id: (int(step), answer_of(columns.answer[start + step], columns.answers))
+            for audit, step, start, end in zip(audits, steps, columns.starts[:-1], columns.starts[1:], strict=True)
+            if start + step < end - 1
+        }
+
+
+def _generated(audit: Audit, stop: int | None) -> float:
+    """Tokens of the run up to a step, and of the answer that is written behind a thought; None: of all of it."""
+    usage = audit.outcome.usage
+    if usage is None:
+        return 0.0
+    if stop is None:
+        return float(usage.completion_tokens)
+    written = usage.completion_tokens - usage.reasoning_tokens
+    answer_tokens = max(0, written) if audit.episode.request.kind == "reasoning" else 0
+    return float(sum(step.tokens for step in audit.outcome.steps[: stop + 1]) + answer_tokens)
+
+
+# --------------------------------------------------------------------------- the two versions of a rollout
 
 
 class VersionPair:
@@ -43,7 +178,7 @@ class VersionPair:
     def __init__(self, of_route: AuditReplay) -> None:
         self.of_route = of_route
 
-    def begin(self, connection: LogReader) -> None:
+    def begin(self, log: LogReader) -> None:
         """Read what a look needs of the log. Raises StoreError."""
 
     def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
@@ -63,29 +198,31 @@ class VersionPair:
 
         asked  episodes whose label was asked for
         """
+        why = "the version that is tried would have answered otherwise than the one in force"
         requests = list[LabelRequest]()
         for audit, both in gathering.unjudged():
-            if audit.id in asked:
-                continue
-            answer = audit.episode.outcome.answer
-            requests.append(
-                LabelRequest(
-                    episode_id=audit.id,
-                    route=gathering.held.state.route,
-                    level=1,
-                    would_answer=both.candidate.answer if both.candidate.answer != answer else both.in_force.answer,
-                    answer=answer,
-                    why="the version that is tried would have answered otherwise than the one in force",
-                )
-            )
+            answer, other = both.candidate.answer, both.in_force.answer
+            if audit.id not in asked:
+                requests.append(_request(audit, 1, answer if answer != audit.outcome.answer else other, why))
         return requests
 
 
+def _request(audit: Audit, level: int, would_answer: str | None, why: str) -> LabelRequest:
+    return LabelRequest(
+        episode_id=audit.id,
+        route=audit.episode.request.route,
+        level=level,
+        would_answer=would_answer,
+        answer=audit.outcome.answer,
+        why=why,
+    )
+
+
 def version_pair(
-    connection: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
+    log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
 ) -> VersionPair:
     """The versions of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
-    candidate = version_at(connection, held.state.candidate, secret=secret)
+    candidate = version_at(log, held.state.candidate, secret=secret)
     if held.state.fit:
         evidence = CandidateEvidence(
             version=as_served_version(models_of(candidate)),
@@ -95,7 +232,7 @@ def version_pair(
             window=window_size(control, of_route.route.max_em_drop),
         )
         return LearnedVersions(of_route, held, evidence)
-    in_force = version_at(connection, held.state.in_force, secret=secret)
+    in_force = version_at(log, held.state.in_force, secret=secret)
     bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, in_force))
     return PolicyVersions(of_route, tuple(Arm(name="", weight=1.0, policy=body) for body in bodies))
 
@@ -120,19 +257,16 @@ class LearnedVersions(VersionPair):
         self.held, self.evidence = held, evidence
         self._known: dict[str, ServedVersion | None] = {}
 
-    def begin(self, connection: LogReader) -> None:
-        self.of_route = replace(
-            self.of_route,
-            published=published_on(connection, self.held.state.route),
-            load=loader(connection, self._known),
-        )
+    def begin(self, log: LogReader) -> None:
+        published = published_on(log, self.held.state.route)
+        self.of_route = replace(self.of_route, published=published, load=loader(log, self._known))
 
     def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         candidate: dict[str, ArmEvidence] = {}
         for level in sorted({one.state.level for one in witnesses} - {0}):
             audits = [one.audit for one in witnesses if one.state.level == level]
             replayed = self.of_route.at_level(self.evidence.version, level, audits)
-            candidate |= {audit.id: shown for audit, shown in zip(audits, replayed, strict=True)}
+            candidate |= {audit.id: evidence for audit, evidence in zip(audits, replayed, strict=True)}
         audits = [one.audit for one in witnesses]
         return _pairs([candidate.get(audit.id) for audit in audits], self.of_route.arm(AS_IT_IS, audits))
 
@@ -161,19 +295,10 @@ class LearnedVersions(VersionPair):
         requests = super().label_requests(gathering, asked)
         named = {*asked, *(request.episode_id for request in requests)}
         for audit, level in self.evidence.unjudged(gathering.watched):
-            if audit.id in named:
-                continue
-            (shown,) = self.of_route.at_level(self.evidence.version, level, [audit])
-            requests.append(
-                LabelRequest(
-                    episode_id=audit.id,
-                    route=gathering.held.state.route,
-                    level=level,
-                    would_answer=shown.answer,
-                    answer=audit.episode.outcome.answer,
-                    why=f"level {level} of the version that is tried would have answered otherwise than the full run",
-                )
-            )
+            if audit.id not in named:
+                (evidence,) = self.of_route.at_level(self.evidence.version, level, [audit])
+                why = f"level {level} of the version that is tried would have answered otherwise than the full run"
+                requests.append(_request(audit, level, evidence.answer, why))
         return requests
 
 
@@ -184,143 +309,3 @@ def _pairs(
         None if one is None or two is None else ReplayedPair(candidate=one, in_force=two)
         for one, two in zip(candidate, in_force, strict=True)
     ]
-
-
-_WHOLE: Final = ("full", "unprobed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditReplay:
-    """What audits of one route are read with.
-
-    published  what was in force at a place of the log; None: nothing
-    load       the version under an address; None: it is gone
-    """
-
-    route: Route
-    match: Match
-    published: Callable[[int], Publication | None]
-    load: Callable[[str], ServedVersion | None]
-
-    def replayable(self, arm: Arm) -> bool:
-        return arm.full or self._asked_ahead(arm) is None or self._is_paired(arm)
-
-    def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[ArmEvidence | None]:
-        """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
-        if arm.full:
-            return [self._full(audit) for audit in audits]
-        if self._asked_ahead(arm) is not None:
-            return [self._paired_evidence(arm, audit) if self._is_paired(arm) else None for audit in audits]
-        served = with_arm(self.route, arm)
-        if served.policy:
-            told = [audit for audit in audits if audit.fate == "full"]
-            stops = policy_stops(build_policy(served.policy), self.route.kind, told)
-        else:
-            stops = self._levels(arm, audits)
-        return [self._at(audit, stops.get(audit.id)) for audit in audits]
-
-    def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[ArmEvidence]:
-        """What each audit shows of a learned version at one of its levels, not judged yet."""
-        told = [audit for audit in audits if audit.fate == "full" and len(audit.episode.outcome.steps) > 1]
-        stops = self._at_level(version, level, told) if told and level else {}
-        return [self._at(audit, stops.get(audit.id)) for audit in audits]
-
-    def judged(
-        self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
-    ) -> dict[str, dict[str, ArmEvidence]]:
-        """The same with what counts as said (`assurance.labels`) where arms differ, by audit and arm.
-
-        shown    by audit and arm
-        callers  senders whose keys also ask the model: users, whatever they call themselves
-        """
-        differing = [audit for audit in audits if len({one.answer for one in shown[audit.id].values() if one.seen}) > 1]
-        counts, _ = verdicts(differing, self.match, callers=callers)
-        return {
-            audit.id: {
-                arm: replace(one, right=is_right(one.answer, audit.episode.outcome.answer, label, self.match))
-                for arm, one in shown[audit.id].items()
-            }
-            for audit in differing
-            if (label := counts.get(audit.id)) is not None
-        }
-
-    # ---- effort and budget: asked twice ----------------------------------------------------------
-
-    def _asked_ahead(self, arm: Arm) -> str | None:
-        """What the arm asks for before the call, as outcomes name it; None: nothing, so that a replay shows it."""
-        served = with_arm(self.route, arm)
-        if served.effort is not None:
-            return f"effort={served.effort}"
-        return None if served.budget_tokens is None else f"budget_tokens={served.budget_tokens}"
-
-    def _is_paired(self, arm: Arm) -> bool:
-        """Is it the route's own, which is what the second call of an audit is made with?"""
-        return self._asked_ahead(arm) == self._asked_ahead(Arm(name="", weight=1.0))
-
-    def _paired_evidence(self, arm: Arm, audit: Audit) -> ArmEvidence | None:
-        outcome = audit.episode.outcome
-        if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
-            return None
-        return ArmEvidence(answer=outcome.pair_answer, right=None)
-
-    # ---- stops: replayed -------------------------------------------------------------------------
-
-    def _full(self, audit: Audit) -> ArmEvidence:
-        outcome = audit.episode.outcome
-        if audit.fate not in _WHOLE:
-            return ArmEvidence(answer=None, right=None, seen=False)
-        return ArmEvidence(answer=outcome.answer, right=None, tokens=_generated(audit, None))
-
-    def _at(self, audit: Audit, stop: tuple[int, str | None] | None) -> ArmEvidence:
-        """The answer behind a stop; None: the arm lets the run come to its end."""
-        steps = audit.episode.outcome.steps
-        first = next((at for at, step in enumerate(steps) if step.missing), len(steps))
-        behind = len(steps) - 1 if stop is None else stop[0]
-        if audit.fate not in _WHOLE or first <= behind:
-            return ArmEvidence(answer=None, right=None, seen=False)
-        if stop is None:
-            return self._full(audit)
-        return ArmEvidence(answer=stop[1], right=None, tokens=_generated(audit, stop[0]))
-
-    def _levels(self, arm: Arm, audits: Sequence[Audit]) -> dict[str, tuple[int, str | None]]:
-        """Step and answer of the stop at a level of what was certified when the audit ran, by episode."""
-        groups: dict[tuple[str, int], list[Audit]] = {}
-        for audit in audits:
-            made = self.published(audit.seq)
-            level = 0 if made is None or not made.certified else made.level
-            level = level if arm.level is None else min(level, arm.level)
-            if made is not None and level and audit.fate == "full" and len(audit.episode.outcome.steps) > 1:
-                groups.setdefault((made.fit, level), []).append(audit)
-        stops: dict[str, tuple[int, str | None]] = {}
-        for (fit, level), members in groups.items():
-            version = self.load(fit)
-            if version is not None:
-                stops.update(self._at_level(version, level, members))
-        return stops
-
-    def _at_level(
-        self, version: ServedVersion, level: int, audits: Sequence[Audit]
-    ) -> Mapping[str, tuple[int, str | None]]:
-        chosen = FeatureSelection(tuple(version.version.models[0].features), ())
-        rows = audits_to_rows(audits, chosen=chosen, match=self.match, wave=self.route.wave, counts={})
-        assert rows is not None
-        steps = version.rows_at(as_served(rows, version.version), level) - rows.starts[:-1]
-        runs = [(one.episode.request.query, one.episode.outcome.steps) for one in audits]
-        columns = recorded_columns((), self.route.kind, runs)
-        return {
-            audit.id: (int(step), answer_of(columns.answer[start + step], columns.answers))
-            for audit, step, start, end in zip(audits, steps, columns.starts[:-1], columns.starts[1:], strict=True)
-            if start + step < end - 1
-        }
-
-
-def _generated(audit: Audit, stop: int | None) -> float:
-    """Tokens of the run up to a step, and of the answer that is written behind a thought; None: of all of it."""
-    outcome = audit.episode.outcome
-    if outcome.usage is None:
-        return 0.0
-    if stop is None:
-        return float(outcome.usage.completion_tokens)
-    written = outcome.usage.completion_tokens - outcome.usage.reasoning_tokens
-    answer_tokens = max(0, written) if audit.episode.request.kind == "reasoning" else 0
-    return float(sum(step.tokens for step in outcome.steps[: stop + 1]) + answer_tokens)

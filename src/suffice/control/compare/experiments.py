@@ -11,7 +11,7 @@ full whatever their arm, so they stand for no arm live; of other runs nothing is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import floor, log1p
@@ -21,7 +21,7 @@ from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import by_people, scaled
 from suffice.control.compare.counterfactual import AuditReplay
-from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
+from suffice.control.evidence.audits import Audit, is_evidence, recorded_audit
 from suffice.control.evidence.scorers import matching
 from suffice.control.evidence.versions import loader, published_on
 from suffice.errors import ConfigError
@@ -44,56 +44,56 @@ from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, LogReader, open_reader
 from suffice.store.routes.experiments import ExperimentRun, read_draws, read_runs
-from suffice.types import ArmDraw, Feedback, Query
+from suffice.types import ArmDraw
 
 
 def read_experiment(
     path_or_connection: Path | str | LogReader, held: ExperimentRun, settings: Settings
 ) -> ExperimentResult:
     """What a run of an experiment shows now. Raises ConfigError for a route that is gone, and StoreError."""
-    with open_reader(path_or_connection) as connection:
-        return analyse(held.experiment, gather(connection, held, settings))
+    with open_reader(path_or_connection) as log:
+        return analyse(held.experiment, gather(log, held, settings))
 
 
-def gather(connection: LogReader, held: ExperimentRun, settings: Settings) -> ExperimentData:
-    one = held.experiment
-    for route in one.routes:
+def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> ExperimentData:
+    experiment = held.experiment
+    for route in experiment.routes:
         if route not in settings.routes:
-            raise ConfigError(f"experiment {one.name}: route {route!r} is not in the settings any more")
-    taken = _Taken(one=one)
-    for draw in read_draws(connection, held):
-        taken.drew(draw.unit, UnitAssignment(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
+            raise ConfigError(f"experiment {experiment.name}: route {route!r} is not in the settings any more")
+    units = _Units(experiment, {name: metric for name, metric in settings.metrics.items() if metric.type != "category"})
+    for draw in read_draws(log, held):
+        units.draw(draw.unit, UnitAssignment(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
     with ExitStack() as stack:
         routes = {
             name: AuditReplay(
                 route=settings.routes[name],
                 match=stack.enter_context(matching(settings.routes[name])),
-                published=published_on(connection, name),
-                load=loader(connection),
+                published=published_on(log, name),
+                load=loader(log),
             )
-            for name in one.routes
+            for name in experiment.routes
         }
-        taken.declared = {name: metric for name, metric in settings.metrics.items() if metric.type != "category"}
-        for item in read_runs(connection, held):
+        for item in read_runs(log, held):
             # An audit tells of the experiment for as long as it ran, whoever took part in it.
             late = held.end_seq is not None and item.seq > held.end_seq
-            taken.ran(item, probes=routes[item.episode.request.route].route.probe is not None, late=late)
-            taken.judged(item, routes[item.episode.request.route].match)
-        return taken.material(routes)
+            replay = routes[item.episode.request.route]
+            units.add_run(item, probes=replay.route.probe is not None, late=late)
+            units.add_labels(item, replay.match)
+        return units.data(routes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Told:
+class _UnitValue:
     seq: int
     unit: str
     voice: str | None  # a key that asks the model speaks for a share of the units at most; None: not capped
     value: MetricValue
 
 
-def _within_share(told: Sequence[_Told]) -> list[MetricValue]:
-    """Without what capped voices say beyond their share of the units."""
-    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(told))), Counter[str](), list[MetricValue]()
-    for one in told:
+def _within_share(values: Sequence[_UnitValue]) -> list[MetricValue]:
+    """Without what capped keys say beyond their share of the units."""
+    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(values))), Counter[str](), list[MetricValue]()
+    for one in values:
         if one.voice is not None:
             spoken[one.voice] += 1
             if spoken[one.voice] > allowed:
@@ -102,33 +102,32 @@ def _within_share(told: Sequence[_Told]) -> list[MetricValue]:
     return kept
 
 
-@dataclass(slots=True, kw_only=True)
-class _Taken:
-    one: RunningExperiment
-    declared: Mapping[str, Metric] = field(default_factory=dict)
+@dataclass(slots=True)
+class _Units:
+    experiment: RunningExperiment
+    declared: Mapping[str, Metric]
     n_requests: int = 0
     _first: dict[str, UnitAssignment] = field(default_factory=dict)  # by unit
     _warm: set[str] = field(default_factory=set)  # the first units
-    _values: dict[str, list[_Told]] = field(default_factory=dict)  # by metric
+    _values: dict[str, list[_UnitValue]] = field(default_factory=dict)  # by metric
     _callers: set[str] = field(default_factory=set)  # senders that ask the model
     _audits: list[Audit] = field(default_factory=list)
 
-    def drew(self, unit: str, drawn: UnitAssignment) -> None:
+    def draw(self, unit: str, drawn: UnitAssignment) -> None:
         """Take a draw in, in the order of the log."""
         self.n_requests += 1
         if unit not in self._first:
             self._first[unit] = drawn
-            if len(self._first) <= self.one.warmup_units:
+            if len(self._first) <= self.experiment.warmup_units:
                 self._warm.add(unit)
 
-    def ran(self, item: EpisodeWithLabels, *, probes: bool, late: bool) -> None:
+    def add_run(self, item: EpisodeWithLabels, *, probes: bool, late: bool) -> None:
         """Take in what a run itself tells, and keep it if it is an audit."""
         request, outcome = item.episode.request, item.episode.outcome
         self._callers.add(request.sender)
         if not late and is_evidence(request, outcome, probes=probes):
-            labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
-            self._audits.append(Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels))
-        draw = self._draw(item)
+            self._audits.append(recorded_audit(item))
+        draw = self._draw_of(item)
         if draw is None:
             return
         if outcome.usage is not None:
@@ -138,8 +137,8 @@ class _Taken:
         if outcome.end_reason in ENDED:
             self._add(LATENCY, item.seq, draw, item, outcome.duration_s)
 
-    def judged(self, item: EpisodeWithLabels, match: Match) -> None:
-        draw = self._draw(item)
+    def add_labels(self, item: EpisodeWithLabels, match: Match) -> None:
+        draw = self._draw_of(item)
         if draw is None or not item.labels:
             return
         right = measure_run(item, match).correct
@@ -149,43 +148,48 @@ class _Taken:
         for label in item.labels:
             given = label.feedback
             voice = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
-            for name, value in self._said(given):
-                self._add(name, label.seq, draw, item, value, voice)
+            satisfaction = by_people(given)
+            if satisfaction is not None:
+                self._add(SATISFACTION, label.seq, draw, item, satisfaction, voice)
+            for name, value in given.metrics:
+                if name in self.declared and name not in METRICS and not isinstance(value, str):
+                    self._add(name, label.seq, draw, item, scaled(float(value), self.declared[name]), voice)
 
-    def material(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
+    def data(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
         """All of it, each metric in the order in which its values became known, one for each unit."""
         values = dict[str, list[MetricValue]]()
         for metric, all_values in self._values.items():
-            first: dict[str, _Told] = {}
-            for told in sorted(all_values, key=lambda told: told.seq):
-                first.setdefault(told.unit, told)
+            first: dict[str, _UnitValue] = {}
+            for one in sorted(all_values, key=lambda one: one.seq):
+                first.setdefault(one.unit, one)
             values[metric] = _within_share(list(first.values()))
-        paired = frozenset(arm.name for arm in self.one.arms if all(route.replayable(arm) for route in routes.values()))
+        arms = self.experiment.arms
+        paired = frozenset(arm.name for arm in arms if all(route.replayable(arm) for route in routes.values()))
         return ExperimentData(
             n_requests=self.n_requests,
             drawn=list(self._first.values()),
             values=values,
-            audits=self._seen(routes, paired),
+            audits=self._replayed(routes, paired),
             paired=paired,
         )
 
-    def _seen(self, routes: Mapping[str, AuditReplay], paired: frozenset[str]) -> list[AuditAnswers]:
+    def _replayed(self, routes: Mapping[str, AuditReplay], paired: frozenset[str]) -> list[AuditAnswers]:
         """Audits as each arm would have ended them, in their order."""
         answers: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}
         for name, route in routes.items():
             mine = [audit for audit in self._audits if audit.episode.request.route == name]
-            for arm in self.one.arms:
+            for arm in self.experiment.arms:
                 if arm.name in paired:
-                    for audit, told in zip(mine, route.arm(arm, mine), strict=True):
-                        if told is not None:
-                            answers[audit.id][arm.name] = told
+                    for audit, evidence in zip(mine, route.arm(arm, mine), strict=True):
+                        if evidence is not None:
+                            answers[audit.id][arm.name] = evidence
             answers.update(route.judged(mine, answers, self._callers - {""}))
         return [
-            AuditAnswers(query_class=class_of(audit.episode.request.query), arms=answers[audit.id])
+            AuditAnswers(query_class=audit.query_class, arms=answers[audit.id])
             for audit in sorted(self._audits, key=lambda audit: audit.seq)
         ]
 
-    def _draw(self, item: EpisodeWithLabels) -> ArmDraw | None:
+    def _draw_of(self, item: EpisodeWithLabels) -> ArmDraw | None:
         """The arm that a run stands for; None: none.
 
         A unit that took part before the weights changed tells nothing after: some like it have moved, and those that
@@ -195,7 +199,7 @@ class _Taken:
         if request.ungoverned is not None or request.audit:
             return None
         for draw in request.arms:
-            if (draw.experiment, draw.run) == (self.one.name, self.one.run):
+            if (draw.experiment, draw.run) == (self.experiment.name, self.experiment.run):
                 first = self._first.get(draw.unit)
                 return draw if first is not None and first.odds == _odds(draw) else None
         return None
@@ -204,38 +208,19 @@ class _Taken:
         self, metric: str, seq: int, draw: ArmDraw, item: EpisodeWithLabels, value: float, voice: str | None = None
     ) -> None:
         query = item.episode.request.query
-        self._values.setdefault(metric, []).append(
-            _Told(
-                seq=seq,
-                unit=draw.unit,
-                voice=voice,
-                value=MetricValue(
-                    arm=draw.arm,
-                    odds=_odds(draw),
-                    query_class=class_of(query),
-                    value=value,
-                    known=_known(query),
-                    warmup=draw.unit in self._warm,
-                ),
-            )
+        # Of the question, before the first token: its length, its numbers, its operators.
+        known = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
+        result = MetricValue(
+            arm=draw.arm,
+            odds=_odds(draw),
+            query_class=class_of(query),
+            value=value,
+            known=tuple(log1p(n or 0) for n in known),
+            warmup=draw.unit in self._warm,
         )
-
-    def _said(self, given: Feedback) -> Iterator[tuple[str, float]]:
-        """What a person, or a program, measured of an answer, from 0 to 1."""
-        satisfaction = by_people(given)
-        if satisfaction is not None:
-            yield SATISFACTION, satisfaction
-        for name, value in given.metrics:
-            if name in self.declared and name not in METRICS and not isinstance(value, str):
-                yield name, scaled(float(value), self.declared[name])
+        self._values.setdefault(metric, []).append(_UnitValue(seq=seq, unit=draw.unit, voice=voice, value=result))
 
 
 def _odds(draw: ArmDraw) -> dict[str, float]:
     """Of every arm, when it was drawn."""
     return {draw.arm: draw.propensity, **dict(draw.others)}
-
-
-def _known(query: Query | None) -> tuple[float, ...]:
-    """Of the question, before the first token: its length, its numbers, its operators."""
-    told = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
-    return tuple(log1p(n or 0) for n in told)

@@ -1,11 +1,11 @@
-"""Gathers what the log holds of a rollout, row by row; what comes late is judged when it is there.
+"""Gathers what the log holds of a rollout, row by row.
 
     rows since it began ──▶ feed ──▶ requests, live runs of both arms, audits, labels
                             evidence ──▶ new audits replayed by both versions, old ones judged anew ──▶ RolloutEvidence
 
 A fold: fed in pieces or at once, it says the same at the same place. A run belongs to the step that the rollout was in
-when the run began, as the order of the rows has it. Ratings count in the order in which they became known. Of an audit
-only those are kept on which the versions answer differently; on the others no label can change anything.
+when the run began. Of audits only those are kept on which the versions answer differently; on the others no label can
+change anything.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, UnreturnedAudits, remember
 from suffice.learn.certifier import PendingAudits
-from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun, Z
+from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
 from suffice.rollout.results import ArmEvidence
 from suffice.rollout.stages import State
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove
-from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
+from suffice.types import Episode, Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,24 +58,26 @@ Judge: TypeAlias = Callable[
 ]
 
 
-@dataclass(slots=True, kw_only=True)
-class _Live:
+@dataclass(slots=True)
+class _LiveRun:
+    """A unit's run, without its steps."""
+
     unit: str
     arm: ArmName
     episode: Episode
     labels: tuple[GivenLabel, ...] = ()
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _LiveUnits:
     """Live units of both arms; each is one witness of each thing that is compared."""
 
     known: set[str] = field(default_factory=set)
     rated: set[str] = field(default_factory=set)
-    runs: dict[str, _Live] = field(default_factory=dict)  # by episode
+    runs: dict[str, _LiveRun] = field(default_factory=dict)  # by episode
     right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
 
-    def mark(self, name: str, live: _Live, match: Match) -> None:
+    def mark(self, name: str, live: _LiveRun, match: Match) -> None:
         """A unit is one witness of EM, by its first run that was labelled; a later label of that run replaces it."""
         known = self.right.get(live.unit)
         if known is not None and known[0] != name:
@@ -98,7 +100,7 @@ class _LiveUnits:
         )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Audits:
     """Audits of the rollout, by episode."""
 
@@ -107,38 +109,26 @@ class _Audits:
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class EvidenceFold:
     """One rollout, from its first row on.
 
-    match   does an answer equal a reference?
-    probes  its route asks for trial answers by extra calls, which only runs drawn by lot were sent
-    seq     place of the last row that was read
-    n       governed requests of the route since it began
+    probes   its route asks for trial answers by extra calls, which only runs drawn at random were sent
+    seq      place of the last row that was read
+    n        governed requests of the route since it began
+    callers  senders that asked the model, on whatever route
+    windows  of the requests since the rollout began
     """
 
-    held: RolloutRun
-    match: Match
-    probes: bool
-    seq: int = field(init=False)
-    n: int = 0
-    _state: State = field(init=False)
-    _evidence: RolloutEvidence = field(default_factory=RolloutEvidence)
-    _starts: StartOrder = field(default_factory=StartOrder)
-    _unreturned: UnreturnedAudits = field(default_factory=UnreturnedAudits)
-    _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
-    _joining: LabelJoin = field(default_factory=LabelJoin)
-    callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
-    _live: _LiveUnits = field(default_factory=_LiveUnits)
-    windows: Windows = field(default_factory=Windows)  # of the requests since the rollout began
-    _audits: _Audits = field(default_factory=_Audits)
-
-    def __post_init__(self) -> None:
-        self.seq, self._state = self.held.seq, self.held.first
-
-    @property
-    def rules(self) -> Rules:
-        return self.held.rules
+    def __init__(self, *, held: RolloutRun, match: Match, probes: bool) -> None:
+        self.held, self.match, self.probes = held, match, probes
+        self.seq, self.n = held.seq, 0
+        self.callers: set[str] = set()
+        self.windows = Windows()
+        self._state = held.first
+        self._evidence = RolloutEvidence()
+        self._starts, self._unreturned, self._labels = StartOrder(), UnreturnedAudits(), LabelJoin()
+        self._states: dict[str, State] = {}  # of the rollout when a run began, by episode
+        self._live, self._audits = _LiveUnits(), _Audits()
 
     @property
     def watched(self) -> dict[str, Audit]:
@@ -152,25 +142,25 @@ class EvidenceFold:
     # ---- rows ------------------------------------------------------------------------------------
 
     def feed(self, stored: StoredEvent) -> None:
-        """Take the next row of the log in; one that was read before changes nothing."""
+        """Read the next row of the log; a row that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
         if isinstance(event, Request):
-            self._asked(event)
+            self._begin_run(event)
         elif isinstance(event, Outcome):
-            self._ended(event, stored)
+            self._end_run(event, stored)
         elif isinstance(event, RequestCount):
-            self._counted(event)
+            self._count_requests(event)
         elif isinstance(event, FeedbackEvent):
             label = GivenLabel(stored.seq, event.feedback, stored.at_s)
-            name = self._joining.find_episode(label)
+            name = self._labels.find_episode(label)
             if name is not None:
-                self._heard(name, label)
+                self._hear(name, label)
         elif isinstance(event, RolloutMove) and event.transition.rollout == self._state.rollout:
             self._state = self._state.after(event.transition)
 
-    def _asked(self, request: Request) -> None:
+    def _begin_run(self, request: Request) -> None:
         if request.sender:
             self.callers.add(request.sender)
         if request.route != self._state.route or request.ungoverned is not None:
@@ -181,7 +171,7 @@ class EvidenceFold:
         self._unreturned.began(request, self.n, probes=self.probes, windows=self.windows)
         remember(self._states, request.episode_id, self._state)
 
-    def _counted(self, counted: RequestCount) -> None:
+    def _count_requests(self, counted: RequestCount) -> None:
         """Requests without rows: part of the traffic, and witnesses of nothing. Audits and arms have theirs always."""
         self.callers.update(counted.senders)
         if counted.route != self._state.route:
@@ -193,51 +183,45 @@ class EvidenceFold:
             if not cell.ungoverned:
                 self._evidence = self._evidence.with_request(cell.query_class, cell.n)
 
-    def _ended(self, outcome: Outcome, stored: StoredEvent) -> None:
+    def _end_run(self, outcome: Outcome, stored: StoredEvent) -> None:
         run, state = self._starts.ended(outcome), self._states.pop(outcome.episode_id, self._state)
         self._unreturned.ended(outcome.episode_id)
         if run is None or run.episode is None:
             return
-        request, episode, at = run.request, run.episode, run.number
-        waiting = self._joining.ended(outcome)
+        request, at = run.request, run.number
+        waiting = self._labels.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
-            audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)
+            audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=run.episode)
             self._audits.new[audit.id] = RolloutAudit(audit=audit, state=state)
-        drawn = self._drawn(request)
-        if drawn is not None and state.counts(at, request.received_at_s, self.rules):
+        experiment = f"rollout {self._state.rollout}"
+        drawn = next((one for one in request.arms if one.experiment == experiment), None)
+        # An audit runs in full and stands for no arm.
+        if drawn is not None and not request.audit and state.counts(at, request.received_at_s, self.held.rules):
             arm: ArmName = "candidate" if drawn.arm == "candidate" else "control"
             if drawn.unit not in self._live.known:
                 self._live.known.add(drawn.unit)
-                self._evidence = self._evidence.with_run(arm, _run(episode), self.rules)
-            kept = Episode(request=request, outcome=replace(outcome, steps=()))
-            self._live.runs[outcome.episode_id] = _Live(unit=drawn.unit, arm=arm, episode=kept)
+                self._evidence = self._evidence.with_run(arm, _unit_run(run.episode), self.held.rules)
+            slim = Episode(request=request, outcome=replace(outcome, steps=()))
+            self._live.runs[outcome.episode_id] = _LiveRun(drawn.unit, arm, slim)
         for label in waiting:
-            self._heard(outcome.episode_id, label)
+            self._hear(outcome.episode_id, label)
 
-    def _drawn(self, request: Request) -> ArmDraw | None:
-        """The arm of the rollout that a live run stands for; an audit runs in full and stands for none."""
-        if request.audit:
-            return None
-        name = f"rollout {self._state.rollout}"
-        return next((one for one in request.arms if one.experiment == name), None)
-
-    def _heard(self, name: str, label: GivenLabel) -> None:
-        if name in self._audits.new:
-            new = self._audits.new[name]
-            self._audits.new[name] = replace(new, audit=new.audit.with_label(label, self.n))
-        elif name in self._audits.watched:
-            self._audits.watched[name] = self._audits.watched[name].with_label(label, self.n)
+    def _hear(self, name: str, label: GivenLabel) -> None:
+        audits = self._audits
+        if name in audits.new:
+            new = audits.new[name]
+            audits.new[name] = replace(new, audit=new.audit.with_label(label, self.n))
+        elif name in audits.watched:
+            audits.watched[name] = audits.watched[name].with_label(label, self.n)
         live = self._live.runs.get(name)
-        if live is not None:
-            live.labels = (*live.labels, label)
-            self._rate(live, label.feedback)
-            self._live.mark(name, live, self.match)
-
-    def _rate(self, live: _Live, given: Feedback) -> None:
-        liked = by_people(given)
-        if liked is not None and live.unit not in self._live.rated:
+        if live is None:
+            return
+        live.labels = (*live.labels, label)
+        rating = by_people(label.feedback)
+        if rating is not None and live.unit not in self._live.rated:  # ratings count in the order of the log
             self._live.rated.add(live.unit)
-            self._evidence = self._evidence.with_rating(live.arm, liked)
+            self._evidence = self._evidence.with_rating(live.arm, rating)
+        self._live.mark(name, live, self.match)
 
     # ---- evidence --------------------------------------------------------------------------------
 
@@ -253,27 +237,27 @@ class EvidenceFold:
         judged = judge(audits, {name: both.named for name, both in self._audits.apart.items()}, self.callers)
         evidence = replace(self._evidence, labelled=self._live.cells())
         for audit, both in zip(audits, self._audits.apart.values(), strict=True):
-            told = {**both.named, **judged.get(audit.id, {})}
-            z = loss(told["candidate"], told["in force"])
+            arms = {**both.named, **judged.get(audit.id, {})}
+            z = loss(arms["candidate"], arms["in force"])
             if z is not None:
-                evidence = evidence.with_label(class_of(audit.episode.request.query), z)
+                evidence = evidence.with_label(audit.query_class, z)
         return evidence
 
     def _take(self, replay: Replay, watch: Watch) -> None:
         new, self._audits.new = self._audits.new, {}
         wanted = watch([witness.audit for witness in new.values()])
         for witness, both in zip(new.values(), replay(list(new.values())), strict=True):
-            if witness.audit.id in wanted:
-                self._audits.watched[witness.audit.id] = witness.audit
+            audit = witness.audit
+            if audit.id in wanted:
+                self._audits.watched[audit.id] = audit
             if both is None:
                 continue
-            audit, outcome = witness.audit, witness.audit.episode.outcome
-            full = outcome.usage.completion_tokens if outcome.usage is not None else 0
-            z = loss(both.candidate, both.in_force)
+            usage, z = audit.outcome.usage, loss(both.candidate, both.in_force)
+            full = usage.completion_tokens if usage is not None else 0
             self._evidence = self._evidence.with_audit(
-                class_of(audit.episode.request.query),
+                audit.query_class,
                 z,
-                full=full + undrawn_tokens(audit.episode.request, outcome),
+                full=full + undrawn_tokens(audit.episode.request, audit.outcome),
                 in_force=both.in_force.tokens,
                 candidate=both.candidate.tokens,
             )
@@ -286,7 +270,7 @@ class EvidenceFold:
         return [(audit, both) for audit, both in pairs if not audit.labels]
 
 
-def _run(episode: Episode) -> UnitRun:
+def _unit_run(episode: Episode) -> UnitRun:
     outcome = episode.outcome
     ended = outcome.end_reason in ENDED
     return UnitRun(

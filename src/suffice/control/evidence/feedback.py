@@ -1,4 +1,4 @@
-"""Feedback of one route read from the log: ratings, effects on satisfaction, and a judge model's grades.
+"""Feedback of one route read from the log: ratings, and effects on satisfaction.
 
     ends of runs, ratings ──▶ Ratings ──▶ why the next safer level is due, or None
 
@@ -11,15 +11,13 @@ make a route safer, never bolder.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import floor
 from typing import Final
 
 from suffice.assurance.labels import INFERENCE_KEY, JUDGE, MAX_SHARE
-from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import (
     EVENTS,
@@ -37,7 +35,7 @@ from suffice.control.evidence.run_join import remember
 from suffice.settings import Metric, Route
 from suffice.settings.checks import span_of
 from suffice.signals.query import class_of
-from suffice.types import Episode, Feedback, Outcome
+from suffice.types import Episode, Feedback
 
 MOST_RUNS: Final = 50_000  # that wait for a rating
 
@@ -165,67 +163,3 @@ def _values(given: Feedback, declared: Mapping[str, Metric]) -> Iterable[tuple[s
             yield from ((f"{name}={word}", float(word == value)) for word in metric.values)
         elif not isinstance(value, str):
             yield name, float(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeGrades:
-    """What a judge said of one run's two answers; above 0 is right."""
-
-    full: float
-    stopped: float
-
-    def as_feedback(self, item: LabelledEpisode, model: str, *, counts: bool) -> Feedback:
-        """The row of the log. Without `counts` it says nothing of right and wrong.
-
-        Where both answers are right, a label can say so of the delivered one alone, so the stop counts as lost.
-        """
-        outcome = item.episode.outcome
-        full, stopped = self.full > 0, self.stopped > 0
-        gold = outcome.would_answer if counts and stopped and not full else None
-        return Feedback(
-            feedback_id=f"{JUDGE}:{model}:{outcome.episode_id}",
-            episode_id=outcome.episode_id,
-            source=JUDGE,
-            correct=full if counts and gold is None else None,
-            gold=gold,
-            reason=f"graded by {model}",
-            comment=json.dumps({"model": model, "full": self.full, "stopped": self.stopped}),
-        )
-
-
-def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
-    """What this judge said in that row; None: it is another's, or cannot be read.
-
-    A row that came over HTTP with a key is nobody's: the judge's own are written beside the log.
-    """
-    if given.source != JUDGE or given.sender:
-        return None
-    try:
-        noted = json.loads(given.comment or "")
-        is_own = noted["model"] == model
-        return JudgeGrades(full=float(noted["full"]), stopped=float(noted["stopped"])) if is_own else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
-    """A judge's grades of a run; None: it has none that can be read."""
-    grades = (parse_grade(label.feedback, model) for label in labels)
-    return next((grade for grade in grades if grade is not None), None)
-
-
-def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The latest label of anybody but a judge that says what is right."""
-    return current_label([label for label in labels if label.feedback.source != JUDGE])
-
-
-def pair_grades(
-    outcome: Outcome, word: Feedback | None, grades: JudgeGrades | None, match: Match
-) -> list[tuple[float, bool]]:
-    """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
-    if word is None or grades is None:
-        return []
-    if word.gold is None:
-        return [(grades.full, bool(word.correct))]
-    sides = ((grades.full, outcome.answer), (grades.stopped, outcome.would_answer))
-    return [(grade, answer is not None and match(answer, word.gold)) for grade, answer in sides]

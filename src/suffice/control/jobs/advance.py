@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from suffice.control.compare.assessment import RolloutAssessor, plain_route
+from suffice.control.compare.assessment import RolloutAssessor
+from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.jobs.base import JobPass, ProposalJob
 from suffice.rollout.stages import Transition
 from suffice.settings import Route
@@ -45,7 +46,7 @@ class Advance(ProposalJob):
             return None
         began_s = self.monotonic_s()
         if assessor is None or assessor.gathering.held.seq != trial.seq:
-            of_route = plain_route(self.settings.routes[name], self.match(name))
+            of_route = AuditReplay(route=self.settings.routes[name], match=self.match(name))
             assessor = RolloutAssessor.at(here.log, trial, of_route, self.settings.control, secret=self.secret)
         seen = assessor.see(here.log, trial, held, now_s=self.now(), reading=here.desk.renew)
         self._assessors[name] = assessor

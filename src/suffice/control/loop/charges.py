@@ -17,7 +17,7 @@ from suffice.assurance.fidelity import VERBATIM, Fidelity, FinishFidelity, bound
 from suffice.assurance.labels import CHARGE_CONFIDENCE, JUDGE, TRUSTED, rank_of
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.feedback import graded, pair_grades, parse_grade, persons_word
+from suffice.control.evidence.judging import graded, pair_grades, parse_grade, persons_word
 from suffice.learn.audits import Floats, Ints
 from suffice.types import Feedback, Outcome, Request
 

@@ -4,7 +4,7 @@
       ├─ a person said what is right ──▶ graded: how often is the judge wrong?  ──▶ JudgeError
       └─ nobody did ──▶ graded, and labelled, while that error leaves something of the EM budget
 
-A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's word says nothing of
+A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's label says nothing of
 right and wrong, so nobody can count it; only a judge whose error was measured, and whose charge is below the route's
 `max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.charges`).
 
@@ -14,18 +14,85 @@ The log holds no question, so the caller brings them.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.labels import JudgeError, judge_error_bound
-from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match
-from suffice.control.evidence.feedback import JudgeGrades, graded, pair_grades, persons_word
+from suffice.assurance.labels import JUDGE, JudgeError, judge_error_bound
+from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match, SequencedLabel, current_label
 from suffice.edge.judge import Grade
-from suffice.types import Feedback
+from suffice.types import Feedback, Outcome
 
-MOST_CALLS = 200  # answers that are graded in one go
+MOST_CALLS: Final = 200  # answers that are graded in one go
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeGrades:
+    """What a judge said of one run's two answers; above 0 is right."""
+
+    full: float
+    stopped: float
+
+    def as_feedback(self, item: LabelledEpisode, model: str, *, counts: bool) -> Feedback:
+        """The row of the log. Without `counts` it says nothing of right and wrong.
+
+        Where both answers are right, a label can say so of the delivered one alone, so the stop counts as lost.
+        """
+        outcome = item.episode.outcome
+        full, stopped = self.full > 0, self.stopped > 0
+        gold = outcome.would_answer if counts and stopped and not full else None
+        return Feedback(
+            feedback_id=f"{JUDGE}:{model}:{outcome.episode_id}",
+            episode_id=outcome.episode_id,
+            source=JUDGE,
+            correct=full if counts and gold is None else None,
+            gold=gold,
+            reason=f"graded by {model}",
+            comment=json.dumps({"model": model, "full": self.full, "stopped": self.stopped}),
+        )
+
+
+def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
+    """What this judge said in that row; None: it is another's, or cannot be read.
+
+    A row that came over HTTP with a key is nobody's: the judge's own are written beside the log.
+    """
+    if given.source != JUDGE or given.sender:
+        return None
+    try:
+        noted = json.loads(given.comment or "")
+        is_own = noted["model"] == model
+        return JudgeGrades(full=float(noted["full"]), stopped=float(noted["stopped"])) if is_own else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
+    """A judge's grades of a run; None: it has none that can be read."""
+    grades = (parse_grade(label.feedback, model) for label in labels)
+    return next((grade for grade in grades if grade is not None), None)
+
+
+def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
+    """The latest label of anybody but a judge that says what is right."""
+    return current_label([label for label in labels if label.feedback.source != JUDGE])
+
+
+def pair_grades(
+    outcome: Outcome, word: Feedback | None, grades: JudgeGrades | None, match: Match
+) -> list[tuple[float, bool]]:
+    """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
+    if word is None or grades is None:
+        return []
+    if word.gold is None:
+        return [(grades.full, bool(word.correct))]
+    sides = ((grades.full, outcome.answer), (grades.stopped, outcome.would_answer))
+    return [(grade, answer is not None and match(answer, word.gold)) for grade, answer in sides]
+
+
+# --------------------------------------------------------------------------- asking a judge
 
 
 class Grades(Protocol):
@@ -47,7 +114,7 @@ class JudgingResult:
     n_graded: int  # runs graded in this go
     n_ungraded: int  # runs for which the judge gave no grade: asked again next time
     n_labelled: int  # labels written in this go
-    error: JudgeError | None  # against people, over the whole log; None: no run has both words
+    error: JudgeError | None  # against people, over the whole log; None: no run has both labels
     disagreement: float  # upper bound on the rate, that the charge was computed with
     may_count: bool  # are its labels worth anything now?
     reason: str  # a sentence for a person
@@ -68,7 +135,6 @@ async def judge_labels(
 
     append       puts a row into the log; waits until it is there
     questions    texts by `Request.question_key`
-    match        does an answer equal a reference? The route's scorer
     max_em_drop  fraction: the route's
     confidence   of the bound on the error and of that on the rate of disagreement, each, in (0.5, 1); their risks and
                  the certificate's are added
@@ -81,12 +147,21 @@ async def judge_labels(
     disagreement = exact_binomial(len(differing), len(runs), 2 * confidence - 1).high if runs else 1.0
     known = [item for item in differing if item.episode.request.question_key in questions]
     grading = _Grading(judge, append, questions, most_calls)
-    graded_beside = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
-    told = {_id(item): graded_beside.get(_id(item)) or graded(item.labels, judge.model) for item in differing}
-    # A yardstick may wait for a judge of formulas, which must not hold up an event loop.
-    pairs = await asyncio.to_thread(
-        lambda: [pair for item in differing for pair in _compared(item, told[_id(item)], match)]
-    )
+    beside = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
+
+    def compare() -> list[tuple[float, bool]]:
+        return [
+            pair
+            for item in differing
+            for pair in pair_grades(
+                item.episode.outcome,
+                persons_word(item.labels),
+                beside.get(_id(item)) or graded(item.labels, judge.model),
+                match,
+            )
+        ]
+
+    pairs = await asyncio.to_thread(compare)  # a yardstick may wait for a judge of formulas: off the event loop
     error = judge_error_bound(pairs, confidence=confidence, disagreement=disagreement) if pairs else None
     may_count = error is not None and error.charge < max_em_drop
     labelled: Mapping[str, JudgeGrades] = {}
@@ -96,7 +171,7 @@ async def judge_labels(
         n_full=len(runs),
         n_differing=len(differing),
         n_unknown=len(differing) - len(known),
-        n_graded=len(graded_beside) + len(labelled),
+        n_graded=len(beside) + len(labelled),
         n_ungraded=grading.n_ungraded,
         n_labelled=len(labelled),
         error=error,
@@ -106,36 +181,33 @@ async def judge_labels(
     )
 
 
+@dataclass(slots=True)
 class _Grading:
-    """Grades runs one after the other, as long as there are calls left, and writes down what was said."""
+    """Grades runs one after the other, as long as there are calls left, and writes the grades down."""
 
-    def __init__(
-        self, judge: Grades, append: Callable[[Feedback], Awaitable[object]], questions: Mapping[str, str], most: int
-    ) -> None:
-        self._judge, self._append, self._questions, self._left = judge, append, questions, most
-        self.n_ungraded = 0
+    judge: Grades
+    append: Callable[[Feedback], Awaitable[object]]
+    questions: Mapping[str, str]
+    calls_left: int
+    n_ungraded: int = 0
 
     async def each(self, items: Sequence[LabelledEpisode], *, counts: bool) -> dict[str, JudgeGrades]:
-        """What was said of the runs that were graded here, by episode; those graded before are left out."""
-        grades: dict[str, JudgeGrades] = {}
+        """The grades of the runs that were graded here, by episode; those graded before are left out."""
+        model, result = self.judge.model, dict[str, JudgeGrades]()
         for item in items:
-            if self._left < 2 or graded(item.labels, self._judge.model) is not None:
+            if self.calls_left < 2 or graded(item.labels, model) is not None:
                 continue
-            told = await self._of(item)
-            if told is None:
+            self.calls_left -= 2
+            question, outcome = self.questions[item.episode.request.question_key], item.episode.outcome
+            answers = outcome.answer, outcome.would_answer
+            grades = await asyncio.gather(*(self.judge.grade(question, answer) for answer in answers))
+            full, stopped = (grade.value for grade in grades)
+            if full is None or stopped is None:
                 self.n_ungraded += 1
                 continue
-            grades[_id(item)] = told
-            await self._append(told.as_feedback(item, self._judge.model, counts=counts))
-        return grades
-
-    async def _of(self, item: LabelledEpisode) -> JudgeGrades | None:
-        self._left -= 2
-        question = self._questions[item.episode.request.question_key]
-        answers = item.episode.outcome.answer, item.episode.outcome.would_answer
-        grades = await asyncio.gather(*(self._judge.grade(question, answer) for answer in answers))
-        full, stopped = (grade.value for grade in grades)
-        return None if full is None or stopped is None else JudgeGrades(full=full, stopped=stopped)
+            result[_id(item)] = JudgeGrades(full=full, stopped=stopped)
+            await self.append(result[_id(item)].as_feedback(item, model, counts=counts))
+        return result
 
 
 def _id(item: LabelledEpisode) -> str:
@@ -152,10 +224,6 @@ def is_full(item: LabelledEpisode) -> bool:
 def differs(item: LabelledEpisode) -> bool:
     outcome = item.episode.outcome
     return outcome.stop_step is not None and outcome.would_answer != outcome.answer
-
-
-def _compared(item: LabelledEpisode, told: JudgeGrades | None, match: Match) -> list[tuple[float, bool]]:
-    return pair_grades(item.episode.outcome, persons_word(item.labels), told, match)
 
 
 def _reason(error: JudgeError | None, max_em_drop: float) -> str:

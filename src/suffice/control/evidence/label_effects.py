@@ -1,0 +1,137 @@
+"""Counts what a reviewer's verdict changed: the route's latest audits without its label and with it.
+
+    log, version in force ──▶ audits as its levels end them ──▶ counts without, counts with ──▶ Effect
+
+The same rows and the same rules as the certificate, over the latest 5,000 requests of the epoch: near what the worker
+comes to at its next look, and at once. It writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
+from suffice.assurance.guarantee import evidence
+from suffice.assurance.labels import AHEAD
+from suffice.assurance.ledger import next_level
+from suffice.assurance.runs import Match, measure_run
+from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, is_evidence, verdicts
+from suffice.control.evidence.versions import ServedVersion, version_in_force
+from suffice.review.agreement import Effect, LabelEffect, em_of
+from suffice.review.queue import label_of
+from suffice.settings import Route
+from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
+from suffice.store.people.reviews import read_reviews
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import place_before
+
+MOST_REQUESTS: Final = 5_000  # of the route that are read
+_BY_REVIEW: Final = "review:"  # how the ids of labels that come of verdicts begin
+
+
+def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> Effect | None:
+    """What the verdicts on an item have changed so far; None: nobody was asked about such a run. Raises StoreError.
+
+    route   settings of the item's route
+    window  audits that a certificate looks back on
+    """
+    with open_reader(path) as log:
+        queue = read_reviews(log).queue
+        place = queue.places.get(item)
+        if place is None:
+            return None
+        name = place.item.route
+        held = read_decided(log).of(name)
+        since = place_before(log, name, MOST_REQUESTS)
+        since = since if held.epoch is None else max(since, held.epoch.since_seq)
+        episodes = list(read_episodes(log, name, since))
+        served = version_in_force(log, held)  # None where it cannot be read: then nothing of it acts either
+    look = _Look(route, held, served, match, window)
+    unsaid = replace(queue, places={**queue.places, item: replace(place, verdicts=())})
+    return Effect(
+        item=item,
+        route=name,
+        label=label_of(place),
+        before=replace(look.effect([_without(one, item) for one in episodes]), em=em_of(unsaid, name)),
+        after=replace(look.effect(episodes), em=em_of(queue, name)),
+        level_in_force=held.level if held.publication is not None else 0,
+        is_drawn=any(item in drawing.drawn for drawing in queue.drawings.get(name, ())),
+        waits=served is None and route.is_learned,
+        in_window=any(audit.id == item for audit in look.audits(episodes)),
+    )
+
+
+def _without(one: EpisodeWithLabels, item: str) -> EpisodeWithLabels:
+    """The run without what reviewers' verdicts say of it; another run is as it is."""
+    if one.episode.request.episode_id != item:
+        return one
+    labels = (label for label in one.labels if not label.feedback.feedback_id.startswith(_BY_REVIEW))
+    return replace(one, labels=tuple(labels))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    route: Route
+    held: InForce
+    served: ServedVersion | None
+    match: Match
+    window: int
+
+    def effect(self, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
+        return self._by_policy(episodes) if self.served is None else self._by_version(self.served, episodes)
+
+    def _by_version(self, served: ServedVersion, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
+        audits = self.audits(episodes)
+        counts, _ = verdicts([one for one in audits if one.labels], self.match)
+        wave = self.route.wave
+        runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=wave, counts=counts)
+        if runs is None:
+            return LabelEffect(n_audits=0, n_pending=0, level=0, n_missing=None, em=None)
+        rows = served.rows(runs)
+        labelled = np.isfinite(runs.label_at)
+        z = np.where(labelled[:, None], runs.z[rows], runs.d[rows].astype(np.int8))
+        z = np.where(runs.abandoned[:, None], np.int8(1), z).astype(np.int8)
+        z[:, 0] = 0
+        made = self.held.publication
+        budget = (None if made is None else made.evidence.max_em_drop) or self.route.max_em_drop
+        delta, sums = 1 - self.route.confidence, count_outcomes(z)
+        level = certified_level(log_wealth(sums, max_em_drop=budget), delta=delta)
+        following = next_level(sums, max_em_drop=budget, delta=delta, window=self.window)
+        eligible = runs.d[rows][:, 1 : level + AHEAD + 1].any(axis=1)
+        return LabelEffect(
+            n_audits=len(runs),
+            n_pending=int((eligible & ~labelled).sum()),
+            level=level,
+            n_missing=None if following is None else following.n_missing,
+            em=None,
+        )
+
+    def audits(self, episodes: Sequence[EpisodeWithLabels]) -> list[Audit]:
+        """Runs that stand for the traffic, with what was said of them."""
+        audits = list[Audit]()
+        for at, one in enumerate(episodes, 1):
+            if is_evidence(one.episode.request, one.episode.outcome, probes=self.route.probe is not None):
+                audit = Audit(seq=one.seq, at=at, ended_at_s=0.0, episode=one.episode)
+                for label in one.labels:
+                    audit = audit.with_label(GivenLabel(label.seq, label.feedback), at)
+                audits.append(audit)
+        return audits[-self.window :]
+
+    def _by_policy(self, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
+        """Where the owner wrote the policy, or nothing is published: by what the policy itself asked for."""
+        runs = [measure_run(one, self.match) for one in episodes if one.episode.request.ungoverned is None]
+        telling = [run for run in runs if run.disagrees is not None]
+        n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in telling)
+        summary = evidence(
+            max_em_drop=self.route.max_em_drop,
+            confidence=self.route.confidence,
+            n_audits=len(telling),
+            n_disagreements=max(0, n_lost),
+        )
+        n_pending = sum(run.drop is None and run.disagrees is True for run in telling)
+        return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=summary.n_missing, em=None)

@@ -1,1 +1,0 @@
-"""Whom to ask about which run, and what came of the answer."""
