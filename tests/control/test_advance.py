@@ -16,7 +16,7 @@ import pytest
 from suffice.assurance.runs import Match
 from suffice.control.compare.assessment import Assessment, RolloutAssessor, standing_of
 from suffice.control.compare.counterfactual import AuditReplay
-from suffice.control.jobs.advance import Advance
+from suffice.control.jobs.proposals import Advance
 from suffice.review.decide import OverrideForm
 from suffice.rollout.evidence import Rules, rules_of
 from suffice.rollout.versions import VersionLineage, make_version

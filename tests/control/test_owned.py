@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.fixed_policy import FIXED, fixed_policy_rows
+from suffice.control.evidence.versions import FIXED, fixed_policy_rows
 from suffice.control.loop.epoch import ReplayMismatch
 from suffice.learn.dataset import as_step
 from suffice.policy.base import build_policy

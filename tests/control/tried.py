@@ -12,7 +12,7 @@ from typing import Any
 
 from suffice.assurance.runs import Match
 from suffice.control.compare.assessment import Assessment, standing_of
-from suffice.control.jobs.advance import Advance
+from suffice.control.jobs.proposals import Advance
 from suffice.learn.version import FoldedVersion
 from suffice.model.artefact import StopModel, TrainingRecord, canonical
 from suffice.model.ensemble import Ensemble, Linear

@@ -10,8 +10,8 @@ import pytest
 
 from suffice.console.render import format_difference
 from suffice.control.evidence.scorers import matching
-from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker
+from suffice.control.jobs.proposals import Advance
 from suffice.demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
 from suffice.demo.month_traffic import MATH, SUPPORT, make_feedback
 from suffice.demo.month_trials import MonthTrials

@@ -16,12 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Job, Worker
 from suffice.control.jobs.certify import Certify
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.retrain import Retrain
+from suffice.control.jobs.proposals import Advance, Retrain
 from suffice.control.jobs.rollup import Rollup
 from suffice.demo.month_traffic import (
     MATH,

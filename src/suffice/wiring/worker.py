@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
-from suffice.control.jobs.retrain import Retrain
+from suffice.control.jobs.proposals import Advance, Retrain, Tune
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.sampling import SamplingJob
-from suffice.control.jobs.tune import Tune
 from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions

@@ -53,8 +53,6 @@ class Assessment:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RolloutAssessor:
-    """A rollout that is looked at again and again: its versions, and what was read of it."""
-
     of_route: AuditReplay
     versions: VersionPair
     gathering: EvidenceFold
@@ -81,12 +79,7 @@ class RolloutAssessor:
         now_s: float,
         reading: Callable[[], None] = lambda: None,
     ) -> Assessment:
-        """Read what is new, and judge it all. Raises StoreError.
-
-        held     the rollout as it is now
-        decided  what holds on its route
-        reading  called now and then, where there is much to read
-        """
+        """Read what is new, and judge it all; `reading` is called now and then. Raises StoreError."""
         for number, stored in enumerate(read_events(log, since_seq=self.gathering.seq), 1):
             self.gathering.feed(stored)
             if number % 1_000 == 0:
@@ -115,12 +108,11 @@ def assess_found(
     at: int,
     now_s: float,
 ) -> Assessment:
-    """A rollout by the evidence of it.
+    """A rollout by the evidence of it, at its governed request `at`.
 
     certificate  of a learned candidate; None: it has none, or nothing can be tested now
     withheld     why nothing may be promoted now, whatever the evidence; "": nothing speaks against it
     latest       number of the route's latest publication, as the rollout counts them
-    at           governed requests of the route since it began
     """
     unproved, void, idle = _of_candidate(held, gathered, certificate)
     evidence = replace(gathered, withheld=withheld or unproved, latest=latest, void=void, idle=idle)
@@ -138,10 +130,7 @@ def standing_of(
     secret: str,
     now_s: float,
 ) -> Assessment:
-    """What the log says of a rollout now, for a person who asks.
-
-    Raises ConfigError for a version that cannot be read, and StoreError.
-    """
+    """What the log says of a rollout now. Raises ConfigError for a version that cannot be read, and StoreError."""
     with matches(route) as match:
         assessor = RolloutAssessor.at(log, held, AuditReplay(route=route, match=match), control, secret=secret)
         return assessor.see(log, held, read_decided(log).of(held.state.route), now_s=now_s)

@@ -73,11 +73,7 @@ class _JudgedAudit:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CandidateEvidence:
-    """A candidate on its way, and the audits that speak of it.
-
-    number  of the route's rollouts: 1 is the first
-    window  audits that a certificate looks back on
-    """
+    """A candidate on its way, the `number`-th of the route's rollouts, and the audits that speak of it."""
 
     version: ServedVersion
     match: Match
@@ -100,11 +96,7 @@ class CandidateEvidence:
         return {audit.id for audit, apart in zip(audits, disagrees, strict=True) if apart.any()}
 
     def hear(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
-        """Count audits that disagree anew where another label counts than before.
-
-        audits   as they are known now, by episode
-        callers  senders that asked the model: users, whatever they call themselves
-        """
+        """Count audits, as they are known now, anew where another label counts than before."""
         differing = [audits[name] for name, one in self._judged.items() if one.disagrees.any() and name in audits]
         before, (self._counts, _) = self._counts, verdicts(differing, self.match, callers=callers)
         changed = [audit for audit in differing if before.get(audit.id) != self._counts.get(audit.id)]
@@ -119,13 +111,7 @@ class CandidateEvidence:
     def certificate(
         self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
     ) -> CandidateCertificate:
-        """What may act now.
-
-        pending          audits that have begun and not returned: they count as lost
-        windows          of the requests since the rollout began
-        max_em_drop      the budget, less what is charged to it
-        harm_confidence  of the evidence that nothing of it will ever be certified
-        """
+        """What may act now, on a budget that is less what is charged to it; pending audits count as lost."""
         judged = list(self._judged.values())
         certificate = certified(
             np.stack([one.z for one in judged]) if judged else np.zeros((0, self.version.n_levels), np.int8),
@@ -143,10 +129,7 @@ class CandidateEvidence:
         return certificate
 
     def unjudged(self, audits: Mapping[str, Audit]) -> list[tuple[Audit, int]]:
-        """Audits that disagree at an eligible level, with the first of these, and of which nobody has said anything.
-
-        audits  as they are known now, by episode
-        """
+        """Audits, as known now, that nobody has judged, with the first eligible level at which each disagrees."""
         unjudged = list[tuple[Audit, int]]()
         for name, one in self._judged.items():
             levels = np.flatnonzero(one.disagrees[: self._level + AHEAD + 1])
@@ -190,8 +173,6 @@ def certified(
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
     at, share   number of each request, and the share it was drawn at, shape (n,)
     told        somebody has said which answer is right, shape (n,): others are no evidence of harm
-    pending     audits that have not returned: lost at every level above 0
-    windows     of the requests since the rollout began
     window      audits that are looked back on
     delta       this version's part
     harm_delta  probability that a candidate is given up which keeps the budget at its safest level

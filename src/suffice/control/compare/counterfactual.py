@@ -19,8 +19,14 @@ from suffice.control.compare.candidate_certificate import CandidateCertificate, 
 from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair, RolloutAudit
 from suffice.control.evidence.audits import Audit, audits_to_rows, verdicts
 from suffice.control.evidence.cold_start import window_size
-from suffice.control.evidence.fixed_policy import answer_of, policy_stops
-from suffice.control.evidence.versions import ServedVersion, as_served_version, loader, published_on
+from suffice.control.evidence.versions import (
+    ServedVersion,
+    answer_of,
+    as_served_version,
+    loader,
+    policy_stops,
+    published_on,
+)
 from suffice.learn.dataset import is_right, recorded_columns
 from suffice.learn.version import as_served
 from suffice.policy.base import build_policy
@@ -43,11 +49,7 @@ Stop: TypeAlias = tuple[int, str | None]  # step, from 0, and answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReplay:
-    """What audits of one route are read with.
-
-    published  what was in force at a place of the log; None: nothing
-    load       the version under an address; None: it is gone
-    """
+    """What audits of one route are read with: what was in force at a place of the log, and versions by address."""
 
     route: Route
     match: Match
@@ -79,11 +81,7 @@ class AuditReplay:
     def judged(
         self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
     ) -> dict[str, dict[str, ArmEvidence]]:
-        """The same with the labels that count (`assurance.labels`) where arms differ, by audit and arm.
-
-        shown    by audit and arm
-        callers  senders whose keys also ask the model: users, whatever they call themselves
-        """
+        """The same with the labels that count (`assurance.labels`) where arms differ, by audit and arm."""
         differing = [audit for audit in audits if len({one.answer for one in shown[audit.id].values() if one.seen}) > 1]
         counts, _ = verdicts(differing, self.match, callers=callers)
         return {
@@ -128,7 +126,6 @@ class AuditReplay:
         return ArmEvidence(answer=stop[1], right=None, tokens=_generated(audit, stop[0]))
 
     def _levels(self, arm: Arm, audits: Sequence[Audit]) -> dict[str, Stop]:
-        """The stop of each audit at a level of what was certified when it ran, by episode."""
         groups: dict[tuple[str, int], list[Audit]] = {}
         for audit in audits:
             made = self.published(audit.seq)
@@ -173,8 +170,6 @@ def _generated(audit: Audit, stop: int | None) -> float:
 
 
 class VersionPair:
-    """The two versions of a rollout, as audits are replayed under them."""
-
     def __init__(self, of_route: AuditReplay) -> None:
         self.of_route = of_route
 
@@ -194,10 +189,7 @@ class VersionPair:
         return None
 
     def label_requests(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
-        """Labels that are worth asking for and were not: where the versions differ and nobody has said anything.
-
-        asked  episodes whose label was asked for
-        """
+        """Labels worth asking for that were not `asked` for: the versions differ and nobody has said anything."""
         why = "the version that is tried would have answered otherwise than the one in force"
         requests = list[LabelRequest]()
         for audit, both in gathering.unjudged():
@@ -221,7 +213,7 @@ def _request(audit: Audit, level: int, would_answer: str | None, why: str) -> La
 def version_pair(
     log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
 ) -> VersionPair:
-    """The versions of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
+    """The versions of a rollout. Raises ConfigError for one that cannot be read, and StoreError."""
     candidate = version_at(log, held.state.candidate, secret=secret)
     if held.state.fit:
         evidence = CandidateEvidence(
@@ -238,8 +230,6 @@ def version_pair(
 
 
 class PolicyVersions(VersionPair):
-    """Two policies: the candidate's, then that of the version in force."""
-
     def __init__(self, of_route: AuditReplay, arms: tuple[Arm, ...]) -> None:
         super().__init__(of_route)
         self.arms = arms
@@ -250,8 +240,6 @@ class PolicyVersions(VersionPair):
 
 
 class LearnedVersions(VersionPair):
-    """Learned models, beside what the certification loop has in force."""
-
     def __init__(self, of_route: AuditReplay, held: RolloutRun, evidence: CandidateEvidence) -> None:
         super().__init__(of_route)
         self.held, self.evidence = held, evidence

@@ -114,7 +114,6 @@ class _Units:
     _audits: list[Audit] = field(default_factory=list)
 
     def draw(self, unit: str, drawn: UnitAssignment) -> None:
-        """Take a draw in, in the order of the log."""
         self.n_requests += 1
         if unit not in self._first:
             self._first[unit] = drawn
@@ -174,7 +173,6 @@ class _Units:
         )
 
     def _replayed(self, routes: Mapping[str, AuditReplay], paired: frozenset[str]) -> list[AuditAnswers]:
-        """Audits as each arm would have ended them, in their order."""
         answers: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}
         for name, route in routes.items():
             mine = [audit for audit in self._audits if audit.episode.request.route == name]
@@ -190,10 +188,9 @@ class _Units:
         ]
 
     def _draw_of(self, item: EpisodeWithLabels) -> ArmDraw | None:
-        """The arm that a run stands for; None: none.
+        """The arm that a run stands for; None: none, also where its unit took part before the weights changed.
 
-        A unit that took part before the weights changed tells nothing after: some like it have moved, and those that
-        have not are no fair sample of either arm.
+        Some like it have moved then, and those that have not are no fair sample of either arm.
         """
         request = item.episode.request
         if request.ungoverned is not None or request.audit:
@@ -222,5 +219,4 @@ class _Units:
 
 
 def _odds(draw: ArmDraw) -> dict[str, float]:
-    """Of every arm, when it was drawn."""
     return {draw.arm: draw.propensity, **dict(draw.others)}

@@ -60,8 +60,6 @@ Judge: TypeAlias = Callable[
 
 @dataclass(slots=True)
 class _LiveRun:
-    """A unit's run, without its steps."""
-
     unit: str
     arm: ArmName
     episode: Episode
@@ -102,8 +100,6 @@ class _LiveUnits:
 
 @dataclass(slots=True)
 class _Audits:
-    """Audits of the rollout, by episode."""
-
     new: dict[str, RolloutAudit] = field(default_factory=dict)  # not replayed yet
     apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions answer differently
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of
@@ -112,11 +108,9 @@ class _Audits:
 class EvidenceFold:
     """One rollout, from its first row on.
 
-    probes   its route asks for trial answers by extra calls, which only runs drawn at random were sent
-    seq      place of the last row that was read
+    probes   see `audits.audited_at`
     n        governed requests of the route since it began
     callers  senders that asked the model, on whatever route
-    windows  of the requests since the rollout began
     """
 
     def __init__(self, *, held: RolloutRun, match: Match, probes: bool) -> None:
@@ -132,7 +126,6 @@ class EvidenceFold:
 
     @property
     def watched(self) -> dict[str, Audit]:
-        """Audits that a label may still change something of, by episode."""
         return self._audits.watched
 
     @property
@@ -142,7 +135,6 @@ class EvidenceFold:
     # ---- rows ------------------------------------------------------------------------------------
 
     def feed(self, stored: StoredEvent) -> None:
-        """Read the next row of the log; a row that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
@@ -230,7 +222,7 @@ class EvidenceFold:
 
         replay  new audits as both versions would have ended them
         judge   the same with which answers are right, where they differ and somebody said so
-        watch   takes the new audits for a purpose of its own
+        watch   takes the new audits; the episodes whose labels it wants to hear of
         """
         self._take(replay, watch)
         audits = [self._audits.watched[name] for name in self._audits.apart]
@@ -284,7 +276,7 @@ def _unit_run(episode: Episode) -> UnitRun:
 def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
     """EM of the version in force minus the candidate's; what nobody saw of the candidate counts as lost.
 
-    None: they differ, and nobody said which is right. However late that is, it proves nothing and is no harm either.
+    None: they differ, and nobody said which is right, which proves nothing and is no harm either.
     """
     if not candidate.seen:
         return 1 if in_force.seen else 0

@@ -104,12 +104,11 @@ class Audit:
         return self.fate == "full" and len(self.outcome.steps) > 1
 
     def kept(self, at: int, epoch_at: int) -> Audit:
-        """The same audit as an epoch sees it that begins later: its label was there from the beginning, if at all."""
+        """The same audit as an epoch sees it that begins later: its label, if any, was there from the beginning."""
         label_at = self.label_at if self.label_at == _NEVER else min(self.label_at, float(epoch_at))
         return replace(self, at=at, label_at=label_at)
 
     def with_label(self, label: GivenLabel, at: int) -> Audit:
-        """The same audit when something more has been said, at request `at`."""
         return replace(self, labels=tuple(sorted((*self.labels, label), key=lambda one: one.seq)), label_at=float(at))
 
 
@@ -207,7 +206,6 @@ def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers:
 
 
 def changed_verdicts(before: Verdicts, after: Verdicts) -> set[str]:
-    """Audits for which another label counts than before."""
     return {name for name in {*before, *after} if before.get(name) != after.get(name)}
 
 
@@ -235,7 +233,6 @@ def audits_to_rows(
 ) -> AuditRuns | None:
     """Audits as rows, in their order; None without audits.
 
-    chosen  features, in the order of the rows
     wave    samples that are launched together
     counts  of `verdicts`
     """
@@ -254,7 +251,6 @@ def audits_to_rows(
 def _whole(
     audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns:
-    """Runs that were seen to their end, in order of `seq`, which is the order of the audits."""
     recorded = [
         EpisodeWithLabels(
             seq=n,

@@ -25,8 +25,6 @@ MOST_AUDITS: Final = 10**7  # where a budget is no fraction, nothing is ever cer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a first certificate takes."""
-
     n_audits: int  # that prove a level which loses a quarter of the budget; `MOST_AUDITS`: none would do
     n_requests: float  # to get them; infinite: they never count all at once
 
@@ -58,7 +56,6 @@ def window_size(control: Control, max_em_drop: float) -> int:
 
 
 def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
-    """What the loop of a live route runs on."""
     share = route.later_audit_share
     if not route.is_replayed:  # its share is the gateway's own, whatever the loop publishes
         share = audit_share(epoch.at, route.audit_share)

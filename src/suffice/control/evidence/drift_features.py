@@ -69,8 +69,6 @@ class _PartialColumns:
 
 
 class DriftFeatures:
-    """Makes batches of runs, and compares them with the means of the reference."""
-
     def __init__(self) -> None:
         self._runs: list[Episode] = []  # that make up no batch yet
         self._prompts: set[str] = set()  # of these
@@ -81,10 +79,7 @@ class DriftFeatures:
         self._mix, self._steps = _PartialColumns(CLASS_SPREAD), _PartialColumns(STEP_SPREAD)
 
     def batches(self, runs: Iterable[Episode]) -> Iterator[Floats]:
-        """The features of each batch that is whole now, shape (100, N_COLUMNS).
-
-        runs  that have ended since the last call, in the order of their starts
-        """
+        """Features of each batch that these runs, in the order of their starts, complete, shape (100, N_COLUMNS)."""
         for episode in runs:
             if not episode.outcome.steps or self._is_repeat(episode.request.question_key):
                 continue

@@ -45,7 +45,7 @@ class Ratings:
     """Ratings since the level was last lowered, or since the epoch began.
 
     floor  as in the settings; None: ratings do not steer, and nothing is kept
-    delta  in (0, 1): how likely stopping that changes nothing may ever be held to change something
+    delta  how likely stopping that changes nothing may ever be held to change something
     """
 
     floor: float | None

@@ -96,8 +96,6 @@ def pair_grades(
 
 
 class Grades(Protocol):
-    """A judge model; `edge.judge` is one."""
-
     @property
     def model(self) -> str: ...
 
@@ -135,7 +133,6 @@ async def judge_labels(
 
     append       puts a row into the log; waits until it is there
     questions    texts by `Request.question_key`
-    max_em_drop  fraction: the route's
     confidence   of the bound on the error and of that on the rate of disagreement, each, in (0.5, 1); their risks and
                  the certificate's are added
     most_calls   answers graded in this go at most; what is left waits for the next one
@@ -183,8 +180,6 @@ async def judge_labels(
 
 @dataclass(slots=True)
 class _Grading:
-    """Grades runs one after the other, as long as there are calls left, and writes the grades down."""
-
     judge: Grades
     append: Callable[[Feedback], Awaitable[object]]
     questions: Mapping[str, str]

@@ -35,11 +35,7 @@ _BY_REVIEW: Final = "review:"  # how the ids of labels that come of verdicts beg
 
 
 def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> Effect | None:
-    """What the verdicts on an item have changed so far; None: nobody was asked about such a run. Raises StoreError.
-
-    route   settings of the item's route
-    window  audits that a certificate looks back on
-    """
+    """What the verdicts on an item have changed so far; None: nobody was asked about such a run. Raises StoreError."""
     with open_reader(path) as log:
         queue = read_reviews(log).queue
         place = queue.places.get(item)
@@ -67,7 +63,7 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
 
 
 def _without(one: EpisodeWithLabels, item: str) -> EpisodeWithLabels:
-    """The run without what reviewers' verdicts say of it; another run is as it is."""
+    """The run without the labels of reviewers' verdicts, if it is the item's."""
     if one.episode.request.episode_id != item:
         return one
     labels = (label for label in one.labels if not label.feedback.feedback_id.startswith(_BY_REVIEW))
@@ -112,7 +108,6 @@ class _Look:
         )
 
     def audits(self, episodes: Sequence[EpisodeWithLabels]) -> list[Audit]:
-        """Runs that stand for the traffic, with what was said of them."""
         audits = list[Audit]()
         for at, one in enumerate(episodes, 1):
             if is_evidence(one.episode.request, one.episode.outcome, probes=self.route.probe is not None):

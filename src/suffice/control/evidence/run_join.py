@@ -46,10 +46,7 @@ class OpenRun:
 
 @dataclass(slots=True)
 class StartOrder:
-    """The requests of one epoch in the order in which they began.
-
-    keeps_ended  are runs that have ended kept until `take_ended` returns them?
-    """
+    """The requests of one epoch in the order in which they began, kept until `take_ended` if `keeps_ended`."""
 
     keeps_ended: bool = False
     _open: dict[str, OpenRun] = field(default_factory=dict)
@@ -69,11 +66,9 @@ class StartOrder:
         return run
 
     def take_ended(self, now: int) -> Iterator[Episode]:
-        """Each run once, in the order of the starts, up to the first that still goes on.
+        """Each run once, in the order of the starts, up to the first that still goes on at request `now`.
 
         A run that still goes on when MOST_LATE requests have begun after it is passed over.
-
-        now  requests of the route
         """
         while self._line:
             name, run = next(iter(self._line.items()))
@@ -88,21 +83,15 @@ class StartOrder:
 class UnreturnedAudits:
     """Audits that have begun and not returned.
 
-    A run may take longer than a thousand others. If audits counted in the order of their ends, the easy ones would come
-    first and prove what does not hold for the hard ones. So an audit has the number of its start, and counts as lost
-    from there until it returns.
+    If audits counted in the order of their ends, the easy ones would come first and prove what does not hold for the
+    hard ones. So an audit has the number of its start, and counts as lost from there until it returns.
     """
 
     observes: bool = False  # did the route of the latest request only observe?
     _begun: dict[str, tuple[int, float]] = field(default_factory=dict)  # number, and share when drawn, by episode
 
     def began(self, request: Request, number: int, *, probes: bool, windows: Windows) -> None:
-        """Note a request at its start, if it is an audit.
-
-        number   of the request among those of its route
-        probes   see `audits.audited_at`
-        windows  take note of the share at which it was drawn
-        """
+        """Note a request at its start, if it is an audit; `windows` take note of the share at which it was drawn."""
         if request.delivery > 1:
             return  # it runs in full, whatever the draw of the first delivery was
         share = audited_at(request, probes=probes)
@@ -182,12 +171,10 @@ class LabelDelay:
     _n: list[int] = field(default_factory=list)  # requests of the route at that time
 
     def note_look(self, at_s: float, n: int) -> None:
-        """By this time `n` requests of the route had come."""
         self._at_s.append(max(at_s, self._at_s[-1]) if self._at_s else at_s)
         self._n.append(n)
 
     def note_label(self, delay_s: float) -> None:
-        """A label came `delay_s` after the end of its run."""
         self._delays_s.append(max(0.0, delay_s))
 
     @property
@@ -198,10 +185,7 @@ class LabelDelay:
         return MARGIN * float(np.quantile(np.array(self._delays_s), SHARE)) if self._delays_s else 0.0
 
     def timeout_requests(self, *, since: int) -> float:
-        """How many requests ago an audit must have ended for its label to be late now.
-
-        since  requests when the epoch began: nothing is older
-        """
+        """How many requests ago an audit must have ended for its label to be late; `since` is when the epoch began."""
         if not self._n:
             return 0.0
         before = bisect_right(self._at_s, self._at_s[-1] - self.timeout_s)

@@ -2,6 +2,10 @@
 
 What is certified is what is served: the models that judge the audits are the exported ones, number for number, so a
 version that is read back from the log judges as it did when it was fitted.
+
+A policy that its owner wrote is a version with one level (`FIXED`): it was written down before the audits came, so all
+of them certify and none teaches. What nobody saw counts against it: a stop behind a checkpoint whose answer nobody
+got, a stop without an answer, and a run with such a checkpoint that the policy would have let end.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
@@ -18,17 +23,21 @@ from suffice.assurance.runs import Match, RunNumbers
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, changed_verdicts, verdicts
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.learn.dataset import is_right, recorded_columns
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, Parts, fit
-from suffice.learn.served import FoldedModels, Split, fit_served
+from suffice.learn.served import N_FOLDS, FoldedModels, Split, fit_served
 from suffice.learn.version import FoldedVersion, fold_version, read_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
+from suffice.policy.base import Policy
+from suffice.policy.columns import AskedColumns, stops_of
+from suffice.policy.returning import returning
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.windows import read_publications
-from suffice.types import Publication
+from suffice.types import Kind, Publication
 
 SEED = 0
 
@@ -85,7 +94,7 @@ def fit_audited_version(
     n_levels: int,
     cost_exponent: float,
 ) -> ServedVersion | None:
-    """Fit a version on the audits; None while there is too little to learn from. As `learn.served.fit_served`."""
+    """As `learn.served.fit_served`; None while there is too little to learn from."""
     fitted = fit_served(
         runs,
         replace(learner, n_runs=len(runs)),
@@ -131,10 +140,7 @@ def published_on(log: LogReader, route: str) -> Callable[[int], Publication | No
 def loader(
     log: LogReader, known: dict[str, ServedVersion | None] | None = None
 ) -> Callable[[str], ServedVersion | None]:
-    """Versions by their address; None: it is gone, or cannot be read.
-
-    known  those that were read before; new ones are added
-    """
+    """Versions by their address, those in `known` without the log; None: it is gone, or cannot be read."""
     known = {} if known is None else known
 
     def load(address: str) -> ServedVersion | None:
@@ -226,3 +232,87 @@ def by_itself(run: RunNumbers) -> AuditAtLevel | None:
         return None
     z = run.drop if run.drop is not None else int(run.disagrees)
     return AuditAtLevel(z / DROP_PER_NEAR, z)
+
+
+# --------------------------------------------------------------------------- a policy that its owner wrote
+
+_ANY: Final = FeatureSelection(("step_share",), ())  # rows of audits have a feature; which one does not matter here
+
+
+def _has_stopped(x: Floats) -> Floats:
+    return x[:, 0]
+
+
+FIXED: Final = FoldedModels(  # level 0 never stops, level 1 is the policy
+    models=(_has_stopped,) * N_FOLDS, levels=np.array([[-np.inf, 0.5]] * N_FOLDS), cost_exponent=0.0
+)
+
+
+def fixed_policy_rows(
+    audits: Sequence[Audit], *, policy: Policy, kind: Kind, match: Match, wave: int, counts: Verdicts
+) -> AuditRuns | None:
+    """Audits as rows that `FIXED` reads, in their order; None without audits.
+
+    wave    samples that are launched together
+    counts  of `audits.verdicts`
+    """
+    runs = audits_to_rows(audits, chosen=_ANY, match=match, wave=wave, counts=counts)
+    if runs is None:
+        return None
+    seen = [audit for audit in audits if audit.fate in ("full", "unprobed") and len(audit.outcome.steps) > 1]
+    stops = policy_stops(policy, kind, seen)
+    x = np.zeros((len(runs.x), 1))
+    z, d, may_stop, abandoned = runs.z.copy(), runs.d.copy(), runs.may_stop.copy(), runs.abandoned.copy()
+    for number, audit in enumerate(audits):
+        start, end = int(runs.starts[number]), int(runs.starts[number + 1])
+        stop, gap = stops.get(audit.id), audit.gap
+        if end - start == 1:  # it has no row of its own to be stopped at, and nobody saw what was there
+            abandoned[number] |= stop is not None
+        elif gap is not None and gap < end - start - 1 and (stop is None or gap <= stop[0]):
+            x[start + gap : end] = 1.0  # counted as lost from there on already
+        elif stop is not None:
+            row = start + stop[0]
+            x[row:end] = 1.0
+            may_stop[row] = True
+            if kind == "rounds":  # a policy may return another step's answer than the last
+                z[row], d[row] = _lost(audit, stop[1], counts, match)
+    return replace(runs, x=x, z=z, d=d, may_stop=may_stop, abandoned=abandoned)
+
+
+def _lost(audit: Audit, answer: str | None, counts: Verdicts, match: Match) -> tuple[int, bool]:
+    """EM drop of a run that is stopped with an answer, and whether that differs from the full run's."""
+    full, label = audit.outcome.answer, counts.get(audit.id)
+    differs = answer is None or answer != full
+    right, full_right = (is_right(one, full, label, match) for one in (answer, full))
+    return (int(differs) if right is None or full_right is None else int(full_right) - int(right)), differs
+
+
+def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[str, tuple[int, str | None]]:
+    """Step, from 0, and answer of the policy's first stop in each run, by episode; runs that it lets end are left out.
+
+    audits  runs with steps, seen to their end
+    """
+    if not audits:
+        return {}
+    runs = [(one.episode.request.query, one.outcome.steps) for one in audits]
+    columns = recorded_columns(policy.needs, kind, runs)
+    run = np.repeat(np.arange(len(audits)), np.diff(columns.starts))
+    asked = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
+    stops: dict[str, tuple[int, str | None]] = {}
+    for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first one of a run is written last
+        at = int(run[row])
+        step = row - int(columns.starts[at])
+        if row == int(columns.starts[at + 1]) - 1:
+            continue
+        answer = answer_of(columns.answer[row], columns.answers)
+        if kind == "rounds":  # in a loop of the caller's own the policy says which step's answer is returned
+            steps = audits[at].outcome.steps[: step + 1]
+            returned = returning(policy)([one.answer for one in steps], [one.confidence for one in steps])
+            answer = steps[returned - 1].answer
+        stops[audits[at].id] = step, answer
+    return stops
+
+
+def answer_of(code: float, answers: Sequence[str]) -> str | None:
+    """The answer behind a code of a column; None: there is none."""
+    return None if np.isnan(code) else answers[int(code)]

@@ -123,11 +123,7 @@ class JobWriter:
 
 @dataclass(slots=True, kw_only=True)
 class Worker:
-    """Runs jobs on one log.
-
-    author  who decides: written into events
-    new_id  a fresh id for each row of history
-    """
+    """Runs jobs on one log; `author` is written into events as who decides."""
 
     decisions: Decisions
     jobs: Sequence[Job]
@@ -196,12 +192,7 @@ class Worker:
 
 @dataclass(kw_only=True)
 class LogJob:
-    """A job that reads the log and compares answers with references.
-
-    author   who decides: written into events
-    matches  how answers of a route are compared with references; each is opened once and closed with the job
-    secret   of the deployment
-    """
+    """A job that reads the log and compares answers with references; `secret` is the deployment's."""
 
     name: ClassVar[str]
     settings: Settings
@@ -226,8 +217,6 @@ class LogJob:
 
 @dataclass(slots=True)
 class JobPass:
-    """The log that one pass of a job reads, and what it writes with."""
-
     log: LogReader
     desk: JobWriter
     until: int = 0  # the last place of the log when a route's turn came

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import ceil, floor, inf
 from typing import Final
 
@@ -34,7 +35,7 @@ from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, decoded, read_events
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.records import RequestCount
-from suffice.types import Epoch, Feedback, Outcome, Publication, Request
+from suffice.types import Epoch, Outcome, Publication, Request
 
 FORM: Final = 1  # of the lines; other lines get another number
 
@@ -46,28 +47,23 @@ class Bundle:
     rows: frozenset[int]  # places in the log of chained rows: the epoch, the publication, labels that count
 
 
-def evidence_of(
-    connection: LogReader, name: str, settings: Settings, match: Match, number: int | None = None
-) -> Bundle:
-    """Rebuild what a publication of a route rests on.
-
-    number  of the publication; None: the latest one
+def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, number: int | None = None) -> Bundle:
+    """Rebuild what a publication of a route rests on; without a number, the latest one.
 
     Raises ConfigError where there is nothing to rebuild, and StoreError where the log does not lead to it any more.
     """
-    (epoch_seq, epoch), (made_seq, made) = _decided(connection, name, number)
-    held = InForce(epoch=epoch, n_epochs=epoch.number)
+    (epoch_seq, epoch), (made_seq, made) = _decided(log, name, number)
 
     def load(address: str) -> ServedVersion:
-        return read_back(address, read_artefact(connection, address))
+        return read_back(address, read_artefact(log, address))
 
     route, control = settings.routes[name], settings.control
     context = RouteContext(name=name, route=route, control=control, match=match, load=load, author="check")
-    loop = loop_of(context, held, connection)
+    loop = loop_of(context, InForce(epoch=epoch, n_epochs=epoch.number), log)
     if not isinstance(loop.source, LearnedEvidence):
         raise ConfigError(f"route {name}: its effort or budget is certified on pairs of calls, which no bundle holds")
     try:
-        for stored in read_events(connection, since_seq=epoch.since_seq):
+        for stored in read_events(log, since_seq=epoch.since_seq):
             loop.feed(stored)
             if loop.held.publication is not None and loop.held.publication.number == made.number:
                 break
@@ -78,15 +74,15 @@ def evidence_of(
     if loop.certifier.certificate is None:
         raise ConfigError(f"route {name}: publication {made.number} rests on no audits")
     view = _View(loop, loop.source, loop.certifier.certificate)
-    requests = list(view.requests(connection))
+    requests = list(view.requests(log))
     labels = {line["label"] for line in requests if "label" in line}
     return Bundle(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
 
 
-def _decided(connection: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
+def _decided(log: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
     """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
-    for seq, kind, body in read_decisions(connection, name):
+    for seq, kind, body in read_decisions(log, name):
         if kind == "epoch_began":
             epoch = decoded(seq, Epoch, body)
             epochs.setdefault(epoch.number, (seq, epoch))
@@ -97,53 +93,58 @@ def _decided(connection: LogReader, name: str, number: int | None) -> tuple[tupl
     if wanted not in made:
         which = "none yet" if not made else f"1 to {max(made)}, got {wanted}"
         raise ConfigError(f"route {name}: publications: {which}")
-    if made[wanted][1].epoch not in epochs:
-        raise StoreError(f"route {name}: epoch {made[wanted][1].epoch} is not in the log")
-    return epochs[made[wanted][1].epoch], made[wanted]
+    of_epoch = made[wanted][1].epoch
+    if of_epoch not in epochs:
+        raise StoreError(f"route {name}: epoch {of_epoch} is not in the log")
+    return epochs[of_epoch], made[wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class _CountedAudit:
+    audit: Audit
+    z: Small  # (M,)
+    differs: Bools  # (M,)
+    is_lost: bool
+    is_labelled: bool
 
 
 class _View:
-    """A loop that has just published, as lines of a bundle."""
-
     def __init__(self, loop: RouteLoop, source: LearnedEvidence, certificate: Certificate) -> None:
         self._loop, self._source, self._certificate = loop, source, certificate
         self._pending = frozenset(loop.certifier.pending.at.tolist())
-        self._audits: dict[str, tuple[Audit, Small, Bools, bool, bool]] = {}
+        self._audits: dict[str, _CountedAudit] = {}
         counted = loop.certifier.counted_audits()
         if counted is None:
             return
         runs, differs = counted
-        places = np.flatnonzero(certificate.inside).tolist()
-        for row, place in enumerate(places):
-            audit = loop.state.audits[place]
-            labelled = bool(runs.label_at[row] <= loop.certifier.now)
-            self._audits[audit.id] = audit, certificate.z[row], differs[row], bool(runs.abandoned[row]), labelled
-
-    # ---- the header ------------------------------------------------------------------------------
+        for row, place in enumerate(np.flatnonzero(certificate.inside).tolist()):
+            audit, labelled = loop.state.audits[place], bool(runs.label_at[row] <= loop.certifier.now)
+            self._audits[audit.id] = _CountedAudit(
+                audit, certificate.z[row], differs[row], bool(runs.abandoned[row]), labelled
+            )
 
     def header(self, made: Publication) -> Line:
-        """What the certificate claims, and on which numbers."""
-        loop, found, epoch = self._loop, self._certificate, self._loop.state.epoch
-        window, plan = found.window, loop.certifier.plan
+        context, certificate, epoch = self._loop.context, self._certificate, self._loop.state.epoch
+        window, end = certificate.window, inf if certificate.window is None else certificate.window.end
         return {
             "type": "header",
             "form": FORM,
-            "route": loop.context.name,
-            "kind": loop.context.route.kind,
-            "scorer": msgspec.to_builtins(loop.context.route.scorer),
-            "observed_are_audits": loop.context.route.probe is None,
+            "route": context.name,
+            "kind": context.route.kind,
+            "scorer": msgspec.to_builtins(context.route.scorer),
+            "observed_are_audits": context.route.probe is None,
             "epoch": epoch.number,
             "publication": made.number,
             "at": made.at,
             "fit": made.fit,
             "level": made.level,
-            "certified_level": found.level,
-            "n_levels": len(found.log_e),
+            "certified_level": certificate.level,
+            "n_levels": len(certificate.log_e),
             "promise": {
                 "max_em_drop": epoch.max_em_drop,
                 "confidence": epoch.confidence,
                 "delta_share": epoch.delta_share,
-                "delta": plan.delta,
+                "delta": self._loop.certifier.plan.delta,
             },
             "charges": self._charges(),
             "bets": list(BETS),
@@ -151,11 +152,11 @@ class _View:
             if window is None
             else {
                 "start": window.start,
-                "end": None if window.end == inf else window.end,
+                "end": None if end == inf else end,
                 "share": window.share,
-                "until": found.until,
+                "until": certificate.until,
             },
-            "log_wealth": [round(one, 9) for one in found.log_e.tolist()],
+            "log_wealth": [round(one, 9) for one in certificate.log_e.tolist()],
         }
 
     def _charges(self) -> Line:
@@ -170,46 +171,37 @@ class _View:
             step = {"n": n, "n_differing": n_differing, "upper": upper}
             if not steps or steps[-1] != {"from_level": steps[-1]["from_level"], **step}:
                 steps.append({"from_level": level, **step})
-        graded, wrong, alone, n_audits = judge.counts
-        counts = {"n_graded": graded, "n_wrong": wrong, "n_alone": alone, "n_audits": n_audits}
+        names = ("n_graded", "n_wrong", "n_alone", "n_audits")
+        counts = dict(zip(names, judge.counts, strict=True))
         return {"finish": steps, "judge": {"charge": judge.charge, **counts}}
 
-    # ---- requests --------------------------------------------------------------------------------
-
-    def requests(self, connection: LogReader) -> Iterator[Line]:
+    def requests(self, log: LogReader) -> Iterator[Line]:
         """Every request of the window, in the order of start."""
         window, until = self._certificate.window, self._certificate.until
         if window is None:
             return
         first, behind, last = ceil(window.start), min(window.end, floor(until) + 1), self._loop.n
         lines = list[Line]()
-        for entry in read_starts(connection, self._loop.context.name, self._loop.seq):
+        for entry in read_starts(log, self._loop.context.name, self._loop.seq):
             if last < first:
                 break
             if entry.kind == "requests_counted":
                 counted = decoded(entry.seq, RequestCount, entry.body)
-                last, low, high = last - counted.n_governed, last - counted.n_governed + 1, last
-                low, high = max(low, first), min(high, ceil(behind) - 1)
+                low, high = max(last - counted.n_governed + 1, first), min(last, ceil(behind) - 1)
+                last -= counted.n_governed
                 if low <= high:
-                    lines.append(
-                        {
-                            "type": "unrecorded",
-                            "n": low,
-                            "count": high - low + 1,
-                            "audit_share": counted.audit_share,
-                            "seq": entry.seq,
-                            "digest": entry.digest,
-                        }
-                    )
+                    line: Line = {"type": "unrecorded", "n": low, "count": high - low + 1}
+                    line |= {"audit_share": counted.audit_share, "seq": entry.seq, "digest": entry.digest}
+                    lines.append(line)
                 continue
             request = decoded(entry.seq, Request, entry.body)
             if request.ungoverned is None:
                 if last < behind:
-                    lines.append(self._request(connection, last, entry, request))
+                    lines.append(self._request(log, last, entry, request))
                 last -= 1
         yield from reversed(lines)
 
-    def _request(self, connection: LogReader, number: int, entry: ExtractRow, request: Request) -> Line:
+    def _request(self, log: LogReader, number: int, entry: ExtractRow, request: Request) -> Line:
         line: Line = {
             "type": "request",
             "n": number,
@@ -220,17 +212,17 @@ class _View:
             "p": request.propensity,
         }
         whole = request.mode != "enforce" or bool(request.arms)
-        told = {
+        unusual = {
             "mode": (request.mode, "enforce"),
             "delivery": (request.delivery, 1),
             "kept_by": (request.kept_by, ""),
             "keep_rate": (1.0 if whole else request.keep_rate, 1.0),
             "unit": (bool(request.unit), True),
         }
-        line |= {name: value for name, (value, usual) in told.items() if value != usual}
+        line |= {name: value for name, (value, usual) in unusual.items() if value != usual}
         # An audit that was given up at a change of promise counts as lost, whatever it came to later.
         given_up = number in {n for n, _ in self._loop.state.epoch.pending}
-        ended = None if given_up else find_outcome_row(connection, request.episode_id, self._loop.seq)
+        ended = None if given_up else find_outcome_row(log, request.episode_id, self._loop.seq)
         outcome = None
         if ended is not None:
             outcome = decoded(ended.seq, Outcome, ended.body)
@@ -246,30 +238,27 @@ class _View:
             return {"status": "left out", "why": "nobody waits for its end"}
         if outcome.end_reason in NO_ANSWER_ENDS:
             return {"status": "no answer", "why": outcome.end_reason}
-        if request.episode_id not in self._audits:
+        one = self._audits.get(request.episode_id)
+        if one is None:
             return {"status": "left out", "why": "the loop does not have it any more"}
-        audit, z, differs, is_lost, labelled = self._audits[request.episode_id]
-        if is_lost:
-            return {"status": "lost", "why": outcome.end_reason, "z": _runs(z.tolist())}
-        line: Line = {"status": "returned", "d": _runs(differs.astype(int).tolist()), "z": _runs(z.tolist())}
-        return line | (self._label(audit) if labelled and differs.any() else {})
+        z = _changes(one.z.tolist())
+        if one.is_lost:
+            return {"status": "lost", "why": outcome.end_reason, "z": z}
+        line: Line = {"status": "returned", "d": _changes(one.differs.astype(int).tolist()), "z": z}
+        return line | (self._label(one.audit) if one.is_labelled and one.differs.any() else {})
 
     def _label(self, audit: Audit) -> Line:
         """The label that counts, by its place in the log, and whether the full run is right by it."""
-        counts: Feedback = self._source.counts[audit.id]
-        seq = next(said.seq for said in reversed(audit.labels) if said.feedback == counts)
-        right, answer = counts.correct, audit.episode.outcome.answer
+        counts = self._source.counts[audit.id]
+        seq = next(label.seq for label in reversed(audit.labels) if label.feedback == counts)
+        right, answer = counts.correct, audit.outcome.answer
         if right is None and counts.gold is not None:
             right = answer is not None and self._loop.context.match(answer, counts.gold)
         line: Line = {"label": seq, "right": right}
         return line if counts.episode_id is not None else {**line, "response_id": counts.response_id}
 
 
-def _runs(values: Sequence[int]) -> list[list[int]]:
+def _changes(values: Sequence[int]) -> list[list[int]]:
     """Values by level as (first level, value) of each run of equal ones; what comes before the first is 0."""
-    before, found = 0, list[list[int]]()
-    for level, value in enumerate(values):
-        if value != before:
-            found.append([level, value])
-            before = value
-    return found
+    runs = [next(group) for _, group in groupby(enumerate(values), key=lambda entry: entry[1])]
+    return [[level, value] for level, value in runs if level or value]

@@ -59,7 +59,6 @@ class Certify(FoldJob[RouteLoop]):
             return None
 
     def build(self, name: str, here: JobPass) -> RouteLoop:
-        """A loop from where the route's epoch began; its first epoch is begun."""
         held = read_decided(here.log).of(name)
         if held.epoch is None:
             since = place_before(here.log, name, LOOK_BACK)
@@ -156,8 +155,6 @@ def _kept(log: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
 
 @dataclass(slots=True, kw_only=True)
 class DeliveredAnswers:
-    """What is known of the answers that one route delivered since a person last looked."""
-
     name: str
     critical_em: CriticalEM
     match: Match
@@ -167,7 +164,6 @@ class DeliveredAnswers:
     _open: dict[str, Request] = field(default_factory=dict)
 
     def feed(self, stored: StoredEvent) -> None:
-        """Read the next row of the log; a row that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event

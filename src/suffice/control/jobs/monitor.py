@@ -66,11 +66,7 @@ class WatchedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchContext:
-    """What a watch is given.
-
-    load  the version under an address; None: it is gone
-    metrics, feedback  what the settings declare of all that people say
-    """
+    """What a watch is given; `load` returns None for a version that is gone."""
 
     name: str
     route: Route
@@ -83,7 +79,7 @@ class WatchContext:
 
 @dataclass(slots=True)
 class RunAccounts:
-    """The runs that accounts count, since request `since` of the route."""
+    """Runs since request `since` of the route."""
 
     since: int
     cap_tokens: float | None = None  # of a run; None: the first runs have not all ended
@@ -91,7 +87,6 @@ class RunAccounts:
     _first: list[float | None] = field(default_factory=list)  # tokens that the first runs spent
 
     def add(self, run: WatchedRun, n: int) -> None:
-        """Count a run that ended at request `n`."""
         if self.cap_tokens is None:
             self._first.append(run.numbers.spent)
             spent = [tokens for tokens in self._first if tokens is not None]
@@ -152,10 +147,7 @@ class _Window:
 
 
 class ForecastWindows:
-    """The latest runs of a route in windows of 100, with everything that is known of them now.
-
-    since  requests of the route when the watch began
-    """
+    """The latest runs of a route in windows of 100; the watch began at request `since`."""
 
     def __init__(self, route: Route, match: Match, since: int) -> None:
         self.route, self._since = route, since
@@ -234,13 +226,10 @@ class ForecastWindows:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RouteWatch:
-    """One route since its epoch began.
+    """One route since its epoch began, `n` requests of it so far.
 
     epoch      its number; 0: no control loop has begun with the route
-    n          requests of the route so far
-    seq        place of the last row that was read
-    made       the publication in force
-    alerts     that stand
+    alerts     that are open
     looked_at  requests of the route at the last look; -1: there was none
     """
 
@@ -262,7 +251,6 @@ class RouteWatch:
         self.windows = ForecastWindows(self.context.route, self.context.match, self.n)
 
     def feed(self, stored: StoredEvent) -> None:
-        """Read the next row of the log; a row that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
         self.seq, event, name = stored.seq, stored.event, self.context.name
@@ -353,8 +341,6 @@ class RouteWatch:
 
 @dataclass(kw_only=True)
 class Monitor(FoldJob[RouteWatch]):
-    """Watches every governed route."""
-
     name = "monitor"
     failing = "not watched"
 

@@ -104,8 +104,6 @@ LOOK_S: Final = 30.0  # between two looks at that
 
 @dataclass(slots=True)
 class _Flight:
-    """A notice on its way to a sink."""
-
     notice: Notice
     seq: int
     at_s: float
@@ -131,8 +129,6 @@ class _Flight:
 
 @dataclass(slots=True)
 class _SinkPlace:
-    """What a sink knows of the log."""
-
     seq: int
     told: dict[str, float]  # notices that it was sent, and the Unix time of each event
     flight: _Flight | None = None

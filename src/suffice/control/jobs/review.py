@@ -52,9 +52,8 @@ class Candidates:
     """One route's runs since its last drawing, and those of them that are worth a person's look.
 
     most_drawn  runs that one drawing can take at most
-    since_seq   runs whose outcome stands behind this place are in the urn
-    point       of the lottery, uniform in [0, 1), by episode
-    asked       episodes that somebody was asked about
+    since_seq   runs whose outcome is behind this place are in the urn
+    point       of the draw, uniform in [0, 1), by episode
     below       classes that stopping harms, and how that is known
     """
 
@@ -76,7 +75,6 @@ class Candidates:
         self.urn = Urn(self.most_drawn)
 
     def feed(self, stored: StoredEvent) -> None:
-        """Read the next row of the log; a row that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
@@ -178,7 +176,6 @@ class ReviewJob(FoldJob[Candidates]):
         return fold
 
     def _brief(self, fold: Candidates, log: LogReader) -> None:
-        """Tell a fold what was asked, and which classes stopping harms."""
         fold.asked = self._reviews.queue.places
         fold.below = harmed_classes(read_decided(log).of(fold.name), log, fold.name, self.settings.routes[fold.name])
 

@@ -33,8 +33,6 @@ _SUMS: Final = ("n_requests", "n_runs", "tokens", "squares", "n_labelled", "n_ri
 
 @dataclass(slots=True)
 class LiveSums:
-    """What the looks at one route add up; earlier ones fade."""
-
     read_to: int  # place in the log up to which runs were taken in
     looked_to: int  # … up to which the log had come at the last look
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -53,7 +51,6 @@ class LiveSums:
         return self.classes.setdefault(name, dict.fromkeys(_SUMS, 0.0))
 
     def add(self, items: Iterable[EpisodeWithLabels], match: Match) -> None:
-        """Take live runs in that were drawn to have rows."""
         for item in items:
             request = item.episode.request
             if request.ungoverned is not None:
@@ -77,8 +74,6 @@ class LiveSums:
 
 @dataclass(kw_only=True)
 class SamplingJob(ProposalJob):
-    """Sets the rates of every route that keeps only some of its requests."""
-
     name = "sampling"
     failing = "rates left as they are"
     rests_s = 30.0

@@ -39,11 +39,7 @@ from suffice.telemetry import LOG
 
 @dataclass(slots=True, kw_only=True)
 class ExportHeads:
-    """Exports the head of the log's chain.
-
-    key      of signatures
-    webhook  its address; None: there is none
-    """
+    """Exports the head of the log's chain to a file and a webhook, signed with `key`."""
 
     name: ClassVar[str] = "audit"
     settings: AuditLog
@@ -104,10 +100,7 @@ DAY_S: Final = 86_400.0
 
 @dataclass(slots=True, kw_only=True)
 class Retain:
-    """Erases what is older than the settings allow.
-
-    writer  of the log; every batch is a transaction of its own, and doing one again does nothing
-    """
+    """Erases what is older than the settings allow. Every batch is a transaction, and doing one again does nothing."""
 
     name: ClassVar[str] = "retain"
     settings: Settings

@@ -39,7 +39,6 @@ class FinishLog:
     alarm: str | None = None
 
     def note(self, request: Request, outcome: Outcome) -> None:
-        """Take in the comparison that a run brings, if it brings one."""
         if not self.is_needed:
             return
         if outcome.stopped and outcome.stop_step is not None and outcome.end_reason in ("stopped", "done"):
@@ -97,8 +96,6 @@ class JudgeCharge:
     rates are bounded at every look at once (`assurance.fidelity.bound_fidelity`), and 2 x one x other is taken off the
     budget before anything is tested (`assurance.labels`). A judge that nobody measured, or that would eat more than
     half of the budget, is not heard: a difference then counts as lost until a person says otherwise.
-
-    model  as the settings name it; None: the route has none, and no judge is heard
     """
 
     model: str | None
@@ -109,10 +106,7 @@ class JudgeCharge:
     _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels then, wrong grades
 
     def look(self, audits: Sequence[Audit], max_em_drop: float, callers: Collection[str]) -> None:
-        """Measure the judge on all audits that count now.
-
-        callers  senders that are users whatever they call themselves, see `assurance.labels.rank_of`
-        """
+        """Measure the judge on all audits that count now."""
         if self.model is None:
             return
         here = {audit.id for audit in audits}

@@ -36,14 +36,11 @@ class ReplayMismatch(SufficeError):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Decisions that are written together or not at all."""
-
     events: tuple[Event, ...]
     artefacts: Mapping[str, str] = field(default_factory=dict)  # by address
 
     @property
     def said(self) -> str:
-        """A sentence for a history."""
         n_wanted = sum(isinstance(event, LabelRequest) for event in self.events)
         sentences = [sentence for event in self.events if (sentence := _sentence(event))]
         return "; ".join([*sentences, *([f"{n_wanted} labels wanted"] if n_wanted else [])])
@@ -59,12 +56,6 @@ def _sentence(event: Event) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteContext:
-    """What the loop of a route is given.
-
-    load    the version under an address
-    author  who decides
-    """
-
     name: str
     route: Route
     control: Control

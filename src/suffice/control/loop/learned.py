@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,14 @@ from suffice.control.evidence.audits import (
 )
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import Ratings
-from suffice.control.evidence.fixed_policy import FIXED, fixed_policy_rows
-from suffice.control.evidence.versions import LiveLearner, ServedVersion, fit_audited_version, written
+from suffice.control.evidence.versions import (
+    FIXED,
+    LiveLearner,
+    ServedVersion,
+    fit_audited_version,
+    fixed_policy_rows,
+    written,
+)
 from suffice.control.loop.charges import FinishLog, JudgeCharge
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
 from suffice.control.loop.live_certifier import LiveGuards
@@ -44,6 +50,12 @@ from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 
+class _Trial(NamedTuple):
+    rollout: str
+    fit: str  # address of its candidate
+    in_force: str  # address of the version before it
+
+
 @dataclass(slots=True, kw_only=True)
 class RolloutTransition:
     """The rollouts of one route in one epoch: which version serves, the loop's own or a rollout's.
@@ -54,46 +66,39 @@ class RolloutTransition:
     """
 
     reason: str = ""  # a version was taken over since somebody last asked; "": none was
-    _running: str = ""  # the rollout that runs; "": none does
-    _serving: str = ""  # the one whose version serves; "": the loop's own does
-    _fits: dict[str, tuple[str, str]] = field(default_factory=dict)  # by rollout: its candidate's, and the one before
-    _before: dict[str, str] = field(default_factory=dict)  # by rollout: whose version served before it
+    _running: _Trial | None = None
+    _serving: list[_Trial] = field(default_factory=list)  # the latest last; empty: the loop's own version serves
 
     @property
     def rests(self) -> bool:
-        """Must the loop fit nothing of its own?"""
-        return bool(self._running or self._serving)
+        return self._running is not None or bool(self._serving)
 
     def loops_share(self, delta: float) -> float:
         """Of delta, what the version in force is certified with: the rest is a candidate's while one is tried."""
-        return spent_delta(delta, 1) if self._running else delta
+        return delta if self._running is None else spent_delta(delta, 1)
 
     def after(self, event: RolloutStart | RolloutMove | RolloutUndo) -> str | None:
         """Address of the version that is to be taken over now; None: what is in force stays."""
         if isinstance(event, RolloutStart):
-            state = event.state
-            if state.fit:
-                self._running = state.rollout
-                self._fits[state.rollout] = state.fit, state.in_force
+            if event.state.fit:
+                self._running = _Trial(event.state.rollout, event.state.fit, event.state.in_force)
             return None
         if isinstance(event, RolloutUndo):
-            if event.rollout != self._serving:
+            if not self._serving or event.rollout != self._serving[-1].rollout:
                 return None
-            self._serving = self._before.get(event.rollout, "")
             self.reason = f"{event.author} took back what rollout {event.rollout} had brought"
-            return self._fits[event.rollout][1]
-        move = event.transition
-        if move.rollout != self._running or move.stage not in ("full", "rolled_back"):
+            return self._serving.pop().in_force
+        move, trial = event.transition, self._running
+        if trial is None or move.rollout != trial.rollout or move.stage not in ("full", "rolled_back"):
             return None
-        self._running = ""
+        self._running = None
         if move.stage == "rolled_back":
             return None
-        self._before[move.rollout], self._serving = self._serving, move.rollout
-        self.reason = f"rollout {move.rollout} brought {self._fits[move.rollout][0]}"
-        return self._fits[move.rollout][0]
+        self._serving.append(trial)
+        self.reason = f"rollout {trial.rollout} brought {trial.fit}"
+        return trial.fit
 
     def take_reason(self) -> str:
-        """Why a version was taken over, once."""
         reason, self.reason = self.reason, ""
         return reason
 
@@ -226,7 +231,7 @@ class LearnedEvidence(EvidenceSource):
         self._n_taken = len(audits)
 
     def _judge_labels(self) -> None:
-        """Find out which labels count; the certifier sees the audits again for which that has changed."""
+        """The certifier sees the audits again for which another label counts than before."""
         state, certifier = self.state, self.certifier
         judged = certifier.first_disagreements() if certifier.served is not None else ()
         differing = [
@@ -251,7 +256,6 @@ class LearnedEvidence(EvidenceSource):
         return runs if runs is None or self._taken_over is None else as_served(runs, self._taken_over)
 
     def _forget_audits(self) -> None:
-        """Forget what the certifier has forgotten."""
         n_gone = len(self.state.audits) - self.certifier.n_audits
         if n_gone > 0:
             self.state.audits = self.state.audits[n_gone:]

@@ -27,10 +27,7 @@ _MOST_LOG: Final = 700.0  # whose exponential is still a number
 
 @dataclass(slots=True, eq=False)
 class LiveCertifier(Certifier):
-    """`Certifier`, fed from a log.
-
-    rests  nothing of its own is fitted: a rollout runs, or has put in force what serves
-    """
+    """`Certifier`, fed from a log. If it `rests`, it fits nothing: a rollout runs, or put its version in force."""
 
     rests: bool = False
 
@@ -42,10 +39,7 @@ class LiveCertifier(Certifier):
         self._epoch.windows = windows
 
     def adopt(self, served: FoldedModels, runs: AuditRuns | None) -> None:
-        """Serve and certify another version from here on.
-
-        runs  the audits of this epoch as that version reads them, in their order; None: there are none
-        """
+        """Serve and certify another version; `runs` are the audits of this epoch as that version reads them."""
         epoch = self._epoch
         epoch.served, epoch.runs, epoch.judged = served, None, None
         self.version += 1
@@ -59,11 +53,7 @@ class LiveCertifier(Certifier):
         return []
 
     def amend(self, which: Ints, runs: AuditRuns) -> None:
-        """Audits that were taken before are seen again, with a label that has come since.
-
-        which  their numbers among the audits of this epoch, shape (n,)
-        runs   the same audits as they are known now, in that order
-        """
+        """See audits again with a label that has come since: their numbers in this epoch, and what is known now."""
         epoch = self._epoch
         if epoch.runs is None or not len(which):
             return
@@ -89,10 +79,7 @@ class LiveCertifier(Certifier):
         return np.asarray(served.rows(runs.take(np.array([number])))[0])
 
     def first_disagreements(self) -> Ints:
-        """The safest eligible level at which each audit disagrees, shape (N,); 0: none.
-
-        Only labels of audits with one can change what is certified.
-        """
+        """The safest eligible level at which each audit disagrees, shape (N,); 0: none. Only labels of these matter."""
         judged = self._epoch.judged
         if judged is None:
             return np.zeros(self.n_audits, dtype=np.int64)
@@ -100,20 +87,14 @@ class LiveCertifier(Certifier):
         return np.where(eligible.any(axis=1), eligible.argmax(axis=1) + 1, 0)
 
     def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
-        """The returned audits of the last certificate, n of them, and where each disagrees, shape (n, M).
-
-        None: nothing was certified on audits.
-        """
+        """The n returned audits of the last certificate, and where each disagrees, (n, M); None: there are none."""
         certificate, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
         if certificate is None or judged is None or runs is None:
             return None
         return runs.take(np.flatnonzero(certificate.inside)), judged.d[certificate.inside]
 
     def outcomes(self) -> MatureAudits | None:
-        """Which audits of this epoch are old enough to be news, and what each counts as at each level.
-
-        By age alone, as the detectors hear them: each once, so before its time is over none.
-        """
+        """Which audits of this epoch are old enough to be news, by age alone, and what each counts as at each level."""
         judged, runs = self._epoch.judged, self._epoch.runs
         if judged is None or runs is None:
             return None
@@ -131,7 +112,7 @@ class LiveCertifier(Certifier):
 
     @property
     def spending(self) -> BudgetAccount | None:
-        """The account of the budgeted mode; None: in certified mode there is none."""
+        """The account of the budgeted mode."""
         return None if self.plan.promise == "certified" else self._epoch.spender.account
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
@@ -173,10 +154,8 @@ class LiveCertifier(Certifier):
     ) -> str:
         """Why a level is published, in a sentence.
 
-        changes  of the tick before it
-        before   what was published last; None: nothing was
-        most     the highest level that ratings allow; None: they take nothing off
-        fit      address of the version that is judged; "": there is none
+        most  the highest level that ratings allow; None: they take nothing off
+        fit   address of the version that is judged; "": there is none
         """
         reasons = [change.reason for change in changes]
         if most is not None and most < self.level:
@@ -214,11 +193,7 @@ class LiveGuards:
     _moved: dict[str, int] = field(default_factory=dict)  # place in the log of the audit behind which a class moved
 
     def look(self, certifier: LiveCertifier, audits: Sequence[Audit], *, pooled: int) -> list[str]:
-        """Show the guards what is new; a sentence for each class that moved.
-
-        audits  as the certifier has them
-        pooled  level that was in force while the new ones were drawn
-        """
+        """Show the guards what is new of the certifier's audits, drawn at level `pooled`; a sentence for each move."""
         outcomes = certifier.outcomes()
         if outcomes is None or not FACTOR * self.max_em_drop < MAX_CLASS_DROP:
             return []

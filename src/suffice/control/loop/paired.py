@@ -43,11 +43,6 @@ def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class AuditPairs:
-    """Turns audits of one route into pairs.
-
-    match  does an answer equal a reference? The route's scorer
-    """
-
     match: Match
     _matched: dict[tuple[str, str], bool] = field(default_factory=dict)
 
@@ -58,7 +53,6 @@ class AuditPairs:
 
         window   of the certificate, which says what each audit weighs; None: each weighs 1
         timeout  requests of the route after which a label is late
-        callers  senders that are users whatever they call themselves, see `assurance.labels.rank_of`
         """
         losses = self._verdicts(audits, callers)
         weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
@@ -91,10 +85,7 @@ class AuditPairs:
 
 
 def pair_loss(outcome: Outcome, given: Feedback, match: Match) -> int | None:
-    """What the arm lost, as a label says; None: it says nothing of right and wrong, or it is a judge's.
-
-    No pair has measured a judge.
-    """
+    """What the arm lost, as a label says; None: it says nothing of it, or a judge says it, whom no pair measures."""
     if given.source == JUDGE:
         return None
     if given.gold is not None:
@@ -123,8 +114,6 @@ def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
 
 
 class PairedEvidence(EvidenceSource):
-    """An effort or a budget, proved by asking audits twice."""
-
     def __init__(self, state: EpochState) -> None:
         super().__init__(state)
         self.pairing = AuditPairs(match=state.context.match)
@@ -174,7 +163,6 @@ class PairedEvidence(EvidenceSource):
         return None
 
     def pairs(self) -> list[PairedAudit]:
-        """The audits of this epoch as pairs, oldest first."""
         return self.pairing.of_audits(self.state.audits, timeout=self._timeout, callers=self.state.traffic.callers)
 
     def _windowed(self) -> list[PairedAudit]:

@@ -44,7 +44,6 @@ from suffice.types import Alarm, Epoch, Feedback, Outcome, Pause, Publication, R
 
 
 def source_of(state: EpochState) -> EvidenceSource:
-    """The source of evidence that a route's settings ask for."""
     route = state.context.route
     if route.is_learned:
         return LearnedEvidence(state)
@@ -64,7 +63,6 @@ class RouteLoop:
     kept      audits from before the epoch that count in it
     asked     episodes whose label was asked for
     holds     what people hold on the route, and `at_s`, the Unix time of the log's last row: set before `settle`
-    seq       place of the last row that was read
     """
 
     def __init__(
@@ -94,12 +92,10 @@ class RouteLoop:
 
     @property
     def n(self) -> int:
-        """Requests of the route so far."""
         return self.state.n
 
     @property
     def level(self) -> int:
-        """The level in force."""
         return self.source.level
 
     @property
@@ -284,10 +280,9 @@ class RouteLoop:
         return Resolution(events)
 
     def settle(self) -> Resolution | None:
-        """Decide what does not depend on the place in the log, when everything that is there has been read.
+        """Decide what does not depend on the place in the log, when all of it has been read. Raises ReplayMismatch.
 
-        That is a promise that the owner changed, a pause that is due, and labels that are worth asking for. Raises
-        ReplayMismatch.
+        That is a promise that the owner changed, a pause that is due, and labels that are worth asking for.
         """
         state, route = self.state, self.context.route
         if state.expected:

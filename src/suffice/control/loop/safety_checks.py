@@ -98,7 +98,7 @@ class SampleRatioTest:
     _new: list[tuple[bool, float]] = field(default_factory=list)
 
     def note(self, request: Request) -> None:
-        """Count the draw of a request once, at its first delivery; later deliveries were not drawn for."""
+        """Count the draw of a request once: later deliveries were not drawn for."""
         lot = lot_of(request)
         if lot is not None and request.unit and request.delivery == 1:
             self._new.append(lot)
@@ -122,16 +122,12 @@ class ClassMix:
         self._latest.append(class_of(request.query))
 
     def count(self, cells: Iterable[UnloggedRequests]) -> None:
-        """Note requests without rows."""
         for cell in cells:
             if not cell.ungoverned:
                 self._latest.extend([cell.query_class] * min(cell.n, MIX_REQUESTS))
 
     def alarm(self, certificate: Certificate, level: int, audits: Sequence[Audit], max_em_drop: float) -> str | None:
-        """Why a level breaks the budget at the present mix of classes, or None.
-
-        audits  of the epoch, those of the certificate among them
-        """
+        """Why a level breaks the budget at the present mix of classes, or None."""
         if not level or len(self._latest) < MIX_REQUESTS or len(set(self._latest)) < 2:
             return None
         classes = [audits[at].query_class for at in np.flatnonzero(certificate.inside).tolist()]
@@ -155,7 +151,6 @@ class Traffic:
     callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
 
     def begin_epoch(self) -> None:
-        """Forget what the evidence of an epoch rests on."""
         self.upstreams, self.sample_ratio, self.callers = Upstreams(), SampleRatioTest(), set()
 
     def note_sender(self, request: Request) -> None:
@@ -163,7 +158,6 @@ class Traffic:
             self.callers.add(request.sender)
 
     def note(self, request: Request) -> None:
-        """Note a governed request of the route at its start."""
         self.mix.note(request)
         self.sample_ratio.note(request)
 
@@ -198,7 +192,6 @@ class CriticalEM:
             self.note(episode_id, right=right, stands_for=joined.stands_for.get(episode_id, 1.0))
 
     def forget(self) -> None:
-        """A person has looked: count anew."""
         self.right.clear()
         self._weights.clear()
 

@@ -1,0 +1,288 @@
+"""The jobs that look at each route from time to time: `advance`, `retrain` and `tune`.
+
+    rollouts that run  ──▶ compare.assessment ──▶ RolloutMove, LabelRequest
+    episodes of the epoch, version in force ──▶ learn.retrain ──▶ ProposedVersion, and the version as an artefact
+    pairs in the log, with their odds ──▶ learn.tuner ──▶ ArmWorth: this arm, or back to full runs
+
+Proposals put nothing in force: a person may read the card, and a certificate decides. Where the settings say so, a
+rollout begins of what is better than the version in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Final
+
+from suffice.assurance.labels import JUDGE
+from suffice.assurance.runs import Match, SequencedLabel, current_label
+from suffice.control.compare.assessment import RolloutAssessor, barred
+from suffice.control.compare.counterfactual import AuditReplay
+from suffice.control.evidence.audits import GivenLabel, trusted_label
+from suffice.control.evidence.cold_start import burst_requests
+from suffice.control.evidence.versions import version_in_force, written
+from suffice.control.jobs.base import JobPass, ProposalJob, since
+from suffice.control.loop.paired import FULL, pair_loss
+from suffice.learn.dataset import build_dataset
+from suffice.learn.effort import effort_arms
+from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
+from suffice.learn.shadow import ShadowAudit
+from suffice.learn.tuner import Tuner, TuningBounds
+from suffice.learn.version import FoldedVersion
+from suffice.rollout.evidence import rules_of
+from suffice.rollout.stages import Transition
+from suffice.settings import Control, Route
+from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
+from suffice.store.routes.candidates import as_candidate
+from suffice.store.routes.in_force import InForce, read_decided, read_holds
+from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts, read_running_rollouts
+from suffice.store.routes.windows import counts_since, newest_arm, newest_proposal
+from suffice.store.rows.records import ArmWorth, ProposedVersion, RolloutMove
+from suffice.types import Feedback
+
+LEAST_REST: Final = 20.0  # between two looks at a rollout: so many times what the last one took, at least
+
+
+@dataclass(kw_only=True)
+class Advance(ProposalJob):
+    name = "advance"
+    failing = "stays where it is"
+    rests_s = 5.0
+    _assessors: dict[str, RolloutAssessor] = field(init=False, default_factory=dict)  # of running rollouts, by route
+
+    def forget(self) -> None:
+        super().forget()
+        self._assessors.clear()
+
+    def concerns(self, route: Route) -> bool:
+        return route.mode != "off" and (bool(route.policy) or route.is_learned)
+
+    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:
+        """Take the step that the evidence calls for; what was done, or "". None: no rollout runs there."""
+        trial = read_running_rollouts(read_rollouts(here.log)).get(name)
+        # What fails half-way may have read a row and not counted it: it is kept only when the look is over.
+        assessor = self._assessors.pop(name, None)
+        if trial is None:
+            return None
+        began_s = self.monotonic_s()
+        if assessor is None or assessor.gathering.held.seq != trial.seq:
+            of_route = AuditReplay(route=self.settings.routes[name], match=self.match(name))
+            assessor = RolloutAssessor.at(here.log, trial, of_route, self.settings.control, secret=self.secret)
+        seen = assessor.see(here.log, trial, held, now_s=self.now(), reading=here.desk.renew)
+        self._assessors[name] = assessor
+        ended_s = self.monotonic_s()
+        self._due_s[name] = max(self._due_s[name], ended_s + LEAST_REST * (ended_s - began_s))
+        here.desk.renew()
+        moves = seen.moves
+        wanted = () if moves and moves[-1].move == "roll_back" else seen.wanted
+        if not moves and not wanted:
+            return ""
+        rows = [RolloutMove(route=name, author=self.author, reason=move.reason, transition=move) for move in moves]
+        here.desk.write([*rows, *wanted])
+        assessor.asked.update(one.episode_id for one in wanted)
+        sentences = [*map(_sentence, moves), *([f"{len(wanted)} labels wanted"] if wanted else [])]
+        return f"rollout {trial.state.rollout}: {'; '.join(sentences)}"
+
+
+def _sentence(move: Transition) -> str:
+    if move.move == "certify":
+        return f"level {move.level} may act: {move.reason}"
+    return f"{move.move}, {move.stage} at {move.share:.0%}: {move.reason}"
+
+
+@dataclass(kw_only=True)
+class Retrain(ProposalJob):
+    name = "retrain"
+    rests_s = 30.0  # between two questions whether a fit is due
+    _tried: dict[str, int] = field(init=False, default_factory=dict)  # place up to which nothing could be learned
+
+    def forget(self) -> None:
+        super().forget()
+        self._tried.clear()
+
+    def concerns(self, route: Route) -> bool:
+        return route.is_learned
+
+    def propose(self, name: str, held: InForce, here: JobPass) -> str:
+        route, reason = self.settings.routes[name], self._due(name, held, here.log)
+        if reason is None:
+            return ""
+        self._tried[name] = here.until
+        served = version_in_force(here.log, held)
+        parent = None if served is None else served.version
+        here.desk.renew()
+        with self.matches(route) as match:
+            data = build_dataset(
+                read_episodes(here.log, name, since(name, held, here.log)),
+                match=match,
+                wave=route.wave,
+                also=() if parent is None else parent.models[0].features,
+                label_of=_of_people,
+            )
+        result = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
+        here.desk.renew()
+        if result.version is None:
+            return f"nothing to propose: {result.why}"
+        proposed, body = self._record(name, result, result.version, here.until), written(result.version)
+        here.desk.write([proposed], {proposed.address: body})
+        said = f"{proposed.address} proposed: {result.verdict} ({result.why})"
+        if route.rollout.automatic and result.verdict == "better":
+            said = f"{said}; {self._try(proposed, body, here)}"
+        return said
+
+    def _record(self, name: str, result: VersionProposal, version: FoldedVersion, until: int) -> ProposedVersion:
+        card, lineage = result.card, result.lineage
+        own = None if card is None else next(p for p in card.frontier if p.max_em_drop == card.max_em_drop)
+        return ProposedVersion(
+            route=name,
+            read_to_seq=until,
+            address=version.address,
+            parent=lineage.parent,
+            reason=lineage.reason,
+            verdict=result.verdict,
+            why=result.why,
+            n_runs=lineage.n_runs,
+            saving=None if own is None else own.saving,
+            drop=None if own is None else own.drop,
+            lineage=asdict(lineage),
+            card=None if card is None else asdict(card),
+            author=self.author,
+        )
+
+    def _try(self, proposed: ProposedVersion, body: str, here: JobPass) -> str:
+        """Begin a rollout of a proposal, where nothing speaks against it; what became of it."""
+        name, route = proposed.route, self.settings.routes[proposed.route]
+        held, now_s = read_decided(here.log).of(name), self.now()
+        candidate = as_candidate(name, route, held, proposed, body, by=self.author, why=proposed.why, now_s=now_s)
+        if isinstance(candidate, str):
+            return f"not tried: {candidate}"
+        event = beginning(
+            read_rollouts(here.log),
+            candidate,
+            author=self.author,
+            reason=proposed.why,
+            name=f"{name}-{proposed.read_to_seq}",
+            rules=rules_of(route),
+            now_s=now_s,
+            by_person=False,
+            held_by=barred(held, read_holds(here.log).of(name), now_s=now_s),
+        )
+        if isinstance(event, str):
+            return f"not tried: {event}"
+        here.desk.write([event], kept_with(candidate, secret=self.secret))
+        return "tried from here on, in shadow"
+
+    def _due(self, name: str, held: InForce, log: LogReader) -> Reason | None:
+        before, epoch, alarm = newest_proposal(log, name), held.epoch, held.alarm
+        last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
+        n_requests, n_full = counts_since(log, name, last or since(name, held, log))
+        n_since_alarm = None
+        if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
+            n_since_alarm = counts_since(log, name, epoch.since_seq)[1]
+        return refit_reason(
+            schedule_of(self.settings.control, self.settings.routes[name].max_em_drop),
+            n_requests=n_requests,
+            n_new_runs=n_full,
+            n_runs_since_alarm=n_since_alarm,
+        )
+
+
+def schedule_of(control: Control, max_em_drop: float) -> Schedule:
+    """When a refit is due, by the settings: as often as the certify loop fits, and behind a burst."""
+    usual, burst = Schedule(), burst_requests(control, max_em_drop)
+    return Schedule(
+        every_requests=control.refit_requests,
+        burst_runs=min(usual.burst_runs, burst),
+        rest_requests=min(usual.rest_requests, control.refit_requests),
+    )
+
+
+def _of_people(labels: Sequence[SequencedLabel]) -> Feedback | None:
+    """The label that counts, a judge model's left out: nothing here takes its error off (`assurance.labels`)."""
+    return current_label([one for one in labels if one.feedback.source != JUDGE])
+
+
+EVERYBODY: Final = "all"
+
+
+@dataclass(kw_only=True)
+class Tune(ProposalJob):
+    """Proposes arms where `[control] tune` is on."""
+
+    name = "tune"
+    rests_s = 300.0  # pairs come slowly
+
+    def concerns(self, route: Route) -> bool:
+        return self.settings.control.tune and bool(route.arms) and route.mode != "off"
+
+    def propose(self, name: str, held: InForce, here: JobPass) -> str:
+        route = self.settings.routes[name]
+        items = read_episodes(here.log, name, since(name, held, here.log))
+        with self.matches(route) as match:
+            worth = propose_arm(name, route, items, match, now_s=self.now())  # a pair counts once its label is due
+        before = newest_arm(here.log, name)
+        if (before.arm if before is not None else FULL) == worth.arm:
+            return ""
+        here.desk.write([replace(worth, read_to_seq=here.until, author=self.author)])
+        return f"{worth.arm} proposed: {worth.reason}"
+
+
+def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Match, *, now_s: float) -> ArmWorth:
+    """What the tuner proposes on these runs: the route's arm where it is proved and worth it, else full runs."""
+    arms = effort_arms((route.effort,)) if route.effort is not None else effort_arms((), (route.budget_tokens or 1,))
+    arm, n_pairs = arms[1].name, 0
+    tuner = Tuner(
+        TuningBounds(arms=arms, classes=(EVERYBODY,), max_em_drop=route.max_em_drop, confidence=route.confidence)
+    )
+    labels, callers = list[tuple[str, GivenLabel, int]](), set[str]()
+    for item in items:
+        outcome = item.episode.outcome
+        callers.add(item.episode.request.sender)
+        n_pairs += _take(tuner, item, arm, route.label_timeout_s or 0.0)
+        for label in item.labels if outcome.pair_arm is not None else ():
+            loss = pair_loss(outcome, label.feedback, match)
+            if loss is not None:
+                labels.append((outcome.episode_id, GivenLabel(label.seq, label.feedback), loss))
+    for episode, given, loss in labels:
+        tuner.labelled(trusted_label(episode, given, loss, callers - {""}))
+    tick = tuner.tick(now_s)
+    made = tick.proposal
+    if made is None:
+        why = f"not proposed on {n_pairs:,} pairs: {tick.refusal}"
+        return ArmWorth(route=name, arm=FULL, before=arm, n_pairs=n_pairs, reason=why)
+    return ArmWorth(
+        route=name,
+        arm=arm,
+        before=FULL,
+        n_pairs=n_pairs,
+        reason=made.reason,
+        log_e=made.log_e[EVERYBODY],
+        gain=made.change.value,
+        gain_error=made.change.error,
+        price=made.price,
+    )
+
+
+def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> bool:
+    """Show the tuner a run that was asked twice, with that arm; was it one?"""
+    request, outcome = item.episode.request, item.episode.outcome
+    if not request.audit or outcome.pair_arm != arm or outcome.pair_propensity is None:
+        return False
+    full = float(outcome.usage.completion_tokens if outcome.usage is not None else 0)
+    short = float(outcome.pair_tokens or 0)
+    tuner.audited(
+        ShadowAudit(
+            audit_id=request.episode_id,
+            query_class=EVERYBODY,
+            arm=1,
+            # The full run has odds 0 in a pair, and there is one arm: given that it was no repeat, it was this one.
+            odds=(0.0, 1.0),
+            disagrees=outcome.answer != outcome.pair_answer,
+            due_s=request.received_at_s + outcome.duration_s + timeout_s,
+            full_tokens=full,
+            arm_tokens=short,
+        )
+    )
+    tuner.spent(EVERYBODY, 0, tokens=full)
+    tuner.spent(EVERYBODY, 1, tokens=short)
+    return True
