@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.control.loop.paired import MOST_KEPT, AuditPairs, PairedEvidence, is_pair
+from suffice.control.loop.paired import MOST_KEPT, PairedEvidence, is_pair
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route
 from suffice.store.routes.in_force import read_decided
@@ -210,8 +210,9 @@ def test_a_scorer_is_asked_once_for_the_same_two_answers() -> None:
         return answer == gold
 
     here = armed().feed(rows(pairs(30, lost_each=1)))
-    pairing = AuditPairs(match=match)
-    assert pairing.of_audits(here.loop.state.audits, timeout=0) == pairing.of_audits(here.loop.state.audits, timeout=0)
+    here.loop.state.context = replace(here.loop.context, match=match)
+    source = PairedEvidence(here.loop.state)
+    assert source.pairs() == source.pairs()
     assert sorted(set(asked)) == sorted(asked)
 
 

@@ -332,12 +332,12 @@ def read_pairs(connection: LogReader, name: str, route: Route, match: Match, hel
     if not route.is_paired:
         return None
     from suffice.control.jobs.base import since
-    from suffice.control.loop.paired import FULL, AuditPairs
+    from suffice.control.loop.paired import FULL, pair_audits
     from suffice.learn.effort import certify_arms, pairs_missing
 
     behind = since(name, held, connection)
     audits, callers = _paired_audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
-    pairs = AuditPairs(match=match).of_audits(audits, timeout=0, callers=callers)
+    pairs = pair_audits(audits, match, timeout=0, callers=callers)
     delta = 1 - route.confidence
     result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
     asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
@@ -358,7 +358,7 @@ def read_pairs(connection: LogReader, name: str, route: Route, match: Match, hel
 
 def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
     """Audits of a log that were asked twice, and the senders that asked the model."""
-    from suffice.control.evidence.audits import Audit, GivenLabel
+    from suffice.control.evidence.audits import recorded_audit
     from suffice.control.loop.paired import is_pair
 
     audits, callers = list[Audit](), set[str]()
@@ -366,8 +366,7 @@ def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> t
         request, outcome = item.episode.request, item.episode.outcome
         callers.add(request.sender)
         if is_pair(request, outcome, arms):
-            labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
-            audits.append(Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels))
+            audits.append(recorded_audit(item))
     return audits, callers - {""}
 
 

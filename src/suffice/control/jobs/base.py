@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
@@ -164,27 +164,24 @@ class Worker:
             if reports:
                 spent_s = {route: watch.spent_s for route, watch in desk.watches.items()}
                 spent_s[""] = self.monotonic_s() - began_s
-                desk.write([self._history(job, one, began_at_s, spent_s.get(one.route, 0.0)) for one in reports])
+                history = [
+                    JobRun(
+                        run_id=self.new_id(),
+                        job=job.name,
+                        author=self.author,
+                        began_at_s=began_at_s,
+                        duration_s=spent_s.get(one.route, 0.0),
+                        **asdict(replace(one, said=one.said or "nothing to do")),
+                    )
+                    for one in reports
+                ]
+                desk.write(history)
         except LeaseLost as error:
             LOG.warning("%s", error)
             desk.lease = None
             job.forget()
             return []
         return reports
-
-    def _history(self, job: Job, report: JobReport, began_at_s: float, duration_s: float) -> JobRun:
-        return JobRun(
-            run_id=self.new_id(),
-            job=job.name,
-            route=report.route,
-            author=self.author,
-            began_at_s=began_at_s,
-            duration_s=duration_s,
-            ok=report.ok,
-            said=report.said or "nothing to do",
-            read_to_seq=report.read_to_seq,
-            at=report.at,
-        )
 
 
 # --------------------------------------------------------------------------- what jobs share
@@ -276,12 +273,12 @@ class RouteJob(LogJob, ABC):
         LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
         LOG.debug("the same, with its traceback", exc_info=True)
 
-    def report(self, name: str, said: str, *, read_to_seq: int, at: int = 0) -> JobReport:
+    def report(self, name: str, *said: str, read_to_seq: int, at: int = 0) -> JobReport:
         failed = self._failed.get(name)
         if failed is None:
             self._rest_s.pop(name, None)
-        said = "; ".join(part for part in (said, failed) if part)
-        return JobReport(said=said, route=name, ok=failed is None, read_to_seq=read_to_seq, at=at)
+        sentences = "; ".join(one for one in (*said, failed) if one)
+        return JobReport(said=sentences, route=name, ok=failed is None, read_to_seq=read_to_seq, at=at)
 
 
 @dataclass(kw_only=True)
@@ -347,8 +344,7 @@ class FoldJob(RouteJob, Generic[F]):
         """Weigh the routes against each other, when every row has been read."""
 
     def say(self, name: str, sentence: str) -> None:
-        if sentence:
-            self._said.setdefault(name, []).append(sentence)
+        self._said.setdefault(name, []).append(sentence)
 
     def forget(self) -> None:
         super().forget()
@@ -374,11 +370,8 @@ class FoldJob(RouteJob, Generic[F]):
         self.prepare()
         for name, fold in list(self._folds.items()):
             self.attempt(name, here, self.conclude, name, fold, here)
-        return [self._report(name, last) for name in names]
-
-    def _report(self, name: str, last: int) -> JobReport:
-        at = self._folds[name].n if name in self._folds else 0
-        return self.report(name, "; ".join(self._said.get(name, ())), read_to_seq=last, at=at)
+        n = {name: fold.n for name, fold in self._folds.items()}
+        return [self.report(name, *self._said.get(name, ()), read_to_seq=last, at=n.get(name, 0)) for name in names]
 
 
 def rows_since(log: LogReader, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:

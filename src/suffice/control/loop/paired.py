@@ -1,6 +1,6 @@
 """Pairs of calls as a source of evidence, for a route whose upstream cannot be cut: its effort or its token budget.
 
-    audits that were asked twice, labels ──▶ AuditPairs ──▶ learn.effort.certify_arms ──▶ level 1, the arm; else level 0
+    audits that were asked twice, labels ──▶ pair_audits ──▶ learn.effort.certify_arms ──▶ level 1, the arm; or 0
 
 What a pair is evidence of: `assurance.paired`. What nobody saw counts against the arm: an audit that its client left,
 and a second call that failed. There is no burst: a pair costs a second call, and the owner says with `audit_share` how
@@ -10,7 +10,8 @@ many are paid for. Signals of all traffic are not watched, for the arm itself mo
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import lru_cache
 from math import exp
 from typing import Final
 
@@ -41,47 +42,32 @@ def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
     return outcome.pair_arm in (FULL, *arms) or outcome.end_reason in ABANDONED_ENDS
 
 
-@dataclass(slots=True, kw_only=True)
-class AuditPairs:
-    match: Match
-    _matched: dict[tuple[str, str], bool] = field(default_factory=dict)
+def pair_audits(
+    audits: Sequence[Audit],
+    match: Match,
+    *,
+    timeout: float,
+    callers: Collection[str] = (),
+    window: Window | None = None,
+) -> list[PairedAudit]:
+    """The audits as pairs, in their order.
 
-    def of_audits(
-        self, audits: Sequence[Audit], *, timeout: float, callers: Collection[str] = (), window: Window | None = None
-    ) -> list[PairedAudit]:
-        """The audits as pairs, in their order.
-
-        window   of the certificate, which says what each audit weighs; None: each weighs 1
-        timeout  requests of the route after which a label is late
-        """
-        losses = self._verdicts(audits, callers)
-        weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
-        return [
-            replace(_pair(audit, losses.get(audit.id), due=audit.at + timeout), weight=weight)
-            for audit, weight in zip(audits, weights.tolist(), strict=True)
-        ]
-
-    def _verdicts(self, audits: Sequence[Audit], callers: Collection[str]) -> dict[str, int]:
-        """What each pair that differs has lost, where labels that count say so."""
-        differing = {audit.id: audit for audit in audits if _differs(audit.outcome)}
-        labels = [
-            trusted_label(name, label, z, callers)
-            for name, audit in differing.items()
-            for label in audit.labels
-            if (z := pair_loss(audit.outcome, label.feedback, self._equal)) is not None
-        ]
-        verdicts = stand(labels, differing=differing).verdicts
-        return {name: z for name, z in verdicts.items() if isinstance(z, int)}
-
-    def _equal(self, answer: str | None, gold: str) -> bool:
-        if answer is None:
-            return False
-        known = self._matched.get((answer, gold))
-        if known is None:
-            if len(self._matched) >= MOST_MATCHES:
-                self._matched.clear()
-            known = self._matched[answer, gold] = self.match(answer, gold)
-        return known
+    window   of the certificate, which says what each audit weighs; None: each weighs 1
+    timeout  requests of the route after which a label is late
+    """
+    differing = {audit.id: audit for audit in audits if _differs(audit.outcome)}
+    labels = [
+        trusted_label(name, label, z, callers)
+        for name, audit in differing.items()
+        for label in audit.labels
+        if (z := pair_loss(audit.outcome, label.feedback, match)) is not None
+    ]
+    losses = {name: z for name, z in stand(labels, differing=differing).verdicts.items() if isinstance(z, int)}
+    weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
+    return [
+        replace(_pair(audit, losses.get(audit.id), due=audit.at + timeout), weight=weight)
+        for audit, weight in zip(audits, weights.tolist(), strict=True)
+    ]
 
 
 def pair_loss(outcome: Outcome, given: Feedback, match: Match) -> int | None:
@@ -116,7 +102,7 @@ def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
 class PairedEvidence(EvidenceSource):
     def __init__(self, state: EpochState) -> None:
         super().__init__(state)
-        self.pairing = AuditPairs(match=state.context.match)
+        self.match: Match = lru_cache(MOST_MATCHES)(state.context.match)
         self._watch: AuditWatch | None = None  # what would end the epoch while the arm is in force
         self._watched_to = 0  # place in the log of the last pair that it has had
         self._fell = False  # has the arm lost its proof in this epoch?
@@ -136,14 +122,13 @@ class PairedEvidence(EvidenceSource):
         alarm = self._alarm(pairs, now)
         if alarm is not None:
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
-        arms = certify_arms(
-            self._windowed(), n_arms=2, max_em_drop=state.epoch.max_em_drop, delta=self._arm_delta, now=now
-        )
+        budget, delta = state.epoch.max_em_drop, self._arm_delta
+        arms = certify_arms(self._windowed(), n_arms=2, max_em_drop=budget, delta=delta, now=now)
         self._fell, self.level = self._fell or arms.in_force < self.level, arms.in_force
         if self.level and self._watch is None:  # what the arm was certified on is no news about it
             view = arms.views[0]
             reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)
-            self._watch = AuditWatch(max_em_drop=state.epoch.max_em_drop, reference=reference)
+            self._watch = AuditWatch(max_em_drop=budget, reference=reference)
             self._watched_to = state.audits[-1].seq
         return self._draft(held, arms)
 
@@ -163,7 +148,8 @@ class PairedEvidence(EvidenceSource):
         return None
 
     def pairs(self) -> list[PairedAudit]:
-        return self.pairing.of_audits(self.state.audits, timeout=self._timeout, callers=self.state.traffic.callers)
+        state = self.state
+        return pair_audits(state.audits, self.match, timeout=self._timeout, callers=state.traffic.callers)
 
     def _windowed(self) -> list[PairedAudit]:
         """The pairs of the certificate's window, and audits that should have returned by now, as lost."""
@@ -182,7 +168,8 @@ class PairedEvidence(EvidenceSource):
             PairedAudit(arm=1, disagrees=True, z=1, due=began + timeout, weight=weight)
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
-        return self.pairing.of_audits(inside, timeout=timeout, callers=state.traffic.callers, window=window) + lost
+        callers = state.traffic.callers
+        return pair_audits(inside, self.match, timeout=timeout, callers=callers, window=window) + lost
 
     @property
     def _timeout(self) -> float:
@@ -196,48 +183,45 @@ class PairedEvidence(EvidenceSource):
         delta = self.state.delta
         return delta / COMES_BACK if self._fell and not self.level else delta
 
-    # ---- decisions -------------------------------------------------------------------------------
-
     def _draft(self, held: InForce, arms: CertifiedArms) -> Draft | None:
         """What is in force, if that is something else than was published before."""
-        state, before, arm = self.state, held.publication, self._arm()
+        state, before, view = self.state, held.publication, arms.views[0]
         if (before.level if before is not None else 0) == self.level:
             return None
-        view, epoch = arms.views[0], state.epoch
-        return Draft(
-            state.publication(
-                held,
-                version=arm if self.level else "",
-                fit="",
-                level=self.level,
-                n_levels=2,
-                certified=self.level > 0,
-                share=audit_share(state.n, state.context.route.audit_share),
-                reason=view.sentence(arm) if self.level else f"{arm} is not proved any more: {view.sentence(arm)}",
-                evidence=EvidenceSummary(
-                    n_audits=view.n,
-                    n_gained=view.n_gained,
-                    n_lost=view.n_lost,
-                    e_value=exp(min(_MOST_LOG, arms.log_e[0])),
-                    share=view.saved_share,
-                    n_missing=pairs_missing(arms, max_em_drop=epoch.max_em_drop, delta=self._arm_delta),
-                    max_em_drop=epoch.max_em_drop,
-                    confidence=epoch.confidence,
-                ),
-                arm=arm,
-                pairs=PairSummary(
-                    n=view.n,
-                    n_disagree=round(view.disagreement * view.n) if view.n else 0,
-                    n_repeats=arms.repeats.n,
-                    n_repeats_disagree=arms.repeats.n_disagree,
-                ),
-            )
+        # As the latest pair was asked with it: with an effort and a budget it is what the upstream takes.
+        asked = (audit.outcome.pair_arm for audit in reversed(state.audits))
+        arm = next((arm for arm in asked if arm not in (None, FULL)), None) or state.context.route.arms[0]
+        budget = state.epoch.max_em_drop
+        evidence = EvidenceSummary(
+            n_audits=view.n,
+            n_gained=view.n_gained,
+            n_lost=view.n_lost,
+            e_value=exp(min(_MOST_LOG, arms.log_e[0])),
+            share=view.saved_share,
+            n_missing=pairs_missing(arms, max_em_drop=budget, delta=self._arm_delta),
+            max_em_drop=budget,
+            confidence=state.epoch.confidence,
         )
-
-    def _arm(self) -> str:
-        """The arm as the latest pair was asked with it: with an effort and a budget it is what the upstream takes."""
-        asked = (audit.outcome.pair_arm for audit in reversed(self.state.audits))
-        return next((arm for arm in asked if arm not in (None, FULL)), None) or self.state.context.route.arms[0]
+        pairs = PairSummary(
+            n=view.n,
+            n_disagree=round(view.disagreement * view.n) if view.n else 0,
+            n_repeats=arms.repeats.n,
+            n_repeats_disagree=arms.repeats.n_disagree,
+        )
+        made = state.publication(
+            held,
+            version=arm if self.level else "",
+            fit="",
+            level=self.level,
+            n_levels=2,
+            certified=self.level > 0,
+            share=audit_share(state.n, state.context.route.audit_share),
+            reason=view.sentence(arm) if self.level else f"{arm} is not proved any more: {view.sentence(arm)}",
+            evidence=evidence,
+            arm=arm,
+            pairs=pairs,
+        )
+        return Draft(made)
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
         """Labels are worth asking for where the two answers differ, and nowhere else."""

@@ -41,9 +41,6 @@ class UpstreamIdentity:
     asked: str
     fingerprint: Fingerprint
 
-    def plain(self) -> tuple[str, str, str]:
-        return self.asked, self.fingerprint.model or "", self.fingerprint.system_fingerprint or ""
-
 
 def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
     """Who answered this request. In a loop of the caller's own, the caller says so."""
@@ -87,7 +84,8 @@ class Upstreams:
         return None
 
     def plain(self) -> tuple[tuple[str, str, str], ...]:
-        return tuple(sorted({one.plain() for one in self.known}))
+        known = ((one.asked, one.fingerprint.model, one.fingerprint.system_fingerprint) for one in self.known)
+        return tuple(sorted({(asked, model or "", fingerprint or "") for asked, model, fingerprint in known}))
 
 
 @dataclass(slots=True)
@@ -132,11 +130,11 @@ class ClassMix:
             return None
         classes = [audits[at].query_class for at in np.flatnonzero(certificate.inside).tolist()]
         z = certificate.z[: len(classes), level]
-        of_class = {
-            name: Outcomes(n=len(seen), n_gained=int((seen < 0).sum()), n_lost=int((seen > 0).sum()))
-            for name in set(classes)
-            for seen in [z[[at for at, one in enumerate(classes) if one == name]]]
-        }
+        of_class = dict[str, Outcomes]()
+        for name in set(classes):
+            of_name = z[[at for at, one in enumerate(classes) if one == name]]
+            gained, lost = int((of_name < 0).sum()), int((of_name > 0).sum())
+            of_class[name] = Outcomes(n=len(of_name), n_gained=gained, n_lost=lost)
         return post_stratify(of_class, Counter(self._latest)).alarm(max_em_drop)
 
 
@@ -184,10 +182,15 @@ class CriticalEM:
             del self.right[oldest], self._weights[oldest]
 
     def note_label(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
-        """Note a label about a run that has ended, if it says whether what was delivered is right."""
-        if self.critical is None:
+        """Note a label about a run that has ended, if it says whether what was delivered is right.
+
+        Runs that people were asked about because they were doubtful are worse than the average one.
+        """
+        if self.critical is None or given.asked_for not in REPRESENTATIVE:
             return
-        right = delivered_right(given, joined.answers[episode_id], match)
+        answer, right = joined.answers[episode_id], given.correct
+        if right is None and given.gold is not None:
+            right = answer is not None and match(answer, given.gold)
         if right is not None:
             self.note(episode_id, right=right, stands_for=joined.stands_for.get(episode_id, 1.0))
 
@@ -207,15 +210,3 @@ class CriticalEM:
         if float(log_wealth(counts, max_em_drop=self.critical)[0]) < log(1 / self.delta):
             return None
         return f"EM is {right / bets:.1%} over the last {n} labels, surely below the critical {self.critical:.1%}"
-
-
-def delivered_right(given: Feedback, answer: str | None, match: Match) -> bool | None:
-    """Was what a client got right, as one piece of feedback says? None: it says nothing of the average answer.
-
-    Runs that people were asked about because they were doubtful are worse than the average one.
-    """
-    if given.asked_for not in REPRESENTATIVE or (given.correct is None and given.gold is None):
-        return None
-    if given.correct is not None:
-        return given.correct
-    return answer is not None and given.gold is not None and match(answer, given.gold)
