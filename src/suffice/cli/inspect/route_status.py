@@ -361,7 +361,8 @@ def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> t
     from suffice.control.evidence.audits import recorded_audit
     from suffice.control.loop.paired import is_pair
 
-    audits, callers = list[Audit](), set[str]()
+    audits: list[Audit] = []
+    callers = set[str]()
     for item in items:
         request, outcome = item.episode.request, item.episode.outcome
         callers.add(request.sender)

@@ -21,7 +21,7 @@ from suffice.assurance.labels import AHEAD
 from suffice.assurance.ledger import next_level
 from suffice.assurance.runs import Match, measure_run
 from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, is_evidence, verdicts
-from suffice.control.evidence.versions import ServedVersion, version_in_force
+from suffice.control.evidence.versions import ServedVersion, active_version
 from suffice.review.agreement import Effect, LabelEffect, em_of
 from suffice.review.queue import label_of
 from suffice.settings import Route
@@ -46,7 +46,7 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
         since = place_before(log, name, MOST_REQUESTS)
         since = since if held.epoch is None else max(since, held.epoch.since_seq)
         episodes = list(read_episodes(log, name, since))
-        served = version_in_force(log, held)  # None where it cannot be read: then nothing of it acts either
+        served = active_version(log, held)  # None where it cannot be read: then nothing of it acts either
     look = _Look(route, held, served, match, window)
     unsaid = replace(queue, places={**queue.places, item: replace(place, verdicts=())})
     return Effect(

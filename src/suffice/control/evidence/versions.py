@@ -154,7 +154,7 @@ def loader(
     return load
 
 
-def version_in_force(log: LogReader, held: InForce) -> ServedVersion | None:
+def active_version(log: LogReader, held: InForce) -> ServedVersion | None:
     """The version that serves a route; None: there is none, or it cannot be read."""
     made = held.publication
     return None if made is None or not made.fit else loader(log)(made.fit)

@@ -20,7 +20,7 @@ from suffice.control.compare.assessment import RolloutAssessor, barred
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import GivenLabel, trusted_label
 from suffice.control.evidence.cold_start import burst_requests
-from suffice.control.evidence.versions import version_in_force, written
+from suffice.control.evidence.versions import active_version, written
 from suffice.control.jobs.base import JobPass, ProposalJob, since
 from suffice.control.loop.paired import FULL, pair_loss
 from suffice.learn.dataset import build_dataset
@@ -108,7 +108,7 @@ class Retrain(ProposalJob):
         if reason is None:
             return ""
         self._tried[name] = here.until
-        served = version_in_force(here.log, held)
+        served = active_version(here.log, held)
         parent = None if served is None else served.version
         here.desk.renew()
         with self.matches(route) as match:

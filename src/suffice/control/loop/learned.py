@@ -53,7 +53,7 @@ from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 class _Trial(NamedTuple):
     rollout: str
     fit: str  # address of its candidate
-    in_force: str  # address of the version before it
+    before: str  # address of the version that served then
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class RolloutTransition:
             if not self._serving or event.rollout != self._serving[-1].rollout:
                 return None
             self.reason = f"{event.author} took back what rollout {event.rollout} had brought"
-            return self._serving.pop().in_force
+            return self._serving.pop().before
         move, trial = event.transition, self._running
         if trial is None or move.rollout != trial.rollout or move.stage not in ("full", "rolled_back"):
             return None
