@@ -8,8 +8,8 @@
     ├── UpstreamError          the model server failed; carries what the client is told
     │   ├── UpstreamDown       no connection, or it broke off
     │   ├── UpstreamTimeout    silent for longer than its limit
-    │   ├── UpstreamBusy       an extra call of ours was not sent: there is no room for it now
-    │   └── UpstreamProtocol   it answered, but not in the protocol it speaks
+    │   ├── UpstreamBusy       an extra call of ours was not sent: there is no room for it now; the run goes on
+    │   └── UpstreamProtocol   it answered, but not in the protocol that it speaks
     ├── StoreError             the event log could not be written or read
     │   └── StoreFull          no space, or the queue is full
     ├── TraceError             recorded runs cannot be read or written; names file, row and column
@@ -28,15 +28,15 @@ from collections.abc import Iterable
 
 
 class SufficeError(Exception):
-    """Base of everything that Suffice raises on purpose."""
+    pass
 
 
 class ConfigError(SufficeError, ValueError):
-    """The configuration cannot be used. Raised at start-up, never while serving."""
+    pass
 
 
 class BadRequest(SufficeError):
-    """The client's request cannot be served as it is; the message is shown to the client.
+    """The message is shown to the client.
 
     status  HTTP status, 4xx
     param   the field at fault in OpenAI's error shape, or None
@@ -49,107 +49,78 @@ class BadRequest(SufficeError):
 
 
 class TooLarge(BadRequest):
-    """A limit of ours was passed."""
-
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, status=413, param=param, code="too_large")
 
 
 class OverloadError(BadRequest):
-    """A new request is turned away: its key is at a limit, or the upstream could not bear it beside those in full.
-
-    retry_after_s  when to come again
-    """
-
     def __init__(self, message: str, *, retry_after_s: int, code: str = "fallback_capacity") -> None:
         super().__init__(message, status=429, code=code)
         self.retry_after_s = retry_after_s
 
 
 class UpstreamError(SufficeError):
-    """The model server failed. `status` is what the client is told, 502-class.
-
-    address  host and port that were tried: for the operator, never for a client; "": unknown
-    """
-
-    status = 502
+    status = 502  # that the client is told
     code = "upstream_error"
-    address = ""
+    address = ""  # host and port that were tried: for the operator, never for a client; "": unknown
 
     def for_operator(self) -> str:
-        """The message, with the address that was tried."""
         return f"{self}; tried {self.address}" if self.address else str(self)
 
 
 class UpstreamDown(UpstreamError):
-    """No connection to the upstream, or the connection broke off."""
-
     code = "upstream_down"
 
 
 class UpstreamTimeout(UpstreamError):
-    """The upstream was silent for longer than its limit."""
-
     status = 504
     code = "upstream_timeout"
 
 
 class UpstreamProtocol(UpstreamError):
-    """The upstream answered, but not in the protocol that it speaks."""
-
     code = "upstream_protocol"
 
 
 class UpstreamBusy(UpstreamError):
-    """An extra call of ours was not sent, because there is no room for it now; the run goes on.
-
-    reason  which limit spoke against it, a word of `upstream.allowance.Refusal`
-    """
-
     status = 503
     code = "upstream_busy"
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"an extra call was not sent: {reason}")
-        self.reason = reason
+        self.reason = reason  # a word of `upstream.allowance.Refusal`
 
 
 class StoreError(SufficeError):
-    """The event log could not be written or read."""
+    pass
 
 
 class StoreFull(StoreError):
-    """No space is left, or the writer's queue is full."""
+    pass
 
 
 class TraceError(SufficeError, ValueError):
     """Recorded runs cannot be read, or are not what they say.
 
-    file    as the caller named it
     row     of the file, 1 is the first; None: the whole file is meant
     column  its name, `steps.tokens` for one inside the steps; None: the whole row is meant
     """
 
     def __init__(self, problem: str, *, file: str, row: int | None = None, column: str | None = None) -> None:
-        place = [file]
-        if row is not None:
-            place.append(f"row {row}")
-        if column is not None:
-            place.append(column)
-        super().__init__(f"{', '.join(place)}: {problem}")
+        place = ", ".join([file, *([] if row is None else [f"row {row}"]), *([] if column is None else [column])])
+        super().__init__(f"{place}: {problem}")
         self.file, self.row, self.column = file, row, column
 
 
 class ToolError(SufficeError):
-    """Another program, such as Label Studio, could not be used; the message says what it answered."""
+    pass
 
 
 class LocalModelError(SufficeError):
-    """The demonstration model is missing, damaged or could not be started."""
+    pass
 
 
 class ClosedError(SufficeError, RuntimeError):
-    """A governor or one of its runs was used when it cannot be: after its end, after close, in a forked process."""
+    pass
 
 
 def name_hint(wrong: object, known: Iterable[str]) -> str:

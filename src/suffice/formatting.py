@@ -61,13 +61,11 @@ def format_large(value: float | None) -> str:
     >>> [format_large(x) for x in (12, 999, 1_234, 12_345_678, 2.5e9)]
     ['12', '999', '1.23 k', '12.3 M', '2.50 G']
     """
-    if value is None:
-        return UNKNOWN
     for size, unit in _STEPS:
-        if abs(value) >= size:
+        if value is not None and abs(value) >= size:
             scaled = value / size
             return f"{scaled:.{2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0}f} {unit}"
-    return f"{value:,.0f}"
+    return format_count(value)
 
 
 def money(value: float | None) -> str:
@@ -79,10 +77,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_moment(at_s: float | None) -> str:
-    """A moment, UTC."""
-    if not at_s:
-        return "never"
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S") if at_s else "never"
 
 
 def iso(at_s: float | None, sep: str = "T") -> str:
@@ -117,13 +112,9 @@ def ago(at_s: float | None, now_s: float) -> str:
 
 
 def size(n_bytes: float) -> str:
-    return (
-        f"{n_bytes / 1e9:.2f} GB"
-        if n_bytes >= 1e9
-        else f"{n_bytes / 1e6:.1f} MB"
-        if n_bytes >= 1e5
-        else f"{n_bytes:,.0f} bytes"
-    )
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.2f} GB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes:,.0f} bytes"
 
 
 def format_time(at_s: float | None) -> str:

@@ -1,12 +1,14 @@
-"""Words as a person may be shown them: of strangers, such as a name, an answer or a reason, and numbers with a noun.
+"""Text of strangers, such as a name, an answer or a reason, as a terminal or a spreadsheet may have it. Pure.
 
-A terminal obeys what it is sent, and a name can turn the text behind it round. Pure; refuses to know who shows what.
+A terminal obeys what it is sent, a name can turn the text behind it round, and a spreadsheet computes formulas.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 _JOINERS: Final = "\u200c\u200d"
@@ -33,3 +35,37 @@ def plural(n: float, one: str, many: str | None = None) -> str:
     ['1 route', '2 routes', '1,000 classes']
     """
     return f"{n:,.0f} {one if n == 1 else many or one + 's'}"
+
+
+# How a cell begins that a spreadsheet would compute, whatever quotes and white space stand in front of it.
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_IN_FRONT: Final = "' \u00a0"
+
+
+def format_cell(value: object) -> str:
+    """A value as text of a cell; None is empty. Words that begin like a formula get a quote in front."""
+    if value is None:
+        return ""
+    text = str(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # With a quote of its own in front it is quoted once more, so that whoever reads it back can tell the two apart.
+    return f"'{text}" if computes(text) and not is_number else text
+
+
+def text_in(cell: str) -> str:
+    """What stands in a cell, without the quote that `format_cell` put there."""
+    return cell[1:] if cell[:1] == "'" and computes(cell) else cell
+
+
+def computes(text: str) -> bool:
+    """Would a spreadsheet take it for a formula, were it not quoted?"""
+    return text.lstrip(_IN_FRONT).startswith(FORMULA)
+
+
+def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as CSV with a header."""
+    written = io.StringIO()
+    lines = csv.writer(written, lineterminator="\n")
+    lines.writerow(columns)
+    lines.writerows([format_cell(row.get(column)) for column in columns] for row in rows)
+    return written.getvalue()

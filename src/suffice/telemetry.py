@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,8 +21,6 @@ ACCESS = logging.getLogger("suffice.access")  # one line a request
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """Name, kind, meaning and labels of one metric."""
-
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
@@ -95,15 +94,13 @@ class Metrics:
         self._fills: list[Callable[[], None]] = []  # called before somebody looks
         self._made: dict[str, Counter | Gauge | Histogram] = {}
         self._children: dict[tuple[str, ...], Any] = {}  # by name and labels; bounded as the labels are
+        kinds: dict[str, Callable[..., Any]] = {
+            "counter": Counter,
+            "gauge": Gauge,
+            "histogram": partial(Histogram, buckets=BUCKETS_S),
+        }
         for spec in METRICS:
-            if spec.kind == "counter":
-                self._made[spec.name] = Counter(spec.name, spec.help, spec.labels, registry=self._registry)
-            elif spec.kind == "gauge":
-                self._made[spec.name] = Gauge(spec.name, spec.help, spec.labels, registry=self._registry)
-            else:
-                self._made[spec.name] = Histogram(
-                    spec.name, spec.help, spec.labels, registry=self._registry, buckets=BUCKETS_S
-                )
+            self._made[spec.name] = kinds[spec.kind](spec.name, spec.help, spec.labels, registry=self._registry)
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -132,17 +129,14 @@ class Metrics:
         self._child(name, *labels).set(value)
 
     def observe(self, name: str, value_s: float, *labels: str) -> None:
-        """Record one duration, in seconds, in a histogram."""
         self._child(name, *labels).observe(value_s)
 
     def _child(self, *key: str) -> Any:
         """The metric with its labels; kept, because finding it anew costs more than counting."""
-        child = self._children.get(key)
-        if child is None:
+        if key not in self._children:
             name, *labels = key
-            child = self._made[name].labels(*labels) if labels else self._made[name]
-            self._children[key] = child
-        return child
+            self._children[key] = self._made[name].labels(*labels) if labels else self._made[name]
+        return self._children[key]
 
     def value(self, name: str, **labels: str) -> float:
         """The current value of a counter or gauge; 0 when it was never touched. For tests and status."""

@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 from tests.store.made_chain import asked, cut_tail, edit, published, rebuild, remove_and_close_up, reorder_places, story
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
-from suffice.cells import format_cell
 from suffice.cli.main import main
 from suffice.rollout.assign import conversation_key
+from suffice.sanitize import format_cell
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent

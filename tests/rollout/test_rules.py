@@ -67,7 +67,7 @@ def test_a_route_has_the_deployments_rules_but_those_that_it_names() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"em_margin": 2.0}, ".em_margin: got 2; above 0 and below 1"),
+        ({"em_margin": 2.0}, ".em_margin: got 2.0; above 0 and below 1"),
         ({"shares": []}, ".shares: got [];"),
         ({"latency_cap_s": math.nan}, ".latency_cap_s: got nan; a finite number"),
         ({"required": ["mood"]}, "'mood'; allowed: latency, errors"),

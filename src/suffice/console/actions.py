@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
-from suffice import cells
 from suffice.console.auth import Principal
 from suffice.console.context import Action, ActionResult, ConsoleContext, ConsoleEndpoint, Handler, ViewContext
 from suffice.console.exchange import Answer, ConsoleRequest
@@ -21,6 +20,7 @@ from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm
 from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
+from suffice.sanitize import format_cell
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import decide_incident, end_override, end_pause, open_incident, start_pause
@@ -338,7 +338,7 @@ def format_csv_cell(value: object) -> str:
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return cells.format_cell(value.replace("\x00", "") if isinstance(value, str) else value)
+    return format_cell(value.replace("\x00", "") if isinstance(value, str) else value)
 
 
 def _export(name: str, columns: Mapping[str, str], lines: Callable[[ViewContext], tuple[object, ...]]) -> Handler:

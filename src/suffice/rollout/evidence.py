@@ -24,7 +24,8 @@ import msgspec
 from suffice.assurance.sequence import SequenceState
 from suffice.assurance.strata import Cell
 from suffice.settings import Route
-from suffice.settings.rollout import LiveRail, Rollout, check_rollout
+from suffice.settings.checks import check_rollout
+from suffice.settings.tables import LiveRail, Rollout
 
 RailName: TypeAlias = Literal["em", "latency", "errors", "no_answer", "satisfaction"]
 ArmName: TypeAlias = Literal["candidate", "control"]

@@ -25,7 +25,7 @@ from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
 from suffice.rollout.evidence import ClassAudits, Contrast, RailName, RolloutEvidence, Rules
-from suffice.settings.rollout import LIVE_RAILS, LiveRail
+from suffice.settings.tables import LIVE_RAILS, LiveRail
 
 Finding: TypeAlias = Literal["fine", "harm", "open"]
 

@@ -7,7 +7,6 @@ path and the nearest known key.
 from __future__ import annotations
 
 from suffice.settings.parsing import parse_settings as parse_settings
-from suffice.settings.rollout import Rollout as Rollout
 from suffice.settings.tables import AlertKind as AlertKind
 from suffice.settings.tables import Alerts as Alerts
 from suffice.settings.tables import AuditLog as AuditLog
@@ -37,6 +36,7 @@ from suffice.settings.tables import Prices as Prices
 from suffice.settings.tables import Probe as Probe
 from suffice.settings.tables import Retention as Retention
 from suffice.settings.tables import Review as Review
+from suffice.settings.tables import Rollout as Rollout
 from suffice.settings.tables import Route as Route
 from suffice.settings.tables import SamplingSettings as SamplingSettings
 from suffice.settings.tables import Server as Server

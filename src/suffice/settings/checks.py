@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from math import isfinite
 from typing import Final
 
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.settings.rollout import check_rollout
 from suffice.settings.tables import (
+    LIVE_RAILS,
     Alerts,
     AuditLog,
     Console,
@@ -31,31 +30,60 @@ from suffice.settings.tables import (
     Retention,
     Review,
     ReviewCap,
+    Rollout,
     Route,
     SamplingSettings,
     Server,
     Settings,
     Store,
+    Template,
     Upstream,
 )
 
 BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
 MOST_METRICS: Final = 50
 MOST_VALUES: Final = 50
+MOST_NUMBER: Final = 10**12  # of any setting: bytes, tokens, seconds
 RATING: Final = (1.0, 5.0)  # of a rating that names no other range
 SCORE_FIELDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment")  # that a score may be
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
-_ORIGIN: Final = re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[a-z0-9_.\[\]:-]+")
 _KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
-_ADDRESS: Final = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
 _BASE: Final = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
+_ADDRESS: Final = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_NAME_SAYS: Final = "a name is 1 to 64 letters, digits, '_', '.' and '-'"
 _METRIC_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+_ORIGIN_SAYS: Final = (
+    "an origin as browsers send it, in lower case, without a path and without the scheme's own port, such as"
+    " 'https://app.example.com'; no wildcards"
+)
+_RELAY_SAYS: Final = (
+    "need a method and an exact path, such as 'POST /tokenize'; methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
+)
+
+# Texts, and lists of texts, that must match: the pattern, and how an error says it.
+PATTERNS: Final[Mapping[type[msgspec.Struct], Mapping[str, tuple[re.Pattern[str], str]]]] = {
+    Server: {
+        "allowed_hosts": (re.compile(r"[A-Za-z0-9_.-]{1,253}"), "a host name without scheme and port"),
+        "allowed_origins": (
+            re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[a-z0-9_.\[\]:-]+"),
+            _ORIGIN_SAYS,
+        ),
+        "relay": (
+            re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)"),
+            _RELAY_SAYS,
+        ),
+    },
+    Upstream: {"affinity_header": (re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*"), "no HTTP header name")},
+    Alerts: {"email_to": (_ADDRESS, "needs plain addresses such as ops@example.org")},
+    Experiment: {"layer": (_NAME, _NAME_SAYS)},
+}
 
 Range = tuple[float, float, str]  # least and most, and how an error says it
 _MOST: Final = 1e300  # of a number without a limit of its own: finite
 _ABOVE_0: Final = math.nextafter(0.0, 1.0)
+_ABOVE_HALF: Final = math.nextafter(0.5, 1)
+_BELOW_1: Final = math.nextafter(1, 0)
 _AT_LEAST_0: Final[Range] = (0, _MOST, "at least 0")
 _AT_LEAST_0_S: Final[Range] = (0, _MOST, "at least 0 seconds")
 _AT_LEAST_1: Final[Range] = (1, _MOST, "at least 1")
@@ -63,6 +91,7 @@ _POSITIVE: Final[Range] = (_ABOVE_0, _MOST, "more than 0")
 _POSITIVE_S: Final[Range] = (_ABOVE_0, _MOST, "more than 0 seconds")
 _LIMIT_S: Final[Range] = (0, _MOST, "a number of seconds, or 0: no limit")
 _FRACTION: Final[Range] = (0, 1, "a fraction from 0 to 1")
+_INSIDE: Final[Range] = (_ABOVE_0, _BELOW_1, "above 0 and below 1")
 _EM_FRACTION: Final[Range] = (0, 1, "a fraction from 0 to 1 (1 point of EM = 0.01)")
 _DAYS: Final[Range] = (0, _MOST, "at least 0 days")
 _USD: Final[Range] = (0, _MOST, "US dollars for a million tokens, at least 0")
@@ -70,7 +99,7 @@ _PER_DAY: Final[Range] = (0, 10_000, "0 to 10,000, where 0 asks nobody")  # more
 # Below a thousandth a class of live runs would hardly be seen.
 _SAMPLE_RATE: Final[Range] = (0.001, 1, "a fraction from 0.001 to 1, which keeps all")
 _MOST_TOKENS: Final[Range] = (1, 2**53, f"from 1 to {2**53}")
-# None is always allowed where the type allows it. `[rollout]` has ranges of its own, beside its numbers.
+# None is always allowed where the type allows it.
 RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
     Server: {
         "retry_window_s": (0, _MOST, "a number of seconds, at least 0"),
@@ -130,11 +159,25 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
     Alerts: {"repeat_s": _AT_LEAST_0_S, "smtp_port": (1, 65_535, "1 to 65535")},
     Experiment: {
         "share": (0.001, 1, "a fraction from 0.001 to 1"),
-        "confidence": (math.nextafter(0.5, 1), math.nextafter(1, 0), "a fraction above 0.5 and below 1"),
+        "confidence": (_ABOVE_HALF, _BELOW_1, "a fraction above 0.5 and below 1"),
         "warmup_units": (20, _MOST, "at least 20"),  # a cap that is learnt from fewer cuts many runs
         **dict.fromkeys(("max_tokens", "max_latency_s"), _POSITIVE),
     },
     ExperimentArm: dict.fromkeys(("weight", "level", "budget_tokens"), _AT_LEAST_0),
+    Rollout: {
+        "shares": (_ABOVE_0, 0.5, "above 0 and at most 0.5, so that the control can be as large"),
+        **dict.fromkeys(("audit_share", "rare_share", "least_kept", "most_cut"), _FRACTION),
+        **dict.fromkeys(("em_margin", "class_em_margin", "error_margin", "no_answer_margin"), _INSIDE),
+        "satisfaction_margin": _INSIDE,
+        "latency_margin": (_ABOVE_0, 10.0, "above 0 and at most 10"),
+        **dict.fromkeys(("confidence", "harm_confidence"), (_ABOVE_HALF, _BELOW_1, "above 0.5 and below 1")),
+        **dict.fromkeys(("least_audits", "least_class_audits", "least_requests"), _AT_LEAST_1),
+        **dict.fromkeys(("most_requests", "most_idle_requests", "most_a_day"), _AT_LEAST_1),
+        **dict.fromkeys(
+            ("least_stage_s", "warmup_requests", "warmup_s", "cool_down_s", "most_cool_down_s"), _AT_LEAST_0
+        ),
+        "latency_cap_s": _POSITIVE_S,
+    },
     FeedbackRules: {
         "token_hours": _AT_LEAST_0,
         "park_days": _POSITIVE,
@@ -145,28 +188,27 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
 
 def check_settings(settings: Settings) -> None:
     """Refuse what cannot work. Raises ConfigError with the path of the value, what it is and what is allowed."""
-    for where, table in _tables("", settings):
-        for field, (least, most, says) in RANGES.get(type(table), {}).items():
-            value = getattr(table, field)
-            if value is not None and not least <= value <= most:
-                raise ConfigError(f"{where}.{field}: got {value}; {says}")
-    _check_server(settings.server)
+    check_rollout("rollout", settings.rollout)
+    tables = list(_tables("", settings))
+    for where, table in tables:
+        _check_ranges(where, table)
+        _check_patterns(where, table)
+        if isinstance(table, Template) and "{content}" not in table.turn:
+            raise ConfigError(f"{where}.turn: must hold {{content}}, where a message's text goes")
     for name, key in settings.keys.items():
         _check_key(name, key, settings)
     _check_console(settings)
-    for name, upstream in settings.upstreams.items():
-        _check_upstream(f"upstreams.{name}", upstream)
-    check_rollout("rollout", settings.rollout)
     for name, route in settings.routes.items():
         where = f"routes.{name}"
         if route.upstream not in settings.upstreams and (route.upstream or route.kind != "rounds"):
             raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; {_known(settings.upstreams)}")
         _check_route(where, route)
-        _check_promise(where, route)
         _check_tables(where, route)
     _check_alerts(settings.alerts)
     _check_experiments(settings.experiments, settings.routes, settings.metrics)
     _check_feedback(settings.feedback, settings.metrics)
+    for where, table in tables:
+        _check_numbers(where, table)
 
 
 def _tables(path: str, table: msgspec.Struct) -> Iterator[tuple[str, msgspec.Struct]]:
@@ -180,26 +222,49 @@ def _tables(path: str, table: msgspec.Struct) -> Iterator[tuple[str, msgspec.Str
                 yield from _tables(where, one)
 
 
+def _check_ranges(where: str, table: msgspec.Struct, kind: type[msgspec.Struct] | None = None) -> None:
+    for field, (least, most, says) in RANGES.get(kind or type(table), {}).items():
+        value = getattr(table, field)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is None and kind is None:  # the type allows it
+                continue
+            if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
+                raise ConfigError(f"{where}.{field}: got {one!r:.60}; a finite number, {says}")
+            if not least <= one <= most:
+                raise ConfigError(f"{where}.{field}: got {one}; {says}")
+
+
+def _check_patterns(where: str, table: msgspec.Struct) -> None:
+    for field, (pattern, says) in PATTERNS.get(type(table), {}).items():
+        value = getattr(table, field)
+        for text in (value,) if isinstance(value, str) else value:
+            if not pattern.fullmatch(text):
+                raise ConfigError(f"{where}.{field}: got {text[:200]!r}; {says}")
+
+
+def _check_numbers(where: str, table: msgspec.Struct) -> None:
+    for name in table.__struct_fields__:
+        value, most = getattr(table, name), 65_535 if name.endswith("port") else MOST_NUMBER
+        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= most:
+            raise ConfigError(f"{where}.{name}: got {value}; 0 to {most:,}")
+
+
+def check_rollout(where: str, table: Rollout) -> None:
+    """Refuse numbers that cannot be meant. Raises ConfigError with the place."""
+    _check_ranges(where, table, Rollout)
+    if not table.shares or list(table.shares) != sorted(set(table.shares)):
+        raise ConfigError(f"{where}.shares: got {list(table.shares)}; at least one, each larger than the one before")
+    unknown = [name for name in table.required if name not in LIVE_RAILS]
+    if unknown:
+        raise ConfigError(f"{where}.required: got {unknown[0]!r:.60}; some of {', '.join(LIVE_RAILS)}")
+    if table.most_requests <= table.warmup_requests:
+        raise ConfigError(
+            f"{where}.most_requests: got {table.most_requests}; more than warmup_requests, {table.warmup_requests}"
+        )
+
+
 def _known(names: Mapping[str, object]) -> str:
     return f"known: {', '.join(sorted(names)) or 'none is configured'}"
-
-
-def _check_server(server: Server) -> None:
-    for name in server.allowed_hosts:
-        if not _HOST_NAME.fullmatch(name):
-            raise ConfigError(f"server.allowed_hosts: got {name[:200]!r}; a host name without scheme and port")
-    for origin in server.allowed_origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise ConfigError(
-                f"server.allowed_origins: got {origin[:200]!r}; an origin as browsers send it, in lower case, without a"
-                " path and without the scheme's own port, such as 'https://app.example.com'; no wildcards"
-            )
-    for entry in server.relay:
-        if not _RELAY.fullmatch(entry):
-            raise ConfigError(
-                f"server.relay: got {entry[:200]!r}; need a method and an exact path, such as 'POST /tokenize';"
-                " methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
-            )
 
 
 def _check_key(name: str, key: Key, settings: Settings) -> None:
@@ -221,13 +286,6 @@ def _check_console(settings: Settings) -> None:
         raise ConfigError(f"console.port: got {console.port}, which is server.port; name another one, or leave it out")
 
 
-def _check_upstream(where: str, upstream: Upstream) -> None:
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", upstream.affinity_header):
-        raise ConfigError(f"{where}.affinity_header: got {upstream.affinity_header!r}; no HTTP header name")
-    if upstream.template is not None and "{content}" not in upstream.template.turn:
-        raise ConfigError(f"{where}.template.turn: must hold {{content}}, where a message's text goes")
-
-
 def _check_route(where: str, route: Route) -> None:
     if route.kind == "samples" and route.samples - 1 > route.max_extra_calls:
         raise ConfigError(
@@ -236,9 +294,6 @@ def _check_route(where: str, route: Route) -> None:
         )
     if route.kind != "reasoning" and (route.effort is not None or route.budget_tokens is not None):
         raise ConfigError(f"{where}: effort and budget_tokens belong to the kind 'reasoning', got {route.kind!r}")
-
-
-def _check_promise(where: str, route: Route) -> None:
     if route.promise == "budgeted" and (route.policy or route.arms):
         what = "policy" if route.policy else " and ".join(route.arms)
         raise ConfigError(
@@ -284,15 +339,8 @@ def _check_alerts(alerts: Alerts) -> None:
         raise ConfigError(
             f'alerts.smtp_tls: got "{alerts.smtp_tls}" beside a login; a password is sent over TLS only: "required"'
         )
-    _check_mail(alerts)
     if alerts.link is not None and not _BASE.fullmatch(alerts.link):
         raise ConfigError("alerts.link: needs http://host or https://host, without a user, a query or a fragment")
-
-
-def _check_mail(alerts: Alerts) -> None:
-    for address in alerts.email_to:
-        if not _ADDRESS.fullmatch(address):
-            raise ConfigError(f"alerts.email_to: got {address!r}; needs plain addresses such as ops@example.org")
     if alerts.email_to and not alerts.smtp_host:
         raise ConfigError("alerts.smtp_host: is empty; e-mail needs the name of a mail server")
     if alerts.email_to and not _ADDRESS.fullmatch(alerts.email_from):
@@ -307,7 +355,6 @@ def _check_experiments(
     for name, one in experiments.items():
         where = f"experiments.{name}"
         _check_name("experiments", name)
-        _check_name(f"{where}.layer", one.layer)
         _check_routes(where, one, routes)
         _check_metrics(where, one, known)
         _check_arms(where, one, [routes[route] for route in one.routes])
@@ -321,7 +368,7 @@ def _check_experiments(
 
 def _check_name(where: str, name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{where}: got {name[:80]!r}; a name is 1 to 64 letters, digits, '_', '.' and '-'")
+        raise ConfigError(f"{where}: got {name[:80]!r}; {_NAME_SAYS}")
 
 
 def _check_routes(where: str, one: Experiment, routes: Mapping[str, Route]) -> None:
@@ -337,7 +384,7 @@ def _check_metrics(where: str, one: Experiment, known: tuple[str, ...]) -> None:
         if metric not in known:
             raise ConfigError(f"{where}.{place}: unknown metric {metric!r}; known: {', '.join(known)}")
     for metric, margin in one.margins.items():
-        if not (isfinite(margin) and margin >= 0):
+        if not (math.isfinite(margin) and margin >= 0):
             raise ConfigError(f"{where}.margins.{metric}: got {margin}; at least 0, in the metric's own unit")
 
 
@@ -404,7 +451,7 @@ def _check_metric(where: str, name: str, metric: Metric) -> None:
         raise ConfigError(f"{where}: a name needs a letter, then up to 63 letters, digits, _ and -")
     if metric.range is not None:
         low, high = metric.range
-        if not (isfinite(low) and isfinite(high) and low < high):
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigError(f"{where}.range: got {list(metric.range)}; the smallest and the largest value")
         if metric.type == "rating" and not (low.is_integer() and high.is_integer()):
             raise ConfigError(f"{where}.range: got {list(metric.range)}; a rating has whole numbers")

@@ -12,12 +12,10 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings.checks import check_settings
-from suffice.settings.rollout import Rollout, overlaid
-from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Route, Settings, Upstream
+from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Rollout, Route, Settings, Upstream
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-MOST_NUMBER: Final = 10**12  # of any setting: bytes, tokens, seconds
 MOST_NAME_CHARS: Final = 100  # of what an owner names: a route, an upstream, an experiment, a metric
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HTTP_URL: Final = re.compile(r"https?://[!-.0-?A-~]+(/[!-~]*)?")  # before the path: all but "/" and "@"
@@ -51,7 +49,7 @@ def parse_settings(raw: Mapping[str, Any]) -> Settings:
     """
     _refuse_unknown(raw, Settings, path="")
     _convert(raw.get("rollout") or {}, Rollout, path="rollout")
-    raw = overlaid(raw)
+    raw = _with_rollout(raw)
     for name, one in (raw.get("experiments") or {}).items():
         for arm, item in (one.get("arms") or {}).items():
             _convert(item, ExperimentArm, path=f"experiments.{name}.arms.{arm}")
@@ -60,8 +58,18 @@ def parse_settings(raw: Mapping[str, Any]) -> Settings:
             _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
     settings = _convert(raw, Settings, path="")
     check_settings(settings)
-    _check_numbers(settings, path="")
     return settings
+
+
+def _with_rollout(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The same configuration with the deployment's rollout under that of every route that has some of its own."""
+    everywhere, routes = raw.get("rollout") or {}, raw.get("routes") or {}
+    if not everywhere:
+        return dict(raw)
+    merged = {
+        name: {**route, "rollout": {**everywhere, **(route.get("rollout") or {})}} for name, route in routes.items()
+    }
+    return {**raw, "routes": merged}
 
 
 def _convert(raw: object, model: type[S], *, path: str) -> S:
@@ -137,20 +145,6 @@ def _check_plain(here: str, key: str, value: object) -> None:
         raise ConfigError(f"{here}: needs the name of an environment variable, never what it holds")
     if key == "url" and here != "store.url" and not _HTTP_URL.fullmatch(value):
         raise ConfigError(f"{here}: need http://host[:port][/path] in ASCII, without a user, a password or spaces")
-
-
-def _check_numbers(value: object, path: str) -> None:
-    if isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            _check_numbers(getattr(value, name), f"{path}.{name}" if path else name)
-    elif isinstance(value, Mapping):
-        for name, one in value.items():
-            if isinstance(one, msgspec.Struct):
-                _check_numbers(one, f"{path}.{name}")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        most = 65_535 if path.rpartition(".")[2].endswith("port") else MOST_NUMBER
-        if not 0 <= value <= most:
-            raise ConfigError(f"{path}: got {value}; 0 to {most:,}")
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from suffice.settings.rollout import Rollout
 from suffice.types import Kind, Mode, Promise
 
 # Names of files. `wiring.load_settings` makes a relative one absolute: it is relative to the settings file.
@@ -24,6 +23,8 @@ ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
 Direction = Literal["higher", "lower"]
 MetricType = Literal["boolean", "rating", "number", "category"]
 MetricLevel = Literal["request", "conversation", "user"]
+LiveRail: TypeAlias = Literal["latency", "errors", "no_answer", "satisfaction"]
+LIVE_RAILS: Final[tuple[LiveRail, ...]] = get_args(LiveRail)
 MailTls = Literal[
     "required",  # a mail server without TLS gets nothing
     "opportunistic",  # TLS where it is offered: whoever can take the offer out of the line reads the mail
@@ -178,6 +179,44 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     per_day: int = 200  # runs that are asked about in a day of UTC, at most; 0: nobody is asked
+
+
+class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[rollout]`, and `[routes.NAME.rollout]` over it. docs/reference/rollout.md explains the defaults."""
+
+    automatic: bool = False  # begin one by itself where a refit proposes what is better than what is in force
+    # How far each step goes.
+    shares: tuple[float, ...] = (0.10, 0.25, 0.50)  # of new units: the canary's, then the ramp's, rising; at most 1/2
+    audit_share: float = 0.8  # of requests, asked for while EM is not proved
+    # What may be lost: a candidate is let through when it surely loses no more, each of these alone.
+    em_margin: float = 0.01  # EM of the whole, a fraction
+    class_em_margin: float = 0.03  # EM of one class of questions, a fraction
+    latency_margin: float = 0.20  # of the control's mean seconds: 0.2 is a fifth slower
+    error_margin: float = 0.02  # of requests, beyond the control's
+    no_answer_margin: float = 0.02  # of requests, beyond the control's
+    satisfaction_margin: float = 0.05  # of [0, 1], below the control's
+    required: tuple[LiveRail, ...] = ("latency", "errors", "no_answer")  # must be proved before all are served
+    # How sure.
+    confidence: float = 0.95  # of each proof that no more than the margin is lost
+    harm_confidence: float = 0.90  # of the evidence of harm of each rail, all classes of EM together
+    # How much must be seen.
+    least_audits: int = 400
+    least_class_audits: int = 200
+    rare_share: float = 0.05  # of the traffic: classes below it are judged together, as one
+    least_requests: int = 100  # of each arm, added with every step
+    least_stage_s: float = 600.0  # seconds that a step lasts at least
+    warmup_requests: int = 100  # of the route, from the start of a step: what they show is not counted
+    warmup_s: float = 60.0  # … and seconds
+    most_requests: int = 20_000  # of the route, in one step: what is not proved by then goes back
+    most_idle_requests: int = 5_000  # … as soon as a saving is all that is missing
+    latency_cap_s: float = 120.0  # a longer request counts as this, or as 16 means of the control if that is less
+    # How bold.
+    least_kept: float = 0.05  # of the full runs' tokens: a version that keeps less is refused
+    most_cut: float = 0.75  # of the tokens that the version in force keeps: no version cuts more at once
+    # How often.
+    cool_down_s: float = 3_600.0  # after a rollback; twice as long after each further one
+    most_cool_down_s: float = 86_400.0
+    most_a_day: int = 4  # rollouts begun in 24 hours
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.cells import format_csv
 from suffice.errors import TraceError
 from suffice.replay.traces.tables import read_rows
+from suffice.sanitize import format_csv
 
 ROWS: list[dict[str, Any]] = [{"id": "a", "gold": "4", "rating": 5}, {"id": "b", "gold": None, "rating": None}]
 

@@ -14,7 +14,6 @@ from typing import IO, Any, Literal
 import click
 import msgspec
 
-from suffice.cells import format_cell
 from suffice.cli.shell import (
     CONFIG,
     CONFIG_FILE,
@@ -35,7 +34,7 @@ from suffice.control.jobs.notify import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
 from suffice.formatting import iso
-from suffice.sanitize import printable
+from suffice.sanitize import format_cell, printable
 from suffice.settings import Settings, Store
 from suffice.store.audit.heads import KeptHead, read_heads
 from suffice.store.audit.verify import BadRow, ChainCheck, verify_chain

@@ -18,7 +18,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import click
 
-from suffice.cells import format_csv
 from suffice.cli.shell import (
     CONFIG_FILE,
     FILE,
@@ -41,6 +40,7 @@ from suffice.replay.traces.tables import read_rows
 from suffice.review import langfuse
 from suffice.review.label_studio import read_export
 from suffice.rollout.assign import sender_key
+from suffice.sanitize import format_csv
 from suffice.settings import Settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader, read_episodes

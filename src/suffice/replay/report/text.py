@@ -20,9 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from suffice.assurance.bounds import Interval
-from suffice.cells import computes
 from suffice.replay.study.result import Choice, Family, PolicyResult, SetReport
-from suffice.sanitize import plural, printable
+from suffice.sanitize import computes, plural, printable
 
 GROUPS: Final[tuple[tuple[Family, Choice | None, str], ...]] = (
     ("full", None, "Full runs"),

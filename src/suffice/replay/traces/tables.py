@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from suffice.cells import text_in
 from suffice.errors import TraceError
 from suffice.replay.traces.parquet import pyarrow
+from suffice.sanitize import text_in
 
 FORMATS: Final = ("csv", "jsonl", "parquet")
 MOST_CELL_CHARS: Final = 200_000
