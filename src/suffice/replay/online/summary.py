@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from suffice.assurance.bounds import Interval, exact_binomial
@@ -19,7 +18,7 @@ from suffice.extras import how_to_install
 from suffice.files import whole_file
 from suffice.learn.audits import Floats
 from suffice.replay.report.plot import COLOURS, FAINT, INK
-from suffice.replay.report.text import describe_percent
+from suffice.replay.report.text import build_table, describe_percent
 from suffice.replay.study.result import TOO_SMALL_QUESTIONS, TOO_SMALL_RUNS
 from suffice.sanitize import plural, printable
 from suffice.types import Promise
@@ -150,10 +149,7 @@ SMOOTH: Final = 5  # blocks of the course that are averaged
 
 def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
     first = reports[0]
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column(_HEADS[0], overflow="fold")
-    for head in _HEADS[1:]:
-        table.add_column(head, justify="right", no_wrap=True)
+    table = build_table(_HEADS)
     for one in reports:
         ends = one.violations_interval
         low, high = describe_percent(ends.low, 0), describe_percent(ends.high, 0)

@@ -20,7 +20,7 @@ from suffice.episode import vote
 from suffice.episode.answer_forcing import Continuer
 from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter
 from suffice.episode.chunk_parsing import entropy_of, first_choice, margin_of
-from suffice.episode.ledger import Ledger
+from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.samples import SampleRun, completion_text, sample_refusal
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol
@@ -52,39 +52,29 @@ class Recorder:
 
     async def run(self, asked: QuestionLine) -> RunRow:
         """The line of one question. Raises UpstreamError when the upstream fails for good."""
-        if self.recipe.kind == "samples":
-            return await self._samples(asked)
-        return await self._chain(asked)
-
-    # ---- samples
+        return await (self._samples(asked) if self.recipe.kind == "samples" else self._chain(asked))
 
     async def _samples(self, asked: QuestionLine) -> RunRow:
         n, drawn = self.recipe.n_samples, list[SampleRun]()
         while len(drawn) < n:
             wave = range(len(drawn) + 1, min(len(drawn) + self.wave, n) + 1)
             calls = (self.again(partial(self._draw, asked, index)) for index in wave)
-            ended = await asyncio.gather(*calls, return_exceptions=True)
-            for one in ended:
+            for one in await asyncio.gather(*calls, return_exceptions=True):
                 if isinstance(one, BaseException):
                     raise one  # a vote needs all of them
                 drawn.append(one)
         samples = [run.seen[0] for run in drawn]
         steps = [
-            _step(
-                tokens=s.tokens,
-                answer=s.answer,
-                correct=self._is_right(s.answer, asked),
-                logprob=_mean(_logprobs_in(s.body or {})),
-                text=completion_text(s.body or {}),
+            self._step(
+                asked, s.answer, s.tokens, completion_text(s.body or {}), logprob=_mean(_logprobs_in(s.body or {}))
             )
             for s in samples
         ]
-        counted = all(c.reported_tokens is not None for run in drawn for c in run.ledger.calls)
         return self._row(
             asked,
             steps,
             answer=vote.count_votes([s.answer for s in samples]).answer,
-            counted=counted,
+            counted=all(c.reported_tokens is not None for run in drawn for c in run.ledger.calls),
             ledger=drawn[0].ledger,
             extra={"truncated": any(run.ledger.reply.truncated for run in drawn)},
         )
@@ -116,46 +106,51 @@ class Recorder:
         run.result()
         return run
 
-    # ---- chains
-
     async def _chain(self, asked: QuestionLine) -> RunRow:
-        chain: FullChain = await self.again(lambda: self._read_chain(asked))
-        continuer = self._continuer(asked, chain)
+        chain: RecordedChain = await self.again(lambda: self._read_chain(asked))
+        reader, account, reply = chain.reader, chain.account, chain.ledger.reply
+        continuer = Continuer(
+            client=self.client,
+            probe=self.recipe.probe,
+            max_extra_calls=NO_LIMIT,
+            body=self.recipe.body(asked),
+            headers=[],
+            ledger=chain.ledger,
+        )
+        continuer.thinks_inline = lambda: reader.state.inline
         steps, before = [], 0
         for point in chain.points:
             trial = await self._probe(continuer, point.prefix, point.tokens_used)
             logprob = _mean(chain.logprobs[before : point.tokens_used])
-            steps.append(self._probed(trial, asked, tokens=point.tokens, text=point.text, logprob=logprob))
+            steps.append(self._step(asked, None, point.tokens, point.text, logprob=logprob, probed=True, trial=trial))
             before = point.tokens_used
-        left, logprob = max(0, chain.full_tokens - before), _mean(chain.logprobs[before:])
-        rest = chain.thought[len(chain.points[-1].prefix) if chain.points else 0 :]
-        if chain.unclosed:
+        left, logprob = max(0, account.completion_tokens - before), _mean(chain.logprobs[before:])
+        rest = reader.thought[len(chain.points[-1].prefix) if chain.points else 0 :]
+        if reply.unclosed:
             # What a stop here would deliver: the full arm is closed in the same way as a stopped one.
-            trial = await self._probe(continuer, chain.thought, chain.full_tokens)
-            steps.append(self._probed(trial, asked, tokens=left, text=rest, logprob=logprob))
+            trial = await self._probe(continuer, reader.thought, account.completion_tokens)
+            steps.append(self._step(asked, None, left, rest, logprob=logprob, probed=True, trial=trial))
         else:
-            correct = self._is_right(chain.answer, asked)
-            steps.append(
-                _step(tokens=left, answer=chain.answer, correct=correct, logprob=logprob, text=rest + chain.answer_text)
-            )
+            steps.append(self._step(asked, reply.answer, left, rest + reader.answer_text, logprob=logprob))
         return self._row(
             asked,
             steps,
             answer=steps[-1].answer,
-            counted=chain.counted,
+            counted=account.reported_tokens is not None,
             ledger=chain.ledger,
             extra={
-                "unclosed": chain.unclosed,
-                "truncated": chain.ledger.reply.truncated,
-                "answer_tokens": max(0, chain.full_tokens - chain.reasoning_tokens),
+                "unclosed": reply.unclosed,
+                "truncated": reply.truncated,
+                "answer_tokens": max(0, account.completion_tokens - account.reasoning_tokens),
             },
         )
 
-    async def _read_chain(self, asked: QuestionLine) -> FullChain:
+    async def _read_chain(self, asked: QuestionLine) -> RecordedChain:
         """Read one chain to its end. Raises UpstreamError."""
         body, settings = self.recipe.body(asked), self.client.settings
         ledger, tap = Ledger(self._request(asked), 0.0), Tap()
         account = ledger.open_call("main")
+        points: list[Checkpoint] = []
         try:
             async with (
                 asyncio.timeout(RUN_TIMEOUT_S),
@@ -173,38 +168,13 @@ class Recorder:
                     opened=settings.think_opened and not thinking_is_off(body),
                 )
                 relay = StreamRelay(call, reader, tap, ClientView(usage=True, object=False))
-                points: list[Checkpoint] = []
                 async with aclosing(relay):
                     while not reader.state.ended:
                         points += await relay.advance(to_step=True)
                     await relay.rest()
         except TimeoutError:
             raise UpstreamProtocol(f"a chain took longer than {RUN_TIMEOUT_S:g} s") from None
-        return FullChain(
-            points=points,
-            thought=reader.thought,
-            answer=ledger.reply.answer,
-            answer_text=reader.answer_text,
-            full_tokens=account.completion_tokens,
-            reasoning_tokens=account.reasoning_tokens,
-            counted=account.reported_tokens is not None,
-            unclosed=ledger.reply.unclosed,
-            inline=reader.state.inline,
-            logprobs=tap.logprobs,
-            ledger=ledger,
-        )
-
-    def _continuer(self, asked: QuestionLine, chain: FullChain) -> Continuer:
-        continuer = Continuer(
-            client=self.client,
-            probe=self.recipe.probe,
-            max_extra_calls=NO_LIMIT,
-            body=self.recipe.body(asked),
-            headers=[],
-            ledger=chain.ledger,
-        )
-        continuer.thinks_inline = lambda: chain.inline
-        return continuer
+        return RecordedChain(points, reader, account, ledger, tap.logprobs)
 
     async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> RecordedTrial | None:
         if self.recipe.finish is None:
@@ -214,15 +184,13 @@ class Recorder:
 
     async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> RecordedTrial:
         """The trial answer behind `thought`, asked for as a live probe does."""
-        method = continuer.second_call
+        method, probe = continuer.second_call, continuer.probe
         if method is None:
             raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
         trial = RecordedTrial()
         try:
-            async with asyncio.timeout(continuer.probe.timeout_s):
-                request = await continuer.prepare(
-                    method, thought, purpose="probe", max_tokens=continuer.probe.max_tokens
-                )
+            async with asyncio.timeout(probe.timeout_s):
+                request = await continuer.prepare(method, thought, purpose="probe", max_tokens=probe.max_tokens)
                 opened = continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
                 async with opened as (reply, account):
                     async for piece in reply:
@@ -230,25 +198,46 @@ class Recorder:
                         trial.tokens.extend(piece.tokens)
                     trial.n_tokens = account.completion_tokens
         except TimeoutError:
-            raise UpstreamProtocol(f"a trial answer took longer than {continuer.probe.timeout_s:g} s") from None
+            raise UpstreamProtocol(f"a trial answer took longer than {probe.timeout_s:g} s") from None
         trial.has_prefix = bool(request.answer_prefix)
         trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
         return trial
 
-    def _probed(
-        self, trial: RecordedTrial | None, asked: QuestionLine, *, tokens: int, text: str, logprob: float | None
-    ) -> StepRow:
-        if trial is None:
-            return _step(tokens=tokens, answer=None, correct=None, logprob=logprob, text=text)
-        answer = self.scorer.extract(trial.text)
-        correct = self._is_right(answer, asked)
-        return _step(tokens=tokens, answer=answer, correct=correct, logprob=logprob, text=text, trial=trial)
-
-    # ---- both
-
     def _is_right(self, answer: str | None, asked: QuestionLine) -> bool:
         """Is it the reference? No answer is a wrong answer."""
         return self.scorer.match(answer, self.scorer.normalise(asked.gold) or asked.gold)
+
+    def _step(
+        self,
+        asked: QuestionLine,
+        answer: str | None,
+        tokens: int,
+        text: str,
+        *,
+        logprob: float | None,
+        probed: bool = False,
+        trial: RecordedTrial | None = None,
+    ) -> StepRow:
+        """One step; where `probed`, its answer is that of the trial, and unknown without one."""
+        answer = answer if trial is None else self.scorer.extract(trial.text)
+        marks = Hedges()
+        marks.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))
+        first = trial.tokens[0] if trial is not None and trial.tokens else None
+        entropy = None if first is None else _rounded(entropy_of(first.top))
+        return StepRow(
+            tokens=tokens,
+            answer=answer,
+            correct=None if probed and trial is None else self._is_right(answer, asked),
+            logprob=_rounded(logprob),
+            entropy=entropy,
+            probe_tokens=0 if trial is None else trial.n_tokens,
+            logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
+            margin=None if first is None else _rounded(margin_of(first)),
+            # Behind words of ours the answer's first token is not the first behind the thought.
+            closed_entropy=None if trial is None or trial.has_prefix else entropy,
+            hedges=int(marks.values()["hedges"] or 0),
+            text=text,
+        )
 
     def _request(self, asked: QuestionLine) -> Request:
         return Request(
@@ -300,19 +289,15 @@ class Recorder:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FullChain:
+@dataclass(frozen=True, slots=True)
+class RecordedChain:
+    """A chain that was read to its end."""
+
     points: Sequence[Checkpoint]
-    thought: str
-    answer: str | None  # normalised; None: there is none, or the thought was never closed
-    answer_text: str
-    full_tokens: int
-    reasoning_tokens: int
-    counted: bool  # by the provider
-    unclosed: bool  # the cap was reached inside the thought
-    inline: bool  # the thought stood between tags in the content
-    logprobs: Sequence[float]  # of all generated tokens, in order; shorter or empty where not given
+    reader: ChainReader
+    account: CallAccount
     ledger: Ledger
+    logprobs: Sequence[float]  # of all generated tokens, in order; shorter or empty where not given
 
 
 @dataclass(slots=True)
@@ -332,48 +317,15 @@ class Tap(Delivery):
     async def frames(self, frames: Sequence[Frame]) -> None:
         for frame in frames:
             if frame.data is not None and frame.data != DONE_DATA:
-                self._look(frame.data)
+                choice = first_choice(decode_chunk(frame.data))
+                if choice is not None:
+                    self.logprobs.extend(t.logprob for t in logprobs_of(choice))
 
     def can_begin_again(self) -> bool:
         return False
 
     async def end(self) -> None:
         """Nothing is held back."""
-
-    def _look(self, data: bytes) -> None:
-        choice = first_choice(decode_chunk(data))
-        if choice is not None:
-            self.logprobs.extend(t.logprob for t in logprobs_of(choice))
-
-
-def _step(
-    *,
-    tokens: int,
-    answer: str | None,
-    correct: bool | None,
-    logprob: float | None,
-    text: str,
-    trial: RecordedTrial | None = None,
-) -> StepRow:
-    """One step, with what its trial answer shows where one was asked for."""
-    marks = Hedges()
-    marks.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))
-    first = trial.tokens[0] if trial is not None and trial.tokens else None
-    entropy = None if first is None else _rounded(entropy_of(first.top))
-    return StepRow(
-        tokens=tokens,
-        answer=answer,
-        correct=correct,
-        logprob=_rounded(logprob),
-        entropy=entropy,
-        probe_tokens=0 if trial is None else trial.n_tokens,
-        logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
-        margin=None if first is None else _rounded(margin_of(first)),
-        # Behind words of ours the answer's first token is not the first behind the thought.
-        closed_entropy=None if trial is None or trial.has_prefix else entropy,
-        hedges=int(marks.values()["hedges"] or 0),
-        text=text,
-    )
 
 
 def _logprobs_in(body: Mapping[str, Any]) -> list[float]:

@@ -16,14 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
 from suffice.errors import ConfigError, StoreError
 from suffice.files import json_object, open_unpacked, whole_file
-from suffice.replay.traces.jsonl import RunLog, RunRow
+from suffice.replay.traces.jsonl import RunLog, RunRow, open_packed
 from suffice.scoring.base import Spec
 from suffice.settings import Probe, Steps
 from suffice.upstream.continuation import N_RIVALS
@@ -113,7 +112,8 @@ def _read_line(line: str, where: str) -> QuestionLine:
     messages, question = item.get("messages"), item.get("question")
     if isinstance(question, str) and "messages" not in item:
         messages = [{"role": "user", "content": question}]
-    if not isinstance(messages, list) or not _are_messages(messages):
+    listed = messages if isinstance(messages, list) else []
+    if not listed or not all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in listed):
         raise ConfigError(f'{where}: has no question; need {{"question": "…"}} or messages with roles and text')
     known, gold = _text(item, "id", where), _text(item, "gold", where)
     if gold is None:
@@ -121,15 +121,9 @@ def _read_line(line: str, where: str) -> QuestionLine:
     return QuestionLine(
         id=known if known is not None else hashlib.blake2b(msgspec.json.encode(messages), digest_size=8).hexdigest(),
         task=_text(item, "task", where) or "",
-        question=question if isinstance(question, str) else _last_said(messages),
+        question=question if isinstance(question, str) else _last_said(listed),
         gold=gold,
         body={"messages": messages, **{k: item[k] for k in SENT_ALONG if k in item}},
-    )
-
-
-def _are_messages(messages: list[Any]) -> bool:
-    return bool(messages) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
     )
 
 
@@ -179,9 +173,7 @@ class RecordingFile:
             self._log, self._open = log, opened.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._log = None
         with self._open:  # the file stays ours until it is packed
             if self.done:
@@ -226,13 +218,13 @@ class RecordingFile:
 
     def _pack(self) -> None:
         """Put every whole line into the named file; a line that could not be written to its end stays out."""
-        with whole_file(self.out) as draft, draft.open("wb") as plain, self.part.open("rb") as part:
-            # Without name and time the same runs give the same bytes.
-            squeezed = gzip.GzipFile("", "wb", fileobj=plain, mtime=0) if self.out.suffix == ".gz" else None
-            packed: IO[bytes] = plain if squeezed is None else squeezed  # type: ignore[assignment]  # it writes bytes as any file does
+        packing = self.out.suffix == ".gz"
+        with (
+            whole_file(self.out) as draft,
+            open_packed(draft, gzipped=packing) as packed,
+            self.part.open("rb") as part,
+        ):
             packed.writelines(line for line in part if line.endswith(b"\n"))
-            if squeezed is not None:
-                squeezed.close()
         self.part.unlink()
 
 

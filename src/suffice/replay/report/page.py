@@ -1,7 +1,4 @@
-"""The report of a replay: one HTML page that needs nothing else, with figures and JSON beside it.
-
-Text is escaped unless it is known to be HTML, so no name can break the page.
-"""
+"""The report of a replay: one HTML page that needs nothing else, with figures and JSON beside it."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from suffice.sanitize import plural, printable
 
 
 class Html(str):
-    """Text that is HTML already; nothing but `tag`, `join_html` and `drawing` may make it of parts."""
+    """Text that is HTML already; nothing but `tag`, `join_html` and `_figure` may make it of parts."""
 
     __slots__ = ()
 
@@ -104,8 +101,8 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
     command  what was typed, shown at the end of the page
     made     date for people; "" leaves it out, so that the same result gives the same bytes
 
-    Everything is drawn before the first file is written, and each file appears in full or not at
-    all. Raises ConfigError without matplotlib and ValueError without a set.
+    Everything is drawn before the first file is written. Raises ConfigError without matplotlib and ValueError
+    without a set.
     """
     if not reports:
         raise ValueError("report: needs at least one set")
@@ -116,12 +113,10 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
         "report.json": dump_json([build_report(report) for report in reports], indent=1) + "\n",
         "lines.jsonl": dump_lines(reports),
     }
-    images: dict[str, bytes] = {}
-    for one in drawn:
-        for what, figure in (("frontier", one.frontier), ("classes", one.classes)):
-            if figure is not None:
-                texts[f"{one.name}.{what}.svg"] = figure.svg
-                images[f"{one.name}.{what}.png"] = figure.png
+    figures = {f"{one.name}.frontier": one.frontier for one in drawn}
+    figures |= {f"{one.name}.classes": one.classes for one in drawn if one.classes is not None}
+    texts |= {f"{name}.svg": figure.svg for name, figure in sorted(figures.items())}
+    images = {f"{name}.png": figure.png for name, figure in sorted(figures.items())}
     for name, image in images.items():
         with whole_file(folder / name) as part:
             part.write_bytes(image)
@@ -171,41 +166,23 @@ def _overview(drawn: Sequence[_SetFigures]) -> list[Html]:
     rows = []
     for one in drawn:
         report = one.report
-        ours = find_headline(report, "ours", "frozen") or find_headline(report, "given", "fixed")
-        frozen, hindsight = (
+        first = report.lines[0] if report.lines else None
+        row = [tag("a", report.set, href=f"#{one.name}"), f"{first.n_episodes:,}" if first else ""]
+        row.append(describe_percent(first.full_em if first else None))
+        for line in (
+            find_headline(report, "ours", "frozen") or find_headline(report, "given", "fixed"),
             find_headline(report, "published", "frozen"),
             find_headline(report, "published", "hindsight"),
-        )
+        ):
+            row.append(describe_percent(line.token_reduction if line else None))
+            row.append(_drop(line, report.max_em_drop) if line else describe_percent(None))
         oracle = next((line for line in report.lines if line.policy == "oracle_agree"), None)
-        first = report.lines[0] if report.lines else None
-        rows.append(
-            [
-                tag("a", report.set, href=f"#{one.name}"),
-                f"{first.n_episodes:,}" if first else "",
-                describe_percent(first.full_em if first else None),
-                *(text for line in (ours, frozen, hindsight) for text in _saved_and_drop(line, report.max_em_drop)),
-                describe_percent(oracle.token_reduction if oracle else None),
-            ]
-        )
-    heads = [
-        "set",
-        "runs",
-        "full EM %",
-        "ours saves %",
-        "drop",
-        "published, frozen, saves %",
-        "drop",
-        "published, hindsight, saves %",
-        "drop",
-        "oracle_agree saves %",
-    ]
+        rows.append([*row, describe_percent(oracle.token_reduction if oracle else None)])
+    heads = ["set", "runs", "full EM %"]
+    for name in ("ours", "published, frozen,", "published, hindsight,"):
+        heads += [f"{name} saves %", "drop"]
+    heads.append("oracle_agree saves %")
     return [tag("h3", "All sets"), format_html_table(heads, rows, caption="Drops in points of Exact Match.")]
-
-
-def _saved_and_drop(line: PolicyResult | None, target: float) -> tuple[str, str]:
-    if line is None:
-        return describe_percent(None), describe_percent(None)
-    return describe_percent(line.token_reduction), _drop(line, target)
 
 
 def _drop(line: PolicyResult, target: float) -> str:
@@ -250,28 +227,18 @@ _CAPTION: Final = (
 
 
 def _figure(figure: PlotFiles, name: str, label: str, caption: str) -> Html:
-    return tag("figure", drawing(figure.svg, name, label), tag("figcaption", caption))
+    """A figure as an element of the page: its ids made unique by `name`, its colours those of the page.
 
-
-def drawing(svg: str, name: str, label: str) -> Html:
-    """A figure as an element of the page: its ids made unique, its colours those of the page.
-
-    svg    as `plot` drew it, its texts escaped there
-    name   unique in the page, plain characters
     label  what a screen reader says
     """
-    svg = svg[svg.index("<svg") :]
+    svg = figure.svg[figure.svg.index("<svg") :]  # `plot` has escaped its texts
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|xlink:href="#|href="#|url\(#)', rf"\1{name}-", svg)
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg, count=1)
     for variable, colour in {"ink": INK, "faint": FAINT, "paper": PAPER, **COLOURS}.items():
         svg = svg.replace(colour, f"var(--{variable}, {colour})")
-    return Html(svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(label)}" ', 1).strip())
-
-
-def _attribute(text: str) -> str:
-    """Text for an attribute, cut out of an element that `tag` has escaped."""
-    return tag("i", text).removeprefix("<i>").removesuffix("</i>")
+    drawing = Html(svg.replace("<svg ", f'<svg role="img" aria-label="{_escape(label)}" ', 1).strip())
+    return tag("figure", drawing, tag("figcaption", caption))
 
 
 def _lines(report: SetReport) -> Html:
@@ -305,11 +272,9 @@ def _row(line: PolicyResult, letter: str, target: float) -> list[str]:
 
 
 def _specs(report: SetReport) -> list[Html]:
-    specs = [(line.policy, dump_json(dict(line.spec))) for line in report.lines if line.spec]
-    if not specs:
-        return []
-    listed = tag("ul", *(tag("li", f"{name}: ", tag("code", spec)) for name, spec in specs))
-    return [tag("details", tag("summary", "The policies, to be copied"), listed)]
+    lines = [line for line in report.lines if line.spec]
+    listed = (tag("li", f"{line.policy}: ", tag("code", dump_json(dict(line.spec or {})))) for line in lines)
+    return [tag("details", tag("summary", "The policies, to be copied"), tag("ul", *listed))] if lines else []
 
 
 def _parts(parts: Mapping[str, Sequence[SetPart]], what: str) -> list[Html]:

@@ -1,8 +1,7 @@
 """The result of a replay in words, as a table for a terminal, and as JSON.
 
-The first line of a family and choice is its headline: nothing is picked here, because picking on the numbers that are
-shown would be hindsight. Names come from files, so none is taken for markup, moves the cursor, or computes in a
-spreadsheet.
+The first line of a family and choice is its headline: picking on the numbers that are shown would be hindsight. Names
+come from files, so none is taken for markup, moves the cursor, or computes in a spreadsheet.
 """
 
 from __future__ import annotations
@@ -35,6 +34,10 @@ GROUPS: Final[tuple[tuple[Family, Choice | None, str], ...]] = (
     ("oracle", None, "Oracles"),
 )
 UNKNOWN: Final = "–"
+_ORACLES: Final = {
+    "oracle_agree": "the first step that already holds the full run's answer",
+    "oracle_correct": "the first step that holds a right answer",
+}
 
 
 def group_lines(lines: Sequence[PolicyResult]) -> list[tuple[str, list[PolicyResult]]]:
@@ -83,18 +86,22 @@ def describe_result(report: SetReport) -> list[str]:
     ours = find_headline(report, "ours", "frozen") or find_headline(report, "given", "fixed")
     published = find_headline(report, "published", "frozen")
     hindsight = find_headline(report, "published", "hindsight")
-    target = describe_points(report.max_em_drop)
     sentences: list[str] = []
     main = ours or published
     if main is not None:
         name = "ours" if main.family == "ours" else printable(main.policy)
         saved = f"{describe_percent(main.token_reduction)} % of the tokens"
         saves = f"saves {saved}" if main.token_reduction > 0 else f"saves nothing ({saved})"
-        sentences += [
-            f"At most {target} of Exact Match: {name} {saves}; {_change(main)}.",
-            _verdict(main, report.max_em_drop),
-        ]
-        sentences += _splits(name, main, published)
+        target = describe_points(report.max_em_drop)
+        sentences.append(f"At most {target} of Exact Match: {name} {saves}; {_change(main)}.")
+        sentences.append(_verdict(main, report.max_em_drop))
+        if main.miss_share is not None:
+            other = None if published is None or published is main else published.miss_share
+            beside = "" if other is None else f" (the published rule: in {describe_percent(other, 0)} %)"
+            sentences.append(
+                f"Tuned on a random half of the questions, {name} misses the target on the other half in"
+                f" {describe_percent(main.miss_share, 0)} % of the splits{beside}."
+            )
     if published is not None and published is not main:
         sentences.append(
             "The published rule whose point was picked in the same way saves"
@@ -109,8 +116,18 @@ def describe_result(report: SetReport) -> list[str]:
             " it stands here to compare."
         )
     if main is not None:
-        sentences += _probes(main)
-    return [sentence.replace(" %", "\u00a0%") for sentence in sentences + _oracles(report)]
+        without = main.token_reduction_without_probes
+        if without - main.token_reduction >= 0.0005:
+            sentences.append(
+                f"Probes cost {describe_points(without - main.token_reduction)} of the saving; leaving them out it is"
+                f" {describe_percent(without)} %."
+            )
+    for line in report.lines:
+        if line.family == "oracle":
+            what = _ORACLES.get(line.policy, printable(line.policy))
+            saved = describe_percent(line.token_reduction)
+            sentences.append(f"An oracle that stops at {what} saves {saved} %.")
+    return [sentence.replace(" %", "\u00a0%") for sentence in sentences]
 
 
 def _change(line: PolicyResult) -> str:
@@ -134,36 +151,6 @@ def _verdict(line: PolicyResult, target: float) -> str:
         f"That is within the target, but the interval reaches {describe_points(line.em_drop_interval.high)}: "
         "these questions are too few to rule out a miss."
     )
-
-
-def _splits(name: str, line: PolicyResult, published: PolicyResult | None) -> list[str]:
-    if line.miss_share is None:
-        return []
-    other = None if published is None or published is line else published.miss_share
-    beside = "" if other is None else f" (the published rule: in {describe_percent(other, 0)} %)"
-    share = describe_percent(line.miss_share, 0)
-    split = "Tuned on a random half of the questions"
-    return [f"{split}, {name} misses the target on the other half in {share} % of the splits{beside}."]
-
-
-def _probes(line: PolicyResult) -> list[str]:
-    probes = line.token_reduction_without_probes - line.token_reduction
-    if not probes >= 0.0005:
-        return []
-    saved = describe_percent(line.token_reduction_without_probes)
-    return [f"Probes cost {describe_points(probes)} of the saving; leaving them out it is {saved} %."]
-
-
-def _oracles(report: SetReport) -> list[str]:
-    sentences = []
-    for line in report.lines:
-        if line.family == "oracle":
-            what = {
-                "oracle_agree": "the first step that already holds the full run's answer",
-                "oracle_correct": "the first step that holds a right answer",
-            }.get(line.policy, printable(line.policy))
-            sentences.append(f"An oracle that stops at {what} saves {describe_percent(line.token_reduction)} %.")
-    return sentences
 
 
 WIDTH: Final = 100
@@ -192,11 +179,17 @@ def format_report(report: SetReport, *, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def _table(report: SetReport, width: int) -> Table:
+def build_table(heads: Sequence[str], *, width: int | None = None) -> Table:
+    """A table without lines: names in the first column, numbers in the others."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", width=width)
-    table.add_column(_HEADS[0], ratio=1, overflow="fold")
-    for head in _HEADS[1:]:
+    table.add_column(heads[0], ratio=None if width is None else 1, overflow="fold")
+    for head in heads[1:]:
         table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _table(report: SetReport, width: int) -> Table:
+    table = build_table(_HEADS, width=width)
     for heading, lines in group_lines(report.lines):
         table.add_row(Text(heading, style="underline"), *[""] * (len(_HEADS) - 1))
         for line in lines:

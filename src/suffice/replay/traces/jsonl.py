@@ -11,9 +11,9 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any, Self, TypeAlias
+from typing import IO, Annotated, Any, Self, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -106,15 +106,23 @@ def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
     The file appears under its name when it is complete, and not at all after an error.
     """
     n_runs = 0
-    with whole_file(Path(path)) as part, ExitStack() as opened:
-        file: IO[bytes] | gzip.GzipFile = opened.enter_context(part.open("wb"))
-        if Path(path).suffix == ".gz":  # no name, no time: same runs, same bytes
-            file = opened.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+    with whole_file(Path(path)) as part, open_packed(part, gzipped=Path(path).suffix == ".gz") as file:
         for batch in batches:
             for row in run_rows(batch):
                 file.write(_ENCODER.encode(row) + b"\n")
                 n_runs += 1
     return n_runs
+
+
+@contextmanager
+def open_packed(path: Path, *, gzipped: bool) -> Iterator[IO[bytes]]:
+    """A file to write to. A packed one has no name and no time inside: the same runs give the same bytes."""
+    with path.open("wb") as plain:
+        if not gzipped:
+            yield plain
+            return
+        with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as packed:
+            yield cast("IO[bytes]", packed)
 
 
 def run_rows(batch: Batch) -> Iterator[RunRow]:
