@@ -19,8 +19,7 @@ from statistics import median
 
 from suffice.policy.base import build_policy
 from suffice.signals.base import FOLDS
-from suffice.signals.columns import observe_columns
-from suffice.signals.observe import Observer
+from suffice.signals.observe import Observer, observe_columns
 from suffice.signals.query import query_signals
 from suffice.types import Kind, Query, Step
 

@@ -27,9 +27,8 @@ from suffice.learn.features import choose_features
 from suffice.learn.models import Examples, Parts, fit
 from suffice.model.artefact import StopModel, TrainingRecord, dump_model, load_model
 from suffice.policy.learned import LearnedPolicy
-from suffice.signals.columns import observe_columns
 from suffice.signals.features import FeatureSet
-from suffice.signals.observe import Observer
+from suffice.signals.observe import Observer, observe_columns
 from suffice.types import Query, Signals, Step
 
 N_RUNS, N_STEPS, N_ROWS = 1_500, 12, 10_000

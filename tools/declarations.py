@@ -15,7 +15,7 @@ from typing import Any
 from suffice.policy.base import POLICIES
 from suffice.policy.parameters import Parameter, parameters_of
 from suffice.policy.protocol import Policy
-from suffice.signals.base import FOLDS, check_need, order_all
+from suffice.signals.base import FOLDS, check_need, resolve_needs
 from suffice.signals.fold import SignalField
 
 _TABLE = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -39,7 +39,7 @@ def _policy(name: str, policy: Any) -> list[str]:
     summary = inspect.getdoc(policy).partition("\n")[0].removeprefix("Stop when ").removesuffix(".")
     meanings = comments_of(policy)
     parameters = [_parameter(one, meanings[one.name]) for one in parameters_of(policy)]
-    needs = policy.needs_note or ", ".join(f"`{one.name}`" for one in order_all(policy().needs)) or "nothing"
+    needs = policy.needs_note or ", ".join(f"`{one.name}`" for one in resolve_needs(policy().needs)) or "nothing"
     return [f"`{name}`", summary, needs, "; ".join(parameters) or "none", policy.source]
 
 

@@ -21,7 +21,7 @@ from suffice.policy.base import POLICIES
 from suffice.policy.parameters import parameters_of
 from suffice.scoring.base import SCORERS
 from suffice.settings import Effort, Steps
-from suffice.signals.base import ALWAYS_FILLED, FOLDS, order_all
+from suffice.signals.base import ALWAYS_FILLED, FOLDS, resolve_needs
 from suffice.types import SIGNAL_FIELDS, Step
 from suffice.upstream.drivers import DRIVERS, DriverFacts
 
@@ -137,7 +137,7 @@ def _check_policy(name: str, policy: Any) -> None:
             raise Unfit(f"{method}: missing; see suffice.policy.protocol.Policy")
     if not any(parameter.required for parameter in parameters_of(policy)):
         built: Any = policy()
-        order_all(tuple(built.needs))
+        resolve_needs(tuple(built.needs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from suffice.errors import ConfigError
 from suffice.policy.base import POLICIES, build_policy, describe, stops_of, version_of
 from suffice.policy.columns import CONTINUE, ForMany, decide_rows
 from suffice.policy.parameters import Length, Parameter, parameters_of
-from suffice.signals.base import ALWAYS_FILLED, FOLDS, fields_of, order_all
+from suffice.signals.base import ALWAYS_FILLED, FOLDS, fields_of, resolve_needs
 from suffice.types import Signals
 from tests.contracts.policy_space import MODELLED, NUMBERS, OPTIONAL, SIMPLE, columns, example, policies, signals
 from tests.drawn import examples
@@ -76,7 +76,7 @@ def test_a_decision_is_pure_and_explains_itself(name: str, data: st.DataObject) 
 @given(data=st.data())
 def test_needs_are_folds_that_exist_and_no_two_fill_one_field(name: str, data: st.DataObject) -> None:
     needs = data.draw(policies(name)).needs
-    assert len(order_all(needs)) == len(needs) == len(set(needs))
+    assert len(resolve_needs(needs)) == len(needs) == len(set(needs))
 
 
 @EVERY_POLICY
@@ -310,4 +310,4 @@ def test_the_row_names_what_the_policy_needs_and_nothing_else(name: str) -> None
         return
     declared = {parameter.name for parameter in parameters_of(POLICIES[name])}
     widest = {**describe(example(name)), **{key: value for key, value in WIDEN.items() if key in declared}}
-    assert named == {ordered.name for ordered in order_all(build_policy(widest).needs)}
+    assert named == {ordered.name for ordered in resolve_needs(build_policy(widest).needs)}

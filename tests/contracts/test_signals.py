@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.signals.base import ALWAYS_FILLED, FIELDS, FOLDS, build_fold, check_need, fields_of
-from suffice.signals.columns import observe_columns
+from suffice.signals.base import ALWAYS_FILLED, FIELDS, FOLDS, check_need, fields_of
 from suffice.signals.fold import SignalField
-from suffice.signals.observe import Observer
+from suffice.signals.observe import Observer, observe_columns
 from suffice.signals.query import query_signals
 from suffice.types import Kind, Query, Signals, Step
 from tests.drawn import examples
@@ -80,13 +79,13 @@ def value_of(signals: Signals, field: str) -> Any:
 
 def test_no_two_folds_fill_the_same_field_and_all_are_fields_of_signals() -> None:
     filled = fields_of(FOLDS)
-    assert len(filled) == len(set(filled)) == sum(len(build_fold(name).fields) for name in FOLDS)
+    assert len(filled) == len(set(filled)) == sum(len(check_need(name).build().fields) for name in FOLDS)
     assert not set(filled) & {*ALWAYS_FILLED, "values"}
 
 
 @EVERY_FOLD
 def test_a_fold_fills_exactly_the_fields_that_it_names_in_their_order_even_before_the_first_step(name: str) -> None:
-    fold = build_fold(name)
+    fold = check_need(name).build()
     assert tuple(fold.values()) == tuple(fold.fields)
 
 
@@ -96,11 +95,11 @@ def test_a_fold_reads_its_parameters_from_a_need_and_refuses_what_it_does_not_ha
         written = f"{name}({key}={value})"
         assert check_need(written).parameters == check_need(name).parameters
         with pytest.raises(ConfigError, match=rf"{name}\.{key}: got 'word'"):
-            build_fold(f"{name}({key}=word)")
+            check_need(f"{name}({key}=word)").build()
         with pytest.raises(ConfigError, match=rf"{name}\.{key}: got -1"):
-            build_fold(f"{name}({key}=-1)")
+            check_need(f"{name}({key}=-1)").build()
     with pytest.raises(ConfigError, match=f"needs: {name}: unknown parameter 'nonsense'; (did you mean|known)"):
-        build_fold(f"{name}(nonsense=1)")
+        check_need(f"{name}(nonsense=1)").build()
 
 
 @EVERY_FOLD
@@ -109,7 +108,7 @@ def test_a_fold_reads_its_parameters_from_a_need_and_refuses_what_it_does_not_ha
 def test_only_the_named_fold_runs_and_its_values_are_in_range(
     name: str, run: list[Step], kind: Kind, query: Query | None
 ) -> None:
-    observer, mine = Observer([name], kind, query=query), build_fold(name).fields
+    observer, mine = Observer([name], kind, query=query), check_need(name).build().fields
     for step in run:
         signals = observer.observe(step)
         for field in {"query", *FIELDS, *mine}:
@@ -133,7 +132,7 @@ def test_the_other_folds_do_not_change_what_one_says(
     alone, together = Observer([name], kind, query=query), Observer([*FOLDS, name], kind, query=query)
     for step in run:
         one, all_of_them = alone.observe(step), together.observe(step)
-        for field in (*ALWAYS_FILLED, *build_fold(name).fields):
+        for field in (*ALWAYS_FILLED, *check_need(name).build().fields):
             assert value_of(one, field) == value_of(all_of_them, field)
 
 
@@ -144,7 +143,7 @@ def test_columns_hold_what_the_observer_says_row_by_row(
     name: str, runs: list[tuple[Query | None, list[Step]]], kind: Kind
 ) -> None:
     columns, row = observe_columns([name], kind, runs), 0
-    assert set(columns.values) == {"step", "tokens_used", *build_fold(name).fields} - {"query"}
+    assert set(columns.values) == {"step", "tokens_used", *check_need(name).build().fields} - {"query"}
     assert columns.starts.tolist() == [sum(len(run) for _, run in runs[:n]) for n in range(len(runs) + 1)]
     for query, run in runs:
         observer = Observer([name], kind, query=query)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.episode.vote import count_votes, deciding_sample
-from suffice.signals.folds.votes import Votes
+from suffice.signals.folds.answers import Votes
 from suffice.types import Step
 
 ANSWERS = st.lists(st.none() | st.sampled_from("abcd"), min_size=1, max_size=20)

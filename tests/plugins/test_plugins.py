@@ -19,7 +19,7 @@ from suffice.policy.base import POLICIES
 from suffice.policy.rules import Never
 from suffice.scoring.base import SCORERS
 from suffice.signals.base import FOLDS
-from suffice.signals.folds.votes import Stability
+from suffice.signals.folds.answers import Stability
 from suffice.types import Step
 from suffice.upstream.drivers import DRIVERS
 

@@ -18,8 +18,7 @@ from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.base import build_policy, describe, stops_of, version_of
 from suffice.policy.columns import CODES, CONTINUE, SUFFICES, AskedColumns, decide_rows
 from suffice.policy.learned import LearnedPolicy
-from suffice.signals.columns import observe_columns
-from suffice.signals.observe import Observer
+from suffice.signals.observe import Observer, observe_columns
 from suffice.types import Query, Signals, Step
 
 PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)

@@ -32,7 +32,7 @@ from suffice.rollout.versions import (
 from suffice.signals import base
 from suffice.signals.base import FOLDS
 from suffice.signals.fold import Fields, SignalField
-from suffice.signals.folds.votes import Votes
+from suffice.signals.folds.answers import Votes
 from tests.rollout.made import HERE, LINEAGE, SECRET, learned, learned_body, rule
 
 PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)
@@ -315,17 +315,17 @@ def test_a_signal_that_does_not_exist_any_more_or_is_another_one_is_refused(monk
         fields: ClassVar[Fields] = {**Votes.fields, "mood": SignalField("what its versions did not have")}
 
     monkeypatch.setitem(FOLDS, "votes", Other)
-    base.order_all.cache_clear()
+    base.resolve_needs.cache_clear()
     try:
         with pytest.raises(ConfigError, match="'votes' has other parameters or fields here"):
             open_version(sealed, secret=SECRET)
         monkeypatch.delitem(FOLDS, "votes")
-        base.order_all.cache_clear()
+        base.resolve_needs.cache_clear()
         with pytest.raises(ConfigError, match="unknown signal 'votes'"):
             open_version(sealed, secret=SECRET)
     finally:
         monkeypatch.undo()
-        base.order_all.cache_clear()
+        base.resolve_needs.cache_clear()
 
 
 def test_a_publication_names_the_number_it_follows() -> None:

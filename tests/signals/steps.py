@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from suffice.signals.base import build_fold
+from suffice.signals.base import check_need
 from suffice.signals.fold import Known
 from suffice.types import Step
 
@@ -36,7 +36,7 @@ def step(
 
 def seen(need: str, steps: Sequence[Step]) -> list[tuple[Known, ...]]:
     """The values of one fold after each step."""
-    fold, rows = build_fold(need), []
+    fold, rows = check_need(need).build(), []
     for one in steps:
         fold.update(one)
         rows.append(tuple(fold.values().values()))

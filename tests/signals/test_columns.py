@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.signals.columns import observe_columns
+from suffice.signals.observe import observe_columns
 from suffice.types import Query, Step
 
 

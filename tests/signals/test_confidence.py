@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.signals.folds.confidence import Confidence
+from suffice.signals.folds.answers import Confidence
 from suffice.types import Step
 
 

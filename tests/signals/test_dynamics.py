@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.signals.folds.votes import p_majority
+from suffice.signals.folds.answers import p_majority
 from tests.signals.steps import seen, step
 
 PROPERTY = settings(max_examples=60, derandomize=True, deadline=None)

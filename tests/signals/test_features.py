@@ -15,10 +15,19 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.signals.base import FOLDS, fields_of
-from suffice.signals.columns import observe_columns
-from suffice.signals.features import DERIVED, HAS_ANSWER, QUERY_FIELDS, FeatureSet, found, mark, product
-from suffice.signals.observe import Observer
-from suffice.signals.terms import Mark, Number, parse_terms
+from suffice.signals.features import (
+    DERIVED,
+    HAS_ANSWER,
+    QUERY_FIELDS,
+    FeatureSet,
+    Mark,
+    Number,
+    found,
+    mark,
+    parse_terms,
+    product,
+)
+from suffice.signals.observe import Observer, observe_columns
 from suffice.types import Kind, Query, Signals, Step
 
 PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.signals.base import FOLDS, build_fold, fields_of
+from suffice.signals.base import FOLDS, check_need, fields_of
 from suffice.signals.fold import need, parse_need
 from suffice.signals.observe import Observer
 from suffice.types import Step
@@ -37,7 +37,7 @@ def test_white_space_and_the_way_a_number_is_written_do_not_matter(text: str) ->
 @given(text=st.text(max_size=40) | st.text("closing(alph=.,0) -", max_size=30))
 def test_whatever_is_written_a_need_is_read_or_refused_with_a_way_out(text: str) -> None:
     try:
-        build_fold(text)
+        check_need(text).build()
     except ConfigError as error:
         said = str(error)
     else:
@@ -87,9 +87,9 @@ def test_a_fold_that_must_be_told_something_or_cannot_be_built_is_refused_by_nam
         signals = Observer(["told(model=known)"], "rounds").observe(step())
         assert signals.values == {"told.value": 1.0}
         with pytest.raises(ConfigError, match=r"needs: told\.model: missing; write told\(model=…\)"):
-            build_fold("told")
+            check_need("told").build()
         with pytest.raises(ConfigError, match="needs: told: cannot be built: KeyError: 'other'"):
-            build_fold("told(model=other)")
+            check_need("told(model=other)").build()
     finally:
         del FOLDS["told"]
 

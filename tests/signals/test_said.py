@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from suffice.signals.folds.reported import PlanProgress, action_code
+from suffice.signals.folds.wording import PlanProgress, action_code
 from suffice.signals.observe import Observer
 from suffice.types import Query, Step
 from tests.signals.steps import seen

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.signals.folds.votes import Stability
+from suffice.signals.folds.answers import Stability
 from suffice.types import Step
 
 

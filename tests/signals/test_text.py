@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from suffice.signals.folds.drafts import Drafts
-from suffice.signals.folds.text import _MAX_GRAMS, Hedges, Loops
+from suffice.signals.folds.wording import _MAX_GRAMS, Drafts, Hedges, Loops
 from suffice.types import Step
 
 

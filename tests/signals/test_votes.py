@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.signals.folds.votes import Votes, p_majority
+from suffice.signals.folds.answers import Votes, p_majority
 from suffice.types import Step
 
 PROPERTY = settings(max_examples=80, derandomize=True, deadline=None)

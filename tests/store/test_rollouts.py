@@ -18,7 +18,7 @@ from suffice.settings import Route
 from suffice.signals import base
 from suffice.signals.base import FOLDS
 from suffice.signals.fold import Fields, SignalField
-from suffice.signals.folds.votes import Votes
+from suffice.signals.folds.answers import Votes
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes import rollouts
 from suffice.store.routes.candidates import take_back
@@ -117,7 +117,7 @@ def serving(path: Path) -> Iterator[Decisions]:
             while not read_rollouts(path)[-1].state.over:
                 rollouts.step(writer, "r", "promote", author="ann", reason="go")
         yield writer
-    base.order_all.cache_clear()
+    base.resolve_needs.cache_clear()
 
 
 def test_a_roll_back_goes_to_the_version_before_it_and_then_to_the_owners_own(serving: Decisions) -> None:
@@ -140,7 +140,7 @@ def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the
 
     with monkeypatch.context() as patch:
         patch.delitem(FOLDS, "votes") if gone else patch.setitem(FOLDS, "votes", Other)
-        base.order_all.cache_clear()
+        base.resolve_needs.cache_clear()
         said = back(serving)
     assert isinstance(said, str)
     assert ("unknown signal 'votes'" if gone else "'votes' has other parameters or fields here") in said

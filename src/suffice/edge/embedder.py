@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from suffice.edge.http_call import call_json, helper_client
 from suffice.errors import ConfigError, UpstreamError
-from suffice.signals.folds.drafts import Embedder
+from suffice.signals.folds.wording import Embedder
 from suffice.telemetry import LOG
 from suffice.types import Step
 from suffice.upstream.client import UpstreamClient

@@ -15,7 +15,7 @@ from suffice.assurance import money
 from suffice.assurance.money import TokenCost
 from suffice.scoring.base import Scorer
 from suffice.settings import Prices
-from suffice.signals.folds.confidence import confidence_of
+from suffice.signals.folds.answers import confidence_of
 from suffice.types import (
     CountSource,
     Decision,

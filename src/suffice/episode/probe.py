@@ -20,7 +20,7 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.stream_relay import StreamRelay
 from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
-from suffice.signals.folds.drafts import Embedder
+from suffice.signals.folds.wording import Embedder
 from suffice.types import Step
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, cut_at

@@ -26,7 +26,7 @@ from suffice.review.route_guarantee import RouteGuarantee
 from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
-from suffice.signals.folds.drafts import Embedder
+from suffice.signals.folds.wording import Embedder
 from suffice.store.database.log import EventLog
 from suffice.store.people.promises import read_other_arms
 from suffice.telemetry import LOG, Metrics

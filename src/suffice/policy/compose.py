@@ -17,7 +17,7 @@ from suffice.policy.parameters import Length, Nested, ParameterChecks
 from suffice.policy.protocol import go_on, stop_at_budget
 from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
-from suffice.signals.base import order_all
+from suffice.signals.base import resolve_needs
 from suffice.types import Decision, Signals
 
 
@@ -86,7 +86,7 @@ class _Several(ParameterChecks):
         for at, policy in enumerate(self.policies):
             _check_returns(f"policy.{self.name}.policies[{at}]", policy)
         try:
-            order_all(self.needs)
+            resolve_needs(self.needs)
         except ConfigError as error:
             raise ConfigError(f"policy.{self.name}.policies: {error}") from None
 

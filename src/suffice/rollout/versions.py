@@ -31,7 +31,7 @@ from suffice.model.reading import (
     parse_json,
 )
 from suffice.policy.base import build_policy
-from suffice.signals.base import order_all
+from suffice.signals.base import resolve_needs
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 
@@ -344,7 +344,7 @@ def _check_levels(ladders: tuple[Any, ...], *, n_models: int) -> None:
 
 def _schema_of(needs: Iterable[str]) -> tuple[SignalSchema, ...]:
     signals = [
-        SignalSchema(name=one.name, parameters=one.parameters, fields=one.fields) for one in order_all(tuple(needs))
+        SignalSchema(name=one.name, parameters=one.parameters, fields=one.fields) for one in resolve_needs(tuple(needs))
     ]
     return tuple(sorted(signals, key=lambda one: (one.name, repr(one.parameters))))
 

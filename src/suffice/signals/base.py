@@ -1,6 +1,6 @@
 """The table of folds, and how a policy's needs become folds.
 
-The table holds what the modules of `suffice.signals.folds` declare: a new signal is one new file there.
+The table holds what the modules of `suffice.signals.folds` declare: a new signal is a class in a file there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from suffice.errors import ConfigError, name_hint
@@ -37,7 +37,7 @@ SIGNAL_FIELDS.update(FIELDS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldSpec:
-    """One fold as it was asked for, checked."""
+    """One need, checked."""
 
     need: str  # as it was written
     name: str
@@ -46,43 +46,38 @@ class FoldSpec:
     fields: tuple[str, ...]
 
 
-def build_fold(need: str) -> Fold:
-    """A new fold for a need such as `votes` or `closing(alpha=0.2)`.
-
-    Raises ConfigError, with the way out, for an unknown name or parameter and for a value out of range.
-    """
-    return check_need(need).build()
-
-
 def fields_of(needs: Iterable[str]) -> tuple[str, ...]:
-    """The fields of Signals that these needs fill, in order. Raises ConfigError as `order_all` does."""
-    return tuple(field for ordered in order_all(tuple(needs)) for field in ordered.fields)
+    """The fields of Signals that these needs fill, in order. Raises ConfigError as `resolve_needs` does."""
+    return tuple(field for spec in resolve_needs(tuple(needs)) for field in spec.fields)
 
 
 @lru_cache(maxsize=1024)
-def order_all(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
+def resolve_needs(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
     """The folds for all the needs of a policy or a route, each once.
 
-    Raises ConfigError as `build_fold` does, and where two needs would fill the same field differently.
+    Raises ConfigError as `check_need` does, and where two needs would fill the same field differently.
     """
     filled: dict[str, FoldSpec] = {}
-    orders = []
+    specs = []
     for need in needs:
-        ordered = check_need(need)
-        rival = next((filled[field] for field in ordered.fields if field in filled), None)
+        spec = check_need(need)
+        rival = next((filled[field] for field in spec.fields if field in filled), None)
         if rival is None:
-            filled.update(dict.fromkeys(ordered.fields, ordered))
-            orders.append(ordered)
-        elif (rival.name, rival.parameters) != (ordered.name, ordered.parameters):
+            filled.update(dict.fromkeys(spec.fields, spec))
+            specs.append(spec)
+        elif (rival.name, rival.parameters) != (spec.name, spec.parameters):
             raise ConfigError(
-                f"needs: {rival.need!r} and {ordered.need!r} fill the same fields of Signals; "
+                f"needs: {rival.need!r} and {spec.need!r} fill the same fields of Signals; "
                 "ask for one of them, or for both with the same parameters"
             )
-    return tuple(orders)
+    return tuple(specs)
 
 
 def check_need(need: str) -> FoldSpec:
-    """Check one need and make it ready to be built. Raises ConfigError as `build_fold` does."""
+    """Check a need such as `votes` or `closing(alpha=0.2)` and make it ready to be built.
+
+    Raises ConfigError, with the way out, for an unknown name or parameter and for a value out of range.
+    """
     name, given = parse_need(need)
     if name not in FOLDS:
         raise ConfigError(f"needs: unknown signal {name!r:.100}; {name_hint(name, FOLDS)}")
@@ -94,10 +89,7 @@ def check_need(need: str) -> FoldSpec:
     missing = [key for key, p in declared.items() if p.default is inspect.Parameter.empty and key not in given]
     if missing:
         raise ConfigError(f"needs: {name}.{missing[0]}: missing; write {name}({missing[0]}=…)")
-
-    def build() -> Fold:
-        return factory(**given)
-
+    build = partial(factory, **given) if given else factory
     try:
         fields = tuple(build().fields)
     except ConfigError as error:
@@ -105,10 +97,4 @@ def check_need(need: str) -> FoldSpec:
     except Exception as error:  # another package's fold may fail in any way
         raise ConfigError(f"needs: {name}: cannot be built: {type(error).__name__}: {error}") from error
     bound = {key: given.get(key, parameter.default) for key, parameter in declared.items()}
-    return FoldSpec(
-        need=need,
-        name=name,
-        build=build if given else factory,
-        parameters=tuple(sorted(bound.items())),
-        fields=fields,
-    )
+    return FoldSpec(need=need, name=name, build=build, parameters=tuple(sorted(bound.items())), fields=fields)

@@ -1,8 +1,7 @@
-"""Query classes that were found in data: plain rules over what is known before the first token.
+"""Query classes learned from data: plain rules over what is known before the first token.
 
-A declared class (route, header, metadata) needs nothing of this file. Found classes are the leaves of a small
-tree (`learn.features`), written down as conjunctions that a person can read; the first rule that holds names
-the class. Knows queries and refuses to know labels, thresholds and how the rules were found.
+Learned classes are the leaves of a small tree (`learn.features`), written as conjunctions that a person can read; the
+first rule that holds names the class. A declared class (route, header, metadata) needs nothing of this file.
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ _MOST_QUERIES = 256  # whose class is remembered
 
 @dataclass(frozen=True, slots=True)
 class FeatureTest:
-    """One comparison: the feature is above the value, or at most the value."""
-
     feature: str  # as `signals.features` names it, of the query alone
-    above: bool
+    above: bool  # False: at most the value
     value: float
 
     def __str__(self) -> str:
@@ -42,7 +39,6 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """What it is called: its tests in words; "every query" without any."""
         return " and ".join(map(str, self.tests)) or "every query"
 
 
@@ -61,20 +57,18 @@ class Classes:
         self._remembered: dict[int, tuple[Query, str]] = {}
 
     def of(self, query: Query | None) -> str:
-        """The name of the first rule that holds; "" when none does. A query met lately costs next to nothing."""
+        """The name of the first rule that holds; "" when none does. A recent query costs next to nothing."""
         if query is None:
-            return self._of(None)
-        seen = self._remembered.get(id(query))
-        if seen is None or seen[0] is not query:
+            return self._classify(None)
+        known = self._remembered.get(id(query))
+        if known is None or known[0] is not query:
             if len(self._remembered) >= _MOST_QUERIES:
                 self._remembered.clear()
-            seen = self._remembered[id(query)] = (query, self._of(query))
-        return seen[1]
+            known = self._remembered[id(query)] = (query, self._classify(query))
+        return known[1]
 
-    def _of(self, query: Query | None) -> str:
-        row: Sequence[float] = ()
-        if self._features is not None:
-            row = self._features.row(Signals(step=0, tokens_used=0, query=query))
+    def _classify(self, query: Query | None) -> str:
+        row = () if self._features is None else self._features.row(Signals(step=0, tokens_used=0, query=query))
         for rule in self.rules:
             if all((row[self._index[test.feature]] > test.value) == test.above for test in rule.tests):
                 return rule.name

@@ -1,35 +1,45 @@
 """The numbers that a learned model reads: named in its artefact, computed from Signals or from columns of them.
 
-One parser (`signals.terms`) and two evaluators that agree: `row` for one step of a live run, `matrix` for
-all steps of recorded ones. A number that is unknown, or is none, gives 0 behind its transform; a model that
-wants to know asks for `unknown(field)`. This file knows fields and refuses to know models and thresholds.
+    feature   = factor { "*" factor }
+    factor    = field | transform "(" field ")" | key "=" word
+    transform = "log1p" | "logit" | "sqrt" | "unknown"
+    word      = letters, digits and _ . : / + - @   or a JSON string, for every other text
+
+A factor `key=word` is 1 where it holds and 0 elsewhere. The keys `class`, `ngram`, `question_type` and `script` look at
+the query; every other key, and every key in quotes, at its declared metadata.
+
+One parser and two evaluators that agree: `row` for one step of a live run, `matrix` for all steps of recorded ones. A
+number that is unknown, or is none, gives 0 behind its transform; a model that wants to know has `unknown(field)`.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import log, log1p, sqrt
-from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeAlias
+from operator import itemgetter, sub
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.signals.base import FOLDS, check_need
-from suffice.signals.columns import SignalColumns
-from suffice.signals.terms import DERIVED, Factor, Mark, Number, Transform, found, mark, parse_terms, product
+from suffice.signals.observe import SignalColumns
 from suffice.types import Query, Signals
-
-__all__ = ["DERIVED", "HAS_ANSWER", "MOST_FEATURES", "QUERY_FIELDS", "FeatureSet", "found", "mark", "product"]
 
 Column: TypeAlias = NDArray[np.float64]
 Known: TypeAlias = float | None
+Transform: TypeAlias = Literal["", "log1p", "logit", "sqrt", "unknown"]
 
 MOST_FEATURES: Final = 20_000
+MOST_FACTORS: Final = 4
+MOST_CHARS: Final = 2_000  # of one feature's name
 QUERY_FIELDS: Final = ("n_chars", "n_words", "n_numbers", "n_operators", "planned_steps")
+OF_THE_QUERY: Final = ("class", "ngram", "question_type", "script")
 HAS_ANSWER: Final = "has_answer"  # 1 where there is an answer to deliver, else 0; never unknown
 _COUNTED: Final = ("step", "tokens_used")
 _BEFORE: Final = ("query", "step_share")  # known before the first token: no evidence of how the run went
@@ -38,16 +48,217 @@ _MOST_P: Final = 1.0 - _LEAST_P  # … and here
 _LOGIT_LEAST: Final = log(_LEAST_P / _MOST_P)
 _LOGIT_MOST: Final = log(_MOST_P / (1.0 - _MOST_P))
 _MOST_QUERIES: Final = 256  # whose part of a row is remembered
+_MOST_LEAD: Final = 3.0
 _BUCKET: Final = re.compile("0|[1-9][0-9]{0,8}")
+
+_WORD = r"[A-Za-z0-9_.:/+@-]+"
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_BARE = re.compile(_WORD)
+_FACTOR = re.compile(
+    rf"(?P<key>{_WORD}|{_STRING})=(?P<word>{_WORD}|{_STRING})"
+    r"|(?P<transform>[a-z0-9]+)\((?P<inner>[A-Za-z0-9_]+)\)"
+    r"|(?P<field>[A-Za-z0-9_]+)",
+    re.DOTALL,
+)
+_FORM = 'write field, log1p(field), logit(field), sqrt(field), unknown(field), key=word or key="any text", joined by *'
+
+
+# ---- how a feature is written
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A factor that is a number: a field behind a transform."""
+
+    field: str
+    transform: Transform = ""
+
+    def __str__(self) -> str:
+        return f"{self.transform}({self.field})" if self.transform else self.field
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A factor that is 1 where something was declared or found before the first token, else 0."""
+
+    key: str  # one of OF_THE_QUERY, or a key of the metadata
+    word: str
+    declared: bool  # the key is one of the metadata
+
+    def __str__(self) -> str:
+        quoted = self.declared and self.key in OF_THE_QUERY
+        return f"{json.dumps(self.key) if quoted else _write(self.key)}={_write(self.word)}"
+
+
+Factor: TypeAlias = Number | Mark
+
+
+def mark(key: str, word: str) -> str:
+    """The name of the feature that is 1 where the metadata's `key` is `word`, whatever characters they hold."""
+    return str(Mark(key, word, declared=True))
+
+
+def found(key: Literal["class", "ngram", "question_type", "script"], word: str | int) -> str:
+    """The name of the feature that is 1 where the query's class, type or script is `word`, or has that n-gram."""
+    return str(Mark(key, str(word), declared=False))
+
+
+def product(*names: str) -> str:
+    return "*".join(names)
+
+
+def parse_terms(where: str, name: object) -> tuple[Factor, ...]:
+    """The factors of a feature's name. Raises ConfigError that names `where` it is and what was wrong."""
+    if not isinstance(name, str) or not 0 < len(name) <= MOST_CHARS:
+        got = f"{len(name):,} characters" if isinstance(name, str) else f"a {type(name).__name__}"
+        raise ConfigError(f"{where}: got {got}; a text of 1 to {MOST_CHARS:,} characters")
+    factors: list[Factor] = []
+    at = 0
+    while at <= len(name):
+        match = _FACTOR.match(name, at)
+        end = at if match is None else match.end()
+        if match is None or name[end : end + 1] not in ("", "*"):
+            raise ConfigError(f"{where}: got {name!r:.80}, not understood at character {end + 1}; {_FORM}")
+        factors.append(_parse_factor(where, match))
+        at = end + 1
+    if len(factors) > MOST_FACTORS:
+        raise ConfigError(f"{where}: got a product of {len(factors)}; at most {MOST_FACTORS} factors")
+    return tuple(factors)
+
+
+def _parse_factor(where: str, match: re.Match[str]) -> Factor:
+    key, word = match["key"], match["word"]
+    if key is not None:
+        declared = key.startswith('"') or key not in OF_THE_QUERY
+        return Mark(_unquote(where, key), _unquote(where, word), declared)
+    if match["transform"] is None:
+        return Number(match["field"])
+    transform = next((name for name in _TRANSFORMED if name and name == match["transform"]), None)
+    if transform is None:
+        known = ", ".join(filter(None, _TRANSFORMED))
+        raise ConfigError(f"{where}: unknown transform {match['transform']!r:.40}; known: {known}")
+    return Number(match["inner"], transform)
+
+
+def _write(text: str) -> str:
+    return text if _BARE.fullmatch(text) else json.dumps(text)  # in ASCII: lone surrogates, too, survive every file
+
+
+def _unquote(where: str, text: str) -> str:
+    if not text.startswith('"'):
+        return text
+    try:
+        read = json.loads(text)
+    except ValueError:
+        raise ConfigError(f"{where}: got {text!r:.80}; a text in quotes is a JSON string") from None
+    assert isinstance(read, str)
+    return read
+
+
+# ---- derived fields
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedField:
+    """A number made of fields of Signals, for one step and for columns of steps. An unknown input makes it unknown."""
+
+    says: str  # what it is, in one plain sentence
+    reads: tuple[str, ...]  # the fields of Signals that it is made of
+    one: Callable[..., float | None]  # from their known numbers to its own; None: unknown after all
+    many: Callable[..., Column]  # the same of columns; not a number: unknown
+
+
+def _over_step(count: float, step: float) -> float:
+    return count / step if step > 1 else count
+
+
+def _over_steps(count: Column, step: Column) -> Column:
+    return count / np.maximum(step, 1.0)
+
+
+def _remaining(step: float, share: float) -> float | None:
+    if not 0.0 < share <= 1.0:
+        return None
+    return round(step / share) - step
+
+
+def _remaining_many(step: Column, share: Column) -> Column:
+    usable = np.where((share > 0.0) & (share <= 1.0), share, np.nan)
+    return np.round(step / usable) - step
+
+
+def _lead_share(top: float, second: float, step: float, share: float) -> float | None:
+    remaining = _remaining(step, share)
+    if remaining is None:
+        return None
+    return min(_MOST_LEAD, (top - second) / remaining) if remaining > 0 else _MOST_LEAD
+
+
+def _lead_share_many(top: Column, second: Column, step: Column, share: Column) -> Column:
+    remaining = _remaining_many(step, share)
+    lead = top - second
+    ratio = np.minimum(_MOST_LEAD, lead / np.maximum(remaining, 1.0))
+    return np.where(remaining > 0, ratio, np.where(np.isnan(remaining + lead), np.nan, _MOST_LEAD))
+
+
+def _settled(top: float, second: float, step: float, share: float) -> float | None:
+    remaining = _remaining(step, share)
+    if remaining is None:
+        return None
+    return 1.0 if remaining == 0 or top - second > remaining else 0.0
+
+
+def _settled_many(top: Column, second: Column, step: Column, share: Column) -> Column:
+    remaining = _remaining_many(step, share)
+    lead = top - second
+    settled = ((remaining == 0) | (lead > remaining)).astype(np.float64)
+    return np.where(np.isnan(remaining + lead), np.nan, settled)
+
+
+DERIVED: Final[Mapping[str, DerivedField]] = {
+    "tokens_per_step": DerivedField(
+        "Tokens generated so far over the steps so far.", ("tokens_used", "step"), _over_step, _over_steps
+    ),
+    "streak_share": DerivedField(
+        "Steps in a row with the same trial answer over the steps so far.",
+        ("answer_streak", "step"),
+        _over_step,
+        _over_steps,
+    ),
+    "vote_share": DerivedField(
+        "Steps that gave an answer over the steps so far.", ("n_votes", "step"), _over_step, _over_steps
+    ),
+    "lead": DerivedField(
+        "Votes of the leading answer minus those of the runner-up.",
+        ("top_votes", "second_votes"),
+        sub,
+        sub,
+    ),
+    "remaining_steps": DerivedField(
+        "Planned steps that are still to come; unknown without a plan.",
+        ("step", "step_share"),
+        _remaining,
+        _remaining_many,
+    ),
+    "lead_share": DerivedField(
+        "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan.",
+        ("top_votes", "second_votes", "step", "step_share"),
+        _lead_share,
+        _lead_share_many,
+    ),
+    "settled": DerivedField(
+        "1 where the runner-up cannot draw level in the planned steps that remain, else 0; unknown without a plan.",
+        ("top_votes", "second_votes", "step", "step_share"),
+        _settled,
+        _settled_many,
+    ),
+}
 
 
 class FeatureSet:
-    """Some features, in order.
+    """Some features, in order, each once.
 
-    names  as `signals.terms` reads them, each once
-    where  they stand, for errors
-
-    Raises ConfigError with the place of the first feature that is unknown, badly written or given twice.
+    Raises ConfigError with the place, behind `where`, of the first one that is unknown, badly written or given twice.
     """
 
     def __init__(self, names: Sequence[str], *, where: str = "features") -> None:
@@ -62,14 +273,14 @@ class FeatureSet:
                 raise ConfigError(f"{where}[{at}]: got {name!r:.80} again; each feature once")
         self.names: tuple[str, ...] = tuple(names)
         flat = list(dict.fromkeys(factor for factors in parsed for factor in factors))
-        asked = [f for f in flat if isinstance(f, Mark) or f.field in QUERY_FIELDS]
+        of_query = [f for f in flat if isinstance(f, Mark) or f.field in QUERY_FIELDS]
         numbers = [f for f in flat if isinstance(f, Number) and f.field not in QUERY_FIELDS]
         transforms = list(dict.fromkeys(number.transform for number in numbers))
         self._numbers = [number for transform in transforms for number in numbers if number.transform == transform]
-        self._plan = _plan_of(parsed, [*self._numbers, *asked])
-        self._asked = _Asked(asked, len(self._numbers), self._plan[0])
+        self._plan = _plan_of(parsed, [*self._numbers, *of_query])
+        self._of_query = _QueryFactors(of_query, len(self._numbers), self._plan[0])
         self._fields = _fields_of(self._numbers)
-        fields = [*self._fields, *(("query",) if asked else ())]
+        fields = [*self._fields, *(("query",) if of_query else ())]
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(folds[field] for field in fields if field in folds))
         evidence = [field for field in self._fields if field in folds and field not in _BEFORE]
         self._evidence = evidence or [field for field in fields if field in folds]
@@ -91,21 +302,18 @@ class FeatureSet:
         factors: list[float] = []
         for transform, pick in self._groups:
             factors += transform(pick(known))
-        if not self._asked.factors:
+        if not self._of_query.factors:
             for a, b in self._plan[0]:
                 factors.append(factors[a] * factors[b])
             return self._pick(factors)
-        tail, live = self._asked.of(signals.query)
+        tail, live = self._of_query.of(signals.query)
         factors += tail
         for at, a, b in live:
             factors[at] = factors[a] * factors[b]
         return self._pick(factors)
 
     def matrix(self, columns: SignalColumns, queries: Sequence[Query | None]) -> Column:
-        """The features of every step of some runs, shape (n rows, n features).
-
-        queries  one for each run
-        """
+        """The features of every step of some runs, with one query for each, shape (n rows, n features)."""
         lengths = np.diff(columns.starts)
         if len(queries) != len(lengths):
             raise ValueError(f"queries: got {len(queries)} for {len(lengths)} runs; one for each run")
@@ -126,9 +334,10 @@ class FeatureSet:
             if field == HAS_ANSWER:
                 known[field] = (~np.isnan(known["answer"])).astype(np.float64)
             else:
-                known[field] = DERIVED[field].many(*(_finite(known[name]) for name in DERIVED[field].reads))
+                columns = [np.where(np.isfinite(known[name]), known[name], np.nan) for name in DERIVED[field].reads]
+                known[field] = DERIVED[field].many(*columns)
         factors = [_read_many(factor.transform, known[factor.field]) for factor in self._numbers]
-        factors += self._asked.many(queries, run)
+        factors += self._of_query.many(queries, run)
         pairs, picked = self._plan
         for a, b in pairs:
             factors.append(factors[a] * factors[b])
@@ -163,7 +372,7 @@ class FeatureSet:
         names = [*_COUNTED, *self._own, *([HAS_ANSWER] if self._has_answer else [])]
         derived = [field for field in _made(self._numbers) if field != HAS_ANSWER]
         index = {name: at for at, name in enumerate([*names, *derived])}
-        self._derive = [_deriving(DERIVED[name].one, [index[read] for read in DERIVED[name].reads]) for name in derived]
+        self._derive = [_derivation(DERIVED[field], index) for field in derived]
         self._groups = [
             (_TRANSFORMED[transform], _picker([index[n.field] for n in self._numbers if n.transform == transform]))
             for transform in transforms
@@ -171,59 +380,51 @@ class FeatureSet:
         self._pick = _picker(self._plan[1])
 
 
-class _Prepared(NamedTuple):
-    """What of a row is settled by its query."""
+class _QueryPart(NamedTuple):
+    """What of a row its query determines."""
 
     tail: list[float]  # its factors, and a 0 for each product
     live: list[tuple[int, int, int]]  # products that are not 0 for it: place in the row, and what is multiplied
 
 
-class _Asked:
-    """The factors that look at the query: the same at every step of a run, so worked out once for each query.
+class _QueryFactors:
+    """The factors that look at the query: the same at every step of a run, so computed once for each query.
 
-    before  factors that stand before these in a row
+    before  factors that come before these in a row
     pairs   products, as `_plan_of` gives them: most are 0 for a given query, whatever the step
     """
 
     def __init__(self, factors: Sequence[Factor], before: int, pairs: Sequence[tuple[int, int]]) -> None:
         self.factors, self._before, self._pairs = factors, before, pairs
-        self._remembered: dict[int, tuple[Query, _Prepared]] = {}
-        self._declared: dict[tuple[str, str], int] = {}
-        self._found: dict[tuple[str, str], int] = {}
-        self._ngrams: dict[int, int] = {}
-        self._numbers: list[tuple[int, Number]] = []
-        for at, factor in enumerate(factors):
-            if isinstance(factor, Number):
-                self._numbers.append((at, factor))
-            elif factor.declared:
-                self._declared[factor.key, factor.word] = at
-            elif factor.key == "ngram":
-                self._ngrams[int(factor.word)] = at
-            else:
-                self._found[factor.key, factor.word] = at
+        self._remembered: dict[int, tuple[Query, _QueryPart]] = {}
+        marks = [(at, factor) for at, factor in enumerate(factors) if isinstance(factor, Mark)]
+        self._numbers = [(at, factor) for at, factor in enumerate(factors) if isinstance(factor, Number)]
+        self._declared = {(mark.key, mark.word): at for at, mark in marks if mark.declared}
+        self._derived = {(mark.key, mark.word): at for at, mark in marks if not mark.declared}
+        self._ngrams = {int(mark.word): at for at, mark in marks if mark.key == "ngram" and not mark.declared}
         self._nobody = self._prepare(Query())
 
-    def of(self, query: Query | None) -> _Prepared:
-        """What of a row this query settles; not to be changed. A query met lately costs next to nothing."""
+    def of(self, query: Query | None) -> _QueryPart:
+        """What of a row this query determines; not to be changed. A recent query costs next to nothing."""
         if query is None:
             return self._nobody
-        seen = self._remembered.get(id(query))
-        if seen is None or seen[0] is not query:
+        known = self._remembered.get(id(query))
+        if known is None or known[0] is not query:
             if len(self._remembered) >= _MOST_QUERIES:
                 self._remembered.clear()
-            seen = self._remembered[id(query)] = (query, self._prepare(query))
-        return seen[1]
+            known = self._remembered[id(query)] = (query, self._prepare(query))
+        return known[1]
 
     def many(self, queries: Sequence[Query | None], run: NDArray[np.int64]) -> list[Column]:
         """One column for each factor, row by row the query of its run."""
         if not self.factors:
             return []
-        table = np.array([self._work_out(query or Query()) for query in queries], dtype=np.float64)
+        table = np.array([self._compute(query or Query()) for query in queries], dtype=np.float64)
         table = table.reshape(len(queries), len(self.factors))
         return [np.ascontiguousarray(column)[run] for column in table.T]
 
-    def _prepare(self, query: Query) -> _Prepared:
-        part = self._work_out(query)
+    def _prepare(self, query: Query) -> _QueryPart:
+        part = self._compute(query)
         zero = {self._before + at for at, factor in enumerate(part) if factor == 0.0}
         live = []
         for at, (a, b) in enumerate(self._pairs, self._before + len(part)):
@@ -231,14 +432,13 @@ class _Asked:
                 zero.add(at)
             else:
                 live.append((at, a, b))
-        return _Prepared([*part, *[0.0] * len(self._pairs)], live)
+        return _QueryPart([*part, *[0.0] * len(self._pairs)], live)
 
-    def _work_out(self, query: Query) -> list[float]:
+    def _compute(self, query: Query) -> list[float]:
         part = [0.0] * len(self.factors)
+        kinds = (("class", query.query_class), ("question_type", query.question_type), ("script", query.script))
         marks = [self._declared.get(pair) for pair in query.metadata]
-        marks += [self._found.get(("class", query.query_class))]
-        marks += [self._found.get(("question_type", query.question_type or ""))]
-        marks += [self._found.get(("script", query.script or ""))]
+        marks += [self._derived.get((key, word or "")) for key, word in kinds]
         if self._ngrams:
             marks += [self._ngrams.get(bucket) for bucket in query.ngrams]
         for at in marks:
@@ -249,7 +449,7 @@ class _Asked:
         return part
 
 
-# ---- one step -----------------------------------------------------------------------------------
+# ---- one step
 # `x is None or x - x` is true of None, not-a-number and infinities: of all that is unknown.
 
 
@@ -285,21 +485,22 @@ def _unknown(given: Iterable[Known]) -> list[float]:
 _TRANSFORMED: Final[Mapping[Transform, Callable[[Iterable[Known]], list[float]]]] = {
     "": _plain,
     "log1p": _log1p,
-    "sqrt": _sqrt,
     "logit": _logit,
+    "sqrt": _sqrt,
     "unknown": _unknown,
 }
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """What stands at these places, as a tuple. Any: numbers, known or not."""
+    """What is at these places, as a tuple. Any: numbers, known or not."""
     if len(places) == 1:
         return lambda items: (items[places[0]],)
     return itemgetter(*places) if places else lambda items: ()  # noqa: ARG005 - all three have one form
 
 
-def _deriving(one: Callable[..., Known], reads: Sequence[int]) -> Callable[[Sequence[Known]], Known]:
-    """Ask for the number of what stands at some places, unless something there is unknown."""
+def _derivation(field: DerivedField, index: Mapping[str, int]) -> Callable[[Sequence[Known]], Known]:
+    """The field's number from a row of known ones, unless something that it reads is unknown."""
+    one, reads = field.one, [index[name] for name in field.reads]
     if len(reads) == 2:  # most are: spelled out, they cost two thirds
         first, second = reads
 
@@ -311,19 +512,12 @@ def _deriving(one: Callable[..., Known], reads: Sequence[int]) -> Callable[[Sequ
 
     def derive(known: Sequence[Known]) -> Known:
         given = [known[at] for at in reads]
-        for x in given:
-            if x is None or x - x:
-                return None
-        return one(*given)
+        return None if any(x is None or x - x for x in given) else one(*given)
 
     return derive
 
 
-# ---- columns of steps ---------------------------------------------------------------------------
-
-
-def _finite(column: Column) -> Column:
-    return np.where(np.isfinite(column), column, np.nan)
+# ---- columns of steps
 
 
 def _read_many(transform: Transform, column: Column) -> Column:
@@ -341,7 +535,7 @@ def _read_many(transform: Transform, column: Column) -> Column:
     return x
 
 
-# ---- what a name stands for ---------------------------------------------------------------------
+# ---- what a name refers to
 
 
 def _folds() -> dict[str, str]:
@@ -366,13 +560,11 @@ def _check(where: str, factors: Iterable[Factor], folds: Mapping[str, str]) -> N
         elif factor.field not in fields:
             near = difflib.get_close_matches(factor.field[:100], sorted(fields), n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"{where}: unknown field {factor.field!r:.60}; {hint}a number of Signals or Query, or a derived one"
-            )
+            allowed = f"{hint}a number of Signals or Query, or a derived one"
+            raise ConfigError(f"{where}: unknown field {factor.field!r:.60}; {allowed}")
 
 
 def _made(numbers: Iterable[Number]) -> list[str]:
-    """The fields among them that are made here of others, each once."""
     return list(dict.fromkeys(n.field for n in numbers if n.field == HAS_ANSWER or n.field in DERIVED))
 
 

@@ -1,4 +1,4 @@
-"""What a fold is and declares, how it is asked for, and which reported numbers it may believe.
+"""What a fold is and declares, and how a policy asks for it.
 
 A fold reads the steps of one run in order, keeps a small state, and fills some fields of `Signals`. A reported number
 out of its range is unknown (None), never extreme; a parameter out of its range is an error at start-up.
@@ -15,9 +15,6 @@ from typing import Protocol, TypeAlias
 
 from suffice.errors import ConfigError
 from suffice.types import Query, Step
-
-ROUNDING = 1e-3  # engines report probabilities of 1 as logarithms a little above 0
-_MOST_NATS = 100.0  # of one token: e^100 tokens are in no vocabulary
 
 Known: TypeAlias = int | float | Query | None
 
@@ -61,25 +58,12 @@ class Fold(Protocol):
         ...
 
 
-def probability(value: float | None) -> float | None:
-    """The value if it is a probability, in [0, 1]; None otherwise."""
-    if value is None or not 0.0 <= value <= 1.0 + ROUNDING:
-        return None
-    return min(1.0, value)
-
-
-def nats(value: float | None) -> float | None:
-    """The value if it can be the entropy of one token; None otherwise."""
-    return value if value is not None and 0.0 <= value <= _MOST_NATS else None
-
-
 def parse_parameter(where: str, value: object, *, above: float = 0.0, most: float, low_included: bool = False) -> float:
-    """A fold's parameter as a float. Raises ConfigError that names `where` it stood and what is allowed."""
+    """A fold's parameter as a float. Raises ConfigError that names `where` it is and what is allowed."""
     # Whole numbers may be too large for a float, so the range is looked at first.
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and above <= value <= most:
-        fits = low_included or value > above
-        if fits:
-            return float(value)
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and above <= value <= most
+    if isinstance(value, (int, float)) and fits and (low_included or value > above):
+        return float(value)
     least = f"from {above:g} to {most:g}" if low_included else f"above {above:g} and at most {most:g}"
     raise ConfigError(f"{where}: got {value!r:.80}; a number {least}")
 
@@ -100,7 +84,8 @@ def need(name: str, **parameters: Value) -> str:
 
     Raises ConfigError for a name or a value that cannot be written so.
     """
-    written = ", ".join(f"{key}={_write(value)}" for key, value in parameters.items())
+    words = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in parameters.items()}
+    written = ", ".join(f"{key}={word}" for key, word in words.items())
     text = f"{name}({written})" if written else name
     if not _NAME.fullmatch(name) or parse_need(text) != (name, parameters):
         raise ConfigError(f"needs: {text!r:.100} cannot be read back; {_FORM}")
@@ -109,10 +94,10 @@ def need(name: str, **parameters: Value) -> str:
 
 def parse_need(text: str) -> tuple[str, Mapping[str, Value]]:
     """The name and the parameters that were written. Raises ConfigError that says what was wrong."""
-    matched = _NEED.fullmatch(text) if len(text) <= _MOST_CHARS else None
-    if matched is None:
+    match = _NEED.fullmatch(text) if len(text) <= _MOST_CHARS else None
+    if match is None:
         raise ConfigError(f"needs: got {text!r:.100}; {_FORM}")
-    name, inside = matched.groups()
+    name, inside = match.groups()
     given: dict[str, Value] = {}
     for part in inside.split(",") if inside and inside.strip() else ():
         pair = _PARAMETER.fullmatch(part)
@@ -121,11 +106,11 @@ def parse_need(text: str) -> tuple[str, Mapping[str, Value]]:
         key, value = pair.groups()
         if key in given:
             raise ConfigError(f"needs: {name}.{key}: given twice; write it once")
-        given[key] = _read(f"needs: {name}.{key}", value)
+        given[key] = _parse_value(f"needs: {name}.{key}", value)
     return name, given
 
 
-def _read(where: str, text: str) -> Value:
+def _parse_value(where: str, text: str) -> Value:
     if text in ("true", "false"):
         return text == "true"
     if _WHOLE.fullmatch(text):
@@ -135,9 +120,3 @@ def _read(where: str, text: str) -> Value:
     if _WORD.fullmatch(text):
         return text
     raise ConfigError(f"{where}: got {text!r:.80}; a number, a word, true or false")
-
-
-def _write(value: Value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)

@@ -1,7 +1,6 @@
-"""What a question tells before its first token: numbers about its form, and no word of it.
+"""What is known of a question before the first token: numbers about its form, and no word of it.
 
-Knows characters, words and a few English turns of phrase; refuses to know the answer, the model and
-the tenant. O(text) and at most some milliseconds, for any text. What it returns may be stored; the question may not.
+O(text) and at most some milliseconds, for any text. What it returns may be stored; the question may not.
 """
 
 from __future__ import annotations
@@ -52,19 +51,7 @@ _TYPES = (  # the first that fits; looked for in the folded sentence that asks
 )
 _UNSPACED = frozenset({"han", "kana", "thai", "lao", "khmer", "myanmar", "tibetan"})
 QUESTION_TYPES = (
-    "choice",
-    "number",
-    "yes-no",
-    "proof",
-    "task",
-    "what",
-    "which",
-    "who",
-    "when",
-    "where",
-    "why",
-    "how",
-    "other",
+    *("choice", "number", "yes-no", "proof", "task", "what", "which", "who", "when", "where", "why", "how", "other"),
 )
 
 

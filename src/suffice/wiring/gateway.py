@@ -28,7 +28,7 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.gateway.sampling import LogSampler
 from suffice.settings import Settings
-from suffice.signals.folds.drafts import Embedder
+from suffice.signals.folds.wording import Embedder
 from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.sqlite import SqliteLog, database_path

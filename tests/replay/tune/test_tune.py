@@ -54,7 +54,7 @@ from suffice.replay.study.search import (
 )
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.replay.traces.read import survey
-from suffice.signals.base import order_all
+from suffice.signals.base import resolve_needs
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 
@@ -139,7 +139,7 @@ def test_whatever_is_drawn_can_be_built_and_reads_what_is_there(kind: Kind, long
     drawn = [draw_spec(Dice(seed), size) for seed in range(150)]
     drawn += [draw_spec(Dice(7, tried), size) for tried in list_first_tries(size, list_policies(size))]
     columns = list_searched_folds(list_policies(size))
-    order_all(columns)  # no two of them want the same signal with other parameters
+    resolve_needs(columns)  # no two of them want the same signal with other parameters
     refused = 0
     for spec in drawn:
         try:

@@ -29,7 +29,7 @@ from suffice.replay.traces.columns import LAST, MAJORITY_VOTE
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.scoring.base import Scorer
 from suffice.settings import Extra, Upstream
-from suffice.signals.folds.text import Hedges
+from suffice.signals.folds.wording import Hedges
 from suffice.types import Request, Step
 from suffice.upstream.client import UpstreamClient, governed_headers
 from suffice.upstream.continuation import cut_at

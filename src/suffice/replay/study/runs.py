@@ -20,7 +20,7 @@ from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import Survey
-from suffice.signals.columns import SignalColumns, observe_columns
+from suffice.signals.observe import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
 PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # where the file has none

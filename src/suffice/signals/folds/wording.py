@@ -1,0 +1,347 @@
+"""Folds on the step's text, and on what a caller or a model reports: hedges, loops, drafts, self-reports, the plan.
+
+English marks only. A phrase that a step boundary cuts in two is not seen; steps are cut at lines or between words.
+Models report high confidence whatever they know (arXiv:2606.13814: one value in 96.5 % of answers). Whether a draft
+that does not change any more is a good one is for a policy and its measurements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from operator import mul
+from typing import ClassVar, Protocol
+
+from suffice.signals.fold import Fields, SignalField, parse_parameter
+from suffice.signals.folds.answers import ROUNDING, probability
+from suffice.types import Query, Step
+
+# On folded text. Bounded white space: a phrase may run over a line break, never over a page. Every mark begins
+# with its letters and looks behind them for a word's start afterwards: so the search can skip to such letters.
+_HEDGE = re.compile(
+    r"(?:w(?<!\w\w)ait|b(?<!\w\w)ut|a(?<!\w\w)(?:ctually|lternatively)|h(?<!\w\w)(?:old\s{1,4}on|mm{1,8}|owever)"
+    r"|let(?<!\w\w{3})\s{1,4}me\s{1,4}(?:(?:re-?|double[\s-])?check|verify|rethink|reconsider|think\s{1,4}again)"
+    r"|on(?<!\w\w\w)\s{1,4}second\s{1,4}thought|i(?<!\w\w)\s{1,4}made\s{1,4}a\s{1,4}mistake)\b"
+)
+_GRAM_WORDS = 8
+_MAX_GRAMS = 65_536
+_CHUNK = _MAX_GRAMS // 4  # words at once, so that one huge step cannot outgrow the memory
+_LONG_WORDS = 20  # characters on average: more than words of a text with spaces have
+
+
+@lru_cache(maxsize=1)  # the folds of one step read it one after the other; no other step's text is kept
+def words_of(text: str) -> tuple[str, list[str]]:
+    """The text without regard to case, and its words between white space, which are not to be changed. O(text)."""
+    folded = text.casefold()
+    return folded, folded.split()
+
+
+class Hedges:
+    """Count the marks of doubt and self-correction: "wait", "hmm", "let me check" …"""
+
+    name = "hedges"
+    looks_at = 'the step\'s text: "wait", "hmm", "let me check" … in English'
+    source = "Dynasor-CoT, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)"
+    fields: ClassVar[Fields] = {
+        "hedges": SignalField("marks of doubt and self-correction in this step", whole=True),
+        "hedge_rate": SignalField("such marks per 100 words of the run so far", unknown="before the first word"),
+    }
+
+    def __init__(self) -> None:
+        self._hedges = self._n_hedges = self._n_words = 0
+
+    def update(self, step: Step) -> None:
+        folded, words = words_of(step.text)
+        self._hedges = len(_HEDGE.findall(folded))
+        self._n_hedges += self._hedges
+        self._n_words += len(words)
+
+    def values(self) -> dict[str, int | float | None]:
+        rate = 100.0 * self._n_hedges / self._n_words if self._n_words else None
+        return {"hedges": self._hedges, "hedge_rate": rate}
+
+
+class Loops:
+    """The share of the last step that repeats the run: is the model going round in circles?
+
+    Of the runs of eight words that end in the step, those that occurred before, in an earlier step
+    or earlier in this one. Case is ignored. The last 32,768 different runs are remembered for sure and
+    none longer than the last 65,536, as one number each, so memory is bounded however long the thought.
+    """
+
+    name = "loops"
+    looks_at = "the step's text: runs of eight words that occurred before"
+    source = "ours"
+    fields: ClassVar[Fields] = {
+        "loop_share": SignalField(
+            "share of the eight-word runs ending in this step that repeat the run",
+            unknown="fewer than eight words",
+            high=1.0,
+        ),
+    }
+
+    def __init__(self) -> None:
+        self._tail: list[str] = []  # the last words, one fewer than a gram has
+        self._young: set[int] = set()  # when half of what may be remembered is here, it becomes the old …
+        self._old: set[int] = set()  # … and the old is forgotten
+        self._share: float | None = None
+
+    def update(self, step: Step) -> None:
+        _, words = words_of(step.text)
+        n_grams = n_new = 0
+        for begin in range(0, len(words), _CHUNK):
+            text = self._tail + words[begin : begin + _CHUNK]
+            self._tail = text[1 - _GRAM_WORDS :]
+            n_grams += max(0, len(text) - _GRAM_WORDS + 1)
+            n_new += self._remember(text)
+        self._share = (n_grams - n_new) / n_grams if n_grams else None
+
+    def values(self) -> dict[str, float | None]:
+        return {"loop_share": self._share}
+
+    def _remember(self, text: list[str]) -> int:
+        """Keep the grams of these words; return how many different ones were new."""
+        # Another process salts hash() anew. That shows only where two of the 65,536 numbers of 64 bits meet
+        # by chance: in one run of ten thousand million.
+        grams: Iterable[int] = map(hash, zip(*(text[i:] for i in range(_GRAM_WORDS)), strict=False))
+        n_old = 0
+        if self._old:
+            grams = set(grams)
+            n_old = len((grams - self._young) & self._old)
+        before = len(self._young)
+        self._young.update(grams)
+        n_new = len(self._young) - before - n_old
+        if len(self._young) >= _MAX_GRAMS // 2:
+            self._old, self._young = self._young, set()
+        return n_new
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of one length. Does I/O, so it is called before the step is observed.
+
+    `edge/embedder` uses any `/v1/embeddings`.
+    """
+
+    @property
+    def rests(self) -> bool:
+        """Has it failed lately, so that a call now would give nothing?"""
+        ...
+
+    def recall(self, text: str) -> tuple[float, ...] | None:
+        """The vector that it gave for this text before, at no cost; None: it would need a call."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...] | None]:
+        """One vector for each text; None where there is none, which is never an error."""
+        ...
+
+
+class Drafts:
+    """How far the last step is from the one before, and for how long it has hardly moved.
+
+    The distance is 1 - the cosine of the two steps' vectors where both have one of the same length (a
+    negative cosine counts as 0); otherwise 1 - the weighted overlap of their words, sum of the smaller counts
+    over sum of the larger (Ruzicka's form of Jaccard's index), case ignored. Compared are the texts, or the
+    answers where one of the steps has no text. The rule that waits for small distances in a row is that of
+    "semantic early stopping", arXiv:2606.27009, there on embeddings.
+
+    threshold  at or below it a draft hardly moved, from 0 to 1; the default is ours
+    """
+
+    name = "drafts"
+    looks_at = (
+        "the step's text, or its answer, against the step before: by words, by vectors where both steps bring one"
+    )
+    source = "[arXiv:2606.27009](https://arxiv.org/abs/2606.27009)"
+    parameters: ClassVar[Mapping[str, str]] = {"threshold": "at or below it a draft hardly moved"}
+    fields: ClassVar[Fields] = {
+        "draft_distance": SignalField(
+            "1 − the weighted overlap of the words (smaller counts over larger ones), or 1 − cosine of the vectors",
+            unknown="first step, nothing to compare",
+            high=1.0,
+        ),
+        "draft_patience": SignalField("steps in a row whose distance was at most the threshold", whole=True),
+    }
+
+    def __init__(self, *, threshold: float = 0.1) -> None:
+        self._threshold = parse_parameter("drafts.threshold", threshold, most=1.0, low_included=True)
+        self._before: _Draft | None = None
+        self._distance: float | None = None
+        self._patience: int | None = None
+
+    def update(self, step: Step) -> None:
+        draft = _Draft(step)
+        self._distance = None if self._before is None else _distance(self._before, draft)
+        self._before = draft
+        still = self._distance is not None and self._distance <= self._threshold
+        self._patience = (self._patience or 0) + 1 if still else 0
+
+    def values(self) -> dict[str, int | float | None]:
+        return {"draft_distance": self._distance, "draft_patience": self._patience}
+
+
+class _Draft:
+    """One step as it is compared: the words of its text are counted once, though it is compared twice."""
+
+    __slots__ = ("answer", "text", "vector")
+
+    def __init__(self, step: Step) -> None:
+        self.vector = step.vector
+        self.text = _count_words(step.text) if step.text else None
+        self.answer = step.answer
+
+
+def _distance(before: _Draft, now: _Draft) -> float | None:
+    if now.vector and len(now.vector) == len(before.vector):
+        cosine = _cosine(before.vector, now.vector)
+        if cosine is not None:
+            return min(1.0, max(0.0, 1.0 - cosine))
+    if before.text is not None and now.text is not None:
+        return 1.0 - _overlap(before.text, now.text)
+    if before.answer is None or now.answer is None:
+        return None
+    if before.answer == now.answer:
+        return 0.0
+    return 1.0 - _overlap(_count_words(before.answer), _count_words(now.answer))
+
+
+def _count_words(text: str) -> Counter[str]:
+    folded, words = words_of(text)
+    # A formula, an address or a script without spaces counts by its characters.
+    return Counter(words if len(folded) <= _LONG_WORDS * len(words) else "".join(words))
+
+
+def _overlap(a: Counter[str], b: Counter[str]) -> float:
+    """Sum of the smaller counts over sum of the larger, [0, 1]; nothing against nothing is the same."""
+    if len(a) > len(b):
+        a, b = b, a
+    get = b.get
+    shared = sum([min(count, get(word, 0)) for word, count in a.items()])
+    everything = a.total() + b.total() - shared
+    return shared / everything if everything else 1.0
+
+
+def _cosine(a: tuple[float, ...], b: tuple[float, ...]) -> float | None:
+    """Cosine of the angle, [-1, 1]; None for a vector that is zero or holds what is no number."""
+    length = math.hypot(*a) * math.hypot(*b)
+    if not 0.0 < length < math.inf:
+        return None
+    cosine = sum(map(mul, a, b)) / length
+    return cosine if math.isfinite(cosine) else None
+
+
+class SelfReport:
+    """The last step's stated confidence, the model's own flag that it is done, and the kind of step."""
+
+    name = "said"
+    looks_at = "what the model or the caller said of the step"
+    source = "rarely worth much: [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
+    fields: ClassVar[Fields] = {
+        "stated_confidence": SignalField("what the model said of itself", unknown="not given", high=1.0),
+        "said_done": SignalField("the model's own flag that it is done", unknown="not given", high=1.0),
+        "action_code": SignalField(
+            "hash of the word that the caller gave for this kind of step", unknown="not given", high=1.0
+        ),
+    }
+
+    def __init__(self) -> None:
+        self._step: Step | None = None
+
+    def update(self, step: Step) -> None:
+        self._step = step
+
+    def values(self) -> dict[str, float | None]:
+        step = self._step
+        if step is None:
+            return dict.fromkeys(self.fields)
+        return {
+            "stated_confidence": probability(step.stated_confidence),
+            "said_done": None if step.said_done is None else float(step.said_done),
+            "action_code": None if step.action is None else action_code(step.action),
+        }
+
+
+class WordingConfidence:
+    """The mean log-probability of the last step's own tokens, as its source gave it."""
+
+    name = "wording"
+    looks_at = "the mean log-probability of the step's own tokens, as it was given"
+    source = "AgentStop, [arXiv:2605.15206](https://arxiv.org/abs/2605.15206)"
+    fields: ClassVar[Fields] = {
+        "step_logprob": SignalField(
+            "mean log-probability of the step's own tokens", unknown="not given", low=float("-inf"), high=0.0
+        ),
+    }
+
+    def __init__(self) -> None:
+        self._logprob: float | None = None
+
+    def update(self, step: Step) -> None:
+        logprob = step.logprob
+        # A mean of minus infinity is one impossible token, and says nothing about the others.
+        known = logprob is not None and float("-inf") < logprob <= ROUNDING
+        self._logprob = min(0.0, logprob) if known and logprob is not None else None
+
+    def values(self) -> dict[str, float | None]:
+        return {"step_logprob": self._logprob}
+
+
+@lru_cache(maxsize=1024)
+def action_code(action: str) -> float:
+    """A number in [0, 1) for a word: equal words, equal numbers, in every process."""
+    digest = hashlib.blake2b(action.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+class PlanProgress:
+    """The share of the planned steps that is behind us."""
+
+    name = "plan"
+    looks_at = "the planned number of steps"
+    source = "–"
+    fields: ClassVar[Fields] = {
+        "step_share": SignalField(
+            "steps so far over planned steps: samples asked for, the cap on rounds", unknown="no plan", high=1.0
+        ),
+    }
+
+    def __init__(self) -> None:
+        self._planned: int | None = None
+        self._index = 0
+
+    def begin(self, query: Query | None) -> None:
+        planned = None if query is None else query.planned_steps
+        self._planned = planned if planned and planned > 0 else None
+
+    def update(self, step: Step) -> None:
+        self._index = step.index
+
+    def values(self) -> dict[str, float | None]:
+        if self._planned is None or not self._index:
+            return {"step_share": None}
+        return {"step_share": min(1.0, self._index / self._planned)}
+
+
+class GivenQuery:
+    """The query as it was given: the same at every step."""
+
+    name = "query"
+    looks_at = "what was known before the first token, see below"
+    source = "–"
+    fields: ClassVar[Fields] = {"query": SignalField("the record of the query", unknown="nothing was given")}
+
+    def __init__(self) -> None:
+        self._query: Query | None = None
+
+    def begin(self, query: Query | None) -> None:
+        self._query = query
+
+    def update(self, step: Step) -> None:
+        """A step changes nothing."""
+
+    def values(self) -> dict[str, Query | None]:
+        return {"query": self._query}
