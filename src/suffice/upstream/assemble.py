@@ -75,8 +75,7 @@ class Assembler:
             self._template, self._is_plain_template = template, _adds_text_alone(decode_json(template), field)
         if self._done or not self._is_plain_template or 0 not in self._choices:
             return False
-        for text in texts:
-            self._choices[0].message.add_text(field, text)
+        self._choices[0].message.add_text(field, "".join(texts))
         return True
 
     def _add_top(self, chunk: Mapping[str, Any]) -> None:
@@ -167,7 +166,7 @@ class _Text:
         self._room, self._pieces, self.n_chars = room, list[str](), 0
 
     def add(self, piece: str) -> None:
-        self._room.take(_size_of(piece))
+        self._room.take(len(piece) if piece.isascii() else 4 * len(piece))
         self.n_chars += len(piece)
         self._pieces.append(piece)
         if len(self._pieces) > _MOST_PIECES:
@@ -252,7 +251,7 @@ class _Message:
         if key == "content" and self._parts is not None:
             self._add_parts([{"type": "text", "text": text}] if text else [])
         else:
-            _add_text(self._room, self._texts, key, text)
+            _text_at(self._room, self._texts, key).add(text)
 
     def _add_parts(self, parts: list[Any]) -> None:
         if self._parts is None:
@@ -324,11 +323,12 @@ class _Message:
         return message
 
 
-def _add_text(room: _Room, table: dict[str, Any], key: str, piece: str) -> None:
-    if not isinstance(table.get(key), _Text):
+def _text_at(room: _Room, table: dict[str, Any], key: str) -> _Text:
+    text = table.get(key)
+    if not isinstance(text, _Text):
         room.take(_NEW_KEY_BYTES + len(key))
-        table[key] = _Text(room)
-    table[key].add(piece)
+        text = table[key] = _Text(room)
+    return text
 
 
 def _keep(
@@ -368,7 +368,7 @@ def _join_function(room: _Room, function: dict[str, Any], delta: Mapping[str, An
         if not isinstance(value, str):
             _keep(room, function, key, value, join_lists=False)
         elif key != "name" or not isinstance(before, _Text) or before.n_chars != len(value) or before.whole() != value:
-            _add_text(room, function, key, value)
+            _text_at(room, function, key).add(value)
 
 
 def _plain(table: Any) -> Any:
