@@ -205,16 +205,17 @@ class _Judge:
         counted = values[n_warm:]
         n = sum(one.arm in (base.arm, self.one.control) for one in counted)
         whole = latest_comparison(compare_arms(units, told, a, b), n)
-        means = [_mean([min(one.value, cap) for one in counted if one.arm == name]) for name in (base.arm, names[b])]
-        if whole is None or means[0] is None or means[1] is None:
+        mine, others = ([min(one.value, cap) for one in counted if one.arm == name] for name in (base.arm, names[b]))
+        if whole is None or not mine or not others:
             return base
+        control_mean = sum(others) / len(others)
         classes, stratified = self._by_class(base, metric, alpha, units, told, values, n_warm)
         base = replace(
             base,
             n=n,
             effect=whole.effect,
-            plain=means[0] - means[1],
-            control_mean=means[1],
+            plain=sum(mine) / len(mine) - control_mean,
+            control_mean=control_mean,
             classes=classes,
             stratified=stratified,
             n_cut=sum(one.value > cap for one in counted),
@@ -350,10 +351,6 @@ def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap
         low=0.0,
         high=cap,
     )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _times_to(conclusive: Callable[[float], bool], n_requests: int) -> float | None:

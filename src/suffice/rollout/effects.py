@@ -270,10 +270,11 @@ def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _leaves(f"{where}.{name}" if where else name, inner)
     elif where == _SIGNALS and value:
         for signal in value:
-            yield f"{where}.{signal['name']}", _signal(signal)
+            inside = ", ".join(f"{name}={value}" for name, value in sorted(signal["parameters"].items()))
+            yield f"{where}.{signal['name']}", f"read ({inside})" if inside else "read"
     elif where in _MODELS and isinstance(value, list):
         for at, model in enumerate(value):
-            yield f"{where}[{at}]", _model(model)
+            yield f"{where}[{at}]", f"model {_digest(model)} of {len(model['features']):,} features"
     elif isinstance(value, list) and len(value) > _SHORT_LIST and all(isinstance(one, (int, float)) for one in value):
         yield where, f"{len(value):,} numbers from {min(value):g} to {max(value):g} ({_digest(value)})"
     elif isinstance(value, list) and any(isinstance(one, (list, Mapping)) for one in value):
@@ -281,15 +282,6 @@ def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _leaves(f"{where}[{at}]", one)
     else:
         yield where, _shown(value)
-
-
-def _signal(signal: Mapping[str, Any]) -> str:
-    inside = ", ".join(f"{name}={value}" for name, value in sorted(signal["parameters"].items()))
-    return f"read ({inside})" if inside else "read"
-
-
-def _model(model: Mapping[str, Any]) -> str:
-    return f"model {_digest(model)} of {len(model['features']):,} features"
 
 
 def _digest(value: Any) -> str:

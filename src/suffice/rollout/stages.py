@@ -314,7 +314,8 @@ def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailV
         if reading.about is not None and reading.about not in waited:
             continue
         if reading.n < least:
-            missing.append(f"{_about(reading)}: {reading.n:,} of {least:,} audits")
+            what = "the whole" if reading.about is None else f"class {reading.about or NO_NAME}"
+            missing.append(f"{what}: {reading.n:,} of {least:,} audits")
         elif reading.said != "fine":
             more = "" if reading.n_missing is None else f"; about {reading.n_missing:,} more audits like these"
             missing.append(f"{reading.sentence}{more}")
@@ -356,10 +357,6 @@ def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at
     if state.step and at - state.since_at < rules.warmup_requests:
         missing.append(f"warming up: {at - state.since_at:,} of {rules.warmup_requests:,} requests")
     return missing
-
-
-def _about(reading: GuardrailValue) -> str:
-    return "the whole" if reading.about is None else f"class {reading.about or NO_NAME}"
 
 
 # --------------------------------------------------------------------------- transitions

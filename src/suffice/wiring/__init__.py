@@ -9,34 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from suffice.wiring.files import condition as condition
-    from suffice.wiring.files import load_deployment as load_deployment
     from suffice.wiring.files import load_settings as load_settings
     from suffice.wiring.files import question_texts as question_texts
     from suffice.wiring.files import questions_file as questions_file
-    from suffice.wiring.files import require_log as require_log
     from suffice.wiring.gateway import build_gateway as build_gateway
     from suffice.wiring.gateway import build_library as build_library
-    from suffice.wiring.keys import Randomness as Randomness
-    from suffice.wiring.keys import api_key as api_key
     from suffice.wiring.keys import deployment_salt as deployment_salt
     from suffice.wiring.keys import good_file as good_file
     from suffice.wiring.keys import kill_file as kill_file
-    from suffice.wiring.keys import new_id as new_id
     from suffice.wiring.keys import presence_files as presence_files
-    from suffice.wiring.keys import secret as secret
     from suffice.wiring.prestart import Preflight as Preflight
     from suffice.wiring.prestart import embedders as embedders
     from suffice.wiring.prestart import preflight as preflight
-    from suffice.wiring.routes import StartupEvidence as StartupEvidence
     from suffice.wiring.routes import build_route as build_route
-    from suffice.wiring.routes import check_experiment as check_experiment
-    from suffice.wiring.routes import check_policy as check_policy
     from suffice.wiring.routes import check_routes as check_routes
     from suffice.wiring.routes import evidence_warnings as evidence_warnings
     from suffice.wiring.routes import policy_table as policy_table
     from suffice.wiring.routes import read_evidence as read_evidence
-    from suffice.wiring.startup import last_good as last_good
     from suffice.wiring.startup import open_log as open_log
     from suffice.wiring.worker import open_decisions as open_decisions
     from suffice.wiring.worker import open_worker as open_worker

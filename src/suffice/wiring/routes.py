@@ -122,56 +122,35 @@ def check_routes(settings: Settings) -> list[str]:
     warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
     if not settings.upstreams and not settings.routes:
         warnings.append("upstreams: none is configured, so there is nothing that suffice serve could serve")
-    _check_drivers(settings)
+    for name, upstream in settings.upstreams.items():
+        try:
+            driver_facts(upstream.driver)
+        except ConfigError as error:
+            raise ConfigError(f"upstreams.{name}.{error}") from None
     for name, route in settings.routes.items():
-        built = build_route(name, route)
-        upstream = settings.upstreams.get(route.upstream)
-        wrong = effort_problem(route, upstream) if upstream is not None else None
-        if wrong is not None:
-            raise ConfigError(f"routes.{name}.{wrong}")
-        if route.mode == "enforce" and not built.acts and not route.certifies_itself:
-            warnings.append(
-                f"routes.{name}: enforce without a certified policy behaves as observe;"
-                " write uncertified = true to let it act all the same"
-            )
-        warnings += promise_warnings(f"routes.{name}", route)
-        if route.probe is not None and route.mode != "off" and upstream is not None and upstream.slots == 1:
-            warnings.append(
-                f"routes.{name}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
-                " one call runs there; write how many it serves at once"
-            )
-        warnings += _starving(name, route, settings)
-        warnings += load_warnings(f"routes.{name}", route, upstream)
-        if route.kind == "samples" and route.samples == 1:
-            warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
+        warnings += _route_warnings(f"routes.{name}", name, route, settings)
     return warnings + [warning for name in settings.experiments for warning in _check_arms(settings, name)]
 
 
-def check_experiment(settings: Settings, name: str) -> None:
-    """Can every arm act where it is to be compared? Raises ConfigError with the place where it cannot."""
-    for warning in _check_arms(settings, name):
-        raise ConfigError(warning)
-
-
-def _check_arms(settings: Settings, name: str) -> list[str]:
-    one = settings.experiments[name]
-    for arm, table in one.arms.items():
-        for route in one.routes:
-            served = with_arm(settings.routes[route], find_arm(arm, table))
-            upstream = settings.upstreams.get(served.upstream)
-            try:
-                build_route(route, served)
-            except ConfigError as error:
-                raise ConfigError(f"experiments.{name}.arms.{arm}: {error}") from None
-            wrong = effort_problem(served, upstream) if upstream is not None else None
-            if wrong is not None:
-                raise ConfigError(f"experiments.{name}.arms.{arm}: routes.{route}.{wrong}")
-    return [
-        f"experiments.{name}.routes: {route} is in {settings.routes[route].mode!r}, where no arm acts; write"
-        ' mode = "enforce"'
-        for route in one.routes
-        if settings.routes[route].mode != "enforce"
-    ]
+def _route_warnings(where: str, name: str, route: Route, settings: Settings) -> list[str]:
+    """Warnings for the owner of a route. Raises ConfigError for what cannot work."""
+    built, upstream, warnings = build_route(name, route), settings.upstreams.get(route.upstream), list[str]()
+    _check_effort(where, route, upstream)
+    if route.mode == "enforce" and not built.acts and not route.certifies_itself:
+        warnings.append(
+            f"{where}: enforce without a certified policy behaves as observe;"
+            " write uncertified = true to let it act all the same"
+        )
+    warnings += promise_warnings(where, route)
+    if route.probe is not None and route.mode != "off" and upstream is not None and upstream.slots == 1:
+        warnings.append(
+            f"{where}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
+            " one call runs there; write how many it serves at once"
+        )
+    warnings += [*_starving(where, route, settings), *load_warnings(where, route, upstream)]
+    if route.kind == "samples" and route.samples == 1:
+        warnings.append(f"{where}: samples = 1 passes through unless a request asks for more")
+    return warnings
 
 
 def promise_warnings(where: str, route: Route) -> list[str]:
@@ -198,7 +177,37 @@ def promise_warnings(where: str, route: Route) -> list[str]:
     return warnings
 
 
-def _starving(name: str, route: Route, settings: Settings) -> list[str]:
+def _check_effort(where: str, route: Route, upstream: Upstream | None) -> None:
+    problem = effort_problem(route, upstream) if upstream is not None else None
+    if problem is not None:
+        raise ConfigError(f"{where}.{problem}")
+
+
+def check_experiment(settings: Settings, name: str) -> None:
+    """Can every arm act where it is to be compared? Raises ConfigError with the place where it cannot."""
+    for warning in _check_arms(settings, name):
+        raise ConfigError(warning)
+
+
+def _check_arms(settings: Settings, name: str) -> list[str]:
+    one = settings.experiments[name]
+    for arm, table in one.arms.items():
+        for route in one.routes:
+            served = with_arm(settings.routes[route], find_arm(arm, table))
+            try:
+                build_route(route, served)
+                _check_effort(f"routes.{route}", served, settings.upstreams.get(served.upstream))
+            except ConfigError as error:
+                raise ConfigError(f"experiments.{name}.arms.{arm}: {error}") from None
+    return [
+        f"experiments.{name}.routes: {route} is in {settings.routes[route].mode!r}, where no arm acts; write"
+        ' mode = "enforce"'
+        for route in one.routes
+        if settings.routes[route].mode != "enforce"
+    ]
+
+
+def _starving(where: str, route: Route, settings: Settings) -> list[str]:
     all_count = route.mode == "observe" and route.probe is None
     if route.audit_share is None or not route.is_replayed or all_count:
         return []
@@ -211,15 +220,7 @@ def _starving(name: str, route: Route, settings: Settings) -> list[str]:
         f" {start.n_audits:,} audits that count at once, and the burst brings {burst_of(route, settings.control):,};"
         " leave it out, and audits are many until something is certified"
     )
-    return [f"routes.{name}.audit_share: {sentence}"]
-
-
-def _check_drivers(settings: Settings) -> None:
-    for name, upstream in settings.upstreams.items():
-        try:
-            driver_facts(upstream.driver)
-        except ConfigError as error:
-            raise ConfigError(f"upstreams.{name}.{error}") from None
+    return [f"{where}.audit_share: {sentence}"]
 
 
 def policy_table(source: str) -> dict[str, Any]:

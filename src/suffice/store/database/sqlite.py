@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from pathlib import Path
 
 from suffice.errors import ConfigError, StoreError, StoreFull
@@ -45,6 +46,8 @@ _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
 _WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # somebody else writes: just wait
 _SETTLED_ROWS = 1_000  # after which the place is written up to which no request of ours is open
 
+# All that is known about a request whose process died.
+_LOST = partial(Outcome, end_reason="lost", status=0, answer=None, response_id=None, usage=None)
 _UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
                  WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
                  AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
@@ -205,7 +208,7 @@ class SqliteLog(EventQueue):
                 appender = Appender(connection, owner=self._owner, redact=self._redact)
                 for owner, _, settled in dead:
                     for (episode_id,) in connection.execute(_UNFINISHED, (owner, settled)).fetchall():
-                        n_lost += appender.add(to_row(_lost(episode_id)), at_s)
+                        n_lost += appender.add(to_row(_LOST(episode_id=episode_id)), at_s)
                     connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
                 connection.execute("COMMIT")
                 for _, name, _ in dead:
@@ -326,10 +329,6 @@ class SqliteLog(EventQueue):
             with contextlib.suppress(sqlite3.Error):  # nothing is left to be done about it
                 self._connection.close()
             self._connection = None
-
-
-def _lost(episode_id: str) -> Outcome:
-    return Outcome(episode_id=episode_id, end_reason="lost", status=0, answer=None, response_id=None, usage=None)
 
 
 def _connect(path: Path, busy_s: float, *, create: bool = True) -> sqlite3.Connection:

@@ -365,12 +365,8 @@ def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
     for kind in (*READS, *ENDS, "alert_sent"):
         most = -1 if known.seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
         places += [seq for (seq,) in query_rows(connection, _SEQS, (kind, known.seq, last, most))]
-    rows = (_row(connection, seq) for seq in sorted(places))
+    rows = (read_events_where(connection, "seq = ?", (seq,))[0] for seq in sorted(places))
     return replace(after(known, ((one.seq, one.at_s, one.event) for one in rows)), seq=last)
-
-
-def _row(connection: LogReader, seq: int) -> StoredEvent:
-    return read_events_where(connection, "seq = ?", (seq,))[0]
 
 
 def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog:

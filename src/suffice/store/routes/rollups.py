@@ -154,15 +154,10 @@ def add_rollups(
         clear(connection)
     connection.executemany(_ADD, [(grain, *place, *_VALUES(one)) for (grain, place), one in _grained(sums).items()])
     connection.executemany(
-        "INSERT INTO tallies (route, seq, body) VALUES (?, ?, ?)"
-        " ON CONFLICT (route) DO UPDATE SET seq = excluded.seq, body = excluded.body",
+        "INSERT OR REPLACE INTO tallies (route, seq, body) VALUES (?, ?, ?)",
         [(name, seq, msgspec.json.encode(one).decode()) for name, one in tallies.items()],
     )
-    connection.execute(
-        "INSERT INTO rolled (id, format, seq, at_s) VALUES (1, ?, ?, ?)"
-        " ON CONFLICT (id) DO UPDATE SET format = excluded.format, seq = excluded.seq, at_s = excluded.at_s",
-        (FORMAT, seq, at_s),
-    )
+    connection.execute("INSERT OR REPLACE INTO rolled (id, format, seq, at_s) VALUES (1, ?, ?, ?)", (FORMAT, seq, at_s))
     return True
 
 
