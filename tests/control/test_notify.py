@@ -21,7 +21,7 @@ from suffice.assurance.forecast import CrossingForecast, Forecast, Of, Outlook
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import MailSink, Notify, Sink, WebhookSink
-from suffice.edge.mail import MailServer, send_mail
+from suffice.edge.notification import MailServer, send_mail
 from suffice.errors import ConfigError
 from suffice.rollout.stages import Transition
 from suffice.settings import Alerts, parse_settings

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.edge import mail
-from suffice.edge.mail import MailServer, send_mail
+from suffice.edge import notification as mail
+from suffice.edge.notification import MailServer, send_mail
 from suffice.settings import MailTls, parse_settings
 from tests.edge.certificate import certified
 from tests.edge.mail_server import MailServer as Faked

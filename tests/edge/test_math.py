@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from suffice.edge.math import MathWorkers
-from suffice.edge.yardstick import yardstick
+from suffice.edge.math import MathWorkers, yardstick
 from suffice.scoring.base import Scorer
 
 HANGS = "9^{9^{9^{9}}}"  # sympy would compute it

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from suffice import Governor
 from suffice.errors import ConfigError
-from suffice.governor.local import LocalBackend
+from suffice.governor.backends import LocalBackend
 from suffice.settings import parse_settings
 from tests.edge.embeddings import Reply, letters, served
 from tests.governor import loops

@@ -16,7 +16,7 @@ import pytest
 
 from suffice import Episode, Governor
 from suffice.errors import BadRequest, ClosedError, ConfigError, StoreError
-from suffice.governor.local import LocalBackend
+from suffice.governor.backends import LocalBackend
 from suffice.store.rows.events import kind_of
 from suffice.types import Usage
 from tests.governor.loops import ROUTE, Broken, adrive, drive, episodes, local, outcome, settings

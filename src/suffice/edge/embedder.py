@@ -1,7 +1,6 @@
-"""Vectors of texts from any server with OpenAI's `/v1/embeddings`: what fold `drafts` compares where it can.
+"""Vectors of texts from any server with OpenAI's `/v1/embeddings`, by which fold `drafts` compares drafts.
 
-Knows HTTP, one model and the vectors that it gave before; refuses to know what they mean. A text without a
-vector is no error: the drafts are then compared by their words.
+A text without a vector is no error: the drafts are then compared by their words.
 """
 
 from __future__ import annotations
@@ -31,23 +30,13 @@ Vector = tuple[float, ...]
 
 
 class Unusable(Exception):
-    """A reply that holds no vectors for what was asked; the message says what was wrong with it."""
+    """A reply without vectors for the texts; the message says what was wrong with it."""
 
 
 class HttpEmbedder:
-    """An `Embedder` that asks a server and remembers its vectors. Use it in `async with`.
+    """An `Embedder` that calls a server and remembers its vectors. Use it in `async with`.
 
-    All vectors have one length: the one that was asked for, else that of the first vector. One of another
-    length comes from another model, so its text has no vector. After a failure nothing is asked for
-    `pause_s`: a server that is down costs one wait, not one for each step.
-
-    url         base, with or without /v1
-    model       as the server calls it
-    api_key     sent as a bearer token; None: none
-    n_numbers   of each vector; None: whatever the server gives
-    timeout_s   for one request, in seconds
-    pause_s     after a failure, in seconds
-    n_kept      vectors that are remembered, by a hash of their text; beyond it the least recently used go
+    All vectors have one length. One of another length comes from another model, so its text has no vector.
     """
 
     def __init__(
@@ -61,7 +50,13 @@ class HttpEmbedder:
         pause_s: float = 30.0,
         n_kept: int = 4_096,
     ) -> None:
-        """Raises ConfigError for an address or a limit that cannot be used."""
+        """Raises ConfigError for an address or a limit that cannot be used.
+
+        url        base, with or without /v1
+        n_numbers  of each vector; None: as many as the first one has
+        pause_s    without calls after a failure: a server that is down costs one wait, not one for each step
+        n_kept     vectors that are remembered, by a hash of their text; the least recently used are forgotten first
+        """
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"embedder.url: got {url!r:.200}; need http://host[:port][/path]")
         for name, value, least in (("n_kept", n_kept, 0), ("n_numbers", 1 if n_numbers is None else n_numbers, 1)):
@@ -90,14 +85,13 @@ class HttpEmbedder:
 
     @property
     def rests(self) -> bool:
-        """Has it failed within the last `pause_s`? Then nothing is asked."""
         return asyncio.get_running_loop().time() < self._again_at_s
 
     def recall(self, text: str) -> Vector | None:
         return self._recall(_key(text))
 
     async def embed(self, texts: Sequence[str]) -> list[Vector | None]:
-        """One vector for each text; None where there is none: the text is blank, or the server failed."""
+        """One vector for each text; None: the text is blank, or the server failed."""
         keys = [_key(text) for text in texts]
         known: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
         wanted = {key: text for key, text in zip(keys, texts, strict=True) if known[key] is None and text.strip()}
@@ -111,7 +105,6 @@ class HttpEmbedder:
         return [known[key] for key in keys]
 
     async def _ask(self, texts: list[str]) -> list[Vector | None]:
-        """Ask once. A failure is counted, logged once a pause, and gives no vector."""
         if self.rests:
             return [None] * len(texts)
         try:
@@ -124,11 +117,10 @@ class HttpEmbedder:
             return [None] * len(texts)
 
     async def _post(self, texts: list[str]) -> Any:
-        """The parsed reply. Raises UpstreamError, TimeoutError and Unusable."""
         if self._client is None:
             raise Unusable("it was not opened; use it in `async with`")
         self.n_requests += 1
-        # Half a character is no text that a server could read.
+        # No server could read half a character.
         readable = [text.encode("utf-8", "replace").decode() for text in texts]
         body = {"model": self._model, "input": readable, "encoding_format": "float"}
         status, raw, _ = await call_json(
@@ -186,7 +178,6 @@ async def with_vector(embedder: Embedder, step: Step) -> Step:
 
 
 def _numbers(given: Any) -> Vector:
-    """The vector, whatever JSON held. Raises Unusable."""
     if not isinstance(given, list) or not 0 < len(given) <= _MOST_NUMBERS:
         raise Unusable("an entry whose `embedding` is no list of numbers")
     if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in given):

@@ -1,4 +1,4 @@
-"""Short calls of helpers to servers that are no model server of a route: a judge, an embedder, a labelling tool."""
+"""Short calls to servers that are no upstream of a route: a judge, an embedder, a labelling tool."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from suffice.upstream.client import Headers, UpstreamClient
 def helper_client(
     name: str, url: str, *, timeout_s: float, api_key: str | None = None, retries: int = 0
 ) -> UpstreamClient:
-    """A client for one server, to be used in `async with`.
-
-    retries  further tries of a call that no byte answered: only for calls that may be made twice
-    """
+    """A client for one server, to be used in `async with`; `retries`: only for calls that may be made twice."""
     settings = Upstream(
         url=url,
         connect_timeout_s=timeout_s,

@@ -1,7 +1,6 @@
-"""The judge model: any OpenAI-compatible model says how good an answer is, for tasks without an exact match.
+"""The judge model: any OpenAI-compatible model grades answers, for tasks without an exact match.
 
-Only a route with a `judge` table has one asked (`control.evidence.judging`). It knows a question, an answer, perhaps a
-reference, and a model server; it refuses to know routes, and it is no yardstick before its error has been
+Only a route with a `judge` table uses one (`control.evidence.judging`), and its grades count only once its error has been
 measured (`assurance.labels`).
 """
 
@@ -45,8 +44,6 @@ REMINDER = "\n\nEnd with the line Grade: X and nothing behind it, where X is a n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """What a judge said of one answer, and what it cost."""
-
     value: float | None  # in [-1, 1], above 0 is right; None: there is no grade
     said: str = ""  # the end of what it wrote, at most 500 characters
     problem: str = ""  # why there is no grade
@@ -60,16 +57,6 @@ class JudgeModel:
 
     The same answer to the same question gets the same grade for as long as the judge lives: otherwise two equal
     answers of one audit could be graded differently, and the bound would not hold.
-
-    url         base address of the server, with or without /v1
-    model       name of the model
-    api_key     None: none is sent
-    timeout_s   for one call
-    retries     further calls for one answer, after a failure or an unreadable grade
-    pause_s     before the first further call after a failure; doubled each time. A server's `retry-after` counts
-                where it is longer, up to a minute
-    at_once     calls at the same time
-    max_tokens  of a reply; a model that thinks needs more
     """
 
     def __init__(
@@ -84,6 +71,14 @@ class JudgeModel:
         at_once: int = 4,
         max_tokens: int = 1_024,
     ) -> None:
+        """Raises ValueError for limits out of range.
+
+        url         base address of the server, with or without /v1
+        retries     further calls for one answer, after a failure or an unreadable grade
+        pause_s     before the first retry after a failure, doubled each time; a longer `retry-after` counts, up to 60 s
+        at_once     calls at the same time
+        max_tokens  of a reply; a model that thinks needs more
+        """
         if timeout_s <= 0 or retries < 0 or pause_s < 0 or at_once < 1 or max_tokens < 1:
             raise ValueError(f"judge: got {timeout_s=} {retries=} {pause_s=} {at_once=} {max_tokens=}; out of range")
         self._url, self._api_key = url, api_key
@@ -109,10 +104,10 @@ class JudgeModel:
             self._client = None
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
-        """Grade one answer. It never raises for what a server does; a failure is a grade None.
+        """Grade one answer. A server's failure raises nothing and is a grade None.
 
-        answer  None: no answer, which is a wrong one, and nobody is asked
-        gold    the reference; None: there is none
+        answer  None: no answer, which is wrong without a call
+        gold    the reference
         """
         if answer is None or not answer.strip():
             return Grade(value=-1.0, said="no answer")
@@ -150,7 +145,7 @@ class JudgeModel:
         return spent
 
     async def _call(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, float | None]:
-        """One call: (the reply, what went wrong, seconds that the server wants us to wait; None: ask no more)."""
+        """One call: (the reply, what went wrong, seconds that the server wants us to wait; None: do not retry)."""
         if self._client is None:
             raise RuntimeError("judge: use it as `async with JudgeModel(…) as judge`")
         try:
@@ -169,10 +164,9 @@ class JudgeModel:
 
 
 def messages(question: str, answer: str, gold: str | None, *, reminder: str = "") -> list[dict[str, str]]:
-    """What the judge is asked, in OpenAI's form."""
     parts = {"question": question, "reference": gold, "answer": answer}
-    told = "\n\n".join(f"<{tag}>\n{_contained(text, tag)}\n</{tag}>" for tag, text in parts.items() if text is not None)
-    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": told + reminder}]
+    task = "\n\n".join(f"<{tag}>\n{_contained(text, tag)}\n</{tag}>" for tag, text in parts.items() if text is not None)
+    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": task + reminder}]
 
 
 def read_grade(text: str) -> float | None:
@@ -200,8 +194,11 @@ def _contained(text: str, tag: str) -> str:
 
 
 def _with(before: Grade, reply: Mapping[str, Any], problem: str) -> Grade:
-    """What is known after one more call."""
-    text = _text(reply)
+    try:
+        text = reply["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        text = ""
+    text = text if isinstance(text, str) else ""
     value = None if problem else read_grade(text)
     usage = reply.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
@@ -215,19 +212,11 @@ def _with(before: Grade, reply: Mapping[str, Any], problem: str) -> Grade:
     )
 
 
-def _text(reply: Mapping[str, Any]) -> str:
-    try:
-        content = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        return ""
-    return content if isinstance(content, str) else ""
-
-
 def _count(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9 else 0
 
 
 def _wait_s(headers: Mapping[str, str]) -> float:
-    """What `retry-after` asks for, in seconds, at most a minute; 0: nothing, or a date."""
-    asked = headers.get("retry-after", "")
-    return min(float(asked), 60.0) if re.fullmatch(r"\d{1,6}(?:\.\d{1,3})?", asked) else 0.0
+    """Seconds of `retry-after`, at most a minute; 0: there is none, or a date."""
+    value = headers.get("retry-after", "")
+    return min(float(value), 60.0) if re.fullmatch(r"\d{1,6}(?:\.\d{1,3})?", value) else 0.0

@@ -1,8 +1,7 @@
 """The judge of formulas: math-verify in processes that are killed when they take too long.
 
-A parser of LaTeX on hostile text can hang or take all memory, and a thread that hangs cannot be ended. So
-it runs elsewhere, one question at a time, under a limit of time and of memory. Knows processes and limits;
-refuses to know scorers: `scoring.math` asks only what strings and numbers could not tell.
+A parser of LaTeX on hostile text can hang or take all memory, and a thread that hangs cannot be ended. So it runs
+elsewhere, one question at a time, under a limit of time and of memory.
 """
 
 from __future__ import annotations
@@ -15,27 +14,37 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
+from suffice.scoring.base import Scorer, Spec, asks_judge, build_scorer
 from suffice.telemetry import LOG
 
 _ENDED = object()  # a worker's output came to its end
 
 
+@contextlib.contextmanager
+def yardstick(spec: Spec) -> Iterator[Scorer]:
+    """The scorer of a spec, with a judge of formulas where it needs one; the judge's processes end with the block.
+
+    For labels that are joined off the event loop. Requests compare normal forms, for which `build_scorer` is enough.
+    Raises ConfigError, also when math-verify is needed and missing: without it EM would be another one.
+    """
+    if not asks_judge(spec):
+        yield build_scorer(spec)
+        return
+    with MathWorkers() as judge:
+        yield build_scorer(spec, math_judge=judge)
+
+
 class MathWorkers:
     """A `MathJudge` of a few worker processes, started when they are first needed. Safe for threads.
 
-    A verdict is kept: the same two formulas get the same one for as long as the judge lives, so a slow machine
-    cannot make one answer right today and wrong a minute later. That includes "cannot tell".
-
-    n_workers      processes; each takes about 100 MiB and two seconds to start
-    limit_s        for one verdict, in seconds
-    start_limit_s  for loading the libraries
-    memory_bytes   of one process, where the system can limit it
-    n_kept         verdicts that are remembered; beyond it the oldest are forgotten
+    A verdict, "cannot tell" included, is kept: a slow machine cannot make one answer right today and wrong a minute
+    later.
     """
 
     def __init__(
@@ -47,7 +56,14 @@ class MathWorkers:
         memory_bytes: int = 2 * 2**30,
         n_kept: int = 100_000,
     ) -> None:
-        """Raises ConfigError when math-verify is not installed."""
+        """Raises ConfigError when math-verify is not installed.
+
+        n_workers      processes; each takes about 100 MiB and two seconds to start
+        limit_s        for one verdict
+        start_limit_s  for loading the libraries
+        memory_bytes   of one process, where the system can limit it
+        n_kept         verdicts that are remembered; beyond it the oldest are forgotten
+        """
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError(f"scorer math: the package math-verify is missing: {how_to_install('math')}")
         if n_workers < 1 or limit_s <= 0 or start_limit_s <= 0:
@@ -62,7 +78,7 @@ class MathWorkers:
             self._free.put(None)
         self.n_judged = 0  # verdicts given by a worker
         self.n_killed = 0  # workers that took too long or died
-        self.n_refused = 0  # questions asked on an event loop, which are not answered
+        self.n_refused = 0  # questions from an event loop, which are not answered
 
     def __enter__(self) -> Self:
         return self
@@ -75,8 +91,8 @@ class MathWorkers:
     def equivalent(self, one: str, other: str) -> bool | None:
         """Have two formulas the same value? None: it cannot tell, or not in time. Never raises.
 
-        It blocks for up to the limits. On a thread that runs an event loop it answers None at once and counts:
-        use `equivalent_async` there.
+        It blocks for up to the limits. On a thread that runs an event loop it answers None at once and counts: use
+        `equivalent_async` there.
         """
         if _on_event_loop():
             self.n_refused += 1
@@ -123,7 +139,7 @@ class MathWorkers:
             return self._kept.setdefault(pair, verdict)
 
     def _ask(self, worker: _Worker | None, pair: tuple[str, str]) -> tuple[bool | None, _Worker | None]:
-        """The verdict and the worker that may be asked again; a new one is started where there is none."""
+        """The verdict, and the worker if it can be used again."""
         try:
             if worker is None:
                 worker = _Worker(self._memory_bytes)
@@ -139,7 +155,7 @@ class MathWorkers:
 
 
 class _Worker:
-    """One process and the thread that reads what it says: pipes cannot be waited for everywhere."""
+    """One process and the thread that reads its output: not every system can wait for pipes."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._process = subprocess.Popen(
@@ -150,7 +166,7 @@ class _Worker:
             text=True,
             encoding="utf-8",
         )
-        self._said: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="math judge", daemon=True)
         self._reader.start()
 
@@ -162,9 +178,9 @@ class _Worker:
         return self.answer(limit_s)
 
     def answer(self, limit_s: float) -> bool | None:
-        """The next thing that it says. Raises as `ask` does."""
+        """Its next line. Raises as `ask` does."""
         try:
-            line = self._said.get(timeout=limit_s)
+            line = self._lines.get(timeout=limit_s)
         except queue.Empty:
             raise TimeoutError(f"no verdict in {limit_s:g} s") from None
         if line is _ENDED:
@@ -186,8 +202,8 @@ class _Worker:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError, ValueError):
             for line in self._process.stdout:
-                self._said.put(line)
-        self._said.put(_ENDED)
+                self._lines.put(line)
+        self._lines.put(_ENDED)
 
 
 def _on_event_loop() -> bool:

@@ -37,17 +37,17 @@ def _read(formula: str) -> list[Any]:
     return list(parse(f"${formula}$", parsing_timeout=None, fallback_mode="no_fallback"))
 
 
-def answer_requests(asked: TextIO, told: TextIO) -> None:
+def answer_requests(requests: TextIO, answers: TextIO) -> None:
     judge_formulas("1", "2")  # loads the grammar, which takes longer than any judgement
-    told.write("true\n")
-    told.flush()
-    for line in asked:
+    answers.write("true\n")
+    answers.flush()
+    for line in requests:
         one, other, limit_s = json.loads(line)
         verdict: bool | None = None
         with _alarm(limit_s + SPARE_S), contextlib.suppress(Exception, RecursionError, MemoryError):
             verdict = judge_formulas(one, other)
-        told.write(json.dumps(verdict) + "\n")
-        told.flush()
+        answers.write(json.dumps(verdict) + "\n")
+        answers.flush()
 
 
 @contextlib.contextmanager
@@ -76,9 +76,9 @@ def _limit_memory(n_bytes: int) -> None:
 
 def run_worker() -> None:
     _limit_memory(int(sys.argv[1]))
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not look like a verdict
-    answer_requests(sys.stdin, told)
+    answer_requests(sys.stdin, answers)
 
 
 if __name__ == "__main__":

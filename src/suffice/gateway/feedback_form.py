@@ -1,9 +1,8 @@
 """What a piece of feedback may say, read strictly and without effects.
 
-    JSON object ──▶ read_feedback ──▶ Feedback as its sender wrote it ──▶ sealed ──▶ as the log may keep it
+    JSON object ──▶ read_feedback ──▶ Feedback as its sender wrote it ──▶ seal_feedback ──▶ as the log may keep it
 
-Shared by the HTTP doors, the library and `suffice feedback import`, so that one thing is refused everywhere in the same
-words.
+Shared by the HTTP endpoints, the library and `suffice feedback import`: all refuse the same, in the same words.
 """
 
 from __future__ import annotations
@@ -24,29 +23,17 @@ from suffice.settings import Metric
 from suffice.settings.checks import span_of
 from suffice.types import Feedback
 
-FIELDS: Final = (
-    "feedback_id",
-    "episode_id",
-    "response_id",
-    "correct",
-    "gold",
-    "answer",
-    "rating",
-    "thumbs",
-    "comment",
-    "source",
-    "reason",
-    "metrics",
-    "event",
-    "user",
-    "propensity",
-)
+NAMES: Final = ("feedback_id", "episode_id", "response_id")  # short ones, like "source" and "user"
 WORDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment", "metrics", "event")
-TEXTS: Final = ("feedback_id", "episode_id", "response_id", "gold", "answer", "comment", "source", "reason", "user")
-NAMES: Final = ("feedback_id", "episode_id", "response_id", "source", "user")  # short ones
-EVENTS: Final = ("regenerate", "abandon")
+FIELDS: Final = (
+    *("feedback_id", "episode_id", "response_id", "correct", "gold", "answer", "rating", "thumbs", "comment"),
+    *("source", "reason", "metrics", "event", "user", "propensity"),
+)
 TEXT_LIMIT_CHARS: Final = 10_000
 NAME_LIMIT_CHARS: Final = 200
+# In the order in which they are checked, with the most characters of each.
+_TEXTS: Final = dict.fromkeys(("gold", "answer", "comment", "reason"), TEXT_LIMIT_CHARS)
+_LIMITS: Final = dict.fromkeys((*NAMES, "source", "user"), NAME_LIMIT_CHARS) | _TEXTS
 
 Declared = Mapping[str, Metric]
 
@@ -54,24 +41,27 @@ Declared = Mapping[str, Metric]
 def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> Feedback:
     """Check a feedback body. Raises BadRequest naming the field and what is allowed.
 
-    declared  the settings' metrics; None: somebody else knows them, and their values are checked there
+    declared  the settings' metrics; None: the server knows them, and checks their values
     """
     for key in body:
         if key not in FIELDS:
             raise BadRequest(f"{key[:80]}: unknown field; known: {', '.join(FIELDS)}", param=key[:80])
     given = {k: v for k, v in body.items() if v is not None}
-    if given.get("event") is not None:
+    if "event" in given:
         given.setdefault("source", BEHAVIOUR)
     for key in ("feedback_id", "source"):
         if not given.get(key):
             raise BadRequest(f"{key}: is needed, a non-empty string", param=key)
-    for key in TEXTS:
-        _check_text(given, key)
+    for key, limit in _LIMITS.items():
+        value = given.get(key, "")
+        if not isinstance(value, str) or len(value) > limit:
+            raise BadRequest(f"{key}: must be a string of at most {limit} characters", param=key)
+        if "\x00" in value:
+            raise BadRequest(f"{key}: must not hold NUL characters", param=key)
     if "episode_id" not in given and "response_id" not in given:
         raise BadRequest("episode_id or response_id: one of them must name the request", param="episode_id")
     _check_verdicts(given)
     _check_event(given)
-    _check_propensity(given)
     return _with_metrics(given, declared)
 
 
@@ -85,15 +75,6 @@ def id_conflict(where: str = "") -> BadRequest:
     """Why feedback is not stored whose sender has used its id for something else."""
     message = "feedback_id: its sender has used it for something else; what says another thing needs an id of its own"
     return BadRequest(f"{where}{message}", status=409, param="feedback_id", code="feedback_id_conflict")
-
-
-def _check_text(given: Mapping[str, Any], key: str) -> None:
-    value = given.get(key, "")
-    limit = NAME_LIMIT_CHARS if key in NAMES else TEXT_LIMIT_CHARS
-    if not isinstance(value, str) or len(value) > limit:
-        raise BadRequest(f"{key}: must be a string of at most {limit} characters", param=key)
-    if "\x00" in value:
-        raise BadRequest(f"{key}: must not hold NUL characters", param=key)
 
 
 def _check_verdicts(given: Mapping[str, Any]) -> None:
@@ -116,18 +97,13 @@ def _check_event(given: Mapping[str, Any]) -> None:
         if source == BEHAVIOUR:
             message = f"source: {BEHAVIOUR!r} is for event alone; who says something is 'user' or another source"
             raise BadRequest(message, param="source")
-        return
-    if event not in EVENTS:
+    elif event not in ("regenerate", "abandon"):
         raise BadRequest("event: must be 'regenerate' or 'abandon'", param="event")
-    if source != BEHAVIOUR:
+    elif source != BEHAVIOUR:
         message = f"source: of an event it is {BEHAVIOUR!r}, or left out; what somebody says is a feedback of its own"
         raise BadRequest(message, param="source")
-    beside = [word for word in WORDS if word in given and word != "event"]
-    if beside:
+    elif beside := [word for word in WORDS if word in given and word != "event"]:
         raise BadRequest(f"event: comes alone; send {', '.join(beside)} as a feedback of its own", param="event")
-
-
-def _check_propensity(given: Mapping[str, Any]) -> None:
     share = given.get("propensity", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         message = "propensity: must be a number above 0 and up to 1: the share of people who are asked"
@@ -146,16 +122,20 @@ def _with_metrics(given: dict[str, Any], declared: Declared | None) -> Feedback:
     if not isinstance(values, dict) or not values or not all(isinstance(name, str) for name in values):
         raise BadRequest("metrics: must be an object of values by name, with at least one", param="metrics")
     read = {name: read_value(name, value, declared) for name, value in values.items()}
-    if declared is not None and not given.get("user"):
+    satisfaction = None
+    if declared is not None:
         of_users = [name for name in read if declared[name].level == "user"]
-        if of_users:
+        if of_users and not given.get("user"):
             message = f"user: is needed, for metrics.{of_users[0]} speaks of a user and counts once for each"
             raise BadRequest(message, param="user")
-    return Feedback(**given, metrics=tuple(sorted(read.items())), satisfaction=_satisfaction(read, declared))
+        # The mean of the survey's questions that were answered, each from 0, the worst, to 1.
+        answers = [scaled(float(value), declared[name]) for name, value in read.items() if declared[name].survey]
+        satisfaction = sum(answers) / len(answers) if answers else None
+    return Feedback(**given, metrics=tuple(sorted(read.items())), satisfaction=satisfaction)
 
 
 def read_value(name: str, value: Any, declared: Declared | None) -> bool | float | str:
-    """A value of a metric, as its declaration wants it. Raises BadRequest naming both."""
+    """A value of a metric, as its declaration requires. Raises BadRequest naming both."""
     where = f"metrics.{name[:80]}"
     if declared is None:
         if not isinstance(value, bool | int | float | str):
@@ -173,44 +153,19 @@ def read_value(name: str, value: Any, declared: Declared | None) -> bool | float
         if value not in metric.values:
             raise BadRequest(f"{where}: must be one of {', '.join(metric.values)}", param=where)
         return str(value)
-    return _number(where, value, metric)
-
-
-def _number(where: str, value: Any, metric: Metric) -> float:
     low, high = span_of(metric) or (0.0, 0.0)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     whole = metric.type == "rating"
-    fits = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value <= high
-        and (not whole or float(value).is_integer())
-    )
-    if not fits:
+    if not (is_number and low <= value <= high and (not whole or float(value).is_integer())):
         kind = "a whole number" if whole else "a number"
         raise BadRequest(f"{where}: must be {kind} from {low:g} to {high:g}", param=where)
     return float(value)
 
 
-def _satisfaction(read: Mapping[str, bool | float | str], declared: Declared | None) -> float | None:
-    """The mean of the questions of surveys that were answered, each from 0, the worst, to 1; None: there was none."""
-    if declared is None:
-        return None
-    answers = [scaled(float(value), declared[name]) for name, value in read.items() if declared[name].survey]
-    return sum(answers) / len(answers) if answers else None
-
+# --------------------------------------------------------------------------- tables to import
 
 METRICS: Final = "metrics."  # how a field begins that is a metric
-_FLAGS: Final[Mapping[str, bool]] = {
-    "true": True,
-    "yes": True,
-    "1": True,
-    "1.0": True,
-    "false": False,
-    "no": False,
-    "0": False,
-    "0.0": False,
-}
+_FLAGS: Final = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,11 +192,11 @@ def plan(columns: Iterable[str], mapped: Iterable[str], fixed: Iterable[str], de
     return FeedbackMapping(columns=by_field, fixed=set_to, unused=tuple(name for name in known if name not in used))
 
 
-def _pairs(option: str, given: Iterable[str], fields: list[str]) -> dict[str, str]:
+def _pairs(option: str, options: Iterable[str], fields: list[str]) -> dict[str, str]:
     pairs = {}
-    for one in given:
-        field, equals, value = one.partition("=")
-        if not equals or not value:
+    for one in options:
+        field, _, value = one.partition("=")
+        if not value:
             raise ConfigError(f"{option}: got {one!r}; it is written FIELD=…")
         if field not in fields:
             raise ConfigError(f"{option}: unknown field {field!r}; known: {', '.join(fields)}")
@@ -250,35 +205,28 @@ def _pairs(option: str, given: Iterable[str], fields: list[str]) -> dict[str, st
 
 
 def body(cells: Mapping[str, Any], by: FeedbackMapping, declared: Declared) -> dict[str, Any]:
-    """One row as an object; a cell that is empty or null is not given. Raises BadRequest, `param` is the field.
+    """One row as an object; empty and null cells are left out. Raises BadRequest, `param` is the field.
 
-    A row without a `feedback_id` gets one that is made of what it says, so that the same table may be read again.
+    A row without a `feedback_id` gets one that is made of its content, so that the same table may be read again.
     """
     raw = dict(by.fixed) | {field: cells.get(column) for field, column in by.columns.items()}
     given, metrics = dict[str, Any](), dict[str, Any]()
     for field, cell in raw.items():
+        name = field.removeprefix(METRICS)
         if cell is None or cell == "":
             continue
         if field == "metrics":
             metrics |= cell if isinstance(cell, Mapping) else {}
-        elif field.startswith(METRICS):
-            name = field.removeprefix(METRICS)
-            metrics[name] = _metric(field, cell, declared[name].type)
+        elif name != field:
+            metrics[name] = _READERS.get(declared[name].type, _number)(field, cell)
         else:
-            read = _READ.get(field)
-            given[field] = _text(cell) if read is None else read(field, cell)
+            given[field] = _READERS.get(field, _text)(field, cell)
     if metrics:
         given["metrics"] = metrics
     if "feedback_id" not in given:
-        told = msgspec.json.encode(given, order="sorted")
-        given["feedback_id"] = f"import:{hashlib.blake2b(told, digest_size=12).hexdigest()}"
+        content = msgspec.json.encode(given, order="sorted")
+        given["feedback_id"] = f"import:{hashlib.blake2b(content, digest_size=12).hexdigest()}"
     return given
-
-
-def _metric(field: str, cell: Any, kind: str) -> Any:
-    if kind == "boolean":
-        return _flag(field, cell)
-    return _text(cell) if kind == "category" else _cell_number(field, cell)
 
 
 def _flag(field: str, cell: Any) -> bool:
@@ -288,7 +236,7 @@ def _flag(field: str, cell: Any) -> bool:
     return flag
 
 
-def _cell_number(field: str, cell: Any) -> float:
+def _number(field: str, cell: Any) -> float:
     try:
         return float(cell)
     except (TypeError, ValueError):
@@ -296,7 +244,7 @@ def _cell_number(field: str, cell: Any) -> float:
 
 
 def _whole(field: str, cell: Any) -> int:
-    value = _cell_number(field, cell)
+    value = _number(field, cell)
     if not value.is_integer():
         raise BadRequest(f"{field}: must be a whole number, got {str(cell)[:40]!r}", param=field)
     return int(value)
@@ -308,14 +256,17 @@ def _thumbs(_: str, cell: Any) -> str:
     return word if flag is None else "up" if flag else "down"
 
 
-def _text(cell: Any) -> str:
+def _text(_: str, cell: Any) -> str:
     """A cell as text: a whole number that a table keeps with a fraction is written without it."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-_READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+CellReader = Callable[[str, Any], Any]
+_READERS: Final[dict[str, CellReader]] = {
     "correct": _flag,
     "rating": _whole,
-    "propensity": _cell_number,
+    "propensity": _number,
     "thumbs": _thumbs,
+    "boolean": _flag,  # types of metrics
+    "category": _text,
 }

@@ -15,7 +15,7 @@ import http
 import logging
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -37,18 +37,15 @@ class ConnectionPhase(IntEnum):
 
 
 class Connections:
-    """Counts connections. Each belongs to the address that it came from.
+    """Counts connections, in all and for each address.
 
     At a limit, a new connection takes the place of the one that has waited longest for its client: for a request's
     head first, else for a body. A request that came whole is never given up; where there are only such, the new one
     is refused. So half-open connections, however many, keep nobody out.
-
-    most              at once; None: no limit
-    most_per_address  likewise for each address
     """
 
     def __init__(self, *, most: int | None = None, most_per_address: int | None = None) -> None:
-        self.most, self.most_per_address = most, most_per_address
+        self.most, self.most_per_address = most, most_per_address  # None: no limit
         self._address_of: dict[LimitedHttp, str | bytes] = {}
         self._by_address: dict[str | bytes, dict[LimitedHttp, None]] = {}  # the one that has waited longest is first
         self._waiting: tuple[dict[LimitedHttp, None], ...] = ({}, {})  # by phase; likewise
@@ -60,9 +57,12 @@ class Connections:
         """Count a new connection, which waits for a head. Returns why there is no place for it; None: there is."""
         address = _network_of(host)
         same = self._by_address.get(address, {})
-        if self.most_per_address is not None and len(same) >= self.most_per_address and not self._evict_of(same):
+        phases = (ConnectionPhase.HEAD, ConnectionPhase.BODY)
+        here = (one for phase in phases for one in same if one.phase == phase)
+        if self.most_per_address is not None and len(same) >= self.most_per_address and not self._evict(here):
             return f"server.max_connections_per_address: {self.most_per_address} requests are being answered"
-        if self.most is not None and len(self) >= self.most and not self._evict_any():
+        anywhere = (one for waiting in self._waiting for one in waiting)
+        if self.most is not None and len(self) >= self.most and not self._evict(anywhere):
             return f"server.max_connections: {self.most} requests are being answered"
         self._address_of[peer] = address
         self._by_address.setdefault(address, {})[peer] = None
@@ -83,7 +83,7 @@ class Connections:
             same[peer] = None
 
     def forget(self, peer: LimitedHttp) -> None:
-        """A connection is closed; to say so twice is harmless."""
+        """A connection is closed; forgetting it twice is harmless."""
         address = self._address_of.pop(peer, None)
         if address is None:
             return
@@ -94,24 +94,13 @@ class Connections:
         for waiting in self._waiting:
             waiting.pop(peer, None)
 
-    def _evict_any(self) -> bool:
-        for waiting in self._waiting:
-            if waiting:
-                self._evict(next(iter(waiting)))
-                return True
-        return False
-
-    def _evict_of(self, same: dict[LimitedHttp, None]) -> bool:
-        for phase in (ConnectionPhase.HEAD, ConnectionPhase.BODY):
-            waiting = next((peer for peer in same if peer.phase == phase), None)
-            if waiting is not None:
-                self._evict(waiting)
-                return True
-        return False
-
-    def _evict(self, peer: LimitedHttp) -> None:
+    def _evict(self, candidates: Iterator[LimitedHttp]) -> bool:
+        peer = next(candidates, None)
+        if peer is None:
+            return False
         self.forget(peer)
-        peer.evict()
+        peer.transport.abort()
+        return True
 
 
 def _network_of(host: str) -> str | bytes:
@@ -138,7 +127,7 @@ _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_conne
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLimits:
-    """What clients of one server may take of it, in time and in connections. Seconds; inf: no limit."""
+    """Limits of all clients of one server. Seconds; inf: no limit."""
 
     head_s: float = inf
     body_s: float = inf
@@ -147,19 +136,13 @@ class ClientLimits:
 
     @classmethod
     def of(cls, server: Server, *, most: int | None) -> ClientLimits:
-        """As the settings have them.
-
-        most  connections that the process can afford; None: it cannot be said
-        """
-        wanted = [n for n in (server.max_connections, most) if n is not None]
-        counted = Connections(
-            most=min(wanted, default=None), most_per_address=server.max_connections_per_address or None
-        )
+        """As the settings have them; `most`: connections that the process can afford, None where it is unknown."""
+        most = min((n for n in (server.max_connections, most) if n is not None), default=None)
         return cls(
             head_s=server.head_timeout_s or inf,
             body_s=server.body_timeout_s or inf,
             idle_s=server.keepalive_s or inf,
-            connections=counted,
+            connections=Connections(most=most, most_per_address=server.max_connections_per_address or None),
         )
 
 
@@ -168,10 +151,7 @@ class _Refused(Exception):
 
 
 class LimitedHttp(HttpToolsProtocol):
-    """uvicorn's protocol with limits: see above.
-
-    limits  of the whole server; the default has none
-    """
+    """uvicorn's protocol with limits."""
 
     _hang_up: HangUp
 
@@ -190,7 +170,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._refusal: tuple[int, str] | None = None
         self._is_refused = False  # nothing more is read
 
-    # ---- what the event loop tells
+    # ---- called by the event loop
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -220,7 +200,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
         self._hang_up.happened()
 
-    # ---- what the parser tells
+    # ---- called by the parser
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -254,8 +234,7 @@ class LimitedHttp(HttpToolsProtocol):
         cycle.on_response = partial(self._answered, cycle)
         if self.parser.should_upgrade():
             cycle.keep_alive = False  # the parser reads nothing behind it
-        ours: dict[str, Any] = {HANG_UP: self._hang_up.tell, WRITE_NOW: partial(_write_now, cycle)}
-        self.scope["extensions"] = ours
+        self.scope["extensions"] = {HANG_UP: self._hang_up.tell, WRITE_NOW: partial(_write_now, cycle)}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
@@ -277,7 +256,7 @@ class LimitedHttp(HttpToolsProtocol):
         """Uvicorn's own timer, which does not know that half a head has come; `look` closes who is idle."""
 
     def _enter(self) -> None:
-        """Say what is waited for now: whose request is whole waits for us, whatever else it has sent."""
+        """Set the phase: a client whose request is whole waits for us, whatever else it has sent."""
         active = self._active
         if active is not None and not active.response_complete and not active.more_body:
             phase = ConnectionPhase.ANSWER
@@ -289,12 +268,10 @@ class LimitedHttp(HttpToolsProtocol):
     def look(self, now_s: float) -> None:
         """Close the connection if its client keeps us waiting for too long. Called about once a second.
 
-        now_s  of a clock that stands still while the event loop does
+        now_s  of a clock that stops while the event loop does
         """
-        if self._is_refused and self.phase != ConnectionPhase.ANSWER:
-            waits_for: object = "the end"
-        else:
-            waits_for = (self.phase, self._n_requests, self._has_begun)
+        ends = self._is_refused and self.phase != ConnectionPhase.ANSWER
+        waits_for: object = "the end" if ends else (self.phase, self._n_requests, self._has_begun)
         if waits_for != self._seen or self.phase == ConnectionPhase.ANSWER or self.flow.read_paused:
             self._seen, self._since_s = waits_for, now_s
             return
@@ -318,21 +295,17 @@ class LimitedHttp(HttpToolsProtocol):
             return self.limits.body_s + self._n_bytes / BODY_BYTES_PER_S
         return self.limits.head_s if self._has_begun or not self._n_requests else self.limits.idle_s
 
-    def evict(self) -> None:
-        self.transport.abort()
-
     # ---- refusals
 
     def _ends(self) -> bool:
-        """Is nothing more read?"""
         return self._is_refused or self.transport.is_closing()
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP, or what a callback of ours has rejected."""
+        """For bytes that are no HTTP, and for what a callback of ours has rejected."""
         self._refuse(*(self._refusal or (400, msg)))
 
     def _reject(self, status: int, message: str) -> None:
-        """Stop the parser, from inside a callback of its own."""
+        """Stop the parser, from inside one of its callbacks."""
         self._refusal = (status, message)
         raise _Refused
 
@@ -356,10 +329,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._write_last(head.encode() + body, status)
 
     def _write_last(self, answer: bytes, status: int) -> None:
-        """Write and half-close. To close with bytes unread would reset the connection, and so take the answer away.
-
-        What still comes is thrown away until the client has closed, too, or `look` does.
-        """
+        """Write and half-close: to close with bytes unread would reset the connection, and lose the answer."""
         active = self._active
         if active is None or active.response_complete:
             ACCESS.info("- - %d 0 ms %d bytes", status, len(answer))
@@ -377,7 +347,7 @@ class LimitedHttp(HttpToolsProtocol):
 
 
 def _log(cycle: RequestResponseCycle) -> None:
-    """One line about a request, at the end of its answer or when its client has left."""
+    """One line a request, at the end of its answer or when its client has left."""
     if not ACCESS.isEnabledFor(logging.INFO):
         return
     written: Any = cycle.transport
@@ -413,19 +383,18 @@ async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receiv
 
 def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
     """Write a part of a stream as the cycle's own `send` would; False: it would wait, or write it otherwise."""
-    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete:
-        return False
-    if not data or cycle.scope["method"] == "HEAD":
+    blocked = cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete
+    if blocked or not data or cycle.scope["method"] == "HEAD":
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
     return True
 
 
 class HangUp:
-    """Tells handlers that their client has left.
+    """Notifies handlers that their client has left.
 
-    It does not know the connection, which knows it: that would be a circle for every client, and the
-    garbage collector comes seldom here.
+    It has no reference to the connection: that would be a cycle for every client, and the garbage collector runs
+    seldom here.
     """
 
     __slots__ = ("_lost", "_read_on", "_to_tell")
@@ -435,7 +404,7 @@ class HangUp:
         self._to_tell: set[Callable[[], None]] = set()
 
     def tell(self, gone: Callable[[], None]) -> Callable[[], None]:
-        """Call `gone` when the client leaves, at once when it has left already. Returns what ends that."""
+        """Call `gone` when the client leaves, at once if it has left already. Returns what ends that."""
         if self._lost:
             gone()
         else:
@@ -450,7 +419,7 @@ class HangUp:
 
 
 class HeadWithBody:
-    """An answer's way out that lets the head wait for what follows it in the same turn of the event loop.
+    """A transport that holds the head back for what follows it in the same turn of the event loop.
 
     Each write of its own is a call into the kernel, a packet, and a wake-up of the client.
     """
@@ -468,7 +437,6 @@ class HeadWithBody:
         return self._loop.time() - self._began_s
 
     def write(self, data: bytes) -> None:
-        """Send bytes; the first ones with the next, or soon."""
         self.n_bytes += len(data)
         if self._is_begun:
             self._transport.write(data)

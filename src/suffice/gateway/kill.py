@@ -1,9 +1,8 @@
-"""The kill switch: a file that takes enforcement away from every route within a second, whatever else is broken.
+"""The kill switch: a file that disables early stopping on every route within half a second.
 
-It needs no database, no worker and no network: whoever can make a file can pull it (`suffice kill`, or `touch`). A
-gateway looks twice a second, and once at its start, where the environment may say the same. While it is pulled,
-chains of thought pass through untouched, samples are all drawn, loops of callers are never stopped; runs that are
-under way are not stopped any more either. Where the file cannot be looked for, the switch stays as it was.
+It needs no database, no worker and no network: whoever can create the file can use it (`suffice kill`, or `touch`).
+While it is on, chains of thought pass through untouched, samples are all drawn, and callers' loops are not stopped, nor
+are runs that are under way. Where the file cannot be looked for, the switch stays as it was.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from suffice.store.rows.records import KillSwitchState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5
-VARIABLE: Final = "SUFFICE_KILL"  # in the environment of a gateway that starts: anything but "" and "0" pulls it
+VARIABLE: Final = "SUFFICE_KILL"  # in the environment of a gateway that starts: anything but "" and "0" turns it on
 REASON: Final = "kill_switch"  # why a request passes through, as it is counted
 
 
 class KillSwitch:
-    """One gateway's view of the switch. `on` is what requests read; `look` belongs to a timer."""
+    """One gateway's view of the switch. Requests read `on`; a timer calls `look`."""
 
     def __init__(
         self,
@@ -39,22 +38,21 @@ class KillSwitch:
     ) -> None:
         """Look once.
 
-        file         whose existence pulls the switch; None: there is none
-        environment  what the variable says
+        file         whose existence turns the switch on; None: there is none
+        environment  the value of VARIABLE
         told         gets one row for each change; must not block
         presence     by which this process confirms what it has seen; None: it confirms nothing
         """
         self._file, self._told, self.presence = file, told, presence
         self._by_environment = environment.strip() not in ("", "0")
-        self._stamp: int | None = None  # when the file that is known was written, ns
-        self.on = False
-        self.reason = ""
+        self._stamp: int | None = None  # when the known file was written, ns
+        self.on, self.reason = False, ""
         if self._by_environment:
             self._set(on=True, reason=f"the environment has {VARIABLE}", stamp=0)
         self.look()
 
     def look(self) -> None:
-        """See whether the file is there, and confirm what was seen; O(1), and raises nothing."""
+        """See whether the file exists, and confirm it; O(1), and raises nothing."""
         self._look()
         if self.presence is not None:
             self.presence.update(killed=self.on, kill_stamp=self._stamp)
@@ -66,7 +64,7 @@ class KillSwitch:
             stamp: int | None = _stamp_of(self._file)
         except FileNotFoundError:
             stamp = None
-        except OSError as error:  # a disk that does not answer: neither pull nor release for it
+        except OSError as error:  # a disk that does not answer changes nothing
             LOG.warning("kill switch: %s cannot be looked for (%s)", self._file, error.strerror)
             return
         if stamp == self._stamp:
@@ -78,22 +76,20 @@ class KillSwitch:
             self._set(on=True, reason=switch_reason(self._file) or NO_REASON, stamp=stamp)
 
     def _set(self, *, on: bool, reason: str, stamp: int) -> None:
-        changed = on != self.on
-        self.on, self.reason = on, reason
-        if not changed:
-            return
-        LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: what is in force acts again")
-        self._told(KillSwitchState(on=on, reason=reason, stamp=stamp))
+        changed, self.on, self.reason = on != self.on, on, reason
+        if changed:
+            LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: what is in force acts again")
+            self._told(KillSwitchState(on=on, reason=reason, stamp=stamp))
 
     def rest_route(self, route: BuiltRoute) -> BuiltRoute:
-        """The route as it serves while the switch is pulled: nothing on it may act."""
+        """The route as it serves while the switch is on: nothing on it may act."""
         if not self.on:
             return route
         return replace(route, certified=False, folds=(), levels=(), risks=False, refused="the kill switch is pulled")
 
 
 def set_switch(file: Path, reason: str, author: str) -> bool:
-    """Pull the switch, or write another reason into a pulled one; True: it was not pulled before. Raises OSError."""
+    """Turn the switch on, or replace its reason; True: it was off. Raises OSError."""
     was_there = file.exists()
     if not file.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
@@ -105,7 +101,7 @@ def set_switch(file: Path, reason: str, author: str) -> bool:
 
 
 def clear_switch(file: Path) -> bool:
-    """Release the switch; False: it was not pulled. Raises OSError."""
+    """Turn the switch off; False: it was off. Raises OSError."""
     try:
         file.unlink()
     except FileNotFoundError:

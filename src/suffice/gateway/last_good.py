@@ -1,11 +1,11 @@
-"""What a gateway served last, in a file beside its log: what it serves while that log cannot be read.
+"""What a gateway served last, in a file beside its log: it is served while that log cannot be read.
 
-    what is in force, versions, findings ── seal ──▶ a line that signs, then JSON ── whole_file ──▶ suffice.db.good
-    suffice.db.good ── opened ──▶ LastGood, or one sentence why not: then everything runs in full
+    active publications, versions, findings ── seal ──▶ a line that signs, then JSON ──▶ suffice.db.good
+    suffice.db.good ── open_sealed ──▶ LastGood, or one sentence why not: then everything runs in full
 
-Nothing is parsed before its signature is known to be right, and the signature holds the time: an old file cannot be
-made to look young. It has models, levels, what people hold and the findings of upstreams; no key, no address, no prompt
-and no question. Experiments and the steps of rollouts are left out: nobody watches them without a log.
+Nothing is parsed before its signature is known to be right, and the signature covers the time: an old file cannot be
+made to look young. The file holds models, levels, overrides and the findings of upstreams; no key, address, prompt or
+question. Experiments and the steps of rollouts are left out: nobody watches them without a log.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class GoodRoute:
     overrides: tuple[Override, ...] = ()  # that nobody had ended; each ends in its own time
     standing: Mapping[str, Any] | None = None  # the policy that a rollout has brought to everybody; None: none has
     stands: str = ""  # address of that policy
-    instead_of: str = ""  # address of the settings' own, in whose place it stands
+    instead_of: str = ""  # address of the settings' own policy, which it replaces
     refused: str | None = None  # why it must not be enforced; None: it may
-    n_requests: int = 0  # that it had had
+    n_requests: int = 0
 
     @property
     def matters(self) -> bool:
@@ -51,8 +51,6 @@ class GoodRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastGood:
-    """What a gateway needs to serve as it did."""
-
     at_s: float  # Unix time at which the log last said so
     seq: int  # place in the log of the newest decision in it
     routes: Mapping[str, GoodRoute] = field(default_factory=dict)
@@ -65,10 +63,7 @@ class LastGood:
 
 
 def seal_last_good(good: LastGood, *, secret: str) -> bytes:
-    """The file's bytes. Raises ConfigError without a secret, and ValueError for what JSON cannot carry.
-
-    secret  of the deployment, not empty; HMAC-SHA256
-    """
+    """The file's bytes, signed by HMAC-SHA256. Raises ConfigError without a secret, ValueError for what is no JSON."""
     content = msgspec.json.encode(good, order="deterministic")
     return b"%b %b %b\n%b" % (_MARK, sha256(content).hexdigest().encode(), _signature(content, secret), content)
 
@@ -76,7 +71,6 @@ def seal_last_good(good: LastGood, *, secret: str) -> bytes:
 def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGood:
     """What was sealed. Raises ConfigError with one sentence why not.
 
-    now_s   Unix time
     most_s  age at which it may no longer be served
     """
     if len(source) > MOST_BYTES:
@@ -117,10 +111,7 @@ def read_last_good(file: Path, *, secret: str, now_s: float, most_s: float) -> L
 
 
 def write_last_good(file: Path, good: LastGood, *, secret: str) -> None:
-    """Put it in the place of the file that is there, synced: the old one or this one, never a mixture.
-
-    Raises OSError, ConfigError and ValueError, and then the old one is there.
-    """
+    """Replace the file, synced, as a whole. Raises OSError, ConfigError and ValueError, and then the old one stays."""
     content = seal_last_good(good, secret=secret)
     with whole_file(file) as part:
         part.write_bytes(content)
@@ -133,44 +124,33 @@ class LastGoodWriter:
     """
 
     def __init__(self, file: Path, *, secret: str, monotonic_s: Callable[[], float], every_s: float) -> None:
-        """Begin.
-
-        secret   of the deployment
-        every_s  after which it is written again, though nothing has changed
-        """
         self.file = file
         self._secret, self._monotonic_s, self._every_s = secret, monotonic_s, every_s
         self._kept_s: float | None = None
-        self._said = ""
+        self._warned = ""
 
     def is_due(self, *, changed: bool) -> bool:
         return changed or self._kept_s is None or self._monotonic_s() - self._kept_s >= self._every_s
 
     def keep(self, made: Callable[[], LastGood], *, changed: bool) -> bool:
-        """Write it, if it is time to; True: the file says what is in force. Raises nothing."""
+        """Write it, if it is due; True: the file is up to date. Raises nothing."""
         now_s = self._monotonic_s()
         if not self.is_due(changed=changed):
             return True
         try:
             write_last_good(self.file, made(), secret=self._secret)
         except (OSError, ConfigError, ValueError, TypeError) as error:
-            self._fail(error, changed=changed)
+            why = (error.strerror or "the system refuses it") if isinstance(error, OSError) else str(error)
+            if changed:
+                with contextlib.suppress(OSError):
+                    self.file.unlink(missing_ok=True)
+            if why != self._warned:
+                self._warned = why
+                effect = "a gateway that starts without its log runs in full"
+                LOG.error("last-good file %s: cannot be written (%s); %s", self.file, why, effect)
             return False
-        self._kept_s, self._said = now_s, ""
+        self._kept_s, self._warned = now_s, ""
         return True
-
-    def _fail(self, error: Exception, *, changed: bool) -> None:
-        why = (error.strerror or "the system refuses it") if isinstance(error, OSError) else str(error)
-        if changed:
-            with contextlib.suppress(OSError):
-                self.file.unlink(missing_ok=True)
-        if why != self._said:
-            self._said = why
-            LOG.error(
-                "last-good file %s: cannot be written (%s); a gateway that starts without its log runs in full",
-                self.file,
-                why,
-            )
 
 
 def _signature(content: bytes, secret: str) -> bytes:

@@ -1,12 +1,12 @@
-"""Where each route operates now: the level that the load asks for, and what gives way while all must run in full.
+"""Where each route operates: the level for its load, and what gives way while everything must run in full.
 
     load (measured) ──▶ stance ──▶ level inside what is certified ──▶ the route as a new request gets it
                         brake  ──▶ admitted in full, at a safer level, or turned away
 
 The control loop says what is certified and when the brake holds (`RouteOperation`: `certified`, `fall_back`, `resume`);
-a timer looks at the load. A request reads one number. A failure here leaves every level where it is. What is measured:
+a timer reads the load; a request reads one number. A failure here leaves every level as it is. What is measured:
 
-    queue         calls open at an upstream over its slots, smoothed over 2 s       at each look
+    queue         calls open at an upstream over its slots, smoothed over 2 s       twice a second
     latency       95th percentile of the runs of the last minute, audits left out   a place in a ring a request
     tokens, USD   per second, smoothed over 10 s                                    a sum a request
     full ÷ now    what a route would generate if all ran in full, over 5 minutes    two sums a request
@@ -35,12 +35,15 @@ from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
 
+LOOK_S: Final = 0.5
 QUEUE_S: Final = 2.0  # over which each measurement is smoothed
 RATE_S: Final = 10.0
 RATIO_S: Final = 300.0
 LATENCY_S: Final = 60.0  # runs that ended earlier do not count
 LATENCY_RUNS: Final = 512
 LEAST_AGE_S: Final = 1.0  # a rate is not computed over less
+ALERT_RUNS: Final = 50  # governed runs before a load ratio is worth an alert
+ALERT_UNTIL: Final = 0.9  # of the capacity: an alert ends below that
 
 
 @dataclass(slots=True)
@@ -57,7 +60,7 @@ class Rate:
         self._at_s = max(self._at_s, now_s)
 
     def per_s(self, now_s: float) -> float:
-        """What comes in a second; 0 before anything came."""
+        """0 before anything was added."""
         if self._began_s is None:
             return 0.0
         age_s = max(LEAST_AGE_S, now_s - self._began_s)
@@ -69,14 +72,13 @@ class Rate:
 
 @dataclass(slots=True)
 class Smooth:
-    """A level that is looked at now and then, smoothed over time."""
+    """A level that is sampled now and then, smoothed over time."""
 
     memory_s: float
     value: float = 0.0
     _at_s: float | None = None
 
     def look(self, value: float, now_s: float) -> float:
-        """Take the level as it is now in; give it smoothed."""
         keep = 0.0 if self._at_s is None else exp(-max(0.0, now_s - self._at_s) / self.memory_s)
         self.value = keep * self.value + (1 - keep) * value
         self._at_s = now_s if self._at_s is None else max(self._at_s, now_s)
@@ -97,7 +99,7 @@ class RouteLoad:
     _ended: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=LATENCY_RUNS))  # (when, duration)
 
     def note(self, request: Request, outcome: Outcome, *, now_s: float, falls_back: bool) -> None:
-        """Take the end of a request in.
+        """Take in the end of a request.
 
         falls_back  everything runs in full now, which says nothing of how much full runs are more
         """
@@ -128,7 +130,7 @@ class RouteLoad:
         return max(own, self.mean_full(now_s))  # too few full runs are known to say more of this one
 
     def mean_full(self, now_s: float) -> float:
-        """Tokens of a full run at the mean; 0 while none is known."""
+        """Mean tokens of a full run; 0 while none is known."""
         n = self.runs.per_s(now_s)
         return self.lengths.per_s(now_s) / n if n > 0 else 0.0
 
@@ -138,10 +140,7 @@ class RouteLoad:
         return self.in_full.per_s(now_s) / spent if spent > 0 else None
 
     def latency_s(self, now_s: float, *, idle: bool) -> float | None:
-        """The 95th percentile of the last minute, nearest rank; None: no run ended in it, though some run.
-
-        idle  nothing runs: without a run that ended, there is no latency to speak of
-        """
+        """The 95th percentile of the last minute, nearest rank; without an ended run, 0 if `idle`, else None."""
         while self._ended and now_s - self._ended[0][0] > LATENCY_S:
             self._ended.popleft()
         durations = sorted(duration for _, duration in self._ended)
@@ -185,7 +184,7 @@ class Breaker:
         return True
 
     def note(self, *, failed: bool, now_s: float) -> bool:
-        """Take the end of a governed request in; True: the breaker opened now."""
+        """Take in the end of a governed request; True: the breaker opened now."""
         tried, self.tries = self.tries, False
         if not failed:
             if tried:
@@ -199,11 +198,6 @@ class Breaker:
         was_open = self.open_until_s is not None and not tried
         self.open_until_s = now_s + OPEN_S
         return not was_open
-
-
-LOOK_S: Final = 0.5
-ALERT_RUNS: Final = 50  # governed runs before a load ratio is worth an alert
-ALERT_UNTIL: Final = 0.9  # of the capacity: an alert ends below that
 
 
 @dataclass(slots=True)
@@ -226,7 +220,7 @@ class RouteOperation:
     def fall_back(self, now_s: float, loads: tuple[float, ...] = ()) -> None:
         """The brake has fired: everything runs in full from now on, as far as the upstream bears it.
 
-        To be told before `certified` is taken back: the level in force until now is kept in mind.
+        To be called before `certified` is reset: the level used until now is remembered.
 
         loads  by level, from 0: tokens/s there over tokens/s now; (): unknown
         """
@@ -247,7 +241,7 @@ class RouteOperation:
     def ratio(self, now_s: float) -> float | None:
         """Tokens/s if all ran in full, over those now; while the brake holds, over those before it fired.
 
-        Then it moves with what is asked for, and who comes again because he was turned away counts as asking.
+        Then it moves with the demand, and whoever comes again after being turned away counts as demand.
         """
         if self.fallback is None:
             return self.load.ratio(now_s)
@@ -257,10 +251,47 @@ class RouteOperation:
         return asked_tokens_per_s / self._before_tokens_per_s
 
     def admission(self, now_s: float, *, queue: float | None = 0.0, point: float = 0.0) -> Admission:
-        """What becomes of a new governed request; with the defaults, of one that cannot be turned away."""
+        """How a new governed request is served; with the defaults, one that cannot be turned away."""
         if self.fallback is None:
             return Admission(level=self.level, certified=True, reason=self.operation.reason)
         return admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
+
+    def move(self, queue: float | None, metrics: Metrics, now_s: float) -> None:
+        targets, before = self.settings.pressure, self.operation
+        if targets is None:
+            return
+        self.operation = update_pressure(before, targets, self.load.measured(now_s, queue=queue), now_s=now_s)
+        if self.operation.n_moves > before.n_moves:
+            stance, reason = self.operation.stance, self.operation.reason
+            metrics.inc("suffice_operating_moves_total", self.name, stance)
+            message = "routes.%s: operates as in %s, at level %d of %d: %s"
+            LOG.info(message, self.name, stance, self.level, self.certified, reason)
+
+    def alert(self, now_s: float) -> None:
+        """Warn once when full runs would be more than the upstream bears, and once when they would not any more."""
+        capacity = self.settings.fallback_capacity
+        ratio = None if capacity is None else self.ratio(now_s)
+        if capacity is None or ratio is None or self.load.n_runs < ALERT_RUNS:
+            return
+        if ratio > capacity and not self.alerted:
+            demand = f"if all ran in full, it would take {ratio:.2f} times the tokens/s"
+            LOG.warning("routes.%s: %s, and fallback_capacity is %g", self.name, demand, capacity)
+            self.alerted = True
+        elif ratio < ALERT_UNTIL * capacity and self.alerted:
+            LOG.warning("routes.%s: full runs would fit fallback_capacity again", self.name)
+            self.alerted = False
+
+    def export(self, metrics: Metrics, now_s: float) -> None:
+        load = self.load
+        metrics.set("suffice_operating_level", self.admission(now_s).level or 0, self.name)
+        metrics.set("suffice_generated_tokens_per_second", load.tokens.per_s(now_s), self.name)
+        latency_s, ratio = load.latency_s(now_s, idle=False), self.ratio(now_s)
+        if latency_s is not None:
+            metrics.set("suffice_latency_p95_seconds", latency_s, self.name)
+        if load.priced:
+            metrics.set("suffice_spend_usd_per_second", load.usd.per_s(now_s), self.name)
+        if ratio is not None:
+            metrics.set("suffice_fallback_load_ratio", ratio, self.name)
 
 
 class LoadControl:
@@ -269,20 +300,19 @@ class LoadControl:
         self._queues: dict[str, Smooth] = {}
 
     def of(self, name: str, settings: Route) -> RouteOperation:
-        operation = self._routes.get(name)
-        if operation is None:
-            operation = self._routes[name] = RouteOperation(name, settings)
-        return operation
+        if name not in self._routes:
+            self._routes[name] = RouteOperation(name, settings)
+        return self._routes[name]
 
     def queue(self, upstream: str) -> float | None:
-        """Calls open at an upstream over its slots, smoothed; None: nobody has looked yet."""
+        """Calls open at an upstream over its slots, smoothed; None: not measured yet."""
         queue = self._queues.get(upstream)
         return None if queue is None else queue.value
 
     def admit(self, route: BuiltRoute, *, now_s: float, draw: Callable[[], float] | None = None) -> Admission:
-        """Take a new governed request of a route in, and say what becomes of it.
+        """Count a new governed request of a route, and say how it is served.
 
-        draw  gives a lot in [0, 1) for this try; None: nobody is turned away here
+        draw  gives a number in [0, 1) for this try; None: nobody is turned away here
         """
         operation = self.of(route.name, route.settings)
         operation.load.asked.add(1, now_s)
@@ -303,42 +333,24 @@ class LoadControl:
             self._queues.setdefault(name, Smooth(QUEUE_S)).look(client.n_open / client.settings.slots, now_s)
         for route in routes:
             operation = self.of(route.name, route.settings)
-            self._move(operation, metrics, now_s)
-            _alert(operation, now_s)
+            operation.move(self.queue(operation.settings.upstream), metrics, now_s)
+            operation.alert(now_s)
 
     def export(self, metrics: Metrics, *, now_s: float) -> None:
         for name, queue in self._queues.items():
             metrics.set("suffice_upstream_queue_ratio", queue.value, name)
         for operation in self._routes.values():
-            _export(operation, metrics, now_s)
-
-    def _move(self, route: RouteOperation, metrics: Metrics, now_s: float) -> None:
-        targets = route.settings.pressure
-        if targets is None:
-            return
-        before, queue = route.operation, self.queue(route.settings.upstream)
-        route.operation = update_pressure(before, targets, route.load.measured(now_s, queue=queue), now_s=now_s)
-        if route.operation.n_moves > before.n_moves:
-            stance = route.operation.stance
-            metrics.inc("suffice_operating_moves_total", route.name, stance)
-            LOG.info(
-                "routes.%s: operates as in %s, at level %d of %d: %s",
-                route.name,
-                stance,
-                route.level,
-                route.certified,
-                route.operation.reason,
-            )
+            operation.export(metrics, now_s)
 
 
 def place_route(route: BuiltRoute, place: Admission) -> BuiltRoute:
-    """The route as a request gets it; one that has no levels is as it is, but for an arm that the load leaves out."""
+    """The route as a request gets it; one without levels is unchanged, but for an arm that the load leaves out."""
     if route.arm and place.level == 0:
         return replace(route, certified=False, arm="")
     if not route.levels or place.level is None:
         return route
     pin = route.holding.pin
-    # A pin says where to be; whoever is under pressure may not move it. Where nothing is certified it says nothing.
+    # A pin says where to be; pressure may not move it. Where nothing is certified it says nothing.
     wanted = min(len(route.levels) - 1, pin.level) if pin is not None and pin.level is not None else place.level
     wanted = wanted if place.certified else place.level
     level = wanted if route.ceiling is None else min(wanted, route.ceiling)
@@ -367,35 +379,3 @@ def warnings(where: str, route: Route, upstream: Upstream | None) -> Iterator[st
         yield f"{where}.pressure.queue: upstreams.{route.upstream} has slots = 1; write how many it serves at once"
     if pressure.usd_per_hour is not None and upstream.prices is None:
         yield f"{where}.pressure.usd_per_hour: upstreams.{route.upstream} has no prices, so nothing is measured"
-
-
-def _export(route: RouteOperation, metrics: Metrics, now_s: float) -> None:
-    load = route.load
-    metrics.set("suffice_operating_level", route.admission(now_s).level or 0, route.name)
-    metrics.set("suffice_generated_tokens_per_second", load.tokens.per_s(now_s), route.name)
-    latency_s, ratio = load.latency_s(now_s, idle=False), route.ratio(now_s)
-    if latency_s is not None:
-        metrics.set("suffice_latency_p95_seconds", latency_s, route.name)
-    if load.priced:
-        metrics.set("suffice_spend_usd_per_second", load.usd.per_s(now_s), route.name)
-    if ratio is not None:
-        metrics.set("suffice_fallback_load_ratio", ratio, route.name)
-
-
-def _alert(route: RouteOperation, now_s: float) -> None:
-    """Say once when full runs would be more than the upstream bears, and once when they would not any more."""
-    capacity = route.settings.fallback_capacity
-    ratio = None if capacity is None else route.ratio(now_s)
-    if capacity is None or ratio is None or route.load.n_runs < ALERT_RUNS:
-        return
-    if ratio > capacity and not route.alerted:
-        LOG.warning(
-            "routes.%s: if all ran in full, it would take %.2f times the tokens/s, and fallback_capacity is %g",
-            route.name,
-            ratio,
-            capacity,
-        )
-        route.alerted = True
-    elif ratio < ALERT_UNTIL * capacity and route.alerted:
-        LOG.warning("routes.%s: full runs would fit fallback_capacity again", route.name)
-        route.alerted = False

@@ -1,7 +1,7 @@
 """Reads a client's request body, strictly where we read it and not at all where we do not.
 
-What cannot be JSON, or could mean two things, is refused with a 4xx in OpenAI's shape; a field that
-only the upstream reads goes through, and the upstream's verdict comes back.
+What is no JSON, or could mean two things, is refused with a 4xx in OpenAI's shape; a field that only the upstream reads
+is forwarded, and the upstream's verdict comes back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -75,22 +74,16 @@ def check_head(headers: list[tuple[str, str]]) -> None:
         elif name == "transfer-encoding" and value.strip().lower() != "chunked":
             raise BadRequest("transfer-encoding: must be chunked alone", code="bad_transfer_encoding")
     if len(headers) > MAX_HEADERS or n_chars > MAX_HEAD_CHARS:
-        raise BadRequest(
-            f"headers: at most {MAX_HEADERS} and {MAX_HEAD_CHARS} characters are accepted",
-            status=431,
-            code="headers_too_large",
-        )
+        message = f"headers: at most {MAX_HEADERS} and {MAX_HEAD_CHARS} characters are accepted"
+        raise BadRequest(message, status=431, code="headers_too_large")
 
 
 def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None:
     """Refuse a body by what its headers say of it, before any of it is read. Raises BadRequest."""
     named = dict(reversed(headers))  # of a header that came twice the first one counts
     if named.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise BadRequest(
-            "content-encoding: compressed request bodies are not accepted; send the JSON as it is",
-            status=415,
-            code="unsupported_encoding",
-        )
+        message = "content-encoding: compressed request bodies are not accepted; send the JSON as it is"
+        raise BadRequest(message, status=415, code="unsupported_encoding")
     check_length(named, limit_bytes)
     kind = ", ".join(value for name, value in headers if name == "content-type")
     if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
@@ -128,9 +121,8 @@ def parse_json(raw: bytes, limits: Server) -> dict[str, Any]:
     except ValueError as error:
         raise BadRequest(f"body: {error}, so it is too large", code="bad_json") from None
     if n_items > limits.max_items:
-        raise BadRequest(
-            f"body: holds more than {limits.max_items} values ([server] max_items)", status=413, code="too_many_items"
-        )
+        message = f"body: holds more than {limits.max_items} values ([server] max_items)"
+        raise BadRequest(message, status=413, code="too_many_items")
     body = _decode(raw)
     if not isinstance(body, dict):
         raise BadRequest(f"body: must be a JSON object, got {_kind(body)}", code="not_an_object")
@@ -158,13 +150,7 @@ def _decode_slowly(raw: bytes) -> Any:
     if text.startswith("\ufeff"):
         raise BadRequest("body: begins with a byte order mark; send plain UTF-8", code="bad_encoding")
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-        )
+        return _STRICT.decode(text)
     except RecursionError:
         raise BadRequest("body: is nested too deeply", code="too_deep") from None
     except json.JSONDecodeError as error:
@@ -196,6 +182,9 @@ def _bounded(text: str) -> int | float:
 
 
 _decode_fast: Callable[[bytes], Any] = msgspec.json.Decoder(float_hook=_finite).decode
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+)
 
 
 def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
@@ -246,18 +235,18 @@ def read_chat(raw: bytes, limits: Server) -> Intake:
         model=model[:MOST_NAME_CHARS],
         stream=bool(stream),
         wants_usage=isinstance(wanted, dict) and wanted.get("include_usage") is True,
-        identity=raw if len(raw) <= AT_ONCE_BYTES else _digest(raw).digest(),
-        prompt=_prompt_of(body) if len(raw) > AT_ONCE_BYTES else None,
+        **_digests(raw, body),
     )
 
 
-def _prompt_of(body: Mapping[str, Any]) -> str | None:
-    """What stands for long messages: hashing them takes a while, and is done where they are read."""
-    written = encode_json(body.get("messages"))
-    return _digest(written).hexdigest() if len(written) > AT_ONCE_BYTES else None
-
-
-_digest = partial(hashlib.blake2b, digest_size=32)
+def _digests(raw: bytes, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a body and its messages: long ones are hashed, which takes a while, where they are read."""
+    if len(raw) <= AT_ONCE_BYTES:
+        return {"identity": raw}
+    identity, messages = hashlib.blake2b(raw, digest_size=32).digest(), encode_json(body.get("messages"))
+    if len(messages) <= AT_ONCE_BYTES:
+        return {"identity": identity}
+    return {"identity": identity, "prompt": hashlib.blake2b(messages, digest_size=32).hexdigest()}
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -286,27 +275,21 @@ def _kind(value: object) -> str:
 
 
 def query_of(body: Mapping[str, Any], kind: Kind, n_samples: int) -> Query:
-    """The query of a governed request: its last user message, and the samples that a full run draws.
-
-    The body's `metadata` stays out: it may name a person.
-    """
+    """The query of a governed request. The body's `metadata` is left out: it may name a person."""
     return query_signals(last_question(body), metadata={}, planned_steps=n_samples if kind == "samples" else None)
 
 
 def last_question(body: Mapping[str, Any]) -> str | None:
     """The text of the last message of a user; None: there is none, or it is no text."""
     messages = body.get("messages")
-    for message in reversed(messages) if isinstance(messages, list) else ():
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            return _text(message.get("content"))
-    return None
-
-
-def _text(content: object) -> str | None:
-    if isinstance(content, str):
-        return content
+    of_users = (
+        message
+        for message in reversed(messages if isinstance(messages, list) else [])
+        if isinstance(message, Mapping) and message.get("role") == "user"
+    )
+    content = next(of_users, {}).get("content")
     if not isinstance(content, list):
-        return None
+        return content if isinstance(content, str) else None
     parts = [part.get("text") for part in content if isinstance(part, Mapping)]
     texts = [text for text in parts if isinstance(text, str)]
     return "\n".join(texts) if texts else None

@@ -1,54 +1,243 @@
-"""The governor: opens runs of your own loop, takes labels, and closes what it opened."""
+"""The governor: opens runs of a caller's own loop, takes labels, and closes what it opened.
+
+A failure of ours continues the loop; a mistake of the caller's raises.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Required, Self, TypedDict, Unpack
+from typing import Any, Required, Self, TypedDict, TypeVar, Unpack
 
-from suffice.errors import BadRequest, ClosedError
+from suffice.episode.rounds import StepReport
+from suffice.errors import BadRequest, ClosedError, SufficeError
 from suffice.gateway.feedback import MOST_ROWS
 from suffice.gateway.feedback_form import read_feedback
 from suffice.gateway.rounds_service import RunStart
-from suffice.governor.episode import AsyncEpisode, Backend, Episode, EpisodeCore, LabelReceipt, in_thread
-from suffice.governor.local import LocalBackend
-from suffice.governor.remote import RemoteBackend
+from suffice.governor.backends import Backend, BackendRun, LabelReceipt, LocalBackend, RemoteBackend
 from suffice.settings import Settings
+from suffice.telemetry import LOG
+from suffice.types import Decision, Mode
 from suffice.wiring import load_settings
 
-N_THREADS = 16  # in which an event loop's episodes ask a server
+T = TypeVar("T")
+
+N_THREADS = 16  # in which an event loop's episodes call a server
 TIMEOUT_S = 2.0  # a server that takes longer for one step is left alone for the rest of the run
 
 
-class FeedbackFields(TypedDict, total=False):
-    """What may be said of a run's answer."""
+# --------------------------------------------------------------------------- one run
 
-    source: Required[str]  # who says so: "user", "exact-match", "reviewer" …; "behaviour" for an event
-    correct: bool | None
-    gold: str | None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """One step as the caller reported it, and the decision after it."""
+
+    index: int  # 1 is the first
     answer: str | None
-    rating: int | None  # 1 to 5
-    thumbs: str | None  # "up" or "down"
-    comment: str | None
-    reason: str | None
-    metrics: Mapping[str, bool | float | str] | None  # that the settings declare, questions of a survey among them
-    event: str | None  # "regenerate": asked again; "abandon": left
-    user: str | None  # the person, by any name; only a keyed hash of it is stored
-    propensity: float | None  # share of people who are asked, where you ask some by lot
-    feedback_id: str | None  # makes sending again safe: the same id counts once; None: a fresh one
+    tokens: int
+    ctx_tokens: int
+    text: str
+    action: str | None  # the caller's name for this kind of step
+    decision: Decision
+
+
+class EpisodeCore:
+    """What both forms share. Safe for threads: steps come one at a time.
+
+    usable  raises ClosedError where the governor may not be used any more
+    """
+
+    def __init__(self, run: BackendRun, usable: Callable[[], None]) -> None:
+        self.run, self.usable = run, usable
+        self.history: tuple[RoundRecord, ...] = ()
+        self.ended: str | None = None  # why; None: the run is open
+        self._lock = threading.Lock()
+
+    def take(self, report: StepReport, *, done: bool) -> Decision:
+        self.usable()
+        with self._lock:
+            if self.ended is not None:
+                raise ClosedError(f"episode.step: this run is over: {self.ended}; open the next one with gov.episode()")
+            index = len(self.history) + 1
+            try:
+                decision = self.run.take(index, report, done=done)
+            except SufficeError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a broken optimiser costs tokens, never an answer
+                LOG.error("episode %s: a step was not judged (%s)", self.run.info.id, type(error).__name__)
+                reason = f"Suffice failed ({type(error).__name__}); the loop goes on"
+                decision = Decision(action="continue", reason=reason)
+            record = RoundRecord(
+                index=index,
+                answer=report.answer,
+                tokens=report.tokens,
+                ctx_tokens=report.ctx_tokens,
+                text=report.text,
+                action=report.action,
+                decision=decision,
+            )
+            self.history += (record,)
+            if done:
+                self.ended = f"step {index} was its last"
+            return decision
+
+    def end(self, *, aborted: bool) -> None:
+        """End the run, if it is open; not in a fork, whose copy of it is its parent's."""
+        try:
+            self.usable()
+        except ClosedError:
+            return  # closing the governor has ended it
+        with self._lock:
+            if self.ended is not None:
+                return
+            self.ended = "it was broken off" if aborted else "its block was left"
+            try:
+                self.run.end(aborted=aborted)
+            except SufficeError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the caller has its answer; only our record is poorer
+                LOG.error("episode %s: its end was not recorded (%s)", self.run.info.id, type(error).__name__)
+
+
+class StepFields(TypedDict, total=False):
+    """One step of a loop."""
+
+    tokens: Required[int]  # generated in this step
+    answer: str | None  # that would be used now; None: read from `text` by the route's scorer; "": none
+    text: str  # the step's own text: read by signals, stored only where the route keeps texts for reviewers
+    confidence: float | None  # probability of the answer, in [0, 1]
+    logprobs: Sequence[float]  # of the answer's tokens, natural log
+    entropy: float | None  # likewise, in nats
+    logprob: float | None  # mean log-probability of the step's own tokens, at most 0
+    stated_confidence: float | None  # the model's own estimate, in [0, 1]
+    said_done: bool | None  # the model's own flag that it is done
+    action: str | None  # the kind of step: "search", "revise", "tool" …
+    ctx_tokens: int  # prompt tokens read at this step
+    sources: Sequence[str]  # passages that the step read, for a reviewer: dropped where no texts are kept
+
+
+def _report(step: StepFields) -> StepReport:
+    """Raises BadRequest for what can only be a mistake: of one text, the letters would be taken for passages."""
+    sources = step.get("sources", ())
+    if isinstance(sources, str):
+        raise BadRequest("step.sources: got one text; needs a list of texts", param="step.sources")
+    given: dict[str, Any] = {**step, "logprobs": tuple(step.get("logprobs", ())), "sources": tuple(sources)}
+    return StepReport(**given)
+
+
+class EpisodeView:
+    """What can be read of a run, in its plain and in its asynchronous form."""
+
+    def __init__(self, core: EpisodeCore) -> None:
+        self._core = core
+
+    @property
+    def id(self) -> str:
+        """Names this run in the log and in feedback."""
+        return self._core.run.info.id
+
+    @property
+    def history(self) -> tuple[RoundRecord, ...]:
+        """The steps so far, oldest first."""
+        return self._core.history
+
+    @property
+    def return_step(self) -> int | None:
+        """The step whose answer is the one to use, from 1; None: no step gave an answer."""
+        return self._core.run.return_step
+
+    @property
+    def answer(self) -> str | None:
+        """The answer to use, as that step reported it: its `answer`, or its text where it gave none."""
+        step, history = self.return_step, self._core.history
+        if step is None or step > len(history):
+            return None
+        record = history[step - 1]
+        return record.answer if record.answer is not None else record.text or None
+
+    @property
+    def stopped(self) -> bool:
+        """Did the policy end the run at the last step?"""
+        return bool(self._core.history) and self._core.history[-1].decision.stop
+
+    @property
+    def tokens(self) -> int:
+        """Generated so far, as reported."""
+        return sum(record.tokens for record in self._core.history)
+
+    @property
+    def mode(self) -> Mode:
+        """Of the route; "off" where nobody judges."""
+        return self._core.run.info.mode
+
+    @property
+    def policy_version(self) -> str:
+        """Pinned for the whole run."""
+        return self._core.run.info.policy_version
+
+    @property
+    def certified(self) -> bool:
+        return self._core.run.info.certified
+
+    @property
+    def feedback_token(self) -> str:
+        """Lets a browser rate this run's answer at the gateway without a key; "": none is given out."""
+        return self._core.run.info.feedback_token
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Places where Suffice failed open in this run."""
+        return self._core.run.degraded
+
+
+class Episode(EpisodeView):
+    """One run, in `with gov.episode(question) as ep`."""
+
+    def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
+        """Report one step of the loop; `.stop` says whether to leave it. Needs `tokens`; see `StepFields`.
+
+        done  this was the loop's last step: the run ends here
+
+        Raises ClosedError when the run is over, and BadRequest for a value that can only be a mistake. Whatever
+        else goes wrong continues the loop.
+        """
+        return self._core.take(_report(step), done=done)
+
+
+class AsyncEpisode(EpisodeView):
+    """One run, in `async with gov.episode(question) as ep`."""
+
+    def __init__(self, core: EpisodeCore, threads: Executor | None) -> None:
+        super().__init__(core)
+        self._threads = threads
+
+    async def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
+        """As `Episode.step`; a server is called in a thread, so the event loop never waits."""
+        report = _report(step)
+        return await _in_thread(self._threads, lambda: self._core.take(report, done=done))
+
+
+async def _in_thread(threads: Executor | None, work: Callable[[], T]) -> T:
+    """Do what may wait in a thread; None: it does not wait, and is done here."""
+    if threads is None:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 class RunContext:
     """A run that begins when its block is entered: `with` or `async with`."""
 
-    def __init__(self, governor: Governor, opening: RunStart) -> None:
-        self._governor, self._opening = governor, opening
+    def __init__(self, governor: Governor, start: RunStart) -> None:
+        self._governor, self._start = governor, start
         self._core: EpisodeCore | None = None
 
     def __enter__(self) -> Episode:
@@ -62,27 +251,46 @@ class RunContext:
 
     async def __aenter__(self) -> AsyncEpisode:
         threads = self._governor.threads
-        return AsyncEpisode(await in_thread(threads, self._begin), threads)
+        return AsyncEpisode(await _in_thread(threads, self._begin), threads)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        core = self._core
-        if core is not None:
-            await in_thread(self._governor.threads, lambda: core.end(aborted=kind is not None))
+        await _in_thread(self._governor.threads, lambda: self.__exit__(kind, error, trace))
 
     def _begin(self) -> EpisodeCore:
         if self._core is not None:
             raise ClosedError("episode: this run was begun before; each call of gov.episode() begins one")
-        self._core = self._governor.begin(self._opening)
+        self._core = self._governor.begin(self._start)
         return self._core
+
+
+# --------------------------------------------------------------------------- the governor
+
+
+class FeedbackFields(TypedDict, total=False):
+    """Feedback on a run's answer."""
+
+    source: Required[str]  # "user", "exact-match", "reviewer" …; "behaviour" for an event
+    correct: bool | None
+    gold: str | None
+    answer: str | None
+    rating: int | None  # 1 to 5
+    thumbs: str | None  # "up" or "down"
+    comment: str | None
+    reason: str | None
+    metrics: Mapping[str, bool | float | str] | None  # that the settings declare, questions of a survey among them
+    event: str | None  # "regenerate": asked again; "abandon": left
+    user: str | None  # the person, by any name; only a keyed hash of it is stored
+    propensity: float | None  # share of people who are asked, where you ask some at random
+    feedback_id: str | None  # makes sending again safe: the same id counts once; None: a fresh one
 
 
 class Governor:
     """Governs one route's loops. Make one for a process with `open` or `connect`, and use it from any thread.
 
-    Close it, or use it in a `with` block: what still waits for the disk is written then. A process that
-    ends without that writes it too, unless it is killed.
+    Close it, or use it in a `with` block: what still waits for the disk is written then. A process that ends without
+    that writes it too, unless it is killed.
     """
 
     def __init__(self, backend: Backend, route: str) -> None:
@@ -95,6 +303,7 @@ class Governor:
         """Govern in this process, with a log of its own.
 
         settings  a TOML or YAML file, or settings that were read already
+
         Raises ConfigError for settings that cannot work, and StoreError for a folder that does not exist. A log that
         cannot be opened raises nothing: one warning says so, and loops go on by the last-good file, or in full.
         """
@@ -103,10 +312,11 @@ class Governor:
 
     @classmethod
     def connect(cls, url: str, *, route: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Governor:
-        """Govern by asking a server, `suffice serve`, which keeps the log. Nothing is sent before the first run.
+        """Govern by calling a server, `suffice serve`, which keeps the log. Nothing is sent before the first run.
 
-        timeout_s  for one call; a server that takes longer, or cannot be reached, costs this run its governing
-                   and nothing else
+        timeout_s  for one call; a server that takes longer, or cannot be reached, costs this run its governing and
+                   nothing else
+
         Raises ConfigError for an address that cannot be one.
         """
         return cls(RemoteBackend(url, route, api_key=api_key, timeout_s=timeout_s), route)
@@ -128,42 +338,40 @@ class Governor:
     ) -> RunContext:
         """One run on a question, for a `with` or an `async with` block.
 
-        The audit is drawn when the block is entered, before the first step. Leaving the block ends the
-        run; an exception breaks it off, which in an audit counts as a disagreement.
+        The audit is drawn when the block is entered, before the first step. Leaving the block ends the run; an
+        exception breaks it off, which in an audit counts as a disagreement.
 
         question       groups repeats, by keyed hash; its text is not stored
         key            what the run belongs to: a conversation, a job. The same question under the same key, within
                        `server.retry_window_s`, is a retry: it runs in full
         metadata       what you declare of the question, such as its task; stored as it is
-        query_class    a word for what kind of question it is, if you know; may get thresholds of its own
+        query_class    a word for the kind of question, if you know it; may get thresholds of its own
         planned_steps  at which the loop ends by itself; None: open
         model          name of the model that answers
         """
-        return RunContext(
-            self,
-            RunStart(
-                question=question,
-                key=key,
-                model=model,
-                query_class=query_class,
-                planned_steps=planned_steps,
-                metadata={str(k): str(v) for k, v in (metadata or {}).items()},
-            ),
+        start = RunStart(
+            question=question,
+            key=key,
+            model=model,
+            query_class=query_class,
+            planned_steps=planned_steps,
+            metadata={str(k): str(v) for k, v in (metadata or {}).items()},
         )
+        return RunContext(self, start)
 
-    def begin(self, opening: RunStart) -> EpisodeCore:
+    def begin(self, start: RunStart) -> EpisodeCore:
         self._usable()
-        return EpisodeCore(self._backend.open(opening), self._usable)
+        return EpisodeCore(self._backend.open(start), self._usable)
 
     def feedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
-        """Say how good a run's answer was, at any time; returns when that is on disk. Needs `source`.
+        """Label a run's answer, at any time; returns when the label is on disk. Needs `source`.
 
-        Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it
-        again), BadRequest for fields that cannot be, and ClosedError.
+        Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it again),
+        BadRequest for invalid fields, and ClosedError.
         """
         metrics = fields.get("metrics")
-        given = {**fields, "episode_id": episode_id, "metrics": None if metrics is None else dict(metrics)}
-        (receipt,) = self.feedback_batch([given])
+        row = {**fields, "episode_id": episode_id, "metrics": None if metrics is None else dict(metrics)}
+        (receipt,) = self.feedback_batch([row])
         return receipt
 
     def feedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
@@ -178,8 +386,8 @@ class Governor:
         checked = []
         for number, row in enumerate(rows, 1):
             try:
-                given = {**row, "feedback_id": row.get("feedback_id") or uuid.uuid4().hex}
-                checked.append(read_feedback(given, self._backend.declared))
+                named = {**row, "feedback_id": row.get("feedback_id") or uuid.uuid4().hex}
+                checked.append(read_feedback(named, self._backend.declared))
             except BadRequest as error:
                 where = f"row {number}, " if len(rows) > 1 else ""
                 raise BadRequest(f"{where}{error}", status=error.status, param=error.param, code=error.code) from None
@@ -236,7 +444,7 @@ class Governor:
 
 
 def _close(backend: Backend, threads: Executor | None, pid: int) -> None:
-    """Runs once: at `close`, when the governor is let go of, or when the process ends."""
+    """Runs once: at `close`, when the governor is garbage-collected, or when the process ends."""
     if os.getpid() != pid:
         return  # a fork holds copies of locks and connections that are its parent's
     backend.close()

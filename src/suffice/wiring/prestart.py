@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from suffice.console.render import can_render
 from suffice.control.jobs.notify import LogSink, MailSink, Notify, Sink, WebhookSink
-from suffice.edge.mail import MailServer
+from suffice.edge.notification import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
 from suffice.settings import Alerts, Settings

@@ -31,7 +31,7 @@ from suffice.cli.shell import (
 )
 from suffice.control.evidence.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
-from suffice.edge.yardstick import yardstick
+from suffice.edge.math import yardstick
 from suffice.errors import BadRequest, ConfigError, TraceError
 from suffice.files import write_whole
 from suffice.gateway.feedback_form import FeedbackMapping, body, plan, read_feedback, seal_feedback

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from suffice.cli.shell import FILE, JSON_OBJECT, Command, fail, find_settings, find_upstream, option
-from suffice.edge.yardstick import yardstick
+from suffice.edge.math import yardstick
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording

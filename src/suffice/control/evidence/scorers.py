@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 from suffice.assurance.runs import Match
-from suffice.edge.yardstick import yardstick
+from suffice.edge.math import yardstick
 from suffice.settings import Route
 
 

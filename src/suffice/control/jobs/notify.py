@@ -17,8 +17,7 @@ from typing import ClassVar, Final, Protocol
 import msgspec
 
 from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.edge.mail import MailServer, send_mail
-from suffice.edge.webhook import post_json
+from suffice.edge.notification import MailServer, post_json, send_mail
 from suffice.settings import Alerts
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.people.alerts import AlertLog, Notice, alerts_of, deliveries_to, owed, read_told, rows_worth_telling

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.edge.webhook import post_json
+from suffice.edge.notification import post_json
 from suffice.errors import StoreError
 from suffice.settings import AuditLog, Settings
 from suffice.store.audit.chain import Head, head

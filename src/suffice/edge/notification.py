@@ -1,0 +1,99 @@
+"""Delivers a notification: one POST with a JSON body, or one plain e-mail. No redirects, no second attempt.
+
+A webhook's address is as good as a key, and a password is one: neither is in any error or log.
+"""
+
+from __future__ import annotations
+
+import http.client
+import smtplib
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from typing import Final
+from urllib.parse import urlsplit
+
+from suffice.settings import MailTls
+
+MOST_REPLY_BYTES: Final = 4_096  # of an answer are read, and thrown away
+TLS_PORT: Final = 465  # where a connection begins with TLS; elsewhere it is started
+
+
+def post_json(url: str, body: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> str | None:
+    """Send a JSON body; None: the server took it (2xx), else why not, in a sentence without the address.
+
+    Blocks for at most about `timeout_s` for each of connecting, sending and reading.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "the webhook's address is none; it needs http://host/path or https://host/path"
+    try:
+        if parts.scheme == "https":
+            tls = ssl.create_default_context()
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                parts.hostname, parts.port, timeout=timeout_s, context=tls
+            )
+        else:
+            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+    except ValueError:
+        return "the webhook's address has no such port"
+    target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    try:
+        connection.request("POST", target, body, {"content-type": "application/json", **(headers or {})})
+        reply = connection.getresponse()
+        reply.read(MOST_REPLY_BYTES)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return f"the webhook could not be reached ({type(error).__name__})"
+    finally:
+        connection.close()
+    return None if 200 <= reply.status < 300 else f"the webhook answered {reply.status}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailServer:
+    host: str
+    port: int
+    login: tuple[str, str] | None = field(default=None, repr=False)  # user and password; None: it needs none
+    tls: MailTls = "required"  # with a login it always is
+
+
+def send_mail(
+    server: MailServer, *, sender: str, to: Sequence[str], subject: str, text: str, timeout_s: float
+) -> str | None:
+    """Send one message; None: the server took it for everybody, else why not, in a sentence without secrets.
+
+    Blocks for at most about `timeout_s` for each step of the conversation.
+    """
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = sender, ", ".join(to), subject
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(text)
+    try:
+        with _connect(server, timeout_s) as smtp:
+            hidden = isinstance(smtp.sock, ssl.SSLSocket)
+            if not hidden and (server.login is not None or server.tls == "required"):
+                return "the mail server offers no encryption, so nothing was sent to it"
+            if server.login is not None:
+                smtp.login(*server.login)
+            refused = smtp.send_message(message)
+    except smtplib.SMTPResponseException as error:
+        return f"the mail server answered {error.smtp_code}"
+    except (OSError, smtplib.SMTPException, ValueError) as error:
+        return f"the mail server could not be used ({type(error).__name__})"
+    return f"the mail server refused {len(refused)} of {len(to)} addresses" if refused else None
+
+
+def _connect(server: MailServer, timeout_s: float) -> smtplib.SMTP:
+    encrypts = server.login is not None or server.tls != "off"
+    if encrypts and server.port == TLS_PORT:
+        return smtplib.SMTP_SSL(server.host, server.port, timeout=timeout_s, context=ssl.create_default_context())
+    smtp = smtplib.SMTP(server.host, server.port, timeout=timeout_s)
+    try:
+        smtp.ehlo()
+        if encrypts and smtp.has_extn("starttls"):
+            smtp.starttls(context=ssl.create_default_context())
+    except (OSError, smtplib.SMTPException):
+        smtp.close()
+        raise
+    return smtp

@@ -1,0 +1,487 @@
+"""What judges the steps of a loop: a gateway in this process with a log of its own, or a server.
+
+Both fail open: no method raises because of signals, policies, logs or networks. Both are safe for threads: a run has a
+lock, and what runs share has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from suffice.episode.probe import SITE
+from suffice.episode.rounds import RoundsRun, StepReport, last_answer
+from suffice.errors import BadRequest, ConfigError, StoreError
+from suffice.gateway import lifecycle, rounds_service
+from suffice.gateway.context import GatewayState
+from suffice.gateway.feedback_form import FIELDS, id_conflict, seal_feedback
+from suffice.gateway.load_control import Breaker
+from suffice.gateway.rounds_service import SIGNAL_FIELDS, RunStart
+from suffice.review.items import MOST_CHARS, MOST_SOURCES
+from suffice.settings import Metric, Settings
+from suffice.store.database.log import LateLog, Receipt
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.records import FeedbackEvent
+from suffice.telemetry import LOG
+from suffice.types import Decision, EndReason, Feedback, Mode
+from suffice.wiring import build_library, embedders
+
+T = TypeVar("T")
+
+MAX_IDLE = 16  # connections that are kept for the next call
+REPLY_LIMIT_BYTES = 1024 * 1024
+FEEDBACK_TIMEOUT_S = 10.0  # the server promises a label's receipt within 5 s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelReceipt:
+    """A label is on disk, and stays there."""
+
+    duplicate: bool  # a label with this `feedback_id` was there before, and this one changed nothing
+    joined: bool  # the run that it names is known; if not, it joins when that arrives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What is fixed for a whole run."""
+
+    id: str  # where a server could not be called, one that it does not know
+    mode: Mode = "off"  # of the route; "off" where nobody judges
+    policy_version: str = ""  # "" where nobody judges
+    certified: bool = False
+    feedback_token: str = ""  # lets its holder rate the run's answer; "": none is given out
+
+
+# --------------------------------------------------------------------------- in this process
+
+
+class BackgroundLoop:
+    """Opens a helper in a thread of its own and waits there for its work; usable from any thread."""
+
+    def __init__(self, helper: AbstractAsyncContextManager[object]) -> None:
+        self._loop, self._stack = asyncio.new_event_loop(), AsyncExitStack()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="suffice-background", daemon=True)
+        self._thread.start()
+        self.wait(self._stack.enter_async_context(helper))
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Close the helper and end its thread; closing it again does nothing."""
+        if self._loop.is_closed():
+            return
+        self.wait(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class LocalRun:
+    def __init__(
+        self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None], embedder: BackgroundLoop | None
+    ) -> None:
+        self._run, self._close, self._embedder = run, close, embedder
+        self._lock = threading.Lock()
+        request = run.ledger.request
+        self.info = RunInfo(
+            id=run.id,
+            mode=request.mode,
+            policy_version=request.policy_version,
+            certified=request.certified,
+            feedback_token=run.ledger.disclosure.feedback_token,
+        )
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        return tuple(self._run.ledger.degraded)
+
+    @property
+    def return_step(self) -> int | None:
+        return self._run.return_step
+
+    def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
+        """Take in a step; `done` ends the run with it."""
+        with self._lock:
+            decision = self._run.take(index, report, self._vector(index, report))
+            if done:
+                self._close(self._run, "done")
+            return decision
+
+    def _vector(self, index: int, report: StepReport) -> tuple[float, ...]:
+        if self._embedder is None:
+            return ()
+        try:
+            return self._embedder.wait(self._run.vector_of(index, report))
+        except Exception:  # noqa: BLE001 - without its vector a step is judged all the same
+            self._run.ledger.fail_open(SITE)
+            return ()
+
+    def end(self, *, aborted: bool) -> None:
+        """End the run; ending it again does nothing."""
+        with self._lock:
+            self._close(self._run, "client_left" if aborted else "done")
+
+
+class LocalBackend:
+    def __init__(self, settings: Settings, route: str) -> None:
+        if route not in settings.routes:
+            known = ", ".join(sorted(settings.routes)) or "none is configured"
+            raise ConfigError(f"route: unknown route {route[:80]!r}; known: {known}")
+        vectors = embedders(settings)
+        self._lock = threading.Lock()
+        self._library = build_library(settings, vectors, lock=self._lock)
+        self._embedder = BackgroundLoop(vectors[route]) if route in vectors else None
+        self._route = route
+        self.blocks = self._embedder is not None  # its calls wait: an event loop sends them to a thread
+        self._open: dict[str, LocalRun] = {}
+
+    @property
+    def gateway(self) -> GatewayState:
+        """The running parts: metrics, log, routes."""
+        return self._library.gateway
+
+    @property
+    def failed_open(self) -> dict[str, int]:
+        metrics = self.gateway.metrics.registry.collect()
+        samples = [s for metric in metrics if metric.name == "suffice_failopen" for s in metric.samples]
+        return {s.labels["site"]: int(s.value) for s in samples if s.name.endswith("_total")}
+
+    def open(self, start: RunStart) -> LocalRun:
+        with self._lock:
+            route = next(r for r in self.gateway.deployment.routes if r.name == self._route)
+            opened = rounds_service.open_run(self.gateway, route, start, endpoint="library")
+            run = self._open[opened.id] = LocalRun(opened, self._close_run, self._embedder)
+            return run
+
+    def _close_run(self, run: RoundsRun, end: EndReason) -> None:
+        with self._lock:
+            rounds_service.close_run(self.gateway, run, end)
+            self._open.pop(run.id, None)
+
+    @property
+    def declared(self) -> Mapping[str, Metric]:
+        return self.gateway.settings.metrics
+
+    def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
+        """Store labels; waits until all are on disk. Raises StoreError, and BadRequest for a reused id."""
+        gw = self.gateway
+        rows = [seal_feedback(one, sender="", door="library", salt=gw.salt) for one in labels]
+        events = [FeedbackEvent(row, gw.sampling.recalled(row)) for row in rows]
+
+        async def append() -> list[Receipt]:
+            return await asyncio.gather(*map(gw.log.append_durable, events))
+
+        try:
+            with ThreadPoolExecutor(1) as thread:  # this one may run an event loop already
+                receipts = thread.submit(lambda: asyncio.run(append())).result()
+        except StoreError:
+            gw.metrics.inc("suffice_feedback_total", "failed")
+            raise
+        for number, receipt in enumerate(receipts, 1):
+            if receipt.conflict:
+                raise id_conflict(f"row {number}, " if len(rows) > 1 else "")
+            gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
+        return tuple(LabelReceipt(duplicate=receipt.duplicate, joined=receipt.joined) for receipt in receipts)
+
+    def flush(self, timeout_s: float) -> bool:
+        log = self.gateway.log
+        return log.drain(timeout_s) if isinstance(log, SqliteLog | LateLog) else True
+
+    def close(self) -> None:
+        """Break off what is open and release everything; closing it again does nothing."""
+        with self._lock:
+            left = list(self._open.values())
+        for run in left:
+            run.end(aborted=True)
+        if self._embedder is not None:
+            self._embedder.close()
+        with self._lock:
+            lifecycle.write_counts(self.gateway, all_of_them=True)
+        self._library.close()
+
+
+# --------------------------------------------------------------------------- at a server
+
+
+class ServerUnavailable(Exception):
+    """The server could not be called, or its answer is no decision."""
+
+
+class RejectionError(Exception):
+    """The server's own 4xx."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ServerConnections:
+    """HTTP to one server, from any thread; a broken connection is replaced once."""
+
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or timeout_s <= 0:
+            need = "need http://host[:port][/path] and a time above 0"
+            raise ConfigError(f"connect: got {url[:200]!r}, {timeout_s=}; {need}")
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._base = parts.path.rstrip("/").removesuffix("/v1")
+        self._headers = {"content-type": "application/json"}
+        if api_key is not None:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._timeout_s = timeout_s
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+
+    def post(
+        self, path: str, body: Any, headers: dict[str, str] | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """The answer's JSON. Raises RejectionError for a 4xx and ServerUnavailable for all else but a 200."""
+        raw, sent = msgspec.json.encode(body), self._headers | (headers or {})
+        for attempt in (1, 2):
+            connection = self._take(fresh=attempt == 2, timeout_s=timeout_s or self._timeout_s)
+            try:
+                connection.request("POST", self._base + path, raw, sent)
+                reply = connection.getresponse()
+                status, answer = reply.status, reply.read(REPLY_LIMIT_BYTES)
+            except TimeoutError as error:
+                connection.close()
+                raise ServerUnavailable("it took too long") from error
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if attempt == 2:
+                    raise ServerUnavailable(type(error).__name__) from error
+                continue
+            self._give_back(connection)
+            return _read(status, answer)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self, *, fresh: bool, timeout_s: float) -> http.client.HTTPConnection:
+        with self._lock:
+            connection = self._idle.pop() if self._idle and not fresh else None
+        if connection is None:
+            made = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+            return made(self._host, self._port, timeout=timeout_s)
+        connection.timeout = timeout_s
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
+        return connection
+
+    def _give_back(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if len(self._idle) < MAX_IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _read(status: int, raw: bytes) -> Any:
+    try:
+        body: Any = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        raise ServerUnavailable(f"HTTP {status} without JSON") from None
+    if status == 200 and isinstance(body, dict):
+        return body
+    error = body.get("error") if isinstance(body, dict) else None
+    message = str(error.get("message", ""))[:500] if isinstance(error, dict) else f"HTTP {status}"
+    if 400 <= status < 500:
+        raise RejectionError(status, message)
+    raise ServerUnavailable(f"HTTP {status}: {message}")
+
+
+class RemoteRun:
+    """One run at the server; once the server was lost, the loop goes on without it."""
+
+    def __init__(self, backend: RemoteBackend, start: RunStart) -> None:
+        self._backend = backend
+        self._answers: list[str | None] = []  # so far: the last one counts if the server is lost
+        self._latest: dict[str, Any] = {}  # answer of the server
+        self._lost, self._over = False, False
+        self._call(asdict(start), {"idempotency-key": uuid.uuid4().hex})
+        opened = self._latest
+        self.info = RunInfo(
+            id=str(opened.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}"),
+            mode=opened.get("mode", "off"),
+            policy_version=str(opened.get("policy_version", "")),
+            certified=opened.get("certified") is True,
+            feedback_token=str(opened.get("feedback_token") or ""),
+        )
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        there = tuple(str(site) for site in self._latest.get("degraded") or ())
+        return (*there, "server") if self._lost else there
+
+    @property
+    def return_step(self) -> int | None:
+        """The step whose answer is the one to use; without the server, the last one that gave any."""
+        if not self._lost:
+            step = self._latest.get("return_step")
+            return step if isinstance(step, int) and 1 <= step <= len(self._answers) else None
+        return last_answer(self._answers) if any(a is not None for a in self._answers) else None
+
+    def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
+        """Take in a step; `done` ends the run with it."""
+        self._answers.append(report.answer if report.answer is not None else report.text or None)
+        answer = self._call({"episode_id": self.info.id, "step": step_json(index, report), "done": done})
+        if done:
+            self._leave()
+        if answer is None:
+            return Decision(action="continue", reason="the server could not be asked")
+        stops = answer.get("action") == "stop"
+        return Decision(
+            action="stop" if stops else "continue",
+            reason=str(answer.get("reason", "")),
+            stop_reason=answer.get("stop_reason") if stops else None,
+            propensity=float(answer.get("propensity") or 1.0),
+        )
+
+    def end(self, *, aborted: bool) -> None:
+        """End the run; ending it again does nothing."""
+        if not self._over:
+            self._leave()
+            self._call({"episode_id": self.info.id, "aborted" if aborted else "done": True})
+
+    def _leave(self) -> None:
+        self._over = True
+        self._backend.forget(self)
+
+    def _call(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any] | None:
+        """The server's answer; None, now and for the rest of the run, once it could not be called."""
+        answer = None if self._lost else self._backend.call(body, headers)
+        self._lost = answer is None
+        self._latest = answer or self._latest
+        return answer
+
+
+def step_json(index: int, report: StepReport) -> dict[str, Any]:
+    given = [one for one in fields(StepReport) if getattr(report, one.name) != one.default]
+    signals = {one.name: getattr(report, one.name) for one in given if one.name in SIGNAL_FIELDS}
+    step = {"index": index, "answer": report.answer, "tokens": report.tokens, "signals": signals}
+    sources = _within(report.sources)
+    return step | {"sources": sources} if sources else step
+
+
+def _within(sources: Sequence[str]) -> list[str]:
+    """As much of a step's passages as anybody would keep: a longer body would be refused whole."""
+    texts, room = list[str](), MOST_CHARS
+    for text in sources[:MOST_SOURCES]:
+        texts.append(text[:room])
+        room -= len(texts[-1])
+        if not room:
+            break
+    return texts
+
+
+class RemoteBackend:
+    """One route of one server, called over `POST /v1/decide`. Raises ConfigError for an address that cannot be one.
+
+    Every call may be sent twice and counts once: opening carries an idempotency key, a step its index. So a broken
+    connection is tried once more, and after that the run goes on without the server.
+    """
+
+    blocks = True
+    declared: Mapping[str, Metric] | None = None  # the server knows them
+
+    def __init__(self, url: str, route: str, *, api_key: str | None, timeout_s: float) -> None:
+        self._route = route
+        self._http = ServerConnections(url, api_key=api_key, timeout_s=timeout_s)
+        self._lock = threading.Lock()
+        self._failed: Counter[str] = Counter()
+        self._breaker = Breaker()
+        self._open: dict[str, RemoteRun] = {}
+
+    @property
+    def failed_open(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._failed)
+
+    def open(self, start: RunStart) -> RemoteRun:
+        run = RemoteRun(self, start)
+        with self._lock:
+            self._open[run.info.id] = run
+        return run
+
+    def forget(self, run: RemoteRun) -> None:
+        with self._lock:
+            self._open.pop(run.info.id, None)
+
+    def call(self, body: dict[str, Any], headers: dict[str, str] | None) -> dict[str, Any] | None:
+        """One call; None: it failed, and that is counted. While the server is down it is hardly called."""
+        with self._lock:
+            if not self._breaker.allows(time.monotonic()):
+                self._failed["server"] += 1
+                return None
+        failed, site, answer = False, "", None
+        try:
+            answer = self._http.post("/v1/decide", {"route": self._route} | body, headers)
+        except RejectionError as error:  # it is there and it answers
+            site = "refused"
+            LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
+        except ServerUnavailable as error:
+            failed, site = True, "server"
+            LOG.warning("decide: the server could not be asked (%s); this run goes on without it", error)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+            site = "body"
+            LOG.warning("decide: a step cannot be written as JSON (%s); this run goes on", type(error).__name__)
+        with self._lock:
+            if site:
+                self._failed[site] += 1
+            self._breaker.note(failed=failed, now_s=time.monotonic())
+        return answer
+
+    def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
+        """Store labels; waits until all are on disk at the server. Raises StoreError and BadRequest."""
+        rows = [_as_body(one) for one in labels]
+        path, body = ("/v1/feedback", rows[0]) if len(rows) == 1 else ("/v1/feedback/batch", {"feedback": rows})
+        try:
+            answer = self._http.post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
+        except ServerUnavailable as error:
+            raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
+        except RejectionError as error:
+            raise BadRequest(str(error), status=error.status) from error
+        results = [answer] if len(rows) == 1 else answer.get("results") or []
+        for number, one in enumerate(results, 1):
+            if one.get("accepted") is not True:
+                raise BadRequest(f"row {number}, {(one.get('error') or {}).get('message', 'was not accepted')}")
+        return tuple(
+            LabelReceipt(duplicate=one.get("duplicate") is True, joined=one.get("joined") is True) for one in results
+        )
+
+    def flush(self, timeout_s: float) -> bool:  # noqa: ARG002 - nothing waits here
+        return True
+
+    def close(self) -> None:
+        with self._lock:
+            left = list(self._open.values())
+        for run in left:
+            run.end(aborted=True)
+        self._http.close()
+
+
+def _as_body(label: Feedback) -> dict[str, Any]:
+    """Feedback as `/v1/feedback` reads it: what the server finds out itself is left out."""
+    table = asdict(label) | {"metrics": dict(label.metrics) or None, "user": label.user or None}
+    return {name: table[name] for name in FIELDS if table[name] is not None}
+
+
+Backend = LocalBackend | RemoteBackend
+BackendRun = LocalRun | RemoteRun
