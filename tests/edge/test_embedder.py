@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from suffice.edge.embedder import HttpEmbedder, with_vector
+from suffice.edge.embedder import HttpEmbedder
 from suffice.errors import ConfigError
 from suffice.signals.observe import Observer
 from suffice.types import Step
 from tests.edge.embeddings import Reply, letters, server
+
+
+async def with_vector(embedder: HttpEmbedder, step: Step) -> Step:
+    (vector,) = await embedder.embed([step.text or step.answer or ""])
+    return step if vector is None else replace(step, vector=vector)
 
 
 async def test_each_text_gets_its_vector_and_is_asked_for_once() -> None:

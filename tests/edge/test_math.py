@@ -90,13 +90,13 @@ async def test_on_an_event_loop_it_refuses_to_block_it(judge: MathWorkers) -> No
     n_refused = judge.n_refused
     assert judge.equivalent("x+3", "3+x") is None
     assert judge.n_refused == n_refused + 1
-    assert await judge.equivalent_async("x+3", "3+x") is True
+    assert await asyncio.to_thread(judge.equivalent, "x+3", "3+x") is True
 
 
 async def test_a_waiting_event_loop_goes_on() -> None:
     with MathWorkers(limit_s=0.5) as judge:
-        await judge.equivalent_async("1", "x")  # started
-        asked = asyncio.create_task(judge.equivalent_async(HANGS, "2"))
+        await asyncio.to_thread(judge.equivalent, "1", "x")  # started
+        asked = asyncio.create_task(asyncio.to_thread(judge.equivalent, HANGS, "2"))
         n_turns = 0
         while not asked.done():
             await asyncio.sleep(0.01)
@@ -107,7 +107,9 @@ async def test_a_waiting_event_loop_goes_on() -> None:
 
 def test_threads_share_the_workers() -> None:
     async def ask_all(judge: MathWorkers) -> list[bool | None]:
-        return await asyncio.gather(*(judge.equivalent_async(f"{n}x+{n}", f"{n}(x+1)") for n in range(2, 22)))
+        return await asyncio.gather(
+            *(asyncio.to_thread(judge.equivalent, f"{n}x+{n}", f"{n}(x+1)") for n in range(2, 22))
+        )
 
     with MathWorkers(n_workers=2) as judge:
         assert asyncio.run(ask_all(judge)) == [True] * 20

@@ -6,7 +6,6 @@ A text without a vector is no error: the drafts are then compared by their words
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 import math
@@ -17,9 +16,7 @@ from typing import Any, Self
 
 from suffice.edge.http_call import call_json, helper_client
 from suffice.errors import ConfigError, UpstreamError
-from suffice.signals.folds.wording import Embedder
 from suffice.telemetry import LOG
-from suffice.types import Step
 from suffice.upstream.client import UpstreamClient
 
 _BATCH = 64  # texts in one request
@@ -52,10 +49,9 @@ class HttpEmbedder:
     ) -> None:
         """Raises ConfigError for an address or a limit that cannot be used.
 
-        url        base, with or without /v1
         n_numbers  of each vector; None: as many as the first one has
-        pause_s    without calls after a failure: a server that is down costs one wait, not one for each step
-        n_kept     vectors that are remembered, by a hash of their text; the least recently used are forgotten first
+        pause_s    without calls after a failure
+        n_kept     vectors that are remembered; the least recently used are forgotten first
         """
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"embedder.url: got {url!r:.200}; need http://host[:port][/path]")
@@ -166,15 +162,6 @@ class HttpEmbedder:
             self._kept[key] = vector
             if len(self._kept) > self._n_kept:
                 self._kept.popitem(last=False)
-
-
-async def with_vector(embedder: Embedder, step: Step) -> Step:
-    """The step with the vector of its text, or of its answer where it has no text, for fold `drafts`."""
-    text = step.text or step.answer
-    if not text:
-        return step
-    (vector,) = await embedder.embed([text])
-    return step if vector is None else dataclasses.replace(step, vector=vector)
 
 
 def _numbers(given: Any) -> Vector:

@@ -1,7 +1,7 @@
 """The judge model: any OpenAI-compatible model grades answers, for tasks without an exact match.
 
-Only a route with a `judge` table uses one (`control.evidence.judging`), and its grades count only once its error has been
-measured (`assurance.labels`).
+Only a route with a `judge` table uses one (`control.evidence.judging`), and its grades count only once its error has
+been measured (`assurance.labels`).
 """
 
 from __future__ import annotations

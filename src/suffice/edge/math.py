@@ -76,7 +76,6 @@ class MathWorkers:
         self._closed = threading.Event()
         for _ in range(n_workers):
             self._free.put(None)
-        self.n_judged = 0  # verdicts given by a worker
         self.n_killed = 0  # workers that took too long or died
         self.n_refused = 0  # questions from an event loop, which are not answered
 
@@ -91,20 +90,14 @@ class MathWorkers:
     def equivalent(self, one: str, other: str) -> bool | None:
         """Have two formulas the same value? None: it cannot tell, or not in time. Never raises.
 
-        It blocks for up to the limits. On a thread that runs an event loop it answers None at once and counts: use
-        `equivalent_async` there.
+        It blocks for up to the limits. On a thread that runs an event loop it answers None at once.
         """
-        if _on_event_loop():
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
             self.n_refused += 1
             LOG.warning("math judge: asked on an event loop, which it would block; nothing was judged")
             return None
-        return self._verdict(one, other)
-
-    async def equivalent_async(self, one: str, other: str) -> bool | None:
-        """The same without blocking the event loop."""
-        if (one, other) in self._kept:
-            return self._kept[one, other]
-        return await asyncio.to_thread(self._verdict, one, other)
+        return self._verdict((one, other))
 
     def close(self) -> None:
         """End all processes. Whoever still waits for a verdict gets None."""
@@ -118,8 +111,7 @@ class MathWorkers:
                 worker.end()
             self._free.put(None)  # whoever waits for one must wake up and see that all is closed
 
-    def _verdict(self, one: str, other: str) -> bool | None:
-        pair = (one, other)
+    def _verdict(self, pair: tuple[str, str]) -> bool | None:
         if pair in self._kept:
             return self._kept[pair]
         worker = self._free.get()
@@ -133,7 +125,6 @@ class MathWorkers:
                 worker = None
             self._free.put(worker)
         with self._lock:
-            self.n_judged += 1
             while len(self._kept) >= self._n_kept:
                 del self._kept[next(iter(self._kept))]
             return self._kept.setdefault(pair, verdict)
@@ -204,11 +195,3 @@ class _Worker:
             for line in self._process.stdout:
                 self._lines.put(line)
         self._lines.put(_ENDED)
-
-
-def _on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -84,7 +84,6 @@ async def ready(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def _any_reachable(upstreams: Iterable[UpstreamClient]) -> bool:
-    """Does at least one answer? The first that does is enough: nobody waits for those that are silent."""
     calls = [asyncio.ensure_future(client.is_reachable()) for client in upstreams]
     try:
         for answer in asyncio.as_completed(calls):
@@ -173,9 +172,8 @@ def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
 class App:
     """The ASGI application. Raises ConfigError for a path in `server.relay` that is ours.
 
-    beside  other applications by the first part of their paths, such as "/console"
-
-    Where `console_port` is set, the port of a second listener, those applications answer there and nowhere else.
+    `beside` are other applications, by the first part of their paths. Where `console_port` is set, the port of a second
+    listener, they answer there and nowhere else.
     """
 
     def __init__(self, gateway: GatewayState, beside: Mapping[str, MountedApp] | None = None) -> None:
@@ -206,7 +204,6 @@ class App:
             process.n_live -= 1
 
     def _find(self, path: str) -> tuple[Mapping[str, Endpoint], str | None]:
-        """The endpoints by method, and the id in the path."""
         if (exact := self._exact.get(path)) is not None:
             return exact, None
         for pattern, by_method in self._with_id.items():
@@ -246,7 +243,6 @@ class App:
             self.gateway.clients.limits.leave(exchange.caller)
 
     async def _answer_beside(self, other: MountedApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Heads are bounded for everybody; who may come in is for the other application to say."""
         try:
             check_head(headers_of(scope))
         except BadRequest as error:
@@ -255,7 +251,6 @@ class App:
         await other(scope, receive, send)
 
     async def _answer_preflight(self, exchange: Exchange, by_method: Mapping[str, Endpoint]) -> None:
-        """Tell a browser what a page of an allowed origin may send; the key it brings is checked with the request."""
         named = dict(exchange.headers)
         wanted = named.get("access-control-request-headers", "")
         headers = [("access-control-allow-methods", ", ".join(sorted(by_method))), ("access-control-max-age", "600")]
@@ -267,10 +262,7 @@ class App:
         await exchange.body(b"", more=False)
 
     def _admit(self, exchange: Exchange, by_method: Mapping[str, Endpoint]) -> Handler:
-        """The handler of a request that may come in. Raises BadRequest by default.
-
-        Checked are path, method, host and page, key, and what the key permits, in this order.
-        """
+        """The handler of a request that may come in; by default, raises BadRequest."""
         scope, headers = exchange.scope, exchange.headers
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
@@ -342,6 +334,5 @@ def _with_cors(send: Send, origin: str) -> Send:
 
 
 def _first_part(path: str) -> str:
-    """The path up to its second slash, under which a whole application is mounted; of `*`, which has none, itself."""
     behind = path.find("/", 1)
     return path if behind < 0 else path[:behind]

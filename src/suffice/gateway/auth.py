@@ -30,11 +30,7 @@ TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # a key must list these,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The holder of a key.
-
-    A key without `routes` may use every route that matches its requests. By name it may choose only routes that are
-    safe for anybody to choose: none that is off, and none that acts uncertified.
-    """
+    """The holder of a key. Without `routes` it may name only routes that anybody may choose."""
 
     id: str = ""  # keyed hash, as `Request.sender`; "": no key was required
     name: str = ""  # of its key in the settings; "": its key has no table of its own
@@ -55,10 +51,7 @@ class Caller:
         return not self.only_feedback and self.permits.routes != ()
 
     def may_use(self, name: str, route: Route, *, by_name: bool) -> bool:
-        """May its requests go to a route?
-
-        by_name  the request names the route, instead of being matched
-        """
+        """May its requests go to a route, which they name (`by_name`) or else match?"""
         if self.permits.routes is not None:
             return name in self.permits.routes
         is_reserved = route.mode == "off" or (route.mode == "enforce" and route.uncertified)
@@ -76,8 +69,6 @@ ANYONE: Final = Caller()
 
 
 class KeyRing:
-    """The keys that a gateway accepts, each with its caller."""
-
     def __init__(self, callers: Mapping[str, Caller] | None = None) -> None:
         # Looked up by digest, so that the time of a comparison says nothing about a key.
         self._by_digest = {_digest(key): caller for key, caller in (callers or {}).items()}
@@ -93,11 +84,7 @@ class KeyRing:
         return next((caller for caller in known if caller is not None), None)
 
     def require(self, headers: list[tuple[str, str]], *, feedback: bool = False, x_api_key: bool = False) -> Caller:
-        """Who sends a request. Raises BadRequest 401 where a key of this gateway is needed and none is sent.
-
-        feedback   of a path that keys for feedback open as well
-        x_api_key  the header `x-api-key: KEY` is as good as `authorization: Bearer KEY`
-        """
+        """Who sends a request. Raises BadRequest 401 where a key of this gateway is needed and none is sent."""
         if not (self.callers if feedback else self.asks_for_keys):
             return Caller(namespace=dict(headers).get("authorization", ""))
         caller = self.find(headers, x_api_key=x_api_key)
@@ -152,19 +139,16 @@ class _Use:
 class KeyLimits:
     """The limits of all keys: requests a minute, requests at once, tokens a day.
 
-    Each gateway process counts for itself. Today's tokens are written to the log, so a restart does not give them
-    back. The settings name every key, so memory is bounded.
+    Each process counts for itself. Today's tokens are written to the log, so a restart does not give them back.
     """
 
     def __init__(self, callers: Iterable[Caller] = ()) -> None:
         self._uses = {one.id: _Use() for one in callers if _is_limited(one.permits)}
 
     def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
-        """Count the beginning of a request. Raises KeyLimitError, and then nothing is counted.
+        """Count the beginning of a request, which may cost tokens if it `spends`.
 
-        spends  it may cost tokens
-        now_s   monotonic
-        wall_s  Unix time
+        Raises KeyLimitError, and then nothing is counted.
         """
         use, permits = self._uses.get(caller.id), caller.permits
         if use is None:
@@ -226,7 +210,6 @@ def _is_limited(permits: Key) -> bool:
 
 
 def utc_day(wall_s: float) -> str:
-    """The UTC day of a Unix time, as 2026-01-31."""
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d")
 
 
@@ -238,12 +221,9 @@ MOST_TOKENS_COUNTED: Final = 50_000  # answers whose pieces of feedback with a t
 
 
 def sign_token(episode_id: str, *, until_s: int, salt: str) -> str:
-    """The token that comes with an answer: its holder may rate that one answer, and do nothing else.
+    """The token that comes with an answer and lets its holder rate that one answer, until a Unix time.
 
-    HMAC-SHA-256 under a key derived from the deployment's salt, cut to 128 bits. Whoever may read an answer may rate
-    it, so the token may go to a browser, where a key must not.
-
-    until_s  Unix time at which it expires
+    HMAC-SHA-256 under a key derived from the deployment's salt, cut to 128 bits. It may go to a browser.
     """
     signed = f"v1.{episode_id}.{until_s:x}"
     return f"{signed}.{_mac(signed, salt)}"
@@ -277,7 +257,7 @@ def _token_key(salt: str) -> bytes:
 
 
 class FeedbackByToken:
-    """How many pieces of feedback were stored with the token of each answer; the oldest is forgotten first."""
+    """How many pieces of feedback each token has stored; the oldest token is forgotten first."""
 
     def __init__(self) -> None:
         self._n: dict[str, int] = {}
@@ -321,12 +301,9 @@ class DeliveryMemory:
     """Remembers requests with their audit draws for as long as a delivery may repeat them.
 
     One draw covers all deliveries of a request. If a level could stop m of them, a bet on the draw would have to be
-    divided by the largest m allowed. With 8, a harmless level would need 8 times the audits (456 become 3,634 at a
-    budget of 1 point and 95 % confidence). So m is 1: from the second delivery on, a request runs in full and is no
-    evidence.
-
-    The draw of a first delivery is made for its key and its episode id. The gateway makes that id, so no client can
-    choose or repeat a draw, and a process that has forgotten a request makes an independent draw for the next one.
+    divided by the largest m allowed: with 8, a harmless level would need 8 times the audits. So m is 1: from the second
+    delivery on, a request runs in full and is no evidence. A draw depends on the episode id, which no client can
+    choose, and a process that has forgotten a request draws anew.
     """
 
     _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # the oldest first
@@ -334,11 +311,9 @@ class DeliveryMemory:
     def assign(
         self, key: RequestKey, *, episode_id: str, share: float, salt: str, window_s: float, now_s: float
     ) -> AuditAssignment:
-        """Draw for a first delivery; give a repeated delivery the draw of the first, and its own number.
+        """Draw for a first delivery; give a repeated one the draw of the first, and its own number.
 
-        share     of audits, for a first delivery, in [0, 1]
-        window_s  after the first delivery within which the same body is a repeat; 0: only an idempotency key makes one
-        now_s     monotonic
+        window_s  within which the same body is a repeat; 0: only an idempotency key makes one
 
         Raises ValueError for a share outside [0, 1].
         """
@@ -357,7 +332,6 @@ class DeliveryMemory:
         return assigned
 
     def _forget(self, before_s: float) -> None:
-        """Drop requests whose first delivery is too old, and the oldest where there are too many."""
         while self._known:
             oldest = next(iter(self._known))
             if self._known[oldest][0] >= before_s and len(self._known) < MOST_DELIVERIES:
@@ -392,9 +366,8 @@ _MAY_NAME: Final = (b"_id", b"_file", b"conversation", b"container", b"item_refe
 class Objects:
     """Objects that an upstream stores (responses, files, batches …), and which key created each.
 
-    Where several keys send requests, an object can be used by the key that created it through this gateway, and by
-    keys with `all_objects`. To all others it does not exist, and nor does any object that nobody created through this
-    gateway. Lists cannot be filtered, so they are refused.
+    Where several keys send requests, an object exists only for the key that created it through this gateway, and for
+    keys with `all_objects`. Lists cannot be filtered, so they are refused.
     """
 
     def __init__(self, find: Callable[[str], StoredObject | None] = lambda _: None) -> None:
@@ -414,10 +387,7 @@ class Objects:
             del self._recent[next(iter(self._recent))]
 
     async def of(self, object_id: str) -> StoredObject | None:
-        """Who created an object, and where it is; None: unknown to this gateway.
-
-        The log comes first: an id that another process saw earlier belongs to whoever used it there.
-        """
+        """Who created an object, and where it is. The log comes first: another process may have seen the id earlier."""
         stored = await asyncio.to_thread(self._find, object_id)
         if stored is not None:
             self._keep(stored)
@@ -503,8 +473,6 @@ Named: TypeAlias = tuple[str | None, str | None]  # a request: by its episode id
 
 @dataclass(slots=True, kw_only=True)
 class Clients:
-    """What one gateway knows of its clients."""
-
     keys: KeyRing = field(default_factory=KeyRing)  # accepted from clients; none: open
     limits: KeyLimits = field(init=False)
     deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)

@@ -40,10 +40,9 @@ IDLE_RUN_S = 1_800.0  # a loop that is silent for so long has been abandoned
 
 @contextmanager
 def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
-    """A block in which `look` is called every `every_s` seconds, in the running event loop.
+    """A block in which `look` is called every `every_s` seconds; a failure changes nothing, and is counted.
 
-    A call that fails changes nothing, and is counted under `site`. Calls fall on one grid of the loop's clock, so that
-    a process at rest wakes up once for all of them: to wake up costs it more than what it then does.
+    Calls fall on one grid of the loop's clock, so that a process at rest wakes up once for all of them.
     """
     loop = asyncio.get_running_loop()
 
@@ -107,7 +106,6 @@ class OpenRuns:
             self._opened[key], self._key_of[run.id] = run.id, key
 
     def get(self, episode_id: str, *, sender: str, now_s: float) -> RoundsRun | None:
-        """A run of `sender`; it counts as used."""
         run, _ = self._runs.get(episode_id, (None, 0.0))
         if run is None or run.ledger.request.sender != sender:
             return None
@@ -139,8 +137,6 @@ class OpenRuns:
 
 @dataclass(slots=True)
 class RouteStatistics:
-    """What the requests of one route have shown, the log's history included."""
-
     n_requests: int = 0
     full_runs: RunLengths = field(default_factory=RunLengths)
     hand_overs: HandOvers = field(default_factory=HandOvers)
@@ -149,7 +145,6 @@ class RouteStatistics:
     breaker: Breaker | None = None
 
     def learn(self, request: Request, outcome: Outcome) -> None:
-        """Take in lengths of full runs and prices of hand-overs, by which later requests are judged."""
         if runs_in_full(request) and outcome.end_reason == "done" and outcome.usage is not None:
             usage = outcome.usage
             if request.kind == "rounds":  # no answer is written behind the rounds: all of it can be saved
@@ -165,7 +160,7 @@ class RouteStatistics:
                 self.hand_overs.add_overlap(max(0, call.completion_tokens - used))
 
     def note_full_run(self, outcome: Outcome) -> bool:
-        """Take in whether a full run's answer could be read; True: it is time to check the route."""
+        """Returns True when it is time to check whether the route's answers can be read."""
         if outcome.end_reason not in ("done", "truncated"):
             return False
         self.extracted.append(outcome.answer is not None)
@@ -265,7 +260,6 @@ class Deployment:
         )
 
     def export_gauges(self) -> None:
-        """Set the gauges of load and of promises."""
         try:
             self.load.export(self.metrics, now_s=self.monotonic_s())
         except Exception:  # noqa: BLE001 - a gauge is no answer
@@ -316,11 +310,9 @@ class GatewayState:
         return None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most, keep=keep)
 
     def conversation(self, sender: str, conversation: str | None) -> str:
-        """A name for a client's conversation in the log; "" where the client named none."""
         return conversation_key(sender, conversation, salt=self.salt) if conversation else ""
 
     def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str) -> AuditAssignment:
-        """Draw whether a request is an audit, or find the draw of the delivery that this one repeats."""
         assigned = self.clients.deliveries.assign(
             key,
             episode_id=episode_id,
@@ -334,7 +326,6 @@ class GatewayState:
         return assigned
 
     def share(self, route: BuiltRoute) -> float:
-        """The active audit share for a route's next request."""
         made, settings, asked_for = route.in_force.publication, route.settings, self.deployment.variants.audit_share
         if settings.mode == "enforce" and not route.risks and settings.is_replayed:
             # Where all run in full anyway and no probe is paid for, every run may as well be evidence.

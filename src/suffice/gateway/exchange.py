@@ -95,7 +95,6 @@ class Exchange:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """Of the request."""
         return headers_of(self.scope)
 
     async def read_body(self, limit_bytes: int) -> bytes:
@@ -176,10 +175,7 @@ class Exchange:
 
 
 class KeptAlive:
-    """A block in which a stream that is silent for `every_s` gets a comment line; it may begin the stream.
-
-    One timer a stream; a task only while a line is on its way.
-    """
+    """A block in which a stream that is silent for `every_s` gets a comment line; it may begin the stream."""
 
     def __init__(self, exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
         self._exchange, self._every_s, self._now = exchange, every_s, monotonic_s
@@ -215,7 +211,6 @@ class KeptAlive:
 
 
 def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]:
-    """Have `gone` called when the client hangs up; give what ends that. Another server than ours costs a task."""
     if exchange.hang_up is not None:
         return exchange.hang_up(gone)
 
@@ -231,8 +226,7 @@ def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]
 async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
     """Run `work`; cancel it when the client leaves before its answer is complete. True: it left.
 
-    Returns only when `work` has ended, also when it is cancelled itself: whoever closes the ledger afterwards closes it
-    once. The work runs in the caller's own task.
+    Returns only when `work` has ended, also when it is cancelled itself. The work runs in the caller's own task.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -306,7 +300,6 @@ class BodyDelivery:
             return False  # too much for us; raised again where somebody awaits it
 
     async def frames(self, frames: Sequence[Frame]) -> None:
-        """Take frames in. Raises UpstreamProtocol for an answer that is too long."""
         for frame in frames:
             if isinstance(frame, RepeatedFrame):
                 if not self._assembler.add_repeated(frame.template, frame.field, frame.texts):

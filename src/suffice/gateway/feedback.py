@@ -129,11 +129,7 @@ async def _read_batch(exchange: Exchange) -> bytes:
 def find_label_source(
     gw: GatewayState, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
 ) -> LabelSource:
-    """Who sends feedback. Raises BadRequest 401 for a token that is forged or too old, and for a key that is needed.
-
-    door    that the feedback comes by, where it is one of its own
-    signed  a signature was checked in a key's place
-    """
+    """Who sends feedback. Raises BadRequest 401 for a token that is forged or too old, and for a key that is needed."""
     if token is not None:
         episode = read_token(token, now_s=gw.wall_s(), salt=gw.salt)
         # One name for all of them: together they weigh no more than one key.
@@ -182,7 +178,7 @@ def _out_of_scope(source: str) -> BadRequest:
 
 
 async def _owned(gw: GatewayState, source: LabelSource, rows: Sequence[Row]) -> list[Row]:
-    """The rows, with a refusal in place of each that is about an answer to another key. What is not known yet waits."""
+    """The rows, with a refusal in place of each about an answer to another key. What is not known yet is stored."""
     if not gw.clients.keys.has_tenants or source.caller.sees_all:
         return list(rows)
     named = [(row.episode_id, row.response_id) for row in rows if isinstance(row, Feedback)]
@@ -289,7 +285,6 @@ def _row_count_refused(n: int) -> BadRequest:
 
 
 async def _events(gw: GatewayState, rows: Sequence[Feedback]) -> list[FeedbackEvent]:
-    """The rows, with the runs that may have none in the log, once those that just answered have ended."""
     for _ in range(SETTLE_LOOKS):
         if not any(map(gw.sampling.is_open, rows)):
             break

@@ -218,9 +218,9 @@ def body(cells: Mapping[str, Any], by: FeedbackMapping, declared: Declared) -> d
         if field == "metrics":
             metrics |= cell if isinstance(cell, Mapping) else {}
         elif name != field:
-            metrics[name] = _READERS.get(declared[name].type, _number)(field, cell)
+            metrics[name] = (_READERS.get(declared[name].type) or _number)(field, cell)
         else:
-            given[field] = _READERS.get(field, _text)(field, cell)
+            given[field] = (_READERS.get(field) or _text)(field, cell)
     if metrics:
         given["metrics"] = metrics
     if "feedback_id" not in given:
@@ -261,8 +261,7 @@ def _text(_: str, cell: Any) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-CellReader = Callable[[str, Any], Any]
-_READERS: Final[dict[str, CellReader]] = {
+_READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "correct": _flag,
     "rating": _whole,
     "propensity": _number,

@@ -85,7 +85,6 @@ class GovernedRequest:
         return body | {"stream_options": options | {"include_usage": True}}
 
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
-        """Comment lines while a governed stream is silent."""
         if not self.intake.stream:
             return nullcontext()
         return KeptAlive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
@@ -213,10 +212,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
 
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
-    """In an audit of a route that chooses effort or budget before the call, call once more, for the record alone.
-
-    With the route's own effort or budget, or in full once more.
-    """
+    """In an audit of a route with its own effort or budget, call once more with it or in full, for the record."""
     ledger, route, intake = job.ledger, job.route.settings, job.intake
     if not is_measured(ledger.request) or route.probe is None:
         return
@@ -238,10 +234,7 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
 async def _open_relay(
     job: GovernedRequest, fields: ReasoningFields, continuer: Continuer, *, rerun_of: StreamState | None
 ) -> AsyncIterator[StreamRelay]:
-    """Open the client's request upstream and begin the client's answer.
-
-    rerun_of  the run before, which came to nothing; None: this is the first
-    """
+    """Open the client's request upstream and begin the client's answer; `rerun_of`: the run that came to nothing."""
     settings, ledger, exchange, intake = job.client.settings, job.ledger, job.exchange, job.intake
     async with _accepted(job, fields, "main" if rerun_of is None else "rerun") as (call, account, sent):
         if call.status != 200 or call.content_type != "text/event-stream":
@@ -356,7 +349,6 @@ def _segmenter(job: GovernedRequest) -> StepCutter:
 
 
 def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
-    """What the run would have gone on to cost, from the full runs of this route; unknown if few."""
     remaining = job.gw.statistics[job.route.name].full_runs.remaining(tokens_used)
     if remaining is None:
         return
@@ -406,7 +398,6 @@ async def govern_samples(job: GovernedRequest) -> None:
 
 
 async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
-    """One completion: the winner's text, the usage of everything that was drawn."""
     ledger, exchange = job.ledger, job.exchange
     usage = ledger.usage()
     body.pop("timings", None)  # of one sample only

@@ -70,7 +70,6 @@ class Connections:
         return None
 
     def move(self, peer: LimitedHttp, phase: ConnectionPhase) -> None:
-        """A connection waits for something else now."""
         before, peer.phase = peer.phase, phase
         if peer not in self._address_of:
             return
@@ -83,7 +82,6 @@ class Connections:
             same[peer] = None
 
     def forget(self, peer: LimitedHttp) -> None:
-        """A connection is closed; forgetting it twice is harmless."""
         address = self._address_of.pop(peer, None)
         if address is None:
             return
@@ -127,8 +125,6 @@ _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_conne
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLimits:
-    """Limits of all clients of one server. Seconds; inf: no limit."""
-
     head_s: float = inf
     body_s: float = inf
     idle_s: float = inf  # between two requests

@@ -36,13 +36,7 @@ class KillSwitch:
         told: Callable[[KillSwitchState], object] = lambda _: 0,
         presence: Announcement | None = None,
     ) -> None:
-        """Look once.
-
-        file         whose existence turns the switch on; None: there is none
-        environment  the value of VARIABLE
-        told         gets one row for each change; must not block
-        presence     by which this process confirms what it has seen; None: it confirms nothing
-        """
+        """Look once. `told` gets one row for each change and must not block; `presence` confirms what was seen."""
         self._file, self._told, self.presence = file, told, presence
         self._by_environment = environment.strip() not in ("", "0")
         self._stamp: int | None = None  # when the known file was written, ns

@@ -69,10 +69,7 @@ def seal_last_good(good: LastGood, *, secret: str) -> bytes:
 
 
 def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGood:
-    """What was sealed. Raises ConfigError with one sentence why not.
-
-    most_s  age at which it may no longer be served
-    """
+    """What was sealed, if it is younger than `most_s`. Raises ConfigError with one sentence why not."""
     if len(source) > MOST_BYTES:
         raise ConfigError(f"got {len(source):,} bytes; at most {MOST_BYTES:,}")
     line, _, content = source.partition(b"\n")
@@ -118,9 +115,9 @@ def write_last_good(file: Path, good: LastGood, *, secret: str) -> None:
 
 
 class LastGoodWriter:
-    """Keeps one gateway's last-good file: written when what is in force changes, and so that its time is never old.
+    """Keeps one gateway's last-good file: written when what is active changes, and so that its time is never old.
 
-    A change that cannot be written takes the old file away: better none than one that does not know of a rollback.
+    A change that cannot be written deletes the file: better none than one that does not know of a rollback.
     """
 
     def __init__(self, file: Path, *, secret: str, monotonic_s: Callable[[], float], every_s: float) -> None:

@@ -63,7 +63,6 @@ class Arrival:
         )
 
     def units(self, assigned: AuditAssignment) -> UnitIds:
-        """What the request belongs to; repeated deliveries are one request."""
         known = {"conversation": self.conversation, "user": self.user, "tenant": self.tenant}
         return units_of(self.caller.id, request=assigned.unit, **known)
 
@@ -120,7 +119,6 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
 
 
 async def _answer(gw: GatewayState, ledger: Ledger, exchange: Exchange, work: Coroutine[Any, Any, None]) -> EndReason:
-    """Answer a request while watching whether its client is still there; return how that ended."""
     try:
         left = await supervise(work, exchange)
     except OverloadError as error:
@@ -172,9 +170,7 @@ def count_stripped(gw: GatewayState, intake: Intake) -> None:
 def admit(
     gw: GatewayState, arrival: Arrival, route: BuiltRoute | None, reason: str | None
 ) -> tuple[BuiltRoute | None, Request, int | None]:
-    """Give a request its route, draw its audit and write its record.
-
-    reason  why it passes through, whatever the load; None: it may be governed
+    """Give a request its route, draw its audit and write its record; `reason`: why it passes through, if it must.
 
     Returns the route as this request gets it, the record, and when to come again if there is no room now.
     """
@@ -290,7 +286,6 @@ def find_route(gw: GatewayState, model: str, named: Mapping[str, str], caller: C
 
 
 def usable_routes(routes: tuple[BuiltRoute, ...], caller: Caller, *, by_name: bool) -> tuple[BuiltRoute, ...]:
-    """The routes to which a caller's requests may go, named by the request or else matched."""
     if not caller.id:
         return routes
     return tuple(one for one in routes if caller.may_use(one.name, one.settings, by_name=by_name))
@@ -421,7 +416,6 @@ def _count_extra_calls(gw: GatewayState, ledger: Ledger) -> None:
 
 
 def open_shelf(route: BuiltRoute, ledger: Ledger) -> Shelf | None:
-    """Where the texts of a run's steps are collected; None: its route keeps none, and nothing holds on to them."""
     until_s = _text_until_s(route, ledger)
     return None if until_s is None else Shelf(until_s=until_s)
 

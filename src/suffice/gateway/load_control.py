@@ -60,7 +60,6 @@ class Rate:
         self._at_s = max(self._at_s, now_s)
 
     def per_s(self, now_s: float) -> float:
-        """0 before anything was added."""
         if self._began_s is None:
             return 0.0
         age_s = max(LEAST_AGE_S, now_s - self._began_s)
@@ -72,8 +71,6 @@ class Rate:
 
 @dataclass(slots=True)
 class Smooth:
-    """A level that is sampled now and then, smoothed over time."""
-
     memory_s: float
     value: float = 0.0
     _at_s: float | None = None
@@ -99,10 +96,6 @@ class RouteLoad:
     _ended: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=LATENCY_RUNS))  # (when, duration)
 
     def note(self, request: Request, outcome: Outcome, *, now_s: float, falls_back: bool) -> None:
-        """Take in the end of a request.
-
-        falls_back  everything runs in full now, which says nothing of how much full runs are more
-        """
         spent = sum(call.completion_tokens for call in outcome.calls)
         self.tokens.add(spent, now_s)
         if outcome.cost_usd is not None:
@@ -130,7 +123,6 @@ class RouteLoad:
         return max(own, self.mean_full(now_s))  # too few full runs are known to say more of this one
 
     def mean_full(self, now_s: float) -> float:
-        """Mean tokens of a full run; 0 while none is known."""
         n = self.runs.per_s(now_s)
         return self.lengths.per_s(now_s) / n if n > 0 else 0.0
 
@@ -221,8 +213,6 @@ class RouteOperation:
         """The brake has fired: everything runs in full from now on, as far as the upstream bears it.
 
         To be called before `certified` is reset: the level used until now is remembered.
-
-        loads  by level, from 0: tokens/s there over tokens/s now; (): unknown
         """
         if self.fallback is not None:
             return
@@ -251,7 +241,6 @@ class RouteOperation:
         return asked_tokens_per_s / self._before_tokens_per_s
 
     def admission(self, now_s: float, *, queue: float | None = 0.0, point: float = 0.0) -> Admission:
-        """How a new governed request is served; with the defaults, one that cannot be turned away."""
         if self.fallback is None:
             return Admission(level=self.level, certified=True, reason=self.operation.reason)
         return admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
@@ -310,10 +299,7 @@ class LoadControl:
         return None if queue is None else queue.value
 
     def admit(self, route: BuiltRoute, *, now_s: float, draw: Callable[[], float] | None = None) -> Admission:
-        """Count a new governed request of a route, and say how it is served.
-
-        draw  gives a number in [0, 1) for this try; None: nobody is turned away here
-        """
+        """Count a new governed request of a route, and say how it is served; without `draw` it is not turned away."""
         operation = self.of(route.name, route.settings)
         operation.load.asked.add(1, now_s)
         if operation.fallback is None or draw is None:
@@ -328,7 +314,6 @@ class LoadControl:
     def look(
         self, upstreams: Mapping[str, UpstreamClient], routes: Sequence[BuiltRoute], metrics: Metrics, *, now_s: float
     ) -> None:
-        """Measure, move and alert: twice a second."""
         for name, client in upstreams.items():
             self._queues.setdefault(name, Smooth(QUEUE_S)).look(client.n_open / client.settings.slots, now_s)
         for route in routes:

@@ -78,10 +78,7 @@ class VersionCache:
         self.refused: set[tuple[str, str]] = set()  # routes and addresses, each reported once
 
     def of(self, held: InForce, connection: LogReader | None) -> FoldedVersion | None:
-        """The published version. Raises ConfigError when it is gone or another one.
-
-        connection  to the log; None: versions are those of the last-good file
-        """
+        """The published version, without a connection from the last-good file. Raises ConfigError when it is gone."""
         made = held.publication
         if made is None or not made.fit or not held.level:
             return None
@@ -102,7 +99,6 @@ class VersionCache:
         return None
 
     def candidate(self, connection: LogReader, state: State) -> RolloutTrial | None:
-        """A rollout of a learned candidate; None: its models are gone or not what they were."""
         if state.candidate not in self._candidates:
             models: FoldedVersion | None = None
             try:
@@ -151,7 +147,6 @@ class MonitorFeed:
         self._outlooks: dict[str, tuple[int, Outlook | None]] = dict.fromkeys(names, (0, None))
 
     def read(self, connection: LogReader) -> None:
-        """Read what is new; what cannot be read holds up no decision."""
         with contextlib.suppress(StoreError):
             if self._gw.settings.adapts_rates:
                 rates = {name: newest_rates(connection, name) for name in self._outlooks}
@@ -178,7 +173,6 @@ class MonitorFeed:
 
 
 def export_gauges(outlook: Outlook, route: str, metrics: Metrics) -> None:
-    """Write the latest look at a route into the gauges; what is not known is left out."""
     whole, drop, effects = outlook.whole, outlook.drop, outlook.satisfaction
     if whole is not None and whole.em_drop is not None and whole.em_drop.high is not None:
         metrics.set("suffice_em_drop_upper_bound", whole.em_drop.high, route)
@@ -221,11 +215,6 @@ class Follower:
     def __init__(
         self, gw: GatewayState, path: Path, *, keeper: LastGoodWriter | None = None, good: LastGood | None = None
     ) -> None:
-        """Begin.
-
-        keeper  writes the last-good file; None: none is written
-        good    that file's content; None: it may not be served
-        """
         self._gw, self._reader, self._keeper = gw, CachedReader(path, besides=_OF_REQUESTS), keeper
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
@@ -298,10 +287,7 @@ class Follower:
         self._running = _RunningVariants(experiments, trials, serving, newest)
 
     def _newest_good(self, connection: LogReader, route: str, line: Sequence[str]) -> str:
-        """The newest of the versions that followed each other on a route that can be served, else its own.
-
-        line  as `succession` has it
-        """
+        """The newest of the versions in `succession` that can be served, else the settings' own."""
         own, *later = line
         policy = self._versions.policy
         good = next((address for address in reversed(later) if not isinstance(policy(connection, address), str)), own)
@@ -344,7 +330,6 @@ class Follower:
         return built
 
     def _refuse(self, refusal: VersionRefusal) -> None:
-        """Say it in the log of the process, in the metrics and in the event log, where the job `notify` finds it."""
         what = f"publication {refusal.number}" if refusal.number else f"version {refusal.fit}"
         LOG.error("routes.%s: %s cannot be served: %s; %s", refusal.route, what, refusal.reason, refusal.serves)
         self._gw.metrics.inc("suffice_versions_refused_total", refusal.route)
@@ -374,10 +359,7 @@ class Follower:
         variants.experiments, variants.trials, variants.standing = running.experiments, running.trials, running.standing
 
     def serve_last_good(self, *, age_s: float) -> None:
-        """Serve what the last-good file says until the log can be read; where it says nothing, in full.
-
-        age_s  of the file, by its own time
-        """
+        """Serve what the last-good file says until the log can be read; where it says nothing, in full."""
         self._read_s, self._anew, good = self._gw.monotonic_s() - age_s, True, self._versions.good
         if good is None:
             self._rest("there is no last-good file that may be served")
@@ -398,7 +380,6 @@ class Follower:
         self._export_unread()
 
     def _rest(self, why: str) -> None:
-        """Let nothing act on any route until the log can be read."""
         self._anew, self._gw.deployment.serves = True, "full"
         self._vary(_RunningVariants())
         for name, one in self._routes.items():
@@ -409,7 +390,6 @@ class Follower:
         self._gw.metrics.set("suffice_log_unread_seconds", self._gw.monotonic_s() - self._read_s)
 
     def _note_unread(self) -> None:
-        """The log could not be read: what is active stays for as long as the settings allow."""
         self._export_unread()
         most_s, deployment = self._gw.settings.store.last_good_s, self._gw.deployment
         if deployment.serves != "full" and self._gw.monotonic_s() - self._read_s >= most_s:
@@ -488,10 +468,7 @@ class Follower:
             presence.update(decided=self._reader.seq)
 
     def glance(self) -> None:
-        """Have the log read where rows are new, or where the clock alone changes something. Waits for nothing.
-
-        To see that nothing is new takes a few system calls; to read the log takes ten times that.
-        """
+        """Have the log read where rows are new, or where the clock alone changes something."""
         by_clock = any(one.holding.until_s is not None for one in self._routes.values()) or self._keep_is_due()
         # Sums of the worker change beside rows of requests, which alone are nothing new.
         by_clock = by_clock or self._gw.monotonic_s() - self._monitor.read_s >= GAUGES_S
@@ -505,7 +482,6 @@ class Follower:
 
     @contextlib.contextmanager
     def _failing_open(self) -> Iterator[None]:
-        """Whatever goes wrong here leaves everything as it is."""
         try:
             yield
         except StoreError as error:
@@ -538,7 +514,6 @@ def _number(held: InForce) -> int:
 
 @asynccontextmanager
 async def following(follower: Follower, metrics: Metrics) -> AsyncIterator[None]:
-    """A block in which the gateway follows; what is decided already is active before it begins."""
     follower.refresh()
     task = asyncio.create_task(follower.follow())
     try:

@@ -44,8 +44,6 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignApi:
-    """How a call of another API is made and what is read of its answer."""
-
     note: Callable[[CallAccount, Ledger, bytes, bool], None]  # reads the answer's last bytes
     method: str = "POST"
     key_header: str = "authorization"  # where the upstream wants its key
@@ -170,7 +168,6 @@ def _last_chunks(tail: bytes) -> list[Chunk]:
 
 
 def _whole_or_usage(tail: bytes) -> Chunk:
-    """A whole body, or of a body too long to be kept its usage alone."""
     try:
         return decode_chunk(tail)
     except UpstreamProtocol:
@@ -243,8 +240,6 @@ class MessagesExchange(PassingExchange):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """What differs between the APIs that pass through."""
-
     exchange: type[PassingExchange] = PassingExchange
     mark: bytes = b'"delta"'  # occurs once in each event that carries text
     x_api_key: bool = False  # this API's clients bring their key in `x-api-key`
@@ -283,7 +278,6 @@ class _PassedCall:
     exchange: PassingExchange
 
     async def admit(self, episode_id: str) -> AdmittedRequest:
-        """Read what has to be read, and find the route and the upstream. Raises BadRequest."""
         gw, headers, caller = self.gw, self.exchange.headers, self.exchange.caller
         if not _QUERY.fullmatch(self._query):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
@@ -322,7 +316,6 @@ class _PassedCall:
 
     @property
     def _is_shared(self) -> bool:
-        """Does this gateway hide from its caller what other keys have created?"""
         return self.gw.clients.keys.has_tenants and not self.exchange.caller.sees_all
 
     def _route(self, intake: Intake, named: Mapping[str, str], stored: StoredObject | None) -> BuiltRoute | None:
@@ -404,8 +397,6 @@ class _PassedCall:
 
 
 class _NamedFields(msgspec.Struct):
-    """The fields of an engine's own call that are read; the others are skipped, which is quick."""
-
     model: msgspec.Raw = msgspec.Raw(b'""')
     stream: msgspec.Raw = msgspec.Raw(b"")
 

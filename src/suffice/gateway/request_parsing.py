@@ -101,7 +101,7 @@ def check_length(named: Mapping[str, str], limit_bytes: int) -> None:
 async def read_aside(read: Callable[[bytes, Server], T], raw: bytes, limits: Server) -> T:
     """Read a body: a short one at once, a longer one in a thread, so that other requests are served meanwhile.
 
-    One thread for all of them: several that want the interpreter would keep the event loop waiting longer.
+    One thread for all: several that want the interpreter would keep the event loop waiting longer.
     """
     if len(raw) <= AT_ONCE_BYTES:
         return read(raw, limits)
@@ -240,7 +240,6 @@ def read_chat(raw: bytes, limits: Server) -> Intake:
 
 
 def _digests(raw: bytes, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a body and its messages: long ones are hashed, which takes a while, where they are read."""
     if len(raw) <= AT_ONCE_BYTES:
         return {"identity": raw}
     identity, messages = hashlib.blake2b(raw, digest_size=32).digest(), encode_json(body.get("messages"))

@@ -52,8 +52,6 @@ SIGNAL_FIELDS: Final = tuple(one.name for one in fields(StepReport) if one.name 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStart:
-    """How a caller begins a loop."""
-
     question: str
     key: str | None = None  # the conversation that the run belongs to
     model: str = ""
@@ -111,11 +109,7 @@ def open_run(
 
 
 def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None:
-    """Write the run's one outcome; closing it again does nothing.
-
-    end  "done": the caller's loop came to its end, by a stop or by itself. "client_left": it was broken off, which in
-         an audit counts as a disagreement
-    """
+    """Write the run's one outcome; closing it again does nothing. A run that was broken off ends as "client_left"."""
     if run.is_over:
         return
     run.finish()
@@ -136,7 +130,6 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
 
 
 def close_old(gw: GatewayState) -> None:
-    """End the runs that were idle for too long: their callers have left."""
     for run in gw.runs.pop_old(now_s=gw.monotonic_s()):
         close_run(gw, run, "client_left")
 
@@ -211,7 +204,6 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
 
 
 def _run(gw: GatewayState, step: DecideRequest, exchange: Exchange) -> RoundsRun:
-    """The run that is meant: one that is open, or a new one."""
     caller, key = exchange.caller, dict(exchange.headers).get("idempotency-key")
     routes = gw.deployment.routes
     route = next((r for r in usable_routes(routes, caller, by_name=True) if r.name == step.route), None)
@@ -250,7 +242,6 @@ def _advance(gw: GatewayState, run: RoundsRun, step: DecideRequest, vector: tupl
 
 
 def _watch(gw: GatewayState) -> None:
-    """Look for abandoned runs, for as long as there are runs."""
     if gw.runs.is_watched or not len(gw.runs):
         return
     gw.runs.is_watched = True
@@ -265,10 +256,7 @@ def _watch(gw: GatewayState) -> None:
 
 
 def read_decide(body: dict[str, Any], conversation: str | None = None) -> DecideRequest:
-    """Check a body. Raises BadRequest naming the field and what is allowed.
-
-    conversation  of the request's headers, where the body has no `key`
-    """
+    """Check a body; `conversation`: from the headers. Raises BadRequest naming the field and what is allowed."""
     _check_known(body, FIELDS, "")
     route = _text(body, "route", ID_CHARS)
     if not route:

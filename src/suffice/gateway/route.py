@@ -60,8 +60,6 @@ MOST_VARIANTS = 256  # that are kept built; beyond that all are built anew
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltRoute:
-    """A route with its scorer and its policy, ready to serve."""
-
     name: str
     settings: Route
     scorer: Scorer
@@ -95,11 +93,7 @@ class BuiltRoute:
         return self.certified and made is not None and made.is_owned
 
     def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:
-        """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved.
-
-        model        requested: of a model without evidence nothing is known
-        query_class  as `signals.query.class_of` has it; guardrails may give it its own ceiling
-        """
+        """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved."""
         if not (self.folds or self.arm or self.is_proved):
             if self.holding.classes.get(query_class) == 0:
                 return replace(self, holding=replace(self.holding, observe="its class runs in full"))
@@ -135,8 +129,7 @@ class BuiltRoute:
     ) -> RouteGuarantee:
         """What is promised on the route, or to one request where this is the route as that request gets it.
 
-        killed   is the kill switch on?
-        unread   could the log not be read for too long?
+        unread   the log could not be read for too long
         classes  audits by class of questions, as the job `monitor` counted them
         beside   what serves a part of its requests in another way
         """
@@ -176,13 +169,7 @@ class BuiltRoute:
 
 
 def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str:
-    """A digest of the settings that a route's evidence rests on: where it differs, the evidence does not apply.
-
-    Not in it: the mode, the promise, shares and budgets, which requests match.
-
-    url_key  of the upstream's address
-    probes   are trial answers obtained by extra calls?
-    """
+    """A digest of the settings that a route's evidence rests on: where it differs, the evidence does not apply."""
     kept = {name: getattr(settings, name) for name in (*_EVIDENCE, "scorer", "steps", "probe")}
     written = msgspec.json.encode([kept, url_key, probes], order="deterministic")
     return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
@@ -225,7 +212,6 @@ def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str,
 
 
 def _shows_more_than_text(content: Any) -> bool:
-    """Does a message hold parts (image_url, input_audio, file, …) that are not text?"""
     return isinstance(content, list) and any(
         not isinstance(part, dict) or part.get("type") not in TEXT_PARTS for part in content
     )
@@ -260,15 +246,12 @@ def is_servable(route: BuiltRoute, made: Publication) -> bool:
 
 
 def rest_route(base: BuiltRoute, why: str) -> BuiltRoute:
-    """The route without anything that could act, whatever its settings say: it behaves as observe."""
+    """The route without anything that could act, whatever its settings say."""
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
 def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None = None) -> BuiltRoute:
     """The route as it serves what is published: certified levels, an arm, its owner's policy, or full runs.
-
-    base     the route as its settings have it, without any publication
-    version  of the active publication; None: there is none, or it cannot be read
 
     Raises ConfigError for a version that cannot be served.
     """
@@ -321,8 +304,6 @@ def apply_pause(holding: InEffect, pause: Pause | None) -> InEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutTrial:
-    """A rollout that runs on a route, with what its candidate is."""
-
     state: State
     policy: Mapping[str, object] = field(default_factory=dict)  # the candidate's table, as `build_policy` takes it
     models: FoldedVersion | None = None  # instead: a learned candidate, which acts up to the level of `state`
@@ -333,8 +314,7 @@ class Variants:
     """One gateway's experiments and rollouts. The follower writes them; requests read them.
 
     Arms are drawn by keyed hash of what the request belongs to, so that retries, replicas and restarts draw the same.
-    A variant that cannot be built leaves the route as it is and draws nothing: what is not served must not be on record
-    as served.
+    A variant that cannot be built draws nothing: what is not served must not be on record as served.
     """
 
     salt: str
@@ -347,11 +327,7 @@ class Variants:
     def place(
         self, route: BuiltRoute, units: Callable[[], UnitIds], question: str = ""
     ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
-        """The route as a request gets it, and what it drew; the same object where nothing varies it.
-
-        units     what the request belongs to; called only where something runs
-        question  `Request.question_key`: it is served by models that have not seen it
-        """
+        """The route as a request gets it, and what it drew; the same object where nothing varies it."""
         if not self.experiments and route.name not in self.trials and route.name not in self.standing:
             return route, ()
         try:
@@ -362,7 +338,7 @@ class Variants:
             return route, ()
 
     def audit_share(self, route: str) -> float:
-        """The share of requests to audit that a rollout of the route asks for; 0: none does."""
+        """The audit share that a rollout of the route asks for; 0: none does."""
         trial = self.trials.get(route)
         return 0.0 if trial is None else trial.state.audit_share or 0.0
 
@@ -443,7 +419,6 @@ class Variants:
         )
 
     def _built_with(self, route: BuiltRoute, policy: dict[str, object], name: str) -> BuiltRoute | None:
-        """The route with another policy, built once for each name; None: it cannot be built."""
         if (route.name, name) not in self._built:
             if len(self._built) >= MOST_VARIANTS:
                 self._built.clear()

@@ -1,11 +1,7 @@
 """Which requests of one gateway have rows in the log, and how the others are counted (`assurance.sampling`).
 
-    request ──▶ drawn: rows, or none ──▶ its end ──▶ count, by class and version ──▶ RequestCount, once a minute
-                                          └──▶ remember ──▶ recalled, when a label comes for it
-
 Counts are in memory for a minute at most: a process that is killed loses those, and no row. The latest live runs are
-remembered whether they were drawn or not, so whether a label finds its run here does not depend on the draw: labels
-that do are all of their kind, and those that do not have the odds of the rows.
+remembered whether they were drawn or not, so whether a label finds its run here does not depend on the draw.
 """
 
 from __future__ import annotations
@@ -36,8 +32,6 @@ _PURPOSE: Final = b"kept-rows"
 
 @dataclass(slots=True)
 class _Tally:
-    """Requests of one class and version so far: the fields of an `UnloggedRequests`."""
-
     ends: Counter[EndReason] = field(default_factory=Counter)
     sums: dict[str, Any] = field(default_factory=dict)
 
@@ -90,10 +84,7 @@ class LogSampler:
     _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: two had it
 
     def drawn(self, request: Request) -> tuple[Request, bool]:
-        """The request as its row has it, and whether it has rows, as far as its beginning tells.
-
-        One that has none gets them all the same if it ends badly, as `with_rows` writes it.
-        """
+        """The request as its row has it, and whether it has rows. One without gets them if it ends badly."""
         rate = self.rate_of(request)
         if rate >= 1 or (request.ungoverned is None and request.mode != "enforce"):
             return request, True
@@ -106,7 +97,6 @@ class LogSampler:
         return request, False
 
     def with_rows(self, request: Request) -> Request:
-        """A request that was left out and ended badly, as its row has it."""
         return replace(request, keep_rate=self.rate_of(request), kept_by="end")
 
     def rate_of(self, request: Request) -> float:
@@ -130,7 +120,7 @@ class LogSampler:
         return known[1].get(class_of(request.query), rates.other)
 
     def remember(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
-        """Keep what a label of a drawn run would be joined with, for as long as there is room; `now_s`: Unix time."""
+        """Keep what a label of a drawn run would be joined with, for as long as there is room."""
         name, response = outcome.episode_id, outcome.response_id
         if name not in self._open:
             return
@@ -164,7 +154,7 @@ class LogSampler:
         return None if name is None else self._recent.get(name)
 
     def count(self, request: Request, outcome: Outcome, *, now_s: float) -> RequestCount | None:
-        """Count a request without rows that has ended; what is due of its route, to be written; `now_s`: monotonic."""
+        """Count a request without rows that has ended; what is due of its route, to be written."""
         count = self._counts.setdefault(request.route, _Count(now_s))
         key = class_of(request.query), request.policy_version, request.ungoverned or ""
         if key not in count.tallies and len(count.tallies) >= MOST_CELLS:
@@ -182,7 +172,6 @@ class LogSampler:
         return self._written(request.route) if is_due else None
 
     def due(self, *, now_s: float, all_of_them: bool = False) -> Iterator[RequestCount]:
-        """What is due to be written of all routes; at the end of a process all there is."""
         for route, count in list(self._counts.items()):
             if all_of_them or now_s - count.since_s >= COUNT_S:
                 yield self._written(route)

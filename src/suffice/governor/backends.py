@@ -47,8 +47,6 @@ FEEDBACK_TIMEOUT_S = 10.0  # the server promises a label's receipt within 5 s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelReceipt:
-    """A label is on disk, and stays there."""
-
     duplicate: bool  # a label with this `feedback_id` was there before, and this one changed nothing
     joined: bool  # the run that it names is known; if not, it joins when that arrives
 
@@ -113,7 +111,6 @@ class LocalRun:
         return self._run.return_step
 
     def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
-        """Take in a step; `done` ends the run with it."""
         with self._lock:
             decision = self._run.take(index, report, self._vector(index, report))
             if done:
@@ -150,7 +147,6 @@ class LocalBackend:
 
     @property
     def gateway(self) -> GatewayState:
-        """The running parts: metrics, log, routes."""
         return self._library.gateway
 
     @property
@@ -332,14 +328,12 @@ class RemoteRun:
 
     @property
     def return_step(self) -> int | None:
-        """The step whose answer is the one to use; without the server, the last one that gave any."""
         if not self._lost:
             step = self._latest.get("return_step")
             return step if isinstance(step, int) and 1 <= step <= len(self._answers) else None
         return last_answer(self._answers) if any(a is not None for a in self._answers) else None
 
     def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
-        """Take in a step; `done` ends the run with it."""
         self._answers.append(report.answer if report.answer is not None else report.text or None)
         answer = self._call({"episode_id": self.info.id, "step": step_json(index, report), "done": done})
         if done:
@@ -394,8 +388,8 @@ def _within(sources: Sequence[str]) -> list[str]:
 class RemoteBackend:
     """One route of one server, called over `POST /v1/decide`. Raises ConfigError for an address that cannot be one.
 
-    Every call may be sent twice and counts once: opening carries an idempotency key, a step its index. So a broken
-    connection is tried once more, and after that the run goes on without the server.
+    Every call may be sent twice and counts once. So a broken connection is tried once more, and after that the run goes
+    on without the server.
     """
 
     blocks = True
