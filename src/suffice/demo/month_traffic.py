@@ -63,6 +63,20 @@ def _episode_id(number: int, rng: random.Random, at_s: float) -> str:
     return f"ep_{int(at_s * 1e3):011x}{number:08x}{rng.randrange(2**32):08x}"
 
 
+def _request(name: str, route: str, rng: random.Random, at_s: float, **fields: Any) -> Request:
+    return Request(
+        episode_id=name,
+        route=route,
+        received_at_s=at_s,
+        certified=False,
+        ungoverned=None,
+        setup="demo",
+        question_key=f"{rng.randrange(2**64):016x}",
+        unit=f"{rng.randrange(2**64):016x}",
+        **fields,
+    )
+
+
 def full_run(
     number: int, kinds: Sequence[QuestionKind], rng: random.Random, *, route: str, share: float, at_s: float
 ) -> tuple[Request, Outcome, str]:
@@ -79,23 +93,19 @@ def full_run(
     name = _episode_id(number, rng, at_s)
     tokens = [rng.randrange(90, 260) if easy else rng.randrange(180, 520) for _ in range(N_SAMPLES)]
     n_words = max(4, int(rng.gauss(kind.n_words, kind.n_words / 4)))
-    request = Request(
-        episode_id=name,
-        route=route,
+    request = _request(
+        name,
+        route,
+        rng,
+        at_s,
+        stream=rng.random() < 0.5,
         kind="samples",
         mode="enforce",
         model="house-8b",
-        stream=rng.random() < 0.5,
         n_samples=N_SAMPLES,
         audit=audit,
         propensity=share if audit else 1 - share,
         policy_version="",
-        certified=False,
-        question_key=f"{rng.randrange(2**64):016x}",
-        ungoverned=None,
-        received_at_s=at_s,
-        unit=f"{rng.randrange(2**64):016x}",
-        setup="demo",
         query=Query(query_class=kind.name, planned_steps=N_SAMPLES, n_words=n_words, n_chars=6 * n_words),
     )
     outcome = Outcome(
@@ -235,7 +245,22 @@ def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event,
         )
         for at, one in rounds
     )
-    request = _loop_request(name, rng, route=route, at_s=at_s)
+    request = _request(
+        name,
+        route,
+        rng,
+        at_s,
+        kind="rounds",
+        mode="observe",
+        model="",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="p-loop",
+        endpoint="library",
+        query=Query(query_class="lookup", n_words=9),
+    )
     outcome = Outcome(
         episode_id=name,
         end_reason="done",
@@ -255,27 +280,4 @@ def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event,
         QuestionText(episode_id=name, route=route, text=loop["question"], expires_at_s=until_s),
         Sources(episode_id=name, route=route, sources=(*read, *wrote), is_cut=False, expires_at_s=until_s),
         outcome,
-    )
-
-
-def _loop_request(name: str, rng: random.Random, *, route: str, at_s: float) -> Request:
-    return Request(
-        episode_id=name,
-        route=route,
-        kind="rounds",
-        mode="observe",
-        model="",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="p-loop",
-        certified=False,
-        question_key=f"{rng.randrange(2**64):016x}",
-        ungoverned=None,
-        received_at_s=at_s,
-        endpoint="library",
-        query=Query(query_class="lookup", n_words=9),
-        unit=f"{rng.randrange(2**64):016x}",
-        setup="demo",
     )

@@ -32,11 +32,24 @@ def span(interval: Interval | None, digits: int = 1) -> str:
     return f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
 
 
-def format_stage_table(result: StageResult) -> Table:
+def _table(first: str, *numbers: str) -> Table:
     shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
-    shown.add_column("way of answering", no_wrap=True)
-    for name in ("EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)"):
+    shown.add_column(first, no_wrap=True)
+    for name in numbers:
         shown.add_column(name, justify="right", no_wrap=True)
+    return shown
+
+
+def _print_facts(console: Console, facts: Sequence[str], errors: Sequence[str]) -> None:
+    console.print()
+    for fact in facts:
+        console.print(f"  · {fact}", style="dim", highlight=False, markup=False)
+    for error in errors[:3]:
+        console.print(f"  ! a request failed: {error}", style="red", highlight=False, markup=False)
+
+
+def format_stage_table(result: StageResult) -> Table:
+    shown = _table("way of answering", "EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)")
     for index, row in enumerate(result.rows):
         shown.add_row(*_cells(row, is_full=index == 0), style="bold" if row.acts else "")
     notes = [f"{row.title}: {row.note}." for row in result.rows if row.note]
@@ -98,15 +111,6 @@ def stage_verdict(result: StageResult) -> str:
     )
 
 
-def stops(result: StageResult) -> Table:
-    shown = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
-    shown.add_column("runs", justify="right")
-    shown.add_column("the policy's reason")
-    for reason, count in sorted(result.stops.items(), key=lambda item: -item[1])[:8]:
-        shown.add_row(str(count), reason)
-    return shown
-
-
 def print_demo(console: Console, results: Sequence[StageResult]) -> None:
     for result in results:
         stage, n = result.stage, result.rows[0].comparison.n
@@ -116,12 +120,13 @@ def print_demo(console: Console, results: Sequence[StageResult]) -> None:
         console.print(stage_verdict(result), style="bold", highlight=False)
         if result.stops:
             console.print("\nwhat was stopped live, and why", highlight=False)
-            console.print(stops(result), highlight=False)
-        console.print()
-        for fact in result.facts:
-            console.print(f"  · {fact}", style="dim", highlight=False)
-        for error in result.errors[:3]:
-            console.print(f"  ! a request failed: {error}", style="red", highlight=False, markup=False)
+            reasons = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+            reasons.add_column("runs", justify="right")
+            reasons.add_column("the policy's reason")
+            for reason, count in sorted(result.stops.items(), key=lambda item: -item[1])[:8]:
+                reasons.add_row(str(count), reason)
+            console.print(reasons, highlight=False)
+        _print_facts(console, result.facts, result.errors)
 
 
 NEXT = """\
@@ -207,10 +212,7 @@ tokens: generated for a run, audits and cancelled samples included, prompts not.
 
 
 def format_story_table(figures: Mapping[Period, Figures]) -> Table:
-    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
-    shown.add_column("period", no_wrap=True)
-    for name in ("runs", "audits", "stopped", "EM", "change (95 %)", "tokens", "saved (95 %)"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown = _table("period", "runs", "audits", "stopped", "EM", "change (95 %)", "tokens", "saved (95 %)")
     for period, one in figures.items():
         shown.add_row(*_show_cells(one), style="bold" if period == "certified" else "")
     return shown
@@ -296,11 +298,7 @@ def print_story(console: Console, report: DemoReport) -> Mapping[Period, Figures
     console.print(CAPTION, style="dim italic", highlight=False, markup=False)
     console.print()
     console.print(story_verdict(report, figures), style="bold", highlight=False, markup=False)
-    console.print()
-    for fact in facts(report):
-        console.print(f"  · {fact}", style="dim", highlight=False, markup=False)
-    for error in report.errors[:3]:
-        console.print(f"  ! a request failed: {error}", style="red", highlight=False, markup=False)
+    _print_facts(console, facts(report), report.errors)
     return figures
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import count, islice
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def name_of(question: TaskQuestion) -> str:
 
 
 Period: TypeAlias = Literal["before", "certified", "swapped"]
-PERIODS: Final[tuple[Period, ...]] = ("before", "certified", "swapped")
+PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 N_DRAWS: Final = 1_000
 
 
@@ -123,7 +123,7 @@ class CourseRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One period in numbers; fractions. None: it is the runs under the certificate that are compared, and no others."""
+    """One period in numbers; fractions. Only runs under the certificate are compared; None for the others."""
 
     period: Period
     n: int
@@ -288,15 +288,8 @@ class _Client:
                     self.errors.append(answered.error)
             await asyncio.to_thread(self._read)
             self._show(end, ends=False)
-        await self._settle()
+        await self.wait(lambda: not self._open, within_s=WRITTEN_S)
         self._show(end, ends=True)
-
-    async def _settle(self) -> None:
-        for _ in range(int(WRITTEN_S / 0.1)):
-            if not self._open:
-                return
-            await asyncio.sleep(0.1)
-            await asyncio.to_thread(self._read)
 
     def _show(self, end: int, *, ends: bool) -> None:
         self.screen.look(Snapshot(held=self.held, runs=tuple(self.runs), n_asked=self.n_asked, n_until=end, ends=ends))
@@ -312,11 +305,11 @@ class _Client:
         for sentence in news(before, self.held):
             self.screen.say(sentence)
 
-    async def heard(self, what: Callable[[], bool], *, within_s: float) -> None:
-        for _ in range(int(within_s / 0.2)):
-            if what():
+    async def wait(self, until: Callable[[], bool], *, within_s: float) -> None:
+        for _ in range(int(within_s / 0.1)):
+            if until():
                 return
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
             await asyncio.to_thread(self._read)
 
 
@@ -343,9 +336,8 @@ async def run_story(
     *,
     first_s: float = 1.0,
 ) -> DemoReport:
-    """Run the whole story. Raises LocalModelError without scikit-learn, and what the gateway raises.
+    """Run the whole story, with `online.toml` and `online.db` in `folder`. Raises LocalModelError without scikit-learn.
 
-    folder   an empty one: the settings and the log go there, `online.toml` and `online.db`
     first_s  seconds before the control loop starts
     """
     if find_spec("sklearn") is None:
@@ -370,7 +362,7 @@ async def run_story(
             screen.say(f"the swap: at the same address answers {world.behind}; clients still ask for {MODEL!r}")
             counted.append(await _count(world, -1))
             await client.ask(plan.n_swapped, swapped=True)
-            await client.heard(lambda: client.held.in_burst, within_s=max(DECIDED_S, 10 * plan.period_s))
+            await client.wait(lambda: client.held.in_burst, within_s=max(DECIDED_S, 10 * plan.period_s))
         counted.append(await _count(world, 1))
     return DemoReport(
         plan=plan,
