@@ -12,10 +12,11 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from suffice.asgi import Receive, Scope, Send
 from suffice.console import exchange, site
 from suffice.console.auth import NOBODY, Principal
 from suffice.console.context import ConsoleContext, ConsoleEndpoint, Live
-from suffice.console.exchange import JSON, Answer, ConsoleRequest, Receive, Scope, Send
+from suffice.console.exchange import JSON, Answer, ConsoleRequest
 from suffice.errors import BadRequest, SufficeError
 from suffice.telemetry import LOG
 from suffice.upstream.wire import error_body

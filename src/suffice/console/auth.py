@@ -116,11 +116,6 @@ def token(what: str, key: str) -> str:
     return signed(what, key, purpose="csrf")
 
 
-def is_token(given: str, what: str, key: str) -> bool:
-    """Is this the token of that session? Takes as long either way."""
-    return hmac.compare_digest(given.encode("utf-8", "replace"), token(what, key).encode())
-
-
 def signed(text: str, key: str, *, purpose: str) -> str:
     """A keyed hash. `purpose` keeps what is signed for one use from being shown for another."""
     return hmac.new(bytes.fromhex(key), f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()
@@ -216,7 +211,8 @@ class ConsoleAuth:
     def admit(self, request: ConsoleRequest, needs: Needs) -> Principal:
         """Who asks, if they may. Raises AccessDeniedError."""
         self._browsers.check_host(request.headers.get("host", ""))
-        if not _is_link(request):
+        is_read = request.method in ("GET", "HEAD") and "origin" not in request.headers
+        if not is_read or request.headers.get("sec-fetch-mode", "navigate") != "navigate":  # anything but a link
             self._browsers.check_page(request.headers)
         principal = self._principal(request)
         if needs == "nobody":
@@ -267,7 +263,8 @@ class ConsoleAuth:
     def _check_token(self, request: ConsoleRequest, what: str) -> None:
         roster = self.roster()
         given = request.headers.get("x-csrf-token") or request.form.get(TOKEN, "")
-        if roster is None or not is_token(given, what, roster.key):
+        right = "" if roster is None else token(what, roster.key)
+        if not right or not hmac.compare_digest(given.encode("utf-8", "replace"), right.encode()):
             raise AccessDeniedError("the form has no valid token; load the page again", status=403, code="csrf")
 
     def login_page(self, request: ConsoleRequest) -> tuple[str, Header]:
@@ -308,8 +305,3 @@ class ConsoleAuth:
             message = "nobody can log in yet: run suffice admin reset-secret beside the settings file"
             raise AccessDeniedError(message, status=401, code="no_people")
         return roster
-
-
-def _is_link(request: ConsoleRequest) -> bool:
-    is_read = request.method in ("GET", "HEAD") and "origin" not in request.headers
-    return is_read and request.headers.get("sec-fetch-mode", "navigate") == "navigate"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from suffice.errors import BadRequest, TooLarge
+from suffice.asgi import ClientGone, Receive, Scope, Send, read_body
+from suffice.errors import BadRequest
 from suffice.upstream.wire import count_items, finite
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 MOST_BODY_BYTES: Final = 256 * 1024
 MOST_FIELDS: Final = 100
@@ -125,17 +121,11 @@ def read_head(scope: Scope) -> ConsoleRequest:
 
 async def read_form(request: ConsoleRequest, receive: Receive) -> ConsoleRequest:
     """The request with its body. Raises BadRequest for what is no form, too long, or broken off."""
-    parts, size = list[bytes](), 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BadRequest("body: the client left before it was complete", code="disconnected")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MOST_BODY_BYTES:
-            raise TooLarge(f"body: longer than {MOST_BODY_BYTES} bytes")
-        if not message.get("more_body"):
-            return replace(request, form=_form(request.headers, b"".join(parts)))
+    try:
+        body = await read_body(receive, MOST_BODY_BYTES)
+    except ClientGone:
+        raise BadRequest("body: the client left before it was complete", code="disconnected") from None
+    return replace(request, form=_form(request.headers, body))
 
 
 def _form(headers: Mapping[str, str], body: bytes) -> dict[str, str]:

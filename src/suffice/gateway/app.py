@@ -15,13 +15,14 @@ from typing import Any
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from suffice.asgi import Message, Receive, Scope, Send
 from suffice.browsers import BrowserPolicy
 from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
 from suffice.gateway.auth import ANYONE, Caller, KeyLimitError
 from suffice.gateway.chat import chat
 from suffice.gateway.context import GatewayState
-from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
+from suffice.gateway.exchange import Exchange, headers_of
 from suffice.gateway.lifecycle import usable_routes
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from suffice.asgi import Receive, Scope, Send, read_body
 from suffice.episode.stream_relay import RepeatedFrame
-from suffice.errors import BadRequest, OverloadError, TooLarge, UpstreamProtocol
+from suffice.errors import BadRequest, OverloadError, UpstreamProtocol
 from suffice.gateway.auth import ANYONE
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE_DATA, PING, Frame, SseSplitter, encode_json, error_body, error_frame
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]  # call this one; and what ends that
 
@@ -62,10 +59,6 @@ def inert_type(value: str) -> str:
     return "text/plain; charset=utf-8" if value.strip().lower().startswith("text/") else "application/octet-stream"
 
 
-class ClientGone(Exception):
-    """The client hung up before its request was complete."""
-
-
 def headers_of(scope: Scope) -> list[tuple[str, str]]:
     """Request headers, names in lower case. Read once a request, and not to be changed."""
     headers: list[tuple[str, str]] | None = scope.get(_HEADERS)
@@ -99,18 +92,7 @@ class Exchange:
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole request body. Raises TooLarge beyond the limit and ClientGone when it breaks off."""
-        parts, size = [], 0
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit_bytes:
-                raise TooLarge(f"body: longer than {limit_bytes} bytes")
-            parts.append(part)
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        return await read_body(self.receive, limit_bytes)
 
     async def start(self, status: int, headers: Headers, *, events: bool = False) -> None:
         """Send the status line and headers; ours win."""

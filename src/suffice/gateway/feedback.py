@@ -21,11 +21,12 @@ from typing import Any, Final
 
 import msgspec
 
+from suffice.asgi import ClientGone
 from suffice.assurance.labels import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
 from suffice.gateway.auth import ANYONE, TOKEN_HEADER, Caller, read_token
 from suffice.gateway.context import GatewayState
-from suffice.gateway.exchange import ClientGone, Exchange
+from suffice.gateway.exchange import Exchange
 from suffice.gateway.feedback_form import id_conflict, read_feedback, seal_feedback
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.review import label_studio, langfuse

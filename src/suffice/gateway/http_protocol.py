@@ -24,7 +24,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from suffice.gateway.exchange import HANG_UP, MAX_HEADERS, WRITE_NOW, Message, Receive, Scope, Send
+from suffice.asgi import Message, Receive, Scope, Send
+from suffice.gateway.exchange import HANG_UP, MAX_HEADERS, WRITE_NOW
 from suffice.settings import Server
 from suffice.telemetry import ACCESS
 from suffice.upstream.wire import error_body

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from suffice.asgi import ClientGone
 from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
 from suffice.episode.ledger import CostBasis, Ledger
@@ -21,7 +22,7 @@ from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
 from suffice.gateway.context import GatewayState, runs_in_full
-from suffice.gateway.exchange import ClientGone, Exchange, supervise
+from suffice.gateway.exchange import Exchange, supervise
 from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
 from suffice.gateway.request_parsing import Intake

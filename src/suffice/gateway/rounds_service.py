@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import msgspec
 
+from suffice.asgi import ClientGone
 from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.errors import BadRequest
 from suffice.gateway.auth import ANYONE, Caller, token_header
 from suffice.gateway.context import GatewayState, may_stop
-from suffice.gateway.exchange import ClientGone, Exchange
+from suffice.gateway.exchange import Exchange
 from suffice.gateway.lifecycle import (
     Arrival,
     admit,

@@ -113,7 +113,11 @@ class LocalServer:
                 start_new_session=True,  # Ctrl-C ends us first, then it
             )
         try:
-            self._url = self._wait_for_address(deadline)
+            assert self._child.stdout is not None
+            line = _read_line(self._child.stdout, deadline)
+            if not line.startswith(READY_MARK):
+                raise self._failure("did not start")
+            self._url = line.removeprefix(READY_MARK).strip()
             self._wait_for_health(deadline)
         except BaseException:
             self.stop()
@@ -142,13 +146,6 @@ class LocalServer:
                 return
             except subprocess.TimeoutExpired:
                 continue
-
-    def _wait_for_address(self, deadline: float) -> str:
-        assert self._child is not None and self._child.stdout is not None
-        line = _read_line(self._child.stdout, deadline)
-        if not line.startswith(READY_MARK):
-            raise self._failure("did not start")
-        return line.removeprefix(READY_MARK).strip()
 
     def _wait_for_health(self, deadline: float) -> None:
         while time.monotonic() < deadline:

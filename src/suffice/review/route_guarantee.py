@@ -122,7 +122,8 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
         sheds = falls_back and state in ("paused", "burst", "searching", "void")
         return RouteGuarantee(state=state, sheds_safety=sheds, beside=one.beside)
     scorer = scorer_label(route.scorer)
-    labelled = made.evidence.n_gained > 0 or _is_labelled(made.evidence)
+    evidence, disagreeing = made.evidence, made.evidence.n_disagreeing
+    labelled = evidence.n_gained > 0 or (disagreeing is not None and evidence.n_lost < disagreeing + evidence.n_pending)
     labels: Literal["labelled", "label-free"] = "labelled" if labelled else "label-free"
     if made.spending is not None and state == "budgeted":
         average = Average(
@@ -134,7 +135,6 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
             labels=labels,
         )
         return RouteGuarantee(state=state, beside=one.beside, average=average)
-    evidence = made.evidence
     # What the finish changes is bounded at its own confidence, and risks add up.
     at_risk = FIDELITY_RISK if route.kind == "reasoning" and not made.arm else 0.0
     at_risk += AT_RISK if evidence.judge_charge else 0.0
@@ -244,12 +244,6 @@ def request_window(evidence: EvidenceSummary) -> tuple[int, int] | None:
 
 def _level(made: Publication, holding: InEffect) -> int:
     return made.level if holding.ceiling is None else min(made.level, holding.ceiling)
-
-
-def _is_labelled(evidence: EvidenceSummary) -> bool:
-    if evidence.n_disagreeing is None:
-        return False
-    return evidence.n_lost < evidence.n_disagreeing + evidence.n_pending
 
 
 def _detection(route: Route, budget: float, made: Publication, *, labelled: bool) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import ceil, floor
 from types import MappingProxyType
 from typing import Final
@@ -248,24 +248,17 @@ def answers_of(outcome: Outcome) -> tuple[Shows, str | None, str | None]:
 def item_of(
     one: ReviewCandidate, rules: ReviewRules, *, now_s: float, author: str, drawing: ControlDraw | None = None
 ) -> ReviewItem:
+    candidate = asdict(one)
+    del candidate["urgency"]
     return ReviewItem(
-        episode_id=one.episode_id,
-        route=one.route,
-        why=one.why,
-        because=one.because,
-        shows=one.shows,
-        full_answer=one.full_answer,
-        early_answer=one.early_answer,
+        **candidate,
         priority=one.priority,
         day=day_number(now_s),
         n_reviewers=rules.reviewers,
         asked_at_s=now_s,
         author=author,
-        deadline_s=one.deadline_s,
         lease_s=rules.lease_s,
         open_until_s=now_s + rules.open_days * DAY_S,
         propensity=None if drawing is None else drawing.propensity,
         drawing=None if drawing is None else drawing.number,
-        question_key=one.question_key,
-        query_class=one.query_class,
     )

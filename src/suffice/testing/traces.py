@@ -1,8 +1,7 @@
-"""Synthetic recorded runs, whose truth is known because we made it: for tests, benches and trying out.
+"""Synthetic recorded runs with a known truth: for tests, benches and trying out.
 
-Questions differ in how hard they are and models in how good they are, so that a rule can be right on
-one and wrong on the other. Everything follows from the seed, any number of runs takes bounded
-memory, and a batch is made column by column.
+Questions differ in how hard they are and models in how good they are, so that a rule can be right on one and wrong on
+the other. Everything follows from the seed, and any number of runs takes bounded memory.
 
 >>> from suffice.testing.traces import Synthetic
 >>> batch = next(Synthetic(kind="samples", n_runs=100, n_questions=20, seed=1).batches())
@@ -55,12 +54,11 @@ class _Steps:
 class Synthetic:
     """A set of made-up runs.
 
-    samples    each sample is right with a chance that depends on question and model; wrong ones
-               lean to one wrong choice, so that some votes are lost with every further sample
-    reasoning  guesses until the chain settles, then one answer to the end; `confidence` is the
-               chance that the answer is right, raised to 1 / (1 + overconfidence)
-    rounds     each round repairs a wrong answer or spoils a right one; the model says of itself that
-               it is nearly sure, whatever it holds
+    samples    each is right with a chance that depends on question and model; wrong ones lean to one wrong choice, so
+               that some votes are lost with every further sample
+    reasoning  guesses until the chain settles, then one answer to the end; `confidence` is the chance that the answer
+               is right, raised to 1 / (1 + overconfidence)
+    rounds     each repairs a wrong answer or spoils a right one; the model says that it is nearly sure, always
     """
 
     kind: Kind

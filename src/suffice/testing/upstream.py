@@ -334,6 +334,7 @@ class FakeUpstream:
 
     def _facts(self, request: FakeRequest) -> Any:
         """The JSON of every other route. Raises FakeRefusal."""
+        n_slots, n_busy = self._behaviour.slots or 1, len(self._live)
         routes: dict[tuple[str, str], Callable[[FakeRequest], Any]] = {
             ("POST", "/chat/completions/control"): self._control,
             ("POST", "/apply-template"): lambda request: {"prompt": self._template(request)},
@@ -341,7 +342,7 @@ class FakeUpstream:
             ("POST", "/detokenize"): self._detokenize,
             ("GET", "/models"): lambda _: {"object": "list", "data": self._models()},
             ("GET", "/health"): lambda _: {"status": "ok"},
-            ("GET", "/slots"): lambda _: self._list_slots(),
+            ("GET", "/slots"): lambda _: [{"id": n, "is_processing": n < n_busy} for n in range(max(n_slots, n_busy))],
         }
         route = routes.get((request.method, request.path))
         if route is None:
@@ -385,10 +386,6 @@ class FakeUpstream:
 
     def _models(self) -> list[dict[str, Any]]:
         return [{"id": m, "object": "model", "created": CREATED, "owned_by": "fake"} for m in self._behaviour.models]
-
-    def _list_slots(self) -> list[dict[str, Any]]:
-        n_busy = len(self._live)
-        return [{"id": n, "is_processing": n < n_busy} for n in range(max(self._behaviour.slots or 1, n_busy))]
 
     def _metrics(self) -> bytes:
         counts = {

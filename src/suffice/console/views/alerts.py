@@ -9,7 +9,7 @@ from suffice.console.context import DAY_S, ViewContext, ViewRecord
 from suffice.review.decide import in_words
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
-from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, SinkState, read_told
+from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, read_told
 from suffice.store.people.deciding import fitting, read_now
 from suffice.store.routes.in_force import read_holds
 from suffice.store.routes.windows import job_history
@@ -104,7 +104,8 @@ def _open_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert]:
 def _line(one: OpenAlert, log: AlertLog, view: ViewContext) -> AlertLine:
     notice, alerts = one.notice, view.settings.alerts
     wanted, taken = notice.kind in alerts.kinds, {each.sink for each in one.taken}
-    waits = [name for name in configured(alerts) if wanted and name not in taken]
+    sinks = {name: log.sinks.get(name) for name in configured(alerts) if wanted and name not in taken}
+    waits = [name for name, sink in sinks.items() if sink and max(sink.since_seq, sink.read_to_seq) < one.seq]
     return AlertLine(
         seq=one.seq,
         at_s=one.at_s,
@@ -113,16 +114,12 @@ def _line(one: OpenAlert, log: AlertLog, view: ViewContext) -> AlertLine:
         sentence=notice.sentence,
         href=f"/console{notice.path}",
         taken=one.taken,
-        waits_for=tuple(name for name in waits if _has_to_take(log.sinks.get(name), one)),
+        waits_for=tuple(waits),
         wanted=wanted,
         n_again=one.n_again,
         latest_at_s=one.latest_at_s,
         over=one.over(view.now_s),
     )
-
-
-def _has_to_take(sink: SinkState | None, one: OpenAlert) -> bool:
-    return sink is not None and sink.since_seq < one.seq and sink.read_to_seq < one.seq
 
 
 def _sink(name: str, log: AlertLog, alerts: Alerts, lines: list[AlertLine], problem: str) -> SinkLine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from suffice.console.context import NotThere, ViewContext, ViewRecord
 from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
@@ -156,17 +156,17 @@ def experiments(view: ViewContext) -> Experiments:
     return Experiments(lines=tuple(sorted(lines, key=lambda one: (order[one.state], one.name))))
 
 
+def _design(experiment: object) -> dict[str, Any]:
+    return {name: getattr(experiment, name) for name in ("routes", "primary", "control", "layer", "share")}
+
+
 def _not_started(name: str, written: Experiment) -> ExperimentRow:
     weights = {arm: table.weight for arm, table in written.arms.items()}
     return ExperimentRow(
+        **_design(written),
         name=name,
         state="not started",
-        routes=written.routes,
         odds={arm: weight / sum(weights.values()) for arm, weight in weights.items()},
-        primary=written.primary,
-        control=written.control,
-        layer=written.layer,
-        share=written.share,
         run=0,
         started_at_s=None,
         author="",
@@ -179,14 +179,10 @@ def _not_started(name: str, written: Experiment) -> ExperimentRow:
 def _started(one: ExperimentRun) -> ExperimentRow:
     experiment, ended = one.experiment, one.ended
     return ExperimentRow(
+        **_design(experiment),
         name=experiment.name,
         state="runs" if one.runs else "ended",
-        routes=experiment.routes,
         odds=experiment.odds(),
-        primary=experiment.primary,
-        control=experiment.control,
-        layer=experiment.layer,
-        share=experiment.share,
         run=experiment.run,
         started_at_s=one.started_at_s,
         author=one.author,

@@ -83,7 +83,9 @@ def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
         if isinstance(value, msgspec.Struct):
             inner.append((f"{path}.{info.name}", value))
             continue
-        plain.append(SettingRow(path=info.name, value=_shown(value), is_default=_is_default(info, value)))
+        default = info.default if info.default is not msgspec.NODEFAULT else info.required or info.default_factory()
+        is_default = not info.required and bool(value == default)
+        plain.append(SettingRow(path=info.name, value=_shown(value), is_default=is_default))
     yield Section(name=path, settings=tuple(plain))
     for where, value in inner:
         yield from _tables(where, value)
@@ -94,10 +96,3 @@ def _shown(value: Any) -> str:
         return "not set"
     text = _CREDENTIALS.sub("//***@", msgspec.json.encode(value).decode())
     return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]} … ({len(text):,} characters)"
-
-
-def _is_default(info: msgspec.structs.FieldInfo, value: Any) -> bool:
-    if info.required:
-        return False
-    default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory()
-    return bool(value == default)
