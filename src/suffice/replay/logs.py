@@ -90,14 +90,11 @@ def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
     response: Mapping[str, Any]
     if isinstance(output, Mapping) and "choices" in output:
         response = output
-    elif isinstance(output, Mapping) and ("content" in output or "role" in output):
-        response = {"choices": [{"message": output}]}
-    elif isinstance(output, list):
-        response = {"choices": [{"message": m} for m in output if isinstance(m, Mapping)]}
-    elif isinstance(output, str) and output:
-        response = {"choices": [{"message": {"content": output}}]}
     else:
-        return None
+        messages = output if isinstance(output, list) else [{"content": output} if isinstance(output, str) else output]
+        if isinstance(output, Mapping) and not ("content" in output or "role" in output):
+            return None
+        response = {"choices": [{"message": m} for m in messages if isinstance(m, Mapping)]}
     call = read_completion(response, asked=asked, at=_first(item, "startTime", "start_time"))
     if call is None:
         return None
@@ -147,8 +144,8 @@ def read_completion(response: Mapping[str, Any], *, asked: object, at: object) -
     )
     usage = _mapping(response.get("usage")) or {}
     details = _mapping(usage.get("completion_tokens_details")) or {}
-    thought_tokens = parse_count(details.get("reasoning_tokens"))
-    return _counted(call, {**usage, "reasoning": thought_tokens}, ("prompt_tokens",), ("completion_tokens",))
+    usage = {**usage, "reasoning": details.get("reasoning_tokens")}
+    return _counted(call, usage, ("prompt_tokens",), ("completion_tokens",))
 
 
 def _said(choice: Mapping[str, Any]) -> tuple[str, str]:
@@ -172,16 +169,17 @@ def _counted(
     call: LoggedCall, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
 ) -> LoggedCall:
     """The call with the token counts and the model under these names, where it lacks them."""
-    first = next((n for name in prompt if (n := parse_count(counts.get(name))) is not None), None)
-    second = next((n for name in completed if (n := parse_count(counts.get(name))) is not None), None)
+
+    def first(known: int | None, *names: str) -> int | None:
+        given = (parse_count(counts.get(name)) for name in names)
+        return next((n for n in (known, *given) if n is not None), None)
+
     return replace(
         call,
         model=call.model or str(counts.get("model") or ""),
-        prompt_tokens=first if call.prompt_tokens is None else call.prompt_tokens,
-        completion_tokens=second if call.completion_tokens is None else call.completion_tokens,
-        reasoning_tokens=parse_count(counts.get("reasoning"))
-        if call.reasoning_tokens is None
-        else call.reasoning_tokens,
+        prompt_tokens=first(call.prompt_tokens, *prompt),
+        completion_tokens=first(call.completion_tokens, *completed),
+        reasoning_tokens=first(call.reasoning_tokens, "reasoning"),
     )
 
 
@@ -212,7 +210,7 @@ def _value(value: object) -> object:
     return _decoded(value) or value if isinstance(value, str) and value[:1] in "[{" else value
 
 
-def _decoded(text: str) -> Any:
+def _decoded(text: str | bytes) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError):
@@ -301,14 +299,22 @@ def read_logs(paths: Sequence[Path], *, as_format: str | None = None) -> Log:
     for path in paths:
         try:
             name = as_format or _format(path)
-            log.formats.append(name)
-            before = len(log.calls)
-            (_read_vllm if name == "vllm" else _read_json)(path, name, log)
+            calls = _read_vllm(path) if name == "vllm" else [item and READERS[name](item) for item in _records(path)]
         except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-        if len(log.calls) == before:
+        finished = [call for call in calls if isinstance(call, LoggedCall)]
+        if not finished:
             raise ConfigError(f"{path}: holds no finished call with an answer in the format {name!r}")
+        log.formats.append(name)
+        log.calls += finished
+        log.n_records += len(calls)
+        log.n_left_out += len(calls) - len(finished)
     return log
+
+
+def _read_vllm(path: Path) -> list[LoggedCall]:
+    with open_unpacked(path) as file:
+        return list(read_vllm_log(line.decode("utf-8", "replace") for line in file))
 
 
 def _format(path: Path) -> str:
@@ -323,48 +329,20 @@ def _format(path: Path) -> str:
     raise ConfigError(f"{path}: has no format that is known; known: {', '.join(FORMATS)}; name one with --format")
 
 
-def _read_json(path: Path, name: str, log: Log) -> None:
-    for item in _records(path):
-        log.n_records += 1
-        call = READERS[name](item) if item is not None else None
-        if call is None:
-            log.n_left_out += 1
-        else:
-            log.calls.append(call)
-
-
-def _read_vllm(path: Path, name: str, log: Log) -> None:  # noqa: ARG001 - one signature for both readers
-    with open_unpacked(path) as file:
-        for call in read_vllm_log(line.decode("utf-8", "replace") for line in file):
-            log.n_records += 1
-            log.calls.append(call)
-
-
 def _records(path: Path) -> Iterator[Mapping[str, Any] | None]:
     """The objects of JSON lines, or of one JSON array; None for a line that is no object."""
     with open_unpacked(path) as file:
-        if file.read(1) == b"[":
-            yield from _array(path)
+        if file.read(1) != b"[":
+            file.seek(0)
+            for line in file:
+                if not line.isspace():
+                    item = _decoded(line)
+                    yield item if isinstance(item, Mapping) else None
             return
-    with open_unpacked(path) as file:
-        for line in file:
-            if not line.isspace():
-                yield _object(line)
-
-
-def _array(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    with open_unpacked(path) as file:
+        file.seek(0)
         whole = file.read()
     try:
         items = msgspec.json.decode(whole)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ConfigError(f"{path}: begins as a JSON array and is none ({error})") from None
     yield from (item if isinstance(item, Mapping) else None for item in items)
-
-
-def _object(line: bytes) -> Mapping[str, Any] | None:
-    try:
-        item = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeError):
-        return None
-    return item if isinstance(item, Mapping) else None

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.errors import ConfigError, TraceError
+from suffice.learn.audits import Bools
 from suffice.learn.groups import place_of
-from suffice.replay.traces.columns import Batch, HashSet, TextColumn, TraceColumns, as_batches, check_columns
+from suffice.replay.traces.columns import Batch, HashSet, TraceColumns, as_batches, check_columns
 from suffice.replay.traces.jsonl import read_jsonl
 from suffice.replay.traces.parquet import read_parquet
 from suffice.types import Kind
@@ -27,42 +27,29 @@ from suffice.types import Kind
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
-    text: str
-    wanted: Mapping[str, tuple[str, ...]]  # column → alternatives
-    unwanted: Mapping[str, tuple[str, ...]]  # column → what it must not be
-
-    def holds(self, columns: TraceColumns) -> NDArray[np.bool_]:
-        chosen = np.ones(len(columns), dtype=bool)
-        for name, patterns in self.wanted.items():
-            chosen &= _matches(columns.texts[name], patterns)
-        for name, patterns in self.unwanted.items():
-            chosen &= ~_matches(columns.texts[name], patterns)
-        return chosen
+Selection: TypeAlias = Callable[[TraceColumns], Bools]  # which runs of a stretch to take
 
 
-def parse_where(text: str) -> Where:
+def parse_where(text: str) -> Selection:
     """Read conditions, separated by commas. Raises ConfigError with what is allowed."""
-    wanted: dict[str, tuple[str, ...]] = {}
-    unwanted: dict[str, tuple[str, ...]] = {}
+    tests: dict[tuple[str, bool], list[Callable[[str], object]]] = defaultdict(list)  # column and wanted → alternatives
     for condition in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*(.*?)\s*", condition, re.DOTALL)
         if match is None or match[1] not in COLUMNS:
             allowed = f"COLUMN=VALUE or COLUMN!=VALUE with a column of {', '.join(COLUMNS)}"
             raise ConfigError(f"where: cannot read {condition.strip()!r:.100}; allowed: {allowed}")
-        chosen = wanted if match[2] == "=" else unwanted
-        chosen[match[1]] = (*chosen.get(match[1], ()), match[3])
-    return Where(text, wanted, unwanted)
+        pattern = re.compile(re.escape(match[3]).replace(r"\*", ".*"), re.DOTALL)
+        tests[match[1], match[2] == "="].append(pattern.fullmatch)
 
+    def holds(columns: TraceColumns) -> Bools:
+        chosen = np.ones(len(columns), dtype=bool)
+        for (name, wanted), alternatives in tests.items():
+            column = columns.texts[name]
+            words = [any(test(word) for test in alternatives) for word in column.words]
+            chosen &= np.array([*words, False])[column.codes] == wanted
+        return chosen
 
-def _matches(column: TextColumn, patterns: tuple[str, ...]) -> NDArray[np.bool_]:
-    tests: list[Callable[[str], object]] = [
-        re.compile(re.escape(pattern).replace(r"\*", ".*"), re.DOTALL).fullmatch for pattern in patterns
-    ]
-    by_code = np.array([any(test(word) for test in tests) for word in column.words] + [False], dtype=bool)
-    matches: NDArray[np.bool_] = by_code[column.codes]
-    return matches
+    return holds
 
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -81,7 +68,7 @@ def read_traces(
     *,
     where: str | None = None,
     batch_rows: int = 20_000,
-    keep: Callable[[TraceColumns], NDArray[np.bool_]] | None = None,
+    keep: Selection | None = None,
 ) -> Iterator[Batch]:
     """Read files of recorded runs, batch by batch, in the order of their rows.
 
@@ -101,19 +88,14 @@ def read_traces(
     for path in files:
         if not path.name.endswith(SUFFIXES):
             raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(path))
-    return _read(files, selection, batch_rows, keep)
+    return _read(files, where, selection, batch_rows, keep)
 
 
 def _read(
-    files: Sequence[Path],
-    selection: Where | None,
-    batch_rows: int,
-    keep: Callable[[TraceColumns], NDArray[np.bool_]] | None,
+    files: Sequence[Path], where: str | None, selection: Selection | None, batch_rows: int, keep: Selection | None
 ) -> Iterator[Batch]:
     seen: dict[str, HashSet] = {}
-    any_run = False
-    tasks: set[str] = set()
-    models: set[str] = set()
+    any_run, tasks, models = False, set[str](), set[str]()
     for path in files:
         read = read_parquet if path.name.endswith(".parquet") else read_jsonl
         n_runs = 0
@@ -125,7 +107,7 @@ def _read(
             if selection is not None:
                 tasks.update(columns.texts["task"].words[:10])
                 models.update(columns.texts["model"].words[:10])
-                chosen = columns.take(np.flatnonzero(selection.holds(columns)))
+                chosen = columns.take(np.flatnonzero(selection(columns)))
             if keep is not None:
                 any_run |= len(chosen) > 0
                 chosen = chosen.take(np.flatnonzero(keep(chosen)))
@@ -136,12 +118,10 @@ def _read(
             raise TraceError("holds no run", file=str(path))
     if selection is not None and not any_run:
         known = f"tasks {', '.join(sorted(tasks)[:10])}; models {', '.join(sorted(models)[:10])}"
-        raise TraceError(f"no run matches {selection.text!r}; there are {known}", file=", ".join(map(str, files)))
+        raise TraceError(f"no run matches {where!r}; there are {known}", file=", ".join(map(str, files)))
 
 
 MOST_STEPS = 500_000  # that are held in memory at once; more are sampled for fitting and picking
-
-Keep = Callable[[TraceColumns], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,20 +145,18 @@ class Survey:
         """Read the set again: all of it, or that share of its questions."""
         return read_traces(self.files, where=self.where, keep=self._keep(share))
 
-    def _keep(self, share: float) -> Keep | None:
+    def _keep(self, share: float) -> Selection | None:
         if share >= 1 and self.good_runs is None:
             return None
 
-        def keep(columns: TraceColumns) -> NDArray[np.bool_]:
+        def keep(columns: TraceColumns) -> Bools:
             kept = np.ones(len(columns), dtype=bool)
             if self.good_runs is not None:
                 pairs = zip(columns.names("model"), columns.names("run"), strict=True)
-                kept &= np.fromiter((pair in self.good_runs for pair in pairs), bool, len(columns))
+                kept &= np.array([pair in self.good_runs for pair in pairs], dtype=bool)
             if share < 1:
-                questions = columns.names("question_id")
-                kept &= np.fromiter(
-                    (place_of(question, purpose="survey") < share for question in questions), bool, len(columns)
-                )
+                places = [place_of(question, purpose="survey") for question in columns.names("question_id")]
+                kept &= np.array(places) < share
             return kept
 
         return keep
