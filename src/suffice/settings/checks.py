@@ -10,35 +10,7 @@ from typing import Final
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.settings.tables import (
-    LIVE_RAILS,
-    Alerts,
-    AuditLog,
-    Console,
-    Control,
-    Embeddings,
-    Experiment,
-    ExperimentArm,
-    Extra,
-    FeedbackRules,
-    Judge,
-    Key,
-    Metric,
-    Pressure,
-    Prices,
-    Probe,
-    Retention,
-    Review,
-    ReviewCap,
-    Rollout,
-    Route,
-    SamplingSettings,
-    Server,
-    Settings,
-    Store,
-    Template,
-    Upstream,
-)
+from suffice.settings import tables
 
 BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
 MOST_METRICS: Final = 50
@@ -63,7 +35,7 @@ _RELAY_SAYS: Final = (
 
 # Texts, and lists of texts, that must match: the pattern, and how an error says it.
 PATTERNS: Final[Mapping[type[msgspec.Struct], Mapping[str, tuple[re.Pattern[str], str]]]] = {
-    Server: {
+    tables.Server: {
         "allowed_hosts": (re.compile(r"[A-Za-z0-9_.-]{1,253}"), "a host name without scheme and port"),
         "allowed_origins": (
             re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[a-z0-9_.\[\]:-]+"),
@@ -74,9 +46,9 @@ PATTERNS: Final[Mapping[type[msgspec.Struct], Mapping[str, tuple[re.Pattern[str]
             _RELAY_SAYS,
         ),
     },
-    Upstream: {"affinity_header": (re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*"), "no HTTP header name")},
-    Alerts: {"email_to": (_ADDRESS, "needs plain addresses such as ops@example.org")},
-    Experiment: {"layer": (_NAME, _NAME_SAYS)},
+    tables.Upstream: {"affinity_header": (re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*"), "no HTTP header name")},
+    tables.Alerts: {"email_to": (_ADDRESS, "needs plain addresses such as ops@example.org")},
+    tables.Experiment: {"layer": (_NAME, _NAME_SAYS)},
 }
 
 Range = tuple[float, float, str]  # least and most, and how an error says it
@@ -101,26 +73,26 @@ _SAMPLE_RATE: Final[Range] = (0.001, 1, "a fraction from 0.001 to 1, which keeps
 _MOST_TOKENS: Final[Range] = (1, 2**53, f"from 1 to {2**53}")
 # None is always allowed where the type allows it.
 RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
-    Server: {
+    tables.Server: {
         "retry_window_s": (0, _MOST, "a number of seconds, at least 0"),
         **dict.fromkeys(("head_timeout_s", "body_timeout_s", "keepalive_s"), _LIMIT_S),
         "max_connections": _AT_LEAST_1,
         "max_connections_per_address": (0, _MOST, "at least 1, or 0: no limit"),
     },
     # A gateway remembers the times of so many requests of one key.
-    Key: {
+    tables.Key: {
         "requests_per_minute": (1, 1_000_000, "from 1 to 1000000"),
         "concurrency": _MOST_TOKENS,
         "tokens_per_day": _MOST_TOKENS,
     },
-    Console: {"port": (0, 65_535, "0 to 65535")},
-    Upstream: {"first_byte_timeout_s": _LIMIT_S},
-    Extra: {
+    tables.Console: {"port": (0, 65_535, "0 to 65535")},
+    tables.Upstream: {"first_byte_timeout_s": _LIMIT_S},
+    tables.Extra: {
         **dict.fromkeys(("calls_per_s", "tokens_per_s"), _AT_LEAST_0),
         **dict.fromkeys(("concurrency_share", "rate_limit_share"), _FRACTION),
     },
-    Prices: dict.fromkeys(("input_usd_per_mtok", "output_usd_per_mtok", "cached_input_usd_per_mtok"), _USD),
-    Route: {
+    tables.Prices: dict.fromkeys(("input_usd_per_mtok", "output_usd_per_mtok", "cached_input_usd_per_mtok"), _USD),
+    tables.Route: {
         **dict.fromkeys(("max_em_drop", "confidence", "critical_em", "audit_share", "most_audit_share"), _EM_FRACTION),
         "label_timeout_s": _AT_LEAST_0_S,
         "samples": _AT_LEAST_1,
@@ -131,40 +103,40 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
         "fallback_capacity": (_ABOVE_0, _MOST, "a ratio above 0"),
         "sample_rate": _SAMPLE_RATE,
     },
-    Probe: {"timeout_s": _POSITIVE_S},
-    Embeddings: {"timeout_s": _POSITIVE_S, "pause_s": _POSITIVE_S},
-    Judge: {"timeout_s": _POSITIVE_S, "max_tokens": _AT_LEAST_1},
-    Pressure: {
+    tables.Probe: {"timeout_s": _POSITIVE_S},
+    tables.Embeddings: {"timeout_s": _POSITIVE_S, "pause_s": _POSITIVE_S},
+    tables.Judge: {"timeout_s": _POSITIVE_S, "max_tokens": _AT_LEAST_1},
+    tables.Pressure: {
         **dict.fromkeys(("queue", "latency_s", "tokens_per_s", "usd_per_hour", "hold_s"), _POSITIVE),
         "operating_point": _FRACTION,
     },
-    Review: {
+    tables.Review: {
         "per_day": _PER_DAY,
         "control_share": _FRACTION,
         "reviewers": (1, 9, "1 to 9"),
         **dict.fromkeys(("lease_s", "open_days", "text_days"), _POSITIVE),
     },
-    ReviewCap: {"per_day": _PER_DAY},
-    SamplingSettings: {"sample_rate": _SAMPLE_RATE},
-    Control: {
+    tables.ReviewCap: {"per_day": _PER_DAY},
+    tables.SamplingSettings: {"sample_rate": _SAMPLE_RATE},
+    tables.Control: {
         **dict.fromkeys(("tick_requests", "burst_requests", "refit_requests", "window_audits"), _AT_LEAST_1),
         "period_s": _POSITIVE_S,
     },
-    Store: {"last_good_s": _AT_LEAST_0_S},
-    AuditLog: {"every_s": (1, _MOST, "at least 1 second"), "timeout_s": _POSITIVE_S},
-    Retention: {
+    tables.Store: {"last_good_s": _AT_LEAST_0_S},
+    tables.AuditLog: {"every_s": (1, _MOST, "at least 1 second"), "timeout_s": _POSITIVE_S},
+    tables.Retention: {
         "every_s": (1, _MOST, "at least 1 second"),
         **dict.fromkeys((f"{part}_days" for part in ("answers", "comments", "questions", "metadata", "steps")), _DAYS),
     },
-    Alerts: {"repeat_s": _AT_LEAST_0_S, "smtp_port": (1, 65_535, "1 to 65535")},
-    Experiment: {
+    tables.Alerts: {"repeat_s": _AT_LEAST_0_S, "smtp_port": (1, 65_535, "1 to 65535")},
+    tables.Experiment: {
         "share": (0.001, 1, "a fraction from 0.001 to 1"),
         "confidence": (_ABOVE_HALF, _BELOW_1, "a fraction above 0.5 and below 1"),
         "warmup_units": (20, _MOST, "at least 20"),  # a cap that is learnt from fewer cuts many runs
         **dict.fromkeys(("max_tokens", "max_latency_s"), _POSITIVE),
     },
-    ExperimentArm: dict.fromkeys(("weight", "level", "budget_tokens"), _AT_LEAST_0),
-    Rollout: {
+    tables.ExperimentArm: dict.fromkeys(("weight", "level", "budget_tokens"), _AT_LEAST_0),
+    tables.Rollout: {
         "shares": (_ABOVE_0, 0.5, "above 0 and at most 0.5, so that the control can be as large"),
         **dict.fromkeys(("audit_share", "rare_share", "least_kept", "most_cut"), _FRACTION),
         **dict.fromkeys(("em_margin", "class_em_margin", "error_margin", "no_answer_margin"), _INSIDE),
@@ -178,7 +150,7 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
         ),
         "latency_cap_s": _POSITIVE_S,
     },
-    FeedbackRules: {
+    tables.FeedbackRules: {
         "token_hours": _AT_LEAST_0,
         "park_days": _POSITIVE,
         "least_propensity": (_ABOVE_0, 1, "a fraction above 0, up to 1"),
@@ -186,14 +158,14 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
 }
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: tables.Settings) -> None:
     """Refuse what cannot work. Raises ConfigError with the path of the value, what it is and what is allowed."""
     check_rollout("rollout", settings.rollout)
-    tables = list(_tables("", settings))
-    for where, table in tables:
+    all_tables = list(_tables("", settings))
+    for where, table in all_tables:
         _check_ranges(where, table)
         _check_patterns(where, table)
-        if isinstance(table, Template) and "{content}" not in table.turn:
+        if isinstance(table, tables.Template) and "{content}" not in table.turn:
             raise ConfigError(f"{where}.turn: must hold {{content}}, where a message's text goes")
     for name, key in settings.keys.items():
         _check_key(name, key, settings)
@@ -207,7 +179,7 @@ def check_settings(settings: Settings) -> None:
     _check_alerts(settings.alerts)
     _check_experiments(settings.experiments, settings.routes, settings.metrics)
     _check_feedback(settings.feedback, settings.metrics)
-    for where, table in tables:
+    for where, table in all_tables:
         _check_numbers(where, table)
 
 
@@ -249,14 +221,14 @@ def _check_numbers(where: str, table: msgspec.Struct) -> None:
             raise ConfigError(f"{where}.{name}: got {value}; 0 to {most:,}")
 
 
-def check_rollout(where: str, table: Rollout) -> None:
+def check_rollout(where: str, table: tables.Rollout) -> None:
     """Refuse numbers that cannot be meant. Raises ConfigError with the place."""
-    _check_ranges(where, table, Rollout)
+    _check_ranges(where, table, tables.Rollout)
     if not table.shares or list(table.shares) != sorted(set(table.shares)):
         raise ConfigError(f"{where}.shares: got {list(table.shares)}; at least one, each larger than the one before")
-    unknown = [name for name in table.required if name not in LIVE_RAILS]
+    unknown = [name for name in table.required if name not in tables.LIVE_RAILS]
     if unknown:
-        raise ConfigError(f"{where}.required: got {unknown[0]!r:.60}; some of {', '.join(LIVE_RAILS)}")
+        raise ConfigError(f"{where}.required: got {unknown[0]!r:.60}; some of {', '.join(tables.LIVE_RAILS)}")
     if table.most_requests <= table.warmup_requests:
         raise ConfigError(
             f"{where}.most_requests: got {table.most_requests}; more than warmup_requests, {table.warmup_requests}"
@@ -267,7 +239,7 @@ def _known(names: Mapping[str, object]) -> str:
     return f"known: {', '.join(sorted(names)) or 'none is configured'}"
 
 
-def _check_key(name: str, key: Key, settings: Settings) -> None:
+def _check_key(name: str, key: tables.Key, settings: tables.Settings) -> None:
     where = f"keys.{name}"
     if not _KEY_NAME.fullmatch(name):
         raise ConfigError(f"keys: got {name[:80]!r}; 1 to 64 letters, digits and . _ -, a letter or a digit first")
@@ -278,7 +250,7 @@ def _check_key(name: str, key: Key, settings: Settings) -> None:
             raise ConfigError(f"{where}.routes: unknown route {route!r}; {_known(settings.routes)}")
 
 
-def _check_console(settings: Settings) -> None:
+def _check_console(settings: tables.Settings) -> None:
     console = settings.console
     if console.port is None and console.host:
         raise ConfigError(f"console.host: got {console.host!r} without console.port; name both, or neither")
@@ -286,7 +258,7 @@ def _check_console(settings: Settings) -> None:
         raise ConfigError(f"console.port: got {console.port}, which is server.port; name another one, or leave it out")
 
 
-def _check_route(where: str, route: Route) -> None:
+def _check_route(where: str, route: tables.Route) -> None:
     if route.kind == "samples" and route.samples - 1 > route.max_extra_calls:
         raise ConfigError(
             f"{where}.samples: got {route.samples}; at most {route.max_extra_calls + 1},"
@@ -302,7 +274,7 @@ def _check_route(where: str, route: Route) -> None:
         )
 
 
-def _check_tables(where: str, route: Route) -> None:
+def _check_tables(where: str, route: tables.Route) -> None:
     if route.probe is not None:
         _check_probe(f"{where}.probe", route.probe)
     if route.embeddings is not None and route.kind == "samples":
@@ -316,7 +288,7 @@ def _check_tables(where: str, route: Route) -> None:
     check_rollout(f"{where}.rollout", route.rollout)
 
 
-def _check_pressure(where: str, pressure: Pressure) -> None:
+def _check_pressure(where: str, pressure: tables.Pressure) -> None:
     targets = ("queue", "latency_s", "tokens_per_s", "usd_per_hour")
     if all(getattr(pressure, target) is None for target in targets):
         raise ConfigError(f"{where}: names no target; at least one of {', '.join(targets)}")
@@ -325,14 +297,14 @@ def _check_pressure(where: str, pressure: Pressure) -> None:
         raise ConfigError(f"{where}.slack_point: got {slack}; a fraction from 0 to {usual:g}")
 
 
-def _check_probe(where: str, probe: Probe) -> None:
+def _check_probe(where: str, probe: tables.Probe) -> None:
     if probe.closing.endswith(" "):
         raise ConfigError(f"{where}.closing: must not end in a space: models then lose minus signs")
     if probe.reask_thought.count("{thought}") != 1:
         raise ConfigError(f"{where}.reask_thought: must hold {{thought}} once, where the reasoning so far goes")
 
 
-def _check_alerts(alerts: Alerts) -> None:
+def _check_alerts(alerts: tables.Alerts) -> None:
     if bool(alerts.smtp_user_env) != bool(alerts.smtp_password_env):
         raise ConfigError("alerts.smtp_user_env: needs smtp_password_env beside it; give both or none")
     if alerts.smtp_user_env and alerts.mail_tls != "required":
@@ -348,7 +320,9 @@ def _check_alerts(alerts: Alerts) -> None:
 
 
 def _check_experiments(
-    experiments: Mapping[str, Experiment], routes: Mapping[str, Route], metrics: Mapping[str, Metric]
+    experiments: Mapping[str, tables.Experiment],
+    routes: Mapping[str, tables.Route],
+    metrics: Mapping[str, tables.Metric],
 ) -> None:
     layers: dict[str, tuple[str, str]] = {}
     known = (*BUILT_IN, *(name for name, metric in metrics.items() if metric.type != "category"))
@@ -371,7 +345,7 @@ def _check_name(where: str, name: str) -> None:
         raise ConfigError(f"{where}: got {name[:80]!r}; {_NAME_SAYS}")
 
 
-def _check_routes(where: str, one: Experiment, routes: Mapping[str, Route]) -> None:
+def _check_routes(where: str, one: tables.Experiment, routes: Mapping[str, tables.Route]) -> None:
     if not one.routes:
         raise ConfigError(f"{where}.routes: is empty; name at least one route")
     for route in one.routes:
@@ -379,7 +353,7 @@ def _check_routes(where: str, one: Experiment, routes: Mapping[str, Route]) -> N
             raise ConfigError(f"{where}.routes: unknown route {route!r}; {_known(routes)}")
 
 
-def _check_metrics(where: str, one: Experiment, known: tuple[str, ...]) -> None:
+def _check_metrics(where: str, one: tables.Experiment, known: tuple[str, ...]) -> None:
     for place, metric in (("primary", one.primary), *((f"margins.{name}", name) for name in one.margins)):
         if metric not in known:
             raise ConfigError(f"{where}.{place}: unknown metric {metric!r}; known: {', '.join(known)}")
@@ -388,7 +362,7 @@ def _check_metrics(where: str, one: Experiment, known: tuple[str, ...]) -> None:
             raise ConfigError(f"{where}.margins.{metric}: got {margin}; at least 0, in the metric's own unit")
 
 
-def _check_arms(where: str, one: Experiment, routes: list[Route]) -> None:
+def _check_arms(where: str, one: tables.Experiment, routes: list[tables.Route]) -> None:
     for name, arm in one.arms.items():
         _check_name(f"{where}.arms", name)
         _check_arm(f"{where}.arms.{name}", arm, routes)
@@ -401,7 +375,7 @@ def _check_arms(where: str, one: Experiment, routes: list[Route]) -> None:
         raise ConfigError(f"{where}.control: arm {one.control!r} has no weight, so nothing can be compared with it")
 
 
-def _check_arm(where: str, arm: ExperimentArm, routes: list[Route]) -> None:
+def _check_arm(where: str, arm: tables.ExperimentArm, routes: list[tables.Route]) -> None:
     own = [name for name in ("policy", "threshold", "level") if getattr(arm, name) not in ({}, None)]
     ahead = [name for name in ("effort", "budget_tokens") if getattr(arm, name) is not None]
     if arm.full and (own or ahead or arm.uncertified):
@@ -412,7 +386,9 @@ def _check_arm(where: str, arm: ExperimentArm, routes: list[Route]) -> None:
     _check_fit(where, arm, routes, own, ahead)
 
 
-def _check_fit(where: str, arm: ExperimentArm, routes: list[Route], own: list[str], ahead: list[str]) -> None:
+def _check_fit(
+    where: str, arm: tables.ExperimentArm, routes: list[tables.Route], own: list[str], ahead: list[str]
+) -> None:
     if arm.threshold is not None and not all("policy" in route.policy for route in routes):
         raise ConfigError(f"{where}.threshold: needs routes with a policy of their own, whose threshold it replaces")
     if arm.level is not None and any(route.policy for route in routes):
@@ -425,7 +401,7 @@ def _check_fit(where: str, arm: ExperimentArm, routes: list[Route], own: list[st
         )
 
 
-def _check_feedback(rules: FeedbackRules, metrics: Mapping[str, Metric]) -> None:
+def _check_feedback(rules: tables.FeedbackRules, metrics: Mapping[str, tables.Metric]) -> None:
     if len(metrics) > MOST_METRICS:
         raise ConfigError(f"metrics: got {len(metrics)}; at most {MOST_METRICS}")
     for name, metric in metrics.items():
@@ -437,7 +413,7 @@ def _check_feedback(rules: FeedbackRules, metrics: Mapping[str, Metric]) -> None
             raise ConfigError(f"feedback.langfuse.scores.{score}: got {field!r}; allowed: {allowed}")
 
 
-def span_of(metric: Metric) -> tuple[float, float] | None:
+def span_of(metric: tables.Metric) -> tuple[float, float] | None:
     """The smallest and the largest value that a metric can have; None: its values are words."""
     if metric.type == "category":
         return None
@@ -446,7 +422,7 @@ def span_of(metric: Metric) -> tuple[float, float] | None:
     return metric.range or RATING
 
 
-def _check_metric(where: str, name: str, metric: Metric) -> None:
+def _check_metric(where: str, name: str, metric: tables.Metric) -> None:
     if not _METRIC_NAME.fullmatch(name):
         raise ConfigError(f"{where}: a name needs a letter, then up to 63 letters, digits, _ and -")
     if metric.range is not None:
@@ -462,7 +438,7 @@ def _check_metric(where: str, name: str, metric: Metric) -> None:
     _check_words(where, metric)
 
 
-def _check_words(where: str, metric: Metric) -> None:
+def _check_words(where: str, metric: tables.Metric) -> None:
     words = metric.values
     if metric.type != "category":
         if words:

@@ -14,22 +14,7 @@ from typing import IO, Any, Literal
 import click
 import msgspec
 
-from suffice.cli.shell import (
-    CONFIG,
-    CONFIG_FILE,
-    FILE,
-    JSON_LINES,
-    JSON_OBJECT,
-    WIDTH,
-    CommandGroup,
-    fail,
-    option,
-    parse_time,
-    print_json,
-    print_rows,
-    stacked,
-    wrapped,
-)
+from suffice.cli import shell
 from suffice.control.jobs.notify import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
@@ -53,13 +38,13 @@ COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before",
 _TIMES = "a time such as 2026-11-26 or 2026-11-26T09:00:00+01:00"
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def alerts() -> None:
     """Test alert sinks and list the alerts that were sent."""
 
 
 @alerts.command()
-@CONFIG
+@shell.CONFIG
 def test(path: str) -> None:
     """Send a test alert to every sink and print the result.
 
@@ -80,12 +65,12 @@ def test(path: str) -> None:
 
 
 @alerts.command("list")
-@CONFIG
-@option("-n", "n", type=click.IntRange(1, 10_000), default=20, help="How many.")
-@JSON_LINES
+@shell.CONFIG
+@shell.option("-n", "n", type=click.IntRange(1, 10_000), default=20, help="How many.")
+@shell.JSON_LINES
 def list_sent(path: str, n: int, as_json: bool) -> None:
     """List the latest alerts that were sent, oldest first."""
-    print_rows(
+    shell.print_rows(
         sent_notices(database_path(load_deployment(path).store.url), n),
         lambda one: [f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"],
         as_json=as_json,
@@ -93,30 +78,34 @@ def list_sent(path: str, n: int, as_json: bool) -> None:
     )
 
 
-_LOG = stacked(CONFIG_FILE, option("--db", type=FILE, metavar="FILE", help="This log instead of the settings'."))
-_EXPORT = stacked(
-    option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]"),
-    option("--author", help="Who takes it. [default: the user of this computer]"),
-    option("--reason", default="", help="What for; it stays in the log."),
+_LOG = shell.stacked(
+    shell.CONFIG_FILE, shell.option("--db", type=shell.FILE, metavar="FILE", help="This log instead of the settings'.")
+)
+_EXPORT = shell.stacked(
+    shell.option(
+        "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]"
+    ),
+    shell.option("--author", help="Who takes it. [default: the user of this computer]"),
+    shell.option("--reason", default="", help="What for; it stays in the log."),
 )
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def audit() -> None:
     """The audit log: who changed what, when and why, in a chain that shows tampering."""
 
 
 @audit.command()
 @_LOG
-@option(
+@shell.option(
     "--head",
     "heads",
     multiple=True,
-    type=FILE,
+    type=shell.FILE,
     metavar="FILE",
     help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]",
 )
-@JSON_OBJECT
+@shell.JSON_OBJECT
 def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
     """Walk the whole chain and name the first row that is not what was written.
 
@@ -139,13 +128,13 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
                 raise StoreError(f"store {path}: its pages could not be read through; try again")
             verdict = verify_chain(connection, [one.head for _, one in kept if one.signed is not False])
     except SufficeError as error:
-        fail(f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
+        shell.fail(f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
     forged = [(file, one) for file, one in kept if one.signed is False]
     ok = verdict.ok and not forged and not damage
     if as_json:
         bad_heads = [{"file": str(file), "line": one.line} for file, one in forged]
         checks = {"damage": damage, "signatures_checked": key is not None, "bad_heads": bad_heads}
-        print_json({"ok": ok, **msgspec.to_builtins(verdict), **checks})
+        shell.print_json({"ok": ok, **msgspec.to_builtins(verdict), **checks})
     else:
         if damage:
             click.echo(f"LOG DAMAGED: {path}: {damage}; restore a backup")
@@ -197,15 +186,15 @@ def _place(bad: BadRow) -> str:
 
 @audit.command()
 @_LOG
-@option("-n", "n", type=click.IntRange(1, 100_000), default=20, help="Rows, the latest.")
-@option("--route", help="Only of this route.")
-@option("--kind", help="Only of this kind of event, such as policy_published.")
-@JSON_LINES
+@shell.option("-n", "n", type=click.IntRange(1, 100_000), default=20, help="Rows, the latest.")
+@shell.option("--route", help="Only of this route.")
+@shell.option("--kind", help="Only of this kind of event, such as policy_published.")
+@shell.JSON_LINES
 def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
     path = database_path(_settings(config, db).store.url)
     rows = read_latest_rows(path, n, route=route, kind=kind)
-    print_rows(rows, _entry_lines, _plain_entry, as_json=as_json, empty="no such row in the audit log")
+    shell.print_rows(rows, _entry_lines, _plain_entry, as_json=as_json, empty="no such row in the audit log")
 
 
 def _entry_lines(entry: AuditEntry) -> Iterator[str]:
@@ -214,7 +203,7 @@ def _entry_lines(entry: AuditEntry) -> Iterator[str]:
     change = f"{entry.before} → {entry.after}" if entry.before else entry.after
     for text in (change, f"because: {entry.why}" if entry.why else ""):
         if text:
-            yield from wrapped(printable(text), "    ", "      ", width=WIDTH).splitlines()
+            yield from shell.wrapped(printable(text), "    ", "      ", width=shell.WIDTH).splitlines()
 
 
 def _plain_entry(entry: AuditEntry) -> dict[str, Any]:
@@ -227,9 +216,9 @@ def _plain_entry(entry: AuditEntry) -> dict[str, Any]:
 
 @audit.command()
 @_LOG
-@option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
-@option("--route", help="Only of this route.")
-@option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="JSON lines, or a table.")
+@shell.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
+@shell.option("--route", help="Only of this route.")
+@shell.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="JSON lines, or a table.")
 @_EXPORT
 def export(
     config: Path,
@@ -243,7 +232,7 @@ def export(
 ) -> None:
     """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
     settings = _settings(config, db)
-    since_s = None if since is None else parse_time("--since", since, _TIMES)
+    since_s = None if since is None else shell.parse_time("--since", since, _TIMES)
     rows = entries(database_path(settings.store.url), since_s=since_s, route=route)
     n_rows = 0
     with _opened(out) as target:
@@ -277,8 +266,8 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 
 @audit.command()
 @click.argument("route")
-@CONFIG_FILE
-@option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
+@shell.CONFIG_FILE
+@shell.option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
 @_EXPORT
 def bundle(route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
     """Export everything that a certificate rests on, for somebody who checks it without trusting us.

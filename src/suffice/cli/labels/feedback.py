@@ -18,17 +18,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import click
 
-from suffice.cli.shell import (
-    CONFIG_FILE,
-    FILE,
-    JSON_LINES,
-    JSON_OBJECT,
-    CommandGroup,
-    find_settings,
-    option,
-    print_json,
-    stacked,
-)
+from suffice.cli import shell
 from suffice.control.evidence.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.edge.math import yardstick
@@ -85,28 +75,28 @@ class ImportResult:
     by: FeedbackMapping | None = field(default=None, repr=False)
 
 
-IMPORT_OPTIONS = stacked(
-    CONFIG_FILE,
-    option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
-    JSON_OBJECT,
+IMPORT_OPTIONS = shell.stacked(
+    shell.CONFIG_FILE,
+    shell.option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
+    shell.JSON_OBJECT,
 )
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def feedback() -> None:
     """Import labels and other feedback, or list feedback without a request."""
 
 
 @feedback.command("import")
-@click.argument("file", type=FILE)
-@option(
+@click.argument("file", type=shell.FILE)
+@shell.option(
     "--form",
     type=click.Choice(["suffice", "label-studio", "langfuse"]),
     default="suffice",
     help="Whose columns or annotations they are.",
 )
-@option("--map", "mapped", multiple=True, metavar="FIELD=COLUMN", help="The column of a field; repeatable.")
-@option("--set", "fixed", multiple=True, metavar="FIELD=VALUE", help="The same for every row; repeatable.")
+@shell.option("--map", "mapped", multiple=True, metavar="FIELD=COLUMN", help="The column of a field; repeatable.")
+@shell.option("--set", "fixed", multiple=True, metavar="FIELD=VALUE", help="The same for every row; repeatable.")
 @IMPORT_OPTIONS
 def import_file(file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], **given: Any) -> None:
     """Read labels, ratings and other feedback from FILE (.csv, .jsonl, .parquet; .json of Label Studio or Langfuse).
@@ -262,10 +252,10 @@ SHOWN: Final = 20
 
 
 @feedback.command()
-@CONFIG_FILE
-@option("--days", type=float, help="Dead letters are older than so many days. [default: the settings']")
-@option("--out", type=FILE, metavar="FILE", help="Write all of it as CSV.")
-@JSON_LINES
+@shell.CONFIG_FILE
+@shell.option("--days", type=float, help="Dead letters are older than so many days. [default: the settings']")
+@shell.option("--out", type=shell.FILE, metavar="FILE", help="Write all of it as CSV.")
+@shell.JSON_LINES
 def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool) -> None:
     """List feedback that belongs to no request of the log: what waits, and what is a dead letter by now.
 
@@ -308,16 +298,16 @@ def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, An
 
 
 @feedback.command()
-@option("--route", "name", required=True, help="Name of a route with a [judge] table in the settings.")
-@CONFIG_FILE
-@option(
+@shell.option("--route", "name", required=True, help="Name of a route with a [judge] table in the settings.")
+@shell.CONFIG_FILE
+@shell.option(
     "--questions",
-    type=FILE,
+    type=shell.FILE,
     metavar="FILE",
     help="JSON lines with `question` or `messages`: the log holds none. [default: the table's]",
 )
-@option("--most", type=click.IntRange(2, 1_000_000), default=200, metavar="N", help="Answers to grade, at most.")
-@JSON_OBJECT
+@shell.option("--most", type=click.IntRange(2, 1_000_000), default=200, metavar="N", help="Answers to grade, at most.")
+@shell.JSON_OBJECT
 def judge(name: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
     """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.
 
@@ -325,14 +315,14 @@ def judge(name: str, config: Path, questions: Path | None, most: int, *, as_json
     of the route's EM budget, or no run has both words, no label is written.
     """
     settings = load_deployment(config)
-    route = find_settings(settings, name, option="--route")
+    route = shell.find_settings(settings, name, option="--route")
     if route.judge is None:
         raise ConfigError(f"routes.{name}.judge: is missing; name the url and the model of a judge")
     if questions is None and not route.judge.questions:
         raise ConfigError(f"routes.{name}.judge.questions: names no file, and --questions neither")
     result = asyncio.run(_judge(settings, name, questions or Path(route.judge.questions), most))
     if as_json:
-        print_json(result)
+        shell.print_json(result)
         return
     click.echo(
         f"{result.n_full:,} full runs, {result.n_differing:,} in which the stop would have answered otherwise"
@@ -375,16 +365,16 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
 # --------------------------------------------------------------------------- export
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def export() -> None:
     """Export runs and feedback for other programs."""
 
 
 @export.command("feedback")
-@click.argument("file", type=FILE)
-@CONFIG_FILE
-@option("--route", help="Only what belongs to this route.")
-@JSON_OBJECT
+@click.argument("file", type=shell.FILE)
+@shell.CONFIG_FILE
+@shell.option("--route", help="Only what belongs to this route.")
+@shell.JSON_OBJECT
 def export_feedback(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
     """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
 

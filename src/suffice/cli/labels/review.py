@@ -11,24 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from suffice.cli.shell import (
-    CONFIG,
-    FILE,
-    JSON,
-    ROUTE,
-    CommandGroup,
-    CommandReply,
-    PendingDecision,
-    author_name,
-    decision,
-    deployment_log,
-    fail,
-    find_settings,
-    option,
-    print_json,
-    print_rows,
-    stacked,
-)
+from suffice.cli import shell
 from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.label_effects import what_it_changed
 from suffice.control.evidence.scorers import matching
@@ -50,10 +33,10 @@ from suffice.store.people.reviews import (
 )
 from suffice.wiring.files import question_texts, questions_file
 
-_REVIEWER = option("--reviewer", help="Who looks. [default: the user of this computer]")
-_QUESTIONS = option(
+_REVIEWER = shell.option("--reviewer", help="Who looks. [default: the user of this computer]")
+_QUESTIONS = shell.option(
     "--questions",
-    type=FILE,
+    type=shell.FILE,
     metavar="FILE",
     help="JSON lines with `question` or `messages`  [default: the route's own]",
 )
@@ -70,16 +53,16 @@ _KEYS = {
 _MORE = (("c", "say what is right"), ("r", "add a reason"), ("s", "skip"), ("q", "quit"))
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def review() -> None:
     """Review the most informative runs and say which answers are right."""
 
 
 @review.command("list")
-@ROUTE
-@option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
-@CONFIG
-@JSON
+@shell.ROUTE
+@shell.option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
+@shell.CONFIG
+@shell.JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List what is waiting for a reviewer, the most urgent first."""
     _, queue = _read_queue(path, route)
@@ -90,7 +73,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
         due = "" if item.deadline_s is None else f", due {format_time(item.deadline_s)}"
         return f"{item.episode_id}  {item.route}  {item.why}  {place.state(now_s)}{due}", f"  {item.because}"
 
-    print_rows(
+    shell.print_rows(
         queue.of(route) if all_of_them else queue.waiting(now_s=now_s, route=route),
         lines,
         lambda place: {"state": place.state(now_s), **msgspec.to_builtins(place.item)},
@@ -100,13 +83,13 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
 
 
 def _read_queue(path: str, route: str | None) -> tuple[Settings, Queue]:
-    with deployment_log(path) as (settings, writer):
+    with shell.deployment_log(path) as (settings, writer):
         if route is not None:
-            find_settings(settings, route)
+            shell.find_settings(settings, route)
         return settings, read_reviews(writer.path).queue
 
 
-_TAKE = stacked(ROUTE, _REVIEWER, _QUESTIONS, CONFIG, JSON)
+_TAKE = shell.stacked(shell.ROUTE, _REVIEWER, _QUESTIONS, shell.CONFIG, shell.JSON)
 
 
 @review.command("next")
@@ -128,11 +111,11 @@ def adjudicate(**given: Any) -> None:
 @click.argument(
     "word", metavar="VERDICT", type=click.Choice(["both", "full", "early", "neither", "right", "wrong", "unsure"])
 )
-@option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
-@option("--reason", default="", metavar="TEXT", help="In your own words.")
+@shell.option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
+@shell.option("--reason", default="", metavar="TEXT", help="In your own words.")
 @_REVIEWER
-@CONFIG
-@JSON
+@shell.CONFIG
+@shell.JSON
 def submit(
     item: str, word: str, corrected: str | None, reason: str, reviewer: str | None, path: str, *, as_json: bool
 ) -> None:
@@ -143,19 +126,19 @@ def submit(
     Saying it twice is saying it once; saying something else takes the place of what you said before. After your lease
     is over it counts if nobody else has taken the item, and is kept beside the others' verdicts if somebody has.
     """
-    name = author_name(reviewer)
+    name = shell.author_name(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
-    with deployment_log(path, again=again) as (settings, writer):
+    with shell.deployment_log(path, again=again) as (settings, writer):
         place = read_reviews(writer.path).queue.places.get(item)
         if place is None:
-            fail(f"unknown item {item!r}; see suffice review list", 1)
+            shell.fail(f"unknown item {item!r}; see suffice review list", 1)
         outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
         result = outcome if isinstance(outcome, str) else submit_verdict(writer, outcome, now_s=time.time())
         if isinstance(result, str):
-            fail(result, 1)
+            shell.fail(result, 1)
         effect = _effect(settings, writer, place.item)
     if as_json:
-        print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.said})
+        shell.print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.said})
         return
     click.echo(f"{item}: {result.told}")
     if result.verdict is not None:
@@ -164,18 +147,18 @@ def submit(
 
 @review.command()
 @click.argument("episode")
-@decision("Ask again once the log can be written.")
-def ask(by: PendingDecision, episode: str) -> CommandReply | str:
+@shell.decision("Ask again once the log can be written.")
+def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply | str:
     """Ask people about run EPISODE, whatever the day's cap."""
     rules = {name: route.review for name, route in by.settings.routes.items()}
     about = ask_about(by.writer, episode, rules, by.reason, by.author, now_s=by.now_s)
-    return about if isinstance(about, str) else CommandReply(about, f"{episode}: waits for a reviewer")
+    return about if isinstance(about, str) else shell.CommandReply(about, f"{episode}: waits for a reviewer")
 
 
 @review.command()
-@ROUTE
-@CONFIG
-@JSON
+@shell.ROUTE
+@shell.CONFIG
+@shell.JSON
 def stats(route: str | None, path: str, *, as_json: bool) -> None:
     """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
     settings, queue = _read_queue(path, route)
@@ -183,7 +166,7 @@ def stats(route: str | None, path: str, *, as_json: bool) -> None:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
         em, n_drawings = em_of(queue, name), len(queue.drawings.get(name, ()))
         if as_json:
-            print_json({"route": name, "items": counts, "agreement": agree, "em": em, "n_drawings": n_drawings})
+            shell.print_json({"route": name, "items": counts, "agreement": agree, "em": em, "n_drawings": n_drawings})
             continue
         click.echo(f"route {name}")
         click.echo("  items      " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
@@ -214,10 +197,10 @@ def _kappa(kappa: Kappa | None) -> str:
 def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
-    name, n = author_name(reviewer), 0
-    with deployment_log(path, again="Your item goes back by itself.") as (settings, writer):
+    name, n = shell.author_name(reviewer), 0
+    with shell.deployment_log(path, again="Your item goes back by itself.") as (settings, writer):
         if route is not None:
-            find_settings(settings, route)
+            shell.find_settings(settings, route)
         texts = _QuestionTexts(settings, writer.path, questions)
         while (lease := lease_next(writer, name, now_s=time.time(), route=route, third=third)) is not None:
             n += 1
@@ -235,7 +218,7 @@ def _print(place: ItemState, lease: ReviewLease, texts: _QuestionTexts, *, as_js
     others = place.verdicts if place.needs_third else ()
     if as_json:
         plain = {"question": question, "question_from": where, "lease": lease, "verdicts": others, "sources": sources}
-        print_json({**plain, **msgspec.to_builtins(item)})
+        shell.print_json({**plain, **msgspec.to_builtins(item)})
         return
     click.echo()
     click.secho(printable(f"{item.episode_id}, route {item.route}"), bold=True)
@@ -288,7 +271,7 @@ def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) 
 
 
 def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
-    route = find_settings(settings, item.route)
+    route = shell.find_settings(settings, item.route)
     window = window_size(settings.control, route.max_em_drop)
     with matching(route) as match:
         return what_it_changed(writer.path, item.episode_id, route, match, window=window)

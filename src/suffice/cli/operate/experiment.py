@@ -6,21 +6,7 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.shell import (
-    CONFIG,
-    JSON,
-    WIDTH,
-    CommandGroup,
-    CommandReply,
-    PendingDecision,
-    decision,
-    fail,
-    option,
-    print_json,
-    print_line,
-    print_rows,
-    wrapped,
-)
+from suffice.cli import shell
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
@@ -33,14 +19,14 @@ from suffice.wiring.files import load_deployment
 from suffice.wiring.routes import check_experiment
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def experiment() -> None:
     """Compare ways to serve the same requests."""
 
 
 @experiment.command("list")
-@CONFIG
-@JSON
+@shell.CONFIG
+@shell.JSON
 def list_(path: str, *, as_json: bool) -> None:
     """List experiments and which of them run.
 
@@ -51,17 +37,17 @@ def list_(path: str, *, as_json: bool) -> None:
     names = dict.fromkeys((*settings.experiments, *latest))
     rows = [{"name": name, **_summary(name, settings, latest.get(name))} for name in names]
     if as_json:
-        print_json({"experiments": rows})
+        shell.print_json({"experiments": rows})
         return
     empty = "no experiment: write one as [experiments.NAME] in the settings"
-    print_rows(rows, _summary_lines, as_json=False, empty=empty)
+    shell.print_rows(rows, _summary_lines, as_json=False, empty=empty)
 
 
 @experiment.command()
 @click.argument("name")
-@CONFIG
-@option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
-@JSON
+@shell.CONFIG
+@shell.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
+@shell.JSON
 def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     """Show what experiment NAME tells so far.
 
@@ -73,19 +59,19 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
         known = ", ".join(dict.fromkeys(one.experiment.name for one in held)) or "none was ever started"
-        fail(f"no run of experiment {name!r} in {database}; started: {known}")
+        shell.fail(f"no run of experiment {name!r} in {database}; started: {known}")
     result = read_experiment(database, mine[-1], settings)
     if as_json:
         values = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
-        print_json({**_state(mine[-1]), "result": result, "reading": values})
+        shell.print_json({**_state(mine[-1]), "result": result, "reading": values})
         return
     _print(mine[-1], result)
 
 
 @experiment.command()
 @click.argument("name")
-@decision()
-def start(by: PendingDecision, name: str) -> CommandReply | str:
+@shell.decision()
+def start(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     """Start experiment NAME, or change its weights.
 
     It runs as the settings have it now. One that runs already gets its new weights and share.
@@ -101,13 +87,13 @@ def start(by: PendingDecision, name: str) -> CommandReply | str:
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in result.experiment.odds().items())
     verb = "started" if result.revision == 0 else "changed"
     text = f"experiment {name}: {verb}, run {result.experiment.run}: {odds}; running gateways follow within a second"
-    return CommandReply(result, text)
+    return shell.CommandReply(result, text)
 
 
 @experiment.command()
 @click.argument("name")
-@decision()
-def stop(by: PendingDecision, name: str) -> CommandReply | str:
+@shell.decision()
+def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     """Stop experiment NAME.
 
     Its requests are served as the route says again. What it showed is kept beside the reason.
@@ -120,9 +106,9 @@ def stop(by: PendingDecision, name: str) -> CommandReply | str:
         return f"experiment {name} {result}"
     lines = [
         f"experiment {name}: stopped, run {result.run}",
-        *(wrapped(sentence, "  ", width=WIDTH) for sentence in result.said),
+        *(shell.wrapped(sentence, "  ", width=shell.WIDTH) for sentence in result.said),
     ]
-    return CommandReply(result, "\n".join(lines))
+    return shell.CommandReply(result, "\n".join(lines))
 
 
 def _conclusions(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
@@ -188,9 +174,9 @@ def _summary_lines(row: dict[str, object]) -> tuple[str, str]:
 def _print(one: ExperimentRun, result: ExperimentResult) -> None:
     what = one.experiment
     since = format_time(one.started_at_s)
-    print_line(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
+    shell.print_line(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
     if one.ended is not None and one.ended_at_s is not None:
-        print_line(f"  stopped {format_time(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
+        shell.print_line(f"  stopped {format_time(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
     click.echo(
         f"  routes {', '.join(what.routes)}; unit {what.unit}; layer {what.layer}, {what.share:.1%} of it;"
         f" decides: {what.primary}"
@@ -200,9 +186,9 @@ def _print(one: ExperimentRun, result: ExperimentResult) -> None:
     for arm in result.arms:
         click.echo(f"\n{arm.arm} against {result.control}: {arm.verdict.upper()}")
         for sentence in summarize_arm(result, arm):
-            click.echo(wrapped(sentence, "  ", width=WIDTH))
+            click.echo(shell.wrapped(sentence, "  ", width=shell.WIDTH))
         _print_table(arm)
-    click.echo(f"\n{wrapped(HOLDS, width=WIDTH)}")
+    click.echo(f"\n{shell.wrapped(HOLDS, width=shell.WIDTH)}")
 
 
 def _print_table(arm: ArmResult) -> None:

@@ -10,29 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from suffice.cli.shell import (
-    AUTHOR,
-    CONFIG,
-    JSON,
-    REASON,
-    ROUTE,
-    WAIT,
-    Command,
-    CommandGroup,
-    CommandReply,
-    PendingDecision,
-    author_name,
-    confirm,
-    decision,
-    deployment_log,
-    fail,
-    find_settings,
-    option,
-    print_json,
-    print_line,
-    print_rows,
-    stacked,
-)
+from suffice.cli import shell
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm, in_words
@@ -54,10 +32,10 @@ from suffice.wiring.routes import setup_of
 
 # --------------------------------------------------------------------------- pause and resume
 
-_PAUSE = stacked(click.argument("route"), CONFIG, REASON, AUTHOR, WAIT)
+_PAUSE = shell.stacked(click.argument("route"), shell.CONFIG, shell.REASON, shell.AUTHOR, shell.WAIT)
 
 
-@click.command(cls=Command)
+@click.command(cls=shell.Command)
 @_PAUSE
 def pause(**given: Any) -> None:
     """Pause early stopping on ROUTE: every request runs in full until somebody resumes it.
@@ -67,7 +45,7 @@ def pause(**given: Any) -> None:
     _pause_or_resume("pause", start_pause, **given, again="`suffice kill` needs no database.")
 
 
-@click.command(cls=Command)
+@click.command(cls=shell.Command)
 @_PAUSE
 def resume(**given: Any) -> None:
     """Resume early stopping on ROUTE: what is certified there acts again.
@@ -88,21 +66,21 @@ def _pause_or_resume(
     wait_s: float,
     again: str = "",
 ) -> None:
-    with deployment_log(path, waits=True, again=again) as (settings, writer):
-        find_settings(settings, route)
-        problem = decide(writer, route, reason=reason, author=author_name(author))
+    with shell.deployment_log(path, waits=True, again=again) as (settings, writer):
+        shell.find_settings(settings, route)
+        problem = decide(writer, route, reason=reason, author=shell.author_name(author))
         with open_reader(writer.path) as connection:
             seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))
     if problem is not None:
-        fail(f"route {route} {problem}", 1)
+        shell.fail(f"route {route} {problem}", 1)
     click.echo(f"route {route}: {command}d")
-    confirm(command, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)
+    shell.confirm(command, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)
 
 
 # --------------------------------------------------------------------------- overrides
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def override() -> None:
     """Limit early stopping on a route or a class of questions until a date."""
 
@@ -110,15 +88,15 @@ def override() -> None:
 @override.command("set")
 @click.argument("route")
 @click.argument("kind", type=click.Choice(["pin", "cap", "observe", "budget"]))
-@option("--level", type=click.IntRange(0), metavar="N", help="pin, cap: the level; 0 never stops.")
-@option("--publication", type=click.IntRange(1), metavar="N", help="pin: an earlier publication of the route.")
-@option("--max-em-drop", type=float, metavar="E", help="budget: a smaller EM budget, a fraction.")
-@option("--class", "query_class", metavar="NAME", help="cap, observe: a class of questions  [default: all]")
-@option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
-@decision("Set it again once the log can be written.")
+@shell.option("--level", type=click.IntRange(0), metavar="N", help="pin, cap: the level; 0 never stops.")
+@shell.option("--publication", type=click.IntRange(1), metavar="N", help="pin: an earlier publication of the route.")
+@shell.option("--max-em-drop", type=float, metavar="E", help="budget: a smaller EM budget, a fraction.")
+@shell.option("--class", "query_class", metavar="NAME", help="cap, observe: a class of questions  [default: all]")
+@shell.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
+@shell.decision("Set it again once the log can be written.")
 def set_(
-    by: PendingDecision, route: str, kind: OverrideKind, publication: int | None, **form: Any
-) -> CommandReply | str:
+    by: shell.PendingDecision, route: str, kind: OverrideKind, publication: int | None, **form: Any
+) -> shell.CommandReply | str:
     """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or keep a smaller EM `budget`.
 
     An override can only make a route safer, unless what it pins is certified there now. Running gateways follow
@@ -127,10 +105,12 @@ def set_(
     result = set_route_override(by, route, OverrideForm(kind=kind, **by.signed, **form), publication)
     if isinstance(result, str):
         return result
-    return CommandReply(result, f"route {route}: override {result.number}: {result.after}; {_until(result)}")
+    return shell.CommandReply(result, f"route {route}: override {result.number}: {result.after}; {_until(result)}")
 
 
-def set_route_override(by: PendingDecision, route: str, form: OverrideForm, publication: int | None) -> Override | str:
+def set_route_override(
+    by: shell.PendingDecision, route: str, form: OverrideForm, publication: int | None
+) -> Override | str:
     """Hold a route; a sentence where it cannot be held so.
 
     publication  pin: number of the earlier publication to be served; None: what is in force
@@ -141,15 +121,15 @@ def set_route_override(by: PendingDecision, route: str, form: OverrideForm, publ
 
 @override.command("list")
 @click.argument("route", required=False)
-@option("--all", "all_of_them", is_flag=True, help="Those that have ended, too.")
-@CONFIG
-@JSON
+@shell.option("--all", "all_of_them", is_flag=True, help="Those that have ended, too.")
+@shell.CONFIG
+@shell.JSON
 def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List overrides: what they hold, who set them, why and until when."""
-    with deployment_log(path) as (settings, writer):
+    with shell.deployment_log(path) as (settings, writer):
         names = list(settings.routes) if route is None else [route]
         for name in names:
-            find_settings(settings, name)
+            shell.find_settings(settings, name)
         holds = read_holds(writer.path)
     now_s = time.time()
 
@@ -160,7 +140,7 @@ def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: 
             ended = [(one, f"ended by {end.author}: {end.reason}") for one, end in held.ended]
             yield from sorted((*live, *ended), key=lambda row: row[0].number)
 
-    print_rows(
+    shell.print_rows(
         (row for row in rows() if all_of_them or row[1] == "holds"),
         lambda row: (
             f"route {row[0].route}: override {row[0].number}: {describe_override(row[0])}",
@@ -175,13 +155,13 @@ def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: 
 @override.command("end")
 @click.argument("route")
 @click.argument("number", type=int)
-@decision("It still holds.")
-def end(by: PendingDecision, route: str, number: int) -> CommandReply | str:
+@shell.decision("It still holds.")
+def end(by: shell.PendingDecision, route: str, number: int) -> shell.CommandReply | str:
     """End override NUMBER of ROUTE before its date."""
     result = end_override(by.writer, route, by.rules(route), number, by.reason, by.author, now_s=by.now_s)
     if isinstance(result, str):
         return result
-    return CommandReply(result, f"route {route}: override {number} has ended; now: {result.after}")
+    return shell.CommandReply(result, f"route {route}: override {number} has ended; now: {result.after}")
 
 
 def _until(one: Override) -> str:
@@ -191,21 +171,21 @@ def _until(one: Override) -> str:
 # --------------------------------------------------------------------------- incidents
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def incident() -> None:
     """List, show and decide incidents, or open one by hand."""
 
 
 @incident.command("list")
-@ROUTE
-@option("--all", "all_of_them", is_flag=True, help="Those that are decided, too.")
-@CONFIG
-@JSON
+@shell.ROUTE
+@shell.option("--all", "all_of_them", is_flag=True, help="Those that are decided, too.")
+@shell.CONFIG
+@shell.JSON
 def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List incidents, oldest first."""
-    with deployment_log(path) as (settings, writer):
+    with shell.deployment_log(path) as (settings, writer):
         if route is not None:
-            find_settings(settings, route)
+            shell.find_settings(settings, route)
         holds = read_holds(writer.path)
     cases = [
         case
@@ -213,7 +193,7 @@ def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: 
         if route in (None, name)
         for case in (held.cases if all_of_them else held.open_cases)
     ]
-    print_rows(
+    shell.print_rows(
         sorted(cases, key=lambda case: case.incident.opened_at_s),
         lambda case: (
             f"{case.incident.incident}  {format_time(case.incident.opened_at_s)}  {_state(case)}",
@@ -227,25 +207,27 @@ def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: 
 
 @incident.command("show")
 @click.argument("name")
-@CONFIG
-@JSON
+@shell.CONFIG
+@shell.JSON
 def show_incident(name: str, path: str, *, as_json: bool) -> None:
     """Show incident NAME: its evidence, the decision, and which publications can be rolled back to."""
-    with deployment_log(path) as (config, writer), open_reader(writer.path) as connection:
+    with shell.deployment_log(path) as (config, writer), open_reader(writer.path) as connection:
         route, case = _find_incident(writer.path, name)
-        now = read_now(connection, route, find_settings(config, route))
+        now = read_now(connection, route, shell.find_settings(config, route))
         able = fitting(connection, now, now_s=time.time())
         holds = in_words(now, now_s=time.time())
     if as_json:
-        print_json({"now": holds, "roll_back_to": [one.number for one, why in able if why is None], **_plain(case)})
+        shell.print_json(
+            {"now": holds, "roll_back_to": [one.number for one, why in able if why is None], **_plain(case)}
+        )
         return
     one = case.incident
-    print_line(f"{one.incident}: {one.summary}")
+    shell.print_line(f"{one.incident}: {one.summary}")
     click.echo(f"  opened   {format_time(one.opened_at_s)} by {one.author}, cause {one.cause}")
     for sentence in one.evidence:
-        print_line(f"  evidence {sentence}")
+        shell.print_line(f"  evidence {sentence}")
     click.echo(f"  now      {holds}")
-    print_line(f"  state    {_state(case)}")
+    shell.print_line(f"  state    {_state(case)}")
     if case.decision is not None:
         click.echo(f"  before   {case.decision.before}")
         click.echo(f"  after    {case.decision.after}")
@@ -261,14 +243,16 @@ def show_incident(name: str, path: str, *, as_json: bool) -> None:
 @incident.command("decide")
 @click.argument("name")
 @click.argument("decision", type=click.Choice(["resume", "tighten", "roll_back", "accept"]))
-@option("--level", type=click.IntRange(0), metavar="N", help="tighten: no level above this one.")
-@option("--max-em-drop", type=float, metavar="E", help="tighten: a smaller EM budget, a fraction.")
-@option("--publication", type=click.IntRange(1), metavar="N", help="roll_back: to this publication.")
-@option("--days", type=float, default=30.0, metavar="D", help="tighten, roll_back, accept: until it ends by itself.")
-@decision("Everything is as it was: decide again once the log can be written.")
+@shell.option("--level", type=click.IntRange(0), metavar="N", help="tighten: no level above this one.")
+@shell.option("--max-em-drop", type=float, metavar="E", help="tighten: a smaller EM budget, a fraction.")
+@shell.option("--publication", type=click.IntRange(1), metavar="N", help="roll_back: to this publication.")
+@shell.option(
+    "--days", type=float, default=30.0, metavar="D", help="tighten, roll_back, accept: until it ends by itself."
+)
+@shell.decision("Everything is as it was: decide again once the log can be written.")
 def decide_(
-    by: PendingDecision, name: str, decision: DecisionKind, publication: int | None, **form: Any
-) -> CommandReply | str:
+    by: shell.PendingDecision, name: str, decision: DecisionKind, publication: int | None, **form: Any
+) -> shell.CommandReply | str:
     """Decide incident NAME and carry out the decision."""
     route, _ = _find_incident(by.writer.path, name)
     rules, setup = by.rules(route), setup_of(by.settings, route)
@@ -277,15 +261,17 @@ def decide_(
     if isinstance(result, str):
         return f"{name} {result}" if result.startswith("is ") else result
     made = result.decision
-    return CommandReply(made, f"{name}: {decision}\n  before {made.before}\n  after  {made.after}")
+    return shell.CommandReply(made, f"{name}: {decision}\n  before {made.before}\n  after  {made.after}")
 
 
 @incident.command("open")
 @click.argument("route")
-@option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
-@option("--evidence", multiple=True, metavar="TEXT", help="What it stands on; may be given more than once.")
-@decision("Open it again once the log can be written.")
-def open_(by: PendingDecision, route: str, evidence: tuple[str, ...], *, pauses: bool) -> CommandReply | str:
+@shell.option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
+@shell.option("--evidence", multiple=True, metavar="TEXT", help="What it stands on; may be given more than once.")
+@shell.decision("Open it again once the log can be written.")
+def open_(
+    by: shell.PendingDecision, route: str, evidence: tuple[str, ...], *, pauses: bool
+) -> shell.CommandReply | str:
     """Open an incident on ROUTE by hand."""
     rules = by.rules(route)
     result = open_incident(
@@ -294,7 +280,7 @@ def open_(by: PendingDecision, route: str, evidence: tuple[str, ...], *, pauses:
     if isinstance(result, str):
         return result
     rests = "; everything runs in full until it is decided" if result.pause is not None else ""
-    return CommandReply(result, f"{result.incident}: opened{rests}")
+    return shell.CommandReply(result, f"{result.incident}: opened{rests}")
 
 
 def _find_incident(database: Path, name: str) -> tuple[str, Case]:

@@ -10,22 +10,8 @@ from typing import Any, Final
 import click
 import msgspec
 
+from suffice.cli import shell
 from suffice.cli.operate.hold import set_route_override
-from suffice.cli.shell import (
-    CONFIG,
-    JSON,
-    CommandGroup,
-    CommandReply,
-    PendingDecision,
-    decision,
-    deployment_log,
-    fail,
-    find_settings,
-    option,
-    print_json,
-    print_line,
-    print_rows,
-)
 from suffice.control.compare.assessment import Assessment, standing_of
 from suffice.control.evidence.scorers import matching
 from suffice.formatting import format_time
@@ -44,17 +30,17 @@ _MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit ha
 _NEEDS_NO_LOG: Final = "`suffice kill` needs no database."
 
 
-@click.group(cls=CommandGroup)
+@click.group(cls=shell.CommandGroup)
 def policy() -> None:
     """Roll a policy out in steps, on evidence, and roll it back."""
 
 
 @policy.command("list")
-@CONFIG
-@JSON
+@shell.CONFIG
+@shell.JSON
 def list_(path: str, *, as_json: bool) -> None:
     """List what serves each route, and the rollout that runs there."""
-    with deployment_log(path) as (settings, writer):
+    with shell.deployment_log(path) as (settings, writer):
         held, decided = rollouts.read_rollouts(writer.path), read_decided(writer.path)
     rows, running = list[dict[str, Any]](), rollouts.read_running_rollouts(held)
     for name, route in settings.routes.items():
@@ -65,25 +51,25 @@ def list_(path: str, *, as_json: bool) -> None:
         rollout = _plain_rollout(running[name]) if name in running else None
         rows.append({"route": name, "own": own, "serves": now, "rollout": rollout})
     if as_json:
-        print_json({"routes": rows})
+        shell.print_json({"routes": rows})
         return
-    print_rows(rows, _route_lines, as_json=False, empty="no route: write one as [routes.NAME] in the settings")
+    shell.print_rows(rows, _route_lines, as_json=False, empty="no route: write one as [routes.NAME] in the settings")
 
 
 @policy.command()
 @click.argument("route")
-@CONFIG
-@JSON
+@shell.CONFIG
+@shell.JSON
 def show(route: str, path: str, *, as_json: bool) -> None:
     """Show the rollout of ROUTE: where it stands, what its evidence says and what is missing.
 
     Where none runs, its latest one is shown.
     """
-    with deployment_log(path) as (settings, writer):
-        rules = find_settings(settings, route)
+    with shell.deployment_log(path) as (settings, writer):
+        rules = shell.find_settings(settings, route)
         mine = [one for one in rollouts.read_rollouts(writer.path) if one.state.route == route]
         if not mine:
-            fail(f"there never was a rollout on route {route}; `suffice policy propose` begins one", 1)
+            shell.fail(f"there never was a rollout on route {route}; `suffice policy propose` begins one", 1)
         held, assessment = mine[-1], None
         if not held.state.over:
             with open_reader(writer.path) as connection:
@@ -93,7 +79,7 @@ def show(route: str, path: str, *, as_json: bool) -> None:
                 )
     if as_json:
         standing = None if assessment is None else msgspec.to_builtins(assessment.standing)
-        print_json({**_plain_rollout(held), "moves": held.moves, "standing": standing})
+        shell.print_json({**_plain_rollout(held), "moves": held.moves, "standing": standing})
         return
     _print(held, assessment)
 
@@ -101,10 +87,10 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 @policy.command()
 @click.argument("before")
 @click.argument("after")
-@CONFIG
+@shell.CONFIG
 def diff(before: str, after: str, path: str) -> None:
     """Show in what version AFTER differs from version BEFORE, by their addresses."""
-    with deployment_log(path) as (settings, writer), open_reader(writer.path) as connection:
+    with shell.deployment_log(path) as (settings, writer), open_reader(writer.path) as connection:
         secret = deployment_salt(settings)
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
     shared = old.keys() & new.keys()  # of models that are no version yet there is the body alone
@@ -115,8 +101,8 @@ def diff(before: str, after: str, path: str) -> None:
 @policy.command()
 @click.argument("route")
 @click.argument("candidate")
-@decision()
-def propose(by: PendingDecision, route: str, candidate: str) -> CommandReply | str:
+@shell.decision()
+def propose(by: shell.PendingDecision, route: str, candidate: str) -> shell.CommandReply | str:
     """Try another version on ROUTE.
 
     CANDIDATE is the address of what a refit proposed, such as v-0123456789ab (`suffice status` names it), on a route
@@ -128,7 +114,7 @@ def propose(by: PendingDecision, route: str, candidate: str) -> CommandReply | s
     result = begin(by.writer, route, by.rules(route), candidate, **by.signed, rollout=name, secret=secret)
     if isinstance(result, str):
         return result
-    return CommandReply(
+    return shell.CommandReply(
         result.state,
         f"route {route}: {result.state.candidate} is tried from here on, in shadow; `suffice policy show {route}`"
         " says what is missing",
@@ -157,32 +143,32 @@ def _propose_policy(
 
 @policy.command()
 @click.argument("route")
-@decision(_NEEDS_NO_LOG)
-def promote(by: PendingDecision, route: str) -> CommandReply | str:
+@shell.decision(_NEEDS_NO_LOG)
+def promote(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
     """Take the next step of ROUTE's rollout, whatever its evidence says; your name stands on it."""
     return _step("promote", by, route)
 
 
 @policy.command()
 @click.argument("route")
-@decision(_NEEDS_NO_LOG)
-def hold(by: PendingDecision, route: str) -> CommandReply | str:
+@shell.decision(_NEEDS_NO_LOG)
+def hold(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
     """Hold ROUTE's rollout where it is; harm still sends it back."""
     return _step("hold", by, route)
 
 
 @policy.command()
 @click.argument("route")
-@decision(_NEEDS_NO_LOG)
-def release(by: PendingDecision, route: str) -> CommandReply | str:
+@shell.decision(_NEEDS_NO_LOG)
+def release(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
     """Let ROUTE's rollout go on where it is held."""
     return _step("release", by, route)
 
 
 @policy.command()
 @click.argument("route")
-@decision(_NEEDS_NO_LOG)
-def rollback(by: PendingDecision, route: str) -> CommandReply | str:
+@shell.decision(_NEEDS_NO_LOG)
+def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
     """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
     rules = by.rules(route)
     if route in rollouts.read_running_rollouts(rollouts.read_rollouts(by.writer.path)):
@@ -191,29 +177,29 @@ def rollback(by: PendingDecision, route: str) -> CommandReply | str:
     if isinstance(undone, str):
         return undone
     text = f"route {route}: {undone.first.in_force} serves again; running gateways follow within a second"
-    return CommandReply(undone.state, text)
+    return shell.CommandReply(undone.state, text)
 
 
-def _step(step: str, by: PendingDecision, route: str) -> CommandReply | str:
+def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
     by.rules(route)
     result = rollouts.step(by.writer, route, step, **by.signed)
     if isinstance(result, str):
         return result
     sentence = "rolled back" if result.stage == "rolled_back" else f"{result.stage}, {result.share:.0%} of new units"
-    return CommandReply(result, f"route {route}: {sentence}; running gateways follow within a second")
+    return shell.CommandReply(result, f"route {route}: {sentence}; running gateways follow within a second")
 
 
 @policy.command()
 @click.argument("route")
 @click.argument("publication", type=click.IntRange(1))
-@option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
-@decision()
-def pin(by: PendingDecision, route: str, publication: int, days: float) -> CommandReply | str:
+@shell.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
+@shell.decision()
+def pin(by: shell.PendingDecision, route: str, publication: int, days: float) -> shell.CommandReply | str:
     """Serve what PUBLICATION of ROUTE put in force, until a date, as far as it is certified there now."""
     override = set_route_override(by, route, OverrideForm(kind="pin", days=days, **by.signed), publication)
     if isinstance(override, str):
         return override
-    return CommandReply(override, f"route {route}: {override.after}, until {format_time(override.expires_at_s)}")
+    return shell.CommandReply(override, f"route {route}: {override.after}, until {format_time(override.expires_at_s)}")
 
 
 # --------------------------------------------------------------------------- how it looks
@@ -245,12 +231,12 @@ def _describe(rollout: dict[str, Any]) -> str:
 
 def _print(held: RolloutRun, assessment: Assessment | None) -> None:
     click.echo(f"rollout {held.state.rollout} on route {held.state.route}")
-    print_line(f"  {_describe(_plain_rollout(held))}")
+    shell.print_line(f"  {_describe(_plain_rollout(held))}")
     for one in held.moves:
         what = f"level {one.level} may act" if one.move == "certify" else f"{one.stage}, {one.share:.0%}"
-        print_line(f"  {format_time(one.now_s)}  {one.move}: {what}; by {one.by}: {one.reason}")
+        shell.print_line(f"  {format_time(one.now_s)}  {one.move}: {what}; by {one.by}: {one.reason}")
     if held.undone is not None:
-        print_line(f"  taken back by {held.undone.author}: {held.undone.reason}")
+        shell.print_line(f"  taken back by {held.undone.author}: {held.undone.reason}")
     if assessment is None:
         return
     standing, evidence = assessment.standing, assessment.evidence

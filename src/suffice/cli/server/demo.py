@@ -31,17 +31,6 @@ from suffice.demo import run, show, story
 from suffice.demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for, webhook
 from suffice.demo.rows import DemoAnswer, correct
 from suffice.demo.run import Stage, StageResult, write_demo_report
-from suffice.demo.story import (
-    SMALL,
-    DemoPlan,
-    DemoWorld,
-    Figures,
-    Period,
-    Screen,
-    Snapshot,
-    all_figures,
-    story_settings,
-)
 from suffice.files import make_folder
 from suffice.local import tasks, weights
 from suffice.local.server import LocalServer, ServerSpec
@@ -279,9 +268,9 @@ ALIASES = ("smol-a", "smol-b")  # as the model server calls itself before and be
 
 def _run_online(console: Console, folder: Path, *, small: bool) -> int:
     """Run it and print what came of it; the exit code. Raises SufficeError."""
-    plan = SMALL if small else DemoPlan()
+    plan = story.SMALL if small else story.DemoPlan()
     with local_world(console, folder) as world:
-        settings = story_settings(
+        settings = story.story_settings(
             plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db"
         )
         console.print("the settings, as an owner would write them:\n", highlight=False)
@@ -295,7 +284,7 @@ def _run_online(console: Console, folder: Path, *, small: bool) -> int:
 
 
 @contextmanager
-def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
+def local_world(console: Console, folder: Path) -> Iterator[story.DemoWorld]:
     """The small model behind a server of its own.
 
     The swap restarts it at the same address under another name of its own. The weights stay the same, which nobody
@@ -314,14 +303,14 @@ def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
 
     try:
         behind = f"a server that calls itself {ALIASES[1]!r} (of the same weights, which nobody can see from outside)"
-        yield DemoWorld(url=running[0].url, driver="llama.cpp", slots=ONLINE_SLOTS, swap=swap, behind=behind)
+        yield story.DemoWorld(url=running[0].url, driver="llama.cpp", slots=ONLINE_SLOTS, swap=swap, behind=behind)
     finally:
         for server in running:
             server.stop()
 
 
 @contextmanager
-def followed(console: Console) -> Iterator[Screen]:
+def followed(console: Console) -> Iterator[story.Screen]:
     if not console.is_terminal:
         yield LineScreen(console)
         return
@@ -338,7 +327,7 @@ class LineScreen:
     def say(self, sentence: str) -> None:
         self._console.print(f"** {sentence}", **ONE_LINE)
 
-    def look(self, now: Snapshot) -> None:
+    def look(self, now: story.Snapshot) -> None:
         if now.n_asked < self._n_next and not now.ends:
             return
         self._n_next = now.n_asked + PRINT_EACH
@@ -355,7 +344,7 @@ class LiveScreen:
     def say(self, sentence: str) -> None:
         self._console.print(f"• {sentence}", **PLAIN)
 
-    def look(self, now: Snapshot) -> None:
+    def look(self, now: story.Snapshot) -> None:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
@@ -364,8 +353,8 @@ class LiveScreen:
         self._live.update(table, refresh=True)
 
 
-def lines(now: Snapshot) -> list[tuple[str, str]]:
-    phase, figures = phase_of(now.held), all_figures(now.runs)
+def lines(now: story.Snapshot) -> list[tuple[str, str]]:
+    phase, figures = phase_of(now.held), story.all_figures(now.runs)
     level = f"level {phase.level} of {phase.n_levels}" if phase.level else "none"
     e_value = "" if phase.e_value is None else f", e-value {phase.e_value:.3g}"
     n_audits = sum(run.episode.request.audit for run in now.runs)
@@ -379,7 +368,7 @@ def lines(now: Snapshot) -> list[tuple[str, str]]:
     ]
 
 
-def _tokens(figures: Mapping[Period, Figures]) -> str:
+def _tokens(figures: Mapping[story.Period, story.Figures]) -> str:
     names = {"before": "full", "certified": "certified", "swapped": "after the swap"}
     sentences = [
         f"{one.tokens:.1f} {names[period]}" + (f" (saved {one.saved * 100:.0f} %)" if one.saved is not None else "")
@@ -388,7 +377,7 @@ def _tokens(figures: Mapping[Period, Figures]) -> str:
     return ", ".join(sentences) or "–"
 
 
-def _em(now: Snapshot, figures: Mapping[Period, Figures]) -> str:
+def _em(now: story.Snapshot, figures: Mapping[story.Period, story.Figures]) -> str:
     full = [run.correct for run in now.runs if not run.episode.outcome.stopped]
     stopped = [run.correct for run in now.runs if run.episode.outcome.stopped]
     sentences = [

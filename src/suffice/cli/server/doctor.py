@@ -21,19 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
+from suffice.cli import shell
 from suffice.cli.inspect.route_report import audits_missing
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
-from suffice.cli.shell import (
-    FILE,
-    JSON_OBJECT,
-    Command,
-    find_settings,
-    find_upstream,
-    option,
-    print_facts,
-    print_json,
-    wrapped,
-)
 from suffice.doctor.examine import Advice, advise, examine, not_verified
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
 from suffice.doctor.talk import Talk
@@ -80,17 +70,19 @@ class RouteDiagnosis:
     refused: str | None  # why the route is not enforced
 
 
-@click.command(cls=Command)
-@option("--upstream", help="Address of a model server, or its name in the settings: examine it.")
-@option("--route", help="Name of a route in the settings: see what its full runs say.")
-@option("--config", type=FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml, if it is there]")
-@option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
-@option("--driver", help="Examine and suggest settings for this one, as in the settings.")
-@option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
-@option("--questions", type=FILE, metavar="FILE", help="JSON lines with `question`: run them on the route.")
-@option("--repeats", default=10, help="How many of them are run twice.")
-@option("--timeout", "timeout_s", default=30.0, help="Seconds for an experiment or a run.")
-@JSON_OBJECT
+@click.command(cls=shell.Command)
+@shell.option("--upstream", help="Address of a model server, or its name in the settings: examine it.")
+@shell.option("--route", help="Name of a route in the settings: see what its full runs say.")
+@shell.option(
+    "--config", type=shell.FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml, if it is there]"
+)
+@shell.option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
+@shell.option("--driver", help="Examine and suggest settings for this one, as in the settings.")
+@shell.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
+@shell.option("--questions", type=shell.FILE, metavar="FILE", help="JSON lines with `question`: run them on the route.")
+@shell.option("--repeats", default=10, help="How many of them are run twice.")
+@shell.option("--timeout", "timeout_s", default=30.0, help="Seconds for an experiment or a run.")
+@shell.JSON_OBJECT
 def doctor(config: Path | None, **options: object) -> None:
     """Examine a model server (--upstream), or what the full runs of a route say (--route).
 
@@ -141,7 +133,7 @@ def _new_id() -> str:
 
 
 async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
-    name, upstream = find_upstream(settings, target, api_key_env=asked.api_key_env)
+    name, upstream = shell.find_upstream(settings, target, api_key_env=asked.api_key_env)
     if not name and settings is not None:
         same = {one: known for one, known in settings.upstreams.items() if url_key(known.url) == url_key(target)}
         name, upstream = next(iter(same.items()), (name, upstream))
@@ -183,7 +175,7 @@ def _print_json(findings: Findings, advice: Advice, *, url: str, kept: str) -> N
     plain = msgspec.to_builtins(findings) | {"url": url, "advice": advice, "kept": kept}
     for one in plain["findings"]:
         one["verified"] = one["verdict"] in VERIFIED
-    print_json({**plain, "not_verified": not_verified()})
+    shell.print_json({**plain, "not_verified": not_verified()})
 
 
 def _print_findings(findings: Findings, head: str) -> None:
@@ -221,7 +213,7 @@ def _print_advice(advice: Advice, kept: str) -> None:
 def _print_list(title: str, sentences: list[str]) -> None:
     click.secho(title, bold=True)
     for sentence in sentences:
-        click.echo(wrapped(sentence, "  - ", "    "))
+        click.echo(shell.wrapped(sentence, "  - ", "    "))
     click.echo()
 
 
@@ -231,7 +223,7 @@ def _print_list(title: str, sentences: list[str]) -> None:
 def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -> None:
     if settings is None:
         raise ConfigError("--route: needs a settings file; name it with --config")
-    route = find_settings(settings, name, option="--route")
+    route = shell.find_settings(settings, name, option="--route")
     if asked.questions is not None and not route.upstream:
         raise ConfigError(f"routes.{name}.upstream: none is named, so no question can be asked; the caller runs it")
     path, status, logged = database_path(settings.store.url), None, FullRunCounts()
@@ -245,7 +237,7 @@ def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -
     if asked.as_json:
         _print_route_json(report)
     else:
-        print_facts(f"route {name}", [_route_lines(report)], loud=("REFUSED",))
+        shell.print_facts(f"route {name}", [_route_lines(report)], loud=("REFUSED",))
 
 
 async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
@@ -331,7 +323,7 @@ def _print_route_json(report: RouteDiagnosis) -> None:
         "ungoverned": {} if status is None else dict(status.report.ungoverned),
         "audits": audits,
     }
-    print_json(plain)
+    shell.print_json(plain)
 
 
 def _runs_json(runs: FullRunCounts) -> dict[str, int]:
