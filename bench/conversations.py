@@ -51,7 +51,7 @@ import numpy as np
 from tests.gateway_process import GatewayProcess
 
 from peers import report
-from suffice.store.routes.phases import read_phases
+from suffice.store.routes.in_force import read_phases
 
 ROUTE = "quiz"
 N_OPEN = 400  # conversations at once, at least

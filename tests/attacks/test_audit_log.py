@@ -18,8 +18,7 @@ from tools import verify_bundle as verifier
 
 from suffice.cli.main import main
 from suffice.errors import StoreError
-from suffice.store.audit.chain import Appender
-from suffice.store.audit.heads import append_line, line_of, read_heads, signing_key
+from suffice.store.audit.chain import Appender, append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.rows.events import to_row
 from suffice.store.rows.records import Erasure

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
 from suffice.settings import Store
-from suffice.store.database import process_locks
+from suffice.store.database import presence
 from suffice.store.database.presence import Announcement, read_presences
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
@@ -318,7 +318,7 @@ def test_a_file_that_is_no_gateways_confirms_nothing(name: str, place: Place) ->
         file.write_bytes({"stale": says, "junk": b"\x00" * 9_000}.get(name, b"[1, 2"))
     if name.startswith("held"):
         descriptor = os.open(file, os.O_RDWR)
-        assert process_locks.try_lock(descriptor)
+        assert presence.try_lock(descriptor)
     try:
         for words in EMERGENCY:
             done = place.run(*words)

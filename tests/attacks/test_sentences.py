@@ -19,8 +19,7 @@ from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route, Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.routes.in_force import InForce
-from suffice.store.routes.phases import phase_of
+from suffice.store.routes.in_force import InForce, phase_of
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Request, Resumption, Usage
 from suffice.types import Outcome as Ended

@@ -318,8 +318,7 @@ def test_help_does_not_load_the_heavy_parts() -> None:
 
 def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None:
     from suffice.cli.inspect.route_report import phase_lines
-    from suffice.store.routes.in_force import InForce
-    from suffice.store.routes.phases import phase_of
+    from suffice.store.routes.in_force import InForce, phase_of
     from suffice.types import Epoch, EvidenceSummary, Publication
 
     made = Publication(

@@ -13,8 +13,7 @@ import pytest
 from suffice.console.render import HERE
 from suffice.console.views.overview import STARTS_S, describe_missing, notices
 from suffice.settings import Route
-from suffice.store.routes.in_force import InForce
-from suffice.store.routes.phases import Phase, phase_of
+from suffice.store.routes.in_force import InForce, Phase, phase_of
 from suffice.types import BudgetAccount, Epoch, EvidenceSummary, Publication
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run

@@ -32,7 +32,7 @@ from suffice.store.database.log import EventLog
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
-from suffice.store.routes.tallies import RouteScorer, fold_changes, read_stretch
+from suffice.store.routes.rollups import RouteScorer, fold_changes, read_stretch
 from suffice.telemetry import Metrics
 from suffice.wiring import build_route, kill_file, read_evidence
 from tests.console.visitor import Visitor, people_of, site

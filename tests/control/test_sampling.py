@@ -20,7 +20,7 @@ from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.tallies import RouteScorer, tallies_now
+from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs, newest_rates, requests_since
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount

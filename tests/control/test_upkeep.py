@@ -21,7 +21,7 @@ from suffice.control.jobs.base import JobReport
 from suffice.control.jobs.upkeep import DAY_S, ExportHeads, Retain
 from suffice.errors import ConfigError
 from suffice.settings import AuditLog, Settings, Store, parse_settings
-from suffice.store.audit.heads import read_heads, signing_key
+from suffice.store.audit.chain import read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from suffice.errors import StoreError
-from suffice.store.audit.chain import Head
-from suffice.store.audit.heads import append_line, line_of, read_heads, signing_key
+from suffice.store.audit.chain import Head, append_line, line_of, read_heads, signing_key
 
 KEY = signing_key("secret")
 HEADS = [Head(begin="aa" * 32, place=n, seq=2 * n, link=f"{n:02x}" * 32) for n in (1, 5, 9)]

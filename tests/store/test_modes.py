@@ -12,7 +12,7 @@ import pytest
 from suffice.files import create_private, make_folder, tighten, whole_file, write_whole
 from suffice.gateway import kill
 from suffice.settings import Store
-from suffice.store.audit.heads import append_line
+from suffice.store.audit.chain import append_line
 from suffice.store.database.sqlite import SqliteLog
 from tests.store.test_sqlite import seen
 

@@ -21,8 +21,7 @@ from suffice.signals.fold import Fields, SignalField
 from suffice.signals.folds.answers import Votes
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes import rollouts
-from suffice.store.routes.candidates import take_back
-from suffice.store.routes.rollouts import RolloutRun, read_rollouts
+from suffice.store.routes.rollouts import RolloutRun, read_rollouts, take_back
 
 SECRET = "the deployment's own"
 OWN = {"policy": "fixed-budget", "max_tokens": 900}

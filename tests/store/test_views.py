@@ -27,7 +27,7 @@ from suffice.store.database.views import (
     read_episodes,
     read_recent,
 )
-from suffice.store.routes.tallies import RouteScorer, tallies_now
+from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import (

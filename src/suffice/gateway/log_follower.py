@@ -41,10 +41,9 @@ from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import CachedReader, LogReader, newest_of
 from suffice.store.people.promises import audits_by_class
-from suffice.store.routes.candidates import models_of
 from suffice.store.routes.experiments import read_experiments, read_running_experiments
 from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, NOTHING_HELD, InForce, read_decided, read_holds
-from suffice.store.routes.rollouts import own_version, read_rollouts, succession, version_at
+from suffice.store.routes.rollouts import models_of, own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
 from suffice.store.routes.windows import newest_outlook, newest_place, newest_rates

@@ -21,7 +21,7 @@ from suffice.control.jobs.upkeep import ExportHeads, Retain
 from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.settings import Settings
-from suffice.store.audit.heads import signing_key
+from suffice.store.audit.chain import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import newest_event
 from suffice.store.rows.records import ConfigChange, Export, SettingChange

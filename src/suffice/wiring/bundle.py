@@ -17,8 +17,7 @@ from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.bundle import evidence_of
 from suffice.errors import ConfigError
 from suffice.settings import Settings
-from suffice.store.audit.chain import extract
-from suffice.store.audit.heads import append_line, line_of, signing_key
+from suffice.store.audit.chain import append_line, extract, line_of, signing_key
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader
 from suffice.wiring.audit import note_export

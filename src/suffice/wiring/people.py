@@ -15,7 +15,7 @@ import msgspec
 from suffice.console.auth import Person, Role, Roster, invite, problem_of
 from suffice.errors import ConfigError
 from suffice.settings import Settings
-from suffice.store.database.process_locks import try_lock
+from suffice.store.database.presence import try_lock
 from suffice.store.database.sqlite import database_path
 from suffice.store.rows.records import AccessGrant
 from suffice.telemetry import LOG

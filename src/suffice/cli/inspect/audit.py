@@ -21,7 +21,7 @@ from suffice.files import whole_file
 from suffice.formatting import iso
 from suffice.sanitize import format_cell, printable
 from suffice.settings import Settings, Store
-from suffice.store.audit.heads import KeptHead, read_heads
+from suffice.store.audit.chain import KeptHead, read_heads
 from suffice.store.audit.verify import BadRow, ChainCheck, verify_chain
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader

@@ -13,7 +13,7 @@ from suffice.assurance.money import usd
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable
-from suffice.store.routes.phases import Phase
+from suffice.store.routes.in_force import Phase
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import BudgetAccount
 

@@ -35,10 +35,8 @@ from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_request, open_reader, read_episodes
 from suffice.store.people.promises import Promises, newest_switching, read_promises
 from suffice.store.people.reviews import read_reviews
-from suffice.store.routes.in_force import NOTHING, Holds, InForce
-from suffice.store.routes.phases import Phase, phase_of, read_phases
-from suffice.store.routes.rollups import read_to
-from suffice.store.routes.tallies import RouteScorer, snapshot, tallies_now
+from suffice.store.routes.in_force import NOTHING, Holds, InForce, Phase, phase_of, read_phases
+from suffice.store.routes.rollups import RouteScorer, read_to, snapshot, tallies_now
 from suffice.store.routes.windows import newest_arm, newest_outlook, newest_proposal
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import Request

@@ -37,7 +37,7 @@ from suffice.local.server import LocalServer, ServerSpec
 from suffice.scoring.base import build_scorer
 from suffice.server import run_server
 from suffice.settings import Settings
-from suffice.store.routes.phases import phase_of
+from suffice.store.routes.in_force import phase_of
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People

@@ -20,8 +20,7 @@ from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import LogReader, has_requests, newest_request
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
-from suffice.store.routes.in_force import NOTHING
-from suffice.store.routes.phases import Phase, phase_of, read_phases
+from suffice.store.routes.in_force import NOTHING, Phase, phase_of, read_phases
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo, RollupSums
 from suffice.store.routes.windows import newest_outlook
 

@@ -34,9 +34,8 @@ from suffice.rollout.experiment import Arm, with_arm
 from suffice.rollout.results import ArmEvidence
 from suffice.settings import Control, Route
 from suffice.store.database.views import LogReader
-from suffice.store.routes.candidates import models_of
 from suffice.store.routes.in_force import InForce
-from suffice.store.routes.rollouts import RolloutRun, version_at
+from suffice.store.routes.rollouts import RolloutRun, models_of, version_at
 from suffice.types import LabelRequest, Publication
 
 AS_IT_IS: Final = Arm(name="in force", weight=1.0)

@@ -33,9 +33,8 @@ from suffice.rollout.evidence import rules_of
 from suffice.rollout.stages import Transition
 from suffice.settings import Control, Route
 from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
-from suffice.store.routes.candidates import as_candidate
 from suffice.store.routes.in_force import InForce, read_decided, read_holds
-from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts, read_running_rollouts
+from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
 from suffice.store.routes.windows import counts_since, newest_arm, newest_proposal
 from suffice.store.rows.records import ArmWorth, ProposedVersion, RolloutMove
 from suffice.types import Feedback

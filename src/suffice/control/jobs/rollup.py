@@ -22,10 +22,13 @@ from suffice.scoring.base import scorer_label
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, open_reader
 from suffice.store.routes import rollups
-from suffice.store.routes.rollups import HOUR_S, NOTHING, RollupKey, RollupSums
-from suffice.store.routes.tallies import (
+from suffice.store.routes.rollups import (
+    HOUR_S,
+    NOTHING,
     Change,
     LabelChange,
+    RollupKey,
+    RollupSums,
     RouteScorer,
     RunEnd,
     UnwrittenLabel,

@@ -18,8 +18,7 @@ from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError
 from suffice.settings import AuditLog, Settings
-from suffice.store.audit.chain import Head, head
-from suffice.store.audit.heads import append_line, line_of, read_heads
+from suffice.store.audit.chain import Head, append_line, head, line_of, read_heads
 from suffice.store.audit.personal import PARTS, Part
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (

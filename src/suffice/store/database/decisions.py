@@ -23,7 +23,7 @@ from typing import Final, Self, TypeVar
 from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.personal import Part
-from suffice.store.database import process_locks
+from suffice.store.database import presence
 from suffice.store.database.sqlite import enter, unusable
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.rows.events import Event, to_row
@@ -64,7 +64,7 @@ class Decisions:
     def __init__(
         self,
         path: Path,
-        claim: process_locks.ProcessLock,
+        claim: presence.ProcessLock,
         owner: int,
         *,
         now: Callable[[], float],
@@ -148,7 +148,7 @@ class Decisions:
         if owner == self.owner:
             return False  # this very worker, in another of its threads
         row = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
-        if row is None or not process_locks.is_alive(self.path, row[0]):
+        if row is None or not presence.is_alive(self.path, row[0]):
             return True
         sight, now_s = self._seen.get(job), self._monotonic_s()
         if sight is None or (sight.token, sight.beat) != (token, beat):
@@ -251,4 +251,4 @@ def read_artefact(connection: LogReader, address: str) -> str | None:
 def is_attended(connection: LogReader, path: Path) -> bool:
     """Does a living worker hold a job of this log now?"""
     rows = connection.execute("SELECT o.lock FROM leases l JOIN owners o ON o.id = l.owner WHERE l.held = 1").fetchall()
-    return any(process_locks.is_alive(path.resolve(), lock) for (lock,) in rows)
+    return any(presence.is_alive(path.resolve(), lock) for (lock,) in rows)

@@ -2,8 +2,11 @@
 
     Announcement (in a gateway) ──▶ locked file beside the kill switch's ──▶ read_presences (in a command)
 
-A gateway holds an operating-system lock on its file for its whole life, as `owners` does for writers of the log, so a
-process that died is never taken for a live one and no clock takes part. Neither side needs the database.
+A gateway holds an operating-system lock on its file for its whole life, and every open log on one beside the database.
+The kernel drops the lock when the process dies, however it dies, so "can I lock it?" is the question "is it dead?":
+there is no clock, no heartbeat and no process number that another container could be using too. Names are never used
+twice.
+Neither side needs the database.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +25,6 @@ import msgspec
 
 from suffice.files import read_start
 from suffice.sanitize import printable
-from suffice.store.database.process_locks import is_locked, try_lock
 from suffice.telemetry import LOG
 
 ENDING: Final = ".gateway"
@@ -169,3 +173,82 @@ def _opened(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def try_lock(descriptor: int) -> bool:
+        """Take the operating system's lock on an open file; False: somebody else holds it."""
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def is_locked(descriptor: int) -> bool:
+        """Does another process hold the lock on an open file?"""
+        if not try_lock(descriptor):
+            return True
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+        return False
+
+else:
+    import fcntl
+
+    def _took(descriptor: int, kind: int) -> bool:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def try_lock(descriptor: int) -> bool:
+        """Take the operating system's lock on an open file; False: somebody else holds it."""
+        return _took(descriptor, fcntl.LOCK_EX)
+
+    def is_locked(descriptor: int) -> bool:
+        """Does another process hold the lock on an open file? Two that ask at once do not take each other for it."""
+        return not _took(descriptor, fcntl.LOCK_SH)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLock:
+    """A held lock: this process is alive."""
+
+    name: str  # unique for ever
+    path: Path  # the lock file
+    descriptor: int  # open for as long as the lock is held
+
+    def release(self) -> None:
+        """Say that this owner is done; its unfinished requests may be marked as lost."""
+        os.close(self.descriptor)
+        self.path.unlink(missing_ok=True)
+
+
+def claim(database: Path) -> ProcessLock:
+    """Take a new name and hold its lock. Raises OSError when the folder cannot be written."""
+    name = secrets.token_hex(6)
+    path = _path(database, name)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try_lock(descriptor)
+    return ProcessLock(name, path, descriptor)
+
+
+def is_alive(database: Path, name: str) -> bool:
+    try:
+        descriptor = os.open(_path(database, name), os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return is_locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget(database: Path, name: str) -> None:
+    _path(database, name).unlink(missing_ok=True)
+
+
+def _path(database: Path, name: str) -> Path:
+    return database.with_name(f"{database.name}-{name}.lock")

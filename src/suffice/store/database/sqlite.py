@@ -8,7 +8,7 @@ with growing pauses, the queue fills, what no longer fits is counted, and the da
 so trying again cannot write twice.
 
 Several processes may use one file. At start `recover` gives every request of a *dead* process that has no outcome the
-outcome "lost". Dead means that the operating system dropped its lock (see `process_locks`): neither clocks nor process
+outcome "lost". Dead means that the operating system dropped its lock (see `presence`): neither clocks nor process
 numbers take part, and a live process is never touched.
 """
 
@@ -31,7 +31,7 @@ from suffice.files import create_private, tighten
 from suffice.settings import Store
 from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
-from suffice.store.database import process_locks, schema, views
+from suffice.store.database import presence, schema, views
 from suffice.store.database.log import EventQueue, QueueItem, Receipt, StoredEvent
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.types import Outcome, Request
@@ -96,7 +96,7 @@ def database_path(url: str) -> Path:
     return Path(name)
 
 
-def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[process_locks.ProcessLock, int]:
+def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[presence.ProcessLock, int]:
     """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
 
     Raises StoreError for a file that cannot be used.
@@ -111,7 +111,7 @@ def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[process_loc
             schema.check_pages(connection, str(path))
             schema.create(connection, str(path))
             begin_chain(connection, now_s)
-            claim = process_locks.claim(path)
+            claim = presence.claim(path)
             insert = "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id"
             owner = int(connection.execute(insert, (claim.name, os.getpid(), now_s)).fetchone()[0])
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last one: damaged names in the file's schema
@@ -140,7 +140,7 @@ class SqliteLog(EventQueue):
         path: Path,
         settings: Store,
         now: Callable[[], float],
-        claim: process_locks.ProcessLock,
+        claim: presence.ProcessLock,
         owner: int,
         *,
         redact: tuple[Part, ...] = (),
@@ -201,7 +201,7 @@ class SqliteLog(EventQueue):
         try:
             with contextlib.closing(_connect(self.path, _OPEN_BUSY_S)) as connection:
                 others = connection.execute("SELECT id, lock, settled FROM owners WHERE id <> ?", (self._owner,))
-                dead = [one for one in others.fetchall() if not process_locks.is_alive(self.path, one[1])]
+                dead = [one for one in others.fetchall() if not presence.is_alive(self.path, one[1])]
                 if not dead:
                     return 0
                 connection.execute("BEGIN IMMEDIATE")
@@ -212,7 +212,7 @@ class SqliteLog(EventQueue):
                     connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
                 connection.execute("COMMIT")
                 for _, name, _ in dead:
-                    process_locks.forget(self.path, name)
+                    presence.forget(self.path, name)
         except (sqlite3.Error, OSError) as error:
             raise unusable(self.path, error) from error
         return n_lost
