@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance.labels import TrustedLabel
-from suffice.learn.shadow import ShadowAudit, ShadowAudits, ShadowLog, count_losses
+from suffice.learn.arm_values import ShadowAudit, ShadowAudits, ShadowLog, count_losses
 
 AUDIT = ShadowAudit(
     audit_id="a",

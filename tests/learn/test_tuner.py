@@ -11,9 +11,8 @@ from random import Random
 import pytest
 
 from suffice.assurance.labels import TrustedLabel
-from suffice.learn.arm_values import PriceBounds
+from suffice.learn.arm_values import PriceBounds, ShadowAudit
 from suffice.learn.effort import TunedArm
-from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal
 
 ARMS = tuple(

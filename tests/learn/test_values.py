@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.learn.arm_values import Costs, compare_gain, estimate_losses
+from suffice.learn.arm_values import Costs, ShadowAudit, ShadowAudits, compare_gain, estimate_losses
 from suffice.learn.effort import TunedArm
-from suffice.learn.shadow import ShadowAudit, ShadowAudits
 
 ARMS = (TunedArm(name="full"), TunedArm(name="half", expected_share=0.5), TunedArm(name="tenth", expected_share=0.1))
 

@@ -16,12 +16,12 @@ and all it knows is `plain()` data that a new tuner takes back.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 
 from suffice.assurance.certify import Counts, log_wealth
@@ -32,7 +32,11 @@ from suffice.learn.arm_values import (
     Costs,
     GainComparison,
     PriceBounds,
+    ShadowAudit,
+    ShadowAudits,
+    ShadowLog,
     compare_gain,
+    count_losses,
     estimate_losses,
     estimate_potential,
     next_price,
@@ -42,7 +46,6 @@ from suffice.learn.arm_values import (
 )
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.effort import TunedArm, check_arms
-from suffice.learn.shadow import ShadowAudit, ShadowAudits, ShadowLog, count_losses
 
 OFF_BELOW_REQUESTS: Final = 20_000  # measured: with 10,000 the evidence costs what it brings (docs/reference/tuner.md)
 
@@ -215,29 +218,31 @@ SCHEMA: Final = 1
 NEVER_S: Final = float("-inf")
 
 
-class Tuner:
-    """Tunes one route.
+class TunedClass(msgspec.Struct, kw_only=True):
+    """What holds for one class until the next look."""
 
-    tuning  its bounds; with `state` they must have the same arms and classes
-    state   what `plain()` gave; None: nothing is known yet, and everything runs in full
+    live: Odds  # of draws for clients
+    shadowed: Odds  # of the arm that an audit asks
+    in_force: int = 0
+    in_play: tuple[int, ...] = (0,)
+    pays: bool = False  # is some arm worth its evidence?
+
+
+class Tuner:
+    """Tunes one route, from a state that `plain()` gave or from nothing, when everything runs in full.
 
     Raises ValueError for a state of other arms or classes.
     """
 
     def __init__(self, tuning: TuningBounds, state: Mapping[str, Any] | None = None) -> None:
-        n_classes, self._n_arms = len(tuning.classes), len(tuning.arms)
-        self.tuning = tuning
+        self.tuning, self._n_arms = tuning, len(tuning.arms)
         self._at = {name: at for at, name in enumerate(tuning.classes)}
-        self._costs = Costs(tuning.arms, n_classes, half_life=tuning.half_life)
+        self._costs = Costs(tuning.arms, len(tuning.classes), half_life=tuning.half_life)
         self._shadow = ShadowLog(self._n_arms, window=tuning.window, key_cap=tuning.key_cap)
         self._alarms = [ShiryaevRoberts(tuning.max_em_drop) for _ in tuning.classes]
-        self._unwatched: deque[str] = deque()  # audits that alarms and price have not met yet
+        self._classes = [TunedClass(live=self._only(0), shadowed=self._only(0)) for _ in tuning.classes]
+        self._unwatched: list[str] = []  # audits that alarms and price have not met yet
         self._price = tuning.price.start
-        self._in_force = [0] * n_classes
-        self._in_play: list[tuple[int, ...]] = [(0,)] * n_classes
-        self._live: list[Odds] = [self._only(0)] * n_classes
-        self._shadowed: list[Odds] = [self._only(0)] * n_classes
-        self._pays = [False] * n_classes
         self._epoch, self._n_proposals = 1, 0
         self._proposed_at_s: list[float] = []
         if state is not None:
@@ -250,11 +255,13 @@ class Tuner:
 
     def draw(self, query_class: str, point: float) -> TuningDraw:
         """The arm of a live request at the unit's keyed hash in [0, 1), so that a retry draws the same."""
-        return self._draw(query_class, point, self._live)
+        tuned = self._class(query_class)
+        return self._draw(query_class, point, self._only(0) if tuned is None else tuned.live)
 
     def draw_audit(self, query_class: str, point: float) -> TuningDraw:
         """The arm that an audit asks beside its full run; 0 for an unknown class: none."""
-        return self._draw(query_class, point, self._shadowed)
+        tuned = self._class(query_class)
+        return self._draw(query_class, point, self._only(0) if tuned is None else tuned.shadowed)
 
     def audit_share(self, query_class: str) -> float:
         """The share of a class's requests that should be audits now; 0: tuning would not pay here, so it is off.
@@ -262,18 +269,20 @@ class Tuner:
         While an arm is worth its evidence: much; with an arm in force: enough to notice that it has become worse; while
         other classes are tuned: a little, so that a change for the better is seen here too.
         """
-        at = self._at.get(query_class)
-        if at is None:
+        tuned = self._class(query_class)
+        if tuned is None:
             return 0.0
-        if self._pays[at]:
+        if tuned.pays:
             return self.tuning.burst_share
-        if self._in_force[at]:
+        if tuned.in_force:
             return self.tuning.watch_share
-        return self.tuning.watch_share * SEEKING if any(self._in_force) or any(self._pays) else 0.0
+        return self.tuning.watch_share * SEEKING if any(one.in_force or one.pays for one in self._classes) else 0.0
 
-    def _draw(self, query_class: str, point: float, tables: Sequence[Odds]) -> TuningDraw:
+    def _class(self, query_class: str) -> TunedClass | None:
         at = self._at.get(query_class)
-        odds = self._only(0) if at is None else tables[at]
+        return None if at is None else self._classes[at]
+
+    def _draw(self, query_class: str, point: float, odds: Odds) -> TuningDraw:
         return TuningDraw(query_class=query_class, arm=pick_arm(odds, point), odds=odds)
 
     def _only(self, arm: int) -> Odds:
@@ -307,29 +316,35 @@ class Tuner:
             evidence = self._shadow.evidence(now_s)  # their classes have been forgotten
         lost, shares = self._losses(evidence), self._costs.shares()
         proofs = self._prove(evidence, now_s)
-        for at, proof in enumerate(proofs):
-            self._in_play[at] = select_arms_in_play(proof, shares[at], self._in_play[at], self.tuning)
+        for tuned, proof, of_class in zip(self._classes, proofs, shares, strict=True):
+            tuned.in_play = select_arms_in_play(proof, of_class, tuned.in_play, self.tuning)
         values = self._values(lost)
-        withdrawn += [w for at in range(len(proofs)) if (w := self._withdraw(at, values[at], now_s)) is not None]
+        for at, tuned in enumerate(self._classes):
+            if tuned.in_force not in tuned.in_play:  # back to the best safer arm, or to the full run
+                safer = [arm for arm in tuned.in_play if arm < tuned.in_force]
+                to = max(safer, key=values[at].tolist().__getitem__)
+                reason = "its latest audits do not prove any more that it keeps the budget"
+                withdrawn.append(self._withdrawal(at, to, now_s, reason))
+                self._move(at, to)
         self._tabulate(proofs, lost)
         result = self._propose(proofs, values, evidence, now_s)
         return Tick(
             proposal=result if isinstance(result, TuningProposal) else None,
             refusal=None if isinstance(result, TuningProposal) else result,
             withdrawn=tuple(withdrawn),
-            in_play=dict(zip(self.tuning.classes, self._in_play, strict=True)),
+            in_play={name: tuned.in_play for name, tuned in zip(self.tuning.classes, self._classes, strict=True)},
         )
 
     def accept(self, proposal: TuningProposal) -> bool:
         """Put a proposal in force; False: it is void, because what it rests on has changed."""
-        names = self.tuning.classes
+        after = [proposal.after[name] for name in self.tuning.classes]
         if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
             return False
-        if any(proposal.after[name] not in self._in_play[at] for at, name in enumerate(names)):
+        if any(arm not in tuned.in_play for arm, tuned in zip(after, self._classes, strict=True)):
             return False
-        for at, name in enumerate(names):
-            if proposal.after[name] != proposal.before[name]:
-                self._move(at, proposal.after[name])
+        for at, arm in enumerate(after):
+            if arm != self._classes[at].in_force:
+                self._move(at, arm)
         return True
 
     def forget(self, query_class: str | None = None) -> None:
@@ -338,12 +353,13 @@ class Tuner:
             if query_class in (None, name):
                 self._shadow.forget(name)
                 self._alarms[at].reset()
-                self._in_force[at], self._in_play[at], self._live[at] = 0, (0,), self._only(0)
+                tuned = self._classes[at]
+                tuned.in_force, tuned.in_play, tuned.live = 0, (0,), self._only(0)
         self._epoch += 1
 
     @property
     def in_force(self) -> dict[str, int]:
-        return dict(zip(self.tuning.classes, self._in_force, strict=True))
+        return {name: tuned.in_force for name, tuned in zip(self.tuning.classes, self._classes, strict=True)}
 
     @property
     def price(self) -> float:
@@ -354,7 +370,7 @@ class Tuner:
 
     def _watch(self, evidence: ShadowAudits, now_s: float) -> list[Withdrawal]:
         lost = {audit.audit_id: loss for audit, loss in zip(evidence.audits, evidence.proved, strict=True)}
-        withdrawn, waiting = [], deque[str]()
+        withdrawn, waiting = [], list[str]()
         for audit_id in self._unwatched:
             audit = self._shadow.get(audit_id)
             if audit is None:
@@ -363,7 +379,7 @@ class Tuner:
                 waiting.append(audit_id)
                 continue
             at, z = self._at[audit.query_class], lost[audit_id]
-            if audit.arm != self._in_force[at]:
+            if audit.arm != self._classes[at].in_force:
                 continue
             self._price = next_price(self._price, z, max_em_drop=self.tuning.max_em_drop, bounds=self.tuning.price)
             if self._alarms[at].add(z):
@@ -377,28 +393,19 @@ class Tuner:
         waiting = [self._shadow.n_waiting(name, now_s) for name in self.tuning.classes]
         return [prove(some, n, self.tuning) for some, n in zip(counts, waiting, strict=True)]
 
-    def _withdraw(self, at: int, values: Floats, now_s: float) -> Withdrawal | None:
-        """Fall back where the arm in force is not in play any more: to the best safer one, or to the full run."""
-        if self._in_force[at] in self._in_play[at]:
-            return None
-        safer = [arm for arm in self._in_play[at] if arm < self._in_force[at]]
-        to = max(safer, key=lambda arm: float(values[arm]))
-        withdrawal = self._withdrawal(at, to, now_s, "its latest audits do not prove any more that it keeps the budget")
-        self._move(at, to)
-        return withdrawal
-
     def _withdrawal(self, at: int, to: int, now_s: float, reason: str) -> Withdrawal:
-        name, arm = self.tuning.classes[at], self._in_force[at]
+        name, arm = self.tuning.classes[at], self._classes[at].in_force
         return Withdrawal(query_class=name, arm=arm, to=to, at_s=now_s, reason=reason)
 
     def _move(self, at: int, arm: int) -> None:
         """Put another arm in force. One that was left for a safer one, and all behind it, must be proved anew."""
-        left, self._in_force[at] = self._in_force[at], arm
+        tuned = self._classes[at]
+        left, tuned.in_force = tuned.in_force, arm
         self._alarms[at].reset()
-        self._live[at] = self._only(arm)  # until the next look
+        tuned.live = self._only(arm)  # until the next look
         if arm < left:
             self._shadow.forget(self.tuning.classes[at], from_arm=left)
-            self._in_play[at] = tuple(other for other in self._in_play[at] if other < left)
+            tuned.in_play = tuple(other for other in tuned.in_play if other < left)
 
     def _losses(self, evidence: ShadowAudits) -> Floats:
         """Expected EM drop of each class and arm, shape (C, K)."""
@@ -415,11 +422,11 @@ class Tuner:
     def _tabulate(self, proofs: Sequence[Proof], lost: Floats) -> None:
         """The odds of all draws until the next look, and whether evidence pays."""
         tuning, values, all_shares = self.tuning, self._values(lost), self._costs.shares()
-        for at, proof in enumerate(proofs):
-            shares, in_force = all_shares[at], self._in_force[at]
-            self._live[at] = weigh_by_inverse_gap(
+        for at, (tuned, proof) in enumerate(zip(self._classes, proofs, strict=True)):
+            shares, in_force = all_shares[at], tuned.in_force
+            tuned.live = weigh_by_inverse_gap(
                 values[at].tolist(),
-                self._in_play[at],
+                tuned.in_play,
                 in_force,
                 n_draws=self._costs.n_draws(at),
                 floor=tuning.explore_floor,
@@ -427,7 +434,7 @@ class Tuner:
                 sharpness=tuning.explore_sharpness,
             )
             within = find_arms_within_a_step(shares, in_force, tuning)
-            saved = np.where(within, min(shares[arm] for arm in self._in_play[at] if within[arm]) - shares, 0.0)
+            saved = np.where(within, min(shares[arm] for arm in tuned.in_play if within[arm]) - shares, 0.0)
             hopes = estimate_potential(
                 proof.counts,
                 lost[at],
@@ -438,32 +445,31 @@ class Tuner:
                 max_em_drop=tuning.max_em_drop,
                 delta=tuning.cell_delta,
             )
-            self._pays[at] = hopes.pays(
+            tuned.pays = hopes.pays(
                 n_requests=tuning.lasting_requests * self._costs.class_share(at),
                 audit_cost=self._price * np.maximum(0.0, shares[0] - shares[in_force] + shares),
             )
-            self._shadowed[at] = weigh_audits(hopes, in_force, pays=self._pays[at])
+            tuned.shadowed = weigh_audits(hopes, in_force, pays=tuned.pays)
 
     def _propose(
         self, proofs: Sequence[Proof], values: Floats, evidence: ShadowAudits, now_s: float
     ) -> TuningProposal | Refusal:
-        tuning, shares = self.tuning, self._costs.shares()
-        after = [
-            pick_best_arm(proof, values[at], shares[at], self._in_play[at], self._in_force[at], tuning)
-            for at, proof in enumerate(proofs)
-        ]
-        changed = [at for at, arm in enumerate(after) if arm != self._in_force[at]]
+        tuning, shares, before = self.tuning, self._costs.shares(), self.in_force
+        after = {
+            name: pick_best_arm(proofs[at], values[at], shares[at], self._classes[at].in_play, before[name], tuning)
+            for name, at in self._at.items()
+        }
+        changed = [name for name, arm in after.items() if arm != before[name]]
         if not changed:
             return "none_better"
         if self._proposed_at_s and now_s - self._proposed_at_s[-1] < tuning.cool_down_s:
             return "cooling_down"
         if sum(now_s - at_s < DAY_S for at_s in self._proposed_at_s) >= tuning.proposals_a_day:
             return "day_is_full"
-        before_map, after_map = self.in_force, dict(zip(tuning.classes, after, strict=True))
         change = compare_gain(
             evidence,
-            before_map,
-            after_map,
+            before,
+            after,
             n_arms=self._n_arms,
             price=self._price,
             full_tokens=self._costs.full_tokens,
@@ -473,55 +479,45 @@ class Tuner:
             return "not_shown"
         self._n_proposals += 1
         self._proposed_at_s = [*self._proposed_at_s[-tuning.proposals_a_day :], now_s]
+        moves = [f"{name}: {tuning.arms[before[name]].name} to {tuning.arms[after[name]].name}" for name in changed]
+        bolder = [name for name in changed if after[name]]
         return TuningProposal(
             number=self._n_proposals,
-            before=before_map,
-            after=after_map,
-            log_e={tuning.classes[at]: float(proofs[at].log_e[after[at]]) for at in changed if after[at]},
-            n_audits={tuning.classes[at]: int(proofs[at].counts.n[after[at]]) for at in changed if after[at]},
+            before=before,
+            after=after,
+            log_e={name: float(proofs[self._at[name]].log_e[after[name]]) for name in bolder},
+            n_audits={name: int(proofs[self._at[name]].counts.n[after[name]]) for name in bolder},
             change=change,
             price=self._price,
             epoch=self._epoch,
             at_s=now_s,
-            reason=self._sentence(changed, after),
+            reason=f"proved and worth more at a price of {self._price:.3g}: {'; '.join(moves)}",
         )
-
-    def _sentence(self, changed: Sequence[int], after: Sequence[int]) -> str:
-        names = [arm.name for arm in self.tuning.arms]
-        moves = [f"{self.tuning.classes[at]}: {names[self._in_force[at]]} to {names[after[at]]}" for at in changed]
-        return f"proved and worth more at a price of {self._price:.3g}: {'; '.join(moves)}"
 
     # ------------------------------------------------------------------ kept state
 
     def plain(self) -> dict[str, Any]:
-        kept = {name: list(getattr(self, f"_{name}")) for name in _LISTS}
-        kept |= {name: [list(row) for row in getattr(self, f"_{name}")] for name in _TABLES}
-        return kept | {
+        return {
             "schema": SCHEMA,
             "arms": [arm.name for arm in self.tuning.arms],
             "classes": list(self.tuning.classes),
+            "tuned": msgspec.to_builtins(self._classes),
             "costs": self._costs.plain(),
             "shadow": self._shadow.plain(),
             "alarms": [list(alarm.state()) for alarm in self._alarms],
-            "price": self._price,
-            "epoch": self._epoch,
-            "n_proposals": self._n_proposals,
-        }
+        } | {name: getattr(self, f"_{name}") for name in _KEPT}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         names = [arm.name for arm in self.tuning.arms]
         if state["schema"] != SCHEMA or state["arms"] != names or state["classes"] != list(self.tuning.classes):
             raise ValueError(f"tuner: its state is of arms {state['arms']}, classes {state['classes']}; others are set")
+        self._classes = msgspec.convert(state["tuned"], list[TunedClass])
         self._costs.restore(state["costs"])
         self._shadow.restore(state["shadow"])
         for alarm, kept in zip(self._alarms, state["alarms"], strict=True):
             alarm.restore(kept)
-        self._price, self._epoch, self._n_proposals = state["price"], state["epoch"], state["n_proposals"]
-        for name in _LISTS:
+        for name in _KEPT:
             setattr(self, f"_{name}", type(getattr(self, f"_{name}"))(state[name]))
-        for name in _TABLES:
-            setattr(self, f"_{name}", [tuple(row) for row in state[name]])
 
 
-_LISTS: Final = ("unwatched", "pays", "in_force", "proposed_at_s")
-_TABLES: Final = ("in_play", "live", "shadowed")
+_KEPT: Final = ("unwatched", "price", "epoch", "n_proposals", "proposed_at_s")

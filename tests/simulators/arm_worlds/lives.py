@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.labels import TrustedLabel
-from suffice.learn.arm_values import PriceBounds
-from suffice.learn.shadow import ShadowAudit
+from suffice.learn.arm_values import PriceBounds, ShadowAudit
 from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal
 from tests.simulators.arm_worlds.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
 

@@ -26,7 +26,7 @@ from suffice.control.loop.paired import FULL, pair_loss
 from suffice.learn.dataset import build_dataset
 from suffice.learn.effort import effort_arms
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
-from suffice.learn.shadow import ShadowAudit
+from suffice.learn.arm_values import ShadowAudit
 from suffice.learn.tuner import Tuner, TuningBounds
 from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
