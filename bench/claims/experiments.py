@@ -22,11 +22,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import Interval, exact_binomial
+from suffice.assurance.bounds import Interval, exact_binomial, gamma_exponential_bound
 from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
 from suffice.assurance.sampling import LOG_ALARM
-from suffice.assurance.sequence import gamma_exponential_bound
 from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
 from suffice.rollout.effects import (
     PairCounts,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from suffice.assurance.estimate import RouteReport, report_of
 from suffice.assurance.runs import LabelledEpisode, Match, Tally, measure_run
 from suffice.assurance.sampling import UnloggedRequests
-from suffice.assurance.satisfaction import RatedRun, SatisfactionTest, SatisfactionVerdict
+from suffice.assurance.satisfaction import RatedRun, SatisfactionTest
 
 
 def estimate_route(
@@ -29,11 +29,11 @@ def estimate_route(
     return report_of(tally, route=route, confidence=confidence, n_dropped=n_dropped)
 
 
-def judge_satisfaction(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionVerdict:
-    """The verdict after the ratings of one route, in order of arrival, up to the one that asks for a safer level."""
+def judge_satisfaction(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionTest:
+    """The test after the ratings of one route, in order of arrival, up to the one that asks for a safer level."""
     test = SatisfactionTest(min_satisfaction=min_satisfaction, delta=delta)
     for rated in ratings:
         test.add(rated)
         if test.asks is not None:
             break
-    return test.verdict()
+    return test

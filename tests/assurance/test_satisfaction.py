@@ -10,7 +10,6 @@ import pytest
 from suffice.assurance.satisfaction import (
     RatedRun,
     SatisfactionTest,
-    SatisfactionVerdict,
     next_safer,
     satisfaction_of,
 )
@@ -36,7 +35,7 @@ def ratings(seed: int, n: int, *, full: float, stopped: float, peace: int = 0, t
     return [RatedRun(audit=bool(a), satisfaction=float(v)) for a, v in zip(audit, values, strict=True)]
 
 
-def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world: float) -> list[SatisfactionVerdict]:
+def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world: float) -> list[SatisfactionTest]:
     return [
         judge_satisfaction(
             ratings(
@@ -54,8 +53,8 @@ def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world
     ]
 
 
-def moved(found: list[SatisfactionVerdict]) -> float:
-    return sum(v.safer for v in found) / len(found)
+def moved(found: list[SatisfactionTest]) -> float:
+    return sum(v.asks is not None for v in found) / len(found)
 
 
 # --------------------------------------------------------------------------- promises
@@ -78,14 +77,14 @@ def test_a_real_fall_is_found_also_after_a_long_peace(peace: int) -> None:
     assert moved(found) >= 0.95
     after = np.median([v.n_pairs for v in found]) - 0.9 * SHARE * peace
     assert after <= 120, "audits that were rated, from the fall on, at the median"
-    assert all("worse than audits" in v.reason for v in found if v.safer)
+    assert all("worse than audits" in v.asks for v in found if v.asks)
 
 
 def test_a_fall_that_leaves_people_above_the_floor_moves_nothing_and_is_told() -> None:
     found = verdicts(20, 3_000, floor=0.6, full=0.9, stopped=0.75)
     assert moved(found) == 0
-    assert sum("not below" in v.reason for v in found) >= 19
-    assert {0.12 < (v.drop or 0) < 0.18 for v in found} == {True}
+    assert sum(v.e_value >= 1 / v.delta and v.asks is None for v in found) >= 19
+    assert {0.12 < (v.drops.mean or 0) < 0.18 for v in found} == {True}
 
 
 @pytest.mark.no_cover
@@ -96,7 +95,7 @@ def test_a_harder_week_for_everybody_is_no_reason_to_stop_less() -> None:
 def test_stopped_runs_that_people_like_better_never_move_the_level() -> None:
     found = verdicts(60, 2_000, floor=ANYTHING, delta=0.2, full=0.7, stopped=0.85)
     assert moved(found) <= 1 / 60
-    assert np.mean([v.drop or 0 for v in found]) == pytest.approx(-0.15, abs=0.02)
+    assert np.mean([v.drops.mean or 0 for v in found]) == pytest.approx(-0.15, abs=0.02)
 
 
 def test_a_larger_fall_takes_fewer_pairs() -> None:
@@ -119,7 +118,7 @@ def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
             up = rng.random(8_000) < np.where(audit, 0.85, 0.85 - fall)
             rated = [RatedRun(audit=bool(a), satisfaction=float(u)) for a, u in zip(audit, up, strict=True)]
             found = judge_satisfaction(rated, min_satisfaction=ANYTHING, delta=0.05)
-            assert found.safer
+            assert found.asks
             n_pairs.append(found.n_pairs)
         taken[fall] = float(np.median(n_pairs))
     print(f"rated audits that prove a fall, at the median: {taken}")
@@ -133,30 +132,28 @@ def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
 def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
     audit, stopped = RatedRun(audit=True, satisfaction=1.0), RatedRun(audit=False, satisfaction=0.0)
     nothing = judge_satisfaction([audit] * 50, min_satisfaction=0.9, delta=0.05)
-    assert (nothing.n_pairs, nothing.e_value, nothing.drop, nothing.stopped) == (0, 1.0, None, None)
+    assert (nothing.n_pairs, nothing.e_value, nothing.drops.mean, nothing.stopped) == (0, 1.0, None, None)
     one = judge_satisfaction(
         [audit, audit, stopped, RatedRun(audit=False, satisfaction=0.5), RatedRun(audit=True, satisfaction=0.25)],
         min_satisfaction=0.9,
         delta=0.05,
     )
     assert one.n_pairs == 1
-    assert one.drop == pytest.approx((1 + 1 + 0.25) / 3 - 0.25)
+    assert one.drops.mean == pytest.approx((1 + 1 + 0.25) / 3 - 0.25)
     assert one.stopped == pytest.approx(0.25)
-    assert judge_satisfaction([stopped] * 50, min_satisfaction=0.9, delta=0.05).safer is False, (
-        "no audit, no comparison"
-    )
+    assert judge_satisfaction([stopped] * 50, min_satisfaction=0.9, delta=0.05).asks is None, "no audit, no comparison"
 
 
 def test_the_latest_stopped_runs_are_compared_with_the_floor() -> None:
     good, bad, audit = (RatedRun(audit=a, satisfaction=s) for a, s in [(False, 1.0), (False, 0.0), (True, 1.0)])
     proven = [bad, audit] * 40 + [good] * 2_000
-    assert judge_satisfaction(proven, min_satisfaction=0.9, delta=0.05).safer, "at the moment when both held"
+    assert judge_satisfaction(proven, min_satisfaction=0.9, delta=0.05).asks, "at the moment when both held"
     late = judge_satisfaction(
         [bad, audit, bad, audit] + [good] * 2_000 + [bad, audit] * 40, min_satisfaction=0.6, delta=0.05
     )
     assert late.stopped is not None
     assert late.stopped > 0.6
-    assert not late.safer
+    assert late.asks is None
 
 
 def test_stars_and_thumbs_become_fractions() -> None:

@@ -11,18 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.bounds import Interval, best_rho, mean_interval, mixture_bound
-from suffice.assurance.sequence import (
+from suffice.assurance.bounds import (
     MOST,
     V_OPT,
+    Interval,
     SequenceState,
     WatchedPairs,
     _log_lower_gamma,
+    best_rho,
     gamma_exponential_bound,
     gamma_exponential_log_wealth,
     mean_above,
     mean_below,
     mean_between,
+    mean_interval,
+    mixture_bound,
     ratio_between,
     watch,
     watch_pairs,

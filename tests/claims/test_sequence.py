@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.assurance.sequence import (
+from suffice.assurance.bounds import (
     FIRST_GUESS,
     V_OPT,
     gamma_exponential_bound,

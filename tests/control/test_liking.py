@@ -219,7 +219,7 @@ def test_one_inference_key_steers_by_a_share_of_the_runs_at_most() -> None:
     free, capped = Ratings.of(RATED), Ratings.of(RATED)
     assert steered(free, events, door="token", sender="x").asks is not None
     assert steered(capped, events, door="key", sender="x").asks is None
-    verdict = capped.verdict
+    verdict = capped.test
     assert verdict is not None
     assert verdict.n_pairs <= 0.05 * 600
 
@@ -240,8 +240,8 @@ def test_a_survey_steers_as_a_rating_does_and_what_people_did_steers_nothing() -
         for one in events
     ]
     found = steered(Ratings.of(RATED), by_deeds)
-    assert found.verdict is not None
-    assert found.verdict.n_pairs == 0
+    assert found.test is not None
+    assert found.test.n_pairs == 0
 
 
 def test_a_route_without_a_floor_still_shows_what_people_say(tmp_path: Path) -> None:

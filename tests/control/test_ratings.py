@@ -176,8 +176,8 @@ def n_counted(*episodes: Episode) -> int:
             ratings.ended(told)
             ratings.note_label(told.request.episode_id, Feedback(feedback_id="f", rating=1))
             ratings.note_label(told.request.episode_id, Feedback(feedback_id="g", rating=5))
-    assert ratings.verdict is not None
-    return ratings.verdict.n_pairs
+    assert ratings.test is not None
+    return ratings.test.n_pairs
 
 
 def test_a_pair_is_made_of_runs_that_differ_in_nothing_but_the_lot() -> None:
@@ -203,8 +203,8 @@ def test_ratings_of_runs_from_before_a_move_speak_of_another_level() -> None:
     ratings.ended(one())
     ratings.begin_anew()
     ratings.note_label("ep_00001", Feedback(feedback_id="f", rating=1))
-    assert ratings.verdict is not None
-    assert ratings.verdict.stopped is None
+    assert ratings.test is not None
+    assert ratings.test.stopped is None
 
 
 def test_publications_from_before_there_were_ceilings_are_read(disliked: Story) -> None:

@@ -208,9 +208,9 @@ def test_ratings_that_steer_are_those_of_all_answers() -> None:
             found.append(RatedRun(audit=False, satisfaction=0.55, stands_for=60.0 if weighed else 1.0))
         return found
 
-    assert judge_satisfaction(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).safer
+    assert judge_satisfaction(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).asks
     told = judge_satisfaction(ratings(weighed=True), min_satisfaction=0.5, delta=0.05)
-    assert not told.safer
+    assert told.asks is None
     assert told.stopped == pytest.approx(0.53, abs=0.03)
 
 

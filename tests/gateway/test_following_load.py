@@ -92,9 +92,9 @@ async def test_stopped_runs_and_audits_are_written_down_so_that_ratings_can_comp
         ratings.note_label(episode.request.episode_id, Feedback(feedback_id=str(number), rating=stars))
     n_audits = sum(episode.request.audit for episode in episodes)
     assert 0 < n_audits < len(episodes)
-    said = ratings.verdict
+    said = ratings.test
     assert said is not None
-    assert (said.n_pairs, said.drop, said.stopped) == (1, 0.75, 0.25)
+    assert (said.n_pairs, said.drops.mean, said.stopped) == (1, 0.75, 0.25)
 
 
 # ---- what ends a certificate, and what begins it again

@@ -3,7 +3,7 @@
     entries, oldest first ──▶ accounts: EM of full and stopped runs, EM drop, tokens, saving, each with its interval
     counts by level       ──▶ how many audits the next level still takes
 
-Every interval is a confidence sequence (`sequence`): it may be read at any moment, also under drift and while
+Every interval is a confidence sequence (`bounds`): it may be read at any moment, also under drift and while
 levels change, and speaks of the average so far. It is wide, and it reports; what steers is the certificate. `estimate`
 measures a stretch of log once, in money too, with a jackknife; this is what may be watched. ASSURANCE.md §3.4.
 """
@@ -17,11 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.assurance.bounds import mean_above, mean_below, ratio_between, watch, watch_pairs, weighted_between
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.guarantee import KNOWN_AUDITS
 from suffice.assurance.runs import RunNumbers
-from suffice.assurance.sequence import mean_above, mean_below, ratio_between, watch, watch_pairs, weighted_between
 
 Floats = NDArray[np.float64]
 

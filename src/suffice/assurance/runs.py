@@ -59,10 +59,8 @@ class RunNumbers:
     stopped: bool
     would_stop: bool
     spent: float | None  # tokens generated for the delivered run, in probes, and discarded
-    processed: float | None  # the same with prompts that no cache served
     # What the run alone would have taken; where a vote was decided early, all of its samples (`money`).
     baseline_tokens: float | None
-    baseline_processed: float | None
     would_spend: float | None
     cost_usd: float | None  # of everything, at the prices of its time; None: unknown
     baseline_usd: float | None  # what the run alone would have cost, as `baseline_tokens`
@@ -105,20 +103,14 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         outcome = replace(outcome, stop_step=None)
     label = current_label(item.labels)
     counts = label is not None and label.asked_for in REPRESENTATIVE and outcome.end_reason not in UNKNOWN_ENDS
-    spent = processed = baseline = baseline_processed = would_spend = None
+    spent = baseline = would_spend = None
     undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
     finished = outcome.end_reason in FINISHED_ENDS
     if outcome.usage is not None:
         usage, overhead = outcome.usage, outcome.overhead
         spent = usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
-        prompt = max(0, usage.prompt_tokens - usage.cached_tokens)
-        resent = max(0, overhead.extra_prompt_tokens - overhead.cached_prompt_tokens)
-        processed = spent + prompt + resent
-        # Several samples need the prompt several times in a full run too; probes do not.
-        prompts = (prompt + resent) * factor if request.kind == "samples" else prompt
         baseline = usage.completion_tokens + undrawn
-        baseline_processed = baseline + prompts
         would_spend = _would_spend(outcome, usage.completion_tokens) if finished else None
     return RunNumbers(
         group=request.question_key or f"episode {request.episode_id}",
@@ -129,9 +121,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         stopped=outcome.stopped,
         would_stop=outcome.stop_step is not None and not outcome.stopped,
         spent=spent,
-        processed=processed,
         baseline_tokens=baseline,
-        baseline_processed=baseline_processed,
         would_spend=would_spend,
         cost_usd=outcome.cost_usd,
         baseline_usd=None if alone_usd is None else alone_usd * factor,

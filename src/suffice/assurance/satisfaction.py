@@ -20,9 +20,9 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.assurance.bounds import mean_between, watch, weighted_between
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.labels import JUDGE, MAX_SHARE
-from suffice.assurance.sequence import mean_between, watch, weighted_between
 from suffice.settings import Metric
 from suffice.settings.checks import span_of
 from suffice.types import Feedback
@@ -40,16 +40,6 @@ class RatedRun:
     audit: bool
     satisfaction: float  # [0, 1]
     stands_for: float = 1.0  # so many runs like it, at least 1 (`sampling`)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SatisfactionVerdict:
-    safer: bool  # take the next safer level
-    reason: str
-    n_pairs: int
-    drop: float | None  # mean satisfaction of audits minus that of stopped runs, over pairs; None: no pair
-    stopped: float | None  # mean satisfaction of the latest stopped runs; None: none was rated
-    e_value: float  # evidence against "stopped runs are rated as well"; 1/delta proves a fall
 
 
 def satisfaction_of(feedback: Feedback) -> float | None:
@@ -127,9 +117,9 @@ class SatisfactionTest:
     delta: float  # in (0, 1)
     asks: str | None = None  # why the next safer level is due, from the rating on that proved it; None: it is not
     n_pairs: int = 0
-    e_value: float = 1.0
-    stopped: float | None = None
-    drops: _Mean = field(default_factory=_Mean)
+    e_value: float = 1.0  # evidence against "stopped runs are rated as well"; 1/delta proves a fall
+    stopped: float | None = None  # mean satisfaction of the latest stopped runs; None: none was rated
+    drops: _Mean = field(default_factory=_Mean)  # of audits minus stopped runs, over pairs
     _pairing: RatingPairs = field(default_factory=RatingPairs)
     _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the bets that have begun
     _unspent: float = 1.0  # weight of those that have not
@@ -160,28 +150,12 @@ class SatisfactionTest:
         pair = self._pairing.add(rated.satisfaction, audit=rated.audit, weight=rated.stands_for)
         if pair is not None:
             self._bet(pair[0])
-        if self.asks is None and self._is_proven and self.stopped is not None and self.stopped < self.floor:
+        proven = self.e_value >= 1 / self.delta
+        if self.asks is None and proven and self.stopped is not None and self.stopped < self.floor:
             self.asks = (
                 f"stopped runs are rated {self.stopped:.2f}, below {self.floor:.2f}, and worse than audits"
                 f" (by {self.drops.mean:.2f} in {self.n_pairs} pairs)"
             )
-
-    def verdict(self) -> SatisfactionVerdict:
-        reason = f"no fall is proven by {self.n_pairs} pairs"
-        if self._is_proven:
-            reason = f"rated worse than audits, but not below {self.floor:.2f}"
-        return SatisfactionVerdict(
-            safer=self.asks is not None,
-            reason=self.asks or reason,
-            n_pairs=self.n_pairs,
-            drop=self.drops.mean,
-            stopped=self.stopped,
-            e_value=self.e_value,
-        )
-
-    @property
-    def _is_proven(self) -> bool:
-        return self.e_value >= 1 / self.delta
 
     def _bet(self, drop: float) -> None:
         """Bet on one pair. Bets that begin later have their own wealth, set aside at the start: sum 6/(pi v)^2 = 1."""
@@ -201,7 +175,7 @@ class SatisfactionTest:
 #
 # The effect is paired by the audit draw: of runs in which a stop was asked for, audits went on and the others
 # stopped, so both are alike but for that (`RatingPairs`). All intervals are confidence sequences and may be read at
-# any moment (`sequence`).
+# any moment (`bounds`).
 #
 # What is assumed. Votes are missing not at random: angry people vote more often. Silence is therefore never counted,
 # in neither direction; a mean speaks of those who spoke. The *effect* needs less: that whoever votes does so by how

@@ -9,7 +9,7 @@ Its mean is E Y(a) - E Y(b) whatever was guessed (Robins, Rotnitzky, Zhao 1994, 
 The guesses are a ridge regression of each arm's earlier units on class and covariates: CUPED (Deng, Xu, Kohavi, Walker
 2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit counts by
 the odds of the rarest arm when it was drawn, which keeps every contribution within the range of the metric, also when
-the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of `assurance.sequence`.
+the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of `assurance.bounds`.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
@@ -29,10 +29,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import Interval
+from suffice.assurance.bounds import V_OPT, Interval, gamma_exponential_bound
 from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
-from suffice.assurance.sequence import V_OPT, gamma_exponential_bound
 from suffice.model.artefact import canonical
 from suffice.rollout.versions import Version
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from suffice.assurance.sequence import SequenceState
+from suffice.assurance.bounds import SequenceState
 from suffice.assurance.strata import Cell
 from suffice.settings import Route
 from suffice.settings.checks import check_rollout

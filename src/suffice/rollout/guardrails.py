@@ -19,10 +19,10 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
+from suffice.assurance.bounds import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.certify import Counts, log_bets, log_wealth, mixed
 from suffice.assurance.paired import BETS, pairs_to_certify
 from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
-from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
 from suffice.rollout.evidence import ClassAudits, Contrast, RailName, RolloutEvidence, Rules
 from suffice.settings.tables import LIVE_RAILS, LiveRail

@@ -27,7 +27,6 @@ from suffice.assurance.satisfaction import (
     RatedRun,
     RunFeedback,
     SatisfactionTest,
-    SatisfactionVerdict,
     satisfaction_of,
 )
 from suffice.control.evidence.audits import GivenLabel
@@ -67,8 +66,9 @@ class Ratings:
         return None if self._test is None else self._test.asks
 
     @property
-    def verdict(self) -> SatisfactionVerdict | None:
-        return None if self._test is None else self._test.verdict()
+    def test(self) -> SatisfactionTest | None:
+        """What the ratings so far say; None: the route has no floor."""
+        return self._test
 
     def begin_anew(self) -> None:
         """Forget all: what people liked less was another level's."""
