@@ -23,10 +23,10 @@ from suffice.control.evidence.cold_start import burst_requests
 from suffice.control.evidence.versions import active_version, written
 from suffice.control.jobs.base import JobPass, ProposalJob, since
 from suffice.control.loop.paired import FULL, pair_loss
+from suffice.learn.arm_values import ShadowAudit
 from suffice.learn.dataset import build_dataset
 from suffice.learn.effort import effort_arms
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
-from suffice.learn.arm_values import ShadowAudit
 from suffice.learn.tuner import Tuner, TuningBounds
 from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
