@@ -223,8 +223,8 @@ class TunedClass(msgspec.Struct, kw_only=True):
 
     live: Odds  # of draws for clients
     shadowed: Odds  # of the arm that an audit asks
-    in_force: int = 0
-    in_play: tuple[int, ...] = (0,)
+    active: int = 0
+    eligible: tuple[int, ...] = (0,)
     pays: bool = False  # is some arm worth its evidence?
 
 
@@ -274,9 +274,9 @@ class Tuner:
             return 0.0
         if tuned.pays:
             return self.tuning.burst_share
-        if tuned.in_force:
+        if tuned.active:
             return self.tuning.watch_share
-        return self.tuning.watch_share * SEEKING if any(one.in_force or one.pays for one in self._classes) else 0.0
+        return self.tuning.watch_share * SEEKING if any(one.active or one.pays for one in self._classes) else 0.0
 
     def _class(self, query_class: str) -> TunedClass | None:
         at = self._at.get(query_class)
@@ -317,11 +317,11 @@ class Tuner:
         lost, shares = self._losses(evidence), self._costs.shares()
         proofs = self._prove(evidence, now_s)
         for tuned, proof, of_class in zip(self._classes, proofs, shares, strict=True):
-            tuned.in_play = select_arms_in_play(proof, of_class, tuned.in_play, self.tuning)
+            tuned.eligible = select_arms_in_play(proof, of_class, tuned.eligible, self.tuning)
         values = self._values(lost)
         for at, tuned in enumerate(self._classes):
-            if tuned.in_force not in tuned.in_play:  # back to the best safer arm, or to the full run
-                safer = [arm for arm in tuned.in_play if arm < tuned.in_force]
+            if tuned.active not in tuned.eligible:  # back to the best safer arm, or to the full run
+                safer = [arm for arm in tuned.eligible if arm < tuned.active]
                 to = max(safer, key=values[at].tolist().__getitem__)
                 reason = "its latest audits do not prove any more that it keeps the budget"
                 withdrawn.append(self._withdrawal(at, to, now_s, reason))
@@ -332,7 +332,7 @@ class Tuner:
             proposal=result if isinstance(result, TuningProposal) else None,
             refusal=None if isinstance(result, TuningProposal) else result,
             withdrawn=tuple(withdrawn),
-            in_play={name: tuned.in_play for name, tuned in zip(self.tuning.classes, self._classes, strict=True)},
+            in_play={name: tuned.eligible for name, tuned in zip(self.tuning.classes, self._classes, strict=True)},
         )
 
     def accept(self, proposal: TuningProposal) -> bool:
@@ -340,10 +340,10 @@ class Tuner:
         after = [proposal.after[name] for name in self.tuning.classes]
         if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
             return False
-        if any(arm not in tuned.in_play for arm, tuned in zip(after, self._classes, strict=True)):
+        if any(arm not in tuned.eligible for arm, tuned in zip(after, self._classes, strict=True)):
             return False
         for at, arm in enumerate(after):
-            if arm != self._classes[at].in_force:
+            if arm != self._classes[at].active:
                 self._move(at, arm)
         return True
 
@@ -354,12 +354,12 @@ class Tuner:
                 self._shadow.forget(name)
                 self._alarms[at].reset()
                 tuned = self._classes[at]
-                tuned.in_force, tuned.in_play, tuned.live = 0, (0,), self._only(0)
+                tuned.active, tuned.eligible, tuned.live = 0, (0,), self._only(0)
         self._epoch += 1
 
     @property
     def in_force(self) -> dict[str, int]:
-        return {name: tuned.in_force for name, tuned in zip(self.tuning.classes, self._classes, strict=True)}
+        return {name: tuned.active for name, tuned in zip(self.tuning.classes, self._classes, strict=True)}
 
     @property
     def price(self) -> float:
@@ -379,7 +379,7 @@ class Tuner:
                 waiting.append(audit_id)
                 continue
             at, z = self._at[audit.query_class], lost[audit_id]
-            if audit.arm != self._classes[at].in_force:
+            if audit.arm != self._classes[at].active:
                 continue
             self._price = next_price(self._price, z, max_em_drop=self.tuning.max_em_drop, bounds=self.tuning.price)
             if self._alarms[at].add(z):
@@ -394,18 +394,18 @@ class Tuner:
         return [prove(some, n, self.tuning) for some, n in zip(counts, waiting, strict=True)]
 
     def _withdrawal(self, at: int, to: int, now_s: float, reason: str) -> Withdrawal:
-        name, arm = self.tuning.classes[at], self._classes[at].in_force
+        name, arm = self.tuning.classes[at], self._classes[at].active
         return Withdrawal(query_class=name, arm=arm, to=to, at_s=now_s, reason=reason)
 
     def _move(self, at: int, arm: int) -> None:
         """Put another arm in force. One that was left for a safer one, and all behind it, must be proved anew."""
         tuned = self._classes[at]
-        left, tuned.in_force = tuned.in_force, arm
+        left, tuned.active = tuned.active, arm
         self._alarms[at].reset()
         tuned.live = self._only(arm)  # until the next look
         if arm < left:
             self._shadow.forget(self.tuning.classes[at], from_arm=left)
-            tuned.in_play = tuple(other for other in tuned.in_play if other < left)
+            tuned.eligible = tuple(other for other in tuned.eligible if other < left)
 
     def _losses(self, evidence: ShadowAudits) -> Floats:
         """Expected EM drop of each class and arm, shape (C, K)."""
@@ -423,10 +423,10 @@ class Tuner:
         """The odds of all draws until the next look, and whether evidence pays."""
         tuning, values, all_shares = self.tuning, self._values(lost), self._costs.shares()
         for at, (tuned, proof) in enumerate(zip(self._classes, proofs, strict=True)):
-            shares, in_force = all_shares[at], tuned.in_force
+            shares, in_force = all_shares[at], tuned.active
             tuned.live = weigh_by_inverse_gap(
                 values[at].tolist(),
-                tuned.in_play,
+                tuned.eligible,
                 in_force,
                 n_draws=self._costs.n_draws(at),
                 floor=tuning.explore_floor,
@@ -434,7 +434,7 @@ class Tuner:
                 sharpness=tuning.explore_sharpness,
             )
             within = find_arms_within_a_step(shares, in_force, tuning)
-            saved = np.where(within, min(shares[arm] for arm in tuned.in_play if within[arm]) - shares, 0.0)
+            saved = np.where(within, min(shares[arm] for arm in tuned.eligible if within[arm]) - shares, 0.0)
             hopes = estimate_potential(
                 proof.counts,
                 lost[at],
@@ -456,7 +456,7 @@ class Tuner:
     ) -> TuningProposal | Refusal:
         tuning, shares, before = self.tuning, self._costs.shares(), self.in_force
         after = {
-            name: pick_best_arm(proofs[at], values[at], shares[at], self._classes[at].in_play, before[name], tuning)
+            name: pick_best_arm(proofs[at], values[at], shares[at], self._classes[at].eligible, before[name], tuning)
             for name, at in self._at.items()
         }
         changed = [name for name, arm in after.items() if arm != before[name]]
