@@ -26,6 +26,7 @@ from suffice.settings import (
     Probe,
     Retention,
     Review,
+    ReviewCap,
     Rollout,
     Route,
     SamplingSettings,
@@ -69,6 +70,7 @@ RAW: dict[str, Any] = {
     "alerts": {},
     "retention": {},
     "monitoring": {},
+    "review": {},
     "rollout": {},
     "experiments": {"brisk": {"routes": ["math"], "arms": {"full": {"full": True}, "brisk": {}}}},
 }
@@ -98,6 +100,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("alerts",): Alerts,
     ("retention",): Retention,
     ("monitoring",): SamplingSettings,
+    ("review",): ReviewCap,
     ("rollout",): Rollout,
     ("experiments", "brisk"): Experiment,
     ("experiments", "brisk", "arms", "brisk"): ExperimentArm,
