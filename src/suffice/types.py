@@ -212,7 +212,6 @@ class Decision:
 
     @property
     def stop(self) -> bool:
-        """Does the run end here?"""
         return self.action == "stop"
 
 
@@ -230,8 +229,6 @@ class UpstreamCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What the client is told, in OpenAI's sense."""
-
     prompt_tokens: int  # the client's prompt, once
     completion_tokens: int  # everything generated for the delivered run
     reasoning_tokens: int = 0  # part of `completion_tokens` before the thought closed
@@ -361,16 +358,12 @@ class RecalledRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """A whole run: what was asked, what was seen, how it ended."""
-
     request: Request
     outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one experiment saw at a model server."""
-
     experiment: str  # a name of `upstream.findings.EXPERIMENTS`
     verdict: Verdict
     evidence: str  # one sentence with the numbers that were measured
@@ -393,8 +386,6 @@ class Findings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteFindings:
-    """What `suffice doctor` saw in full runs of a route's questions."""
-
     examination_id: str
     route: str
     scorer: str  # that read the answers; another one would read others
@@ -407,8 +398,6 @@ class RouteFindings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceSummary:
-    """The audits that stand behind a publication, in numbers for people."""
-
     n_audits: int = 0  # that were counted
     n_gained: int = 0  # of them, at the level: the stop alone was right
     n_lost: int = 0  # of them, at the level: lost by the stop, or held to be lost
@@ -427,8 +416,6 @@ class EvidenceSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairSummary:
-    """What audits that were asked twice showed, behind the publication of an effort or a budget."""
-
     n: int  # pairs with the arm that counted
     n_disagree: int  # of them: the two answers differ
     n_repeats: int  # pairs of two full runs
@@ -507,8 +494,6 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Something says that the certificate no longer fits the traffic."""
-
     route: str
     epoch: int  # that it ended
     at: int  # requests of the route when it was raised
@@ -519,8 +504,6 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """Enforcement rests on a route until a person decides."""
-
     route: str
     number: int  # of the route's pauses, from 1
     cause: PauseCause
@@ -530,8 +513,6 @@ class Pause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumption:
-    """A person decided that enforcement goes on."""
-
     route: str
     number: int  # of the pause that ends
     reason: str

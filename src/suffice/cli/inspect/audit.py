@@ -181,9 +181,6 @@ def _place(bad: BadRow) -> str:
     return ", ".join(parts)
 
 
-# ---- show ------------------------------------------------------------------------------------------------------------
-
-
 @audit.command()
 @_LOG
 @shell.option("-n", "n", type=click.IntRange(1, 100_000), default=20, help="Rows, the latest.")
@@ -209,9 +206,6 @@ def _entry_lines(entry: AuditEntry) -> Iterator[str]:
 def _plain_entry(entry: AuditEntry) -> dict[str, Any]:
     plain = {**msgspec.to_builtins(entry), "at": iso(entry.at_s, " "), "event": msgspec.Raw(entry.body.encode())}
     return {name: plain[name] for name in COLUMNS}
-
-
-# ---- export ----------------------------------------------------------------------------------------------------------
 
 
 @audit.command()
@@ -259,9 +253,6 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
         return
     with whole_file(out) as draft, draft.open("w", encoding="utf-8", newline="") as handle:
         yield handle
-
-
-# ---- bundle ----------------------------------------------------------------------------------------------------------
 
 
 @audit.command()

@@ -158,9 +158,6 @@ def _warn_of_rows(database: Path) -> None:
         )
 
 
-# --------------------------------------------------------------------------- what the log says
-
-
 def read_statuses(database: Path, settings: Settings | None, route: str | None) -> list[RouteStatus]:
     """Read the log and report on every route that it has seen, or on `route` alone, by name.
 
@@ -367,9 +364,6 @@ def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> t
         if is_pair(request, outcome, arms):
             audits.append(recorded_audit(item))
     return audits, callers - {""}
-
-
-# --------------------------------------------------------------------------- what was in force last
 
 
 def _last_good(settings: Settings, route: str | None) -> list[str]:

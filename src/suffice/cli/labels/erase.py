@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -88,7 +87,8 @@ def erase(
         named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
         with open_reader(writer.path) as connection:
             if limit_s is None:
-                rows = _rows_of(connection, [*episodes, *chain(*(find_episodes(connection, unit) for unit in units))])
+                runs = [*episodes, *chain(*(find_episodes(connection, unit) for unit in units))]
+                rows = sorted({seq for name in runs for seq in select_word_rows(connection, name)})
             else:
                 rows = _rows_before(connection, limit_s)
         if dry_run or not rows:
@@ -110,10 +110,6 @@ def _limit_s(text: str) -> float:
     if match is not None:
         return time.time() - float(match[1]) * (_DAY_S if match[2] == "d" else 3_600.0)
     return parse_time("--older-than", text, "90d, 12h, or a date such as 2026-01-31")
-
-
-def _rows_of(connection: LogReader, episodes: Iterable[str]) -> list[int]:
-    return sorted({seq for name in episodes for seq in select_word_rows(connection, name)})
 
 
 def _rows_before(connection: LogReader, limit_s: float) -> list[int]:

@@ -139,9 +139,6 @@ def import_feedback(
     _print(result, as_json=as_json)
 
 
-# --------------------------------------------------------------------------- reading
-
-
 def _table(
     file: Path, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
@@ -198,9 +195,6 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
     return results
 
 
-# --------------------------------------------------------------------------- writing
-
-
 def _compare(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
     """Count what writing the rows would do."""
     path = database_path(settings.store.url)
@@ -242,9 +236,6 @@ def _print(result: ImportResult, *, as_json: bool) -> None:
         click.echo(f"  {result.n_ignored:,} annotations were skipped or say nothing")
     if result.unused:
         click.echo(f"  columns that are no field: {', '.join(result.unused)}")
-
-
-# --------------------------------------------------------------------------- feedback without a request
 
 
 DAY_S: Final = 86_400.0
@@ -292,9 +283,6 @@ def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, An
         "age_days": round(age_s / DAY_S, 3),
         "dead": age_s > limit_s,
     }
-
-
-# --------------------------------------------------------------------------- a judge model
 
 
 @feedback.command()
@@ -360,9 +348,6 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
                 )
     finally:
         log.close()
-
-
-# --------------------------------------------------------------------------- export
 
 
 @click.group(cls=shell.CommandGroup)

@@ -191,9 +191,6 @@ def _kappa(kappa: Kappa | None) -> str:
     return f"kappa {kappa.value:.2f} {ends} ({kappa.method}), {kappa.observed:.0%} equal on {kappa.n_items:,} items"
 
 
-# ---- one item after the other --------------------------------------------------------------------
-
-
 def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:

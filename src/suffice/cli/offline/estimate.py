@@ -133,9 +133,6 @@ def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: floa
     return sentences
 
 
-# --------------------------------------------------------------------------- what a person sees
-
-
 def _print(result: LogEstimate, log: Log, given: EstimateOptions) -> None:
     traffic = result.traffic
     a_day = "" if traffic.requests_per_day is None else f", {_range(traffic.requests_per_day, '{:,.0f}')} a day"

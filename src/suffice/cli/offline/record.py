@@ -194,9 +194,6 @@ def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
         click.echo("suffice record: temperature is 0, so all samples of a question will be the same", err=True)
 
 
-# --------------------------------------------------------------------------- what a person sees
-
-
 @contextmanager
 def _reporting(n_questions: int, given: RecordOptions) -> Iterator[Callable[[Progress], None]]:
     started_s = last_s = time.monotonic()

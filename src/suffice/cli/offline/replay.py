@@ -182,22 +182,13 @@ def replay(
         _replay(select, files, own.pop("fit_files"), _replay_options(**own), folder, as_json=as_json)
 
 
-# --------------------------------------------------------------------------- paired with the full runs
-
-
 def _replay_options(policies: str | None, written: Sequence[str], classes: int | None, **given: Any) -> ReplayOptions:
-    specs = [read_policy(text) for text in written]
-    return ReplayOptions(
-        families=split_names(policies),
-        policies={_label(spec): spec for spec in specs},
-        classes=classes or 0,
-        **given,
-    )
-
-
-def _label(spec: dict[str, Any]) -> str:
-    parameters = " ".join(f"{key}={value}" for key, value in spec.items() if key != "policy")
-    return f"{spec.get('policy')} {parameters}".strip()
+    specs = dict[str, dict[str, Any]]()
+    for text in written:
+        spec = read_policy(text)
+        parameters = " ".join(f"{key}={value}" for key, value in spec.items() if key != "policy")
+        specs[f"{spec.get('policy')} {parameters}".strip()] = spec
+    return ReplayOptions(families=split_names(policies), policies=specs, classes=classes or 0, **given)
 
 
 def _replay(
@@ -237,9 +228,6 @@ def _fits_for(data: Survey, fits: Sequence[Survey]) -> list[Survey]:
         kinds = ", ".join(sorted({fit.kind for fit in fits}))
         raise ConfigError(f"--fit: the files hold {kinds}, and {data.set} holds {data.kind}; need the same kind of run")
     return same
-
-
-# --------------------------------------------------------------------------- as traffic
 
 
 def _online_options(max_em_drop: float, label_delay: str, drift: str | None, **given: Any) -> OnlineOptions:

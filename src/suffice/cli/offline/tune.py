@@ -123,9 +123,6 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
     return write_proposal(proposal, folder, route=route, settings=settings, head=head), proposal
 
 
-# --------------------------------------------------------------------------- what a person sees
-
-
 def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(

@@ -120,9 +120,6 @@ def _conclusions(one: ExperimentRun, settings: Settings, database: Path) -> tupl
     return tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
 
 
-# --------------------------------------------------------------------------- how it looks
-
-
 def _state(one: ExperimentRun) -> dict[str, object]:
     ended = one.ended
     return {

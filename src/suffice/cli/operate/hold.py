@@ -30,8 +30,6 @@ from suffice.store.routes.in_force import read_holds
 from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import setup_of
 
-# --------------------------------------------------------------------------- pause and resume
-
 _PAUSE = shell.stacked(click.argument("route"), shell.CONFIG, shell.REASON, shell.AUTHOR, shell.WAIT)
 
 
@@ -75,9 +73,6 @@ def _pause_or_resume(
         shell.fail(f"route {route} {problem}", 1)
     click.echo(f"route {route}: {command}d")
     shell.confirm(command, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)
-
-
-# --------------------------------------------------------------------------- overrides
 
 
 @click.group(cls=shell.CommandGroup)
@@ -166,9 +161,6 @@ def end(by: shell.PendingDecision, route: str, number: int) -> shell.CommandRepl
 
 def _until(one: Override) -> str:
     return f"until {format_time(one.expires_at_s)}"
-
-
-# --------------------------------------------------------------------------- incidents
 
 
 @click.group(cls=shell.CommandGroup)

@@ -201,9 +201,6 @@ def pin(by: shell.PendingDecision, route: str, publication: int, days: float) ->
     return shell.CommandReply(override, f"route {route}: {override.after}, until {format_time(override.expires_at_s)}")
 
 
-# --------------------------------------------------------------------------- how it looks
-
-
 def _plain_rollout(held: RolloutRun) -> dict[str, Any]:
     names = ("rollout", "candidate", "in_force", "stage", "fit", "level", "share", "paused", "paused_by", "began_s")
     state = {name: getattr(held.state, name) for name in names}

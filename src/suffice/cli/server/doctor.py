@@ -129,9 +129,6 @@ def _new_id() -> str:
     return f"ex_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}"
 
 
-# --------------------------------------------------------------------------- an upstream
-
-
 async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
     name, upstream = shell.find_upstream(settings, target, api_key_env=asked.api_key_env)
     if not name and settings is not None:
@@ -215,9 +212,6 @@ def _print_list(title: str, sentences: list[str]) -> None:
     for sentence in sentences:
         click.echo(shell.wrapped(sentence, "  - ", "    "))
     click.echo()
-
-
-# --------------------------------------------------------------------------- a route
 
 
 def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -> None:
