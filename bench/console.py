@@ -26,6 +26,9 @@ from statistics import median
 from typing import Any, Final
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tests.gateway_process import GatewayProcess
 
 from peers.processes import cpu_s

@@ -48,6 +48,9 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tests.gateway_process import GatewayProcess
 
 from peers import report

@@ -15,8 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.trace_questions import traced
+
 from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import TaskQuestion, traced
+from suffice.local.tasks import TaskQuestion
 from suffice.local.weights import fetch
 from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
 from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions

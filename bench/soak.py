@@ -11,9 +11,13 @@ import asyncio
 import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import linear_regression, mean
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tests.gateway_process import GatewayProcess
 
 from suffice.testing import FakeUpstream, Reply

@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tests.gateway_process import GatewayProcess
 
 from suffice.episode import vote

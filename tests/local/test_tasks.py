@@ -7,13 +7,14 @@ import re
 from itertools import islice, pairwise
 
 import pytest
+from bench.trace_questions import TASKS, TRACED, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import LocalModelError
 from suffice.local import questions as facts
-from suffice.local.questions import FAMILIES_OF_QUESTIONS, STORIES, DemoQuestion
-from suffice.local.tasks import EXAMPLES, FAMILIES, TRACED, TaskQuestion, questions, traced
+from suffice.local.questions import STORIES, DemoQuestion
+from suffice.local.tasks import EXAMPLES, FAMILIES, TaskQuestion, questions
 from suffice.scoring.base import build_scorer
 
 KINDS = sorted(FAMILIES)
@@ -22,7 +23,7 @@ seeds = st.integers(0, 2**32)
 
 
 def drawn(task: str, seed: int, n: int) -> list[DemoQuestion]:
-    return list(islice(FAMILIES_OF_QUESTIONS[task](random.Random(seed)), n))
+    return list(islice(TASKS[task](random.Random(seed)), n))
 
 
 def numbers(text: str) -> list[int]:

@@ -21,15 +21,12 @@ from suffice.settings import Route
 ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; what an owner accepts who writes nothing
 
 
-def format_fraction_points(value: float) -> str:
-    """A fraction as points of EM, with its sign."""
-    return f"{value * 100:+.1f}"
+def _points(fraction: float) -> str:
+    return f"{fraction * 100:+.1f}"
 
 
-def span(interval: Interval | None, digits: int = 1) -> str:
-    if interval is None:
-        return "–"
-    return f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
+def _span(interval: Interval | None, digits: int = 1) -> str:
+    return "–" if interval is None else f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
 
 
 def _table(first: str, *numbers: str) -> Table:
@@ -48,18 +45,18 @@ def _print_facts(console: Console, facts: Sequence[str], errors: Sequence[str]) 
         console.print(f"  ! a request failed: {error}", style="red", highlight=False, markup=False)
 
 
+CAPTION_OF_STAGE: Final = (
+    "EM: Exact Match; its change in points, paired; -/+: answers made wrong, made right.",
+    "tokens: generated for a question, probes and cancelled samples included, prompts not.",
+)
+
+
 def format_stage_table(result: StageResult) -> Table:
     shown = _table("way of answering", "EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)")
     for index, row in enumerate(result.rows):
         shown.add_row(*_cells(row, is_full=index == 0), style="bold" if row.acts else "")
     notes = [f"{row.title}: {row.note}." for row in result.rows if row.note]
-    shown.caption = "\n".join(
-        (
-            "EM: Exact Match; its change in points, paired; -/+: answers made wrong, made right.",
-            "tokens: generated for a question, probes and cancelled samples included, prompts not.",
-            *notes,
-        )
-    )
+    shown.caption = "\n".join([*CAPTION_OF_STAGE, *notes])
     return shown
 
 
@@ -67,34 +64,29 @@ def _cells(row: TableRow, *, is_full: bool) -> list[str]:
     c = row.comparison
     if is_full:
         return [row.title, f"{c.em:.3f}", "", "", f"{c.tokens:.0f}", ""]
-    return [
-        row.title,
-        f"{c.em:.3f}",
-        f"{format_fraction_points(c.em_change)} ({span(c.em_change_interval, 0)})",
-        f"{c.n_lost}/{c.n_gained}",
-        f"{c.tokens:.0f}",
-        f"{c.token_reduction * 100:.0f} % ({span(c.token_reduction_interval, 0)})",
-    ]
+    change = f"{_points(c.em_change)} ({_span(c.em_change_interval, 0)})"
+    saved = f"{c.token_reduction * 100:.0f} % ({_span(c.token_reduction_interval, 0)})"
+    return [row.title, f"{c.em:.3f}", change, f"{c.n_lost}/{c.n_gained}", f"{c.tokens:.0f}", saved]
 
 
 def stage_verdict(result: StageResult) -> str:
     live = result.rows[-1].comparison
-    saved, change = f"{live.token_reduction * 100:.0f} %", format_fraction_points(live.em_change)
+    saved, change = f"{live.token_reduction * 100:.0f} %", _points(live.em_change)
     if not result.pays and result.stage.kind == "samples":
         greedy = result.rows[2].comparison
         return (
             f"Voting does not pay on this model and these questions: one greedy answer has EM {greedy.em:.3f} at"
             f" {greedy.tokens:.0f} tokens, the vote {live.full_em:.3f} at {live.full_tokens:.0f}."
             f" Where a vote is wanted all the same, stopping it changed EM by {change} points"
-            f" (95 % interval {span(live.em_change_interval)}) and saved {saved} of its tokens"
-            f" ({span(live.token_reduction_interval, 0)}). Uncertified."
+            f" (95 % interval {_span(live.em_change_interval)}) and saved {saved} of its tokens"
+            f" ({_span(live.token_reduction_interval, 0)}). Uncertified."
         )
     if not result.pays:
-        none = result.rows[1].comparison
+        full, none = result.rows[0].comparison, result.rows[1].comparison
         return (
             f"Reasoning does not pay on this model and these questions: without it EM is {none.em:.3f} at"
-            f" {none.tokens:.0f} tokens, with it {result.rows[0].comparison.em:.3f} at"
-            f" {result.rows[0].comparison.tokens:.0f}. No saving is claimed; turn reasoning off instead."
+            f" {none.tokens:.0f} tokens, with it {full.em:.3f} at {full.tokens:.0f}."
+            " No saving is claimed; turn reasoning off instead."
         )
     interval = live.em_change_interval
     if live.em_change < -ACCEPTED_DROP:
@@ -103,7 +95,7 @@ def stage_verdict(result: StageResult) -> str:
             f" {-live.em_change * 100:.1f} points of EM: more than the {ACCEPTED_DROP * 100:.0f} points that a route"
             " accepts by default. It would not be certified here, and `observe` is the right mode for it."
         )
-    sure = "" if interval is None else f" (95 % interval {span(interval)})"
+    sure = "" if interval is None else f" (95 % interval {_span(interval)})"
     return (
         f"Live, the policy changed EM by {change} points{sure} and saved {saved} of the generated tokens on"
         f" {live.n} questions."
@@ -220,10 +212,8 @@ def format_story_table(figures: Mapping[Period, Figures]) -> Table:
 
 def _show_cells(one: Figures) -> list[str]:
     plain = [one.period, f"{one.n}", f"{one.n_audits}", f"{one.n_stopped}", f"{one.em:.3f}"]
-    change = (
-        "" if one.em_change is None else f"{format_fraction_points(one.em_change)} ({span(one.em_change_interval, 0)})"
-    )
-    saved = "" if one.saved is None else f"{one.saved * 100:.0f} % ({span(one.saved_interval, 0)})"
+    change = "" if one.em_change is None else f"{_points(one.em_change)} ({_span(one.em_change_interval, 0)})"
+    saved = "" if one.saved is None else f"{one.saved * 100:.0f} % ({_span(one.saved_interval, 0)})"
     return [*plain, change, f"{one.tokens:.1f}", saved]
 
 
@@ -239,7 +229,7 @@ def story_verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
     level = f"level {held.level} of {made.n_levels - 1}" if made is not None else f"level {held.level}"
     return (
         f"Certified, {level}: {promise}. Under it {(one.saved or 0) * 100:.0f} % of the generated tokens were saved,"
-        f" audits included; EM of what clients got moved by {format_fraction_points(one.em_change or 0)} points."
+        f" audits included; EM of what clients got moved by {_points(one.em_change or 0)} points."
     )
 
 

@@ -116,10 +116,6 @@ class CourseRun:
     def tokens(self) -> int:
         return rows.total_tokens(self.episode)
 
-    @property
-    def by_lot(self) -> bool:
-        return self.episode.request.audit and self.episode.request.propensity < 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
@@ -160,7 +156,8 @@ def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: b
 
 
 def audited(runs: Iterable[CourseRun]) -> AuditTally:
-    audits = [run for run in runs if run.period == "certified" and run.by_lot]
+    requests = [(run, run.episode.request) for run in runs if run.period == "certified"]
+    audits = [run for run, request in requests if request.audit and request.propensity < 1]
     stops = [(run.correct, run.stop_correct) for run in audits if run.stop_correct is not None]
     return AuditTally(
         n=len(audits),

@@ -73,7 +73,7 @@ def lists(rng: random.Random) -> Iterator[DemoQuestion]:
         yield DemoQuestion(id=name, ask=f"Which number is larger, {first} or {second}?", gold=str(high))
 
 
-def _distinct(draw: Callable[[random.Random], DemoQuestion]) -> Callable[[random.Random], Iterator[DemoQuestion]]:
+def distinct(draw: Callable[[random.Random], DemoQuestion]) -> Callable[[random.Random], Iterator[DemoQuestion]]:
     """Questions without end, none of them twice."""
 
     @wraps(draw)
@@ -88,7 +88,7 @@ def _distinct(draw: Callable[[random.Random], DemoQuestion]) -> Callable[[random
     return questions
 
 
-@_distinct
+@distinct
 def chains(rng: random.Random) -> DemoQuestion:
     """A sum of three or four numbers of at most two digits, with plus and minus; never below zero."""
     total = rng.randint(10, 60)
@@ -100,23 +100,6 @@ def chains(rng: random.Random) -> DemoQuestion:
         else:
             total, text = total + value, f"{text} + {value}"
     return DemoQuestion(id=f"chains-{text.replace(' ', '')}", ask=f"Calculate {text}.", gold=str(total))
-
-
-@_distinct
-def largest(rng: random.Random) -> DemoQuestion:
-    numbers = [str(number) for number in rng.sample(range(10, 100), rng.choice((4, 5)))]
-    ask = f"Which number is the largest: {', '.join(numbers[:-1])} or {numbers[-1]}?"
-    return DemoQuestion(id=f"largest-{'-'.join(numbers)}", ask=ask, gold=max(numbers))
-
-
-@_distinct
-def series(rng: random.Random) -> DemoQuestion:
-    """The next number of a series with a constant step, up or down; never below zero."""
-    step = rng.choice((-1, 1)) * rng.randint(2, 12)
-    first = rng.randint(1, 40) - min(0, 4 * step)
-    numbers = [str(first + step * k) for k in range(4)]
-    ask = f"Which number comes next: {', '.join(numbers)}?"
-    return DemoQuestion(id=f"series-{'-'.join(numbers)}", ask=ask, gold=str(first + 4 * step))
 
 
 def _packed_minus(rng: random.Random) -> tuple[str, int]:
@@ -212,5 +195,5 @@ def stories(rng: random.Random) -> Iterator[DemoQuestion]:
 
 
 FAMILIES_OF_QUESTIONS: Mapping[str, Callable[[random.Random], Iterator[DemoQuestion]]] = {
-    family.__name__: family for family in (capitals, sentiment, sums, letters, lists, chains, stories, largest, series)
+    family.__name__: family for family in (capitals, sentiment, sums, letters, lists, chains, stories)
 }

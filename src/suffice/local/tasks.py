@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from suffice.errors import LocalModelError
@@ -27,11 +27,6 @@ THINK = "Think step by step, check the result, then write only the final number.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "samples": ("capitals", "sentiment", "sums", "letters", "lists"),
     "reasoning": ("stories", "chains"),
-}
-# Of the traces that this project recorded itself: with a thought, and those that need none.
-TRACED: Mapping[str, tuple[str, ...]] = {
-    "reasoning": ("stories", "chains", "largest", "series"),
-    "samples": ("largest", "series"),
 }
 
 
@@ -74,28 +69,6 @@ def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...
     return results
 
 
-def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[TaskQuestion, ...]:
-    """The questions of the recorded traces: `n_a_task` of each task of `TRACED`, one task after the other.
-
-    kind  "reasoning": with a thought, greedy; "samples": those that the model can answer at once, behind two worked
-          examples, at temperature 0.7; the request has to switch the thought off
-
-    Raises LocalModelError for an unknown kind.
-    """
-    if kind not in TRACED:
-        raise LocalModelError(f"traced: unknown kind {kind!r}; known: {', '.join(TRACED)}")
-    drawn = [
-        _question("reasoning", task, item)
-        for task in TRACED[kind]
-        for item in islice(FAMILIES_OF_QUESTIONS[task](random.Random(f"{seed}:{task}")), n_a_task)
-    ]
-    if kind == "samples":
-        return tuple(
-            replace(one, messages=(*one.messages[:5], one.messages[-1]), max_tokens=8, temperature=0.7) for one in drawn
-        )
-    return tuple(drawn)
-
-
 def _in_turn(kind: str, streams: Mapping[str, Iterator[DemoQuestion]]) -> Iterator[TaskQuestion]:
     left = dict(streams)
     while left:
@@ -104,10 +77,10 @@ def _in_turn(kind: str, streams: Mapping[str, Iterator[DemoQuestion]]) -> Iterat
             if item is None:
                 del left[task]
             else:
-                yield _question(kind, task, item)
+                yield task_question(kind, task, item)
 
 
-def _question(kind: str, task: str, item: DemoQuestion) -> TaskQuestion:
+def task_question(kind: str, task: str, item: DemoQuestion) -> TaskQuestion:
     system: Message = {"role": "system", "content": SHORT if kind == "samples" else THINK}
     user: Message = {"role": "user", "content": item.ask}
     return TaskQuestion(

@@ -57,8 +57,6 @@ class ItemState:
     leases: tuple[ReviewLease, ...] = ()  # all of them, oldest first
     returned: frozenset[tuple[int, int]] = frozenset()  # (slot, turn) that were given back
 
-    # ---- what holds ------------------------------------------------------------------------------
-
     def filled(self, slot: int) -> Verdict | None:
         return next((one for one in self.verdicts if one.slot == slot), None)
 
@@ -69,7 +67,7 @@ class ItemState:
         return next((one for one in reversed(self.leases) if one.slot == slot), None)
 
     def holder(self, slot: int, now_s: float) -> ReviewLease | None:
-        """The lease under which somebody has an empty slot now; None: it is free, or filled."""
+        """The lease under which somebody has an empty slot now."""
         lease = self.lease_of(slot)
         if lease is None or self.filled(slot) is not None or (slot, lease.turn) in self.returned:
             return None
@@ -88,7 +86,9 @@ class ItemState:
         independent = self.independent
         if len(independent) < self.item.n_reviewers:
             return False
-        return any(one.unsure for one in independent) or not _agree(independent)
+        corrected = {one.corrected.casefold() for one in independent if one.corrected is not None}
+        contradict = len({one.category for one in independent}) > 1 or len(corrected) > 1
+        return contradict or any(one.unsure for one in independent)
 
     @property
     def slots(self) -> range:
@@ -109,7 +109,7 @@ class ItemState:
 
     @property
     def outcome(self) -> State | None:
-        """Where the item stands whatever the time: settled or undecided; None: neither yet."""
+        """The state that no time changes: settled or undecided; None: neither yet."""
         if self.settlement is not None:
             return "settled"
         return "undecided" if self.filled(ADJUDICATOR) is not None else None
@@ -127,8 +127,6 @@ class ItemState:
     def may_take(self, reviewer: str, now_s: float) -> bool:
         """Can this reviewer take it now? Nobody judges an item twice."""
         return self.state(now_s) in ("open", "third") and self.said_by(reviewer) is None
-
-    # ---- the fold --------------------------------------------------------------------------------
 
     def after(self, record: ReviewLease | ItemReturn | Verdict) -> ItemState:
         if isinstance(record, ItemReturn):
@@ -175,8 +173,7 @@ class Queue:
         return (one for one in self.places.values() if route is None or one.item.route == route)
 
     def unfinished(self, route: str | None = None) -> Iterator[ItemState]:
-        names = (name for name in self.places if name not in self.done)
-        return (one for one in map(self.places.__getitem__, names) if route is None or one.item.route == route)
+        return (one for one in self.of(route) if one.item.episode_id not in self.done)
 
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
         waiting = (one for one in self.unfinished(route) if one.state(now_s) in ("open", "third"))
@@ -201,9 +198,6 @@ class Queue:
 
 
 EMPTY: Final = Queue()
-
-
-# ---- what people do ------------------------------------------------------------------------------
 
 
 def next_for(
@@ -243,8 +237,7 @@ def lease_item(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease 
 
 def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> ItemReturn | None:
     """Give an item back without a verdict; None: this reviewer does not have it."""
-    held = place.held_by(reviewer, now_s)
-    if held is None:
+    if (held := place.held_by(reviewer, now_s)) is None:
         return None
     return ItemReturn(
         item=held.item,
@@ -353,13 +346,7 @@ def _same(before: Verdict, form: VerdictForm) -> bool:
     return (before.category, before.corrected, before.reason) == (now, corrected, form.reason.strip())
 
 
-def _agree(entries: Sequence[Verdict]) -> bool:
-    corrected = {one.corrected.casefold() for one in entries if one.corrected is not None}
-    return len({one.category for one in entries}) == 1 and len(corrected) < 2
-
-
 def _settled(entries: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
-    deciding = max(entries, key=lambda one: one.given_at_s)
     return Settlement(
         full_right=entries[0].full_right,
         early_right=entries[0].early_right,
@@ -367,7 +354,7 @@ def _settled(entries: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
         reason="; ".join(one.reason for one in entries if one.reason),
         by=tuple(one.reviewer for one in entries),
         adjudicated=adjudicated,
-        deciding=deciding,
+        deciding=max(entries, key=lambda one: one.given_at_s),
     )
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from bench.trace_questions import TRACED, traced
 
 from suffice.episode import vote
-from suffice.local.tasks import TRACED, traced
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import FILES, own_traces, read_traces
 from suffice.scoring.base import build_scorer
