@@ -32,7 +32,7 @@ from suffice.store.routes.rollups import RollupKey, RollupSums, add_rollups
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FailOpenCount, KillSwitchState, RolloutMove
 from suffice.types import Alarm, Pause, Resumption
-from suffice.wiring.prestart import sinks_of
+from suffice.wiring.startup import sinks_of
 from tests.control.test_upkeep import Clock, append, receiver
 from tests.edge import mail_server
 

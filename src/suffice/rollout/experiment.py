@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -77,10 +77,7 @@ class RunningExperiment:
 
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises KeyError."""
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise KeyError(name)
+        return {arm.name: arm for arm in self.arms}[name]
 
     def odds(self) -> dict[str, float]:
         """P(arm) of a unit that takes part; they sum to 1."""
@@ -125,12 +122,12 @@ def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitId
 
     Equal units draw equal arms, whoever asks and how often, as long as the weights are the same.
     """
-    draws = []
-    for one in running:
-        unit = units.of(one.unit) if route in one.routes else None
-        if unit is not None and one.owns(slot_of(unit, layer=one.layer, salt=salt)):
-            draws.append(draw_arm(one, unit, salt=salt))
-    return tuple(draws)
+    drawing = ((one, units.of(one.unit)) for one in running if route in one.routes)
+    return tuple(
+        draw_arm(one, unit, salt=salt)
+        for one, unit in drawing
+        if unit is not None and one.owns(slot_of(unit, layer=one.layer, salt=salt))
+    )
 
 
 def slot_of(unit: str, *, layer: str, salt: str) -> int:
@@ -191,21 +188,16 @@ def _policy_of(written: str) -> Mapping[str, object]:
 
 def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExperiment:
     """An experiment as the settings have it now, for the log to keep."""
+    same = ("routes", "unit", "layer", "primary", "confidence", "warmup_units", "max_tokens", "max_latency_s")
+    kept: dict[str, Any] = {field: getattr(written, field) for field in same}
     return RunningExperiment(
         name=name,
         run=run,
-        routes=written.routes,
-        unit=written.unit,
-        layer=written.layer,
         slots=slots,
         arms=tuple(find_arm(arm, table) for arm, table in written.arms.items()),
         control=control_of(written),
-        primary=written.primary,
         margins=tuple(sorted(written.margins.items())),
-        confidence=written.confidence,
-        warmup_units=written.warmup_units,
-        max_tokens=written.max_tokens,
-        max_latency_s=written.max_latency_s,
+        **kept,
     )
 
 
@@ -256,17 +248,7 @@ def _ranges(slots: list[int]) -> Slots:
 
 def find_arm(name: str, table: ExperimentArm) -> Arm:
     policy = json.dumps(table.policy, sort_keys=True, separators=(",", ":")) if table.policy else ""
-    return Arm(
-        name=name,
-        weight=table.weight,
-        full=table.full,
-        policy=policy,
-        threshold=table.threshold,
-        level=table.level,
-        effort=table.effort,
-        budget_tokens=table.budget_tokens,
-        uncertified=table.uncertified,
-    )
+    return Arm(**(msgspec.structs.asdict(table) | {"name": name, "policy": policy}))
 
 
 def _without_weights(one: RunningExperiment) -> dict[str, object]:

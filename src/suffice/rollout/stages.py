@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from suffice.rollout.assign import point_of
 from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules
@@ -80,11 +80,7 @@ class State:
         held = move.move == "pause"
         return replace(
             self,
-            stage=move.stage,
-            level=move.level,
-            step=move.step,
-            share=move.share,
-            audit_share=move.audit_share,
+            **_fields(move, "stage", "level", "step", "share", "audit_share"),
             since_at=self.since_at if held else move.at,
             since_s=self.since_s if held else move.now_s,
             paused=move.reason if held else "",
@@ -388,20 +384,16 @@ def _back(state: State, order: StepOrder) -> Transition:
 
 def _move(state: State, move: Move, order: StepOrder, *, share: float | None = None) -> Transition:
     return Transition(
-        rollout=state.rollout,
         number=state.n_moves + 1,
         move=move,
-        stage=state.stage,
-        step=state.step,
+        **_fields(state, "rollout", "stage", "step", "audit_share", "level"),
         share=state.share if share is None else share,
-        audit_share=state.audit_share,
-        at=order.at,
-        now_s=order.now_s,
-        by=order.by,
-        reason=order.reason,
-        readings=order.readings,
-        level=state.level,
+        **_fields(order, "at", "now_s", "by", "reason", "readings"),
     )
+
+
+def _fields(record: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
 
 
 def _check_running(state: State, what: str) -> None:

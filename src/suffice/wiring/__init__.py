@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from suffice.wiring.keys import good_file as good_file
     from suffice.wiring.keys import kill_file as kill_file
     from suffice.wiring.keys import presence_files as presence_files
-    from suffice.wiring.prestart import Preflight as Preflight
-    from suffice.wiring.prestart import embedders as embedders
-    from suffice.wiring.prestart import preflight as preflight
     from suffice.wiring.routes import build_route as build_route
     from suffice.wiring.routes import check_routes as check_routes
     from suffice.wiring.routes import evidence_warnings as evidence_warnings
     from suffice.wiring.routes import policy_table as policy_table
     from suffice.wiring.routes import read_evidence as read_evidence
+    from suffice.wiring.startup import Preflight as Preflight
+    from suffice.wiring.startup import embedders as embedders
     from suffice.wiring.startup import open_log as open_log
+    from suffice.wiring.startup import preflight as preflight
     from suffice.wiring.worker import open_decisions as open_decisions
     from suffice.wiring.worker import open_worker as open_worker
 
 # Each name is imported when it is first asked for: most commands need settings and a log, and no gateway. So no module
 # of this package may have the name of something in it: the module would be found in its place.
-_MODULES = ("keys", "files", "routes", "prestart", "startup", "worker", "gateway")  # the lightest first
+_MODULES = ("keys", "files", "routes", "startup", "worker", "gateway")  # the lightest first
 
 
 def __getattr__(name: str) -> Any:

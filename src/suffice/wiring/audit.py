@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import re
 import secrets
-import time
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.control.jobs.base import Job
-from suffice.control.jobs.upkeep import ExportHeads, Retain
 from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.settings import Settings
@@ -26,7 +23,6 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import newest_event
 from suffice.store.rows.records import ConfigChange, Export, SettingChange
 from suffice.wiring.keys import deployment_salt, has_secret, secret
-from suffice.wiring.prestart import notifier
 
 MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'
@@ -76,26 +72,6 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Se
         for path in sorted(before.keys() | after.keys())
         if before.get(path) != after.get(path)
     )
-
-
-def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...]:
-    audit = ExportHeads(
-        settings=settings.audit,
-        path=writer.path,
-        key=signing_key(deployment_salt(settings)),
-        webhook=audit_webhook(settings),
-        now=time.time,
-        monotonic_s=time.monotonic,
-    )
-    retain = Retain(
-        settings=settings,
-        writer=writer,
-        author=author,
-        now=time.time,
-        monotonic_s=time.monotonic,
-        new_id=lambda: f"er_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
-    )
-    return audit, retain, notifier(settings, writer.path)
 
 
 def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author: str | None, reason: str) -> None:

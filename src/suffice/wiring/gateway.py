@@ -40,9 +40,17 @@ from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console
 from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
-from suffice.wiring.prestart import Preflight, preflight
 from suffice.wiring.routes import build_route, check_routes
-from suffice.wiring.startup import Again, LogKnowledge, StartState, keeper, open_known_log, waiting
+from suffice.wiring.startup import (
+    Again,
+    LogKnowledge,
+    Preflight,
+    StartState,
+    keeper,
+    open_known_log,
+    preflight,
+    waiting,
+)
 from suffice.wiring.worker import open_decisions
 
 MOST_CHECK_S = 600.0  # for reading the log through after a start

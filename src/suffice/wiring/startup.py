@@ -1,5 +1,7 @@
 """Starts a gateway with its log or, where that cannot be opened, with its last-good file until it can.
 
+`preflight` finds whatever would keep it from starting, before a socket or the log is opened.
+
 A missing log is not created anew while its last-good file says that something was in force: an empty log would hide the
 loss from the person who is about to restore it.
 """
@@ -8,23 +10,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import math
 import secrets
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, Literal
 
-from suffice.control.jobs.notify import Sink
+from suffice.console.render import can_render
+from suffice.control.jobs.notify import LogSink, MailSink, Sink, WebhookSink
+from suffice.edge.notification import MailServer
 from suffice.errors import ConfigError, StoreError
+from suffice.extras import how_to_install
 from suffice.files import tighten
 from suffice.gateway.auth import utc_day
 from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
-from suffice.settings import Settings
+from suffice.settings import Alerts, Settings
 from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, newest_events, read_recent
@@ -34,10 +42,9 @@ from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.drivers import url_key
 from suffice.wiring.audit import config_change
-from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_file
+from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, salt_file, secret
 from suffice.wiring.people import People
-from suffice.wiring.prestart import sinks_of
-from suffice.wiring.routes import StartupEvidence, evidence_warnings, read_evidence
+from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnings, read_evidence
 
 LEARNT_RUNS: Final = 2_000  # of the log's latest runs: what they teach is known again after a restart
 AGAIN_S: Final = (1.0, 30.0)  # before another try to open the log, doubling
@@ -340,3 +347,99 @@ class Again:
                 attach(self._begun, log, serves=self._gw.deployment.serves)
                 self._came(known)
         return True
+
+
+if TYPE_CHECKING:
+    from suffice.edge.embedder import HttpEmbedder
+
+
+def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
+    """Everybody who is told; (): nobody is configured. Raises ConfigError where a secret is missing."""
+    results = list[Sink]()
+    url = secret("alerts.webhook_url_env", alerts.webhook_url_env)
+    if url is not None:
+        results.append(WebhookSink(url))
+    if alerts.email_to:
+        user = secret("alerts.smtp_user_env", alerts.smtp_user_env)
+        password = secret("alerts.smtp_password_env", alerts.smtp_password_env)
+        login = None if user is None or password is None else (user, password)
+        server = MailServer(host=alerts.smtp_host, port=alerts.smtp_port, login=login, tls=alerts.mail_tls)
+        results.append(MailSink(server=server, sender=alerts.email_from, to=alerts.email_to))
+    return (LogSink(), *results) if results else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    upstream_keys: Mapping[str, str | None]  # by upstream
+    langfuse_secret: str | None
+    embedders: Mapping[str, HttpEmbedder]  # by route; not open yet
+    warnings: tuple[str, ...]
+
+
+def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: bool = False) -> Preflight:
+    """Find everything that would keep a gateway from starting. Raises ConfigError, and StoreError for its folder."""
+    if not settings.upstreams:
+        raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
+    result = Preflight(
+        upstream_keys={name: api_key(name, upstream) for name, upstream in settings.upstreams.items()},
+        langfuse_secret=secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env),
+        embedders=embedders(settings),
+        warnings=(*check_routes(settings), *_missing_packages(settings)),
+    )
+    sinks_of(settings.alerts)  # here and now, not by a worker that could only end; as below
+    secret("audit.webhook_env", settings.audit.webhook_env)
+    if has_secret(settings):
+        deployment_salt(settings)
+    _check_folder(settings)
+    keys = key_ring(settings, salt="")  # what the gateway names their holders by is not known yet
+    if not (keys.asks_for_keys or insecure_open or _is_loopback(host)):
+        raise ConfigError(
+            f"server.host: {host!r} serves other machines, and neither server.api_keys_env nor [keys.NAME] asks for"
+            " keys; write one of them, listen on 127.0.0.1, or pass --insecure-open"
+        )
+    return result
+
+
+def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
+    """The embedders of routes that have one, not opened yet. Raises ConfigError."""
+    given = {name: route.embeddings for name, route in settings.routes.items() if route.mode != "off"}
+    if not any(given.values()):
+        return {}
+    from suffice.edge.embedder import HttpEmbedder
+
+    return {
+        name: HttpEmbedder(
+            one.url,
+            model=one.model,
+            timeout_s=one.timeout_s,
+            pause_s=one.pause_s,
+            api_key=secret(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
+        )
+        for name, one in given.items()
+        if one is not None
+    }
+
+
+def _missing_packages(settings: Settings) -> list[str]:
+    missing = []
+    certifies = settings.control.enabled and any(route.certifies_itself for route in settings.routes.values())
+    if certifies and find_spec("sklearn") is None:
+        missing.append(f"control: nothing is certified here: a fit needs scikit-learn: {how_to_install('train')}")
+    if settings.console.enabled and not can_render():
+        missing.append(f"console: has no pages, only the API: they need Jinja2: {how_to_install('console')}")
+    return missing
+
+
+def _check_folder(settings: Settings) -> None:
+    """A log that cannot be opened holds nobody up, but a folder that never was is a mistake in the settings."""
+    path = database_path(settings.store.url)
+    if not path.parent.is_dir() and not good_file(settings).exists():
+        raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        result = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in result)
+    except (OSError, ValueError):
+        return False

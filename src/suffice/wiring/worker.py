@@ -1,4 +1,4 @@
-"""Opens the log for decisions, and the worker with its jobs."""
+"""Opens the log for decisions, and the worker with its jobs and with what they tell people by."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Final
 
-from suffice.control.jobs.base import Worker
+from suffice.control.jobs.base import Job, Worker
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
+from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, Retrain, Tune
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.sampling import SamplingJob
+from suffice.control.jobs.upkeep import ExportHeads, Retain
 from suffice.errors import StoreError
 from suffice.settings import Settings
+from suffice.store.audit.chain import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path
-from suffice.wiring.audit import upkeep
+from suffice.wiring.audit import audit_webhook
 from suffice.wiring.keys import deployment_salt
-from suffice.wiring.startup import missing_log_reason
+from suffice.wiring.startup import missing_log_reason, sinks_of
 
 LEARNERS: Final = (Certify, Monitor, Retrain, Tune)
 KEEPERS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
@@ -57,3 +61,34 @@ def open_worker(settings: Settings, *, learning: bool = True, create: bool = Tru
             monotonic_s=time.monotonic,
             new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
         )
+
+
+def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...]:
+    audit = ExportHeads(
+        settings=settings.audit,
+        path=writer.path,
+        key=signing_key(deployment_salt(settings)),
+        webhook=audit_webhook(settings),
+        now=time.time,
+        monotonic_s=time.monotonic,
+    )
+    retain = Retain(
+        settings=settings,
+        writer=writer,
+        author=author,
+        now=time.time,
+        monotonic_s=time.monotonic,
+        new_id=lambda: f"er_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
+    )
+    return audit, retain, notifier(settings, writer.path)
+
+
+def notifier(settings: Settings, path: Path) -> Notify:
+    """The job `notify`. Raises ConfigError where a secret is missing."""
+    return Notify(
+        settings=settings.alerts,
+        path=path,
+        sinks=sinks_of(settings.alerts),
+        now=time.time,
+        monotonic_s=time.monotonic,
+    )

@@ -31,8 +31,7 @@ from suffice.store.routes.condition import find_damage
 from suffice.wiring.audit import audit_key, note_export
 from suffice.wiring.bundle import write_bundle
 from suffice.wiring.files import load_deployment, load_settings
-from suffice.wiring.prestart import notifier
-from suffice.wiring.worker import open_decisions
+from suffice.wiring.worker import notifier, open_decisions
 
 COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
 _TIMES = "a time such as 2026-11-26 or 2026-11-26T09:00:00+01:00"

@@ -15,8 +15,8 @@ from suffice.settings import Settings
 from suffice.wiring.audit import with_addresses
 from suffice.wiring.files import load_deployment, load_settings
 from suffice.wiring.people import People, access_changed
-from suffice.wiring.prestart import preflight
 from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence
+from suffice.wiring.startup import preflight
 from suffice.wiring.worker import open_decisions
 
 

@@ -13,7 +13,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -141,17 +141,8 @@ def _erase_batch(
         if not n_rows:
             return
         tally.n_written += 1
-        erasure = Erasure(
-            erasure_id=order.erasure_id,
-            number=tally.n_written,
-            author=order.author,
-            reason=order.reason,
-            what=order.what,
-            parts=order.parts,
-            n_rows=n_rows,
-            chained=tuple(chained),
-            until_seq=until_seq,
-        )
+        chained_rows, number = tuple(chained), tally.n_written
+        erasure = Erasure(**asdict(order), number=number, n_rows=n_rows, chained=chained_rows, until_seq=until_seq)
         Appender(connection, owner=writer.owner).add(to_row(erasure), writer.now())
     tally.n_rows += n_rows
 
