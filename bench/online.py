@@ -35,9 +35,8 @@ from suffice.learn.audits import Bools, Floats, Ints, find_first_passages
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import one_thread
 from suffice.replay.online.drift import draw_order
-from suffice.replay.online.protocol import OnlineOptions, replay_online
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
 from suffice.replay.online.stream import RecordedTraffic, make_traffic
-from suffice.replay.online.summary import OnlineReport
 from suffice.replay.study.runs import read_runs
 from suffice.replay.traces.read import Survey, survey
 from suffice.signals.features import FeatureSet

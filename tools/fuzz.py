@@ -41,7 +41,7 @@ from suffice.learn.version import read_version
 from suffice.model import artefact
 from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Isotonic, Linear
-from suffice.replay.traces.parquet import write_traces_parquet
+from suffice.replay.traces.formats import write_traces_parquet
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import label_studio, langfuse
 from suffice.settings import Server, parse_settings

@@ -26,7 +26,7 @@ from suffice.learn.version import load_version, read_version
 from suffice.model.artefact import StopModel, TrainingRecord, canonical, dump_model, load_model
 from suffice.model.ensemble import Ensemble, Isotonic, Linear
 from suffice.policy.learned import LearnedPolicy
-from suffice.replay.traces.parquet import write_traces_parquet
+from suffice.replay.traces.formats import write_traces_parquet
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.rollout.versions import check_address, open_version, seal_version
 from suffice.store.database import schema

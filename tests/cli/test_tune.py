@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from suffice.cli.main import main
 from suffice.cli.offline.tune import _show
 from suffice.model.artefact import load_model
-from suffice.replay.study.proposal import build_proposal
+from suffice.replay.study.scores import build_proposal
 from suffice.replay.study.search import TuneOptions, tune_set
 from suffice.replay.traces.read import survey
 from suffice.testing.traces import Synthetic

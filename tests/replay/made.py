@@ -11,7 +11,7 @@ import msgspec
 from suffice.replay.study.policies import Ladder, PolicyRung, build_ladders, list_ladder_folds
 from suffice.replay.study.runs import Runs, make_runs
 from suffice.replay.traces.columns import Batch
-from suffice.replay.traces.jsonl import RunRow, StepRow
+from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind

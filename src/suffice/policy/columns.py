@@ -56,7 +56,6 @@ class ForMany(Protocol):
 
 
 def stops_of(policy: Policy, columns: Columns) -> Stops:
-    """What the policy says of each row: by its own `stops`, or row by row where it has none."""
     return policy.stops(columns) if isinstance(policy, ForMany) else decide_rows(policy, columns)
 
 
@@ -98,7 +97,6 @@ def answered(columns: Columns) -> Mask:
 
 
 def where(mask: Mask, code: int) -> Stops:
-    """The code where the mask holds, `CONTINUE` elsewhere."""
     return mask.astype(np.int8) * np.int8(code)
 
 

@@ -75,13 +75,10 @@ class RunBounds(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class _Several(ParameterChecks):
-    """What `all-of` and `any-of` share: parts that can be asked about one run together."""
-
     needs_note: ClassVar[str] = "what its parts need"
     policies: Annotated[tuple[Nested, ...], Length(2, 16)]  # 2 to 16 policies
 
     def __post_init__(self) -> None:
-        """Refuse parts that want the same signal with different parameters, or say what is returned."""
         ParameterChecks.__post_init__(self)
         for at, policy in enumerate(self.policies):
             _check_returns(f"policy.{self.name}.policies[{at}]", policy)

@@ -100,7 +100,6 @@ class LearnedPolicy(ParameterChecks):
         return np.where(passed, risks.code, np.int8(CONTINUE))
 
     def risks(self, columns: Columns) -> Risks:
-        """The risk of a stop at each row and what it would be called, whatever the threshold and `min_steps`."""
         asked, n_rows = asked_of(columns), len(columns["step"])
         queries: Sequence[Query | None] = [None] if asked is None else asked.queries
         run = np.zeros(n_rows, np.int64) if asked is None else asked.run
@@ -121,7 +120,6 @@ class LearnedPolicy(ParameterChecks):
 
     @cached_property
     def _found(self) -> Classes | None:
-        """The model's own rules for classes; None: classes are declared."""
         try:
             return classes_from(self.model.found) if self.model.found else None
         except ConfigError as error:
@@ -132,7 +130,6 @@ class LearnedPolicy(ParameterChecks):
         return dict(self.model.classes)
 
     def _threshold_of(self, query: Query | None) -> float:
-        """The class's own, or the policy's."""
         if query is None:
             return self.threshold
         name = query.query_class if self._found is None else self._found.of(query)

@@ -74,8 +74,6 @@ _ANY_LENGTH: Final = Length(1, 1_000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One parameter as its policy declares it."""
-
     name: str
     type: type  # bool, int, float, str (a word), Policy or StopModel: of the value or each item
     default: Any  # dataclasses.MISSING: it must be given
@@ -90,7 +88,6 @@ class Parameter:
         return self.default is dataclasses.MISSING
 
     def allowed(self) -> str:
-        """What may be written, in words."""
         lengths = [f"{length}, each " for length in (self.length, self.inner) if length is not None]
         return f"{''.join(lengths)}{self._allowed_item()}"
 
@@ -111,7 +108,6 @@ class Parameter:
         )
 
     def _read_list(self, where: str, value: object, length: Length) -> list[tuple[str, object]]:
-        """The items, each with its place."""
         if not isinstance(value, (list, tuple)) or value not in length:
             raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
         return [(f"{where}[{at}]", item) for at, item in enumerate(value)]
@@ -164,7 +160,6 @@ class ParameterChecks:
 
 
 def parameters_of(policy: type) -> tuple[Parameter, ...]:
-    """The parameters that a policy class, a dataclass, declares."""
     hints = get_type_hints(policy, include_extras=True)
     return tuple(_parameter(field, hints[field.name]) for field in dataclasses.fields(policy))
 

@@ -192,7 +192,6 @@ class Tasr(ParameterChecks):
         return float(np.interp(margin, *self._points())) if self.calibration else margin
 
     def _points(self) -> tuple[list[float], list[float]]:
-        """The calibration's margins, and what they are worth."""
         return [point[0] for point in self.calibration], [point[1] for point in self.calibration]
 
 

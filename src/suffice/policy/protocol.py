@@ -39,10 +39,8 @@ def suffices(reason: str, score: float) -> Decision:
 
 
 def hopeless(reason: str, score: float) -> Decision:
-    """The decision to stop because the full run would fail anyway."""
     return Decision(action="stop", reason=reason, stop_reason="hopeless", score=score)
 
 
 def stop_at_budget(reason: str, score: float) -> Decision:
-    """The decision to stop because a budget is used up, whatever the answer."""
     return Decision(action="stop", reason=reason, stop_reason="budget", score=score)

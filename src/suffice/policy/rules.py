@@ -147,7 +147,6 @@ class StableAnswer(ParameterChecks):
         return ""
 
     def _doubt(self, s: Signals) -> str:
-        """Which doubt the last step shows; "" if none."""
         if s.hedges is None:
             return "hedging in the last step is unknown"
         return f"same answer for {s.answer_streak} steps, but {s.hedges} hedges in the last" if s.hedges else ""

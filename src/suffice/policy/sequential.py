@@ -22,8 +22,43 @@ _ERROR: Final = ParameterRange(0.0, 1.0, low_open=True)
 _NODES: Final = 256  # of the quadrature over the prior
 
 
+class _RatioTest(ParameterChecks):
+    """Wald's test on the votes of the two leading answers: the leader leads, or the two are alike."""
+
+    __slots__ = ()
+    needs: ClassVar[tuple[str, ...]] = ("votes",)
+    alpha: float
+    beta: float
+
+    def log_ratio(self, top_votes: float, second_votes: float) -> float:
+        """The log-likelihood ratio of "the leader leads" against "the two are alike"."""
+        raise NotImplementedError
+
+    def decide(self, s: Signals) -> Decision:
+        if s.answer is None or not s.top_votes or s.second_votes is None:
+            return go_on("nobody has voted yet")
+        ratio, (leads, alike) = self.log_ratio(s.top_votes, s.second_votes), self._boundaries()
+        votes = f"with {s.top_votes} against {s.second_votes} votes"
+        if ratio >= leads:
+            return suffices(f"log-likelihood ratio {ratio:.5f} >= {leads:.5f}, {votes}", ratio)
+        if ratio <= alike:
+            return stop_at_budget(f"log-likelihood ratio {ratio:.5f}: the two leaders are alike, {votes}", ratio)
+        return go_on(f"log-likelihood ratio {ratio:.5f} < {leads:.5f}, {votes}", ratio)
+
+    def stops(self, columns: Columns) -> Stops:
+        top, second = known_column(columns, "top_votes"), known_column(columns, "second_votes")
+        ratio = by_counts(answered(columns) & (top > 0) & ~np.isnan(second), (top, second), self.log_ratio)
+        leads, alike = self._boundaries()
+        return np.select([ratio >= leads, ratio <= alike], [SUFFICES, BUDGET], 0).astype(np.int8)
+
+    def _boundaries(self) -> tuple[float, float]:
+        leads = log((1 - self.beta) / self.alpha) if self.beta < 1 else -inf
+        alike = log(self.beta / (1 - self.alpha)) if self.alpha < 1 else inf
+        return leads, alike
+
+
 @dataclass(frozen=True, slots=True)
-class Sprt(ParameterChecks):
+class Sprt(_RatioTest):
     """Stop when a sequential test tells the leader from the runner-up, or finds them alike (`stop_reason` is `budget`).
 
     ConSol (Lee et al. 2025, arXiv:2503.17587): Wald's test of p = p1 against p = 1/2 on the votes of the
@@ -39,22 +74,12 @@ class Sprt(ParameterChecks):
     alpha: Annotated[float, _ERROR] = 0.05  # chance of calling alike answers different
     beta: Annotated[float, _ERROR] = 0.949976  # chance of the reverse
 
-    needs: ClassVar[tuple[str, ...]] = ("votes",)
-
-    def decide(self, s: Signals) -> Decision:
-        if s.answer is None or not s.top_votes or s.second_votes is None:
-            return go_on("nobody has voted yet")
-        ratio = s.top_votes * log(self.p1 / 0.5) + s.second_votes * log((1 - self.p1) / 0.5)
-        return _verdict(ratio, self.alpha, self.beta, s.top_votes, s.second_votes)
-
-    def stops(self, columns: Columns) -> Stops:
-        top, second = known_column(columns, "top_votes"), known_column(columns, "second_votes")
-        ratio = top * log(self.p1 / 0.5) + second * log((1 - self.p1) / 0.5)
-        return _codes(np.where(answered(columns) & (top > 0), ratio, np.nan), self.alpha, self.beta)
+    def log_ratio(self, top_votes: float, second_votes: float) -> float:
+        return top_votes * log(self.p1 / 0.5) + second_votes * log((1 - self.p1) / 0.5)
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureSprt(ParameterChecks):
+class MixtureSprt(_RatioTest):
     """Stop when the same test says so under a prior over the leader's share.
 
     ConSol's mSPRT (Lee et al. 2025, arXiv:2503.17587): under "leads", p ~ Beta(prior_top, prior_second) cut to
@@ -68,20 +93,8 @@ class MixtureSprt(ParameterChecks):
     alpha: Annotated[float, _ERROR] = 0.05  # as above
     beta: Annotated[float, _ERROR] = 0.94994  # as above
 
-    needs: ClassVar[tuple[str, ...]] = ("votes",)
-
-    def decide(self, s: Signals) -> Decision:
-        if s.answer is None or not s.top_votes or s.second_votes is None:
-            return go_on("nobody has voted yet")
-        ratio = log_mean_ratio(s.top_votes, s.second_votes, self.prior_top, self.prior_second)
-        return _verdict(ratio, self.alpha, self.beta, s.top_votes, s.second_votes)
-
-    def stops(self, columns: Columns) -> Stops:
-        top, second = known_column(columns, "top_votes"), known_column(columns, "second_votes")
-        voted = answered(columns) & (top > 0) & ~np.isnan(second)
-        prior = self.prior_top, self.prior_second
-        ratio = by_counts(voted, (top, second), lambda first, other: log_mean_ratio(first, other, *prior))
-        return _codes(ratio, self.alpha, self.beta)
+    def log_ratio(self, top_votes: float, second_votes: float) -> float:
+        return log_mean_ratio(int(top_votes), int(second_votes), self.prior_top, self.prior_second)
 
 
 @lru_cache(maxsize=65_536)
@@ -107,38 +120,11 @@ def _nodes(
     total = prior_top + prior_second
     mean, spread = prior_top / total, sqrt(prior_top * prior_second / (total * total * (total + 1)))
     low, high = max(0.5, mean - 12 * spread), min(1.0, max(mean, 0.5) + 12 * spread)
-    points, weights = _legendre()
+    points, weights = np.polynomial.legendre.leggauss(_NODES)
     share = low + (high - low) * (points + 1) / 2
     density = (prior_top - 1) * np.log(2 * share) + (prior_second - 1) * np.log(2 * (1 - share))
     weights = weights * np.exp(density - density.max())
     return np.log(2 * share), np.log(2 * (1 - share)), weights / weights.sum()
-
-
-@lru_cache(maxsize=1)
-def _legendre() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return np.polynomial.legendre.leggauss(_NODES)
-
-
-def _verdict(ratio: float, alpha: float, beta: float, top_votes: float, second_votes: float) -> Decision:
-    leads, alike = _boundaries(alpha, beta)
-    votes = f"with {top_votes} against {second_votes} votes"
-    if ratio >= leads:
-        return suffices(f"log-likelihood ratio {ratio:.5f} >= {leads:.5f}, {votes}", ratio)
-    if ratio <= alike:
-        return stop_at_budget(f"log-likelihood ratio {ratio:.5f}: the two leaders are alike, {votes}", ratio)
-    return go_on(f"log-likelihood ratio {ratio:.5f} < {leads:.5f}, {votes}", ratio)
-
-
-def _codes(ratio: NDArray[np.float64], alpha: float, beta: float) -> Stops:
-    leads, alike = _boundaries(alpha, beta)
-    return np.select([ratio >= leads, ratio <= alike], [SUFFICES, BUDGET], 0).astype(np.int8)
-
-
-def _boundaries(alpha: float, beta: float) -> tuple[float, float]:
-    """Wald's two boundaries of the log-likelihood ratio: the leader leads above, the two are alike below."""
-    leads = log((1 - beta) / alpha) if beta < 1 else -inf
-    alike = log(beta / (1 - alpha)) if alpha < 1 else inf
-    return leads, alike
 
 
 Shapes: TypeAlias = tuple[tuple[float, ...], ...]

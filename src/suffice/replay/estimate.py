@@ -114,7 +114,6 @@ def _vote_run(prompt: str, calls: Sequence[LoggedCall], scorer: Scorer) -> LogRu
 
 
 def _thought_runs(call: LoggedCall, scorer: Scorer) -> Iterator[LogRun]:
-    """One run for each choice that shows its thought, cut at lines as the gateway does."""
     n = len(call.texts)
     for text, thought in zip(call.texts, call.thoughts, strict=True):
         if not thought:
@@ -223,7 +222,6 @@ def _ladder_for(made: LogRuns) -> str:
 
 
 def _spent(run: LogRun, place: int) -> int:
-    """Tokens of a run that is stopped behind the step at `place`, from 0."""
     if run.kind == "samples":
         drawn = min(len(run.steps), -(-(place + 1) // WAVE) * WAVE)
         return sum(s.tokens for s in run.steps[:drawn])
@@ -407,8 +405,6 @@ def estimate_levels(
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """What the log allows, drawn many times."""
-
     levels: tuple[str, ...]
     saving: Floats  # draws x levels
     probing: Floats  # draws: share of tokens that probes of audits cost

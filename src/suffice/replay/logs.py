@@ -330,7 +330,6 @@ def _format(path: Path) -> str:
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    """The objects of JSON lines, or of one JSON array; None for a line that is no object."""
     with open_unpacked(path) as file:
         if file.read(1) != b"[":
             file.seek(0)

@@ -54,7 +54,6 @@ class ReplayComparison:
 def compare_pairs(
     pairs: Sequence[QuestionPair], *, rng: np.random.Generator, confidence: float = 0.95
 ) -> ReplayComparison:
-    """Compare pair by pair. Raises ValueError without pairs."""
     if not pairs:
         raise ValueError("compare: needs at least one pair")
     values = np.array([[1.0, p.full_correct, p.correct, p.full_tokens, p.tokens] for p in pairs], dtype=np.float64)

@@ -31,7 +31,7 @@ from suffice.replay.traces.columns import (
     check_columns,
     vote_winners,
 )
-from suffice.replay.traces.parquet import write_traces_parquet
+from suffice.replay.traces.formats import write_traces_parquet
 from suffice.types import Kind
 
 N_CHOICES: Final = 6  # answers of a question: A to F

@@ -12,9 +12,8 @@ from suffice.errors import ConfigError
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.features import DENSE
 from suffice.replay.online.drift import parse_drift
-from suffice.replay.online.protocol import OnlineOptions, replay_online
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
 from suffice.replay.online.stream import RecordedTraffic, learner_of, make_traffic, run_stream
-from suffice.replay.online.summary import OnlineReport
 from suffice.replay.study.runs import read_runs
 from suffice.replay.traces.read import own_traces, survey
 from suffice.signals.features import FeatureSet

@@ -16,9 +16,8 @@ from suffice.errors import ConfigError
 from suffice.learn.certifier import full_runs
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import draw_order, parse_drift, split_worlds
-from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth, replay_online
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, Seed, _Job, _Truth, replay_online
 from suffice.replay.online.stream import RecordedTraffic
-from suffice.replay.online.summary import OnlineReport, Seed
 from suffice.settings import Control, Route
 from suffice.types import Epoch
 from tests.learn.runs_made import TOKENS, audits

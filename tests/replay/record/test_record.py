@@ -14,7 +14,7 @@ from suffice.episode import vote
 from suffice.errors import ConfigError
 from suffice.replay.record.recording import read_recorded_questions
 from suffice.replay.traces.columns import Batch
-from suffice.replay.traces.jsonl import RunRow, StepRow
+from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe
 from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought, ServerBehaviour, status

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.study.result import Choice, Family, PlotPoint, PolicyResult, SetPart, SetReport
+from suffice.replay.study.sets import Choice, Family, PlotPoint, PolicyResult, SetPart, SetReport
 
 
 def a_line(policy: str, family: Family = "given", choice: Choice = "fixed", **changes: Any) -> PolicyResult:

@@ -32,7 +32,7 @@ from suffice.replay.report.text import (
     format_report,
     print_report,
 )
-from suffice.replay.study.result import SetPart, SetReport
+from suffice.replay.study.sets import SetPart, SetReport
 from suffice.sanitize import printable
 from tests.replay.report.sample import a_line, a_report
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import find_first_passages
-from suffice.replay.study.result import MOST_CLASSES, Parts, class_names
 from suffice.replay.study.runs import Halts, Runs, select_runs
+from suffice.replay.study.sets import MOST_CLASSES, Parts, class_names
 from suffice.replay.study.sums import columns_of
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, runs_of

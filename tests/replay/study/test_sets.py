@@ -12,11 +12,10 @@ from bench.nested import nest, open_study
 
 from suffice.errors import ConfigError
 from suffice.replay.study.policies import build_ladders
-from suffice.replay.study.result import PolicyResult, SetReport
 from suffice.replay.study.scores import Score
-from suffice.replay.study.sets import FAMILIES, family_of, pools_of, replay_set
+from suffice.replay.study.sets import FAMILIES, PolicyResult, SetReport, family_of, pools_of, replay_set
 from suffice.replay.study.study import ReplayOptions
-from suffice.replay.traces.parquet import write_traces_parquet
+from suffice.replay.traces.formats import write_traces_parquet
 from suffice.replay.traces.read import survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind

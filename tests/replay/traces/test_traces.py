@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from suffice.episode.vote import count_votes
 from suffice.errors import ConfigError, TraceError
 from suffice.replay.traces.columns import KIND_OF_SETTING, RUN_COLUMNS, STEP_COLUMNS, Batch, vote_winners
-from suffice.replay.traces.jsonl import RunLog, RunRow, StepRow, run_rows, write_traces_jsonl
-from suffice.replay.traces.parquet import write_traces_parquet
+from suffice.replay.traces.formats import RunLog, RunRow, StepRow, run_rows, write_traces_jsonl, write_traces_parquet
 from suffice.replay.traces.read import read_traces, set_name
 from suffice.signals.query import query_signals
 from suffice.testing.traces import Synthetic

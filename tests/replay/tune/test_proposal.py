@@ -16,16 +16,19 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.policy.columns import CODES, stops_of
 from suffice.policy.learned import LearnedPolicy
-from suffice.replay.study.proposal import (
+from suffice.replay.study.runs import Halts, Runs, find_first_stops, select_runs
+from suffice.replay.study.scores import (
     MODEL_FILE,
     POLICY_FILE,
     PolicyProposal,
+    ScoreTable,
     build_proposal,
+    build_scored,
+    find_model_name,
     format_toml,
+    risk_column,
     write_proposal,
 )
-from suffice.replay.study.runs import Halts, Runs, find_first_stops, select_runs
-from suffice.replay.study.scores import ScoreTable, build_scored, find_model_name, risk_column
 from suffice.replay.study.search import Bench, TuneOptions, make_bench
 from suffice.replay.study.sums import folds_of
 from suffice.replay.traces.columns import Batch

@@ -27,12 +27,12 @@ from suffice.replay.study.policies import (
     list_policies,
     list_searched_folds,
 )
-from suffice.replay.study.proposal import build_proposal
 from suffice.replay.study.runs import Runs, find_first_stops
 from suffice.replay.study.scores import (
     SCORES,
     Score,
     ScoreTable,
+    build_proposal,
     build_scored,
     features_of,
     find_learned,

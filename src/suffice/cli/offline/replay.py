@@ -19,12 +19,10 @@ from suffice.cli.shell import FILE, Command, option, read_policy, stacked
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.online.drift import parse_drift
-from suffice.replay.online.protocol import OnlineOptions, replay_online
-from suffice.replay.online.summary import OnlineReport, print_online, write_courses
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, print_online, replay_online, write_courses
 from suffice.replay.report.page import write_report
 from suffice.replay.report.text import WIDTH, dump_lines, print_report
-from suffice.replay.study.result import SetReport
-from suffice.replay.study.sets import replay_set
+from suffice.replay.study.sets import SetReport, replay_set
 from suffice.replay.study.study import ReplayOptions
 from suffice.replay.study.sums import MARGIN
 from suffice.replay.traces.read import Survey, survey

@@ -15,8 +15,7 @@ from suffice.cli.shell import Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.report.text import as_plain, describe_percent, describe_points, dump_json
-from suffice.replay.study.proposal import PolicyProposal, build_proposal, format_toml, write_proposal
-from suffice.replay.study.scores import title_of
+from suffice.replay.study.scores import PolicyProposal, build_proposal, format_toml, title_of, write_proposal
 from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions, tune_set
 from suffice.replay.study.sums import MARGIN, N_FOLDS
 from suffice.replay.traces.read import Survey, survey

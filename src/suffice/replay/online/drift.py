@@ -64,12 +64,10 @@ class Drift:
 
     @property
     def file(self) -> Path | None:
-        """The file that the later requests come from; None: the same as before."""
         return Path(self.value) if self.kind == "set" else None
 
 
 def parse_drift(text: str) -> Drift:
-    """Read a drift. Raises ConfigError with what is allowed."""
     match = _SPEC.fullmatch(text.strip())
     kind = cast("Kind", match[1]) if match else "em"
     at = float(match[3] or 0) if match else 0.0
@@ -198,7 +196,6 @@ def _swapped(traffic: RecordedTraffic, drift: Drift, rng: np.random.Generator) -
 
 
 def _mixed(traffic: RecordedTraffic, drift: Drift, late: Ints, rng: np.random.Generator) -> Ints:
-    """Of the late requests as many as leave a class with its new share."""
     name, _, text = drift.value.rpartition(":")
     share = float(text)
     of_class = _of_class(traffic, name)[late]
@@ -225,7 +222,6 @@ def _refuse_empty(drift: Drift, *, before: bool, after: bool) -> None:
 
 
 def _run_em(traffic: RecordedTraffic) -> Floats:
-    """EM of the full runs of each request's model, shape (N,)."""
     _, model = np.unique(np.array(traffic.model), return_inverse=True)
     em: Floats = np.bincount(model, np.array(traffic.full_ok)) / np.bincount(model)
     return em[model]
@@ -271,7 +267,6 @@ def draw_order(
 
 
 def _bootstrap(question: Sequence[str], n: int, rng: np.random.Generator) -> Ints:
-    """n requests: whole questions drawn with replacement, then shuffled."""
     names, number = np.unique(np.array(question, dtype=object).astype(str), return_inverse=True)
     rows = [np.flatnonzero(number == q) for q in range(len(names))]
     drawn, total = [], 0

@@ -179,7 +179,6 @@ class Stream:
     changes: tuple[CertifierDecision, ...]
 
     def reduction(self, part: slice, *, probes: bool = True) -> float:
-        """Token reduction over some of the requests, a fraction."""
         spent = self.tokens[part].sum() - (0.0 if probes else self.probes[part].sum())
         return float(1 - spent / max(1.0, self.full[part].sum()))
 

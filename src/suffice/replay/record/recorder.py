@@ -26,7 +26,7 @@ from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe
 from suffice.replay.traces.columns import LAST, MAJORITY_VOTE
-from suffice.replay.traces.jsonl import RunRow, StepRow
+from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.scoring.base import Scorer
 from suffice.settings import Extra, Upstream
 from suffice.signals.folds.wording import Hedges
@@ -51,7 +51,6 @@ class Recorder:
     dataset: str = ""  # what the questions are called
 
     async def run(self, asked: QuestionLine) -> RunRow:
-        """The line of one question. Raises UpstreamError when the upstream fails for good."""
         return await (self._samples(asked) if self.recipe.kind == "samples" else self._chain(asked))
 
     async def _samples(self, asked: QuestionLine) -> RunRow:
@@ -146,7 +145,6 @@ class Recorder:
         )
 
     async def _read_chain(self, asked: QuestionLine) -> RecordedChain:
-        """Read one chain to its end. Raises UpstreamError."""
         body, settings = self.recipe.body(asked), self.client.settings
         ledger, tap = Ledger(self._request(asked), 0.0), Tap()
         account = ledger.open_call("main")
@@ -204,7 +202,6 @@ class Recorder:
         return trial
 
     def _is_right(self, answer: str | None, asked: QuestionLine) -> bool:
-        """Is it the reference? No answer is a wrong answer."""
         return self.scorer.match(answer, self.scorer.normalise(asked.gold) or asked.gold)
 
     def _step(
@@ -291,8 +288,6 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class RecordedChain:
-    """A chain that was read to its end."""
-
     points: Sequence[Checkpoint]
     reader: ChainReader
     account: CallAccount
@@ -329,7 +324,6 @@ class Tap(Delivery):
 
 
 def _logprobs_in(body: Mapping[str, Any]) -> list[float]:
-    """Log-probabilities of a completion's tokens; [] where it has none."""
     choices = body.get("choices") or [{}]
     listed = (choices[0].get("logprobs") or {}).get("content") or []
     return [float(t["logprob"]) for t in listed if isinstance(t, dict) and isinstance(t.get("logprob"), int | float)]

@@ -1,7 +1,7 @@
 """What is recorded and how it is kept: the questions, the settings that every run shares, and the file on disk.
 
 The settings travel with each run in its `meta`, so a recording resumes only as it was begun. While it runs, each
-finished run is one line of `OUT.part`, on disk before the next question begins (`traces.jsonl.RunLog`). At every
+finished run is one line of `OUT.part`, on disk before the next question begins (`traces.formats.RunLog`). At every
 orderly end all lines are packed into `OUT`, which appears at once or not at all. A crash loses or repeats no run.
 """
 
@@ -22,7 +22,7 @@ import msgspec
 
 from suffice.errors import ConfigError, StoreError
 from suffice.files import json_object, open_unpacked, whole_file
-from suffice.replay.traces.jsonl import RunLog, RunRow, open_packed
+from suffice.replay.traces.formats import RunLog, RunRow, open_packed
 from suffice.scoring.base import Spec
 from suffice.settings import Probe, Steps
 from suffice.upstream.continuation import N_RIVALS
@@ -128,7 +128,6 @@ def _read_line(line: str, where: str) -> QuestionLine:
 
 
 def _text(item: Mapping[str, Any], name: str, where: str) -> str | None:
-    """A field that is text; a number is taken as it is written."""
     value = item.get(name)
     if value is None or isinstance(value, str):
         return value
@@ -191,7 +190,6 @@ class RecordingFile:
         self.done.add(row.question_id)
 
     def _take_up(self, log: RunLog) -> None:
-        """Note which questions are done; refuse what was recorded in another way."""
         self.torn = log.torn
         for _, _, run, question in log.ids:
             if run != self._recipe.hash:

@@ -24,7 +24,7 @@ from suffice.replay.report.text import (
     format_interval,
     group_lines,
 )
-from suffice.replay.study.result import PolicyResult, SetPart, SetReport
+from suffice.replay.study.sets import PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
 
 
@@ -41,7 +41,6 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
 
 
 def join_html(children: Iterable[str]) -> Html:
-    """Children one after the other, escaped where they are not Html."""
     return Html("".join(child if isinstance(child, Html) else _escape(child) for child in children))
 
 
@@ -126,7 +125,6 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
 
 
 def _file_names(sets: Sequence[str]) -> list[str]:
-    """A name for the files of each set: plain characters, no two alike."""
     names: list[str] = []
     for name in sets:
         plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or "set"
@@ -186,7 +184,6 @@ def _overview(drawn: Sequence[_SetFigures]) -> list[Html]:
 
 
 def _drop(line: PolicyResult, target: float) -> str:
-    """The drop, marked where it is above the target."""
     if line.em_drop <= target or line.family in ("full", "oracle"):
         return describe_percent(line.em_drop)
     return tag("span", describe_percent(line.em_drop), class_="bad", title="above the target")
@@ -278,7 +275,6 @@ def _specs(report: SetReport) -> list[Html]:
 
 
 def _parts(parts: Mapping[str, Sequence[SetPart]], what: str) -> list[Html]:
-    """A table for each policy; the first one is open."""
     heads = [what, "runs", "questions", "full EM %", "drop, points", "lost", "gained", "tokens saved %"]
     tables: list[Html] = []
     for policy, rows in parts.items():

@@ -19,7 +19,7 @@ from typing import Any, Final
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
 from suffice.replay.report.text import assign_letters, describe_percent, describe_points
-from suffice.replay.study.result import PlotPoint, PolicyResult, SetPart, SetReport
+from suffice.replay.study.sets import PlotPoint, PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
 
 INK: Final = "#22272e"  # text and axes; the page puts its own colours in the place of these three
@@ -87,7 +87,6 @@ def draw_frontier(report: SetReport) -> PlotFiles:
 
 
 def draw_classes(report: SetReport) -> PlotFiles | None:
-    """Drop and saving of every class under each policy; None when there are no classes."""
     names = _classes(report)
     if not names:
         return None
@@ -221,7 +220,6 @@ def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: 
 
 
 def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
-    """The letter of each line at its point; lines that lie on one point share one text."""
     at: dict[tuple[float, float], list[tuple[str, float, float]]] = {}
     for letter, line in zip(assign_letters(lines), lines, strict=True):
         x, y = 100 * line.em_drop, 100 * line.token_reduction
@@ -249,7 +247,6 @@ def _classes(report: SetReport) -> list[str]:
 
 
 def _short(name: str, most: int = 40) -> str:
-    """A name that fits, without what cannot be shown."""
     shown = printable(name)
     shown = f"\u200b{shown}" if shown.startswith("_") else shown  # matplotlib hides labels that begin so
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"

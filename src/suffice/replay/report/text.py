@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.study.result import Choice, Family, PolicyResult, SetReport
+from suffice.replay.study.sets import Choice, Family, PolicyResult, SetReport
 from suffice.sanitize import computes, plural, printable
 
 GROUPS: Final[tuple[tuple[Family, Choice | None, str], ...]] = (
@@ -41,7 +41,6 @@ _ORACLES: Final = {
 
 
 def group_lines(lines: Sequence[PolicyResult]) -> list[tuple[str, list[PolicyResult]]]:
-    """The lines under their headings, in the order of GROUPS; groups without lines are left out."""
     groups = []
     for family, choice, heading in GROUPS:
         own = [line for line in lines if line.family == family and choice in (None, line.choice)]
@@ -67,12 +66,10 @@ def describe_percent(share: float | None, digits: int = 1) -> str:
 
 
 def format_interval(of: Interval | None) -> str:
-    """Both ends in percent or points: "−0.2 to 1.4"."""
     return UNKNOWN if of is None else f"{describe_percent(of.low)} to {describe_percent(of.high)}"
 
 
 def describe_points(share: float) -> str:
-    """A difference of two shares in words: "0.6 points", "1 point"."""
     text = describe_percent(share).removesuffix(".0")
     return f"{text} point" if text in ("1", "\u22121") else f"{text} points"
 
@@ -158,7 +155,6 @@ _HEADS: Final = ("policy", "EM %", "drop", "95 %", "lost", "gained", "saved %", 
 
 
 def print_report(report: SetReport, console: Console) -> None:
-    """Print one set: what it says, the table, and what its columns mean."""
     first = report.lines[0] if report.lines else None
     size = "" if first is None else f": {plural(first.n_episodes, 'run')} of {plural(first.n_questions, 'question')}"
     console.print(Text(f"{printable(report.set)}, {report.kind}{size}", style="bold"))
@@ -173,14 +169,12 @@ def print_report(report: SetReport, console: Console) -> None:
 
 
 def format_report(report: SetReport, *, width: int = WIDTH) -> str:
-    """The same as plain text, without colours, whatever the output is."""
     out = io.StringIO()
     print_report(report, Console(file=out, width=width, color_system=None, force_terminal=False))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def build_table(heads: Sequence[str], *, width: int | None = None) -> Table:
-    """A table without lines: names in the first column, numbers in the others."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", width=width)
     table.add_column(heads[0], ratio=None if width is None else 1, overflow="fold")
     for head in heads[1:]:
@@ -226,7 +220,6 @@ def _legend(report: SetReport) -> str:
 
 
 def build_line(line: PolicyResult) -> dict[str, Any]:
-    """One line of the table as JSON."""
     values: dict[str, Any] = {}
     for name, value in as_plain(line).items():
         values[name] = value

@@ -49,8 +49,6 @@ FIXED: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 class ParameterSource(Protocol):
-    """A trial of Optuna, or anything that draws like one."""
-
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
@@ -161,8 +159,6 @@ _NARROWED: Final[Mapping[str, Family]] = {
 
 
 class GridRow(NamedTuple):
-    """One published rule with one parameter that moves from safe to aggressive."""
-
     name: str  # the policy, and behind a comma what is fixed
     parameter: str
     values: Sequence[int | float]  # safe first
@@ -295,7 +291,6 @@ def _draw_family(trial: ParameterSource, place: str, name: str, size: Size) -> d
 
 
 def _draw_learned(trial: ParameterSource, place: str, size: Size) -> dict[str, Any]:
-    """A learned policy: which model, at which level, and whether it gives up runs that will fail anyway."""
     words, prices = _words(size)
     word = trial.suggest_categorical(f"{place}.model", (*words, *((VALUE,) if prices else ())))
 
@@ -392,7 +387,6 @@ def build_ladders(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
 
 
 def build_given_ladder(spec: Spec, label: str) -> Ladder:
-    """A ladder of one rung: a policy that the user wrote down. Raises ConfigError."""
     return Ladder(name=label, origin="given", rungs=(_rung(spec, label),))
 
 

@@ -114,7 +114,6 @@ def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, p
 def stream_runs(
     data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int, share: float
 ) -> Iterator[Runs]:
-    """The runs of a share of a set's questions, batch by batch. See `make_runs`."""
     for batch in data.batches(share=share):
         yield make_runs(batch, needs, probe_tokens=probe_tokens, planned_steps=longest)
 
@@ -150,7 +149,6 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
 
 
 def select_runs(runs: Runs, keep: Bools) -> Runs:
-    """The runs where `keep` holds, shape (E,)."""
     which = np.flatnonzero(keep).tolist()
     return replace(
         _select_rows(runs, keep[runs.run_of_row], runs.n_steps[keep]),
@@ -229,7 +227,6 @@ def _last_rows(batch: Batch) -> Ints:
 
 
 def _sum_within(values: NDArray[np.generic], offset: Ints) -> Floats:
-    """Sums from each run's first step on, shape (T,)."""
     total = np.cumsum(values, dtype=np.float64)
     before = np.concatenate([[0.0], total])[offset[:-1]]
     within: Floats = total - np.repeat(before, np.diff(offset))

@@ -107,8 +107,6 @@ class Optimism:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OuterFold:
-    """One outer fold: the winner of the search without it, and what that does on it."""
-
     fold: int
     n_questions: int  # unseen ones
     spec: Spec | None  # a model named by a word; None: never stop
@@ -139,7 +137,6 @@ class TunedSet:
 
     @property
     def winners(self) -> dict[str, int]:
-        """Which policies won, by name, and in how many folds; the most frequent first."""
         return dict(Counter(title_of(fold.spec) for fold in self.folds).most_common())
 
 
@@ -215,7 +212,6 @@ class Bench:
         return replace(self._nothing, values=sum_by_group(self._group, summed, len(self.fold))[:, None, :])
 
     def figures(self, spec: Spec | None, v: int | None) -> PolicyFigures:
-        """What a search without fold `v` sees of a policy."""
         sums = self.judge(spec, v)
         return figures_of(sums, sums.weights(v))
 
@@ -223,7 +219,6 @@ class Bench:
         return np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self._group] != v
 
     def classes(self, v: int | None) -> FoundClasses:
-        """The classes that a search without fold `v` finds."""
         if v not in self._classes:
             self._classes[v] = number_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
         return self._classes[v]
@@ -246,7 +241,6 @@ class Bench:
         return float(f"{risks[min(len(risks) - 1, int(share * len(risks)))]:.6g}")
 
     def size(self, v: int | None, *, by_class: bool = False) -> Size:
-        """What may be tried: lengths of the runs outside fold `v`, their models' levels, and their found classes."""
         runs = self.taken(v)
         few, many = np.quantile(self.runs.full_tokens[runs], [0.02, 0.98])
         return Size(
@@ -460,7 +454,6 @@ def optimism_of(nested: Sequence[tuple[int, QuestionSums]], *, n_draws: int, rng
 
 
 def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
-    """All questions, each under the winner of the search without its fold."""
     first = nested[0][1]
     values = first.values.copy()
     for v, sums in nested:

@@ -62,8 +62,6 @@ class ReplayOptions:
 
 
 class LadderPool(NamedTuple):
-    """What a point is picked from: some ladders, by name."""
-
     name: str
     ladders: tuple[str, ...]
 
@@ -112,7 +110,6 @@ def find_halts(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list
 def lay_rungs(
     runs: Runs, fixed: Sequence[tuple[Ladder, Sequence[Halts]]], learned: Mapping[str, ScoreLevels]
 ) -> RungSums:
-    """Sums of every rung: those of the ladders, and each learned score at its levels."""
     rungs: list[Rung] = []
     halts: list[Halts] = []
     slices: dict[str, slice] = {}
@@ -149,7 +146,6 @@ class Study:
         return risk_and_codes(score, p, self._fits[True].scores(HOPELESS_KEY, v), self.runs)
 
     def lay(self, v: int | None) -> RungSums:
-        """All rungs of all ladders: published ones, and learned ones at the levels that fold `v` may know."""
         train = np.ones(len(self.runs.cost), dtype=bool) if v is None else self.fold[self.runs.run_of_row] != v
         learned = {}
         for score in self.options.scores:
@@ -189,7 +185,6 @@ class Study:
         return halts
 
     def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
-        """Risk and stop codes of the rows of other runs, by the models that were frozen."""
         score = next(score for score in self.options.scores if score.name == name)
         x = {asked: features_of(runs, self._fits[asked].chosen) for asked in {True, score.query_signals}}
         hopeless = score_rows(frozen.models["hopeless"], x[True])
@@ -211,7 +206,6 @@ class Target(NamedTuple):
 
 
 def find_classes_in(runs: Runs, keep: Bools, most: int) -> Classes:
-    """Classes found in the runs where `keep` holds, shape (E,): at most so many."""
     good = good_rows(runs, "as-good")[runs.starts[:-1]]
     return find_classes([runs.queries[i] for i in np.flatnonzero(keep).tolist()], good[keep], max_classes=most)
 

@@ -38,7 +38,6 @@ class QuestionSums:
     values: Floats  # (G, C, 7): see FIELDS; tokens include probes
 
     def of(self, field: str) -> Floats:
-        """One field, shape (G, C)."""
         return self.values[:, :, FIELDS.index(field)]
 
     @property
@@ -55,7 +54,6 @@ class QuestionSums:
         return self.of("lost") - self.of("gained")
 
     def columns(self, keep: Sequence[int] | slice) -> QuestionSums:
-        """The same questions with some of the policies."""
         return replace(self, values=self.values[:, keep, :])
 
     def weights(self, v: int | None) -> Floats:
@@ -73,7 +71,6 @@ def question_fold(question: str) -> int:
 
 
 def folds_of(runs: Runs) -> Ints:
-    """The fold of each run, by its question, shape (E,)."""
     cache = {question: question_fold(question) for question in set(runs.question)}
     return np.array([cache[question] for question in runs.question], dtype=np.int64)
 
@@ -90,7 +87,6 @@ def groups_of(runs: Runs) -> tuple[Ints, Ints]:
 
 
 def sum_by_group(group: Ints, columns: Sequence[Floats | Bools], n_groups: int) -> Floats:
-    """Sums of some columns over the runs of each group, shape (G, columns)."""
     return np.stack([np.bincount(group, column, n_groups) for column in columns], axis=1)
 
 
@@ -282,7 +278,6 @@ def _percentiles(drawn: Floats) -> list[Interval]:
 
 
 def never_stop(sums: QuestionSums) -> QuestionSums:
-    """Full runs as one policy over the same questions."""
     values = np.zeros((len(sums.base), 1, len(FIELDS)))
     values[:, 0, FIELDS.index("tokens")] = sums.full_tokens
     return replace(sums, values=values)

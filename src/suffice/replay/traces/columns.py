@@ -104,7 +104,6 @@ class TextColumn:
         return cls(np.array(codes, dtype=np.int32), tuple(index))
 
     def texts(self) -> list[str | None]:
-        """The column as a list; equal texts are one object."""
         by_code = np.empty(len(self.words) + 1, dtype=object)
         by_code[:-1] = self.words
         by_code[-1] = None  # code -1
@@ -141,7 +140,6 @@ class TraceColumns:
         return [text for text in self.text(name) if text is not None]
 
     def step_text(self, name: str) -> list[str | None] | None:
-        """A text column of the steps; None: the file has none."""
         column = self.step_texts.get(name)
         return None if column is None or not column.words else column.texts()
 
@@ -181,7 +179,6 @@ class TraceColumns:
 
 
 def check_columns(columns: TraceColumns) -> None:
-    """Raise TraceError at the first thing that the common form does not allow."""
     for name, form in RUN_COLUMNS.items():
         values = columns.texts[name].codes if name in columns.texts else columns.numbers.get(name)
         bad = _first_bad(values, form)
@@ -478,7 +475,6 @@ def _batch(columns: TraceColumns, name: str) -> Batch:
 
 
 def _one_of(columns: TraceColumns, name: str, allowed: tuple[str, ...]) -> str:
-    """The one value that a column has in these runs. Raises TraceError when it is not allowed."""
     column = columns.texts[name]
     value = column.words[int(column.codes[0])]
     if value not in allowed:
@@ -489,10 +485,8 @@ def _one_of(columns: TraceColumns, name: str, allowed: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=4_096)
 def _read_off(question: str | None) -> Query:
-    """What the words of a question tell, remembered, because many runs ask the same one."""
     return query_signals(question, metadata={})
 
 
 def _known(values: Floats) -> list[float | None]:
-    """Numbers as a policy sees them: None for what is unknown."""
     return [None if value != value else value for value in values.tolist()]  # noqa: PLR0124 (only NaN differs from itself)

@@ -20,8 +20,7 @@ from suffice.errors import ConfigError, TraceError
 from suffice.learn.audits import Bools
 from suffice.learn.groups import place_of
 from suffice.replay.traces.columns import Batch, HashSet, TraceColumns, as_batches, check_columns
-from suffice.replay.traces.jsonl import read_jsonl
-from suffice.replay.traces.parquet import read_parquet
+from suffice.replay.traces.formats import read_jsonl, read_parquet
 from suffice.types import Kind
 
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
@@ -31,7 +30,6 @@ Selection: TypeAlias = Callable[[TraceColumns], Bools]  # which runs of a stretc
 
 
 def parse_where(text: str) -> Selection:
-    """Read conditions, separated by commas. Raises ConfigError with what is allowed."""
     tests: dict[tuple[str, bool], list[Callable[[str], object]]] = defaultdict(list)  # column and wanted → alternatives
     for condition in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*(.*?)\s*", condition, re.DOTALL)
@@ -138,11 +136,9 @@ class Survey:
 
     @property
     def share(self) -> float:
-        """Share of the questions that fit into memory, in (0, 1]."""
         return min(1.0, self.most_steps / max(1, self.n_steps))
 
     def batches(self, *, share: float = 1.0) -> Iterator[Batch]:
-        """Read the set again: all of it, or that share of its questions."""
         return read_traces(self.files, where=self.where, keep=self._keep(share))
 
     def _keep(self, share: float) -> Selection | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from suffice.errors import TraceError
-from suffice.replay.traces.parquet import pyarrow
+from suffice.replay.traces.formats import pyarrow
 from suffice.sanitize import text_in
 
 FORMATS: Final = ("csv", "jsonl", "parquet")
@@ -24,7 +24,6 @@ Row = tuple[int, dict[str, Any]]  # number of the row, 1 is the first behind a h
 
 
 def detect_table_format(path: Path) -> str:
-    """The format of a file, by its suffix. Raises TraceError."""
     name = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
     if name is None:
         raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
@@ -32,7 +31,6 @@ def detect_table_format(path: Path) -> str:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, whose suffix names its format. Raises TraceError."""
     readers = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}
     yield from readers[detect_table_format(path)](path)
 
