@@ -180,12 +180,9 @@ NOBODY: Final = Principal(person=None)
 
 
 class ConsoleAuth:
-    """Decides who asks and whether they may; starts and ends sessions.
+    """Decides who asks and whether they may; starts and ends sessions, which last `session_s`.
 
-    roster        the people as the file has them now; None: there is no file yet
-    browsers      which names a browser may call us by
-    session_s     how long a login lasts
-    random_bytes  of the system
+    roster  the people as the file has them now; None: there is no file yet
     """
 
     def __init__(

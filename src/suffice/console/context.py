@@ -169,10 +169,8 @@ PING_S: Final = 15.0
 class Live:
     """Everybody who watches the first page.
 
-    look      a mark of what is to be seen in a window; another mark: something has changed
-    part      the part of the page for a window
-    every_s   between two looks
-    closing   is the gateway ending?
+    look  a mark of what a window shows; another mark: something has changed
+    part  the part of the page for a window
     """
 
     def __init__(

@@ -35,18 +35,13 @@ AUTHOR: Final = "ann"
 
 @dataclass(slots=True, kw_only=True)
 class MonthTrials:
-    """The route on which people try things.
-
-    secret  of the deployment, which signs versions
-    salt    of the month's draws
-    rng     its own: however many requests come, the other routes draw the same
-    """
+    """The route on which people try things."""
 
     settings: Settings
     writer: Decisions
-    secret: str
-    salt: str
-    rng: random.Random
+    secret: str  # of the deployment, which signs versions
+    salt: str  # of the month's draws
+    rng: random.Random  # its own: however many requests come, the other routes draw the same
     base: BuiltRoute = field(init=False)
     variants: Variants = field(init=False)
     full_tokens: list[int] = field(default_factory=list)

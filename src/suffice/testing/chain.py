@@ -36,16 +36,12 @@ class ScriptedThought:
     >>> thought.answer_after("2 and 2").tokens, thought.answer_after("2 and 2\nmake 4").tokens
     (('3',), ('4',))
 
-    steps         (text, answer) or (text, answer, p) or At; a step counts once all its words are out
-    final_answer  what the model says when it ends the thought by itself
-    final_p       probability of each token of it
-    reply         everything else: field, delays, usage, faults
     """
 
-    steps: Sequence[At | tuple[str, str] | tuple[str, str, float]]
-    final_answer: str
-    final_p: float = 0.9
-    reply: Reply = field(default_factory=Reply)
+    steps: Sequence[At | tuple[str, str] | tuple[str, str, float]]  # a step counts once all its words are out
+    final_answer: str  # what the model says when it ends the thought by itself
+    final_p: float = 0.9  # probability of each token of it
+    reply: Reply = field(default_factory=Reply)  # everything else: field, delays, usage, faults
 
     def __call__(self, seen: FakeRequest) -> Reply:  # noqa: ARG002  it says the same to everyone
         tokens = [token for step in self._steps for token in cut(step.text)]

@@ -30,38 +30,21 @@ _PREFIXED: tuple[Dialect, ...] = ("deepseek", "mistral")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerBehaviour:
-    """How a fake model server behaves, whatever its model says.
-
-    dialect        "llama.cpp", plain "openai" (no control, no template, no continuation of a prefill), or
-                   "vllm", "sglang", "deepseek", "mistral"; what an engine would misread is refused
-    keeps_budgets  vLLM and SGLang were started so that they keep budgets of thought
-    scripts        streams by model name; a request for such a model gets that stream instead
-    paths          by "METHOD /path", without /v1: endpoints of other APIs, played as they stand
-    slots          completions generated at once, the others wait; None: no limit
-    opens_thought  the chat template writes the opening tag of the thought
-    prefill_echo   the reply to a continued assistant message begins with that message's text
-    prefix_cache   prompts that begin like an earlier one report cached tokens
-    ignores        fields of a request that are accepted and have no effect; `continue_final_message`
-                   among them: an assistant's last message is not continued
-    cancels        False: a client that hangs up does not end the generation
-    models         names listed under /models
-    api_key        refuse requests without it; None: open to all
-    idle_close_s   close idle connections after so long; None: never
-    """
+    """How a fake model server behaves, whatever its model says. What its engine would misread is refused."""
 
     dialect: Dialect = "llama.cpp"
-    keeps_budgets: bool = True
-    scripts: Mapping[str, Script] = field(default_factory=dict)
-    paths: Mapping[str, Script] = field(default_factory=dict)
-    slots: int | None = None
-    opens_thought: bool = True
-    prefill_echo: bool = False
-    prefix_cache: bool = False
-    ignores: tuple[str, ...] = ()
-    cancels: bool = True
-    models: tuple[str, ...] = ("fake",)
-    api_key: str | None = None
-    idle_close_s: float | None = None
+    keeps_budgets: bool = True  # vLLM and SGLang were started so that they keep budgets of thought
+    scripts: Mapping[str, Script] = field(default_factory=dict)  # by model name: streams that are played instead
+    paths: Mapping[str, Script] = field(default_factory=dict)  # by "METHOD /path" without /v1: endpoints of other APIs
+    slots: int | None = None  # completions generated at once, the others wait; None: no limit
+    opens_thought: bool = True  # the chat template writes the opening tag of the thought
+    prefill_echo: bool = False  # the reply to a continued assistant message begins with that message's text
+    prefix_cache: bool = False  # prompts that begin like an earlier one report cached tokens
+    ignores: tuple[str, ...] = ()  # fields of a request that are accepted and have no effect
+    cancels: bool = True  # False: a client that hangs up does not end the generation
+    models: tuple[str, ...] = ("fake",)  # listed under /models
+    api_key: str | None = None  # requests without it are refused; None: open to all
+    idle_close_s: float | None = None  # idle connections are closed after so long; None: never
     port: int = 0  # 0: one that is free
 
 

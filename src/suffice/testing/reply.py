@@ -23,6 +23,7 @@ UsageStyle: TypeAlias = Literal[
     "zero_first",  # zeros in the first chunk, the truth in the last
     "none",  # never, not even in the non-streamed answer
 ]
+# Plain "openai" has no control, no template and no continuation of a prefill.
 Dialect: TypeAlias = Literal["llama.cpp", "openai", "vllm", "sglang", "deepseek", "mistral"]
 Death: TypeAlias = Literal["rst", "fin", "error_frame"]
 

@@ -54,9 +54,8 @@ class FakeUpstream:
     >>> answer["choices"][0]["message"]["content"], fake.total_prompt_tokens, fake.total_completion_tokens
     ('four', 3, 2)
 
-    says       a Reply for every request, a Script, or a function from FakeRequest to one of them;
-               `ScriptedThought`, `Samples` and `Questions` are such functions
-    behaviour  everything that does not depend on the model
+    says  a Reply for every request, a Script, or a function from FakeRequest to one of them, such as
+          `ScriptedThought`, `Samples` and `Questions`
     """
 
     def __init__(self, says: Reply | Script | Answerer | None = None, behaviour: ServerBehaviour | None = None) -> None:
