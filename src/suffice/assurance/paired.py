@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.certify import Counts, check_budget, log_bets, log_wealth
+from suffice.assurance.certify import Counts, check_budget, log_bets, mixed
 
 Floats = NDArray[np.float64]
 
@@ -39,8 +39,8 @@ def upper_drop(counts: Counts, *, delta: float) -> Floats:
     low, high = np.zeros(len(counts.same)), np.ones(len(counts.same))
     for _ in range(24):
         middle = np.clip((low + high) / 2, 1e-9, 1 - 1e-9)
-        each = [float(log_wealth(_one(counts, a), max_em_drop=float(m), bets=BETS)[0]) for a, m in enumerate(middle)]
-        refuted = np.array(each) >= log(1 / delta)
+        wealth = mixed(log_bets(counts.gained, counts.same, counts.lost, middle, bets=BETS))
+        refuted = wealth >= log(1 / delta)
         low, high = np.where(refuted, low, middle), np.where(refuted, middle, high)
     return high
 
@@ -99,10 +99,6 @@ class PairedView:
             f"{arm}: EM lower by {100 * self.drop:.2f} points on {self.n} pairs, less than {100 * self.drop_high:.2f}"
             f" proved; {self.disagreement:.1%} of answers differ from the full run's, and {own} between two full runs"
         )
-
-
-def _one(counts: Counts, arm: int) -> Counts:
-    return Counts(counts.gained[arm : arm + 1], counts.same[arm : arm + 1], counts.lost[arm : arm + 1])
 
 
 # --------------------------------------------------------------------------- importance-weighted terms

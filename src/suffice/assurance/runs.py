@@ -107,6 +107,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
     finished = outcome.end_reason in FINISHED_ENDS
+    would_cost = outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
     if outcome.usage is not None:
         usage, overhead = outcome.usage, outcome.overhead
         spent = usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
@@ -125,7 +126,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         would_spend=would_spend,
         cost_usd=outcome.cost_usd,
         baseline_usd=None if alone_usd is None else alone_usd * factor,
-        would_cost_usd=_would_cost(outcome) if finished else None,
+        would_cost_usd=would_cost if finished else None,
         correct=_is_right(outcome.answer, label, match) if label is not None and counts else None,
         disagrees=_disagrees(request, outcome) if full else None,
         drop=_drop(request, outcome, label, match) if full else None,
@@ -142,11 +143,6 @@ def _would_spend(outcome: Outcome, delivered: int) -> int:
     later = 0 if stop is None else sum(step.tokens for step in outcome.steps if step.index > stop)
     probes = sum(step.probe_tokens for step in outcome.steps if stop is None or step.index <= stop)
     return max(0, delivered - later) + probes
-
-
-def _would_cost(outcome: Outcome) -> float | None:
-    """Money had the shadow stop been made; all of it where the policy did not stop."""
-    return outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
 
 
 def _is_right(answer: str | None, label: Feedback, match: Match) -> bool:

@@ -208,8 +208,11 @@ class ClassGuards:
         alarm = guard.detector.add(here) and guard.n_audits >= KNOWN_AUDITS
         if alarm:
             self._step(guard, +1)
-        elif guard.steps_down and self._may_return(guard, pooled):
-            self._step(guard, -1)
+        elif guard.steps_down:
+            wealth = log_wealth(guard.since, max_em_drop=self._allowed)
+            # Do the audits since the last move prove that the class keeps its bound one step further up?
+            if wealth[self._below(pooled, guard.steps_down - 1)] >= log(1 / self._delta):
+                self._step(guard, -1)
         return alarm
 
     def judge_anew(self, query_class: str, z: NDArray[np.int8]) -> None:
@@ -224,11 +227,6 @@ class ClassGuards:
         guard.steps_down = min(STEPS, guard.steps_down + by)
         guard.detector.reset()
         guard.since = count_outcomes(np.zeros((0, self._n_levels), dtype=np.int8))
-
-    def _may_return(self, guard: _Guard, pooled: int) -> bool:
-        """Do the audits since the last move prove that the class keeps its bound one step further up?"""
-        wealth = log_wealth(guard.since, max_em_drop=self._allowed)
-        return float(wealth[self._below(pooled, guard.steps_down - 1)]) >= log(1 / self._delta)
 
 
 @dataclass(slots=True, eq=False)

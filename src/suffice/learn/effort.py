@@ -18,6 +18,7 @@ import numpy as np
 
 from suffice.assurance.certify import Counts, certified_level, count_outcomes, weighted_log_wealth
 from suffice.assurance.paired import BETS, PairedView, Repeats, pairs_to_certify, upper_drop
+from suffice.learn.audits import Small
 
 Knob: TypeAlias = str | int | float | bool | None
 
@@ -96,13 +97,23 @@ def certify_arms(
     """
     due = [pair for pair in pairs if pair.due <= now]
     of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]
+    z_of_arm = [
+        np.array([1 if pair.z is None else pair.z for pair in some], dtype=np.int8).reshape(-1, 1) for some in of_arm
+    ]
     repeats = Repeats(n=len(of_arm[0]), n_disagree=sum(pair.disagrees for pair in of_arm[0]))
-    counts = _counts([[_loss(pair) for pair in some] for some in of_arm])
-    wealth = np.array([_wealth(some, max_em_drop) for some in of_arm])
-    highs = upper_drop(counts, delta=delta)
+    each = [count_outcomes(z) for z in z_of_arm]
+    counts = Counts(*(np.concatenate([getattr(one, name) for one in each]) for name in ("gained", "same", "lost")))
+    weights = [np.array([pair.weight for pair in some]) for some in of_arm]
+    wealth = np.concatenate(
+        [
+            weighted_log_wealth(z, weight, max_em_drop=max_em_drop, bets=BETS)
+            for z, weight in zip(z_of_arm, weights, strict=True)
+        ]
+    )
+    highs = upper_drop(counts, delta=delta).tolist()
     return CertifiedArms(
         in_force=certified_level(wealth, delta=delta),
-        views=tuple(_view(of_arm[arm], float(highs[arm]), repeats) for arm in range(1, n_arms)),
+        views=tuple(_view(of_arm[arm], z_of_arm[arm], highs[arm], repeats) for arm in range(1, n_arms)),
         log_e=tuple(wealth[1:].tolist()),
         repeats=repeats,
     )
@@ -122,31 +133,16 @@ def pairs_missing(certified: CertifiedArms, *, max_em_drop: float, delta: float)
     return max(1, needed - view.n)
 
 
-def _loss(pair: PairedAudit) -> int:
-    return 1 if pair.z is None else pair.z
-
-
-def _wealth(pairs: Sequence[PairedAudit], max_em_drop: float) -> float:
-    z = np.array([_loss(pair) for pair in pairs], dtype=np.int8).reshape(-1, 1)
-    weight = np.array([pair.weight for pair in pairs])
-    return float(weighted_log_wealth(z, weight, max_em_drop=max_em_drop, bets=BETS)[0])
-
-
-def _counts(z: Sequence[Sequence[int]]) -> Counts:
-    each = [count_outcomes(np.array(some, dtype=np.int8).reshape(-1, 1)) for some in z]
-    return Counts(*(np.concatenate([getattr(one, name) for one in each]) for name in ("gained", "same", "lost")))
-
-
-def _view(pairs: Sequence[PairedAudit], high: float, repeats: Repeats) -> PairedView:
-    n, full = len(pairs), sum(pair.full_tokens for pair in pairs)
+def _view(pairs: Sequence[PairedAudit], z: Small, high: float, repeats: Repeats) -> PairedView:
+    n, full, n_disagree = len(pairs), sum(pair.full_tokens for pair in pairs), sum(pair.disagrees for pair in pairs)
     return PairedView(
         n=n,
-        drop=sum(_loss(pair) for pair in pairs) / n if n else float("nan"),
+        drop=int(z.sum()) / n if n else float("nan"),
         drop_high=high,
-        disagreement=sum(pair.disagrees for pair in pairs) / n if n else float("nan"),
+        disagreement=n_disagree / n if n else float("nan"),
         repeats=repeats,
         saved_share=1 - sum(pair.arm_tokens for pair in pairs) / full if full else None,
-        n_disagree=sum(pair.disagrees for pair in pairs),
-        n_gained=sum(_loss(pair) < 0 for pair in pairs),
-        n_lost=sum(_loss(pair) > 0 for pair in pairs),
+        n_disagree=n_disagree,
+        n_gained=int((z < 0).sum()),
+        n_lost=int((z > 0).sum()),
     )

@@ -52,7 +52,10 @@ def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: Mode
     design = _design(x, arm, n_arms)
     penalty = np.full(design.shape[1], ridge)
     penalty[0] = 1e-6
-    weights = (_least_squares if kind == "ridge" else _newton)(design, reward, penalty)
+    if kind == "ridge":
+        weights = np.asarray(np.linalg.solve(design.T @ design + np.diag(penalty), design.T @ reward))
+    else:
+        weights = _newton(design, reward, penalty)
 
     def guess(rows: Floats) -> Floats:
         raw = np.column_stack([_design(rows, np.full(len(rows), a), n_arms) @ weights for a in range(n_arms)])
@@ -67,10 +70,6 @@ def _design(x: Floats, arm: Ints, n_arms: int) -> Floats:
     own = np.zeros((len(x), n_arms, shared.shape[1]))
     own[np.arange(len(x)), arm] = shared
     return np.column_stack([shared, own.reshape(len(x), -1)])
-
-
-def _least_squares(design: Floats, reward: Floats, penalty: Floats) -> Floats:
-    return np.asarray(np.linalg.solve(design.T @ design + np.diag(penalty), design.T @ reward))
 
 
 def _newton(design: Floats, reward: Floats, penalty: Floats) -> Floats:
@@ -166,10 +165,10 @@ def estimate_value(
     if method == "naive":
         return _naive(logged, target, confidence)
     counted = weights if clip is None or method == "dr" else np.minimum(weights, clip)
-    if method == "dr":
-        guess = guess_in_sequence(logged, kind=kind)
-    else:
-        guess = np.zeros_like(logged.odds) if method == "ips" else _running_mean(logged, weights)
+    guess = guess_in_sequence(logged, kind=kind) if method == "dr" else np.zeros_like(logged.odds)
+    if method == "snips":  # the mean so far, of one row added
+        gained = weights * _unit(logged)
+        guess += ((np.cumsum(gained) - gained + 0.5) / (np.cumsum(weights) - weights + 1))[:, np.newaxis]
     if method == "snips":
         value = float(counted @ _unit(logged)) / float(counted.sum()) if counted.any() else float("nan")
     else:
@@ -254,12 +253,6 @@ def _unit(logged: LoggedDraws) -> Floats:
 
 def _in_rewards(logged: LoggedDraws, unit: float) -> float:
     return logged.low + (logged.high - logged.low) * unit
-
-
-def _running_mean(logged: LoggedDraws, weights: Floats) -> Floats:
-    gained = weights * _unit(logged)
-    before, total = np.cumsum(gained) - gained, np.cumsum(weights) - weights
-    return np.repeat(((before + 0.5) / (total + 1))[:, np.newaxis], logged.n_arms, axis=1)
 
 
 def _terms(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats) -> Floats:

@@ -266,17 +266,22 @@ class _Judge:
         harms = []
         for name in names[np.argsort(-sizes, kind="stable")]:
             member = self.classes_of == name
-            point = self._measured(z, cost, member, self.max_em_drop, levels)
+            point, n = self._measured(z, cost, member, self.max_em_drop, levels), int(member.sum())
+            low, high = point.drop.low, point.drop.high
+            status: ClassStatus = "unknown"
+            if n >= LEAST_CLASS_RUNS and low is not None and high is not None:
+                status = "within budget" if high <= self.max_em_drop else "unclear"
+                status = "harmed" if low > self.max_em_drop else status
             harms.append(
                 ClassHarm(
                     query_class=str(name),
-                    n_runs=int(member.sum()),
+                    n_runs=n,
                     n_prompts=len({self.data.key[i] for i in self.which[member]}),
                     saving=point.saving,
                     drop=point.drop,
                     lost=point.lost,
                     gained=point.gained,
-                    status=_status(int(member.sum()), point.drop, self.max_em_drop),
+                    status=status,
                 )
             )
         return tuple(harms)
@@ -360,14 +365,6 @@ def _as_open(drop: IntervalEstimate, lost: IntervalEstimate, gained: IntervalEst
     low = drop.low if gained.value > 0 else drop.low - gained.high
     high = drop.high if lost.value > 0 else drop.high + lost.high
     return replace(drop, low=low, high=high)
-
-
-def _status(n: int, drop: IntervalEstimate, max_em_drop: float) -> ClassStatus:
-    if n < LEAST_CLASS_RUNS or drop.low is None or drop.high is None:
-        return "unknown"
-    if drop.low > max_em_drop:
-        return "harmed"
-    return "within budget" if drop.high <= max_em_drop else "unclear"
 
 
 def _verdict(gain: IntervalEstimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:

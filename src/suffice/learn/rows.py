@@ -98,7 +98,10 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
     run, fading = data.run_of_row, _fading(data, half_life)
     odds = weigh_full_runs(data) * data.full
     go_on = _scaled(odds * labels * runs, fading)[run]
-    stopped = _stopped_weights(data)
+    # How many stopped runs each labelled one stands for, 0 for the others; None: too few have a label.
+    labelled = ~data.full & ~data.abandoned & data.labelled
+    n = int(labelled.sum())
+    stopped = None if n < LEAST_LABELS else np.where(labelled, max(data.n_stopped, n) / n, 0.0)
     runs_each = (odds * labels)[run]
     if stopped is not None:
         before = (np.arange(len(run)) <= data.stop[run]) & data.full[run]
@@ -159,10 +162,3 @@ def _disagreement(data: Dataset) -> Small:
     anywhere = np.logical_or.reduceat(other, data.starts[:-1])
     at_stop = (data.stop >= 0) & ~data.same[np.maximum(data.stop, 0)]
     return np.where(at_stop, 2, np.where(anywhere, 1, 0)).astype(np.int8)
-
-
-def _stopped_weights(data: Dataset) -> Floats | None:
-    """How many stopped runs each labelled one stands for, shape (N,), 0 for the others; None: too few have a label."""
-    labelled = ~data.full & ~data.abandoned & data.labelled
-    n = int(labelled.sum())
-    return None if n < LEAST_LABELS else np.where(labelled, max(data.n_stopped, n) / n, 0.0)
