@@ -122,20 +122,15 @@ def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahea
 #
 # labels, audits of a window that differ ──▶ stand ──▶ verdicts; contested audits, to be asked again
 #
-# Four rules, in this order.
 # 1. A voice (a key speaking for a source) may change its mind: its last label counts, by the log's own sequence.
 # 2. A key that is not trusted outright speaks for at most a share of the audits that can use a label, and for one at
 #    least. The share is one of the audits and not of the labels, because nobody can send more audits.
-# 3. The highest trust present decides.
-# 4. Voices of that trust that contradict each other leave the audit without a verdict, to be asked again.
+# 3. The highest trust present decides. Voices of that trust that contradict each other leave no verdict.
 #
 # An audit without a verdict counts as lost where it disagrees, so whoever is silenced or quarrels costs saving and
-# never the promise. The result depends on the set of labels alone: doubled, late and reordered ones change nothing.
-#
-# What the cap is worth: one lying key decides at most `LabelSummary.allowed` audits. `hardened` counts so many as lost
-# whatever was said, and a certificate from those counts holds in spite of one such key, or of k with k times as many.
-# Against many keys that lie together the cap only makes many keys necessary; docs/reference/assurance.md has what was
-# measured.
+# never the promise. The result depends on the set of labels alone. One lying key decides at most
+# `LabelSummary.allowed` audits; a certificate from counts that are `hardened` by so many holds in spite of it. Against
+# many keys that lie together the cap only makes many keys necessary (docs/reference/assurance.md).
 
 MAX_SHARE: Final = 0.05  # of the audits that can use a label, for one key
 TRUSTED: Final = 2  # keys that speak with this trust or more are not capped

@@ -151,12 +151,9 @@ def usd(amount_usd: float) -> str:
 
 # --------------------------------------------------------------------------- lengths of runs
 #
-# A run that has thought for t tokens is not an average run: it is one of those that think longer than t. The plain
-# mean less t is too low for it, and is negative exactly for the longest runs. So recent full runs are kept, and the
-# question is answered from those that thought longer.
-#
-# A vote ends once it is decided, also in a full run. What savings are measured against stays the vote over all samples;
-# how long that would have been is estimated here, and nowhere else.
+# A run that has thought for t tokens is one of those that think longer than t: the plain mean less t is too low for it.
+# So recent full runs are kept, and the question is answered from those that thought longer. A vote ends once it is
+# decided, also in a full run; what savings are measured against stays the vote over all samples, estimated here.
 
 WINDOW_RUNS = 1_024  # recent full runs that are kept: old ones go, so that a change shows
 MIN_RUNS = 20  # full runs seen before anything is expected from them

@@ -3,15 +3,11 @@
     audit ──▶ the full run, shown  +  one more call with the arm, not shown ──▶ Z = c_full - c_arm, in {-1, 0, +1}
           ──▶ or, now and then, a second full run                         ──▶ Repeats: how often it differs from itself
 
-The two answers are independent draws, unlike two points of one run. What can be known then:
-
-- E Z is EM(full) - EM(arm), for the draws' own noise has mean 0 in both. A certificate on E Z is right for EM.
-- Z is noisier: a question that is answered right half of the time gives +1 and -1 without any arm being worse. The
-  noise costs audits (`pairs_to_certify`), never validity.
-- "Against this very run" (ASSURANCE.md §6.11) cannot be told from it: part of the disagreement is the model
-  disagreeing with itself. Two full runs say how large that part is, and it is printed beside the other.
-- Still Z <= D, so disagreement bounds the drop without labels. **Its excess over the noise does not**: a model that is
-  right half of the time differs from itself on half of the questions, and as often from an arm that is never right.
+The two answers are independent draws, whose noise has mean 0: a certificate on E Z is right for EM. The noise costs
+audits (`pairs_to_certify`), never validity. "Against this very run" (ASSURANCE.md §6.11) cannot be told from it: two
+full runs say how large the model's disagreement with itself is. Still Z <= D, so disagreement bounds the drop without
+labels. **Its excess over the noise does not**: a model that is right half of the time differs from itself on half of
+the questions, and as often from an arm that is never right.
 """
 
 from __future__ import annotations

@@ -4,18 +4,14 @@
     rows    ──▶ weight_of ──▶ every sum and mean over runs
     classes ──▶ allocate: a rate each, for requests to come
 
-What the promise rests on is never sampled away. Kept for certain: runs in full (audits and everything in observe),
-because they are the evidence; whatever drew an arm of an experiment or a rollout, because both sides of a comparison
-must be seen; runs that ended by a failure or in which Suffice failed open, because somebody will ask why; and every row
-that is no request: labels, reviews, incidents, decisions. Left are live runs of routes that act and what passes
-through: most of the traffic. Of those that are not kept the gateway counts ends, tokens and money
-(`store.rows.records`), so that sums which need no label stay exact.
+What the promise rests on is never sampled away. Kept for certain: runs in full, because they are the evidence; whatever
+drew an arm of an experiment or a rollout; runs that ended by a failure or in which Suffice failed open; and every row
+that is no request. Of live runs that are not kept the gateway counts ends, tokens and money (`store.rows.records`).
 
-The draw is made before the first step, for the unit of the request: a retry shares it, and each turn of a conversation
-has its own, because the test of audit draws needs kept requests to be independent. It knows the declared class and
-nothing else of a request. The rate is a fixed number when it is drawn, made of earlier requests alone, and it is
-written into the row. So each kept run stands for 1/rate runs, and sums with these weights have the right expectation,
-however the rates move (Horvitz and Thompson 1952, JASA 47(260)); a mean is the ratio of two such sums (Hájek).
+The draw is made before the first step, for the unit of the request, by its declared class alone; each turn of a
+conversation has its own, because the test of audit draws needs kept requests to be independent. The rate is made of
+earlier requests, and written into the row. So each kept run stands for 1/rate runs, and sums with these weights have
+the right expectation, however the rates move (Horvitz and Thompson 1952, JASA 47(260)).
 """
 
 from __future__ import annotations
@@ -226,16 +222,12 @@ def _two_digits(rate: float) -> float:
 
 # --------------------------------------------------------------------------- sample-ratio test
 #
-# Everything that is certified rests on audits being a random sample. A sampler that forgets some of them (under load,
-# at one replica, for one tenant) makes it void without a sign. Under the null hypothesis every request is audited
+# Everything that is certified rests on audits being a random sample. Under the null hypothesis every request is audited
 # with the probability that was logged for it; the alternative at a share is a Beta law around it, so the e-value is a
 # beta-binomial one. It may be watched after every request, and is a function of counts alone: replicas add up, in any
-# order. ASSURANCE.md §3.7.
-#
-# Where the share changed there is one e-value for each share, and they are multiplied: every request bets on its own
-# share only, so the product is an e-process too. A fault that touches all shares is seen sooner than in any single one.
-# The price: a share that went well for long lowers the product by about a half of log(1 + n/100), so count anew in each
-# epoch. With a share of its own for every request there is no evidence at all.
+# order. ASSURANCE.md §3.7. Where the share changed, the e-values of all shares are multiplied: a fault that touches all
+# is seen sooner than in any single one. A share that went well for long lowers the product by about a half of
+# log(1 + n/100), so count anew in each epoch. With a share of its own for every request there is no evidence at all.
 
 WEIGHT: Final = 100.0  # requests that the alternative is worth: at 5 % it looks for shares of 2 to 10 %
 LOG_ALARM: Final = log(1_000)  # a healthy lottery ever reaches it with probability at most 1/1000

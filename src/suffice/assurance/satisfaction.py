@@ -173,17 +173,12 @@ class SatisfactionTest:
 #
 # runs with what was said of them, in the log's order ──▶ means of full and of stopped runs, effect of stopping
 #
-# The effect is paired by the audit draw: of runs in which a stop was asked for, audits went on and the others
-# stopped, so both are alike but for that (`RatingPairs`). All intervals are confidence sequences and may be read at
-# any moment (`bounds`).
-#
-# What is assumed. Votes are missing not at random: angry people vote more often. Silence is therefore never counted,
-# in neither direction; a mean speaks of those who spoke. The *effect* needs less: that whoever votes does so by how
-# the answer was and not by whether it was stopped. Then no effect among voters is no effect, whatever the anger; its
-# size is that among voters. The shares of audits and of stopped runs that were rated are reported beside it, and
-# where they surely differ a note says so: then who votes differs, too. Where people are asked by a draw, each vote is
-# weighted by one over the share that was asked, and the means are those of everybody who would answer; where only
-# some runs have rows in the log, each counts for those that have none (`sampling`).
+# The effect is paired by the audit draw: of runs in which a stop was asked for, audits went on and the others stopped.
+# Votes are missing not at random: angry people vote more often. Silence is therefore never counted; a mean speaks of
+# those who spoke. The *effect* needs less: that whoever votes does so by how the answer was and not by whether it was
+# stopped. The shares of audits and of stopped runs that were rated are reported beside it, and where they surely differ
+# a note says so. Where people are asked by a draw, each vote is weighted by one over the share that was asked; where
+# only some runs have rows in the log, each counts for those that have none (`sampling`).
 
 SATISFACTION: Final = "satisfaction"
 EVENTS: Final[Mapping[str, str]] = {"regenerate": "regenerated", "abandon": "abandoned"}  # event: name of its measure

@@ -149,13 +149,10 @@ def post_stratify(
 
 # --------------------------------------------------------------------------- guard-rails per class
 #
-# audits, one by one, Z at every level ──▶ for each class an e-detector for "it loses more than twice the budget"
-# alarm                                ──▶ a third of all levels down, for this class alone
-# fresh audits prove "twice the budget at most" at the level it would return to ──▶ a third up again
-#
-# A pooled certificate may be right and one class badly off: gains in one pay for losses in another. So losses and gains
-# are counted apart, and a class with under 200 audits is unknown: it has no alarm and no clean bill. Audits show every
-# level, so the way back is proved while nobody is exposed to it. ASSURANCE.md §3.7.
+# An e-detector for each class watches for "it loses more than twice the budget". An alarm moves this class alone a third
+# of all levels down, and fresh audits that prove the level that it would return to, a third up again: audits show every
+# level, so that is proved while nobody is exposed to it. A pooled certificate may be right and one class badly off; a
+# class with under 200 audits is unknown and has no alarm. ASSURANCE.md §3.7.
 
 FACTOR: Final = 2.0  # a class may lose this many budgets: small classes cannot prove less, and the pool does
 STEPS: Final = 3  # alarms from the top level to level 0

@@ -5,21 +5,14 @@
     look ──▶ kept_between ──▶ theta stays between the certified level and the last that looks affordable
 
 Guarantee B of ASSURANCE.md §3.6, deterministic, for any sequence of questions, also an adversary's: after N audits
-whose labels have landed
+whose labels have landed, with Z at the level that was deployed at each,
 
     mean(Z) - eps = (theta_1 - theta_{N+1} + clipped) / (eta N)
 
-with Z at the level that was deployed at each audit. While nothing was clipped theta has stayed within M levels and a
-step, so the mean over all audits since the start is within (M + eta)/(eta N) of eps.
-
-There is no delta: nothing is promised of the level deployed now, nor of any shorter stretch of time. After a drift that
-no signal shows the mean over a phase was above eps in 16 to 46 % of the seeds of ASSURANCE.md §3.6. The level does not
-go below the certified one, whatever the average says; `clipped` then grows, and with it the mean may. At the upper end
-clipping only makes the mean smaller. Labels that never come count as losses.
-
+There is no delta: nothing is promised of the level deployed now, nor of any shorter stretch of time (after a drift that
+no signal shows the mean over a phase was above eps in 16 to 46 % of the seeds). Labels that never come count as losses.
 It is the integrator of adaptive conformal inference (Gibbs and Candes 2021, arXiv:2106.00170) with feedback in two
-parts. A `Spender` keeps the account of one epoch: it begins with the first certified level; until then everything runs
-in full and nothing is booked.
+parts. A `Spender` keeps the account of one epoch, which begins with the first certified level.
 """
 
 from __future__ import annotations
