@@ -149,10 +149,10 @@ def post_stratify(
 
 # --------------------------------------------------------------------------- guard-rails per class
 #
-# An e-detector for each class watches for "it loses more than twice the budget". An alarm moves this class alone a third
-# of all levels down, and fresh audits that prove the level that it would return to, a third up again: audits show every
-# level, so that is proved while nobody is exposed to it. A pooled certificate may be right and one class badly off; a
-# class with under 200 audits is unknown and has no alarm. ASSURANCE.md §3.7.
+# An e-detector for each class watches for "it loses more than twice the budget". An alarm moves this class alone a
+# third of all levels down, and fresh audits that prove the level that it would return to, a third up again: audits show
+# every level, so that is proved while nobody is exposed to it. A pooled certificate may be right and one class badly
+# off; a class with under 200 audits is unknown and has no alarm. ASSURANCE.md §3.7.
 
 FACTOR: Final = 2.0  # a class may lose this many budgets: small classes cannot prove less, and the pool does
 STEPS: Final = 3  # alarms from the top level to level 0
