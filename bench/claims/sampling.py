@@ -39,8 +39,7 @@ from suffice.control.jobs.sampling import SamplingJob
 from suffice.episode.ledger import Ledger
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import KeyLimits
-from suffice.gateway.context import GatewayState
-from suffice.gateway.sampling import LogSampler
+from suffice.gateway.context import GatewayState, LogSampler
 from suffice.replay.traces.read import own_traces
 from suffice.rollout.assign import AuditAssignment, assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store

@@ -1,7 +1,7 @@
 """Runs the gateway's ASGI application under uvicorn: signals, a shutdown that loses nothing, clients that do not read.
 
-Shared by `serve` and `demo`. At the first signal the gateway is no longer ready and its listener closes; requests that
-are there are answered within `grace_s`; what is left is told so and written down before the log closes.
+At the first signal the gateway is no longer ready and its listener closes; requests that are there are answered within
+`grace_s`; what is left is told so and written down before the log closes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.wiring import Preflight, build_gateway, preflight
 
-Listening: TypeAlias = Callable[[str, str], None]  # told the base address, and that of the console
+Listening: TypeAlias = Callable[[str, str], None]  # gets the base address, and that of the console
 
 LINGER_S = 0.25  # at shutdown: a request that is on its way on an open connection is still answered
 CUT_S = 2.0  # at shutdown: how long those that were cut off have for their last words
@@ -67,53 +67,48 @@ def base_url(host: str, port: int) -> str:
 
 def _raise_descriptor_limit() -> None:
     """Let the process have as many descriptors as it may: the usual soft limit of 1,024 is a few hundred clients."""
-    try:
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
-    except ImportError:  # Windows has no such limit
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    with contextlib.suppress(OSError, ValueError):
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _affordable_clients() -> int | None:
     """How many clients at once the limit on descriptors leaves room for; None: there is no such limit."""
-    try:
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return None
-    return max(16, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CLIENT)
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            return max(16, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CLIENT)
+    return None
 
 
 class StopSignal:
-    """What the process was told by signals: once, to end in peace; twice, to end now.
+    """Counts signals: at the first one the process ends in peace, at the second one now.
 
-    SIGHUP asks for peace only: a terminal that closes, and systemd's SendSIGHUP, send it behind another signal.
+    SIGHUP is never urgent: a terminal that closes, and systemd's SendSIGHUP, send it behind another signal.
     """
 
     def __init__(self) -> None:
         self.n_signals = 0
         self._n_urgent = 0
-        self.told: Callable[[], None] = lambda: None  # called at each signal; the server listens here
+        self.told: Callable[[], None] = lambda: None  # called at each signal
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        """Take a signal."""
         self.n_signals += 1
         self._n_urgent += number in (signal.SIGINT, signal.SIGTERM)
         self.told()
 
     @property
     def is_urgent(self) -> bool:
-        """Was it told to end now?"""
         return self._n_urgent > 1
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Take signals to the very end, so that no later one can cut the log off. What nohup ignores stays ignored."""
+        """Handle signals to the very end, so that none can cut the log off. What nohup ignores stays ignored."""
         ends = [n for n in ENDS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, self) for number in ends}
         before |= {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
@@ -125,7 +120,7 @@ class StopSignal:
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn's server with our own end: every request is answered or told, and its outcome written."""
+    """uvicorn's server with our own shutdown: every request is answered, and its outcome written."""
 
     def __init__(self, config: uvicorn.Config, gw: GatewayState, stop: StopSignal) -> None:
         super().__init__(config)
@@ -141,7 +136,7 @@ class GatewayServer(uvicorn.Server):
         self.end()
 
     def end(self) -> None:
-        """Have the server end; may be called from a signal's handler."""
+        """Shut down; may be called from a signal's handler."""
         self.should_exit = True
         self._wake()
 
@@ -153,7 +148,7 @@ class GatewayServer(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Wait for the end. uvicorn's own loop wakes up ten times a second to look whether it has come."""
+        """Wait for the end, where uvicorn's own loop wakes up ten times a second."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         self._wake = partial(loop.call_soon_threadsafe, ended.set)
         await super().on_tick(0)  # the headers that go with every answer
@@ -165,7 +160,7 @@ class GatewayServer(uvicorn.Server):
                 self._wake = lambda: None  # the loop may be gone when the next signal comes
 
     def _look_at_clients(self) -> None:
-        """Close connections whose client is too slow, by a clock that stands still while this loop is held up."""
+        """Close connections whose client is too slow, by a clock that stops while this loop is held up."""
         now_s = time.monotonic()
         self._clock_s += min(now_s - self._looked_s, 2 * LOOK_S)
         self._looked_s = now_s
@@ -175,10 +170,7 @@ class GatewayServer(uvicorn.Server):
         self._cut_who_do_not_read()
 
     def _cut_who_do_not_read(self) -> None:
-        """Cut connections whose client has taken nothing for `client_idle_timeout_s` though bytes wait for it.
-
-        The handler then sees that its client is gone. How long a model thinks plays no part here.
-        """
+        """Cut connections whose client has taken nothing for `client_idle_timeout_s` though bytes wait for it."""
         now_s, unread = time.monotonic(), {}
         for connection in list(self.server_state.connections):
             transport = connection.transport
@@ -264,10 +256,6 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _server(app: App, settings: Settings, stop: StopSignal | None = None) -> GatewayServer:
-    return GatewayServer(_config(app, settings), app.gateway, stop or StopSignal())
-
-
 def _url_of(listener: socket.socket) -> str:
     return f"http://{base_url(*listener.getsockname()[:2])}"
 
@@ -277,7 +265,7 @@ async def _serve(
 ) -> None:
     async with build_gateway(settings, found=found) as app, run_worker_process(settings, app.gateway.deployment.notify):
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
-        server = _server(app, settings, stop)
+        server = GatewayServer(_config(app, settings), app.gateway, stop)
         for listener in listeners:
             listener.listen(BACKLOG)  # said only when it is true: who comes now waits a moment
         listening(_url_of(listeners[0]), _url_of(listeners[-1]))
@@ -292,12 +280,11 @@ def run_server(
     port: int | None = None,
     insecure_open: bool = False,
 ) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP; a second one ends at once. Raises OSError when an address cannot be had.
+    """Serve until SIGINT, SIGTERM or SIGHUP; a second one ends at once.
 
-    listening      told the base address as soon as it is open, and the console's, which may be the same
-    insecure_open  serve whoever reaches the port, where no keys are asked for, from other machines too
+    insecure_open  serve whoever reaches the port, where no keys are required, from other machines too
 
-    Raises ConfigError and StoreError for what `preflight` finds.
+    Raises OSError when an address is taken, and ConfigError and StoreError for what `preflight` finds.
     """
     host = settings.server.host if host is None else host
     found = preflight(settings, host=host, insecure_open=insecure_open)
@@ -312,7 +299,6 @@ def run_server(
 
 
 def _listeners(settings: Settings, host: str, port: int | None) -> Iterator[socket.socket]:
-    """The gateway's socket, and the console's where it has one of its own."""
     yield _listen(host, settings.server.port if port is None else port)
     console = settings.console
     if console.enabled and console.port is not None:
@@ -338,17 +324,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def serve_in_loop(
     settings: Settings, *, host: str = "127.0.0.1", port: int = 0, worker_after_s: float | None = None
 ) -> AsyncIterator[str]:
-    """Serve inside a running loop; give the base URL. For the demo and for tests.
-
-    worker_after_s  seconds after which a worker begins beside it, whose decisions are followed at once; None: none does
-    """
+    """Serve inside a running loop, and after `worker_after_s` run a worker beside it. For the demo and for tests."""
     listener = _listen(host, port)
     async with build_gateway(settings) as app, AsyncExitStack() as stack:
         if worker_after_s is not None:
             await stack.enter_async_context(
                 run_worker_process(settings, app.gateway.deployment.notify, first_s=worker_after_s)
             )
-        server = _server(app, settings)
+        server = GatewayServer(_config(app, settings), app.gateway, StopSignal())
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             while not server.started:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.sampling import MOST_ANSWER_CHARS, MOST_RECALLED, LogSampler
+from suffice.gateway.context import MOST_ANSWER_CHARS, MOST_RECALLED, LogSampler
 from suffice.review.select import Demand, share_out
 from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
 from suffice.rollout.guardrails import GuardrailValue, read_live

@@ -22,10 +22,9 @@ from suffice.cli.inspect.route_status import RouteStatus, print_statuses, read_s
 from suffice.console.context import LogView, parse_window
 from suffice.console.views.overview import standings
 from suffice.gateway.auth import Clients
-from suffice.gateway.context import Deployment, GatewayState
+from suffice.gateway.context import Deployment, GatewayState, LogSampler
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower
-from suffice.gateway.sampling import LogSampler
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Settings, Store
 from suffice.store.database.log import EventLog

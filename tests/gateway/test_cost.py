@@ -114,7 +114,7 @@ def request() -> Request:
 
 
 async def governed(call: Upstream, client: Client, *, streams: bool = True) -> ReasoningRun:
-    """Relay it all through a watched run, as `gateway/govern.py` does without its probes."""
+    """Relay it all through a watched run, as `gateway/chat.py` does without its probes."""
     scope = {"headers": [], "extensions": {WRITE_NOW: client.write_now}}
     exchange = Exchange(scope, asyncio.Event().wait, client.send, time.monotonic)  # type: ignore[arg-type]
     exchange.status = 200 if streams else 0

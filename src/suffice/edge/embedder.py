@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Self
+
+import msgspec
 
 from suffice.edge.http_call import call_json, helper_client
 from suffice.errors import ConfigError, UpstreamError
@@ -24,6 +24,15 @@ _MOST_BYTES = 64 * 2**20  # of one reply
 _MOST_NUMBERS = 65_536  # of one vector
 
 Vector = tuple[float, ...]
+
+
+class Entry(msgspec.Struct):
+    embedding: Annotated[list[float], msgspec.Meta(min_length=1, max_length=_MOST_NUMBERS)]
+    index: int | None = None
+
+
+class Reply(msgspec.Struct):
+    data: list[Entry]
 
 
 class Unusable(Exception):
@@ -112,7 +121,8 @@ class HttpEmbedder:
             LOG.warning("embedder: %s: drafts are compared by words for %g s", reason, self._pause_s)
             return [None] * len(texts)
 
-    async def _post(self, texts: list[str]) -> Any:
+    async def _post(self, texts: list[str]) -> list[Entry]:
+        """Raises UpstreamError, TimeoutError and Unusable."""
         if self._client is None:
             raise Unusable("it was not opened; use it in `async with`")
         self.n_requests += 1
@@ -125,31 +135,26 @@ class HttpEmbedder:
         if status != 200:
             raise Unusable(f"status {status}")
         try:
-            return json.loads(raw)
-        except (ValueError, RecursionError):
-            raise Unusable("a reply that is no JSON") from None
+            return msgspec.json.decode(raw, type=Reply).data
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise Unusable(f"a reply without vectors: {error}") from None
 
-    def _checked(self, reply: Any, n_texts: int) -> list[Vector | None]:
-        """The vectors of a reply in the order of their texts. Raises Unusable; one of a wrong length is None."""
-        data = reply.get("data") if isinstance(reply, dict) else None
-        if not isinstance(data, list) or len(data) != n_texts:
+    def _checked(self, entries: list[Entry], n_texts: int) -> list[Vector | None]:
+        """The vectors in the order of their texts; None where the length is another model's. Raises Unusable."""
+        if len(entries) != n_texts:
             raise Unusable(f"a reply without one entry for each of {n_texts} texts in `data`")
         vectors: list[Vector | None] = [None] * n_texts
-        for at, entry in enumerate(data):
-            index = entry.get("index", at) if isinstance(entry, dict) else None
-            if not isinstance(index, int) or not 0 <= index < n_texts:
-                raise Unusable(f"an entry with the index {index!r:.40}")
-            vectors[index] = self._fitting(_numbers(entry.get("embedding")))
-        return vectors
-
-    def _fitting(self, vector: Vector) -> Vector | None:
-        if self._n_numbers is None:
-            self._n_numbers = len(vector)
-        if len(vector) != self._n_numbers:
+        for at, entry in enumerate(entries):
+            index, vector = at if entry.index is None else entry.index, tuple(entry.embedding)
+            if not 0 <= index < n_texts:
+                raise Unusable(f"an entry with the index {index}")
+            self._n_numbers = self._n_numbers or len(vector)
+            if len(vector) == self._n_numbers:
+                vectors[index] = vector
+                continue
             self.n_failures += 1
             LOG.warning("embedder: a vector of %d numbers where others have %d", len(vector), self._n_numbers)
-            return None
-        return vector
+        return vectors
 
     def _recall(self, key: bytes) -> Vector | None:
         vector = self._kept.get(key)
@@ -162,20 +167,6 @@ class HttpEmbedder:
             self._kept[key] = vector
             if len(self._kept) > self._n_kept:
                 self._kept.popitem(last=False)
-
-
-def _numbers(given: Any) -> Vector:
-    if not isinstance(given, list) or not 0 < len(given) <= _MOST_NUMBERS:
-        raise Unusable("an entry whose `embedding` is no list of numbers")
-    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in given):
-        raise Unusable("a vector with an element that is no number")
-    try:
-        vector = tuple(map(float, given))
-    except OverflowError:
-        raise Unusable("a vector with a number that is too large") from None
-    if not all(map(math.isfinite, vector)):
-        raise Unusable("a vector with an element that is no number")
-    return vector
 
 
 def _key(text: str) -> bytes:

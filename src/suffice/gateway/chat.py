@@ -7,19 +7,56 @@ A newcomer starts here and goes on in `episode/loop.py`.
 
 from __future__ import annotations
 
-from suffice.episode.ledger import Ledger
-from suffice.errors import BadRequest, OverloadError, UpstreamError
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from suffice.assurance.money import full_vote_tokens
+from suffice.episode.answer_forcing import Continuer
+from suffice.episode.chain_reader import (
+    BUDGET_SLACK_TOKENS,
+    ChainReader,
+    EngineBudget,
+    Segmenter,
+    StepCutter,
+    StreamState,
+    build_segmenter,
+)
+from suffice.episode.guarded_policy import GuardedPolicy, StopCost
+from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
+from suffice.episode.loop import run_episode
+from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, ReasoningRun, ask_paired_call
+from suffice.episode.samples import SampleRun, sample_refusal
+from suffice.episode.stop_transition import StopTransition
+from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay, data_frame
+from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.auth import Caller
-from suffice.gateway.context import GatewayState
-from suffice.gateway.exchange import Exchange
-from suffice.gateway.govern import govern_request
+from suffice.gateway.context import GatewayState, is_measured, may_stop
+from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, KeptAlive, StreamDelivery
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, count_stripped, find_route, serve_request
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import Intake, check_body_headers, query_of, read_aside, read_chat
-from suffice.gateway.route import n_samples, ungoverned
+from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
+from suffice.policy.rules import FixedBudget
+from suffice.rollout.assign import assign_audit
+from suffice.rollout.effects import draw_pair
+from suffice.settings import Probe
 from suffice.telemetry import LOG
-from suffice.upstream.drivers import CHAT_PATH
-from suffice.upstream.wire import encode_json
+from suffice.types import Decision, Purpose, Signals, Step
+from suffice.upstream.client import Call, UpstreamClient, governed_headers, mark_run
+from suffice.upstream.drivers import (
+    CHAT_PATH,
+    NO_FIELDS,
+    ReasoningFields,
+    choose_reasoning_fields,
+    find_verdict,
+    merge_fields,
+    thinking_is_off,
+)
+from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_json
+
+REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do not take
 
 
 async def chat(gw: GatewayState, exchange: Exchange) -> None:
@@ -99,3 +136,389 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
         LOG.error("episode %s: governing failed (%s)", request.episode_id, type(error).__name__)
         ledger.forget_run("govern")
         await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger, purpose="rerun")
+
+
+# --------------------------------------------------------------------------- governed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GovernedRequest:
+    gw: GatewayState
+    route: BuiltRoute
+    client: UpstreamClient
+    intake: Intake
+    headers: list[tuple[str, str]]
+    ledger: Ledger
+    exchange: Exchange
+
+    @property
+    def may_act(self) -> bool:
+        """May the policy end this run now? Not where `may_stop` says no, nor while the kill switch is on."""
+        return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
+
+    @property
+    def max_tokens(self) -> int | None:
+        cap = self.intake.body.get("max_completion_tokens") or self.intake.body.get("max_tokens")
+        return cap if isinstance(cap, int) and cap > 0 else None
+
+    @property
+    def upstream_body(self) -> dict[str, Any]:
+        """The client's body, as a stream with usage; the traces of both are removed again.
+
+        Where doctor saw usage refused, it is not requested: tokens are counted by pieces instead.
+        """
+        body = self.intake.body | {"stream": True}
+        if find_verdict(self.client.findings, "stream_usage") == "no":
+            return body
+        options = body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        return body | {"stream_options": options | {"include_usage": True}}
+
+    def keep_alive(self) -> AbstractAsyncContextManager[None]:
+        if not self.intake.stream:
+            return nullcontext()
+        return KeptAlive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
+
+
+async def govern_request(
+    gw: GatewayState, admitted: AdmittedRequest, route: BuiltRoute, ledger: Ledger, exchange: Exchange
+) -> None:
+    """Answer a request under its route's policy. Raises UpstreamError, and whatever our own code does wrong."""
+    request, client, headers = ledger.request, gw.upstreams[admitted.upstream], admitted.headers
+    if route.acts or request.kind == "samples":
+        # With this header llama.cpp generates on after its caller has left: a stop would save nothing.
+        headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
+    job = GovernedRequest(
+        gw=gw,
+        route=route,
+        client=client,
+        intake=admitted.intake,
+        headers=mark_run(headers, client.settings.affinity_header, request.conversation or request.episode_id),
+        ledger=ledger,
+        exchange=exchange,
+    )
+    await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
+
+
+# --------------------------------------------------------------------------- reasoning
+
+
+async def govern_reasoning(job: GovernedRequest) -> None:
+    """One chain of thought, relayed, watched, and closed when the policy says so."""
+    route, ledger, gw = job.route.settings, job.ledger, job.gw
+    ledger.disclosure.tells_probes = job.route.acts or route.probe is None
+    continuer = Continuer(
+        client=job.client,
+        probe=route.probe or Probe(),
+        body=job.intake.body,
+        headers=job.headers,
+        ledger=ledger,
+        max_extra_calls=route.max_extra_calls,
+    )
+    fields = _reasoning_fields(job, continuer)
+    cost = _stop_cost(job, continuer)
+    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=cost)
+    async with job.keep_alive(), _open_relay(job, fields, continuer, rerun_of=None) as relay:
+        reader, began_s = relay.reader, gw.monotonic_s()
+
+        def record(step: Step, signals: Signals, decision: Decision) -> bool:
+            ledger.record_step(step, signals, decision)
+            # The one place where it is decided that a stop acts: this run may be stopped, there is a way to
+            # finish, the thought is open, and the engine does not keep the policy's budget by itself.
+            return job.may_act and bool(continuer.methods) and reader.is_in_thought and not reader.leaves_stop_to_engine
+
+        def transition() -> StopTransition:
+            return StopTransition(
+                relay=relay,
+                continuer=continuer,
+                ledger=ledger,
+                rerun=lambda before: _open_relay(job, fields, continuer, rerun_of=before),
+                max_tokens=job.max_tokens,
+                handover_ms=route.handover_ms,
+                buffer_bytes=route.handover_buffer_bytes,
+                monotonic_s=gw.monotonic_s,
+                began_s=began_s,
+            )
+
+        prober = Prober(continuer, job.route.scorer, ledger) if _probes(job) else None
+        vectors = gw.vectors(job.route, ledger, keep=KEPT_CALLS)
+        run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
+        # In an audit as well: its client gets what the client of any run gets that goes to its end.
+        relay.own_end.wanted = job.route.acts and not gw.deployment.kill.on and route.finish_unclosed
+        verdict = await run_episode(run.steps(), policy.observe, policy, record)
+        if verdict is not None:
+            relay.own_end.wanted = False
+            if reader.is_over_budget:
+                ledger.fail_open("budget")  # the engine should have ended the thought by itself, and did not
+            _estimate_saved(job, verdict.signals.tokens_used)
+            await transition().carry_out(*reader.thought_at(verdict.step.index))
+            return
+        if relay.own_end.kept is not None:  # it was cut inside its thought, and its client wants an answer
+            forced = transition().finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
+            await (forced or relay.own_end.deliver(relay.delivery))
+        elif ledger.reply.unclosed and prober is not None and continuer.may_call(keep=0):
+            # Else on record, as a probe does it, so that the full arm and the stopped arm are closed in one way.
+            ledger.reply.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
+        await _measure_finish(job, reader, prober)
+    await _ask_paired_call(job, continuer)
+
+
+def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
+    def count_skipped() -> None:
+        if job.may_act:  # in shadow the stop would not have been made anyway
+            job.gw.metrics.inc("suffice_stops_skipped_total", job.route.name, "not_worth_it")
+
+    statistics = job.gw.statistics[job.route.name]
+    return StopCost(
+        ledger=job.ledger,
+        method=next(iter(continuer.methods), None),
+        full_runs=statistics.full_runs,
+        hand_overs=statistics.hand_overs,
+        skipped=count_skipped,
+    )
+
+
+async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Prober | None) -> None:
+    """In an audit of a route that certifies itself, finish once for the record: does it change the trial answer?
+
+    Half of the audits at the step where the policy would have stopped, the others at any that was probed: so levels
+    that are not active are measured too. A finish that fails says nothing: a stop whose finish fails is not made.
+    """
+    ledger, cap = job.ledger, job.max_tokens
+    if prober is None or not (is_measured(ledger.request) and job.route.settings.is_replayed):
+        return
+    probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
+    if not probed:
+        return
+    point = 2 * assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
+    stop = next((step for step in probed if step.index == ledger.stop.step), None)
+    chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
+    thought, tokens = reader.thought_at(chosen.index)
+    try:
+        left = None if cap is None else max(1, cap - tokens)
+        await prober.finish_at(chosen.index, thought, tokens, max_tokens=left)
+    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
+        ledger.fail_open("probe")
+
+
+async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
+    """In an audit of a route with its own effort or budget, call once more with it or in full, for the record."""
+    ledger, route, intake = job.ledger, job.route.settings, job.intake
+    if not is_measured(ledger.request) or route.probe is None:
+        return
+    try:
+        fields = choose_reasoning_fields(route, job.client.settings, intake.body, methods=(), policy_budget_tokens=None)
+        if not fields.fields or not continuer.may_call(keep=0):
+            return
+        point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
+        draw = draw_pair(point, n_arms=2)
+        arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=draw.propensity)
+        if draw.arm == 0:
+            arm = CallArm(name="full", fields={}, propensity=draw.propensity)
+        await ask_paired_call(job.client, ledger, job.route.scorer, arm, body=job.upstream_body, headers=job.headers)
+    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
+        ledger.fail_open("probe")
+
+
+@asynccontextmanager
+async def _open_relay(
+    job: GovernedRequest, fields: ReasoningFields, continuer: Continuer, *, rerun_of: StreamState | None
+) -> AsyncIterator[StreamRelay]:
+    """Open the client's request upstream and begin the client's answer; `rerun_of`: the run that came to nothing."""
+    settings, ledger, exchange, intake = job.client.settings, job.ledger, job.exchange, job.intake
+    async with _accepted(job, fields, "main" if rerun_of is None else "rerun") as (call, account, sent):
+        if call.status != 200 or call.content_type != "text/event-stream":
+            raise await sample_refusal(call)
+        if call.is_encoded:
+            raise UpstreamProtocol("the upstream compressed a stream that was asked for as it is")
+        account.began = True
+        reader = ChainReader(
+            account,
+            ledger,
+            segmenter=_segmenter(job),
+            scorer=job.route.scorer,
+            tags=(settings.think_open, settings.think_close),
+            opened=settings.think_opened and not thinking_is_off(merge_fields(intake.body, sent.fields)),
+            budget=_engine_budget(job, sent, continuer),
+        )
+        view = ClientView(
+            usage=intake.wants_usage or not intake.stream,
+            object=intake.has_options,
+            joined=True,
+            alias=rerun_of,
+            hides_thought=rerun_of is not None and intake.stream,
+        )
+        delivery: Delivery = StreamDelivery(exchange) if intake.stream else BodyDelivery(exchange, 200, call.headers)
+        continuer.thinks_inline = lambda: reader.state.inline
+        if sent.has_effort:
+            ledger.stop.finish_method = "effort"
+        async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
+            # Begun only now: until something is sent, a failure of ours can still be made good.
+            if intake.stream and not exchange.status:
+                kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
+                await exchange.start(200, kept, events=True)
+            yield relay
+
+
+def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Continuer) -> EngineBudget | None:
+    if sent.budget_tokens is None:
+        return None
+    slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is a part of the thought, too
+    is_policy = isinstance(job.route.policy, FixedBudget)
+    return EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, slack_tokens=slack)
+
+
+@asynccontextmanager
+async def _accepted(
+    job: GovernedRequest, fields: ReasoningFields, purpose: Purpose
+) -> AsyncIterator[tuple[Call, CallAccount, ReasoningFields]]:
+    """The open call, and which of our fields it took: an upstream that refuses them is called without.
+
+    Fields that it has refused once, and without which it answered, are not tried again.
+    """
+    body, headers, refused = job.upstream_body, governed_headers(job.headers), False
+    if fields.fields and fields.name not in job.client.refuses:
+        account = job.ledger.open_call(purpose)
+        with_fields = encode_json(merge_fields(body, fields.fields))
+        async with job.client.open(CHAT_PATH, with_fields, headers, extra=purpose == "rerun") as call:
+            refused = call.status in REFUSALS
+            if not refused:
+                yield call, account, fields
+                return
+        account.discarded = True
+    account = job.ledger.open_call(purpose)
+    # The second time it is an extra call, and as such not tried again.
+    again = refused or purpose == "rerun"
+    async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=again) as call:
+        if refused and call.status == 200:
+            job.client.refuses.add(fields.name)
+        if fields.fields and call.status == 200:
+            job.ledger.fail_open(fields.site)
+        yield call, account, NO_FIELDS
+
+
+def _probes(job: GovernedRequest) -> bool:
+    """Probes are sent where their answer can change what happens, and in audits where they are known to work.
+
+    On a route that certifies itself live runs see what its audits have seen, and nothing else.
+    """
+    route, measured = job.route, is_measured(job.ledger.request)
+    if route.settings.probe is None or route.settings.is_paired:
+        return False  # the evidence of pairs is a second call, and nothing there is stopped
+    if route.settings.is_replayed:
+        return route.may_probe and (route.acts or measured)
+    return route.acts or (measured and route.may_probe)
+
+
+def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFields:
+    """What the engine is told before the call; nothing where the route may not act.
+
+    Nor where no second call is allowed: a server that refuses our fields could not be called without them.
+    """
+    route, policy = job.route.settings, job.route.policy
+    if not job.may_act or not (job.client.settings.retries or route.max_extra_calls):
+        return NO_FIELDS
+    budget = policy.max_tokens if isinstance(policy, FixedBudget) else None
+    fields = choose_reasoning_fields(
+        route, job.client.settings, job.intake.body, methods=continuer.methods, policy_budget_tokens=budget
+    )
+    if job.route.arm and fields.arm(route) not in ("", job.route.arm):
+        return NO_FIELDS  # the driver has changed since: what it would send now was never proved
+    if fields.budget_tokens is not None:
+        _estimate_saved(job, fields.budget_tokens)  # reported only if it comes to that
+    return fields
+
+
+def _segmenter(job: GovernedRequest) -> StepCutter:
+    """What cuts the thought; another package's that cannot be built is replaced by the length alone."""
+    try:
+        return build_segmenter(job.route.settings.steps)
+    except Exception:  # noqa: BLE001 - a broken segmenter costs tokens, never an answer
+        job.ledger.fail_open("segment")
+        return Segmenter(job.route.settings.steps)
+
+
+def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
+    remaining = job.gw.statistics[job.route.name].full_runs.remaining(tokens_used)
+    if remaining is None:
+        return
+    # The answer is written either way, so the thought alone is saved.
+    job.ledger.costs.tokens_saved = round(remaining.thought_tokens)
+    job.ledger.costs.full_tokens = tokens_used + remaining.tokens
+    job.ledger.costs.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
+
+
+# --------------------------------------------------------------------------- samples
+
+
+async def govern_samples(job: GovernedRequest) -> None:
+    """Draw samples until the vote is decided or the policy stops; deliver the winner as one completion."""
+    ledger, n = job.ledger, job.ledger.request.n_samples
+    if job.intake.body.get("temperature") == 0:
+        n = 1
+        ledger.disclosure.warnings.append("temperature is 0: every sample would be the same, one was drawn")
+    run = SampleRun(
+        client=job.client,
+        path=CHAT_PATH,
+        body=job.upstream_body,
+        headers=job.headers,
+        ledger=ledger,
+        scorer=job.route.scorer,
+        n_samples=n,
+        wave=job.route.settings.wave,
+        max_bytes=job.gw.settings.server.max_sample_bytes,
+        continues_after_failure=not job.may_act,
+    )
+    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, job.gw.monotonic_s)
+
+    def record(step: Step, signals: Signals, decision: Decision) -> bool:
+        ledger.record_step(step, signals, decision)
+        return job.may_act and not run.is_decided()
+
+    async with job.keep_alive():
+        verdict = await run_episode(run.steps(), policy.observe, policy, record)
+        body = run.result()
+        if verdict is not None:
+            ledger.stop.acted, ledger.stop.finish_method = True, "vote"
+            drawn = [s.tokens for s in run.seen]
+            ledger.costs.full_tokens = full_vote_tokens(drawn, n)
+            ledger.costs.tokens_saved = round(ledger.costs.full_tokens - sum(drawn))
+            ledger.costs.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
+        await _deliver_vote(job, body)
+
+
+async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
+    ledger, exchange = job.ledger, job.exchange
+    usage = ledger.usage()
+    body.pop("timings", None)  # of one sample only
+    if usage is not None:
+        body["usage"] = usage_json(usage)
+    if ledger.stop.acted or job.intake.has_options or ledger.disclosure.warnings:
+        body["suffice"] = suffice_object(ledger)
+    if not job.intake.stream:
+        await exchange.json(200, encode_json(body))
+        return
+    if not exchange.status:
+        await exchange.start(200, SSE_HEADERS, events=True)
+    for frame in as_chunks(body, wants_usage=job.intake.wants_usage):
+        await exchange.body(frame)
+    await exchange.body(DONE, more=False)
+
+
+def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
+    head: dict[str, Any] = {k: body[k] for k in ("id", "created", "model", "system_fingerprint") if k in body}
+    head["object"] = "chat.completion.chunk"
+    choice = body["choices"][0]
+    message = dict(choice["message"])
+    # A thought goes before its answer: clients that show both in the order of arrival would turn them round.
+    parts = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
+    deltas: list[dict[str, Any]] = [{"role": message.get("role", "assistant"), "content": ""}]
+    deltas += [{k: v} for k, v in parts if k != "role" and v not in (None, "")]
+    frames = [head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+    if "suffice" in body:
+        last["suffice"] = body["suffice"]
+    frames.append(last)
+    if wants_usage:
+        frames.append(head | {"choices": [], "usage": body.get("usage")})
+    return [data_frame(f).raw for f in frames]

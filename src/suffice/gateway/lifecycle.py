@@ -9,6 +9,8 @@ However a request ends, it has exactly one outcome. A log that fails costs the r
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -150,6 +152,11 @@ async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> N
     LOG.error("episode %s: internal error (%s)", episode_id, type(error).__name__)
     LOG.debug("the same, with its traceback", exc_info=True)  # may quote what a client sent: debug only
     await exchange.fail(500, "internal error of the gateway", "internal_error", kind="server_error")
+
+
+def new_id() -> str:
+    """A fresh episode id: sortable by time, unguessable."""
+    return f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"
 
 
 def reply_headers(request: Request) -> list[tuple[str, str]]:

@@ -20,13 +20,11 @@ from suffice.errors import StoreError
 from suffice.gateway import kill, lifecycle, rounds_service
 from suffice.gateway.app import App
 from suffice.gateway.auth import Clients, KeyRing, Objects
-from suffice.gateway.context import Deployment, GatewayState, run_periodically
+from suffice.gateway.context import COUNTS_S, Deployment, GatewayState, LogSampler, run_periodically
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, following
 from suffice.gateway.route import BuiltRoute
-from suffice.gateway.sampling import LOOK_S as COUNTS_S
-from suffice.gateway.sampling import LogSampler
 from suffice.settings import Settings
 from suffice.signals.folds.wording import Embedder
 from suffice.store.database.log import EventLog, LateLog
@@ -39,7 +37,7 @@ from suffice.store.rows.records import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console
-from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
+from suffice.wiring.keys import key_ring, kill_file, presence_files
 from suffice.wiring.routes import build_route, check_routes
 from suffice.wiring.startup import (
     Again,
@@ -80,7 +78,7 @@ def _running(
         log=log,
         metrics=metrics,
         salt=begun.secret,
-        new_id=new_id,
+        new_id=lifecycle.new_id,
         wall_s=time.time,
         monotonic_s=time.monotonic,
         clients=Clients(
@@ -171,7 +169,6 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
         presence.release()
         begun.log.close()
         raise
-    gw.new_id = lambda: f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"  # asked from many threads
     again = None
     if begun.problem is not None:
         again = Again(settings, gw, begun, partial(_taught_late, settings, gw, follower), lock=lock)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,24 +118,3 @@ def _write_salt(file: Path) -> None:
             os.link(draft, file)
     finally:
         draft.unlink(missing_ok=True)
-
-
-class Randomness:
-    def __init__(self, block_bytes: int = 4_096) -> None:
-        self._size = block_bytes
-        self._block, self._at = b"", 0
-
-    def take(self, n_bytes: int) -> bytes:
-        """The next bytes; none is given twice. `n_bytes` is at most the size of a block."""
-        if self._at + n_bytes > len(self._block):
-            self._block, self._at = os.urandom(self._size), 0
-        self._at += n_bytes
-        return self._block[self._at - n_bytes : self._at]
-
-
-_RANDOM = Randomness()
-
-
-def new_id() -> str:
-    """A fresh episode id: sortable by time, unguessable."""
-    return f"ep_{int(time.time() * 1e3):011x}{_RANDOM.take(8).hex()}"
