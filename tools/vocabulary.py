@@ -62,7 +62,7 @@ CEILINGS: dict[str, int] = {
     "the word intake in a name": 12,
     "the word keeper in a name": 3,
     "the word liking in a name": 6,
-    "the word lot in a name": 7,
+    "the word lot in a name": 6,
     "the word lots in a name": 2,
     "the word outlook in a name": 19,
     "the word rails in a name": 1,
