@@ -26,13 +26,13 @@ _MOST_NUMBERS = 65_536  # of one vector
 Vector = tuple[float, ...]
 
 
-class Entry(msgspec.Struct):
+class EmbeddingEntry(msgspec.Struct):
     embedding: Annotated[list[float], msgspec.Meta(min_length=1, max_length=_MOST_NUMBERS)]
     index: int | None = None
 
 
-class Reply(msgspec.Struct):
-    data: list[Entry]
+class EmbeddingReply(msgspec.Struct):
+    data: list[EmbeddingEntry]
 
 
 class Unusable(Exception):
@@ -121,7 +121,7 @@ class HttpEmbedder:
             LOG.warning("embedder: %s: drafts are compared by words for %g s", reason, self._pause_s)
             return [None] * len(texts)
 
-    async def _post(self, texts: list[str]) -> list[Entry]:
+    async def _post(self, texts: list[str]) -> list[EmbeddingEntry]:
         """Raises UpstreamError, TimeoutError and Unusable."""
         if self._client is None:
             raise Unusable("it was not opened; use it in `async with`")
@@ -135,11 +135,11 @@ class HttpEmbedder:
         if status != 200:
             raise Unusable(f"status {status}")
         try:
-            return msgspec.json.decode(raw, type=Reply).data
+            return msgspec.json.decode(raw, type=EmbeddingReply).data
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise Unusable(f"a reply without vectors: {error}") from None
 
-    def _checked(self, entries: list[Entry], n_texts: int) -> list[Vector | None]:
+    def _checked(self, entries: list[EmbeddingEntry], n_texts: int) -> list[Vector | None]:
         """The vectors in the order of their texts; None where the length is another model's. Raises Unusable."""
         if len(entries) != n_texts:
             raise Unusable(f"a reply without one entry for each of {n_texts} texts in `data`")
