@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 
 import click
@@ -9,54 +10,42 @@ import click
 from suffice import __version__
 from suffice.cli.shell import find_plugin_commands, load_plugin_command
 
-# Section of --help → name → (module of this package, attribute, the line that --help shows).
-SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
+# Section of --help → name → (module of this package that has it, the line that --help shows).
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up and serve": {
-        "demo": ("server.demo", "demo", "Run a real local model and show what early stopping saves."),
-        "config": ("server.admin", "config", "Check a settings file, or print it with all defaults."),
-        "doctor": ("server.doctor", "doctor", "Examine a model server or a route before you rely on it."),
-        "serve": ("server.serve", "serve", "Serve the OpenAI-compatible gateway."),
-        "worker": ("server.serve", "worker", "Run the control loop that certifies and watches the routes of a log."),
-        "admin": ("server.admin", "admin", "Manage who may use the console and the control API."),
+        "demo": ("server.demo", "Run a real local model and show what early stopping saves."),
+        "config": ("server.admin", "Check a settings file, or print it with all defaults."),
+        "doctor": ("server.doctor", "Examine a model server or a route before you rely on it."),
+        "serve": ("server.serve", "Serve the OpenAI-compatible gateway."),
+        "worker": ("server.serve", "Run the control loop that certifies and watches the routes of a log."),
+        "admin": ("server.admin", "Manage who may use the console and the control API."),
     },
     "See what happens": {
-        "status": ("inspect.status", "status", "Show EM, tokens and savings per route."),
-        "alerts": ("inspect.audit", "alerts", "Test alert sinks and list the alerts that were sent."),
-        "audit": ("inspect.audit", "audit", "Verify, show and export the audit log."),
+        "status": ("inspect.status", "Show EM, tokens and savings per route."),
+        "alerts": ("inspect.audit", "Test alert sinks and list the alerts that were sent."),
+        "audit": ("inspect.audit", "Verify, show and export the audit log."),
     },
     "Change it": {
-        "policy": ("operate.policy", "policy", "Roll a policy out in steps, on evidence, and roll it back."),
-        "experiment": ("operate.experiment", "experiment", "Compare ways to serve the same requests."),
-        "pause": ("operate.hold", "pause", "Pause early stopping on a route until somebody resumes it."),
-        "resume": ("operate.hold", "resume", "Resume early stopping on a paused route."),
-        "incident": ("operate.hold", "incident", "List and decide incidents, or open one by hand."),
-        "override": (
-            "operate.hold",
-            "override",
-            "Limit early stopping on a route or a class of questions until a date.",
-        ),
-        "kill": ("operate.kill", "kill", "Disable early stopping on all routes immediately."),
-        "unkill": ("operate.kill", "unkill", "Release the kill switch."),
+        "policy": ("operate.policy", "Roll a policy out in steps, on evidence, and roll it back."),
+        "experiment": ("operate.experiment", "Compare ways to serve the same requests."),
+        "pause": ("operate.hold", "Pause early stopping on a route until somebody resumes it."),
+        "resume": ("operate.hold", "Resume early stopping on a paused route."),
+        "incident": ("operate.hold", "List and decide incidents, or open one by hand."),
+        "override": ("operate.hold", "Limit early stopping on a route or a class of questions until a date."),
+        "kill": ("operate.kill", "Disable early stopping on all routes immediately."),
+        "unkill": ("operate.kill", "Release the kill switch."),
     },
     "Hear from people": {
-        "review": ("labels.review", "review", "Look at the runs that tell most, and say what is right."),
-        "feedback": (
-            "labels.feedback",
-            "feedback",
-            "Import labels, list unmatched feedback, or have a judge model label.",
-        ),
-        "export": ("labels.feedback", "export", "Write training lines, tasks to judge, or feedback to files."),
-        "erase": ("labels.erase", "erase", "Permanently erase user-written text from the log."),
+        "review": ("labels.review", "Look at the runs that tell most, and say what is right."),
+        "feedback": ("labels.feedback", "Import labels, list unmatched feedback, or have a judge model label."),
+        "export": ("labels.feedback", "Write training lines, tasks to judge, or feedback to files."),
+        "erase": ("labels.erase", "Permanently erase user-written text from the log."),
     },
     "Measure before you act": {
-        "estimate": ("offline.estimate", "estimate", "Predict from logs what stopping would save; makes no calls."),
-        "record": ("offline.record", "record", "Record full runs of questions at a live model server."),
-        "replay": (
-            "offline.replay",
-            "replay",
-            "Replay stopping policies on recorded runs; write a table and a report.",
-        ),
-        "tune": ("offline.tune", "tune", "Search for a policy on recorded runs and estimate its true performance."),
+        "estimate": ("offline.estimate", "Predict from logs what stopping would save; makes no calls."),
+        "record": ("offline.record", "Record full runs of questions at a live model server."),
+        "replay": ("offline.replay", "Replay stopping policies on recorded runs; write a table and a report."),
+        "tune": ("offline.tune", "Search for a policy on recorded runs and estimate its true performance."),
     },
 }
 COMMANDS = {name: found for section in SECTIONS.values() for name, found in section.items()}
@@ -71,30 +60,24 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             point = find_plugin_commands().get(cmd_name)
             return None if point is None else load_plugin_command(point)
-        module, attribute, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(f"suffice.cli.{module}"), attribute)
+        command = getattr(importlib.import_module(f"suffice.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if (
-            args[0] not in COMMANDS
-            and not args[0].startswith("-")
-            and args[0] not in (names := self.list_commands(ctx))
-        ):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], names, n=1)
-            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        name, names = args[0], self.list_commands(ctx)
+        if name not in names and not name.startswith("-"):
+            near = difflib.get_close_matches(name, names, n=1)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(name) for name in COMMANDS)
         for title, section in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(f"{name:<{width}}", line) for name, (_, _, line) in section.items()])
+                formatter.write_dl([(f"{name:<{width}}", line) for name, (_, line) in section.items()])
         if added := [name for name in find_plugin_commands() if name not in COMMANDS]:
             with formatter.section("Of other packages"):
                 commands = {name: self.get_command(ctx, name) for name in added}
