@@ -8,6 +8,7 @@ from typing import Final
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.money import usd
+from suffice.sanitize import plural
 
 UNKNOWN: Final = "not measured"
 MINUS: Final = "\N{MINUS SIGN}"
@@ -122,12 +123,14 @@ def format_time(at_s: float | None) -> str:
     return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def format_estimate(one: IntervalEstimate | None, show: Callable[[float], str], sure: str) -> str:
+def format_estimate(one: IntervalEstimate | None, show: Callable[[float], str], sure: str, *, unit: str = "") -> str:
     """An estimate with its interval, its n and its note.
 
     sure  the interval's confidence, as "95%"
+    unit  what n counts; "": nothing is said
     """
     if one is None:
         return UNKNOWN
     ends = "" if one.low is None or one.high is None else f" [{show(one.low)}, {show(one.high)}] at {sure}"
-    return f"{show(one.value)}{ends}, n={one.n:,}" + (f" ({one.note})" if one.note else "")
+    counted = plural(one.n, unit) if unit else f"n={one.n:,}"
+    return f"{show(one.value)}{ends}, {counted}" + (f" ({one.note})" if one.note else "")

@@ -24,6 +24,7 @@ Lines: TypeAlias = list[tuple[str, str]]  # names and values
 
 percent: Final = "{:.1%}".format
 tokens: Final = "{:,.1f}".format
+rating: Final = "{:.3f}".format
 
 
 def points(value: float) -> str:
@@ -215,8 +216,8 @@ def _traffic(one: RouteStatus) -> Lines:
     governed = "unknown" if report.governed_share is None else percent(report.governed_share)
     lines = [
         ("requests", f"{report.n_requests + one.n_without_outcome:,}{running}"),
-        ("governed", governed + _counts(report.ungoverned, ", untouched: ")),
-        ("ended", _counts(report.end_reasons) or "none yet"),
+        ("governed", governed + frequencies(report.ungoverned, ", untouched: ")),
+        ("ended", frequencies(report.end_reasons) or "none yet"),
         ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
     ]
     if report.n_trials:
@@ -225,11 +226,12 @@ def _traffic(one: RouteStatus) -> Lines:
     if one.control is None and one.mode != "off":
         lines.append(("audits missing", _missing(one)))
     lines.append(("labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"))
-    lines.append(("failed open", _counts(report.degraded) or "never"))
+    lines.append(("failed open", frequencies(report.degraded) or "never"))
     return lines if report.n_dropped is None else [*lines, ("dropped events", f"{report.n_dropped:,}")]
 
 
-def _counts(counts: Mapping[str, int], before: str = "") -> str:
+def frequencies(counts: Mapping[str, int], before: str = "") -> str:
+    """Words and how often each came, the most frequent first."""
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return before + ", ".join(f"{reason} {n:,}" for reason, n in largest) if counts else ""
 
@@ -402,18 +404,20 @@ def liking_lines(one: Outlook) -> Lines:
         versions = [(f"    {part.version or 'no version'}", part) for part in parts if part.version is not None]
         for name, part in (*classes, *versions):
             paired = part.effect is not None
-            lines.append((name, f"effect {_effect(part, sure)}" if paired else _mean(part.everybody, sure)))
+            lines.append(
+                (name, f"effect {_effect(part, sure)}" if paired else format_estimate(part.everybody, rating, sure))
+            )
     return lines
 
 
 def _satisfaction_lines(effect: SatisfactionEffect, sure: str) -> Lines:
     measure, lines = f"  {effect.measure}", list[tuple[str, str]]()
     if effect.full is None and effect.stopped is None:
-        lines.append((measure, _mean(effect.everybody, sure)))
+        lines.append((measure, format_estimate(effect.everybody, rating, sure)))
     if effect.full is not None:
-        lines.append((f"{measure}, full", _mean(effect.full, sure)))
+        lines.append((f"{measure}, full", format_estimate(effect.full, rating, sure)))
     if effect.stopped is not None:
-        lines.append((f"{measure}, stopped", _mean(effect.stopped, sure)))
+        lines.append((f"{measure}, stopped", format_estimate(effect.stopped, rating, sure)))
     if effect.effect is not None:
         lines.append((f"{measure}, effect", _effect(effect, sure) + _rates(effect)))
     if effect.n_set_aside:
@@ -428,19 +432,10 @@ def _effect(satisfaction: SatisfactionEffect, sure: str) -> str:
     down = effect.high is not None and effect.high < 0
     worse = (down and satisfaction.better == "higher") or (up and satisfaction.better == "lower")
     verdict = "worse where stopped" if worse else "better where stopped" if up or down else "no difference is proven"
-    return f"{_mean(effect, sure, sign=True, unit='pair')}: {verdict}"
+    return f"{format_estimate(effect, '{:+.3f}'.format, sure, unit='pair')}: {verdict}"
 
 
 def _rates(effect: SatisfactionEffect) -> str:
     if effect.rated_audits is None or effect.rated_stopped is None:
         return ""
     return f" (rated: {effect.rated_audits:.1%} of audits, {effect.rated_stopped:.1%} of stopped runs)"
-
-
-def _mean(one: IntervalEstimate | None, sure: str, *, sign: bool = False, unit: str = "") -> str:
-    if one is None:
-        return "not measured"
-    form = "+.3f" if sign else ".3f"
-    between = "" if one.low is None or one.high is None else f" [{one.low:{form}}, {one.high:{form}}] at {sure}"
-    note = f" ({one.note})" if one.note else ""
-    return f"{one.value:{form}}{between}, {plural(one.n, unit) if unit else f'n={one.n:,}'}{note}"

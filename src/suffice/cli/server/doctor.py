@@ -22,7 +22,7 @@ from rich.text import Text
 
 from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 from suffice.cli import shell
-from suffice.cli.inspect.route_report import audits_missing
+from suffice.cli.inspect.route_report import audits_missing, frequencies
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
 from suffice.doctor.examine import Advice, advise, examine, not_verified
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
@@ -253,8 +253,7 @@ def _route_lines(report: RouteDiagnosis) -> list[tuple[str, str]]:
         lines.append(("governed", "no request of this route is in the log yet"))
     else:
         whole = status.report
-        reasons = sorted(whole.ungoverned.items(), key=lambda item: (-item[1], item[0]))
-        because = "; untouched: " + ", ".join(f"{why} {n:,}" for why, n in reasons) if reasons else ""
+        because = frequencies(whole.ungoverned, "; untouched: ")
         share = "unknown" if whole.governed_share is None else f"{whole.governed_share:.1%}"
         lines.append(("governed", f"{share} of {whole.n_requests:,} requests{because}"))
     for where, runs in (("log", report.logged), ("live", report.live)):

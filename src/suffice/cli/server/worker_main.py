@@ -25,7 +25,9 @@ def main() -> None:
     for name in ("SIGINT", "SIGHUP"):  # of a terminal, they mean the gateway, which ends this process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    result = _told_by_sigterm()
+    sigterm, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError, AttributeError):
         os.nice(GENTLE)
@@ -33,7 +35,7 @@ def main() -> None:
     settings = parse_settings(msgspec.json.decode(sys.stdin.buffer.readline()))
     try:
         with open_worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
-            while not _ended(result, settings.control.period_s):
+            while not _ended(sigterm, settings.control.period_s):
                 if here.round():
                     with contextlib.suppress(BrokenPipeError):
                         os.write(sys.stdout.fileno(), b"decided\n")
@@ -41,13 +43,6 @@ def main() -> None:
         sys.exit(f"worker: {error}")
 
 
-def _told_by_sigterm() -> int:
-    result, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
-    return result
-
-
-def _ended(result: int, within_s: float) -> bool:
-    ready, _, _ = select.select([sys.stdin, result], [], [], within_s)
-    return result in ready or (bool(ready) and not os.read(sys.stdin.fileno(), 4096))
+def _ended(sigterm: int, within_s: float) -> bool:
+    ready, _, _ = select.select([sys.stdin, sigterm], [], [], within_s)
+    return sigterm in ready or (bool(ready) and not os.read(sys.stdin.fileno(), 4096))
