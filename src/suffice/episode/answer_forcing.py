@@ -1,7 +1,7 @@
-"""Closing a thought: which method and endpoint, in which order, and what happens when that fails.
+"""Closes a thought: by which method, in which order, and what happens when that fails.
 
-`Continuer` is one request's access to the ways to finish (`upstream/continuation` has the shapes). The probe uses the
-same object, so a trial answer is requested exactly as a real one would be.
+`Continuer` is one request's access to the ways to finish. A probe uses it too, so a trial answer is requested exactly
+as a real one would be.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ class Continuer:
             return False
 
     async def prompt(self, *, text: bool) -> Prompt | None:
-        """The prompt as the engine's template writes it, with its token count; requested once.
+        """The prompt as the engine's template writes it, with its token count, or the count alone; requested once.
 
-        text  False: the count is enough
         Raises UpstreamError when the engine cannot say.
         """
         if self._prompt is None or (text and self._prompt.text is None):
@@ -108,8 +107,8 @@ class Continuer:
     async def _vllm_prompt(self, fields: dict[str, Any], *, text: bool) -> Prompt:
         """The tokens of the rendered chat, and the text that they encode.
 
-        `return_token_strs` gives pieces of the vocabulary, in which spaces and bytes are written in signs of
-        the tokenizer's own; `/detokenize` gives the text itself.
+        `return_token_strs` would write spaces and bytes in the tokenizer's own signs; `/detokenize` gives the text
+        itself.
         """
         model = {"model": self._body.get("model")}
         tokens = await self._ask("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
@@ -175,9 +174,8 @@ class Continuer:
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
         """Send a prepared request; give the pieces of its reply and their account.
 
-        thought_tokens  of the thought in it, as they were counted when it was generated
-        Raises UpstreamError when the upstream refuses, is down or speaks another protocol, and UpstreamBusy
-        when there is no room for the call now: a probe is sent now or not at all.
+        Raises UpstreamError when the upstream fails, and UpstreamBusy when there is no room for a call: a probe is sent
+        now or not at all.
         """
         account = CallAccount(purpose)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)

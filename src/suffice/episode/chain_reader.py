@@ -1,9 +1,8 @@
 """Reads one chain of thought: sorts text into thought and answer, counts tokens, and cuts the thought into steps.
 
-A thought may be cut at a line, a paragraph or between words, never inside a character; each step is longer than the
-last by a constant factor, so that probing a long thought costs a bounded share of it. From the first byte of an answer
-or a tool call on, nothing can be stopped any more. If our own code fails here, the reader goes blind: the stream passes
-on unwatched.
+Each step is longer than the last by a constant factor, so that probing a long thought costs a bounded share of it. From
+the first byte of an answer or a tool call on, nothing can be stopped. If our own code fails here, the stream passes on
+unwatched.
 """
 
 from __future__ import annotations
@@ -46,11 +45,7 @@ def missing_step(point: Checkpoint) -> Step:
 
 
 def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> Step:
-    """A step whose trial answer is read off the thought itself, at no cost: the last one it wrote.
-
-    answer  the answer in the step's own text
-    before  the visible answer at the checkpoint before, which holds until the text gives another
-    """
+    """A step whose trial answer is read off the thought itself: in the step's own text, else the one before."""
     answer = before if answer is None else answer
     source: Literal["text"] | None = None if answer is None else "text"
     return Step(index=point.index, tokens=point.tokens, answer=answer, answer_source=source, text=point.text)
@@ -92,8 +87,8 @@ class Segmenter:
     def feed(self, text: str, tokens: int) -> Checkpoint | None:
         """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any.
 
-        A step ends behind its line or paragraph, or before a word. Text behind the end belongs to the
-        next step; its tokens cannot be told apart and stay with this one.
+        A step ends behind its line or paragraph, or before a word. Text behind the end belongs to the next step; its
+        tokens cannot be separated and stay with this one.
         """
         too_long = self._tokens >= self._limit and self._tokens >= self._need
         if too_long and (earlier := self._end_before(text)):
@@ -118,10 +113,7 @@ class Segmenter:
         return self._cut(len(self._text))
 
     def _end_before(self, text: str) -> int:
-        """Where a step that is too long ends, given the text that comes next; 0: nowhere yet.
-
-        Between two words; in a script without spaces, when it is twice too long, between two characters.
-        """
+        """Where a step that is too long ends before `text`: between words, if need be characters; 0: nowhere."""
         if not self._text:
             return 0
         if text[:1].isspace() or self._text[-1].isspace():
@@ -129,10 +121,7 @@ class Segmenter:
         return self._end_between_characters(text) if self._tokens >= 2 * max(self._need, self._limit) else 0
 
     def _end_between_characters(self, following: str) -> int:
-        """The last place before `following` that no character of several parts stretches over.
-
-        No character that anybody reads is longer than MOST_CUT_CHARS, so only so much of the end is looked at.
-        """
+        """The last place before `following` that no character of several parts stretches over."""
         start = max(0, len(self._text) - MOST_CUT_CHARS)
         tail, end = self._text[start:], -1
         shorter = len(safe_cut(tail, following))
@@ -142,11 +131,7 @@ class Segmenter:
         return start + end
 
     def end_in(self, text: str, before: int) -> int | None:
-        """Where the last line or paragraph ends that was completed behind `before`; None: nowhere.
-
-        text    of the step so far; the end is a place in it, above 0
-        before  its length at the last call: only what came since is new
-        """
+        """Where the last line or paragraph of `text` ends that was completed behind `before`; None: nowhere."""
         mark = self._mark
         if not mark:
             return None
@@ -176,12 +161,10 @@ def build_segmenter(steps: Steps) -> StepCutter:
 
 
 def safe_cut(text: str, following: str = "") -> str:
-    """Shorten `text` until it ends between two characters as a reader sees them.
+    """Shorten `text` until it ends between two characters as a reader sees them, by MOST_CUT_CHARS at most.
 
-    Removed from the end: lone surrogates, joiners (ZWJ), signs that join the next letter
-    (viramas), half a flag. Where the text that comes next is known, pass it as `following`: then
-    a letter whose accents lie behind the cut is left out too. At most MOST_CUT_CHARS are removed: what is longer
-    is no character that anybody reads.
+    Removed from the end: lone surrogates, joiners (ZWJ), signs that join the next letter (viramas), half a flag, and,
+    where the text that comes next is known, a letter whose accents lie behind the cut.
     """
     kept, end = text[:-MOST_CUT_CHARS], text[-MOST_CUT_CHARS:]
     if following and not end.endswith("\u200d") and _clings(following[0]):
@@ -232,7 +215,6 @@ class ChainReader:
     """Folds the choices of one stream.
 
     opened  the chat template has opened the thought
-    budget  that the engine was given; None: none
     """
 
     def __init__(

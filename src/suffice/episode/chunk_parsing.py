@@ -1,6 +1,6 @@
 """What one chunk of a stream says: text, tokens, log-probabilities, usage, the end.
 
-Shared by the run, the probes, the samples and the continuation, so that a token is counted the same way everywhere.
+Shared by all calls, so that a token is counted the same way everywhere.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ def margin_of(token: TokenLogprob) -> float | None:
 async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGenerator[tuple[Chunk, bytes], None]:
     """Read a stream up to its [DONE]: each chunk, and its bytes. Usage is noted in the account.
 
-    inside  what is being read, for the message of an error
-    Raises UpstreamError when it breaks off or the upstream reports an error in it.
+    Raises UpstreamError, which names what is `inside`, when it breaks off or the upstream reports an error in it.
     """
     splitter, n_events = SseSplitter(), 0
     while data := await call.read():
@@ -107,10 +106,8 @@ async def pieces(
 ) -> AsyncGenerator[Piece, None]:
     """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off.
 
-    A thought in the reply, in a field of its own or between tags, is counted and left out.
-
-    prefill  text that the engine may repeat at the start
-    opened   the reply begins inside a thought
+    A thought in the reply is counted and left out; it begins inside one if it is `opened`. A repeated `prefill` is
+    removed.
     """
     answer, finished, n_chars = AnswerOnly(prefill, tags, opened=opened), False, 0
     async with aclosing(chunks(call, account, inside="continuation")) as stream:
@@ -166,10 +163,8 @@ class AnswerOnly:
 class ThinkTag:
     """Separate an inline thought from the answer while the text arrives, cut anywhere.
 
-    Only a tag at the very start (white space before it is dropped) opens a thought; once it has
-    closed, or the text began without one, everything else is answer text, tags included.
-
-    opened  the chat template wrote the opening tag: the text begins inside the thought
+    Only a tag at the very start (white space before it is dropped) opens a thought, unless the chat template has
+    `opened` it; once it has closed, or the text began without one, everything else is answer text, tags included.
     """
 
     __slots__ = ("_close_tag", "_held", "_open_tag", "_space", "_state")

@@ -1,7 +1,6 @@
 """A route's signals and policy, guarded: a failure, a slow step or a stop that costs too much lets the run go on.
 
-The same guards apply to live runs and to those that only watch, so that an audit measures what live runs do. What is
-unknown prevents no stop.
+The same guards apply to runs that only watch, so that an audit measures what live runs do.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class StopCost:
     skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
 
     def objection(self, s: Signals) -> str | None:
-        """Why the run should go on although the policy says stop; None: nothing says so.
+        """Why a stop would cost more than going on; None: it would not, or something is unknown.
 
-        Notes in the ledger what the first stop that passes would take, for runs that only watch.
+        Notes in the ledger what the first stop that passes would cost, for runs that only watch.
         """
         prices, full = self.ledger.costs.prices, self.full_runs
         remaining = full.remaining(s.tokens_used) if full is not None else None
@@ -62,9 +61,6 @@ class GuardedPolicy:
     """Observes each step of one request and asks its policy.
 
     Both run in the event loop, where nothing can interrupt them: once they were too slow, they are not asked any more.
-
-    needs  signals to compute
-    cost   None: no stop costs too much
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""The account of one request: calls, steps, decisions and failures, closed into one outcome.
-
-Mutable for the life of a request and owned by it alone. `close` may be called once, and the outcome that it returns is
-the only record of how the request ended.
-"""
+"""The account of one request: calls, steps, decisions and failures, closed once into the one outcome."""
 
 from __future__ import annotations
 
@@ -78,8 +74,8 @@ class CallAccount:
     def close(self, client_prompt_tokens: int | None = None) -> UpstreamCall:
         """The record of this call.
 
-        client_prompt_tokens  of the client's own prompt: where the upstream was cut off before it
-                              counted, the call read that many and the thought sent along
+        Where the upstream was cut off before it counted, the call read the client's own prompt and the thought sent
+        along.
         """
         source: CountSource = "provider" if self.reported_tokens is not None else "counted"
         prompt = self.prompt_tokens
@@ -240,8 +236,7 @@ class Ledger:
     def client_prompt_tokens(self) -> int | None:
         """Tokens of the client's own prompt; None while no call has reported any.
 
-        Read off a call that sent nothing else where there is one; else estimated from one that sent a
-        thought along, whose closing text is then counted as prompt.
+        Where every call sent a thought along, it is estimated, and the thought's closing text is counted as prompt.
         """
         counted = self.calls if len(self.calls) == 1 else [c for c in self.calls if c.prompt_tokens is not None]
         best = min(counted, key=lambda c: c.context_tokens, default=None)
@@ -323,10 +318,7 @@ class Ledger:
         return prompts_usd + money.remaining_cost(prices, full).total_usd - cost.total_usd
 
     def would_cost_usd(self) -> float | None:
-        """What the run would have cost with its shadow stop; None: it has none, or something is unknown.
-
-        Without what came later: tokens of later steps, later probes and later samples.
-        """
+        """What the run would have cost with its shadow stop, without what came later; None: unknown."""
         cost, prices, pair = self.cost(), self.costs.prices, self.audit.pair_call
         if self.stop.acted or self.stop.step is None or cost is None or prices is None:
             return None
@@ -399,8 +391,8 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
     """The extra top-level object of a reply. It never says whether the request was an audit.
 
-    Where only an audit is sent probes, they are left out, with the number of steps, which waits for them. So is a probe
-    that is still running when the object is written. The log has them all.
+    Where only an audit is sent probes, they are left out, with the number of steps, which waits for them, and so is a
+    probe that is still running. The log has them all.
     """
     request, stop, costs, disclosure = ledger.request, ledger.stop, ledger.costs, ledger.disclosure
     tells = disclosure.tells_probes

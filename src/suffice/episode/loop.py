@@ -1,7 +1,7 @@
 """The loop that is the product: read a step, fold it into signals, ask the policy, maybe stop.
 
-One screen for all kinds of run. Retries, probes, metrics and hand-over live around it; the steps
-come from a chain of thought, from samples or from the caller's own rounds.
+The steps come from a chain of thought, from samples or from the caller's own rounds. Retries, probes and metrics live
+around it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Calls beside a run: trial answers and their schedule, an audit's second call, and vectors of its drafts.
 
-A probe asks what the model would say if its thought were closed here. It never touches the run: it continues a copy of
-the thought. When it fails, the checkpoint has no answer, which is the safe side: an unknown answer stops nothing.
+A probe continues a copy of the thought as if it were closed here. When it fails, the checkpoint has no answer, which is
+the safe side: an unknown answer stops nothing.
 """
 
 from __future__ import annotations
@@ -90,9 +90,6 @@ class Prober:
         """Request a whole finish behind a step, for the record: what a stop there would have delivered.
 
         It is written as a stop's continuation is, and sent as a probe is: now or not at all.
-
-        tokens      of the thought
-        max_tokens  of the answer; None: no cap
         """
         if not self._continuer.may_call(keep=0):
             return
@@ -110,10 +107,7 @@ class Prober:
         timeout_s: float | None = None,
         max_tokens: int | None = None,
     ) -> _Reply | None:
-        """Probe once; None: no way to, or the upstream failed or was too slow.
-
-        whole  a finish as a stop requests it, instead of a trial answer
-        """
+        """A trial answer, or a `whole` finish as a stop requests it; None: nothing came, or too late."""
         method, probe = self._continuer.second_call, self._continuer.probe
         if method is None:
             return None
@@ -147,10 +141,8 @@ async def ask_paired_call(
     """In an audit, send the client's question once more with an arm, for the record alone.
 
     Where an upstream's thought cannot be cut, only effort or budget can be chosen, and what they lose is seen in no
-    single run. The client has its full answer by then; the call is an extra one, sent now or not at all.
-    A call that was sent and came to nothing is on record without an answer, which counts against the arm.
-
-    body  the client's, as it was sent for the full run
+    single run. The client has its full answer by then; the call is sent now or not at all. One that was sent and came
+    to nothing is on record without an answer, which counts against the arm.
     """
     account = CallAccount("probe")
     text: str | None = None
@@ -225,9 +217,8 @@ class Vectors:
 class ReasoningRun:
     """One chain of thought: its steps while it is relayed to the client, with the schedule of their probes.
 
-    prober   None: nothing is probed, and a step's answer is read off its text
-    vectors  None: the steps get no vectors
-    drain    every scheduled step is probed, even after the end, as in an audit
+    prober  None: nothing is probed, and a step's answer is read off its text
+    drain   every scheduled step is probed, even after the end, as in an audit
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """One run whose loop is the caller's own: rounds of retrieval, an agent's turns, revisions, its own samples.
 
-    take(step 1) ──▶ take(step 2) ──▶ … ──▶ finish: done, stopped or aborted
-
 Sans I/O: steps and decisions are values, so the library in a process and the endpoint `/v1/decide` decide the same.
 """
 
@@ -96,10 +94,7 @@ class RoundsRun:
         return self.ledger.request.episode_id
 
     async def vector_of(self, index: int, report: StepReport) -> tuple[float, ...]:
-        """The vector of step `index`, for `take`; () where there is none, or nobody would look at it.
-
-        It is awaited before the step: the only part of a run that waits for anybody.
-        """
+        """The vector of step `index`, to be awaited before `take`; () where there is none, or none is needed."""
         is_next = index == len(self.seen) + 1 and not self._n_beyond and not self.is_over
         if self.vectors is None or not is_next or self.ledger.request.ungoverned is not None:
             return ()
@@ -107,8 +102,6 @@ class RoundsRun:
 
     def take(self, index: int, report: StepReport, vector: tuple[float, ...] = ()) -> Decision:
         """Take step `index` in and decide; the same step again gives the same decision again.
-
-        vector  of the step's text, or of its answer where it has none; (): unknown
 
         Raises BadRequest (409) for a step that leaves a gap, contradicts an earlier report, or comes after the end.
         """
@@ -148,8 +141,7 @@ class RoundsRun:
     def return_step(self) -> int | None:
         """The step whose answer is the one to use; None: there is no answer yet.
 
-        A run that the policy may not touch returns what the caller's loop alone would: its last answer,
-        or the vote of its samples.
+        A run that the policy may not touch returns what the caller's loop alone would: its last answer, or its vote.
         """
         return self._chosen(acting=self.acts)
 

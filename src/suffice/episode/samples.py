@@ -1,9 +1,7 @@
 """Repeated samples of one question, drawn in waves, seen in launch order, voted into one answer.
 
-The samples of a wave are looked at strictly in the order of their launch, so the same answers lead to the same decision
-live, in an audit and in replay. The run ends as soon as the vote is decided, in every mode: no further sample could
-change the answer. Then, and when the policy stops, the samples still running are cancelled, and what was received of
-them is spent.
+The order makes the same answers lead to the same decision live, in an audit and in replay. When the vote is decided, or
+the policy stops, the samples still running are cancelled, and what was received of them is spent.
 """
 
 from __future__ import annotations
@@ -65,10 +63,7 @@ class SampleRun:
         return vote.deciding_sample([sample.answer for sample in self.seen], self.n_samples) is not None
 
     async def steps(self) -> AsyncGenerator[Step, None]:
-        """Yield one step a sample, in launch order, until the vote is decided.
-
-        The end of the generator, or closing it, cancels the samples that still run.
-        """
+        """Yield one step a sample, in launch order, until the vote is decided. Closing it cancels all samples."""
         running: list[asyncio.Task[Sample]] = []
         try:
             while not self.is_decided():

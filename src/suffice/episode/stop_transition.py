@@ -3,15 +3,12 @@
     native            the engine closes the thought in the same stream
     with a free slot  the continuation is opened first; the original is held back and dropped at the continuation's
                       first token (the overlap is spent, and counted)
-    with none         the original is closed first
+    with none         the original is closed first, unless that lately gave its slot to somebody who waited
 
-A slot is free while fewer completions are open on the upstream, ours and everybody's that came through this gateway,
-than it serves at once. Where more are open than that, a slot that is given up may go to whoever waits for one; once
-that has happened, the original is not closed first there for a while, and runs on.
-
-If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone, one full run follows
-with its thought hidden; if that fails too, the client gets an error frame. If the model closes its thought by itself
-before the continuation speaks, its own end is delivered: a late stop is no stop.
+A slot is free while fewer completions are open on the upstream, everybody's that came through this gateway, than it
+serves at once. If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone, one
+full run follows with its thought hidden; if that fails too, the client gets an error frame. If the model closes its
+thought by itself before the continuation speaks, its own end is delivered: a late stop is no stop.
 """
 
 from __future__ import annotations
@@ -88,8 +85,8 @@ class StopTransition:
     async def _let_slot_go(self) -> None:
         """Give the engine a moment to see that the original was cancelled, where its slot holds what was read.
 
-        llama.cpp sees it at the end of a decoding step or two. Before that, a request takes a slot that is free
-        already and reads the whole prompt again; a server with no other slot lets us wait as long anyway.
+        llama.cpp sees it after a decoding step or two; a request before that takes another slot and reads the prompt
+        again.
         """
         if self.continuer.facts.caches_by_slot:
             a_token_s = (self.monotonic_s() - self.began_s) / max(1, self.relay.reader.account.received_tokens)
@@ -158,12 +155,7 @@ class StopTransition:
             return None
 
     async def finish_unclosed(self, max_tokens: int | None) -> None:
-        """Answer a run that ended inside its thought; its own end is delivered if that fails.
-
-        The original is over, so nothing has to give way. The client gets a forced answer in place of an empty one.
-
-        max_tokens  of the answer; None: no cap
-        """
+        """Answer a run that ended inside its thought; its own end is delivered if that fails."""
         relay, stop, start_s = self.relay, self.ledger.stop, self.monotonic_s()
         method, before = self.continuer.second_call, (stop.finish_method, stop.handover_ms)
         request = None if method is None else await self._prepare(method, relay.reader.thought, max_tokens)
@@ -220,10 +212,7 @@ class StopTransition:
                 await asyncio.gather(holding, return_exceptions=True)
 
     async def _hold(self, deadline: asyncio.Timeout) -> None:
-        """Keep reading the original, up to the buffer's size; then its socket waits.
-
-        When it closes its thought by itself, the continuation is waited for no longer.
-        """
+        """Keep reading the original, up to the buffer's size. If it closes its thought, end the waiting."""
         with contextlib.suppress(UpstreamError):  # remembered in `relay.failure`
             while self.relay.reader.is_in_thought and self.relay.held_bytes < self.buffer_bytes:
                 await self.relay.advance()

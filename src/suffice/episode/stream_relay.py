@@ -1,8 +1,7 @@
 """Relays one chain of thought to its client, frame by frame as it came, and shows each frame to the reader.
 
-passing   what comes goes to the client
-holding   frames are kept back while a continuation is being opened: `hold`, then `release` or `abandon`
-own end   the end of a run without an answer is kept back while one is asked for
+Frames may be kept back while a continuation is being opened: `hold`, then `release` or `abandon`. So may the end of a
+run without an answer, while one is asked for.
 """
 
 from __future__ import annotations
@@ -187,12 +186,9 @@ class StreamRelay:
         return data
 
     async def advance(self, *, to_step: bool = False) -> list[Checkpoint]:
-        """Read once and pass it on; return the checkpoints that were reached.
+        """Read once, or up to the next step or the end, and pass it on; return the checkpoints that were reached.
 
-        to_step  read on until there is one, or the end
-
-        Raises UpstreamError when the upstream broke off or broke its protocol; whole frames before that
-        are delivered, and `failure` says so to whoever comes later.
+        Raises UpstreamError when the upstream broke off or broke its protocol; whole frames before that are delivered.
         """
         points = self._points = []
         try:
@@ -214,10 +210,10 @@ class StreamRelay:
             raise
 
     def _pass_at_once(self, data: bytes) -> bool:
-        """Pass a read of repeated chunks on where it arrives, if the client takes it; False: wake the reader.
+        """Pass repeated chunks on where they arrive, if the client takes them; False: wake the reader.
 
-        It does what `advance` does, by the shortest way, while nobody but the reader waits. Where a checkpoint
-        is reached, the reader is woken, too: it gets the same bytes and leaves out what the client has.
+        It does what `advance` does, by the shortest way. At a checkpoint the reader is woken, too: it gets the same
+        bytes and leaves out what the client has.
         """
         pattern = self._pattern
         texts, sent, end = pattern.run_in(data, 0)

@@ -1,4 +1,4 @@
-"""The vote over samples: which answer leads, which sample's text is delivered, and when the vote is decided. Pure.
+"""The vote over samples. Pure.
 
 Ties go to the answer seen first; a sample without an answer does not vote; when nobody votes the first sample is
 delivered. What is returned is the verbatim text of the earliest sample that holds the winning answer.

@@ -1,11 +1,8 @@
 r"""Where a model's text announces its answer, and what all normal forms of answers have in common.
 
-Models put an answer in a box, or behind words (``\boxed{…}``, ``Answer: …``, ``La réponse est …``, ``答案：…``). What a
-number, a letter or a name looks like is known to the scorers alone. A normal form can be logged, is short, and stays
-the same when it is normalised again.
-
-Every function takes any string (empty, ten million characters, broken Unicode), never raises and needs time linear in
-its length: the repetitions in the patterns are bounded or possessive.
+Models put an answer in a box, or behind words (``\boxed{…}``, ``Answer: …``, ``La réponse est …``, ``答案：…``). Every
+function takes any string (empty, ten million characters, broken Unicode), never raises and needs time linear in its
+length: the repetitions in the patterns are bounded or possessive.
 """
 
 from __future__ import annotations
@@ -33,10 +30,7 @@ _OTHER_MARKS = ("ntwort", "ponse", "puesta", "posta", "твет", "答", "답") 
 
 
 class AnnouncementPattern:
-    """A pattern around an announcement, for texts in English and, at twice the cost, for texts in any language.
-
-    around  makes the pattern from that of the announcement
-    """
+    """A pattern made `around` that of an announcement, for English and, at twice the cost, for any language."""
 
     def __init__(self, around: Callable[[str], str], flags: re.RegexFlag = re.NOFLAG) -> None:
         self._english = re.compile(around(rf"(?i:{_ENGLISH}[\s*_:：]{{0,8}})"), flags)
@@ -88,10 +82,7 @@ def last_boxed_raw(text: str) -> str | None:
 
 
 def last_announced(text: str) -> str | None:
-    """What follows the last announcement, up to the end of its sentence or line; None: there is none.
-
-    An announcement at the very end, with nothing behind it, does not count.
-    """
+    """What follows the last announcement that something follows, up to the end of its sentence or line; else None."""
     text = last_part(text)
     begin = -1
     for announcement in _ANNOUNCEMENT.finditer(text):
@@ -114,10 +105,9 @@ def marked_answer(text: str, normalise: Callable[[str], str | None]) -> str | No
 
 
 def final_answer(text: str, normalise: Callable[[str], str | None]) -> str | None:
-    r"""The answer in the last ``\boxed{…}``, else what follows the last announcement, else all of the text.
+    r"""The answer in the last ``\boxed{…}`` that holds one, else behind the last announcement, else all of the text.
 
-    The whole text, not its first line: an explanation behind an unannounced answer makes it another answer, and is
-    better cut off by the probe than guessed away here. A box in which `normalise` finds no answer does not count.
+    The whole text, not its first line: an explanation behind an unannounced answer is better cut off by the probe.
     """
     boxed = last_boxed(text)
     if boxed is not None and (answer := normalise(boxed)) is not None:
@@ -167,10 +157,7 @@ def says_something(text: str) -> bool:
 
 
 def settle(text: str, one_pass: Callable[[str], str]) -> str:
-    """`one_pass` again and again until nothing changes; a text that never settles is replaced by a digest.
-
-    A rule may make another one apply that was tried before it; so a single pass is not idempotent.
-    """
+    """`one_pass` until nothing changes, because a rule may make an earlier one apply; a digest if it never settles."""
     for _ in range(_MAX_PASSES):
         before, text = text, one_pass(text)
         if text == before:
@@ -183,8 +170,7 @@ def settle(text: str, one_pass: Callable[[str], str]) -> str:
 class ByNormalForm(ABC):
     """A scorer for which two answers are the same when their normal forms are.
 
-    So equality is an equivalence relation, a vote can count normal forms, and a stop that delivers
-    the full run's normal form cannot change whether the answer is right.
+    So a vote can count normal forms, and delivering the full run's normal form cannot change whether it is right.
     """
 
     __slots__ = ()

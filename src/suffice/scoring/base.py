@@ -55,12 +55,9 @@ SCORERS: dict[str, Callable[..., Scorer]] = {scorer.name: scorer for scorer in _
 
 
 def build_scorer(spec: Spec, *, math_judge: MathJudge | None = None) -> Scorer:
-    """The scorer of a name, or of a table `{scorer = name, …parameters}`.
+    """The scorer of a name, or of a table `{scorer = name, …parameters}`, with a judge for the scorer `math` in it.
 
-    math_judge  for the scorer `math`, wherever in the table it stands; None: it compares strings and numbers
-
-    Raises ConfigError, and nothing else, whatever is in the table: for an unknown name or parameter with the
-    nearest known one, for a missing parameter, and for a value of the wrong type or out of range.
+    Raises ConfigError, and nothing else, whatever is in the table, with the nearest known name for an unknown one.
     """
     return _build("scorer", spec, math_judge, depth=0)
 
@@ -75,10 +72,7 @@ def asks_judge(spec: Spec) -> bool:
 
 
 def scorer_label(spec: Spec) -> str:
-    """What logs and reports call the scorer of a spec: equal specs, equal labels.
-
-    A name alone where there are no parameters: `number`; else with them: `json {"path":"$.answer"}`.
-    """
+    """What logs and reports call a scorer: `number`, or with parameters `json {"path":"$.answer"}`."""
     if isinstance(spec, str):
         return spec
     parameters = {key: value for key, value in spec.items() if key != "scorer"}

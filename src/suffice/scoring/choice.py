@@ -1,7 +1,4 @@
-"""Scorers `choice` and `yes-no`: which of the options A to J was picked, and was the question affirmed or denied?
-
-An option counts by its letter, not by its text. What is neither yes nor no is no answer.
-"""
+"""Scorers `choice` and `yes-no`: which of the options A to J was picked, and was the question affirmed or denied?"""
 
 from __future__ import annotations
 

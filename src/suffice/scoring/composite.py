@@ -1,7 +1,4 @@
-"""Scorers of answers with parts: `json`, and `list`, whose items another scorer compares.
-
-What a parser must guess at is no answer: nothing is repaired.
-"""
+"""Scorers of answers with parts: `json`, and `list`, whose items another scorer compares. Nothing is repaired."""
 
 from __future__ import annotations
 
@@ -67,10 +64,9 @@ class JsonScorer(ByNormalForm):
         object.__setattr__(self, "_steps", _parse_path(self.path))
 
     def extract(self, text: str) -> str | None:
-        """The answer in the JSON of a text.
+        """The answer in the JSON of a text: of the first of these that is JSON.
 
-        The last fenced block counts, else what is announced, else the whole text, else what lies between the
-        first opening and the last closing bracket, else the last line; of these the first that is JSON.
+        The last fenced block, what is announced, the whole text, what lies between its outer brackets, the last line.
         """
         for candidate in _candidates(last_part(text)):
             try:

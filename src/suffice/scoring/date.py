@@ -1,7 +1,4 @@
-"""Scorer `date`: two dates are the same answer when they are the same day, month or year.
-
-Where day and month cannot be distinguished, the settings say which comes first, or the date is compared as written.
-"""
+"""Scorer `date`: two dates are the same answer when they are the same day, month or year."""
 
 from __future__ import annotations
 
@@ -66,10 +63,7 @@ class DateScorer(ByNormalForm):
         check_word("scorer.order", self.order, ("as-written", "dmy", "mdy"))
 
     def extract(self, text: str) -> str | None:
-        """The date in the last box, else the announced one, else the last one in the text.
-
-        Of several the most exact one counts, of several equally exact ones the last.
-        """
+        """The date in the last box, else the announced one, else the most exact one in the text, of equals the last."""
         marked = marked_answer(text, self.normalise)
         return self.normalise(text) if marked is None else marked
 

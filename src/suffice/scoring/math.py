@@ -1,7 +1,7 @@
 r"""Scorer `math`: two formulas are the same answer when a judge proves it, or their normal forms are equal.
 
-The normal form removes dress, keeps values, and computes nothing but plain numbers: ``\dfrac12``, ``\frac{1}{2}`` and
-``0.5`` are one, ``2x`` and ``x+x`` are two unless a `MathJudge` (`edge.math`) says otherwise.
+The normal form computes nothing but plain numbers: ``\dfrac12``, ``\frac{1}{2}`` and ``0.5`` are one, ``2x`` and
+``x+x`` are two unless a `MathJudge` (`edge.math`) says otherwise.
 """
 
 from __future__ import annotations
@@ -41,13 +41,10 @@ class MathJudge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MathScorer:
-    r"""Compare formulas: first as strings, then as numbers, then by a judge that knows algebra.
+    """Compare formulas: first as strings, then as numbers, then by a judge that knows algebra.
 
-    Normal form: see the head of this module. Votes and streaks count normal forms, which are classes; the judge
-    compares pairs, and pairs make no classes that a vote could count in one pass. So it only joins an answer to a
-    reference. Two answers in different normal forms count as different, which costs savings and never EM.
-
-    judge  asked when both differ as strings and are not both numbers; None: then they are different
+    A judge compares pairs, which make no classes that a vote could count, so it only joins an answer to a reference.
+    Two answers in different normal forms count as different, which costs savings and never EM.
     """
 
     name: ClassVar[str] = "math"
@@ -78,10 +75,7 @@ class MathScorer:
         return normal_formula(answer) if inside is None else inside
 
     def quick(self, answer: str | None, gold: str) -> bool | None:
-        """What strings and numbers say alone, in microseconds; None: only the judge can tell.
-
-        answer, gold  in normal form or not
-        """
+        """What strings and numbers say alone, in microseconds; None: only the judge can decide."""
         mine = None if answer is None else self.normalise(answer)
         other = mine if answer == gold else self.normalise(gold)
         if mine is None or other is None:

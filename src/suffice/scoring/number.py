@@ -73,10 +73,9 @@ class NumberScorer(ByNormalForm):
         check_word("scorer.percent", self.percent, ("keep", "drop", "share"))
 
     def extract(self, text: str) -> str | None:
-        r"""The number in the last box, else the one announced last, else the last one in the text.
+        """The number in the last box, else the one announced last, else the last one in the text.
 
-        Announced: the first number within 80 characters of "answer is", "answer:" or "####"; where
-        a sum follows, its result ("the answer is 3 + 4 = 7" gives 7).
+        Announced: within 80 characters of "answer is", "answer:" or "####"; of a sum its result ("3 + 4 = 7" gives 7).
         """
         chosen = _choose_number(text)
         return None if chosen is None else _value(chosen[1], self.percent)
@@ -114,10 +113,7 @@ def _choose_number(text: str) -> tuple[str, re.Match[str]] | None:
 
 
 def _shift(value: str, exponent: int) -> str | None:
-    """A value in normal form times a power of ten, in normal form; None: it gets too long.
-
-    exponent  from -999 to 999
-    """
+    """A value in normal form times 10**exponent, -999 to 999, in normal form; None: it gets too long."""
     sign, plain = ("-", value[1:]) if value.startswith("-") else ("", value)
     above, slash, below = plain.partition("/")
     if slash:

@@ -51,10 +51,7 @@ class Pattern:
     _first: re.Pattern[str] | None = field(repr=False)  # what a match can begin with; None: with anything
 
     def last(self, text: str) -> str | None:
-        """The group of the last match in the last 4,000 characters; None: there is none.
-
-        The group is the one named `answer`, else the first one, else the whole match.
-        """
+        """The group `answer`, else the first, else the whole, of the last match in the last 4,000 characters."""
         text, last = text[-READ_CHARS:], None
         for begin, end in self._spans(text):
             last = text[begin:end]

@@ -1,7 +1,4 @@
-"""Scorers of texts: `text`, `squad`, `whole`, and `regex`, which finds the answer by a pattern.
-
-None of them knows meaning: "USA" and "United States" are different answers.
-"""
+"""Scorers of texts: `text`, `squad`, `whole`, and `regex`. None of them knows meaning: "USA" is not "United States"."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Query classes learned from data: plain rules over what is known before the first token.
 
-Learned classes are the leaves of a small tree (`learn.features`), written as conjunctions that a person can read; the
-first rule that holds names the class. A declared class (route, header, metadata) needs nothing of this file.
+They are the leaves of a small tree (`learn.features`) as conjunctions that a person can read; the first rule that holds
+names the class.
 """
 
 from __future__ import annotations

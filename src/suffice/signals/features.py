@@ -229,10 +229,7 @@ DERIVED: Final[Mapping[str, DerivedField]] = {
         "Steps that gave an answer over the steps so far.", ("n_votes", "step"), _over_step, _over_steps
     ),
     "lead": DerivedField(
-        "Votes of the leading answer minus those of the runner-up.",
-        ("top_votes", "second_votes"),
-        sub,
-        sub,
+        "Votes of the leading answer minus those of the runner-up.", ("top_votes", "second_votes"), sub, sub
     ),
     "remaining_steps": DerivedField(
         "Planned steps that are still to come; unknown without a plan.",
@@ -323,9 +320,8 @@ class FeatureSet:
     def table(self, values: Mapping[str, Column], queries: Sequence[Query | None], run: NDArray[np.int64]) -> Column:
         """The features of any rows, shape (n rows, n features).
 
-        values   columns named as fields of Signals, each of shape (n rows,); not a number, or not there: unknown
-        queries  what was known before the first token, one for each run
-        run      which of `queries` a row belongs to, shape (n rows,)
+        values   columns named as fields of Signals; not a number, or not there: unknown
+        queries  of the runs; `run` says to which of them a row belongs
         """
         n_rows = len(values["step"])
         unknown = np.full(n_rows, np.nan)
@@ -347,10 +343,7 @@ class FeatureSet:
         return table
 
     def informed(self, signals: Signals) -> bool:
-        """Is anything known of what they read of the run, beyond its length and whether it has an answer?
-
-        What was known before the first token counts only where they read nothing else.
-        """
+        """Is anything known of what they read of the run, beyond its length and whether it has an answer?"""
         seen = [signals.query if field == "query" else signals.values.get(field) for field in self._evidence]
         return any(x is not None and not (isinstance(x, float) and x - x) for x in seen)
 
@@ -388,10 +381,10 @@ class _QueryPart(NamedTuple):
 
 
 class _QueryFactors:
-    """The factors that look at the query: the same at every step of a run, so computed once for each query.
+    """The factors that look at the query, computed once for each query, though a run has many steps.
 
-    before  factors that come before these in a row
-    pairs   products, as `_plan_of` gives them: most are 0 for a given query, whatever the step
+    before  how many factors come before these in a row
+    pairs   products, as `_plan_of` gives them: most are 0 for a given query
     """
 
     def __init__(self, factors: Sequence[Factor], before: int, pairs: Sequence[tuple[int, int]]) -> None:

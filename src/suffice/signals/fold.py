@@ -1,7 +1,6 @@
 """What a fold is and declares, and how a policy asks for it.
 
-A fold reads the steps of one run in order, keeps a small state, and fills some fields of `Signals`. A reported number
-out of its range is unknown (None), never extreme; a parameter out of its range is an error at start-up.
+A reported number out of its range is unknown (None), never extreme; a parameter out of its range is an error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Step after step in, Signals out: the one place where facts about a run are computed.
-
-Live traffic, shadow and replay use this class, so the same steps give the same signals everywhere. Replay and learning
-read the signals of many runs as columns of numbers, which hold what a live policy would have seen.
-"""
+"""Step after step in, Signals out: the one place where facts about a run are computed, live and in replay."""
 
 from __future__ import annotations
 
@@ -24,14 +20,10 @@ _CHUNK = 1 << 20  # numbers that wait as Python objects before they become an ar
 
 
 class Observer:
-    """Folds the steps of one run into Signals.
+    """Folds the steps of one run into Signals. Only the fields of its needs are filled, the others stay None.
 
-    needs  folds, as a policy or a route declares them, such as `votes` or `closing(alpha=0.2)`; only these
-           run and only their fields are filled, the others stay None
-    kind   what a step is; for `samples` the answer is the vote's leader, otherwise the step's own
-    query  what was known before the first token; None: nothing
-
-    Raises ConfigError for an unknown fold, parameter or kind, and for two folds that fill the same field.
+    The answer of kind `samples` is the vote's leader, otherwise the step's own. Raises ConfigError for an unknown fold,
+    parameter or kind, and for two folds that fill the same field.
     """
 
     def __init__(self, needs: Sequence[str], kind: Kind, *, query: Query | None = None) -> None:

@@ -60,11 +60,9 @@ def query_signals(
 ) -> Query:
     """What may be known, and kept, of a question before the first token. O(text), never raises.
 
-    question       its text, of a long one its beginning and its end; None: it was not shown, and everything
-                   read off it stays None
-    metadata       declared words, such as the task's name; kept as they are, sorted by name
-    query_class    declared or found; "": none
-    planned_steps  steps of a full run; None: open
+    question       None: it was not shown, and everything read off it stays None
+    metadata       declared words, such as the task's name
+    planned_steps  of a full run; None: open
     """
     declared = tuple(sorted(metadata.items()))
     if question is None:
@@ -120,10 +118,7 @@ def _asking_sentence(folded: str) -> str:
 
 
 def _script(text: str) -> str | None:
-    """The script of most letters, "latin", "han", "kana" …; None: there are no letters.
-
-    Chinese characters among at least a tenth as many kana are Japanese, so they count as kana.
-    """
+    """The script of most letters, "latin", "han", "kana" … (Japanese counts as kana); None: there are no letters."""
     if text.isascii():
         return "latin" if any(map(str.isalpha, text)) else None
     counts: Counter[str] = Counter()

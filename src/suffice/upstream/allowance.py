@@ -1,12 +1,8 @@
 """What extra calls may take of an upstream: calls, tokens, slots, a share of its rate limits. Pure.
 
 Extra calls are probes, further samples and continuations: everything that the client did not ask for itself. One
-allowance serves all requests of a process. It never makes anybody wait: a call is made now or not at all. Time is an
-argument, in seconds of a clock that does not go back.
-
-    probe          is refused whenever anything here speaks against it
-    continuation   answers somebody who waits: only a pause refuses it, but it is counted
-    main call      is never refused; its answer's headers show what is left
+allowance serves all requests of a process, and makes nobody wait: a probe is refused when anything here speaks against
+it, a continuation only by a pause, a main call never. Time is an argument, in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -37,11 +33,7 @@ _PAIR = re.compile(r"\b(limit|remaining|reset|r|t|q)\s*=\s*(\d+(?:\.\d+)?)")
 # For each kind the spellings of its headers, the more particular ones first.
 _SPELLINGS: Mapping[LimitKind, tuple[str, ...]] = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "ratelimit-{}", "x-ratelimit-{}"),
-    "tokens": (
-        "x-ratelimit-{}-tokens",
-        "anthropic-ratelimit-tokens-{}",
-        "anthropic-ratelimit-input-tokens-{}",
-    ),
+    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}", "anthropic-ratelimit-input-tokens-{}"),
 }
 
 
@@ -221,10 +213,7 @@ class Allowance:
         return now_s < self.paused_until_s
 
     def refusal(self, *, now_s: float, n_other: int) -> Refusal | None:
-        """Why a probe may not be sent now; None: it may.
-
-        n_other  calls of all kinds that run on the upstream now, without the extra ones
-        """
+        """Why a probe may not be sent now, beside `n_other` calls that are not extra; None: it may."""
         if self.is_paused(now_s):
             return "paused"
         if self.n_open >= max(1, int(self.settings.concurrency_share * self.slots)):
@@ -263,11 +252,7 @@ class Allowance:
     def note(
         self, status: int, headers: Iterable[tuple[str, str]], *, extra: bool, now_s: float, wall_s: float
     ) -> bool:
-        """Learn from an answer's head. True: it asks for fewer calls, and extra calls pause from now on.
-
-        extra   was it the answer to an extra call?
-        wall_s  Unix time, for headers that give a moment
-        """
+        """Learn from an answer's head. True: it asks for fewer calls, and extra calls pause from now on."""
         pause_s = None
         if pairs := list(headers):  # most servers send none
             for kind, window in read_limits(pairs, wall_s=wall_s).items():

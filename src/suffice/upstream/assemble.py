@@ -1,7 +1,4 @@
-"""Puts a streamed completion together again: the object that the upstream would have sent at once.
-
-For chat and for plain completions. An answer that grows too large is an error of the upstream's protocol.
-"""
+"""Puts a streamed chat or plain completion together again: the object that the upstream would have sent at once."""
 
 from __future__ import annotations
 
@@ -66,9 +63,8 @@ class Assembler:
             self._add_choices(chunk.get("choices"))
 
     def add_repeated(self, template: bytes, field: str, texts: Sequence[str]) -> bool:
-        """Take chunks that equal an earlier one but for the text in one field of their only choice's delta.
+        """Take chunks that equal `template` but for the text in one field of their only choice's delta.
 
-        template  one of them, with any text
         False: more than the text adds up in such chunks, and they are to be added one by one. Raises as `add` does.
         """
         if template != self._template:
@@ -340,10 +336,7 @@ def _keep(
     first_wins: bool = False,
     join_lists: bool = True,
 ) -> None:
-    """Lists add up; of other values the last that is not null counts, or the first that is not empty.
-
-    room  None: it was taken before
-    """
+    """Lists add up; of other values the last that is not null counts, or the first that is not empty."""
     before = known.get(key)
     if room is not None and key not in known:
         room.take(_NEW_KEY_BYTES + len(key))

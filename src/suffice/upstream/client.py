@@ -1,7 +1,4 @@
-"""HTTP out: calls to one model server that can be abandoned at any moment.
-
-A call that is left early closes its connection, so that the model server stops generating.
-"""
+"""HTTP out: calls to one model server. One that is left early closes its connection, so that the server stops."""
 
 from __future__ import annotations
 
@@ -49,10 +46,7 @@ PROBE_S = 2.0  # how long a probe for reachability may take
 
 
 class Reachability:
-    """What is known of one server. Any HTTP answer, an error's too, counts as reachable.
-
-    address  host and port, for the log; clients never see it
-    """
+    """What is known of one server. Any HTTP answer, an error's too, counts as reachable."""
 
     def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
         self._name, self._address, self._now_s = name, address, monotonic_s
@@ -121,9 +115,7 @@ class Call:
         return self._connection.at_end
 
     async def read(self, at_once: TakesAtOnce | None = None) -> bytes:
-        """The next bytes as they came, b"" at the end.
-
-        at_once  may take bytes where they arrive; those that it took are not given here
+        """The next bytes as they came, b"" at the end, without those that `at_once` took where they arrived.
 
         Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of silence.
         """
@@ -151,10 +143,7 @@ class Call:
         return b"".join(parts)
 
     async def settle(self, within_s: float = SETTLE_S) -> None:
-        """Let an answer whose last word was read come to its formal end: its connection can be used again.
-
-        An upstream that leaves it open is not waited for.
-        """
+        """Let an answer whose last word was read come to its formal end, soon: its connection can be used again."""
         if self.at_end:
             return
         with contextlib.suppress(TimeoutError, UpstreamError):
@@ -279,11 +268,9 @@ class UpstreamClient:
     ) -> CallContext:
         """Send one request and give the open response; tries again only while nothing came back.
 
-        path        with its query, as it is to be sent: nothing in it is changed
-        key_header  where the upstream wants its key: `authorization` or `x-api-key`
-        extra       a call that the client did not ask for itself: it is never tried again, so that a
-                    request causes at most 1 + `retries` + its route's `max_extra_calls` attempts
-        The block raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
+        An `extra` call is never tried again, so that a request causes at most 1 + `retries` + its route's
+        `max_extra_calls` attempts. The block raises UpstreamDown when no connection can be made and UpstreamTimeout
+        when no answer begins.
         """
         head = self._head(method, path, headers, None if body is None else len(body), key_header)
         takes_slot = path.partition("?")[0].endswith(GENERATES)
@@ -398,8 +385,7 @@ class UpstreamClient:
     def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
         """Hold the place of one extra call. Raises UpstreamBusy when there is none for it now.
 
-        spent           gives, at the end, the tokens that were read anew and generated
-        may_be_refused  False: only a pause refuses it
+        spent  gives, at the end, the tokens that were read anew and generated
         """
         reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
         if reason is not None:
@@ -420,8 +406,8 @@ class UpstreamClient:
     def is_crowded(self) -> bool:
         """Would whoever gives a place up here wait in line for another?
 
-        More calls are open than it serves at once, and lately somebody has lost a place like that; or so many that as
-        many as it serves are waiting. With `slots = 1` nobody may have counted, and only what was seen counts.
+        More calls are open than it serves at once, and lately one lost its place like that, or as many as it serves are
+        waiting. With `slots = 1` nobody may have counted, and only what was seen counts.
         """
         slots = self.settings.slots
         waits = slots > 1 and self.n_open >= 2 * slots
@@ -429,10 +415,7 @@ class UpstreamClient:
 
 
 def hop_by_hop(headers: Headers) -> frozenset[str]:
-    """Names of headers that `Connection` keeps on this hop, beside those that always stay on it.
-
-    What says how to read a body goes with the body, whatever `Connection` says of it.
-    """
+    """Names of headers that `Connection` keeps on this hop, beside the usual ones; never how to read a body."""
     listed = ",".join(value for name, value in headers if name.lower() == "connection")
     if listed in ("", "close", "keep-alive"):
         return frozenset()
@@ -463,8 +446,7 @@ def _json_headers(headers: Headers) -> list[tuple[str, str]]:
 def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
     """Headers for a body that Suffice rewrote and an answer that it must be able to read.
 
-    nth  which call of the request it is. Behind the first, an idempotency key gets this number, or a
-         server that honours keys would answer with the first call's answer.
+    Behind a request's first call an idempotency key gets the call's number, or a server would repeat its first answer.
     """
     sent = _json_headers(headers)
     if nth == 1:
@@ -473,16 +455,11 @@ def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
 
 
 def mark_run(headers: Headers, name: str, run: str) -> list[tuple[str, str]]:
-    """The headers with the one by which a router keeps runs together, unless the client sent its own.
+    """The headers with the one by which a router keeps a run's calls together, unless the client sent its own.
 
-    One server with several slots looks at the prompt itself: llama.cpp takes the free slot whose last prompt begins
-    most alike. Its `id_slot` is never sent. A server that keeps a cache of prompts in memory (its default) loads a
-    cached prompt into that slot before it looks whether the slot is busy; the running call then goes on in the middle
-    of a foreign conversation. Seen with xllamacpp 2026.10, and read in `get_available_slot` of llama.cpp's
-    tools/server/server-context.cpp: a run asked for 14 answered 7, the answer to the question of the other call.
-
-    name  of the header; "": none is added
-    run   the same for all calls of a run; reveals nothing
+    llama.cpp's `id_slot` is never sent: a server that keeps a cache of prompts (its default) loads a cached prompt into
+    that slot before it looks whether the slot is busy, and the running call goes on in a foreign conversation. Seen
+    with xllamacpp 2026.10, and read in `get_available_slot` of tools/server/server-context.cpp.
     """
     kept = list(headers)
     if not name or any(k.lower() == name.lower() for k, _ in kept):

@@ -2,9 +2,8 @@
 
     ask ──▶ head of the answer ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 
-An answer is parsed once (by llhttp, through httptools), where its bytes arrive, and wakes its reader once a packet; not
-even that where the reader left somebody who takes them at once. One timer a request ends a wait that lasts too long;
-it is not set anew for each packet, which would cost more than the parser.
+llhttp (through httptools) parses an answer where its bytes arrive, which wakes the reader once a packet, or not at all
+where it left somebody who takes them at once. One timer a request ends a wait that lasts too long.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ TakesAtOnce: TypeAlias = Callable[[bytes], bool]  # of a body: True: it has take
 
 
 class ConnectionBroken(Exception):
-    """The connection ended, or what came over it is no HTTP.
-
-    began  something of the answer had come: the server has seen the request
-    """
+    """The connection ended, or no HTTP came over it; `began`: after something of the answer had come."""
 
     def __init__(self, message: str, *, began: bool) -> None:
         super().__init__(message)
@@ -160,7 +156,6 @@ class Connection(asyncio.Protocol):
 
     first_byte_timeout_s  how long `ask` waits for the whole head of the answer; 0: for ever
     idle_timeout_s        how long `more` waits for the next bytes of a body; 0: for ever
-    keep                  may it be used again when its answer is complete?
     """
 
     def __init__(self, *, first_byte_timeout_s: float, idle_timeout_s: float, keep: bool = True) -> None:
@@ -241,10 +236,8 @@ class Connection(asyncio.Protocol):
     def more(self, at_once: TakesAtOnce | None = None) -> asyncio.Future[None]:
         """To be awaited: done when something has come, or can be sent. Raises what `ask` does.
 
-        Bytes that came before an error are to be taken first. No coroutine: each layer here is paid for by
-        every chunk of every stream.
-
-        at_once  is given the body's bytes where they arrive, while this is awaited; what it takes wakes nobody
+        Bytes that came before an error are to be taken first. What `at_once` takes where it arrives wakes nobody. No
+        coroutine: each layer here is paid for by every chunk of every stream.
         """
         if self._waiting.error is not None:
             raise self._waiting.error
@@ -374,9 +367,8 @@ class _Kept:
 class ConnectionPool:
     """The connections to one server. There is no limit to them: `slots` are the engine's affair.
 
-    llama.cpp closes a connection about a millisecond behind a stream and announces the contrary. A request that
-    takes it at once is lost, and some calls may not be made twice. So behind a stream a connection rests for
-    REST_S, until one that has rested was still open: this server keeps them.
+    llama.cpp closes a connection about a millisecond behind a stream without saying so, and a request that takes it at
+    once is lost. So behind a stream a connection rests for REST_S, until one that has rested was still open.
     """
 
     def __init__(

@@ -57,11 +57,9 @@ def build_continuation(
     max_tokens: int | None = None,
     trial: bool = False,
 ) -> Continuation:
-    """Write the request that answers after `thought`.
+    """Write the request that answers after `thought`, with the template's `prompt` for `raw`.
 
-    prompt      for `raw`
-    max_tokens  of the answer; None: the engine's own cap
-    trial       end the answer at the probe's stop words, and list the probabilities of its tokens
+    trial  end the answer at the probe's stop words, and list the probabilities of its tokens
 
     Raises ValueError when the driver has no such way, or `raw` is asked for without the template's text.
     """

@@ -1,8 +1,7 @@
 """What each kind of model server can do about a thought, and in which fields it wants to be asked.
 
-Each fact names its source. llama.cpp's were tried against its server; all others are taken from the projects'
-documentation or sources and were not verified against a live server. Without findings of `suffice doctor` nothing is
-known of one server, and what is not known is not used.
+llama.cpp's facts were tried against its server; all others are taken from the projects' documentation or sources. What
+`suffice doctor` has not seen of one server is not used.
 """
 
 from __future__ import annotations
@@ -112,10 +111,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
     ),
     # api-docs.deepseek.com: "Chat prefix completion (beta)", and `thinking` of the chat API.
     "deepseek": DriverFacts(
-        methods=("prefill", "re-ask"),
-        prefill="prefix-reasoning",
-        prefill_path="/beta/chat/completions",
-        effort=_switch,
+        methods=("prefill", "re-ask"), prefill="prefix-reasoning", prefill_path="/beta/chat/completions", effort=_switch
     ),
     # docs.mistral.ai: "Prefix" and `reasoning_effort`. The reply repeats the prefix.
     "mistral": DriverFacts(methods=("prefill", "re-ask"), prefill="prefix", effort=_plain_effort),
@@ -209,9 +205,8 @@ def choose_reasoning_fields(
     methods: tuple[FinishMethod, ...],
     policy_budget_tokens: int | None,
 ) -> ReasoningFields:
-    """The fields that choose how long the model may think in one request.
+    """The fields that choose how long the model may think in one request; the first method `native` arms the engine.
 
-    methods               ways to finish that the upstream offers; the first being `native` arms the engine
     policy_budget_tokens  a policy that is nothing but a budget leaves it to an engine that can keep one
     """
     facts, closing = DRIVERS[upstream.driver], (route.probe or Probe()).closing
@@ -290,7 +285,7 @@ def honoured(findings: Findings | None, experiment: str) -> bool:
 
 
 def allows_probes(findings: Findings | None) -> bool:
-    """Did doctor see the server continue a text, and not read its beginning again each time?
+    """Did doctor see the server continue a text, and cache its beginning?
 
     Without both, a probe either says nothing about a stop or costs as much as the whole prompt.
     """

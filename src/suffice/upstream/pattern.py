@@ -1,8 +1,7 @@
 """Chunks that differ from an earlier one in their text alone, read without parsing them again. Pure.
 
-Nearly all chunks of a stream are the same bytes but for one string. Once one of them was parsed, the bytes before and
-behind its text are known, and a chunk with the same bytes and a plain string between them must mean the same but for
-that string.
+Nearly all chunks of a stream are the same bytes but for one string. One with the same bytes around a plain string must
+mean the same but for that string.
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ _strings: Callable[[bytes], list[str]] = msgspec.json.Decoder(list[str]).decode
 
 
 class TextPattern:
-    """One chunk with a hole for its text.
-
-    field     where the text stands in the delta
-    template  the chunk's data with another text in the hole
-    """
+    """One chunk with a hole for its text, which is in `field` of the delta; `template` has another text in the hole."""
 
     __slots__ = (
         "_after",
@@ -68,10 +63,9 @@ class TextPattern:
         return text
 
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
-        """The known chunks that follow one another from `at` on: their texts, what the client sees, where they end.
+        """The known chunks that follow one another from `at` on: their texts (none: read on as usual), bytes, and end.
 
-        No texts: what comes there is to be read as any other. Only so much of `data` is looked at that a read
-        of any size costs no more than its parts.
+        Only so much of `data` is looked at that a read of any size costs no more than its parts.
         """
         if not data.startswith(self._before, at):
             return [], b"", at
@@ -106,10 +100,7 @@ class TextPattern:
         return Frame(raw, raw[6:-2], None)
 
     def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
-        """Take the bytes around the text of `frame`, whose only choice says text and nothing else.
-
-        without_usage  the client is to see the frame without its empty usage
-        """
+        """Take the bytes around the text of `frame`, whose only choice is text; the client may see no usage."""
         self._tries = 1 if self._matched else self._tries + 1
         self._matched = False
         field_and_text = _only_text(chunk)

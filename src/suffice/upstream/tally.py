@@ -1,8 +1,5 @@
 """What a relayed answer says of itself, pure: its tokens, its id, whether it was cut short or failed.
 
-It knows how the APIs write this down: chat and plain completions, responses, messages, embeddings and llama.cpp's own
-completion.
-
 Only the first and the last bytes of an answer are looked at, so that a long one costs no more than a short one.
 """
 
@@ -43,10 +40,7 @@ class AnswerFacts:
 
 
 def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
-    """Read an answer from its first and its last bytes, which may overlap.
-
-    events  it is a stream of server-sent events, otherwise one JSON body
-    """
+    """Read an answer, `events` or one JSON body, from its first and its last bytes, which may overlap."""
     told = AnswerFacts()
     for value in _values(head, tail) if events else _bodies(head, tail):
         _take(told, value)

@@ -1,9 +1,8 @@
 """The wire, pure: server-sent events in and out, chunks typed as far as we read them.
 
-What it does not understand it leaves alone: `Frame.raw` always holds the exact bytes, so relaying never depends on
-decoding.
-
     bytes ──SseSplitter──▶ Frame ──decode_chunk──▶ Chunk ──reasoning_of──▶ text
+
+`Frame.raw` always holds the exact bytes, so relaying never depends on decoding.
 """
 
 from __future__ import annotations
@@ -45,12 +44,10 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class SseSplitter:
-    """Cut a byte stream into server-sent events, the same for every way the bytes arrive in.
+    """Cut a byte stream into server-sent events, the same for every way the bytes arrive in, in linear time.
 
-    Line ends may be LF, CRLF, CR or mixed; a byte-order mark at the start is allowed. Work is
-    linear in the bytes fed, however small the pieces are.
-
-    limit_bytes  a frame longer than this raises UpstreamProtocol
+    Line ends may be LF, CRLF, CR or mixed; a byte-order mark at the start is allowed. A frame longer than `limit_bytes`
+    raises UpstreamProtocol.
     """
 
     __slots__ = ("_at_start", "_has_cr", "_limit", "_rest")
@@ -175,10 +172,8 @@ _LONG_NUMBER = b"0" * (MOST_DIGITS + 1)
 def count_items(raw: bytes, most: int) -> tuple[int, int]:
     """Return (values, keys) of a JSON text without decoding it, in linear time; stops early beyond `most` values.
 
-    Counts commas, colons and opening brackets outside strings. In valid JSON these are as many as there are values
-    and keys, less one. Anything else is counted too, and is left to the decoder to refuse.
-
-    Raises ValueError for a number of more than about MOST_DIGITS digits: reading it takes quadratic time.
+    Counts commas, colons and opening brackets outside strings: in valid JSON as many as values and keys, less one. The
+    decoder refuses anything else. Raises ValueError for a number that is too long: reading it takes quadratic time.
     """
     n_items, n_keys, inside, held = 1, 0, 0, b""
     for at in range(0, len(raw), _SLICE_BYTES):
@@ -199,10 +194,9 @@ def count_items(raw: bytes, most: int) -> tuple[int, int]:
 
 
 def finite(text: str) -> float:
-    """A JSON number as a float. Raises ValueError when it is too large for one.
+    """A JSON number as a float, for every decoder of bytes from outside. Raises ValueError when it is too large.
 
-    Given to every decoder that we run on bytes from outside: msgspec's own conversion takes 10 µs for some numbers
-    of five characters (1e308), 100 times as long as this one.
+    msgspec's own conversion takes 10 µs for some numbers of five characters (1e308), 100 times as long as this one.
     """
     value = float(text)
     if value - value != 0.0:
@@ -301,10 +295,9 @@ def is_given(raw: msgspec.Raw) -> bool:
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """Read one event's data. Unknown or odd values become None; only bad JSON is an error.
+    """Read one event's data. Unknown or odd values become None; only bad JSON, or too much, raises UpstreamProtocol.
 
-    Raises UpstreamProtocol when `data` is not JSON or holds too many values. Blank data gives an empty chunk,
-    and so does JSON that is no object: such frames carry nothing that is read here.
+    Blank data and JSON that is no object give an empty chunk: such frames carry nothing that is read here.
     """
     _check_items(data)
     try:
@@ -454,10 +447,7 @@ def _raw(raw: Mapping[str, Any], key: str) -> msgspec.Raw:
 
 
 def reasoning_of(delta: Delta) -> tuple[str, str]:
-    """Return (reasoning text, name of the field that carried it); ("", "") when there is none.
-
-    Some upstreams send the same text under two names: the first of `REASONING_FIELDS` counts.
-    """
+    """Return (reasoning text, its field), by the first of `REASONING_FIELDS`; ("", "") for none."""
     if delta.reasoning:
         return delta.reasoning, "reasoning"
     if delta.reasoning_content:
@@ -466,10 +456,7 @@ def reasoning_of(delta: Delta) -> tuple[str, str]:
 
 
 def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
-    """Token log-probabilities of a choice, from chat's shape or from the older completions' shape.
-
-    () when there are none or the upstream's shape is neither.
-    """
+    """Token log-probabilities of a choice, from chat's shape or from the older completions' shape; () for any other."""
     raw = bytes(choice.logprobs)
     if raw in (b"", b"null"):
         return ()

@@ -117,9 +117,7 @@ class Votes:
 class VoteTrend:
     """Exponential moving mean of `p_majority`, begun with the first: is the lead here to stay?
 
-    One half of the controller of arXiv:2605.08083. A step without an answer counts with the lead as it is.
-
-    alpha  weight of the newest value, above 0 and at most 1
+    A step without an answer counts with the lead as it is. `alpha`, in (0, 1], is the weight of the newest value.
     """
 
     name = "vote-trend"
@@ -129,7 +127,7 @@ class VoteTrend:
     fields: ClassVar[Fields] = {
         "majority_ema": SignalField(
             "exponential moving mean of `p_majority`, begun with the first", unknown="nobody voted", high=1.0
-        ),
+        )
     }
 
     def __init__(self, *, alpha: float = 0.3) -> None:
@@ -254,10 +252,7 @@ class Confidence:
 
 
 class ConfidenceTrend:
-    """Exponential moving mean of the confidence, begun with the first, and its last change.
-
-    alpha  weight of the newest confidence, above 0 and at most 1
-    """
+    """Exponential moving mean of the confidence, and its last change; `alpha`, in (0, 1], weighs the newest one."""
 
     name = "trend"
     looks_at = "`confidence` from step to step"
@@ -321,7 +316,7 @@ class Degeneration:
             "sum over the steps k with 2 c(k) − c(k−1) < delta of 1 + ln(T / T(k)); T: tokens so far, T(k): "
             "up to step k",
             unknown="confidence unknown at this step",
-        ),
+        )
     }
 
     def __init__(self, *, delta: float = 0.55) -> None:
@@ -358,13 +353,10 @@ def confidence_of(step: Step) -> float | None:
 
 
 def geometric_mean_probability(logprobs: tuple[float, ...]) -> float | None:
-    """exp(mean log-probability): the per-token probability of the trial answer, in [0, 1].
+    """exp(mean log-probability): the per-token probability of the trial answer, in [0, 1]; None: unknown.
 
     The trial-answer confidence of DEER in its geometric form (Yang et al. 2025, "Dynamic Early Exit
     in Reasoning Models", arXiv:2504.15895), which does not reward long answers.
-
-    logprobs  natural logarithms, minus infinity allowed; () gives None, and so does any value that is
-              not a number or clearly above 0
     """
     if not logprobs or not all(logprob <= ROUNDING for logprob in logprobs):
         return None

@@ -1,8 +1,6 @@
 """Folds on the step's text, and on what a caller or a model reports: hedges, loops, drafts, self-reports, the plan.
 
 English marks only. A phrase that a step boundary cuts in two is not seen; steps are cut at lines or between words.
-Models report high confidence whatever they know (arXiv:2606.13814: one value in 96.5 % of answers). Whether a draft
-that does not change any more is a good one is for a policy and its measurements.
 """
 
 from __future__ import annotations
@@ -81,7 +79,7 @@ class Loops:
             "share of the eight-word runs ending in this step that repeat the run",
             unknown="fewer than eight words",
             high=1.0,
-        ),
+        )
     }
 
     def __init__(self) -> None:
@@ -121,10 +119,7 @@ class Loops:
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors of one length. Does I/O, so it is called before the step is observed.
-
-    `edge/embedder` uses any `/v1/embeddings`.
-    """
+    """Turns texts into vectors of one length. Does I/O, so it is called before the step is observed."""
 
     @property
     def rests(self) -> bool:
@@ -274,7 +269,7 @@ class WordingConfidence:
     fields: ClassVar[Fields] = {
         "step_logprob": SignalField(
             "mean log-probability of the step's own tokens", unknown="not given", low=float("-inf"), high=0.0
-        ),
+        )
     }
 
     def __init__(self) -> None:
@@ -306,7 +301,7 @@ class PlanProgress:
     fields: ClassVar[Fields] = {
         "step_share": SignalField(
             "steps so far over planned steps: samples asked for, the cap on rounds", unknown="no plan", high=1.0
-        ),
+        )
     }
 
     def __init__(self) -> None:
