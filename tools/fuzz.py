@@ -47,10 +47,9 @@ from suffice.review import label_studio, langfuse
 from suffice.settings import Server, parse_settings
 from suffice.settings.checks import SCORE_FIELDS
 from suffice.upstream.allowance import read_limits
-from suffice.upstream.assemble import Assembler
+from suffice.upstream.assemble import Assembler, read_answer
 from suffice.upstream.connection import READ_BYTES
 from suffice.upstream.pattern import TextPattern
-from suffice.upstream.tally import read_answer
 from suffice.upstream.wire import SseSplitter, decode_chunk, logprobs_of
 from suffice.wiring.files import read_toml
 

@@ -33,8 +33,8 @@ from suffice.gateway.request_parsing import (
 from suffice.gateway.route import BuiltRoute
 from suffice.store.rows.records import StoredObject
 from suffice.types import Purpose
+from suffice.upstream.assemble import AnswerFacts, read_answer
 from suffice.upstream.client import Call, Headers, UpstreamClient
-from suffice.upstream.tally import AnswerFacts, read_answer
 from suffice.upstream.wire import Chunk, decode_chunk, encode_json, is_given, last_events
 
 TAIL_BYTES = 64 * 1024

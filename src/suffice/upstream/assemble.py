@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.upstream.wire import DONE_DATA, MOST_CHOICES, decode_json, encode_json
+from suffice.upstream.wire import (
+    DONE_DATA,
+    MOST_CHOICES,
+    Frame,
+    SseSplitter,
+    decode_json,
+    encode_json,
+    last_events,
+    parse_count,
+)
 
 # Fields that exist only in streams: padding against traffic analysis, progress reports.
 _STREAM_ONLY = frozenset({"obfuscation", "prompt_progress"})
@@ -377,3 +390,138 @@ def _error_words(error: Any) -> str:
         return ""
     words = [str(error[key])[:64] for key in ("type", "code") if isinstance(error.get(key), str | int)]
     return f" ({', '.join(words)})" if words else ""
+
+
+# ---- answers that are relayed as they are: what they say of themselves
+
+LAST_EVENTS = 6  # usage, end and error are in the last few events of every API's stream
+_ID = re.compile(r'^\s*\{\s*"id"\s*:\s*"([^"\\]{1,200})"')
+_TRUNCATED = ("length", "max_tokens", "max_output_tokens")
+# Messages count what the cache read and what it wrote beside `input_tokens`, not inside.
+_BESIDE_INPUT = ("cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+@dataclass(slots=True)
+class AnswerFacts:
+    """What an answer says of itself. None: nothing."""
+
+    prompt_tokens: int | None = None  # all of the prompt, cached parts included
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None  # everything generated, the thought included
+    reasoning_tokens: int | None = None
+    response_id: str | None = None
+    truncated: bool = False  # a token cap cut it
+    failed: bool = False  # the upstream's own error, inside an answer that had begun
+
+    def note(self, value: Any) -> None:
+        """Take note of one event, or of the whole body."""
+        if not isinstance(value, Mapping):
+            return
+        # Responses wrap the answer in their events as `response`, messages in their first one as `message`.
+        inner = next((value[k] for k in ("response", "message") if isinstance(value.get(k), Mapping)), value)
+        name = inner.get("id")
+        if isinstance(name, str) and name:
+            self.response_id = name
+        self._note_usage(_usage_in(value))
+        self.truncated = self.truncated or _is_truncated(value) or _is_truncated(inner)
+        failed = value.get("type") in ("error", "response.failed") or inner.get("status") == "failed"
+        self.failed = self.failed or failed or bool(value.get("error"))
+
+    def _note_usage(self, usage: Mapping[str, Any] | None) -> None:
+        """The last word counts; what it leaves out stays as it was. A usage of zeros says nothing."""
+        if usage is None:
+            return
+        prompt = _first_count(usage, "prompt_tokens", "input_tokens")
+        completion = _first_count(usage, "completion_tokens", "output_tokens")
+        if not prompt and not completion:
+            return
+        beside = [parse_count(usage.get(key)) for key in _BESIDE_INPUT]
+        self.prompt_tokens = (prompt or 0) + sum(n or 0 for n in beside) or self.prompt_tokens
+        self.completion_tokens = self.completion_tokens if completion is None else completion
+        inside = _detail(usage, "cached_tokens", "prompt_tokens_details", "input_tokens_details")
+        cached = inside if beside[0] is None else beside[0]
+        self.cached_tokens = self.cached_tokens if cached is None else cached
+        thought = _detail(usage, "reasoning_tokens", "completion_tokens_details", "output_tokens_details")
+        self.reasoning_tokens = self.reasoning_tokens if thought is None else thought
+
+
+def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
+    """Read an answer, `events` or one JSON body, from its first and its last bytes, which may overlap.
+
+    So a long answer costs no more than a short one.
+    """
+    facts = AnswerFacts()
+    for value in _event_values(head, tail) if events else _body_values(head, tail):
+        facts.note(value)
+    return facts
+
+
+def _event_values(head: bytes, tail: bytes) -> Iterator[Any]:
+    """The events that say something of the whole: the first two, then the last few."""
+    yield from _parse_events(SseSplitter(limit_bytes=2**30).feed(head)[:2])
+    values = _parse_events(last_events(tail, LAST_EVENTS))
+    if not any(_usage_in(value) is not None for value in values):
+        # One last event that repeats the whole answer may be longer than what was kept of it.
+        yield from _usage_alone(tail)
+    yield from values
+
+
+def _parse_events(frames: Sequence[Frame]) -> list[Any]:
+    values = []
+    for frame in frames:
+        with suppress(UpstreamProtocol):  # [DONE], cut or foreign: nothing to learn
+            values.append(decode_json(frame.data or b"null"))
+    return values
+
+
+def _body_values(head: bytes, tail: bytes) -> Iterator[Any]:
+    """A whole body; of one too long to be kept its id and its usage alone."""
+    try:
+        yield decode_json(tail)
+    except UpstreamProtocol:
+        if match := _ID.match(head[:512].decode("utf-8", "replace")):
+            yield {"id": match.group(1)}
+        yield from _usage_alone(tail)
+
+
+def _usage_alone(tail: bytes) -> Iterator[Any]:
+    _, mark, rest = tail.decode("utf-8", "replace").rpartition('"usage":')
+    with suppress(ValueError, RecursionError):
+        if mark:
+            yield {"usage": json.JSONDecoder().raw_decode(rest.lstrip())[0]}
+
+
+def _usage_in(value: Any) -> Mapping[str, Any] | None:
+    if not isinstance(value, Mapping):
+        return None
+    for holder in (value, value.get("response"), value.get("message")):
+        if isinstance(holder, Mapping) and isinstance(holder.get("usage"), Mapping):
+            return holder["usage"]  # type: ignore[no-any-return]
+    if "tokens_predicted" in value:  # llama.cpp's own completion
+        timings = value.get("timings")
+        cached = timings.get("cache_n") if isinstance(timings, Mapping) else None
+        return {
+            "prompt_tokens": value.get("tokens_evaluated"),
+            "completion_tokens": value["tokens_predicted"],
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+    return None
+
+
+def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these names that is there counts."""
+    return next((parse_count(usage[name]) for name in names if name in usage), None)
+
+
+def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
+    return next((parse_count(usage[n].get(key)) for n in names if isinstance(usage.get(n), Mapping)), None)
+
+
+def _is_truncated(value: Mapping[str, Any]) -> bool:
+    """Did a token cap end it, in the words of any of the APIs?"""
+    delta, details, choices = value.get("delta"), value.get("incomplete_details"), value.get("choices")
+    reasons = [value.get("stop_reason")]
+    reasons += [delta.get("stop_reason")] if isinstance(delta, Mapping) else []
+    reasons += [details.get("reason")] if isinstance(details, Mapping) else []
+    reasons += [c.get("finish_reason") for c in choices if isinstance(c, Mapping)] if isinstance(choices, list) else []
+    return any(reason in _TRUNCATED for reason in reasons) or value.get("stop_type") == "limit"

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, Self
@@ -157,34 +157,6 @@ class Call:
             self._connection.cut()
 
 
-class CallContext:
-    """One call as a block: entered with the open answer, left with the connection returned or cut."""
-
-    __slots__ = ("_begin", "_client", "_connection", "_takes_slot")
-
-    def __init__(
-        self, client: UpstreamClient, begin: Coroutine[Any, Any, tuple[Call, Connection]], *, takes_slot: bool
-    ) -> None:
-        self._client, self._begin, self._takes_slot = client, begin, takes_slot
-        self._connection: Connection | None = None
-
-    async def __aenter__(self) -> Call:
-        self._client.n_open += self._takes_slot
-        try:
-            call, self._connection = await self._begin
-        except BaseException:
-            self._client.n_open -= self._takes_slot
-            raise
-        return call
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.n_open -= self._takes_slot
-        if self._connection is not None:
-            self._client.end(self._connection)
-
-
 class UpstreamClient:
     """Calls to one model server, over one pool."""
 
@@ -256,7 +228,8 @@ class UpstreamClient:
             raise ValueError("a header of a request to an upstream holds a line break")
         return head
 
-    def open(
+    @contextlib.asynccontextmanager
+    async def open(
         self,
         path: str,
         body: bytes | None,
@@ -265,34 +238,29 @@ class UpstreamClient:
         method: str = "POST",
         key_header: str = "authorization",
         extra: bool = False,
-    ) -> CallContext:
+    ) -> AsyncIterator[Call]:
         """Send one request and give the open response; tries again only while nothing came back.
 
         An `extra` call is never tried again, so that a request causes at most 1 + `retries` + its route's
-        `max_extra_calls` attempts. The block raises UpstreamDown when no connection can be made and UpstreamTimeout
-        when no answer begins.
+        `max_extra_calls` attempts. Raises UpstreamDown when no connection can be made, UpstreamTimeout when no answer
+        begins.
         """
         head = self._head(method, path, headers, None if body is None else len(body), key_header)
         takes_slot = path.partition("?")[0].endswith(GENERATES)
-        return CallContext(self, self._begin(head, body, extra=extra), takes_slot=takes_slot)
-
-    async def _begin(self, head: str, body: bytes | None, *, extra: bool) -> tuple[Call, Connection]:
-        """Send a request and learn from the head of its answer."""
+        self.n_open += takes_slot
         try:
             connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
-        except UpstreamError as error:
-            self.reachability.note_failure(str(error))
-            raise
-        self.reachability.note_answer()
-        call = Call(connection)
-        call.asks_for_less = self.allowance.note(
-            call.status, call.limit_headers, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
-        )
-        return call, connection
-
-    def end(self, connection: Connection) -> None:
-        """Take a connection back. For `CallContext`."""
-        self._opened_pool.give_back(connection)
+            self.reachability.note_answer()
+            try:
+                call = Call(connection)
+                call.asks_for_less = self.allowance.note(
+                    call.status, call.limit_headers, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
+                )
+                yield call
+            finally:
+                self._opened_pool.give_back(connection)
+        finally:
+            self.n_open -= takes_slot
 
     @property
     def _opened_pool(self) -> ConnectionPool:
@@ -307,16 +275,19 @@ class UpstreamClient:
                 # The others in the pool may be as stale, so the next attempt has a connection of its own.
                 return await self._send_once(head, body, fresh=attempt > 0)
             except TimeoutError:
-                message = f"upstream {self.name!r} did not begin to answer in time"
-                raise self._with_address(UpstreamTimeout(message)) from None
-            except ConnectionBroken as error:
-                if error.began or attempt == retries:
-                    raise self._down(str(error)) from None
-            except OSError as error:
-                if attempt == retries:
-                    # Its own text may name an address; its class says enough.
-                    raise self._down(type(error).__name__) from None
+                raise self._failed(UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time")) from None
+            except (ConnectionBroken, OSError) as error:
+                if attempt < retries and not (isinstance(error, ConnectionBroken) and error.began):
+                    continue
+                # The text of an OSError may name an address; its class says enough.
+                why = str(error) if isinstance(error, ConnectionBroken) else type(error).__name__
+                message = f"no connection to upstream {self.name!r}, or no answer over it ({why})"
+                raise self._failed(UpstreamDown(message)) from None
         raise AssertionError("unreachable")
+
+    def _failed(self, error: UpstreamError) -> UpstreamError:
+        self.reachability.note_failure(str(error))
+        return self._with_address(error)
 
     async def _send_once(self, head: str, body: bytes | None, *, fresh: bool) -> Connection:
         connection = await self._opened_pool.take(fresh=fresh)
@@ -324,13 +295,9 @@ class UpstreamClient:
             end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"
             await connection.ask((head + end).encode("latin-1", "replace"), body)
         except BaseException:
-            self.end(connection)
+            self._opened_pool.give_back(connection)
             raise
         return connection
-
-    def _down(self, why: str) -> UpstreamError:
-        message = f"no connection to upstream {self.name!r}, or no answer over it ({why})"
-        return self._with_address(UpstreamDown(message))
 
     def _with_address(self, error: UpstreamError) -> UpstreamError:
         """The error with the address, for operators."""
@@ -361,7 +328,7 @@ class UpstreamClient:
         return await self.reachability.known(self._probe)
 
     async def _probe(self) -> None:
-        """Ask for the list of models; `_begin` takes note of what comes of it, and any HTTP answer will do."""
+        """Ask for the list of models; `open` takes note of what comes of it, and any HTTP answer will do."""
         try:
             await self.get(PROBE_PATH, timeout_s=PROBE_S)
         except UpstreamTimeout as error:
