@@ -30,8 +30,8 @@ def test_the_running_vote_is_there_for_samples_alone() -> None:
     for index, answer in enumerate([None, "a", "b", "b"], 1):
         observer.observe(step(index, answer))
     assert observer.votes is not None
-    assert observer.votes.tally() == (("b", 2), ("a", 1))
-    assert (observer.votes.leader, observer.votes.leader_step) == ("b", 3)
+    values = observer.votes.values()
+    assert (observer.votes.leader, values["top_votes"], values["second_votes"]) == ("b", 2, 1)
 
 
 @pytest.mark.parametrize("second", [1, 2])

@@ -180,11 +180,6 @@ class StreamRelay:
     def has_read(self) -> bool:
         return self._reading is not None and self._reading.done()
 
-    async def _begun_bytes(self, reading: asyncio.Task[bytes]) -> bytes:
-        data = await asyncio.shield(reading)
-        self._reading = None
-        return data
-
     async def advance(self, *, to_step: bool = False) -> list[Checkpoint]:
         """Read once, or up to the next step or the end, and pass it on; return the checkpoints that were reached.
 
@@ -193,10 +188,13 @@ class StreamRelay:
         points = self._points = []
         try:
             while True:
-                reading = self._reading
-                # Nothing of this changes while the reader waits: it is computed once a wait, not once a chunk.
-                at_once = self._pass_at_once if to_step and self._passes_as_is() and self._folds_by_pattern else None
-                data = await (self.call.read(at_once) if reading is None else self._begun_bytes(reading))
+                if self._reading is None:
+                    # Nothing of this changes while the reader waits: it is computed once a wait, not once a chunk.
+                    takes = to_step and self._passes_as_is() and self._folds_by_pattern
+                    data = await self.call.read(self._pass_at_once if takes else None)
+                else:
+                    data = await asyncio.shield(self._reading)
+                    self._reading = None
                 passed, self._n_passed = self._n_passed, 0
                 sent, at = self._repeated(data, passed, points)
                 if passed < at == len(data):

@@ -27,11 +27,10 @@ _PRONOUN = re.compile(r"\s{1,4}[a-z]")
 
 @dataclass(frozen=True, slots=True)
 class ChoiceScorer(ByNormalForm):
-    r"""Compare options by their letter. Normal form: one capital letter, A to J.
+    """Compare options by their letter. Normal form: one capital letter, A to J.
 
-    Case: a capital counts wherever it stands where an answer stands ("the answer is B because"),
-    but ``I`` followed by a small word is the pronoun. A small letter counts only when it is closed
-    by a bracket, punctuation or the end of the line: ``(b)``, ``b.``, never "a dog".
+    A capital counts wherever an answer is expected ("the answer is B because"), but ``I`` before a small word is the
+    pronoun. A small letter counts only when it is closed: ``(b)``, ``b.``, never "a dog".
     """
 
     name: ClassVar[str] = "choice"
@@ -83,11 +82,7 @@ _ENDED = re.compile(r"[*_`\"')\]}]{0,4}(?:[.,:;!。，、！：；—–-]|\s{0,
 
 @dataclass(frozen=True, slots=True)
 class YesNoScorer(ByNormalForm):
-    r"""Compare yes with no. Normal form: `yes` or `no`.
-
-    Read are yes, true, correct and no, false, incorrect, and the words for yes and no in German, French,
-    Spanish, Italian, Portuguese, Dutch, Polish, Russian, Turkish, Chinese, Japanese, Korean, Arabic and Hindi.
-    """
+    """Compare yes with no, in fifteen languages. Normal form: `yes` or `no`."""
 
     name: ClassVar[str] = "yes-no"
 

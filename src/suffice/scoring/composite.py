@@ -41,16 +41,12 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 @dataclass(frozen=True, slots=True)
 class JsonScorer(ByNormalForm):
-    r"""Compare JSON values, or one value inside of them by another scorer.
+    """Compare JSON values, or the one at `path` by another scorer.
 
-    Normal form: compact, keys sorted, numbers by value (``1.0`` is ``1``), strings in Unicode's form NFC. With
-    `compare`, the value at `path` is handed to that scorer instead: a string as it is, anything else as JSON.
-    A bare text that is no JSON, such as a reference ``Paris``, counts as the string that it would be.
-
-    No answer: null, NaN and Infinity, a key that occurs twice in one object, more than 64 levels, no value at `path`.
-
-    path     of the answer: ``$`` the whole value, ``$.answer``, ``$.steps[-1].answer``, ``$["final answer"]``
-    compare  a scorer's name or table; None: JSON equality
+    Normal form: compact, keys sorted, numbers by value (``1.0`` is ``1``), strings in Unicode's form NFC. `compare`
+    gets a string as it is, anything else as JSON. A bare text that is no JSON counts as the string that it would be. No
+    answer: null, NaN and Infinity, a key that occurs twice in one object, more than 64 levels, no value at `path`,
+    which is ``$``, ``$.answer``, ``$.steps[-1].answer`` or ``$["final answer"]``.
     """
 
     name: ClassVar[str] = "json"
@@ -204,15 +200,12 @@ def _composed(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListScorer(ByNormalForm):
-    r"""Compare lists item by item.
+    """Compare lists item by item.
 
-    Normal form: a JSON array of the items' normal forms, sorted unless the order counts; an item that occurs
-    twice counts twice. Items are separated by line ends, semicolons or commas, the last two by "and" too, and by
-    "and" alone where nothing else separates. A comma between digits with three digits behind it groups thousands:
-    write ``1, 200`` for two numbers. More than 1,000 items, or 2,000 characters, are compared by a digest.
-
-    ordered  does the order count?
-    compare  a scorer's name or table: normal form of an item
+    Normal form: a JSON array of the items' normal forms, sorted unless they are `ordered`; an item that occurs twice
+    counts twice. Items are separated by line ends, semicolons or commas, the last two by "and" too. A comma between
+    digits with three digits behind it groups thousands: write ``1, 200`` for two numbers. More than 1,000 items, or
+    2,000 characters, are compared by a digest.
     """
 
     name: ClassVar[str] = "list"

@@ -49,10 +49,8 @@ class DateScorer(ByNormalForm):
     """Compare dates of the Gregorian calendar.
 
     Normal form: `2024-03-05`, or `2024-03` or `2024` where no more is known; a less exact date is another answer.
-    Years have four digits. `05.03.2024` has its day first, as wherever dots are written; `3/4/2024` is ambiguous and
-    compared as it is written, unless `order` is set. A day that does not exist is no answer.
-
-    order  ``dmy`` or ``mdy``: what comes first in dates such as 3/4/2024; ``as-written``: unknown
+    `05.03.2024` has its day first, as wherever dots are written; `3/4/2024` is ambiguous and compared as it is written,
+    unless `order` is ``dmy`` or ``mdy``. A day that does not exist is no answer.
     """
 
     name: ClassVar[str] = "date"

@@ -54,8 +54,8 @@ class MathScorer:
     def extract(self, text: str) -> str | None:
         r"""The formula in the last box, else in the last announcement, else in the last line.
 
-        Of a line: its last formula between dollar signs or ``\( \)``; in prose without one, its number as `number`
-        reads it; else the whole line. A last line without any gives the last number of the text.
+        Of a line: its last formula between dollar signs or ``\( \)``; in prose without one its number; else all of it.
+        A last line without any gives the last number of the text.
         """
         text = last_part(text)
         boxed = last_boxed_raw(text)
@@ -144,10 +144,10 @@ _TEXT = TextScorer()
 
 
 def normal_formula(written: str) -> str | None:
-    r"""The normal form of one formula, or of an answer in words; None: nothing stands there.
+    r"""The normal form of one formula, or of an answer in words; None: there is nothing.
 
-    Without dollar signs, spacing, ``\left``, ``\text``, degrees, units behind a number and ``x =`` in front; braces
-    as they must be; a plain number by its exact value, as the scorer `number` writes it; words in small letters.
+    Without dollar signs, spacing, ``\left``, ``\text``, degrees, units behind a number and ``x =`` in front; a plain
+    number by its exact value, as the scorer `number` writes it; words in small letters.
     """
     if is_digest(written):
         return written

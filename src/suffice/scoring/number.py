@@ -1,8 +1,7 @@
 """Scorers `number` and `quantity`: the value counts, not how it is written; a quantity also has a unit.
 
 A value is a string of digits from end to end, so a million digits cost a million steps and no float rounds anything.
-Powers (``10^3``), number words and commas as decimal points are not read. Units are converted by powers of ten alone:
-an hour stays an hour, and no float rounds a mile into kilometres.
+Powers (``10^3``), number words and commas as decimal points are not read. Units are converted by powers of ten alone.
 """
 
 from __future__ import annotations
@@ -54,15 +53,12 @@ _VULGAR_SIGN = re.compile(f"(?P<glued>(?<=\\d))?([{''.join(VULGAR_FRACTIONS)}])"
 
 @dataclass(frozen=True, slots=True)
 class NumberScorer(ByNormalForm):
-    r"""Compare numbers by value, exactly.
+    """Compare numbers by value, exactly.
 
-    Normal form: ``-``, digits without leading zeros, ``.``, digits without trailing zeros: ``1,234.50``,
-    ``+1234.5`` and ``1.2345e3`` are ``1234.5``; ``-0`` is ``0``. A simple fraction becomes its decimal where
-    that ends (``1/2`` is ``0.5``) and else is reduced (``2/6`` is ``1/3``, which ``0.333`` is not); a mixed
-    number is its sum (``2 1/2`` is ``2.5``). Currency signs and units are dropped. A percent sign is not, unless
-    the settings say so: ``50%`` is neither ``50`` nor ``0.5``. A number of more than 1,000 digits is no answer.
-
-    percent  ``keep``: ``50%`` stays; ``drop``: it is ``50``; ``share``: it is ``0.5``
+    Normal form: ``1,234.50``, ``+1234.5`` and ``1.2345e3`` are ``1234.5``; ``-0`` is ``0``. A simple fraction becomes
+    its decimal where that ends (``1/2`` is ``0.5``) and else is reduced (``2/6`` is ``1/3``, which ``0.333`` is not); a
+    mixed number is its sum (``2 1/2`` is ``2.5``). Currency signs and units are dropped. ``50%`` is neither ``50`` nor
+    ``0.5`` unless `percent` is ``drop`` or ``share``. A number of more than 1,000 digits is no answer.
     """
 
     name: ClassVar[str] = "number"
@@ -272,9 +268,9 @@ _CURRENCY = re.compile(r"[$€£¥]")
 class QuantityScorer(ByNormalForm):
     """Compare numbers with their units.
 
-    Normal form: the number as `number` writes it and the unit's symbol, metric prefixes multiplied out:
-    `1.5 km` and `1,500 metres` are `1500 m`, `90 km/h` is `90000 m/h`, `$5` is `5 $`. Words that are no unit are
-    dropped: `42 apples` is `42`, which `42 m` is not. Units that are multiplied (`kg m^-3`) are no answer.
+    Normal form: the number and the unit's symbol, metric prefixes multiplied out: `1.5 km` and `1,500 metres` are `1500
+    m`, `90 km/h` is `90000 m/h`, `$5` is `5 $`. Words that are no unit are dropped. Units that are multiplied (`kg
+    m^-3`) are no answer.
     """
 
     name: ClassVar[str] = "quantity"

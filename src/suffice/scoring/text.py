@@ -37,17 +37,12 @@ _SPACES = re.compile(r"\s+")
 class TextScorer(ByNormalForm):
     """Compare short answers by their words.
 
-    Normal form, after SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250): compatibility form NFKC,
-    case folded, without invisible characters, punctuation and the articles a, an, the; one space
-    between words. Three departures, each because SQuAD's form calls different answers equal:
-
-    - what is glued to digits stays: ``-5``, ``1.5``, ``3:2``, ``1/2``, ``50%``; only commas that group
-      thousands go
-    - symbols stay (``C++`` is not ``C``), except ``$`` and the backtick, which wrap formulas and code
-    - articles stay when nothing else is left: "A" is an answer to "which letter?"
-
-    A text longer than 2,000 characters is folded only in case and white space and replaced by a digest (one of more
-    than 200,000 is not folded at all), so that a log never holds an essay where an answer belongs.
+    Normal form, after SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250): NFKC, case folded, without invisible
+    characters, punctuation and the articles a, an, the; one space between words. Different from it, because SQuAD's
+    form calls different answers equal, what is glued to digits stays (``-5``, ``1.5``, ``3:2``, ``1/2``, ``50%``; only
+    commas that group thousands go), symbols stay (``C++`` is not ``C``) except ``$`` and the backtick, which wrap
+    formulas and code, and so do articles when nothing else is left. A text longer than 2,000 characters is folded only
+    in case and white space and replaced by a digest; one of more than 200,000 is not folded at all.
     """
 
     name: ClassVar[str] = "text"
@@ -109,13 +104,10 @@ class SquadScorer(ByNormalForm):
     """Compare short answers as SQuAD does.
 
     Normal form (Rajpurkar et al. 2016, arXiv:1606.05250, `evaluate-v1.1.py`; the same in HotpotQA's
-    `hotpot_evaluate_v1.py`, Yang et al. 2018, arXiv:1809.09600): lower case, without ASCII punctuation,
-    without the words a, an, the, one space between words. So `-5` is `5` and `1.5` is `15`.
-
-    What differs, and only where the script's result could not be logged or compared: half surrogates and
-    control characters are replaced first; a form of more than 2,000 characters stands as a digest, and a text
-    of more than 200,000 is not looked into; a form without a letter, digit or symbol is no answer, where the
-    script calls two empty forms equal.
+    `hotpot_evaluate_v1.py`, Yang et al. 2018, arXiv:1809.09600): lower case, without ASCII punctuation, without the
+    words a, an, the, one space between words. So `-5` is `5` and `1.5` is `15`. What could not be logged is replaced:
+    half surrogates, control characters, long texts (by a digest). A form without a letter, digit or symbol is no
+    answer.
     """
 
     name: ClassVar[str] = "squad"
@@ -140,11 +132,9 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 class WholeScorer:
     """Compare whole texts.
 
-    Normal form: every character counts, capitals and punctuation too, except white space at the ends of
-    lines and of the text, the way a line ends, and the way an accent is composed (NFC). A text of more than
-    2,000 characters stands as a digest.
-
-    compare  a scorer's name or table that compares the whole text instead, such as `squad`; None: as above
+    Every character counts, except white space at the ends of lines and of the text, the way a line ends, and the way an
+    accent is composed (NFC). A text of more than 2,000 characters is compared by a digest. `compare` is a scorer that
+    compares the whole text instead.
     """
 
     name: ClassVar[str] = "whole"
@@ -176,12 +166,7 @@ class WholeScorer:
 
 @dataclass(frozen=True, slots=True)
 class RegexScorer:
-    """Find the answer by a pattern and compare it by another scorer.
-
-    pattern      as `compile_pattern` takes it; the last match counts, see `Pattern.last`
-    ignore_case  do capitals and small letters match each other?
-    compare      a scorer's name or table: normal form and comparison of what was found
-    """
+    """Find the answer by a pattern, see `Pattern.last`, and compare it by another scorer."""
 
     name: ClassVar[str] = "regex"
 

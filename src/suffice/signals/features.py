@@ -446,18 +446,6 @@ class _QueryFactors:
 # `x is None or x - x` is true of None, not-a-number and infinities: of all that is unknown.
 
 
-def _plain(given: Iterable[Known]) -> list[float]:
-    return [0.0 if x is None or x - x else x for x in given]
-
-
-def _log1p(given: Iterable[Known]) -> list[float]:
-    return [0.0 if x is None or x - x or x < 0.0 else log1p(x) for x in given]
-
-
-def _sqrt(given: Iterable[Known]) -> list[float]:
-    return [0.0 if x is None or x - x or x < 0.0 else sqrt(x) for x in given]
-
-
 def _logit(given: Iterable[Known]) -> list[float]:
     return [
         0.0
@@ -471,16 +459,12 @@ def _logit(given: Iterable[Known]) -> list[float]:
     ]
 
 
-def _unknown(given: Iterable[Known]) -> list[float]:
-    return [1.0 if x is None or x - x else 0.0 for x in given]
-
-
 _TRANSFORMED: Final[Mapping[Transform, Callable[[Iterable[Known]], list[float]]]] = {
-    "": _plain,
-    "log1p": _log1p,
+    "": lambda given: [0.0 if x is None or x - x else x for x in given],
+    "log1p": lambda given: [0.0 if x is None or x - x or x < 0.0 else log1p(x) for x in given],
     "logit": _logit,
-    "sqrt": _sqrt,
-    "unknown": _unknown,
+    "sqrt": lambda given: [0.0 if x is None or x - x or x < 0.0 else sqrt(x) for x in given],
+    "unknown": lambda given: [1.0 if x is None or x - x else 0.0 for x in given],
 }
 
 

@@ -77,10 +77,8 @@ class Observer:
 class SignalColumns:
     """The signals of some runs, one row a step, run after run, as a live observer would have given them.
 
-    values   for each numeric field of Signals that was asked for, and for each further field of another
-             package's fold, its numbers, shape (n rows,); not a number: unknown
-    answer   which of `answers` would be delivered after the step, shape (n rows,); not a number: none
-    answers  the different answers, in the order in which they first led
+    values   of each numeric field of the needs, shape (n rows,); not a number: unknown
+    answer   which of `answers`, in the order in which they first led, the step would deliver; not a number: none
     starts   the row where each run begins, and behind them the number of rows, shape (n runs + 1,)
     """
 

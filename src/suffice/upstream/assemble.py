@@ -34,9 +34,7 @@ _NEW_CHOICE_BYTES = 2_048
 
 
 class Assembler:
-    """Collects the chunks of one stream; `result` is the non-streamed answer.
-
-    limit_bytes  an answer that takes more memory than this raises UpstreamProtocol
+    """Collects the chunks of one stream; `result` is the non-streamed answer, in at most `limit_bytes` of memory.
 
     >>> assembler = Assembler()
     >>> assembler.add({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "4"}}]})

@@ -317,9 +317,7 @@ def decode_json(data: bytes) -> Any:
     except _UNREADABLE:
         pass
     try:
-        return _clean(
-            json.loads(data.decode(), parse_constant=_refuse, parse_float=finite, object_pairs_hook=_clean_object)
-        )
+        return _clean(json.loads(data.decode(), parse_constant=_refuse, parse_float=finite))
     except (ValueError, RecursionError):
         raise UpstreamProtocol(
             f"upstream: an event of {len(data)} bytes is not JSON; every event must be one JSON value"
@@ -341,18 +339,15 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
-def _clean_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {_whole(key): _clean(value) for key, value in pairs}
-
-
 def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return _whole(value)
-    return [_clean(item) for item in value] if isinstance(value, list) else value
-
-
-def _whole(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """JSON with U+FFFD for lone surrogates."""
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
 
 
 def _decode_tolerant(data: bytes) -> Chunk:
@@ -519,7 +514,7 @@ def error_body(
     code: str | None = None,
 ) -> bytes:
     """The JSON body of an error as OpenAI's clients expect it."""
-    return encode_json(_error(message, type, param, code))
+    return encode_json({"error": {"message": message, "type": type, "param": param, "code": code}})
 
 
 def error_frame(
@@ -528,8 +523,4 @@ def error_frame(
     code: str | None = "upstream_error",
 ) -> bytes:
     """An error inside a stream that has already begun: the one form that every client notices."""
-    return encode_frame(_error(message, type, None, code))
-
-
-def _error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return b"data: " + error_body(message, type, None, code) + b"\n\n"

@@ -77,23 +77,11 @@ class Votes:
             self._weighted += votes * math.log(votes) - (votes - 1) * math.log(votes - 1)
         if leader is None or answer == leader:
             self.leader, self._top_votes = answer, votes
-        elif votes > self._top_votes or (votes == self._top_votes and self._is_older(answer, leader)):
+        elif (votes, self._first_step[leader]) > (self._top_votes, self._first_step[answer]):
             self._second_votes = self._top_votes
             self.leader, self._top_votes = answer, votes
         elif votes > self._second_votes:
             self._second_votes = votes
-
-    def _is_older(self, answer: str, leader: str) -> bool:
-        return self._first_step[answer] < self._first_step[leader]
-
-    @property
-    def leader_step(self) -> int | None:
-        """Index of the first step that gave the leading answer: its text is what is delivered."""
-        return None if self.leader is None else self._first_step[self.leader]
-
-    def tally(self) -> tuple[tuple[str, int], ...]:
-        """Answers and their votes, leader first, ties in the order seen."""
-        return tuple(sorted(self._counts.items(), key=lambda count: -count[1]))
 
     def values(self) -> dict[str, int | float | None]:
         n, top, second = self._n_votes, self._top_votes, self._second_votes

@@ -64,11 +64,10 @@ class Hedges:
 
 
 class Loops:
-    """The share of the last step that repeats the run: is the model going round in circles?
+    """The share of the last step that repeats the run: of the runs of eight words that end in it, those seen before.
 
-    Of the runs of eight words that end in the step, those that occurred before, in an earlier step
-    or earlier in this one. Case is ignored. The last 32,768 different runs are remembered for sure and
-    none longer than the last 65,536, as one number each, so memory is bounded however long the thought.
+    Case is ignored. The last 32,768 different runs are remembered for sure and none longer than the last 65,536, as one
+    number each, so memory is bounded however long the thought.
     """
 
     name = "loops"
@@ -138,13 +137,11 @@ class Embedder(Protocol):
 class Drafts:
     """How far the last step is from the one before, and for how long it has hardly moved.
 
-    The distance is 1 - the cosine of the two steps' vectors where both have one of the same length (a
-    negative cosine counts as 0); otherwise 1 - the weighted overlap of their words, sum of the smaller counts
-    over sum of the larger (Ruzicka's form of Jaccard's index), case ignored. Compared are the texts, or the
-    answers where one of the steps has no text. The rule that waits for small distances in a row is that of
-    "semantic early stopping", arXiv:2606.27009, there on embeddings.
-
-    threshold  at or below it a draft hardly moved, from 0 to 1; the default is ours
+    The distance is 1 - the cosine of the two steps' vectors where both have one of the same length (negative: 0);
+    otherwise 1 - the weighted overlap of their words (Ruzicka's form of Jaccard's index), case ignored. Compared are
+    the texts, or the answers where one of the steps has no text. The rule that waits for small distances in a row is
+    that of "semantic early stopping", arXiv:2606.27009, there on embeddings. At or below `threshold` a draft hardly
+    moved.
     """
 
     name = "drafts"
