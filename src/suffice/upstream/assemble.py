@@ -18,7 +18,7 @@ from suffice.upstream.wire import (
     decode_json,
     encode_json,
     last_events,
-    parse_count,
+    parse_token_count,
 )
 
 # Fields that exist only in streams: padding against traffic analysis, progress reports.
@@ -433,7 +433,7 @@ class AnswerFacts:
         completion = _first_count(usage, "completion_tokens", "output_tokens")
         if not prompt and not completion:
             return
-        beside = [parse_count(usage.get(key)) for key in _BESIDE_INPUT]
+        beside = [parse_token_count(usage.get(key)) for key in _BESIDE_INPUT]
         self.prompt_tokens = (prompt or 0) + sum(n or 0 for n in beside) or self.prompt_tokens
         self.completion_tokens = self.completion_tokens if completion is None else completion
         inside = _detail(usage, "cached_tokens", "prompt_tokens_details", "input_tokens_details")
@@ -508,11 +508,11 @@ def _usage_in(value: Any) -> Mapping[str, Any] | None:
 
 def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
     """The first of these names that is there counts."""
-    return next((parse_count(usage[name]) for name in names if name in usage), None)
+    return next((parse_token_count(usage[name]) for name in names if name in usage), None)
 
 
 def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
-    return next((parse_count(usage[n].get(key)) for n in names if isinstance(usage.get(n), Mapping)), None)
+    return next((parse_token_count(usage[n].get(key)) for n in names if isinstance(usage.get(n), Mapping)), None)
 
 
 def _is_truncated(value: Mapping[str, Any]) -> bool:

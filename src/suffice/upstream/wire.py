@@ -370,7 +370,7 @@ def _decode_tolerant(data: bytes) -> Chunk:
 def _choice(raw: Mapping[str, Any]) -> Choice:
     delta = raw.get("delta")
     return Choice(
-        index=parse_count(raw.get("index")) or 0,
+        index=parse_token_count(raw.get("index")) or 0,
         delta=_delta(delta) if isinstance(delta, Mapping) else None,
         text=_text(raw.get("text")),
         finish_reason=_text(raw.get("finish_reason")),
@@ -410,9 +410,9 @@ def _parts_text(parts: list[Mapping[str, Any]], key: str) -> str | None:
 
 def _usage(raw: Mapping[str, Any]) -> WireUsage:
     return WireUsage(
-        prompt_tokens=parse_count(raw.get("prompt_tokens")),
-        completion_tokens=parse_count(raw.get("completion_tokens")),
-        total_tokens=parse_count(raw.get("total_tokens")),
+        prompt_tokens=parse_token_count(raw.get("prompt_tokens")),
+        completion_tokens=parse_token_count(raw.get("completion_tokens")),
+        total_tokens=parse_token_count(raw.get("total_tokens")),
         prompt_tokens_details=_details(raw.get("prompt_tokens_details")),
         completion_tokens_details=_details(raw.get("completion_tokens_details")),
     )
@@ -421,7 +421,7 @@ def _usage(raw: Mapping[str, Any]) -> WireUsage:
 def _details(raw: Any) -> TokenDetails | None:
     if not isinstance(raw, Mapping):
         return None
-    return TokenDetails(parse_count(raw.get("cached_tokens")), parse_count(raw.get("reasoning_tokens")))
+    return TokenDetails(parse_token_count(raw.get("cached_tokens")), parse_token_count(raw.get("reasoning_tokens")))
 
 
 def _text(value: Any) -> str | None:
@@ -430,7 +430,7 @@ def _text(value: Any) -> str | None:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def parse_count(value: Any) -> int | None:
+def parse_token_count(value: Any) -> int | None:
     """A count that floats may stand for; None for what no token count can be."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
