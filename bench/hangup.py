@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.gateway_process import GatewayProcess
 
-from suffice.testing import FakeRequest, FakeUpstream, Reply, slow_headers, stall_after
+from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply
 
 LIMIT_MS = 50.0
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 5_000, answer=("4",), delay_s=0.01)
-SILENT = Reply(reasoning=("so\n",) * 3, answer=("4",), faults=(stall_after(3, 60.0),))
-MUTE = Reply(faults=(slow_headers(60.0),))
+SILENT = Reply(reasoning=("so\n",) * 3, answer=("4",), faults=(Fault(stall_after=3, stall_s=60.0),))
+MUTE = Reply(faults=(Fault(header_delay_s=60.0),))
 BY_NAME = {"endless": ENDLESS, "silent": SILENT, "mute": MUTE}
 ENFORCE = {"mode": "enforce", "uncertified": True, "audit_share": 0.0}
 ROUTES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from suffice.gateway.auth import DeliveryMemory, RequestKey
 from suffice.rollout.assign import AuditAssignment
-from suffice.testing import Reply, ToolCall, bad_json_frame, die_after, html200, no_done, no_finish, status
+from suffice.testing import Fault, Reply, ToolCall
 from tests.gateway.conftest import Serve, serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_audit_assignment import KINDS, shape
@@ -154,13 +154,13 @@ ASKED: dict[str, dict[str, Any]] = {
 TOOL = ToolCall(id="c1", name="f", arguments=('{"x":', "1}"))
 _OWN = re.compile(rb"ep_[0-9a-f]+|chatcmpl[-0-9a-z]+|\"created\":\s*\d+|\d+\.\d+ s")  # of this request alone
 UPSTREAMS: dict[str, Any] = {
-    "500": Reply(faults=(status(500, b'{"error":{"message":"down"}}'),)),
-    "429": Reply(faults=(status(429, b'{"error":{"message":"slow"}}'),)),
-    "HTML": Reply(faults=(html200(),)),
-    "no end": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(no_done(),)),
-    "no finish": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(no_finish(),)),
-    "dies": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(die_after(5, "error_frame"),)),
-    "a bad frame": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(bad_json_frame(5),)),
+    "500": Reply(faults=(Fault(status=500, status_body=b'{"error":{"message":"down"}}'),)),
+    "429": Reply(faults=(Fault(status=429, status_body=b'{"error":{"message":"slow"}}'),)),
+    "HTML": Reply(faults=(Fault(html=True),)),
+    "no end": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(Fault(done=False),)),
+    "no finish": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(Fault(finish=False),)),
+    "dies": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(Fault(die_after=5, die_how="error_frame"),)),
+    "a bad frame": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(Fault(bad_frame_after=5),)),
     "a tool call": Reply(reasoning=("two\n",) * 9, tool_calls=(TOOL,)),
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, stand
 from suffice.scoring.base import SCORERS, build_scorer
-from suffice.testing import Reply, status
+from suffice.testing import Fault, Reply
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve, serve
 from tests.gateway.served import chat
@@ -284,7 +284,9 @@ STREAMS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("lie", STREAMS)
 async def test_a_lying_upstream_spoils_one_reply_at_most(serve: Serve, lie: str) -> None:
-    says = Reply(faults=(status(200, STREAMS[lie], {"content-type": "text/event-stream"}),))
+    says = Reply(
+        faults=(Fault(status=200, status_body=STREAMS[lie], status_headers={"content-type": "text/event-stream"}),)
+    )
     route = {"kind": "reasoning", "scorer": "number"}
     async with serve(says, route=route) as g:
         for stream in (True, False):
@@ -313,7 +315,15 @@ async def test_an_upstream_of_another_name_each_time_fills_neither_metrics_nor_t
     n = iter(range(10**6))
 
     def says(_: Any) -> Reply:
-        return Reply(faults=(status(200, _stream({"model": f"m-{next(n)}"}), {"content-type": "text/event-stream"}),))
+        return Reply(
+            faults=(
+                Fault(
+                    status=200,
+                    status_body=_stream({"model": f"m-{next(n)}"}),
+                    status_headers={"content-type": "text/event-stream"},
+                ),
+            )
+        )
 
     async with serve(says, route={"kind": "reasoning", "scorer": "number"}) as g:
         async with g.session.get(g.url + "/metrics") as told:
@@ -328,7 +338,9 @@ async def test_an_upstream_of_another_name_each_time_fills_neither_metrics_nor_t
 
 
 async def test_an_upstream_that_gives_every_reply_one_id_joins_no_label_to_a_strangers_run(serve: Serve) -> None:
-    says = Reply(faults=(status(200, _stream(), {"content-type": "text/event-stream"}),))
+    says = Reply(
+        faults=(Fault(status=200, status_body=_stream(), status_headers={"content-type": "text/event-stream"}),)
+    )
     async with serve(says, route={"kind": "reasoning", "scorer": "number"}) as g:
         for number in range(3):
             await g.ask(chat(f"question {number}", stream=True))

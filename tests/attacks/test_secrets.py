@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.testing import FakeRequest, FakeUpstream, Reply, status
+from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply
 from tests.gateway_process import GatewayProcess
 
 KEYS = {
@@ -42,9 +42,11 @@ QUOTES = json.dumps({"error": {"message": f"bad key {KEYS['upstream']} for {PROM
 
 def _says(seen: FakeRequest) -> Reply:
     if seen.model == "refused":
-        return Reply(faults=(status(401, QUOTES),))
+        return Reply(faults=(Fault(status=401, status_body=QUOTES),))
     if seen.model == "broken":
-        return Reply(faults=(status(200, b"<h1>" + QUOTES, {"content-type": "text/html"}),))
+        return Reply(
+            faults=(Fault(status=200, status_body=b"<h1>" + QUOTES, status_headers={"content-type": "text/html"}),)
+        )
     return Reply(reasoning=(f"{THOUGHT}\n",) * 20, answer=("4",))
 
 

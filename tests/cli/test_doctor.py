@@ -16,7 +16,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.testing import FakeUpstream, Reply, ServerBehaviour
 from suffice.testing.reply import FakeRequest as Asked
-from suffice.testing.reply import status
+from suffice.testing.reply import Fault
 from suffice.types import Outcome, Request
 from suffice.upstream.drivers import EXPERIMENTS, honoured
 
@@ -89,7 +89,7 @@ def test_a_program_gets_one_object_and_an_address_without_settings_keeps_nothing
 
 
 def test_a_server_that_answers_no_chat_ends_with_1() -> None:
-    with FakeUpstream.in_thread(Reply(faults=(status(500),))) as fake:
+    with FakeUpstream.in_thread(Reply(faults=(Fault(status=500),))) as fake:
         result = doctor("--upstream", fake.url, "--model", "fake")
     assert result.exit_code == 1
     assert "answered 500" in result.stdout

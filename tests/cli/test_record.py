@@ -12,7 +12,7 @@ from suffice.cli.main import main
 from suffice.cli.offline.record import live_line
 from suffice.replay.record.recorder import Progress
 from suffice.replay.traces.read import read_traces
-from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought, ServerBehaviour, status
+from suffice.testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
 
 CHAIN = ScriptedThought([("first we guess " * 8 + "\n", "3"), ("then we count " * 10 + "\n", "4")], "4")
 
@@ -70,7 +70,7 @@ def test_a_route_says_kind_scorer_steps_probe_and_upstream(questions: Path, tmp_
 
 
 def test_questions_that_are_left_are_told_and_end_with_one(questions: Path, tmp_path: Path) -> None:
-    model = Questions({"q 3?": lambda _: Reply(faults=(status(400),))}, otherwise=CHAIN)
+    model = Questions({"q 3?": lambda _: Reply(faults=(Fault(status=400),))}, otherwise=CHAIN)
     with FakeUpstream.in_thread(model, ServerBehaviour(slots=4)) as fake:
         result = record(
             questions,

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from suffice.settings import FinishMethod
-from suffice.testing import Reply, ScriptedThought, cut, split_bytes, stall_after
+from suffice.testing import Fault, Reply, ScriptedThought, cut
 from suffice.upstream.drivers import DRIVERS
 from tests.drawn import examples
 from tests.gateway.conftest import Serve
@@ -109,7 +109,7 @@ def model(where: Where, way: Way, **reply: Any) -> ScriptedThought:
     native = way.method == "native"
     # The opening tag that a model writes itself is a token of the thought.
     n_tokens = N_THOUGHT - native + (where == "inline")
-    silent = stall_after(n_tokens, 30.0 if native else 3.0, until_cut=native)
+    silent = Fault(stall_after=n_tokens, stall_s=30.0 if native else 3.0, stall_until_cut=native)
     return ScriptedThought(STEPS, "5 dear", reply=Reply(**WHERE[where], faults=(silent,), **reply))
 
 
@@ -241,7 +241,7 @@ def test_any_thought_in_any_pieces_is_closed_without_a_seam(
     steps = [(" ".join(line) + "\n", " ".join(["7", *said])) for line in lines]
     whole = "".join(text for text, _ in steps)
     n_thought = len([t for text, _ in steps for t in cut(text)]) + (where == "inline")
-    reply = Reply(**WHERE[where], faults=(stall_after(n_thought, 3.0), split_bytes(size)))
+    reply = Reply(**WHERE[where], faults=(Fault(stall_after=n_thought, stall_s=3.0), Fault(piece_bytes=size)))
     chain = ScriptedThought(steps, "5 dear", reply=reply)
 
     async def go() -> None:

@@ -102,9 +102,9 @@ async def test_reasoning_that_does_not_pay_claims_no_saving(tmp_path: Path) -> N
 
 async def test_a_failing_upstream_is_reported_and_never_counted_as_an_answer(tmp_path: Path) -> None:
     """A question without an answer leaves the table, and the failure is shown."""
-    from suffice.testing import status
+    from suffice.testing import Fault
 
-    broken = Questions({"question 03": lambda seen: Reply(faults=(status(500),))}, otherwise=Samples(["4"]))
+    broken = Questions({"question 03": lambda seen: Reply(faults=(Fault(status=500),))}, otherwise=Samples(["4"]))
     async with FakeUpstream(broken) as fake:
         result = await run.run_samples_stage(stage("samples", fake.url, tmp_path), silent)  # type: ignore[arg-type]
     assert result.rows[0].comparison.n == 7

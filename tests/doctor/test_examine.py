@@ -14,7 +14,7 @@ from suffice.doctor.talk import Facts
 from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream, Reply, ServerBehaviour
 from suffice.testing.chain import SumsModel
-from suffice.testing.reply import status
+from suffice.testing.reply import Fault
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS, EXPERIMENTS, allows_probes, honoured, url_key
 from tests.doctor.server import evidence, found, model, talking, verdicts
@@ -120,7 +120,7 @@ async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
 
 
 async def test_a_server_that_answers_no_chat_is_asked_nothing_more() -> None:
-    async with FakeUpstream(Reply(faults=(status(503),))) as fake:
+    async with FakeUpstream(Reply(faults=(Fault(status=503),))) as fake:
         findings = await found(fake)
     assert verdicts(findings) == {"reachable": "no"}
     assert "503" in evidence(findings, "reachable")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
-from suffice.testing import FakeRequest, FakeUpstream, Reply, ServerBehaviour, die_after, html200, slow_headers, status
+from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, ServerBehaviour
 from suffice.testing.prompt import cut
 
 QUESTION, ANSWER, GOLD = "Who wrote Faust?", "It was Goethe.", "Johann Wolfgang von Goethe"
@@ -28,7 +28,7 @@ def says(*texts: str | Reply) -> Callable[[FakeRequest], Reply]:
 
 
 def failing(code: int, **headers: str) -> Reply:
-    return Reply(faults=(status(code, headers={k.replace("_", "-"): v for k, v in headers.items()}),))
+    return Reply(faults=(Fault(status=code, status_headers={k.replace("_", "-"): v for k, v in headers.items()}),))
 
 
 async def graded(
@@ -71,8 +71,8 @@ async def test_the_same_answer_gets_the_same_grade_and_costs_one_call() -> None:
         (["I would say eight of ten", "Grade: 0.5"], 0.5, 2),
         ([failing(429, retry_after="0"), "Grade: 1"], 1.0, 2),
         ([failing(503), failing(500), "Grade: 1"], 1.0, 3),
-        ([Reply(faults=(html200(),)), "Grade: 1"], 1.0, 2),
-        ([Reply(faults=(die_after(0),)), "Grade: 1"], 1.0, 2),
+        ([Reply(faults=(Fault(html=True),)), "Grade: 1"], 1.0, 2),
+        ([Reply(faults=(Fault(die_after=0),)), "Grade: 1"], 1.0, 2),
         ([failing(500)], None, 3),
         (["no idea"], None, 3),
         (["Grade: 7"], None, 3),
@@ -90,7 +90,7 @@ async def test_failures_are_asked_again_only_so_often_and_never_raise(
 
 
 async def test_a_silent_server_costs_its_time_and_no_more() -> None:
-    async with FakeUpstream(replace(Reply(), faults=(slow_headers(30.0),))) as fake:
+    async with FakeUpstream(replace(Reply(), faults=(Fault(header_delay_s=30.0),))) as fake:
         grade = await asyncio.wait_for(graded(fake, retries=1, timeout_s=0.2), 20.0)
         assert (grade.value, grade.n_calls) == (None, 2)
 

@@ -12,7 +12,7 @@ import pytest
 from suffice.gateway.context import GatewayState
 from suffice.policy.base import Policy
 from suffice.settings import Probe, Route, Steps
-from suffice.testing import FakeRequest, FakeUpstream, Reply, ScriptedThought, slow_headers
+from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought
 from suffice.types import Decision, Signals
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
@@ -229,7 +229,7 @@ async def test_a_probe_that_hangs_delays_nothing(serve: Serve, stream: bool) -> 
     """What is asynchronous waits beside the stream: the probe would take 20 s, the stream is over long before."""
 
     def says(seen: FakeRequest) -> Any:
-        return Reply(faults=(slow_headers(20.0),)) if seen.is_raw else chain()(seen)
+        return Reply(faults=(Fault(header_delay_s=20.0),)) if seen.is_raw else chain()(seen)
 
     async with serve(says, upstream={"finish": ["raw"], "slots": 4}, route=enforcing()) as g, asyncio.timeout(10):
         async with g.session.post(g.url + "/v1/chat/completions", json=chat(stream=stream)) as response:

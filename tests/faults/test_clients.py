@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.store.database.views import read_episodes
-from suffice.testing import Reply, ScriptedThought, die_after, no_finish, slow_headers, stall_after, status
+from suffice.testing import Fault, Reply, ScriptedThought
 from tests.fake_models import EchoNonce
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
@@ -21,8 +21,8 @@ from tests.stalls import StallMeter
 
 PROMISED_S = 1.0  # what it takes on a machine of its own: bench/hangup.py
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 500, answer=("4",), delay_s=0.005)
-SILENT = Reply(reasoning=("so\n",) * 3, answer=("4",), faults=(stall_after(3, 20.0),))
-MUTE = Reply(faults=(slow_headers(20.0),))
+SILENT = Reply(reasoning=("so\n",) * 3, answer=("4",), faults=(Fault(stall_after=3, stall_s=20.0),))
+MUTE = Reply(faults=(Fault(header_delay_s=20.0),))
 SLOW = ScriptedThought([("two and two\n", "3")] * 6, "4", reply=Reply(delay_s=0.02))
 
 
@@ -168,9 +168,9 @@ async def test_a_client_that_leaves_while_it_still_sends_is_on_record(serve: Ser
 ENDS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "done": (Reply(reasoning=("a\n",), answer=("4",)), {}, "done"),
     "truncated": (Reply(reasoning=("a\n",) * 9, answer=("4",)), {"max_tokens": 3}, "truncated"),
-    "upstream error": (Reply(faults=(status(503),)), {}, "upstream_error"),
-    "upstream dies": (Reply(reasoning=("a\n",) * 4, faults=(die_after(2),)), {}, "upstream_error"),
-    "no finish": (Reply(faults=(no_finish(),)), {}, "upstream_error"),
+    "upstream error": (Reply(faults=(Fault(status=503),)), {}, "upstream_error"),
+    "upstream dies": (Reply(reasoning=("a\n",) * 4, faults=(Fault(die_after=2),)), {}, "upstream_error"),
+    "no finish": (Reply(faults=(Fault(finish=False),)), {}, "upstream_error"),
     "rejected": (Reply(), {"stream": "yes"}, "rejected"),
     "passed through": (Reply(), {"n": 2}, "done"),
 }

@@ -11,8 +11,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.settings import parse_settings
-from suffice.testing import FakeRequest, Reply, Samples, ScriptedThought, cut, die_after, slow_headers, status
-from suffice.testing.reply import Fault
+from suffice.testing import FakeRequest, Fault, Reply, Samples, ScriptedThought, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, settings_for
 from tests.gateway.test_stop import STEPS, chain, enforcing
@@ -63,7 +62,7 @@ async def test_a_429_on_a_probe_leaves_the_client_what_it_would_have_got(
     async with serve(ProbesGet(), upstream=RAW, route=watching(probe=None)) as g:
         plain = await g.ask(chat(stream=stream))
         assert n_probes(g) == 0
-    async with serve(ProbesGet(status(429, headers=told)), upstream=RAW, route=watching()) as g:
+    async with serve(ProbesGet(Fault(status=429, status_headers=told)), upstream=RAW, route=watching()) as g:
         probed = await g.ask(chat(stream=stream))
         assert (probed.status, probed.raw) == (plain.status, plain.raw)
         assert "retry-after" not in probed.headers
@@ -78,7 +77,13 @@ async def test_a_429_on_a_probe_leaves_the_client_what_it_would_have_got(
 
 async def test_a_429_on_the_main_call_is_the_clients_and_pauses_extra_calls(serve: Serve) -> None:
     def says(seen: FakeRequest) -> Reply:
-        refuses = Reply(faults=(status(429, b'{"error":{"message":"slow down"}}', {"retry-after": "7"}),))
+        refuses = Reply(
+            faults=(
+                Fault(
+                    status=429, status_body=b'{"error":{"message":"slow down"}}', status_headers={"retry-after": "7"}
+                ),
+            )
+        )
         return refuses if seen.nth == 0 else chain(delay_s=0.002)(seen)
 
     async with serve(says, upstream=RAW, route=enforcing()) as g:
@@ -161,7 +166,7 @@ async def test_an_owner_may_let_probes_wait_their_turn(serve: Serve) -> None:
 async def test_probes_of_many_requests_take_half_of_the_slots(serve: Serve) -> None:
     def says(seen: FakeRequest) -> Reply:
         return ScriptedThought(
-            STEPS, "5", reply=Reply(delay_s=0.004, faults=(slow_headers(0.05),) if seen.is_raw else ())
+            STEPS, "5", reply=Reply(delay_s=0.004, faults=(Fault(header_delay_s=0.05),) if seen.is_raw else ())
         )(seen)
 
     running = Counter[int]()
@@ -184,13 +189,13 @@ async def test_probes_of_many_requests_take_half_of_the_slots(serve: Serve) -> N
 
 MISHAPS: dict[str, Callable[[int], Fault | None]] = {
     "none": lambda _: None,
-    "all die before the first byte": lambda _: die_after(0),
-    "all are refused": lambda _: status(429, headers={"retry-after": "1"}),
-    "all fail": lambda _: status(500),
-    "every other dies": lambda nth: die_after(0) if nth % 2 else None,
-    "every other breaks off": lambda nth: die_after(3) if nth % 2 else None,
-    "the first breaks off": lambda nth: die_after(3) if nth == 0 else None,
-    "continuations fail": lambda nth: status(500) if nth else None,
+    "all die before the first byte": lambda _: Fault(die_after=0),
+    "all are refused": lambda _: Fault(status=429, status_headers={"retry-after": "1"}),
+    "all fail": lambda _: Fault(status=500),
+    "every other dies": lambda nth: Fault(die_after=0) if nth % 2 else None,
+    "every other breaks off": lambda nth: Fault(die_after=3) if nth % 2 else None,
+    "the first breaks off": lambda nth: Fault(die_after=3) if nth == 0 else None,
+    "continuations fail": lambda nth: Fault(status=500) if nth else None,
 }
 KINDS: dict[str, tuple[dict[str, Any], Any]] = {
     "reasoning": (enforcing(max_extra_calls=4), ScriptedThought(STEPS, "5", reply=Reply(delay_s=0.003))),
@@ -238,7 +243,7 @@ async def test_no_request_causes_more_attempts_than_promised(
 @pytest.mark.parametrize("mode", ["off", "observe"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_nothing_is_tried_again_behind_the_first_byte(serve: Serve, mode: str, stream: bool) -> None:
-    dies = chain(faults=(die_after(3),))
+    dies = chain(faults=(Fault(die_after=3),))
     async with serve(dies, upstream={"retries": 3}, route={"mode": mode}) as g:
         answer = await g.ask(chat(stream=stream))
         assert answer.errors if stream else answer.status == 502 or answer.torn
@@ -284,7 +289,7 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
     serve: Serve, mode: str, n_drawn: int
 ) -> None:
     def says(seen: FakeRequest) -> Reply:
-        return Reply(answer=cut("it is 4"), faults=(status(500),) if sample_of(seen) == 2 else ())
+        return Reply(answer=cut("it is 4"), faults=(Fault(status=500),) if sample_of(seen) == 2 else ())
 
     route = {
         "kind": "samples",
@@ -307,7 +312,7 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 async def test_a_429_on_a_sample_ends_the_drawing_and_the_vote_stands(serve: Serve, mode: str) -> None:
     def says(seen: FakeRequest) -> Reply:
-        slow_down = status(429, headers={"retry-after": "60"})
+        slow_down = Fault(status=429, status_headers={"retry-after": "60"})
         return Reply(answer=cut("it is 4"), faults=(slow_down,) if sample_of(seen) == 2 else ())
 
     route = {

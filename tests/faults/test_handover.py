@@ -9,20 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import (
-    AnswerTokens,
-    FakeRequest,
-    Fault,
-    Reply,
-    ScriptedThought,
-    bad_json_frame,
-    die_after,
-    html200,
-    json_for_sse,
-    slow_headers,
-    stall_after,
-    status,
-)
+from suffice.testing import AnswerTokens, FakeRequest, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 from tests.gateway.test_stop import N_THOUGHT, STEPS, accounted, chain, enforcing, spent
@@ -41,7 +28,7 @@ def is_rerun(seen: FakeRequest) -> bool:
     return not seen.is_raw and seen.nth_same > 0
 
 
-DIES_THINKING = (die_after(N_THOUGHT - 1, "fin"),)
+DIES_THINKING = (Fault(die_after=N_THOUGHT - 1, die_how="fin"),)
 
 
 class Model:
@@ -57,7 +44,7 @@ class Model:
         **continuation: Any,
     ) -> None:
         self._faults, self._rerun, self._continuation = faults, rerun, continuation
-        self._original = (stall_after(silent_at, silent_s), *original)
+        self._original = (Fault(stall_after=silent_at, stall_s=silent_s), *original)
 
     def __call__(self, seen: FakeRequest) -> Reply:
         reply = CHAIN(seen)
@@ -69,19 +56,19 @@ class Model:
 
 
 FAILURES: dict[str, Callable[..., Model]] = {
-    "500": lambda **more: Model(status(500), **more),
-    "404": lambda **more: Model(status(404), **more),
-    "429": lambda **more: Model(status(429), **more),
-    "no headers in time": lambda **more: Model(slow_headers(5.0), **more),
+    "500": lambda **more: Model(Fault(status=500), **more),
+    "404": lambda **more: Model(Fault(status=404), **more),
+    "429": lambda **more: Model(Fault(status=429), **more),
+    "no headers in time": lambda **more: Model(Fault(header_delay_s=5.0), **more),
     "no words in time": lambda **more: Model(first_delay_s=5.0, **more),
-    "rst": lambda **more: Model(die_after(0, "rst"), **more),
-    "fin": lambda **more: Model(die_after(0, "fin"), **more),
-    "error frame": lambda **more: Model(die_after(0, "error_frame"), **more),
+    "rst": lambda **more: Model(Fault(die_after=0, die_how="rst"), **more),
+    "fin": lambda **more: Model(Fault(die_after=0, die_how="fin"), **more),
+    "error frame": lambda **more: Model(Fault(die_after=0, die_how="error_frame"), **more),
     "no text": lambda **more: Model(answer=(), answer_after=None, **more),
     "white space": lambda **more: Model(answer=(" ", "\n"), answer_after=None, **more),
-    "a web page": lambda **more: Model(html200(), **more),
-    "json": lambda **more: Model(json_for_sse(), **more),
-    "bad frame": lambda **more: Model(bad_json_frame(0), **more),
+    "a web page": lambda **more: Model(Fault(html=True), **more),
+    "json": lambda **more: Model(Fault(force="json"), **more),
+    "bad frame": lambda **more: Model(Fault(bad_frame_after=0), **more),
 }
 
 
@@ -167,7 +154,7 @@ async def test_a_continuation_that_dies_in_the_middle_of_a_stream_ends_in_one_er
     serve: Serve, how: Any, slots: int
 ) -> None:
     upstream = {"finish": ["raw"], "slots": slots}
-    async with serve(Model(die_after(1, how)), upstream=upstream, route=enforcing()) as g:
+    async with serve(Model(Fault(die_after=1, die_how=how)), upstream=upstream, route=enforcing()) as g:
         answer = await g.ask(chat(stream=True))
         assert answer.text == "4"
         assert len(answer.errors) == 1
@@ -183,7 +170,7 @@ async def test_a_continuation_that_dies_in_the_middle_of_a_stream_ends_in_one_er
 @pytest.mark.parametrize("how", ["rst", "fin", "error_frame"])
 async def test_a_body_that_was_not_sent_yet_is_made_again(serve: Serve, how: Any, slots: int) -> None:
     upstream = {"finish": ["raw"], "slots": slots}
-    async with serve(Model(die_after(1, how)), upstream=upstream, route=enforcing()) as g:
+    async with serve(Model(Fault(die_after=1, die_how=how)), upstream=upstream, route=enforcing()) as g:
         answer = await g.ask(chat())
         assert_whole(answer)
         outcome = await g.outcome()
@@ -193,7 +180,7 @@ async def test_a_body_that_was_not_sent_yet_is_made_again(serve: Serve, how: Any
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_when_the_rerun_fails_too_the_client_is_told(serve: Serve, stream: bool) -> None:
-    model = Model(status(500), rerun=(status(503, b'{"error":{"message":"busy"}}'),))
+    model = Model(Fault(status=500), rerun=(Fault(status=503, status_body=b'{"error":{"message":"busy"}}'),))
     async with serve(model, upstream={"finish": ["raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=stream))
         if stream:
@@ -209,8 +196,12 @@ async def test_an_inline_thought_is_hidden_and_closed_by_a_rerun(serve: Serve) -
     def says(seen: FakeRequest) -> Reply:
         reply = replace(CHAIN(seen), reasoning_field="inline")
         if is_continuation(seen):
-            return replace(reply, faults=(status(500),))
-        return reply if seen.is_raw or is_rerun(seen) else replace(reply, faults=(stall_after(N_THOUGHT + 1, 3.0),))
+            return replace(reply, faults=(Fault(status=500),))
+        return (
+            reply
+            if seen.is_raw or is_rerun(seen)
+            else replace(reply, faults=(Fault(stall_after=N_THOUGHT + 1, stall_s=3.0),))
+        )
 
     async with serve(says, upstream={"finish": ["raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=True))
@@ -232,7 +223,7 @@ async def test_an_original_that_dies_while_it_is_held_back_is_not_missed(serve: 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_when_both_die_a_full_run_follows(serve: Serve, stream: bool) -> None:
-    model = Model(slow_headers(5.0), original=DIES_THINKING, silent_s=0.1, silent_at=N_THOUGHT - 2)
+    model = Model(Fault(header_delay_s=5.0), original=DIES_THINKING, silent_s=0.1, silent_at=N_THOUGHT - 2)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing(handover_ms=300)) as g:
         answer = await g.ask(chat(stream=stream))
         assert (answer.status, answer.text, answer.finish) == (200, FULL, "stop")
@@ -259,7 +250,7 @@ async def test_a_stop_that_comes_too_late_is_no_stop(serve: Serve, stream: bool)
 @pytest.mark.parametrize("buffer_bytes", [1, 400])
 async def test_a_full_buffer_only_makes_the_original_wait(serve: Serve, buffer_bytes: int) -> None:
     route = enforcing(handover_ms=200, handover_buffer_bytes=buffer_bytes)
-    model = Model(slow_headers(5.0), silent_s=0.05)
+    model = Model(Fault(header_delay_s=5.0), silent_s=0.05)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=route) as g:
         assert_whole(await g.ask(chat(stream=True)))
 
@@ -313,7 +304,7 @@ async def test_the_clients_cap_holds_over_both_calls(serve: Serve, cap: str) -> 
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int, slots: int) -> None:
     route = enforcing(max_extra_calls=limit, handover_ms=100)
-    model = Model(status(500), silent_s=1.0)
+    model = Model(Fault(status=500), silent_s=1.0)
     async with serve(model, upstream={"finish": ["raw"], "slots": slots}, route=route) as g:
         assert_whole(await g.ask(chat(stream=True)))
         assert len(g.fake.completions) <= 1 + limit
@@ -322,7 +313,7 @@ async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int,
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside another"])
 async def test_a_slot_is_free_only_while_nobody_else_has_it(serve: Serve, busy: bool) -> None:
     """Two slots, and another client's call in one of them: the original has to go first."""
-    model = Model(status(500), silent_s=1.0)
+    model = Model(Fault(status=500), silent_s=1.0)
 
     def says(seen: FakeRequest) -> Reply:
         return Reply(first_delay_s=60.0) if "tools" in seen.body else model(seen)

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from suffice.testing import FakeRequest, FakeUpstream, Reply, die_after, html200, status
+from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply
 from tests.gateway_process import GatewayProcess
 
 KEYS = {"client": "sk-canary-client-51", "gateway": "sk-canary-gateway-52", "upstream": "sk-canary-upstream-53"}
@@ -19,11 +19,13 @@ MAIL, PROMPT, ADDRESS, THOUGHT = CANARIES[3:]
 QUOTES = json.dumps({"error": {"message": f"no such key {KEYS['upstream']}, {PROMPT} of {MAIL}"}}).encode()
 SAYS = {
     "ok": Reply(reasoning=(f"{THOUGHT}\n",) * 40, answer=("4",)),
-    "401": Reply(faults=(status(401, QUOTES),)),
-    "500": Reply(faults=(status(500, QUOTES),)),
-    "302": Reply(faults=(status(302, QUOTES, {"location": f"http://127.0.0.1/{ADDRESS}"}),)),
-    "dies": Reply(reasoning=(f"{THOUGHT}\n",) * 9, faults=(die_after(4, "error_frame"),)),
-    "html": Reply(faults=(html200(),)),
+    "401": Reply(faults=(Fault(status=401, status_body=QUOTES),)),
+    "500": Reply(faults=(Fault(status=500, status_body=QUOTES),)),
+    "302": Reply(
+        faults=(Fault(status=302, status_body=QUOTES, status_headers={"location": f"http://127.0.0.1/{ADDRESS}"}),)
+    ),
+    "dies": Reply(reasoning=(f"{THOUGHT}\n",) * 9, faults=(Fault(die_after=4, die_how="error_frame"),)),
+    "html": Reply(faults=(Fault(html=True),)),
 }
 ROUTES: dict[str, Any] = {
     "off": {"mode": "off"},

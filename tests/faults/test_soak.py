@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.testing import FakeRequest, Reply, ScriptedThought, die_after, status
+from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.faults.test_clients import Client
 from tests.faults.test_upstream import FAILS, ROUTE, TEXT
 from tests.gateway.conftest import Serve
@@ -20,8 +20,8 @@ from tests.sse_scripts import SCRIPTS
 
 KINDS: dict[str, Any] = {
     "good": ScriptedThought([(f"so {n}\n", "4") for n in range(6)], "4"),
-    "dies": Reply(reasoning=("so\n",) * 6, faults=(die_after(3),)),
-    "refuses": Reply(faults=(status(503),)),
+    "dies": Reply(reasoning=("so\n",) * 6, faults=(Fault(die_after=3),)),
+    "refuses": Reply(faults=(Fault(status=503),)),
     "endless": Reply(reasoning=("so\n",) * 1_000, delay_s=0.01),
 }
 ROUTES: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import pytest
 
 from suffice.settings import Upstream
-from suffice.testing import Reply, die_after, status
+from suffice.testing import Fault, Reply
 from suffice.upstream.client import UpstreamClient
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
@@ -155,10 +155,10 @@ async def test_attempts_are_never_more_than_was_said(serve: Serve, line: LinkFau
 @pytest.mark.parametrize(
     "says",
     [
-        Reply(answer=("four",) * 9, faults=(die_after(1),)),
-        Reply(faults=(status(429, b"{}", {"retry-after": "7"}),)),
-        Reply(faults=(status(500),)),
-        Reply(faults=(status(503),)),
+        Reply(answer=("four",) * 9, faults=(Fault(die_after=1),)),
+        Reply(faults=(Fault(status=429, status_body=b"{}", status_headers={"retry-after": "7"}),)),
+        Reply(faults=(Fault(status=500),)),
+        Reply(faults=(Fault(status=503),)),
     ],
     ids=["dies", "429", "500", "503"],
 )

@@ -8,22 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import (
-    FakeUpstream,
-    Fault,
-    Reply,
-    Script,
-    bad_json_frame,
-    die_after,
-    html200,
-    json_for_sse,
-    no_done,
-    no_finish,
-    split_bytes,
-    sse_for_json,
-    stall_after,
-    status,
-)
+from suffice.testing import FakeUpstream, Fault, Reply, Script
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import chain, enforcing
@@ -58,7 +43,7 @@ async def test_an_upstream_that_dies_is_never_taken_for_one_that_finished(
     serve: Serve, how: Any, stream: bool, mode: str
 ) -> None:
     places = (0, 1, 4, 5, 7)
-    faulty = {n: replace(SAYS, faults=(die_after(n, how),)) for n in places}
+    faulty = {n: replace(SAYS, faults=(Fault(die_after=n, die_how=how),)) for n in places}
     async with serve(lambda seen: faulty[seen.body["seed"]], route=ROUTE | {"mode": mode}) as g:
         for n in places:
             answer = await g.ask(chat(stream=stream, seed=n))
@@ -79,7 +64,11 @@ async def test_an_upstream_that_dies_is_never_taken_for_one_that_finished(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_a_missing_end_is_told_and_a_missing_done_is_made_up_for(serve: Serve, mode: str, stream: bool) -> None:
-    faulty: list[tuple[Fault, ...]] = [(no_finish(),), (no_finish(), no_done()), (no_done(),)]
+    faulty: list[tuple[Fault, ...]] = [
+        (Fault(finish=False),),
+        (Fault(finish=False), Fault(done=False)),
+        (Fault(done=False),),
+    ]
     async with serve(lambda seen: replace(SAYS, faults=faulty[seen.body["seed"]]), route=ROUTE | {"mode": mode}) as g:
         for n in (0, 1):
             assert_told(await g.ask(chat(stream=stream, seed=n)), stream=stream)
@@ -121,7 +110,7 @@ async def test_pieces_of_any_size_make_the_same_answer(serve: Serve, piece: int,
         reasoning=("北京", " 🙂👩‍👩‍👧\n", "</th", " e\u0301 4\n"),
         answer=("[DONE]", " data: x\n\n", "é\r\n", "🙂"),
         reasoning_field=field,
-        faults=(split_bytes(piece),),
+        faults=(Fault(piece_bytes=piece),),
     )
     async with FakeUpstream(says) as other, serve(says, route=ROUTE | {"mode": "enforce"}) as g:
         for stream in (True, False):
@@ -134,7 +123,7 @@ async def test_pieces_of_any_size_make_the_same_answer(serve: Serve, piece: int,
 
 
 async def test_a_stop_works_byte_by_byte(serve: Serve) -> None:
-    slow = chain(faults=(split_bytes(1), stall_after(22, 3.0)))
+    slow = chain(faults=(Fault(piece_bytes=1), Fault(stall_after=22, stall_s=3.0)))
     async with serve(slow, upstream={"finish": ["raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=True))
         assert (answer.text, answer.done, answer.told["stopped"]) == ("4", True, True)
@@ -142,17 +131,17 @@ async def test_a_stop_works_byte_by_byte(serve: Serve) -> None:
 
 INTERNAL = "http://169.254.169.254/latest"
 WRONG: dict[str, Reply | Script] = {
-    "47 a web page": Reply(faults=(html200(),)),
-    "48 json for a stream": Reply(faults=(json_for_sse(),)),
-    "50 a bad frame": replace(SAYS, faults=(bad_json_frame(0),)),
-    "50 a bad frame later": replace(SAYS, faults=(bad_json_frame(3),)),
+    "47 a web page": Reply(faults=(Fault(html=True),)),
+    "48 json for a stream": Reply(faults=(Fault(force="json"),)),
+    "50 a bad frame": replace(SAYS, faults=(Fault(bad_frame_after=0),)),
+    "50 a bad frame later": replace(SAYS, faults=(Fault(bad_frame_after=3),)),
     "51 a huge frame": Script(pieces=(b"data: " + b" " * (9 * 2**20),)),
     "51 a line without end": Script(pieces=(b"x" * 2**20,) * 9),
-    "57 redirect": Reply(faults=(status(302, b"", {"location": INTERNAL}),)),
-    "57 permanent redirect": Reply(faults=(status(308, b"", {"location": INTERNAL}),)),
-    "57 not modified": Reply(faults=(status(304, b""),)),
-    "58 a huge header": Reply(faults=(status(200, b"{}", {"x-huge": "x" * 60_000}),)),
-    "an odd status": Reply(faults=(status(799, b"{}"),)),
+    "57 redirect": Reply(faults=(Fault(status=302, status_body=b"", status_headers={"location": INTERNAL}),)),
+    "57 permanent redirect": Reply(faults=(Fault(status=308, status_body=b"", status_headers={"location": INTERNAL}),)),
+    "57 not modified": Reply(faults=(Fault(status=304, status_body=b""),)),
+    "58 a huge header": Reply(faults=(Fault(status=200, status_body=b"{}", status_headers={"x-huge": "x" * 60_000}),)),
+    "an odd status": Reply(faults=(Fault(status=799, status_body=b"{}"),)),
     "an empty stream": Script(pieces=()),
     "only comments": Script(pieces=(b": hello\n\n",)),
     "only done": Script(pieces=(b"data: [DONE]\n\n",)),
@@ -184,7 +173,7 @@ async def test_redirects_and_odd_heads_do_not_pass_through_either(serve: Serve, 
 
 
 async def test_a_stream_where_json_was_asked_for_passes_as_it_came(serve: Serve) -> None:
-    says = replace(SAYS, faults=(sse_for_json(),))
+    says = replace(SAYS, faults=(Fault(force="sse"),))
     async with serve(says, route={"mode": "off"}) as g:
         answer = await g.ask(chat())
         assert answer.text == "It is four"
@@ -235,7 +224,10 @@ async def test_odd_chunks_are_no_reason_to_fail(serve: Serve, name: str, mode: s
 
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_silence_beyond_the_limit_is_a_timeout(serve: Serve, mode: str) -> None:
-    says, limits = replace(SAYS, faults=(stall_after(2, 60.0),)), {"idle_timeout_s": 1.0, "first_byte_timeout_s": 1.0}
+    says, limits = (
+        replace(SAYS, faults=(Fault(stall_after=2, stall_s=60.0),)),
+        {"idle_timeout_s": 1.0, "first_byte_timeout_s": 1.0},
+    )
     async with serve(says, upstream=limits, route={"mode": mode}) as g:
         streamed, body = await g.ask(chat(stream=True)), await g.ask(chat())
         assert_told(streamed, stream=True)
@@ -259,7 +251,7 @@ async def test_an_upstream_that_is_not_there_is_a_502(serve: Serve, mode: str) -
 
 
 async def test_a_silent_stream_is_kept_alive_by_comments_and_stays_whole(serve: Serve) -> None:
-    says = replace(SAYS, first_delay_s=0.25, faults=(stall_after(3, 0.25),))
+    says = replace(SAYS, first_delay_s=0.25, faults=(Fault(stall_after=3, stall_s=0.25),))
     async with serve(says, server={"ping_s": 0.05}) as g:
         answer = await g.ask(chat(stream=True))
         assert answer.raw.count(b": ping\n\n") >= 4

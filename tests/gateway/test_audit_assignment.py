@@ -20,7 +20,7 @@ from suffice.gateway.auth import KEY_WINDOW_S, DeliveryMemory, RequestKey
 from suffice.gateway.context import GatewayState
 from suffice.learn.dataset import fate
 from suffice.rollout.assign import AuditAssignment, joined
-from suffice.testing import FakeRequest, Reply, ScriptedThought, stall_after, status
+from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
@@ -35,7 +35,7 @@ N_THOUGHT = sum(len(text.split()) for text, _ in STEPS)
 
 def held(after: int = N_THOUGHT) -> ScriptedThought:
     """So many tokens are said at once; then the upstream is silent, so that every probe is answered before it ends."""
-    return ScriptedThought(STEPS, "it is 5", reply=Reply(faults=(stall_after(after, 1.5),)))
+    return ScriptedThought(STEPS, "it is 5", reply=Reply(faults=(Fault(stall_after=after, stall_s=1.5),)))
 
 
 class Door:
@@ -406,7 +406,7 @@ async def test_the_reply_never_tells(serve: Serve, stream: bool, route: dict[str
 
 async def test_a_failing_probe_does_not_tell_an_audit_while_observing(serve: Serve) -> None:
     def failing(seen: FakeRequest) -> Reply:
-        return Reply(faults=(status(500, b"{}"),)) if seen.is_raw else CHAIN(seen)
+        return Reply(faults=(Fault(status=500, status_body=b"{}"),)) if seen.is_raw else CHAIN(seen)
 
     routes = {
         name: {"upstream": "up", **KINDS["observe, probed"], "audit_share": share, "match": {"header": name}}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from suffice.gateway.http_protocol import UNFINISHED_HEAD_BYTES
-from suffice.testing import Reply, Script, status
+from suffice.testing import Fault, Reply, Script
 from tests.faults import test_upstream
 from tests.gateway import test_bad_input, test_endpoint_table
 from tests.gateway.conftest import Serve
@@ -188,7 +188,11 @@ async def test_a_huge_stream_passes_through_in_flat_memory(serve: Serve, name: s
 
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_57_a_redirect_is_not_followed_and_1xx_is_no_answer(serve: Serve, mode: str) -> None:
-    inner = Reply(faults=(status(307, b"", {"location": "http://169.254.169.254/latest/meta-data"}),))
+    inner = Reply(
+        faults=(
+            Fault(status=307, status_body=b"", status_headers={"location": "http://169.254.169.254/latest/meta-data"}),
+        )
+    )
     async with serve(inner, route={"mode": mode}) as g:
         answer = await g.ask(chat(), headers=AUTH)
         assert answer.status == 502
@@ -205,7 +209,9 @@ async def test_58_cookies_and_hop_by_hop_headers_stay_upstream(serve: Serve, mod
         "upgrade": "h2c",
         "x-request-id": "1",
     }
-    async with serve(Reply(faults=(status(418, b"{}", told),)), route={"mode": mode}) as g:
+    async with serve(
+        Reply(faults=(Fault(status=418, status_body=b"{}", status_headers=told),)), route={"mode": mode}
+    ) as g:
         answer = await g.ask(chat())
         assert answer.headers["x-request-id"] == "1"
         assert not {"set-cookie", "set-cookie2", "proxy-authenticate", "upgrade"} & set(answer.headers)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Reply, status
+from suffice.testing import Fault, Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
 
@@ -217,7 +217,7 @@ ROUTES: dict[str, Any] = {
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_what_only_the_upstream_reads_is_forwarded_and_its_verdict_relayed(serve: Serve, route: str) -> None:
-    async with serve(Reply(faults=(status(422, VERDICT),)), routes=ROUTES) as g:
+    async with serve(Reply(faults=(Fault(status=422, status_body=VERDICT),)), routes=ROUTES) as g:
         for name, sent in FORWARDED.items():
             n_before = len(g.fake.completions)
             answer = await g.ask(sent, headers={**AUTH, "x-suffice-route": route})

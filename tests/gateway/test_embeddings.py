@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Reply, ScriptedThought, stall_after
+from suffice.testing import Fault, Reply, ScriptedThought
 from tests.edge.embeddings import letters, server
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
@@ -26,7 +26,9 @@ def route(url: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_observed_thought_is_compared_by_its_vectors(serve: Serve, stream: bool) -> None:
     seen: list[Any] = []
-    chain = ScriptedThought(STEPS, "4", reply=Reply(faults=(stall_after(N_SETTLED, 2.0),)))  # the vectors' time
+    chain = ScriptedThought(
+        STEPS, "4", reply=Reply(faults=(Fault(stall_after=N_SETTLED, stall_s=2.0),))
+    )  # the vectors' time
     async with server(letters, seen) as url, serve(chain, route=route(url)) as g:
         answer = await g.ask(chat(stream=stream))
         ended = await g.outcome()
@@ -41,7 +43,7 @@ async def test_an_observed_thought_is_compared_by_its_vectors(serve: Serve, stre
 async def test_a_probed_thought_stops_where_its_drafts_stand_still(serve: Serve) -> None:
     seen: list[Any] = []
     acting = {"mode": "enforce", "uncertified": True, "probe": {}}
-    chain = ScriptedThought(STEPS, "5", reply=Reply(faults=(stall_after(N_SETTLED, 3.0),)))
+    chain = ScriptedThought(STEPS, "5", reply=Reply(faults=(Fault(stall_after=N_SETTLED, stall_s=3.0),)))
     async with (
         server(letters, seen) as url,
         serve(chain, upstream={"finish": ["raw"], "slots": 3}, route=route(url, **acting)) as g,

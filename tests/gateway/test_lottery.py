@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeRequest, Reply, ScriptedThought, status
+from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
 from suffice.types import Episode
 from tests.assurance.reports import estimate_route
 from tests.gateway.conftest import Serve
@@ -144,7 +144,7 @@ async def test_trial_answers_that_nobody_can_read_are_counted_as_asked_and_faile
         assert await trials(g, 1) == (4, 2)
 
     def failing(seen: FakeRequest) -> Reply:
-        return Reply(faults=(status(500, b"{}"),)) if seen.is_raw else chain(seen)
+        return Reply(faults=(Fault(status=500, status_body=b"{}"),)) if seen.is_raw else chain(seen)
 
     async with serve(failing, upstream=RAW, route={**ENFORCE, "audit_share": 1.0}) as g:
         await g.ask(chat())

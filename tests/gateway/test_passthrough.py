@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream, Reply, Script, ToolCall, die_after, split_bytes, status
+from suffice.testing import FakeUpstream, Fault, Reply, Script, ToolCall
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 from tests.sse_scripts import SCRIPTS
@@ -122,7 +122,7 @@ async def test_a_compressed_answer_stays_as_it_came(serve: Serve) -> None:
 
 @pytest.mark.parametrize("piece", [1, 3, 7, 64])
 async def test_odd_pieces_arrive_byte_for_byte(serve: Serve, piece: int) -> None:
-    says = Reply(reasoning=("北", "🙂👩‍👩‍👧"), answer=("é", "\r\n", "x"), faults=(split_bytes(piece),))
+    says = Reply(reasoning=("北", "🙂👩‍👩‍👧"), answer=("é", "\r\n", "x"), faults=(Fault(piece_bytes=piece),))
     async with FakeUpstream(says) as other, serve(says, route=OFF) as g:
         for stream in (True, False):
             direct, through = await g.ask(chat(stream=stream), url=other.url), await g.ask(chat(stream=stream))
@@ -131,7 +131,7 @@ async def test_odd_pieces_arrive_byte_for_byte(serve: Serve, piece: int) -> None
 
 @pytest.mark.parametrize("how", ["rst", "fin", "error_frame"])
 async def test_a_stream_that_breaks_inside_a_frame_never_leaves_half_of_it(serve: Serve, how: Any) -> None:
-    says = Reply(answer=("word",) * 30, faults=(die_after(7, how), split_bytes(1)))
+    says = Reply(answer=("word",) * 30, faults=(Fault(die_after=7, die_how=how), Fault(piece_bytes=1)))
     async with serve(says, route=OFF) as g:
         answer = await g.ask(chat(stream=True))
         assert len(answer.errors) == 1  # parsing `chunks` fails on half a frame
@@ -174,7 +174,15 @@ async def test_a_plain_body_that_breaks_off_is_not_completed(serve: Serve) -> No
 @pytest.mark.parametrize("code", [400, 401, 404, 429, 500, 503])
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_the_upstreams_own_verdict_is_relayed(serve: Serve, code: int, mode: str) -> None:
-    says = Reply(faults=(status(code, b'{"error":{"message":"mine"}}', {"retry-after": "7", "x-request-id": "1"}),))
+    says = Reply(
+        faults=(
+            Fault(
+                status=code,
+                status_body=b'{"error":{"message":"mine"}}',
+                status_headers={"retry-after": "7", "x-request-id": "1"},
+            ),
+        )
+    )
     async with serve(says, route={"mode": mode}) as g:
         for stream in (True, False):
             answer = await g.ask(chat(stream=stream))
@@ -204,7 +212,15 @@ async def test_override_fields_are_taken_out_and_counted(serve: Serve) -> None:
 
 
 async def test_hop_by_hop_headers_and_cookies_stay_on_their_side(serve: Serve) -> None:
-    says = Reply(faults=(status(418, b"{}", {"set-cookie": "a=b", "x-request-id": "yes", "keep-alive": "timeout=9"}),))
+    says = Reply(
+        faults=(
+            Fault(
+                status=418,
+                status_body=b"{}",
+                status_headers={"set-cookie": "a=b", "x-request-id": "yes", "keep-alive": "timeout=9"},
+            ),
+        )
+    )
     async with serve(says, route=OFF) as g:
         sent = {"cookie": "secret", "te": "trailers", "authorization": "Bearer k", "x-mine": "1"}
         answer = await g.ask(chat(), headers=sent)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeRequest, Reply, ScriptedThought, die_after, status
+from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.faults.test_broken_parts import with_settings
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
@@ -40,9 +40,9 @@ def says(seen: FakeRequest) -> Reply:
     kind = seen.body.get("seed")
     if kind == 1:
         quoted = json.dumps({"error": {"message": f"bad key {UPSTREAM_KEY} for {PROMPT}"}}).encode()
-        return Reply(faults=(status(401, quoted),))
+        return Reply(faults=(Fault(status=401, status_body=quoted),))
     if kind == 2:
-        return Reply(reasoning=("so\n",) * 4, faults=(die_after(2),))
+        return Reply(reasoning=("so\n",) * 4, faults=(Fault(die_after=2),))
     return ScriptedThought(STEPS, "4")(seen)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
-from suffice.testing import FakeUpstream, Reply, ServerBehaviour, status
+from suffice.testing import FakeUpstream, Fault, Reply, ServerBehaviour
 
 
 def settings(folder: Path, **urls: str) -> Settings:
@@ -45,7 +45,7 @@ async def test_not_ready_only_while_no_upstream_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [401, 404, 500, 503])
 async def test_any_answer_counts(tmp_path: Path, code: int) -> None:
-    says = Reply(faults=(status(code, b"{}"),))
+    says = Reply(faults=(Fault(status=code, status_body=b"{}"),))
     async with FakeUpstream(says) as fake, serve_in_loop(settings(tmp_path, up=fake.url)) as url:
         assert (await ready(url))[0] == 200
 

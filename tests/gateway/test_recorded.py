@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from suffice.learn.groups import prompt_fold
-from suffice.testing import FakeRequest, Reply, Samples, ScriptedThought, cut, status
+from suffice.testing import FakeRequest, Fault, Reply, Samples, ScriptedThought, cut
 from suffice.wiring import build_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat, settings_for
@@ -111,7 +111,7 @@ async def test_a_finish_that_fails_costs_a_measurement(serve: Serve) -> None:
         reply = SLOW(seen)
         whole = seen.path == "/completions" and "stop" not in seen.body
         n_whole += whole
-        return Reply(faults=(status(500),)) if whole else reply
+        return Reply(faults=(Fault(status=500),)) if whole else reply
 
     async with serve(says, route=PROBING, upstream={"finish": ["raw"], "slots": 4, "retries": 0}) as g:
         answer = await g.ask(chat())
@@ -121,7 +121,7 @@ async def test_a_finish_that_fails_costs_a_measurement(serve: Serve) -> None:
 
 
 async def test_a_sample_that_failed_is_missing_and_one_without_an_answer_is_not(serve: Serve) -> None:
-    replies = iter([Reply(answer=cut("it is 4")), Reply(faults=(status(500),)), Reply(answer=cut("who knows"))])
+    replies = iter([Reply(answer=cut("it is 4")), Reply(faults=(Fault(status=500),)), Reply(answer=cut("who knows"))])
     async with serve(lambda _: next(replies), route={**SAMPLES, "wave": 1}) as g:
         await g.ask(chat())
         steps = (await g.outcome()).steps

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.episode.vote import count_votes, deciding_sample
-from suffice.testing import FakeRequest, FakeUpstream, Reply, Samples, cut, die_after, stall_after, status
+from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, Samples, cut
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -173,7 +173,7 @@ async def test_when_nobody_votes_sample_one_is_delivered_verbatim(serve: Serve) 
 
 @pytest.mark.parametrize("n_said", [0, 2])
 async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_said: int) -> None:
-    stalled = Reply(answer=cut("well well well 5"), faults=(stall_after(n_said, 9.0),))
+    stalled = Reply(answer=cut("well well well 5"), faults=(Fault(stall_after=n_said, stall_s=9.0),))
     says = BySeed([*["it is 4"] * 4, stalled, stalled], [0.08] * 4 + [0.0] * 2)
     async with serve(says, route=enforcing(9, wave=6)) as g:
         answer = await g.ask(chat(seed=SEED))
@@ -187,7 +187,9 @@ async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_
 
 @pytest.mark.parametrize("mode", [observing, enforcing])
 @pytest.mark.parametrize(
-    "fault", [status(500), die_after(1, "rst"), die_after(1, "error_frame")], ids=["500", "rst", "frame"]
+    "fault",
+    [Fault(status=500), Fault(die_after=1, die_how="rst"), Fault(die_after=1, die_how="error_frame")],
+    ids=["500", "rst", "frame"],
 )
 async def test_one_failing_sample_leaves_the_vote_to_the_rest(serve: Serve, mode: Any, fault: Any) -> None:
     bad = Reply(answer=cut("no 5"), faults=(fault,))
@@ -205,7 +207,7 @@ async def test_one_failing_sample_leaves_the_vote_to_the_rest(serve: Serve, mode
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_when_all_fail_the_upstreams_own_words_are_relayed(serve: Serve, stream: bool) -> None:
     body = b'{"error": {"message": "slow down", "type": "rate_limit", "param": null, "code": "429x"}}'
-    fails = Reply(faults=(status(429, body, {"retry-after": "7"}),))
+    fails = Reply(faults=(Fault(status=429, status_body=body, status_headers={"retry-after": "7"}),))
     async with serve(fails, route=observing(8)) as g:
         answer = await g.ask(chat(stream=stream))
         assert (answer.status, answer.raw) == (429, body)
@@ -216,7 +218,7 @@ async def test_when_all_fail_the_upstreams_own_words_are_relayed(serve: Serve, s
 
 
 async def test_when_all_break_off_the_client_is_told_so(serve: Serve) -> None:
-    async with serve(Reply(faults=(die_after(0),)), route=observing(2)) as g:
+    async with serve(Reply(faults=(Fault(die_after=0),)), route=observing(2)) as g:
         answer = await g.ask(chat())
         assert answer.status == 502
         assert answer.json["error"]["type"] == "upstream_error"
@@ -287,7 +289,7 @@ async def test_a_slow_stream_is_kept_alive_by_comments(serve: Serve) -> None:
 
 
 async def test_an_error_behind_a_comment_is_an_error_frame(serve: Serve) -> None:
-    slow = Reply(first_delay_s=0.2, faults=(die_after(0),))
+    slow = Reply(first_delay_s=0.2, faults=(Fault(die_after=0),))
     async with serve(slow, route=observing(2), server={"ping_s": 0.05}) as g:
         answer = await g.ask(chat(stream=True))
         assert answer.status == 200
@@ -354,7 +356,7 @@ async def test_a_live_stop_sees_what_the_audit_sees_up_to_its_step(serve: Serve,
 
 
 async def test_the_client_does_not_wait_for_samples_that_were_cancelled(serve: Serve) -> None:
-    stalled = Reply(answer=("5",), faults=(stall_after(0, 60.0),))
+    stalled = Reply(answer=("5",), faults=(Fault(stall_after=0, stall_s=60.0),))
     async with serve(BySeed([*["4"] * 4, stalled]), route=enforcing(5, wave=5)) as g:
         began = time.monotonic()
         assert (await g.ask(chat(seed=SEED))).text == "4"
@@ -374,7 +376,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_decided_vote_draws_no_more(serve: Serve, way: str, stream: bool) -> None:
     """Five of nine agree: the sixth, of the same wave, is cancelled, and the last three are never asked for."""
-    stalled = Reply(answer=cut("well well well 5"), faults=(stall_after(2, 9.0),))
+    stalled = Reply(answer=cut("well well well 5"), faults=(Fault(stall_after=2, stall_s=9.0),))
     says = BySeed([*["it is 4"] * 5, stalled], [0.08] * 5 + [0.0])
     options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     async with serve(says, route=WAYS[way]) as g:

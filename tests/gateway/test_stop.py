@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream, Reply, ScriptedThought, no_done, stall_after
+from suffice.testing import FakeUpstream, Fault, Reply, ScriptedThought
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -30,7 +30,7 @@ def chain(**reply: Any) -> ScriptedThought:
 
 def held() -> ScriptedThought:
     """All of the thought is out, then silence: nothing can be on its way when the original is dropped."""
-    return chain(faults=(stall_after(N_THOUGHT, 3.0),))
+    return chain(faults=(Fault(stall_after=N_THOUGHT, stall_s=3.0),))
 
 
 def enforcing(**route: Any) -> dict[str, Any]:
@@ -190,7 +190,7 @@ async def test_a_budget_that_the_engine_ignores_is_kept_by_the_loop(serve: Serve
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_inline_thought_is_closed_where_the_client_can_see_it(serve: Serve, stream: bool, slots: int) -> None:
     # The opening tag is one more token of the thought.
-    inline = chain(reasoning_field="inline", faults=(stall_after(N_THOUGHT + 1, 3.0),))
+    inline = chain(reasoning_field="inline", faults=(Fault(stall_after=N_THOUGHT + 1, stall_s=3.0),))
     async with serve(inline, upstream={"finish": ["raw"], "slots": slots}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=stream))
         thought, tag, text = answer.text.partition("</think>")
@@ -264,7 +264,7 @@ async def test_the_clients_connection_lives_on_after_a_stop(serve: Serve) -> Non
 
 
 async def test_a_stop_survives_an_upstream_that_never_says_done(serve: Serve) -> None:
-    quiet = chain(faults=(stall_after(N_THOUGHT, 3.0), no_done()))
+    quiet = chain(faults=(Fault(stall_after=N_THOUGHT, stall_s=3.0), Fault(done=False)))
     async with serve(quiet, upstream={"finish": ["raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=True))
         assert answer.text == "4"

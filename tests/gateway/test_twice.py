@@ -8,7 +8,7 @@ import pytest
 
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.effects import draw_pair
-from suffice.testing import FakeRequest, Reply, status
+from suffice.testing import FakeRequest, Fault, Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import chain, enforcing, reconciled
@@ -88,7 +88,7 @@ async def test_a_second_call_that_fails_counts_against_the_arm_and_not_against_t
     def says(seen: FakeRequest) -> Reply:
         nonlocal n_calls
         n_calls += 1
-        return first(seen) if n_calls == 1 else Reply(faults=(status(500),))
+        return first(seen) if n_calls == 1 else Reply(faults=(Fault(status=500),))
 
     setup = {**VLLM, "upstream": {**VLLM["upstream"], "retries": 0}}
     async with serve(says, route=enforcing(**AUDIT), **setup) as g:

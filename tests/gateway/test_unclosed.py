@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeRequest, Reply, ScriptedThought, die_after, status
+from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import STEPS, enforcing, reconciled
@@ -125,7 +125,11 @@ async def test_a_forced_answer_is_no_longer_than_a_trial_answer(serve: Serve) ->
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
-@pytest.mark.parametrize("fault", [status(500), die_after(0, "fin"), die_after(1, "rst")], ids=["500", "fin", "rst"])
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=500), Fault(die_after=0, die_how="fin"), Fault(die_after=1, die_how="rst")],
+    ids=["500", "fin", "rst"],
+)
 async def test_when_the_finish_fails_the_upstreams_own_end_stands(serve: Serve, fault: Any, stream: bool) -> None:
     talks = ScriptedThought([(text, f"{answer} it is") for text, answer in STEPS], "5 dear")
 

@@ -10,24 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from suffice.testing import (
-    FakeUpstream,
-    Fault,
-    Reply,
-    Script,
-    ServerBehaviour,
-    bad_json_frame,
-    die_after,
-    html200,
-    json_for_sse,
-    no_done,
-    no_finish,
-    slow_headers,
-    split_bytes,
-    sse_for_json,
-    stall_after,
-    status,
-)
+from suffice.testing import FakeUpstream, Fault, Reply, Script, ServerBehaviour
 from suffice.upstream.wire import DONE
 from tests.fake_models import Replay
 from tests.sse_scripts import SCRIPTS
@@ -59,20 +42,20 @@ SSE, JSON_TYPE = "text/event-stream", "application/json"
 
 
 async def test_dying_looks_as_it_was_told() -> None:
-    end, _, body = await outcome_of(die_after(2, "fin"))
+    end, _, body = await outcome_of(Fault(die_after=2, die_how="fin"))
     assert (end, body.count(b'"content":"')) == ("torn", 2)
-    end, kind, body = await outcome_of(die_after(2, "error_frame"))
+    end, kind, body = await outcome_of(Fault(die_after=2, die_how="error_frame"))
     assert (end, kind) == ("200", SSE)
     assert datas(body)[-1]["error"]["type"] == "upstream_error"
-    end, _, body = await outcome_of(die_after(0, "rst"))
+    end, _, body = await outcome_of(Fault(die_after=0, die_how="rst"))
     assert end in ("reset", "torn")
     assert b'"content":"' not in body
-    assert (await outcome_of(die_after(2, "fin"), stream=False))[0] == "no answer"
-    assert (await outcome_of(die_after(2, "error_frame"), stream=False))[0] == "500"
+    assert (await outcome_of(Fault(die_after=2, die_how="fin"), stream=False))[0] == "no answer"
+    assert (await outcome_of(Fault(die_after=2, die_how="error_frame"), stream=False))[0] == "500"
 
 
 async def test_a_reset_is_a_reset() -> None:
-    async with FakeUpstream(Reply(first_delay_s=0.05, faults=(die_after(0, "rst"),))) as fake:
+    async with FakeUpstream(Reply(first_delay_s=0.05, faults=(Fault(die_after=0, die_how="rst"),))) as fake:
         reader, writer = await asyncio.open_connection(*address(fake))
         writer.write(EMPTY_REQUEST)
         with pytest.raises(ConnectionResetError):
@@ -81,41 +64,45 @@ async def test_a_reset_is_a_reset() -> None:
 
 
 async def test_what_is_left_out_is_left_out() -> None:
-    _, _, body = await outcome_of(no_finish())
+    _, _, body = await outcome_of(Fault(finish=False))
     assert b'"finish_reason":"stop"' not in body
     assert body.endswith(DONE)
-    _, _, body = await outcome_of(no_done())
+    _, _, body = await outcome_of(Fault(done=False))
     assert b'"finish_reason":"stop"' in body
     assert DONE not in body
-    _, _, body = await outcome_of(no_finish(), no_done())
+    _, _, body = await outcome_of(Fault(finish=False), Fault(done=False))
     assert b"stop" not in body + DONE.replace(b"stop", b"")
-    _, _, body = await outcome_of(no_finish(), stream=False)
+    _, _, body = await outcome_of(Fault(finish=False), stream=False)
     assert json.loads(body)["choices"][0]["finish_reason"] is None
 
 
 async def test_wrong_kinds_of_answer() -> None:
-    end, kind, body = await outcome_of(html200())
+    end, kind, body = await outcome_of(Fault(html=True))
     assert (end, kind) == ("200", "text/html")
-    assert (await outcome_of(status(503)))[:2] == ("503", JSON_TYPE)
-    assert await outcome_of(status(429, b"{}", {"retry-after": "1"})) == ("429", JSON_TYPE, b"{}")
-    end, kind, body = await outcome_of(json_for_sse())
+    assert (await outcome_of(Fault(status=503)))[:2] == ("503", JSON_TYPE)
+    assert await outcome_of(Fault(status=429, status_body=b"{}", status_headers={"retry-after": "1"})) == (
+        "429",
+        JSON_TYPE,
+        b"{}",
+    )
+    end, kind, body = await outcome_of(Fault(force="json"))
     assert (kind, json.loads(body)["object"]) == (JSON_TYPE, "chat.completion")
-    end, kind, body = await outcome_of(sse_for_json(), stream=False)
+    end, kind, body = await outcome_of(Fault(force="sse"), stream=False)
     assert (kind, datas(body)[-1]) == (SSE, "[DONE]")
-    _, _, body = await outcome_of(bad_json_frame(2))
+    _, _, body = await outcome_of(Fault(bad_frame_after=2))
     frames = body.split(b"\n\n")
     assert frames.index(b"data: {oops") == 3  # role, two tokens, then the bad one
-    _, _, body = await outcome_of(bad_json_frame(4))
+    _, _, body = await outcome_of(Fault(bad_frame_after=4))
     assert b"oops" in body
 
 
-@pytest.mark.parametrize("fault", [split_bytes(1), split_bytes(7), split_bytes(10_000)])
+@pytest.mark.parametrize("fault", [Fault(piece_bytes=1), Fault(piece_bytes=7), Fault(piece_bytes=10_000)])
 async def test_cutting_changes_no_byte(fault: Fault) -> None:
     assert (await outcome_of(fault))[2] == (await outcome_of())[2]
 
 
 async def test_waiting_takes_time() -> None:
-    for fault in (slow_headers(0.1), stall_after(2, 0.1)):
+    for fault in (Fault(header_delay_s=0.1), Fault(stall_after=2, stall_s=0.1)):
         start_s = time.monotonic()
         end, _, body = await outcome_of(fault)
         assert time.monotonic() - start_s >= 0.1

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.testing import Reply, Samples, ScriptedThought, ToolCall, cut, no_done, status
+from suffice.testing import Fault, Reply, Samples, ScriptedThought, ToolCall, cut
 from suffice.testing.generate import Completion, NotMyThought, Token
 from suffice.testing.prompt import apply_template, count_words, prefix_of_message, prefix_of_prompt, token_ids
-from suffice.testing.reply import FakeRequest, Fault, die_after, merged, split_bytes
+from suffice.testing.reply import FakeRequest, merged
 from tests.fake_models import EchoNonce, FirstFails
 
 QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]
@@ -165,13 +165,20 @@ def test_samples_take_turns_and_nonces_are_echoed() -> None:
 
 
 def test_first_fails_stops_failing() -> None:
-    says = FirstFails(CHAIN, (status(503),))
+    says = FirstFails(CHAIN, (Fault(status=503),))
     assert merged(says(request(nth=0)).faults).status == 503
     assert says(request(nth=1)).faults == ()
 
 
 def test_faults_add_up_and_the_later_one_counts() -> None:
-    both = merged((die_after(3, "fin"), split_bytes(2), no_done(), die_after(5, "error_frame")))
+    both = merged(
+        (
+            Fault(die_after=3, die_how="fin"),
+            Fault(piece_bytes=2),
+            Fault(done=False),
+            Fault(die_after=5, die_how="error_frame"),
+        )
+    )
     assert both == Fault(die_after=5, die_how="error_frame", piece_bytes=2, done=False)
 
 

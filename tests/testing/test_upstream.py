@@ -18,12 +18,11 @@ from suffice.testing import (
     FakeCall,
     FakeRequest,
     FakeUpstream,
+    Fault,
     Reply,
     ScriptedThought,
     ServerBehaviour,
     ToolCall,
-    slow_headers,
-    stall_after,
 )
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE, SseSplitter
@@ -357,8 +356,8 @@ async def hang_up_of(reply: Reply, *, after_bytes: int, **body: Any) -> tuple[Fa
     ("reply", "after_bytes", "body"),
     [
         (Reply(answer=("x",) * 500, delay_s=0.005), 1_000, {"stream": True}),
-        (Reply(answer=("x",) * 500, faults=(stall_after(0, 20),)), 100, {"stream": True}),
-        (Reply(faults=(slow_headers(20),)), 0, {"stream": True}),
+        (Reply(answer=("x",) * 500, faults=(Fault(stall_after=0, stall_s=20),)), 100, {"stream": True}),
+        (Reply(faults=(Fault(header_delay_s=20),)), 0, {"stream": True}),
         (Reply(first_delay_s=20), 0, {"stream": False}),
     ],
     ids=["while it speaks", "while it is silent", "before the headers", "not streamed"],

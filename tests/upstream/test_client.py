@@ -13,7 +13,7 @@ import pytest
 
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
-from suffice.testing import FakeUpstream, Reply, ServerBehaviour, die_after, slow_headers, stall_after, status
+from suffice.testing import FakeUpstream, Fault, Reply, ServerBehaviour
 from suffice.upstream.client import UpstreamClient, governed_headers
 from suffice.upstream.connection import REST_S
 from tests.upstream.raw_server import RawServer
@@ -110,7 +110,7 @@ async def test_a_finished_answer_gives_its_connection_back() -> None:
 
 
 async def test_settling_waits_for_nobody_long() -> None:
-    says = Reply(faults=(stall_after(1, 60.0),), answer=("a", "b"))
+    says = Reply(faults=(Fault(stall_after=1, stall_s=60.0),), answer=("a", "b"))
     async with FakeUpstream(says) as fake, client_of(fake.url) as client:
         async with client.open(PATH, BODY) as call:
             start_s = time.monotonic()
@@ -119,11 +119,11 @@ async def test_settling_waits_for_nobody_long() -> None:
 
 
 async def test_silence_is_a_timeout_at_the_start_and_in_the_middle() -> None:
-    async with FakeUpstream(Reply(faults=(slow_headers(60.0),))) as fake:
+    async with FakeUpstream(Reply(faults=(Fault(header_delay_s=60.0),))) as fake:
         async with client_of(fake.url, first_byte_timeout_s=0.1) as client:
             with pytest.raises(UpstreamTimeout, match="did not begin to answer"):
                 await read(client)
-    async with FakeUpstream(Reply(faults=(stall_after(0, 60.0),))) as fake:
+    async with FakeUpstream(Reply(faults=(Fault(stall_after=0, stall_s=60.0),))) as fake:
         async with client_of(fake.url, idle_timeout_s=0.1) as client:
             with pytest.raises(UpstreamTimeout, match="silent"):
                 await read(client)
@@ -131,7 +131,7 @@ async def test_silence_is_a_timeout_at_the_start_and_in_the_middle() -> None:
 
 @pytest.mark.parametrize("how", ["rst", "fin"])
 async def test_a_torn_answer_is_down_and_says_no_secret(how: Any) -> None:
-    async with FakeUpstream(Reply(answer=("a", "b", "c"), faults=(die_after(2, how),))) as fake:
+    async with FakeUpstream(Reply(answer=("a", "b", "c"), faults=(Fault(die_after=2, die_how=how),))) as fake:
         async with client_of(fake.url) as client:
             with pytest.raises(UpstreamDown, match="broke off its answer") as raised:
                 await read(client)
@@ -174,7 +174,7 @@ async def test_a_call_that_was_never_answered_is_tried_again_as_often_as_was_sai
 
 
 async def test_an_answer_that_began_is_never_asked_for_again() -> None:
-    for says in (Reply(faults=(die_after(0),)), Reply(faults=(status(500),))):
+    for says in (Reply(faults=(Fault(die_after=0),)), Reply(faults=(Fault(status=500),))):
         async with FakeUpstream(says) as fake, client_of(fake.url, retries=3) as client:
             with contextlib.suppress(UpstreamError):
                 await read(client)
@@ -189,7 +189,7 @@ async def test_a_long_body_arrives_whole() -> None:
 
 
 async def test_short_calls_end_in_time_and_within_their_size() -> None:
-    async with FakeUpstream(Reply(faults=(slow_headers(60.0),))) as fake, client_of(fake.url) as client:
+    async with FakeUpstream(Reply(faults=(Fault(header_delay_s=60.0),))) as fake, client_of(fake.url) as client:
         assert await client.get("/v1/models", timeout_s=30.0) == (200, fake_models())
         assert (await client.post_json("/tokenize", b'{"content":"a b"}', timeout_s=30.0))[0] == 200
         with pytest.raises(UpstreamTimeout, match=r"took longer than 0\.1 s"):

@@ -40,76 +40,23 @@ class FakeRefusal(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What goes wrong, as the functions below say it; several add up."""
+    """What goes wrong with a reply."""
 
-    die_after: int | None = None  # generated tokens; 0: headers only
-    die_how: Death = "rst"
-    stall_after: int | None = None  # generated tokens
-    stall_s: float = 0.0
-    stall_until_cut: bool = False
+    die_after: int | None = None  # generated tokens, behind which it breaks off; 0: headers only
+    die_how: Death = "rst"  # a reset, a quiet close in mid-body, or an error frame
+    stall_after: int | None = None  # generated tokens, behind which it is silent …
+    stall_s: float = 0.0  # … for so long
+    stall_until_cut: bool = False  # … or until the thought is cut short
     status: int | None = None  # answered instead of a reply
-    status_body: bytes | None = None
-    status_headers: tuple[tuple[str, str], ...] = ()
+    status_body: bytes | None = None  # None: an error in OpenAI's shape
+    status_headers: Mapping[str, str] = field(default_factory=dict)
     finish: bool = True  # is the finish reason sent?
     done: bool = True  # is [DONE] sent?
-    header_delay_s: float = 0.0
-    piece_bytes: int | None = None  # size of the HTTP chunks that frames are cut into
-    html: bool = False
-    force: Literal["sse", "json"] | None = None
-    bad_frame_after: int | None = None  # generated tokens
-
-
-def die_after(n_tokens: int, how: Death = "rst") -> Fault:
-    """Break off after so many tokens: reset, a quiet close in mid-body, or an error frame."""
-    return Fault(die_after=n_tokens, die_how=how)
-
-
-def stall_after(n_tokens: int, seconds: float, *, until_cut: bool = False) -> Fault:
-    """Fall silent for a while after so many tokens, then go on; `until_cut`: or as soon as the thought is cut short."""
-    return Fault(stall_after=n_tokens, stall_s=seconds, stall_until_cut=until_cut)
-
-
-def status(code: int, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Fault:
-    """Answer with this status; without a body, an error in OpenAI's shape is sent."""
-    return Fault(status=code, status_body=body, status_headers=tuple((headers or {}).items()))
-
-
-def no_finish() -> Fault:
-    return Fault(finish=False)
-
-
-def no_done() -> Fault:
-    return Fault(done=False)
-
-
-def slow_headers(seconds: float) -> Fault:
-    """Wait before the first byte of the answer."""
-    return Fault(header_delay_s=seconds)
-
-
-def split_bytes(n_bytes: int) -> Fault:
-    """Cut everything into HTTP chunks of this size."""
-    return Fault(piece_bytes=n_bytes)
-
-
-def html200() -> Fault:
-    """Answer 200 with a web page, as a misplaced proxy does."""
-    return Fault(html=True)
-
-
-def sse_for_json() -> Fault:
-    """Answer with an event stream although none was asked for."""
-    return Fault(force="sse")
-
-
-def json_for_sse() -> Fault:
-    """Answer with one JSON body although a stream was asked for."""
-    return Fault(force="json")
-
-
-def bad_json_frame(n_tokens: int = 1) -> Fault:
-    """Put a frame that is not JSON behind so many tokens."""
-    return Fault(bad_frame_after=n_tokens)
+    header_delay_s: float = 0.0  # before the first byte of the answer
+    piece_bytes: int | None = None  # size of the HTTP chunks that everything is cut into
+    html: bool = False  # 200 with a web page, as a misplaced proxy answers
+    force: Literal["sse", "json"] | None = None  # an event stream, or one body, whatever was asked for
+    bad_frame_after: int | None = None  # generated tokens, behind which a frame is not JSON
 
 
 def merged(faults: tuple[Fault, ...]) -> Fault:

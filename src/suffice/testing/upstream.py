@@ -293,7 +293,7 @@ class FakeUpstream:
         if fault.status is not None:
             message = f"fake upstream: answers {fault.status} as it was told"
             body = fault.status_body or error_body(message, code="fake_status")
-            await out.whole(fault.status, {**_JSON, **dict(fault.status_headers)}, body)
+            await out.whole(fault.status, {**_JSON, **fault.status_headers}, body)
             return
         if fault.html:
             await out.whole(200, {"content-type": "text/html"}, _PAGE)

@@ -14,17 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from suffice.store.database.views import read_episodes
-from suffice.testing import (
-    FakeRequest,
-    FakeUpstream,
-    Reply,
-    ScriptedThought,
-    ToolCall,
-    cut,
-    die_after,
-    no_finish,
-    status,
-)
+from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought, ToolCall, cut
 from suffice.types import Episode
 from tests.gateway_process import GatewayProcess
 
@@ -108,7 +98,7 @@ def _tool_reply(seen: FakeRequest) -> Reply:
 
 def _error(code: int) -> Reply:
     # One client cannot be told to leave retries alone: they are made quick, and the gateway passes that on.
-    return Reply(faults=(status(code, headers={"retry-after-ms": "20"}),))
+    return Reply(faults=(Fault(status=code, status_headers={"retry-after-ms": "20"}),))
 
 
 def _broken(fault: Any) -> Reply:
@@ -123,10 +113,10 @@ SAYS: Mapping[str, Reply | ScriptedThought | Callable[[FakeRequest], Reply]] = {
     "401": _error(401),
     "429": _error(429),
     "500": _error(500),
-    "told": _broken(die_after(3, "error_frame")),
-    "torn": _broken(die_after(3, "fin")),
-    "reset": _broken(die_after(3, "rst")),
-    "unfinished": _broken(no_finish()),
+    "told": _broken(Fault(die_after=3, die_how="error_frame")),
+    "torn": _broken(Fault(die_after=3, die_how="fin")),
+    "reset": _broken(Fault(die_after=3, die_how="rst")),
+    "unfinished": _broken(Fault(finish=False)),
 }
 
 

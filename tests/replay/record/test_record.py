@@ -17,7 +17,7 @@ from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe
-from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought, ServerBehaviour, status
+from suffice.testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
 from suffice.types import StepRecord
 from tests.fake_models import FirstFails
 from tests.gateway.served import chat, served
@@ -147,7 +147,7 @@ async def test_every_token_that_the_server_counted_is_in_the_traces(tmp_path: Pa
 
 async def test_a_stumbling_server_is_asked_again_and_no_run_counts_twice(tmp_path: Path) -> None:
     told = Told()
-    async with FakeUpstream(FirstFails(CHAIN, (status(503),), n_calls=2), ServerBehaviour(slots=8)) as fake:
+    async with FakeUpstream(FirstFails(CHAIN, (Fault(status=503),), n_calls=2), ServerBehaviour(slots=8)) as fake:
         progress = await recorded(fake, tmp_path / "t.jsonl", asked(2), recipe(), told=told, concurrency=1)
     assert (progress.n_recorded, progress.failed) == (2, {})
     assert told.pauses_s == [0.0, 1.0]
@@ -155,7 +155,7 @@ async def test_a_stumbling_server_is_asked_again_and_no_run_counts_twice(tmp_pat
 
 
 async def test_a_sample_that_breaks_off_is_drawn_again_alone_and_seeds_are_the_gateways(tmp_path: Path) -> None:
-    model = FirstFails(Samples(["4"]), (status(503),), n_calls=1)
+    model = FirstFails(Samples(["4"]), (Fault(status=503),), n_calls=1)
     async with FakeUpstream(model, ServerBehaviour(slots=8)) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe("samples"), concurrency=1)
         seeds = [c.request.body["seed"] for c in fake.calls]
@@ -195,7 +195,7 @@ def nothing_in(folder: Path) -> bool:
 
 
 def failing(code: int) -> Reply:
-    return Reply(faults=(status(code),))
+    return Reply(faults=(Fault(status=code),))
 
 
 async def test_a_model_without_thought_gives_one_step(tmp_path: Path) -> None:
