@@ -111,6 +111,8 @@ class Family:
     fullest: Mapping[str, Any] = field(default_factory=dict)  # parameters with which it reads all that it ever reads
 
 
+_ERRORS: Final = {"alpha": _between(1e-4, 0.3, log=True), "beta": _between(1e-4, 0.6, log=True)}
+_PRIOR: Final = _between(0.5, 1e6, log=True)
 _NARROWED: Final[Mapping[str, Family]] = {
     "fixed-budget": Family(draws={"max_tokens": _tokens}, fullest={"max_tokens": 1}),
     "fixed-rounds": Family(draws={"max_steps": _whole(1)}, fullest={"max_steps": 1}),
@@ -135,23 +137,8 @@ _NARROWED: Final[Mapping[str, Family]] = {
     "vote-entropy": Family(kinds=("samples",), draws={"threshold": _between(0.0, 1.0)}),
     "vote-share": Family(kinds=("samples",), draws={"threshold": _between(0.5, 1.0), "min_samples": _whole(2)}),
     "esc": Family(kinds=("samples",), draws={"window": _whole(2), "sliding": _one_of(False, True)}),
-    "sprt": Family(
-        kinds=("samples",),
-        draws={
-            "p1": _between(0.5001, 0.9),
-            "alpha": _between(1e-4, 0.3, log=True),
-            "beta": _between(1e-4, 0.6, log=True),
-        },
-    ),
-    "msprt": Family(
-        kinds=("samples",),
-        draws={
-            "prior_top": _between(0.5, 1e6, log=True),
-            "prior_second": _between(0.5, 1e6, log=True),
-            "alpha": _between(1e-4, 0.3, log=True),
-            "beta": _between(1e-4, 0.6, log=True),
-        },
-    ),
+    "sprt": Family(kinds=("samples",), draws={"p1": _between(0.5001, 0.9), **_ERRORS}),
+    "msprt": Family(kinds=("samples",), draws={"prior_top": _PRIOR, "prior_second": _PRIOR, **_ERRORS}),
     "momentum": Family(kinds=("samples",)),
     "tasr": Family(kinds=("rounds",), draws={"streak": _whole(1), "margin": _between(-0.5, 0.9)}),
     "semantic-distance": Family(kinds=("rounds",), draws={"patience": _whole(1, 8)}),

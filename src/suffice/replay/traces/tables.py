@@ -10,34 +10,30 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from suffice.errors import TraceError
 from suffice.replay.traces.formats import pyarrow
 from suffice.sanitize import text_in
 
-FORMATS: Final = ("csv", "jsonl", "parquet")
 MOST_CELL_CHARS: Final = 200_000
 BATCH_ROWS: Final = 1_000
 
 Row = tuple[int, dict[str, Any]]  # number of the row, 1 is the first behind a header, and its cells by column
 
 
-def detect_table_format(path: Path) -> str:
-    name = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
-    if name is None:
-        raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
-    return name
-
-
 def read_rows(path: Path) -> Iterator[Row]:
-    readers = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}
-    yield from readers[detect_table_format(path)](path)
-
-
-def _opened(path: Path, encoding: str) -> TextIO:
+    """The rows of a file, whose suffix names its format. Raises TraceError."""
+    suffix, number = path.suffix.lower(), 0
+    if suffix not in _READERS:
+        raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
     try:
-        return path.open(encoding=encoding, newline="")
+        for number, row in _READERS[suffix](path):
+            yield number, row
+    except TraceError:
+        raise
+    except UnicodeDecodeError as error:
+        raise TraceError(f"is not UTF-8 at byte {error.start}", file=str(path), row=number + 1) from None
     except OSError as error:
         raise TraceError(f"cannot be read ({error.strerror})", file=str(path)) from None
 
@@ -45,60 +41,46 @@ def _opened(path: Path, encoding: str) -> TextIO:
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MOST_CELL_CHARS)
     number = 0
-    with _opened(path, "utf-8-sig") as file:  # spreadsheets write a byte order mark
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
         try:
             rows = csv.reader(file, strict=True)
             header = next(rows, [])
-            _check_header(header, path)
-            for cells in rows:
-                if not cells:
-                    continue  # an empty line
-                number += 1
+            if not any(header):
+                raise TraceError("is empty; its first line must name the columns", file=str(path))
+            repeated = next((name for name in header if header.count(name) > 1), None)
+            if repeated is not None:
+                raise TraceError("stands twice in the header", file=str(path), column=repeated or '""')
+            for number, cells in enumerate((cells for cells in rows if cells), 1):  # an empty line is no row
                 if len(cells) != len(header):
                     problem = f"has {len(cells)} cells, and the header {len(header)}"
                     raise TraceError(problem, file=str(path), row=number)
                 yield number, {name: text_in(cell) for name, cell in zip(header, cells, strict=True)}
         except csv.Error as error:
             raise TraceError(f"is no CSV: {error}", file=str(path), row=number + 1) from None
-        except UnicodeDecodeError as error:
-            raise TraceError(f"is not UTF-8 at byte {error.start}", file=str(path), row=number + 1) from None
-
-
-def _check_header(header: list[str], path: Path) -> None:
-    if not any(header):
-        raise TraceError("is empty; its first line must name the columns", file=str(path))
-    repeated = next((name for name in header if header.count(name) > 1), None)
-    if repeated is not None:
-        raise TraceError("stands twice in the header", file=str(path), column=repeated or '""')
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    number = 0
-    with _opened(path, "utf-8-sig") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
                 row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise TraceError("must be a JSON object", file=str(path), row=number)
-                yield number, row
-        except UnicodeDecodeError as error:
-            raise TraceError(f"is not UTF-8 at byte {error.start}", file=str(path), row=number + 1) from None
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, TraceError):
-                raise
-            raise TraceError(f"is no JSON: {error}", file=str(path), row=number) from None
+            except (ValueError, RecursionError) as error:
+                raise TraceError(f"is no JSON: {error}", file=str(path), row=number) from None
+            if not isinstance(row, dict):
+                raise TraceError("must be a JSON object", file=str(path), row=number)
+            yield number, row
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     pq, arrow = pyarrow("pyarrow.parquet", path), pyarrow("pyarrow", path)
-    number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            rows = (row for batch in file.iter_batches(batch_size=BATCH_ROWS) for row in batch.to_pylist())
+            yield from enumerate(rows, 1)
     except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
         raise TraceError(f"cannot be read as Parquet: {error}", file=str(path)) from error
+
+
+_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
