@@ -69,7 +69,7 @@ CEILINGS: dict[str, int] = {
     "the word said in a name": 61,
     "the word shown in a name": 29,
     "the word stands in a name": 8,
-    "the word told in a name": 54,
+    "the word told in a name": 50,
     "the word trouble in a name": 0,
     "the word voice in a name": 5,
     "the word world in a name": 5,

@@ -53,7 +53,6 @@ _REST: Final = "\x00rest"  # no class of anybody's
 
 
 def analyse(one: RunningExperiment, material: ExperimentData) -> ExperimentResult:
-    """Compare every arm with the control, in every metric."""
     taken = {unit.arm for unit in material.drawn} | {arm.name for arm in one.arms if arm.weight}
     others = [arm.name for arm in one.arms if arm.name != one.control and arm.name in taken]
     withheld = _unfit_split(material.drawn, "units")
@@ -73,7 +72,6 @@ def analyse(one: RunningExperiment, material: ExperimentData) -> ExperimentResul
 
 
 def compared_metrics(one: RunningExperiment) -> tuple[str, ...]:
-    """The metrics that are compared, the primary one first."""
     return tuple(dict.fromkeys((one.primary, *METRICS, *(name for name, _ in one.margins))))
 
 
@@ -250,7 +248,6 @@ class _Judge:
         return tuple(effects), total / weight if weight else None
 
     def _told(self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval]) -> ArmComparison:
-        """With its interval, its verdict, and how much is missing to one."""
         between, n_requests, n_missing = at(1.0), self.material.n_requests, None
         verdict = judge_interval(between, metric, base.margin)
         if verdict == "inconclusive":
@@ -354,7 +351,6 @@ def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap
 
 
 def _times_to(conclusive: Callable[[float], bool], n_requests: int) -> float | None:
-    """How many times as many requests are conclusive, if they go on as they have; None: too many for a number."""
     most = MOST_REQUESTS / max(1, n_requests)
     low, high = 1.0, 2.0
     while not conclusive(high):

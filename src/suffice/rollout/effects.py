@@ -91,7 +91,6 @@ def guesses(units: UnitSeries) -> Floats:
 
 
 def _blocks(warmup: int, n: int) -> Iterator[tuple[int, int]]:
-    """Where guesses are fitted anew: behind the warm-up, and whenever there are enough more units."""
     begin = warmup
     while begin < n:
         end = min(n, max(begin + 10, int(begin * GROWTH)))
@@ -138,7 +137,6 @@ def compare_arms(
 
 
 def _planned(units: UnitSeries, told: Floats) -> Floats:
-    """The deviation of `PLANNED_UNITS` units like those of the warm-up: chosen before anything is counted."""
     first = slice(0, units.warmup)
     off = (units.value - told)[:, first] / units.width
     spread = off.var(axis=1) * units.least[:, first].mean(axis=1) / 2
@@ -147,8 +145,6 @@ def _planned(units: UnitSeries, told: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonState:
-    """The latest state of a comparison: all that its interval is made of."""
-
     n: int
     effect: float
     weight: float
@@ -170,7 +166,6 @@ class ComparisonState:
 
 
 def latest_comparison(running: SequentialComparison, n: int) -> ComparisonState | None:
-    """The last look at a single experiment; None: nothing was counted. `n` units stand behind it."""
     if not n or not running.effect.shape[1]:
         return None
     return ComparisonState(
@@ -252,7 +247,6 @@ def diff_versions(before: Version, after: Version) -> tuple[str, ...]:
 
 
 def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same of what versions have as plain data, such as the bodies alone."""
     old, new = (dict(_leaves("", plain)) for plain in (before, after))
     places = [*old, *(place for place in new if place not in old)]
     return tuple(
@@ -263,7 +257,6 @@ def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str
 
 
 def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Places with what stands there. Any: it is whatever JSON holds."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _leaves(f"{where}.{name}" if where else name, inner)

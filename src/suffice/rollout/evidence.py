@@ -52,17 +52,14 @@ class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
 
     @property
     def n_steps(self) -> int:
-        """Steps from shadow to full."""
         return len(self.shares) + 1
 
     def margin(self, rail: LiveRail) -> float:
-        """What may be lost on a live guard-rail."""
         margin: float = getattr(self, "error_margin" if rail == "errors" else f"{rail}_margin")
         return margin
 
 
 def rules_of(route: Route) -> Rules:
-    """The rules by which a rollout would begin on a route now."""
     return Rules(**msgspec.structs.asdict(route.rollout))
 
 
@@ -192,7 +189,6 @@ class RolloutEvidence:
         return sum(one.control for one in self.units)
 
     def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> RolloutEvidence:
-        """After `n` more requests of a class came to the route, whatever became of them."""
         known = dict(self.traffic)
         known[query_class] = known.get(query_class, 0) + n
         return replace(self, traffic=tuple(sorted(known.items())))

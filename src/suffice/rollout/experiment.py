@@ -35,8 +35,6 @@ Slots = tuple[tuple[int, int], ...]  # (first, behind the last), rising
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """What is done with the requests of an arm. With nothing but a name it is the route as it is."""
-
     name: str
     weight: float  # relative to the other arms', at least 0
     full: bool = False  # nothing is stopped and nothing asked for before the call
@@ -69,14 +67,12 @@ class RunningExperiment:
 
     @property
     def share(self) -> float:
-        """Part of the layer's units that take part, [0, 1]."""
         return n_slots(self.slots) / N_SLOTS
 
     def owns(self, slot: int) -> bool:
         return any(first <= slot < behind for first, behind in self.slots)
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name. Raises KeyError."""
         return {arm.name: arm for arm in self.arms}[name]
 
     def odds(self) -> dict[str, float]:
@@ -187,7 +183,6 @@ def _policy_of(written: str) -> Mapping[str, object]:
 
 
 def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExperiment:
-    """An experiment as the settings have it now, for the log to keep."""
     same = ("routes", "unit", "layer", "primary", "confidence", "warmup_units", "max_tokens", "max_latency_s")
     kept: dict[str, Any] = {field: getattr(written, field) for field in same}
     return RunningExperiment(

@@ -47,7 +47,6 @@ class GuardrailValue:
 
     @property
     def looks_worse(self) -> bool:
-        """Is the loss that was seen larger than the margin, whatever it proves?"""
         return self.worse is not None and self.worse > self.margin
 
 
@@ -114,7 +113,6 @@ def _audits(audits: dict[str, ClassAudits], names: Sequence[str]) -> ClassAudits
 
 
 def _drop(audits: ClassAudits) -> float:
-    """What was seen, differences without a label as lost."""
     return (audits.lost + audits.pending - audits.gained) / audits.n
 
 
@@ -163,13 +161,11 @@ def _by(drop: float) -> str:
 
 
 def describe_guardrail_points(fraction: float) -> str:
-    """A part of 100 in words: "1 point", "2.5 points"."""
     shown = f"{100 * fraction:g}"
     return f"{shown} point" if shown == "1" else f"{shown} points"
 
 
 def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
-    """Audits until it is proved, if they go on as they have; None: at these rates never, or nothing was seen."""
     if not audits.n:
         return None
     try:
@@ -230,7 +226,6 @@ def _surely_more_over(seen: Contrast, alpha: float) -> bool:
 
 
 def _worse(rail: LiveRail, seen: Contrast) -> float | None:
-    """The candidate's mean minus the control's; for latency over the control's."""
     control = seen.control / seen.n_control
     apart = seen.candidate / seen.n_candidate - control
     if rail != "latency":

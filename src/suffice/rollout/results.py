@@ -48,16 +48,12 @@ class ArmEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditAnswers:
-    """One audit, with what it shows of each arm that it can show."""
-
     query_class: str
     arms: Mapping[str, ArmEvidence]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentData:
-    """All that an experiment has brought so far, each in the order in which it became known."""
-
     n_requests: int
     drawn: Sequence[UnitAssignment]
     values: Mapping[str, Sequence[MetricValue]]  # by metric
@@ -103,7 +99,6 @@ class ArmComparison:
 
     @property
     def harmed(self) -> tuple[str, ...]:
-        """Classes in which the arm is proved to be worse, whatever it is on the whole."""
         return tuple(one.query_class for one in self.classes if one.verdict == "worse")
 
 
@@ -117,7 +112,6 @@ class ArmResult:
     per_point_between: Interval | None = None
 
     def of(self, metric: str) -> ArmComparison:
-        """The comparison in that metric. Raises KeyError."""
         return {one.metric: one for one in self.comparisons}[metric]
 
 

@@ -91,8 +91,6 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOrder:
-    """Who takes a step, when, and why."""
-
     by: str  # "evidence", or a person
     reason: str  # a sentence
     at: int  # governed requests of the route since the rollout began
@@ -248,7 +246,6 @@ def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
 
 
 def assess_rollout(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> RolloutState:
-    """What the evidence says now: for people, and for `advance`."""
     live = state.step > 0
     em, broken = read_em(evidence, rules), (split_problem(evidence) or "") if live else ""
     others = read_live(evidence, rules) if live else ()
@@ -359,7 +356,6 @@ def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at
 
 
 def _share_of(step: int, rules: Rules) -> float:
-    """What the candidate serves at a step: nothing in shadow, everything at the end."""
     if step <= 0:
         return 0.0
     return rules.shares[step - 1] if step < rules.n_steps else 1.0

@@ -80,8 +80,6 @@ class SignalSchema:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionTarget:
-    """What a version must fit to serve on a route."""
-
     kind: Kind
     scorer: str  # label of the route's scorer
     model_family: str  # of the route's upstream, such as "qwen3-8b"
@@ -128,7 +126,6 @@ class Version:
         object.__setattr__(self, "address", _address_of(content))
 
     def plain(self) -> dict[str, Any]:
-        """The version as JSON has it; Any, because each key has its own type."""
         return {
             "schema": SCHEMA,
             "form": self.form,
@@ -152,7 +149,6 @@ def make_version(
     lineage: VersionLineage,
     report_card: Mapping[str, Any] | None = None,
 ) -> Version:
-    """A new version, its signals found in its body. Raises ConfigError as `Version` does."""
     _check_plain("version.body", body, MOST_DEPTH)
     return Version(
         form=form,
@@ -303,7 +299,6 @@ def _check_plain(where: str, value: object, depth: int) -> None:
 
 
 def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """The signals that a body asks for; the whole body is checked on the way."""
     if form == "policy":
         return build_policy(body).needs
     table = ModelTable("version.body", body)

@@ -31,7 +31,6 @@ _ADDRESS: Final = re.compile(r"^([a-z][a-z0-9+.-]*://)([^/@\s]*@)?([^?#\s]*)([?#
 
 
 def user_name() -> str | None:
-    """The user of this computer; None: nobody is known, as in many containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

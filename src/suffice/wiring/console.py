@@ -46,7 +46,6 @@ def console(
     told: Callable[[], None] = lambda: None,
     closing: Callable[[], bool] = lambda: False,
 ) -> Iterator[ConsoleApp]:
-    """The console on a log, while the block lasts."""
     people = People.of(settings)
     with ExitStack() as stack:
         context = ConsoleContext(
@@ -134,7 +133,6 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
 
 
 def _texts(settings: Settings) -> Callable[[ReviewItem], str | None]:
-    """What gives the text of an item's question; None: it is in no file that can be read."""
 
     @cache
     def texts_of(route: str) -> Mapping[str, str]:

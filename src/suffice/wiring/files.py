@@ -22,7 +22,7 @@ from suffice.review.items import written_out
 from suffice.rollout.assign import question_key
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import database_path
-from suffice.store.routes.condition import Condition, read_condition
+from suffice.store.routes.in_force import Condition, read_condition
 from suffice.upstream.wire import encode_json
 from suffice.wiring.keys import deployment_salt, kill_file, presence_files
 
@@ -99,7 +99,6 @@ def _text_of(file: Path) -> str:
 
 
 def read_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text, in bounded time and memory. Raises ConfigError for what is none."""
     if _LONG_KEY.search(text):
         raise ConfigError(f"is no TOML that is read here: a dotted key has more than {MOST_PARTS} parts")
     try:
@@ -190,7 +189,6 @@ def _read_yaml(text: str) -> Any:
 
 
 def load_deployment(file: str | Path) -> Settings:
-    """The settings in a file, of a deployment that exists: its log is there. Raises ConfigError and StoreError."""
     settings = load_settings(file)
     require_log(settings, file)
     return settings

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # commands need secrets and no gateway
 
 
 def api_key(name: str, upstream: Upstream) -> str | None:
-    """An upstream's key from the environment; None: it has none. Raises ConfigError where it is missing."""
     return secret(f"upstreams.{name}.api_key_env", upstream.api_key_env)
 
 
@@ -32,21 +31,16 @@ def secret(where: str, variable: str) -> str | None:
     return key
 
 
-def key_variables(settings: Settings) -> dict[str, str]:
-    server = settings.server
-    entries = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
-    entries |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
-    return {where: variable for where, variable in entries.items() if variable}
-
-
 def key_ring(settings: Settings, salt: str) -> KeyRing:
     """The keys that clients may come with; none: everybody may. Raises ConfigError for missing or shared keys."""
     from suffice.gateway.auth import Caller, KeyRing
 
-    callers, places = dict[str, Caller](), dict[str, str]()
-    for where, variable in key_variables(settings).items():
-        keys = split_keys(os.environ.get(variable, ""))
-        if not keys:
+    server, callers, places = settings.server, dict[str, Caller](), dict[str, str]()
+    variables = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
+    variables |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
+    for where, variable in variables.items():
+        keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
+        if variable and not keys:
             raise ConfigError(f"{where}: the environment has no keys in {variable}")
         for key in keys:
             if places.setdefault(key, where) != where:
@@ -65,10 +59,6 @@ def _caller(settings: Settings, where: str, key: str, salt: str) -> Caller:
     named = where.removeprefix("keys.").removesuffix(".key_env")
     name = sender_key(f"key {named}", salt=salt)
     return Caller(id=name, namespace=name, name=named, permits=settings.keys[named])
-
-
-def split_keys(keys: str) -> tuple[str, ...]:
-    return tuple(k.strip() for k in keys.split(",") if k.strip())
 
 
 def deployment_salt(settings: Settings) -> str:

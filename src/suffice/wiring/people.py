@@ -37,7 +37,6 @@ class People:
         return cls(database_path(settings.store.url).with_suffix(".people"))
 
     def now(self) -> Roster | None:
-        """Everybody as the file has them now; None: there is no file, or it cannot be read. Raises nothing."""
         try:
             status = self.file.stat()
         except OSError:
@@ -58,7 +57,6 @@ class People:
         return () if roster is None else tuple(sorted(roster.people, key=lambda one: one.name))
 
     def first(self) -> str | None:
-        """At the first run, the new admin's secret, to be shown once; None: there are people already."""
         if self.file.exists():
             return None
         with self._held():

@@ -108,7 +108,6 @@ def build_route(
 
 
 def setup_of(settings: Settings, name: str) -> str:
-    """What a route's evidence rests on as its settings stand. Raises StoreError."""
     route = settings.routes[name]
     return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
 
@@ -245,7 +244,6 @@ def policy_table(source: str) -> dict[str, Any]:
 
 
 def check_policy(name: str, route: Route, policy: Mapping[str, Any]) -> None:
-    """Can the policy be built on the route, with all signals that it reads? Raises ConfigError."""
     build_route(name, msgspec.structs.replace(route, policy=dict(policy)))
 
 

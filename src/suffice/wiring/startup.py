@@ -82,7 +82,6 @@ class StartState:
 
 
 def last_good(settings: Settings) -> LastGood | None:
-    """What the last-good file says, however old; None: there is none. Raises ConfigError with why not, and OSError."""
     file = good_file(settings)
     if not file.exists():
         return None
@@ -354,7 +353,6 @@ if TYPE_CHECKING:
 
 
 def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
-    """Everybody who is told; (): nobody is configured. Raises ConfigError where a secret is missing."""
     results = list[Sink]()
     url = secret("alerts.webhook_url_env", alerts.webhook_url_env)
     if url is not None:
@@ -401,7 +399,6 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
 
 
 def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
-    """The embedders of routes that have one, not opened yet. Raises ConfigError."""
     given = {name: route.embeddings for name, route in settings.routes.items() if route.mode != "off"}
     if not any(given.values()):
         return {}

@@ -84,7 +84,6 @@ def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...
 
 
 def notifier(settings: Settings, path: Path) -> Notify:
-    """The job `notify`. Raises ConfigError where a secret is missing."""
     return Notify(
         settings=settings.alerts,
         path=path,

@@ -164,7 +164,6 @@ class Appender:
 
 
 def begin_chain(connection: sqlite3.Connection, now_s: float) -> None:
-    """Begin the chain of a log that has none yet, in a transaction of its own."""
     if connection.execute(_TAIL).fetchone() is not None:
         return
     connection.execute("BEGIN IMMEDIATE")
@@ -189,7 +188,6 @@ def _has_chain(connection: sqlite3.Connection) -> bool:
 
 
 def require_chain(connection: sqlite3.Connection) -> None:
-    """Raises StoreError where somebody has dropped the chain: every log begins with one."""
     if not _has_chain(connection):
         raise StoreError("the log has no chain: somebody has dropped it, and nothing vouches for its rows")
 
@@ -225,17 +223,17 @@ def _erased(connection: sqlite3.Connection, seq: int) -> tuple[Part, ...]:
     return tuple(part for part, words, salt in digests if words is not None and salt is None)
 
 
-def forget_salts(connection: sqlite3.Connection, seq: int, parts: Iterable[Part]) -> bool:
+def forget_salts(connection: sqlite3.Connection, seq: int, parts: Collection[Part]) -> bool:
     """Drop the salts of erased parts of an event: their digests stay and give nothing away. Was the event chained?"""
-    changed, gone = False, frozenset(parts)
-    for part in CHAINED_PARTS:
-        if part in gone:
-            dropped = connection.execute(
-                f"UPDATE chain SET {part}_salt = NULL WHERE seq = ? AND {part}_salt IS NOT NULL",  # noqa: S608 - a name
-                (seq,),
-            )
-            changed = changed or dropped.rowcount == 1
-    return changed
+    changed = [
+        connection.execute(
+            f"UPDATE chain SET {part}_salt = NULL WHERE seq = ? AND {part}_salt IS NOT NULL",  # noqa: S608 - a name
+            (seq,),
+        ).rowcount
+        for part in CHAINED_PARTS
+        if part in parts
+    ]
+    return 1 in changed
 
 
 Line = dict[str, Any]  # a line of JSON
@@ -298,7 +296,6 @@ class ExtractRow:
 
 
 def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int, str, str]]:
-    """Place, kind and body of each epoch and publication of a route, oldest first."""
     yield from connection.execute(_DECIDED, (route,))
 
 
@@ -308,7 +305,6 @@ def read_starts(connection: sqlite3.Connection, route: str, until_seq: int) -> I
 
 
 def find_outcome_row(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
-    """The outcome of an episode, if it stood in the log at this place."""
     row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
     return None if row is None else _entry(row)
 

@@ -116,7 +116,6 @@ def redact_row(row: Row, parts: Iterable[Part]) -> Row:
 
 
 def holds(kind: str, parts: Iterable[Part]) -> bool:
-    """Can a row of this kind hold any of these parts?"""
     return not _HELD.get(kind, frozenset()).isdisjoint(parts)
 
 

@@ -89,12 +89,6 @@ class Decisions:
         redact: tuple[Part, ...] = (),
         create: bool = True,
     ) -> Self:
-        """Open or create the log at `path` for writing decisions.
-
-        now          Unix time; it is written into rows and orders nothing
-        monotonic_s  a clock that no one sets: how long a lease has stood still
-        lease_s      after which a lease without renewal passes on
-        """
         whole = path.resolve()
         claim, owner = enter(whole, now_s=now(), create=create)
         return cls(whole, claim, owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s, redact=redact)
@@ -120,7 +114,6 @@ class Decisions:
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
     def acquire(self, job: str) -> JobLease | None:
-        """Take a job; None: another worker has it."""
         with self.transaction() as connection:
             row = connection.execute("SELECT owner, token, beat, held FROM leases WHERE job = ?", (job,)).fetchone()
             if row is not None and row[3] and not self._has_ended(connection, job, *row[:3]):

@@ -176,7 +176,6 @@ class EventQueue:
             self._wake.notify_all()
 
     def drain(self, timeout_s: float = 5.0) -> bool:
-        """Wait until all that was accepted so far is committed or given up. False: it took too long."""
         with self._settled:
             target = self._n_accepted
             return self._settled.wait_for(lambda: self._n_settled >= target, timeout_s)
@@ -231,7 +230,6 @@ class LateLog:
         return self._log.read(since_seq, limit)
 
     def drain(self, timeout_s: float = 5.0) -> bool:
-        """As the log behind it does; without one, False while anything waits."""
         return not self.n_waiting if self._log is None else self._log.drain(timeout_s)
 
     def attach(self, log: EventLog) -> int:

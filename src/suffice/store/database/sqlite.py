@@ -261,7 +261,6 @@ class SqliteLog(EventQueue):
             self.give_up(item, StoreError(f"store {self.path}: the event cannot be stored: {error}"))
 
     def _commit(self, items: list[QueueItem]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
-        """Write the items in one transaction; return the number of new rows and the receipts."""
         # A chained row is synced: a duplicate is answered without a write, and a head that was exported leads to it.
         synced = any(item.done is not None or (item.row is not None and is_chained(item.row.kind)) for item in items)
         connection = self._open_connection("FULL" if synced else "NORMAL")

@@ -105,8 +105,6 @@ class StoredLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeWithLabels:
-    """One whole run and all that was said about it since."""
-
     seq: int  # of the later of its two rows; go on reading after the largest seen
     episode: Episode
     labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
@@ -139,7 +137,6 @@ def read_events_where(source: LogSource, condition: str, values: Values = (), *,
 
 
 def select(source: LogSource, payload: type[E], condition: str, values: Values = ()) -> list[E]:
-    """The events of one kind that a condition selects, in the order that it names."""
     return [event for _, event in select_placed(source, payload, condition, values)]
 
 
@@ -186,7 +183,6 @@ def newest_event(source: LogSource, payload: type[E], *, route: str | None = Non
 
 
 def newest_of(source: LogSource, kinds: Collection[str]) -> int:
-    """The place in the log of the newest row of some kinds, of which there are few; 0: there is none."""
     return query_number(source, f"SELECT max(seq) FROM events WHERE {schema.kinds_in(kinds)}")  # noqa: S608 - names of kinds
 
 
@@ -195,7 +191,6 @@ def last_place(source: LogSource) -> int:
 
 
 def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
-    """The event of a kind with this key; None: there is none."""
     found = locate_event(source, payload, key)
     return None if found is None else found[2]
 
@@ -305,7 +300,6 @@ def read_runs_before(
 
 
 def newest_request(source: LogSource, route: str) -> Request | None:
-    """The latest request of a route that has rows; None: there is none."""
     return next(iter(select(source, Request, "route = ? ORDER BY seq DESC LIMIT 1", (route,))), None)
 
 
@@ -334,7 +328,6 @@ def upstream_findings(source: LogSource) -> dict[str, Findings]:
 
 
 def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
-    """The latest examination of every route with its place in the log, by name."""
     return {event.route: (seq, event) for seq, event in select_placed(source, RouteFindings, "1 ORDER BY seq")}
 
 
@@ -464,7 +457,6 @@ class CachedReader:
                 raise
 
     def close(self) -> None:
-        """Let go of the file, once a look that is under way has ended."""
         with self._lock:
             self._drop()
 

@@ -111,7 +111,6 @@ RaisedAlert: TypeAlias = tuple[Notice, AlertCause | None]  # None: it is over as
 
 
 def alerts_of(event: Event) -> Notice | None:
-    """What an event tells; None: nothing that anybody should be woken for."""
     raised = alert_of(event)
     return None if raised is None else raised[0]
 
@@ -185,7 +184,6 @@ def _alert_of_rollout(event: RolloutMove | RolloutUndo) -> RaisedAlert | None:
 
 
 def _notice(kind: AlertKind, route: str, said: str, of: str = "", path: str | None = None) -> Notice:
-    """A notice; without a path it is about the route's own page."""
     if path is None:
         path = f"/route?name={quote(route.encode('utf-8', 'backslashreplace'), safe='')}"
     sentence = plain(said, MOST_TEXT)
@@ -357,7 +355,6 @@ def owed(told: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | No
 
 
 def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
-    """The alerts now, given what was known before. Raises StoreError."""
     last = last_place(connection)  # what is written meanwhile is for the next time
     if last <= known.seq:
         return known
@@ -444,13 +441,11 @@ def _take(
 
 
 def rows_worth_telling(connection: LogReader, since_seq: int, n: int) -> list[StoredEvent]:
-    """The next rows behind a place that may tell something, at most `n`. Raises StoreError."""
     condition = f"{kinds_in(READS)} AND seq > ? ORDER BY seq LIMIT ?"
     return read_events_where(connection, condition, (since_seq, n), index="events_once")
 
 
 def deliveries_to(connection: LogReader, sink: str, n: int) -> list[AlertDelivery]:
-    """What a sink took, the latest first. Raises StoreError."""
     return newest_events(connection, AlertDelivery, n, prefix=sink)
 
 
@@ -463,7 +458,6 @@ class SentNotice:
 
 
 def sent_notices(path: Path, n: int) -> list[SentNotice]:
-    """The latest notices that were told, oldest first. Raises StoreError."""
     notices = list[SentNotice]()
     with open_reader(path) as connection:
         for stored in read_events_where(connection, "kind = 'alert_sent' ORDER BY seq DESC LIMIT ?", (n,)):

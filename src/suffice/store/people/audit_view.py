@@ -70,7 +70,6 @@ class AuditEntry:
 def read_latest_rows(
     source: LogSource, n: int, *, route: str | None = None, kind: str | None = None
 ) -> list[AuditEntry]:
-    """The latest `n` rows, oldest first. Raises StoreError."""
     with open_reader(source) as connection:
         require_chain(connection)
         row = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
@@ -199,7 +198,6 @@ def _changed(event: ConfigChange) -> tuple[str, str]:
 
 
 def _told(event: Event, record: Any) -> str:
-    """The fields that say anything, but those that are shown elsewhere."""
     plain = msgspec.to_builtins(record)
     told = {key: value for key, value in plain.items() if key not in _NAMED and (value or value is False)}
     episode = kind_of(event).episode(event)

@@ -45,7 +45,6 @@ class FeedbackRecord:
 
 
 def read_unmatched(path: Path) -> Iterator[UnmatchedFeedback]:
-    """All of it, in the order in which it came."""
     with open_reader(path) as connection:
         yield from (UnmatchedFeedback(*row) for row in connection.execute(_UNMATCHED))
 

@@ -66,7 +66,6 @@ class Promises:
 
 
 def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promises:
-    """Read what every promise depends on. Raises StoreError."""
     return Promises(
         decided=read_decided(connection),
         holds=read_holds(connection),

@@ -106,7 +106,6 @@ def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, 
 
 
 def add_review(writer: Decisions, item: ReviewItem) -> bool:
-    """Ask about a run; False: somebody was asked about it before. Raises StoreError."""
     return writer.write_new(item)
 
 

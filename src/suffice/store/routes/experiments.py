@@ -101,7 +101,6 @@ def _at(one: RunningExperiment) -> tuple[str, int]:
 
 
 def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | None:
-    """The running experiment that owns a part of the layer that this one wants; None: there is none."""
     for one in read_running_experiments(held):
         shared = any(a < d and c < b for a, b in one.slots for c, d in wanted.slots)
         if shared and one.layer == wanted.layer and _at(one) != _at(wanted):
@@ -115,7 +114,6 @@ def read_running_experiments(held: Iterable[ExperimentRun]) -> tuple[RunningExpe
 
 
 def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[UnitDraw]:
-    """Every request that drew an arm of this run, in order; retries and turns share a unit. Raises StoreError."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with open_reader(source) as connection:
         for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
@@ -175,7 +173,6 @@ def start_experiment(
 def stop_experiment(
     writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()
 ) -> ExperimentEnd | str:
-    """End an experiment; what ended, or why nothing did. Raises StoreError."""
     now = _running(read_experiments(writer.path), name)
     if now is None:
         return "is not running"

@@ -67,7 +67,6 @@ class RolloutRun:
 
 
 def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
-    """Every rollout, in the order in which they began."""
     by_rollout: dict[str, RolloutRun] = {}
     for stored in read_kinds(source, "rollout_begun", "rollout_moved", "rollout_undone"):
         event = stored.event
@@ -144,7 +143,6 @@ def proposed_version(
 
 
 def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
-    """The version under an address. Raises ConfigError for one that is gone or is not what it was, and StoreError."""
     body = read_artefact(connection, address)
     if body is None:
         raise ConfigError(f"version {address}: is not kept here")
@@ -152,7 +150,6 @@ def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
 
 
 def past_of(held: Iterable[RolloutRun], route: str) -> list[PastRollout]:
-    """The rollouts of a route, for the rules of pace."""
     return [
         PastRollout(
             candidate=one.state.candidate,
@@ -167,8 +164,6 @@ def past_of(held: Iterable[RolloutRun], route: str) -> list[PastRollout]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutCandidate:
-    """What is to be tried on a route, and what it is compared with."""
-
     route: str
     version: Version
     in_force: str  # address of what serves the others
@@ -271,10 +266,6 @@ def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) 
 
 
 def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -> RolloutRun | str:
-    """Take back the version that serves all of a route; a sentence where no rollout has brought it.
-
-    now  address of what serves it: of a policy (`read_serving_version`), or of learned models
-    """
     last = brought_by(read_rollouts(writer.path), route, now)
     if last is None:
         return f"what serves route {route} came by no rollout"
@@ -366,7 +357,6 @@ def as_candidate(
 
 
 def models_of(version: Version) -> Models:
-    """The models of a learned candidate. Raises ConfigError for what is none."""
     if version.form != "learned":
         raise ConfigError(f"version {version.address}: is a policy and no learned version")
     return load_version(version.plain()["body"])
@@ -403,7 +393,6 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
 
 
 def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: str) -> str:
-    """Why what is kept under an address could not serve a route; "": it can. Raises StoreError."""
     if route.policy and own_version(route).address == address:
         return ""  # the settings hold it, and have been read
     try:
@@ -429,7 +418,6 @@ def _cannot_be_compared(name: str, route: Route, held: InForce) -> str | None:
 
 
 def serves(connection: LogReader, name: str, route: Route) -> str:
-    """Address of what serves all of a route now; "": nothing does but the full run. Raises StoreError, ConfigError."""
     if route.policy:
         return read_serving_version(read_rollouts(connection), name, own_version(route).address)
     made = read_decided(connection).of(name).publication

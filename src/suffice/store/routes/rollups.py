@@ -144,7 +144,6 @@ class ReadTo:
 
 
 def read_to(connection: LogReader) -> ReadTo:
-    """How far the log is summed up, in this version's format."""
     rows = query_rows(connection, "SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,))
     seq, at_s = rows[0] if rows else (0, 0.0)
     return ReadTo(seq=seq, last=last_place(connection), at_s=at_s)
@@ -238,7 +237,6 @@ def classes_of(connection: LogReader) -> dict[str, set[str]]:
 
 
 def degraded_runs(connection: LogReader, hour: int) -> list[tuple[str, int, int]]:
-    """Of each route with runs in an hour: its name, its runs, and those in which Suffice failed open."""
     query = "SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"
     return query_rows(connection, query, (_BY_HOUR, hour))
 
@@ -299,7 +297,6 @@ class Stretch:
 
 
 def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
-    """What the next rows behind a place change. Raises StoreError."""
     rows = query_rows(connection, _ROWS, (since, limit))
     last, changes = rows[-1][0] if rows else since, list[Change | None]()
     for seq, at_s, kind, key, episode_id, route, body in rows:
@@ -355,7 +352,6 @@ def _recalled(connection: LogReader, seq: int, given: FeedbackEvent) -> Unwritte
 
 
 def first_about(labels: Iterable[StoredLabel]) -> RecalledRun | None:
-    """The run without rows that these labels are about; None: no gateway knew it."""
     return next((label.about for label in labels if label.about is not None), None)
 
 
@@ -390,7 +386,6 @@ def _episode(about: RecalledRun) -> Episode:
 
 
 def _by_response(connection: LogReader, response_id: str | None) -> str | None:
-    """The episode whose answer had this id; None: none has yet, or two have, and nobody can say which is meant."""
     episodes = [] if response_id is None else episodes_of_response(connection, response_id, most=2)
     return episodes[0] if len(episodes) == 1 else None
 

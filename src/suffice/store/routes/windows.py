@@ -77,7 +77,6 @@ def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int
 
 
 def n_counted(connection: LogReader, route: str, seq: int) -> int:
-    """Governed requests of a route that ended without rows, as counted behind a place in the log."""
     return query_number(connection, _N, (route, seq))
 
 
@@ -117,22 +116,18 @@ def newest_arm(source: LogSource, route: str) -> ArmWorth | None:
 
 
 def newest_place(connection: LogReader, route: str) -> int:
-    """The place in the log of the latest outlook of a route; 0: there is none."""
     return query_number(connection, _PLACE, {"route": route})
 
 
 def recent_outlooks(connection: LogReader, route: str, n: int) -> list[Outlook]:
-    """The latest outlooks of a route, oldest first."""
     return newest_events(connection, Outlook, n, route=route)[::-1]
 
 
 def recent_alerts(connection: LogReader, route: str, n: int) -> list[Alert]:
-    """The latest alerts of a route, newest first."""
     return newest_events(connection, Alert, n, route=route)
 
 
 def job_history(source: LogSource, *, n: int = 50) -> list[JobRun]:
-    """The latest runs of jobs that did something, oldest first."""
     return newest_events(source, JobRun, n)[::-1]
 
 
@@ -153,13 +148,11 @@ def read_open_label_requests(connection: LogReader, route: str, *, most: int) ->
 
 
 def read_requested_labels(connection: LogReader, route: str) -> set[str]:
-    """Episodes of a route whose label was asked for."""
     rows = query_rows(connection, "SELECT key FROM events WHERE kind = 'label_wanted' AND route = ?", (route,))
     return {key for (key,) in rows}
 
 
 def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]:
-    """The labels of a route that were asked for, by episode."""
     return {one.episode_id: one for one in select(connection, LabelRequest, "route = ?", (route,))}
 
 
