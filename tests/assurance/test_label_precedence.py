@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.labels import RANKS, TRUSTED, LabelSummary, TrustedLabel, hardened, stand, trust_of
+from suffice.assurance.labels import RANKS, TRUSTED, LabelSummary, TrustedLabel, hardened, resolve_labels, trust_of
 
 WINDOW = frozenset(f"a{i}" for i in range(12))
 
@@ -46,7 +46,7 @@ shares = st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0])
 
 
 def stood(*labels: TrustedLabel, max_share: float = 1.0) -> LabelSummary:
-    return stand(labels, differing=WINDOW, max_share=max_share)
+    return resolve_labels(labels, differing=WINDOW, max_share=max_share)
 
 
 # --------------------------------------------------------------------------- any order (F25, F27, F28)
@@ -57,10 +57,10 @@ def stood(*labels: TrustedLabel, max_share: float = 1.0) -> LabelSummary:
 def test_doubled_late_and_reordered_words_leave_the_same_state(
     log: list[TrustedLabel], max_share: float, data: st.DataObject
 ) -> None:
-    state = stand(log, differing=WINDOW, max_share=max_share)
+    state = resolve_labels(log, differing=WINDOW, max_share=max_share)
     shuffled = data.draw(st.permutations(log))
     doubled = [*shuffled, *data.draw(st.lists(st.sampled_from(log), max_size=20) if log else st.just([]))]
-    assert stand(doubled, differing=WINDOW, max_share=max_share) == state
+    assert resolve_labels(doubled, differing=WINDOW, max_share=max_share) == state
 
 
 def test_who_changes_his_mind_is_taken_at_his_last_word_received() -> None:
@@ -99,7 +99,7 @@ def test_voices_of_equal_trust_that_contradict_each_other_leave_no_verdict() -> 
 def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(
     log: list[TrustedLabel], max_share: float
 ) -> None:
-    state = stand(log, differing=WINDOW, max_share=max_share)
+    state = resolve_labels(log, differing=WINDOW, max_share=max_share)
     last = {(label.audit, label.source, label.key): label for label in log}
     assert not state.contested & state.verdicts.keys()
     for audit, verdict in state.verdicts.items():
@@ -173,7 +173,7 @@ def test_a_key_beyond_its_share_cannot_contest_either() -> None:
 def test_a_single_key_alone_counts_for_little_until_it_is_trusted() -> None:
     alone = [word(f"a{i}", i) for i in range(12)]
     assert stood(*alone, max_share=0.05).verdicts == {"a0": "True"}
-    assert len(stand(alone, differing=WINDOW, trusted=0).verdicts) == 12
+    assert len(resolve_labels(alone, differing=WINDOW, trusted=0).verdicts) == 12
 
 
 def test_a_key_with_several_sources_has_one_share() -> None:

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.satisfaction import FeedbackValue, Measure, RunFeedback, SatisfactionEffect, likings
+from suffice.assurance.satisfaction import (
+    FeedbackValue,
+    Measure,
+    RunFeedback,
+    SatisfactionEffect,
+    estimate_satisfaction,
+)
 
 SATISFACTION = Measure(name="satisfaction")
 SHARE = 0.1
@@ -61,7 +67,11 @@ def traffic(
 
 
 def whole(runs: list[RunFeedback], measure: Measure = SATISFACTION, **options: Any) -> SatisfactionEffect:
-    return next(one for one in likings(runs, [measure], **options) if one.query_class is None and one.version is None)
+    return next(
+        one
+        for one in estimate_satisfaction(runs, [measure], **options)
+        if one.query_class is None and one.version is None
+    )
 
 
 # --------------------------------------------------------------------------- the effect
@@ -151,8 +161,8 @@ def test_without_both_kinds_there_is_no_effect_and_without_a_word_there_is_nothi
     runs = traffic(2, 400, full=0.8, stopped=0.8, angry=1.0, content=1.0)
     assert whole([run for run in runs if run.audit]).effect is None
     assert whole([replace(run, drawn=False) for run in runs]).effect is None
-    assert likings([replace(run, words=()) for run in runs], [SATISFACTION]) == ()
-    assert likings([], [SATISFACTION]) == ()
+    assert estimate_satisfaction([replace(run, words=()) for run in runs], [SATISFACTION]) == ()
+    assert estimate_satisfaction([], [SATISFACTION]) == ()
 
 
 def test_each_turn_of_a_conversation_is_compared_by_its_own_draw() -> None:
@@ -227,9 +237,9 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
         for at, said in enumerate(words)
     ]
     mixed = [replace(run, words=tuple(data.draw(st.permutations(run.words)))) for run in runs]
-    assert likings(runs, [SATISFACTION]) == likings(mixed, [SATISFACTION])
+    assert estimate_satisfaction(runs, [SATISFACTION]) == estimate_satisfaction(mixed, [SATISFACTION])
     doubled = [replace(run, words=run.words * 2) for run in runs]
-    assert likings(runs, [SATISFACTION]) == likings(doubled, [SATISFACTION])
+    assert estimate_satisfaction(runs, [SATISFACTION]) == estimate_satisfaction(doubled, [SATISFACTION])
 
 
 def one_run(*words: FeedbackValue) -> RunFeedback:
@@ -284,7 +294,7 @@ def test_classes_and_versions_have_their_own_numbers_in_the_measures_own_unit() 
         )
         for at in range(40)
     ]
-    told = {(one.query_class, one.version): one for one in likings(runs, [effort])}
+    told = {(one.query_class, one.version): one for one in estimate_satisfaction(runs, [effort])}
     assert set(told) == {(None, None), ("easy", None), ("hard", None), (None, "p1"), (None, "p2")}
     means = {key: one.full.value for key, one in told.items() if one.full is not None}
     expected = {(None, None): 4.0, ("easy", None): 2.0, ("hard", None): 6.0, (None, "p1"): 4.0, (None, "p2"): 4.0}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, stand
+from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, resolve_labels
 from suffice.scoring.base import SCORERS, build_scorer
 from suffice.testing import Fault, Reply
 from suffice.types import Feedback
@@ -51,15 +51,15 @@ def _reviewed(verdict: str, n: int = 100) -> list[TrustedLabel]:
 
 @pytest.mark.parametrize("source", ["user", "judge", "behaviour", "REVIEWER", " reviewer", "reviеwer", "", "3"])
 def test_one_key_that_labels_everything_decides_its_share_at_most(source: str) -> None:
-    found = stand(_flood("fine", source=source), differing=AUDITS)
+    found = resolve_labels(_flood("fine", source=source), differing=AUDITS)
     assert len(found.verdicts) <= MAX_SHARE * len(AUDITS)
 
 
 @pytest.mark.parametrize("source", ["reviewer", "exact-match", "judge"])
 def test_a_key_that_asks_is_a_user_whatever_it_calls_itself(source: str) -> None:
-    found = stand(_flood("fine", source=source, asks=True), differing=AUDITS)
+    found = resolve_labels(_flood("fine", source=source, asks=True), differing=AUDITS)
     assert len(found.verdicts) <= MAX_SHARE * len(AUDITS)
-    against = stand(_flood("fine", source=source, asks=True) + _reviewed("lost"), differing=AUDITS)
+    against = resolve_labels(_flood("fine", source=source, asks=True) + _reviewed("lost"), differing=AUDITS)
     assert set(against.verdicts.values()) == {"lost"}
 
 
@@ -69,29 +69,29 @@ def test_nobody_outvotes_a_reviewer(source: str, *, late: bool) -> None:
     lies = [label for n in range(30) for label in _flood("fine", source=source, key=f"liar {n}")]
     if late:
         lies = [_label(one.audit, one.seq + 10**6, "fine", source=source, key=one.key) for one in lies]
-    assert set(stand(lies + _reviewed("lost"), differing=AUDITS).verdicts.values()) == {"lost"}
+    assert set(resolve_labels(lies + _reviewed("lost"), differing=AUDITS).verdicts.values()) == {"lost"}
 
 
 def test_voices_of_one_rank_that_contradict_each_other_leave_no_verdict() -> None:
     labels = _reviewed("lost") + [_label(a, n, "fine", key="bob", source="reviewer") for n, a in enumerate(AUDITS)]
-    found = stand(labels, differing=AUDITS)
+    found = resolve_labels(labels, differing=AUDITS)
     assert not found.verdicts
     assert found.contested == frozenset(AUDITS)
 
 
 def test_the_order_of_labels_and_their_repetition_change_nothing() -> None:
     labels = _flood("fine") + _flood("lost", key="other") + _reviewed("lost", 40)
-    usual, rng = stand(labels, differing=AUDITS), random.Random(1)
+    usual, rng = resolve_labels(labels, differing=AUDITS), random.Random(1)
     for _ in range(5):
         shuffled = labels * 2
         rng.shuffle(shuffled)
-        assert stand(shuffled, differing=AUDITS) == usual
+        assert resolve_labels(shuffled, differing=AUDITS) == usual
 
 
 def test_labels_of_what_was_no_audit_give_nobody_more_weight() -> None:
     elsewhere = [_label(f"ep_{n}", n, "fine") for n in range(1_000, 50_000)]
-    assert stand(elsewhere, differing=AUDITS).verdicts == {}
-    assert len(stand(elsewhere + _flood("fine"), differing=AUDITS).verdicts) <= MAX_SHARE * len(AUDITS)
+    assert resolve_labels(elsewhere, differing=AUDITS).verdicts == {}
+    assert len(resolve_labels(elsewhere + _flood("fine"), differing=AUDITS).verdicts) <= MAX_SHARE * len(AUDITS)
 
 
 def test_no_source_that_is_not_named_is_trusted() -> None:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from suffice.assurance.labels import TrustedLabel, stand
+from suffice.assurance.labels import TrustedLabel, resolve_labels
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.ope import estimate_value
@@ -64,7 +64,7 @@ def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRu
         )
         for seq, audit in enumerate(rng.permutation(differing).tolist())
     ]
-    verdicts = stand(words, differing=set(map(str, differing.tolist()))).verdicts
+    verdicts = resolve_labels(words, differing=set(map(str, differing.tolist()))).verdicts
     z, label_at = truth.z.copy(), np.full(len(truth), np.inf)
     label_at[~truth.d[first]] = 0.0
     for audit, verdict in verdicts.items():

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, count_outcomes, log_wealth
-from suffice.assurance.labels import Audits, LabelSummary, TrustedLabel, hardened, mature, stand
+from suffice.assurance.labels import Audits, LabelSummary, TrustedLabel, hardened, mature, resolve_labels
 
 N_WINDOWS: Final = 300
 AGREES: Final = 9  # in place of Z where the two answers are the same
@@ -84,7 +84,9 @@ def certified_share(attack: Attack, lost: float) -> float:
     """How often a level that loses `lost` and gains 1 % is certified at 5 %, at one look at a full window."""
     rng, n_certified = np.random.default_rng(5), 0
     for truth in windows(lost, seed=4):
-        standing = stand(labels_of(truth, attack, rng), differing=differing_of(truth), max_share=attack.max_share)
+        standing = resolve_labels(
+            labels_of(truth, attack, rng), differing=differing_of(truth), max_share=attack.max_share
+        )
         n_certified += float(log_wealth(counts_of(truth, standing), max_em_drop=MAX_EM_DROP)[1]) >= log(20)
     return n_certified / N_WINDOWS
 
@@ -111,7 +113,7 @@ def test_hardened_counts_of_a_poisoned_window_prove_less_than_its_truth() -> Non
     rng, n_moved = np.random.default_rng(6), 0
     attack = Attack(part=0.20, one_key=True, max_share=0.05)
     for truth in windows(0.03, seed=7)[:100]:
-        standing = stand(labels_of(truth, attack, rng), differing=differing_of(truth))
+        standing = resolve_labels(labels_of(truth, attack, rng), differing=differing_of(truth))
         told = counts_of(truth, standing)
         true = count_outcomes(np.where(truth == AGREES, 0, truth)[:, np.newaxis].repeat(2, axis=1).astype(np.int8))
         seen = (told, hardened(told, standing.allowed), true)
@@ -128,7 +130,7 @@ def test_what_the_cap_costs_where_nobody_lies() -> None:
         for truth in windows(0.03, seed=9)[:100]:
             words = labels_of(truth, honest, rng, n_users=n_users)
             n_words += len(words)
-            n_aside += sum(stand(words, differing=differing_of(truth)).set_aside.values())
+            n_aside += sum(resolve_labels(words, differing=differing_of(truth)).set_aside.values())
         heard[n_users] = 1 - n_aside / n_words
         print(f"{n_users:4} honest keys: {heard[n_users]:.0%} of their labels count")
     assert heard[5] < 0.5, "with few keys, trust them"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.sampling import LEAST_CLASS, UnloggedRequests
-from suffice.assurance.satisfaction import SATISFACTION, RatedRun, likings
+from suffice.assurance.satisfaction import SATISFACTION, RatedRun, estimate_satisfaction
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import heard, measures
@@ -193,7 +193,7 @@ def test_satisfaction_is_that_of_all_answers() -> None:
         one = live(number, rate=0.05 if number < 45 else 0.5, stopped=True, certified=True)
         rating = Feedback(feedback_id=f"f{number}", episode_id="x", rating=5 if number < 45 else 1, source="user")
         runs.append(heard(one, [GivenLabel(number, rating)], {}, uncertified=False))
-    told = next(one for one in likings(runs, measures({})) if one.measure == SATISFACTION)
+    told = next(one for one in estimate_satisfaction(runs, measures({})) if one.measure == SATISFACTION)
     assert told.stopped is not None
     assert told.stopped.value == pytest.approx(0.9)
 

@@ -120,7 +120,7 @@ def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahea
 
 # --------------------------------------------------------------------------- label precedence
 #
-# labels, audits of a window that differ ──▶ stand ──▶ verdicts; contested audits, to be asked again
+# labels, audits of a window that differ ──▶ resolve_labels ──▶ verdicts; contested audits, to be asked again
 #
 # 1. A voice (a key speaking for a source) may change its mind: its last label counts, by the log's own sequence.
 # 2. A key that is not trusted outright speaks for at most a share of the audits that can use a label, and for one at
@@ -178,7 +178,7 @@ def rank_of(given: Feedback, callers: Collection[str] = ()) -> int:
     return trust_of(given.source, asks=given.door == INFERENCE_KEY or given.sender in callers)
 
 
-def stand(
+def resolve_labels(
     labels: Iterable[TrustedLabel], *, differing: Collection[str], max_share: float = MAX_SHARE, trusted: int = TRUSTED
 ) -> LabelSummary:
     """Find the one verdict of each audit that can use one; the order of `labels` does not matter.

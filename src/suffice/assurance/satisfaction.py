@@ -238,7 +238,7 @@ class SatisfactionEffect:
     n_set_aside: int = 0  # words beyond the share of one key
 
 
-def likings(
+def estimate_satisfaction(
     runs: Sequence[RunFeedback], measures: Iterable[Measure], *, confidence: float = 0.95, most_weight: float = 1.0
 ) -> tuple[SatisfactionEffect, ...]:
     """Every measure of which something was said: of the route, then of each class and version where there are several.

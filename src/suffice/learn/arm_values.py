@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 
 from suffice.assurance.certify import Counts
-from suffice.assurance.labels import TRUSTED, TrustedLabel, stand
+from suffice.assurance.labels import TRUSTED, TrustedLabel, resolve_labels
 from suffice.assurance.paired import pairs_to_certify
 from suffice.learn.audits import Floats
 from suffice.learn.effort import TunedArm
@@ -130,7 +130,7 @@ class ShadowLog:
     def _verdicts(self, least_trust: int) -> Mapping[str, Any]:
         labels = [label for some in self._labels.values() for label in some if label.trust >= least_trust]
         differing = {audit.audit_id for audit in self._audits.values() if audit.disagrees}
-        return stand(labels, differing=differing, max_share=self._key_cap).verdicts
+        return resolve_labels(labels, differing=differing, max_share=self._key_cap).verdicts
 
     def plain(self) -> dict[str, Any]:
         labels = [asdict(label) for some in self._labels.values() for label in some]

@@ -50,10 +50,21 @@ class Calibration:
 
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
     """Judge one probability on the checkpoints of full runs, each by the model that has not seen its prompt."""
-    rows, weight = _rows(data, target)
-    p = _said(data, version, target, rows)
+    of_run = weigh_full_runs(data) * data.full
+    if target == "hopeless":
+        labels = weigh_labels(data)
+        of_run = of_run * (0.0 if labels is None else labels)
+    rows = np.flatnonzero(data.inner & data.may_stop & (of_run > 0)[data.run_of_row])  # something could be decided
+    run = data.run_of_row[rows]
+    weight, fold, p = of_run[run], data.fold[run], np.empty(len(rows))
+    x = data.columns(version.models[0].features)
+    for f, model in enumerate(version.models):
+        ensemble = model.suffices if target == "as-good" else model.hopeless
+        if ensemble is None:
+            raise ValueError(f"version {version.address}: has no model of {target}")
+        p[fold == f] = ensemble.scores(x[rows[fold == f]])
     good = good_rows_of_run(data, target)[rows].astype(np.float64)
-    draws = Resamples([data.key[i] for i in data.run_of_row[rows]], rng)
+    draws = Resamples([data.key[i] for i in run], rng)
     edges = np.quantile(p, np.arange(1, N_BINS) / N_BINS) if len(p) else np.zeros(N_BINS - 1)
     number = np.searchsorted(edges, p, side="right")
     inside = (number[:, None] == np.arange(N_BINS)) * weight[:, None]
@@ -83,27 +94,6 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
         bias=draws.estimate(sums, lambda sums: gap(sums, np.asarray), n=len(rows)),
         shown=_isotonic(p, good, weight),
     )
-
-
-def _rows(data: Dataset, target: Learned) -> tuple[Ints, Floats]:
-    """Rows where something could be decided, and what their runs stand for."""
-    weight = weigh_full_runs(data) * data.full
-    if target == "hopeless":
-        labels = weigh_labels(data)
-        weight = weight * (0.0 if labels is None else labels)
-    rows = np.flatnonzero(data.inner & data.may_stop & (weight > 0)[data.run_of_row])
-    return rows, weight[data.run_of_row[rows]]
-
-
-def _said(data: Dataset, version: FoldedVersion, target: Learned, rows: Ints) -> Floats:
-    fold = data.fold[data.run_of_row[rows]]
-    x, p = data.columns(version.models[0].features), np.empty(len(rows))
-    for f, model in enumerate(version.models):
-        ensemble = model.suffices if target == "as-good" else model.hopeless
-        if ensemble is None:
-            raise ValueError(f"version {version.address}: has no model of {target}")
-        p[fold == f] = ensemble.scores(x[rows[fold == f]])
-    return p
 
 
 def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:

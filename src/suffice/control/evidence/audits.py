@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, stand
+from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small, concatenate_audits
@@ -180,7 +180,7 @@ def verdicts(
         )
         for (name, seq), one in given.items()
     ]
-    standing = stand(labels, differing=by_id)
+    standing = resolve_labels(labels, differing=by_id)
     counts = {
         label.audit: given[label.audit, label.seq]
         for label in sorted(labels, key=lambda label: label.seq)

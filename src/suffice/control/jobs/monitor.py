@@ -19,7 +19,7 @@ from suffice.assurance.forecast import MEMORY, Alert, Forecast, ForecastWindow, 
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.sampling import worth
-from suffice.assurance.satisfaction import SatisfactionEffect, likings
+from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
 from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
 from suffice.control.evidence.feedback import heard, measures
@@ -123,7 +123,7 @@ class RunAccounts:
         ]
         if not any(run.words for run in runs):
             return ()
-        effects = likings(
+        effects = estimate_satisfaction(
             runs,
             measures(context.metrics),
             confidence=context.route.confidence,

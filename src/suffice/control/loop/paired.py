@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.drift import AuditWatch, Reference
-from suffice.assurance.labels import JUDGE, stand
+from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.runs import ABANDONED_ENDS, Match
 from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit, trusted_label
@@ -62,7 +62,7 @@ def pair_audits(
         for label in audit.labels
         if (z := pair_loss(audit.outcome, label.feedback, match)) is not None
     ]
-    losses = {name: z for name, z in stand(labels, differing=differing).verdicts.items() if isinstance(z, int)}
+    losses = {name: z for name, z in resolve_labels(labels, differing=differing).verdicts.items() if isinstance(z, int)}
     weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
     return [
         replace(_pair(audit, losses.get(audit.id), due=audit.at + timeout), weight=weight)
