@@ -1,8 +1,7 @@
 """What other packages add: policies, signals, scorers, segmenters and upstream drivers, by entry points.
 
-Knows the five tables and what an object must be to stand in one of them; refuses to know what it does
-there. A name that exists is never overridden, and what fails to load is reported and left out: a
-broken plug-in costs tokens, never answers.
+A name that exists is never overridden, and what fails to load is reported and left out: a broken plug-in costs tokens,
+never answers.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 class Unfit(Exception):
-    """An object that cannot stand in the table that it asks for; the message says why."""
+    """An object that cannot join the table that it asks for; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,37 +42,35 @@ class Plugin:
     problem: str | None  # why it was left out; None: it is in its table
 
     def warning(self) -> str:
-        """The problem, for an owner."""
         return f"plug-in {self.name!r} in {self.group} of {self.package or 'unknown'}: left out: {self.problem}"
 
 
 @cache
 def load_plugins() -> tuple[Plugin, ...]:
-    """Put every installed plug-in into its table, once in a process, and say what was found.
+    """Put every installed plug-in into its table, once in a process, and say what became of each.
 
-    Never raises. Call it before settings are read: they name what stands in the tables.
+    Never raises. Call it before settings are read: they name entries of the tables.
     """
     return register_all(point for group in GROUPS for point in entry_points(group=group))
 
 
 def register_all(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
-    """Put these into their tables, in the order of GROUPS and of their names, and say what became of each."""
+    """Put these into their tables, in the order of GROUPS and of their names."""
     order = list(GROUPS)
     known = sorted((p for p in points if p.group in GROUPS), key=lambda p: (order.index(p.group), p.name, p.value))
     return tuple(_load(point) for point in known)
 
 
 def _load(point: EntryPoint) -> Plugin:
-    problem = None
+    problem, (table, check) = None, GROUPS[point.group]
     try:
         if not _NAME.fullmatch(point.name):
             raise Unfit("a name is lower case: a letter, then letters, digits, dots and hyphens, 64 at most")
-        group = GROUPS[point.group]
-        if point.name in group.table:
-            raise Unfit(f"the name is taken; taken are {', '.join(sorted(group.table))}")
+        if point.name in table:
+            raise Unfit(f"the name is taken; taken are {', '.join(sorted(table))}")
         loaded = point.load()
-        group.check(point.name, loaded)
-        group.table[point.name] = loaded
+        check(point.name, loaded)
+        table[point.name] = loaded
     except Unfit as error:
         problem = str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - what is not ours may do anything at import
@@ -140,19 +137,12 @@ def _check_policy(name: str, policy: Any) -> None:
         resolve_needs(tuple(built.needs))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Group:
-    """A table that other packages may add to, and what they must bring."""
-
-    table: dict[str, Any]  # each table has its own type; `check` holds objects to it
-    check: Callable[[str, Any], None]  # raises whatever is wrong
-
-
-# Policies come last: they name signals.
-GROUPS: Mapping[str, _Group] = {
-    "suffice.signals": _Group(table=FOLDS, check=_check_signal),
-    "suffice.scorers": _Group(table=SCORERS, check=_check_scorer),
-    "suffice.segmenters": _Group(table=SEGMENTERS, check=_check_segmenter),
-    "suffice.drivers": _Group(table=DRIVERS, check=_check_driver),
-    "suffice.policies": _Group(table=POLICIES, check=_check_policy),
+# The tables that other packages may add to, each of its own type, and the check that raises whatever is wrong with an
+# object. Policies come last: they name signals.
+GROUPS: Mapping[str, tuple[dict[str, Any], Callable[[str, Any], None]]] = {
+    "suffice.signals": (FOLDS, _check_signal),
+    "suffice.scorers": (SCORERS, _check_scorer),
+    "suffice.segmenters": (SEGMENTERS, _check_segmenter),
+    "suffice.drivers": (DRIVERS, _check_driver),
+    "suffice.policies": (POLICIES, _check_policy),
 }

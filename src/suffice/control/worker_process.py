@@ -1,8 +1,8 @@
-"""A worker in a process of its own, beside a gateway: started, told to end, started again when it dies.
+"""A worker in a process of its own, beside a gateway, started again when it dies.
 
-A fit keeps a core busy for seconds; in a process of its own, at low priority, no request waits for it. The child gets
-the settings on its standard input, which stays open: when the gateway dies, however it dies, the child reads the end
-and goes too. It writes a line when it has decided something, so that the gateway looks at once.
+A fit keeps a core busy for seconds; in another process, at low priority, no request waits for it. The child gets the
+settings on its standard input, which stays open: when the gateway dies, however it dies, the child reads the end and
+exits too. It writes a line when it has decided something, so that the gateway looks at once.
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 async def run_worker_process(
     settings: Settings, told: Callable[[], None], *, first_s: float = FIRST_S
 ) -> AsyncIterator[None]:
-    """A block with a worker beside it, where the settings want one and a route needs one.
-
-    told  called in this loop when the worker has decided something
-    """
+    """A block with a worker beside it, if needed. told: called in this loop when the worker has decided something."""
     learned = any(route.certifies_itself for route in settings.routes.values())
     learned = learned and find_spec("sklearn") is not None
     if not settings.control.enabled or not (learned or settings.has_upkeep):

@@ -62,8 +62,13 @@ class AuditReplay:
         """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
         if arm.full:
             return [self._full(audit) for audit in audits]
-        if self._asked_ahead(arm) is not None:
-            return [self._second_call(arm, audit) if self._is_paired(arm) else None for audit in audits]
+        ahead = self._asked_ahead(arm)
+        if ahead is not None:
+            calls = (audit.outcome if self._is_paired(arm) else None for audit in audits)
+            return [
+                ArmEvidence(answer=one.pair_answer, right=None) if one is not None and one.pair_arm == ahead else None
+                for one in calls
+            ]
         served = with_arm(self.route, arm)
         if served.policy:
             seen = [audit for audit in audits if audit.fate == "full"]
@@ -101,12 +106,6 @@ class AuditReplay:
     def _is_paired(self, arm: Arm) -> bool:
         """Is it the route's own, which is what the second call of an audit is made with?"""
         return self._asked_ahead(arm) == self._asked_ahead(_OWN)
-
-    def _second_call(self, arm: Arm, audit: Audit) -> ArmEvidence | None:
-        outcome = audit.outcome
-        if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
-            return None
-        return ArmEvidence(answer=outcome.pair_answer, right=None)
 
     # ---- stops: replayed -------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import numpy as np
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
-from suffice.learn.audits import AuditRuns, Bools, Ints, Small, concatenate_audits
+from suffice.learn.audits import AuditRuns, Small, concatenate_audits
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
 from suffice.learn.groups import prompt_fold
@@ -263,8 +263,10 @@ def _whole(
     assert len(data) == len(audits), "a full run was left out of its evidence"
     runs = audit_runs(data, np.arange(len(data)))
     z, d, may_stop = runs.z.copy(), runs.d.copy(), runs.may_stop.copy()
-    gap = behind_a_gap(audits, runs.starts)
-    z[gap], d[gap], may_stop[gap] = 1, True, True
+    for audit, start, end in zip(audits, runs.starts[:-1], runs.starts[1:], strict=True):
+        if audit.gap is not None:  # a stop might have been at or behind a checkpoint whose answer nobody got
+            gap = slice(start + audit.gap, end)
+            z[gap], d[gap], may_stop[gap] = 1, True, True
     z[runs.last], d[runs.last] = 0, False  # a stop at the end is the full run
     return replace(
         runs,
@@ -276,15 +278,6 @@ def _whole(
         share=np.array([audit.share for audit in audits]),
         label_at=np.array([audit.label_at if audit.id in counts else _NEVER for audit in audits]),
     )
-
-
-def behind_a_gap(audits: Sequence[Audit], starts: Ints) -> Bools:
-    """Rows at and behind a checkpoint whose answer nobody got: a stop might have been there, shape (T,)."""
-    gap = np.zeros(int(starts[-1]), dtype=bool)
-    for audit, start, end in zip(audits, starts[:-1], starts[1:], strict=True):
-        if audit.gap is not None:
-            gap[start + audit.gap : end] = True
-    return gap
 
 
 def _folds(audits: Sequence[Audit]) -> Small:

@@ -14,7 +14,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from suffice.learn.dataset import is_right, recorded_columns
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, Parts, fit
-from suffice.learn.served import N_FOLDS, FoldedModels, Split, fit_served
+from suffice.learn.served import N_FOLDS, FoldedModels, fit_served
 from suffice.learn.version import FoldedVersion, fold_version, read_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy
@@ -84,26 +84,9 @@ class LiveLearner:
         )
 
 
-def fit_audited_version(
-    runs: AuditRuns,
-    learner: LiveLearner,
-    *,
-    now: float,
-    label_free: bool,
-    split: Split,
-    n_levels: int,
-    cost_exponent: float,
-) -> ServedVersion | None:
-    """As `learn.served.fit_served`; None while there is too little to learn from."""
-    fitted = fit_served(
-        runs,
-        replace(learner, n_runs=len(runs)),
-        now=now,
-        label_free=label_free,
-        split=split,
-        n_levels=n_levels,
-        cost_exponent=cost_exponent,
-    )
+def fit_audited_version(runs: AuditRuns, learner: LiveLearner, **options: Any) -> ServedVersion | None:
+    """Fit a version on the audits, with options as `learn.served.fit_served` takes them; None: they are too few."""
+    fitted = fit_served(runs, replace(learner, n_runs=len(runs)), **options)
     if fitted is None or not np.isfinite(fitted.levels[:, 1:]).all():
         return None
     models = tuple(model.model for model in fitted.models if isinstance(model, ModelScores))

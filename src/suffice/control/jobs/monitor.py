@@ -11,9 +11,9 @@ beginning, and needs all of it in memory for late labels.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from suffice.assurance.forecast import MEMORY, Alert, Forecast, ForecastWindow, Of, Outlook, forecast_drop, forecast_em
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
@@ -43,6 +43,8 @@ MOST_RUNS: Final = 20_000  # that an account counts before it begins anew
 MOST_CLASSES: Final = 50  # that are shown, the largest ones
 MOST_VERSIONS: Final = 8  # that are shown, the latest ones
 
+S = TypeVar("S", Account, SatisfactionEffect)
+
 
 @dataclass(slots=True)
 class WatchedRun:
@@ -51,10 +53,6 @@ class WatchedRun:
     numbers: RunNumbers
     episode: Episode
     labels: tuple[GivenLabel, ...] = ()
-
-    @property
-    def version(self) -> str:
-        return self.episode.request.policy_version
 
     def hear(self, labels: tuple[GivenLabel, ...], match: Match) -> None:
         """Take labels in: they say right or wrong, and what the stop would have lost. That needs no steps."""
@@ -105,16 +103,15 @@ class RunAccounts:
             LedgerEntry(
                 route=context.name,
                 query_class=class_of(one.episode.request.query),
-                version=one.version,
+                version=one.episode.request.policy_version,
                 run=one.numbers,
             )
             for one in self.runs.values()
         ]
         result = accounts(entries, cap_tokens=self.cap_tokens, confidence=context.route.confidence)
         of_classes = [one for one in result if one.query_class is not None and one.version is None]
-        largest = {one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]}
-        versions = self._latest_versions()
-        return tuple(one for one in result if one.version in versions and one.query_class in {None, *largest})
+        largest = [one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]]
+        return self._displayed(result, largest)
 
     def satisfaction(self, context: WatchContext) -> tuple[SatisfactionEffect, ...]:
         runs = [
@@ -129,13 +126,15 @@ class RunAccounts:
             confidence=context.route.confidence,
             most_weight=1 / context.feedback.least_propensity,
         )
-        largest = {name for name, _ in Counter(run.query_class for run in runs).most_common(MOST_CLASSES)}
-        versions = self._latest_versions()
-        return tuple(one for one in effects if one.version in versions and one.query_class in {None, *largest})
+        largest = Counter(run.query_class for run in runs).most_common(MOST_CLASSES)
+        return self._displayed(effects, [name for name, _ in largest])
 
-    def _latest_versions(self) -> set[str | None]:
-        latest = dict.fromkeys(one.version for one in reversed(self.runs.values()))
-        return {None, *list(latest)[:MOST_VERSIONS]}
+    def _displayed(self, rows: Iterable[S], largest: Sequence[str | None]) -> tuple[S, ...]:
+        """Those of the latest versions and the largest classes."""
+        latest = list(dict.fromkeys(one.episode.request.policy_version for one in reversed(self.runs.values())))
+        versions: set[str | None] = {None, *latest[:MOST_VERSIONS]}
+        classes = {None, *largest}
+        return tuple(one for one in rows if one.version in versions and one.query_class in classes)
 
 
 @dataclass(slots=True)

@@ -10,16 +10,16 @@ rollout begins of what is better than the version in force.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
-from suffice.assurance.labels import JUDGE
-from suffice.assurance.runs import Match, SequencedLabel, current_label
+from suffice.assurance.runs import Match
 from suffice.control.compare.assessment import RolloutAssessor, barred
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import GivenLabel, trusted_label
 from suffice.control.evidence.cold_start import burst_requests
+from suffice.control.evidence.judging import persons_word
 from suffice.control.evidence.versions import active_version, written
 from suffice.control.jobs.base import JobPass, ProposalJob, since
 from suffice.control.loop.paired import FULL, pair_loss
@@ -30,14 +30,12 @@ from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reaso
 from suffice.learn.tuner import Tuner, TuningBounds
 from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
-from suffice.rollout.stages import Transition
-from suffice.settings import Control, Route
+from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
 from suffice.store.routes.in_force import InForce, read_decided, read_holds
 from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
 from suffice.store.routes.windows import counts_since, newest_arm, newest_proposal
 from suffice.store.rows.records import ArmWorth, ProposedVersion, RolloutMove
-from suffice.types import Feedback
 
 LEAST_REST: Final = 20.0  # between two looks at a rollout: so many times what the last one took, at least
 
@@ -79,14 +77,14 @@ class Advance(ProposalJob):
         rows = [RolloutMove(route=name, author=self.author, reason=move.reason, transition=move) for move in moves]
         here.desk.write([*rows, *wanted])
         assessor.asked.update(one.episode_id for one in wanted)
-        sentences = [*map(_sentence, moves), *([f"{len(wanted)} labels wanted"] if wanted else [])]
+        sentences = [
+            f"level {move.level} may act: {move.reason}"
+            if move.move == "certify"
+            else f"{move.move}, {move.stage} at {move.share:.0%}: {move.reason}"
+            for move in moves
+        ]
+        sentences += [f"{len(wanted)} labels wanted"] if wanted else []
         return f"rollout {trial.state.rollout}: {'; '.join(sentences)}"
-
-
-def _sentence(move: Transition) -> str:
-    if move.move == "certify":
-        return f"level {move.level} may act: {move.reason}"
-    return f"{move.move}, {move.stage} at {move.share:.0%}: {move.reason}"
 
 
 @dataclass(kw_only=True)
@@ -116,7 +114,7 @@ class Retrain(ProposalJob):
                 match=match,
                 wave=route.wave,
                 also=() if parent is None else parent.models[0].features,
-                label_of=_of_people,
+                label_of=persons_word,  # nothing here takes a judge model's error off
             )
         result = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
         here.desk.renew()
@@ -178,27 +176,13 @@ class Retrain(ProposalJob):
         n_since_alarm = None
         if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
             n_since_alarm = counts_since(log, name, epoch.since_seq)[1]
-        return refit_reason(
-            schedule_of(self.settings.control, self.settings.routes[name].max_em_drop),
-            n_requests=n_requests,
-            n_new_runs=n_full,
-            n_runs_since_alarm=n_since_alarm,
+        control, usual = self.settings.control, Schedule()
+        schedule = Schedule(  # as often as the certify loop fits, and behind a burst
+            every_requests=control.refit_requests,
+            burst_runs=min(usual.burst_runs, burst_requests(control, self.settings.routes[name].max_em_drop)),
+            rest_requests=min(usual.rest_requests, control.refit_requests),
         )
-
-
-def schedule_of(control: Control, max_em_drop: float) -> Schedule:
-    """When a refit is due, by the settings: as often as the certify loop fits, and behind a burst."""
-    usual, burst = Schedule(), burst_requests(control, max_em_drop)
-    return Schedule(
-        every_requests=control.refit_requests,
-        burst_runs=min(usual.burst_runs, burst),
-        rest_requests=min(usual.rest_requests, control.refit_requests),
-    )
-
-
-def _of_people(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The label that counts, a judge model's left out: nothing here takes its error off (`assurance.labels`)."""
-    return current_label([one for one in labels if one.feedback.source != JUDGE])
+        return refit_reason(schedule, n_requests=n_requests, n_new_runs=n_full, n_runs_since_alarm=n_since_alarm)
 
 
 EVERYBODY: Final = "all"

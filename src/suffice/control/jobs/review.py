@@ -212,7 +212,11 @@ class ReviewJob(FoldJob[Candidates]):
         chosen = [one for one in fold.waiting.choose(n_chosen) if one.episode_id not in taken]
         if drawing is None and not chosen:
             return
-        chosen = [_completed(one, here.log) for one in chosen]
+        for at, one in enumerate(chosen):  # a wanted label does not say which question it is about: the request does
+            request = None if one.question_key else find_event(here.log, Request, one.episode_id)
+            if request is not None:
+                query_class = class_of(request.query)
+                chosen[at] = replace(one, question_key=request.question_key, query_class=query_class)
         rules = self.settings.routes[name].review
         items = [item_of(one, rules, now_s=self._now_s, author=self.author, drawing=drawing) for one in drawn]
         items += [item_of(one, rules, now_s=self._now_s, author=self.author) for one in chosen]
@@ -257,11 +261,3 @@ def harmed_classes(held: InForce, log: LogReader, name: str, route: Route) -> di
                 f" and the route's budget is {100 * route.max_em_drop:g}"
             )
     return reasons
-
-
-def _completed(one: ReviewCandidate, log: LogReader) -> ReviewCandidate:
-    """A wanted label does not say which question it is about: the request does."""
-    request = None if one.question_key else find_event(log, Request, one.episode_id)
-    return (
-        one if request is None else replace(one, question_key=request.question_key, query_class=class_of(request.query))
-    )

@@ -125,8 +125,9 @@ class Rollup(LogJob):
             about = change.about
             key = self._key(about.route, about.query_class, about.policy_version, about.ended_at_s)
             for sign, item in ((-1, change.before), (1, change.after)):
-                if first_about(item.labels) is not None:
-                    yield key, added_by_label(item, self._match(about.route)), sign
+                if first_about(item.labels) is not None:  # the run itself is in the counts
+                    run = measure_governed_run(item, self._match(about.route))
+                    yield key, _marked(run, 1.0).plus(_rated(run, item.labels, 1.0)), sign
 
     def _of_run(self, item: EpisodeWithLabels, at_s: float, sign: int) -> Booking:
         request = item.episode.request
@@ -186,12 +187,6 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
     # Of runs that a gateway knew when they were labelled the others are here, too: each stands for itself.
     weight = 1.0 if first_about(item.labels) is not None else weight_of(request, outcome)
     return everyone.plus(_governed(run, outcome)).plus(_marked(run, weight)).plus(_rated(run, item.labels, weight))
-
-
-def added_by_label(item: EpisodeWithLabels, match: Match) -> RollupSums:
-    """What labels of a run without rows add; the run itself is in the counts."""
-    run = measure_governed_run(item, match)
-    return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
 
 
 def added_by_cell(cell: UnloggedRequests) -> RollupSums:

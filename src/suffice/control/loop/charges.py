@@ -119,7 +119,10 @@ class JudgeCharge:
         wrong = [grade for grades in mistakes for grade in grades]
         counts = len(wrong), sum(wrong), sum(not grades for grades in mistakes), len(audits)
         if counts != self.counts:  # the bounds are functions of them
-            self.counts, charge = counts, _charge(*counts)
+            self.counts = counts
+            error = bound_fidelity(counts[1], counts[0], confidence=CHARGE_CONFIDENCE)
+            share = bound_fidelity(counts[2], counts[3], confidence=CHARGE_CONFIDENCE)
+            charge = 1.0 if error is None or share is None else min(1.0, 2 * error.upper * share.upper)
             self.heard = bool(wrong) and charge <= MOST_SHARE * max_em_drop
             self.charge = charge if self.heard else 0.0
 
@@ -136,10 +139,3 @@ class JudgeCharge:
         mistakes = [(grade > 0) != right for grade, right in pairs]
         self._compared[audit.id] = len(audit.labels), mistakes
         return mistakes
-
-
-def _charge(n: int, n_wrong: int, n_alone: int, n_audits: int) -> float:
-    """2 x upper bound on the judge's error x upper bound on the part of audits that rest on it; 1 where unmeasured."""
-    error = bound_fidelity(n_wrong, n, confidence=CHARGE_CONFIDENCE)
-    share = bound_fidelity(n_alone, n_audits, confidence=CHARGE_CONFIDENCE)
-    return 1.0 if error is None or share is None else min(1.0, 2 * error.upper * share.upper)

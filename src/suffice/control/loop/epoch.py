@@ -20,7 +20,7 @@ from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, UnreturnedAudits
 from suffice.control.evidence.versions import LiveLearner, ServedVersion
 from suffice.control.loop.live_certifier import LiveCertifier
-from suffice.control.loop.safety_checks import Traffic, upstream_of
+from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of
 from suffice.errors import SufficeError
 from suffice.learn.features import FeatureSelection
 from suffice.settings import Control, Route
@@ -93,7 +93,7 @@ class EpochState:
         self.delay = LabelDelay(context.route.label_timeout_s)
         self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
         self.index_audits()
-        traffic.begin_epoch()
+        traffic.upstreams, traffic.sample_ratio, traffic.callers = Upstreams(), SampleRatioTest(), set()
         for audit in self.audits:
             traffic.upstreams.note(upstream_of(audit.episode.request, audit.outcome), gathers=True)
             self.labels.ended(audit.outcome)
@@ -105,10 +105,6 @@ class EpochState:
 
     def index_audits(self) -> None:
         self.places = {audit.id: place for place, audit in enumerate(self.audits)}
-
-    def add_audit(self, audit: Audit) -> None:
-        self.places[audit.id] = len(self.audits)
-        self.audits.append(audit)
 
     def publication(self, held: InForce, **decided: Any) -> Publication:
         """A publication that follows what is in force; `decided` are the fields that its source of evidence decides."""

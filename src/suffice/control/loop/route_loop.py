@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import Any
 
 from suffice.assurance.sampling import weight_of
-from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of, burst_requests
 from suffice.control.loop.epoch import (
@@ -111,7 +111,8 @@ class RouteLoop:
         self.seq, event = stored.seq, stored.event
         name = self.context.name
         if isinstance(event, Request):
-            self.state.traffic.note_sender(event)
+            if event.sender:
+                self.state.traffic.callers.add(event.sender)
             return self._begin_run(event, stored) if event.route == name and event.ungoverned is None else None
         if isinstance(event, Outcome):
             return self._end_run(event, stored)
@@ -131,7 +132,8 @@ class RouteLoop:
 
     def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
         state, number, probes = self.state, self.n + 1, self.context.route.probe is not None
-        state.traffic.note(request)
+        state.traffic.mix.note(request)
+        state.traffic.sample_ratio.note(request)
         state.starts.began(request, number)
         state.unreturned.began(request, number, probes=probes, windows=state.certifier.windows)
         return self._pass_requests(1, stored)
@@ -179,7 +181,8 @@ class RouteLoop:
                 episode=episode,
                 only_drawn=sees_only_drawn(self.context.route),
             )
-            state.add_audit(reduce(lambda known, label: known.with_label(label, self.n), waiting, audit))
+            state.places[audit.id] = len(state.audits)
+            state.audits.append(reduce(lambda known, label: known.with_label(label, self.n), waiting, audit))
         return None
 
     @property
@@ -240,20 +243,10 @@ class RouteLoop:
         by_audits = end.cause in ("outcomes", "disagreement", "finish")  # other causes come whatever was drawn
         part = state.certifier.plan.restart_share(self.n - state.epoch.at) if by_audits else 1.0
         burst = burst_of(context.route, context.control)
-        return self._start_epoch(end.reason, stored.seq, kept, burst=burst, alarm=alarm, delta_share=part)
+        return self._start_epoch(end.reason, stored.seq, kept, alarm, burst=burst, delta_share=part)
 
-    def _start_epoch(
-        self,
-        reason: str,
-        seq: int,
-        kept: Sequence[Audit],
-        *,
-        burst: int,
-        alarm: Alarm | None = None,
-        delta_share: float = 1.0,
-        windows: Windows | None = None,
-    ) -> Resolution:
-        """Begin an epoch; with `windows`, those of this one go on, and its unreturned audits count in the next."""
+    def _start_epoch(self, reason: str, seq: int, kept: Sequence[Audit], *before: Alarm, **fields: Any) -> Resolution:
+        """Begin an epoch behind what is written before it; `fields` are those in which epochs differ."""
         state, route = self.state, self.context.route
         epoch = Epoch(
             route=self.context.name,
@@ -264,15 +257,12 @@ class RouteLoop:
             author=self.context.author,
             kept=tuple(audit.id for audit in kept),
             kept_at=tuple(audit.at for audit in kept),
-            burst=burst,
             max_em_drop=self._max_em_drop,
             confidence=route.confidence,
             promise=route.promise,
-            delta_share=delta_share,
-            windows=() if windows is None else windows.plain(),
-            pending=() if windows is None else state.unreturned.with_earlier(state.epoch.pending).plain(),
+            **fields,
         )
-        events: tuple[Event, ...] = (epoch,) if alarm is None else (alarm, epoch)
+        events: tuple[Event, ...] = (*before, epoch)
         for event in events:
             self.held = self.held.after(event)
         self.state = EpochState(self.context, epoch, state.traffic, kept=kept)
@@ -298,7 +288,8 @@ class RouteLoop:
                 state.audits,
                 burst=0,
                 delta_share=epoch.delta_share,
-                windows=state.certifier.windows,
+                windows=state.certifier.windows.plain(),  # they go on, and unreturned audits count in the next epoch
+                pending=state.unreturned.with_earlier(epoch.pending).plain(),
             )
         events = (*self.source.label_requests(self.asked), *self._pause())
         return Resolution(events) if events else None

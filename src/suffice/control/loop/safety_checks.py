@@ -148,17 +148,6 @@ class Traffic:
     sample_ratio: SampleRatioTest = field(default_factory=SampleRatioTest)
     callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
 
-    def begin_epoch(self) -> None:
-        self.upstreams, self.sample_ratio, self.callers = Upstreams(), SampleRatioTest(), set()
-
-    def note_sender(self, request: Request) -> None:
-        if request.sender:
-            self.callers.add(request.sender)
-
-    def note(self, request: Request) -> None:
-        self.mix.note(request)
-        self.sample_ratio.note(request)
-
 
 @dataclass(slots=True)
 class CriticalEM:
