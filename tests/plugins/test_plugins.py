@@ -167,16 +167,16 @@ def point(group: str, name: str, value: str) -> EntryPoint:
     ],
 )
 def test_what_is_unfit_is_reported_by_name_and_left_out(entry: EntryPoint, said: str) -> None:
-    before = {group: dict(table.table) for group, table in GROUPS.items()}
+    before = {group: dict(table) for group, (table, _) in GROUPS.items()}
     (plugin,) = register_all([entry])
     assert plugin.problem is not None
     assert re.search(said, plugin.problem), plugin.problem
     assert f"plug-in {entry.name!r} in {entry.group} of unknown: left out: " in plugin.warning()
-    assert {group: dict(table.table) for group, table in GROUPS.items()} == before
+    assert {group: dict(table) for group, (table, _) in GROUPS.items()} == before
 
 
 def test_the_five_tables_are_those_that_the_product_reads() -> None:
-    assert [group.table for group in GROUPS.values()] == [FOLDS, SCORERS, SEGMENTERS, DRIVERS, POLICIES]
+    assert [table for table, _ in GROUPS.values()] == [FOLDS, SCORERS, SEGMENTERS, DRIVERS, POLICIES]
     assert FOLDS["stability"] is Stability
     assert plugins.load_plugins() is plugins.load_plugins()
 

@@ -1,6 +1,6 @@
 """Replays audits under both versions of a rollout, and under the arms of an experiment.
 
-    audits ──▶ PolicyVersions.replay | LearnedVersions.replay ──▶ what each would have answered and generated
+    audits ──▶ VersionPair.replay ──▶ what each version would have answered and generated
 
 A learned candidate is replayed at the level that its own certificate let act when the request came: before that it
 would have run in full, which is no pair. So what is compared is what would have been served, whatever was learned of it
@@ -168,33 +168,84 @@ def _generated(audit: Audit, stop: int | None) -> float:
 
 
 class VersionPair:
-    def __init__(self, of_route: AuditReplay) -> None:
-        self.of_route = of_route
+    """The two versions of a rollout, as audits are replayed under them.
+
+    arms      of two policies: the candidate's, then that of the version in force
+    evidence  of a learned candidate, beside what the certification loop has in force
+    """
+
+    def __init__(
+        self, of_route: AuditReplay, held: RolloutRun, arms: tuple[Arm, ...], evidence: CandidateEvidence | None
+    ) -> None:
+        self.of_route, self.held, self.arms, self.evidence = of_route, held, arms, evidence
+        self._known: dict[str, ServedVersion | None] = {}
 
     def begin(self, log: LogReader) -> None:
         """Read what a look needs of the log. Raises StoreError."""
+        if self.evidence is not None:
+            published = published_on(log, self.held.state.route)
+            self.of_route = replace(self.of_route, published=published, load=loader(log, self._known))
 
     def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         """New audits as both versions would have ended them; None: it is no pair."""
-        raise NotImplementedError
+        audits = [one.audit for one in witnesses]
+        if self.evidence is None:
+            candidate, other = (self.of_route.arm(arm, audits) for arm in self.arms)
+        else:
+            by_id: dict[str, ArmEvidence] = {}
+            for level in sorted({one.state.level for one in witnesses} - {0}):
+                at_level = [one.audit for one in witnesses if one.state.level == level]
+                replayed = self.of_route.at_level(self.evidence.version, level, at_level)
+                by_id |= {audit.id: evidence for audit, evidence in zip(at_level, replayed, strict=True)}
+            candidate, other = [by_id.get(audit.id) for audit in audits], self.of_route.arm(AS_IT_IS, audits)
+        return [
+            None if one is None or two is None else ReplayedPair(candidate=one, in_force=two)
+            for one, two in zip(candidate, other, strict=True)
+        ]
 
-    def watch(self, audits: Sequence[Audit]) -> set[str]:  # noqa: ARG002 - a policy has no certificate
+    def watch(self, audits: Sequence[Audit]) -> set[str]:
         """Take new audits in; the episodes whose labels may still change something in the candidate's certificate."""
-        return set()
+        return set() if self.evidence is None else self.evidence.take(audits)
 
-    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:  # noqa: ARG002 - as above
-        """What the candidate's own certificate lets act; None: it has none, or nothing can be tested now."""
-        return None
+    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
+        """What the candidate's own certificate lets act; None: it has none, or nothing can be tested now.
 
-    def label_requests(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
-        """Labels worth asking for that were not `asked` for: the versions differ and nobody has said anything."""
-        why = "the version that is tried would have answered otherwise than the one in force"
-        requests = list[LabelRequest]()
+        It is tested under the same budget as the version in force, less what was charged to that.
+        """
+        made, epoch, evidence = decided.publication, decided.epoch, self.evidence
+        if evidence is None or made is None or epoch is None:
+            return None
+        if not made.certified or made.fit != self.held.state.in_force:
+            return None
+        evidence.hear(gathering.watched, gathering.callers)
+        if made.evidence.max_em_drop is None:
+            return None
+        # The epoch's confidence: a publication's is the loop's own part of delta, which is no measure of this one's.
+        return evidence.certificate(
+            pending=gathering.pending,
+            windows=gathering.windows,
+            max_em_drop=min(budget, made.evidence.max_em_drop),
+            confidence=max(epoch.confidence, self.of_route.route.confidence),
+            harm_confidence=self.held.rules.harm_confidence,
+        )
+
+    def label_requests(self, gathering: EvidenceFold, asked: set[str]) -> list[LabelRequest]:
+        """Labels worth asking for that were not `asked` for, where nobody has said anything.
+
+        The versions differ there, or the candidate's certificate waits for one.
+        """
+        requests = dict[str, LabelRequest]()
         for audit, both in gathering.unjudged():
             answer, other = both.candidate.answer, both.in_force.answer
-            if audit.id not in asked:
-                requests.append(_request(audit, 1, answer if answer != audit.outcome.answer else other, why))
-        return requests
+            answer = answer if answer != audit.outcome.answer else other
+            why = "the version that is tried would have answered otherwise than the one in force"
+            requests[audit.id] = _request(audit, 1, answer, why)
+        for audit, level in () if self.evidence is None else self.evidence.unjudged(gathering.watched):
+            if audit.id not in requests and audit.id not in asked and self.evidence is not None:
+                (evidence,) = self.of_route.at_level(self.evidence.version, level, [audit])
+                why = f"level {level} of the version that is tried would have answered otherwise than the full run"
+                requests[audit.id] = _request(audit, level, evidence.answer, why)
+        return [request for name, request in requests.items() if name not in asked]
 
 
 def _request(audit: Audit, level: int, would_answer: str | None, why: str) -> LabelRequest:
@@ -221,77 +272,7 @@ def version_pair(
             number=held.number,
             window=window_size(control, of_route.route.max_em_drop),
         )
-        return LearnedVersions(of_route, held, evidence)
-    in_force = version_at(log, held.state.in_force, secret=secret)
-    bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, in_force))
-    return PolicyVersions(of_route, tuple(Arm(name="", weight=1.0, policy=body) for body in bodies))
-
-
-class PolicyVersions(VersionPair):
-    def __init__(self, of_route: AuditReplay, arms: tuple[Arm, ...]) -> None:
-        super().__init__(of_route)
-        self.arms = arms
-
-    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
-        audits = [one.audit for one in witnesses]
-        return _pairs(*(self.of_route.arm(arm, audits) for arm in self.arms))
-
-
-class LearnedVersions(VersionPair):
-    def __init__(self, of_route: AuditReplay, held: RolloutRun, evidence: CandidateEvidence) -> None:
-        super().__init__(of_route)
-        self.held, self.evidence = held, evidence
-        self._known: dict[str, ServedVersion | None] = {}
-
-    def begin(self, log: LogReader) -> None:
-        published = published_on(log, self.held.state.route)
-        self.of_route = replace(self.of_route, published=published, load=loader(log, self._known))
-
-    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
-        candidate: dict[str, ArmEvidence] = {}
-        for level in sorted({one.state.level for one in witnesses} - {0}):
-            audits = [one.audit for one in witnesses if one.state.level == level]
-            replayed = self.of_route.at_level(self.evidence.version, level, audits)
-            candidate |= {audit.id: evidence for audit, evidence in zip(audits, replayed, strict=True)}
-        audits = [one.audit for one in witnesses]
-        return _pairs([candidate.get(audit.id) for audit in audits], self.of_route.arm(AS_IT_IS, audits))
-
-    def watch(self, audits: Sequence[Audit]) -> set[str]:
-        return self.evidence.take(audits)
-
-    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
-        """Under the same budget as the version in force, less what was charged to that; else nothing is tested."""
-        made, epoch = decided.publication, decided.epoch
-        if made is None or epoch is None or not made.certified or made.fit != self.held.state.in_force:
-            return None
-        self.evidence.hear(gathering.watched, gathering.callers)
-        if made.evidence.max_em_drop is None:
-            return None
-        # The epoch's confidence: a publication's is the loop's own part of delta, which is no measure of this one's.
-        return self.evidence.certificate(
-            pending=gathering.pending,
-            windows=gathering.windows,
-            max_em_drop=min(budget, made.evidence.max_em_drop),
-            confidence=max(epoch.confidence, self.of_route.route.confidence),
-            harm_confidence=self.held.rules.harm_confidence,
-        )
-
-    def label_requests(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
-        """… and where the candidate's certificate waits for one."""
-        requests = super().label_requests(gathering, asked)
-        named = {*asked, *(request.episode_id for request in requests)}
-        for audit, level in self.evidence.unjudged(gathering.watched):
-            if audit.id not in named:
-                (evidence,) = self.of_route.at_level(self.evidence.version, level, [audit])
-                why = f"level {level} of the version that is tried would have answered otherwise than the full run"
-                requests.append(_request(audit, level, evidence.answer, why))
-        return requests
-
-
-def _pairs(
-    candidate: Sequence[ArmEvidence | None], in_force: Sequence[ArmEvidence | None]
-) -> list[ReplayedPair | None]:
-    return [
-        None if one is None or two is None else ReplayedPair(candidate=one, in_force=two)
-        for one, two in zip(candidate, in_force, strict=True)
-    ]
+        return VersionPair(of_route, held, (), evidence)
+    other = version_at(log, held.state.in_force, secret=secret)
+    bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, other))
+    return VersionPair(of_route, held, tuple(Arm(name="", weight=1.0, policy=body) for body in bodies), None)

@@ -131,7 +131,9 @@ class RunAccounts:
 
     def _displayed(self, rows: Iterable[S], largest: Sequence[str | None]) -> tuple[S, ...]:
         """Those of the latest versions and the largest classes."""
-        latest = list(dict.fromkeys(one.episode.request.policy_version for one in reversed(self.runs.values())))
+        latest: list[str] = list(
+            dict.fromkeys(one.episode.request.policy_version for one in reversed(self.runs.values()))
+        )
         versions: set[str | None] = {None, *latest[:MOST_VERSIONS]}
         classes = {None, *largest}
         return tuple(one for one in rows if one.version in versions and one.query_class in classes)
