@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final, TypeVar
 
 from suffice.assurance.forecast import MEMORY, Alert, Forecast, ForecastWindow, Of, Outlook, forecast_drop, forecast_em
@@ -131,10 +132,9 @@ class RunAccounts:
 
     def _displayed(self, rows: Iterable[S], largest: Sequence[str | None]) -> tuple[S, ...]:
         """Those of the latest versions and the largest classes."""
-        latest: list[str] = list(
-            dict.fromkeys(one.episode.request.policy_version for one in reversed(self.runs.values()))
-        )
-        versions: set[str | None] = {None, *latest[:MOST_VERSIONS]}
+        newest_first = reversed(self.runs.values())
+        latest: Iterable[str] = dict.fromkeys(one.episode.request.policy_version for one in newest_first)
+        versions: set[str | None] = {None, *islice(latest, MOST_VERSIONS)}
         classes = {None, *largest}
         return tuple(one for one in rows if one.version in versions and one.query_class in classes)
 
