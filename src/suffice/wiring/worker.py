@@ -13,10 +13,9 @@ from suffice.control.jobs.base import Job, Worker
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.proposals import Advance, Retrain, Tune
+from suffice.control.jobs.proposals import Advance, Retrain, SamplingJob, Tune
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.rollup import Rollup
-from suffice.control.jobs.sampling import SamplingJob
 from suffice.control.jobs.upkeep import ExportHeads, Retain
 from suffice.errors import StoreError
 from suffice.settings import Settings

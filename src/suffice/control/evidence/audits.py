@@ -162,7 +162,7 @@ def verdicts(
     audits  of the window whose answers differ at an eligible level: labels of others change nothing
     match   does an answer equal a reference? Two references that judge an audit alike are one verdict
     callers senders whose keys also ask the model: users, whatever they call themselves
-    hears   does this label of a judge model count? What it costs others take off (`control.loop.charges`)
+    hears   does this label of a judge model count? What it costs others take off (`control.loop.live_certifier`)
     """
     by_id = {audit.id: audit for audit in audits}
     given = {

@@ -6,7 +6,7 @@
 
 A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's label says nothing of
 right and wrong, so nobody can count it; only a judge whose error was measured, and whose charge is below the route's
-`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.charges`).
+`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.live_certifier`).
 
 The log holds no question, so the caller brings them.
 """

@@ -34,9 +34,8 @@ from suffice.control.evidence.versions import (
     fixed_policy_rows,
     written,
 )
-from suffice.control.loop.charges import FinishLog, JudgeCharge
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
-from suffice.control.loop.live_certifier import LiveGuards
+from suffice.control.loop.live_certifier import FinishLog, JudgeCharge, LiveGuards
 from suffice.episode import vote
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
