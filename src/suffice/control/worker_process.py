@@ -62,7 +62,7 @@ async def _keep(settings: Settings, told: Callable[[], None], first_s: float) ->
 
 
 async def _run(settings: Settings, told: Callable[[], None]) -> int:
-    """Run one child to its end; its exit status. Cancelling ends it."""
+    """Run one child to its end; its exit status."""
     paths = os.pathsep.join(path for path in sys.path if path)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _ENTRY, stdin=PIPE, stdout=PIPE, env={**os.environ, "PYTHONPATH": paths}
@@ -81,7 +81,6 @@ async def _run(settings: Settings, told: Callable[[], None]) -> int:
 
 
 async def _end(process: Process) -> None:
-    """Close the child's input, give it a moment, and end it."""
     if process.stdin is not None:
         process.stdin.close()
     try:

@@ -1,11 +1,9 @@
 """A learned candidate's own certificate: which of its levels keep the EM budget against the full run.
 
-    audits since its rollout began ──▶ replayed under its models ──▶ counts at each level ──▶ the level that may act
-
 The models were fixed before the first of these audits came, so they are certified on runs that had no part in making
 them (Guarantee C of assurance, without cross-fitting). Of delta the v-th version of a route gets its part, the route's
 own counting as the first. A disagreement counts as lost until somebody says otherwise, whatever its age, and a judge
-model's label says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here.
+model's label says nothing, so nothing that is charged to late labels or a judge is owed here.
 """
 
 from __future__ import annotations

@@ -115,7 +115,6 @@ class AuditReplay:
         return ArmEvidence(answer=audit.outcome.answer, right=None, tokens=_generated(audit, None))
 
     def _at(self, audit: Audit, stop: Stop | None) -> ArmEvidence:
-        """The answer behind a stop; None: the arm lets the run come to its end."""
         behind = len(audit.outcome.steps) - 1 if stop is None else stop[0]
         if audit.fate not in _WHOLE or (audit.gap is not None and audit.gap <= behind):
             return _UNSEEN

@@ -91,7 +91,6 @@ class _UnitValue:
 
 
 def _within_share(values: Sequence[_UnitValue]) -> list[MetricValue]:
-    """Without what capped keys say beyond their share of the units."""
     allowed, spoken, kept = max(1, floor(MAX_SHARE * len(values))), Counter[str](), list[MetricValue]()
     for one in values:
         if one.voice is not None:
@@ -121,7 +120,6 @@ class _Units:
                 self._warm.add(unit)
 
     def add_run(self, item: EpisodeWithLabels, *, probes: bool, late: bool) -> None:
-        """Take in what a run itself tells, and keep it if it is an audit."""
         request, outcome = item.episode.request, item.episode.outcome
         self._callers.add(request.sender)
         if not late and is_evidence(request, outcome, probes=probes):

@@ -1,8 +1,5 @@
 """Gathers what the log holds of a rollout, row by row.
 
-    rows since it began ──▶ feed ──▶ requests, live runs of both arms, audits, labels
-                            evidence ──▶ new audits replayed by both versions, old ones judged anew ──▶ RolloutEvidence
-
 A fold: fed in pieces or at once, it says the same at the same place. A run belongs to the step that the rollout was in
 when the run began. Of audits only those are kept on which the versions answer differently; on the others no label can
 change anything.
@@ -85,7 +82,6 @@ class _LiveUnits:
             self.right[live.unit] = name, live.arm, class_of(live.episode.request.query), right
 
     def cells(self) -> tuple[Cell, ...]:
-        """Live runs with labels, by class; the control is the side that the candidate is compared with."""
         counts: dict[str, list[int]] = {}
         for _, arm, query_class, right in self.right.values():
             cell = counts.setdefault(query_class, [0, 0, 0, 0])

@@ -64,7 +64,6 @@ class Audit:
 
     @property
     def share(self) -> float:
-        """P(audit) when it was drawn."""
         return audited_at(self.episode.request, probes=self.only_drawn)
 
     @property
@@ -116,7 +115,6 @@ Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said 
 
 
 def recorded_audit(item: EpisodeWithLabels) -> Audit:
-    """An audit as the log has it, for readers that count no requests."""
     labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
     return Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels)
 

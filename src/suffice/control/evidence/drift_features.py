@@ -4,14 +4,10 @@
     then N_CLASSES   shares of the most frequent query classes of the first batch, and of all other classes
     last             steps of full runs (audits), in logarithms
 
-Runs come in the order in which they began (`run_join.StartOrder`): slow ones are missing among those that end first,
-which would make the first batches easy and all later ones look like drift.
-
-A prompt counts once in a batch: a few that many repeat would move its means by chance. A conversation counts once for
-the classes: its turns would be one class many times, which looks like drift. No stop selects any of these signals.
-Where only some requests have rows in the log, each counts for those that it stands for, so the mean of a batch is
-theirs. A signal of the first step that does not move while the reference is taken is left out: with no spread of its
-own, any later value would look like drift.
+Runs come in the order in which they began (`run_join.StartOrder`): slow ones are missing among those that end first. A
+prompt counts once in a batch, and a conversation once for the classes, or repeats would move the means. A run counts
+for the requests that it stands for. A signal that does not move while the reference is taken is left out: with no
+spread of its own, any later value would look like drift.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Feedback of one route read from the log: ratings, and effects on satisfaction.
 
-    ends of runs, ratings ──▶ Ratings ──▶ why the next safer level is due, or None
-
 Only runs count that could have been drawn the other way, and in which a certified level asked for a stop: audits went
-on from there, the others stopped. Both are alike in all but that, because what picks them lies before it; how a run
-ended lies behind, and picks nothing. Turns of one conversation drew one assignment and count once, by its first rating.
-A key that may ask for answers speaks for a share of the runs at most, as in `assurance.labels`. Whoever rates can only
-make a route safer, never bolder.
+on from there, the others stopped, and they are alike in all but that. Turns of one conversation count once, by the
+first rating. A key that may ask for answers speaks for a share of the runs at most, as in `assurance.labels`. Whoever
+rates can only make a route safer, never bolder.
 """
 
 from __future__ import annotations
@@ -134,7 +131,6 @@ def heard(
 
 
 def _value(label: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
-    """What one piece of feedback says in numbers; None: nothing, or it is a model's."""
     given = label.feedback
     values = tuple(_values(given, declared)) if given.source != JUDGE else ()
     if not values:

@@ -5,10 +5,8 @@
       └─ nobody did ──▶ graded, and labelled, while that error leaves something of the EM budget
 
 A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's label says nothing of
-right and wrong, so nobody can count it; only a judge whose error was measured, and whose charge is below the route's
-`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.live_certifier`).
-
-The log holds no question, so the caller brings them.
+right and wrong, so nobody can count it. Whoever certifies with a judge's labels subtracts a charge of its own
+(`control.loop.live_certifier`). The log holds no question, so the caller brings them.
 """
 
 from __future__ import annotations
@@ -30,8 +28,6 @@ MOST_CALLS: Final = 200  # answers that are graded in one go
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeGrades:
-    """What a judge said of one run's two answers; above 0 is right."""
-
     full: float
     stopped: float
 
@@ -70,7 +66,6 @@ def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
 
 
 def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
-    """A judge's grades of a run; None: it has none that can be read."""
     grades = (parse_grade(label.feedback, model) for label in labels)
     return next((grade for grade in grades if grade is not None), None)
 
@@ -187,7 +182,6 @@ class _Grading:
     n_ungraded: int = 0
 
     async def each(self, items: Sequence[LabelledEpisode], *, counts: bool) -> dict[str, JudgeGrades]:
-        """The grades of the runs that were graded here, by episode; those graded before are left out."""
         model, result = self.judge.model, dict[str, JudgeGrades]()
         for item in items:
             if self.calls_left < 2 or graded(item.labels, model) is not None:

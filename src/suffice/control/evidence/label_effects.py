@@ -63,7 +63,6 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
 
 
 def _without(one: EpisodeWithLabels, item: str) -> EpisodeWithLabels:
-    """The run without the labels of reviewers' verdicts, if it is the item's."""
     if one.episode.request.episode_id != item:
         return one
     labels = (label for label in one.labels if not label.feedback.feedback_id.startswith(_BY_REVIEW))
@@ -118,7 +117,6 @@ class _Look:
         return audits[-self.window :]
 
     def _by_policy(self, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
-        """Where the owner wrote the policy, or nothing is published: by what the policy itself asked for."""
         runs = [measure_run(one, self.match) for one in episodes if one.episode.request.ungoverned is None]
         telling = [run for run in runs if run.disagrees is not None]
         n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in telling)

@@ -297,5 +297,4 @@ def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[st
 
 
 def answer_of(code: float, answers: Sequence[str]) -> str | None:
-    """The answer behind a code of a column; None: there is none."""
     return None if np.isnan(code) else answers[int(code)]

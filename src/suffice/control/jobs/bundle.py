@@ -176,7 +176,6 @@ class _View:
         return {"finish": steps, "judge": {"charge": judge.charge, **counts}}
 
     def requests(self, log: LogReader) -> Iterator[Line]:
-        """Every request of the window, in the order of start."""
         window, until = self._certificate.window, self._certificate.until
         if window is None:
             return
@@ -248,7 +247,6 @@ class _View:
         return line | (self._label(one.audit) if one.is_labelled and one.differs.any() else {})
 
     def _label(self, audit: Audit) -> Line:
-        """The label that counts, by its place in the log, and whether the full run is right by it."""
         counts = self._source.counts[audit.id]
         seq = next(label.seq for label in reversed(audit.labels) if label.feedback == counts)
         right, answer = counts.correct, audit.outcome.answer

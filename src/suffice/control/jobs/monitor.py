@@ -78,8 +78,6 @@ class WatchContext:
 
 @dataclass(slots=True)
 class RunAccounts:
-    """Runs since request `since` of the route."""
-
     since: int
     cap_tokens: float | None = None  # of a run; None: the first runs have not all ended
     runs: dict[str, WatchedRun] = field(default_factory=dict)  # by episode
@@ -131,7 +129,6 @@ class RunAccounts:
         return self._displayed(effects, [name for name, _ in largest])
 
     def _displayed(self, rows: Iterable[S], largest: Sequence[str | None]) -> tuple[S, ...]:
-        """Those of the latest versions and the largest classes."""
         newest_first = reversed(self.runs.values())
         latest: Iterable[str] = dict.fromkeys(one.episode.request.policy_version for one in newest_first)
         versions: set[str | None] = {None, *islice(latest, MOST_VERSIONS)}
@@ -166,7 +163,6 @@ class ForecastWindows:
             remember(self._window_of, audit.id, self._open, 2 * MOST_RUNS)
 
     def close_full(self, ended: Iterable[Episode], at_s: float, n: int) -> None:
-        """Close the open window for each batch that these runs complete."""
         for signals in self._drift.batches(ended):
             self._delay.note_look(at_s, n)
             means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read the first step alone
@@ -301,7 +297,7 @@ class RouteWatch:
         )
 
     def look(self) -> tuple[Outlook, tuple[Alert, ...]]:
-        """Add everything up, and say which alerts begin."""
+        """Add everything up; which alerts begin."""
         context, made, before = self.context, self.made, self.alerts
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0

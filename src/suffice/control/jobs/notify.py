@@ -183,7 +183,6 @@ class Notify:
         return [JobReport(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
 
     def _known(self, name: str, desk: JobWriter, log: LogReader) -> _SinkPlace:
-        """What the rows say that a sink knows; a new one begins here and now."""
         sent = deliveries_to(log, name, MOST_TOLD)[::-1]
         if sent:
             told = {one.same: (one.about_s, one.over) for one in sent if one.same}
@@ -205,7 +204,6 @@ class Notify:
         return None
 
     def _next_over(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
-        """That something is over which a sink was told of, and has been for a while."""
         if not self.settings.tell_over:
             return None
         self._alerts = read_told(log, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))

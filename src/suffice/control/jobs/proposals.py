@@ -261,7 +261,6 @@ def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], mat
 
 
 def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> bool:
-    """Show the tuner a run that was asked twice, with that arm; was it one?"""
     request, outcome = item.episode.request, item.episode.outcome
     if not request.audit or outcome.pair_arm != arm or outcome.pair_propensity is None:
         return False

@@ -228,7 +228,6 @@ class ReviewJob(FoldJob[Candidates]):
         self.say(name, f"{plural(len(items), 'run')} to look at{of}")
 
     def _draw(self, fold: Candidates, n: int) -> tuple[ControlDraw, list[ReviewCandidate]]:
-        """Draw the control share from what has ended since the last drawing."""
         n_candidates, drawn = fold.urn.n, fold.urn.draw(n)
         drawing = ControlDraw(
             route=fold.name,

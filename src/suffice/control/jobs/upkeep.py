@@ -166,7 +166,6 @@ class Retain:
             yield after, [*sorted(labels - {row.seq for row in found}), *(row.seq for row in found)]
 
     def _needed_from(self, log: LogReader) -> int:
-        """The first place in the log whose steps a running epoch may still read."""
         decided, first = read_decided(log), last_place(log) + 1
         for name, route in self.settings.routes.items():
             epoch = decided.of(name).epoch if route.certifies_itself else None

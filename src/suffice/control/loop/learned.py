@@ -217,7 +217,6 @@ class LearnedEvidence(EvidenceSource):
     # ---- audits ----------------------------------------------------------------------------------
 
     def _take_audits(self) -> None:
-        """Give the certifier what is new: labels of audits that it has, and audits that it has not."""
         audits, certifier = self.state.audits, self.certifier
         if self.chosen is None:
             self.chosen = choose_features(self.state.context.route.kind, [audit.query for audit in audits])
@@ -263,7 +262,6 @@ class LearnedEvidence(EvidenceSource):
             self.state.index_audits()
 
     def _charge_finish(self, served: FoldedModels | None) -> None:
-        """Charge each level of the version that is judged with what its finish may change."""
         if served is not None:
             places, ends = self.state.places, self.certifier.ends
             self.finish.look(served.n_levels, lambda name: ends(places[name], served) if name in places else None)
@@ -290,7 +288,6 @@ class LearnedEvidence(EvidenceSource):
         return served.version.address if isinstance(served, ServedVersion) else ""
 
     def _draft(self, held: InForce, changes: Sequence[CertifierDecision], reason: str) -> Draft | None:
-        """What is in force, if that is something else than was published before."""
         certifier, before, address = self.certifier, held.publication, self._address()
         served, level = certifier.served, self.level
         share, classes = certifier.share, self._guards.held(level)
@@ -329,7 +326,6 @@ class LearnedEvidence(EvidenceSource):
 
 
 def _answer_at(audit: Audit, row: int) -> str | None:
-    """The answer that a stop after a checkpoint, from 0, would have delivered."""
     answers = [step.answer for step in audit.outcome.steps[: row + 1]]
     if audit.episode.request.kind == "samples":
         return vote.count_votes(answers).answer

@@ -133,7 +133,6 @@ class PairedEvidence(EvidenceSource):
         return self._draft(held, arms)
 
     def _alarm(self, pairs: Sequence[PairedAudit], now: float) -> str | None:
-        """Show the watch what is new and counts; why the epoch ends, or None."""
         if self._watch is None:
             return None
         for audit, pair in zip(self.state.audits, pairs, strict=True):
@@ -173,7 +172,6 @@ class PairedEvidence(EvidenceSource):
 
     @property
     def _timeout(self) -> float:
-        """Age at which a pair counts: its label should be there by then, and its run should have returned."""
         state = self.state
         return max(state.delay.timeout_requests(since=state.epoch.at), state.certifier.run_timeout)
 
@@ -184,7 +182,6 @@ class PairedEvidence(EvidenceSource):
         return delta / COMES_BACK if self._fell and not self.level else delta
 
     def _draft(self, held: InForce, arms: CertifiedArms) -> Draft | None:
-        """What is in force, if that is something else than was published before."""
         state, before, view = self.state, held.publication, arms.views[0]
         if (before.level if before is not None else 0) == self.level:
             return None

@@ -2,14 +2,11 @@
 
     requests, outcomes, labels ──▶ RouteLoop.feed ──▶ Resolution: what to write, all of it or nothing
 
-The loop is a pure fold over the log. Time is the number of the route's requests, and the loop looks at its evidence
-every hundredth of them, whatever the hour and however often somebody asks. So a worker that was killed, a second worker
-and a person who replays the log a year later come to the same decisions, to the last bit. The loop checks decisions
-that the log holds already and does not write them again; it reads fits that the log holds and does not repeat them. If
-replaying the log does not reproduce a published decision, a new epoch begins: losing evidence is safer than
-contradicting it.
-
-Where nothing is learned (a fixed policy, pairs) there is no burst to learn from and no refit.
+The loop is a pure fold over the log. Time is the number of the route's requests, and it looks at its evidence every
+hundredth of them, so a worker that was killed, a second worker and a person who replays the log a year later come to
+the same decisions, to the last bit. Decisions that the log holds are checked and not written again; fits that it holds
+are read and not repeated. If replaying the log does not reproduce a published decision, a new epoch begins: losing
+evidence is safer than contradicting it.
 """
 
 from __future__ import annotations
@@ -213,7 +210,6 @@ class RouteLoop:
     # ---- decisions -------------------------------------------------------------------------------
 
     def _publish(self, draft: Draft) -> Resolution | None:
-        """Write a publication down, or find it in the log."""
         made, expected = draft.publication, self.state.expected
         if not expected:
             self.held = self.held.after(made)
