@@ -45,6 +45,7 @@ ROUTE = Route(
 )
 RULES = Rules(least_stage_s=0.0, warmup_requests=0, warmup_s=0.0)
 SECRET = "the deployment's own"
+SETTINGS = Settings(routes={"r": ROUTE})
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def matches(_: Route) -> Any:
 
 def standing(connection: sqlite3.Connection, world: World) -> Assessment:
     """What whoever asks is told."""
-    return standing_of(connection, world.held, ROUTE, Control(), matches, secret=SECRET, now_s=1_000.0)
+    return standing_of(connection, world.held, SETTINGS, matches, secret=SECRET, now_s=1_000.0)
 
 
 class World:

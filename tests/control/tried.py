@@ -179,7 +179,8 @@ class World:
 
     def standing(self, connection: sqlite3.Connection, route: Route = ROUTE) -> Assessment:
         """What whoever asks is told."""
-        return standing_of(connection, self.held, route, CONTROL, matches, secret=SECRET, now_s=1_000.0)
+        settings = Settings(routes={"r": route}, control=CONTROL)
+        return standing_of(connection, self.held, settings, matches, secret=SECRET, now_s=1_000.0)
 
     def asked(self) -> Assessment:
         with open_reader(self.path) as connection:

@@ -104,21 +104,14 @@ def _services(
         ),
         question_of=_texts(settings),
         analyse=lambda run: experiment_result(path, run, settings),
-        assess=lambda name, run: _standing(settings, path, name, run),
+        assess=lambda _, run: _standing(settings, path, run),
     )
 
 
-def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> RolloutState:
+def _standing(settings: Settings, path: Path, held: RolloutRun) -> RolloutState:
     with open_reader(path) as connection:
-        return standing_of(
-            connection,
-            held,
-            settings.routes[name],
-            settings.control,
-            matching,
-            secret=deployment_salt(settings),
-            now_s=time.time(),
-        ).standing
+        secret, now_s = deployment_salt(settings), time.time()
+        return standing_of(connection, held, settings, matching, secret=secret, now_s=now_s).standing
 
 
 def _effect(settings: Settings, path: Path, item: str) -> str:

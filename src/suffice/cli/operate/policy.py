@@ -65,7 +65,7 @@ def show(route: str, path: str, *, as_json: bool) -> None:
     Where none runs, its latest one is shown.
     """
     with shell.deployment_log(path) as (settings, writer):
-        rules = shell.find_settings(settings, route)
+        shell.find_settings(settings, route)
         mine = [one for one in rollouts.read_rollouts(writer.path) if one.state.route == route]
         if not mine:
             shell.fail(f"there never was a rollout on route {route}; `suffice policy propose` begins one", 1)
@@ -73,9 +73,7 @@ def show(route: str, path: str, *, as_json: bool) -> None:
         if not held.state.over:
             with open_reader(writer.path) as connection:
                 secret = deployment_salt(settings)
-                assessment = standing_of(
-                    connection, held, rules, settings.control, matching, secret=secret, now_s=time.time()
-                )
+                assessment = standing_of(connection, held, settings, matching, secret=secret, now_s=time.time())
     if as_json:
         standing = None if assessment is None else msgspec.to_builtins(assessment.standing)
         shell.print_json({**_plain_rollout(held), "moves": held.moves, "standing": standing})

@@ -20,7 +20,7 @@ from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
-from suffice.settings import Control, Route
+from suffice.settings import Control, Route, Settings
 from suffice.store.database.views import LogReader, read_events
 from suffice.store.routes.in_force import InForce, read_decided, read_holds
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
@@ -121,18 +121,12 @@ def assess_found(
 
 
 def standing_of(
-    log: LogReader,
-    held: RolloutRun,
-    route: Route,
-    control: Control,
-    matches: Matches,
-    *,
-    secret: str,
-    now_s: float,
+    log: LogReader, held: RolloutRun, settings: Settings, matches: Matches, *, secret: str, now_s: float
 ) -> Assessment:
     """What the log says of a rollout now. Raises ConfigError for a version that cannot be read, and StoreError."""
+    route = settings.routes[held.state.route]
     with matches(route) as match:
-        assessor = RolloutAssessor.at(log, held, AuditReplay(route=route, match=match), control, secret=secret)
+        assessor = RolloutAssessor.at(log, held, AuditReplay(route=route, match=match), settings.control, secret=secret)
         return assessor.see(log, held, read_decided(log).of(held.state.route), now_s=now_s)
 
 
