@@ -338,9 +338,7 @@ def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withh
 def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin({"policy": "fixed-rounds", "max_steps": 1})
     with matches(ROUTE) as match, open_reader(world.path) as connection:
-        kept = RolloutAssessor.at(
-            connection, world.held, AuditReplay(route=ROUTE, match=match), Control(), secret=SECRET
-        )
+        kept = RolloutAssessor(connection, world.held, AuditReplay(route=ROUTE, match=match), Control(), secret=SECRET)
     for _ in range(4):
         world.audits(30, p_right=0.97)
         read_to, asked = kept.gathering.seq, list[str]()

@@ -233,7 +233,7 @@ def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:
 def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin()
     with matches(ROUTE) as match, open_reader(world.path) as connection:
-        kept = RolloutAssessor.at(connection, world.held, AuditReplay(route=ROUTE, match=match), CONTROL, secret=SECRET)
+        kept = RolloutAssessor(connection, world.held, AuditReplay(route=ROUTE, match=match), CONTROL, secret=SECRET)
     for at in range(6):
         world.audits(40, labels=at % 2 == 0, sure=None, p_right=0.9)
         if at > 1:

@@ -9,11 +9,10 @@ Everything is a fold over the log: whoever looks at the same rows comes to the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from suffice.control.compare.candidate_certificate import CandidateCertificate
-from suffice.control.compare.counterfactual import AuditReplay, VersionPair, version_pair
+from suffice.control.compare.counterfactual import AuditReplay, VersionPair
 from suffice.control.compare.rollout_evidence import EvidenceFold
 from suffice.control.evidence.scorers import Matches
 from suffice.errors import ConfigError
@@ -51,39 +50,25 @@ class Assessment:
         return (*moves, step) if step is not None else tuple(moves)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class RolloutAssessor:
-    of_route: AuditReplay
-    versions: VersionPair
-    gathering: EvidenceFold
-    asked: set[str]  # episodes whose label was asked for
+    """A rollout that is looked at again and again: its versions, and what was read of it.
 
-    @classmethod
-    def at(
-        cls, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
-    ) -> RolloutAssessor:
-        """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
-        return cls(
-            of_route=of_route,
-            versions=version_pair(log, held, of_route, control, secret=secret),
-            gathering=EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None),
-            asked=read_requested_labels(log, held.state.route),
-        )
+    asked  episodes whose label was asked for
+    """
 
-    def see(
-        self,
-        log: LogReader,
-        held: RolloutRun,
-        decided: InForce,
-        *,
-        now_s: float,
-        reading: Callable[[], None] = lambda: None,
-    ) -> Assessment:
-        """Read what is new, and judge it all; `reading` is called now and then. Raises StoreError."""
-        for number, stored in enumerate(read_events(log, since_seq=self.gathering.seq), 1):
+    def __init__(
+        self, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
+    ) -> None:
+        """Begin with nothing read. Raises ConfigError for a version that cannot be read, and StoreError."""
+        self.of_route = of_route
+        self.versions = VersionPair(log, held, of_route, control, secret=secret)
+        self.gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
+        self.asked = read_requested_labels(log, held.state.route)
+
+    def see(self, log: LogReader, held: RolloutRun, decided: InForce, *, now_s: float) -> Assessment:
+        """Read what is new, and judge it all. Raises StoreError."""
+        for stored in read_events(log, since_seq=self.gathering.seq):
             self.gathering.feed(stored)
-            if number % 1_000 == 0:
-                reading()
         route = self.of_route.route
         self.versions.begin(log)
         evidence = self.gathering.evidence(self.versions.replay, self.of_route.judged, self.versions.watch)
@@ -126,7 +111,7 @@ def standing_of(
     """What the log says of a rollout now. Raises ConfigError for a version that cannot be read, and StoreError."""
     route = settings.routes[held.state.route]
     with matches(route) as match:
-        assessor = RolloutAssessor.at(log, held, AuditReplay(route=route, match=match), settings.control, secret=secret)
+        assessor = RolloutAssessor(log, held, AuditReplay(route=route, match=match), settings.control, secret=secret)
         return assessor.see(log, held, read_decided(log).of(held.state.route), now_s=now_s)
 
 

@@ -174,10 +174,26 @@ class VersionPair:
     """
 
     def __init__(
-        self, of_route: AuditReplay, held: RolloutRun, arms: tuple[Arm, ...], evidence: CandidateEvidence | None
+        self, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
     ) -> None:
-        self.of_route, self.held, self.arms, self.evidence = of_route, held, arms, evidence
+        """Raises ConfigError for a version that cannot be read, and StoreError."""
+        self.held, self.of_route = held, of_route
+        self.arms: tuple[Arm, ...] = ()
+        self.evidence: CandidateEvidence | None = None
         self._known: dict[str, ServedVersion | None] = {}
+        candidate = version_at(log, held.state.candidate, secret=secret)
+        if held.state.fit:
+            self.evidence = CandidateEvidence(
+                version=as_served_version(models_of(candidate)),
+                match=of_route.match,
+                wave=of_route.route.wave,
+                number=held.number,
+                window=window_size(control, of_route.route.max_em_drop),
+            )
+            return
+        other = version_at(log, held.state.in_force, secret=secret)
+        bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, other))
+        self.arms = tuple(Arm(name="", weight=1.0, policy=body) for body in bodies)
 
     def begin(self, log: LogReader) -> None:
         """Read what a look needs of the log. Raises StoreError."""
@@ -256,22 +272,3 @@ def _request(audit: Audit, level: int, would_answer: str | None, why: str) -> La
         answer=audit.outcome.answer,
         why=why,
     )
-
-
-def version_pair(
-    log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
-) -> VersionPair:
-    """The versions of a rollout. Raises ConfigError for one that cannot be read, and StoreError."""
-    candidate = version_at(log, held.state.candidate, secret=secret)
-    if held.state.fit:
-        evidence = CandidateEvidence(
-            version=as_served_version(models_of(candidate)),
-            match=of_route.match,
-            wave=of_route.route.wave,
-            number=held.number,
-            window=window_size(control, of_route.route.max_em_drop),
-        )
-        return VersionPair(of_route, held, (), evidence)
-    other = version_at(log, held.state.in_force, secret=secret)
-    bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, other))
-    return VersionPair(of_route, held, tuple(Arm(name="", weight=1.0, policy=body) for body in bodies), None)

@@ -25,7 +25,7 @@ from suffice.control.evidence.audits import GivenLabel, trusted_label
 from suffice.control.evidence.cold_start import burst_requests
 from suffice.control.evidence.judging import persons_word
 from suffice.control.evidence.versions import active_version, written
-from suffice.control.jobs.base import JobPass, ProposalJob, since
+from suffice.control.jobs.base import JobPass, ProposalJob, rows_since, since
 from suffice.control.loop.paired import FULL, pair_loss
 from suffice.learn.arm_values import ShadowAudit
 from suffice.learn.dataset import build_dataset
@@ -78,8 +78,10 @@ class Advance(ProposalJob):
         began_s = self.monotonic_s()
         if assessor is None or assessor.gathering.held.seq != trial.seq:
             of_route = AuditReplay(route=self.settings.routes[name], match=self.match(name))
-            assessor = RolloutAssessor.at(here.log, trial, of_route, self.settings.control, secret=self.secret)
-        seen = assessor.see(here.log, trial, held, now_s=self.now(), reading=here.desk.renew)
+            assessor = RolloutAssessor(here.log, trial, of_route, self.settings.control, secret=self.secret)
+        for stored in rows_since(here.log, assessor.gathering.seq, here.desk):
+            assessor.gathering.feed(stored)
+        seen = assessor.see(here.log, trial, held, now_s=self.now())
         self._assessors[name] = assessor
         ended_s = self.monotonic_s()
         self._due_s[name] = max(self._due_s[name], ended_s + LEAST_REST * (ended_s - began_s))
