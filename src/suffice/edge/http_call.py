@@ -15,11 +15,7 @@ def helper_client(
 ) -> UpstreamClient:
     """A client for one server, to be used in `async with`; `retries`: only for calls that may be made twice."""
     settings = Upstream(
-        url=url,
-        connect_timeout_s=timeout_s,
-        first_byte_timeout_s=timeout_s,
-        idle_timeout_s=timeout_s,
-        retries=retries,
+        url=url, connect_timeout_s=timeout_s, first_byte_timeout_s=timeout_s, idle_timeout_s=timeout_s, retries=retries
     )
     return UpstreamClient(name, settings, api_key)
 

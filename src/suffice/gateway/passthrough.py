@@ -289,11 +289,7 @@ class _PassedCall:
         route = self._route(intake, named, stored)
         count_stripped(gw, intake)
         arrival = Arrival(
-            episode_id=episode_id,
-            endpoint=self.endpoint.path,
-            caller=caller,
-            model=intake.model,
-            stream=intake.stream,
+            episode_id=episode_id, endpoint=self.endpoint.path, caller=caller, model=intake.model, stream=intake.stream
         )
         served, request, _ = admit(gw, arrival, route, "no_route" if route is None else "endpoint")
         upstream = (route.settings.upstream if route is not None else "") or gw.fallback_upstream()
