@@ -1,11 +1,21 @@
-"""The types of ASGI, and the one reader of request bodies for the gateway and the console."""
+"""What the gateway and the console share: the types of ASGI, the reader of request bodies, and what browsers may do.
+
+A browser runs pages of strangers, who choose the address that it calls:
+
+    Host header ──▶ a name of this server?      Origin, Sec-Fetch-Site ──▶ a page that may call it?
+
+A program sends none of these headers but `Host`, and is not affected. Pure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import lru_cache
+from typing import Any, Final
 
-from suffice.errors import TooLarge
+from suffice.errors import BadRequest, TooLarge
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,3 +41,71 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
         parts.append(part)
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+NAME: Final = r"[a-z0-9_.-]{1,253}"
+_HOST: Final = re.compile(rf"(\[[0-9a-f:.]{{2,45}}\]|{NAME})(?::\d{{1,5}})?")
+
+
+def host_name(header: str) -> str | None:
+    """The name or address in a Host header, without its port; None: it holds neither."""
+    matched = _HOST.fullmatch(header.lower())
+    return matched.group(1).rstrip(".") if matched is not None else None
+
+
+class BrowserPolicy:
+    """Which names browsers may call this server by, and whose pages may call it.
+
+    hosts    names beside localhost and IP addresses
+    origins  other sites whose pages may call it, such as "https://playground.example.com"
+    """
+
+    def __init__(self, *, hosts: Iterable[str], origins: Iterable[str] = ()) -> None:
+        self._hosts = frozenset(name.lower().rstrip(".") for name in hosts)
+        self.origins = frozenset(origins)
+
+    def check_host(self, header: str) -> None:
+        """Refuse a name that a stranger may have made point here: under it their page would be one of ours.
+
+        An address cannot be made to point elsewhere. Raises BadRequest.
+        """
+        host = host_name(header)
+        if host is None or not (host in self._hosts or _is_fixed(host)):
+            raise BadRequest(
+                f"Host header: got {(host or '')[:80]!r}, which is not a name of this server; allowed: localhost,"
+                " IP addresses, [server] host and [server] allowed_hosts",
+                status=421,
+                code="unknown_host",
+            )
+
+    def check_page(self, headers: Mapping[str, str]) -> None:
+        """Refuse what the page of another site sends, unless the settings name its origin. Raises BadRequest.
+
+        Pages cannot set these headers, and a browser sends one of them with every request that can change something.
+        """
+        origin, site, host = (headers.get(name, "") for name in ("origin", "sec-fetch-site", "host"))
+        if origin in self.origins:
+            return
+        if site:
+            is_ours = site == "same-origin" or (site == "none" and not origin)
+        else:  # an old browser, or one that does not trust a plain HTTP address enough to send it
+            is_ours = not origin or (host != "" and origin.partition("://")[2].lower() == host.lower())
+        if not is_ours:
+            raise BadRequest(
+                f"origin: got {origin[:80]!r}, a page of another site; allowed: this server's own pages, programs, and"
+                " pages named in [server] allowed_origins",
+                status=403,
+                code="cross_site",
+            )
+
+
+@lru_cache(maxsize=1024)
+def _is_fixed(host: str) -> bool:
+    """Does this host mean the same address whoever answers DNS queries?"""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True

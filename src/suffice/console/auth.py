@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
-from suffice.browsers import BrowserPolicy
+from suffice.asgi import BrowserPolicy
 from suffice.console.exchange import ConsoleRequest, cookie
 from suffice.errors import BadRequest
 from suffice.telemetry import LOG

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from suffice.asgi import Message, Receive, Scope, Send
-from suffice.browsers import BrowserPolicy
+from suffice.asgi import BrowserPolicy, Message, Receive, Scope, Send
 from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
 from suffice.gateway import feedback
 from suffice.gateway.auth import ANYONE, Caller, KeyLimitError

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from suffice.browsers import host_name
+from suffice.asgi import host_name
 from suffice.errors import BadRequest, TooLarge
 from suffice.gateway.exchange import MAX_HEADERS
 from suffice.settings import Server

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
-from suffice.browsers import BrowserPolicy
+from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth
 from suffice.console.context import ConsoleContext, ConsoleServices
