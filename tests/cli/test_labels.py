@@ -27,7 +27,7 @@ from suffice.review.holds import of_pause
 from suffice.rollout.assign import question_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
-from suffice.store.people.reviews import read_reviews
+from suffice.store.people.deciding import read_reviews
 from suffice.store.routes.in_force import read_holds
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import QuestionText

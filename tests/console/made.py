@@ -9,8 +9,7 @@ from pathlib import Path
 from suffice.review.items import ReviewItem, Source, day_number
 from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.people.deciding import open_incident
-from suffice.store.people.reviews import add_review
+from suffice.store.people.deciding import add_review, open_incident
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, Sources
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Outcome, Publication, Query, Request

@@ -21,7 +21,7 @@ from suffice.review.items import DAY_S, ReviewItem
 from suffice.review.select import answers_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.people.reviews import read_reviews
+from suffice.store.people.deciding import read_reviews
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, LabelRequest, Query
 from suffice.wiring import open_worker

@@ -14,7 +14,7 @@ from suffice.review.items import MOST_CHARS, Shelf, Source
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge, select_word_rows
 from suffice.store.database.views import open_reader
-from suffice.store.people.reviews import kept_sources
+from suffice.store.people.deciding import kept_sources
 from tests.governor.loops import ROUTE, local, served, settings
 from tests.governor.test_decide import decide, gateway, step
 

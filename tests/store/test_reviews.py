@@ -16,7 +16,7 @@ from suffice.review.items import ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import Submission
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
-from suffice.store.people.reviews import (
+from suffice.store.people.deciding import (
     NOTHING_ASKED,
     add_review,
     give_item_back,

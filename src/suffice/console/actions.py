@@ -23,8 +23,17 @@ from suffice.review.items import MOST_TEXT, said_of
 from suffice.sanitize import format_cell
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.people.deciding import decide_incident, end_override, end_pause, open_incident, start_pause
-from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
+from suffice.store.people.deciding import (
+    decide_incident,
+    end_override,
+    end_pause,
+    give_item_back,
+    lease_next,
+    open_incident,
+    read_reviews,
+    start_pause,
+    submit_verdict,
+)
 from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.in_force import read_holds
 

@@ -27,7 +27,7 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.alerts import AlertLog
-from suffice.store.people.reviews import NOTHING_ASKED, Reviews
+from suffice.store.people.deciding import NOTHING_ASKED, Reviews
 from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S

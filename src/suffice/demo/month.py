@@ -46,8 +46,7 @@ from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
 from suffice.store.people.alerts import Notice, plain
-from suffice.store.people.deciding import decide_incident, open_incident
-from suffice.store.people.reviews import ask_about
+from suffice.store.people.deciding import ask_about, decide_incident, open_incident
 from suffice.store.routes.in_force import NOTHING, InForce, read_decided
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, KillSwitchState

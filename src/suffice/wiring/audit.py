@@ -22,7 +22,7 @@ from suffice.store.audit.chain import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import newest_event
 from suffice.store.rows.records import ConfigChange, Export, SettingChange
-from suffice.wiring.keys import deployment_salt, has_secret, secret
+from suffice.wiring.keys import deployment_salt, has_secret
 
 MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'
@@ -40,10 +40,6 @@ def user_name() -> str | None:
 def audit_key(settings: Settings) -> bytes | None:
     """The key of signatures under exported heads; None: there is no secret yet to make it of. Raises ConfigError."""
     return signing_key(deployment_salt(settings)) if has_secret(settings) else None
-
-
-def audit_webhook(settings: Settings) -> str | None:
-    return secret("audit.webhook_env", settings.audit.webhook_env)
 
 
 def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChange | None:

@@ -27,7 +27,7 @@ from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.views import open_reader
-from suffice.store.people.reviews import read_reviews
+from suffice.store.people.deciding import read_reviews
 from suffice.store.routes.rollouts import RolloutRun, propose_learned, take_back
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export

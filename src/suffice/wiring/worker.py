@@ -22,8 +22,7 @@ from suffice.settings import Settings
 from suffice.store.audit.chain import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path
-from suffice.wiring.audit import audit_webhook
-from suffice.wiring.keys import deployment_salt
+from suffice.wiring.keys import deployment_salt, secret
 from suffice.wiring.startup import missing_log_reason, sinks_of
 
 LEARNERS: Final = (Certify, Monitor, Retrain, Tune)
@@ -67,7 +66,7 @@ def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...
         settings=settings.audit,
         path=writer.path,
         key=signing_key(deployment_salt(settings)),
-        webhook=audit_webhook(settings),
+        webhook=secret("audit.webhook_env", settings.audit.webhook_env),
         now=time.time,
         monotonic_s=time.monotonic,
     )
@@ -84,9 +83,5 @@ def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...
 
 def notifier(settings: Settings, path: Path) -> Notify:
     return Notify(
-        settings=settings.alerts,
-        path=path,
-        sinks=sinks_of(settings.alerts),
-        now=time.time,
-        monotonic_s=time.monotonic,
+        settings=settings.alerts, path=path, sinks=sinks_of(settings.alerts), now=time.time, monotonic_s=time.monotonic
     )

@@ -33,8 +33,8 @@ from suffice.store.database.decisions import is_attended
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_request, open_reader, read_episodes
+from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, newest_switching, read_promises
-from suffice.store.people.reviews import read_reviews
 from suffice.store.routes.in_force import NOTHING, Holds, InForce, Phase, phase_of, read_phases
 from suffice.store.routes.rollups import RouteScorer, read_to, snapshot, tallies_now
 from suffice.store.routes.windows import newest_arm, newest_outlook, newest_proposal

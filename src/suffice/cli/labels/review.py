@@ -22,7 +22,7 @@ from suffice.review.queue import ItemState, Queue
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.people.reviews import (
+from suffice.store.people.deciding import (
     ask_about,
     give_item_back,
     kept_question,

@@ -11,7 +11,7 @@ from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
 from suffice.review.queue import ItemState, State
 from suffice.store.database.views import find_event
-from suffice.store.people.reviews import kept_question, kept_sources, read_reviews
+from suffice.store.people.deciding import kept_question, kept_sources, read_reviews
 from suffice.types import Outcome, Request
 
 MOST_WAITING: Final = 30  # that are listed

@@ -26,7 +26,7 @@ from suffice.review.agreement import Effect, LabelEffect, em_of
 from suffice.review.queue import label_of
 from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
-from suffice.store.people.reviews import read_reviews
+from suffice.store.people.deciding import read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import place_before
 

@@ -37,7 +37,7 @@ from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, find_event
-from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
+from suffice.store.people.deciding import NOTHING_ASKED, Reviews, read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import newest_outlook, place_before, read_open_label_requests
 from suffice.store.rows.records import FeedbackEvent

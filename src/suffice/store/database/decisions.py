@@ -185,7 +185,8 @@ class Decisions:
 
     def write_new(self, *events: Event, artefacts: Mapping[str, str] | None = None) -> bool:
         """Write what a person decided; False: somebody was quicker with a part of it, and no row was written."""
-        return all(self.write(None, events, artefacts, all_new=True) or ())
+        new = self.write(None, events, artefacts, all_new=True)
+        return new is not None and all(new)
 
     def decide(self, step: Callable[[LogReader], tuple[Sequence[Event], T] | str]) -> T | str:
         """Decide on what the log holds, and write that; where somebody was quicker, decide anew on what it holds then.
@@ -197,8 +198,9 @@ class Decisions:
                 made = step(connection)
             if isinstance(made, str):
                 return made
-            if self.write_new(*made[0]):
-                return made[1]
+            events, result = made
+            if not events or self.write_new(*events):
+                return result
         raise StoreError(f"store {self.path}: others were quicker {_TRIES} times; try again")
 
     def keep(self, lease: JobLease, work: Callable[[sqlite3.Connection], None]) -> bool:

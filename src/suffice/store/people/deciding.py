@@ -1,25 +1,32 @@
-"""What people decide on a route, written: pauses, incidents opened and decided, overrides set and ended.
+"""What people decide, written: pauses, incidents, overrides, and in the review queue which answers are right.
 
-    read what holds ──▶ review.decide ──▶ rows, all of a decision or none of it
+    read what holds ──▶ review.decide, review.queue ──▶ rows, all of a decision or none of it
 
-Where somebody else decided at the same moment, a decision is made anew on what holds then; a pause is refused instead.
-A log that is locked or full raises StoreError; then nothing was written and everything is as it was.
+Where somebody else decided at the same moment, a decision is made anew on what holds then, so two people cannot both
+have what one of them got; a pause is refused instead. A log that is locked or full raises StoreError; then nothing was
+written and everything is as it was.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, in_words, override_of, resolve_incident
 from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, name_by_hand, why_not
+from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict, VerdictForm
+from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_back, next_for
+from suffice.review.select import item_of, of_run
+from suffice.settings import Review as ReviewRules
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import LogReader, find_event
+from suffice.store.database.views import LogReader, LogSource, find_event, open_reader, read_newer
 from suffice.store.routes.in_force import read_decided, read_holds
 from suffice.store.routes.windows import read_publications
 from suffice.store.rows.events import Event
-from suffice.types import Pause, Publication, Resumption
+from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
+from suffice.types import Outcome, Pause, Publication, Request, Resumption
 
 RACE: Final = "somebody else decided at the same moment; look again"
 
@@ -195,3 +202,109 @@ def decide_incident(
         return [one for one in (made.decision, made.override, made.resumption) if one is not None], made
 
     return writer.decide(step)
+
+
+@dataclass(frozen=True, slots=True)
+class Reviews:
+    seq: int
+    queue: Queue
+
+
+NOTHING_ASKED: Final = Reviews(0, EMPTY)
+
+
+def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
+    """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    rows = read_newer(source, "reviews", known.seq)
+    if not rows:
+        return known
+    events = (stored.event for stored in rows)
+    records = (one for one in events if isinstance(one, ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict))
+    return Reviews(rows[-1].seq, known.queue.after(records))
+
+
+def kept_question(source: LogSource, episode_id: str, *, now_s: float) -> str | None:
+    """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
+    question = find_event(source, QuestionText, episode_id)
+    return question.text if question is not None and now_s < question.expires_at_s else None
+
+
+def kept_sources(source: LogSource, episode_id: str, *, now_s: float) -> Sources | None:
+    """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
+    kept = find_event(source, Sources, episode_id)
+    return kept if kept is not None and now_s < kept.expires_at_s else None
+
+
+# ---- steps in the review queue --------------------------------------------------------------------
+
+
+def lease_next(
+    writer: Decisions, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
+) -> ReviewLease | None:
+    """Take the next item for a reviewer, or give the one again that they have; None: there is none for them.
+
+    third  only items whose reviewers contradict each other
+
+    Raises StoreError.
+    """
+
+    def step(connection: LogReader) -> tuple[list[Event], ReviewLease | None]:
+        queue = read_reviews(connection).queue
+        lease, is_new = next_for(queue, reviewer, now_s=now_s, route=route, third=third) or (None, False)
+        return [lease] if lease is not None and is_new else [], lease
+
+    leased = writer.decide(step)
+    assert not isinstance(leased, str)
+    return leased
+
+
+def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Submission | str:
+    """Take what a reviewer says, with the label that it may come to; a sentence where it cannot be taken.
+
+    Raises StoreError, and then nothing was written: say it again.
+    """
+
+    def step(connection: LogReader) -> tuple[list[Event], Submission] | str:
+        place = read_reviews(connection).queue.places.get(said.item)
+        if place is None:
+            return f"unknown item {said.item!r}: nobody was asked about such a run"
+        made = accept_verdict(place, said, now_s=now_s)
+        if isinstance(made, str):
+            return made
+        label = None if made.label is None else FeedbackEvent(made.label)
+        events = (made.lease, made.verdict, label) if made.verdict is not None else ()
+        return [one for one in events if one is not None], made
+
+    return writer.decide(step)
+
+
+def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, now_s: float) -> bool:
+    """Give an item back without a verdict; False: this reviewer does not have it. Raises StoreError."""
+    place = read_reviews(writer.path).queue.places.get(item)
+    returned = None if place is None else give_back(place, reviewer, reason, now_s=now_s)
+    return returned is not None and writer.write_new(returned)
+
+
+def add_review(writer: Decisions, item: ReviewItem) -> bool:
+    return writer.write_new(item)
+
+
+def ask_about(
+    writer: Decisions, episode_id: str, rules: Mapping[str, ReviewRules], reason: str, author: str, *, now_s: float
+) -> ReviewItem | str:
+    """Ask about a run because a person wants it, whatever the cap; a sentence where that cannot be.
+
+    Raises StoreError.
+    """
+    reason, author = reason.strip(), author.strip()
+    if not reason or not author:
+        return "to ask about a run needs an author and a reason"
+    with open_reader(writer.path) as connection:
+        request, outcome = find_event(connection, Request, episode_id), find_event(connection, Outcome, episode_id)
+    if request is None or outcome is None:
+        return f"unknown run {episode_id!r}, or it has not ended"
+    if request.ungoverned is not None or request.route not in rules:
+        return f"run {episode_id} was not governed, so there is nothing to judge"
+    candidate = of_run(request, outcome, "person", f"asked for by {author}: {reason}")
+    item = item_of(candidate, rules[request.route], now_s=now_s, author=author)
+    return item if add_review(writer, item) else f"somebody is asked about run {episode_id} already"

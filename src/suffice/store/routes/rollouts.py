@@ -286,15 +286,7 @@ def brought_by(held: Sequence[RolloutRun], route: str, address: str) -> RolloutR
 
 
 def learned_candidate(
-    connection: LogReader,
-    name: str,
-    route: Route,
-    held: InForce,
-    address: str,
-    *,
-    by: str,
-    why: str,
-    now_s: float,
+    connection: LogReader, name: str, route: Route, held: InForce, address: str, *, by: str, why: str, now_s: float
 ) -> RolloutCandidate | str:
     """A refit's version that is to be tried on a route; a sentence where it cannot be."""
     problem = _cannot_be_compared(name, route, held)

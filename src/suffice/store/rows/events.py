@@ -157,10 +157,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("kill_switched", records.KillSwitchState, "switching", _switch_key),
     Kind("experiment_started", records.ExperimentStart, "begun", "{0.experiment.name}:{0.experiment.run}"),
     Kind(
-        "experiment_changed",
-        records.ExperimentRevision,
-        "begun",
-        "{0.experiment.name}:{0.experiment.run}:{0.revision}",
+        "experiment_changed", records.ExperimentRevision, "begun", "{0.experiment.name}:{0.experiment.run}:{0.revision}"
     ),
     Kind("experiment_stopped", records.ExperimentEnd, "ended", "{0.experiment}:{0.run}"),
     Kind("review_asked", ReviewItem, "item", _EPISODE),
