@@ -279,11 +279,10 @@ class RouteHolds:
         return self._resumed(record)
 
     def _ended(self, end: OverrideEnd) -> RouteHolds:
-        result = self.override(end.number)
-        if result is None:
+        if (override := self.override(end.number)) is None:
             return self
-        left = tuple(one for one in self.overrides if one is not result)
-        return replace(self, overrides=left, ended=(*self.ended, (result, end)))
+        left = tuple(one for one in self.overrides if one is not override)
+        return replace(self, overrides=left, ended=(*self.ended, (override, end)))
 
     def _opened(self, incident: Incident) -> RouteHolds:
         n_by_hand = self.n_by_hand + (incident.cause == "person")

@@ -397,6 +397,5 @@ def label_of(place: ItemState) -> Feedback | None:
 
 
 def _urgency(place: ItemState) -> tuple[bool, float, float, float]:
-    item = place.item
-    due_s = inf if item.deadline_s is None else item.deadline_s
-    return not place.needs_third, -item.priority, due_s, item.asked_at_s
+    item, due_s = place.item, place.item.deadline_s
+    return not place.needs_third, -item.priority, inf if due_s is None else due_s, item.asked_at_s

@@ -54,9 +54,10 @@ class Completion:
         self._request = request
         self._budget = budget_tokens
         self._max_tokens = _cap(request)
-        self._stops = _stop_words(request)
+        stop = request.body.get("stop")
+        words = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+        self._stops = [word for word in words if isinstance(word, str) and word]
         self._text = ""  # what stop words are looked for in
-        self._tagged = request.is_raw or reply.reasoning_field.startswith("inline")
         self._thought, self._answer = self._plan(request.prefix or _NO_PREFIX, carried=bool(request.prefix))
 
     def _plan(self, prefix: Prefix, *, carried: bool) -> tuple[deque[Token] | None, deque[Token]]:
@@ -121,8 +122,9 @@ class Completion:
     def _close_thought(self) -> None:
         self._thought = None
         # Where the model itself opens the thought, one that never began needs no closing tag.
-        began = self._request.is_raw or self.reply.reasoning_field != "inline" or self.n_reasoning_tokens
-        if self._tagged and began:
+        is_raw, field = self._request.is_raw, self.reply.reasoning_field
+        tagged, began = is_raw or field.startswith("inline"), is_raw or field != "inline" or self.n_reasoning_tokens
+        if tagged and began:
             self._answer.appendleft(Token(channel="tag", text=THINK_CLOSE, logprob=-0.001))
 
     def next(self) -> Token | None:
@@ -172,17 +174,8 @@ def _at(logprobs: tuple[float, ...], position: int) -> float:
 
 
 def _cap(request: FakeRequest) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = count_in(request, name)
-        if value is not None and value > 0:
-            return value
-    return None
-
-
-def _stop_words(request: FakeRequest) -> list[str]:
-    stop = request.body.get("stop")
-    known = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
-    return [word for word in known if isinstance(word, str) and word]
+    values = (count_in(request, name) for name in ("max_completion_tokens", "max_tokens"))
+    return next((value for value in values if value is not None and value > 0), None)
 
 
 def count_in(request: FakeRequest, name: str) -> int | None:

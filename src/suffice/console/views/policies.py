@@ -65,7 +65,8 @@ def policies(view: ViewContext) -> PoliciesView:
 def _policy_of(
     view: ViewContext, name: str, route: Route, held: InForce, rollouts: tuple[RolloutRun, ...]
 ) -> RoutePolicy:
-    now = held.publication
+    now, own = held.publication, own_version(route).address if route.policy else ""
+    serving = read_serving_version(rollouts, name, own) if route.policy else ""
     published = [
         PublicationRow(
             at_s=stored.at_s,
@@ -79,7 +80,7 @@ def _policy_of(
         route=name,
         mode=route.mode,
         owned=str(route.policy.get("policy", "")),
-        brought=_brought(name, route, rollouts),
+        brought="" if serving == own else serving,
         level=held.level,
         paused=held.pause.reason if held.pause is not None else "",
         rollout=read_running_rollouts(rollouts).get(name),
@@ -88,14 +89,6 @@ def _policy_of(
         proposal=newest_proposal(view.connection, name),
         arm=newest_arm(view.connection, name),
     )
-
-
-def _brought(name: str, route: Route, rollouts: tuple[RolloutRun, ...]) -> str:
-    if not route.policy:
-        return ""
-    own = own_version(route).address
-    now = read_serving_version(rollouts, name, own)
-    return "" if now == own else now
 
 
 class RolloutAssessment(ViewRecord, frozen=True):
