@@ -94,25 +94,24 @@ class OpenRuns:
 
     def __init__(self, *, limit: int = OPEN_RUNS, idle_s: float = IDLE_RUN_S) -> None:
         self._limit, self._idle_s = limit, idle_s
-        self._runs: dict[str, tuple[RoundsRun, float]] = {}
+        self._runs: dict[str, tuple[RoundsRun, float, str | None]] = {}  # with its last use, and its opening key
         self._opened: dict[str, str] = {}  # idempotency key of the opening call → episode
-        self._key_of: dict[str, str] = {}
         self.is_watched = False  # a timer will look for abandoned runs
 
     def __len__(self) -> int:
         return len(self._runs)
 
     def put(self, run: RoundsRun, *, key: str | None, now_s: float) -> None:
-        self._runs[run.id] = (run, now_s)
+        self._runs[run.id] = run, now_s, key
         if key is not None:
-            self._opened[key], self._key_of[run.id] = run.id, key
+            self._opened[key] = run.id
 
     def get(self, episode_id: str, *, sender: str, now_s: float) -> RoundsRun | None:
-        run, _ = self._runs.get(episode_id, (None, 0.0))
+        run, _, key = self._runs.get(episode_id, (None, 0.0, None))
         if run is None or run.ledger.request.sender != sender:
             return None
         del self._runs[episode_id]
-        self._runs[episode_id] = (run, now_s)
+        self._runs[episode_id] = run, now_s, key
         return run
 
     def opened_by(self, key: str) -> str | None:
@@ -121,18 +120,18 @@ class OpenRuns:
     def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
         """Remove runs that were idle for too long, and the oldest beyond the limit."""
         while self._runs:
-            run, used_s = next(iter(self._runs.values()))
+            _, used_s, _ = next(iter(self._runs.values()))
             if now_s - used_s <= self._idle_s and len(self._runs) <= self._limit:
                 return
-            yield self._pop(run)
+            yield self._pop_oldest()
 
     def pop_all(self) -> Iterator[RoundsRun]:
         while self._runs:
-            yield self._pop(next(iter(self._runs.values()))[0])
+            yield self._pop_oldest()
 
-    def _pop(self, run: RoundsRun) -> RoundsRun:
-        del self._runs[run.id]
-        if (key := self._key_of.pop(run.id, None)) is not None:
+    def _pop_oldest(self) -> RoundsRun:
+        run, _, key = self._runs.pop(next(iter(self._runs)))
+        if key is not None:
             self._opened.pop(key, None)
         return run
 
