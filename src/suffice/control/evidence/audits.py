@@ -111,7 +111,7 @@ class Audit:
         return replace(self, labels=tuple(sorted((*self.labels, label), key=lambda one: one.seq)), label_at=float(at))
 
 
-Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said of it
+Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: the label that counts
 
 
 def recorded_audit(item: EpisodeWithLabels) -> Audit:

@@ -78,7 +78,7 @@ def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
 def pair_grades(
     outcome: Outcome, word: Feedback | None, grades: JudgeGrades | None, match: Match
 ) -> list[tuple[float, bool]]:
-    """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
+    """The judge's grades beside a person's label: of both answers where that names the right one, else of one."""
     if word is None or grades is None:
         return []
     if word.gold is None:

@@ -388,6 +388,6 @@ def why_of(error: Exception) -> str:
 
 
 def since(name: str, held: InForce, log: LogReader) -> int:
-    """Where the runs of a route begin that count: what came before the epoch is of another world."""
+    """Where the runs of a route begin that count: what came before the epoch belongs to another regime."""
     looked_back = place_before(log, name, LOOK_BACK)
     return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)
