@@ -352,6 +352,8 @@ class Follower:
             LOG.warning("control: the log can be read again, and what it says is in force")
         self._read_s, self._anew, deployment.serves = self._gw.monotonic_s(), False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
+        if deployment.kill.presence is not None:  # for commands that wait until decisions are acted on
+            deployment.kill.presence.update(decided=self._reader.seq)
 
     def _vary(self, running: _RunningVariants) -> None:
         variants = self._gw.deployment.variants
@@ -440,7 +442,6 @@ class Follower:
         else:
             with self._failing_open():
                 self.take(self.look())
-                self._confirm()
                 seen = True
         if not seen:
             self._note_unread()
@@ -452,7 +453,6 @@ class Follower:
             seen = False
             with self._failing_open():
                 self.take(await asyncio.to_thread(self.look))
-                self._confirm()
                 seen = True
             if not seen:
                 self._note_unread()
@@ -460,11 +460,6 @@ class Follower:
                 await asyncio.to_thread(self._keep)
             await self._notified.wait()
             self._notified.clear()
-
-    def _confirm(self) -> None:
-        """Publish up to where decisions are acted on, for commands that wait for it."""
-        if (presence := self._gw.deployment.kill.presence) is not None:
-            presence.update(decided=self._reader.seq)
 
     def glance(self) -> None:
         """Have the log read where rows are new, or where the clock alone changes something."""
