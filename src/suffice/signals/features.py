@@ -215,40 +215,24 @@ def _settled_many(top: Column, second: Column, step: Column, share: Column) -> C
     return np.where(np.isnan(remaining + lead), np.nan, settled)
 
 
+_VOTES = ("top_votes", "second_votes")
+_PLAN = ("step", "step_share")
+_STREAK = "Steps in a row with the same trial answer over the steps so far."
+_REMAINING = "Planned steps that are still to come; unknown without a plan."
+_LEAD = "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan."
+_SETTLED = "1 where the runner-up cannot draw level in the planned steps that remain, else 0; unknown without a plan."
 DERIVED: Final[Mapping[str, DerivedField]] = {
     "tokens_per_step": DerivedField(
         "Tokens generated so far over the steps so far.", ("tokens_used", "step"), _over_step, _over_steps
     ),
-    "streak_share": DerivedField(
-        "Steps in a row with the same trial answer over the steps so far.",
-        ("answer_streak", "step"),
-        _over_step,
-        _over_steps,
-    ),
+    "streak_share": DerivedField(_STREAK, ("answer_streak", "step"), _over_step, _over_steps),
     "vote_share": DerivedField(
         "Steps that gave an answer over the steps so far.", ("n_votes", "step"), _over_step, _over_steps
     ),
-    "lead": DerivedField(
-        "Votes of the leading answer minus those of the runner-up.", ("top_votes", "second_votes"), sub, sub
-    ),
-    "remaining_steps": DerivedField(
-        "Planned steps that are still to come; unknown without a plan.",
-        ("step", "step_share"),
-        _remaining,
-        _remaining_many,
-    ),
-    "lead_share": DerivedField(
-        "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan.",
-        ("top_votes", "second_votes", "step", "step_share"),
-        _lead_share,
-        _lead_share_many,
-    ),
-    "settled": DerivedField(
-        "1 where the runner-up cannot draw level in the planned steps that remain, else 0; unknown without a plan.",
-        ("top_votes", "second_votes", "step", "step_share"),
-        _settled,
-        _settled_many,
-    ),
+    "lead": DerivedField("Votes of the leading answer minus those of the runner-up.", _VOTES, sub, sub),
+    "remaining_steps": DerivedField(_REMAINING, _PLAN, _remaining, _remaining_many),
+    "lead_share": DerivedField(_LEAD, _VOTES + _PLAN, _lead_share, _lead_share_many),
+    "settled": DerivedField(_SETTLED, _VOTES + _PLAN, _settled, _settled_many),
 }
 
 

@@ -27,20 +27,6 @@ _strings: Callable[[bytes], list[str]] = msgspec.json.Decoder(list[str]).decode
 class TextPattern:
     """One chunk with a hole for its text, which is in `field` of the delta; `template` has another text in the hole."""
 
-    __slots__ = (
-        "_after",
-        "_before",
-        "_between",
-        "_edited",
-        "_matched",
-        "_n_after",
-        "_n_around",
-        "_n_before",
-        "_tries",
-        "field",
-        "template",
-    )
-
     def __init__(self) -> None:
         self._before = self._after = self._between = _NEVER
         self._n_before = self._n_after = self._n_around = 1
