@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.scoring.answer import MAX_ANSWER_CHARS
-from suffice.scoring.text import TextScorer
+from suffice.scoring.text import MAX_ANSWER_CHARS, TextScorer
 
 SCORER = TextScorer()
 

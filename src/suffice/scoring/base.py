@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from suffice.errors import ConfigError, name_hint
-from suffice.scoring.answer import shorten
 from suffice.scoring.choice import ChoiceScorer, YesNoScorer
 from suffice.scoring.composite import JsonScorer, ListScorer
 from suffice.scoring.date import DateScorer
 from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer, QuantityScorer
-from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer
+from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer, shorten
 
 
 class Scorer(Protocol):

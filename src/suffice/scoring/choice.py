@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar
 
-from suffice.scoring.answer import AnnouncementPattern, ByNormalForm, last_boxed, last_part, marked_answer
+from suffice.scoring.text import AnnouncementPattern, ByNormalForm, last_boxed, last_part, marked_answer
 
 _OPEN = r"[\s(\[{（【*_$\"'`]{0,6}"
 _NAMED = r"(?i:(?:option|choice|letter)\s{1,4})?"

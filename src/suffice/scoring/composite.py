@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 from suffice.errors import ConfigError
-from suffice.scoring.answer import (
+from suffice.scoring.number import exact_number
+from suffice.scoring.text import (
     MAX_ANSWER_CHARS,
     ByNormalForm,
     Comparer,
+    TextScorer,
     cap_answer,
     check_flag,
     check_text,
@@ -25,8 +27,6 @@ from suffice.scoring.answer import (
     says_something,
     strip_control_characters,
 )
-from suffice.scoring.number import exact_number
-from suffice.scoring.text import TextScorer
 
 MAX_DEPTH = 64
 MAX_ITEMS = 1_000

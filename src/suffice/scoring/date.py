@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.scoring.answer import ByNormalForm, check_word, last_part, marked_answer
+from suffice.scoring.text import ByNormalForm, check_word, last_part, marked_answer
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch; the English short forms.
 _MONTH_WORDS = (

@@ -11,8 +11,10 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from suffice.scoring.answer import (
+from suffice.scoring.number import VULGAR_FRACTIONS, NumberScorer, exact_number
+from suffice.scoring.text import (
     MAX_ANSWER_CHARS,
+    TextScorer,
     digest_text,
     is_digest,
     last_announced,
@@ -22,8 +24,6 @@ from suffice.scoring.answer import (
     settle,
     strip_control_characters,
 )
-from suffice.scoring.number import VULGAR_FRACTIONS, NumberScorer, exact_number
-from suffice.scoring.text import TextScorer
 
 _NUMBER = NumberScorer()
 _EXACT = re.compile(r"-?\d+(?:\.\d+|/\d+)?")

@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.scoring.answer import AnnouncementPattern, ByNormalForm, check_word, last_boxed, last_part
+from suffice.scoring.text import AnnouncementPattern, ByNormalForm, check_word, last_boxed, last_part
 
 MAX_DIGITS = 1_000
 _MAX_FRACTION_DIGITS = 18  # longer ones are compared as written
