@@ -327,7 +327,7 @@ def _settings(database: Path, rate: float) -> Settings:
 
 def _gateway(log: SqliteLog, sampling: LogSampler, now: Callable[[], float]) -> GatewayState:
     """As much of a gateway as keeps books."""
-    parts = {"log": log, "metrics": Metrics(), "sampling": sampling, "limits": KeyLimits()}
+    parts = {"log": log, "metrics": Metrics(), "sampling": sampling, "clients": SimpleNamespace(limits=KeyLimits())}
     return cast(GatewayState, SimpleNamespace(**parts, monotonic_s=now, wall_s=now))
 
 

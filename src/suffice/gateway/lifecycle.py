@@ -357,7 +357,7 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
     if end != "done":
         ledger.end_reason = end
     outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
-    _write_outcome(gw, ledger, outcome)
+    write_outcome(gw, ledger, outcome)
     _count(gw, ledger, outcome)
     _count_extra_calls(gw, ledger)
     request, now_s, statistics = ledger.request, gw.monotonic_s(), gw.statistics[ledger.request.route]
@@ -374,7 +374,7 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
         gw.deployment.check_answers(request.route, tuple(statistics.extracted))
 
 
-def _write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
+def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
     """The one outcome as a row, or in the counts. A request that ends badly has rows, drawn or not."""
     if not ledger.has_rows and ended_badly(outcome):
         ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
