@@ -10,18 +10,8 @@ from typing import Any
 from suffice.errors import UpstreamError
 from suffice.settings import Upstream
 from suffice.types import Verdict
+from suffice.upstream import wire
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
-from suffice.upstream.wire import (
-    DONE_DATA,
-    REASONING_FIELDS,
-    SseSplitter,
-    WireUsage,
-    decode_chunk,
-    decode_json,
-    encode_json,
-    logprobs_of,
-    reasoning_of,
-)
 
 CHAT = "/v1/chat/completions"
 _SAID_CHARS = 120  # of a server's own error message
@@ -83,7 +73,7 @@ class Whole:
     @property
     def text(self) -> str:
         message = self.choices[0].get("message") if self.choices else None
-        parts = (within(message, name) for name in (*REASONING_FIELDS, "content"))
+        parts = (within(message, name) for name in (*wire.REASONING_FIELDS, "content"))
         return "".join(part for part in parts if isinstance(part, str))
 
     @property
@@ -103,7 +93,7 @@ class StreamTranscript:
     n_logprobs: int = 0
     n_rivals: int = 0  # listed beside the first token
     n_tool_pieces: int = 0
-    usage: WireUsage | None = None
+    usage: wire.WireUsage | None = None
     null_usage: bool = False  # did other chunks carry `usage: null`?
     timings: Mapping[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
@@ -133,7 +123,7 @@ class StreamTranscript:
 
     def take(self, data: bytes) -> None:
         """Add a chunk of the stream."""
-        chunk, raw = decode_chunk(data), _object(data)
+        chunk, raw = wire.decode_chunk(data), _object(data)
         self.completion_id = chunk.id or self.completion_id
         self.usage = chunk.usage or self.usage
         self.null_usage = self.null_usage or ("usage" in raw and raw["usage"] is None)
@@ -143,11 +133,11 @@ class StreamTranscript:
             if choice.index != 0:
                 continue
             self.finish_reason = choice.finish_reason or self.finish_reason
-            logprobs = logprobs_of(choice)
+            logprobs = wire.logprobs_of(choice)
             if logprobs and not self.n_logprobs:
                 self.n_rivals = len(logprobs[0].top)
             self.n_logprobs += len(logprobs)
-            thought, name = reasoning_of(choice.delta) if choice.delta else ("", "")
+            thought, name = wire.reasoning_of(choice.delta) if choice.delta else ("", "")
             text = choice.text or (choice.delta.content if choice.delta else None) or ""
             calls_tool = bool(choice.delta and choice.delta.calls_tool)
             self.thought, self.content = self.thought + thought, self.content + text
@@ -207,7 +197,7 @@ class Talk:
         self.n_calls += 1
         status, data = await self.client.get(path, timeout_s=self.timeout_s)
         try:
-            return status, decode_json(data)
+            return status, wire.decode_json(data)
         except (UpstreamError, ValueError):
             return status, data.decode("utf-8", "replace")
 
@@ -222,7 +212,7 @@ class Talk:
     async def open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Call]:
         """Send a request; leaving the block early hangs up. Raises UpstreamError."""
         self.n_calls += 1
-        async with self.client.open(path, encode_json(body), governed_headers([])) as call:
+        async with self.client.open(path, wire.encode_json(body), governed_headers([])) as call:
             self.headers |= {name.lower(): value for name, value in call.headers}
             yield call
 
@@ -252,10 +242,10 @@ class Talk:
         if call.status != 200:
             seen.error = _object(await call.read_all())
             return
-        splitter, done = SseSplitter(), False
+        splitter, done = wire.SseSplitter(), False
         while not done and (data := await call.read()):
             for frame in splitter.feed(data):
-                done = done or frame.data == DONE_DATA
+                done = done or frame.data == wire.DONE_DATA
                 if frame.data is None or done:
                     continue
                 before = seen.n_pieces
@@ -274,7 +264,7 @@ def _check(answer: Whole | StreamTranscript, refusal: str | None) -> None:
 
 def _object(data: bytes) -> Mapping[str, Any]:
     try:
-        result = decode_json(data)
+        result = wire.decode_json(data)
     except (UpstreamError, ValueError):
         return {}
     return result if isinstance(result, Mapping) else {}

@@ -16,19 +16,8 @@ from suffice.formatting import iso
 from suffice.rollout.assign import conversation_key
 from suffice.settings import Settings
 from suffice.store.audit.personal import PARTS
+from suffice.store.database import erasing
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import (
-    ErasureOrder,
-    ErasureTally,
-    conversation_senders,
-    erase_words,
-    exports_since,
-    find_episodes,
-    purge,
-    select_expired_rows,
-    select_label_rows,
-    select_word_rows,
-)
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.wiring.audit import user_name
 from suffice.wiring.files import load_deployment
@@ -87,14 +76,14 @@ def erase(
         named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
         with open_reader(writer.path) as connection:
             if limit_s is None:
-                runs = [*episodes, *chain(*(find_episodes(connection, unit) for unit in units))]
-                rows = sorted({seq for name in runs for seq in select_word_rows(connection, name)})
+                runs = [*episodes, *chain(*(erasing.find_episodes(connection, unit) for unit in units))]
+                rows = sorted({seq for name in runs for seq in erasing.select_word_rows(connection, name)})
             else:
                 rows = _rows_before(connection, limit_s)
         if dry_run or not rows:
             click.echo(f"{len(rows):,} rows may hold {', '.join(wanted)}; nothing was changed")
             raise SystemExit(0 if rows else 1)
-        order = ErasureOrder(
+        order = erasing.ErasureOrder(
             erasure_id=f"er_{secrets.token_hex(8)}",
             what=", ".join(named) or f"older than {older_than}",
             parts=wanted,
@@ -114,10 +103,12 @@ def _limit_s(text: str) -> float:
 
 def _rows_before(connection: LogReader, limit_s: float) -> list[int]:
     matching, after, last = set[int](), 0, last_place(connection)
-    while rows := select_expired_rows(connection, limit_s, after_seq=after, until_seq=last):
+    while rows := erasing.select_expired_rows(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq
         matching.update(row.seq for row in rows)
-        matching.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))
+        matching.update(
+            seq for row in rows if row.kind == "outcome" for seq in erasing.select_label_rows(connection, row.key)
+        )
     return sorted(matching)
 
 
@@ -130,22 +121,24 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
         return unit
     salt = deployment_salt(settings)
     with open_reader(writer.path) as connection:
-        names = {sender: conversation_key(sender, unit, salt=salt) for sender in conversation_senders(connection)}
-        entries = {sender: name for sender, name in names.items() if find_episodes(connection, name)}
+        names = {
+            sender: conversation_key(sender, unit, salt=salt) for sender in erasing.conversation_senders(connection)
+        }
+        entries = {sender: name for sender, name in names.items() if erasing.find_episodes(connection, name)}
     if len(entries) > 1:
         text = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(entries.items()))
         raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(entries)} senders; name one of {text}")
     return next(iter(entries.values()), conversation_key("", unit, salt=salt))
 
 
-def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
+def _erase(writer: Decisions, order: erasing.ErasureOrder, rows: list[int]) -> None:
     """Erase and say what was done; exits with 1 when not all of it is gone yet. Raises StoreError."""
-    tally = ErasureTally()
-    erase_words(writer, order, rows, tally)
-    is_gone = purge(writer.path)
+    tally = erasing.ErasureTally()
+    erasing.erase_words(writer, order, rows, tally)
+    is_gone = erasing.purge(writer.path)
     click.echo(f"{order.what}: {', '.join(order.parts)} erased in {tally.n_rows:,} of {len(rows):,} rows")
     with open_reader(writer.path) as connection:
-        for at_s, where in exports_since(connection, rows[0]):
+        for at_s, where in erasing.exports_since(connection, rows[0]):
             click.echo(f"exported on {iso(at_s)[:10]} to {where}: this copy was not reached")
     if not is_gone:
         why = "another process was reading, so that the write-ahead log still holds the words"

@@ -22,15 +22,7 @@ from suffice.review.queue import ItemState, Queue
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.people.deciding import (
-    ask_about,
-    give_item_back,
-    kept_question,
-    kept_sources,
-    lease_next,
-    read_reviews,
-    submit_verdict,
-)
+from suffice.store.people import deciding
 from suffice.wiring.files import question_texts, questions_file
 
 _REVIEWER = shell.option("--reviewer", help="Who looks. [default: the user of this computer]")
@@ -86,7 +78,7 @@ def _read_queue(path: str, route: str | None) -> tuple[Settings, Queue]:
     with shell.deployment_log(path) as (settings, writer):
         if route is not None:
             shell.find_settings(settings, route)
-        return settings, read_reviews(writer.path).queue
+        return settings, deciding.read_reviews(writer.path).queue
 
 
 _TAKE = shell.stacked(shell.ROUTE, _REVIEWER, _QUESTIONS, shell.CONFIG, shell.JSON)
@@ -129,11 +121,11 @@ def submit(
     name = shell.author_name(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
     with shell.deployment_log(path, again=again) as (settings, writer):
-        place = read_reviews(writer.path).queue.places.get(item)
+        place = deciding.read_reviews(writer.path).queue.places.get(item)
         if place is None:
             shell.fail(f"unknown item {item!r}; see suffice review list", 1)
         outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
-        result = outcome if isinstance(outcome, str) else submit_verdict(writer, outcome, now_s=time.time())
+        result = outcome if isinstance(outcome, str) else deciding.submit_verdict(writer, outcome, now_s=time.time())
         if isinstance(result, str):
             shell.fail(result, 1)
         effect = _effect(settings, writer, place.item)
@@ -151,7 +143,7 @@ def submit(
 def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply | str:
     """Ask people about run EPISODE, whatever the day's cap."""
     rules = {name: route.review for name, route in by.settings.routes.items()}
-    about = ask_about(by.writer, episode, rules, by.reason, by.author, now_s=by.now_s)
+    about = deciding.ask_about(by.writer, episode, rules, by.reason, by.author, now_s=by.now_s)
     return about if isinstance(about, str) else shell.CommandReply(about, f"{episode}: waits for a reviewer")
 
 
@@ -199,9 +191,9 @@ def _go_through(
         if route is not None:
             shell.find_settings(settings, route)
         texts = _QuestionTexts(settings, writer.path, questions)
-        while (lease := lease_next(writer, name, now_s=time.time(), route=route, third=third)) is not None:
+        while (lease := deciding.lease_next(writer, name, now_s=time.time(), route=route, third=third)) is not None:
             n += 1
-            place = read_reviews(writer.path).queue.places[lease.item]
+            place = deciding.read_reviews(writer.path).queue.places[lease.item]
             _print(place, lease, texts, as_json=as_json)
             if as_json or not sys.stdin.isatty() or not _answer(settings, writer, place.item, name):
                 return
@@ -256,12 +248,12 @@ def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) 
         elif key == "r":
             reason = click.prompt("reason", default="", show_default=False)
         elif key in ("s", "q", "\x03", "\x04"):
-            give_item_back(writer, item.episode_id, name, "skipped", now_s=time.time())
+            deciding.give_item_back(writer, item.episode_id, name, "skipped", now_s=time.time())
             return key == "s"
         elif word is not None:
             outcome = said_of(item, word, reviewer=name, corrected=corrected, reason=reason)
             assert not isinstance(outcome, str)
-            result = submit_verdict(writer, outcome, now_s=time.time())
+            result = deciding.submit_verdict(writer, outcome, now_s=time.time())
             click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
             click.echo(f"  {_effect(settings, writer, item).said}")
             return True
@@ -283,7 +275,7 @@ class _QuestionTexts:
 
     def question(self, item: ReviewItem) -> tuple[str | None, str]:
         """The text, and where it comes from or why it cannot be had."""
-        kept = kept_question(self._log, item.episode_id, now_s=time.time())
+        kept = deciding.kept_question(self._log, item.episode_id, now_s=time.time())
         if kept is not None:
             return kept, "kept in the log:"
         file = self._given or questions_file(self._settings, item.route)
@@ -298,5 +290,5 @@ class _QuestionTexts:
         return result, f"from {file}:" if result is not None else f"cannot be had: it is not in {file}"
 
     def sources(self, item: ReviewItem) -> tuple[Source, ...]:
-        kept = kept_sources(self._log, item.episode_id, now_s=time.time())
+        kept = deciding.kept_sources(self._log, item.episode_id, now_s=time.time())
         return () if kept is None else kept.sources

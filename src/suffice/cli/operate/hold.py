@@ -16,16 +16,7 @@ from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm, in_words
 from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, describe_override
 from suffice.store.database.views import newest_of, open_reader
-from suffice.store.people.deciding import (
-    decide_incident,
-    end_override,
-    end_pause,
-    fitting,
-    open_incident,
-    read_now,
-    set_override,
-    start_pause,
-)
+from suffice.store.people import deciding
 from suffice.store.routes.in_force import read_holds
 from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import setup_of
@@ -40,7 +31,7 @@ def pause(**given: Any) -> None:
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    _pause_or_resume("pause", start_pause, **given, again="`suffice kill` needs no database.")
+    _pause_or_resume("pause", deciding.start_pause, **given, again="`suffice kill` needs no database.")
 
 
 @click.command(cls=shell.Command)
@@ -50,7 +41,7 @@ def resume(**given: Any) -> None:
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    _pause_or_resume("resume", end_pause, **given)
+    _pause_or_resume("resume", deciding.end_pause, **given)
 
 
 def _pause_or_resume(
@@ -111,7 +102,7 @@ def set_route_override(
     publication  pin: number of the earlier publication to be served; None: what is in force
     """
     rules, setup = by.rules(route), setup_of(by.settings, route)
-    return set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
+    return deciding.set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
 
 
 @override.command("list")
@@ -153,7 +144,7 @@ def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: 
 @shell.decision("It still holds.")
 def end(by: shell.PendingDecision, route: str, number: int) -> shell.CommandReply | str:
     """End override NUMBER of ROUTE before its date."""
-    result = end_override(by.writer, route, by.rules(route), number, by.reason, by.author, now_s=by.now_s)
+    result = deciding.end_override(by.writer, route, by.rules(route), number, by.reason, by.author, now_s=by.now_s)
     if isinstance(result, str):
         return result
     return shell.CommandReply(result, f"route {route}: override {number} has ended; now: {result.after}")
@@ -205,8 +196,8 @@ def show_incident(name: str, path: str, *, as_json: bool) -> None:
     """Show incident NAME: its evidence, the decision, and which publications can be rolled back to."""
     with shell.deployment_log(path) as (config, writer), open_reader(writer.path) as connection:
         route, case = _find_incident(writer.path, name)
-        now = read_now(connection, route, shell.find_settings(config, route))
-        able = fitting(connection, now, now_s=time.time())
+        now = deciding.read_now(connection, route, shell.find_settings(config, route))
+        able = deciding.fitting(connection, now, now_s=time.time())
         holds = in_words(now, now_s=time.time())
     if as_json:
         shell.print_json(
@@ -249,7 +240,9 @@ def decide_(
     route, _ = _find_incident(by.writer.path, name)
     rules, setup = by.rules(route), setup_of(by.settings, route)
     asked = IncidentForm(incident=name, decision=decision, **by.signed, **form)
-    result = decide_incident(by.writer, rules, route, asked, now_s=by.now_s, publication=publication, setup=setup)
+    result = deciding.decide_incident(
+        by.writer, rules, route, asked, now_s=by.now_s, publication=publication, setup=setup
+    )
     if isinstance(result, str):
         return f"{name} {result}" if result.startswith("is ") else result
     made = result.decision
@@ -266,7 +259,7 @@ def open_(
 ) -> shell.CommandReply | str:
     """Open an incident on ROUTE by hand."""
     rules = by.rules(route)
-    result = open_incident(
+    result = deciding.open_incident(
         by.writer, route, rules, by.reason, by.author, now_s=by.now_s, evidence=evidence, pauses=pauses
     )
     if isinstance(result, str):
