@@ -1,7 +1,6 @@
 """A file that is there in full or not at all; who may read it; a file's bytes, packed or not; a line of JSON lines.
 
-It is written under another name in the same folder, synced, and renamed. A reader sees the old
-file or the new one, and an error in the middle leaves the old one as it was. Refuses to know what a file means.
+A file is written under another name in the same folder, synced, and renamed: a reader sees the old one or the new one.
 """
 
 from __future__ import annotations

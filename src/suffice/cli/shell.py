@@ -299,9 +299,12 @@ def author_name(author: str | None) -> str:
 
 
 @contextmanager
-def deployment_log(path: str, *, waits: bool = False, again: str | None = None) -> Iterator[tuple[Settings, Decisions]]:
+def deployment_log(
+    path: str, route: str | None = None, *, waits: bool = False, again: str | None = None
+) -> Iterator[tuple[Settings, Decisions]]:
     """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError.
 
+    route  that must be in the settings; None: any
     waits  the caller waits for gateways itself; else, where something was decided and none runs, that is said
     again  the block writes all or nothing, and a StoreError says so, with what to do once the log works again
     """
@@ -314,6 +317,8 @@ def deployment_log(path: str, *, waits: bool = False, again: str | None = None) 
     try:
         settings = load_deployment(path)
         with open_decisions(settings, create=False) as writer:
+            if route is not None:
+                find_settings(settings, route)
             yield settings, writer
     except StoreError as error:
         if again is None:

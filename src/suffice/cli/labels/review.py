@@ -75,9 +75,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
 
 
 def _read_queue(path: str, route: str | None) -> tuple[Settings, Queue]:
-    with shell.deployment_log(path) as (settings, writer):
-        if route is not None:
-            shell.find_settings(settings, route)
+    with shell.deployment_log(path, route) as (settings, writer):
         return settings, deciding.read_reviews(writer.path).queue
 
 
@@ -187,9 +185,7 @@ def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
     name, n = shell.author_name(reviewer), 0
-    with shell.deployment_log(path, again="Your item goes back by itself.") as (settings, writer):
-        if route is not None:
-            shell.find_settings(settings, route)
+    with shell.deployment_log(path, route, again="Your item goes back by itself.") as (settings, writer):
         texts = _QuestionTexts(settings, writer.path, questions)
         while (lease := deciding.lease_next(writer, name, now_s=time.time(), route=route, third=third)) is not None:
             n += 1

@@ -55,8 +55,7 @@ def _pause_or_resume(
     wait_s: float,
     again: str = "",
 ) -> None:
-    with shell.deployment_log(path, waits=True, again=again) as (settings, writer):
-        shell.find_settings(settings, route)
+    with shell.deployment_log(path, route, waits=True, again=again) as (settings, writer):
         problem = decide(writer, route, reason=reason, author=shell.author_name(author))
         with open_reader(writer.path) as connection:
             seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))
@@ -112,10 +111,8 @@ def set_route_override(
 @shell.JSON
 def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List overrides: what they hold, who set them, why and until when."""
-    with shell.deployment_log(path) as (settings, writer):
+    with shell.deployment_log(path, route) as (settings, writer):
         names = list(settings.routes) if route is None else [route]
-        for name in names:
-            shell.find_settings(settings, name)
         holds = read_holds(writer.path)
     now_s = time.time()
 
@@ -166,9 +163,7 @@ def incident() -> None:
 @shell.JSON
 def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List incidents, oldest first."""
-    with shell.deployment_log(path) as (settings, writer):
-        if route is not None:
-            shell.find_settings(settings, route)
+    with shell.deployment_log(path, route) as (_, writer):
         holds = read_holds(writer.path)
     cases = [
         case
