@@ -232,7 +232,7 @@ class SqliteLog(EventQueue):
             for item in batch:
                 self._fill_row(item)
             try:
-                n_written, receipts = self._commit([item for item in batch if not item.given_up])
+                n_written, receipts = self._commit(batch)
             except sqlite3.Error as error:
                 self._postpone(batch, error)
                 if self._closing and time.monotonic() >= self._deadline_s:
@@ -272,7 +272,7 @@ class SqliteLog(EventQueue):
         appender = Appender(connection, owner=self._owner, redact=self._redact)
         for item in items:
             row = item.row
-            if row is None:
+            if row is None or item.given_up:  # asked now, since another process may have held the lock until now
                 continue
             is_new = appender.add(row, item.at_s)
             if is_new:
