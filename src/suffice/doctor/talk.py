@@ -121,31 +121,6 @@ class StreamTranscript:
         new, cached = self.timings.get("prompt_n"), self.timings.get("cache_n")
         return new + cached if isinstance(new, int) and isinstance(cached, int) else None
 
-    def take(self, data: bytes) -> None:
-        """Add a chunk of the stream."""
-        chunk, raw = wire.decode_chunk(data), _object(data)
-        self.completion_id = chunk.id or self.completion_id
-        self.usage = chunk.usage or self.usage
-        self.null_usage = self.null_usage or ("usage" in raw and raw["usage"] is None)
-        if isinstance(raw.get("timings"), Mapping):
-            self.timings = raw["timings"]
-        for choice in chunk.choices or ():
-            if choice.index != 0:
-                continue
-            self.finish_reason = choice.finish_reason or self.finish_reason
-            logprobs = wire.logprobs_of(choice)
-            if logprobs and not self.n_logprobs:
-                self.n_rivals = len(logprobs[0].top)
-            self.n_logprobs += len(logprobs)
-            thought, name = wire.reasoning_of(choice.delta) if choice.delta else ("", "")
-            text = choice.text or (choice.delta.content if choice.delta else None) or ""
-            calls_tool = bool(choice.delta and choice.delta.calls_tool)
-            self.thought, self.content = self.thought + thought, self.content + text
-            self.thought_field = name or self.thought_field
-            self.n_thought_pieces += bool(thought)
-            self.n_tool_pieces += calls_tool
-            self.n_pieces += bool(thought or text or calls_tool)
-
 
 class Talk:
     """The calls that experiments make, and what they have seen so far.
@@ -249,7 +224,7 @@ class Talk:
                 if frame.data is None or done:
                     continue
                 before = seen.n_pieces
-                seen.take(frame.data)
+                _take(seen, frame.data)
                 if seen.n_pieces > before:
                     seen.first_s = self.clock_s() - start_s if seen.first_s is None else seen.first_s
                     yield
@@ -268,3 +243,28 @@ def _object(data: bytes) -> Mapping[str, Any]:
     except (UpstreamError, ValueError):
         return {}
     return result if isinstance(result, Mapping) else {}
+
+
+def _take(seen: StreamTranscript, data: bytes) -> None:
+    chunk, raw = wire.decode_chunk(data), _object(data)
+    seen.completion_id = chunk.id or seen.completion_id
+    seen.usage = chunk.usage or seen.usage
+    seen.null_usage = seen.null_usage or ("usage" in raw and raw["usage"] is None)
+    if isinstance(raw.get("timings"), Mapping):
+        seen.timings = raw["timings"]
+    for choice in chunk.choices or ():
+        if choice.index != 0:
+            continue
+        seen.finish_reason = choice.finish_reason or seen.finish_reason
+        logprobs = wire.logprobs_of(choice)
+        if logprobs and not seen.n_logprobs:
+            seen.n_rivals = len(logprobs[0].top)
+        seen.n_logprobs += len(logprobs)
+        thought, name = wire.reasoning_of(choice.delta) if choice.delta else ("", "")
+        text = choice.text or (choice.delta.content if choice.delta else None) or ""
+        calls_tool = bool(choice.delta and choice.delta.calls_tool)
+        seen.thought, seen.content = seen.thought + thought, seen.content + text
+        seen.thought_field = name or seen.thought_field
+        seen.n_thought_pieces += bool(thought)
+        seen.n_tool_pieces += calls_tool
+        seen.n_pieces += bool(thought or text or calls_tool)
