@@ -1,7 +1,4 @@
-"""The table of all policies, and the way from configuration to policy and back.
-
-The table holds what the modules of this package declare: a new policy is one new file here.
-"""
+"""The table of policies, and conversion between configuration and policy. To add one, add a file here."""
 
 from __future__ import annotations
 
@@ -32,24 +29,23 @@ def _declared_policies() -> dict[str, type[Policy]]:
 
 POLICIES: dict[str, type[Policy]] = _declared_policies()  # other packages add theirs, see `suffice.plugins`
 
-_MAX_DEPTH = 8  # of policies inside policies
+_MAX_DEPTH = 8  # of nested policies
 
 
 def build_policy(spec: Mapping[str, Any]) -> Policy:
-    """Turn `{"policy": name, **parameters}` into a policy; an empty mapping is `never`.
+    """Build a policy from `{"policy": name, **parameters}`; an empty mapping is `never`.
 
-    A parameter that is itself a policy is written as such a mapping, a list as a list.
-    Raises ConfigError, and nothing else, whatever is in the mapping: for an unknown name or parameter with
-    the nearest known one, for a missing parameter, and for a value of the wrong type or out of range.
+    A nested policy is written as such a mapping. Raise ConfigError, and nothing else, for an unknown name or parameter
+    (with the nearest known one), a missing parameter, and a value of the wrong type or out of range.
     """
     return _build("policy", spec, _MAX_DEPTH)
 
 
 def version_of(policy: Policy) -> str:
-    """The policy's address by content, such as `p-1a2b3c4d5e6f`: equal policies, equal versions, everywhere.
+    """The content address of a policy, such as `p-1a2b3c4d5e6f`: equal policies have equal versions.
 
-    48 bits of BLAKE2b over the canonical JSON of `describe`, without the parameters that came later and
-    stand at their default: an old version stays what it was. A learned model counts by its own address.
+    48 bits of BLAKE2b over the canonical JSON of `describe`. Parameters marked `Later` count only when they differ from
+    their default, so old versions do not change. A learned model counts by its own address.
     """
     written = describe(policy, in_full=False)
     canonical = json.dumps(written, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -85,9 +81,9 @@ def _read(parameter: Parameter, where: str, given: Mapping[str, object], depth: 
 def describe(policy: Policy, *, in_full: bool = True) -> dict[str, Any]:
     """The mapping from which `build_policy` builds an equal policy.
 
-    in_full  every parameter is written out; else as a version counts it
+    in_full  write out every parameter and model; otherwise write what `version_of` hashes
 
-    Raises ConfigError for an object whose class is not in POLICIES.
+    Raise ConfigError for an object whose class is not in POLICIES.
     """
     name = getattr(policy, "name", None)
     if not isinstance(name, str) or POLICIES.get(name) is not type(policy):

@@ -1,8 +1,7 @@
-"""The same rule for many steps at once: columns of signals in, one stop code a step out.
+"""Policies over many steps at once: columns of signals in, one stop code per step out.
 
-A column is a float64 array named like the field of Signals that it holds (or of a fold of another
-package), one row a step of any run; NaN is *unknown*, and so is a column that is not there. `answer` holds
-a code for each answer, NaN for none.
+A column is a float64 array named after its field of Signals, with one row per step. NaN and a missing column mean
+*unknown*. `answer` holds one code per distinct answer, NaN for none.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ CODES: Final[Mapping[StopReason | None, int]] = {
 
 
 class AskedColumns(dict[str, NDArray[np.float64]]):
-    """Columns that know which run each row is of and what was asked in it, for the rules that read queries.
+    """Columns with the query of each run, for policies that read queries.
 
-    queries  what was known before the first token, one for each run
-    run      which of `queries` belongs to a row, shape (n rows,)
+    queries  one per run, as known before the first token
+    run      the index into `queries` of each row, shape (n rows,)
     """
 
     def __init__(self, columns: Columns, *, queries: Sequence[Query | None], run: NDArray[np.int64]) -> None:
@@ -48,10 +47,10 @@ class AskedColumns(dict[str, NDArray[np.float64]]):
 
 @runtime_checkable
 class ForMany(Protocol):
-    """A policy that decides for many steps at once, each as `decide` would."""
+    """A policy that decides for many steps at once, with the same results as `decide`."""
 
     def stops(self, columns: Columns) -> Stops:
-        """One code for each row: 0 continue, 1 suffices, 2 hopeless, 3 budget. Nothing is written to."""
+        """One code for each row: 0 continue, 1 suffices, 2 hopeless, 3 budget. Does not modify `columns`."""
         ...
 
 
@@ -60,12 +59,12 @@ def stops_of(policy: Policy, columns: Columns) -> Stops:
 
 
 def decide_rows(policy: Policy, columns: Columns) -> Stops:
-    """What `decide` says of each row. Some microseconds a row: for plug-ins, and to test `stops` against."""
+    """Call `decide` on each row, at some microseconds per row: for plug-ins, and to test `stops`."""
     return np.fromiter((CODES[policy.decide(seen).stop_reason] for seen in to_signals(columns)), np.int8)
 
 
 def to_signals(columns: Columns) -> Iterator[Signals]:
-    """Each row as Signals. Raises KeyError where `step` or `tokens_used` is missing."""
+    """Each row as Signals. Raise KeyError if `step` or `tokens_used` is missing."""
     names = [name for name in columns if name not in ("step", "tokens_used", "answer")]
     whole = {name for name in names if name in FIELDS and FIELDS[name].whole}
     answers = columns.get("answer")
@@ -82,13 +81,13 @@ def to_signals(columns: Columns) -> Iterator[Signals]:
 
 
 def known_column(columns: Columns, field: str) -> NDArray[np.float64]:
-    """The column of a field; unknown in every row where nobody filled it."""
+    """The column of a field, or all NaN if it is missing."""
     column = columns.get(field)
     return np.full(len(columns["step"]), np.nan) if column is None else column
 
 
 def asked_of(columns: Columns) -> AskedColumns | None:
-    """The columns with their queries; None: nobody knows what was asked."""
+    """The columns with their queries, or None if the queries are unknown."""
     return columns if isinstance(columns, AskedColumns) else None
 
 
@@ -103,15 +102,12 @@ def where(mask: Mask, code: int) -> Stops:
 def by_counts(
     mask: Mask, counts: tuple[NDArray[np.float64], ...], function: Callable[..., float]
 ) -> NDArray[np.float64]:
-    """The function of the whole numbers in some columns, asked once for each different row; NaN outside the mask.
-
-    The numbers are at least 0.
-    """
+    """Apply `function` to whole numbers from 0, once per distinct row; NaN outside the mask."""
     values = np.full(len(mask), np.nan)
     if mask.any():
         rows = np.stack([column[mask] for column in counts]).astype(np.int64)
         sizes = tuple(int(row.max()) + 1 for row in rows)
-        # One number for each row where it fits: sorting numbers is ten times faster than sorting rows.
+        # Encode each row as one integer where it fits: sorting integers is ten times faster than sorting rows.
         if prod(sizes) < 2**62:
             keys, which = np.unique(np.ravel_multi_index(tuple(rows), sizes), return_inverse=True)
             different = np.stack(np.unravel_index(keys, sizes), axis=1)

@@ -1,7 +1,6 @@
-"""Policies made of policies: guards around one, all of several, any of several.
+"""Policies made of other policies: bounds around one, all of several, any of several.
 
-A part's own sentence is what the log shows. Which
-answer is returned (`policy.returning`) belongs to the outermost policy alone.
+The log shows the reason of the deciding part. Only the outermost policy chooses the returned answer.
 """
 
 from __future__ import annotations
@@ -25,18 +24,16 @@ from suffice.types import Decision, Signals
 class RunBounds(ParameterChecks):
     """Stop when its inner policy does, but never too early, and always at a hard limit (`stop_reason` is `budget`).
 
-    Before the minimum nothing stops; at the hard budget everything does, with the inner policy's own
-    reason where it would have stopped anyway. A budget below the minimum wins. In a loop of rounds the
-    policy also says which round's answer is returned (`policy.returning`).
+    A limit below the minimum wins. At the limit, a stop of the inner policy keeps its own reason.
     """
 
     name: ClassVar[str] = "guarded"
     needs_note: ClassVar[str] = "what its parts need"
-    inner: Nested  # the policy inside
+    inner: Nested  # the bounded policy
     min_steps: Annotated[int, STEPS] = 0  # no stop before this step
-    min_tokens: Annotated[int, TOKENS] = 0  # no stop before as many tokens
+    min_tokens: Annotated[int, TOKENS] = 0  # no stop before this many tokens
     max_steps: Annotated[int, STEPS] = 0  # always stop at this step, 0 for no limit
-    max_tokens: Annotated[int, TOKENS] = 0  # always stop at as many tokens, 0 for no limit
+    max_tokens: Annotated[int, TOKENS] = 0  # always stop at this many tokens, 0 for no limit
     returns: Returns = "last"  # which round's answer is used, see below
 
     def __post_init__(self) -> None:
@@ -96,8 +93,7 @@ class _Several(ParameterChecks):
 class AllOf(_Several):
     """Stop when every part does, and none contradicts another; a part that stops by `budget` agrees with everything.
 
-    A stable answer *and* a confident one, say. Budget stops agree with everything, so a part such as
-    `fixed-rounds` says how early is too early. "Suffices" beside "hopeless" is a contradiction: continue.
+    A part such as `fixed-rounds` therefore sets a minimum. "Suffices" beside "hopeless" is a contradiction: continue.
     """
 
     name: ClassVar[str] = "all-of"
@@ -113,7 +109,7 @@ class AllOf(_Several):
                 claim = decision
             elif decision.stop_reason not in ("budget", claim.stop_reason):
                 return go_on("one rule says that the answer suffices, another that the run is hopeless")
-        assert claim is not None  # there are at least two parts
+        assert claim is not None
         return claim
 
     def stops(self, columns: Columns) -> Stops:
@@ -126,10 +122,7 @@ class AllOf(_Several):
 
 @dataclass(frozen=True, slots=True)
 class AnyOf(_Several):
-    """Stop when one part does; the first in the list that stops gives the reason.
-
-    Two-sided stopping is this: one rule for answers that suffice, one for runs that are hopeless.
-    """
+    """Stop when one part does; the first in the list that stops gives the reason."""
 
     name: ClassVar[str] = "any-of"
     source: ClassVar[str] = (
@@ -143,7 +136,7 @@ class AnyOf(_Several):
             if decision.action == "stop":
                 return decision
             first = first or decision
-        assert first is not None  # there are at least two parts
+        assert first is not None
         return first
 
     def stops(self, columns: Columns) -> Stops:

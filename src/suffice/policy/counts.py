@@ -1,6 +1,6 @@
-"""Rules that read nothing but counts of answers: they work with any model behind any API.
+"""Policies that read only the counts of answers, so they work with any model behind any API.
 
-They speak about the mode of the answers, not about its truth; what that costs in EM is measured elsewhere.
+They test the mode of the answers, not its correctness.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from suffice.types import Decision, Signals
 class BetaVote(ParameterChecks):
     """Stop when the leading answer very likely keeps its lead: P(p > 1/2) for p ~ Beta(v1 + 1, v2 + 1).
 
-    Adaptive-Consistency (Aggarwal et al. 2023, EMNLP, arXiv:2305.11860): P(p > 1/2) >= threshold with
-    p ~ Beta(v1 + 1, v2 + 1), v1 and v2 the votes of the two most common answers. At the published
-    0.95 the earliest stop is at four equal answers (0.96875), so `min_samples` matters only below
-    0.75, where the published rule would stop at a single sample.
+    Adaptive-Consistency (Aggarwal et al. 2023, EMNLP, arXiv:2305.11860); v1 and v2 are the votes of the two most common
+    answers. At the published 0.95 the earliest stop is at four equal answers (0.96875), so `min_samples` matters only
+    below 0.75, where the published rule would stop at a single sample.
     """
 
     name: ClassVar[str] = "beta"
@@ -43,7 +42,7 @@ class BetaVote(ParameterChecks):
         if s.n_votes < self.min_samples:
             return go_on(f"{s.n_votes} of at least {self.min_samples} votes are in", s.p_majority)
         votes = f"with {s.top_votes} against {s.second_votes} of {s.n_votes} votes"
-        # Asked this way round, a probability that is not a number continues.
+        # NaN fails this comparison and continues.
         if s.p_majority >= self.threshold:
             return suffices(f"P(lead holds) {s.p_majority:.4f} >= {self.threshold:g}, {votes}", s.p_majority)
         return go_on(f"P(lead holds) {s.p_majority:.4f} < {self.threshold:g}, {votes}", s.p_majority)
@@ -57,9 +56,9 @@ class BetaVote(ParameterChecks):
 class VoteEntropy(ParameterChecks):
     """Stop when the votes are concentrated: their entropy is at most a share of that of an even vote.
 
-    The entropy variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): entropy
-    of the vote over that of an even one, log of the number of different answers, at most 0.75. While all
-    votes agree the authors count one vote for a second answer. Never at the first vote.
+    The entropy variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code). An even vote has
+    the entropy log(number of distinct answers). While all votes agree, the authors count one vote for a second answer.
+    Never stops at the first vote.
     """
 
     name: ClassVar[str] = "vote-entropy"
@@ -93,8 +92,8 @@ class VoteEntropy(ParameterChecks):
 class VoteShare(ParameterChecks):
     """Stop when the leading answer has a large share of the votes.
 
-    The majority variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): share of
-    the leader at least 0.8, never at the first vote. Two equal answers are enough for it.
+    The majority variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): at least 0.8.
+    Never stops at the first vote.
     """
 
     name: ClassVar[str] = "vote-share"
@@ -127,9 +126,9 @@ class VoteShare(ParameterChecks):
 class Esc(ParameterChecks):
     """Stop when one whole window of samples gave the same answer.
 
-    ESC (Li et al. 2024, ICLR, arXiv:2401.10480): windows of 5, one behind the other. Their code votes by the
-    unanimous window alone and lets "no answer" agree with itself; here the vote of all samples is returned, and
-    a sample without an answer breaks the window. `sliding` asks for as many equal answers in a row anywhere.
+    ESC (Li et al. 2024, ICLR, arXiv:2401.10480): consecutive windows of 5. The authors' code votes with the unanimous
+    window alone and lets "no answer" agree with itself; here the vote of all samples is returned, and a sample without
+    an answer breaks the window.
     """
 
     name: ClassVar[str] = "esc"
@@ -160,12 +159,11 @@ class Esc(ParameterChecks):
 class Momentum(ParameterChecks):
     """Stop when the lead has been safe for a while and is not shrinking.
 
-    The stopping gate of the confidence momentum controller that AutoTTS found (arXiv:2605.08083): the moving
-    mean of P(lead holds) reaches a bar, does not fall by more than a slack, and enough samples are in. One
-    dial in [0, 1] sets all: bar 0.85 + 0.12 dial, alpha 0.7 - 0.4 dial, slack 0.04 - 0.03 dial, and 2 + 3 dial
-    samples. Its probing, widening and dropping of branches need parallel chains and are not rebuilt; the fall
-    is that of the last sample, theirs over a window of 2 to 8 rounds; their mean starts at 0, ours at
-    the first value.
+    The stopping gate of AutoTTS's confidence momentum controller (arXiv:2605.08083): stop when the moving mean of
+    P(lead holds) reaches a bar, falls by no more than a slack, and enough samples are in. One dial in [0, 1] sets all:
+    bar 0.85 + 0.12 dial, alpha 0.7 - 0.4 dial, slack 0.04 - 0.03 dial, and 2 + 3 dial samples. Here: no probing,
+    widening or dropping of branches, which need parallel chains; the fall is that of the last sample, not of a window
+    of 2 to 8 rounds; the mean starts at the first value, not at 0.
     """
 
     name: ClassVar[str] = "momentum"
@@ -188,7 +186,7 @@ class Momentum(ParameterChecks):
             return go_on(f"{s.n_votes} of {round(2 + 3 * self.dial)} votes are in", score)
         if not score >= bar:
             return go_on(f"smoothed P(lead holds) {score:.4f} is below {bar:.3f}", score)
-        # The mean's own last change, from the value that made it.
+        # The last change of the mean, derived from the newest value.
         change = (s.p_majority - score) * (self._alpha / (1 - self._alpha))
         if change >= 0.03 * self.dial - 0.04:
             return suffices(f"smoothed P(lead holds) {score:.4f} >= {bar:.3f}, change {change:+.4f}", score)
@@ -203,6 +201,6 @@ class Momentum(ParameterChecks):
 
 
 def _entropy_beside_one(n_votes: float) -> float:
-    """Entropy, in bits, of `n_votes` votes for one answer and one for another: 1 would be an even vote."""
+    """Entropy, in bits, of `n_votes` votes for one answer and one for another; 1 at `n_votes` 1."""
     share = n_votes / (n_votes + 1)
     return -share * log2(share) - (1 - share) * log2(1 - share)

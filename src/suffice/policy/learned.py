@@ -1,8 +1,6 @@
-"""Stop where a learned model says that going on is not worth its risk.
+"""A policy that stops where a learned model predicts too little gain from continuing.
 
-The score is
-computed here, from this step's signals alone: that the first step whose risk passes the threshold stops is the
-same as comparing the running minimum of the risk, and a pure rule needs no memory for it.
+It scores the current step alone: the first step below the threshold is the same as with a running minimum of the risk.
 """
 
 from __future__ import annotations
@@ -25,26 +23,26 @@ from suffice.signals.classes import Classes, classes_from
 from suffice.signals.features import FeatureSet
 from suffice.types import Decision, Query, Signals
 
-# Live, a score is summed number by number, in replay column by column: the last digits may differ. A threshold
-# is often a risk that was seen, so it holds a little more than itself, and both stop at the same step.
+# Live, a score is summed number by number, in replay column by column, so the last digits may differ. Thresholds are
+# often observed risks; a small tolerance makes both stop at the same step.
 _SLACK: Final = 1e-9
 _ALMOST_0: Final = 1e-12
 
 
 class Risks(NamedTuple):
-    """What a model says of many steps, before any threshold; each of shape (n rows,)."""
+    """The output of a model for many steps, before any threshold; each of shape (n rows,)."""
 
-    risk: NDArray[np.float64]  # of stopping, over the cost of a step; not a number: no stop, whatever the threshold
-    code: Stops  # what a stop would be called: SUFFICES or HOPELESS
+    risk: NDArray[np.float64]  # risk of stopping over the cost of a step; NaN: never stop
+    code: Stops  # SUFFICES or HOPELESS: the reason of a stop
 
 
-@dataclass(frozen=True)  # without slots: the features are compiled once and kept beside the parameters
+@dataclass(frozen=True)  # without slots: the instance caches its compiled features
 class LearnedPolicy(ParameterChecks):
-    """Stop when a learned model holds the risk of stopping, over what a step costs, for small enough.
+    """Stop when a learned model's risk of stopping, relative to the cost of a step, is small enough.
 
-    Where the model holds the full run more likely to fail than not, a stop is called hopeless and needs no
-    answer; `on_hopeless = "continue"` makes no such stop. Some unknown signals are the model's business (it
-    learned what to make of them); where all that it reads of the run is unknown, it goes on.
+    If the model expects the full run to fail more likely than not, a stop is *hopeless* and needs no answer;
+    `on_hopeless = "continue"` disables such stops. The model handles some unknown signals itself; if all of the run's
+    signals that it reads are unknown, continue.
     """
 
     name: ClassVar[str] = "learned"
@@ -52,7 +50,7 @@ class LearnedPolicy(ParameterChecks):
     needs_note: ClassVar[str] = "what its model reads"
     model: StopModel  # in settings files the path of its file, else written as a table, see [models](models.md)
     threshold: Annotated[float, ParameterRange(0.0, MOST_RISK)] = 0.02  # largest risk that stops, 0 to 1,000
-    on_hopeless: Literal["continue", "stop"] = "continue"  # or `stop`: runs that will more likely fail
+    on_hopeless: Literal["continue", "stop"] = "continue"  # or `stop`, for runs that will more likely fail than not
     min_steps: Annotated[int, STEPS] = 0  # no stop before this step
 
     def __post_init__(self) -> None:
@@ -61,7 +59,7 @@ class LearnedPolicy(ParameterChecks):
             raise ConfigError(
                 "policy.learned.model.features: got none that reads the run; at least one, beside steps and tokens"
             )
-        self._found  # noqa: B018 - rules that cannot be read must fail here
+        self._found  # noqa: B018 - invalid rules must fail here
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -78,7 +76,7 @@ class LearnedPolicy(ParameterChecks):
         p = model.suffices.score(row)
         risk = (1.0 - p) / model.cost.of(s.tokens_used / max(1, s.step))
         threshold = self._threshold_of(s.query) if model.classes else self.threshold
-        if not risk <= threshold * (1.0 + _SLACK) + _ALMOST_0:  # a risk that is no number stops nothing
+        if not risk <= threshold * (1.0 + _SLACK) + _ALMOST_0:  # NaN never stops
             return go_on(f"risk {risk:.4g} is above {threshold:g}", risk)
         if not self._features.informed(s):
             return go_on("nothing that the model reads of the run is known")

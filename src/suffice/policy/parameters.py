@@ -1,6 +1,6 @@
-"""The parameters of policies: what may be written, and the check that every policy makes of its own.
+"""The parameters of policies: their types, and the check that every policy makes of its own.
 
-A parameter is a field of a frozen dataclass, and its type says all:
+A parameter is a field of a frozen dataclass:
 
     streak: Annotated[int, Range(1, 100)] = 3                      a number
     no_hedges: bool = False                                        a switch
@@ -27,12 +27,12 @@ from suffice.policy.protocol import Policy
 
 One: TypeAlias = bool | int | float | str | Policy | StopModel
 Value: TypeAlias = One | tuple[One | tuple[One, ...], ...]
-Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table → the policy
+Build: TypeAlias = Callable[[str, object], Policy]  # (path in the configuration, table) → policy
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterRange:
-    """The values that a number may take, both ends included unless `low` is open."""
+    """The allowed values of a number; both ends are included unless `low` is open."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class ParameterRange:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How many items a list may have, both ends included. Of a list of lists: first the outer, then the inner."""
+    """The allowed lengths of a list, both ends included; for a list of lists first the outer, then the inner."""
 
     low: int
     high: int
@@ -62,10 +62,7 @@ class Length:
 
 
 class Later:
-    """Marks a parameter that came after versions of its policy were logged.
-
-    At its default it stays out of the policy's version, so that old versions remain what they are.
-    """
+    """Marks a parameter added after versions of its policy were logged: its default stays out of the version."""
 
 
 Nested: TypeAlias = Policy  # the type of a parameter that is itself a policy
@@ -75,13 +72,13 @@ _ANY_LENGTH: Final = Length(1, 1_000)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     name: str
-    type: type  # bool, int, float, str (a word), Policy or StopModel: of the value or each item
-    default: Any  # dataclasses.MISSING: it must be given
+    type: type  # of the value or of each item: bool, int, float, str (a word), Policy or StopModel
+    default: Any  # dataclasses.MISSING: required
     range: ParameterRange | None = None  # of a number
     words: tuple[str, ...] = ()  # of a word
-    length: Length | None = None  # of a list; None: it is none
-    inner: Length | None = None  # of each list in a list of lists; None: items are no lists
-    later: bool = False  # left out of the version at its default
+    length: Length | None = None  # of a list; None: not a list
+    inner: Length | None = None  # of each list in a list of lists; None: items are not lists
+    later: bool = False  # see `Later`
 
     @property
     def required(self) -> bool:
@@ -92,9 +89,9 @@ class Parameter:
         return f"{''.join(lengths)}{self._allowed_item()}"
 
     def read(self, where: str, value: object, build: Build | None = None) -> Value:
-        """The value in the parameter's own type. Raises ConfigError that names `where` it stood.
+        """Convert `value` to the parameter's type. Raise ConfigError that names `where`.
 
-        build  makes a policy of a table; without it only policies that are built are taken
+        build  builds a policy from a table; without it only built policies are accepted
         """
         where = f"{where}.{self.name}"
         if self.length is None:
@@ -128,7 +125,7 @@ class Parameter:
             return load_model(value, where=where)
         if not self._fits(value):
             raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
-        # What fits has the right type; only whole numbers stand for fractions too.
+        # The value now has the right type, except that an int may stand for a float.
         return float(value) if self.type is float and isinstance(value, int) else value
 
     def _fits(self, value: object) -> TypeGuard[One]:
@@ -142,16 +139,16 @@ class Parameter:
 
 
 class ParameterChecks:
-    """Base of policies: a policy with a parameter out of range cannot be built.
+    """Base of policies: raises ConfigError at construction for a parameter out of range.
 
-    Its row in docs/reference/policies.md says what its source says: the first sentence of the docstring ("Stop when
-    …"), the comment behind each parameter, and these two.
+    docs/reference/policies.md is generated from the first sentence of a policy's docstring ("Stop when …"), the comment
+    behind each parameter, and the two class variables below.
     """
 
     __slots__ = ()
     name: ClassVar[str]
     source: ClassVar[str] = "–"
-    needs_note: ClassVar[str] = ""  # where the folds that it needs depend on its parameters
+    needs_note: ClassVar[str] = ""  # set where the needed folds depend on the parameters
 
     def __post_init__(self) -> None:
         for parameter in parameters_of(type(self)):

@@ -1,7 +1,4 @@
-"""Published rules on trial answers and drafts: the same several times, a confident one, a settled one.
-
-Where a published rule cannot be said in these signals word for word, the docstring says what differs.
-"""
+"""Published policies over trial answers and drafts. Docstrings say where one differs from its publication."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS
 from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 
-# How many probes in a row must agree. The published presets also fix how often is probed, which here is a
+# How many probes in a row must agree. The published presets also fix the probe interval, which here is a
 # setting of the route: every 64 tokens, "crazy" every 32.
 _AGREEING: Final = {"mild": 8, "low": 5, "mid": 3, "high": 2, "crazy": 2}
 
@@ -29,10 +26,9 @@ _AGREEING: Final = {"mild": 8, "low": 5, "mid": 3, "high": 2, "crazy": 2}
 class Dynasor(ParameterChecks):
     """Stop when the last probes all gave one answer, and the last step shows no doubt.
 
-    Dynasor-CoT with Certaindex (Fu et al. 2024, arXiv:2412.20993): the last m probe answers are equal, none
-    is empty, none shows doubt. Presets of effort saved: "mild" m = 8, "low" 5, "mid" 3, "high" and "crazy" 2.
-    Doubt is looked for in the last step's own text, theirs in the text of each of the m probes. The exit
-    without agreement, which one helper of their code takes, is not rebuilt.
+    Dynasor-CoT with Certaindex (Fu et al. 2024, arXiv:2412.20993): the last m probe answers are equal, and none is
+    empty or shows doubt. Presets: "mild" m = 8, "low" 5, "mid" 3, "high" and "crazy" 2. Here only the text of the last
+    step is searched for doubt, not that of all m probes; the exit without agreement in the authors' code is left out.
     """
 
     name: ClassVar[str] = "dynasor"
@@ -62,10 +58,10 @@ class Dynasor(ParameterChecks):
 class Deer(ParameterChecks):
     """Stop when the mean probability of the trial answer's tokens exceeds a threshold.
 
-    DEER (Yang et al. 2025, ICLR 2026, arXiv:2504.15895): mean probability of the tokens of a trial answer,
-    asked for greedily, above 0.95. For Qwen3, which is over-confident, the authors take the geometric mean and
-    ask that the model itself then closes its thought; that second condition is not visible here. Their
-    code leaves the answer's first token out and tries at most 10 times; here every token and step counts.
+    DEER (Yang et al. 2025, ICLR 2026, arXiv:2504.15895): greedy trial answers, threshold 0.95. For the over-confident
+    Qwen3 the authors take the geometric mean and also require that the model then closes its thought itself, which is
+    not visible here. Their code leaves out the first token and tries at most 10 times; here every token and step
+    counts.
     """
 
     name: ClassVar[str] = "deer"
@@ -79,7 +75,7 @@ class Deer(ParameterChecks):
         probability = s.confidence_mean if self.mean == "arithmetic" else s.confidence
         if s.answer is None or probability is None:
             return go_on("no trial answer with known probabilities")
-        # Asked this way round, a probability that is not a number continues.
+        # NaN fails this comparison and continues.
         if probability > self.threshold:
             return suffices(f"mean probability {probability:.3f} > {self.threshold:g}", probability)
         return go_on(f"mean probability {probability:.3f} is not above {self.threshold:g}", probability)
@@ -93,11 +89,10 @@ class Deer(ParameterChecks):
 class CodeStop(ParameterChecks):
     """Stop when confidence reaches a rising bar, or it stayed low for too long (`stop_reason` is then `hopeless`).
 
-    CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930). At step k, confidence must reach the rising bar
-    min(top, start + (top - start) k / ramp_steps); the run is hopeless once the degeneration score D_k reaches
-    `give_up`. Published: start 0.9, two ramp steps, delta 0.55. No fixed `give_up` is published (it is tuned on
-    other questions and scaled with their mean length), so it is off until it is set. `top` is not in
-    the text that we could read; 0.95 is DEER's.
+    CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930). The bar at step k is min(top, start + (top - start) k /
+    ramp_steps); the run is hopeless once the degeneration score D_k reaches `give_up`. Published: start 0.9, two ramp
+    steps, delta 0.55. No fixed `give_up` is published (the authors tune it on other questions and scale it with their
+    mean length), so it is off by default. `top` is not in the text that we could read; 0.95 is DEER's.
     """
 
     name: ClassVar[str] = "code-stop"
@@ -146,10 +141,9 @@ Points: TypeAlias = Annotated[
 class Tasr(ParameterChecks):
     """Stop when a round repeats the answer of the one before, and the model clearly prefers it to any other.
 
-    TASR (Kieback et al. 2026, arXiv:2606.13814), for iterative retrieval: the normalised answer equals the
-    last round's, and the isotonic-calibrated margin exceeds 0.25. Their margin is one of logits, ours of
-    probabilities; `calibration` takes either to the scale of the threshold. It must be fitted on other
-    runs; without one the margin is taken as it is.
+    TASR (Kieback et al. 2026, arXiv:2606.13814), for iterative retrieval: the normalised answer equals that of the last
+    round, and the isotonic-calibrated margin exceeds 0.25. Their margin is one of logits, ours of probabilities.
+    `calibration` must be fitted on other runs; without it the margin is not calibrated.
     """
 
     name: ClassVar[str] = "tasr"
@@ -199,11 +193,10 @@ class Tasr(ParameterChecks):
 class Eat(ParameterChecks):
     """Stop when the entropy behind the closed thought has stopped moving.
 
-    EAT (Wang et al. 2025, arXiv:2509.26522): close the thought at each step, take the entropy of the next
-    token, and stop when its exponential moving variance falls below delta, after a warm-up of about 4 / alpha
-    steps, because the variance starts at 0. The paper sweeps delta; 1e-4 is what a later implementation
-    (interwhen) takes. Unlike theirs, a step without a trial answer never stops: what a stop would deliver must
-    be on record.
+    EAT (Wang et al. 2025, arXiv:2509.26522): close the thought at each step, take the entropy of the next token, and
+    stop when its exponential moving variance falls below delta, after a warm-up of about 4 / alpha steps, because the
+    variance starts at 0. The paper sweeps delta; 1e-4 is the value of a later implementation (interwhen). Here a step
+    without a trial answer never stops, because the answer that a stop delivers must be on record.
     """
 
     name: ClassVar[str] = "eat"
@@ -235,10 +228,9 @@ class Eat(ParameterChecks):
 class HaltCot(ParameterChecks):
     """Stop when the entropy of the answer is below theta.
 
-    HALT-CoT (Laaouach 2025, ICML MusIML workshop, openreview.net/forum?id=CX5c7C1CZa): entropy of the answer
-    distribution below theta. The authors' release takes 0.6 bits, which is 0.4159 nats, and asks for two
-    such steps in a row over a given list of answers. Here it is the entropy of the trial answer's first token,
-    and one step is enough, as in the paper's rule.
+    HALT-CoT (Laaouach 2025, ICML MusIML workshop, openreview.net/forum?id=CX5c7C1CZa). The authors' release takes 0.6
+    bits (0.4159 nats) and requires two such steps in a row over a given list of answers. Here it is the entropy of the
+    trial answer's first token, and one step is enough, as in the paper.
     """
 
     name: ClassVar[str] = "halt-cot"
@@ -262,17 +254,16 @@ class HaltCot(ParameterChecks):
 class SemanticDistance(ParameterChecks):
     """Stop when the drafts of a loop have hardly moved for some rounds.
 
-    Semantic early stopping (Shrivastava 2026, arXiv:2606.27009): the distance of successive drafts stays at or
-    below epsilon for a patience window. This is its part without a judge; the critic's approval and the
-    quality score are not rebuilt, and its hard cap is `guarded`. The abstract gives no numbers: both
-    defaults are ours. Words are compared where a step brings no embedding.
+    Semantic early stopping (Shrivastava 2026, arXiv:2606.27009), without its judge: the distance of successive drafts
+    stays at or below epsilon for `patience` rounds. The critic's approval and the quality score are left out; `guarded`
+    is the hard cap. The abstract gives no numbers, so both defaults are ours. Steps without an embedding compare words.
     """
 
     name: ClassVar[str] = "semantic-distance"
     source: ClassVar[str] = (
         "semantic early stopping, Shrivastava 2026, [arXiv:2606.27009](https://arxiv.org/abs/2606.27009)"
     )
-    epsilon: Annotated[float, SHARE] = 0.1  # largest distance of a draft that stands still
+    epsilon: Annotated[float, SHARE] = 0.1  # largest distance that counts as unchanged
     patience: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row
 
     @property

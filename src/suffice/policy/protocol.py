@@ -1,4 +1,4 @@
-"""What a policy is, and the four decisions that it can make."""
+"""The interface of a policy, and the four decisions that it can make."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from suffice.types import Decision, Signals
 
 @runtime_checkable
 class Policy(Protocol):
-    """A pure rule from Signals to Decision.
+    """A pure function from Signals to Decision.
 
-    Holds for every policy: the same signals give the same decision, it reads only the fields that its
-    folds fill (and `step`, `tokens_used`, `answer`), what is unknown never makes it claim that an answer
-    suffices or that a run is hopeless, and two policies with the same parameters are equal.
+    Every policy is deterministic, reads only `step`, `tokens_used`, `answer` and the fields that its folds fill, and
+    equals any policy with the same parameters. An unknown signal never supports "suffices" or "hopeless".
 
-    A policy that is to be replayed over millions of steps also has `stops`, see `policy.columns`.
+    A policy that replay runs over millions of steps also has `stops`, see `policy.columns`.
     """
 
     name: ClassVar[str]  # the same in configuration, logs, metrics and docs
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The signal folds that it reads: names in `suffice.signals.base.FOLDS`, with their parameters."""
+        """Names of the signal folds that it reads, with their parameters: keys of `suffice.signals.base.FOLDS`."""
         ...
 
     def decide(self, s: Signals) -> Decision:
-        """Continue or stop, with a sentence that an operator can read."""
+        """Continue or stop, with a reason that an operator can read."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""The rules that fit into one sentence: never, a budget, so many rounds, a stable or a confident answer.
+"""The simple policies: never, a budget, fixed rounds, a stable or a confident answer.
 
-What is unknown (None, not a number) continues.
+Unknown signals (None or NaN) continue.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ class Never(ParameterChecks):
 class FixedBudget(ParameterChecks):
     """Stop when the run has spent its tokens, whatever the answer (`stop_reason` is `budget`).
 
-    The stop is called "budget" and never claims that the answer suffices (budget forcing: Muennighoff
-    et al. 2025, arXiv:2501.19393).
+    Budget forcing (Muennighoff et al. 2025, arXiv:2501.19393). The stop never claims that the answer suffices.
     """
 
     name: ClassVar[str] = "fixed-budget"
@@ -64,11 +63,7 @@ class FixedBudget(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class FixedRounds(ParameterChecks):
-    """Stop when the run has taken its steps, whatever the answer (`stop_reason` is `budget`).
-
-    The other baseline that rules must beat, and in retrieval loops the usual practice. The stop is
-    called "budget" and never claims that the answer suffices.
-    """
+    """Stop when the run has taken its steps, whatever the answer (`stop_reason` is `budget`)."""
 
     name: ClassVar[str] = "fixed-rounds"
     source: ClassVar[str] = (
@@ -93,9 +88,8 @@ class FixedRounds(ParameterChecks):
 class StableAnswer(ParameterChecks):
     """Stop when the trial answer was the same for some steps in a row.
 
-    Answer convergence (arXiv:2506.02536); with `no_hedges` also the condition of Dynasor-CoT
-    (arXiv:2412.20993) that the last step shows no doubt. Unsafe alone on hard questions, where wrong
-    guesses are stable too.
+    Answer convergence (arXiv:2506.02536); `no_hedges` adds the condition of Dynasor-CoT (arXiv:2412.20993) that the
+    last step shows no doubt. Unsafe alone on hard questions, where wrong guesses are stable too.
     """
 
     name: ClassVar[str] = "stable-answer"
@@ -105,7 +99,7 @@ class StableAnswer(ParameterChecks):
     )
     needs_note: ClassVar[str] = "`stability`; also `hedges` with `no_hedges`, `plan` with `min_share` above 0"
     streak: Annotated[int, AT_LEAST_ONE] = 3  # steps in a row, at least 1
-    min_tokens: Annotated[int, TOKENS] = 0  # no stop before as many tokens
+    min_tokens: Annotated[int, TOKENS] = 0  # no stop before this many tokens
     min_steps: Annotated[int, STEPS] = 0  # no stop before this step
     no_hedges: bool = False  # the last step must hold no mark of doubt
     min_share: Annotated[float, SHARE, Later] = 0.0  # no stop before this share of the planned steps; no plan, no stop
@@ -141,7 +135,7 @@ class StableAnswer(ParameterChecks):
             return f"{s.tokens_used} tokens used, no stop before {self.min_tokens}"
         if self.min_share > 0 and s.step_share is None:
             return "how many steps are planned is unknown"
-        # Asked this way round, a share that is not a number is too small.
+        # NaN counts as too small.
         if self.min_share > 0 and not (s.step_share or 0.0) >= self.min_share:
             return f"{s.step_share:.3f} of the planned steps, no stop before {self.min_share:g}"
         return ""
@@ -156,10 +150,9 @@ class StableAnswer(ParameterChecks):
 class ConfidenceThreshold(ParameterChecks):
     """Stop when the model's probability of its trial answer (geometric mean over its tokens) reaches a threshold.
 
-    DEER's rule (Yang et al. 2025, arXiv:2504.15895) on the geometric mean probability of the answer's
-    tokens. With a patience above 1 the same answer must also have stood for that many steps. With
-    `min_mass`, a forced choice counts only where the model put that much probability on the allowed
-    answers at all: below, its confidence is a share of very little.
+    DEER's rule (Yang et al. 2025, arXiv:2504.15895). With `patience` above 1 the answer must also be unchanged for that
+    many steps. With `min_mass`, a forced choice counts only if the model put at least that probability on the allowed
+    answers: below it, the confidence is a share of very little.
     """
 
     name: ClassVar[str] = "confidence-threshold"
@@ -176,7 +169,7 @@ class ConfidenceThreshold(ParameterChecks):
     def decide(self, s: Signals) -> Decision:
         if s.confidence is None or s.answer is None:
             return go_on("no trial answer with a known confidence")
-        # Asked this way round, a number that is none continues.
+        # NaN fails this comparison and continues.
         if not s.confidence >= self.threshold:
             return go_on(f"confidence {s.confidence:.3f} is below {self.threshold:g}", s.confidence)
         if self.min_mass > 0 and (s.mass is None or not s.mass >= self.min_mass):
@@ -200,10 +193,10 @@ class ConfidenceThreshold(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class StatedConfidence(ParameterChecks):
-    """Stop when the model says that it is sure of its answer, and the answer has stood.
+    """Stop when the model says that it is sure of its answer, and the answer has not changed.
 
-    Verbalised confidence (Lin, Hilton, Evans 2022, arXiv:2205.14334). TASR (arXiv:2606.13814) found 96.5 % of
-    such ratings at the highest value and warns against using them alone; hence the patience of 2.
+    Verbalised confidence (Lin, Hilton, Evans 2022, arXiv:2205.14334). TASR (arXiv:2606.13814) found 96.5 % of such
+    ratings at the highest value and warns against using them alone; hence the patience of 2.
     """
 
     name: ClassVar[str] = "stated-confidence"
@@ -223,7 +216,7 @@ class StatedConfidence(ParameterChecks):
         stated = s.stated_confidence
         if stated is None or s.answer is None:
             return go_on("no answer with a stated confidence")
-        # Asked this way round, a number that is none continues.
+        # NaN fails this comparison and continues.
         if not stated >= self.threshold:
             return go_on(f"stated confidence {stated:.3f} is below {self.threshold:g}", stated)
         if self.patience > 1 and s.answer_streak is None:

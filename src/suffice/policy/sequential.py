@@ -1,6 +1,6 @@
-"""Sequential tests on the vote: is the leader ahead of the runner-up, and is it the most frequent answer?
+"""Sequential tests on votes: is the leader ahead of the runner-up, and is it the most frequent answer?
 
-They test the mode of the answers, not their truth. `learn.prior` fits the shapes of `bayes` on recorded votes.
+They test the mode of the answers, not its correctness. `learn.prior` fits the shapes of `bayes` on recorded votes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NODES: Final = 256  # of the quadrature over the prior
 
 
 class _RatioTest(ParameterChecks):
-    """Wald's test on the votes of the two leading answers: the leader leads, or the two are alike."""
+    """Wald's test on the votes of the two leading answers: one leads, or the two are equally frequent."""
 
     __slots__ = ()
     needs: ClassVar[tuple[str, ...]] = ("votes",)
@@ -61,18 +61,17 @@ class _RatioTest(ParameterChecks):
 class Sprt(_RatioTest):
     """Stop when a sequential test tells the leader from the runner-up, or finds them alike (`stop_reason` is `budget`).
 
-    ConSol (Lee et al. 2025, arXiv:2503.17587): Wald's test of p = p1 against p = 1/2 on the votes of the
-    two leading answers, log-likelihood ratio v1 ln(2 p1) + v2 ln(2 (1 - p1)). At or above ln((1 - beta) / alpha)
-    the leader leads; at or below ln(beta / (1 - alpha)) the two are alike, and more samples are not worth
-    their price: that stop is called "budget". With the published constants the first means a lead of three votes,
-    and the second needs more than a thousand.
+    ConSol (Lee et al. 2025, arXiv:2503.17587): Wald's test of p = p1 against p = 1/2 on the votes of the two leading
+    answers, log-likelihood ratio v1 ln(2 p1) + v2 ln(2 (1 - p1)). At or above ln((1 - beta) / alpha) the leader leads;
+    at or below ln(beta / (1 - alpha)) the two are alike and more samples are not worth their price. With the published
+    constants the first takes a lead of three votes, the second more than a thousand.
     """
 
     name: ClassVar[str] = "sprt"
     source: ClassVar[str] = "ConSol, Lee et al. 2025, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)"
     p1: Annotated[float, ParameterRange(0.5, 0.999, low_open=True)] = 0.5001  # the leader's share if it leads
-    alpha: Annotated[float, _ERROR] = 0.05  # chance of calling alike answers different
-    beta: Annotated[float, _ERROR] = 0.949976  # chance of the reverse
+    alpha: Annotated[float, _ERROR] = 0.05  # chance of deciding for a leader when the two are alike
+    beta: Annotated[float, _ERROR] = 0.949976  # chance of the opposite error
 
     def log_ratio(self, top_votes: float, second_votes: float) -> float:
         return top_votes * log(self.p1 / 0.5) + second_votes * log((1 - self.p1) / 0.5)
@@ -80,10 +79,10 @@ class Sprt(_RatioTest):
 
 @dataclass(frozen=True, slots=True)
 class MixtureSprt(_RatioTest):
-    """Stop when the same test says so under a prior over the leader's share.
+    """Stop when the test of `sprt` decides under a prior over the leader's share.
 
-    ConSol's mSPRT (Lee et al. 2025, arXiv:2503.17587): under "leads", p ~ Beta(prior_top, prior_second) cut to
-    above 1/2. The mean likelihood ratio over that prior is taken by Gauss-Legendre quadrature.
+    ConSol's mSPRT (Lee et al. 2025, arXiv:2503.17587): if the leader leads, p ~ Beta(prior_top, prior_second) truncated
+    to p > 1/2. The mean likelihood ratio over that prior is computed by Gauss-Legendre quadrature.
     """
 
     name: ClassVar[str] = "msprt"
@@ -101,7 +100,7 @@ class MixtureSprt(_RatioTest):
 def log_mean_ratio(top_votes: int, second_votes: int, prior_top: float, prior_second: float) -> float:
     """ln of the mean of (2p)^top (2(1 - p))^second over p ~ Beta(prior_top, prior_second) above 1/2.
 
-    Votes at least 0, prior parameters at least 0.5. Exact to about 1e-9 for some hundred votes.
+    Votes at least 0, prior parameters at least 0.5. Accurate to about 1e-9 for some hundred votes.
     """
     log_leader, log_other, weights = _nodes(prior_top, prior_second)
     ratios = top_votes * log_leader + second_votes * log_other
@@ -113,9 +112,9 @@ def log_mean_ratio(top_votes: int, second_votes: int, prior_top: float, prior_se
 def _nodes(
     prior_top: float, prior_second: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Ln 2p, ln 2(1 - p) and weights, which sum to 1, at the quadrature's nodes p.
+    """ln 2p, ln 2(1 - p) and weights, which sum to 1, at the quadrature nodes p.
 
-    The nodes cover (1/2, 1), or as much of it as holds the prior: twelve standard deviations around its mean.
+    The nodes cover (1/2, 1), or the part of it within twelve standard deviations of the prior's mean.
     """
     total = prior_top + prior_second
     mean, spread = prior_top / total, sqrt(prior_top * prior_second / (total * total * (total + 1)))
@@ -130,17 +129,17 @@ def _nodes(
 Shapes: TypeAlias = tuple[tuple[float, ...], ...]
 Prior: TypeAlias = Annotated[Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)]
 Floats: TypeAlias = NDArray[np.float64]
-_MOST_VOTES: Final = 150  # beyond, numbers leave the range of a float; a run of so many votes goes on
+_MOST_VOTES: Final = 150  # beyond, floats overflow and the run continues
 
 
 @dataclass(frozen=True, slots=True)
 class BayesVote(ParameterChecks):
     """Stop when the leader is probably the model's most frequent answer, given how answers spread on this traffic.
 
-    Huang, Ma, Zhou (2026), ICML, arXiv:2602.05395: the posterior that the leader is the mode, given the votes
-    of the leader, of the runner-up and of all others together ("L-aggregated", L = 3), under a prior over how
-    probable the most frequent, the second, … answer of a question is. The prior is a mixture of `shapes`:
-    the probabilities of the answers, times the weight of the shape; all numbers together are scaled to 1.
+    Huang, Ma, Zhou (2026), ICML, arXiv:2602.05395: the posterior that the leader is the mode, given the votes of the
+    leader, of the runner-up and of all others together ("L-aggregated", L = 3), under a prior over the probabilities of
+    a question's answers. The prior is a mixture of `shapes`: the probabilities of the answers, times the weight of the
+    shape; all numbers together are scaled to 1.
     """
 
     name: ClassVar[str] = "bayes"
@@ -161,7 +160,7 @@ class BayesVote(ParameterChecks):
         votes = f"with {s.top_votes}, {s.second_votes} and {s.third_votes} votes"
         if posterior >= self.threshold:
             return suffices(f"P(leader is the mode) {posterior:.4f} >= {self.threshold:g}, {votes}", posterior)
-        if posterior == posterior:  # noqa: PLR0124 - not a number: these votes cannot occur under the prior
+        if posterior == posterior:  # noqa: PLR0124 - NaN: these votes cannot occur under the prior
             return go_on(f"P(leader is the mode) {posterior:.4f} < {self.threshold:g}, {votes}", posterior)
         return go_on(f"the learned prior knows no question {votes}")
 
@@ -177,19 +176,19 @@ class BayesVote(ParameterChecks):
 def p_mode(shapes: Shapes, top_votes: int, second_votes: int, third_votes: int) -> float:
     """P(the leading answer is the most frequent one), given three counts and a prior.
 
-    Section 3 and Algorithm 2 of arXiv:2602.05395. For one shape p_1 >= p_2 >= …, with n1, n2 the two largest
-    counts and r votes for others: the probability that answer i leads is proportional to
+    Section 3 and Algorithm 2 of arXiv:2602.05395. For one shape p_1 >= p_2 >= …, with n1, n2 the two largest counts and
+    r votes for others: the probability that answer i leads is proportional to
 
         p_i^n1 · sum over j ≠ i of p_j^n2 · r! · [z^r] prod over k ≠ i, j of sum over t <= n2 of (p_k z)^t / t!
 
-    where a product in which m of the others also have n2 votes counts 1 / C(c + m, c), c = 2 if n1 = n2 and else
-    1, because each of the tied could stand for the runner-up. The posterior is the share of i = 1; with several
-    shapes, numerators and denominators are summed first.
+    where a product in which m of the others also have n2 votes counts 1 / C(c + m, c), c = 2 if n1 = n2 and else 1,
+    because each of the tied could be the runner-up. The posterior is the share of i = 1; with several shapes,
+    numerators and denominators are summed first.
 
     shapes       probabilities in any order, times the weight of their shape
     third_votes  of all answers behind the two leaders
-    Returns a number in [0, 1]; not a number where such votes cannot occur under any shape, where the three counts
-    contradict each other, and for more than 150 votes.
+
+    Return NaN if such votes cannot occur under any shape, if the counts contradict each other, and above 150 votes.
     """
     n_votes = top_votes + second_votes + third_votes
     if not 0 < n_votes <= _MOST_VOTES or second_votes > top_votes or (third_votes and not second_votes):
@@ -203,9 +202,9 @@ def p_mode(shapes: Shapes, top_votes: int, second_votes: int, third_votes: int) 
 
 
 class _Prior(NamedTuple):
-    """The shapes as arrays, each scaled so that its largest probability is 1: then little underflows."""
+    """The shapes as arrays, each scaled so that its largest probability is 1, which avoids underflow."""
 
-    probabilities: Floats  # falling, over the largest, shape (n shapes, n answers)
+    probabilities: Floats  # descending, over the largest, shape (n shapes, n answers)
     log_largest: Floats  # of the largest probability, shape (n shapes,)
     log_weight: Floats  # of the shape, shape (n shapes,)
 
@@ -219,8 +218,8 @@ def _prior(shapes: Shapes) -> _Prior:
 
 
 def _weights(probabilities: Floats, top_votes: int, second_votes: int, third_votes: int) -> tuple[Floats, Floats]:
-    """For each shape, the weight of "answer 1 leads" and that of "some answer leads", up to a common factor."""
-    if not second_votes:  # one answer only: nothing else is to be placed
+    """For each shape, the weights of "answer 1 leads" and of "some answer leads", up to a common factor."""
+    if not second_votes:  # only one answer
         powers = probabilities**top_votes
         return powers[:, 0], powers.sum(axis=1)
     most_ties = third_votes // second_votes
