@@ -1,8 +1,4 @@
-"""Closes a thought: by which method, in which order, and what happens when that fails.
-
-`Continuer` is one request's access to the ways to finish. A probe uses it too, so a trial answer is requested exactly
-as a real one would be.
-"""
+"""Closes a thought for a stop or a probe; both build the same request, so a trial answer predicts the real one."""
 
 from __future__ import annotations
 
@@ -43,35 +39,34 @@ class Continuer:
         self.probe, self._body, self._headers = probe, body, list(headers)
         self._ledger, self._max_extra_calls = ledger, max_extra_calls
         self._prompt: Prompt | None = None
-        # Is the running thought in the content? Where the server separates it, it does so in a
-        # re-ask too, and no content begins inside a thought, whatever the template opens.
+        # Whether the running thought is in the content. A server that separates it does so in a second
+        # call too, and no content begins inside a thought, whatever the template opens.
         self.thinks_inline: Callable[[], bool] = lambda: True
 
     @property
     def methods(self) -> tuple[FinishMethod, ...]:
-        """Ways to finish, best first; empty: this upstream offers none, so nothing can be stopped."""
+        """Ways to finish, best first; empty if this upstream offers none, so that nothing can be stopped."""
         return self.settings.finish or self.facts.methods
 
     @property
     def second_call(self) -> FinishMethod | None:
-        """The way that sends the thought so far in a second request; probes need one."""
+        """The method that sends the thought so far in a second request; probes need one."""
         return next((m for m in self.methods if m != "native"), None)
 
     @property
     def has_free_slot(self) -> bool:
-        """Can the upstream serve one more completion beside those that are open on it now?"""
         return self.client.n_open < self.settings.slots
 
     def may_call(self, *, keep: int) -> bool:
-        """May one more extra call be made, with `keep` of them left over for what may have to follow?"""
+        """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
         return self._ledger.n_extra_calls + keep < self._max_extra_calls
 
     def why_no_probe(self, *, keep: int) -> str | None:
-        """What speaks against a probe now; None: nothing does."""
+        """Return the reason against a probe now; None if there is none."""
         return self.client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
 
     async def end_reasoning(self, completion_id: str) -> bool:
-        """llama.cpp's own control: end the running thought in place. True when it confirms that it did."""
+        """End the running thought in place by llama.cpp's control endpoint; return True if it confirms."""
         fields = {"id": completion_id, "action": "reasoning_end"}
         try:
             return bool(await self._ask("/v1/chat/completions/control", fields, "success", CONTROL_TIMEOUT_S))
@@ -79,9 +74,9 @@ class Continuer:
             return False
 
     async def prompt(self, *, text: bool) -> Prompt | None:
-        """The prompt as the engine's template writes it, with its token count, or the count alone; requested once.
+        """Return the prompt as the engine's template renders it, and its token count; the text only if `text` is set.
 
-        Raises UpstreamError when the engine cannot say.
+        It is requested once. Raise UpstreamError if the engine fails.
         """
         if self._prompt is None or (text and self._prompt.text is None):
             self._prompt = await self._render_prompt(text=text)
@@ -105,9 +100,9 @@ class Continuer:
         return None
 
     async def _vllm_prompt(self, fields: dict[str, Any], *, text: bool) -> Prompt:
-        """The tokens of the rendered chat, and the text that they encode.
+        """Return the tokens of the rendered chat, and the text that they encode.
 
-        `return_token_strs` would write spaces and bytes in the tokenizer's own signs; `/detokenize` gives the text
+        `return_token_strs` would write spaces and bytes in the tokenizer's own symbols; `/detokenize` returns the text
         itself.
         """
         model = {"model": self._body.get("model")}
@@ -120,7 +115,6 @@ class Continuer:
         return Prompt(text=written, n_tokens=len(tokens))
 
     async def _own_prompt(self) -> Prompt:
-        """By the owner's own template; SGLang counts the tokens of a text."""
         assert self.settings.template is not None
         try:
             text = write_prompt(self.settings.template, self._body["messages"])
@@ -134,7 +128,6 @@ class Continuer:
         return Prompt(text=text, n_tokens=count if isinstance(count, int) else None)
 
     async def _ask(self, path: str, fields: Mapping[str, Any], key: str, timeout_s: float = TEMPLATE_TIMEOUT_S) -> Any:
-        """One field of the upstream's answer to a short request."""
         body = encode_json(fields)
         status, answer = await self.client.post_json(path, body, timeout_s=timeout_s, headers=self._headers)
         if status != 200:
@@ -147,7 +140,7 @@ class Continuer:
     async def prepare(
         self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
     ) -> Continuation:
-        """Write the request that answers after `thought`. Raises UpstreamError where the upstream cannot."""
+        """Build the request that answers after `thought`. Raise UpstreamError if the upstream cannot serve it."""
         prompt = await self.prompt(text=True) if method == "raw" else None
         if method == "raw" and prompt is None:
             raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
@@ -172,10 +165,9 @@ class Continuer:
     async def open(
         self, request: Continuation, *, thought_tokens: int, purpose: Purpose
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
-        """Send a prepared request; give the pieces of its reply and their account.
+        """Send a prepared request; yield the pieces of its reply and its account.
 
-        Raises UpstreamError when the upstream fails, and UpstreamBusy when there is no room for a call: a probe is sent
-        now or not at all.
+        Raise UpstreamError if the upstream fails, and UpstreamBusy if there is no room for a probe, which never waits.
         """
         account = CallAccount(purpose)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)

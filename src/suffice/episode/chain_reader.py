@@ -1,7 +1,7 @@
-"""Reads one chain of thought: sorts text into thought and answer, counts tokens, and cuts the thought into steps.
+"""Reads one chain of thought: separates thought and answer, counts tokens, and cuts the thought into steps.
 
-Each step is longer than the last by a constant factor, so that probing a long thought costs a bounded share of it. From
-the first byte of an answer or a tool call on, nothing can be stopped. If our own code fails here, the stream passes on
+Each step is longer than the last by a constant factor, so that probing a long thought costs a bounded share of it.
+After the first byte of an answer or a tool call nothing can be stopped. If this code fails, the stream passes on
 unwatched.
 """
 
@@ -20,9 +20,9 @@ from suffice.settings import Steps
 from suffice.types import Step
 from suffice.upstream.wire import Choice, reasoning_of
 
-ANSWER_LIMIT_CHARS = 256 * 1024  # what is kept of an answer to score it
-THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched: what is kept of it has an end
-BUDGET_SLACK_TOKENS = 32  # an engine that is this far beyond its budget does not know budgets
+ANSWER_LIMIT_CHARS = 256 * 1024  # kept of an answer to score it
+THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched, so that memory is bounded
+BUDGET_SLACK_TOKENS = 32  # an engine that exceeds its budget by more ignores budgets
 MOST_CUT_CHARS = 64
 _FLAG_HALVES = "".join(chr(code) for code in range(0x1F1E6, 0x1F200))
 Phase = Literal["start", "thinking", "answering"]
@@ -40,19 +40,18 @@ class Checkpoint:
 
 
 def missing_step(point: Checkpoint) -> Step:
-    """A step whose trial answer is unknown."""
     return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True)
 
 
 def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> Step:
-    """A step whose trial answer is read off the thought itself: in the step's own text, else the one before."""
+    """Return a step whose answer is read from the step's own text, or else is the one `before`."""
     answer = before if answer is None else answer
     source: Literal["text"] | None = None if answer is None else "text"
     return Step(index=point.index, tokens=point.tokens, answer=answer, answer_source=source, text=point.text)
 
 
 class StepCutter(Protocol):
-    """Anything that cuts a thought into steps. Its texts, one behind the other, are the thought, unchanged."""
+    """Cuts a thought into steps, whose concatenated texts are the thought unchanged."""
 
     @property
     def thought(self) -> str: ...
@@ -62,12 +61,12 @@ class StepCutter(Protocol):
         ...
 
     def close(self) -> Checkpoint | None:
-        """The last step, when the model closed its thought by itself; None if nothing is left."""
+        """Return the last step when the model closed its thought; None if nothing is left."""
         ...
 
 
 class Segmenter:
-    """Takes reasoning text and says where steps end. Another boundary is a subclass with its own `end_in`."""
+    """Cuts reasoning text into steps. A subclass with its own `end_in` is another boundary."""
 
     def __init__(self, settings: Steps) -> None:
         self._growth = settings.growth
@@ -87,8 +86,8 @@ class Segmenter:
     def feed(self, text: str, tokens: int) -> Checkpoint | None:
         """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any.
 
-        A step ends behind its line or paragraph, or before a word. Text behind the end belongs to the next step; its
-        tokens cannot be separated and stay with this one.
+        A step ends after its line or paragraph, or before a word. Text after the end belongs to the next step; its
+        tokens cannot be separated and count for this one.
         """
         too_long = self._tokens >= self._limit and self._tokens >= self._need
         if too_long and (earlier := self._end_before(text)):
@@ -107,13 +106,12 @@ class Segmenter:
         return None if end is None else self._cut(end)
 
     def close(self) -> Checkpoint | None:
-        """The last step, when the model closed its thought by itself; None if nothing is left."""
         if not self._tokens and self._index:
             return None
         return self._cut(len(self._text))
 
     def _end_before(self, text: str) -> int:
-        """Where a step that is too long ends before `text`: between words, if need be characters; 0: nowhere."""
+        """Return where a too long step ends before `text`: between words, or else characters; 0 if nowhere."""
         if not self._text:
             return 0
         if text[:1].isspace() or self._text[-1].isspace():
@@ -121,7 +119,7 @@ class Segmenter:
         return self._end_between_characters(text) if self._tokens >= 2 * max(self._need, self._limit) else 0
 
     def _end_between_characters(self, following: str) -> int:
-        """The last place before `following` that no character of several parts stretches over."""
+        """Return the last place before `following` that splits no character made of several code points."""
         start = max(0, len(self._text) - MOST_CUT_CHARS)
         tail, end = self._text[start:], -1
         shorter = len(safe_cut(tail, following))
@@ -131,7 +129,7 @@ class Segmenter:
         return start + end
 
     def end_in(self, text: str, before: int) -> int | None:
-        """Where the last line or paragraph of `text` ends that was completed behind `before`; None: nowhere."""
+        """Return the end of the last line or paragraph completed after `before`; None if there is none."""
         mark = self._mark
         if not mark:
             return None
@@ -154,17 +152,17 @@ SEGMENTERS: dict[str, Callable[[Steps], StepCutter]] = dict.fromkeys(("line", "p
 
 
 def build_segmenter(steps: Steps) -> StepCutter:
-    """What cuts a thought as the settings say. Raises ConfigError for a boundary that does not exist."""
+    """Build the cutter that the settings name. Raise ConfigError for an unknown boundary."""
     if steps.boundary in SEGMENTERS:
         return SEGMENTERS[steps.boundary](steps)
     raise ConfigError(f"steps.boundary: unknown name {steps.boundary!r:.100}; {name_hint(steps.boundary, SEGMENTERS)}")
 
 
 def safe_cut(text: str, following: str = "") -> str:
-    """Shorten `text` until it ends between two characters as a reader sees them, by MOST_CUT_CHARS at most.
+    """Shorten `text` by at most MOST_CUT_CHARS until it ends between two characters as a reader sees them.
 
-    Removed from the end: lone surrogates, joiners (ZWJ), signs that join the next letter (viramas), half a flag, and,
-    where the text that comes next is known, a letter whose accents lie behind the cut.
+    It removes from the end: lone surrogates, joiners (ZWJ), signs that join the next letter (viramas), half a flag,
+    and, if `following` is known, a letter whose accents lie after the cut.
     """
     kept, end = text[:-MOST_CUT_CHARS], text[-MOST_CUT_CHARS:]
     if following and not end.endswith("\u200d") and _clings(following[0]):
@@ -177,7 +175,7 @@ def safe_cut(text: str, following: str = "") -> str:
 
 
 def _clings(char: str) -> bool:
-    """Is this character drawn as part of the one before it (accent, joiner, variation, skin tone)?"""
+    """Return whether this character is drawn as part of the one before it (accent, joiner, variation, skin tone)."""
     return char == "\u200d" or "\U0001f3fb" <= char <= "\U0001f3ff" or unicodedata.category(char).startswith("M")
 
 
@@ -190,10 +188,10 @@ def _is_open(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineBudget:
-    """Thought tokens after which the engine was told to close the thought by itself."""
+    """The thought tokens after which the engine was instructed to close the thought by itself."""
 
     tokens: int
-    is_policy: bool = False  # the policy waits for nothing else
+    is_policy: bool = False  # the policy has no other rule to stop
     slack_tokens: int = BUDGET_SLACK_TOKENS
 
 
@@ -242,7 +240,7 @@ class ChainReader:
 
     @property
     def is_in_thought(self) -> bool:
-        """Can the thought be closed here? Never in an answer, a tool call or a closing tag, nor after the end."""
+        """Whether the thought can be closed here: not in an answer, a tool call or a closing tag, nor after the end."""
         if self.state.phase == "answering" or self.state.ended:
             return False
         return not any(self._tail.endswith(self.close_tag[:n]) for n in range(1, len(self.close_tag)))
@@ -254,7 +252,7 @@ class ChainReader:
 
     @property
     def leaves_stop_to_engine(self) -> bool:
-        """Was the engine given the policy's own budget, and does it seem to keep it?"""
+        """Whether the engine was given the policy's own budget and appears to keep it."""
         return self.budget is not None and self.budget.is_policy and not self.is_over_budget
 
     @property
@@ -264,24 +262,23 @@ class ChainReader:
     @property
     def answer_text(self) -> str:
         text = "".join(self._answer)
-        # A template that opened the thought itself leaves only the closing tag to be seen.
+        # If the template opened the thought, only the closing tag is in the text.
         return text if self.state.inline else text.rpartition(self.close_tag)[2]
 
     def thought_at(self, step: int) -> tuple[str, int]:
-        """The reasoning text up to the end of a step and its tokens; all of it when the step is unknown."""
+        """Return the reasoning text up to the end of a step, and its tokens; all of it if the step is unknown."""
         if step not in self._cuts:
             return self.thought, self.account.reasoning_tokens
         n_chars, n_thought_tokens = self._cuts[step]
         return self.thought[:n_chars], n_thought_tokens
 
     def extract(self, text: str) -> str | None:
-        """The normalised answer in `text`, by the route's scorer; None when the scorer fails."""
         return self.ledger.extract(self._scorer, text)
 
     # ---- folding
 
     def fold(self, choice: Choice, points: list[Checkpoint]) -> str | None:
-        """Sort the text of a choice and count it; return the answer text in it, None once the reader is blind."""
+        """Classify and count the text of a choice; return its answer text, or None after the reader has failed."""
         if self._is_blind:
             return None
         try:
@@ -291,7 +288,7 @@ class ChainReader:
             return None
 
     def fold_repeated(self, field: str, texts: Sequence[str], points: list[Checkpoint]) -> None:
-        """Fold what repeated chunks add to one field, exactly as `fold` would."""
+        """Fold the texts that repeated chunks add to one field, exactly as `fold` would."""
         if self._is_blind:
             return
         n = len(texts)
@@ -314,16 +311,16 @@ class ChainReader:
         self.account.cancelled = state.failed
         reply.truncated = state.finish_reason == "length"
         reply.unclosed = state.phase == "thinking"
-        # What is in an open thought is no answer, and no answer is a wrong one.
+        # Text in an open thought is not an answer, and a missing answer counts as wrong.
         reply.answer = None if reply.unclosed else self.extract(self.answer_text)
 
     def note_engine_budget(self) -> None:
-        """The finish reason has come: did the engine close the thought because of its budget?"""
+        """Record, at the finish reason, whether the engine closed the thought because of its budget."""
         budget, stop = self.budget, self.ledger.stop
         if budget is None or self.account.reasoning_tokens < budget.tokens or stop.acted:
             return
         if self.is_over_budget:
-            self.ledger.fail_open("budget")  # it was told, and went on
+            self.ledger.fail_open("budget")  # it was given a budget and exceeded it
             return
         stop.acted, stop.reason, stop.finish_method = True, "budget", "budget"
         stop.decision = stop.decision or f"budget of {budget.tokens} tokens, kept by the engine"
@@ -355,7 +352,6 @@ class ChainReader:
         return delta.content
 
     def _fold_inline(self, content: str, tokens: int, points: list[Checkpoint]) -> str:
-        """Content that may hold a thought between tags; returns the answer text in it."""
         think, was_inside, answer = self._think, self._think.inside, ""
         pieces = think.feed(content)
         if was_inside or think.inside:
@@ -375,7 +371,6 @@ class ChainReader:
         return answer
 
     def _take_thought(self, texts: Sequence[str], tokens: int, points: list[Checkpoint]) -> None:
-        """Take thought in; each of `texts` has so many tokens."""
         if self.state.phase == "answering":
             return
         self.state.phase = "thinking"
@@ -389,7 +384,7 @@ class ChainReader:
             self._go_blind()
 
     def _take_answer(self, text: str) -> None:
-        # White space before everything says nothing; behind a thought it says that the thought is over.
+        # White space before everything means nothing; after a thought it means that the thought is over.
         if text.strip() or self.state.phase == "thinking":
             self.state.phase = "answering"
         if self._answer_chars < ANSWER_LIMIT_CHARS:

@@ -1,7 +1,4 @@
-"""What one chunk of a stream says: text, tokens, log-probabilities, usage, the end.
-
-Shared by all calls, so that a token is counted the same way everywhere.
-"""
+"""Parse stream chunks into text, tokens, log-probabilities and usage. All calls share it, so all count alike."""
 
 from __future__ import annotations
 
@@ -27,9 +24,9 @@ from suffice.upstream.wire import (
     reasoning_of,
 )
 
-MOST_EVENTS = 250_000  # of an answer that nobody sees before its end
-MOST_ANSWER_CHARS = 2**20  # of a continuation: far beyond what a model can answer
-MOST_SPACE_CHARS = 4_096  # at the start, that are held back: behind more no tag opens a thought
+MOST_EVENTS = 250_000  # of a reply that is read whole before it is used
+MOST_ANSWER_CHARS = 2**20  # of a continuation: far beyond any model's answer
+MOST_SPACE_CHARS = 4_096  # held back at the start: after more, no tag opens a thought
 ChannelText: TypeAlias = tuple[Literal["reasoning", "answer"], str]
 
 
@@ -41,12 +38,12 @@ class Piece:
 
 
 def first_choice(chunk: Chunk) -> Choice | None:
-    """The choice with index 0: a governed request has no other."""
+    """Return the choice with index 0, the only one that a governed request has."""
     return next((c for c in chunk.choices or () if c.index == 0), None)
 
 
 def n_tokens(choice: Choice) -> int:
-    """Tokens in a choice that carries text: as many as it has log-probabilities, otherwise one."""
+    """Return the tokens in a choice that carries text: the number of its log-probabilities, or 1 without any."""
     return len(logprobs_of(choice)) or 1
 
 
@@ -61,7 +58,7 @@ def note_usage(account: CallAccount, usage: WireUsage | None) -> None:
 
 
 def entropy_of(rivals: tuple[tuple[str, float], ...]) -> float | None:
-    """Entropy in nats of the listed rivals, what is missing counted as one more; None: none listed."""
+    """Return the entropy in nats of the listed rivals, the missing mass counted as one more; None if none is listed."""
     if not rivals:
         return None
     listed = [(exp(value), value) for _, value in rivals if value > -700]
@@ -71,7 +68,7 @@ def entropy_of(rivals: tuple[tuple[str, float], ...]) -> float | None:
 
 
 def margin_of(token: TokenLogprob) -> float | None:
-    """Probability of a token minus that of its strongest listed rival, [0, 1]; None: no rival, or a stronger one."""
+    """Return p(token) minus p(its strongest listed rival), in [0, 1]; None if no rival is listed or one is stronger."""
     rivals = [value for text, value in token.top if text != token.token]
     if not rivals or not max(rivals) <= token.logprob <= 1e-3:
         return None
@@ -79,9 +76,9 @@ def margin_of(token: TokenLogprob) -> float | None:
 
 
 async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGenerator[tuple[Chunk, bytes], None]:
-    """Read a stream up to its [DONE]: each chunk, and its bytes. Usage is noted in the account.
+    """Yield each chunk and its bytes up to [DONE]; usage is noted in the account.
 
-    Raises UpstreamError, which names what is `inside`, when it breaks off or the upstream reports an error in it.
+    Raise UpstreamError, which names what is `inside`, if the stream breaks off or reports an error.
     """
     splitter, n_events = SseSplitter(), 0
     while data := await call.read():
@@ -104,10 +101,10 @@ async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGener
 async def pieces(
     call: Call, account: CallAccount, *, tags: tuple[str, str], prefill: str = "", opened: bool = False
 ) -> AsyncGenerator[Piece, None]:
-    """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off.
+    """Yield the pieces of a continuation's stream, in the chat or raw shape. Raise UpstreamError if it breaks off.
 
-    A thought in the reply is counted and left out; it begins inside one if it is `opened`. A repeated `prefill` is
-    removed.
+    A thought in the reply is counted and left out; `opened` means that the reply begins inside one. A repeated
+    `prefill` is removed.
     """
     answer, finished, n_chars = AnswerOnly(prefill, tags, opened=opened), False, 0
     async with aclosing(chunks(call, account, inside="continuation")) as stream:
@@ -129,14 +126,13 @@ async def pieces(
 
 
 class AnswerOnly:
-    """Leaves of a reply what answers: no repeated prefill, no thought, no second closing tag."""
+    """Keeps only the answer of a reply: removes a repeated prefill, a thought and a second closing tag."""
 
     def __init__(self, prefill: str, tags: tuple[str, str], *, opened: bool) -> None:
         self._prefill, self._closing = PrefillStripper(prefill), PrefillStripper(tags[1])
         self._think = ThinkTag(*tags, opened=opened)
 
     def read(self, choice: Choice, account: CallAccount) -> Piece:
-        """One chunk's part of the answer; all of its tokens are counted."""
         text = choice.text or (choice.delta.content if choice.delta else None) or ""
         thought = reasoning_of(choice.delta)[0] if choice.delta else ""
         tokens = logprobs_of(choice)
@@ -161,10 +157,10 @@ class AnswerOnly:
 
 
 class ThinkTag:
-    """Separate an inline thought from the answer while the text arrives, cut anywhere.
+    """Separates an inline thought from the answer in text that arrives cut anywhere.
 
-    Only a tag at the very start (white space before it is dropped) opens a thought, unless the chat template has
-    `opened` it; once it has closed, or the text began without one, everything else is answer text, tags included.
+    Only a tag at the very start (after white space, which is dropped) opens a thought, unless the chat template has
+    `opened` it. After it closes, or if the text began without one, everything is answer text, tags included.
     """
 
     __slots__ = ("_close_tag", "_held", "_open_tag", "_space", "_state")
@@ -174,8 +170,8 @@ class ThinkTag:
             raise ValueError(f"ThinkTag: got {open_tag=} {close_tag=}; both need at least one character")
         self._open_tag, self._close_tag = open_tag, close_tag
         self._state: Literal["start", "opened", "inside", "after"] = "opened" if opened else "start"
-        self._space = ""  # white space at the start, until we know what it belongs to
-        self._held = ""  # the beginning of a tag, perhaps
+        self._space = ""  # white space at the start, until its channel is known
+        self._held = ""  # possibly the beginning of a tag
 
     @property
     def inside(self) -> bool:
@@ -183,11 +179,11 @@ class ThinkTag:
 
     @property
     def decided(self) -> bool:
-        """Is it known that only answer text can follow?"""
+        """Return whether only answer text can follow."""
         return self._state == "after"
 
     def feed(self, text: str) -> list[ChannelText]:
-        """Take the next text; return what is certain, without empty texts."""
+        """Add text; return the parts whose channel is certain, none of them empty."""
         text, self._held = self._held + text, ""
         pieces: list[ChannelText] = []
         if self._state in ("start", "opened"):
@@ -201,13 +197,12 @@ class ThinkTag:
         return pieces
 
     def close(self) -> list[ChannelText]:
-        """The text has ended: return what was held back, under the channel that was open."""
+        """End the text: return what was held back, under the open channel."""
         text = self._space + self._held
         self._space = self._held = ""
         return [("reasoning" if self.inside else "answer", text)] if text else []
 
     def _begin(self, text: str) -> str:
-        """At the start: drop an opening tag, or detect that there is none. Returns what remains."""
         if not text:
             return ""
         tail = text.lstrip()
@@ -223,7 +218,6 @@ class ThinkTag:
         return text
 
     def _split(self, text: str) -> tuple[str, str]:
-        """Inside the thought: the part up to the closing tag, and what is behind it."""
         thought, tag, rest = text.partition(self._close_tag)
         if tag:
             self._state = "after"
@@ -233,7 +227,6 @@ class ThinkTag:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`."""
     longest = min(len(tag) - 1, len(text))
     if tag[0] not in text[len(text) - longest :]:
         return 0
@@ -249,7 +242,7 @@ class PrefillStripper:
         self._done = not prefill
 
     def feed(self, text: str) -> str:
-        """The part of `text` that is new. Text is held back only while it may still be the prefill."""
+        """Return the new part of `text`. Text is held back only while it may still be the prefill."""
         if self._done:
             return text
         self._held += text
@@ -259,6 +252,5 @@ class PrefillStripper:
         return self._held.removeprefix(self._prefill)
 
     def close(self) -> str:
-        """What was held back when the reply ended."""
         held, self._held = ("" if self._done else self._held), ""
         return held

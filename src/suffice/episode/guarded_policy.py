@@ -1,7 +1,4 @@
-"""A route's signals and policy, guarded: a failure, a slow step or a stop that costs too much lets the run go on.
-
-The same guards apply to runs that only watch, so that an audit measures what live runs do.
-"""
+"""Runs signals and policy, in shadow runs too; a failure, a slow step or a costly stop lets the run go on."""
 
 from __future__ import annotations
 
@@ -16,16 +13,14 @@ from suffice.settings import FinishMethod
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Signals, Step
 
-CLOSING_TOKENS = 4  # a line end and a tag, in the tokenizers that we have met; never what decides
+CLOSING_TOKENS = 4  # a line end and a tag in common tokenizers; an approximation that never decides
 STEP_BUDGET_S = 0.05  # of signals and policy together; a usual step takes well under a millisecond
-SLOW_STEPS = 3  # so many over the budget in a row end it
-HANG_S = 0.5  # a single step that takes so long ends it at once
+SLOW_STEPS = 3  # so many over the budget in a row switch signals and policy off
+HANG_S = 0.5  # a single step that takes so long switches them off at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopCost:
-    """What a stop of this run would cost now, from all that is known."""
-
     ledger: Ledger
     method: FinishMethod | None  # the first to try; None: there is none
     full_runs: RunLengths | None  # of the route; None: there is none yet
@@ -33,9 +28,9 @@ class StopCost:
     skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
 
     def objection(self, s: Signals) -> str | None:
-        """Why a stop would cost more than going on; None: it would not, or something is unknown.
+        """Return why a stop would cost more than going on; None if it would not, or if something is unknown.
 
-        Notes in the ledger what the first stop that passes would cost, for runs that only watch.
+        The first call without an objection records the expected cost of the stop in the ledger, for shadow runs.
         """
         prices, full = self.ledger.costs.prices, self.full_runs
         remaining = full.remaining(s.tokens_used) if full is not None else None
@@ -58,9 +53,9 @@ class StopCost:
 
 
 class GuardedPolicy:
-    """Observes each step of one request and asks its policy.
+    """Observes each step of one request and calls its policy.
 
-    Both run in the event loop, where nothing can interrupt them: once they were too slow, they are not asked any more.
+    Both run in the event loop, where nothing can interrupt them; after they were too slow they are not called again.
     """
 
     def __init__(
@@ -74,12 +69,12 @@ class GuardedPolicy:
     ) -> None:
         self._policy, self._needs, self._ledger, self._now_s, self._cost = policy, needs, ledger, monotonic_s, cost
         self._observer: Observer | None = None
-        self._observed_s = 0.0  # that the step's signals took
+        self._observed_s = 0.0  # duration of this step's signals
         self._n_slow = 0
         self._is_off = False
 
     def observe(self, step: Step) -> Signals:
-        """The step's signals; when they fail or are off, nothing is known and the run goes on."""
+        """Return the step's signals; empty ones if they fail or are off."""
         if self._is_off:
             return Signals(step=step.index, tokens_used=0)
         start_s = self._now_s()
@@ -95,7 +90,7 @@ class GuardedPolicy:
         return signals
 
     def decide(self, s: Signals) -> Decision:
-        """The policy's decision; `continue`, with the reason, where it fails, is too slow, or a stop costs too much."""
+        """Return the policy's decision; `continue` if it fails, is too slow, or its stop costs too much."""
         if self._is_off:
             return Decision(action="continue", reason="signals and policy were too slow: not asked any more")
         start_s = self._now_s()
@@ -114,11 +109,10 @@ class GuardedPolicy:
         return decision
 
     def _weigh(self, decision: Decision, s: Signals) -> Decision:
-        """The decision, or `continue` in place of a stop that costs more than going on."""
         why = self._cost.objection(s) if self._cost is not None and decision.action == "stop" else None
         if why is None or self._cost is None:
             return decision
         self._cost.skipped()
-        # Whatever the policy had drawn, the run would have gone on: the odds of that are 1.
+        # The run goes on whatever the policy drew, so the propensity is 1.
         reason = f"{why}; the policy said: {decision.reason}"
         return replace(decision, action="continue", reason=reason, stop_reason=None, propensity=1.0)

@@ -1,4 +1,4 @@
-"""The account of one request: calls, steps, decisions and failures, closed once into the one outcome."""
+"""The accounts of one request: calls, steps, decisions and failures, closed once into its `Outcome`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from suffice.types import (
 )
 
 DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "rerun"})
-NAME_CHARS = 200  # of an upstream's own names, kept
+NAME_CHARS = 200  # kept of an upstream's own names
 _NO_OVERHEAD = Overhead()
 _STEP_FIELDS = (  # that a step and its record have in common
     *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
@@ -39,18 +39,18 @@ _STEP_FIELDS = (  # that a step and its record have in common
 
 @dataclass(slots=True)
 class CallAccount:
-    """What one upstream call has cost so far. It becomes an `UpstreamCall` when the ledger is closed."""
+    """The cost of one upstream call so far. Closing the ledger turns it into an `UpstreamCall`."""
 
     purpose: Purpose
     context_tokens: int = 0  # of an earlier thought, sent along behind the client's prompt
-    began: bool = False  # an answer began, so the prompt was read and is paid for
+    began: bool = False  # an answer began, so the prompt was read and is billed
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     received_tokens: int = 0  # counted from the stream
-    reasoning_tokens: int = 0  # … before the thought closed
-    reported_tokens: int | None = None  # by the upstream; wins over our count
-    cancelled: bool = True  # until its end has been seen
-    discarded: bool = False  # paid for, but no part of what the client got
+    reasoning_tokens: int = 0  # of those, before the thought closed
+    reported_tokens: int | None = None  # by the upstream; takes precedence over our count
+    cancelled: bool = True  # until the end of the stream has been read
+    discarded: bool = False  # paid for, but not part of the delivered answer
     is_open: bool = False  # its reply is still being read
 
     @property
@@ -63,18 +63,18 @@ class CallAccount:
 
     @property
     def completion_tokens(self) -> int:
-        """What the upstream reports that it generated; of a call that was cut off, what was received."""
+        """Return the tokens that the upstream reports, or those received if the call was cut off."""
         return self.received_tokens if self.reported_tokens is None else self.reported_tokens
 
     @property
     def fresh_tokens(self) -> int:
-        """What the engine had to work through: the prompt outside of its cache, and what it generated."""
+        """Return the tokens that the engine computed: the uncached prompt and the completion."""
         return max(0, (self.prompt_tokens or 0) - self.cached_tokens) + self.completion_tokens
 
     def close(self, client_prompt_tokens: int | None = None) -> UpstreamCall:
-        """The record of this call.
+        """Return the record of this call.
 
-        Where the upstream was cut off before it counted, the call read the client's own prompt and the thought sent
+        If the upstream was cut off before it reported usage, the prompt is the client's own plus the thought sent
         along.
         """
         source: CountSource = "provider" if self.reported_tokens is not None else "counted"
@@ -93,9 +93,7 @@ class CallAccount:
 
 @dataclass(slots=True)
 class StopState:
-    """The stop that the policy asked for, and how it was carried out."""
-
-    step: int | None = None  # the first one at which it asked; None: it did not
+    step: int | None = None  # the first one with a stop decision; None: no stop
     reason: StopReason | None = None
     would_answer: str | None = None
     decision: str = ""
@@ -106,8 +104,6 @@ class StopState:
 
 @dataclass(slots=True)
 class ReplyState:
-    """What is known of the answer that the client gets."""
-
     answer: str | None = None
     response_id: str | None = None
     model: str | None = None  # as the upstream names itself
@@ -117,10 +113,9 @@ class ReplyState:
     truncated: bool = False
     unclosed: bool = False
     vote: tuple[tuple[str, int], ...] = ()
-    caller_usage: Usage | None = None  # of a caller's own loop: what its owner says it spent; no call was ours
+    caller_usage: Usage | None = None  # of a caller's own loop, as the caller reports it; none of the calls was ours
 
     def note_upstream(self, model: object, system_fingerprint: object) -> None:
-        """Remember how the upstream named itself, where it did: at the first call that says so."""
         if self.model is None and isinstance(model, str):
             self.model = model[:NAME_CHARS]
         if self.system_fingerprint is None and isinstance(system_fingerprint, str):
@@ -129,11 +124,11 @@ class ReplyState:
 
 @dataclass(slots=True)
 class AuditState:
-    """What an audit asked for beside the run, for the record alone."""
+    """Results of an audit's extra calls; they are recorded and never delivered."""
 
     finish_step: int | None = None
     finish_answer: str | None = None
-    pair_call: CallAccount | None = None  # the second call with an arm; None: there was none
+    pair_call: CallAccount | None = None  # the paired call with an arm; None: there was none
     pair_arm: str | None = None
     pair_propensity: float | None = None
     pair_answer: str | None = None
@@ -141,39 +136,33 @@ class AuditState:
 
 @dataclass(slots=True)
 class CostBasis:
-    """What costs and savings are computed from."""
-
     prices: Prices | None = None  # of the upstream, when the request came
     tokens_saved: int | None = None
     estimate_method: str | None = None
-    full_tokens: float | None = None  # generated by the full run, as expected at the stop
+    full_tokens: float | None = None  # expected length of the full run at the stop
     closing_usd: float | None = None  # expected cost of closing the thought at `StopState.step`
 
 
 @dataclass(slots=True)
 class ExtraCalls:
     skipped: Counter[str] = field(default_factory=Counter)  # probes that were not sent, by reason
-    n_refused: int = 0  # answered by the upstream with "fewer, please"
+    n_refused: int = 0  # answered with 429, or with 503 and a time to come back
     n_embeddings: int = 0  # to the route's embedder, which is no upstream of the client's
 
 
 @dataclass(slots=True)
 class Disclosure:
-    """What the `suffice` object of the reply may say."""
-
     warnings: list[str] = field(default_factory=list)
     tells_probes: bool = True  # False: the client hears of no probe, because only an audit is sent any
-    promise: Callable[[], str] = str  # the sentence of the guarantee; "" where no route took the request
+    promise: Callable[[], str] = str  # wording of the guarantee; "" if no route took the request
     feedback_token: str = ""  # "": none
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Everything that one request leaves behind."""
-
     request: Request
     started_s: float  # monotonic
-    has_rows: bool = True  # False: its rows were left out at random, as far as its beginning shows
+    has_rows: bool = True  # False: its rows were left out by sampling
     calls: list[CallAccount] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
@@ -195,7 +184,7 @@ class Ledger:
         return account
 
     def forget_run(self, site: str) -> None:
-        """Note that the run so far came to nothing: it is paid for, and another one takes its place."""
+        """Mark all calls so far as discarded: they are paid for, and another run replaces them."""
         self.fail_open(site)
         for account in self.calls:
             account.discarded = True
@@ -207,7 +196,7 @@ class Ledger:
             self.degraded.append(site)
 
     def extract(self, scorer: Scorer, text: str) -> str | None:
-        """The normalised answer in `text`; None, and a note, when the scorer fails."""
+        """Return the normalised answer in `text`; None, with a note, if the scorer fails."""
         try:
             return scorer.extract(text)
         except Exception:  # noqa: BLE001 - a broken scorer costs a measurement, never an answer
@@ -234,9 +223,9 @@ class Ledger:
             self.stop.would_answer, self.stop.decision = signals.answer, decision.reason
 
     def client_prompt_tokens(self) -> int | None:
-        """Tokens of the client's own prompt; None while no call has reported any.
+        """Return the tokens of the client's own prompt; None while no call has reported any.
 
-        Where every call sent a thought along, it is estimated, and the thought's closing text is counted as prompt.
+        If every call sent a thought along, this is an estimate that counts the thought's closing text as prompt.
         """
         counted = self.calls if len(self.calls) == 1 else [c for c in self.calls if c.prompt_tokens is not None]
         best = min(counted, key=lambda c: c.context_tokens, default=None)
@@ -245,7 +234,7 @@ class Ledger:
         return max(0, best.prompt_tokens - best.context_tokens)
 
     def usage(self) -> Usage | None:
-        """The client's usage: its prompt once, and all that was generated for its answer."""
+        """Return the client's usage: its prompt once, and all tokens generated for its answer."""
         if self.reply.caller_usage is not None:
             return self.reply.caller_usage
         delivered = [c for c in self.calls if c.is_delivered]
@@ -259,7 +248,7 @@ class Ledger:
         )
 
     def overhead(self) -> Overhead:
-        """What was spent beside the client's usage; both together are all that was spent."""
+        """Return what was spent beyond the client's usage; the two sum to everything that was spent."""
         first = self.calls[0] if len(self.calls) == 1 else None
         if first is not None and first.is_delivered and not first.context_tokens and not self.extra.n_embeddings:
             return _NO_OVERHEAD
@@ -275,11 +264,10 @@ class Ledger:
         )
 
     def cost(self) -> TokenCost | None:
-        """What all calls have cost so far; None: there are no prices, or a prompt was never counted."""
+        """Return the cost of all calls so far; None if there are no prices or a prompt was never counted."""
         return None if self.costs.prices is None else money.total([cost for _, cost in self._call_costs()])
 
     def _call_costs(self) -> list[tuple[CallAccount, TokenCost | None]]:
-        """The cost of every call; one that never began has cost nothing."""
         prices, known = self.costs.prices, self.client_prompt_tokens()
         if prices is None:
             return [(call, None) for call in self.calls]
@@ -289,7 +277,7 @@ class Ledger:
         ]
 
     def overhead_usd(self) -> float | None:
-        """The part of the cost that the run alone would not have had: probes, waste, thoughts read again."""
+        """Return the cost of governing the run: probes, discarded calls, thoughts read again."""
         if self.cost() is None:
             return None
         spent = 0.0
@@ -303,7 +291,7 @@ class Ledger:
         return spent
 
     def saved_usd(self) -> float | None:
-        """What the full run is expected to have cost, less all that was spent; None: unknown, or no stop."""
+        """Return the expected cost of the full run less all that was spent; None if unknown or not stopped."""
         cost, full, prices = self.cost(), self.costs.full_tokens, self.costs.prices
         if not self.stop.acted or full is None or cost is None or prices is None:
             return None
@@ -318,7 +306,7 @@ class Ledger:
         return prompts_usd + money.remaining_cost(prices, full).total_usd - cost.total_usd
 
     def would_cost_usd(self) -> float | None:
-        """What the run would have cost with its shadow stop, without what came later; None: unknown."""
+        """Return what the run would have cost with its shadow stop; None if unknown."""
         cost, prices, pair = self.cost(), self.costs.prices, self.audit.pair_call
         if self.stop.acted or self.stop.step is None or cost is None or prices is None:
             return None
@@ -389,10 +377,10 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
-    """The extra top-level object of a reply. It never says whether the request was an audit.
+    """Return the reply's extra top-level object. It never reveals whether the request was an audit.
 
-    Where only an audit is sent probes, they are left out, with the number of steps, which waits for them, and so is a
-    probe that is still running. The log has them all.
+    If only audits send probes, it leaves out the probes, the number of steps (which depends on them) and a probe that
+    is still running. The log has them all.
     """
     request, stop, costs, disclosure = ledger.request, ledger.stop, ledger.costs, ledger.disclosure
     tells = disclosure.tells_probes
@@ -415,7 +403,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "cached_prompt_tokens": overhead.cached_prompt_tokens,
         "tokens_saved_estimate": costs.tokens_saved if stop.acted else None,
         "estimate_method": costs.estimate_method if stop.acted else None,
-        # Rounded to leave out the noise of binary fractions; no price is so small that this could be seen.
+        # Rounded to remove binary noise; no price is small enough for this to show.
         "cost_usd": None if cost is None else round(cost.total_usd, 12),
         "saved_usd_estimate": None if saved_usd is None else round(saved_usd, 12),
         "degraded": degraded,

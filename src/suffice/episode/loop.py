@@ -1,8 +1,4 @@
-"""The loop that is the product: read a step, fold it into signals, ask the policy, maybe stop.
-
-The steps come from a chain of thought, from samples or from the caller's own rounds. Retries, probes and metrics live
-around it.
-"""
+"""The core loop: read a step, fold it into signals, call the policy, maybe stop."""
 
 from __future__ import annotations
 
@@ -15,17 +11,11 @@ from suffice.types import Decision, Signals, Step
 
 
 class Decider(Protocol):
-    """What the loop needs of a policy."""
-
-    def decide(self, s: Signals) -> Decision:
-        """Continue or stop, from the signals alone."""
-        ...
+    def decide(self, s: Signals) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True)
 class StopVerdict:
-    """The step at which a policy said stop, and what was known there."""
-
     step: Step
     signals: Signals
     decision: Decision
@@ -39,9 +29,8 @@ async def run_episode(
 ) -> StopVerdict | None:
     """Read steps until the policy stops the run or the run ends by itself.
 
-    `record` writes the step down and says whether a stop may be carried out: in shadow, in an audit
-    and after the answer has begun it may not, and the run goes on. Returns the verdict that was
-    obeyed, or None when the run ended in full.
+    `record` stores the step and returns whether a stop may act: in shadow, in an audit and after the answer has begun
+    it may not, and the run goes on. Return the verdict that was carried out, or None if the run ended in full.
     """
     async with aclosing(steps):
         async for step in steps:

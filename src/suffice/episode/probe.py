@@ -1,8 +1,4 @@
-"""Calls beside a run: trial answers and their schedule, an audit's second call, and vectors of its drafts.
-
-A probe continues a copy of the thought as if it were closed here. When it fails, the checkpoint has no answer, which is
-the safe side: an unknown answer stops nothing.
-"""
+"""Extra calls beside a run: trial answers, an audit's paired call, vectors. A failed probe never stops a run."""
 
 from __future__ import annotations
 
@@ -30,16 +26,14 @@ from suffice.upstream.wire import encode_json
 FINISH_TIMEOUT_S = 60.0  # of a whole finish that is requested for the record alone
 PAIR_TIMEOUT_S = 600.0  # of a whole second run
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
-SITE = "embedder"  # under which a run records that its drafts were compared by words for want of vectors
+SITE = "embedder"  # the degraded site of a run whose drafts were compared by words because vectors were missing
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What came behind a thought, as far as it was waited for."""
-
     request: Continuation
     pieces: list[Piece]
-    n_tokens: int  # generated for it
+    n_tokens: int  # generated for this reply
 
     @property
     def text(self) -> str:
@@ -52,7 +46,7 @@ class Prober:
         self._continuer, self._scorer, self._ledger = continuer, scorer, ledger
 
     def ready(self) -> bool:
-        """Is there a way to probe, and may another call be made now? Otherwise the step stays without answer."""
+        """Return whether there is a way to probe and another call is allowed; otherwise the step has no answer."""
         if self._continuer.second_call is None:
             return False
         reason = self._continuer.why_no_probe(keep=KEPT_CALLS)
@@ -61,7 +55,7 @@ class Prober:
         return reason is None
 
     async def ask(self, point: Checkpoint) -> Step:
-        """The step that ends at `point`, with the answer that a stop there would deliver."""
+        """Return the step that ends at `point`, with the answer that a stop there would deliver."""
         reply = await self._try(point.prefix, point.tokens_used)
         if reply is None:
             return missing_step(point)
@@ -75,21 +69,21 @@ class Prober:
             logprobs=tuple(token.logprob for piece in reply.pieces for token in piece.tokens),
             entropy=entropy,
             margin=margin_of(firsts[0]) if firsts else None,
-            # Behind words of ours the answer's first token is not the first behind the closed thought.
+            # After words of ours the answer's first token is not the first after the closed thought.
             closed_entropy=None if reply.request.answer_prefix else entropy,
             text=point.text,
             probe_tokens=reply.n_tokens,
         )
 
     async def answer_to(self, thought: str, tokens: int) -> str | None:
-        """The normalised answer behind a thought of so many tokens that nobody can close any more; None: no answer."""
+        """Return the normalised answer after a finished thought of `tokens` tokens; None if there is none."""
         reply = await self._try(thought, tokens)
         return None if reply is None else self._ledger.extract(self._scorer, reply.text)
 
     async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
-        """Request a whole finish behind a step, for the record: what a stop there would have delivered.
+        """Request a whole finish after a step, for the record: what a stop there would have delivered.
 
-        It is written as a stop's continuation is, and sent as a probe is: now or not at all.
+        It is built like a stop's continuation and, like a probe, sent now or not at all.
         """
         if not self._continuer.may_call(keep=0):
             return
@@ -107,7 +101,6 @@ class Prober:
         timeout_s: float | None = None,
         max_tokens: int | None = None,
     ) -> _Reply | None:
-        """A trial answer, or a `whole` finish as a stop requests it; None: nothing came, or too late."""
         method, probe = self._continuer.second_call, self._continuer.probe
         if method is None:
             return None
@@ -121,7 +114,7 @@ class Prober:
                 opened = self._continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
                 async with opened as (reply, account):
                     return _Reply(request, [piece async for piece in reply], account.completion_tokens)
-        except UpstreamBusy as busy:  # others were quicker while the request was being written
+        except UpstreamBusy as busy:  # other requests took the room while this one was prepared
             self._ledger.extra.skipped[busy.reason] += 1
         except (UpstreamError, TimeoutError):
             self._ledger.fail_open("probe")
@@ -130,19 +123,19 @@ class Prober:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallArm:
-    name: str  # "effort=low", "budget_tokens=512"; "full": nothing else
-    fields: Mapping[str, Any]  # of the upstream, added to the client's own
+    name: str  # "effort=low", "budget_tokens=512"; "full": no change
+    fields: Mapping[str, Any]  # upstream fields added to the client's own
     propensity: float
 
 
 async def ask_paired_call(
     client: UpstreamClient, ledger: Ledger, scorer: Scorer, arm: CallArm, *, body: Mapping[str, Any], headers: Headers
 ) -> None:
-    """In an audit, send the client's question once more with an arm, for the record alone.
+    """In an audit, send the client's question once more with an arm, for the record only.
 
-    Where an upstream's thought cannot be cut, only effort or budget can be chosen, and what they lose is seen in no
-    single run. The client has its full answer by then; the call is sent now or not at all. One that was sent and came
-    to nothing is on record without an answer, which counts against the arm.
+    If an upstream's thought cannot be cut, only effort or budget can be chosen, and no single run shows what they lose.
+    The client has its full answer by then; the call is sent now or not at all. A call that was sent and failed is
+    recorded without an answer, which counts against the arm.
     """
     account = CallAccount("probe")
     text: str | None = None
@@ -182,10 +175,10 @@ class Vectors:
     embedder: Embedder
     ledger: Ledger
     max_calls: int  # extra calls of the run, those of other kinds included
-    keep: int = 0  # of them left over for what may have to follow
+    keep: int = 0  # calls to leave for what may have to follow
 
     async def of(self, text: str) -> tuple[float, ...]:
-        """The vector of a draft; () where there is none, for whatever reason: then words are compared."""
+        """Return the vector of a draft; () if there is none, in which case words are compared."""
         if not text.strip():
             return ()
         try:
@@ -195,7 +188,7 @@ class Vectors:
             return ()
 
     async def add_to(self, step: Step) -> Step:
-        """The step with the vector of its text, or of its answer where it has no text."""
+        """Return the step with the vector of its text, or of its answer if it has no text."""
         vector = await self.of(step.text or step.answer or "")
         return replace(step, vector=vector) if vector else step
 
@@ -215,9 +208,9 @@ class Vectors:
 
 
 class ReasoningRun:
-    """One chain of thought: its steps while it is relayed to the client, with the schedule of their probes.
+    """Yields the steps of one chain of thought while relaying it, and schedules their probes.
 
-    prober  None: nothing is probed, and a step's answer is read off its text
+    prober  None: no step is probed, and a step's answer is read from its text
     drain   every scheduled step is probed, even after the end, as in an audit
     """
 
@@ -230,13 +223,12 @@ class ReasoningRun:
         self._visible: str | None = None
 
     async def steps(self) -> AsyncGenerator[Step, None]:
-        """Yield the run's steps while relaying it, each with what a prober and an embedder add to it."""
         state = self.reader.state
         waiting: deque[Checkpoint] = deque()
         point: Checkpoint | None = None
         probing: asyncio.Task[Step] | None = None
         try:
-            # A probe on its way is paid for: it is let finish, which the client no longer waits for.
+            # A probe already sent is paid for, so it may finish; the client no longer waits for it.
             while not state.ended or probing or (self._drain and waiting):
                 if probing is None and waiting and not (state.ended and not self._drain):
                     point = waiting.popleft()
@@ -252,14 +244,13 @@ class ReasoningRun:
                     step, probing = self._probed(probing, point), None
                     yield step
             for left in waiting:
-                yield self._unprobed(left)  # the run was over before they could be probed
+                yield self._unprobed(left)  # the run ended before they could be probed
         finally:
             if probing is not None:
                 probing.cancel()
                 await asyncio.gather(probing, return_exceptions=True)
 
     def _begin_probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
-        """Begin to measure what the step does not show by itself; None: there is no way to."""
         prober = self._ready_prober()
         if prober is None and self._vectors is None:
             return None
@@ -282,7 +273,6 @@ class ReasoningRun:
         self._prober_broke = True
 
     def _unprobed(self, point: Checkpoint) -> Step:
-        """A step that no probe looks at: what its text shows, or missing where one should have looked."""
         if self._prober is not None:
             return missing_step(point)
         step = visible_step(point, self.reader.extract(point.text), self._visible)
@@ -290,7 +280,7 @@ class ReasoningRun:
         return step
 
     def _probed(self, probing: asyncio.Task[Step], point: Checkpoint) -> Step:
-        """The probed step; a probe that is itself broken leaves it without an answer, and is the last."""
+        """Return the probed step; a probe that raises leaves it without an answer and is the last one."""
         try:
             return probing.result()
         except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
@@ -298,7 +288,6 @@ class ReasoningRun:
             return missing_step(point)
 
     async def _wait_for_either(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
-        """Wait for the probe or for the next bytes, and pass bytes on at once."""
         tasks: set[asyncio.Task[Any]] = {probing}
         if not self.reader.state.ended:
             tasks.add(self.relay.begin_read())

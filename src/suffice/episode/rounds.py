@@ -1,6 +1,6 @@
-"""One run whose loop is the caller's own: rounds of retrieval, an agent's turns, revisions, its own samples.
+"""A run whose loop is the caller's: rounds of retrieval, an agent's turns, revisions, the caller's own samples.
 
-Sans I/O: steps and decisions are values, so the library in a process and the endpoint `/v1/decide` decide the same.
+It does no I/O, so the library in a process and the endpoint `/v1/decide` decide alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from suffice.review.items import Shelf
 from suffice.scoring.base import Scorer
 from suffice.types import AnswerSource, Decision, Step, Usage
 
-MAX_STEPS = 2_000  # of one run; what comes after them is counted and goes on
+MAX_STEPS = 2_000  # of one run; later steps are counted and the run goes on
 MAX_CHARS = 256 * 1024  # of all answers of one run; likewise
 GOES_ON = "the run goes on"
 
@@ -41,7 +41,7 @@ class StepReport:
     ctx_tokens: int = 0  # prompt tokens read at this step
 
     def __post_init__(self) -> None:
-        """Refuse what could only be a mistake; a number that is no probability is merely unknown."""
+        """Raise BadRequest for wrong types and negative counts. A number that is no probability counts as unknown."""
         for name in ("tokens", "ctx_tokens"):
             value: object = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
@@ -58,8 +58,6 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class StepRecordBrief:
-    """One step that was taken, and the decision. Its text is not kept."""
-
     reported: str | None  # the answer as the caller reported it
     tokens: int
     answer: str | None  # in the scorer's normal form
@@ -69,15 +67,15 @@ class StepRecordBrief:
 
 @dataclass(slots=True, kw_only=True)
 class RoundsRun:
-    """One run from its first step to its end. One caller at a time: the library and the endpoint see to that."""
+    """One run from its first step to its end. It is not safe for concurrent callers."""
 
     ledger: Ledger
     scorer: Scorer
     policy: GuardedPolicy
     may_act: bool  # False while observing, uncertified, in an audit and in a repeated delivery: no stop is reported
     returning: Returning
-    is_resting: Callable[[], bool] = lambda: False  # was every stop disabled since the run began?
-    vectors: Vectors | None = None  # for `vector_of` alone
+    is_resting: Callable[[], bool] = lambda: False  # whether every stop was disabled since the run began
+    vectors: Vectors | None = None  # used by `vector_of` only
     shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
@@ -86,7 +84,7 @@ class RoundsRun:
 
     @property
     def acts(self) -> bool:
-        """May a stop be reported to the caller now?"""
+        """Return whether a stop may be reported to the caller now."""
         return self.may_act and not self.is_resting()
 
     @property
@@ -94,16 +92,16 @@ class RoundsRun:
         return self.ledger.request.episode_id
 
     async def vector_of(self, index: int, report: StepReport) -> tuple[float, ...]:
-        """The vector of step `index`, to be awaited before `take`; () where there is none, or none is needed."""
+        """Return the vector of step `index`, to be awaited before `take`; () if there is none or none is needed."""
         is_next = index == len(self.seen) + 1 and not self._n_beyond and not self.is_over
         if self.vectors is None or not is_next or self.ledger.request.ungoverned is not None:
             return ()
         return await self.vectors.of(report.text or report.answer or "")
 
     def take(self, index: int, report: StepReport, vector: tuple[float, ...] = ()) -> Decision:
-        """Take step `index` in and decide; the same step again gives the same decision again.
+        """Record step `index` and decide; repeating a step repeats its decision.
 
-        Raises BadRequest (409) for a step that leaves a gap, contradicts an earlier report, or comes after the end.
+        Raise BadRequest (409) for a step that leaves a gap, contradicts an earlier report, or comes after the end.
         """
         if 1 <= index <= len(self.seen):
             return self._again(index, report)
@@ -131,7 +129,7 @@ class RoundsRun:
         self._keep(report, step.answer, confidence, effective)
         if decision.stop and self.ledger.stop.step == index:
             self.ledger.stop.would_answer = self.answer_of(self._chosen(acting=True))
-        self.ledger.stop.acted = effective.stop  # a stop that was not obeyed is no stop
+        self.ledger.stop.acted = effective.stop  # a stop that is not acted on does not count as stopped
         return effective
 
     def _keep(self, report: StepReport, answer: str | None, confidence: float | None, decision: Decision) -> None:
@@ -139,9 +137,9 @@ class RoundsRun:
 
     @property
     def return_step(self) -> int | None:
-        """The step whose answer is the one to use; None: there is no answer yet.
+        """The step whose answer the caller should use; None if there is no answer yet.
 
-        A run that the policy may not touch returns what the caller's loop alone would: its last answer, or its vote.
+        Where stops may not be reported, this is what the caller's loop alone would return: its last answer or its vote.
         """
         return self._chosen(acting=self.acts)
 
@@ -149,7 +147,7 @@ class RoundsRun:
         return None if index is None else self.seen[index - 1].answer
 
     def finish(self) -> None:
-        """Write the run's result into the ledger; who owns the ledger closes it."""
+        """Write the run's result into the ledger, which its owner closes."""
         self.is_over = True
         request, reply, stop = self.ledger.request, self.ledger.reply, self.ledger.stop
         reply.answer = self.answer_of(self.return_step)
@@ -158,7 +156,7 @@ class RoundsRun:
         would = self._chosen(acting=True)
         shadow = not self.acts and request.ungoverned is None and stop.step is None
         if shadow and self.answer_of(would) != reply.answer:
-            # The policy lets the loop run to its end and then takes another round's answer: a stop there.
+            # The loop runs to its end and the policy then picks another round's answer: record that as a stop there.
             stop.step, stop.would_answer = len(self.seen), self.answer_of(would)
             stop.decision = f"the answer of step {would} is the one to use"
         reply.caller_usage = reply.caller_usage or Usage(prompt_tokens=0, completion_tokens=0)
@@ -176,7 +174,6 @@ class RoundsRun:
         return before.decision
 
     def _beyond(self, report: StepReport) -> Decision:
-        """A step beyond those that are kept: it is paid for, and the run goes on."""
         self._n_beyond += 1
         self._spend(report)
         self.ledger.fail_open("steps")
@@ -219,9 +216,9 @@ class RoundsRun:
             return None
 
     def _effective(self, decision: Decision) -> Decision:
-        """The decision as the caller gets it: a stop only where one may be carried out.
+        """Return the decision as the caller gets it: a stop only if it may act.
 
-        Where a policy is enforced, every run that goes on gets the same reason, so that nothing reveals an audit.
+        In enforce mode every continued run gets the same reason, so that nothing reveals an audit.
         """
         if decision.stop and self.acts:
             return decision

@@ -1,8 +1,4 @@
-"""Repeated samples of one question, drawn in waves, seen in launch order, voted into one answer.
-
-The order makes the same answers lead to the same decision live, in an audit and in replay. When the vote is decided, or
-the policy stops, the samples still running are cancelled, and what was received of them is spent.
-"""
+"""Draw samples of one question in waves, read in launch order so that live runs, audits and replays vote alike."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ ANSWER_LIMIT_CHARS = 256 * 1024  # of a sample's end, which is scored
 
 
 class SampleRefusal(UpstreamError):
-    """The upstream answered with an error of its own, which is relayed as it came."""
+    """The upstream answered with an error of its own, which is relayed unchanged."""
 
     def __init__(self, http_status: int, content_type: str, body: bytes, headers: Headers = ()) -> None:
         super().__init__(f"the upstream answered {http_status}")
@@ -54,16 +50,16 @@ class SampleRun:
     n_samples: int
     wave: int
     max_bytes: int = LIMIT_BYTES  # in memory, of each sample
-    continues_after_failure: bool = False  # observe and audits: more samples are drawn behind a failed one
+    continues_after_failure: bool = False  # observe and audits: more samples are drawn after a failed one
     seen: list[Sample] = field(default_factory=list)  # in launch order
     _encoded: bytes = b""  # the body of all samples, where it is one
 
     def is_decided(self) -> bool:
-        """Can no further sample change the answer or its text?"""
+        """Return whether no further sample can change the winning answer or its text."""
         return vote.deciding_sample([sample.answer for sample in self.seen], self.n_samples) is not None
 
     async def steps(self) -> AsyncGenerator[Step, None]:
-        """Yield one step a sample, in launch order, until the vote is decided. Closing it cancels all samples."""
+        """Yield one step per sample until the vote is decided. Closing the generator cancels the running samples."""
         running: list[asyncio.Task[Sample]] = []
         try:
             while not self.is_decided():
@@ -89,16 +85,16 @@ class SampleRun:
                 if any(s.failure is not None for s in self.seen[first - 1 :]):
                     self.ledger.fail_open("sample")
                     if not self.continues_after_failure:
-                        return  # a struggling upstream is not asked for more; the vote stands on what came
+                        return  # do not send more calls to a struggling upstream; vote on the samples received
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
     def _wave_end(self, first: int) -> int:
-        """The launch index behind the next wave, which begins at `first`; `first` itself: there is none.
+        """Return the launch index after the wave that begins at `first`; `first` itself if there is no further wave.
 
-        While the upstream asks for fewer calls, only the client's own call is made: the first sample.
+        While the client is paused, only the first sample is drawn.
         """
         if not self.client.is_paused:
             return min(first + self.wave, self.n_samples + 1)
@@ -128,7 +124,7 @@ class SampleRun:
             return await _assemble(call, account, self.max_bytes)
 
     def _encode(self, index: int) -> bytes:
-        """The body of one sample. One seed for all would draw the same sample again."""
+        """Encode the request body; each sample gets a seed of its own, because equal seeds would draw equal samples."""
         seed = self.body.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool):
             return encode_json({**self.body, "seed": seed + index - 1})
@@ -136,7 +132,7 @@ class SampleRun:
         return self._encoded
 
     def result(self) -> dict[str, Any]:
-        """The winning completion, verbatim but for its usage. Raises the first sample's failure."""
+        """Return the winning completion, verbatim except for its usage. Raise the first failure if all failed."""
         good = [s for s in self.seen if s.body is not None]
         if not good:
             failures = [s.failure for s in self.seen if s.failure is not None]
@@ -168,7 +164,7 @@ async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[st
 
 
 async def sample_refusal(call: Call) -> UpstreamError:
-    """What an answer means that is no stream: the upstream's own error, or a broken protocol."""
+    """Return the error that a reply other than a stream stands for."""
     if 400 <= call.status < 600:
         return SampleRefusal(call.status, call.content_type, await call.read_all(), call.headers)
     if call.status != 200:

@@ -1,14 +1,14 @@
-"""The stop, carried out: the run leaves its thought and the client reads on without a seam.
+"""Carries out a stop: the run leaves its thought, and the client reads on without a seam.
 
     native            the engine closes the thought in the same stream
     with a free slot  the continuation is opened first; the original is held back and dropped at the continuation's
                       first token (the overlap is spent, and counted)
-    with none         the original is closed first, unless that lately gave its slot to somebody who waited
+    without           the original is closed first, unless that recently gave its slot to a waiting request
 
-A slot is free while fewer completions are open on the upstream, everybody's that came through this gateway, than it
-serves at once. If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone, one
+A slot is free while fewer completions of all requests through this gateway are open on the upstream than it serves at
+once. If the continuation fails or takes longer than `handover_ms`, the original goes on. If the original is gone, one
 full run follows with its thought hidden; if that fails too, the client gets an error frame. If the model closes its
-thought by itself before the continuation speaks, its own end is delivered: a late stop is no stop.
+thought before the continuation begins, its own end is delivered and nothing was stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from suffice.settings import FinishMethod
 from suffice.upstream.continuation import Continuation
 from suffice.upstream.wire import Frame
 
-SLOT_TOKENS, SLOT_S = 4.0, 0.25  # how long an engine may take to see a call cancelled: in tokens' time, at most
+SLOT_TOKENS, SLOT_S = 4.0, 0.25  # most time for an engine to see a cancelled call: in tokens' time, in seconds
 
 Rerun = Callable[[StreamState], AbstractAsyncContextManager[StreamRelay]]  # given the run that the client knows
 OpenContinuation: TypeAlias = tuple[AsyncIterator[Piece], CallAccount]  # the first piece is more than white space
@@ -47,18 +47,18 @@ class StopTransition:
     buffer_bytes: int
     monotonic_s: Callable[[], float]
     began_s: float  # when the original was opened
-    _overlaps: bool = False  # does the original run on beside the continuation that is being opened?
+    _overlaps: bool = False  # the original runs on beside the continuation that is being opened
 
     @property
     def _came_too_late(self) -> bool:
-        """Has the original, while it was held back, closed its thought by itself?"""
+        """Whether the original closed its thought by itself while it was held back."""
         return self._overlaps and self.relay.failure is None and not self.relay.reader.is_in_thought
 
     async def carry_out(self, thought: str, thought_tokens: int) -> None:
-        """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
+        """Close the thought after `thought` and deliver the answer; the original goes on if all methods fail."""
         for method in self.continuer.methods:
             if not self.relay.reader.is_in_thought:
-                break  # the answer began while we were preparing: a late stop is no stop
+                break  # the answer began during preparation: too late to stop
             if method == "native":
                 if self.continuer.facts.has_control and await self._stop_natively():
                     return
@@ -78,14 +78,14 @@ class StopTransition:
         self._note_stop("native", start_s)
         own_end.wanted = True
         await self.relay.rest()
-        if own_end.kept is not None:  # the thought was closed, and not a word came behind it
+        if own_end.kept is not None:  # the thought was closed, and no answer followed
             await self.finish_unclosed(self._tokens_left())
         return True
 
     async def _let_slot_go(self) -> None:
-        """Give the engine a moment to see that the original was cancelled, where its slot holds what was read.
+        """Wait until the engine has seen that the original was cancelled, if its prompt cache belongs to a slot.
 
-        llama.cpp sees it after a decoding step or two; a request before that takes another slot and reads the prompt
+        llama.cpp sees it after a decoding step or two; an earlier request takes another slot and reads the prompt
         again.
         """
         if self.continuer.facts.caches_by_slot:
@@ -97,7 +97,7 @@ class StopTransition:
         stop.acted, stop.finish_method, stop.handover_ms = True, method, (self.monotonic_s() - start_s) * 1e3
 
     async def _continue_by(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
-        """Answer from a second call. False: that came to nothing, and the original is still there."""
+        """Answer from a second call; return False if that failed and the original is still running."""
         relay, start_s = self.relay, self.monotonic_s()
         request = await self._prepare(method, thought, self._tokens_left())
         if request is None or not self._may_begin():
@@ -132,20 +132,19 @@ class StopTransition:
         return True
 
     def _may_begin(self) -> bool:
-        """Decided when the continuation is about to be sent: other requests have moved meanwhile."""
+        """Decide right before sending, because other requests have moved in the meantime."""
         client = self.continuer.client
         self._overlaps = self.continuer.has_free_slot
-        # Where the original has to go first, a full run must remain possible behind it.
+        # If the original has to go first, a full run must remain possible after it.
         if not self.continuer.may_call(keep=0 if self._overlaps else 1):
             return False
-        # … and its continuation must not wait in line behind others.
+        # Its continuation must not queue behind others.
         why = "paused" if client.is_paused else "crowded" if not self._overlaps and client.is_crowded else None
         if why is not None:
             self.ledger.extra.skipped[why] += 1
         return why is None
 
     async def _prepare(self, method: FinishMethod, thought: str, max_tokens: int | None) -> Continuation | None:
-        """The request that would answer; None: no call is left for it, or the upstream has no such way."""
         if not self.continuer.may_call(keep=0):
             return None
         try:
@@ -155,7 +154,7 @@ class StopTransition:
             return None
 
     async def finish_unclosed(self, max_tokens: int | None) -> None:
-        """Answer a run that ended inside its thought; its own end is delivered if that fails."""
+        """Answer a run that ended inside its thought; deliver its own end if that fails."""
         relay, stop, start_s = self.relay, self.ledger.stop, self.monotonic_s()
         method, before = self.continuer.second_call, (stop.finish_method, stop.handover_ms)
         request = None if method is None else await self._prepare(method, relay.reader.thought, max_tokens)
@@ -177,7 +176,7 @@ class StopTransition:
                 relay.own_end.kept = None
 
     async def _go_on_without(self, error: UpstreamError) -> bool:
-        """No continuation came. False: the original goes on; otherwise another run was delivered."""
+        """Recover from a failed continuation; return False if the original goes on, True if a rerun was delivered."""
         if not self._came_too_late:
             self.ledger.fail_open("handover")
         if self._overlaps and self.relay.failure is None:
@@ -189,7 +188,6 @@ class StopTransition:
         return True
 
     async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> OpenContinuation:
-        """Open the continuation and wait for its first words, holding the original back meanwhile."""
         holding: asyncio.Task[None] | None = None
         before = request.answer_prefix
         try:
@@ -212,7 +210,7 @@ class StopTransition:
                 await asyncio.gather(holding, return_exceptions=True)
 
     async def _hold(self, deadline: asyncio.Timeout) -> None:
-        """Keep reading the original, up to the buffer's size. If it closes its thought, end the waiting."""
+        """Keep reading the original, up to the buffer's size. If it closes its thought, end the wait."""
         with contextlib.suppress(UpstreamError):  # remembered in `relay.failure`
             while self.relay.reader.is_in_thought and self.relay.held_bytes < self.buffer_bytes:
                 await self.relay.advance()
@@ -225,14 +223,12 @@ class StopTransition:
         return max(1, self.max_tokens - self.relay.reader.account.received_tokens)
 
     async def _discard_last(self, stack: AsyncExitStack) -> None:
-        """Close a continuation that failed, before anything else is sent to its upstream."""
         await stack.aclose()
         last = self.ledger.calls[-1]
         if last.purpose == "continuation":
             last.discarded = True
 
     async def _deliver(self, reply: AsyncIterator[Piece]) -> None:
-        """Write the continuation into the client's stream as if the first call had gone on."""
         relay, state, text, finish = self.relay, self.relay.reader.state, "", "stop"
         opening = self.continuer.settings.think_close if state.inline else ""
         async for piece in reply:
@@ -249,10 +245,9 @@ class StopTransition:
         await relay.delivery.end()
 
     async def _count_original(self) -> None:
-        """Learn what the prompt of the original had cost, from an engine that can count."""
         account = self.relay.reader.account
         if account.prompt_tokens is None:
-            with contextlib.suppress(UpstreamError):  # else it is estimated from the other calls
+            with contextlib.suppress(UpstreamError):  # otherwise it is estimated from the other calls
                 prompt = await self.continuer.prompt(text=False)
                 account.prompt_tokens = None if prompt is None else prompt.n_tokens
 
@@ -265,7 +260,6 @@ class StopTransition:
         return [*frames, DONE_FRAME]
 
     async def _run_again(self, error: UpstreamError) -> None:
-        """The original is gone and its continuation failed: run once more, the thought hidden."""
         if not self.continuer.may_call(keep=0):
             raise error
         self.relay.reader.account.discarded = True
@@ -279,7 +273,6 @@ def _frame_of(state: StreamState, delta: dict[str, Any], finish_reason: str | No
 
 
 def _chunk(state: StreamState, **fields: Any) -> Frame:
-    """A chunk of our own that looks like the upstream's: same id, model and time."""
     head = {"id": state.id, "object": "chat.completion.chunk", "created": state.created, "model": state.model}
     return data_frame(head | fields)
 

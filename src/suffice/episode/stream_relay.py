@@ -1,8 +1,4 @@
-"""Relays one chain of thought to its client, frame by frame as it came, and shows each frame to the reader.
-
-Frames may be kept back while a continuation is being opened: `hold`, then `release` or `abandon`. So may the end of a
-run without an answer, while one is asked for.
-"""
+"""Relays one chain of thought to its client frame by frame, unchanged, and passes each frame to the reader."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ _NOTHING = Frame(raw=b"", data=None, event=None)
 
 
 class RepeatedFrame(Frame, frozen=True, gc=False):
-    """Several chunks in one: they differ in the text of one field alone."""
+    """Several chunks in one frame, which differ only in the text of one field."""
 
     template: bytes  # one of them, with another text
     field: str
@@ -47,25 +43,25 @@ TakesTexts: TypeAlias = Callable[[bytes, str, list[str]], bool]  # as in `Repeat
 
 
 class Delivery(Protocol):
-    """Where frames go: a client's stream, or a body that is put together."""
+    """Receives frames: a client's stream, or a body that is assembled."""
 
     async def frames(self, frames: Sequence[Frame]) -> None: ...
 
     def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
-        """Hand over the bytes of whole frames without waiting; False: not now, or not here."""
+        """Pass on the bytes of whole frames without waiting; return False if that is impossible now or here."""
         return False
 
     @property
     def texts_now(self) -> TakesTexts | None:
-        """The same for repeated chunks by their texts; None: this client wants their bytes."""
+        """Like `frame_now`, for repeated chunks by their texts; None if this client needs their bytes."""
         return None
 
     def can_begin_again(self) -> bool:
-        """May another answer take the place of what was handed over so far?"""
+        """Return whether another answer may still replace what was delivered."""
         ...
 
     async def end(self) -> None:
-        """Complete the client's answer. Work may go on after it, unseen."""
+        """Complete the client's answer. Work may go on after it, unseen by the client."""
         ...
 
 
@@ -73,31 +69,30 @@ class Delivery(Protocol):
 class ClientView:
     usage: bool  # a usage chunk, or usage in the body
     object: bool  # the `suffice` object even when nothing was stopped
-    joined: bool = False  # chunks that differ in their text alone may reach it as one frame
+    joined: bool = False  # chunks that differ only in their text may reach it as one frame
     alias: StreamState | None = None  # of a rerun: the run before it, whose id and time the client knows
     hides_thought: bool = False  # the client has already seen a thought
 
 
 def data_frame(obj: Any) -> Frame:
-    """A frame of our own."""
     raw = encode_frame(obj)
     return Frame(raw=raw, data=raw[6:-2], event=None)
 
 
 class OwnEnd:
-    """What the upstream sent from its finish reason on: delivered as it is, or an answer in its place."""
+    """The upstream's frames from its finish reason on: delivered as they are, or replaced by an answer."""
 
     def __init__(self) -> None:
-        self.wanted = False  # should such an end be kept back?
-        self.kept: list[Frame] | None = None  # … and here it is, from the finish reason on
+        self.wanted = False  # keep such an end back
+        self.kept: list[Frame] | None = None  # the kept frames, from the finish reason on
 
     def begin(self, *, has_answer: bool) -> None:
-        """The finish reason has come; what follows is kept if the run has no answer and one is wanted."""
+        """Start keeping frames, at the finish reason, if the run has no answer and one is wanted."""
         if self.wanted and not has_answer:
             self.kept = []
 
     async def make_room(self, delivery: Delivery) -> None:
-        """Deliver the thought that the upstream's last chunk may carry, so that an answer can follow it."""
+        """Deliver the thought in the upstream's last chunk, if any, so that an answer can follow it."""
         kept = self.kept or []
         body = decode_json(kept[0].data) if kept and kept[0].data else {}
         choice = next((c for c in body.get("choices") or () if isinstance(c, dict)), {})
@@ -111,7 +106,6 @@ class OwnEnd:
         kept[0] = data_frame(body | last)
 
     async def deliver(self, delivery: Delivery) -> None:
-        """No answer came: the client gets the end that the upstream gave."""
         kept, self.kept = self.kept or [], None
         if kept:
             await delivery.frames(kept)
@@ -123,24 +117,23 @@ class StreamRelay:
         self.call, self.reader, self.delivery, self.view = call, reader, delivery, view
         self._texts_now = delivery.texts_now
         self.own_end = OwnEnd()
-        self.failure: UpstreamError | None = None  # why the original can give nothing more
+        self.failure: UpstreamError | None = None  # why the original can deliver nothing more
         self.held_bytes = 0
         self._held: list[Frame] | None = None  # None: not holding
         self._splitter = SseSplitter()
-        self._pattern = TextPattern()  # what nearly every chunk of this stream looks like
+        self._pattern = TextPattern()  # the usual shape of this stream's chunks
         self._reading: asyncio.Task[bytes] | None = None
-        self._points: list[Checkpoint] = []  # reached in what was passed on at once
-        self._n_passed = 0  # bytes of the next read that the client has already
-        self._last: dict[str, Any] | None = None  # held until usage, if any, can go into its object
+        self._points: list[Checkpoint] = []  # reached in chunks relayed by `_pass_at_once`
+        self._n_passed = 0  # bytes of the next read that the client already has
+        self._last: dict[str, Any] | None = None  # held until the usage, if any, can go into its object
 
     # ---- states
 
     def hold(self) -> None:
-        """Keep frames back from now on."""
+        """Hold frames back until `release` or `abandon`."""
         self._held = []
 
     async def release(self) -> None:
-        """Deliver what was kept back; the original goes on."""
         held, self._held, self.held_bytes = self._held or [], None, 0
         if held:
             await self.delivery.frames(held)
@@ -148,7 +141,7 @@ class StreamRelay:
             await self.delivery.end()
 
     def abandon(self) -> None:
-        """Close the original call and drop what was kept back: its thought goes on elsewhere."""
+        """Close the original call and drop the held frames: another call continues its thought."""
         self._held = None
         self.reader.state.ended = True
         if self._reading is not None:
@@ -156,14 +149,14 @@ class StreamRelay:
         self.call.close()
 
     async def rest(self) -> None:
-        """Relay everything that is left, without steps. Raises UpstreamError, also one from before."""
+        """Relay everything that is left, without steps. Raise UpstreamError, also an earlier one."""
         while not self.reader.state.ended:
             await self.advance()
         if self.failure is not None:
             raise self.failure
 
     async def aclose(self) -> None:
-        """End a read that nobody waits for any more; the call itself is closed by its owner."""
+        """Cancel a pending read; the owner of the call closes the call itself."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -171,7 +164,6 @@ class StreamRelay:
     # ---- bytes
 
     def begin_read(self) -> asyncio.Task[bytes]:
-        """The next read as a task, which `advance` takes over."""
         if self._reading is None:
             self._reading = asyncio.create_task(self.call.read())
         return self._reading
@@ -181,15 +173,16 @@ class StreamRelay:
         return self._reading is not None and self._reading.done()
 
     async def advance(self, *, to_step: bool = False) -> list[Checkpoint]:
-        """Read once, or up to the next step or the end, and pass it on; return the checkpoints that were reached.
+        """Read once, or up to the next step or the end, and relay it; return the checkpoints reached.
 
-        Raises UpstreamError when the upstream broke off or broke its protocol; whole frames before that are delivered.
+        Raise UpstreamError if the upstream breaks off or breaks the protocol; the whole frames before that are
+        delivered.
         """
         points = self._points = []
         try:
             while True:
                 if self._reading is None:
-                    # Nothing of this changes while the reader waits: it is computed once a wait, not once a chunk.
+                    # This cannot change while the reader waits, so it is computed once per wait, not once per chunk.
                     takes = to_step and self._passes_as_is() and self._folds_by_pattern
                     data = await self.call.read(self._pass_at_once if takes else None)
                 else:
@@ -208,10 +201,9 @@ class StreamRelay:
             raise
 
     def _pass_at_once(self, data: bytes) -> bool:
-        """Pass repeated chunks on where they arrive, if the client takes them; False: wake the reader.
+        """Fast path of `advance`: relay repeated chunks as they arrive; return False to wake the reader.
 
-        It does what `advance` does, by the shortest way. At a checkpoint the reader is woken, too: it gets the same
-        bytes and leaves out what the client has.
+        At a checkpoint the reader is woken too: it gets the same bytes and skips what the client has.
         """
         pattern = self._pattern
         texts, sent, end = pattern.run_in(data, 0)
@@ -229,9 +221,9 @@ class StreamRelay:
         return False
 
     def _repeated(self, data: bytes, at: int, points: list[Checkpoint]) -> tuple[Frame, int]:
-        """The repeated chunks in `data` from `at` on, folded, as one frame; and where they end (`at`: there are none).
+        """Fast path of `_look`: fold the repeated chunks in `data` from `at` on into one frame; return it and its end.
 
-        It does what `_look` does, by the shortest way: nearly all of a stream is such chunks.
+        The end is `at` if there are none. Nearly all of a stream is such chunks.
         """
         if not self._passes_as_is():
             return _NOTHING, at
@@ -243,7 +235,6 @@ class StreamRelay:
         return RepeatedFrame(sent, None, None, pattern.template, pattern.field, texts), end
 
     def _passes_as_is(self) -> bool:
-        """Does what comes go straight to the client, with nothing before it that is held back?"""
         if not self.view.joined or self._held is not None or self._last is not None or self._splitter.holds:
             return False
         state = self.reader.state
@@ -251,20 +242,19 @@ class StreamRelay:
 
     @property
     def _folds_by_pattern(self) -> bool:
-        """Is the text of a repeated chunk all that there is to know of it? Else it must be read in full."""
+        """Return whether a repeated chunk matters only for its text; otherwise it must be parsed in full."""
         if self._pattern.field != "content":
             return True
         state = self.reader.state
         return state.phase == "answering" and not state.inline
 
     async def _relay(self, data: bytes, at: int, out: list[Frame], points: list[Checkpoint]) -> None:
-        """Pass on a read from `at` on, behind what is `out` of it already, in one write."""
         state = self.reader.state
         try:
             if not data:
                 self._take(self._splitter.close(), out, points)
             while at < len(data):
-                # Event by event, where a run of repeated ones may begin behind each.
+                # Event by event, because a run of repeated chunks may begin after each.
                 end = data.find(b"\n\n", at) + 2 if self.view.joined and self._pattern.learns else 1
                 at, start = end if end > 1 else len(data), at
                 self._take(self._splitter.feed(data[start:at]), out, points)
@@ -304,7 +294,6 @@ class StreamRelay:
             await self.call.settle()
 
     async def _pass_end(self, frames: list[Frame]) -> None:
-        """Pass on what comes behind the last word, or keep it with an end that is kept back."""
         if self.own_end.kept is not None:
             self.own_end.kept += frames
         elif frames:
@@ -313,7 +302,6 @@ class StreamRelay:
     # ---- frames
 
     def _take(self, frames: list[Frame], out: list[Frame], points: list[Checkpoint]) -> None:
-        """Look at frames and collect what the client is to get."""
         for frame in frames:
             last, self._last = self._last, None
             edited = self._look(frame, points)
@@ -323,11 +311,11 @@ class StreamRelay:
                 kept.append(edited)
 
     def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
-        """The chunk with the finish reason, which waits for the upstream's usage: money is known then."""
+        """Return the chunk with the finish reason, delayed until the upstream's usage and so the cost are known."""
         return [] if last is None else [data_frame(last | {"suffice": suffice_object(self.reader.ledger)})]
 
     def _look(self, frame: Frame, points: list[Checkpoint]) -> Frame | None:
-        """Take note of one frame; return it, changed only where that was asked for, or None."""
+        """Process one frame; return it, edited only if needed, or None to drop it."""
         reader = self.reader
         state = reader.state
         if state.done or state.failed:
@@ -371,11 +359,10 @@ class StreamRelay:
         ledger.reply.response_id = chunk.id if alias is None else alias.id
 
     def _edited(self, frame: Frame, chunk: Chunk, choice: Choice | None, answer: str | None = None) -> Frame | None:
-        """The frame as the client is to see it: as it came, unless something must be put in or taken out."""
         view, data = self.view, frame.data or b""
         is_last = choice is not None and choice.finish_reason is not None
         adds_object = is_last and (view.object or self.reader.ledger.stop.acted)
-        # An engine that was asked for usage on our behalf may write an empty one into every chunk.
+        # An engine that sends usage because we requested it may write an empty one into every chunk.
         has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
         if not (adds_object or has_trace or view.alias is not None):
             return frame
@@ -392,7 +379,6 @@ class StreamRelay:
         return data_frame(body)
 
     def _without_thought(self, body: dict[str, Any], choice: Choice, answer: str | None) -> bool:
-        """Leave nothing but answer in a rerun's chunk; False: there is none in it."""
         alias = self.view.alias
         if answer is None or alias is None:
             return True
