@@ -1,6 +1,6 @@
 """Suffice stops a language-model run when the answer suffices, and measures what that costs.
 
-Imports nothing until it is asked for: `import suffice` takes no longer than this file.
+Names are imported on first use, so `import suffice` is fast.
 """
 
 from __future__ import annotations

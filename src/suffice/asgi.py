@@ -1,10 +1,7 @@
-"""What the gateway and the console share: the types of ASGI, the reader of request bodies, and what browsers may do.
+"""ASGI types, the reader of request bodies, and the protection against hostile web pages.
 
-A browser runs pages of strangers, who choose the address that it calls:
-
-    Host header ──▶ a name of this server?      Origin, Sec-Fetch-Site ──▶ a page that may call it?
-
-A program sends none of these headers but `Host`, and is not affected. Pure.
+DNS rebinding is stopped by checking Host, cross-site requests by checking Origin and Sec-Fetch-Site. Programs other
+than browsers send only Host and are not affected.
 """
 
 from __future__ import annotations
@@ -24,11 +21,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class ClientGone(Exception):
-    """The client hung up before its request was complete."""
+    """The client disconnected before its request was complete."""
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:
-    """The whole request body. Raises TooLarge beyond the limit and ClientGone when it breaks off."""
+    """Return the whole request body. Raise TooLarge beyond the limit and ClientGone if the client disconnects."""
     parts, size = list[bytes](), 0
     while True:
         message = await receive()
@@ -48,15 +45,15 @@ _HOST: Final = re.compile(rf"(\[[0-9a-f:.]{{2,45}}\]|{NAME})(?::\d{{1,5}})?")
 
 
 def host_name(header: str) -> str | None:
-    """The name or address in a Host header, without its port; None: it holds neither."""
+    """Return the name or address in a Host header, without its port, or None if the header is malformed."""
     matched = _HOST.fullmatch(header.lower())
     return matched.group(1).rstrip(".") if matched is not None else None
 
 
 class BrowserPolicy:
-    """Which names browsers may call this server by, and whose pages may call it.
+    """Checks the host names that browsers may use for this server, and the sites whose pages may call it.
 
-    hosts    names beside localhost and IP addresses
+    hosts    names besides localhost and IP addresses
     origins  other sites whose pages may call it, such as "https://playground.example.com"
     """
 
@@ -65,9 +62,9 @@ class BrowserPolicy:
         self.origins = frozenset(origins)
 
     def check_host(self, header: str) -> None:
-        """Refuse a name that a stranger may have made point here: under it their page would be one of ours.
+        """Raise BadRequest for a name that is not this server's, such as one that DNS rebinding points here.
 
-        An address cannot be made to point elsewhere. Raises BadRequest.
+        IP addresses are always allowed, because nobody can make them point elsewhere.
         """
         host = host_name(header)
         if host is None or not (host in self._hosts or _is_fixed(host)):
@@ -79,16 +76,16 @@ class BrowserPolicy:
             )
 
     def check_page(self, headers: Mapping[str, str]) -> None:
-        """Refuse what the page of another site sends, unless the settings name its origin. Raises BadRequest.
+        """Raise BadRequest for a request from another site's page, unless the settings allow its origin.
 
-        Pages cannot set these headers, and a browser sends one of them with every request that can change something.
+        Pages cannot set these headers, and browsers send at least one with every request that changes something.
         """
         origin, site, host = (headers.get(name, "") for name in ("origin", "sec-fetch-site", "host"))
         if origin in self.origins:
             return
         if site:
             is_ours = site == "same-origin" or (site == "none" and not origin)
-        else:  # an old browser, or one that does not trust a plain HTTP address enough to send it
+        else:  # old browsers, and plain HTTP addresses, for which browsers leave it out
             is_ours = not origin or (host != "" and origin.partition("://")[2].lower() == host.lower())
         if not is_ours:
             raise BadRequest(
@@ -101,7 +98,7 @@ class BrowserPolicy:
 
 @lru_cache(maxsize=1024)
 def _is_fixed(host: str) -> bool:
-    """Does this host mean the same address whoever answers DNS queries?"""
+    """Return whether this host means the same address under any DNS server."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -3,21 +3,21 @@
     SufficeError
     ├── ConfigError            the configuration cannot be used; raised at start-up only
     ├── BadRequest             the client's request cannot be served; carries an HTTP status
-    │   ├── TooLarge           a limit of ours was passed (413)
-    │   └── OverloadError      turned away for now, by load or by a key's limit; says when to come again (429)
-    ├── UpstreamError          the model server failed; carries what the client is told
+    │   ├── TooLarge           a size limit was exceeded (413)
+    │   └── OverloadError      refused for now, by load or by a key's limit; carries when to retry (429)
+    ├── UpstreamError          the model server failed; carries the client's status and code
     │   ├── UpstreamDown       no connection, or it broke off
     │   ├── UpstreamTimeout    silent for longer than its limit
-    │   ├── UpstreamBusy       an extra call of ours was not sent: there is no room for it now; the run goes on
-    │   └── UpstreamProtocol   it answered, but not in the protocol that it speaks
+    │   ├── UpstreamBusy       an extra call was not sent for lack of capacity; the run continues
+    │   └── UpstreamProtocol   the response does not follow the upstream's protocol
     ├── StoreError             the event log could not be written or read
-    │   └── StoreFull          no space, or the queue is full
+    │   └── StoreFull          no disk space, or the queue is full
     ├── TraceError             recorded runs cannot be read or written; names file, row and column
     ├── ToolError              another program, such as Label Studio, could not be used
     ├── ClosedError            a governor or a run was used after its end, after close or after a fork
     └── LocalModelError        the demonstration model is missing or damaged
 
-A message says where, what was wrong, what is allowed: ``routes.math.kind: unknown kind
+A message gives the place, the value and what is allowed: ``routes.math.kind: unknown kind
 'reasonning'; allowed: reasoning, samples, rounds``. No message carries a secret or a prompt.
 """
 
@@ -36,7 +36,7 @@ class ConfigError(SufficeError, ValueError):
 
 
 class BadRequest(SufficeError):
-    """The message is shown to the client.
+    """Its message is sent to the client.
 
     status  HTTP status, 4xx
     param   the field at fault in OpenAI's error shape, or None
@@ -60,9 +60,9 @@ class OverloadError(BadRequest):
 
 
 class UpstreamError(SufficeError):
-    status = 502  # that the client is told
+    status = 502  # sent to the client
     code = "upstream_error"
-    address = ""  # host and port that were tried: for the operator, never for a client; "": unknown
+    address = ""  # host and port, for the operator and never for a client; "": unknown
 
     def for_operator(self) -> str:
         return f"{self}; tried {self.address}" if self.address else str(self)
@@ -99,10 +99,10 @@ class StoreFull(StoreError):
 
 
 class TraceError(SufficeError, ValueError):
-    """Recorded runs cannot be read, or are not what they say.
+    """Recorded runs cannot be read or written.
 
-    row     of the file, 1 is the first; None: the whole file is meant
-    column  its name, `steps.tokens` for one inside the steps; None: the whole row is meant
+    row     in the file, from 1; None: the whole file
+    column  its name, `steps.tokens` for one inside the steps; None: the whole row
     """
 
     def __init__(self, problem: str, *, file: str, row: int | None = None, column: str | None = None) -> None:
@@ -124,7 +124,7 @@ class ClosedError(SufficeError, RuntimeError):
 
 
 def name_hint(wrong: object, known: Iterable[str]) -> str:
-    """The end of an error on an unknown name: the nearest known one if any is near, and all of them."""
+    """Return the end of an unknown-name error: the nearest known name, if any, and all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5) if isinstance(wrong, str) else []
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""How the packages of an optional extra are installed, by what this installation declares of itself."""
+"""Installation commands for optional extras, read from the metadata of this installation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ DISTRIBUTION: Final = "suffice"
 
 
 def how_to_install(extra: str) -> str:
-    """The command for a person who lacks an extra: it names the packages, whatever Suffice was installed from."""
+    """Return the pip command for an extra. It names packages, so it works wherever Suffice was installed from."""
     wanted = [f'"{one}"' for one in packages_of(extra)]
     return f"pip install {' '.join(wanted)} (the extra {extra})" if wanted else f"install the extra {extra}"
 
 
 def packages_of(extra: str) -> list[str]:
-    """What an extra brings, with versions; nothing where this is no installation, or it has no such extra."""
+    """Return an extra's requirements with versions; [] if Suffice is not installed or has no such extra."""
     try:
         declared = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:

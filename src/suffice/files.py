@@ -1,6 +1,6 @@
-"""A file that is there in full or not at all; who may read it; a file's bytes, packed or not; a line of JSON lines.
+"""Atomic, private file writes, and reading of gzip files and JSON lines.
 
-A file is written under another name in the same folder, synced, and renamed: a reader sees the old one or the new one.
+A file is written under another name in the same folder, synced and renamed: a reader sees the old one or the new one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import msgspec
 
 from suffice.errors import ConfigError
 
-PRIVATE: Final = 0o600  # mode of a file that its owner alone may read
+PRIVATE: Final = 0o600  # mode: the owner alone may read and write
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a name to write to; after the block it is `path`. After an error nothing is left.
+    """Yield a temporary path that becomes `path` after the block, or is removed after an error.
 
-    Folders that are missing are made. The file can be read by its owner alone. Raises OSError as the system does.
+    Missing folders are created. Only the owner can read the file. Raise OSError.
     """
     make_folder(path.parent)
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
@@ -40,25 +40,25 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, in full or not at all; half a surrogate pair becomes `?`."""
+    """Write a text file in UTF-8 atomically; a lone surrogate becomes `?`."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
 
 
 def create_private(path: Path) -> None:
-    """Make an empty file that its owner alone may read, whatever the umask. Raises FileExistsError and OSError."""
+    """Create an empty file that only its owner can read, whatever the umask. Raise FileExistsError or OSError."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE))
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those that are missing above it, for their owner alone. Raises OSError."""
+    """Create a folder and its missing parents for their owner alone. Raise OSError."""
     missing = [one for one in (path, *path.parents) if not one.exists()]
     for one in reversed(missing):
         one.mkdir(mode=0o700, exist_ok=True)
 
 
 def tighten(path: Path) -> str | None:
-    """Let a file's owner alone read it; what the owner should know of that, None: nothing. Raises nothing."""
+    """Make a file readable by its owner alone. Return a warning for the owner if others could read it. Never raises."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         if os.name == "nt" or not mode & 0o077:
@@ -72,7 +72,7 @@ def tighten(path: Path) -> str | None:
 
 
 def read_start(path: Path, most_bytes: int) -> bytes:
-    """The first bytes of a file, without ever waiting: a pipe that nobody writes to holds nothing. Raises OSError."""
+    """Return the first bytes of a file without blocking, b"" for a pipe without a writer. Raise OSError."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         return os.read(descriptor, most_bytes)
@@ -81,15 +81,15 @@ def read_start(path: Path, most_bytes: int) -> bytes:
 
 
 def open_unpacked(path: Path) -> IO[bytes]:
-    """Open a file to read its bytes, unpacked where its name ends in .gz.
+    """Open a file to read bytes, decompressed if its name ends in .gz.
 
-    Raises OSError; what is read of a packed one may raise EOFError and zlib.error too.
+    Raise OSError; reading a compressed file may also raise EOFError and zlib.error.
     """
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # reads bytes
 
 
 def json_object(line: str | bytes, where: str) -> dict[str, Any]:
-    """The object that a line of JSON lines holds. Raises ConfigError; `where` is the file and the line."""
+    """Return the object in a line of JSON lines. Raise ConfigError that begins with `where` (file and line)."""
     try:
         item = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeError):

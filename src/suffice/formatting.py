@@ -1,4 +1,4 @@
-"""Numbers, intervals and times as people read them: with their unit, rounded as far as they say something."""
+"""Format numbers, intervals and times for people, with units and sensible rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STEPS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in per cent.
+    """Format a fraction in per cent.
 
     >>> [format_percent(x) for x in (0.3141, 1, None)]
     ['31.4 %', '100.0 %', 'not measured']
@@ -25,7 +25,7 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 
 
 def format_points(value: float | None, digits: int = 2) -> str:
-    """A difference of two rates in points, with its sign.
+    """Format a difference of two rates in percentage points, with its sign.
 
     >>> [format_points(x) for x in (0.0123, -0.004, 0.0)]
     ['+1.23 points', '−0.40 points', '0.00 points']
@@ -38,7 +38,7 @@ def format_points(value: float | None, digits: int = 2) -> str:
 
 
 def between(low: float | None, high: float | None, show: str = "percent", digits: int = 1) -> str:
-    """Both ends behind a value that has its unit already; "" where there is no interval.
+    """Format an interval without its unit, which the value before it carries; "" for no interval.
 
     >>> [between(0.667, 0.806), between(-0.0375, 0.0439, "points", 2), between(None, None)]
     ['66.7 to 80.6', '−3.75 to +4.39', '']
@@ -57,7 +57,7 @@ def format_count(value: float | None) -> str:
 
 
 def format_large(value: float | None) -> str:
-    """A large count with three digits that say something.
+    """Format a large count with three significant digits.
 
     >>> [format_large(x) for x in (12, 999, 1_234, 12_345_678, 2.5e9)]
     ['12', '999', '1.23 k', '12.3 M', '2.50 G']
@@ -90,7 +90,7 @@ def format_day(day: int) -> str:
 
 
 def lasted(seconds: float | None) -> str:
-    """A length of time.
+    """Format a duration.
 
     >>> [lasted(x) for x in (0.0421, 1.5, 75, 7_300, 200_000)]
     ['42 ms', '1.50 s', '75 s', '2.0 hours', '2.3 days']
@@ -119,15 +119,15 @@ def size(n_bytes: float) -> str:
 
 
 def format_time(at_s: float | None) -> str:
-    """A time to the minute, in UTC; "never" where there is none."""
+    """Format a time to the minute, in UTC, or "never"."""
     return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def format_estimate(one: IntervalEstimate | None, show: Callable[[float], str], sure: str, *, unit: str = "") -> str:
-    """An estimate with its interval, its n and its note.
+    """Format an estimate with its interval, sample size and note.
 
     sure  the interval's confidence, as "95%"
-    unit  what n counts; "": nothing is said
+    unit  what n counts; "": written as n=…
     """
     if one is None:
         return UNKNOWN

@@ -1,7 +1,6 @@
-"""What other packages add: policies, signals, scorers, segmenters and upstream drivers, by entry points.
+"""Load policies, signals, scorers, segmenters and upstream drivers of other packages, by entry points.
 
-A name that exists is never overridden, and what fails to load is reported and left out: a broken plug-in costs tokens,
-never answers.
+A plug-in never overrides an existing name. One that fails to load is reported and left out.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ _FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 class Unfit(Exception):
-    """An object that cannot join the table that it asks for; the message says why."""
+    """A plug-in that its table cannot accept; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
-    """One entry point and what became of it."""
+    """One entry point and the result of loading it."""
 
     group: str  # "suffice.policies" …
-    name: str  # as it is written in settings
+    name: str  # as settings name it
     package: str  # name and version of the distribution; "": unknown
-    problem: str | None  # why it was left out; None: it is in its table
+    problem: str | None  # why it was left out; None: it was registered
 
     def warning(self) -> str:
         return f"plug-in {self.name!r} in {self.group} of {self.package or 'unknown'}: left out: {self.problem}"
@@ -47,15 +46,15 @@ class Plugin:
 
 @cache
 def load_plugins() -> tuple[Plugin, ...]:
-    """Put every installed plug-in into its table, once in a process, and say what became of each.
+    """Register every installed plug-in, once per process, and return the result for each.
 
-    Never raises. Call it before settings are read: they name entries of the tables.
+    Never raises. Call it before reading settings, which name entries of the tables.
     """
     return register_all(point for group in GROUPS for point in entry_points(group=group))
 
 
 def register_all(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
-    """Put these into their tables, in the order of GROUPS and of their names."""
+    """Register these entry points in the order of GROUPS and of their names."""
     order = list(GROUPS)
     known = sorted((p for p in points if p.group in GROUPS), key=lambda p: (order.index(p.group), p.name, p.value))
     return tuple(_load(point) for point in known)
@@ -73,14 +72,14 @@ def _load(point: EntryPoint) -> Plugin:
         table[point.name] = loaded
     except Unfit as error:
         problem = str(error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - what is not ours may do anything at import
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - code of others may do anything at import
         problem = f"{type(error).__name__}: {error}"
     package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else ""
     return Plugin(group=point.group, name=point.name, package=package, problem=problem)
 
 
 def _check_signal(_: str, factory: Any) -> None:
-    """A fold that can be built as it is, fills fields of its own, and survives a step without anything in it."""
+    """Check that a fold can be built, fills only new fields, and accepts an empty step."""
     fold = factory()
     fields = tuple(fold.fields)
     if not fields or not all(isinstance(field, str) and _FIELD.fullmatch(field) for field in fields):
@@ -96,7 +95,7 @@ def _check_signal(_: str, factory: Any) -> None:
 
 def _check_scorer(name: str, factory: Any) -> None:
     if any(parameter.default is parameter.empty for parameter in inspect.signature(factory).parameters.values()):
-        return  # it cannot be tried without its parameters; the settings will
+        return  # its parameters are needed to try it; reading settings does that
     scorer = factory()
     if scorer.name != name:
         raise Unfit(f"name: the scorer calls itself {scorer.name!r:.80}; its entry point must say the same")
@@ -124,7 +123,7 @@ def _check_driver(_: str, facts: Any) -> None:
 
 
 def _check_policy(name: str, policy: Any) -> None:
-    """A class like those of `suffice.policy.rules`, under its own name, that needs only folds that exist."""
+    """Check for a dataclass like those of `suffice.policy.rules`, under its own name, that needs only known folds."""
     if not (isinstance(policy, type) and dataclasses.is_dataclass(policy)):
         raise Unfit("need a class that is a frozen dataclass")
     if getattr(policy, "name", None) != name:
@@ -137,8 +136,8 @@ def _check_policy(name: str, policy: Any) -> None:
         resolve_needs(tuple(built.needs))
 
 
-# The tables that other packages may add to, each of its own type, and the check that raises whatever is wrong with an
-# object. Policies come last: they name signals.
+# By entry point group: the table, and a check that raises for an unfit object. Policies come last because they name
+# signals.
 GROUPS: Mapping[str, tuple[dict[str, Any], Callable[[str, Any], None]]] = {
     "suffice.signals": (FOLDS, _check_signal),
     "suffice.scorers": (SCORERS, _check_scorer),

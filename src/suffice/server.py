@@ -1,7 +1,7 @@
-"""Runs the gateway's ASGI application under uvicorn: signals, a shutdown that loses nothing, clients that do not read.
+"""Run the gateway's ASGI application under uvicorn, with a shutdown that loses no request and no event.
 
-At the first signal the gateway is no longer ready and its listener closes; requests that are there are answered within
-`grace_s`; what is left is told so and written down before the log closes.
+The first signal makes the gateway unready and closes its listener. Requests that have arrived are answered within
+`grace_s`; the rest are cancelled, and their outcomes are written before the log closes.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from suffice.wiring import Preflight, build_gateway, preflight
 
 Listening: TypeAlias = Callable[[str, str], None]  # gets the base address, and that of the console
 
-LINGER_S = 0.25  # at shutdown: a request that is on its way on an open connection is still answered
-CUT_S = 2.0  # at shutdown: how long those that were cut off have for their last words
+LINGER_S = 0.25  # at shutdown: wait this long for requests already on their way on an open connection
+CUT_S = 2.0  # at shutdown: how long cancelled requests have to write their outcome
 POLL_S = 0.01
-SWITCH_S = 2e-4  # how long the log's thread may keep the interpreter from who answers; Python's own default is 5 ms
-LOOK_S = 1.0  # between two looks for clients that keep us waiting
+SWITCH_S = 2e-4  # longest time the log's thread holds the interpreter before it yields; Python's default is 5 ms
+LOOK_S = 1.0  # between two checks for slow clients
 BACKLOG = 2048
-RESERVED_DESCRIPTORS = 64  # for the log, the worker, files that are written, and listeners
-DESCRIPTORS_PER_CLIENT = 2  # its connection, and one to an upstream
-MOST_DESCRIPTORS = 2**17  # a limit that some systems call "none" is taken as this
+RESERVED_DESCRIPTORS = 64  # for the log, the worker, output files and listeners
+DESCRIPTORS_PER_CLIENT = 2  # its connection and one to an upstream
+MOST_DESCRIPTORS = 2**17  # stands for "unlimited"
 ENDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 IGNORED = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises OSError that names the address."""
+    """Return a bound socket that does not listen yet. Raise OSError, naming the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named as TCP, so that plain asyncio sends small writes at once (TCP_NODELAY) as uvloop does.
+    # With IPPROTO_TCP given, plain asyncio sets TCP_NODELAY, as uvloop does.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,12 +61,12 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def base_url(host: str, port: int) -> str:
-    """A host and a port in one, as a URL has them."""
+    """Join host and port; an IPv6 address gets brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _raise_descriptor_limit() -> None:
-    """Let the process have as many descriptors as it may: the usual soft limit of 1,024 is a few hundred clients."""
+    """Raise the soft limit on descriptors to the hard one: the usual 1,024 serve only a few hundred clients."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
 
@@ -76,7 +76,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _affordable_clients() -> int | None:
-    """How many clients at once the limit on descriptors leaves room for; None: there is no such limit."""
+    """Return how many clients the descriptor limit allows at once, or None without a limit."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -87,9 +87,9 @@ def _affordable_clients() -> int | None:
 
 
 class StopSignal:
-    """Counts signals: at the first one the process ends in peace, at the second one now.
+    """Counts signals: the first shuts down gracefully, a second SIGINT or SIGTERM at once.
 
-    SIGHUP is never urgent: a terminal that closes, and systemd's SendSIGHUP, send it behind another signal.
+    SIGHUP is never urgent: a closing terminal and systemd's SendSIGHUP send it right after another signal.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class StopSignal:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle signals to the very end, so that none can cut the log off. What nohup ignores stays ignored."""
+        """Handle signals until the log is closed. A signal that nohup ignores stays ignored."""
         ends = [n for n in ENDS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, self) for number in ends}
         before |= {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
@@ -120,14 +120,14 @@ class StopSignal:
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn's server with our own shutdown: every request is answered, and its outcome written."""
+    """uvicorn's server with a shutdown that answers every request and writes its outcome."""
 
     def __init__(self, config: uvicorn.Config, gw: GatewayState, stop: StopSignal) -> None:
         super().__init__(config)
-        self._clock_s, self._looked_s = 0.0, time.monotonic()  # the clock of the looks, and when it was set
+        self._clock_s, self._looked_s = 0.0, time.monotonic()  # stops while the loop is blocked; its last advance
         self._gw, self._stop = gw, stop
-        self._wake: Callable[[], object] = lambda: None  # has the main loop see that it is to end
-        self._unread: dict[Any, tuple[int, float]] = {}  # by connection: bytes that wait for it, since when
+        self._wake: Callable[[], object] = lambda: None  # makes the main loop check `should_exit`
+        self._unread: dict[Any, tuple[int, float]] = {}  # by connection: buffered bytes, and since when
         stop.told = self._told
 
     def _told(self) -> None:
@@ -136,31 +136,31 @@ class GatewayServer(uvicorn.Server):
         self.end()
 
     def end(self) -> None:
-        """Shut down; may be called from a signal's handler."""
+        """Shut down. Safe to call from a signal handler."""
         self.should_exit = True
         self._wake()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are `StopSignal`'s: uvicorn would raise them again, and so kill us before the log is closed."""
+        """Leave signals to `StopSignal`: uvicorn would raise them again and kill the process before the log closes."""
         if self._stop.n_signals:
             self._told()
         yield
 
     async def main_loop(self) -> None:
-        """Wait for the end, where uvicorn's own loop wakes up ten times a second."""
+        """Wait for the shutdown; uvicorn's own loop wakes up ten times a second."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         self._wake = partial(loop.call_soon_threadsafe, ended.set)
-        await super().on_tick(0)  # the headers that go with every answer
+        await super().on_tick(0)  # sets the default response headers
         with run_periodically(self._look_at_clients, self._gw.metrics, site="clients", every_s=LOOK_S):
             try:
                 while not self.should_exit:
                     await ended.wait()
             finally:
-                self._wake = lambda: None  # the loop may be gone when the next signal comes
+                self._wake = lambda: None  # the loop may be closed by the next signal
 
     def _look_at_clients(self) -> None:
-        """Close connections whose client is too slow, by a clock that stops while this loop is held up."""
+        """Close connections of slow clients, by a clock that stops while this loop is blocked."""
         now_s = time.monotonic()
         self._clock_s += min(now_s - self._looked_s, 2 * LOOK_S)
         self._looked_s = now_s
@@ -170,7 +170,7 @@ class GatewayServer(uvicorn.Server):
         self._cut_who_do_not_read()
 
     def _cut_who_do_not_read(self) -> None:
-        """Cut connections whose client has taken nothing for `client_idle_timeout_s` though bytes wait for it."""
+        """Abort connections whose client has read nothing for `client_idle_timeout_s` while bytes were waiting."""
         now_s, unread = time.monotonic(), {}
         for connection in list(self.server_state.connections):
             transport = connection.transport
@@ -185,7 +185,7 @@ class GatewayServer(uvicorn.Server):
         self._unread = unread
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, let requests end, cut off the rest; return when every handler has ended."""
+        """Close the listener, wait for open requests, cancel the rest, and return when every handler has ended."""
         state, gw = self.server_state, self._gw
         gw.process.ready, gw.process.draining = False, True
         await self._close_listeners(sockets or [])
@@ -197,7 +197,7 @@ class GatewayServer(uvicorn.Server):
 
         await self._until(lambda: quiet() or self.force_exit, min(LINGER_S, grace_s))
         for connection in list(state.connections):
-            connection.shutdown()  # closes the idle ones; the others close behind their answer
+            connection.shutdown()  # closes idle connections; busy ones close after their response
         await self._until(lambda: quiet() or self.force_exit, end_s - time.monotonic())
         if state.tasks:
             LOG.warning("shutting down: %d requests are cut off", len(state.tasks))
@@ -205,11 +205,11 @@ class GatewayServer(uvicorn.Server):
             task.cancel()
         await self._until(quiet, CUT_S)
         for connection in list(state.connections):
-            connection.transport.abort()  # a client that does not read would hold its handler for ever
+            connection.transport.abort()  # otherwise a client that does not read holds its handler for ever
         await self._until(quiet, CUT_S)
 
     async def _close_listeners(self, listeners: list[socket.socket]) -> None:
-        """Close them without resetting who is in their queue: the kernel has promised them a connection."""
+        """Close the listeners, but accept the connections in their queue, which the kernel has already confirmed."""
         last = [listener.dup() for listener in listeners]
         for server in self.servers:
             server.close()
@@ -246,9 +246,9 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         lifespan="off",
         ws="none",  # with a package for it installed, uvicorn would leave HTTP on request
         access_log=False,
-        log_config=None,  # of the process, which has one: uvicorn's would take its handlers away
-        proxy_headers=False,  # nobody here asks who the client is: keys say that
-        log_level="error",  # below it uvicorn tells of clients that send no HTTP, a line each
+        log_config=None,  # the process has configured logging; uvicorn would replace its handlers
+        proxy_headers=False,  # API keys identify clients; addresses do not
+        log_level="error",  # below it, uvicorn logs a line for each client that does not send HTTP
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=round(settings.server.grace_s),
@@ -267,7 +267,7 @@ async def _serve(
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
         server = GatewayServer(_config(app, settings), app.gateway, stop)
         for listener in listeners:
-            listener.listen(BACKLOG)  # said only when it is true: who comes now waits a moment
+            listener.listen(BACKLOG)  # before `listening` reports it: connections queue from here on
         listening(_url_of(listeners[0]), _url_of(listeners[-1]))
         await server.serve(sockets=listeners)
 
@@ -280,11 +280,11 @@ def run_server(
     port: int | None = None,
     insecure_open: bool = False,
 ) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP; a second one ends at once.
+    """Serve until SIGINT, SIGTERM or SIGHUP; a second SIGINT or SIGTERM ends at once.
 
-    insecure_open  serve whoever reaches the port, where no keys are required, from other machines too
+    insecure_open  allow access from other machines even where no keys are required
 
-    Raises OSError when an address is taken, and ConfigError and StoreError for what `preflight` finds.
+    Raise OSError for an address in use, and ConfigError or StoreError for what `preflight` rejects.
     """
     host = settings.server.host if host is None else host
     found = preflight(settings, host=host, insecure_open=insecure_open)
@@ -306,7 +306,7 @@ def _listeners(settings: Settings, host: str, port: int | None) -> Iterator[sock
 
 
 def _spare_the_collector() -> None:
-    """Keep the modules out of garbage collection, and collect less often: requests leave few cycles behind."""
+    """Exclude loaded modules from garbage collection and collect less often: requests leave few cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -315,7 +315,7 @@ def _spare_the_collector() -> None:
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
-    except ImportError:  # Windows: the standard loop serves as well, only slower
+    except ImportError:  # Windows has no uvloop; the standard loop is only slower
         return None
     return uvloop.new_event_loop
 
@@ -324,7 +324,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def serve_in_loop(
     settings: Settings, *, host: str = "127.0.0.1", port: int = 0, worker_after_s: float | None = None
 ) -> AsyncIterator[str]:
-    """Serve inside a running loop, and after `worker_after_s` run a worker beside it. For the demo and for tests."""
+    """Serve inside a running loop, for the demo and for tests.
+
+    worker_after_s  seconds after which a worker process starts; None: none does
+    """
     listener = _listen(host, port)
     async with build_gateway(settings) as app, AsyncExitStack() as stack:
         if worker_after_s is not None:

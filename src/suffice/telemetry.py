@@ -1,7 +1,7 @@
-"""One table of metric names and log fields, and the registry that is built from it.
+"""The table of metric names, the registry built from it, and the loggers.
 
-A label is bounded: route names, modes, reasons and end reasons. No prompt, key, user or request
-id is ever a label. Prometheus conventions: base units, `_total`, `_seconds`.
+Labels are bounded: route names, modes and reasons, never a prompt, key, user or request id. Names follow the
+Prometheus conventions: base units, `_total`, `_seconds`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 LOG = logging.getLogger("suffice")
-ACCESS = logging.getLogger("suffice.access")  # one line a request
+ACCESS = logging.getLogger("suffice.access")  # one line per request
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,19 @@ BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class Metrics:
-    """The metrics of one process: `inc`, `observe` and `set` by a name from the table.
+    """The metrics of one process.
 
-    What is added to counters and gauges is kept aside and taken over when somebody looks: it happens several
-    times a request, and somebody looks every few seconds. What is only to be looked at is written then, too.
+    Increments are buffered and applied when somebody reads the registry, because they happen several times per request
+    and are read every few seconds. Gauges registered with `filled_by` are computed only then.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
         self._lock = threading.Lock()
-        self._added: dict[tuple[str, ...], float] = {}  # since somebody looked; by name and labels
-        self._fills: list[Callable[[], None]] = []  # called before somebody looks
+        self._added: dict[tuple[str, ...], float] = {}  # since the last read, by name and labels
+        self._fills: list[Callable[[], None]] = []  # called before each read
         self._made: dict[str, Counter | Gauge | Histogram] = {}
-        self._children: dict[tuple[str, ...], Any] = {}  # by name and labels; bounded as the labels are
+        self._children: dict[tuple[str, ...], Any] = {}  # by name and labels
         kinds: dict[str, Callable[..., Any]] = {
             "counter": Counter,
             "gauge": Gauge,
@@ -104,7 +104,7 @@ class Metrics:
 
     @property
     def registry(self) -> CollectorRegistry:
-        """Everything so far, as Prometheus' client reads it."""
+        """Apply buffered increments, compute gauges, and return the registry."""
         for fill in self._fills:
             fill()
         with self._lock:
@@ -114,31 +114,30 @@ class Metrics:
         return self._registry
 
     def filled_by(self, fill: Callable[[], None]) -> None:
-        """Have gauges set by `fill` whenever somebody looks."""
+        """Call `fill` before each read of the registry, to set gauges."""
         self._fills.append(fill)
 
     def inc(self, *key: str, by: float = 1) -> None:
-        """Add to a counter or gauge, by its name and its `labels` in the order of the table."""
+        """Add to a counter or gauge, given by its name and its `labels` in the order of the table."""
         if key not in self._children:
-            self._child(*key)  # an unknown name is an error here and now
+            self._child(*key)  # fails here for an unknown name
         with self._lock:
             self._added[key] = self._added.get(key, 0) + by
 
     def set(self, name: str, value: float, *labels: str) -> None:
-        """Give a gauge its value; not one that `inc` counts up and down."""
+        """Set a gauge, other than one that `inc` moves."""
         self._child(name, *labels).set(value)
 
     def observe(self, name: str, value_s: float, *labels: str) -> None:
         self._child(name, *labels).observe(value_s)
 
     def _child(self, *key: str) -> Any:
-        """The metric with its labels; kept, because finding it anew costs more than counting."""
         if key not in self._children:
             name, *labels = key
             self._children[key] = self._made[name].labels(*labels) if labels else self._made[name]
         return self._children[key]
 
     def value(self, name: str, **labels: str) -> float:
-        """The current value of a counter or gauge; 0 when it was never touched. For tests and status."""
+        """Return a counter or gauge, 0 if it was never set. For tests and status."""
         sample = name if name.endswith("_total") or name in self._made else f"{name}_total"
         return self.registry.get_sample_value(sample, labels) or 0.0

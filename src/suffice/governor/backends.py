@@ -1,7 +1,6 @@
-"""What judges the steps of a loop: a gateway in this process with a log of its own, or a server.
+"""The two backends of the governor: a gateway in this process with a log of its own, and a remote server.
 
-Both fail open: no method raises because of signals, policies, logs or networks. Both are safe for threads: a run has a
-lock, and what runs share has one.
+Both fail open: no method raises because of signals, policies, logs or networks. Both are thread-safe.
 """
 
 from __future__ import annotations
@@ -40,33 +39,33 @@ from suffice.wiring import build_library, embedders
 
 T = TypeVar("T")
 
-MAX_IDLE = 16  # connections that are kept for the next call
+MAX_IDLE = 16  # connections kept for later calls
 REPLY_LIMIT_BYTES = 1024 * 1024
-FEEDBACK_TIMEOUT_S = 10.0  # the server promises a label's receipt within 5 s
+FEEDBACK_TIMEOUT_S = 10.0  # the server answers within 5 s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelReceipt:
-    duplicate: bool  # a label with this `feedback_id` was there before, and this one changed nothing
-    joined: bool  # the run that it names is known; if not, it joins when that arrives
+    duplicate: bool  # this `feedback_id` was stored before; nothing changed
+    joined: bool  # its run is known; otherwise it joins when the run arrives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What is fixed for a whole run."""
+    """Facts fixed for a whole run."""
 
-    id: str  # where a server could not be called, one that it does not know
-    mode: Mode = "off"  # of the route; "off" where nobody judges
-    policy_version: str = ""  # "" where nobody judges
+    id: str  # made up here if the server could not be called
+    mode: Mode = "off"  # of the route; "off" if no policy judges the steps
+    policy_version: str = ""  # "" if no policy judges the steps
     certified: bool = False
-    feedback_token: str = ""  # lets its holder rate the run's answer; "": none is given out
+    feedback_token: str = ""  # lets its holder rate the run's answer; "": none
 
 
 # --------------------------------------------------------------------------- in this process
 
 
 class BackgroundLoop:
-    """Opens a helper in a thread of its own and waits there for its work; usable from any thread."""
+    """Runs an asynchronous helper in a thread with its own event loop. Any thread may use it."""
 
     def __init__(self, helper: AbstractAsyncContextManager[object]) -> None:
         self._loop, self._stack = asyncio.new_event_loop(), AsyncExitStack()
@@ -78,7 +77,7 @@ class BackgroundLoop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """Close the helper and end its thread; closing it again does nothing."""
+        """Close the helper and end its thread. Idempotent."""
         if self._loop.is_closed():
             return
         self.wait(self._stack.aclose())
@@ -122,12 +121,12 @@ class LocalRun:
             return ()
         try:
             return self._embedder.wait(self._run.vector_of(index, report))
-        except Exception:  # noqa: BLE001 - without its vector a step is judged all the same
+        except Exception:  # noqa: BLE001 - a step without a vector is still judged
             self._run.ledger.fail_open(SITE)
             return ()
 
     def end(self, *, aborted: bool) -> None:
-        """End the run; ending it again does nothing."""
+        """Idempotent."""
         with self._lock:
             self._close(self._run, "client_left" if aborted else "done")
 
@@ -142,7 +141,7 @@ class LocalBackend:
         self._library = build_library(settings, vectors, lock=self._lock)
         self._embedder = BackgroundLoop(vectors[route]) if route in vectors else None
         self._route = route
-        self.blocks = self._embedder is not None  # its calls wait: an event loop sends them to a thread
+        self.blocks = self._embedder is not None  # an event loop must call it in a thread
         self._open: dict[str, LocalRun] = {}
 
     @property
@@ -172,7 +171,7 @@ class LocalBackend:
         return self.gateway.settings.metrics
 
     def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
-        """Store labels; waits until all are on disk. Raises StoreError, and BadRequest for a reused id."""
+        """Store labels and wait until all are on disk. Raise StoreError, and BadRequest for a reused id."""
         gw = self.gateway
         rows = [seal_feedback(one, sender="", door="library", salt=gw.salt) for one in labels]
         events = [FeedbackEvent(row, gw.sampling.recalled(row)) for row in rows]
@@ -181,7 +180,7 @@ class LocalBackend:
             return await asyncio.gather(*map(gw.log.append_durable, events))
 
         try:
-            with ThreadPoolExecutor(1) as thread:  # this one may run an event loop already
+            with ThreadPoolExecutor(1) as thread:  # the calling thread may already run an event loop
                 receipts = thread.submit(lambda: asyncio.run(append())).result()
         except StoreError:
             gw.metrics.inc("suffice_feedback_total", "failed")
@@ -197,7 +196,7 @@ class LocalBackend:
         return log.drain(timeout_s) if isinstance(log, SqliteLog | LateLog) else True
 
     def close(self) -> None:
-        """Break off what is open and release everything; closing it again does nothing."""
+        """Abort open runs and release all resources. Idempotent."""
         with self._lock:
             left = list(self._open.values())
         for run in left:
@@ -213,11 +212,11 @@ class LocalBackend:
 
 
 class ServerUnavailable(Exception):
-    """The server could not be called, or its answer is no decision."""
+    """The server could not be called, or did not answer with a decision."""
 
 
 class RejectionError(Exception):
-    """The server's own 4xx."""
+    """The server answered 4xx."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -225,7 +224,7 @@ class RejectionError(Exception):
 
 
 class ServerConnections:
-    """HTTP to one server, from any thread; a broken connection is replaced once."""
+    """HTTP connections to one server, thread-safe. A broken connection is replaced once."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
         parts = urlsplit(url)
@@ -244,7 +243,7 @@ class ServerConnections:
     def post(
         self, path: str, body: Any, headers: dict[str, str] | None = None, *, timeout_s: float | None = None
     ) -> Any:
-        """The answer's JSON. Raises RejectionError for a 4xx and ServerUnavailable for all else but a 200."""
+        """Return the response's JSON. Raise RejectionError for a 4xx and ServerUnavailable for any other failure."""
         raw, sent = msgspec.json.encode(body), self._headers | (headers or {})
         for attempt in (1, 2):
             connection = self._take(fresh=attempt == 2, timeout_s=timeout_s or self._timeout_s)
@@ -304,12 +303,12 @@ def _read(status: int, raw: bytes) -> Any:
 
 
 class RemoteRun:
-    """One run at the server; once the server was lost, the loop goes on without it."""
+    """One run at the server. After the first failed call the loop goes on without the server."""
 
     def __init__(self, backend: RemoteBackend, start: RunStart) -> None:
         self._backend = backend
-        self._answers: list[str | None] = []  # so far: the last one counts if the server is lost
-        self._latest: dict[str, Any] = {}  # answer of the server
+        self._answers: list[str | None] = []  # by step; the last one counts if the server is lost
+        self._latest: dict[str, Any] = {}  # response of the server
         self._lost, self._over = False, False
         self._call(asdict(start), {"idempotency-key": uuid.uuid4().hex})
         opened = self._latest
@@ -349,7 +348,7 @@ class RemoteRun:
         )
 
     def end(self, *, aborted: bool) -> None:
-        """End the run; ending it again does nothing."""
+        """Idempotent."""
         if not self._over:
             self._leave()
             self._call({"episode_id": self.info.id, "aborted" if aborted else "done": True})
@@ -359,7 +358,6 @@ class RemoteRun:
         self._backend.forget(self)
 
     def _call(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any] | None:
-        """The server's answer; None, now and for the rest of the run, once it could not be called."""
         answer = None if self._lost else self._backend.call(body, headers)
         self._lost = answer is None
         self._latest = answer or self._latest
@@ -375,7 +373,7 @@ def step_json(index: int, report: StepReport) -> dict[str, Any]:
 
 
 def _within(sources: Sequence[str]) -> list[str]:
-    """As much of a step's passages as anybody would keep: a longer body would be refused whole."""
+    """Cut passages to what the server stores; it would refuse a longer body."""
     texts, room = list[str](), MOST_CHARS
     for text in sources[:MOST_SOURCES]:
         texts.append(text[:room])
@@ -386,14 +384,13 @@ def _within(sources: Sequence[str]) -> list[str]:
 
 
 class RemoteBackend:
-    """One route of one server, called over `POST /v1/decide`. Raises ConfigError for an address that cannot be one.
+    """One route of one server, called over `POST /v1/decide`. Raise ConfigError for an invalid address.
 
-    Every call may be sent twice and counts once. So a broken connection is tried once more, and after that the run goes
-    on without the server.
+    Calls are idempotent, so a broken connection is retried once; after that the run goes on without the server.
     """
 
     blocks = True
-    declared: Mapping[str, Metric] | None = None  # the server knows them
+    declared: Mapping[str, Metric] | None = None  # checked by the server
 
     def __init__(self, url: str, route: str, *, api_key: str | None, timeout_s: float) -> None:
         self._route = route
@@ -419,7 +416,7 @@ class RemoteBackend:
             self._open.pop(run.info.id, None)
 
     def call(self, body: dict[str, Any], headers: dict[str, str] | None) -> dict[str, Any] | None:
-        """One call; None: it failed, and that is counted. While the server is down it is hardly called."""
+        """Return the response, or None and count a failure. While the server is down it is rarely called."""
         with self._lock:
             if not self._breaker.allows(time.monotonic()):
                 self._failed["server"] += 1
@@ -427,7 +424,7 @@ class RemoteBackend:
         failed, site, answer = False, "", None
         try:
             answer = self._http.post("/v1/decide", {"route": self._route} | body, headers)
-        except RejectionError as error:  # it is there and it answers
+        except RejectionError as error:  # the server works; this request is at fault
             site = "refused"
             LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
         except ServerUnavailable as error:
@@ -443,7 +440,7 @@ class RemoteBackend:
         return answer
 
     def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
-        """Store labels; waits until all are on disk at the server. Raises StoreError and BadRequest."""
+        """Store labels and wait until all are on disk at the server. Raise StoreError and BadRequest."""
         rows = [_as_body(one) for one in labels]
         path, body = ("/v1/feedback", rows[0]) if len(rows) == 1 else ("/v1/feedback/batch", {"feedback": rows})
         try:
@@ -472,7 +469,7 @@ class RemoteBackend:
 
 
 def _as_body(label: Feedback) -> dict[str, Any]:
-    """Feedback as `/v1/feedback` reads it: what the server finds out itself is left out."""
+    """Return feedback as `/v1/feedback` reads it, without the fields that the server sets."""
     table = asdict(label) | {"metrics": dict(label.metrics) or None, "user": label.user or None}
     return {name: table[name] for name in FIELDS if table[name] is not None}
 

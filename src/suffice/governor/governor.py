@@ -1,6 +1,6 @@
-"""The governor: opens runs of a caller's own loop, takes labels, and closes what it opened.
+"""The governor: opens runs of a caller's own loop and takes labels.
 
-A failure of ours continues the loop; a mistake of the caller's raises.
+An error of Suffice continues the loop; a mistake of the caller raises.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from suffice.wiring import load_settings
 
 T = TypeVar("T")
 
-N_THREADS = 16  # in which an event loop's episodes call a server
-TIMEOUT_S = 2.0  # a server that takes longer for one step is left alone for the rest of the run
+N_THREADS = 16  # in which asynchronous episodes call a server
+TIMEOUT_S = 2.0  # for one step; a slower server is not called again in this run
 
 
 # --------------------------------------------------------------------------- one run
@@ -51,15 +51,15 @@ class RoundRecord:
 
 
 class EpisodeCore:
-    """What both forms share. Safe for threads: steps come one at a time.
+    """The state shared by `Episode` and `AsyncEpisode`. Thread-safe.
 
-    usable  raises ClosedError where the governor may not be used any more
+    usable  raises ClosedError if the governor may no longer be used
     """
 
     def __init__(self, run: BackendRun, usable: Callable[[], None]) -> None:
         self.run, self.usable = run, usable
         self.history: tuple[RoundRecord, ...] = ()
-        self.ended: str | None = None  # why; None: the run is open
+        self.ended: str | None = None  # why the run ended; None: it is open
         self._lock = threading.Lock()
 
     def take(self, report: StepReport, *, done: bool) -> Decision:
@@ -91,7 +91,7 @@ class EpisodeCore:
             return decision
 
     def end(self, *, aborted: bool) -> None:
-        """End the run, if it is open; not in a fork, whose copy of it is its parent's."""
+        """End the run if it is open. In a forked process it does nothing: the run belongs to the parent."""
         try:
             self.usable()
         except ClosedError:
@@ -104,16 +104,14 @@ class EpisodeCore:
                 self.run.end(aborted=aborted)
             except SufficeError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the caller has its answer; only our record is poorer
+            except Exception as error:  # noqa: BLE001 - the caller has its answer; only the record is incomplete
                 LOG.error("episode %s: its end was not recorded (%s)", self.run.info.id, type(error).__name__)
 
 
 class StepFields(TypedDict, total=False):
-    """One step of a loop."""
-
     tokens: Required[int]  # generated in this step
-    answer: str | None  # that would be used now; None: read from `text` by the route's scorer; "": none
-    text: str  # the step's own text: read by signals, stored only where the route keeps texts for reviewers
+    answer: str | None  # current answer; None: the route's scorer reads it from `text`; "": none
+    text: str  # new in this step: read by signals, stored only if the route keeps texts for reviewers
     confidence: float | None  # probability of the answer, in [0, 1]
     logprobs: Sequence[float]  # of the answer's tokens, natural log
     entropy: float | None  # likewise, in nats
@@ -122,11 +120,11 @@ class StepFields(TypedDict, total=False):
     said_done: bool | None  # the model's own flag that it is done
     action: str | None  # the kind of step: "search", "revise", "tool" …
     ctx_tokens: int  # prompt tokens read at this step
-    sources: Sequence[str]  # passages that the step read, for a reviewer: dropped where no texts are kept
+    sources: Sequence[str]  # passages that the step read, stored as `text` is
 
 
 def _report(step: StepFields) -> StepReport:
-    """Raises BadRequest for what can only be a mistake: of one text, the letters would be taken for passages."""
+    """Raise BadRequest for `sources` given as one string, whose letters would count as passages."""
     sources = step.get("sources", ())
     if isinstance(sources, str):
         raise BadRequest("step.sources: got one text; needs a list of texts", param="step.sources")
@@ -135,29 +133,28 @@ def _report(step: StepFields) -> StepReport:
 
 
 class EpisodeView:
-    """What can be read of a run, in its plain and in its asynchronous form."""
+    """Properties common to `Episode` and `AsyncEpisode`."""
 
     def __init__(self, core: EpisodeCore) -> None:
         self._core = core
 
     @property
     def id(self) -> str:
-        """Names this run in the log and in feedback."""
+        """The run's id in the log and in feedback."""
         return self._core.run.info.id
 
     @property
     def history(self) -> tuple[RoundRecord, ...]:
-        """The steps so far, oldest first."""
         return self._core.history
 
     @property
     def return_step(self) -> int | None:
-        """The step whose answer is the one to use, from 1; None: no step gave an answer."""
+        """The step whose answer to use, from 1; None: no step gave an answer."""
         return self._core.run.return_step
 
     @property
     def answer(self) -> str | None:
-        """The answer to use, as that step reported it: its `answer`, or its text where it gave none."""
+        """The `answer` of `return_step`, or its text if it gave none."""
         step, history = self.return_step, self._core.history
         if step is None or step > len(history):
             return None
@@ -166,22 +163,22 @@ class EpisodeView:
 
     @property
     def stopped(self) -> bool:
-        """Did the policy end the run at the last step?"""
+        """Whether the policy ended the run at the last step."""
         return bool(self._core.history) and self._core.history[-1].decision.stop
 
     @property
     def tokens(self) -> int:
-        """Generated so far, as reported."""
+        """Tokens generated so far, as reported."""
         return sum(record.tokens for record in self._core.history)
 
     @property
     def mode(self) -> Mode:
-        """Of the route; "off" where nobody judges."""
+        """The route's mode; "off" if no policy judges the steps."""
         return self._core.run.info.mode
 
     @property
     def policy_version(self) -> str:
-        """Pinned for the whole run."""
+        """Fixed for the whole run."""
         return self._core.run.info.policy_version
 
     @property
@@ -190,7 +187,7 @@ class EpisodeView:
 
     @property
     def feedback_token(self) -> str:
-        """Lets a browser rate this run's answer at the gateway without a key; "": none is given out."""
+        """Token that lets a browser rate this run's answer without a key; "": none."""
         return self._core.run.info.feedback_token
 
     @property
@@ -200,41 +197,39 @@ class EpisodeView:
 
 
 class Episode(EpisodeView):
-    """One run, in `with gov.episode(question) as ep`."""
+    """One run, opened by `with gov.episode(question) as ep`."""
 
     def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
-        """Report one step of the loop; `.stop` says whether to leave it. Needs `tokens`; see `StepFields`.
+        """Report one step of the loop. Leave the loop if the decision's `.stop` is true. `tokens` is required.
 
-        done  this was the loop's last step: the run ends here
+        done  this was the loop's last step; the run ends here
 
-        Raises ClosedError when the run is over, and BadRequest for a value that can only be a mistake. Whatever
-        else goes wrong continues the loop.
+        Raise ClosedError if the run is over and BadRequest for an invalid value. Any other failure continues the loop.
         """
         return self._core.take(_report(step), done=done)
 
 
 class AsyncEpisode(EpisodeView):
-    """One run, in `async with gov.episode(question) as ep`."""
+    """One run, opened by `async with gov.episode(question) as ep`."""
 
     def __init__(self, core: EpisodeCore, threads: Executor | None) -> None:
         super().__init__(core)
         self._threads = threads
 
     async def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
-        """As `Episode.step`; a server is called in a thread, so the event loop never waits."""
+        """As `Episode.step`; a server is called in a thread, so the event loop is not blocked."""
         report = _report(step)
         return await _in_thread(self._threads, lambda: self._core.take(report, done=done))
 
 
 async def _in_thread(threads: Executor | None, work: Callable[[], T]) -> T:
-    """Do what may wait in a thread; None: it does not wait, and is done here."""
     if threads is None:
         return work()
     return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 class RunContext:
-    """A run that begins when its block is entered: `with` or `async with`."""
+    """Opens the run on entering its `with` or `async with` block."""
 
     def __init__(self, governor: Governor, start: RunStart) -> None:
         self._governor, self._start = governor, start
@@ -269,8 +264,6 @@ class RunContext:
 
 
 class FeedbackFields(TypedDict, total=False):
-    """Feedback on a run's answer."""
-
     source: Required[str]  # "user", "exact-match", "reviewer" …; "behaviour" for an event
     correct: bool | None
     gold: str | None
@@ -279,18 +272,18 @@ class FeedbackFields(TypedDict, total=False):
     thumbs: str | None  # "up" or "down"
     comment: str | None
     reason: str | None
-    metrics: Mapping[str, bool | float | str] | None  # that the settings declare, questions of a survey among them
-    event: str | None  # "regenerate": asked again; "abandon": left
+    metrics: Mapping[str, bool | float | str] | None  # declared in the settings, survey questions included
+    event: str | None  # "regenerate" or "abandon"
     user: str | None  # the person, by any name; only a keyed hash of it is stored
-    propensity: float | None  # share of people who are asked, where you ask some at random
-    feedback_id: str | None  # makes sending again safe: the same id counts once; None: a fresh one
+    propensity: float | None  # share of people surveyed, if you survey at random
+    feedback_id: str | None  # idempotency key: the same id counts once; None: a fresh one
 
 
 class Governor:
-    """Governs one route's loops. Make one for a process with `open` or `connect`, and use it from any thread.
+    """Governs the loops of one route. Create one per process with `open` or `connect`; any thread may use it.
 
-    Close it, or use it in a `with` block: what still waits for the disk is written then. A process that ends without
-    that writes it too, unless it is killed.
+    Close it, or use it in a `with` block, so that pending records are written. They are also written when the process
+    ends, unless it is killed.
     """
 
     def __init__(self, backend: Backend, route: str) -> None:
@@ -302,28 +295,27 @@ class Governor:
     def open(cls, settings: str | Path | Settings, *, route: str) -> Governor:
         """Govern in this process, with a log of its own.
 
-        settings  a TOML or YAML file, or settings that were read already
+        settings  a TOML or YAML file, or a Settings object
 
-        Raises ConfigError for settings that cannot work, and StoreError for a folder that does not exist. A log that
-        cannot be opened raises nothing: one warning says so, and loops go on by the last-good file, or in full.
+        Raise ConfigError for invalid settings and StoreError for a missing folder. If the log cannot be opened, the
+        governor logs a warning and follows the last-good file, or runs every loop in full.
         """
         read = settings if isinstance(settings, Settings) else load_settings(settings)
         return cls(LocalBackend(read, route), route)
 
     @classmethod
     def connect(cls, url: str, *, route: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Governor:
-        """Govern by calling a server, `suffice serve`, which keeps the log. Nothing is sent before the first run.
+        """Govern through a server, `suffice serve`, which keeps the log. Nothing is sent before the first run.
 
-        timeout_s  for one call; a server that takes longer, or cannot be reached, costs this run its governing and
-                   nothing else
+        timeout_s  for one call; if the server is slower or unreachable, the run goes on without it
 
-        Raises ConfigError for an address that cannot be one.
+        Raise ConfigError for an invalid address.
         """
         return cls(RemoteBackend(url, route, api_key=api_key, timeout_s=timeout_s), route)
 
     @property
     def failed_open(self) -> dict[str, int]:
-        """How often Suffice failed, by place. Each cost tokens and no answer; worth an alert."""
+        """Number of failures by place. Each cost tokens and no answer; alert on them."""
         return self._backend.failed_open
 
     def episode(
@@ -336,17 +328,17 @@ class Governor:
         planned_steps: int | None = None,
         model: str = "",
     ) -> RunContext:
-        """One run on a question, for a `with` or an `async with` block.
+        """Return a run on a question, for a `with` or an `async with` block.
 
-        The audit is drawn when the block is entered, before the first step. Leaving the block ends the run; an
-        exception breaks it off, which in an audit counts as a disagreement.
+        Entering the block draws the audit, before the first step. Leaving the block ends the run; an exception aborts
+        it, which counts as a disagreement in an audit.
 
-        question       groups repeats, by keyed hash; its text is not stored
-        key            what the run belongs to: a conversation, a job. The same question under the same key, within
-                       `server.retry_window_s`, is a retry: it runs in full
-        metadata       what you declare of the question, such as its task; stored as it is
-        query_class    a word for the kind of question, if you know it; may get thresholds of its own
-        planned_steps  at which the loop ends by itself; None: open
+        question       groups repeats by keyed hash; its text is not stored
+        key            what the run belongs to, such as a conversation or job. The same question under the same key
+                       within `server.retry_window_s` is a retry, which runs in full
+        metadata       features of the question, such as its task; stored as given
+        query_class    class of the question, if known; may get thresholds of its own
+        planned_steps  number of steps at which the loop ends anyway; None: open
         model          name of the model that answers
         """
         start = RunStart(
@@ -364,10 +356,10 @@ class Governor:
         return EpisodeCore(self._backend.open(start), self._usable)
 
     def feedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
-        """Label a run's answer, at any time; returns when the label is on disk. Needs `source`.
+        """Label a run's answer, at any time, and return once the label is on disk. `source` is required.
 
-        Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it again),
-        BadRequest for invalid fields, and ClosedError.
+        Blocks for up to 5 s; use `afeedback` in an event loop. Raise StoreError if the label is not on disk (send it
+        again), BadRequest for invalid fields, and ClosedError.
         """
         metrics = fields.get("metrics")
         row = {**fields, "episode_id": episode_id, "metrics": None if metrics is None else dict(metrics)}
@@ -375,9 +367,9 @@ class Governor:
         return receipt
 
     def feedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
-        """Many pieces of feedback at once, at most 1,000: objects as `POST /v1/feedback` takes them.
+        """Store up to 1,000 labels, given as `POST /v1/feedback` takes them.
 
-        A row without `feedback_id` gets a fresh one. All of them are checked before any is stored. Raises as `feedback`
+        A row without `feedback_id` gets a fresh one. All rows are checked before any is stored. Raises as `feedback`
         does; a BadRequest names the row.
         """
         self._usable()
@@ -394,27 +386,27 @@ class Governor:
         return self._backend.feedback(checked)
 
     async def afeedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
-        """As `feedback`, without holding up the event loop."""
+        """As `feedback`, without blocking the event loop."""
         return await asyncio.to_thread(self.feedback, episode_id, **fields)
 
     async def afeedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
-        """As `feedback_batch`, without holding up the event loop."""
+        """As `feedback_batch`, without blocking the event loop."""
         return await asyncio.to_thread(self.feedback_batch, rows)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
-        """Wait until everything so far is on disk; False: it took longer. Raises ClosedError."""
+        """Wait until everything so far is on disk; return False after the timeout. Raise ClosedError."""
         self._usable()
         return self._backend.flush(timeout_s)
 
     def close(self) -> None:
-        """Break off the runs that are open, write everything down, release everything.
+        """Abort open runs, write pending records and release all resources.
 
-        Closing it again, or in a forked process, does nothing.
+        Idempotent; does nothing in a forked process.
         """
         self._finish()
 
     async def aclose(self) -> None:
-        """As `close`, without holding up the event loop."""
+        """As `close`, without blocking the event loop."""
         await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
@@ -444,9 +436,9 @@ class Governor:
 
 
 def _close(backend: Backend, threads: Executor | None, pid: int) -> None:
-    """Runs once: at `close`, when the governor is garbage-collected, or when the process ends."""
+    """Runs once: at `close`, at garbage collection of the governor, or at the end of the process."""
     if os.getpid() != pid:
-        return  # a fork holds copies of locks and connections that are its parent's
+        return  # in a fork: locks and connections belong to the parent
     backend.close()
     if threads is not None:
         threads.shutdown(wait=False)
