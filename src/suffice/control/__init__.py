@@ -1,7 +1,7 @@
-"""The control loop: from rows of the log to decisions that are written as rows.
+"""The control loop: reads rows of the log and writes decisions as rows.
 
 evidence  rows of the log as audits, labels, pairs, ratings and grades that can be counted
-loop      one route certified, by one of three sources of evidence
+loop      certification of one route, by one of three sources of evidence
 compare   versions and arms side by side: rollouts and experiments
-jobs      work that one worker at a time repeats, wherever the last one stopped
+jobs      work that one worker at a time repeats, each job continuing where the last one stopped
 """

@@ -1,8 +1,8 @@
-"""A worker in a process of its own, beside a gateway, started again when it dies.
+"""Runs a worker in a child process of the gateway, and restarts it when it dies.
 
-A fit keeps a core busy for seconds; in another process, at low priority, no request waits for it. The child gets the
-settings on its standard input, which stays open: when the gateway dies, however it dies, the child reads the end and
-exits too. It writes a line when it has decided something, so that the gateway looks at once.
+A fit uses a core for seconds; in another process, at low priority, it delays no request. The child reads the settings
+from its standard input, which stays open: when the gateway dies, the child reads the end of the stream and exits. It
+writes a line after each decision, so that the gateway reads the log at once.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import msgspec
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 
-FIRST_S: Final = 5.0  # before the first start: a gateway that has just begun has nothing to decide
-AGAIN_S: Final = (1.0, 60.0)  # before another start, doubling; a child that lived longer than the last begins anew
-END_S: Final = 5.0  # that a child has to end by itself
+FIRST_S: Final = 5.0  # before the first start: a new gateway has nothing to decide
+AGAIN_S: Final = (1.0, 60.0)  # before a restart, doubling; reset after a child that lived longer than the second
+END_S: Final = 5.0  # for a child to exit by itself
 _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 
 
@@ -32,7 +32,7 @@ _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 async def run_worker_process(
     settings: Settings, told: Callable[[], None], *, first_s: float = FIRST_S
 ) -> AsyncIterator[None]:
-    """A block with a worker beside it, if needed. told: called in this loop when the worker has decided something."""
+    """Run a worker beside the block, if needed. told: called in this loop after each decision of the worker."""
     learned = any(route.certifies_itself for route in settings.routes.values())
     learned = learned and find_spec("sklearn") is not None
     if not settings.control.enabled or not (learned or settings.has_upkeep):
@@ -62,7 +62,7 @@ async def _keep(settings: Settings, told: Callable[[], None], first_s: float) ->
 
 
 async def _run(settings: Settings, told: Callable[[], None]) -> int:
-    """Run one child to its end; its exit status."""
+    """Run one child until it exits; return its exit status."""
     paths = os.pathsep.join(path for path in sys.path if path)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _ENTRY, stdin=PIPE, stdout=PIPE, env={**os.environ, "PYTHONPATH": paths}
@@ -71,7 +71,7 @@ async def _run(settings: Settings, told: Callable[[], None]) -> int:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(msgspec.json.encode(settings) + b"\n")
-        with contextlib.suppress(ConnectionError):  # it has ended already; its status says why
+        with contextlib.suppress(ConnectionError):  # it has exited already; its status says why
             await process.stdin.drain()
         while await process.stdout.readline():
             told()

@@ -1,1 +1,1 @@
-"""Two versions, or the arms of an experiment, on the same evidence."""
+"""Comparison of two versions, or of an experiment's arms, on the same evidence."""

@@ -1,10 +1,10 @@
-"""One look at a rollout: its evidence, what keeps it where it is, and the moves that follow.
+"""Assesses a rollout: its evidence, what bars its promotion, and the moves that follow.
 
     rows that are new ──▶ EvidenceFold ──▶ evidence ─┐
     decisions, holds, settings ──▶ barred            ├──▶ RolloutState, and the moves that follow
     audits ──▶ a learned candidate's own certificate ┘
 
-Everything is a fold over the log: whoever looks at the same rows comes to the same.
+Everything is a fold over the log, so the same rows always give the same assessment.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Assessment:
     standing: RolloutState
     at: int  # governed requests of the route since it began
     now_s: float  # Unix time
-    certificate: CandidateCertificate | None = None  # None: nothing could be tested, and nothing acts
-    wanted: tuple[LabelRequest, ...] = ()  # labels that are worth asking for, and were not
+    certificate: CandidateCertificate | None = None  # None: it could not be tested, and the candidate does not act
+    wanted: tuple[LabelRequest, ...] = ()  # new label requests
 
     @property
     def moves(self) -> tuple[Transition, ...]:
-        """What follows: another level of a learned candidate may act, a step, both or neither."""
+        """The transitions that follow: a change of a learned candidate's level, a step, both or neither."""
         state, rules, moves = self.held.state, self.held.rules, list[Transition]()
         step = advance(state, self.evidence, rules, at=self.at, now_s=self.now_s)
         level = 0 if self.certificate is None else self.certificate.level
@@ -51,22 +51,22 @@ class Assessment:
 
 
 class RolloutAssessor:
-    """A rollout that is looked at again and again: its versions, and what was read of it.
+    """Assesses one rollout again and again; each row of the log is read once.
 
-    asked  episodes whose label was asked for
+    asked  episodes whose label was requested
     """
 
     def __init__(
         self, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
     ) -> None:
-        """Begin with nothing read. Raises ConfigError for a version that cannot be read, and StoreError."""
+        """Raises ConfigError for a version that cannot be read, and StoreError."""
         self.of_route = of_route
         self.versions = VersionPair(log, held, of_route, control, secret=secret)
         self.gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
         self.asked = read_requested_labels(log, held.state.route)
 
     def see(self, log: LogReader, held: RolloutRun, decided: InForce, *, now_s: float) -> Assessment:
-        """Read what is new, and judge it all. Raises StoreError."""
+        """Read new rows and assess the rollout. Raises StoreError."""
         for stored in read_events(log, since_seq=self.gathering.seq):
             self.gathering.feed(stored)
         route = self.of_route.route
@@ -93,10 +93,10 @@ def assess_found(
     at: int,
     now_s: float,
 ) -> Assessment:
-    """A rollout by the evidence of it, at its governed request `at`.
+    """Assess a rollout on its evidence, at its governed request `at`.
 
-    certificate  of a learned candidate; None: it has none, or nothing can be tested now
-    withheld     why nothing may be promoted now, whatever the evidence; "": nothing speaks against it
+    certificate  of a learned candidate; None: it has none, or cannot be tested now
+    withheld     why nothing may be promoted now, whatever the evidence; "": nothing bars it
     latest       number of the route's latest publication, as the rollout counts them
     """
     unproved, void, idle = _of_candidate(held, gathered, certificate)
@@ -108,7 +108,7 @@ def assess_found(
 def standing_of(
     log: LogReader, held: RolloutRun, settings: Settings, matches: Matches, *, secret: str, now_s: float
 ) -> Assessment:
-    """What the log says of a rollout now. Raises ConfigError for a version that cannot be read, and StoreError."""
+    """Assess a rollout from the log. Raises ConfigError for a version that cannot be read, and StoreError."""
     route = settings.routes[held.state.route]
     with matches(route) as match:
         assessor = RolloutAssessor(log, held, AuditReplay(route=route, match=match), settings.control, secret=secret)
@@ -119,9 +119,9 @@ def standing_of(
 
 
 def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
-    """Why nothing of a rollout may be promoted now; "": nothing speaks against it.
+    """Why the rollout may not be promoted now; "": nothing bars it.
 
-    A new epoch, too: what was seen before does not speak of the traffic any more.
+    A new epoch bars it, too: earlier evidence does not describe the present traffic.
     """
     epoch, made = decided.epoch, decided.publication
     if epoch is not None and epoch.since_seq > held.seq:
@@ -132,7 +132,7 @@ def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s:
 
 
 def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
-    """What is wrong on a route: a pause, an incident that waits for a person, what one holds, an open alarm; or ""."""
+    """The pause, open incident, override or open alarm that bars promotion on a route; "": none."""
     alarm = decided.alarm
     if decided.pause is not None:
         return f"enforcement is paused: {decided.pause.reason}"
@@ -147,7 +147,7 @@ def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
 def _of_candidate(
     held: RolloutRun, evidence: RolloutEvidence, certificate: CandidateCertificate | None
 ) -> tuple[str, str, str]:
-    """Why nothing of a learned candidate may act, why it never will, and why what may act saves nothing; "": it may."""
+    """Why a candidate may not act, why it never will, and why what may act saves nothing; each "" if not so."""
     state, kept = held.state, evidence.kept
     if not state.fit:
         return "", "", ""
@@ -166,17 +166,17 @@ def _of_candidate(
 
 
 def latest_on(log: LogReader, held: RolloutRun, route: Route, decided: InForce) -> int:
-    """Number of the route's latest publication as the rollout counts them. Raises StoreError.
+    """Number of the route's latest publication, as the rollout counts them. Raises StoreError.
 
-    Of a learned version: where the certify loop has published other models, the number of that. Else its owner's word
-    is a publication more than the one that the rollout followed, where he writes another policy into the settings.
+    For a learned version it is that of the certify loop's latest publication, if its models changed. For a fixed policy
+    it is one more than the publication that the rollout followed, if the owner has written another policy since.
     """
     state, made = held.state, decided.publication
     if state.fit and route.is_learned:
         return state.follows if made is None or made.fit == state.in_force else made.number
     try:
         own = own_version(route).address
-    except ConfigError:  # its owner has taken the policy out of the settings
+    except ConfigError:  # the owner has removed the policy from the settings
         return state.follows + 1
     before = [one for one in read_rollouts(log) if one.seq < held.seq]
     return state.follows + (read_serving_version(before, state.route, own) != state.in_force)

@@ -1,9 +1,9 @@
 """A learned candidate's own certificate: which of its levels keep the EM budget against the full run.
 
-The models were fixed before the first of these audits came, so they are certified on runs that had no part in making
-them (Guarantee C of assurance, without cross-fitting). Of delta the v-th version of a route gets its part, the route's
-own counting as the first. A disagreement counts as lost until somebody says otherwise, whatever its age, and a judge
-model's label says nothing, so nothing that is charged to late labels or a judge is owed here.
+The models were fixed before the first of these audits, so they are certified on runs on which they were not fitted
+(Guarantee C of assurance, without cross-fitting). The route's v-th version gets the v-th part of delta; the route's own
+version is the first. A disagreement counts as lost until it is labelled, whatever its age, and a judge model's label
+does not count, so there is no charge for late labels or for a judge.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ MOST_KEPT: Final = 4_000  # audits that are remembered
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateCertificate:
-    level: int  # that may act; 0: none
+    level: int  # the highest that passes; 0: none
     n: int  # audits that counted
-    n_lost: int  # of them, at that level, or at the first where none may act
+    n_lost: int  # of them, at `level`, or at the first level if none passes
     n_gained: int
-    n_missing: int | None  # audits to the next level, at the rates seen; None: no number, or there is no next one
-    max_em_drop: float  # the budget that was tested
+    n_missing: int | None  # audits to the next level, at the rates observed; None: not known, or there is no next level
+    max_em_drop: float  # the budget tested
     delta: float
-    surely_over: bool = False  # even its safest level surely breaks the budget: no audit to come will certify it
+    surely_over: bool = False  # the safest level significantly breaks the budget: further audits will not certify it
 
     @property
     def said(self) -> str:
@@ -65,13 +65,13 @@ class CandidateCertificate:
 class _JudgedAudit:
     audit: Audit
     disagrees: Bools  # (M,)
-    z: Small  # (M,): as it counts now
-    is_labelled: bool = False  # somebody has said which answer is right
+    z: Small  # (M,): EM drop as it counts now
+    is_labelled: bool = False  # a label names the right answer
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CandidateEvidence:
-    """A candidate on its way, the `number`-th of the route's rollouts, and the audits that speak of it."""
+    """The `number`-th version that the route tries in rollouts, and the audits that count for it."""
 
     version: ServedVersion
     match: Match
@@ -80,10 +80,10 @@ class CandidateEvidence:
     window: int
     _judged: dict[str, _JudgedAudit] = field(default_factory=dict)  # by episode, oldest first
     _counts: Verdicts = field(default_factory=dict)
-    _level: int = 0  # that passed when it was last tested
+    _level: int = 0  # that passed in the last test
 
     def take(self, audits: Sequence[Audit]) -> set[str]:
-        """Take new audits in; the episodes of which a label can change something."""
+        """Add new audits; return the episodes whose label can change the result."""
         if not audits:
             return set()
         z, disagrees = self._judge(audits, {})
@@ -94,7 +94,7 @@ class CandidateEvidence:
         return {audit.id for audit, apart in zip(audits, disagrees, strict=True) if apart.any()}
 
     def hear(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
-        """Count audits, as they are known now, anew where another label counts than before."""
+        """Judge again the audits whose label has changed."""
         differing = [audits[name] for name, one in self._judged.items() if one.disagrees.any() and name in audits]
         before, (self._counts, _) = self._counts, verdicts(differing, self.match, callers=callers)
         changed = [audit for audit in differing if before.get(audit.id) != self._counts.get(audit.id)]
@@ -109,7 +109,7 @@ class CandidateEvidence:
     def certificate(
         self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
     ) -> CandidateCertificate:
-        """What may act now, on a budget that is less what is charged to it; pending audits count as lost."""
+        """Test the levels on a budget net of charges; pending audits count as lost."""
         judged = list(self._judged.values())
         certificate = certified(
             np.stack([one.z for one in judged]) if judged else np.zeros((0, self.version.n_levels), np.int8),
@@ -127,7 +127,7 @@ class CandidateEvidence:
         return certificate
 
     def unjudged(self, audits: Mapping[str, Audit]) -> list[tuple[Audit, int]]:
-        """Audits, as known now, that nobody has judged, with the first eligible level at which each disagrees."""
+        """Unlabelled audits, each with the first eligible level at which it disagrees."""
         unjudged = list[tuple[Audit, int]]()
         for name, one in self._judged.items():
             levels = np.flatnonzero(one.disagrees[: self._level + AHEAD + 1])
@@ -136,7 +136,7 @@ class CandidateEvidence:
         return unjudged
 
     def _judge(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
-        """EM drop and disagreement of each audit at each level, (n, M); what was broken off is lost everywhere."""
+        """EM drop and disagreement of each audit at each level, (n, M); a run that broke off is lost at every level."""
         version = self.version
         rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.wave, counts=counts)
         assert rows is not None
@@ -149,7 +149,7 @@ class CandidateEvidence:
 
 
 def unheard(z: Small, disagrees: Bools) -> Small:
-    """EM drops of audits of which nobody has said anything: where they disagree they are lost, whatever their age."""
+    """EM drops of unlabelled audits: a disagreement counts as lost, whatever its age."""
     return np.where(disagrees, 1, z).astype(np.int8)
 
 
@@ -166,14 +166,14 @@ def certified(
     delta: float,
     harm_delta: float,
 ) -> CandidateCertificate:
-    """What audits say of a candidate's levels.
+    """Test a candidate's levels on audits.
 
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
-    at, share   number of each request, and the share it was drawn at, shape (n,)
-    told        somebody has said which answer is right, shape (n,): others are no evidence of harm
-    window      audits that are looked back on
+    at, share   number of each request, and the audit share when it was drawn, shape (n,)
+    told        whether a label names the right answer, shape (n,): only such audits are evidence of harm
+    window      audits that count
     delta       this version's part
-    harm_delta  probability that a candidate is given up which keeps the budget at its safest level
+    harm_delta  probability of giving up a candidate that keeps the budget at its safest level
     """
     known = z
     z, at = np.concatenate([z, pending.lost(z.shape[1])]), np.concatenate([at, pending.at])
@@ -201,7 +201,7 @@ def certified(
 
 
 def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:
-    """The certificate's bets turned round, against "it loses no more than the budget", on all that is remembered."""
+    """The reversed test: whether the hypothesis "it loses no more than the budget" is rejected on all audits kept."""
     counts = count_outcomes(z[:, np.newaxis])
     wealth = mixed(log_bets(counts.lost, counts.same, counts.gained, -max_em_drop, bets=BETS))
     return float(wealth[0]) >= log(1 / delta)

@@ -1,10 +1,7 @@
 """Replays audits under both versions of a rollout, and under the arms of an experiment.
 
-    audits ──▶ VersionPair.replay ──▶ what each version would have answered and generated
-
-A learned candidate is replayed at the level that its own certificate let act when the request came: before that it
-would have run in full, which is no pair. So what is compared is what would have been served, whatever was learned of it
-later.
+A learned candidate is replayed at the level that its own certificate allowed when the request arrived; before it had
+one, there is no pair. So the comparison covers what would have been served then, not what was learned later.
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ Stop: TypeAlias = tuple[int, str | None]  # step, from 0, and answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReplay:
-    """What audits of one route are read with: what was in force at a place of the log, and versions by address."""
+    """What a replay of a route's audits needs: the publication at a position of the log, and versions by address."""
 
     route: Route
     match: Match
@@ -59,7 +56,7 @@ class AuditReplay:
         return arm.full or self._asked_ahead(arm) is None or self._is_paired(arm)
 
     def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[ArmEvidence | None]:
-        """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
+        """Replay audits under an arm, without labels; None: the arm's result on that audit cannot be known."""
         if arm.full:
             return [self._full(audit) for audit in audits]
         ahead = self._asked_ahead(arm)
@@ -78,14 +75,14 @@ class AuditReplay:
         return [self._at(audit, stops.get(audit.id)) for audit in audits]
 
     def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[ArmEvidence]:
-        """What each audit shows of a learned version at one of its levels, not judged yet."""
+        """Replay audits at one level of a learned version, without labels."""
         stops = self._stops(version, level, [audit for audit in audits if audit.is_replayable])
         return [self._at(audit, stops.get(audit.id)) for audit in audits]
 
     def judged(
         self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
     ) -> dict[str, dict[str, ArmEvidence]]:
-        """The same with the labels that count (`assurance.labels`) where arms differ, by audit and arm."""
+        """Add the labels that count (`assurance.labels`) to replays whose arms differ, by audit and arm."""
         differing = [audit for audit in audits if len({one.answer for one in shown[audit.id].values() if one.seen}) > 1]
         counts, _ = verdicts(differing, self.match, callers=callers)
         return {
@@ -97,14 +94,13 @@ class AuditReplay:
             if (label := counts.get(audit.id)) is not None
         }
 
-    # ---- effort and budget: asked twice ----------------------------------------------------------
+    # ---- effort and budget: from the paired call --------------------------------------------------
 
     def _asked_ahead(self, arm: Arm) -> str | None:
-        """What the arm asks for before the call, as outcomes name it; None: nothing, so that a replay shows it."""
+        """The effort or budget that the arm requests before the call, as outcomes name it; None: neither."""
         return next(iter(with_arm(self.route, arm).arms), None)
 
     def _is_paired(self, arm: Arm) -> bool:
-        """Is it the route's own, which is what the second call of an audit is made with?"""
         return self._asked_ahead(arm) == self._asked_ahead(_OWN)
 
     # ---- stops: replayed -------------------------------------------------------------------------
@@ -152,7 +148,7 @@ class AuditReplay:
 
 
 def _generated(audit: Audit, stop: int | None) -> float:
-    """Tokens of the run up to a step, and of the answer that is written behind a thought; None: of all of it."""
+    """Tokens of the run up to a step, with its answer after a thought; None: of the whole run."""
     usage = audit.outcome.usage
     if usage is None:
         return 0.0
@@ -167,10 +163,10 @@ def _generated(audit: Audit, stop: int | None) -> float:
 
 
 class VersionPair:
-    """The two versions of a rollout, as audits are replayed under them.
+    """Both versions of a rollout, under which its audits are replayed.
 
-    arms      of two policies: the candidate's, then that of the version in force
-    evidence  of a learned candidate, beside what the certification loop has in force
+    arms      of two policies: the candidate's, then the active version's
+    evidence  of a learned candidate, compared with what the certification loop has published
     """
 
     def __init__(
@@ -196,13 +192,13 @@ class VersionPair:
         self.arms = tuple(Arm(name="", weight=1.0, policy=body) for body in bodies)
 
     def begin(self, log: LogReader) -> None:
-        """Read what a look needs of the log. Raises StoreError."""
+        """Read what a look needs from the log. Raises StoreError."""
         if self.evidence is not None:
             published = published_on(log, self.held.state.route)
             self.of_route = replace(self.of_route, published=published, load=loader(log, self._known))
 
     def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
-        """New audits as both versions would have ended them; None: it is no pair."""
+        """Replay new audits under both versions; None: there is no pair."""
         audits = [one.audit for one in witnesses]
         if self.evidence is None:
             candidate, other = (self.of_route.arm(arm, audits) for arm in self.arms)
@@ -219,13 +215,13 @@ class VersionPair:
         ]
 
     def watch(self, audits: Sequence[Audit]) -> set[str]:
-        """Take new audits in; the episodes whose labels may still change something in the candidate's certificate."""
+        """Add new audits; return the episodes whose labels can still change the candidate's certificate."""
         return set() if self.evidence is None else self.evidence.take(audits)
 
     def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
-        """What the candidate's own certificate lets act; None: it has none, or nothing can be tested now.
+        """Test the candidate's own certificate; None: it has none, or cannot be tested now.
 
-        It is tested under the same budget as the version in force, less what was charged to that.
+        The budget is the active version's, less its charges.
         """
         made, epoch, evidence = decided.publication, decided.epoch, self.evidence
         if evidence is None or made is None or epoch is None:
@@ -235,7 +231,7 @@ class VersionPair:
         evidence.hear(gathering.watched, gathering.callers)
         if made.evidence.max_em_drop is None:
             return None
-        # The epoch's confidence: a publication's is the loop's own part of delta, which is no measure of this one's.
+        # The epoch's confidence: a publication's holds the loop's part of delta, which does not apply to this one.
         return evidence.certificate(
             pending=gathering.pending,
             windows=gathering.windows,
@@ -245,9 +241,9 @@ class VersionPair:
         )
 
     def label_requests(self, gathering: EvidenceFold, asked: set[str]) -> list[LabelRequest]:
-        """Labels worth asking for that were not `asked` for, where nobody has said anything.
+        """Useful requests for labels that are not in `asked`, of unlabelled audits.
 
-        The versions differ there, or the candidate's certificate waits for one.
+        The versions differ there, or the candidate's certificate needs the label.
         """
         requests = dict[str, LabelRequest]()
         for audit, both in gathering.unjudged():

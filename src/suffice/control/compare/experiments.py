@@ -1,11 +1,7 @@
-"""Gathers what the log holds of an experiment: draws, runs and feedback as values by unit and arm.
+"""Gathers an experiment's evidence from the log: draws, runs and feedback, as values by unit and arm.
 
-    ExperimentRun ──▶ draws ──▶ every unit's first arm   ─┐
-                  ──▶ runs, labels ──▶ values by metric  ─┼──▶ ExperimentData ──▶ rollout.analysis
-                  ──▶ audits, replayed for every arm     ─┘
-
-A unit is one witness of each metric, by its first value under the weights that it first took part with. Audits run in
-full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended.
+A unit counts once for each metric, by its first value under the weights with which it first took part. Audits run in
+full whatever their arm, so they count for no arm live; other runs count however they ended.
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ from suffice.types import ArmDraw
 def read_experiment(
     path_or_connection: Path | str | LogReader, held: ExperimentRun, settings: Settings
 ) -> ExperimentResult:
-    """What a run of an experiment shows now. Raises ConfigError for a route that is gone, and StoreError."""
+    """Analyse a run of an experiment. Raises ConfigError for a route not in the settings, and StoreError."""
     with open_reader(path_or_connection) as log:
         return analyse(held.experiment, gather(log, held, settings))
 
@@ -74,7 +70,7 @@ def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> Experimen
             for name in experiment.routes
         }
         for item in read_runs(log, held):
-            # An audit tells of the experiment for as long as it ran, whoever took part in it.
+            # An audit counts if it ended while the experiment ran, whichever units took part.
             late = held.end_seq is not None and item.seq > held.end_seq
             replay = routes[item.episode.request.route]
             units.add_run(item, probes=replay.route.probe is not None, late=late)
@@ -86,7 +82,7 @@ def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> Experimen
 class _UnitValue:
     seq: int
     unit: str
-    voice: str | None  # a key that asks the model speaks for a share of the units at most; None: not capped
+    voice: str | None  # a key that also uses the model, capped at a share of the units; None: not capped
     value: MetricValue
 
 
@@ -109,7 +105,7 @@ class _Units:
     _first: dict[str, UnitAssignment] = field(default_factory=dict)  # by unit
     _warm: set[str] = field(default_factory=set)  # the first units
     _values: dict[str, list[_UnitValue]] = field(default_factory=dict)  # by metric
-    _callers: set[str] = field(default_factory=set)  # senders that ask the model
+    _callers: set[str] = field(default_factory=set)  # senders that use the model
     _audits: list[Audit] = field(default_factory=list)
 
     def draw(self, unit: str, drawn: UnitAssignment) -> None:
@@ -153,7 +149,7 @@ class _Units:
                     self._add(name, label.seq, draw, item, scaled(float(value), self.declared[name]), voice)
 
     def data(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
-        """All of it, each metric in the order in which its values became known, one for each unit."""
+        """All values, one for each unit, in the order in which they became known, by metric."""
         values = dict[str, list[MetricValue]]()
         for metric, all_values in self._values.items():
             first: dict[str, _UnitValue] = {}
@@ -186,9 +182,9 @@ class _Units:
         ]
 
     def _draw_of(self, item: EpisodeWithLabels) -> ArmDraw | None:
-        """The arm that a run stands for; None: none, also where its unit took part before the weights changed.
+        """The arm for which a run counts; None: none, also if its unit took part before the weights changed.
 
-        Some like it have moved then, and those that have not are no fair sample of either arm.
+        Such units are not comparable: some of them have moved to another arm since.
         """
         request = item.episode.request
         if request.ungoverned is not None or request.audit:
@@ -203,7 +199,7 @@ class _Units:
         self, metric: str, seq: int, draw: ArmDraw, item: EpisodeWithLabels, value: float, voice: str | None = None
     ) -> None:
         query = item.episode.request.query
-        # Of the question, before the first token: its length, its numbers, its operators.
+        # Covariates of the question, known before the first token: its length, its numbers, its operators.
         known = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
         result = MetricValue(
             arm=draw.arm,

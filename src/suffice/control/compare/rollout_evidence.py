@@ -1,8 +1,7 @@
-"""Gathers what the log holds of a rollout, row by row.
+"""Gathers the evidence of a rollout, row by row.
 
-A fold: fed in pieces or at once, it says the same at the same place. A run belongs to the step that the rollout was in
-when the run began. Of audits only those are kept on which the versions answer differently; on the others no label can
-change anything.
+The fold's result does not depend on how the rows are split. A run belongs to the step of the rollout in which it began.
+Only audits on which the versions differ are kept, because on others no label can change the result.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from suffice.types import Episode, Outcome, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedPair:
-    """What one audit shows of both versions, not judged yet."""
+    """The unlabelled results of both versions on one audit."""
 
     candidate: ArmEvidence
     in_force: ArmEvidence
@@ -48,8 +47,8 @@ class RolloutAudit:
     state: State
 
 
-Replay: TypeAlias = Callable[[Sequence[RolloutAudit]], Sequence[ReplayedPair | None]]  # None: it is no pair
-Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # episodes whose labels somebody else wants to hear of
+Replay: TypeAlias = Callable[[Sequence[RolloutAudit]], Sequence[ReplayedPair | None]]  # None: there is no pair
+Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # returns the episodes whose labels can still change a result
 Judge: TypeAlias = Callable[
     [Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]
 ]
@@ -65,7 +64,7 @@ class _LiveRun:
 
 @dataclass(slots=True)
 class _LiveUnits:
-    """Live units of both arms; each is one witness of each thing that is compared."""
+    """Live units of both arms, each counted once for each measure."""
 
     known: set[str] = field(default_factory=set)
     rated: set[str] = field(default_factory=set)
@@ -73,7 +72,7 @@ class _LiveUnits:
     right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
 
     def mark(self, name: str, live: _LiveRun, match: Match) -> None:
-        """A unit is one witness of EM, by its first run that was labelled; a later label of that run replaces it."""
+        """Count a unit for EM by its first labelled run; a later label of that run replaces the earlier one."""
         known = self.right.get(live.unit)
         if known is not None and known[0] != name:
             return
@@ -97,16 +96,16 @@ class _LiveUnits:
 @dataclass(slots=True)
 class _Audits:
     new: dict[str, RolloutAudit] = field(default_factory=dict)  # not replayed yet
-    apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions answer differently
-    watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of
+    apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions differ
+    watched: dict[str, Audit] = field(default_factory=dict)  # whose labels can still change a result
 
 
 class EvidenceFold:
-    """One rollout, from its first row on.
+    """The evidence of one rollout from its first row on.
 
     probes   see `audits.audited_at`
     n        governed requests of the route since it began
-    callers  senders that asked the model, on whatever route
+    callers  senders that have used the model, on any route
     """
 
     def __init__(self, *, held: RolloutRun, match: Match, probes: bool) -> None:
@@ -160,7 +159,7 @@ class EvidenceFold:
         remember(self._states, request.episode_id, self._state)
 
     def _count_requests(self, counted: RequestCount) -> None:
-        """Requests without rows: part of the traffic, and witnesses of nothing. Audits and arms have theirs always."""
+        """Requests without rows count as traffic only; audits and requests of arms always have rows."""
         self.callers.update(counted.senders)
         if counted.route != self._state.route:
             return
@@ -183,7 +182,7 @@ class EvidenceFold:
             self._audits.new[audit.id] = RolloutAudit(audit=audit, state=state)
         experiment = f"rollout {self._state.rollout}"
         drawn = next((one for one in request.arms if one.experiment == experiment), None)
-        # An audit runs in full and stands for no arm.
+        # An audit runs in full and counts for no arm.
         if drawn is not None and not request.audit and state.counts(at, request.received_at_s, self.held.rules):
             arm: ArmName = "candidate" if drawn.arm == "candidate" else "control"
             if drawn.unit not in self._live.known:
@@ -214,11 +213,11 @@ class EvidenceFold:
     # ---- evidence --------------------------------------------------------------------------------
 
     def evidence(self, replay: Replay, judge: Judge, watch: Watch = lambda _: set()) -> RolloutEvidence:
-        """What it all says now.
+        """Sum up the evidence.
 
-        replay  new audits as both versions would have ended them
-        judge   the same with which answers are right, where they differ and somebody said so
-        watch   takes the new audits; the episodes whose labels it wants to hear of
+        replay  returns new audits as both versions would have ended them
+        judge   adds the correctness of answers that differ and have a label
+        watch   takes the new audits; returns the episodes whose labels it needs
         """
         self._take(replay, watch)
         audits = [self._audits.watched[name] for name in self._audits.apart]
@@ -253,7 +252,7 @@ class EvidenceFold:
                 self._audits.watched[audit.id], self._audits.apart[audit.id] = audit, both
 
     def unjudged(self) -> list[tuple[Audit, ReplayedPair]]:
-        """Audits on which the versions answer differently, and of which nobody has said anything."""
+        """Unlabelled audits on which the versions differ."""
         pairs = [(self._audits.watched[name], both) for name, both in self._audits.apart.items()]
         return [(audit, both) for audit, both in pairs if not audit.labels]
 
@@ -270,9 +269,9 @@ def _unit_run(episode: Episode) -> UnitRun:
 
 
 def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
-    """EM of the version in force minus the candidate's; what nobody saw of the candidate counts as lost.
+    """EM of the active version minus the candidate's; an unknown result of the candidate counts as lost.
 
-    None: they differ, and nobody said which is right, which proves nothing and is no harm either.
+    None: they differ without a label, which counts neither way.
     """
     if not candidate.seen:
         return 1 if in_force.seen else 0

@@ -1,1 +1,1 @@
-"""From rows of the log to what a certificate, a rollout or an account can count."""
+"""Turns rows of the log into what a certificate, a rollout or an account can count."""

@@ -2,9 +2,9 @@
 
     request, outcome, labels ──▶ Audit ──▶ audits_to_rows ──▶ AuditRuns ──▶ learn.certifier
 
-Signals are computed by the observer that serves live traffic (`learn.dataset`). What nobody saw counts against a stop:
-an audit that was abandoned is a loss at every level, and so is, from the gap on, a run with a checkpoint that should
-have had an answer and has none.
+Signals are computed by the observer that serves live traffic (`learn.dataset`). An unknown result counts against a
+stop: an abandoned audit is a loss at every level, and so is, from the gap on, a run with a checkpoint that lacks its
+answer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, Outcome, Query, Request
 
-# Ends that leave no answer because the upstream gave none, or because nothing was asked of it: the full run is wrong
-# then, a stop cannot lose anything against it, and leaving the audit out is the safe side.
+# Ends without an answer because the upstream gave none or was not called. The full run is wrong then, so a stop loses
+# nothing against it, and leaving the audit out is the safe side.
 NO_ANSWER_ENDS: Final = frozenset({"upstream_error", "rejected"})
 _NEVER: Final = np.inf
 
@@ -39,20 +39,20 @@ _NEVER: Final = np.inf
 class GivenLabel:
     seq: int
     feedback: Feedback
-    at_s: float = 0.0  # Unix time at which the log took it; informative, and for delays
+    at_s: float = 0.0  # Unix time at which the log received it; informative, and for delays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """A run that nothing could stop, with what was said about it so far."""
+    """A run that nothing could stop, with its labels."""
 
-    seq: int  # place in the log of its outcome
+    seq: int  # position of its outcome in the log
     at: int  # number of the request when it began, among those of its route
     ended_at_s: float  # Unix time; informative, and for deadlines of labels
     episode: Episode
     labels: tuple[GivenLabel, ...] = ()  # oldest first
-    label_at: float = _NEVER  # requests of the route when the verdict came; infinite: there is none
-    only_drawn: bool = False  # is only what was drawn seen in full, in observe too? See `sees_only_drawn`
+    label_at: float = _NEVER  # requests of the route when the label arrived; infinite: there is none
+    only_drawn: bool = False  # see `sees_only_drawn`
 
     @property
     def id(self) -> str:
@@ -76,17 +76,17 @@ class Audit:
 
     @property
     def differs(self) -> bool:
-        """Does it give another answer anywhere on the way?"""
+        """Whether any checkpoint had another answer than the full run."""
         return any(step.answer != self.outcome.answer for step in self.outcome.steps)
 
     @property
     def gap(self) -> int | None:
-        """The first checkpoint, from 0, whose answer nobody got."""
+        """The first checkpoint, from 0, that lacks its answer."""
         return next((at for at, step in enumerate(self.outcome.steps) if step.missing), None)
 
     @property
     def is_lost(self) -> bool:
-        """Did it leave nothing to judge: abandoned, timed out, shed, killed, or broken by a fault of ours?"""
+        """Whether nothing can be judged: abandoned, timed out, shed, killed, or broken by our own fault."""
         outcome = self.outcome
         if outcome.stopped or outcome.end_reason not in FINISHED_ENDS:
             return True
@@ -99,11 +99,11 @@ class Audit:
 
     @property
     def is_replayable(self) -> bool:
-        """Was it seen to its end, with a checkpoint before that?"""
+        """Whether the full run is known and has a checkpoint before its end."""
         return self.fate == "full" and len(self.outcome.steps) > 1
 
     def kept(self, at: int, epoch_at: int) -> Audit:
-        """The same audit as an epoch sees it that begins later: its label, if any, was there from the beginning."""
+        """The same audit in a later epoch, whose label, if any, counts from the beginning of that epoch."""
         label_at = self.label_at if self.label_at == _NEVER else min(self.label_at, float(epoch_at))
         return replace(self, at=at, label_at=label_at)
 
@@ -120,14 +120,14 @@ def recorded_audit(item: EpisodeWithLabels) -> Audit:
 
 
 def sees_only_drawn(route: Route) -> bool:
-    """Does a route ask audits for more than their run shows: for trial answers, or for a second call?"""
+    """Whether only drawn audits are seen in full, even in observe mode: they take trial answers or a second call."""
     return route.probe is not None or bool(route.arms)
 
 
 def audited_at(request: Request, *, probes: bool) -> float:
     """P(a request like this is an audit) when it was drawn, in [0, 1].
 
-    probes  its route asks for trial answers by extra calls, which only runs drawn at random are sent
+    probes  its route requests trial answers by extra calls, which only randomly drawn runs get
     """
     if request.mode == "observe" and not probes:
         return 1.0
@@ -135,13 +135,13 @@ def audited_at(request: Request, *, probes: bool) -> float:
 
 
 def is_audit(request: Request, *, probes: bool) -> bool:
-    """Does this request stand for the traffic, whatever becomes of it? It is known when the request begins."""
+    """Whether this request is an audit, whatever its end; known when it begins."""
     drawn = request.audit or (request.mode == "observe" and not probes)
     return request.ungoverned is None and request.delivery == 1 and drawn
 
 
 def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
-    """Is this run an audit whose end says something: what a stop loses, or that nobody will ever know?"""
+    """Whether this run is an audit with a full run to compare with, or one that counts as lost."""
     return is_audit(request, probes=probes) and outcome.end_reason not in NO_ANSWER_ENDS
 
 
@@ -157,10 +157,10 @@ def verdicts(
 ) -> tuple[Verdicts, frozenset[str]]:
     """Return the label that counts for each audit (`assurance.labels`), and the audits in contradiction.
 
-    audits  of the window whose answers differ at an eligible level: labels of others change nothing
-    match   does an answer equal a reference? Two references that judge an audit alike are one verdict
-    callers senders whose keys also ask the model: users, whatever they call themselves
-    hears   does this label of a judge model count? What it costs others take off (`control.loop.live_certifier`)
+    audits   of the window whose answers differ at an eligible level: labels of others change nothing
+    match    compares an answer with a reference; references that judge an audit alike are one verdict
+    callers  senders whose keys also use the model: users, whatever source they name
+    hears    whether this label of a judge model counts; the caller charges its errors (`control.loop.live_certifier`)
     """
     by_id = {audit.id: audit for audit in audits}
     given = {
@@ -173,7 +173,7 @@ def verdicts(
     labels = [
         replace(
             trusted_label(name, GivenLabel(seq, one), _meaning(by_id[name], one, match), callers),
-            # What a judge may get wrong is charged; a cap on its labels would only silence it.
+            # A judge's errors are charged to the budget; a cap would only discard its labels.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
         )
         for (name, seq), one in given.items()
@@ -191,7 +191,7 @@ _NOBODY: Final = object()
 
 
 def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers: Collection[str]) -> TrustedLabel:
-    """A label of an audit with its rank. callers: senders that are users whatever they call themselves."""
+    """A label of an audit with its rank. callers: senders that are users, whatever source they name."""
     given = label.feedback
     return TrustedLabel(
         audit=audit,
@@ -208,13 +208,12 @@ def changed_verdicts(before: Verdicts, after: Verdicts) -> set[str]:
 
 
 def _key(given: Feedback, callers: Collection[str]) -> str:
-    """Whose label it is: trusted people who share a key, such as a labelling tool's, count one by one."""
+    """The labelling person or key: trusted people who share a key, such as a labelling tool's, count one by one."""
     is_person = given.user and rank_of(given, callers) >= TRUSTED
     return f"{given.sender} {given.user}" if is_person else given.sender
 
 
 def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
-    """What a label makes of an audit: is the full run right, and which of its other answers are."""
     answers = sorted({step.answer for step in audit.outcome.steps if step.answer is not None})
     full = given.correct
     if full is None and given.gold is not None:
@@ -262,7 +261,7 @@ def _whole(
     runs = audit_runs(data, np.arange(len(data)))
     z, d, may_stop = runs.z.copy(), runs.d.copy(), runs.may_stop.copy()
     for audit, start, end in zip(audits, runs.starts[:-1], runs.starts[1:], strict=True):
-        if audit.gap is not None:  # a stop might have been at or behind a checkpoint whose answer nobody got
+        if audit.gap is not None:  # a stop might have needed the missing answer
             gap = slice(start + audit.gap, end)
             z[gap], d[gap], may_stop[gap] = 1, True, True
     z[runs.last], d[runs.last] = 0, False  # a stop at the end is the full run
@@ -283,7 +282,7 @@ def _folds(audits: Sequence[Audit]) -> Small:
 
 
 def _single(audit: Audit, n_features: int) -> AuditRuns:
-    """A run of one row: nothing could have stopped it before its end, or it counts as lost wherever it is stopped."""
+    """A run of one row: nothing could stop it before its end, or it counts as lost wherever it is stopped."""
     usage = audit.outcome.usage
     tokens = float(usage.completion_tokens if usage is not None else 0)
     return AuditRuns(

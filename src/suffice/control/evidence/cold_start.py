@@ -1,7 +1,7 @@
-"""How many full runs an epoch begins with, and how long a first certificate takes.
+"""Full runs at the beginning of an epoch, and the time to a first certificate.
 
-Without `audit_share` audits are many while nothing is certified and few afterwards. A share that is written holds from
-the end of the burst on, also while nothing is certified: a small one can keep a route at full runs for good.
+Without `audit_share` audits are frequent until something is certified, and few afterwards. A configured share holds
+from the end of the burst on, also while nothing is certified: a small one can keep a route at full runs for good.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
 
-USUAL_PART: Final = 0.25  # of the budget: what a certified level loses or so
-PATIENCE: Final = 100_000  # requests to the first certificate that are worth a warning
-MOST_AUDITS: Final = 10**7  # where a budget is no fraction, nothing is ever certified
+USUAL_PART: Final = 0.25  # of the budget: the typical loss of a certified level
+PATIENCE: Final = 100_000  # requests to the first certificate above which a warning is worth it
+MOST_AUDITS: Final = 10**7  # stands for never: of a budget outside (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    n_audits: int  # that prove a level which loses a quarter of the budget; `MOST_AUDITS`: none would do
-    n_requests: float  # to get them; infinite: they never count all at once
+    n_audits: int  # to certify a level that loses a quarter of the budget; `MOST_AUDITS`: never
+    n_requests: float  # until then; infinite: the window never holds that many audits
 
     @property
     def is_long(self) -> bool:
@@ -34,22 +34,22 @@ class Start:
 
 
 def burst_of(route: Route, control: Control) -> int:
-    """Requests that an epoch of a route begins with in full, to learn from; 0: nothing is learned there.
+    """Full runs at the beginning of a route's epoch; 0 on a route that learns nothing.
 
-    Each audit of an owner's policy is evidence as it comes, and nobody wants a thousand runs asked twice at once.
+    A fixed policy counts each audit as it comes, and a burst of paired calls would cost too much.
     """
     return burst_requests(control, route.max_em_drop) if route.is_learned else 0
 
 
 def burst_requests(control: Control, max_em_drop: float) -> int:
-    """Full runs at the beginning of an epoch: as the owner says, else by the law of `learn.certifier.full_runs`."""
+    """Full runs of a burst: as configured, else by `learn.certifier.full_runs`."""
     if control.burst_requests is not None:
         return control.burst_requests
     return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
 
 
 def window_size(control: Control, max_em_drop: float) -> int:
-    """Audits that a certificate looks back on: as the owner says, else by the law of `assurance.windows`."""
+    """Audits in a certificate's window: as configured, else by `assurance.windows`."""
     if control.window_audits is not None:
         return control.window_audits
     return window_audits(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS
@@ -57,7 +57,7 @@ def window_size(control: Control, max_em_drop: float) -> int:
 
 def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
     share = route.later_audit_share
-    if not route.is_replayed:  # its share is the gateway's own, whatever the loop publishes
+    if not route.is_replayed:  # the gateway's own share, whatever the loop publishes
         share = audit_share(epoch.at, route.audit_share)
     return Plan(
         max_em_drop=epoch.max_em_drop,
@@ -74,29 +74,29 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
 
 
 def first_certificate(route: Route, control: Control) -> Start:
-    """What a first certificate takes on a route with an `audit_share` of its owner's.
+    """Estimate audits and requests to the first certificate on a route with a configured `audit_share`.
 
-    By expectation, for a level that loses a quarter of the budget: real audits come by chance, and half of the routes
-    are sooner, one in ten takes almost twice as many.
+    In expectation, for a level that loses a quarter of the budget. Audits are drawn at random: half of the routes are
+    sooner, one in ten takes almost twice as many requests.
     """
     share, burst, needed = route.audit_share or 0.0, burst_of(route, control), _needed(route)
     if needed <= burst:
         return Start(n_audits=needed, n_requests=burst)
-    # The burst has a window of its own: behind it, audits of the smaller share begin another one.
+    # Audits of the smaller share after the burst form a window of their own.
     fits = share > 0 and needed <= window_size(control, route.max_em_drop)
     return Start(n_audits=needed, n_requests=burst + needed / share if fits else inf)
 
 
 def _needed(route: Route) -> int:
-    """Audits that prove a level which loses a quarter of what is left of the budget once its finish is measured."""
+    """Audits that certify a level which loses a quarter of the budget net of the charge for finishing."""
     if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
         return MOST_AUDITS
     delta = 1 - route.confidence
     if route.kind != "reasoning":
         left = budget_left(route.max_em_drop, VERBATIM).max_em_drop
         return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta)
-    # Each audit compares one finish, in one of the bands of levels: the more there are, the more of the budget is left,
-    # and the fewer are needed.
+    # Each audit compares one finish, in one of the bands of levels: more audits leave more of the budget, and a larger
+    # budget needs fewer audits.
     never, enough = 0, MOST_AUDITS
     while enough - never > 1:
         n = (never + enough) // 2

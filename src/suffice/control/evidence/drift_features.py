@@ -1,13 +1,13 @@
-"""Drift features: what all traffic shows, stopped or not, in batches of 100.
+"""Drift features of all traffic, stopped or not, in batches of 100.
 
-    columns 0 to 3   signals of the first step, which a policy cannot stop a run before
+    columns 0 to 3   signals of the first step, before which no policy can stop a run
     then N_CLASSES   shares of the most frequent query classes of the first batch, and of all other classes
     last             steps of full runs (audits), in logarithms
 
-Runs come in the order in which they began (`run_join.StartOrder`): slow ones are missing among those that end first. A
-prompt counts once in a batch, and a conversation once for the classes, or repeats would move the means. A run counts
-for the requests that it stands for. A signal that does not move while the reference is taken is left out: with no
-spread of its own, any later value would look like drift.
+Runs are in the order in which they began (`run_join.StartOrder`), because slow ones are missing among those that end
+first. A prompt counts once in a batch, and a conversation once for the classes, because repeats would move the means. A
+run counts for the requests that it stands for. A signal that is constant in the reference is left out: without a spread
+of its own, any later value would look like drift.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from suffice.store.database.views import EpisodeWithLabels
 from suffice.types import Episode
 
 SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1p(n_words)")
-LEAST_SD: Final = 1e-3  # of a batch mean, over 1 plus its mean
+LEAST_SD: Final = 1e-3  # of a batch mean, relative to 1 plus the mean
 N_CLASSES: Final = 5  # query classes with a column of their own
 N_COLUMNS: Final = len(SIGNALS) + N_CLASSES + 2
-CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, the largest there is: rare classes come and go
+CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, which is also its largest: rare classes come and go
 STEP_SPREAD: Final = 0.1  # smallest sd of log steps: full runs may all be equally long
-MOST_CONVERSATIONS: Final = 20_000  # that are remembered
-MOST_REPEATS: Final = 900  # that a batch passes over: a route with few prompts has batches, too
+MOST_CONVERSATIONS: Final = 20_000  # remembered
+MOST_REPEATS: Final = 900  # skipped in a batch: a route with few prompts needs batches, too
 _ALTERNATING: Final = np.resize([1.0, -1.0], BATCH)  # mean 0 and sd 1 over a batch
 
 
 @dataclass(slots=True)
 class _PartialColumns:
-    """Values of some runs of each batch, as far from the reference and as noisy as if all runs had them.
+    """Values of some runs of each batch, with the deviation and noise that all runs would show.
 
-    The mean of n of 100 runs is off by chance as much as the square root of 100/n says. It is shrunk by this factor,
-    so that a burst, where all runs are full, can be compared with what follows it.
+    The mean of n of 100 runs deviates by chance by a factor of the square root of 100/n. Deviations are shrunk by this
+    factor, so that a burst, where all runs are full, can be compared with later batches.
     """
 
     spread: float  # smallest sd of a value
@@ -66,16 +66,16 @@ class _PartialColumns:
 
 class DriftFeatures:
     def __init__(self) -> None:
-        self._runs: list[Episode] = []  # that make up no batch yet
+        self._runs: list[Episode] = []  # of the next batch
         self._prompts: set[str] = set()  # of these
-        self._n_repeats = 0  # of them that the batch has passed over
-        self._reference: list[Floats] = []  # means of a batch
-        self._classes: tuple[str, ...] = ()  # with a column of their own, chosen at the first batch
+        self._n_repeats = 0  # runs skipped in this batch as repeats
+        self._reference: list[Floats] = []  # batch means
+        self._classes: tuple[str, ...] = ()  # with a column of their own, chosen in the first batch
         self._conversations: dict[str, None] = {}
         self._mix, self._steps = _PartialColumns(CLASS_SPREAD), _PartialColumns(STEP_SPREAD)
 
     def batches(self, runs: Iterable[Episode]) -> Iterator[Floats]:
-        """Features of each batch that these runs, in the order of their starts, complete, shape (100, N_COLUMNS)."""
+        """Yield each batch that these runs complete, shape (100, N_COLUMNS); they are in the order of starts."""
         for episode in runs:
             if not episode.outcome.steps or self._is_repeat(episode.request.question_key):
                 continue
@@ -102,7 +102,7 @@ class DriftFeatures:
         return np.column_stack([self._steady(_weighted(early_features(firsts, SIGNALS), weights)), mix, steps])
 
     def _class_indicators(self, batch: list[Episode], weights: Floats) -> Floats:
-        """Class indicators of conversations that are new, shape (n, N_CLASSES + 1); the last is for other classes."""
+        """Class indicators of new conversations, shape (n, N_CLASSES + 1); the last column is for other classes."""
         new, names = list[int](), [class_of(one.request.query) for one in batch]
         for row, one in enumerate(batch):
             conversation = one.request.conversation
@@ -118,7 +118,7 @@ class DriftFeatures:
         return _weighted(indicators[new], weights[new] / weights[new].mean()) if new else indicators[:0]
 
     def _steady(self, batch: Floats) -> Floats:
-        """The batch, with signals that do not move in the reference held where they were."""
+        """The batch, with signals that are constant in the reference set to their reference value."""
         if len(self._reference) < REFERENCE:
             self._reference.append(batch.mean(axis=0))
             return batch
@@ -128,7 +128,7 @@ class DriftFeatures:
 
 
 def _weighted(signals: Floats, weights: Floats) -> Floats:
-    """The signals with the mean, and its spread, that they have where each run counts for those that it stands for."""
+    """Signals with the mean and spread that they have when each run counts for the requests that it stands for."""
     if (weights == 1).all():
         return signals
     mean = (weights[:, np.newaxis] * signals).mean(axis=0)

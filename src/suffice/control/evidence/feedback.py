@@ -1,9 +1,9 @@
 """Feedback of one route read from the log: ratings, and effects on satisfaction.
 
-Only runs count that could have been drawn the other way, and in which a certified level asked for a stop: audits went
-on from there, the others stopped, and they are alike in all but that. Turns of one conversation count once, by the
-first rating. A key that may ask for answers speaks for a share of the runs at most, as in `assurance.labels`. Whoever
-rates can only make a route safer, never bolder.
+Only runs count that could have been drawn either way, and in which a certified level asked for a stop: audits
+continued, the others stopped, and they are alike otherwise. Turns of one conversation count once, by the first rating.
+A key that may use the model is capped at a share of the runs, as in `assurance.labels`. Ratings can only make a route
+safer, never bolder.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from suffice.settings.checks import span_of
 from suffice.signals.query import class_of
 from suffice.types import Episode, Feedback
 
-MOST_RUNS: Final = 50_000  # that wait for a rating
+MOST_RUNS: Final = 50_000  # awaiting a rating
 
 
 @dataclass(slots=True, kw_only=True)
 class Ratings:
     """Ratings since the level was last lowered, or since the epoch began.
 
-    floor  as in the settings; None: ratings do not steer, and nothing is kept
-    delta  how likely stopping that changes nothing may ever be held to change something
+    floor  as in the settings; None: ratings do not steer, and none are kept
+    delta  probability of ever finding an effect where stopping has none
     """
 
     floor: float | None
     delta: float
     _test: SatisfactionTest | None = field(init=False)
-    _runs: dict[str, tuple[bool, float]] = field(init=False)  # audit, runs that it stands for
+    _runs: dict[str, tuple[bool, float]] = field(init=False)  # audit, and the number of runs that it stands for
     _n_runs: int = field(init=False)
     _counted: Counter[str] = field(init=False)  # ratings that counted, by capped key
 
@@ -64,11 +64,11 @@ class Ratings:
 
     @property
     def test(self) -> SatisfactionTest | None:
-        """What the ratings so far say; None: the route has no floor."""
+        """The test on the ratings so far; None: the route has no floor."""
         return self._test
 
     def begin_anew(self) -> None:
-        """Forget all: what people liked less was another level's."""
+        """Drop all ratings: they were about another level."""
         self._runs, self._n_runs, self._counted = {}, 0, Counter()
         self._test = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
 
@@ -82,7 +82,7 @@ class Ratings:
         remember(self._runs, request.episode_id, (request.audit, weight_of(request, outcome)), MOST_RUNS)
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
-        """Note what somebody said of a run; only the first rating counts."""
+        """Note a rating of a run; only the first one counts."""
         satisfaction = satisfaction_of(given)
         if self._test is None or satisfaction is None or episode_id not in self._runs:
             return
@@ -95,7 +95,7 @@ class Ratings:
 
 
 def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
-    """Everything that can be said of an answer as a number. A category is one measure for each of its words."""
+    """All numeric measures of an answer; a category is one measure for each of its values."""
     result = [Measure(name=SATISFACTION)]
     result += [Measure(name=name, better="lower", level="conversation", silent=0.0) for name in EVENTS.values()]
     for name, metric in declared.items():
@@ -110,7 +110,7 @@ def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
 def heard(
     episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool
 ) -> RunFeedback:
-    """One governed run with what was said of it.
+    """One governed run with its feedback.
 
     uncertified  the route's policy acts without a certificate
     """
@@ -121,7 +121,7 @@ def heard(
         version=request.policy_version,
         full=request.mode == "observe" or request.audit,
         stopped=outcome.stopped,
-        # What picks them lies before the draw shows: how the run ended lies behind it.
+        # Selected by what is known before the draw takes effect: how the run ended depends on it.
         drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
         audit=request.audit,
         conversation=request.conversation or request.episode_id,
@@ -154,7 +154,7 @@ def _values(given: Feedback, declared: Mapping[str, Metric]) -> Iterable[tuple[s
     for name, value in given.metrics:
         metric = declared.get(name)
         if metric is None:
-            continue  # declared no longer: it stays in the log
+            continue  # no longer declared: it stays in the log
         if metric.type == "category":
             yield from ((f"{name}={word}", float(word == value)) for word in metric.values)
         elif not isinstance(value, str):

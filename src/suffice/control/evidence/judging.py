@@ -1,12 +1,12 @@
-"""Labels from a judge model, which count only after they were measured against people's labels.
+"""Labels of a judge model, which count only once its error is measured against people's labels.
 
     full runs whose stop would have answered otherwise
-      ├─ a person said what is right ──▶ graded: how often is the judge wrong?  ──▶ JudgeError
+      ├─ a person labelled it ──▶ graded: how often is the judge wrong?  ──▶ JudgeError
       └─ nobody did ──▶ graded, and labelled, while that error leaves something of the EM budget
 
-A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's label says nothing of
-right and wrong, so nobody can count it. Whoever certifies with a judge's labels subtracts a charge of its own
-(`control.loop.live_certifier`). The log holds no question, so the caller brings them.
+A grade is a feedback row with the source "judge". A grade beside a person's label says nothing about correctness, so it
+never counts as a label. A certificate that uses a judge's labels charges their errors itself
+(`control.loop.live_certifier`). The log holds no questions, so the caller passes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match, Sequen
 from suffice.edge.judge import Grade
 from suffice.types import Feedback, Outcome
 
-MOST_CALLS: Final = 200  # answers that are graded in one go
+MOST_CALLS: Final = 200  # answers graded in one call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,9 @@ class JudgeGrades:
     stopped: float
 
     def as_feedback(self, item: LabelledEpisode, model: str, *, counts: bool) -> Feedback:
-        """The row of the log. Without `counts` it says nothing of right and wrong.
+        """Build the feedback row. Without `counts` it says nothing about correctness.
 
-        Where both answers are right, a label can say so of the delivered one alone, so the stop counts as lost.
+        If both answers are right, a label can only say so of the delivered one, so the stop counts as lost.
         """
         outcome = item.episode.outcome
         full, stopped = self.full > 0, self.stopped > 0
@@ -51,9 +51,9 @@ class JudgeGrades:
 
 
 def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
-    """What this judge said in that row; None: it is another's, or cannot be read.
+    """Parse this judge's grades in a feedback row; None: another judge's, or invalid.
 
-    A row that came over HTTP with a key is nobody's: the judge's own are written beside the log.
+    A row that came over HTTP with a key never counts: the judge writes to the log directly.
     """
     if given.source != JUDGE or given.sender:
         return None
@@ -71,14 +71,14 @@ def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
 
 
 def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The latest label of anybody but a judge that says what is right."""
+    """The latest label about correctness from anyone but a judge."""
     return current_label([label for label in labels if label.feedback.source != JUDGE])
 
 
 def pair_grades(
     outcome: Outcome, word: Feedback | None, grades: JudgeGrades | None, match: Match
 ) -> list[tuple[float, bool]]:
-    """The judge's grades beside a person's label: of both answers where that names the right one, else of one."""
+    """The judge's grades beside a person's label: of both answers if that names the right one, else of one."""
     if word is None or grades is None:
         return []
     if word.gold is None:
@@ -95,21 +95,21 @@ class Grades(Protocol):
     def model(self) -> str: ...
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
-        """Grade one answer; it never raises for what a server does."""
+        """Grade one answer; an error of the server gives no grade and is not raised."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgingResult:
     n_full: int  # full runs of the route
-    n_differing: int  # of them: the stop would have answered otherwise, or not at all
-    n_unknown: int  # of these: their question was not among those that were brought
-    n_graded: int  # runs graded in this go
-    n_ungraded: int  # runs for which the judge gave no grade: asked again next time
-    n_labelled: int  # labels written in this go
+    n_differing: int  # of them, with a stop that would have given another answer, or none
+    n_unknown: int  # of these, without a question in `questions`
+    n_graded: int  # in this call
+    n_ungraded: int  # runs that the judge failed to grade; the next call tries again
+    n_labelled: int  # labels written in this call
     error: JudgeError | None  # against people, over the whole log; None: no run has both labels
-    disagreement: float  # upper bound on the rate, that the charge was computed with
-    may_count: bool  # are its labels worth anything now?
+    disagreement: float  # upper bound on the rate, used for the charge
+    may_count: bool  # whether its labels count now
     reason: str  # a sentence for a person
 
 
@@ -124,15 +124,15 @@ async def judge_labels(
     confidence: float,
     most_calls: int = MOST_CALLS,
 ) -> JudgingResult:
-    """Measure a judge on the runs of one route that people labelled, and let it label the others if it is good enough.
+    """Measure a judge on the labelled runs of one route, and let it label the others if it is good enough.
 
-    append       puts a row into the log; waits until it is there
+    append       writes a row to the log and waits until it is there
     questions    texts by `Request.question_key`
     confidence   of the bound on the error and of that on the rate of disagreement, each, in (0.5, 1); their risks and
                  the certificate's are added
-    most_calls   answers graded in this go at most; what is left waits for the next one
+    most_calls   answers graded in this call at most; the next call continues
 
-    May be repeated and interrupted: a run is graded once, whatever the judge said.
+    Safe to repeat and interrupt: a run is graded once, whatever the grade.
     """
     runs = [item for item in episodes if is_full(item)]
     differing = [item for item in runs if differs(item)]
@@ -153,7 +153,7 @@ async def judge_labels(
             )
         ]
 
-    pairs = await asyncio.to_thread(compare)  # a yardstick may wait for a judge of formulas: off the event loop
+    pairs = await asyncio.to_thread(compare)  # a scorer may call a formula judge: off the event loop
     error = judge_error_bound(pairs, confidence=confidence, disagreement=disagreement) if pairs else None
     may_count = error is not None and error.charge < max_em_drop
     labelled: Mapping[str, JudgeGrades] = {}
@@ -204,7 +204,7 @@ def _id(item: LabelledEpisode) -> str:
 
 
 def is_full(item: LabelledEpisode) -> bool:
-    """A run that nothing could stop and that came to its end."""
+    """Whether nothing could stop the run and it came to its end."""
     request, outcome = item.episode.request, item.episode.outcome
     by_design = request.audit or request.mode == "observe"
     return request.ungoverned is None and by_design and outcome.end_reason in FINISHED_ENDS

@@ -1,9 +1,9 @@
-"""Counts what a reviewer's verdict changed: the route's latest audits without its label and with it.
+"""Computes the effect of a reviewer's verdict: the route's latest audits without its label and with it.
 
-    log, version in force ──▶ audits as its levels end them ──▶ counts without, counts with ──▶ Effect
+    log, active version ──▶ audits as its levels end them ──▶ counts without, counts with ──▶ Effect
 
-The same rows and the same rules as the certificate, over the latest 5,000 requests of the epoch: near what the worker
-comes to at its next look, and at once. It writes nothing.
+It applies the certificate's rules to the latest 5,000 requests of the epoch, which approximates the worker's next look
+at once. It writes nothing.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import place_before
 
 MOST_REQUESTS: Final = 5_000  # of the route that are read
-_BY_REVIEW: Final = "review:"  # how the ids of labels that come of verdicts begin
+_BY_REVIEW: Final = "review:"  # prefix of the ids of labels that come of verdicts
 
 
 def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> Effect | None:
-    """What the verdicts on an item have changed so far; None: nobody was asked about such a run. Raises StoreError."""
+    """The effect of an item's verdicts so far; None: the run was never queued for review. Raises StoreError."""
     with open_reader(path) as log:
         queue = read_reviews(log).queue
         place = queue.places.get(item)
@@ -46,7 +46,7 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
         since = place_before(log, name, MOST_REQUESTS)
         since = since if held.epoch is None else max(since, held.epoch.since_seq)
         episodes = list(read_episodes(log, name, since))
-        served = active_version(log, held)  # None where it cannot be read: then nothing of it acts either
+        served = active_version(log, held)  # None: it cannot be read, and does not act either
     look = _Look(route, held, served, match, window)
     unsaid = replace(queue, places={**queue.places, item: replace(place, verdicts=())})
     return Effect(

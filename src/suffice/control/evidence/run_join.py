@@ -1,7 +1,6 @@
-"""Joins the rows of a run: its request, its outcome and the labels about it, in whatever order they arrive.
+"""Joins a run's request, outcome and labels, in whatever order they arrive.
 
-Everything here is bounded, because a log has no end: a run that is forgotten joins nothing, and an audit without a
-label counts as one without a label.
+All memory is bounded, because a log has no end: a forgotten run joins nothing, and its audit counts as unlabelled.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from suffice.learn.certifier import PendingAudits, pending_audits
 from suffice.types import Episode, Feedback, Outcome, Request
 
 MOST_OPEN: Final = 200_000  # requests without an outcome that are remembered
-MOST_LATE: Final = 2_000  # requests that may begin while a run goes on, before the order of starts passes it over
+MOST_LATE: Final = 2_000  # requests that may begin while a run continues, before the order of starts skips it
 MOST_RUNS: Final = 50_000  # whose delivered answer is remembered
 MOST_WAITING: Final = 10_000  # names that labels wait under
-MOST_DELAYS: Final = 500  # latest labels that a time-out is learnt from
-SHARE: Final = 0.95  # of them that come within the time-out, before its margin
+MOST_DELAYS: Final = 500  # latest label delays from which a time-out is learnt
+SHARE: Final = 0.95  # of them within the time-out, before its margin
 MARGIN: Final = 1.25
 
 V = TypeVar("V")
 
 
 def remember(kept: dict[str, V], name: str, value: V, most: int = MOST_OPEN) -> None:
-    """Keep a value under its name; beyond `most` the oldest one is forgotten."""
+    """Keep a value under its name, and drop the oldest beyond `most`."""
     kept[name] = value
     if len(kept) > most:
         del kept[next(iter(kept))]
@@ -40,13 +39,13 @@ def remember(kept: dict[str, V], name: str, value: V, most: int = MOST_OPEN) -> 
 @dataclass(slots=True)
 class OpenRun:
     request: Request
-    number: int  # of the request among those of its route
+    number: int  # among the requests of its route
     episode: Episode | None = None  # once it has ended
 
 
 @dataclass(slots=True)
 class StartOrder:
-    """The requests of one epoch in the order in which they began, kept until `take_ended` if `keeps_ended`."""
+    """The requests of one epoch in the order of their starts, kept until `take_ended` if `keeps_ended`."""
 
     keeps_ended: bool = False
     _open: dict[str, OpenRun] = field(default_factory=dict)
@@ -59,16 +58,16 @@ class StartOrder:
             self._line[request.episode_id] = run
 
     def ended(self, outcome: Outcome) -> OpenRun | None:
-        """The run that has ended; None: it did not begin in this epoch."""
+        """Note the end of a run; None: it did not begin in this epoch."""
         run = self._open.pop(outcome.episode_id, None)
         if run is not None:
             run.episode = Episode(request=run.request, outcome=outcome)
         return run
 
     def take_ended(self, now: int) -> Iterator[Episode]:
-        """Each run once, in the order of the starts, up to the first that still goes on at request `now`.
+        """Yield each run once, in the order of starts, up to the first that is still running at request `now`.
 
-        A run that still goes on when MOST_LATE requests have begun after it is passed over.
+        A running one is skipped once MOST_LATE requests have begun after it.
         """
         while self._line:
             name, run = next(iter(self._line.items()))
@@ -83,17 +82,17 @@ class StartOrder:
 class UnreturnedAudits:
     """Audits that have begun and not returned.
 
-    If audits counted in the order of their ends, the easy ones would come first and prove what does not hold for the
-    hard ones. So an audit has the number of its start, and counts as lost from there until it returns.
+    In the order of their ends, easy audits would come first and bias the certificate. So an audit is counted from its
+    start, as lost until it returns.
     """
 
-    observes: bool = False  # did the route of the latest request only observe?
+    observes: bool = False  # mode of the latest request of the route
     _begun: dict[str, tuple[int, float]] = field(default_factory=dict)  # number, and share when drawn, by episode
 
     def began(self, request: Request, number: int, *, probes: bool, windows: Windows) -> None:
-        """Note a request at its start, if it is an audit; `windows` take note of the share at which it was drawn."""
+        """Note a request at its start, if it is an audit; `windows` note the share at which it was drawn."""
         if request.delivery > 1:
-            return  # it runs in full, whatever the draw of the first delivery was
+            return  # a repeat runs in full, whatever the draw of the first delivery
         share = audited_at(request, probes=probes)
         self.observes = request.mode == "observe"
         windows.note(float(number), share)
@@ -104,25 +103,25 @@ class UnreturnedAudits:
         self._begun.pop(episode_id, None)
 
     def with_earlier(self, earlier: Iterable[tuple[int, float]] = ()) -> PendingAudits:
-        """These audits, behind those that an earlier epoch has given up: number and share of each."""
+        """These audits, after those that an earlier epoch left pending: number and share of each."""
         return pending_audits([*earlier, *self._begun.values()])
 
 
 @dataclass(slots=True)
 class LabelJoin:
-    """Finds the run that a label is about.
+    """Finds the run of a label.
 
-    A label names its run by episode or by response id. One that comes before its run waits; a response id that two
-    answers share names neither.
+    A label names its run by episode or by response id. One that arrives before its run waits; a response id that two
+    answers share identifies neither.
     """
 
     answers: dict[str, str | None] = field(default_factory=dict)  # delivered, by episode
-    stands_for: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than themselves
+    stands_for: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than one
     _episodes: dict[str, str | None] = field(default_factory=dict)  # by response id
     _waiting: dict[str, list[GivenLabel]] = field(default_factory=dict)
 
     def ended(self, outcome: Outcome, stands_for: float = 1.0) -> list[GivenLabel]:
-        """Note the end of a run; returns the labels that were waiting for it."""
+        """Note the end of a run; return the labels that were waiting for it."""
         name, response = outcome.episode_id, outcome.response_id
         if stands_for != 1:
             remember(self.stands_for, name, stands_for, MOST_RUNS)
@@ -136,7 +135,7 @@ class LabelJoin:
         return sorted(waiting, key=lambda label: label.seq)
 
     def find_episode(self, label: GivenLabel) -> str | None:
-        """The episode that a label is about, which has ended; None: the label waits, or names nobody for sure."""
+        """The ended episode of a label; None: the label waits, or its run is ambiguous."""
         name = self._name(label.feedback)
         if name is not None and name in self.answers:
             return name
@@ -158,16 +157,15 @@ def _by_response(response: str) -> str:
 
 @dataclass(slots=True)
 class LabelDelay:
-    """How late a label normally is: as the owner says, else as those that came.
+    """The usual delay of a label: as configured, else learnt from those that arrived.
 
-    Audits count by age alone (`assurance.labels`), and the loop's time is the number of requests, so the
-    delay is read off the times at which requests came. Those are the log's own; where its clock stepped back they do
-    not move.
+    Audits count by age alone (`assurance.labels`), and the loop's time is the number of requests, so delays are
+    converted by the times of requests. Those are the log's own; where its clock stepped back they do not move.
     """
 
-    fixed_s: float | None = None  # as the owner says; None: it is learnt
+    fixed_s: float | None = None  # as configured; None: learnt
     _delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DELAYS))
-    _at_s: list[float] = field(default_factory=list)  # rising
+    _at_s: list[float] = field(default_factory=list)  # ascending
     _n: list[int] = field(default_factory=list)  # requests of the route at that time
 
     def note_look(self, at_s: float, n: int) -> None:
@@ -179,13 +177,13 @@ class LabelDelay:
 
     @property
     def timeout_s(self) -> float:
-        """Seconds within which a label normally comes; 0 before any came."""
+        """Seconds within which a label normally arrives; 0 before the first."""
         if self.fixed_s is not None:
             return self.fixed_s
         return MARGIN * float(np.quantile(np.array(self._delays_s), SHARE)) if self._delays_s else 0.0
 
     def timeout_requests(self, *, since: int) -> float:
-        """How many requests ago an audit must have ended for its label to be late; `since` is when the epoch began."""
+        """The time-out in requests; `since` is the request at which the epoch began."""
         if not self._n:
             return 0.0
         before = bisect_right(self._at_s, self._at_s[-1] - self.timeout_s)

@@ -14,11 +14,11 @@ from suffice.settings import Route
 
 @contextlib.contextmanager
 def matching(route: Route) -> Iterator[Match]:
-    """Does an answer equal a reference? Raises ConfigError for a scorer that cannot be built."""
+    """Open the route's match of an answer with a reference. Raises ConfigError for a scorer that cannot be built."""
     with yardstick(route.scorer) as scorer:
 
         def match(answer: str | None, gold: str) -> bool:
-            reference = scorer.normalise(gold)  # labels come as people write them
+            reference = scorer.normalise(gold)  # labels contain references as people write them
             return reference is not None and scorer.match(answer, reference)
 
         yield match

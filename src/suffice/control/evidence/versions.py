@@ -1,11 +1,11 @@
-"""Fitted versions: how they are learned, written, read back and replayed on audits.
+"""Fitted versions: fitting, serialising and replaying them on audits.
 
-What is certified is what is served: the models that judge the audits are the exported ones, number for number, so a
-version that is read back from the log judges as it did when it was fitted.
+The exported models that judge the audits are the ones that serve, number for number, so a version that is read from the
+log judges as it did when it was fitted.
 
-A policy that its owner wrote is a version with one level (`FIXED`): it was written down before the audits came, so all
-of them certify and none teaches. What nobody saw counts against it: a stop behind a checkpoint whose answer nobody
-got, a stop without an answer, and a run with such a checkpoint that the policy would have let end.
+A fixed policy is a version with one level (`FIXED`): it was written before the audits came, so all of them certify it
+and none is used for fitting. Unknown results count against it: a stop after a checkpoint that lacks its answer, a stop
+without an answer, and a run with such a checkpoint that the policy would have let end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelScores:
-    """A fitted model as the certifier calls it: rows of features → P(stopping is as good as the full run)."""
+    """A fitted model as the certifier calls it: rows of features → P(a stop is as good as the full run)."""
 
     model: StopModel
 
@@ -63,11 +63,11 @@ class ServedVersion(FoldedModels):
 
 @dataclass(frozen=True, slots=True)
 class LiveLearner:
-    """Fits one model on rows of the chosen features. Raises ConfigError where scikit-learn is missing."""
+    """Fits a model on rows of the selected features. Raises ConfigError without scikit-learn."""
 
     chosen: FeatureSelection
     cost_exponent: float
-    n_runs: int = 0  # that the rows come from
+    n_runs: int = 0  # behind the rows
     parts: Parts = "ensemble"
 
     def __call__(self, x: Floats, good: Bools, weight: Floats) -> ModelScores:
@@ -85,7 +85,7 @@ class LiveLearner:
 
 
 def fit_audited_version(runs: AuditRuns, learner: LiveLearner, **options: Any) -> ServedVersion | None:
-    """Fit a version on the audits, with options as `learn.served.fit_served` takes them; None: they are too few."""
+    """Fit a version on the audits, with the options of `learn.served.fit_served`; None: there are too few."""
     fitted = fit_served(runs, replace(learner, n_runs=len(runs)), **options)
     if fitted is None or not np.isfinite(fitted.levels[:, 1:]).all():
         return None
@@ -99,17 +99,17 @@ def as_served_version(version: FoldedVersion) -> ServedVersion:
 
 
 def written(version: FoldedVersion) -> str:
-    """The artefact that is kept under the version's address."""
+    """Serialise a version as the artefact under its address."""
     return canonical(version.plain()).decode()
 
 
 def read_back(address: str, body: str | None) -> ServedVersion:
-    """The version that was kept under an address. Raises ConfigError where it is gone, or is another one."""
+    """Parse the artefact under an address. Raises ConfigError if it is missing or does not match the address."""
     return as_served_version(read_version(address, body))
 
 
 def published_on(log: LogReader, route: str) -> Callable[[int], Publication | None]:
-    """What was in force on a route at a place of the log. Raises StoreError."""
+    """Look up the active publication of a route at a position of the log. Raises StoreError."""
     rows = read_publications(log, route)
     places = [seq for seq, _ in rows]
 
@@ -123,7 +123,7 @@ def published_on(log: LogReader, route: str) -> Callable[[int], Publication | No
 def loader(
     log: LogReader, known: dict[str, ServedVersion | None] | None = None
 ) -> Callable[[str], ServedVersion | None]:
-    """Versions by their address, those in `known` without the log; None: it is gone, or cannot be read."""
+    """Load versions by address, those in `known` without the log; None: it is gone, or cannot be read."""
     known = {} if known is None else known
 
     def load(address: str) -> ServedVersion | None:
@@ -148,17 +148,17 @@ def active_version(log: LogReader, held: InForce) -> ServedVersion | None:
 
 @dataclass(frozen=True, slots=True)
 class AuditAtLevel:
-    near: float  # part of the neighbouring levels at which a stop would have answered otherwise
+    near: float  # share of the neighbouring levels at which a stop would have given another answer
     z: int  # -1, 0 or +1; without a label a disagreement counts as lost
-    expected: float | None = None  # what the stop model expects it to lose there; None: there is no model
+    expected: float | None = None  # loss that the stop model predicts there; None: there is no model
 
 
 @dataclass(slots=True, kw_only=True)
 class ReplayedAudits:
-    """How each audit of one route ends at the level that is deployed.
+    """How each audit of one route ends at the active level.
 
-    An audit is judged when it comes, and again when the label that counts changes; all are judged anew when another
-    level or version is deployed.
+    An audit is judged when it returns, and again when its label changes; all are judged anew when another level or
+    version becomes active.
 
     wave  samples that are launched together
     """
@@ -168,18 +168,18 @@ class ReplayedAudits:
     served: ServedVersion | None = None
     level: int = 0
     _judged: dict[str, AuditAtLevel] = field(default_factory=dict)
-    _near: range | None = None  # levels that count as neighbours; chosen when the level is deployed
+    _near: range | None = None  # neighbouring levels, chosen when a level becomes active
     _counts: Verdicts = field(default_factory=dict)
 
     def deploy(self, served: ServedVersion | None, level: int) -> None:
-        """Another level is in force: nothing that was judged at the old one counts."""
+        """Set the active level; judgements at the previous one are dropped."""
         before, after = (None if one is None else one.version.address for one in (self.served, served))
         if (before, self.level) != (after, level):
             self.served, self.level, self._near = served, level, None
             self._judged.clear()
 
     def of(self, audits: Sequence[Audit]) -> Mapping[str, AuditAtLevel]:
-        """How each audit, by its id, ends at the deployed level; with a version only."""
+        """The end of each audit, by episode, at the active level of a version."""
         if self.served is None or not audits:
             return {}
         before, (self._counts, _) = self._counts, verdicts([one for one in audits if one.labels], self.match)
@@ -207,9 +207,9 @@ class ReplayedAudits:
 
 
 def by_itself(run: RunNumbers) -> AuditAtLevel | None:
-    """The same of a run whose policy its owner wrote down; None: it says nothing about a stop.
+    """The end of a run under a fixed policy; None: it shows nothing about a stop.
 
-    There are no neighbouring levels to borrow from, so what the forecast follows is the drop itself.
+    There are no neighbouring levels to borrow from, so the forecast follows the drop itself.
     """
     if run.disagrees is None:
         return None
@@ -219,7 +219,7 @@ def by_itself(run: RunNumbers) -> AuditAtLevel | None:
 
 # --------------------------------------------------------------------------- a policy that its owner wrote
 
-_ANY: Final = FeatureSelection(("step_share",), ())  # rows of audits have a feature; which one does not matter here
+_ANY: Final = FeatureSelection(("step_share",), ())  # rows of audits need a feature, which is not used
 
 
 def _has_stopped(x: Floats) -> Floats:
@@ -234,7 +234,7 @@ FIXED: Final = FoldedModels(  # level 0 never stops, level 1 is the policy
 def fixed_policy_rows(
     audits: Sequence[Audit], *, policy: Policy, kind: Kind, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns | None:
-    """Audits as rows that `FIXED` reads, in their order; None without audits.
+    """Audits as rows for `FIXED`, in their order; None without audits.
 
     wave    samples that are launched together
     counts  of `audits.verdicts`
@@ -249,10 +249,10 @@ def fixed_policy_rows(
     for number, audit in enumerate(audits):
         start, end = int(runs.starts[number]), int(runs.starts[number + 1])
         stop, gap = stops.get(audit.id), audit.gap
-        if end - start == 1:  # it has no row of its own to be stopped at, and nobody saw what was there
+        if end - start == 1:  # one row: it could not be stopped before its end
             abandoned[number] |= stop is not None
         elif gap is not None and gap < end - start - 1 and (stop is None or gap <= stop[0]):
-            x[start + gap : end] = 1.0  # counted as lost from there on already
+            x[start + gap : end] = 1.0  # counted as lost from there on
         elif stop is not None:
             row = start + stop[0]
             x[row:end] = 1.0
@@ -271,9 +271,9 @@ def _lost(audit: Audit, answer: str | None, counts: Verdicts, match: Match) -> t
 
 
 def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[str, tuple[int, str | None]]:
-    """Step, from 0, and answer of the policy's first stop in each run, by episode; runs that it lets end are left out.
+    """Step, from 0, and answer of the policy's first stop in each run, by episode; runs without a stop are left out.
 
-    audits  runs with steps, seen to their end
+    audits  full runs with steps
     """
     if not audits:
         return {}
@@ -282,13 +282,13 @@ def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[st
     run = np.repeat(np.arange(len(audits)), np.diff(columns.starts))
     asked = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
     stops: dict[str, tuple[int, str | None]] = {}
-    for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first one of a run is written last
+    for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first stop of a run is written last
         at = int(run[row])
         step = row - int(columns.starts[at])
         if row == int(columns.starts[at + 1]) - 1:
             continue
         answer = answer_of(columns.answer[row], columns.answers)
-        if kind == "rounds":  # in a loop of the caller's own the policy says which step's answer is returned
+        if kind == "rounds":  # in the caller's own loop, the policy decides which step's answer is returned
             steps = audits[at].outcome.steps[: step + 1]
             returned = returning(policy)([one.answer for one in steps], [one.confidence for one in steps])
             answer = steps[returned - 1].answer

@@ -1,1 +1,1 @@
-"""Work on the log that one worker at a time does, again and again."""
+"""Jobs on the log, each repeated by one worker at a time."""

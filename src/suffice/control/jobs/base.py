@@ -1,9 +1,9 @@
-"""Jobs: work that one worker at a time repeats, and that continues wherever the last one stopped.
+"""Jobs that one worker at a time repeats under a lease, each continuing where the last one stopped.
 
     Worker.round ──▶ lease ──▶ job.run(JobWriter) ──▶ events under the lease ──▶ JobRun
 
-A job keeps what it knows in memory while it holds its lease, and reads it from the log again when it does not. It
-writes through its `JobWriter` alone; when the lease is lost, nothing of a decision is written.
+A job keeps its state in memory while it holds its lease, and reads it from the log again after losing it. It writes
+through its `JobWriter` alone: after the lease is lost, no part of a decision is written.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 from suffice.types import JobRun
 
-RENEW_S: Final = 10.0  # a lease is renewed after so long
-RENEW_ROWS: Final = 1_000  # read between two renewals of the lease
-LOOK_BACK: Final = 20_000  # requests of a route that a cold start looks back on
+RENEW_S: Final = 10.0  # between two renewals of a lease
+RENEW_ROWS: Final = 1_000  # … or rows read
+LOOK_BACK: Final = 20_000  # requests of a route that a cold start reads
 FIRST_REST_S: Final = 5.0
 LONGEST_REST_S: Final = 600.0
 
@@ -39,16 +39,16 @@ T = TypeVar("T")
 
 
 class LeaseLost(SufficeError):
-    """Another worker has the job; what was being decided is not written."""
+    """Another worker holds the job's lease; the decision in progress is discarded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    said: str  # in one sentence; "": there was nothing to do
-    route: str = ""  # "": about all of them
+    said: str  # one sentence; "": there was nothing to do
+    route: str = ""  # "": all routes
     ok: bool = True
-    read_to_seq: int = 0  # place in the log that it has read up to
-    at: int = 0  # requests of the route up to which everything is decided
+    read_to_seq: int = 0  # position in the log
+    at: int = 0  # requests of the route that have been decided
 
 
 class Job(Protocol):
@@ -56,17 +56,17 @@ class Job(Protocol):
     def name(self) -> str: ...
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Do what is due. Raises LeaseLost as the desk does."""
+        """Do what is due. Raises LeaseLost from the writer."""
         ...
 
     def forget(self) -> None:
-        """Drop what is in memory: another worker may have had the job since."""
+        """Drop the state in memory: another worker may have run the job since."""
         ...
 
 
 @dataclass(slots=True)
 class _Stopwatch:
-    """A route's time within a pass. Entered once for each row of the log, so it is made once."""
+    """The time of a route within a pass; one object for all rows, for speed."""
 
     monotonic_s: Callable[[], float]
     spent_s: float = 0.0
@@ -80,7 +80,7 @@ class _Stopwatch:
 
 
 class JobWriter:
-    """Writes what a job decides, under its lease. Every method but `timed` raises LeaseLost and StoreError."""
+    """Writes a job's decisions under its lease. Every method but `timed` raises LeaseLost and StoreError."""
 
     def __init__(self, decisions: Decisions, job: str, monotonic_s: Callable[[], float]) -> None:
         self._decisions, self._job, self._monotonic_s = decisions, job, monotonic_s
@@ -93,7 +93,7 @@ class JobWriter:
         return self.lease is not None
 
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
-        """Write all of it or nothing."""
+        """Write everything or nothing, in one transaction."""
         if self._decisions.write(self.lease, events, artefacts) is None:
             raise self._lost()
 
@@ -103,7 +103,7 @@ class JobWriter:
             raise self._lost()
 
     def renew(self) -> None:
-        """Keep the lease through work that takes long."""
+        """Renew the lease during long work."""
         now_s = self._monotonic_s()
         if self.lease is None or now_s - self._renewed_s < RENEW_S:
             return
@@ -112,7 +112,7 @@ class JobWriter:
         self._renewed_s = now_s
 
     def timed(self, route: str) -> AbstractContextManager[None]:
-        """Count what happens inside as the route's own time."""
+        """Count the time of the block as the route's."""
         if route not in self.watches:
             self.watches[route] = _Stopwatch(self._monotonic_s)
         return self.watches[route]
@@ -123,7 +123,7 @@ class JobWriter:
 
 @dataclass(slots=True, kw_only=True)
 class Worker:
-    """Runs jobs on one log; `author` is written into events as who decides."""
+    """Runs jobs on one log; events name `author` as the one who decided."""
 
     decisions: Decisions
     jobs: Sequence[Job]
@@ -137,18 +137,18 @@ class Worker:
         self._desks = {job.name: (job, JobWriter(self.decisions, job.name, self.monotonic_s)) for job in self.jobs}
 
     def round(self) -> list[JobReport]:
-        """Run every job that this worker may run; what they did."""
+        """Run every job whose lease is free, and return their reports."""
         reports = list[JobReport]()
         for job, desk in self._desks.values():
             try:
                 reports += self._run(job, desk, by_hand=False) or ()
-            except StoreError as error:  # a locked or full disk: the next round may find it well again
+            except StoreError as error:  # such as a locked or full disk: the next round tries again
                 LOG.warning("job %s: %s", job.name, error)
                 job.forget()
         return reports
 
     def once(self, name: str) -> list[JobReport] | None:
-        """Run one job now, for a person; None: another worker has it. Raises StoreError, and KeyError for a name."""
+        """Run one job now; None: another worker holds it. Raises StoreError, and KeyError for an unknown name."""
         return self._run(*self._desks[name], by_hand=True)
 
     def _run(self, job: Job, desk: JobWriter, *, by_hand: bool) -> list[JobReport] | None:
@@ -203,7 +203,7 @@ class LogJob:
     _open: ExitStack = field(init=False, default_factory=ExitStack)
 
     def match(self, route: str) -> Match:
-        """A route's comparison. Raises what opening it raises, ConfigError above all."""
+        """Open a route's match. Raises ConfigError, and whatever else its scorer raises."""
         if route not in self._matches:
             self._matches[route] = self._open.enter_context(self.matches(self.settings.routes[route]))
         return self._matches[route]
@@ -216,23 +216,23 @@ class LogJob:
 class JobPass:
     log: LogReader
     desk: JobWriter
-    until: int = 0  # the last place of the log when a route's turn came
+    until: int = 0  # the end of the log when the route's turn came
 
 
 @dataclass(kw_only=True)
 class RouteJob(LogJob, ABC):
-    """A job that works route by route. A route whose work fails is left alone for a while, and the others go on."""
+    """A job that works route by route. A route that fails rests for a while, and the others continue."""
 
-    failing: ClassVar[str]  # what becomes of a route whose work fails
-    first_rest_s: ClassVar[float] = LONGEST_REST_S  # of such a route, doubled up to the longest
-    raises: ClassVar[tuple[type[Exception], ...]] = (LeaseLost, StoreError)  # that end the whole pass
-    _due_s: dict[str, float] = field(init=False, default_factory=dict)  # routes that rest until then, monotonic
-    _rest_s: dict[str, float] = field(init=False, default_factory=dict)  # of routes whose work has failed
-    _failed: dict[str, str] = field(init=False, default_factory=dict)  # why, in this pass
+    failing: ClassVar[str]  # what an error message says of a failed route
+    first_rest_s: ClassVar[float] = LONGEST_REST_S  # of a failed route, doubled each time up to the longest
+    raises: ClassVar[tuple[type[Exception], ...]] = (LeaseLost, StoreError)  # errors that end the whole pass
+    _due_s: dict[str, float] = field(init=False, default_factory=dict)  # when routes may work again, monotonic
+    _rest_s: dict[str, float] = field(init=False, default_factory=dict)  # of routes that have failed
+    _failed: dict[str, str] = field(init=False, default_factory=dict)  # reason by route, in this pass
 
     @abstractmethod
     def concerns(self, route: Route) -> bool:
-        """Is there anything to do for such a route?"""
+        """Whether the job works on such a route."""
 
     @abstractmethod
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
@@ -255,7 +255,7 @@ class RouteJob(LogJob, ABC):
             return self.work(names, JobPass(log, desk))
 
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
-        """Do a route's work; None where it has failed."""
+        """Do a route's work; None if it fails."""
         try:
             with here.desk.timed(name):
                 return work(*arguments)
@@ -266,7 +266,7 @@ class RouteJob(LogJob, ABC):
             return None
 
     def leave(self, name: str, why: str) -> None:
-        """Leave a route alone for a while; `why` holds no word of what somebody was asked."""
+        """Let a route rest; `why` must not contain text of users."""
         rest_s = self._rest_s[name] = min(LONGEST_REST_S, 2 * self._rest_s.get(name, self.first_rest_s / 2))
         self._due_s[name] = self.monotonic_s() + rest_s
         self._failed[name] = why
@@ -283,14 +283,14 @@ class RouteJob(LogJob, ABC):
 
 @dataclass(kw_only=True)
 class ProposalJob(RouteJob):
-    """A job that looks at each route from time to time."""
+    """A job that looks at each route at intervals."""
 
     failing = "nothing proposed"
     rests_s: ClassVar[float]  # between two looks at a route
 
     @abstractmethod
     def propose(self, name: str, held: InForce, here: JobPass) -> str | None:
-        """Do a route's work; what was proposed, or "". None: there was nothing to look at."""
+        """Look at a route; return what was proposed, or "". None: there was nothing to look at."""
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
         now_s, decided, reports = self.monotonic_s(), read_decided(here.log), list[JobReport]()
@@ -304,15 +304,15 @@ class ProposalJob(RouteJob):
 
 
 class RouteFold(Protocol):
-    seq: int  # place of the last row that was read
+    seq: int  # position of the last row read
 
     @property
     def n(self) -> int:
-        """Requests of the route so far; 0 where nobody counts them."""
+        """Requests of the route so far; 0 where they are not counted."""
         ...
 
     def feed(self, stored: StoredEvent) -> object:
-        """Read the next row of the log; a row that was read before changes nothing."""
+        """Read the next row; a row that was read before changes nothing."""
         ...
 
 
@@ -321,27 +321,27 @@ F = TypeVar("F", bound=RouteFold)
 
 @dataclass(kw_only=True)
 class FoldJob(RouteJob, Generic[F]):
-    """A job that shows each row of the log to a fold of each route, in one pass."""
+    """A job that folds the log once for all routes."""
 
     _folds: dict[str, F] = field(init=False, default_factory=dict)
-    _said: dict[str, list[str]] = field(init=False, default_factory=dict)  # in this pass
+    _said: dict[str, list[str]] = field(init=False, default_factory=dict)  # report sentences by route, in this pass
 
     def begin(self, log: LogReader) -> None:
         """Read what the pass needs beside the rows. Raises StoreError."""
 
     @abstractmethod
     def build(self, name: str, here: JobPass) -> F:
-        """The fold of a route of which nothing is in memory."""
+        """Build the fold of a route that is not in memory."""
 
     def feed(self, fold: F, stored: StoredEvent, here: JobPass) -> None:  # noqa: ARG002 - most folds decide nothing
         fold.feed(stored)
 
     @abstractmethod
     def conclude(self, name: str, fold: F, here: JobPass) -> None:
-        """Decide what follows, when every row has been read."""
+        """Decide a route when every row has been read."""
 
     def prepare(self) -> None:
-        """Weigh the routes against each other, when every row has been read."""
+        """Prepare what depends on all routes, when every row has been read."""
 
     def say(self, name: str, sentence: str) -> None:
         self._said.setdefault(name, []).append(sentence)
@@ -375,7 +375,7 @@ class FoldJob(RouteJob, Generic[F]):
 
 
 def rows_since(log: LogReader, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:
-    """The rows after a place, with the lease renewed on the way. Raises LeaseLost and StoreError."""
+    """Read the rows after a position, renewing the lease meanwhile. Raises LeaseLost and StoreError."""
     for number, stored in enumerate(read_events(log, since_seq=since_seq), 1):
         yield stored
         if number % RENEW_ROWS == 0:
@@ -383,11 +383,11 @@ def rows_since(log: LogReader, since_seq: int, desk: JobWriter) -> Iterator[Stor
 
 
 def why_of(error: Exception) -> str:
-    """What a failure says for itself: our own errors hold no prompt; others may quote what they were given."""
+    """Describe a failure without user text: only our own errors are quoted, because others may contain a prompt."""
     return str(error) if isinstance(error, SufficeError) else type(error).__name__
 
 
 def since(name: str, held: InForce, log: LogReader) -> int:
-    """Where the runs of a route begin that count: what came before the epoch belongs to another regime."""
+    """Return the position from which a route's runs count: earlier epochs belong to another regime."""
     looked_back = place_before(log, name, LOOK_BACK)
     return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)

@@ -1,10 +1,10 @@
-"""What one certificate rests on, rebuilt from the log, for somebody who checks it without the log.
+"""Rebuilds the evidence of one certificate from the log, for verification without the log.
 
     log ──▶ RouteLoop, replayed to the publication ──▶ Bundle: header, and every request of the window in start order
 
-The loop is the one that published. It reproduces each publication on the way, so the state at the one in question is
-the state that decided. Each row names its place in the log and carries a digest of it; no answer and no prompt leaves
-the log. `tools/verify_bundle.py` reads what this file writes, and shares no code with it.
+The loop that published is replayed and reproduces each publication on the way, so its state is the one that decided.
+Each row names its position in the log and carries a digest of the logged row; no answer or prompt is exported.
+`tools/verify_bundle.py` reads these files and shares no code with this module.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from suffice.store.routes.in_force import InForce
 from suffice.store.rows.records import RequestCount
 from suffice.types import Epoch, Outcome, Publication, Request
 
-FORM: Final = 1  # of the lines; other lines get another number
+FORM: Final = 1  # version of the line format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     header: Line
     requests: Sequence[Line]  # of the window, in the order in which they began
-    rows: frozenset[int]  # places in the log of chained rows: the epoch, the publication, labels that count
+    rows: frozenset[int]  # positions of chained rows: the epoch, the publication, labels that count
 
 
 def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, number: int | None = None) -> Bundle:
-    """Rebuild what a publication of a route rests on; without a number, the latest one.
+    """Rebuild the evidence of a route's publication; without a number, of the latest one.
 
-    Raises ConfigError where there is nothing to rebuild, and StoreError where the log does not lead to it any more.
+    Raises ConfigError where there is none, and StoreError where the log no longer reproduces it.
     """
     (epoch_seq, epoch), (made_seq, made) = _decided(log, name, number)
 
@@ -80,7 +80,7 @@ def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, num
 
 
 def _decided(log: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
-    """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
+    """Find a publication and its epoch, each with its position. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
     for seq, kind, body in read_decisions(log, name):
         if kind == "epoch_began":
@@ -160,7 +160,7 @@ class _View:
         }
 
     def _charges(self) -> Line:
-        """What is taken off the budget: the finish by runs of levels, from the first one on, and a judge's mistakes."""
+        """The charges to the budget, run-length encoded by level: for finishing answers, and for a judge's errors."""
         finish, judge = self._source.finish, self._source.judge
         steps = list[Line]()
         for level in range(1, len(self._certificate.log_e)):
@@ -219,7 +219,7 @@ class _View:
             "unit": (bool(request.unit), True),
         }
         line |= {name: value for name, (value, usual) in unusual.items() if value != usual}
-        # An audit that was given up at a change of promise counts as lost, whatever it came to later.
+        # An audit that a change of guarantee left pending counts as lost, whatever it returned later.
         given_up = number in {n for n, _ in self._loop.state.epoch.pending}
         ended = None if given_up else find_outcome_row(log, request.episode_id, self._loop.seq)
         outcome = None
@@ -257,6 +257,6 @@ class _View:
 
 
 def _changes(values: Sequence[int]) -> list[list[int]]:
-    """Values by level as (first level, value) of each run of equal ones; what comes before the first is 0."""
+    """Run-length encode values by level as (first level, value); the value before the first level is 0."""
     runs = [next(group) for _, group in groupby(enumerate(values), key=lambda entry: entry[1])]
     return [[level, value] for level, value in runs if level or value]

@@ -1,8 +1,8 @@
-"""The jobs `certify` and `critical`: what may act on each route, and who pauses a route whose EM is critical.
+"""The jobs `certify`, which decides what may act on each route, and `critical`, which pauses routes with critical EM.
 
-A loop that fails takes its own route down and nothing else: what was certified there stays in force, nothing new is,
-and a later round builds it anew from the log. One whose decisions do not follow from the log begins a new epoch.
-Routes that certify themselves watch their critical EM in their own loop; `critical` watches the others.
+If a route's loop fails, its last certificate stays active, nothing new is certified, and a later round rebuilds the
+loop from the log. If replay does not reproduce the log's decisions, the route starts a new epoch. A certified route
+checks its critical EM in its own loop; `critical` checks the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from suffice.types import Episode, Epoch, Outcome, Pause, Request, Resumption
 
 @dataclass(kw_only=True)
 class Certify(FoldJob[RouteLoop]):
-    """Certifies what may act on each route: learned levels, its owner's policy, an effort or a budget."""
+    """Certifies what may act on each route: learned levels, a fixed policy, an effort or a token budget."""
 
     name = "certify"
     failing = "left as it is"
@@ -52,7 +52,7 @@ class Certify(FoldJob[RouteLoop]):
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
         try:
             return super().attempt(name, here, work, *arguments)
-        except ReplayMismatch as error:  # nothing is built on what cannot be reproduced; the next round builds the loop
+        except ReplayMismatch as error:  # the next round rebuilds the loop
             loop, held = self._folds.pop(name, None), read_decided(here.log).of(name)
             at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
             self._begin_epoch(name, held, here.desk, last_place(here.log), str(error), at=at)
@@ -114,7 +114,7 @@ class Certify(FoldJob[RouteLoop]):
 
 
 def loop_of(context: RouteContext, held: InForce, log: LogReader) -> RouteLoop:
-    """A route's loop at the beginning of the epoch in `held`, with what was published in it still to come.
+    """Build a route's loop at the beginning of the epoch in `held`, before the epoch's publications.
 
     Raises StoreError and ReplayMismatch.
     """
@@ -158,7 +158,7 @@ class DeliveredAnswers:
     name: str
     critical_em: CriticalEM
     match: Match
-    seq: int  # place of the last row that was read
+    seq: int  # position of the last row read
     n: int = 0  # requests are not counted here
     _labels: LabelJoin = field(default_factory=LabelJoin)
     _open: dict[str, Request] = field(default_factory=dict)
@@ -184,7 +184,7 @@ class DeliveredAnswers:
 
 @dataclass(kw_only=True)
 class Critical(FoldJob[DeliveredAnswers]):
-    """Pauses routes without a certificate whose EM is surely below what their owner calls critical."""
+    """Pauses uncertified routes whose EM is significantly below the owner's `critical_em`."""
 
     name = "critical"
     failing = "not watched"

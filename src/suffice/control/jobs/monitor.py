@@ -1,11 +1,9 @@
-"""The job `monitor`: what full and stopped runs of each route are worth, where that is heading, and an alert in time.
+"""The job `monitor` measures and forecasts each route, and raises an alert before a limit is crossed.
 
-    rows of the log ──▶ RouteWatch.feed ──▶ RouteWatch.look ──▶ Outlook, and Alert before a limit is crossed
-
-A fold over the log from the beginning of the route's epoch, or over its latest 20,000 requests; it changes nothing
-that is in force. Accounts need to know what a run can cost at most, so their first hundred runs say it and are not
-counted. They begin anew every 20,000 runs: an interval that may be read at any moment speaks of everything since its
-beginning, and needs all of it in memory for late labels.
+It folds over the log from the beginning of the route's epoch, or over its latest 20,000 requests, and changes no
+deployment. The first hundred runs of an account set its cap on tokens and are not counted. An account restarts every
+20,000 runs, because an interval that holds at any moment covers everything since its start, and late labels need all of
+it in memory.
 """
 
 from __future__ import annotations
@@ -38,25 +36,25 @@ from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, Publication, Request
 
-CAP_RUNS: Final = 100  # that say what a run can cost …
-CAP_TIMES: Final = 4.0  # … the largest of them, times this
-MOST_RUNS: Final = 20_000  # that an account counts before it begins anew
-MOST_CLASSES: Final = 50  # that are shown, the largest ones
-MOST_VERSIONS: Final = 8  # that are shown, the latest ones
+CAP_RUNS: Final = 100  # runs that set the cap on tokens …
+CAP_TIMES: Final = 4.0  # … which is the largest of them, times this
+MOST_RUNS: Final = 20_000  # runs of an account before it restarts
+MOST_CLASSES: Final = 50  # the largest are reported
+MOST_VERSIONS: Final = 8  # the latest are reported
 
 S = TypeVar("S", Account, SatisfactionEffect)
 
 
 @dataclass(slots=True)
 class WatchedRun:
-    """One run, without its steps: all that a label can still change."""
+    """A run without its steps: what a label can still change."""
 
     numbers: RunNumbers
     episode: Episode
     labels: tuple[GivenLabel, ...] = ()
 
     def hear(self, labels: tuple[GivenLabel, ...], match: Match) -> None:
-        """Take labels in: they say right or wrong, and what the stop would have lost. That needs no steps."""
+        """Update correctness and loss by new labels, without the run's steps."""
         if labels:
             self.labels = (*self.labels, *labels)
             judged = measure_run(self, match)
@@ -65,7 +63,7 @@ class WatchedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchContext:
-    """What a watch is given; `load` returns None for a version that is gone."""
+    """What a watch reads; `load` returns None for a version that is gone."""
 
     name: str
     route: Route
@@ -81,7 +79,7 @@ class RunAccounts:
     since: int
     cap_tokens: float | None = None  # of a run; None: the first runs have not all ended
     runs: dict[str, WatchedRun] = field(default_factory=dict)  # by episode
-    _first: list[float | None] = field(default_factory=list)  # tokens that the first runs spent
+    _first: list[float | None] = field(default_factory=list)  # tokens that the first runs used
 
     def add(self, run: WatchedRun, n: int) -> None:
         if self.cap_tokens is None:
@@ -165,7 +163,7 @@ class ForecastWindows:
     def close_full(self, ended: Iterable[Episode], at_s: float, n: int) -> None:
         for signals in self._drift.batches(ended):
             self._delay.note_look(at_s, n)
-            means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read the first step alone
+            means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read only the first step
             self._open.until, self._open.signals = n, tuple(means.tolist())
             self.windows.append(self._open)
             self._open = _Window()
@@ -178,7 +176,7 @@ class ForecastWindows:
             window.audits[name] = audit.with_label(label, n)
 
     def forecasts(self, n: int, alerts: tuple[Of, ...]) -> tuple[Forecast | None, Forecast | None]:
-        """Where the EM drop and EM are heading, at request `n`."""
+        """Forecast the EM drop and EM at request `n`."""
         windows, critical = self.summaries(n), self.route.critical_em
         drop = em = None
         if not self.route.is_learned or self.replayed.served is not None:
@@ -188,7 +186,7 @@ class ForecastWindows:
         return drop, em
 
     def summaries(self, n: int) -> list[ForecastWindow]:
-        """The windows at the level that is deployed now."""
+        """Return the windows at the active level."""
         audits = [audit for window in self.windows for audit in window.audits.values()][-MOST_AUDITS:]
         seen = self.replayed.of(audits)
         mature = n - self._delay.timeout_requests(since=self._since)
@@ -200,7 +198,8 @@ class ForecastWindows:
         else:
             judged = (by_itself(one.numbers) for one in window.runs if one.numbers.full)
             outcomes = [(window.until, one) for one in judged if one is not None]
-        # By age alone, whatever they showed; what the label then has not said counts as lost (`assurance.labels`).
+        # By age alone, whatever their answers: a difference without a label by then counts as lost
+        # (`assurance.labels`).
         settled = [one for at, one in outcomes if at <= mature]
         expected = [one.expected for _, one in outcomes if one.expected is not None]
         marked = [one.numbers for one in window.runs if one.numbers.correct is not None]
@@ -223,9 +222,10 @@ class ForecastWindows:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RouteWatch:
-    """One route since its epoch began, `n` requests of it so far.
+    """The measures of one route since its epoch began.
 
-    epoch      its number; 0: no control loop has begun with the route
+    n          requests of the route so far
+    epoch      0: the control loop has not started on the route
     alerts     that are open
     looked_at  requests of the route at the last look; -1: there was none
     """
@@ -241,7 +241,7 @@ class RouteWatch:
     windows: ForecastWindows = field(init=False)
     _starts: StartOrder = field(init=False, default_factory=lambda: StartOrder(keeps_ended=True))
     _labels: LabelJoin = field(init=False, default_factory=LabelJoin)
-    _runs: dict[str, WatchedRun] = field(init=False, default_factory=dict)  # that a label may still come to, by episode
+    _runs: dict[str, WatchedRun] = field(init=False, default_factory=dict)  # that a label may still reach, by episode
 
     def __post_init__(self) -> None:
         self.book = RunAccounts(self.n)
@@ -291,13 +291,13 @@ class RouteWatch:
         self.windows.hear(name, label, self.n)
 
     def is_due(self, tick: int) -> bool:
-        """Is another look worth it? Every `tick` requests, and less often where there is much to count."""
+        """Whether to look again: every `tick` requests, and less often where there are many runs to count."""
         return self.n > max(0, self.looked_at) and (
             self.looked_at < 0 or self.n - self.looked_at >= max(tick, len(self.book.runs) // 50)
         )
 
     def look(self) -> tuple[Outlook, tuple[Alert, ...]]:
-        """Add everything up; which alerts begin."""
+        """Compute all measures; return them with the alerts that begin."""
         context, made, before = self.context, self.made, self.alerts
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0
@@ -349,7 +349,7 @@ class Monitor(FoldJob[RouteWatch]):
         self._folds = {name: one for name, one in self._folds.items() if one.epoch == decided.of(name).n_epochs}
 
     def build(self, name: str, here: JobPass) -> RouteWatch:
-        """A watch from where the route's epoch began, or from 20,000 requests ago in a longer one."""
+        """Build a watch from the beginning of the epoch, or from 20,000 requests ago in a longer one."""
         log, held = here.log, read_decided(here.log).of(name)
         since, n = place_before(log, name, LOOK_BACK), 0
         if held.epoch is not None:
@@ -375,7 +375,7 @@ class Monitor(FoldJob[RouteWatch]):
             return
         before, (outlook, alerts) = fold.alerts, fold.look()
         here.desk.write([outlook, *alerts])
-        # Reported where something changed; a look without news is a row of its own already.
+        # A log line only where something changed; a look without news is already a row.
         for alert in alerts:
             LOG.warning("routes.%s: alert: %s", name, alert.reason)
             self.say(name, f"alert: {alert.reason}")

@@ -1,8 +1,8 @@
-"""The job `notify`: sends alerts of the log to each sink once.
+"""The job `notify` sends each alert of the log to each sink once.
 
-    log ──▶ alerts_of ──▶ a sink takes it ──▶ an `alert_sent` row: the place up to which that sink knows the log
+    log ──▶ alerts_of ──▶ a sink accepts it ──▶ an `alert_sent` row: the sink's position in the log
 
-A sink that fails is tried again, with growing pauses, and holds up no other.
+A sink that fails is retried with growing pauses and does not delay the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Sink(Protocol):
     name: str
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
-        """Send a notice; None: it was taken, else why not, without secrets. at_s: Unix time of the event."""
+        """Send a notice; None: it was accepted, else the reason without secrets. at_s: Unix time of the event."""
         ...
 
 
@@ -47,14 +47,14 @@ class LogSink:
 
 @dataclass(slots=True)
 class WebhookSink:
-    """A webhook that takes what Slack takes: `text`, and beside it the fields for programs."""
+    """A webhook in Slack's format: `text`, and beside it fields for programs."""
 
     url: str = field(repr=False)
     name: str = "webhook"
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         text = notice_headline(notice)
-        for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # else Slack makes links of it
+        for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # otherwise Slack makes links of it
             text = text.replace(sign, written)
         body = {
             "text": f"{text}\n{link}" if link else text,
@@ -92,13 +92,13 @@ def format_notice_time(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-BATCH: Final = 100  # rows that are read at once for a sink, and notices that it is sent in one round
-MOST_TOLD: Final = 1_000  # notices of a sink that are remembered, to repeat nothing too early
-FIRST_REST_S: Final = 5.0  # after a sink failed; doubled up to
+BATCH: Final = 100  # rows read at once for a sink, and notices sent to it in one round
+MOST_TOLD: Final = 1_000  # notices of a sink that are remembered, to suppress repeats
+FIRST_REST_S: Final = 5.0  # after a sink failed; doubled up to …
 LAST_REST_S: Final = 600.0
-FAIL_OPEN: Final = 0.05  # of the runs of a route in an hour
-LEAST_RUNS: Final = 50  # … of at least so many
-LOOK_S: Final = 30.0  # between two looks at that
+FAIL_OPEN: Final = 0.05  # share of a route's runs in an hour …
+LEAST_RUNS: Final = 50  # … of at least this many
+LOOK_S: Final = 30.0  # between two checks
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class _Flight:
     notice: Notice
     seq: int
     at_s: float
-    over: int = 0  # place of the alert that it says is over
+    over: int = 0  # position of the alert that it resolves
     thread: threading.Thread | None = None
     problem: str | None = None
 
@@ -129,7 +129,7 @@ class _Flight:
 @dataclass(slots=True)
 class _SinkPlace:
     seq: int
-    told: dict[str, float]  # notices that it was sent, and the Unix time of each event
+    told: dict[str, float]  # Unix time of each notice sent
     flight: _Flight | None = None
     fails: int = 0
     rests_until_s: float = float("-inf")  # monotonic
@@ -163,7 +163,7 @@ class Notify:
         if place is None:
             place = self._places[sink.name] = self._known(sink.name, desk, log)
         n_told = 0
-        waits_s = 0.0  # one that was on its way before this round is not waited for again
+        waits_s = 0.0  # a request sent before this round is not awaited again
         while n_told < BATCH:
             if place.flight is None:
                 if self.monotonic_s() < place.rests_until_s:
@@ -192,7 +192,7 @@ class Notify:
         return _SinkPlace(newest, {})
 
     def _next(self, place: _SinkPlace, log: LogReader) -> _Flight | None:
-        """The next notice of a sink; rows that mean nothing to it are passed by."""
+        """Return a sink's next notice; rows without one are skipped."""
         while rows := rows_worth_telling(log, place.seq, BATCH):
             for stored in rows:
                 notice = alerts_of(stored.event)
@@ -221,7 +221,7 @@ class Notify:
         desk.write([delivery])
         place.seq, place.fails = flight.seq, 0
         if flight.over:
-            place.told.pop(notice.same, None)  # it is told at once where it comes back
+            place.told.pop(notice.same, None)  # if it returns, it is sent at once
             return
         place.told[notice.same] = flight.at_s
         if len(place.told) > MOST_TOLD:
@@ -236,7 +236,7 @@ class Notify:
         return JobReport(said=said, ok=False, read_to_seq=place.seq)
 
     def link(self, notice: Notice) -> str | None:
-        """The console's page about a notice; None: nobody said where the console is."""
+        """The console's page about a notice; None: the settings hold no address of the console."""
         return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
 
     def _report_fail_opens(self, desk: JobWriter, log: LogReader) -> None:

@@ -1,14 +1,13 @@
-"""The jobs that look at each route from time to time: `advance`, `retrain`, `tune` and `sampling`.
+"""The jobs that look at each route at intervals: `advance`, `retrain`, `tune` and `sampling`.
 
-    rollouts that run  ──▶ compare.assessment ──▶ RolloutMove, LabelRequest
+    running rollouts ──▶ compare.assessment ──▶ RolloutMove, LabelRequest
     episodes of the epoch, active version ──▶ learn.retrain ──▶ ProposedVersion, and the version as an artefact
     pairs in the log, with their odds ──▶ learn.tuner ──▶ ArmWorth: this arm, or back to full runs
     outcomes, labels, counts since the last look ──▶ a stratum for each class ──▶ allocate ──▶ RowRates
 
-Proposals put nothing in force: a person may read the card, and a certificate decides. Where the settings say so, a
-rollout begins of what is better than the active version. Nothing that anybody is served depends on rates: each request
-writes the rate into its row that held when it came, so estimates keep the right expectation while rates move. Each run
-is read once, a look after it ended, so that its label has had time to come.
+A proposal activates nothing; where the settings allow it, a rollout begins for a version that is better than the active
+one. Sampling rates never affect responses. Each request records the rate at which it was sampled, so estimates stay
+unbiased while rates change. Each run is read one look after it ended, so that its label has had time to arrive.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from suffice.store.routes.windows import (
 )
 from suffice.store.rows.records import ArmWorth, ProposedVersion, RolloutMove, RowRates
 
-LEAST_REST: Final = 20.0  # between two looks at a rollout: so many times what the last one took, at least
+LEAST_REST: Final = 20.0  # times the duration of the last look, at least, between two looks at a rollout
 
 
 @dataclass(kw_only=True)
@@ -69,9 +68,9 @@ class Advance(ProposalJob):
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
 
     def propose(self, name: str, held: InForce, here: JobPass) -> str | None:
-        """Take the step that the evidence calls for; what was done, or "". None: no rollout runs there."""
+        """Take the step that the evidence supports; return what was done, or "". None: no rollout is running."""
         trial = read_running_rollouts(read_rollouts(here.log)).get(name)
-        # What fails half-way may have read a row and not counted it: it is kept only when the look is over.
+        # The assessor is put back only after the look: one that failed half-way may have skipped a row.
         assessor = self._assessors.pop(name, None)
         if trial is None:
             return None
@@ -106,8 +105,8 @@ class Advance(ProposalJob):
 @dataclass(kw_only=True)
 class Retrain(ProposalJob):
     name = "retrain"
-    rests_s = 30.0  # between two questions whether a fit is due
-    _tried: dict[str, int] = field(init=False, default_factory=dict)  # place up to which nothing could be learned
+    rests_s = 30.0  # between two checks whether a fit is due
+    _tried: dict[str, int] = field(init=False, default_factory=dict)  # position up to which a fit failed, by route
 
     def forget(self) -> None:
         super().forget()
@@ -130,7 +129,7 @@ class Retrain(ProposalJob):
                 match=match,
                 wave=route.wave,
                 also=() if parent is None else parent.models[0].features,
-                label_of=persons_word,  # nothing here takes a judge model's error off
+                label_of=persons_word,  # no charge for a judge model's errors is made here
             )
         result = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
         here.desk.renew()
@@ -163,7 +162,7 @@ class Retrain(ProposalJob):
         )
 
     def _try(self, proposed: ProposedVersion, body: str, here: JobPass) -> str:
-        """Begin a rollout of a proposal, where nothing speaks against it; what became of it."""
+        """Begin a rollout of a proposal, if nothing bars it; return what happened."""
         name, route = proposed.route, self.settings.routes[proposed.route]
         held, now_s = read_decided(here.log).of(name), self.now()
         candidate = as_candidate(name, route, held, proposed, body, by=self.author, why=proposed.why, now_s=now_s)
@@ -193,7 +192,7 @@ class Retrain(ProposalJob):
         if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
             n_since_alarm = counts_since(log, name, epoch.since_seq)[1]
         control, usual = self.settings.control, Schedule()
-        schedule = Schedule(  # as often as the certify loop fits, and behind a burst
+        schedule = Schedule(  # as often as the certify loop fits, and after a burst
             every_requests=control.refit_requests,
             burst_runs=min(usual.burst_runs, burst_requests(control, self.settings.routes[name].max_em_drop)),
             rest_requests=min(usual.rest_requests, control.refit_requests),
@@ -209,7 +208,7 @@ class Tune(ProposalJob):
     """Proposes arms where `[control] tune` is on."""
 
     name = "tune"
-    rests_s = 300.0  # pairs come slowly
+    rests_s = 300.0  # pairs are rare
 
     def concerns(self, route: Route) -> bool:
         return self.settings.control.tune and bool(route.arms) and route.mode != "off"
@@ -227,7 +226,7 @@ class Tune(ProposalJob):
 
 
 def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Match, *, now_s: float) -> ArmWorth:
-    """What the tuner proposes on these runs: the route's arm where it is proved and worth it, else full runs."""
+    """Propose the route's arm if these runs prove it safe and worth it, else full runs."""
     arms = effort_arms((route.effort,)) if route.effort is not None else effort_arms((), (route.budget_tokens or 1,))
     arm, n_pairs = arms[1].name, 0
     tuner = Tuner(
@@ -273,7 +272,7 @@ def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> 
             audit_id=request.episode_id,
             query_class=EVERYBODY,
             arm=1,
-            # The full run has odds 0 in a pair, and there is one arm: given that it was no repeat, it was this one.
+            # A pair never has the full run as its second call, and there is one arm, so a second call used it for sure.
             odds=(0.0, 1.0),
             disagrees=outcome.answer != outcome.pair_answer,
             due_s=request.received_at_s + outcome.duration_s + timeout_s,
@@ -289,20 +288,20 @@ def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> 
 # --------------------------------------------------------------------------- rates at which requests keep their rows
 
 STEP_REQUESTS: Final = 1_000  # of a route between two looks
-FIRST_REQUESTS: Final = 1_000  # with rows that the first look reads
-FADING: Final = 0.7  # that each look leaves of what earlier ones saw: what is uncertain moves with the traffic
-MOVED: Final = 0.15  # part of a rate that it must move by to be set anew
-MOST_CLASSES: Final = 50  # that have a rate of their own, the largest ones
+FIRST_REQUESTS: Final = 1_000  # with rows, before the first look
+FADING: Final = 0.7  # weight of earlier looks at each look, because the traffic changes
+MOVED: Final = 0.15  # relative change of a rate that is worth setting it
+MOST_CLASSES: Final = 50  # with a rate of their own, the largest ones
 _SUMS: Final = ("n_requests", "n_runs", "tokens", "squares", "n_labelled", "n_right")  # of a `Stratum`
 
 
 @dataclass(slots=True)
 class LiveSums:
-    read_to: int  # place in the log up to which runs were taken in
-    looked_to: int  # … up to which the log had come at the last look
+    read_to: int  # position up to which runs were read
+    looked_to: int  # end of the log at the last look
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     n_live: float = 0.0  # runs
-    shares: float = 0.0  # of audits, as they were drawn: summed over runs
+    shares: float = 0.0  # sum over runs of the audit share when each was drawn
 
     def fade(self, part: float) -> None:
         self.n_live, self.shares = part * self.n_live, part * self.shares
@@ -351,8 +350,8 @@ class SamplingJob(ProposalJob):
     def concerns(self, route: Route) -> bool:
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
-    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:  # noqa: ARG002 - whatever is in force
-        """Look at what is new, and set rates that have moved; None: too little is new."""
+    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:  # noqa: ARG002 - the active version is not needed
+        """Read new runs, and set the rates that have changed; None: there are too few new runs."""
         log, seen = here.log, self._looks.get(name)
         if seen is None:
             seen = self._looks[name] = LiveSums(place_before(log, name, FIRST_REQUESTS), here.until)

@@ -1,9 +1,7 @@
-"""The job `review`: fills the queue of what people are asked about, within the caps of each route and of all together.
+"""The job `review` fills the queue of answers for human review, within the caps of each route and of the deployment.
 
-    log ──▶ each row to each route's Candidates ──▶ Demand ──▶ share_out ──▶ ReviewItem, ControlDraw
-
-It changes nothing that is in force. A drawing is one transaction with the items that came out of it, so the random
-control share is what its row says, whatever happens to the worker in between.
+It changes no deployment. A random draw and its review items are written in one transaction, so the recorded odds hold
+even if the worker dies in between.
 """
 
 from __future__ import annotations
@@ -43,18 +41,18 @@ from suffice.store.routes.windows import newest_outlook, place_before, read_open
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, LabelRequest, Outcome, Request
 
-DRIFT_RUNS: Final = 100  # the first of an epoch that are candidates
-REVIEWABLE: Final = ("done", "stopped", "truncated")  # ends that show what a client got
+DRIFT_RUNS: Final = 100  # first runs of an epoch that are candidates for review
+REVIEWABLE: Final = ("done", "stopped", "truncated")  # ends whose delivered answer is known
 
 
 @dataclass(slots=True, kw_only=True)
 class Candidates:
-    """One route's runs since its last drawing, and those of them that are worth a person's look.
+    """One route's runs since its last draw, and those that are candidates for review.
 
-    most_drawn  runs that one drawing can take at most
-    since_seq   runs whose outcome is behind this place are in the urn
+    most_drawn  runs that one draw can take at most
+    since_seq   runs whose outcome comes after this position are in the urn
     point       of the draw, uniform in [0, 1), by episode
-    below       classes that stopping harms, and how that is known
+    below       classes that stopping harms, with the evidence for it
     """
 
     name: str
@@ -63,12 +61,12 @@ class Candidates:
     point: Callable[[str], float]
     asked: Collection[str] = ()
     below: dict[str, str] = field(default_factory=dict)
-    seq: int = 0  # place of the last row that was read
+    seq: int = 0  # position of the last row read
     n: int = 0  # requests are not counted here
     waiting: CandidateQueue = field(init=False, default_factory=CandidateQueue)
     urn: Urn = field(init=False)
     _open: dict[str, Request] = field(init=False, default_factory=dict)
-    _n_new: int = field(init=False, default=0)  # runs of the epoch that are candidates still
+    _n_new: int = field(init=False, default=0)  # runs of the epoch that still become candidates
     _new_because: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -88,20 +86,20 @@ class Candidates:
         elif isinstance(event, FeedbackEvent):
             given = event.feedback
             if given.episode_id is not None and (given.correct is not None or given.gold is not None):
-                self.waiting.drop(given.episode_id)  # a run that somebody judged needs no reviewer
+                self.waiting.drop(given.episode_id)  # a labelled run needs no reviewer
         elif isinstance(event, LabelRequest) and event.route == self.name:
             self.want(event)
         elif isinstance(event, Epoch) and event.route == self.name:
-            # A cold start is no drift, and neither is another promise, which begins without a burst.
+            # Neither a cold start nor another guarantee, which begins without a burst, is drift.
             self._n_new = DRIFT_RUNS if event.number > 1 and event.burst else 0
             self._new_because = f"one of the first runs since epoch {event.number} began: {event.reason}"
 
     def restart(self, until_seq: int) -> None:
-        """A drawing has emptied the urn: runs from here on are in the next one."""
+        """Empty the urn after a draw: later runs belong to the next one."""
         self.since_seq, self.urn = until_seq, Urn(self.most_drawn)
 
     def want(self, wanted: LabelRequest) -> None:
-        """Consider an audit that disagrees at a level that is active or next."""
+        """Add an audit that disagrees at the active level or the next one."""
         if wanted.episode_id not in self.asked:
             self.waiting.add(
                 ReviewCandidate(
@@ -138,13 +136,13 @@ class Candidates:
 
 @dataclass(kw_only=True)
 class ReviewJob(FoldJob[Candidates]):
-    """Asks people about runs of every governed route. Days, deadlines and caps are people's time, not the log's."""
+    """Queues runs of every governed route for review. Days, deadlines and caps follow the clock, not the log."""
 
     name = "review"
     failing = "nobody is asked"
     _reviews: Reviews = field(init=False, default=NOTHING_ASKED)
     _now_s: float = field(init=False, default=0.0)  # of the pass
-    _granted: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)  # runs to pick and to draw
+    _granted: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)  # runs that may be picked and drawn
 
     def concerns(self, route: Route) -> bool:
         return route.mode != "off" and bool(route.review.per_day) and bool(self.settings.review.per_day)
@@ -159,7 +157,7 @@ class ReviewJob(FoldJob[Candidates]):
             self._brief(fold, log)
 
     def build(self, name: str, here: JobPass) -> Candidates:
-        """What has happened since the route's last drawing, or in its latest 20,000 requests, and labels wanted."""
+        """Read the runs since the route's last draw, or of its latest 20,000 requests, and the labels requested."""
         cap, drawings = self._cap(name), self._reviews.queue.drawings.get(name, ())
         looked_back = place_before(here.log, name, LOOK_BACK)
         fold = Candidates(
@@ -167,7 +165,7 @@ class ReviewJob(FoldJob[Candidates]):
             most_drawn=max(1, 2 * ceil(cap.n_control / max(1, cap.drawings))),
             since_seq=max(drawings[-1].until_seq, looked_back) if drawings else looked_back,
             point=lambda episode: assign_audit(episode, share=1.0, salt=f"{self.secret} review").point,
-            # Requests from before the last drawing may end behind it: those that are still open are read, too.
+            # Requests from before the last draw may end after it, so those still open are read, too.
             seq=looked_back,
         )
         self._brief(fold, here.log)
@@ -184,7 +182,7 @@ class ReviewJob(FoldJob[Candidates]):
         return Cap(per_day=rules.per_day, control_share=rules.control_share)
 
     def prepare(self) -> None:
-        """Share out what the deployment may still ask today."""
+        """Divide what is left of the deployment's cap for today among the routes."""
         now_s = self._now_s = self.now()
         day, queue, demands = day_number(now_s), self._reviews.queue, list[Demand]()
         asked = queue.asked_on(day)
@@ -212,7 +210,7 @@ class ReviewJob(FoldJob[Candidates]):
         chosen = [one for one in fold.waiting.choose(n_chosen) if one.episode_id not in taken]
         if drawing is None and not chosen:
             return
-        for at, one in enumerate(chosen):  # a wanted label does not say which question it is about: the request does
+        for at, one in enumerate(chosen):  # a label request does not hold the question's key: the run's request does
             request = None if one.question_key else find_event(here.log, Request, one.episode_id)
             if request is not None:
                 query_class = class_of(request.query)
@@ -244,7 +242,7 @@ class ReviewJob(FoldJob[Candidates]):
 
 
 def harmed_classes(held: InForce, log: LogReader, name: str, route: Route) -> dict[str, str]:
-    """Classes of questions that stopping harms more than the route's budget, and how that is known."""
+    """Classes that stopping harms beyond the route's budget, each with the evidence."""
     reasons = {
         query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
         for query_class, _ in held.classes

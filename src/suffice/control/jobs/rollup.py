@@ -1,10 +1,8 @@
-"""The job `rollup`: the log's runs and labels, summed up by route, class, version and hour.
+"""The job `rollup` sums up the log's runs and labels by route, class, version and hour.
 
-    rows behind the last place ──▶ what each run adds ──▶ rollups, and the new place, in one transaction
-
-Requests without rows are counted by the gateway, and their counts are added as they are; labels count by the weight of
-their run. A label that comes late takes what its run added away and adds it anew, so the sums are those of the log as
-it stands, and all of them can be built again. A run that cannot be compared with its label is counted without one.
+New rows, their sums and the new position are one transaction. The gateway counts requests without rows, and labels
+carry the weight of their run. A late label subtracts what its run had added and adds it again, so the sums can be
+rebuilt from the log at any time. A run that cannot be compared with its label counts as unlabelled.
 """
 
 from __future__ import annotations
@@ -43,10 +41,10 @@ from suffice.telemetry import LOG
 from suffice.types import Outcome
 
 BATCH_ROWS: Final = 5_000  # of the log, in one transaction
-BATCHES: Final = 20  # in one round: other jobs wait meanwhile
-MOST_CLASSES: Final = 100  # of a route; what more there are is booked as OTHER
+BATCHES: Final = 20  # in one round, while other jobs wait
+MOST_CLASSES: Final = 100  # of a route; further classes count as OTHER
 OTHER: Final = "(others)"
-EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
+EVERY_S: Final = 2.0  # between two rounds, each of which syncs to disk
 
 Booking: TypeAlias = tuple[RollupKey, RollupSums, int]  # the int is the sign
 
@@ -54,7 +52,7 @@ Booking: TypeAlias = tuple[RollupKey, RollupSums, int]  # the int is the sign
 @dataclass(kw_only=True)
 class Rollup(LogJob):
     name = "rollup"
-    _to_the_letter: set[str] = field(init=False, default_factory=set)  # routes whose comparison could not be opened
+    _to_the_letter: set[str] = field(init=False, default_factory=set)  # routes whose scorer could not be built
     _classes: dict[str, set[str]] | None = field(init=False, default=None)
     _rested_s: float | None = field(init=False, default=None)
 
@@ -77,12 +75,12 @@ class Rollup(LogJob):
                 if n < BATCH_ROWS:
                     break
                 desk.renew()
-        # A row of history for each round would be one for every two seconds.
+        # Small rounds are not recorded: there would be a row every two seconds.
         said = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
         return (JobReport(said=said, read_to_seq=last),)
 
     def _batch(self, log: LogReader, desk: JobWriter) -> tuple[int, int]:
-        """Sum up the next rows; returns how many, and the place of the last one."""
+        """Sum up the next rows; return their number and the position of the last one."""
         to, at_s = rollups.read_to(log), self.now()
         stretch = read_stretch(log, to.seq, BATCH_ROWS)
         if not stretch.n_rows:
@@ -93,7 +91,7 @@ class Rollup(LogJob):
                 sums[key] = sums.get(key, NOTHING).plus(part, sign=sign)
         tallies = rollups.read_tallies(log, {change_route(change) for change in stretch.changes})
         fold_changes(tallies, stretch.changes, self._scoring)
-        # Behind the last one there are none of these up to where the log ended before it was asked for them.
+        # After the last row read, nothing is to be summed up as far as the log reached when the read began.
         until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
 
         def keep(writer: LogReader) -> None:
@@ -104,7 +102,7 @@ class Rollup(LogJob):
         return stretch.n_rows, until
 
     def _clear_if_scored_otherwise(self, log: LogReader, desk: JobWriter) -> None:
-        """Labels were compared by the scorers of that time: with other scorers they have to be read again."""
+        """Clear the sums if a route's scorer has changed, so that all labels are compared again."""
         for name, tally in rollups.read_tallies(log).items():
             if tally.counts.get("labelled") and tally.scorer != self._scoring(name).name:
                 LOG.info("rollup: route %s has another scorer now: the log is summed up again", name)
@@ -125,7 +123,7 @@ class Rollup(LogJob):
             about = change.about
             key = self._key(about.route, about.query_class, about.policy_version, about.ended_at_s)
             for sign, item in ((-1, change.before), (1, change.after)):
-                if first_about(item.labels) is not None:  # the run itself is in the counts
+                if first_about(item.labels) is not None:  # the run itself is counted already
                     run = measure_governed_run(item, self._match(about.route))
                     yield key, _marked(run, 1.0).plus(_rated(run, item.labels, 1.0)), sign
 
@@ -135,7 +133,6 @@ class Rollup(LogJob):
         return key, added_by(item, self._match(request.route)), sign
 
     def _key(self, route: str, query_class: str, version: str, at_s: float) -> RollupKey:
-        """Callers declare classes as they like: only so many have sums of their own."""
         assert self._classes is not None
         known = self._classes.setdefault(route, set())
         if query_class not in known and len(known) >= MOST_CLASSES:
@@ -149,7 +146,7 @@ class Rollup(LogJob):
         return RouteScorer("" if match is _same else scorer_label(self.settings.routes[route].scorer), match)
 
     def _match(self, route: str) -> Match:
-        """The route's comparison; where it cannot be opened, labels are compared to the letter."""
+        """The route's match; exact comparison where its scorer cannot be built."""
         if route not in self.settings.routes or route in self._to_the_letter:
             return _same
         try:
@@ -184,13 +181,12 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
     if request.ungoverned is not None:
         return everyone
     run = measure_governed_run(item, match)
-    # Of runs that a gateway knew when they were labelled the others are here, too: each stands for itself.
     weight = 1.0 if first_about(item.labels) is not None else weight_of(request, outcome)
     return everyone.plus(_governed(run, outcome)).plus(_marked(run, weight)).plus(_rated(run, item.labels, weight))
 
 
 def added_by_cell(cell: UnloggedRequests) -> RollupSums:
-    """What requests without rows add: all that needs no label."""
+    """What requests without rows add: everything that needs no label."""
     governed, spent = not cell.ungoverned, cell.completion_tokens + cell.probe_tokens + cell.discarded_tokens
     return RollupSums(
         n_requests=cell.n,

@@ -1,9 +1,8 @@
-"""The jobs that look after the log itself: `audit` exports the chain's head, `retain` erases what is old enough.
+"""The jobs that maintain the log: `audit` exports the head of its hash chain, and `retain` erases rows past retention.
 
-Only somebody who kept an earlier head elsewhere can tell that nothing was cut off the log and that the whole was not
-written anew. A head that has not moved is not exported again. Steps of runs that the running epoch of a route that
-certifies itself may read again stay until that epoch has ended: a worker that starts again could not come to the same
-decisions without them. All other user-written text goes on its day.
+Only an earlier head kept elsewhere proves that the log was neither truncated nor rewritten. An unchanged head is not
+exported again. Steps that the running epoch of a certified route may need stay until that epoch ends, because a
+restarted worker could not reproduce its decisions without them. All other user text is erased on time.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ DAY_S: Final = 86_400.0
 
 @dataclass(slots=True, kw_only=True)
 class Retain:
-    """Erases what is older than the settings allow. Every batch is a transaction, and doing one again does nothing."""
+    """Erases what is past its retention, in transactions that are safe to repeat."""
 
     name: ClassVar[str] = "retain"
     settings: Settings
@@ -109,8 +108,8 @@ class Retain:
     monotonic_s: Callable[[], float]
     new_id: Callable[[], str]
     _due_s: float = field(init=False, default=float("-inf"))  # monotonic
-    _done: dict[Part, int] = field(init=False, default_factory=dict)  # place in the log up to which each part is erased
-    _unpurged: bool = field(init=False, default=False)  # rows were erased, and the file still has to be written anew
+    _done: dict[Part, int] = field(init=False, default_factory=dict)  # position up to which each part is erased
+    _unpurged: bool = field(init=False, default=False)  # rows were erased, and the file still has to be rewritten
 
     def forget(self) -> None:
         self._done.clear()
@@ -150,14 +149,14 @@ class Retain:
         return JobReport(said=said, read_to_seq=self._done.get(part, 0))
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
-        """Rows that are old enough, a batch at a time, and the place up to which that is all of them."""
+        """Yield batches of expired rows, each with the position up to which it completes them."""
         with open_reader(self.writer.path) as log:
             after = self._done.get(part) or erased_until(log, what)
             last = self._needed_from(log) - 1 if part == "steps" else last_place(log)
         while True:
             with open_reader(self.writer.path) as log:
                 found = select_expired_rows(log, limit_s, after_seq=after, until_seq=last)
-                # What is right goes with what was answered: a reference without its answers would judge them wrong.
+                # References are erased with the answers: they would mark a missing answer as wrong.
                 ended = [row.key for row in found if row.kind == "outcome"] if part == "answers" else []
                 labels = {seq for key in ended for seq in select_label_rows(log, key)}
             if not found:

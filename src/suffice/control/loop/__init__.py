@@ -1,1 +1,1 @@
-"""The certification loop of one route: evidence in, decisions out, and all that may stop it."""
+"""The certification loop of one route: evidence in, decisions out, with the checks that pause it."""

@@ -1,9 +1,9 @@
-"""What the loop of a route knows in one epoch, and what it asks of a source of evidence.
+"""The state of a route's loop within one epoch, and the interface of its evidence source.
 
     rows of the log ──▶ RouteLoop ──▶ EpochState ──▶ EvidenceSource.look ──▶ EpochEnd, or Draft: a new publication
 
-Three sources prove what may act on a route: learned levels and a fixed policy (`control.loop.learned`), and pairs of
-calls (`control.loop.paired`).
+There are three sources: learned levels and a fixed policy (`control.loop.learned`), and pairs of calls
+(`control.loop.paired`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Ou
 
 
 class ReplayMismatch(SufficeError):
-    """The log does not lead to a decision that it holds, so a new epoch has to begin."""
+    """Replaying the log does not reproduce a decision that it holds; a new epoch has to begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class RouteContext:
 
 
 class EpochState:
-    """What rows of the log have shown since the epoch began, whatever its level is proved by.
+    """The evidence since the epoch began, whatever its source.
 
     n         requests of the route so far
-    expected  publications of the epoch that the log holds and the fold has not come to yet, oldest first
+    expected  publications of the epoch that the log holds and the fold has not reached yet, oldest first
     audits    those that have returned: first those that the certifier has, in its order
-    places    of audits, by episode
+    places    index of each audit, by episode
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class EpochState:
         kept: Sequence[Audit] = (),
         expected: Iterable[Publication] = (),
     ) -> None:
-        """Begin an epoch; of the audits before it only `kept` count, as if they had come just now."""
+        """Begin an epoch; of earlier audits only `kept` count, as if they had just returned."""
         self.context, self.epoch, self.traffic = context, epoch, traffic
         self.n, self.expected = epoch.at, deque(expected)
         plan = live_plan(context.route, context.control, epoch)
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
-        self.certifier = LiveCertifier(plan, learner, first=None)  # rows of the log say at which share each was drawn
+        self.certifier = LiveCertifier(plan, learner, first=None)  # the log has the share of each audit
         self.certifier.begin(float(epoch.at), read_windows(epoch.windows))
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
         self.delay = LabelDelay(context.route.label_timeout_s)
@@ -107,7 +107,7 @@ class EpochState:
         self.places = {audit.id: place for place, audit in enumerate(self.audits)}
 
     def publication(self, held: InForce, **decided: Any) -> Publication:
-        """A publication that follows what is in force; `decided` are the fields that its source of evidence decides."""
+        """Build a publication that follows the active one; `decided` are the fields set by the source of evidence."""
         return Publication(
             route=self.context.name,
             number=held.n_publications + 1,
@@ -134,7 +134,7 @@ class EpochState:
 
 
 class EpochEnd(NamedTuple):
-    """The evidence no longer speaks of the traffic; audits of the last `keep` requests still do."""
+    """The evidence no longer describes the traffic; audits of the last `keep` requests still do."""
 
     cause: AlarmCause
     reason: str
@@ -142,21 +142,21 @@ class EpochEnd(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A publication that the log may hold already."""
+    """A publication, which the log may hold already."""
 
     publication: Publication
     artefacts: Mapping[str, str] = {}  # by address
 
 
 class EvidenceSource:
-    """Proves what may act on a route, in one epoch."""
+    """Proves what may act on a route in one epoch."""
 
     def __init__(self, state: EpochState) -> None:
         self.state = state
-        self.level = 0  # in force; 0 never stops
+        self.level = 0  # active; 0 never stops
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
-        """Does the end of this run say what the level in force, or the next one, loses?"""
+        """Whether the end of this run is evidence about the loss of the active level, or of the next one."""
         raise NotImplementedError
 
     def look(self, held: InForce) -> EpochEnd | Draft | None:
@@ -164,14 +164,14 @@ class EvidenceSource:
         raise NotImplementedError
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
-        """Labels that would change something, each once; `requested` holds their episodes, and grows."""
+        """Useful label requests, each once; adds their episodes to `requested`."""
         raise NotImplementedError
 
     def note_end(self, episode: Episode) -> None:
         """Note a run of the route that has ended, audit or not."""
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
-        """Note a label about a run that has ended."""
+        """Note a label of a run that has ended."""
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Note a step of a rollout on the route. Raises ReplayMismatch."""

@@ -1,8 +1,9 @@
-"""Learned levels, and a policy that its owner wrote, as sources of evidence: audits replayed at every level.
+"""Learned levels and fixed policies as sources of evidence: audits are replayed at every level.
 
     audits, labels ──▶ rows of evidence ──▶ LiveCertifier: fit, certify, watch ──▶ Draft, or EpochEnd
 
-A fixed policy is one level that is known before the audits come: all of them certify it, and none teaches.
+A fixed policy is a single level that is known before the audits arrive: all of them certify it, and none is used for
+fitting.
 """
 
 from __future__ import annotations
@@ -52,19 +53,19 @@ from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 class _Trial(NamedTuple):
     rollout: str
     fit: str  # address of its candidate
-    before: str  # address of the version that served then
+    before: str  # address of the version that served before
 
 
 @dataclass(slots=True, kw_only=True)
 class RolloutTransition:
-    """The rollouts of one route in one epoch: which version serves, the loop's own or a rollout's.
+    """The rollouts of one route in one epoch: whether the loop's own version serves, or a rollout's.
 
-    While a version is tried, the one that it is compared with must not change, so the loop fits none of its own. What a
-    rollout has put in force stays until another one, a person or a new epoch takes it away. A rollout that began before
-    the epoch puts nothing in force.
+    The loop fits nothing while a rollout runs, because the version that it is compared with must not change. A version
+    that a rollout activated serves until another rollout, a person or a new epoch replaces it. A rollout that began
+    before the epoch activates nothing.
     """
 
-    reason: str = ""  # a version was taken over since somebody last asked; "": none was
+    reason: str = ""  # of a change of version since the last call of `take_reason`; "": none
     _running: _Trial | None = None
     _serving: list[_Trial] = field(default_factory=list)  # the latest last; empty: the loop's own version serves
 
@@ -73,11 +74,11 @@ class RolloutTransition:
         return self._running is not None or bool(self._serving)
 
     def loops_share(self, delta: float) -> float:
-        """Of delta, what the version in force is certified with: the rest is a candidate's while one is tried."""
+        """The part of delta for the active version; during a rollout the rest is the candidate's."""
         return delta if self._running is None else spent_delta(delta, 1)
 
     def after(self, event: RolloutStart | RolloutMove | RolloutUndo) -> str | None:
-        """Address of the version that is to be taken over now; None: what is in force stays."""
+        """Return the address of the version to activate now; None: no change."""
         if isinstance(event, RolloutStart):
             if event.state.fit:
                 self._running = _Trial(event.state.rollout, event.state.fit, event.state.in_force)
@@ -105,9 +106,9 @@ class RolloutTransition:
 class LearnedEvidence(EvidenceSource):
     """Levels of stop models that are fitted on the audits of the epoch.
 
-    ceiling  the highest level that ratings allow in this epoch; None: they take nothing off
-    chosen   features; None: not before the burst is over, when the epoch's queries are known
-    counts   the labels that count, by audit, as the certifier knows them
+    ceiling  the highest level that ratings allow in this epoch; None: no limit
+    chosen   features; None: before the burst is over, until when the epoch's queries are unknown
+    counts   the labels that count, by audit, as the certifier has them
     """
 
     def __init__(self, state: EpochState) -> None:
@@ -125,7 +126,7 @@ class LearnedEvidence(EvidenceSource):
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         self._rollouts = RolloutTransition()
-        self._taken_over: FoldedVersion | None = None  # the version of a rollout that serves; None: the loop's own does
+        self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
         self._n_taken = 0  # audits that the certifier has
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
@@ -139,7 +140,7 @@ class LearnedEvidence(EvidenceSource):
         self.ratings.note_label(episode_id, given)
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
-        """Serve and certify what a rollout has put in force, or the version before it again."""
+        """Serve and certify the version that a rollout activated, or the earlier one after an undo."""
         address = self._rollouts.after(event)
         self.certifier.rests = self._rollouts.rests
         if address is None or self.chosen is None:
@@ -183,7 +184,7 @@ class LearnedEvidence(EvidenceSource):
         return self._draft(held, changes, self._move_level())
 
     def _move_level(self) -> str:
-        """Put the certified level in force, as far as ratings and the classes of questions allow; returns why."""
+        """Activate the certified level within the limits of ratings and query classes; return the reason."""
         drawn_at = self.level or self.certifier.level
         rated = self._lower_ceiling()
         self.level = self.certifier.level if self.ceiling is None else min(self.certifier.level, self.ceiling)
@@ -194,9 +195,10 @@ class LearnedEvidence(EvidenceSource):
         return reason if budget.max_em_drop else budget.reason
 
     def _lower_ceiling(self) -> str:
-        """Take one level off where people's ratings ask for it; why, or "" where nothing changes.
+        """Lower the ceiling by one level if ratings require it; return the reason, or "" for no change.
 
-        Levels that the log has decided already are taken from it: a floor that the owner moves speaks of what follows.
+        Ceilings that the log holds are taken from it: if the owner changes the floor, that affects later decisions
+        only.
         """
         expected = self.state.expected
         if expected:
@@ -229,7 +231,7 @@ class LearnedEvidence(EvidenceSource):
         self._n_taken = len(audits)
 
     def _judge_labels(self) -> None:
-        """The certifier sees the audits again for which another label counts than before."""
+        """Pass the audits whose label has changed to the certifier again."""
         state, certifier = self.state, self.certifier
         judged = certifier.first_disagreements() if certifier.served is not None else ()
         differing = [
@@ -269,17 +271,17 @@ class LearnedEvidence(EvidenceSource):
 
     # ---- decisions -------------------------------------------------------------------------------
 
-    def _fit(self, *arguments: Any, **options: Any) -> ServedVersion | None:  # as the certifier calls `fit_served`
-        """Fit anew; at a place of the log that has been decided, take what was fitted there."""
+    def _fit(self, *arguments: Any, **options: Any) -> ServedVersion | None:  # called by the certifier as `fit_served`
+        """Fit a version; at a position that the log has decided, load the version fitted there."""
         version: ServedVersion | None
         expected = self.state.expected
         if not expected:
             version = fit_audited_version(*arguments, **options)
         elif expected[0].at != self.state.n or expected[0].fit == self._address():
-            return None  # a fit was made here and not taken up
+            return None  # the fit made here was not adopted
         else:
             version = self.state.context.load(expected[0].fit)
-        if version is not None and self.certifier.served is None:  # the first: only now have finishes a level
+        if version is not None and self.certifier.served is None:  # the first: finishes have levels from now on
             self._charge_finish(version)
         return version
 
@@ -311,7 +313,7 @@ class LearnedEvidence(EvidenceSource):
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
-        """Of audits that disagree at a level that may act next, and of no others."""
+        """Request labels only for audits that disagree at a level that may act next."""
         requests, first = list[LabelRequest](), self.certifier.first_disagreements()
         for place in np.flatnonzero(first).tolist():
             audit, level = self.state.audits[place], int(first[place])
@@ -333,9 +335,9 @@ def _answer_at(audit: Audit, row: int) -> str | None:
 
 
 class FixedPolicyEvidence(LearnedEvidence):
-    """A policy that the route's owner wrote: level 1 once it is proved, else level 0. Another policy is proved anew.
+    """A fixed policy: level 1 once it is certified, else level 0. A changed policy is certified anew.
 
-    No certificate vouches for what a rollout puts in its place, and the gateway lets that stop nothing.
+    Versions that a rollout activates have no certificate, and the gateway lets them stop nothing.
     """
 
     def __init__(self, state: EpochState) -> None:

@@ -1,11 +1,11 @@
-"""The certifier of a live route, the guard-rails of its query classes, and what is charged to its EM budget.
+"""The certifier of a live route, its query-class guardrails, and the charges to its EM budget.
 
-An audit is judged when it comes and judged again when its label does; the certificate is a function of counts, so it
-ends as if the label had been there from the start. A class that loses too much gets a lower level.
+An audit is judged when it returns and again when its label arrives. The certificate is a function of counts, so it does
+not depend on when labels arrive. A class that loses too much gets a lower level.
 
-Charged is what the finish of a stop changes, and what a judge model gets wrong. A stop was made at the level that its
-request was served at. An audit's finish counts for the highest level that would have stopped that run there or later,
-which only a version can tell: until there is one, such finishes wait.
+The budget is charged for answers that finishing a stop changes, and for a judge model's errors. A stopped run counts at
+the level at which it was served. An audit's finish counts at the highest level that would have stopped that run there
+or later, which depends on the version: until there is one, finishes wait.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from suffice.learn.certifier import Certifier, CertifierDecision, matured, missi
 from suffice.learn.served import FoldedModels
 from suffice.types import BudgetAccount, EvidenceSummary, Feedback, Outcome, Publication, Request
 
-_MOST_LOG: Final = 700.0  # whose exponential is still a number
+_MOST_LOG: Final = 700.0  # largest exponent that does not overflow
 
 
 @dataclass(slots=True, eq=False)
 class LiveCertifier(Certifier):
-    """`Certifier`, fed from a log. If it `rests`, it fits nothing: a rollout runs, or put its version in force."""
+    """A `Certifier` fed from a log. With `rests` it fits nothing: a rollout is running or has activated its version."""
 
     rests: bool = False
 
@@ -47,7 +47,7 @@ class LiveCertifier(Certifier):
         self._epoch.windows = windows
 
     def adopt(self, served: FoldedModels, runs: AuditRuns | None) -> None:
-        """Serve and certify another version; `runs` are the audits of this epoch as that version reads them."""
+        """Serve and certify another version; `runs` are the audits of this epoch with its features."""
         epoch = self._epoch
         epoch.served, epoch.runs, epoch.judged = served, None, None
         self.version += 1
@@ -57,11 +57,11 @@ class LiveCertifier(Certifier):
     def _refit(self) -> list[CertifierDecision]:
         if not self.rests:
             return Certifier._refit(self)  # noqa: SLF001 - its own, of the class above
-        self._forget_old()  # the version of a rollout may serve for months
+        self._forget_old()  # a rollout's version may serve for months
         return []
 
     def amend(self, which: Ints, runs: AuditRuns) -> None:
-        """See audits again with a label that has come since: their numbers in this epoch, and what is known now."""
+        """Judge audits again with later labels; `which` are their numbers in this epoch, `runs` their new rows."""
         epoch = self._epoch
         if epoch.runs is None or not len(which):
             return
@@ -76,11 +76,11 @@ class LiveCertifier(Certifier):
 
     @property
     def n_levels(self) -> int:
-        """Levels of the version that is judged, level 0 included; of the plan before there is one."""
+        """Levels of the version, level 0 included; of the plan while there is no version."""
         return self.plan.n_levels if self.served is None else self.served.n_levels
 
     def ends(self, number: int, served: FoldedModels | None) -> Ints | None:
-        """The checkpoint, from 0, at which each level of a version ends an audit, shape (M,); None: it is not here."""
+        """The checkpoint, from 0, at which each level ends an audit, shape (M,); None: the audit is gone."""
         runs = self._epoch.runs
         if runs is None or served is None or number >= len(runs):
             return None
@@ -95,27 +95,27 @@ class LiveCertifier(Certifier):
         return np.where(eligible.any(axis=1), eligible.argmax(axis=1) + 1, 0)
 
     def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
-        """The n returned audits of the last certificate, and where each disagrees, (n, M); None: there are none."""
+        """The n returned audits of the last certificate, and where each disagrees, (n, M); None: there is none."""
         certificate, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
         if certificate is None or judged is None or runs is None:
             return None
         return runs.take(np.flatnonzero(certificate.inside)), judged.d[certificate.inside]
 
     def outcomes(self) -> MatureAudits | None:
-        """Which audits of this epoch are old enough to be news, by age alone, and what each counts as at each level."""
+        """The audits of this epoch that are old enough to count, by age alone, with their loss at each level."""
         judged, runs = self._epoch.judged, self._epoch.runs
         if judged is None or runs is None:
             return None
         return matured(judged.z, judged.d, runs, self.now, self.plan, run_timeout=self.run_timeout)
 
     def budget_at(self, level: int) -> float:
-        """What a level is tested against: the budget, less what is charged."""
+        """The budget that a level is tested against, net of charges."""
         charge = np.broadcast_to(np.asarray(self.charge), (self.n_levels,))
         return float(self.plan.max_em_drop - charge[level])
 
     @property
     def floor(self) -> int:
-        """The highest level that is certified; in certified mode it is the one that passes."""
+        """The highest certified level; in certified mode it is the one that passes."""
         return self.level if self.plan.promise == "certified" else self._epoch.spender.floor
 
     @property
@@ -124,7 +124,7 @@ class LiveCertifier(Certifier):
         return None if self.plan.promise == "certified" else self._epoch.spender.account
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
-        """The evidence for the level that passes, or for `most` where no higher one may be used."""
+        """The evidence for the level that passes, or for `most` where no higher one is allowed."""
         plan, judged, runs, certificate = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
         if judged is None or runs is None or certificate is None:
             return EvidenceSummary(n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
@@ -160,10 +160,10 @@ class LiveCertifier(Certifier):
         most: int | None,
         fit: str,
     ) -> str:
-        """Why a level is published, in a sentence.
+        """Explain in one sentence why a level is published.
 
-        most  the highest level that ratings allow; None: they take nothing off
-        fit   address of the version that is judged; "": there is none
+        most  the highest level that ratings allow; None: no limit
+        fit   address of the version; "": there is none
         """
         reasons = [change.reason for change in changes]
         if most is not None and most < self.level:
@@ -184,24 +184,24 @@ class LiveCertifier(Certifier):
 
 @dataclass(slots=True, kw_only=True)
 class LiveGuards:
-    """The guard-rails per class of one epoch.
+    """The query-class guardrails of one epoch.
 
-    `assurance.strata` is asked in the order of the log, at looks alone, so a replay comes to the same. Another version
-    has other levels: what was seen of a held class since its last move is then judged anew by that version.
+    The guards read audits in the order of the log, and only at looks, so a replay reproduces their decisions. Another
+    version has other levels, so it judges again the audits of a restricted class since the class last moved.
 
-    max_em_drop  the route's budget, a fraction; from 0.45 on twice of it is no bound, and nothing is guarded
-    delta        of the proof that lets a class back, in (0, 1)
+    max_em_drop  the route's budget, a fraction; from 0.45 on, twice the budget bounds nothing, and no class is guarded
+    delta        of the proof that lifts a restriction, in (0, 1)
     """
 
     max_em_drop: float
     delta: float
     _guards: ClassGuards | None = None
     _served: FoldedModels | None = None
-    _n_seen: int = 0  # audits that the guards have had, of those the certifier has
-    _moved: dict[str, int] = field(default_factory=dict)  # place in the log of the audit behind which a class moved
+    _n_seen: int = 0  # of the certifier's audits, how many the guards have read
+    _moved: dict[str, int] = field(default_factory=dict)  # position of the audit after which a class moved
 
     def look(self, certifier: LiveCertifier, audits: Sequence[Audit], *, pooled: int) -> list[str]:
-        """Show the guards what is new of the certifier's audits, drawn at level `pooled`; a sentence for each move."""
+        """Pass new audits, drawn at level `pooled`, to the guards; return a sentence for each move."""
         outcomes = certifier.outcomes()
         if outcomes is None or not FACTOR * self.max_em_drop < MAX_CLASS_DROP:
             return []
@@ -217,14 +217,14 @@ class LiveGuards:
         return sentences
 
     def held(self, level: int) -> tuple[tuple[str, int], ...]:
-        """Classes that run below `level`, and theirs; sorted."""
+        """Classes restricted below `level`, with their levels; sorted."""
         guards = self._guards
         if guards is None:
             return ()
         return tuple(sorted((name, own) for name in self._moved if (own := guards.level(name, level)) < level))
 
     def let_go(self, n: int) -> None:
-        """The certifier has forgotten its `n` oldest audits."""
+        """Account for the `n` oldest audits that the certifier has dropped."""
         self._n_seen = max(0, self._n_seen - n)
 
     def _add(self, guards: ClassGuards, audit: Audit, z: Small, pooled: int) -> list[str]:
@@ -248,16 +248,16 @@ class LiveGuards:
 
 # --------------------------------------------------------------------------- charges to the budget
 
-MOST_WAITING: Final = 5_000  # finishes of audits whose level nobody knows yet
+MOST_WAITING: Final = 5_000  # finishes of audits whose level is not known yet
 MOST_SHARE: Final = 0.5  # of the budget that a judge may cost
-_NEVER_FINISHED: Final = 2.0  # charge of what was never compared: above any budget
+_NEVER_FINISHED: Final = 2.0  # charge where nothing was compared: above any budget
 
 
 @dataclass(slots=True)
 class FinishLog:
-    """The comparisons of one epoch.
+    """The comparisons of one epoch between finished answers and recorded ones.
 
-    is_needed  does the route write an answer behind a stop? Votes and rounds return a recorded one, word for word
+    is_needed  whether the route generates an answer after a stop; votes and rounds return a recorded one
     """
 
     is_needed: bool
@@ -275,9 +275,9 @@ class FinishLog:
             self._waiting.append((outcome.episode_id, trial.index, outcome.finish_answer != trial.answer))
 
     def look(self, n_levels: int, ends: Callable[[str], Ints | None]) -> None:
-        """Give the finishes of audits their levels.
+        """Assign levels to the finishes of audits.
 
-        n_levels  of the version that is judged
+        n_levels  of the version
         ends      the checkpoint, from 0, at which each level ends an audit, shape (M,); None: the audit is gone
         """
         if n_levels != self.fidelity.n_levels:
@@ -290,17 +290,17 @@ class FinishLog:
                 self._compare(int(later[-1]) + 1 if len(later) else 1, differs)
 
     def charges(self) -> Floats:
-        """Part of the budget that the finish takes at each level, shape (M,); above 1 where nothing was compared."""
+        """Charge for the finish at each level, a fraction of EM, shape (M,); above 1 where nothing was compared."""
         if not self.is_needed:
             return np.zeros(self.fidelity.n_levels)
         charges = [0.0]
-        for top in self.fidelity.tops:  # the levels of a band are charged alike
+        for top in self.fidelity.tops:  # the levels of a band have one charge
             bound = self.fidelity.charge(top)
             charges += [_NEVER_FINISHED if bound is None else bound.upper] * (top + 1 - len(charges))
         return np.array(charges)
 
     def at(self, level: int) -> Fidelity | None:
-        """The bound that a level is charged with; None: nothing was compared."""
+        """The bound behind a level's charge; None: nothing was compared."""
         return self.fidelity.charge(min(level, self.fidelity.n_levels - 1)) if self.is_needed else VERBATIM
 
     def _compare(self, level: int, differs: bool) -> None:
@@ -309,28 +309,28 @@ class FinishLog:
 
 
 def served_level(request: Request) -> int:
-    """The level that a request was served at, as its policy version says; 1 for a policy that its owner wrote."""
+    """The level at which a request was served, from its policy version; 1 for a fixed policy."""
     level = request.policy_version.rpartition("@")[2]
     return int(level) if "@" in request.policy_version and level.isdecimal() else 1
 
 
 @dataclass(slots=True, kw_only=True)
 class JudgeCharge:
-    """What the labels of a route's judge model cost, measured on the route's own audits at every look.
+    """The charge for errors of a route's judge model, measured on the route's own audits at every look.
 
-    The judge's error is measured on audits with a grade beside a trusted person's label, or whoever lies about answers
-    could lie about the judge; the share that rests on the judge, on audits that have a label of the judge alone. Both
-    rates are bounded at every look at once (`assurance.fidelity.bound_fidelity`), and 2 x one x other is taken off the
-    budget before anything is tested (`assurance.labels`). A judge that nobody measured, or that would eat more than
-    half of the budget, is not heard: a difference then counts as lost until a person says otherwise.
+    The judge's error rate is measured on audits that have a grade and a trusted person's label; untrusted labels could
+    misrepresent the judge. The share that depends on the judge is measured on audits with a label of the judge alone.
+    Both rates are bounded at every look simultaneously (`assurance.fidelity.bound_fidelity`), and 2 x one x other is
+    taken off the budget before any test (`assurance.labels`). The labels of a judge that was not measured, or that
+    would take more than half of the budget, do not count: a difference then counts as lost until a person labels it.
     """
 
     model: str | None
     match: Match
-    charge: float = 0.0  # fraction of EM; 0 where it is not heard
+    charge: float = 0.0  # fraction of EM; 0 where the judge's labels do not count
     heard: bool = False
-    counts: tuple[int, int, int, int] = (0, 0, 0, 0)  # at the last look: graded, wrong, resting on it alone, audits
-    _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels then, wrong grades
+    counts: tuple[int, int, int, int] = (0, 0, 0, 0)  # at the last look: graded, wrong, on the judge alone, audits
+    _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels, wrong grades
 
     def look(self, audits: Sequence[Audit], max_em_drop: float, callers: Collection[str]) -> None:
         """Measure the judge on all audits that count now."""
@@ -345,7 +345,7 @@ class JudgeCharge:
         ]
         wrong = [grade for grades in mistakes for grade in grades]
         counts = len(wrong), sum(wrong), sum(not grades for grades in mistakes), len(audits)
-        if counts != self.counts:  # the bounds are functions of them
+        if counts != self.counts:  # the bounds depend on these alone
             self.counts = counts
             error = bound_fidelity(counts[1], counts[0], confidence=CHARGE_CONFIDENCE)
             share = bound_fidelity(counts[2], counts[3], confidence=CHARGE_CONFIDENCE)
@@ -357,7 +357,7 @@ class JudgeCharge:
         return self.heard and self.model is not None and parse_grade(given, self.model) is not None
 
     def _mistakes(self, audit: Audit, model: str, callers: Collection[str]) -> list[bool]:
-        """Was each grade of the audit wrong that stands beside a trusted person's label? [] where there is none."""
+        """Whether each grade beside a trusted person's label was wrong; [] where there is none."""
         known = self._compared.get(audit.id)
         if known is not None and known[0] == len(audit.labels):
             return known[1]

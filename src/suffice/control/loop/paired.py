@@ -1,10 +1,10 @@
-"""Pairs of calls as a source of evidence, for a route whose upstream cannot be cut: its effort or its token budget.
+"""Pairs of calls as evidence for a route whose upstream cannot be cut: its effort or its token budget.
 
-    audits that were asked twice, labels ──▶ pair_audits ──▶ learn.effort.certify_arms ──▶ level 1, the arm; or 0
+    paired audits, labels ──▶ pair_audits ──▶ learn.effort.certify_arms ──▶ level 1, the arm; or 0
 
-What a pair is evidence of: `assurance.paired`. What nobody saw counts against the arm: an audit that its client left,
-and a second call that failed. There is no burst: a pair costs a second call, and the owner says with `audit_share` how
-many are paid for. Signals of all traffic are not watched, for the arm itself moves them.
+For what a pair proves, see `assurance.paired`. An unknown result counts against the arm: an audit that its client left,
+and a second call that failed. There is no burst, because a pair costs a second call; the owner limits that cost with
+`audit_share`. Signals of all traffic are not checked for drift, because the arm itself changes them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from suffice.types import EvidenceSummary, Feedback, LabelRequest, Outcome, Pair
 
 FULL: Final = "full"  # how outcomes name a second full run
 MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remembered
-MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that wait
-COMES_BACK: Final = 10.0  # part of delta that an arm which lost its proof may use
-_MOST_LOG: Final = 700.0  # whose exponential is still a number
+MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that are pending
+COMES_BACK: Final = 10.0  # divides delta for an arm that lost its certificate
+_MOST_LOG: Final = 700.0  # largest exponent that does not overflow
 
 
 def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
-    """Was this audit asked a second time with one of these arms, or in full, or left before that could be?"""
+    """Whether this audit had a second call with one of these arms or in full, or its client left before that."""
     if request.ungoverned is not None or not request.audit or request.delivery > 1:
         return False
     return outcome.pair_arm in (FULL, *arms) or outcome.end_reason in ABANDONED_ENDS
@@ -50,9 +50,9 @@ def pair_audits(
     callers: Collection[str] = (),
     window: Window | None = None,
 ) -> list[PairedAudit]:
-    """The audits as pairs, in their order.
+    """Return the audits as pairs, in their order.
 
-    window   of the certificate, which says what each audit weighs; None: each weighs 1
+    window   of the certificate, which weighs audits; None: each weighs 1
     timeout  requests of the route after which a label is late
     """
     differing = {audit.id: audit for audit in audits if _differs(audit.outcome)}
@@ -71,12 +71,12 @@ def pair_audits(
 
 
 def pair_loss(outcome: Outcome, given: Feedback, match: Match) -> int | None:
-    """What the arm lost, as a label says; None: it says nothing of it, or a judge says it, whom no pair measures."""
+    """The arm's loss by a label; None: unknown. A judge's label does not count, because no pair measures the judge."""
     if given.source == JUDGE:
         return None
     if given.gold is not None:
         return judge_pair(outcome.answer, outcome.pair_answer, given.gold, match)[1]
-    # A label of the full run alone: where it is right the other answer is not, else that may be wrong as well.
+    # A label of the full run alone: if it is right, the other answer is wrong; otherwise that may be wrong as well.
     return None if given.correct is None else int(given.correct)
 
 
@@ -86,7 +86,7 @@ def _differs(outcome: Outcome) -> bool:
 
 def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
     outcome = audit.outcome
-    if outcome.pair_arm is None:  # left before it was asked twice: as good as lost, whatever arm it would have met
+    if outcome.pair_arm is None:  # the client left before the second call, which counts as lost for every arm
         return PairedAudit(arm=1, disagrees=True, z=1, due=due)
     disagrees = _differs(outcome)
     return PairedAudit(
@@ -103,9 +103,9 @@ class PairedEvidence(EvidenceSource):
     def __init__(self, state: EpochState) -> None:
         super().__init__(state)
         self.match: Match = lru_cache(MOST_MATCHES)(state.context.match)
-        self._watch: AuditWatch | None = None  # what would end the epoch while the arm is in force
-        self._watched_to = 0  # place in the log of the last pair that it has had
-        self._fell = False  # has the arm lost its proof in this epoch?
+        self._watch: AuditWatch | None = None  # ends the epoch while the arm is active
+        self._watched_to = 0  # position of the last pair in the watch
+        self._fell = False  # the arm has lost its certificate in this epoch
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_pair(request, outcome, self.state.context.route.arms)
@@ -125,7 +125,7 @@ class PairedEvidence(EvidenceSource):
         budget, delta = state.epoch.max_em_drop, self._arm_delta
         arms = certify_arms(self._windowed(), n_arms=2, max_em_drop=budget, delta=delta, now=now)
         self._fell, self.level = self._fell or arms.in_force < self.level, arms.in_force
-        if self.level and self._watch is None:  # what the arm was certified on is no news about it
+        if self.level and self._watch is None:  # the audits that certified the arm are no news about it
             view = arms.views[0]
             reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)
             self._watch = AuditWatch(max_em_drop=budget, reference=reference)
@@ -139,7 +139,7 @@ class PairedEvidence(EvidenceSource):
             if audit.seq <= self._watched_to or pair.arm == 0:
                 continue
             if pair.due > now:
-                return None  # later ones are not due either
+                return None  # later ones are not due, either
             self._watched_to = audit.seq
             alarm = self._watch.add(1 if pair.z is None else pair.z, pair.disagrees)
             if alarm is not None:
@@ -151,7 +151,7 @@ class PairedEvidence(EvidenceSource):
         return pair_audits(state.audits, self.match, timeout=self._timeout, callers=state.traffic.callers)
 
     def _windowed(self) -> list[PairedAudit]:
-        """The pairs of the certificate's window, and audits that should have returned by now, as lost."""
+        """The pairs of the certificate's window; audits that should have returned by now count as lost."""
         state, pending, timeout = self.state, self.state.certifier.pending, self._timeout
         at = np.array([audit.at for audit in state.audits], dtype=np.float64)
         share = np.array([audit.share for audit in state.audits])
@@ -177,7 +177,7 @@ class PairedEvidence(EvidenceSource):
 
     @property
     def _arm_delta(self) -> float:
-        """Of the proof. An arm that lost it needs a stronger one to come back, or it would come and go at the edge."""
+        """An arm that lost its certificate needs a stronger proof to return, so that it does not alternate."""
         delta = self.state.delta
         return delta / COMES_BACK if self._fell and not self.level else delta
 
@@ -185,7 +185,7 @@ class PairedEvidence(EvidenceSource):
         state, before, view = self.state, held.publication, arms.views[0]
         if (before.level if before is not None else 0) == self.level:
             return None
-        # As the latest pair was asked with it: with an effort and a budget it is what the upstream takes.
+        # The arm of the latest pair: of an effort and a budget, it is the one that the upstream accepts.
         asked = (audit.outcome.pair_arm for audit in reversed(state.audits))
         arm = next((arm for arm in asked if arm not in (None, FULL)), None) or state.context.route.arms[0]
         budget = state.epoch.max_em_drop
@@ -221,7 +221,7 @@ class PairedEvidence(EvidenceSource):
         return Draft(made)
 
     def label_requests(self, requested: set[str]) -> list[LabelRequest]:
-        """Labels are worth asking for where the two answers differ, and nowhere else."""
+        """Request labels only where the two answers differ."""
         requests = list[LabelRequest]()
         for audit in self.state.audits:
             outcome = audit.outcome

@@ -48,18 +48,19 @@ def source_of(state: EpochState) -> EvidenceSource:
 
 
 def essence(made: Publication) -> tuple[object, ...]:
-    """What a publication puts in force, and where: a replay of the log must come to the same."""
+    """The level and version that a publication activates, and where: a replay of the log must reproduce them."""
     return made.at, made.fit, made.level, made.share, made.classes
 
 
 class RouteLoop:
     """One route, from the beginning of an epoch on.
 
-    held      what is in force, as the log says
+    held      the active state, from the log
     expected  publications of the epoch that the log holds, oldest first
     kept      audits from before the epoch that count in it
-    asked     episodes whose label was asked for
-    holds     what people hold on the route, and `at_s`, the Unix time of the log's last row: set before `settle`
+    asked     episodes whose label was requested
+    holds     overrides and incidents of the route; set before `settle`
+    at_s      Unix time of the log's last row; likewise
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class RouteLoop:
     ) -> None:
         epoch = held.epoch
         assert epoch is not None
-        # What was published is in `expected`: it holds again once the fold has come to it.
+        # Published decisions are in `expected`: they become active when the fold reaches them.
         self.held = replace(held, publication=None)
         self.asked = set(asked)
         self.holds: RouteHolds = NO_HOLDS
@@ -121,7 +122,7 @@ class RouteLoop:
         elif isinstance(event, RolloutStart | RolloutMove | RolloutUndo) and route_of(event) == name:
             self.source.note_rollout(event)
         elif isinstance(event, Pause | Resumption) and event.route == name:
-            # A person's; the loop's own decisions are known since they were made.
+            # A person's: the loop notes its own decisions when it makes them.
             self.held = self.held.after(event)
             if isinstance(event, Resumption):
                 self.critical_em.forget()
@@ -136,14 +137,14 @@ class RouteLoop:
         return self._pass_requests(1, stored)
 
     def _count_requests(self, counted: RequestCount, stored: StoredEvent) -> Resolution | None:
-        """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
+        """Requests without rows are no audits; the lowest audit share among them is known."""
         if counted.audit_share is not None:
             self.certifier.windows.lower(self.n + 1.0, counted.audit_share)
         self.state.traffic.mix.count(counted.cells)
         return self._pass_requests(counted.n_governed, stored)
 
     def _pass_requests(self, n_requests: int, stored: StoredEvent) -> Resolution | None:
-        """Let requests pass, and look if it is time; those without rows come many at once, and one look is enough."""
+        """Count requests and look when due; many requests without rows at once need only one look."""
         before, self.state.n = self.n, self.n + n_requests
         tick = self.context.control.tick_requests
         if self.n // tick == before // tick:
@@ -184,11 +185,11 @@ class RouteLoop:
 
     @property
     def _gathers(self) -> bool:
-        """Does whoever answers now belong to the evidence?"""
+        """Whether the epoch still gathers the upstream identities that its evidence covers."""
         epoch, context = self.state.epoch, self.context
         if context.route.is_learned:
             return self.held.in_burst
-        # Where nothing is learned, something is published before as many requests have come as a burst would have.
+        # There is no burst where nothing is learned, and a publication may come early: a burst's length is used.
         return self.n < epoch.at + burst_requests(context.control, epoch.max_em_drop)
 
     def _note_label(self, label: GivenLabel) -> None:
@@ -221,7 +222,7 @@ class RouteLoop:
         return None
 
     def _end_epoch(self, end: EpochEnd, stored: StoredEvent) -> Resolution:
-        """Forget what no longer holds: level 0 and full runs, until there is evidence again."""
+        """End the epoch: level 0 and full runs, until there is new evidence."""
         state, context = self.state, self.context
         if state.expected:
             raise ReplayMismatch(
@@ -236,13 +237,13 @@ class RouteLoop:
             author=context.author,
         )
         kept = [audit for audit in state.audits if audit.at > self.n - end.keep]  # requests are numbered from 1
-        by_audits = end.cause in ("outcomes", "disagreement", "finish")  # other causes come whatever was drawn
+        by_audits = end.cause in ("outcomes", "disagreement", "finish")  # others do not depend on the draw
         part = state.certifier.plan.restart_share(self.n - state.epoch.at) if by_audits else 1.0
         burst = burst_of(context.route, context.control)
         return self._start_epoch(end.reason, stored.seq, kept, alarm, burst=burst, delta_share=part)
 
     def _start_epoch(self, reason: str, seq: int, kept: Sequence[Audit], *before: Alarm, **fields: Any) -> Resolution:
-        """Begin an epoch behind what is written before it; `fields` are those in which epochs differ."""
+        """Begin an epoch after the log's latest row; `fields` are those in which epochs differ."""
         state, route = self.state, self.context.route
         epoch = Epoch(
             route=self.context.name,
@@ -266,9 +267,9 @@ class RouteLoop:
         return Resolution(events)
 
     def settle(self) -> Resolution | None:
-        """Decide what does not depend on the place in the log, when all of it has been read. Raises ReplayMismatch.
+        """Decide what does not depend on the position in the log, at its end. Raises ReplayMismatch.
 
-        That is a promise that the owner changed, a pause that is due, and labels that are worth asking for.
+        That is a guarantee that the owner changed, a pause that is due, and useful label requests.
         """
         state, route = self.state, self.context.route
         if state.expected:
@@ -284,7 +285,7 @@ class RouteLoop:
                 state.audits,
                 burst=0,
                 delta_share=epoch.delta_share,
-                windows=state.certifier.windows.plain(),  # they go on, and unreturned audits count in the next epoch
+                windows=state.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
                 pending=state.unreturned.with_earlier(epoch.pending).plain(),
             )
         events = (*self.source.label_requests(self.asked), *self._pause())
@@ -292,11 +293,11 @@ class RouteLoop:
 
     @property
     def _max_em_drop(self) -> float:
-        """The EM budget to be kept: the owner's, or the smaller one that a person holds the route to for a while."""
+        """The EM budget: the owner's, or a person's smaller temporary one."""
         return self.holds.in_effect(self.at_s).budget(self.context.route.max_em_drop)
 
     def _pause(self) -> tuple[Event, ...]:
-        """A pause with its incident, where a person has to decide and nobody has to already."""
+        """A pause with its incident, if a person has to decide and no pause is open."""
         if self.held.pause is not None:
             return ()
         broken, made, right = self.state.traffic.sample_ratio.broken(), self.held.publication, self.critical_em.right

@@ -1,8 +1,8 @@
 """Checks that stop enforcement beside the certificate itself. Each answers with a sentence or None.
 
-outcomes ──▶ Upstreams        another model, fingerprint or setup than the evidence knows ──▶ a new epoch, at once
-draws    ──▶ SampleRatioTest  audits are missing (`assurance.sampling`)                   ──▶ a pause, for a person
-labels   ──▶ CriticalEM       EM of what was delivered is below `critical_em`             ──▶ a pause, for a person
+outcomes ──▶ Upstreams        the model, fingerprint or setup changed             ──▶ a new epoch, at once
+draws    ──▶ SampleRatioTest  audits are missing (`assurance.sampling`)           ──▶ a pause, for a person
+labels   ──▶ CriticalEM       EM of delivered answers is below `critical_em`      ──▶ a pause, for a person
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from suffice.learn.certifier import Certificate
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, Request
 
-MOST_UPSTREAMS: Final = 50  # different answers to "who are you" that one epoch keeps in mind
+MOST_UPSTREAMS: Final = 50  # different upstream identities that one epoch remembers
 STRANGERS: Final = 1_000  # latest requests among which …
-MOST_STRANGERS: Final = 0.05  # … so many may ask for models that the evidence does not know
-CRITICAL_LABELS: Final = 500  # latest labels that an EM below the critical one is read from
+MOST_STRANGERS: Final = 0.05  # … this share at most may request models without evidence
+CRITICAL_LABELS: Final = 500  # latest labels from which a critical EM is tested
 LEAST_LABELS: Final = 30
 MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the traffic
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamIdentity:
-    """Who answered: the model that was asked for, and what is behind it."""
+    """The model that was requested, and the fingerprint of what answered."""
 
     asked: str
     fingerprint: Fingerprint
 
 
 def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
-    """Who answered this request. In a loop of the caller's own, the caller says so."""
+    """Who answered this request. For a loop of the caller's own, the caller reports it."""
     own = outcome.model if request.kind != "rounds" else request.model or None
     return UpstreamIdentity(
         request.model if request.kind != "rounds" else "",
@@ -53,18 +53,18 @@ def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
 
 @dataclass(slots=True)
 class Upstreams:
-    """Who has answered in this epoch, and what would be a change.
+    """The upstream identities of this epoch, and the test for a change.
 
-    Everyone who answers during the burst belongs to the evidence. Afterwards a known model that answers as somebody
-    else is a change, at once; one that was never asked for is a stranger, and only many strangers are a change: a
-    client's typing error must not cost a burst.
+    All identities during the burst belong to the evidence. Afterwards another fingerprint of a known model is a change
+    at once. A model that was never requested before is a stranger, and only many strangers are a change, so that a
+    client's typing error does not cost a burst.
     """
 
     known: list[UpstreamIdentity] = field(default_factory=list)
     strangers: deque[bool] = field(default_factory=lambda: deque(maxlen=STRANGERS))
 
     def note(self, who: UpstreamIdentity, *, gathers: bool) -> str | None:
-        """Take an answer in; why this is a change, or None. gathers: is the epoch's evidence still being gathered?"""
+        """Note an answer; return why it is a change, or None. gathers: the epoch still gathers its evidence."""
         same_name = [one for one in self.known if one.asked == who.asked]
         if not all(changed(one.fingerprint, who.fingerprint) for one in same_name):
             self.strangers.append(False)
@@ -90,19 +90,19 @@ class Upstreams:
 
 @dataclass(slots=True)
 class SampleRatioTest:
-    """The audit draws of all requests that have begun: an audit may still run where others are stopped already."""
+    """Tests the audit share of all requests that have begun, because audits may run longer than stopped runs."""
 
     draws: Draws = field(default_factory=Draws)
     _new: list[tuple[bool, float]] = field(default_factory=list)
 
     def note(self, request: Request) -> None:
-        """Count the draw of a request once: later deliveries were not drawn for."""
+        """Count the draw of a request once: later deliveries had no draw."""
         lot = lot_of(request)
         if lot is not None and request.unit and request.delivery == 1:
             self._new.append(lot)
 
     def broken(self) -> str | None:
-        """Why audits cannot be believed, or None."""
+        """Why audits cannot be trusted, or None."""
         if self._new:
             audit, propensity = zip(*self._new, strict=True)
             self.draws += count_draws(np.array(audit, dtype=bool), np.array(propensity))
@@ -112,7 +112,7 @@ class SampleRatioTest:
 
 @dataclass(slots=True)
 class ClassMix:
-    """The query classes of the latest requests: what audits of another mix are weighted by."""
+    """The query classes of the latest requests, by which audits of another mix are weighted."""
 
     _latest: deque[str] = field(default_factory=lambda: deque(maxlen=MIX_REQUESTS))
 
@@ -140,40 +140,40 @@ class ClassMix:
 
 @dataclass(slots=True)
 class Traffic:
-    """What the requests of a route show, beside its audits: who asks, who answers, and whether audits are missing."""
+    """The checks on all requests of a route: class mix, upstreams and sample ratio."""
 
     mix: ClassMix = field(default_factory=ClassMix)
     setup: str = ""  # of the latest request that ended
     upstreams: Upstreams = field(default_factory=Upstreams)
     sample_ratio: SampleRatioTest = field(default_factory=SampleRatioTest)
-    callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
+    callers: set[str] = field(default_factory=set)  # senders that have used the model, on any route
 
 
 @dataclass(slots=True)
 class CriticalEM:
-    """Is the EM of what was delivered below the level at which a person has to decide?
+    """Tests whether EM of delivered answers is below the owner's `critical_em`, over the latest labels.
 
-    Tested as a drop is, over the latest labels: with EM at `critical` or above, a fair bet that it is below grows to
-    1/delta with probability at most delta (`assurance.certify`). A verdict on a run that stands for fewer than another
-    is a smaller bet: for a in [0, 1], (1 + b)^a is at most 1 + a b, so the bets stay fair, or worse.
+    Tested as an EM drop is: with EM at `critical` or above, a fair bet that it is below grows to 1/delta with
+    probability at most delta (`assurance.certify`). A run with less than the largest weight makes a smaller bet: for a
+    in [0, 1], (1 + b)^a is at most 1 + a b, so the bets stay fair, or worse.
     """
 
-    critical: float | None  # None: nobody has set one
+    critical: float | None  # None: the owner has set none
     delta: float
     right: dict[str, bool] = field(default_factory=dict)  # by episode, the oldest verdict first
     _weights: dict[str, float] = field(default_factory=dict)
 
     def note(self, episode_id: str, *, right: bool, stands_for: float = 1.0) -> None:
-        """Take a verdict in on a run that stands for so many; a later one about the same episode replaces it."""
+        """Note a verdict on a run that stands for `stands_for` runs; a later one about the same episode replaces it."""
         self.right[episode_id], self._weights[episode_id] = right, stands_for
         while len(self.right) > CRITICAL_LABELS:
             oldest = next(iter(self.right))
             del self.right[oldest], self._weights[oldest]
 
     def note_label(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
-        """Note a label about a run that has ended, if it says whether what was delivered is right.
+        """Note a label of a run that has ended, if it tells whether the delivered answer is right.
 
-        Runs that people were asked about because they were doubtful are worse than the average one.
+        Reviewed runs that were picked because they were doubtful do not count: they are worse than the average.
         """
         if self.critical is None or given.asked_for not in REPRESENTATIVE:
             return
