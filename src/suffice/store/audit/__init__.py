@@ -1,1 +1,1 @@
-"""The chain over the rows of the log, its exported heads, and what of a row is in people's words."""
+"""The hash chain over the log, its exported heads, and the personal text in rows."""

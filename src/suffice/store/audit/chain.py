@@ -1,24 +1,17 @@
-"""The chain of the audit log: every chained row vouches for itself and for all that stand before it.
+"""The hash chain of the audit log: each chained row commits to itself and to all rows before it.
 
-    Appender.add ──▶ events (the row)          one transaction, under SQLite's write lock
-                └──▶ chain  (place, digests, link)
+    link = digest of (previous link, place, the event's seq, digests of the event)
 
-    link = digest of (link before, place, event's place in the log, digests of the event)
+An event with personal text is digested as a whole and in parts: the part that is kept, and each erasable part with
+a salt of its own. Erasing a part keeps its digest and drops its salt, so the text cannot be guessed and the rest of
+the row stays verifiable. The digest of the whole covers the salts and means nothing once one is gone.
 
-An event that holds words of people is digested as a whole and in parts: what stays for good, and, each with a salt of
-its own, the words that may have to go. An erased part keeps its digest and loses its salt, so that nobody can guess the
-words from it, and all the rest of the row still has to be what was written. The digest of the whole takes in the salts,
-so it says nothing any more once one is gone.
+`extract` gives lines of JSON; an exported head is one signed line (HMAC-SHA-256, key derived from the deployment's
+secret), to be kept where those who can write the log cannot write:
 
-For somebody who does not have the log, `extract` gives parts of it as lines of JSON:
-
-    {"type": "row", "seq": …, "told": …, "kept": …}   a chained row without people's words: its digest is the link's
+    {"type": "row", "seq": …, "told": …, "kept": …}   a chained row without personal text: its digest is the link's
     {"type": "link", "of": [place, seq, digests …]}   one link of the chain; the first also has the link before it
-
-An exported head is one signed line (HMAC-SHA-256 under a key made of the deployment's secret), kept where whoever can
-write the log cannot write:
-
-    {"at": "2026-11-26T09:00:00Z", "begin": …, "place": 812, "seq": 90211, "link": …, "signature": …}
+    {"at": "2026-11-26T09:00:00Z", "begin": …, "place": 812, "seq": 90211, "link": …, "signature": …}     a head
 """
 
 from __future__ import annotations
@@ -39,8 +32,8 @@ from suffice.errors import StoreError
 from suffice.store.audit.personal import BodySplit, Part, redact_row, split, without
 from suffice.store.rows.events import UNCHAINED, Row
 
-FORM: Final = 1  # how rows are digested; another way gets another number, and both stay readable
-NOTHING: Final = bytes(32)  # the link before the first row, and the digest of what is not there
+FORM: Final = 1  # version of the digest format; another format gets another number, and both stay readable
+NOTHING: Final = bytes(32)  # the link before the first row, and the digest of an absent part
 SALT_BYTES: Final = 16
 CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
 
@@ -56,24 +49,21 @@ _PLACES: Final = struct.Struct(">QQB").pack
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of the chain at some time: whoever kept it can tell later whether the chain still leads there."""
-
     begin: str  # link of the chain's first row, hexadecimal: which chain it is
     place: int  # of the last row
-    seq: int  # of its event in the log; 0: the chain has only just begun
+    seq: int  # of its event in the log; 0: the chain has no rows yet
     link: str  # of the last row, hexadecimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainStart:
-    chain: str  # a fresh name, so that no two chains begin alike
+    chain: str  # a random name, so that no two chains begin alike
     at_s: float  # Unix time; informative
-    after_seq: int  # rows of the log up to here were written before the chain, and it does not vouch for them
+    after_seq: int  # the chain does not cover rows of the log up to here: they are older
     n_before: int  # of them, rows of kinds that would be chained
 
 
 def is_chained(kind: str) -> bool:
-    """Does a row of this kind go into the chain? All do but those that are named."""
     return kind not in UNCHAINED
 
 
@@ -82,12 +72,11 @@ def digested_part(seq: int, kind: str, key: str, episode_id: str | None, route: 
 
 
 def digest_event(told: bytes, body: bytes) -> bytes:
-    """The digest of an event: of what is told of it, and of its body or of what stays of it."""
     return sha256(told + b"\n" + body).digest()
 
 
 def whole_digest(told: bytes, body: bytes, answers_salt: bytes | None, comments_salt: bytes | None) -> bytes:
-    """The digest of an event with its words: with a salt, nobody can guess them from it."""
+    """Digest an event with its personal text; the salts keep the text from being guessed."""
     none = bytes(SALT_BYTES)
     return sha256((answers_salt or none) + (comments_salt or none) + told + b"\n" + body).digest()
 
@@ -99,24 +88,23 @@ def words_digest(salt: bytes, words: bytes) -> bytes:
 def link_of(
     before: bytes, place: int, seq: int, kept: bytes, whole: bytes | None, answers: bytes | None, comments: bytes | None
 ) -> bytes:
-    """The link of a row; `seq` is 0 at the beginning."""
     digests = kept + (whole or NOTHING) + (answers or NOTHING) + (comments or NOTHING)
     return sha256(before + _PLACES(place, seq, FORM) + digests).digest()
 
 
 class Appender:
-    """Adds rows to the log inside the caller's transaction, and chains those that are chained.
+    """Adds rows to the log, and to the chain where their kind is chained, inside the caller's transaction.
 
-    The transaction holds SQLite's write lock (BEGIN IMMEDIATE), so no other process can add a row in between.
+    The transaction must hold SQLite's write lock (BEGIN IMMEDIATE), so that no other process adds a row in between.
     """
 
     def __init__(self, connection: sqlite3.Connection, *, owner: int, redact: tuple[Part, ...] = ()) -> None:
         self._connection, self._owner, self._redact = connection, owner, redact
         self._tail: tuple[int, bytes] | None = None
-        self.seq = 0  # place of the row that was written last
+        self.seq = 0  # seq of the row written last
 
     def add(self, row: Row, at_s: float) -> bool:
-        """Write a row; False: one with its key stands there already, and stays as it is."""
+        """Write a row. Return False if a row with its key exists; that row stays unchanged."""
         if self._redact:
             row = redact_row(row, self._redact)
         values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
@@ -143,14 +131,13 @@ class Appender:
         self._tail = place + 1, link
 
     def tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
-        """Place and link of the chain's last row; a chain without one is begun, before the row at `before_seq`."""
+        """Return place and link of the chain's last row; start the chain before `before_seq` if there is none."""
         if self._tail is None:
             row = self._connection.execute(_TAIL).fetchone()
             self._tail = (int(row[0]), bytes(row[1])) if row is not None else self._begun(now_s, before_seq)
         return self._tail
 
     def _begun(self, now_s: float, before_seq: int | None) -> tuple[int, bytes]:
-        """Write the first row, which says what stood in the log before it."""
         last = self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
         after_seq = last if before_seq is None else before_seq - 1
         marks = ", ".join("?" * len(UNCHAINED))
@@ -193,7 +180,7 @@ def require_chain(connection: sqlite3.Connection) -> None:
 
 
 def head(connection: sqlite3.Connection) -> Head | None:
-    """Where the chain ends now; None: it has no row, or somebody has dropped it."""
+    """Return the end of the chain; None if it is empty or dropped."""
     if not _has_chain(connection):
         return None
     row = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
@@ -204,14 +191,14 @@ def head(connection: sqlite3.Connection) -> Head | None:
 
 
 def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
-    """Does a row say what the stored one with its key says, as far as the log still holds that?"""
+    """Return whether a row equals the stored row of the same key, ignoring what the log has erased."""
     gone = {*redact, *_erased(connection, seq)}
     now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
     if row.kind == "feedback":
         for body in (now, then):
-            body.pop("about", None)  # what a gateway remembered of the run, and may have forgotten since
+            body.pop("about", None)  # the gateway's memory of the run, which it may have lost since
         for said in (now["feedback"], then["feedback"]):
-            for field in ("door", "satisfaction"):  # how it came, and what the metrics declared then make of it
+            for field in ("door", "satisfaction"):  # the channel, and the satisfaction under the metrics of that time
                 said.pop(field, None)
     return bool(now == then)
 
@@ -224,7 +211,7 @@ def _erased(connection: sqlite3.Connection, seq: int) -> tuple[Part, ...]:
 
 
 def forget_salts(connection: sqlite3.Connection, seq: int, parts: Collection[Part]) -> bool:
-    """Drop the salts of erased parts of an event: their digests stay and give nothing away. Was the event chained?"""
+    """Drop the salts of an event's erased parts and return whether the event was chained. Their digests stay."""
     changed = [
         connection.execute(
             f"UPDATE chain SET {part}_salt = NULL WHERE seq = ? AND {part}_salt IS NOT NULL",  # noqa: S608 - a name
@@ -249,11 +236,11 @@ _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WH
 
 
 def extract(connection: sqlite3.Connection, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
-    """The end of the chain, with the rows at these places and of this export, and the links from the first to the end.
+    """Return the end of the chain, the rows at `places` and of this export, and all links from the first of them on.
 
-    Raises StoreError where one of the rows is gone or stands in no chain.
+    Raise StoreError if a row is missing or not in the chain.
     """
-    connection.execute("BEGIN")  # the links and the head are of one moment
+    connection.execute("BEGIN")  # read links and head from one snapshot
     try:
         (place,) = connection.execute(_EXPORTED, (exported,)).fetchone()
         end = head(connection)
@@ -265,7 +252,6 @@ def extract(connection: sqlite3.Connection, places: Collection[int], *, exported
 
 
 def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
-    """Chained rows as the chain digests them, without people's words. Raises StoreError where one is gone."""
     for place in sorted(places):
         row = connection.execute(f"{_EVENT} WHERE seq = ?", (place,)).fetchone()
         if row is None:
@@ -276,7 +262,6 @@ def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[L
 
 
 def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
-    """The links of the chain from the row at this place in the log to the chain's end. Raises StoreError."""
     row = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
     if row is None:
         raise StoreError(f"the log: row {first_seq} stands in no chain; nothing vouches for it")
@@ -300,7 +285,6 @@ def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple
 
 
 def read_starts(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
-    """Requests of a route, and counts of those without rows, the newest first; until_seq: nothing behind this place."""
     yield from (_entry(row) for row in connection.execute(_BEGAN, (route, until_seq)))
 
 
@@ -336,7 +320,7 @@ class KeptHead:
     line: int
     at: str
     head: Head
-    signed: bool | None  # None: nobody could check
+    signed: bool | None  # None: not checked
 
 
 def signing_key(salt: str) -> bytes:
@@ -344,16 +328,13 @@ def signing_key(salt: str) -> bytes:
 
 
 def line_of(head: Head, *, at: str, key: bytes) -> bytes:
-    """A head as one signed line of JSON, its end included."""
+    """Return a head as one signed line of JSON, newline included."""
     line = _Line(at=at, begin=head.begin, place=head.place, seq=head.seq, link=head.link)
     return msgspec.json.encode(msgspec.structs.replace(line, signature=line.signed_with(key))) + b"\n"
 
 
 def append_line(file: Path, line: bytes) -> None:
-    """Add a line to a file so that it is on disk when this returns; half a line of a crash is closed first.
-
-    Raises StoreError.
-    """
+    """Append a line to a file and sync it; a line that a crash left incomplete is ended first. Raise StoreError."""
     try:
         is_new = not file.exists()
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -377,7 +358,7 @@ def append_line(file: Path, line: bytes) -> None:
 
 
 def read_heads(file: Path, *, key: bytes | None) -> list[KeptHead]:
-    """All heads of a file, in its order; a last line that a crash cut in half is left out. Raises StoreError."""
+    """Read all heads of a file in order, without an incomplete last line. Raise StoreError."""
     try:
         with file.open("rb") as handle:
             content = handle.read(_MOST_BYTES + 1)
@@ -393,7 +374,7 @@ def read_heads(file: Path, *, key: bytes | None) -> list[KeptHead]:
             line = msgspec.json.decode(text, type=_Line)
         except ValueError:
             if text.startswith(b"{") and not text.rstrip().endswith(b"}"):
-                continue  # the writer died in the middle of it: it never said that it was there
+                continue  # the writer crashed in the middle of the line and never reported it as written
             raise StoreError(f"heads {file}: line {number} is no head; need the lines that Suffice exported") from None
         head = Head(begin=line.begin, place=line.place, seq=line.seq, link=line.link)
         signed = None

@@ -1,14 +1,10 @@
-"""What a row of the log says in people's words, and the same row without them.
+"""Splits personal text off rows of the log, by part; a part is erased as a whole.
 
-    body ──▶ split ──▶ kept       what stays for good: names, counts, tokens, decisions
-                       answers    what was answered, and what is right: trial and final answers, gold, votes
-                       comments   what a person wrote: comments, reasons of a label
-                       questions  the text of a question and of its run's sources, where its owner had them kept
-                       metadata   what a caller declared of a question
-
-A part goes as a whole. Of a run's answers the letters stay: equal answers get equal names within their run, so that
-streaks, votes and disagreement are what they were, and nobody can tell what was said. Steps are no words, but most of
-the log's bytes; they can go, too.
+answers    trial and final answers, gold, votes: erased, they become letters, equal for equal answers of a run
+comments   comments and reasons that a person wrote
+questions  the text of a question and of its run's sources, where the route keeps them
+metadata   what a caller declared of a question
+steps      no personal text, but most of the log's bytes
 """
 
 from __future__ import annotations
@@ -23,22 +19,21 @@ from suffice.store.rows.events import Row
 
 Part: TypeAlias = Literal["answers", "comments", "questions", "metadata", "steps"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-NAME: Final = "erased:q"  # begins what stands for an erased answer; the letters behind it are the answer's name
+NAME: Final = "erased:q"  # prefix of an erased answer; the letters behind it tell the answers of a run apart
 
 
 @dataclass(frozen=True, slots=True)
 class PersonalField:
-    path: tuple[str, ...]  # the record, then its fields; a list on the way stands for each of its items
+    path: tuple[str, ...]  # the record, then its fields; a list on the way means each of its items
     part: Part
-    blank: str | None  # what stands there without them
+    blank: str | None  # the value that replaces it
 
 
 def _fields(record: str, **fields: tuple[Part, str | None]) -> tuple[PersonalField, ...]:
-    """Fields of one record, or behind dots of a record in it, each with its part and what stands there without it."""
     return tuple(PersonalField((record, *name.split("__")), part, blank) for name, (part, blank) in fields.items())
 
 
-# Every field that may hold a person's words, by kind. Of a chained kind no released line is edited: a row in the chain
+# Every field that may hold personal text, by kind. Never edit a released line of a chained kind: a row in the chain
 # is split as it was when it was written.
 _ANSWER: Final[tuple[Part, None]] = ("answers", None)
 _COMMENT: Final[tuple[Part, None]] = ("comments", None)
@@ -61,7 +56,7 @@ WORDS: Mapping[str, tuple[PersonalField, ...]] = {
 @dataclass(frozen=True, slots=True)
 class BodySplit:
     kept: bytes
-    words: Mapping[Part, bytes]  # parts that hold any; () of the others
+    words: Mapping[Part, bytes]  # parts that have any; () for the others
 
 
 _ENCODE: Final = msgspec.json.Encoder().encode
@@ -69,9 +64,9 @@ _DECODE: Final = msgspec.json.Decoder().decode
 
 
 def split(kind: str, body: str) -> BodySplit:
-    """Take a body apart. What was split once is split into the same again.
+    """Separate the personal parts from a body; splitting the kept part again changes nothing.
 
-    A body that is not written as we write it stays whole: a field that stands there twice means two things.
+    A body that is not in our canonical JSON is kept whole, because a duplicate field would be ambiguous.
     """
     whole = body.encode()
     if kind not in WORDS:
@@ -87,7 +82,6 @@ def split(kind: str, body: str) -> BodySplit:
 
 
 def _take_words(kind: str, plain: Any, parts: Collection[Part]) -> Iterator[tuple[PersonalField, Any]]:
-    """Take the words of these parts out of a body, and give each with its field. Any: JSON."""
     for words in WORDS.get(kind, ()):
         for table in _tables(plain, words.path[:-1]) if words.part in parts else ():
             value = table.get(words.path[-1])
@@ -97,7 +91,6 @@ def _take_words(kind: str, plain: Any, parts: Collection[Part]) -> Iterator[tupl
 
 
 def without(kind: str, body: str, parts: Iterable[Part]) -> str:
-    """The same body without some of its parts; the same string where it has none of them."""
     gone = frozenset(parts)
     if not holds(kind, gone):
         return body
@@ -110,7 +103,6 @@ def without(kind: str, body: str, parts: Iterable[Part]) -> str:
 
 
 def redact_row(row: Row, parts: Iterable[Part]) -> Row:
-    """The row as it is written where its owner wants none of these parts in the log."""
     body = without(row.kind, row.body, parts)
     return row if body is row.body else Row(row.kind, row.key, row.episode_id, row.route, body)
 
@@ -120,7 +112,6 @@ def holds(kind: str, parts: Iterable[Part]) -> bool:
 
 
 def _tables(value: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The tables at the end of a path. Any: JSON, whose missing fields are no error."""
     if isinstance(value, list):
         for item in value:
             yield from _tables(item, path)
@@ -135,7 +126,6 @@ def _tables(value: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 def _name_answers(plain: Any) -> bool:
-    """Give each answer of a run a name instead of its text; was there any to name?"""
     outcome = plain.get("outcome", {})
     known = dict[str, str]()
 
@@ -155,7 +145,6 @@ def _name_answers(plain: Any) -> bool:
 
 
 def _letters(number: int) -> str:
-    """0 is a, 25 is z, 26 is aa."""
     found, number = "", number + 1
     while number:
         number, digit = divmod(number - 1, 26)

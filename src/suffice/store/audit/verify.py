@@ -1,13 +1,13 @@
-"""Walks the chain and names the first row that is not what it was.
+"""Walks the hash chain and reports the first row that was changed.
 
-    edited       its digests differ, or words are gone and no erasure in the chain says so
-    removed      a place of the chain is missing, or the event behind it
-    reordered    it stands in another order than it was written in, or does not follow from the row before it
-    added        a row of a chained kind that stands in no chain, or a second beginning
-    cut off      a head that was exported names a place that is not there any more
-    rebuilt      the chain does not lead to a head that was exported
+    edited       the digests differ, or text is missing and no erasure in the chain accounts for it
+    removed      a place of the chain is missing, or its event
+    reordered    the order differs from the order of writing, or the row does not follow from the one before it
+    added        a row of a chained kind outside the chain, or a second beginning
+    cut off      an exported head names a place that no longer exists
+    rebuilt      the chain does not pass through an exported head
 
-The last two are found by exported heads alone: whoever can write the file can write a chain that fits in itself.
+Only exported heads reveal the last two: anyone who can write the file can also write a consistent chain.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ _ROWS: Final = """
            c.note, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
     FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""
 _MAX: Final = 2**63 - 1
-_NO_WORDS: Final = (None,) * 4  # digests and salts of a row that holds none
+_NO_WORDS: Final = (None,) * 4  # digests and salts of a row without personal text
 _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    place: int | None  # in the chain; None: it stands in none
+    place: int | None  # in the chain; None: it is not in the chain
     seq: int | None  # of the event in the log; None: unknown
     kind: str | None  # of the event; None: unknown
-    what: str  # what is wrong with it, in a sentence
+    what: str  # what is wrong, as a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainCheck:
-    n_rows: int  # of the chain, its beginning among them
-    n_erased: int  # parts of rows whose words are gone by an erasure that stands in the chain
-    n_heads: int  # exported heads that the chain was compared with
-    beginning: ChainStart | None  # None: there is no chain, or it does not begin as a chain does
-    head: Head | None  # where it ends; None: there is no chain
-    bad: BadRow | None  # None: every row is what was written
+    n_rows: int  # of the chain, its first row included
+    n_erased: int  # parts of rows erased by an erasure in the chain
+    n_heads: int  # exported heads compared with the chain
+    beginning: ChainStart | None  # None: there is no chain, or its first row is invalid
+    head: Head | None  # None: there is no chain
+    bad: BadRow | None  # None: every row is intact
 
     @property
     def ok(self) -> bool:
         return self.bad is None
 
 
-# A row of the chain with its event. SQLite takes anything in any column, so no type is sure.
+# A row of the chain with its event.
 _Row = namedtuple(  # noqa: PYI024 - every column may hold anything
     "_Row",
     "place seq form kept whole answers answers_salt comments comments_salt link note"
@@ -84,20 +84,18 @@ def _words(row: _Row) -> dict[Part, tuple[Any, Any]]:
 
 @dataclass(slots=True)
 class _Walk:
-    """Goes from row to row; keeps the first that is bad, and goes on, because later rows may explain earlier ones."""
-
     place: int = 0
     seq: int = 0
     link: bytes = NOTHING
     n_rows: int = 0
-    n_known: int = 0  # of kinds that this version knows
+    n_known: int = 0  # of kinds known to this version
     n_erased: int = 0
     first: bytes = b""
     beginning: ChainStart | None = None
     bad: BadRow | None = None
-    is_silent: bool = False  # is `bad` a row whose words are gone without an erasure, which may have been cut off?
+    is_silent: bool = False  # is `bad` a row with missing text whose erasure may have been cut off?
     silent: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)  # (seq, part): place, kind
-    links: dict[int, bytes | None] = field(default_factory=dict)  # of places that heads name
+    links: dict[int, bytes | None] = field(default_factory=dict)  # of the places that heads name
 
     def blame(self, place: int | None, seq: int | None, kind: str | None, what: str) -> None:
         if self.bad is None:
@@ -145,7 +143,6 @@ class _Walk:
             self.n_erased += sum(self.silent.pop(one, None) is not None for one in explained)
 
     def _in_order(self, row: _Row) -> bool:
-        """Does the event stand behind those before it, and is it there at all? If not, the row is blamed."""
         if row.seq <= self.seq:
             self.blame(row.place, row.seq, row.kind, f"reordered: it stands behind row {self.seq} of the log")
         self.seq = max(row.seq, self.seq)
@@ -160,7 +157,7 @@ class _Walk:
             return False
         try:
             told, body = digested_part(row.seq, *row[11:16]), row.body.encode()
-        except (ValueError, AttributeError):  # no text any more, or none that can be written
+        except (ValueError, AttributeError):  # not text, or not encodable
             same = False
         else:
             if row.whole is None:
@@ -174,10 +171,9 @@ class _Walk:
         return same
 
     def _is_same_without_words(self, row: _Row, told: bytes) -> bool:
-        """Compare what stays, and the words of people part by part; where they are gone an erasure has to say so."""
         try:
             taken = split(row.kind, row.body)
-        except (ValueError, TypeError, AttributeError):  # no JSON any more
+        except (ValueError, TypeError, AttributeError):  # not valid JSON
             return False
         if digest_event(told, taken.kept) != row.kept:
             return False
@@ -192,7 +188,6 @@ class _Walk:
         return True
 
     def end(self) -> None:
-        """All rows were taken: what nobody explained is bad."""
         left = min(((place, seq, part, kind) for (seq, part), (place, kind) in self.silent.items()), default=None)
         if left is not None and (self.bad is None or (self.bad.place or _MAX) > left[0]):
             place, seq, part, kind = left
@@ -205,10 +200,10 @@ def _link(value: object) -> bytes:
 
 
 def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
-    """Walk the whole chain, and compare it with heads that were exported earlier. Raises StoreError."""
+    """Walk the whole chain and compare it with exported heads. Raise StoreError."""
     require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
-    connection.execute("BEGIN")  # one state of the log, whoever writes meanwhile
+    connection.execute("BEGIN")  # one snapshot, whatever other processes write
     try:
         _go(connection, walk)
         _find_added(connection, walk)
@@ -241,14 +236,13 @@ def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
 
 
 def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
-    """A row of a chained kind that stands in no chain: somebody wrote past it."""
     if walk.beginning is None:
         return
     wanted = f"e.seq > ? AND e.kind IN ({', '.join('?' * len(_KNOWN))})"
     values = (walk.beginning.after_seq, *sorted(_KNOWN))
     count = f"SELECT count(*) FROM events e WHERE {wanted}"  # noqa: S608 - only marks
     if walk.bad is None and connection.execute(count, values).fetchone()[0] == walk.n_known:
-        return  # every row that is there was met in the chain
+        return  # every such row is in the chain
     row = connection.execute(
         f"SELECT e.seq, e.kind FROM events e WHERE {wanted}"  # noqa: S608 - only marks
         " AND NOT EXISTS (SELECT 1 FROM chain c WHERE c.seq = e.seq) ORDER BY e.seq LIMIT 1",
@@ -259,7 +253,6 @@ def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
 
 
 def _compare_heads(walk: _Walk, heads: Sequence[Head]) -> None:
-    """Does the chain lead through every head that was exported? The first bad row of all is kept."""
     agreed = 0
     for head in sorted(heads, key=lambda head: head.place):
         link = walk.links.get(head.place)

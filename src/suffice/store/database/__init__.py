@@ -1,1 +1,1 @@
-"""The SQLite file that holds the log: its shape, its one writer, its readers, and decisions under a lease."""
+"""The SQLite database of the log: schema, writer thread, readers, and transactions under a lease."""

@@ -1,13 +1,8 @@
-"""How the control loop and people write: one job, one worker; all of a decision, or nothing of it.
+"""Writes decisions of the control loop and of people: one worker per job, all of a decision or nothing.
 
-    acquire ──▶ JobLease ──▶ renew … ──▶ write(events, artefacts) in one transaction ──▶ release
-
-A lease is a row with an owner and a token. It passes on when its owner has let go, when the operating system says
-that the owner is dead, or when a waiting worker has seen no renewal for `LEASE_S` on its own clock: no two clocks are
-compared, so none that steps can take a job away. A worker that was merely slow finds its token gone, and then nothing
-of what it decided is written.
-
-Every method raises StoreError where the log cannot be used, and then nothing was written.
+A lease passes on when its owner releases it, when the owner's process is dead, or when a waiting worker has seen no
+renewal for `LEASE_S` on its own clock; clocks of two machines are never compared. A slow worker that lost its token
+writes nothing. Every method raises StoreError if the log cannot be used; then nothing was written.
 """
 
 from __future__ import annotations
@@ -30,9 +25,9 @@ from suffice.store.rows.events import Event, to_row
 
 T = TypeVar("T")
 
-LEASE_S: Final = 30.0  # without a renewal, after which a waiting worker takes a job over
+LEASE_S: Final = 30.0  # seconds without a renewal after which a waiting worker takes over
 _BUSY_S: Final = 5.0  # one attempt waits this long for another process's transaction
-_TRIES: Final = 20  # decisions that are made anew because somebody else was quicker
+_TRIES: Final = 20  # attempts of `decide` when others keep writing first
 
 _TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
            ON CONFLICT (job) DO UPDATE
@@ -51,15 +46,13 @@ class JobLease:
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """A lease of somebody else, and since when it has stood still."""
-
     token: int
     beat: int
     since_s: float  # monotonic
 
 
 class Decisions:
-    """One writer of decisions on one log. Open it with `Decisions.open`, close it when done."""
+    """A writer of decisions. Open it with `Decisions.open` and close it when done."""
 
     def __init__(
         self,
@@ -73,7 +66,7 @@ class Decisions:
         redact: tuple[Part, ...] = (),
     ) -> None:
         self.path, self.owner, self.now, self._redact = path, owner, now, redact
-        self.n_new = 0  # rows that `write` has added
+        self.n_new = 0  # rows added by `write`
         self._claim, self._monotonic_s, self._lease_s = claim, monotonic_s, lease_s
         self._seen: dict[str, _Sight] = {}
         self._closed = False
@@ -102,7 +95,7 @@ class Decisions:
         self.close()
 
     def close(self) -> None:
-        """Let everything go: leases that are still held pass on at once. Closing again does nothing."""
+        """Release everything, leases included. Closing again does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -124,7 +117,7 @@ class Decisions:
         return JobLease(job, token)
 
     def renew(self, lease: JobLease) -> bool:
-        """Say that the work goes on; False: the lease is lost, and so is what was being done."""
+        """Renew a lease. False: it is lost, and the work under it must stop."""
         with self.transaction() as connection:
             return connection.execute(_RENEW, self._named(lease)).rowcount == 1
 
@@ -137,9 +130,8 @@ class Decisions:
         return {"job": lease.job, "owner": self.owner, "token": lease.token, "until_s": until_s}
 
     def _has_ended(self, connection: sqlite3.Connection, job: str, owner: int, token: int, beat: int) -> bool:
-        """Is the holder of a lease dead, or has it not been heard of for too long?"""
         if owner == self.owner:
-            return False  # this very worker, in another of its threads
+            return False  # held by this process, in another thread
         row = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
         if row is None or not presence.is_alive(self.path, row[0]):
             return True
@@ -159,10 +151,10 @@ class Decisions:
         *,
         all_new: bool = False,
     ) -> list[bool] | None:
-        """Write all of it in one synced transaction; for each event whether its row is new.
+        """Write all events in one synced transaction; return for each whether its row is new.
 
-        lease      under which it was decided; None: a person did. A row that is there already stays as it is
-        all_new    write no row at all where one of them is there already: somebody was quicker
+        lease      under which the decision was made; None: a person made it. An existing row stays unchanged
+        all_new    write nothing if any of the rows exists
 
         None: the lease is lost, and nothing was written.
         """
@@ -184,14 +176,13 @@ class Decisions:
             return new
 
     def write_new(self, *events: Event, artefacts: Mapping[str, str] | None = None) -> bool:
-        """Write what a person decided; False: somebody was quicker with a part of it, and no row was written."""
         new = self.write(None, events, artefacts, all_new=True)
         return new is not None and all(new)
 
     def decide(self, step: Callable[[LogReader], tuple[Sequence[Event], T] | str]) -> T | str:
-        """Decide on what the log holds, and write that; where somebody was quicker, decide anew on what it holds then.
+        """Decide on the current log and write the decision; decide again if another writer was first.
 
-        step  gives the events to be written and the result, or a sentence why nothing can be decided
+        step  returns the events to write and the result, or a sentence why no decision is possible
         """
         for _ in range(_TRIES):
             with open_reader(self.path) as connection:
@@ -204,10 +195,7 @@ class Decisions:
         raise StoreError(f"store {self.path}: others were quicker {_TRIES} times; try again")
 
     def keep(self, lease: JobLease, work: Callable[[sqlite3.Connection], None]) -> bool:
-        """Have a cache beside the log written in one transaction; False: the lease is lost, and nothing was written.
-
-        Raises what `work` raises; then nothing was written either.
-        """
+        """Update a cache beside the log in one transaction. False: the lease is lost."""
         with self.transaction() as connection:
             if connection.execute(_HELD, self._named(lease)).fetchone() is None:
                 return False
@@ -216,7 +204,7 @@ class Decisions:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that is on disk when the block ends, or was never there."""
+        """Run the block in one transaction that is synced when the block ends, or rolled back."""
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
                 connection.execute("PRAGMA synchronous = FULL")
@@ -232,10 +220,7 @@ class Decisions:
 
 
 def read_artefact(connection: LogReader, address: str) -> str | None:
-    """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address.
-
-    Raises StoreError, so that a caller tells a log that cannot be read from a version that cannot be loaded.
-    """
+    """Return the artefact at an address, which the caller verifies; None if there is none. Raise StoreError."""
     try:
         row = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
     except sqlite3.Error as error:
@@ -244,6 +229,5 @@ def read_artefact(connection: LogReader, address: str) -> str | None:
 
 
 def is_attended(connection: LogReader, path: Path) -> bool:
-    """Does a living worker hold a job of this log now?"""
     rows = connection.execute("SELECT o.lock FROM leases l JOIN owners o ON o.id = l.owner WHERE l.held = 1").fetchall()
     return any(presence.is_alive(path.resolve(), lock) for (lock,) in rows)

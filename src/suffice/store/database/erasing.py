@@ -1,10 +1,7 @@
-"""Takes words of people out of the log, for good: out of rows, the file's free pages and the write-ahead log.
+"""Permanently erases personal text from rows, from the file's free pages and from the write-ahead log.
 
-    rows ──▶ batch by batch: bodies without their words + an `erased` row that says so, in one transaction
-         ──▶ purge: the file is written anew, the write-ahead log is emptied
-
-What stays: ids, counts, tokens, ratings, verdicts, digests, and which answers of one run were equal. Erasing again does
-nothing.
+Each batch rewrites bodies and adds an `erased` row in one transaction. Ids, counts, tokens, ratings, verdicts, digests
+and the equality of a run's answers stay. Erasing again does nothing.
 """
 
 from __future__ import annotations
@@ -26,14 +23,14 @@ from suffice.store.database.views import LogReader, query_number
 from suffice.store.rows.events import to_row
 from suffice.store.rows.records import Erasure
 
-BATCH_ROWS: Final = 2_000  # in one transaction: whoever else writes waits for so long
-PURGE_BUSY_S: Final = 30.0  # how long writing the file anew waits for others
+BATCH_ROWS: Final = 2_000  # in one transaction; other writers wait that long
+PURGE_BUSY_S: Final = 30.0  # how long rewriting the file waits for other processes
 
 # Kinds whose key is the episode.
 _BY_KEY: Final = ("request", "outcome", "label_wanted", "review_asked", "question_kept", "sources_kept")
 _OF_EPISODE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
 _NAMED: Final = "SELECT seq FROM events WHERE kind = ? AND episode_id = ?"
-# The kind stands to the letter, as in the indexes: left to a parameter, SQLite would look through all labels.
+# Kinds are literals as in the indexes: with parameters SQLite would scan all labels.
 _LABELS: Final = """
     SELECT seq FROM events WHERE kind = 'feedback' AND episode_id = :episode
     UNION
@@ -60,7 +57,7 @@ _EXPORTS: Final = """
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureOrder:
     erasure_id: str
-    what: str  # which rows are meant, for people
+    what: str  # which rows, in words
     parts: tuple[Part, ...]
     author: str
     reason: str
@@ -68,7 +65,7 @@ class ErasureOrder:
 
 @dataclass(slots=True)
 class ErasureTally:
-    n_rows: int = 0  # that were changed
+    n_rows: int = 0  # changed
     n_written: int = 0  # `erased` rows
 
 
@@ -79,12 +76,10 @@ class ExpiredRow(NamedTuple):
 
 
 def select_label_rows(connection: LogReader, episode: str) -> list[int]:
-    """The rows with what was said about an episode, whichever of its two ids they name."""
     return [seq for (seq,) in connection.execute(_LABELS, {"episode": episode})]
 
 
 def select_word_rows(connection: LogReader, episode: str) -> list[int]:
-    """The rows that may hold words about one episode."""
     rows = set(select_label_rows(connection, episode))
     queries = dict.fromkeys(WORDS.keys() - {"feedback"}, _NAMED) | dict.fromkeys(_BY_KEY, _OF_EPISODE)
     for kind, query in queries.items():
@@ -93,19 +88,18 @@ def select_word_rows(connection: LogReader, episode: str) -> list[int]:
 
 
 def find_episodes(connection: LogReader, unit: str) -> list[str]:
-    """The episodes of a conversation, or of a request with its retries, by the name that it has in the log."""
     return [name for (name,) in connection.execute(_OF_UNIT, (unit,))]
 
 
 def conversation_senders(connection: LogReader) -> list[str]:
-    """Whoever named conversations, by the names that senders have in the log; "" where keys are not asked for."""
+    """Return the keyed names of senders that used conversations; "" where the server needs no keys."""
     return [name for (name,) in connection.execute(_SENDERS)]
 
 
 def select_expired_rows(connection: LogReader, limit_s: float, *, after_seq: int, until_seq: int) -> list[ExpiredRow]:
-    """The next rows behind `after_seq`, a batch at most, up to the first that is younger; none: all is done.
+    """Return the next batch of rows after `after_seq`, up to the first that is younger; empty when done.
 
-    limit_s  Unix time. Where a clock was set back, rows behind a younger one wait until that one is old enough
+    limit_s  Unix time. Where a clock was set back, rows after a younger one wait until that one is old enough
     """
     rows = connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS))
     return [ExpiredRow(seq, kind, key) for seq, _, kind, key in takewhile(lambda row: row[1] < limit_s, rows)]
@@ -114,9 +108,9 @@ def select_expired_rows(connection: LogReader, limit_s: float, *, after_seq: int
 def erase_words(
     writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: ErasureTally, *, until_seq: int = 0
 ) -> None:
-    """Take the words out of these rows, batch by batch. Raises StoreError; what was done until then stays done.
+    """Erase the text of these rows, batch by batch. Raise StoreError; finished batches stay erased.
 
-    until_seq  everything that is meant up to this place in the log is done with the last of them; 0: nothing is said
+    until_seq  recorded with the last batch: everything in scope up to this place is erased; 0: record no place
     """
     for start in range(0, len(rows), BATCH_ROWS):
         is_last = start + BATCH_ROWS >= len(rows)
@@ -148,15 +142,15 @@ def _erase_batch(
 
 
 def erased_until(connection: LogReader, what: str) -> int:
-    """The place in the log up to which such an erasure was done before; 0: never."""
+    """Return the place up to which such an erasure was completed before; 0: never."""
     return query_number(connection, _UNTIL, (what,))
 
 
 def purge(path: Path) -> bool:
-    """Write the file anew without what its free pages still hold, and empty the write-ahead log.
+    """Rewrite the file without its free pages and empty the write-ahead log.
 
-    False: somebody went on reading an older state, so that the write-ahead log is not empty yet; try again later.
-    Needs as much free space as the log takes, and holds up writers meanwhile. Raises StoreError.
+    False: another process still reads an older snapshot, so the write-ahead log is not empty; try again later.
+    Needs as much free disk as the log takes, and blocks writers meanwhile. Raise StoreError.
     """
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=PURGE_BUSY_S, isolation_level=None)) as connection:
@@ -173,5 +167,4 @@ def purge(path: Path) -> bool:
 
 
 def exports_since(connection: LogReader, seq: int) -> list[tuple[float, str]]:
-    """When and to where data left the log behind a place in it: copies that an erasure does not reach."""
     return [(float(at_s), str(where)) for at_s, where in connection.execute(_EXPORTS, (seq,))]

@@ -1,11 +1,7 @@
-"""What the rest of Suffice may ask of an event log, whichever database is behind it; its queue; a log that opens late.
+"""The interface of an event log, its bounded queue, and a log that is opened late.
 
-    append ──▶ bounded queue ──▶ the writer of a database
-               bounded queue ──▶ attach(log) ──▶ that log, from then on        `LateLog`
-
-The data path calls `append`, which costs microseconds and cannot fail: a full queue or a broken disk is counted, and
-the answer goes out. Feedback calls `append_durable`, which returns only when the row is on disk, or raises. Nothing
-here edits or deletes.
+The data path calls `append`, which takes microseconds and cannot fail: a full queue or a broken disk is counted.
+Feedback calls `append_durable`, which returns when the row is on disk, or raises. Nothing here edits or deletes.
 """
 
 from __future__ import annotations
@@ -26,16 +22,16 @@ from suffice.types import Outcome, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    seq: int  # the row's place in the log; of the first row when this one is a duplicate
-    duplicate: bool  # a row with this key was there already, and this one changed nothing
-    joined: bool  # the episode that it names is known now; if not, it joins when that arrives
-    conflict: bool = False  # it is a duplicate that says something else than the row that is there
+    seq: int  # the row's place in the log; for a duplicate, the place of the first row
+    duplicate: bool  # a row with this key existed, and nothing was written
+    joined: bool  # the log has the request that it names; if not, it joins when the request arrives
+    conflict: bool = False  # a duplicate whose content differs from the stored row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
-    seq: int  # grows with every row; the only order there is
-    at_s: float  # Unix time at which the log took it; informative
+    seq: int  # the only order of rows
+    at_s: float  # Unix time at which the log accepted the row; informative
     event: Event
 
 
@@ -44,21 +40,20 @@ class EventLog(Protocol):
 
     @property
     def n_written(self) -> int:
-        """Rows committed by this process; duplicates are not counted."""
+        """Rows committed by this process, without duplicates."""
 
     @property
     def n_dropped(self) -> int:
-        """Events that `append` refused: the queue was full, or the log was closed."""
+        """Events that `append` refused because the queue was full or the log closed."""
 
     @property
     def n_failed(self) -> int:
-        """Events that were taken and then given up: unreadable, durable but too late, left at close."""
+        """Events accepted and then given up: not encodable, durable but too late, left at close."""
 
     def append(self, event: Event) -> bool:
-        """Hand the event to the writer. Never blocks, never raises; False: dropped and counted.
+        """Queue the event. Never blocks, never raises; False: dropped and counted.
 
-        When the request of an episode had to be dropped, its outcome is dropped too: an outcome without its request
-        says nothing, and the two counts must agree.
+        If the request of an episode was dropped, its outcome is dropped too, so that the two counts agree.
         """
 
     async def append_durable(self, event: Event) -> Receipt:
@@ -71,16 +66,16 @@ class EventLog(Protocol):
     def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
         """Yield the committed events after `since_seq` in order, at most `limit`.
 
-        Kinds that this version does not know are skipped. Raises StoreError.
+        Kinds unknown to this version are skipped. Raises StoreError.
         """
 
     def drain(self, timeout_s: float = 5.0) -> bool:
-        """Wait until all that was appended so far is committed or given up. False: it took too long."""
+        """Wait until everything appended so far is committed or given up. False: timed out."""
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Write what waits, for at most `timeout_s`, and release everything; what could not be written is counted.
+        """Write queued events for at most `timeout_s`, count the rest as failed, and release everything.
 
-        Blocks; call it once the last request has ended.
+        Blocks; call it after the last request has ended.
         """
 
 
@@ -88,13 +83,13 @@ class EventLog(Protocol):
 class QueueItem:
     event: Event
     at_s: float = 0.0  # Unix time
-    done: Future[Receipt] | None = None  # None: nobody waits for it
+    done: Future[Receipt] | None = None  # None: no sender waits
     row: Row | None = None  # filled by the writer
-    given_up: bool = False  # unreadable, or its sender was told that it failed
+    given_up: bool = False  # not encodable, or reported to its sender as failed
 
 
 class EventQueue:
-    """Events that wait to be written. Any thread may add; one gathers and settles."""
+    """A bounded queue of events. Any thread may add; one thread gathers and settles."""
 
     def __init__(self, most_rows: int) -> None:
         self._most_rows = most_rows
@@ -102,8 +97,8 @@ class EventQueue:
         self._wake = threading.Condition(lock)  # the writer waits on this one
         self._settled = threading.Condition(lock)  # `drain` waits on this one
         self._queue: deque[QueueItem] = deque()
-        self._n_durable = 0  # items in the queue that somebody waits for
-        self._unlogged: set[str] = set()  # episodes whose request was dropped: no outcome either
+        self._n_durable = 0  # items in the queue whose sender waits
+        self._unlogged: set[str] = set()  # episodes whose request was dropped: their outcome is dropped too
         self._n_accepted = self._n_settled = 0
         self.n_written = self.n_dropped = self.n_failed = 0
         self._closing = False
@@ -133,7 +128,6 @@ class EventQueue:
         return True
 
     def give_up(self, item: QueueItem, error: StoreError | None = None) -> None:
-        """Stop trying to write this item, once; tell its sender, if one still waits."""
         with self._wake:
             if item.given_up:
                 return
@@ -146,7 +140,7 @@ class EventQueue:
                 item.done.set_exception(error)
 
     def gather(self, most: int, flush_s: float) -> list[QueueItem]:
-        """Wait for work, let a batch gather for `flush_s`, return it without taking it out; empty: closed."""
+        """Wait for events, let a batch collect for `flush_s`, and return it without removing it; empty: closed."""
         with self._wake:
             self._wake.wait_for(lambda: self._queue or self._closing)
             if not self._closing and not self._n_durable:
@@ -154,7 +148,6 @@ class EventQueue:
             return list(islice(self._queue, most))
 
     def settle(self, n_items: int, n_written: int = 0) -> None:
-        """Take the first `n_items` out of the queue: they are committed, or given up."""
         with self._wake:
             for _ in range(n_items):
                 self._n_durable -= self._queue.popleft().done is not None
@@ -163,14 +156,12 @@ class EventQueue:
             self._settled.notify_all()
 
     def abandon(self, error: StoreError | None = None) -> None:
-        """Give up and count whatever still waits."""
         left = list(self._queue)
         for item in left:
             self.give_up(item, error)
         self.settle(len(left))
 
     def close(self) -> None:
-        """Accept nothing more, and wake the writer."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -182,17 +173,10 @@ class EventQueue:
 
 
 class LateLog:
-    """An EventLog that has its file later, or never: until then rows wait, and feedback is refused.
-
-    Belongs to one thread at a time.
-    """
+    """An EventLog whose database opens later, or never: rows wait until then. For one thread at a time."""
 
     def __init__(self, problem: str, *, most_rows: int) -> None:
-        """Wait.
-
-        problem    why it could not be opened, for whoever wants something that cannot wait
-        most_rows  that are kept until then; what finds no place is counted, as in a log that is open
-        """
+        """`problem` is the error text of durable appends; beyond `most_rows`, waiting rows are counted as dropped."""
         self.problem = problem
         self._queue = EventQueue(most_rows)
         self._log: EventLog | None = None
@@ -219,7 +203,6 @@ class LateLog:
         return self._queue.accept(QueueItem(event))
 
     async def append_durable(self, event: Event) -> Receipt:
-        """As the log behind it does; without one nothing can be promised. Raises StoreError."""
         if self._log is None:
             raise StoreError(f"{self.problem}; send it again with the same id")
         return await self._log.append_durable(event)
@@ -233,7 +216,6 @@ class LateLog:
         return not self.n_waiting if self._log is None else self._log.drain(timeout_s)
 
     def attach(self, log: EventLog) -> int:
-        """Write to this log from now on, what waited first; how many rows that were."""
         n, self._log = self.n_waiting, log
         for item in self._queue.gather(n, 0.0) if n else ():
             log.append(item.event)
@@ -241,7 +223,6 @@ class LateLog:
         return n
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Release everything; what still waits is lost, and counted."""
         self._queue.close()
         self._queue.abandon()
         if self._log is not None:

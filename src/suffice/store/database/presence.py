@@ -1,12 +1,8 @@
-"""Which gateways are running on a deployment, and which commands each of them has taken in.
+"""Announces running gateways and the commands that each has applied, and reads those announcements.
 
-    Announcement (in a gateway) ──▶ locked file beside the kill switch's ──▶ read_presences (in a command)
-
-A gateway holds an operating-system lock on its file for its whole life, and every open log on one beside the database.
-The kernel drops the lock when the process dies, however it dies, so "can I lock it?" is the question "is it dead?":
-there is no clock, no heartbeat and no process number that another container could be using too. Names are never used
-twice.
-Neither side needs the database.
+A gateway locks its file for its whole life, and every open log locks one beside the database. The kernel drops the
+lock when the process dies, so a lock that can be taken means a dead owner: no clock, heartbeat or process id is needed,
+and names are never reused. Neither side needs the database.
 """
 
 from __future__ import annotations
@@ -28,17 +24,17 @@ from suffice.sanitize import printable
 from suffice.telemetry import LOG
 
 ENDING: Final = ".gateway"
-SIZE_BYTES: Final = 4_096  # of the file, always: a reader never sees the end of an older, longer text
-MOST_REASON_BYTES: Final = 2_000  # of the switch's file: more is no reason but an accident
+SIZE_BYTES: Final = 4_096  # fixed size of the file, so that a reader never sees the tail of a longer, older text
+MOST_REASON_BYTES: Final = 2_000  # read of the switch's file at most
 NO_REASON: Final = "no reason is given"
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     process: str = "serve"  # "serve" a gateway, "library" a caller's own loop
-    killed: bool = False  # does it hold every route back, because of the kill switch?
-    kill_stamp: int | None = None  # when the switch's file that it knows was written, ns; None: it knows none
-    decided: int = 0  # place in the log up to which it acts on decisions
+    killed: bool = False  # it holds every route back because of the kill switch
+    kill_stamp: int | None = None  # modification time of the switch's file that it applied, ns; None: none
+    decided: int = 0  # place in the log up to which it applied decisions
     damage: str = ""  # what its check of the log's pages found; "": nothing, or not finished
 
     @property
@@ -47,13 +43,8 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Announcement:
-    """One process's file. `update` raises nothing: without a file, commands say that nobody confirmed."""
-
     def __init__(self, switches: Sequence[Path], *, process: str) -> None:
-        """Announce the process.
-
-        switches  files of the kill switch, the best place first: the file lies beside the first whose folder takes it
-        """
+        """Announce the process beside the first of these kill switch files whose folder is writable."""
         self._switches = switches
         self._presence = Presence(pid=os.getpid(), process=process)
         self._lock = threading.Lock()
@@ -65,7 +56,7 @@ class Announcement:
         self.update()
 
     def update(self, **changes: Any) -> None:
-        """Say something new, and make the file again where somebody has deleted it; O(1). Any: fields of `Presence`."""
+        """Publish changed fields of `Presence`, O(1). Never raises: without a file, commands see no process."""
         with self._lock:
             if self._is_over:
                 return
@@ -101,7 +92,6 @@ class Announcement:
         self._descriptor = None
 
     def _claim(self) -> None:
-        """Make the file, locked before it has its name, in the first folder that takes it. Raises OSError."""
         self._drop()
         problem = OSError(2, "no folder")
         for switch in self._switches:
@@ -132,22 +122,22 @@ class Announcement:
 
 
 def switch_reason(switch: Path) -> str | None:
-    """The reason in the kill switch's file; None: there is no such file. An unreadable one counts all the same."""
+    """Return the reason in the kill switch's file; None: no file. An unreadable file counts as set."""
     try:
         return printable(read_start(switch, MOST_REASON_BYTES).decode("utf-8", "replace").strip()) or NO_REASON
     except FileNotFoundError:
-        return NO_REASON if switch.is_symlink() else None  # a link that leads nowhere: somebody has put it there
+        return NO_REASON if switch.is_symlink() else None  # a dangling link: somebody placed it there
     except OSError:
         return NO_REASON
 
 
 def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
-    """The processes that run now and lie beside one of these files; those that may not be read are left out."""
+    """Return the running processes announced beside these files; unreadable announcements are skipped."""
     by_path = dict[Path, Presence]()
     for switch in switches:
         for path in _files(switch):
             with contextlib.suppress(OSError, ValueError), _opened(path) as descriptor:
-                if is_locked(descriptor):  # else it has ended meanwhile
+                if is_locked(descriptor):  # otherwise it has ended meanwhile
                     by_path[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
     return tuple(sorted(by_path.values(), key=lambda one: one.pid))
 
@@ -167,7 +157,6 @@ def _forget_dead(switch: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """A descriptor of a file that another process may have made: no link is followed, and no pipe waited for."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         yield descriptor
@@ -218,16 +207,15 @@ class ProcessLock:
 
     name: str  # unique for ever
     path: Path  # the lock file
-    descriptor: int  # open for as long as the lock is held
+    descriptor: int  # open while the lock is held
 
     def release(self) -> None:
-        """Say that this owner is done; its unfinished requests may be marked as lost."""
+        """Release the lock; unfinished requests of this owner may then be marked as lost."""
         os.close(self.descriptor)
         self.path.unlink(missing_ok=True)
 
 
 def claim(database: Path) -> ProcessLock:
-    """Take a new name and hold its lock. Raises OSError when the folder cannot be written."""
     name = secrets.token_hex(6)
     path = _path(database, name)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

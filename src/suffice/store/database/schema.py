@@ -1,10 +1,8 @@
-"""The database's shape: one script, and the views that people read with any SQL tool.
+"""The database schema: one script, and views for any SQL tool.
 
-The table `events` is the only truth. `requests`, `outcomes`, `costs`, `steps` and `feedback` are views over
-it, so `sqlite3 suffice.db 'select count(*) from outcomes'` just works. `owners` and `leases` are bookkeeping:
-they say which processes may still be running and which of them does which job, and hold no history. `rollups`,
-`rolled` and `tallies` are a cache for pages and reports. `artefacts` holds what events name by an address of its
-content, and `chain` what the audit log is verified by.
+The table `events` is the only source of truth; `requests`, `outcomes`, `costs`, `steps` and `feedback` are views over
+it. `owners` and `leases` track live processes and their jobs. `rollups`, `rolled` and `tallies` are caches. `artefacts`
+holds content-addressed objects that events name, and `chain` the hash chain of the audit log.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ from typing import Final
 
 from suffice.errors import StoreError
 
-APPLICATION_ID: Final = 0x53554646  # "SUFF": tells our files from anybody else's
-VERSION: Final = 14  # of the shape below; a log of another one is refused
-_LOOKS_S: Final = 0.01  # between two tries for a new file that others open too
-QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not read through at start-up
+APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
+VERSION: Final = 14  # of the schema below; a log of another version is refused
+_LOOKS_S: Final = 0.01  # between two attempts on a new file that other processes open too
+QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not checked at start-up
 
-# Indexes over the rows of some kinds, which are few: a reader asks as often as it likes for what is new.
+# Partial indexes over rare kinds, so that polling for new rows is cheap.
 _DECISIONS: Final = ("alarm_raised", "enforcement_paused", "enforcement_resumed", "epoch_began", "policy_published")
 _REVIEWS: Final = ("review_asked", "review_drawn", "review_leased", "review_returned", "review_verdict")
 _PAUSES: Final = ("enforcement_paused", "enforcement_resumed")
@@ -34,14 +32,14 @@ INDEXED_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def kinds_in(kinds: Collection[str]) -> str:
-    """The condition that a row is of one of these kinds. To the letter: SQLite finds an index by its own text alone."""
+    """Return the SQL condition that a row has one of these kinds, with literals as in the partial indexes."""
     return f"kind IN ({', '.join(repr(kind) for kind in kinds)})"
 
 
 def _columns(body: str, *fields: str) -> str:
-    """Columns of a view, each under the last part of its path in a row's JSON. Lists and tables are JSON there.
+    """Return view columns, each named by the last part of its JSON path. Lists and tables are JSON.
 
-    What stands behind a bar is what a row means that was written before there was such a field.
+    The value after a bar is the default for rows written before the field existed.
     """
     columns = list[str]()
     for path, _, absent in (field.partition("|") for line in fields for field in line.split()):
@@ -211,9 +209,9 @@ _SCRIPT: Final = f"""
 
 
 def create(connection: sqlite3.Connection, where: str) -> None:
-    """Give an empty database its shape; a second process that does the same waits.
+    """Create the schema in an empty database; a second process that does the same waits.
 
-    `where` names the file in errors. Raises StoreError when the file is not ours or has another shape.
+    Raises StoreError, naming the file as `where`, when it is not ours or has another schema.
     """
     _write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")
@@ -234,10 +232,9 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Change a new file to write-ahead logging, for good.
+    """Switch a new file to write-ahead logging, permanently.
 
-    While others open the same new file SQLite refuses at once, whatever time-out was set: to wait with a lock held
-    could be for ever.
+    SQLite refuses at once while others open the same new file, whatever the timeout, so retry without holding a lock.
     """
     ends_s = time.monotonic() + _pragma(connection, "busy_timeout") / 1000
     while True:
@@ -254,7 +251,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 def check_version(connection: sqlite3.Connection, where: str) -> int:
     """Return the file's schema version: VERSION, or 0 for an empty file.
 
-    Raises StoreError when the file belongs to something else or to another version.
+    Raises StoreError when the file belongs to another application or has another version.
     """
     version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     n_objects = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
@@ -270,7 +267,6 @@ def check_version(connection: sqlite3.Connection, where: str) -> int:
 
 
 def check_pages(connection: sqlite3.Connection, where: str) -> None:
-    """Read the file through and raise StoreError when a page is damaged; large files are skipped."""
     if _pragma(connection, "page_size") * _pragma(connection, "page_count") > QUICK_CHECK_BYTES:
         return
     verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
@@ -279,7 +275,7 @@ def check_pages(connection: sqlite3.Connection, where: str) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """Split a script into statements: `executescript` would commit our transaction."""
+    """Split a script into statements; `executescript` would commit our transaction."""
     statements, pending = [], ""
     for line in script.splitlines(keepends=True):
         pending += line

@@ -1,15 +1,12 @@
-"""The event log in one SQLite file: one writer thread, batches, and a queue with an end.
+"""The event log in one SQLite file: a writer thread, batches, and a bounded queue.
 
-    append ──▶ bounded queue ──▶ writer thread ──▶ one transaction a batch ──▶ events
-    append_durable ─────┘            └── synchronous=FULL if anything in the batch must survive
+Rows leave the queue only after their commit, so a locked database or a full disk loses nothing: the writer retries with
+growing pauses, the queue fills, and further rows are counted as dropped. Keys are unique, so a retry cannot write
+twice.
+A batch with a durable row commits with synchronous=FULL.
 
-Rows leave the queue only after their commit, so a locked database or a full disk loses nothing: the writer tries again
-with growing pauses, the queue fills, what no longer fits is counted, and the data path never notices. Keys are unique,
-so trying again cannot write twice.
-
-Several processes may use one file. At start `recover` gives every request of a *dead* process that has no outcome the
-outcome "lost". Dead means that the operating system dropped its lock (see `presence`): neither clocks nor process
-numbers take part, and a live process is never touched.
+Several processes may share a file. At start `recover` gives every unfinished request of a *dead* process the outcome
+"lost". Dead means that the operating system dropped its lock (see `presence`); clocks and process ids play no part.
 """
 
 from __future__ import annotations
@@ -38,15 +35,15 @@ from suffice.types import Outcome, Request
 
 log = logging.getLogger("suffice.store")
 
-BATCH_ROWS = 1_000  # at most in one transaction
-DURABLE_TIMEOUT_S = 4.5  # a durable append fails after this long; 5 s is promised
+BATCH_ROWS = 1_000  # per transaction at most
+DURABLE_TIMEOUT_S = 4.5  # a durable append fails after this long; the interface promises 5 s
 _BUSY_S = 0.2  # one attempt waits this long for another process's transaction
-_OPEN_BUSY_S = 3.0  # at start-up we can wait longer
+_OPEN_BUSY_S = 3.0  # at start-up
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
-_WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # somebody else writes: just wait
-_SETTLED_ROWS = 1_000  # after which the place is written up to which no request of ours is open
+_WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # another process writes: wait
+_SETTLED_ROWS = 1_000  # after how many rows to save the place up to which none of our requests is open
 
-# All that is known about a request whose process died.
+# The outcome of a request whose process died.
 _LOST = partial(Outcome, end_reason="lost", status=0, answer=None, response_id=None, usage=None)
 _UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
                  WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
@@ -56,16 +53,14 @@ _JOINED = """SELECT f.joined OR json_extract(e.body, '$.about') IS NOT NULL
 
 
 class OpenRequests:
-    """Requests of this process whose outcome is not committed yet."""
-
     def __init__(self) -> None:
-        self._open: dict[str, int] = {}  # by episode, in the order of their places
+        self._open: dict[str, int] = {}  # episode to place, in the order of places
         self._newest = 0
-        self.saved = 0  # the `settled` that the database knows
+        self.saved = 0  # the `settled` stored in the database
 
     @property
     def settled(self) -> int:
-        """Place in the log up to which each of its requests has its outcome."""
+        """The place in the log up to which every request has its outcome."""
         return next(iter(self._open.values())) - 1 if self._open else self._newest
 
     def note(self, rows: Iterable[tuple[Event, int]]) -> None:
@@ -78,10 +73,7 @@ class OpenRequests:
 
 
 def database_path(url: str) -> Path:
-    """Return the file that a store URL names.
-
-    `sqlite:///relative.db` and `sqlite:////absolute.db` are allowed. Raises ConfigError.
-    """
+    """Return the file of `sqlite:///relative.db` or `sqlite:////absolute.db`. Raises ConfigError."""
     scheme, separator, name = url.partition(":///")
     if url != "sqlite://" and (scheme != "sqlite" or not separator):
         got = url.partition(":")[0]  # the rest may hold a password
@@ -97,10 +89,7 @@ def database_path(url: str) -> Path:
 
 
 def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[presence.ProcessLock, int]:
-    """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
-
-    Raises StoreError for a file that cannot be used.
-    """
+    """Open or create the file for writing; return the process lock and the number of this writer. Raise StoreError."""
     if not path.parent.is_dir():
         raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
     try:
@@ -114,16 +103,12 @@ def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[presence.Pr
             claim = presence.claim(path)
             insert = "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id"
             owner = int(connection.execute(insert, (claim.name, os.getpid(), now_s)).fetchone()[0])
-    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last one: damaged names in the file's schema
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged names in the schema
         raise unusable(path, error) from error
     return claim, owner
 
 
 def _make_private(path: Path, *, create: bool) -> None:
-    """Let the file's owner alone read it, before it holds anything. Raises OSError.
-
-    SQLite gives the files that it keeps beside it, `-wal` and `-shm`, the mode of the file.
-    """
     if create:
         with contextlib.suppress(FileExistsError):
             create_private(path)
@@ -148,7 +133,7 @@ class SqliteLog(EventQueue):
         super().__init__(settings.queue_rows)
         self.path, self._redact = path, redact
         self._settings, self._now, self._claim, self._owner = settings, now, claim, owner
-        self.n_retries = 0  # transactions that failed and were tried again; growing means that the disk is in trouble
+        self.n_retries = 0  # failed and retried transactions; growth means disk trouble
         self._deadline_s = 0.0  # monotonic; set by `close`
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
@@ -162,12 +147,13 @@ class SqliteLog(EventQueue):
     ) -> SqliteLog:
         """Open or create the file that `settings.url` names, and start its writer.
 
-        now     Unix time in seconds; it is written into rows and never orders them
+        now     Unix time in seconds; stored in rows, never used to order them
 
-        Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used: damaged, of another
-        version, not ours, locked for 3 s, or in a folder that is missing.
+        Raises ConfigError for an invalid URL and StoreError for a file that cannot be used: damaged, of another
+        version, not
+        ours, locked for 3 s, or in a missing folder.
         """
-        # Resolved, so that two ways to write one path share one set of lock files.
+        # Resolved, so that two spellings of one path share one set of lock files.
         path = database_path(settings.url).resolve()
         claim, owner = enter(path, now_s=now(), create=create)
         return cls(path, settings, now, claim, owner, redact=redact)
@@ -193,10 +179,7 @@ class SqliteLog(EventQueue):
         return views.read_events(self.path, since_seq=since_seq, limit=limit)
 
     def recover(self) -> int:
-        """Give every request of a dead process that has no outcome the outcome "lost"; how many were marked.
-
-        Call it at start; calling it again, or from several processes at once, is harmless. Raises StoreError.
-        """
+        """Give every unfinished request of a dead process the outcome "lost"; return how many. May run concurrently."""
         n_lost, at_s = 0, self._now()
         try:
             with contextlib.closing(_connect(self.path, _OPEN_BUSY_S)) as connection:
@@ -243,7 +226,7 @@ class SqliteLog(EventQueue):
             n_misses = 0
             self.settle(len(batch), n_written)
             for done, receipt in receipts:
-                with contextlib.suppress(InvalidStateError):  # the sender left; its row is safe
+                with contextlib.suppress(InvalidStateError):  # the sender stopped waiting; its row is safe
                     done.set_result(receipt)
         self.abandon(StoreError(f"store {self.path}: closed before this row was written"))
         self._close_connection()
@@ -261,7 +244,7 @@ class SqliteLog(EventQueue):
             self.give_up(item, StoreError(f"store {self.path}: the event cannot be stored: {error}"))
 
     def _commit(self, items: list[QueueItem]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
-        # A chained row is synced: a duplicate is answered without a write, and a head that was exported leads to it.
+        # Sync chained rows: a duplicate is answered without a write, and an exported head must refer to a row on disk.
         synced = any(item.done is not None or (item.row is not None and is_chained(item.row.kind)) for item in items)
         connection = self._open_connection("FULL" if synced else "NORMAL")
         written, waiting, settled = list[tuple[Event, int]](), [], self._unfinished.settled
@@ -272,14 +255,14 @@ class SqliteLog(EventQueue):
         appender = Appender(connection, owner=self._owner, redact=self._redact)
         for item in items:
             row = item.row
-            if row is None or item.given_up:  # asked now, since another process may have held the lock until now
+            if row is None or item.given_up:  # checked here, since another process may have held the lock until now
                 continue
             is_new = appender.add(row, item.at_s)
             if is_new:
                 written.append((item.event, appender.seq))
             if item.done is not None:
                 waiting.append((item.done, row, not is_new))
-        # Only now: the episode may stand later in this batch than its feedback.
+        # Only now: the episode may come later in this batch than its feedback.
         receipts = [(done, _receipt(connection, row, duplicate, self._redact)) for done, row, duplicate in waiting]
         connection.execute("COMMIT")
         self._unfinished.note(written)
@@ -288,7 +271,6 @@ class SqliteLog(EventQueue):
         return len(written), receipts
 
     def _open_connection(self, synchronous: str) -> sqlite3.Connection:
-        """The writer's connection, opened again after trouble; set outside a transaction or ignored."""
         if self._connection is None:
             self._connection = _connect(self.path, _BUSY_S)
             self._synchronous = ""
@@ -298,15 +280,11 @@ class SqliteLog(EventQueue):
         return self._connection
 
     def _postpone(self, batch: list[QueueItem], error: sqlite3.Error) -> None:
-        """Undo a failed transaction; the batch stays in the queue and is tried again.
-
-        Waiting for another process is worth the sender's time; a full or broken disk is not.
-        """
         self.n_retries += 1
         log.warning("store %s: writing failed and will be tried again: %s", self.path, error)
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error):  # closing rolls back what this could not
+            with contextlib.suppress(sqlite3.Error):  # closing rolls back the rest
                 self._connection.execute("ROLLBACK")
         if code in _WAITING_CODES:
             return
@@ -347,7 +325,6 @@ def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool, redact: 
 
 
 def unusable(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> StoreError:
-    """Say which file cannot be used and why, in words an operator can act on."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _WAITING_CODES:
         return StoreError(f"store {path}: another process has held it for {_OPEN_BUSY_S:.0f} s; try again")

@@ -1,8 +1,7 @@
-"""Readers of the log: single events, folds over kinds, whole episodes with their labels.
+"""Readers of the log: single events, events by kind, episodes with their labels.
 
-A reader opens its own read-only connection or borrows one, and fetches in pages, so it never holds up the writer. It
-does not interpret: which label counts and what a number means is for `assurance`. Labels come in the order in which the
-log received them, whatever the order in which request, outcome and label arrived; the last one is the current one.
+A reader opens its own read-only connection or borrows one, and fetches in pages, so it never holds up the writer.
+Labels come in the order in which the log received them; the last one is current. `assurance` interprets them.
 
 Every reader here raises StoreError when the log is missing, is not ours, or holds a row that cannot be read.
 """
@@ -24,15 +23,15 @@ from suffice.store.rows.events import EVENTS, E, decode_as, kind_named
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
 
-LogReader: TypeAlias = sqlite3.Connection  # outside `store` it is opaque: it is passed on to readers, and never queried
-LogSource: TypeAlias = Path | str | LogReader  # a log's file, or a reader that is open already
-LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
-COUNTS = 1_000  # of requests without rows that are added up, where it is only asked whether there were many
+LogReader: TypeAlias = sqlite3.Connection  # opaque outside `store`: passed on to readers, never queried
+LogSource: TypeAlias = Path | str | LogReader  # a log's file, or an open reader
+LOOKED = 20  # rows scanned per row wanted: enough where a twentieth of the requests are audits, as usual
+COUNTS = 1_000  # of requests without rows, summed where only their order of magnitude matters
 LAST_SEQ: Final = 2**63 - 1  # no row has a later place
 _PAGE_ROWS = 500
 
 _COLUMNS = "seq, at_s, kind, body"
-# Keys that begin with a name and sort by what follows: the unique index finds the newest at once. ";" follows ":".
+# Keys that begin with a name and sort by the rest: the unique index finds the newest at once. ";" follows ":".
 _BY_PREFIX = """
     kind = :kind AND key > :prefix || ':' AND key < :prefix || ';' AND (:route IS NULL OR route = :route)
     ORDER BY key DESC LIMIT :n"""
@@ -44,14 +43,14 @@ _EPISODES = """
         AND (:route IS NULL OR r.route = :route)
     ORDER BY o.seq LIMIT :limit"""
 
-# From the end of the table, and not far: by the index of kinds all outcomes would be sorted first.
+# From the end of the table: through the index of kinds, SQLite would first sort all outcomes.
 _RECENT = """
     SELECT o.seq, r.seq, o.body, r.body FROM (
         SELECT seq, key, body FROM events NOT INDEXED
         WHERE kind = 'outcome' AND seq > (SELECT max(seq) FROM events) - :looked ORDER BY seq DESC LIMIT :n
     ) o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key ORDER BY o.seq"""
 
-# The same rule as the view `feedback`, turned round so that the indexes find a few labels at once.
+# The same rule as the view `feedback`, inverted so that the indexes find a few labels at once.
 _LABELS = """
     SELECT seq, at_s, body FROM events WHERE kind = 'feedback' AND episode_id = :episode AND seq <= :until
     UNION ALL
@@ -62,7 +61,7 @@ _LABELS = """
              AND json_extract(o.body, '$.outcome.response_id') = :response) = 1)
     ORDER BY seq"""
 
-# As far as anybody asks: whoever counted all of them would start the slower the longer the log is.
+# Bounded, so that start-up does not slow down as the log grows.
 _AT_LEAST = """
     SELECT count(*) FROM (
         SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? LIMIT ?)"""
@@ -71,7 +70,7 @@ _AT_LEAST_UNKEPT = """
         SELECT json_extract(body, '$.counted.n_requests') AS n FROM events INDEXED BY counted
         WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?)"""
 
-# Written so that SQLite goes back through the log: left to itself, it would sort all of it.
+# Written so that SQLite goes backwards through the log instead of sorting all of it.
 _RUNS_BEFORE = """
     SELECT o.seq, o.at_s, o.body, r.body,
         EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
@@ -79,7 +78,7 @@ _RUNS_BEFORE = """
     WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
     ORDER BY o.seq DESC LIMIT :limit"""
 
-# Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
+# Runs that a policy merely did not stop are the hard ones: count only those that it could not stop.
 _EXTRACTED = """
     SELECT json_extract(o.body, '$.outcome.answer') IS NOT NULL
     FROM events r INDEXED BY requests_by_route CROSS JOIN events o ON o.kind = 'outcome' AND o.key = r.key
@@ -100,14 +99,14 @@ Values: TypeAlias = Sequence[object] | Mapping[str, object]
 class StoredLabel:
     seq: int  # a later one replaces an earlier one
     feedback: Feedback
-    about: RecalledRun | None = None  # its run, where it is one of the lottery of rows that its gateway still knew
+    about: RecalledRun | None = None  # its run, if it was sampled out of the log and its gateway still remembered it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeWithLabels:
-    seq: int  # of the later of its two rows; go on reading after the largest seen
+    seq: int  # of the later of its two rows; continue after the largest seen
     episode: Episode
-    labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
+    labels: tuple[StoredLabel, ...]  # oldest first; () without labels
 
 
 # ---- queries -------------------------------------------------------------------------------------
@@ -119,15 +118,11 @@ def query_rows(source: LogSource, query: str, values: Values = ()) -> list[Any]:
 
 
 def query_number(source: LogSource, query: str, values: Values = ()) -> int:
-    """The one number that a query gives; 0 for null."""
     return int(query_rows(source, query, values)[0][0] or 0)
 
 
 def read_events_where(source: LogSource, condition: str, values: Values = (), *, index: str = "") -> list[StoredEvent]:
-    """The events that a condition selects, in the order that it names.
-
-    index  by which SQLite must find them: left to itself, it would look through far more rows
-    """
+    """Return the events that match a condition, in its order; `index` replaces SQLite's own choice."""
     by = f" INDEXED BY {index}" if index else ""
     query = f"SELECT {_COLUMNS} FROM events{by} WHERE {condition}"  # noqa: S608 - constants of this package
     return [
@@ -143,8 +138,7 @@ def select(source: LogSource, payload: type[E], condition: str, values: Values =
 def select_placed(
     source: LogSource, payload: type[E], condition: str, values: Values = (), *, index: str = ""
 ) -> list[tuple[int, E]]:
-    """The same, each event with its place in the log."""
-    # The kind stands in the query to the letter, as in the partial indexes: with a parameter, none of them would do.
+    # The kind is a literal as in the partial indexes, which SQLite ignores for a parameter.
     kind, by, within = kind_named(payload), "", ""
     if index:
         by, within = f"INDEXED BY {index}", f"{schema.kinds_in(schema.INDEXED_KINDS[index])} AND"
@@ -153,12 +147,11 @@ def select_placed(
 
 
 def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
-    """All events of some kinds, of which there are few, in order."""
     return read_events_where(source, f"{schema.kinds_in(kinds)} ORDER BY seq")
 
 
 def read_newer(source: LogSource, index: str, since_seq: int) -> list[StoredEvent]:
-    """The events of an index over kinds that stand behind a place, in order; [] where nothing is new."""
+    """Return the events of a partial index after a place, in order."""
     condition = f"seq > ? AND {schema.kinds_in(schema.INDEXED_KINDS[index])} ORDER BY seq"
     return read_events_where(source, condition, (since_seq,), index=index)
 
@@ -166,10 +159,10 @@ def read_newer(source: LogSource, index: str, since_seq: int) -> list[StoredEven
 def newest_events(
     source: LogSource, payload: type[E], n: int = 1, *, prefix: str | None = None, route: str | None = None
 ) -> list[E]:
-    """The latest events of a kind, newest first.
+    """Return the latest events of a kind, newest first.
 
-    prefix  only those whose keys begin with it and a colon, the last key first; None: `route`, else all, by place
-    route   only of this one, for kinds whose keys are made of a route and a place; None: any
+    prefix  only keys that begin with it and a colon, the last key first; None: `route`, else all, by place
+    route   only this route, for kinds whose keys are made of a route and a place; None: any
     """
     prefix, kind = route if prefix is None else prefix, kind_named(payload)
     condition = "kind = :kind ORDER BY seq DESC LIMIT :n" if prefix is None else _BY_PREFIX
@@ -196,7 +189,7 @@ def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
 
 
 def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, float, E] | None:
-    """Place in the log, Unix time and event of the row with this key; None: there is none."""
+    """Return place, Unix time and event of the row with this key; None if there is none."""
     query = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
     for seq, at_s, body in query_rows(source, query, (kind_named(payload), key)):
         return seq, at_s, decoded(seq, payload, body)
@@ -204,13 +197,12 @@ def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, fl
 
 
 def episodes_of_response(reader: LogReader, response_id: str | None, *, most: int) -> list[str]:
-    """The episodes whose answer had this id, at most so many: where there are two, nobody can say which is meant."""
+    """Return the episodes with this response id, at most `most`; more than one makes the id ambiguous."""
     query = "SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT ?"
     return [key for (key,) in query_rows(reader, query, (response_id, most))]
 
 
 def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
-    """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped."""
     query = f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - constants
     with open_reader(source) as connection:
         left = LAST_SEQ if limit is None else limit
@@ -230,12 +222,11 @@ def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = No
 def read_episodes(
     source: LogSource, route: str | None = None, since_seq: int = 0, *, ended_after: int = 0
 ) -> Iterator[EpisodeWithLabels]:
-    """Yield every run that has both its rows, in the order in which the runs ended.
+    """Yield every run with both its rows, in the order in which the runs ended.
 
     route        only this route; "" for requests that matched none; None for all
-    since_seq    only runs with a row after this place in the log; a label that came later to an older run does not
-                 bring that run back
-    ended_after  only runs whose outcome stands after this place; what stands before it is not looked at
+    since_seq    only runs with a row after this place; a later label to an older run does not bring that run back
+    ended_after  only runs whose outcome comes after this place; earlier rows are not scanned
     """
     with open_reader(source) as connection:
         after = ended_after
@@ -252,10 +243,7 @@ def read_episodes(
 
 
 def read_recent(source: LogSource, n: int) -> Iterator[Episode]:
-    """Yield the `n` runs that ended last, of all routes together, oldest first and without labels.
-
-    Fewer where what stands last in the log is mostly something else: it is looked through for `LOOKED` rows a run.
-    """
+    """Yield the `n` runs that ended last, oldest first and without labels; scans at most `LOOKED` rows per run."""
     with open_reader(source) as connection:
         for row in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
             yield _labelled(row, ()).episode
@@ -270,9 +258,9 @@ def _labelled(row: tuple[int, int, str, str], labels: tuple[StoredLabel, ...]) -
 def label_rows(
     reader: LogReader, episode_id: str | None, response_id: str | None, *, until_seq: int, shared: bool
 ) -> list[tuple[int, float, FeedbackEvent]]:
-    """Place, Unix time and event of what was said about a run up to a place, oldest first.
+    """Return place, Unix time and event of a run's labels, oldest first.
 
-    shared  also by a response id that no answer, or more than one, has
+    shared  include labels by a response id that no answer has, or more than one
     """
     wanted = {"episode": episode_id, "response": response_id, "until": until_seq, "shared": shared}
     rows = query_rows(reader, _LABELS, wanted)
@@ -287,7 +275,7 @@ def read_labels(
     until_seq: int = LAST_SEQ,
     shared: bool = False,
 ) -> tuple[StoredLabel, ...]:
-    """What was said about one run up to a place in the log, oldest first; `shared` as `label_rows` has it."""
+    """Return a run's labels, oldest first; `shared` as in `label_rows`."""
     rows = label_rows(reader, episode_id, response_id, until_seq=until_seq, shared=shared)
     return tuple(StoredLabel(seq=seq, feedback=given.feedback, about=given.about) for seq, _, given in rows)
 
@@ -295,7 +283,7 @@ def read_labels(
 def read_runs_before(
     reader: LogReader, before: int, route: str | None, n: int
 ) -> list[tuple[int, float, str, str, bool]]:
-    """The runs that ended before a place, the latest first: place, time, both bodies, and whether it has a label."""
+    """Return the runs that ended before a place, latest first: place, time, both bodies, and whether it has a label."""
     return query_rows(reader, _RUNS_BEFORE, {"before": before, "route": route, "limit": n})
 
 
@@ -309,7 +297,7 @@ def has_requests(reader: LogReader) -> bool:
 
 
 def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> dict[str, int]:
-    """How many requests each route has had, counted to `most`; of those without rows, in the latest `COUNTS` counts."""
+    """Count the requests of each route, up to `most`; unlogged ones only in the latest `COUNTS` counts."""
     by_route = dict[str, int]()
     with open_reader(source) as connection:
         for route in routes:
@@ -320,7 +308,7 @@ def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> d
     return by_route
 
 
-# ---- what `suffice doctor` has shown -------------------------------------------------------------
+# ---- answers that could be extracted ----------------------------------------------------------------
 
 
 def upstream_findings(source: LogSource) -> dict[str, Findings]:
@@ -332,10 +320,7 @@ def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
 
 
 def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limit: int) -> list[bool]:
-    """For each of the latest full runs of a route, oldest first: was there an answer?
-
-    They are looked for among the route's `LOOKED` times as many latest requests.
-    """
+    """Return for each of the route's latest full runs, oldest first, whether it had an answer."""
     wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
     return [bool(one) for (one,) in reversed(query_rows(source, _EXTRACTED, wanted))]
 
@@ -345,10 +330,7 @@ def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limi
 
 @contextlib.contextmanager
 def open_reader(source: LogSource, *, is_over: Callable[[], bool] | None = None) -> Iterator[LogReader]:
-    """A connection to read from: the caller's own, or a read-only one that is closed at the end.
-
-    is_over  asked again and again while a query runs: True interrupts it
-    """
+    """Yield the caller's own connection, or a read-only one; a query is interrupted when `is_over` returns True."""
     if isinstance(source, sqlite3.Connection):
         yield source
         return
@@ -361,15 +343,13 @@ def open_reader(source: LogSource, *, is_over: Callable[[], bool] | None = None)
 
 @contextlib.contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """A block in which a log is read: SQLite's errors are told as ours."""
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second: damaged text, or names in the schema
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged text, or names in the schema
         raise StoreError(f"store {path}: cannot be read: {error}") from error
 
 
 def connect_reader(path: Path, *, one_thread: bool = True) -> sqlite3.Connection:
-    """A read-only connection to a log; the caller closes it. Raises StoreError and SQLite's own errors."""
     if not path.is_file():
         raise StoreError(f"store {path}: no such file; `suffice serve` makes a log when it first runs")
     address = f"{path.resolve().as_uri()}?mode=ro"
@@ -384,40 +364,36 @@ def connect_reader(path: Path, *, one_thread: bool = True) -> sqlite3.Connection
 
 
 def decoded(seq: int, record: type[E], body: str) -> E:
-    """The event in a stored body, `seq` its place. Raises StoreError, which names the row."""
+    """Decode a stored body. Raise StoreError that names the row."""
     try:
         return decode_as(record, body)
     except ValueError as error:
         raise StoreError(f"store: row {seq} ({kind_named(record)}) cannot be read: {error}") from None
 
 
-_FEW_ROWS: Final = 64  # that are gone through to see of which kinds they are: more are looked at in any case
+_FEW_ROWS: Final = 64  # new rows whose kinds are checked; more of them always count as new
 _NEWER: Final = "SELECT seq, kind FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-_WAITS_MS: Final = 5_000  # for another process that holds the file, in a look; `has_new` waits for nobody
+_WAITS_MS: Final = 5_000  # a read waits this long for another process that holds the file; `has_new` does not wait
 
 
 class CachedReader:
-    """Reads one log again and again. One look at a time; looks may come from different threads."""
+    """Reads one log repeatedly. One read at a time, from any thread."""
 
     def __init__(self, path: Path, *, besides: frozenset[str] = frozenset()) -> None:
-        """Begin; nothing is opened before the first look.
-
-        besides  kinds of rows that are never looked at: where only they are new, there is nothing new
-        """
+        """Create a reader; if only rows of kinds in `besides` are new, it reports nothing new."""
         self._path, self._besides = path, besides
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None  # the one that is open, as the file system numbers it
-        self._commits = -1  # SQLite's number of what the latest look saw
+        self._file: tuple[int, int] | None = None  # device and inode of the open file
+        self._commits = -1  # SQLite's data version at the latest read
         self._seq = 0  # the newest row then
 
     @property
     def seq(self) -> int:
-        """The newest row of the log when the latest look began; 0: nobody has looked."""
         return self._seq
 
     def has_new(self) -> bool:
-        """Was anything committed since the latest look began? Also True where that cannot be told. Never waits."""
+        """Return whether anything was committed since the latest read began; True if unknown. Never waits."""
         if not self._lock.acquire(blocking=False):
             return True
         try:
@@ -432,7 +408,6 @@ class CachedReader:
             self._lock.release()
 
     def _only_besides(self, connection: sqlite3.Connection, commits: int) -> bool:
-        """Is all that is new a few rows of kinds that nobody looks at? A commit without rows changed something else."""
         rows = connection.execute(_NEWER, (self._seq, _FEW_ROWS + 1)).fetchall()
         if not 0 < len(rows) <= _FEW_ROWS or any(kind not in self._besides for _, kind in rows):
             return False
@@ -441,7 +416,7 @@ class CachedReader:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A look: what the block reads is one state of the log. Raises StoreError; the next look then opens anew."""
+        """Yield a connection on one snapshot of the log. Raise StoreError; the next read then reopens the file."""
         with self._lock, translate_errors(self._path):
             try:
                 connection = self._open()
@@ -461,7 +436,6 @@ class CachedReader:
             self._drop()
 
     def _open(self) -> sqlite3.Connection:
-        """The connection, a new one where the file is another one than before."""
         file = _file(self._path)
         if self._connection is None or file != self._file:
             self._drop()
@@ -485,5 +459,5 @@ def _file(path: Path) -> tuple[int, int] | None:
 
 
 def _commits(connection: sqlite3.Connection) -> int:
-    """A number that changes with each commit of another connection, in this process or not."""
+    """Return a number that changes with each commit of any other connection."""
     return query_number(connection, "PRAGMA data_version")

@@ -1,1 +1,1 @@
-"""What people said, hold and are told, as the log has it."""
+"""Feedback, reviews, incidents, overrides and alerts, as the log has them."""

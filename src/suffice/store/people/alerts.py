@@ -1,14 +1,9 @@
-"""Alerts: which rows of the log are worth waking somebody for, who was told of each, and which are over.
+"""Alerts, their resolutions and the sinks that received each, folded from the log.
 
-    rows worth telling ──▶ alert_of ──▶ OpenAlert, or once more the same ──┐
-    rows that end something ──▶ resolutions_of ──▶ over, and why ──────────┼──▶ AlertLog
-    `alert_sent` rows ──▶ which sink took it, and when ────────────────────┘
-
-An alert is over when its cause is: a route that runs in full since an alarm does so until something may stop early on
-it again. A version that a gateway can load again is in no row: its alert stays open until another is in force. Only the
-latest alerts are kept: a log of a year begins near its end, and a forecast that was over before the looks that are read
-there is said to be over at the first of them. Names of routes and reasons are what strangers wrote: a notice holds them
-as one line of plain text.
+An alert is resolved when its cause is: a route that runs in full since an alarm does so until it may stop early again.
+No row says that a gateway can load a version again: that alert stays open until another version is active. Only the
+latest alerts are kept, and a first reading begins near the end of the log. Route names and reasons are untrusted text:
+a notice holds them as one line of plain text.
 """
 
 from __future__ import annotations
@@ -47,7 +42,7 @@ from suffice.store.rows.records import (
 )
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
-NEARLY: Final = 0.8  # of the budget: from there on it is nearly spent
+NEARLY: Final = 0.8  # fraction of the budget from which it counts as nearly spent
 MOST_TEXT: Final = 600  # characters of a sentence
 MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
@@ -63,7 +58,7 @@ READS: Final = (
     "version_refused",
     "log_missed",
 )
-# Kinds that end something and tell nothing; some of those that tell something end something, too.
+# Kinds that only resolve alerts; some kinds that raise alerts also resolve others.
 ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began")
 
 CauseKind: TypeAlias = Literal[
@@ -73,21 +68,21 @@ CauseKind: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    kind: AlertKind | Literal["test"]  # a test is told by hand only
-    route: str  # "": about all of them
+    kind: AlertKind | Literal["test"]  # a test is sent by hand only
+    route: str  # "": all routes
     sentence: str  # one line of plain text
-    same: str  # two notices with the same one are the same alert again
-    path: str  # of the console's page about it
-    over: bool = False  # it says that such an alert is over, and why
+    same: str  # equal for repetitions of one alert
+    path: str  # of the console's page
+    over: bool = False  # the notice reports that such an alert is resolved
 
 
 @dataclass(frozen=True, slots=True)
 class AlertCause:
     of: CauseKind
-    route: str = ""  # "": of all of them
-    name: str = ""  # of the one, where there may be several
+    route: str = ""  # "": all routes
+    name: str = ""  # which one, where there may be several
     number: int = 0  # of the epoch that it ended
-    until_s: float | None = None  # Unix time at which it is over by itself; None: a row has to say so
+    until_s: float | None = None  # Unix time at which it ends by itself; None: a row must end it
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +90,9 @@ class AlertResolution:
     of: CauseKind
     route: str
     because: str  # one line of plain text
-    name: str | None = None  # of the one that is over; None: all of them
-    before: int | None = None  # those of a smaller number; None: all of them
-    replaced: bool = False  # something else takes its place, which is told by itself
+    name: str | None = None  # of the resolved alert; None: all of them
+    before: int | None = None  # resolves alerts of smaller numbers; None: all of them
+    replaced: bool = False  # superseded by something with a notice of its own
 
     def ends(self, cause: AlertCause) -> bool:
         return (
@@ -107,7 +102,7 @@ class AlertResolution:
         )
 
 
-RaisedAlert: TypeAlias = tuple[Notice, AlertCause | None]  # None: it is over as it is told
+RaisedAlert: TypeAlias = tuple[Notice, AlertCause | None]  # None: resolved when raised
 
 
 def alerts_of(event: Event) -> Notice | None:
@@ -116,7 +111,7 @@ def alerts_of(event: Event) -> Notice | None:
 
 
 def alert_of(event: Event) -> RaisedAlert | None:
-    """What an event tells, and what keeps that alert open; None: nothing that anybody should be woken for."""
+    """Return the notice of an event and the cause that keeps the alert open; None: no alert."""
     match event:
         case Alert(route=route, of=of):
             return _notice("breach_forecast", route, event.reason, of), AlertCause("forecast", route, of)
@@ -146,7 +141,7 @@ def alert_of(event: Event) -> RaisedAlert | None:
 def _alert_of_serving(event: Outlook | FailOpenCount | VersionRefusal | LogOutage) -> RaisedAlert | None:
     match event:
         case Outlook(route=route, drop=drop):
-            # A breach that is forecast has been told already, by its own row.
+            # A forecast breach was reported already, by its own row.
             if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in event.alerts:
                 return None
             part = f"{drop.now / drop.limit:.0%} of it"
@@ -191,20 +186,19 @@ def _notice(kind: AlertKind, route: str, said: str, of: str = "", path: str | No
 
 
 def plain(text: str, most: int) -> str:
-    """One line as it may be shown, cut where it is too long."""
     line = printable(text[: most + 1])
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
-    """What is over with an event, of all that was told before it."""
+    """Return the alerts that an event resolves, of all raised before it."""
     match event:
         case Outlook():
             return _after_look(event)
         case Alarm(route=route, epoch=epoch):
             return (AlertResolution("certificate", route, "a later event says more", before=epoch, replaced=True),)
         case Epoch(route=route, number=number):
-            # An alarm ends one event and begins the next; what began another one behind that was a person's word.
+            # An alarm ends one epoch and begins the next; any other later epoch was begun by a person.
             return (
                 _over("version", route, f"epoch {number} began: the version is in force no more"),
                 _over("certificate", route, f"epoch {number}: {event.reason}", before=number - 1),
@@ -229,7 +223,6 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
 
 
 def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
-    """A look that forecasts a breach no more, or that does not find the budget nearly spent."""
     route, drop, forecast = outlook.route, outlook.drop, "em_drop" in outlook.alerts
     endings = [
         _over("forecast", route, "the forecast crosses the limit no more", name=of)
@@ -248,7 +241,6 @@ def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
 
 
 def _after_move(event: RolloutMove) -> tuple[AlertResolution, ...]:
-    """A rollout whose split was broken is looked at anew; one that has reached everybody serves another version."""
     route, move = event.route, event.transition
     did = {"resume": "went on", "promote": "took its next step", "roll_back": "was rolled back"}.get(move.move)
     if did is None:
@@ -265,13 +257,13 @@ def _over(
     return AlertResolution(of, route, plain(because, MOST_TEXT), name, before)
 
 
-MOST: Final = 200  # alerts that are remembered
-FIRST_ROWS: Final = 1_000  # of the kinds that tell something each time …
-FIRST_LOOKS: Final = 300  # … and of looks, of which few do: where a first reading begins
-SETTLED_S: Final = 300.0  # so long must an alert be over before anybody is told so …
-STALE_S: Final = 86_400.0  # … and what has been over for longer than this is told to nobody any more
+MOST: Final = 200  # alerts kept
+FIRST_ROWS: Final = 1_000  # where a first reading begins: rows of the kinds that always raise an alert …
+FIRST_LOOKS: Final = 300  # … and looks, few of which do
+SETTLED_S: Final = 300.0  # an alert must be resolved for this long before anybody is notified of that …
+STALE_S: Final = 86_400.0  # … and nobody is notified of resolutions older than this
 
-# The index of kinds: their rows are few, and what stands between them is not looked at.
+# The index of kinds: their rows are few, and no other rows are scanned.
 _SEQS: Final = """
     SELECT seq FROM events INDEXED BY events_once WHERE kind = ? AND seq > ? AND seq <= ? ORDER BY seq DESC LIMIT ?"""
 
@@ -285,26 +277,23 @@ class SinkReceipt:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Over:
     at_s: float  # Unix time
-    because: str  # one line of plain text; "": it was over as it was told
-    replaced: bool = False  # something else takes its place, which is told by itself
+    because: str  # one line of plain text; "": resolved when raised
+    replaced: bool = False  # superseded by something with a notice of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAlert:
-    """One alert, and how often the same one came again while it was not told anew."""
-
-    seq: int  # place in the log of what it is about
-    at_s: float  # Unix time at which the log took that
+    seq: int  # place in the log of its event
+    at_s: float  # Unix time at which the log accepted the event
     notice: Notice
-    n_again: int = 0  # as often the same came within the time in which nobody is told it again
-    latest_at_s: float  # of the last of them
-    taken: tuple[SinkReceipt, ...] = ()  # in the order in which they took it
-    told_over: tuple[str, ...] = ()  # sinks that were told since that it is over
-    cause: AlertCause | None = None  # what keeps it open; None: it was over as it was told
-    ended: Over | None = None  # as rows say; None: none does
+    n_again: int = 0  # repetitions within the time in which it is not sent again
+    latest_at_s: float  # of the last repetition
+    taken: tuple[SinkReceipt, ...] = ()  # sinks that received it, in order
+    told_over: tuple[str, ...] = ()  # sinks notified since that it is resolved
+    cause: AlertCause | None = None  # what keeps it open; None: resolved when raised
+    ended: Over | None = None  # by a row; None: by none
 
     def over(self, now_s: float) -> Over | None:
-        """How it ended, by a row or by itself; None: it is open."""
         if self.ended is not None:
             return self.ended
         if self.cause is None:
@@ -312,14 +301,11 @@ class OpenAlert:
         until_s = self.cause.until_s
         if until_s is None or now_s < until_s:
             return None
-        # What is written behind the time that it is about has been told late, and is over then.
+        # A row written after the time it is about arrived late, and is resolved then.
         return Over(at_s=max(until_s, self.latest_at_s), because="it did not come again")
 
     def owed(self, sink: str, now_s: float) -> Over | None:
-        """How it ended, where a sink was told of it and is now to be told of its end; None: it is owed nothing now.
-
-        Whoever pulls a kill switch is heard by a notice of its own when it is released.
-        """
+        """Return the resolution of which a sink must now be notified; None: nothing is due."""
         over = self.over(now_s)
         if over is None or not over.because or over.replaced or not SETTLED_S <= now_s - over.at_s <= STALE_S:
             return None
@@ -330,32 +316,30 @@ class OpenAlert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkState:
-    since_seq: int  # place in the log at which it began: what stands before was never told
+    since_seq: int  # place in the log at which it was enabled: earlier rows were never sent
     since_s: float  # Unix time
-    read_to_seq: int  # it was told of that row last; equal to `since_seq`: of none
-    n_taken: int  # notices that it took, as far as this reading goes back
+    read_to_seq: int  # the last row sent to it; equal to `since_seq`: none
+    n_taken: int  # notices received, as far as this reading goes back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertLog:
-    """The latest alerts, as far as the log has been read. `repeat_s` is the one of the settings."""
-
     repeat_s: float
     seq: int = 0
     raised: tuple[OpenAlert, ...] = ()  # oldest first
     sinks: Mapping[str, SinkState] = field(default_factory=dict)
-    of: Mapping[int, int] = field(default_factory=dict)  # place of a row → that of the alert that it belongs to
+    of: Mapping[int, int] = field(default_factory=dict)  # place of a row → place of the alert that it belongs to
 
 
 def owed(told: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | None:
-    """The oldest alert of whose end a sink is to be told now; of one that was told again, the latest. None: none."""
+    """Return the oldest alert whose resolution is due at a sink; of repeated ones the latest. None: nothing is due."""
     latest = {one.notice.same: one for one in told.raised}
     ends = ((one, one.owed(sink, now_s)) for one in latest.values())
     return next(((one, over) for one, over in ends if over is not None), None)
 
 
 def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
-    last = last_place(connection)  # what is written meanwhile is for the next time
+    last = last_place(connection)  # rows written meanwhile are read the next time
     if last <= known.seq:
         return known
     places = list[int]()
@@ -367,7 +351,7 @@ def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
 
 
 def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog:
-    """What is known after more rows: place, Unix time and event of each, in the log's order."""
+    """Fold more rows into the state: place, Unix time and event of each, in the log's order."""
     raised = {one.seq: one for one in known.raised}
     newest = {one.notice.same: one.seq for one in known.raised}
     sinks, of, last = dict(known.sinks), dict(known.of), known.seq
@@ -382,7 +366,7 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
             continue
         notice, cause = alert
         before = raised.get(newest.get(notice.same, 0))
-        # Whoever has been told that it is over hears at once that it is back.
+        # A sink notified of the resolution is notified at once that the alert is back.
         if before is not None and not before.told_over and at_s - before.at_s < known.repeat_s:
             again = before.n_again + 1
             raised[before.seq] = replace(before, n_again=again, latest_at_s=at_s, cause=cause, ended=None)
@@ -422,7 +406,7 @@ def _take(
 ) -> None:
     now = sinks.get(event.sink)
     if now is None:
-        # A reading that begins in the middle does not see the beginning: it was before what the sink was told first.
+        # A reading that begins in the middle misses the beginning: it came before the sink's first notice.
         since = event.read_to_seq if not event.of else 0
         now = SinkState(since_seq=since, since_s=at_s, read_to_seq=event.read_to_seq, n_taken=0)
     taken = int(bool(event.of))
@@ -451,8 +435,8 @@ def deliveries_to(connection: LogReader, sink: str, n: int) -> list[AlertDeliver
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentNotice:
-    at_s: float  # Unix time at which it was told
-    about_s: float  # … at which the log took the event
+    at_s: float  # Unix time at which it was sent
+    about_s: float  # … at which the log accepted the event
     sink: str
     notice: Notice
 

@@ -1,7 +1,7 @@
-"""The audit log for people: who did what when, what it was before and after, and why.
+"""The audit log as people read it: who did what when, the state before and after, and why.
 
-A row tells itself by the fields of its record: `author` (else who it names), `before` and `after`, `reason` or `why`.
-Where the state before is in no field it is the row of the same kind that came before on that route.
+An entry takes `author` (or whoever is named), `before` and `after`, and `reason` or `why` from the record's fields.
+Without a field for the state before, it takes the previous row of the same kind on that route.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class AuditEntry:
     route: str | None
     episode_id: str | None
     who: str  # "": nobody is named
-    before: str  # "": there was nothing, or it is in no row
+    before: str  # "": there was none, or no row has it
     after: str
     why: str
     link: str  # hexadecimal
-    body: str  # the whole event as JSON: with the evidence that it stood on
+    body: str  # the whole event as JSON, with its evidence
 
 
 def read_latest_rows(
@@ -84,7 +84,7 @@ def entries(
     route: str | None = None,
     kind: str | None = None,
 ) -> Iterator[AuditEntry]:
-    """Yield the rows of the audit log behind a place in its chain, in order. Raises StoreError."""
+    """Yield the chained rows after a place in the chain, in order. Raise StoreError."""
     with open_reader(source) as connection:
         require_chain(connection)
         while True:
@@ -98,15 +98,12 @@ def entries(
 
 
 def rows_before(connection: LogReader, before: int, n: int, *, chained: bool) -> list[tuple[Any, ...]]:
-    """Rows for `entry_of` that stand before a place, the latest first.
-
-    chained  by their places in the chain; False: every row, by its place in the log
-    """
+    """Return rows for `entry_of` before a place, latest first: of the chain by its places, or all by the log's."""
     return query_rows(connection, _CHAINED_BEFORE if chained else _ALL_BEFORE, {"before": before, "limit": n})
 
 
 def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
-    """A row in words: place, link, seq, at_s, kind, key, episode_id, route, body. Raises StoreError."""
+    """Turn a row (place, link, seq, at_s, kind, key, episode_id, route, body) into an entry. Raise StoreError."""
     place, link, seq, at_s, kind, _, episode_id, route, body = row
     who = before = why = ""
     after = "written by a later version"
@@ -123,7 +120,6 @@ def _first(record: Any, names: tuple[str, ...]) -> str:
 
 
 def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]:
-    """Before and after an event. Fields that say so come first, then a sentence for its kind, then all its fields."""
     if isinstance(event, Publication):
         earlier = find_event(connection, Publication, f"{event.route}:{event.number - 1}")
         return "" if earlier is None else _published(earlier), _published(event)
@@ -159,7 +155,6 @@ def _decided(event: Event) -> tuple[str, str] | None:
 
 
 def _of_experiment(event: Event) -> tuple[str, str] | None:
-    """What a proposal, a rollout or an experiment came from and to; None: for other kinds."""
     match event:
         case ProposedVersion():
             return event.parent or "", f"{event.address}: {event.verdict}, {event.why}; in force nowhere by itself"

@@ -1,10 +1,7 @@
-"""What people decide, written: pauses, incidents, overrides, and in the review queue which answers are right.
+"""Writes what people decide: pauses, incidents, overrides and verdicts of the review queue.
 
-    read what holds ──▶ review.decide, review.queue ──▶ rows, all of a decision or none of it
-
-Where somebody else decided at the same moment, a decision is made anew on what holds then, so two people cannot both
-have what one of them got; a pause is refused instead. A log that is locked or full raises StoreError; then nothing was
-written and everything is as it was.
+A decision is written as a whole or not at all. If another writer was first, it is made again on the new state; a pause
+is refused instead. Every function raises StoreError on a locked or full log; then nothing was written.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ RACE: Final = "somebody else decided at the same moment; look again"
 
 
 def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
-    """Let every request of a route run in full until somebody resumes it; why not, or None: it is done."""
+    """Run every request of a route in full until somebody resumes it. Return why it was refused; None: done."""
     held = read_decided(writer.path).of(route)
     if held.pause is not None:
         return f"is paused already: {held.pause.reason}"
@@ -41,7 +38,7 @@ def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> s
 
 
 def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
-    """End a pause: what is certified acts again; why not, or None: it is done."""
+    """End a pause, so that certified levels act again. Return why it was refused; None: done."""
     pause = read_decided(writer.path).of(route).pause
     if pause is None:
         return "is not paused"
@@ -50,10 +47,7 @@ def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str
 
 
 def read_now(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> Now:
-    """What holds on a route at this moment.
-
-    setup  as `gateway.route.route_setup` has it; "": the latest publication's own is taken
-    """
+    """Return the current state of a route; `setup` as in `gateway.route.route_setup`, "": the latest publication's."""
     held = read_decided(connection).of(route)
     return Now(
         route=route,
@@ -71,7 +65,7 @@ def read_publication(connection: LogReader, route: str, number: int) -> Publicat
 
 
 def fitting(connection: LogReader, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
-    """The publications of the epoch that runs, the latest first, each with why it may not be served; None: it may."""
+    """Return the publications of the current epoch, latest first, each with why it may not be served; None: it may."""
     if now.epoch is None:
         return []
     budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
@@ -99,8 +93,6 @@ def set_override(
     publication: int | None = None,
     setup: str = "",
 ) -> Override | str:
-    """Hold a route or a class of its questions; a sentence where it cannot be held so."""
-
     def step(connection: LogReader) -> tuple[list[Event], Override] | str:
         pinned = _pinned(connection, route, publication, wanted.pinned)
         if isinstance(pinned, str):
@@ -115,7 +107,6 @@ def set_override(
 def end_override(
     writer: Decisions, route: str, settings: Route, number: int, reason: str, author: str, *, now_s: float
 ) -> OverrideEnd | str:
-    """End an override before its time; a sentence where there is none to end."""
     reason, author = reason.strip(), author.strip()
     if not reason or not author:
         return "the end of an override needs an author and a reason"
@@ -152,7 +143,6 @@ def open_incident(
     evidence: tuple[str, ...] = (),
     pauses: bool = False,
 ) -> Incident | str:
-    """Open an incident by hand; a sentence where it cannot be."""
     summary, author = summary.strip(), author.strip()
     if not summary or not author:
         return "an incident needs an author and a sentence that says what is wrong"
@@ -189,7 +179,7 @@ def decide_incident(
     publication: int | None = None,
     setup: str = "",
 ) -> DecisionRows | str:
-    """Decide an incident and carry the decision out; a sentence where it cannot be."""
+    """Decide an incident and carry the decision out; return a sentence if it is refused."""
 
     def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
         pinned = _pinned(connection, route, publication, asked.pinned)
@@ -214,7 +204,7 @@ NOTHING_ASKED: Final = Reviews(0, EMPTY)
 
 
 def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
-    """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    """Return the queue, updated from `known`; the same object if nothing is new."""
     rows = read_newer(source, "reviews", known.seq)
     if not rows:
         return known
@@ -224,13 +214,12 @@ def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
 
 
 def kept_question(source: LogSource, episode_id: str, *, now_s: float) -> str | None:
-    """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
+    """Return a run's question if its route keeps it and it has not expired; else None."""
     question = find_event(source, QuestionText, episode_id)
     return question.text if question is not None and now_s < question.expires_at_s else None
 
 
 def kept_sources(source: LogSource, episode_id: str, *, now_s: float) -> Sources | None:
-    """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
     kept = find_event(source, Sources, episode_id)
     return kept if kept is not None and now_s < kept.expires_at_s else None
 
@@ -241,12 +230,7 @@ def kept_sources(source: LogSource, episode_id: str, *, now_s: float) -> Sources
 def lease_next(
     writer: Decisions, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
 ) -> ReviewLease | None:
-    """Take the next item for a reviewer, or give the one again that they have; None: there is none for them.
-
-    third  only items whose reviewers contradict each other
-
-    Raises StoreError.
-    """
+    """Lease the next item, or return the one already held; `third`: only items with contradicting verdicts."""
 
     def step(connection: LogReader) -> tuple[list[Event], ReviewLease | None]:
         queue = read_reviews(connection).queue
@@ -259,10 +243,7 @@ def lease_next(
 
 
 def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Submission | str:
-    """Take what a reviewer says, with the label that it may come to; a sentence where it cannot be taken.
-
-    Raises StoreError, and then nothing was written: say it again.
-    """
+    """Record a verdict and the label that may follow; return a sentence if it is refused. Errors may be retried."""
 
     def step(connection: LogReader) -> tuple[list[Event], Submission] | str:
         place = read_reviews(connection).queue.places.get(said.item)
@@ -279,7 +260,7 @@ def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Sub
 
 
 def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, now_s: float) -> bool:
-    """Give an item back without a verdict; False: this reviewer does not have it. Raises StoreError."""
+    """Return an item without a verdict; False: this reviewer does not hold it."""
     place = read_reviews(writer.path).queue.places.get(item)
     returned = None if place is None else give_back(place, reviewer, reason, now_s=now_s)
     return returned is not None and writer.write_new(returned)
@@ -292,10 +273,7 @@ def add_review(writer: Decisions, item: ReviewItem) -> bool:
 def ask_about(
     writer: Decisions, episode_id: str, rules: Mapping[str, ReviewRules], reason: str, author: str, *, now_s: float
 ) -> ReviewItem | str:
-    """Ask about a run because a person wants it, whatever the cap; a sentence where that cannot be.
-
-    Raises StoreError.
-    """
+    """Queue a run for review at a person's request, regardless of the cap; return a sentence if it is refused."""
     reason, author = reason.strip(), author.strip()
     if not reason or not author:
         return "to ask about a run needs an author and a reason"

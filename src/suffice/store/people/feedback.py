@@ -1,7 +1,7 @@
-"""Feedback as it stands in the log: all of it, what belongs to no request, and who asked for what it is about.
+"""Feedback in the log: all of it, feedback without a request, and the senders of the requests.
 
-What names a request that is not there waits, and after a while it is a dead letter. Nothing is lost by that: whenever
-the request comes, the feedback joins it. Every reader here raises StoreError.
+Feedback whose request is missing waits, and later counts as a dead letter; it still joins if the request arrives.
+Every reader here raises StoreError.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _ALL: Final = """
 @dataclass(frozen=True, slots=True)
 class UnmatchedFeedback:
     seq: int  # place in the log
-    at_s: float  # Unix time at which the log took it
+    at_s: float  # Unix time at which the log accepted it
     feedback_id: str
-    episode_id: str | None  # as its sender named the request
+    episode_id: str | None  # as its sender named it
     response_id: str | None
     source: str
 
@@ -40,7 +40,7 @@ class UnmatchedFeedback:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackRecord:
     feedback: Feedback
-    route: str | None  # of its request; None: that is not there
+    route: str | None  # of its request; None: the request is missing
     joined: bool
 
 
@@ -57,7 +57,7 @@ def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
 
 
 def find_feedback(connection: LogReader, given: Feedback) -> Literal["no", "yes", "otherwise"]:
-    """Is there feedback of this sender with this id already? "otherwise": it says something else."""
+    """Return whether this sender has sent feedback with this id; "otherwise": with other content."""
     row = to_row(FeedbackEvent(given))
     for seq, body in query_rows(
         connection, "SELECT seq, body FROM events WHERE kind = ? AND key = ?", (row.kind, row.key)
@@ -67,14 +67,14 @@ def find_feedback(connection: LogReader, given: Feedback) -> Literal["no", "yes"
 
 
 def would_join(connection: LogReader, episode_id: str | None, response_id: str | None) -> bool:
-    """Is the request in the log that either id names? A response id that two answers share names neither."""
+    """Return whether the log has the request of either id. A response id shared by two answers names neither."""
     if episode_id is not None:
         return find_event(connection, Request, episode_id) is not None
     return bool(response_id) and len(episodes_of_response(connection, response_id, most=2)) == 1
 
 
 def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[str]]:
-    """Who asked for what each pair of an episode id and a response id names; none: the log knows no such answer."""
+    """Return the senders of the requests of each (episode id, response id); empty if the log has no such answer."""
     with open_reader(path) as connection:
         return [_senders(connection, episode_id, response_id) for episode_id, response_id in named]
 

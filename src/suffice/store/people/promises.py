@@ -1,4 +1,4 @@
-"""What is promised on every route, read from the log once for all of them."""
+"""The guarantee of every route, from one read of the log."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ from suffice.types import RouteFindings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promises:
-    """What is in force and what people hold on every route, read once; says what is promised on each."""
-
     decided: DeploymentState
     holds: Holds
-    beside: Mapping[str, tuple[str, ...]]  # experiments and rollouts that run, by route
+    beside: Mapping[str, tuple[str, ...]]  # running experiments and rollouts, by route
     now_s: float  # Unix time
     killed: bool
-    examined: Mapping[str, tuple[int, RouteFindings]]  # the latest `suffice doctor --route`, and its place in the log
+    examined: Mapping[str, tuple[int, RouteFindings]]  # the latest `suffice doctor --route` and its place in the log
 
     def refusal(self, connection: LogReader, name: str, route: Route, tally: Tally | None) -> str | None:
-        """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
+        """Return why a route must not act, by its latest full runs; None: it may. Raise StoreError."""
         examined, label = self.examined.get(name), scorer_label(route.scorer)
         if examined is not None and examined[1].scorer == label:
             return extractability_refusal(extracted(connection, name, route, self.examined), label)
@@ -43,10 +41,7 @@ class Promises:
     def of(
         self, name: str, route: Route, outlook: Outlook | None, *, setup: str | None, unreadable: bool = False
     ) -> RouteGuarantee:
-        """What is promised on a route with these settings.
-
-        unreadable  too few of its answers can be read, and it must not act
-        """
+        """Return the guarantee; `unreadable`: too few answers can be extracted, and the route must not act."""
         held = self.decided.of(name)
         return guarantee_of(
             GuaranteeInputs(
@@ -79,7 +74,6 @@ def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promi
 
 
 def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What serves a part of a route's requests in another way, by route."""
     arms = [(route, f"experiment {one.name}") for one in experiments for route in one.routes]
     arms += [(route, "a rollout") for route in rollouts]
     return {name: tuple(what for route, what in arms if route == name) for name, _ in arms}
@@ -96,9 +90,9 @@ def newest_switching(connection: LogReader) -> KillSwitchState | None:
 def extracted(
     path: LogSource, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
 ) -> tuple[bool, ...]:
-    """The latest full runs of a route: could the answer be read? Those of the last examination come first.
+    """Return whether the answers of the route's latest full runs could be extracted, the last examination's runs first.
 
-    Runs before it do not count: their answers may have been read by another scorer.
+    Earlier logged runs do not count: another scorer may have read them.
     """
     seq, found = examined.get(name, (0, None))
     if found is None or found.scorer != scorer_label(route.scorer):

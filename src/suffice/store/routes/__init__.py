@@ -1,1 +1,1 @@
-"""What the log says of each route: what is in force, being tried, proposed, counted."""
+"""Views of one route: active deployment, rollouts, experiments, counts."""

@@ -1,9 +1,4 @@
-"""Experiments as the log has them: which ran and which run, who drew what, and the runs that tell of them.
-
-rows of people's decisions ──▶ read_experiments ──▶ ExperimentRun: definition, author, reason, begin, end
-rows of requests           ──▶ read_draws       ──▶ every unit's first draw
-requests, outcomes, labels ──▶ read_runs        ──▶ whole runs of its routes while it ran
-"""
+"""Experiments in the log: definitions and ends, first assignments of units, and runs."""
 
 from __future__ import annotations
 
@@ -34,11 +29,11 @@ _AT_ONCE: Final = "was decided on by somebody else at the same moment; look agai
 class ExperimentRun:
     experiment: RunningExperiment  # with its latest weights
     revision: int
-    seq: int  # place in the log of its start
+    seq: int  # of its start
     started_at_s: float  # Unix time; informative
     author: str
     reason: str
-    ended: ExperimentEnd | None = None  # None: it runs
+    ended: ExperimentEnd | None = None  # None: running
     end_seq: int | None = None
     ended_at_s: float | None = None
 
@@ -56,12 +51,11 @@ class UnitDraw:
     episode_id: str
     unit: str
     arm: str
-    odds: tuple[tuple[str, float], ...]  # of every arm, when it was drawn
+    odds: tuple[tuple[str, float], ...]  # of every arm, when it was assigned
     query: Query | None
 
 
 def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
-    """Every run of every experiment, in the order in which they were started. Raises StoreError."""
     runs: dict[tuple[str, int], ExperimentRun] = {}
     for stored in read_kinds(source, "experiment_started", "experiment_changed", "experiment_stopped"):
         event = stored.event
@@ -109,7 +103,6 @@ def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | No
 
 
 def read_running_experiments(held: Iterable[ExperimentRun]) -> tuple[RunningExperiment, ...]:
-    """The experiments that requests take part in now, for `rollout.experiment.draw_arms`."""
     return tuple(one.experiment for one in held if one.runs)
 
 
@@ -129,7 +122,7 @@ def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[UnitDraw]:
 
 
 def read_runs(source: LogSource, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
-    """Whole runs of its routes that began while it ran, route after route, as they ended. Raises StoreError."""
+    """Yield full episodes of its routes that began while it ran, by route, as they ended. Raise StoreError."""
     with open_reader(source) as connection:
         for route in one.experiment.routes:
             yield from read_episodes(connection, route, one.seq, ended_after=one.seq)
@@ -141,9 +134,9 @@ def read_runs(source: LogSource, one: ExperimentRun) -> Iterator[EpisodeWithLabe
 def start_experiment(
     writer: Decisions, name: str, written: Written, *, author: str, reason: str
 ) -> ExperimentStart | str:
-    """Let an experiment run as the settings have it, or give a running one its new weights and share.
+    """Start an experiment from the settings, or give a running one its new weights and share.
 
-    What was begun, or why not. Raises ConfigError where its layer has no room, and StoreError.
+    Return its start, or why it was refused. Raise ConfigError if its layer has no room, and StoreError.
     """
     held = read_experiments(writer.path)
     now = _running(held, name)
@@ -165,7 +158,7 @@ def start_experiment(
         if not same_question(wanted, now.experiment):
             return "runs as it was defined at its start; stop it before anything but weights and share changes"
         begun = ExperimentRevision(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
-    # Another experiment may have taken a part of the layer in the same moment: then new weights do not take effect.
+    # Another experiment may have taken slots of the layer in the same moment: then new weights take no effect.
     took = writer.write_new(begun) and any(one.experiment == begun.experiment for one in read_experiments(writer.path))
     return begun if took else _AT_ONCE
 

@@ -1,6 +1,6 @@
-"""What the log says is in force on each route: folds over decisions and over what people hold, and its phase in words.
+"""The active deployment of each route, what people hold on it, and its phase, folded from the log.
 
-A follower asks as often as it likes: only rows that it has not seen are read, through indexes that hold nothing else.
+Polling is cheap: only new rows are read, through partial indexes.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from suffice.types import Alarm, BudgetAccount, Epoch, Pause, Publication, Resum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
-    epoch: Epoch | None = None  # the latest; None: no worker has begun with this route
-    publication: Publication | None = None  # the latest of this epoch; None: nothing was published in it
+    epoch: Epoch | None = None  # the latest; None: no worker has started with this route
+    publication: Publication | None = None  # the latest of this epoch; None: no publication
     last: Publication | None = None  # the latest of any epoch
     pause: Pause | None = None  # that has not ended
     alarm: Alarm | None = None  # the latest
-    n_publications: int = 0  # numbers that are taken
+    n_publications: int = 0  # numbers that are used up
     n_pauses: int = 0
     n_epochs: int = 0
 
     @property
     def level(self) -> int:
-        """The level that may be acted on, certified or as the budgeted mode has it; 0: none."""
+        """The level that may be acted on, certified or under a budgeted promise; 0: none."""
         made = self.publication
         return made.level if made is not None and made.may_act and self.pause is None else 0
 
     @property
     def classes(self) -> tuple[tuple[str, int], ...]:
-        """Classes of questions that run below the level, and theirs; also where an ended epoch's level goes on."""
+        """Query classes that run below the level, and theirs; also where an ended epoch's level goes on."""
         made = self.publication or self.last
         return made.classes if made is not None else ()
 
@@ -94,7 +94,7 @@ NOTHING_DECIDED: Final = DeploymentState(0, {})
 
 
 def read_decided(source: LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
-    """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    """Return the state, updated from `known`; the same object if nothing is new. Raise StoreError."""
     rows = read_newer(source, "decisions", known.seq)
     if not rows:
         return known
@@ -111,7 +111,6 @@ def fold_decisions(events: Iterable[Event], known: Mapping[str, InForce]) -> dic
 
 
 def decisions_of(connection: LogReader, route: str, n: int) -> list[StoredEvent]:
-    """The latest decisions about a route, newest first. Raises StoreError."""
     condition = f"{schema.kinds_in(schema.INDEXED_KINDS['decisions'])} AND route = ? ORDER BY seq DESC LIMIT ?"
     return read_events_where(connection, condition, (route, n), index="decisions")
 
@@ -129,7 +128,7 @@ NOTHING_HELD: Final = Holds()
 
 
 def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
-    """What is held now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    """Return the holds, updated from `known`; the same object if nothing is new. Raise StoreError."""
     rows = read_newer(source, "holds", known.seq)
     if not rows:
         return known
@@ -142,13 +141,13 @@ def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
 
 
 def last_at_s(connection: LogReader) -> float:
-    """Unix time at which the log took its last row; 0 where it is empty. A control loop has no other clock."""
+    """Return the Unix time at which the log accepted its last row; 0 if empty. The control loop has no other clock."""
     return next(
         (float(at_s) for (at_s,) in query_rows(connection, "SELECT at_s FROM events ORDER BY seq DESC LIMIT 1")), 0.0
     )
 
 
-# Labels that were asked for and have not come, of all routes at once.
+# Labels that were requested and have not arrived, of all routes.
 _WANTED: Final = """
     SELECT w.route, count(*) FROM events w WHERE w.kind = 'label_wanted' AND NOT EXISTS (
         SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key
@@ -161,7 +160,7 @@ _SINCE: Final = """
 PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching", "certified", "budgeted", "paused"]
 
 
-# Copied from the evidence of the latest publication, and from the publication itself.
+# Copied from the latest publication and its evidence.
 _OF_EVIDENCE: Final = (
     *("n_audits", "n_missing", "share", "e_value", "max_em_drop", "confidence", "judge_charge", "n_lost"),
     "n_disagreeing",
@@ -172,26 +171,26 @@ _OF_PUBLICATION: Final = ("ceiling", "classes", "spending", "arm")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     phase: PhaseName
-    epoch: int  # 0: no worker has begun with it
-    level: int  # in force; 0 never stops
+    epoch: int  # 0: no worker has started with it
+    level: int  # active; 0 never stops
     n_levels: int  # above level 0; 0: nothing is learned yet
     n_requests: int  # governed ones of this epoch, counted up to `n_burst`
-    n_burst: int  # of them that run in full at least
+    n_burst: int  # initial governed requests that run in full
     n_audits: int = 0  # behind the latest publication
     n_missing: int | None = None  # audits to the next level, at the rates seen
     share: float | None = None  # of tokens that the level would have saved on these audits
     e_value: float | None = None
-    max_em_drop: float | None = None  # what is proved: a drop below this
+    max_em_drop: float | None = None  # certified: the drop is below this
     confidence: float | None = None
-    reason: str  # the latest publication's, pause's or epoch's own sentence
+    reason: str  # of the latest publication, pause or epoch
     alarm: str | None  # the latest, with its cause
     n_labels_wanted: int
-    attended: bool = False  # does a living worker look after it?
-    ceiling: int | None = None  # the highest level that people's ratings allow; None: they take nothing off
-    classes: tuple[tuple[str, int], ...] = ()  # classes of questions that the guard-rails hold, and their levels
-    spending: BudgetAccount | None = None  # the account of the budgeted mode; None: the route is not in it
-    judge_charge: float = 0.0  # fraction of EM that a judge model's mistakes took off the budget; 0: it is not heard
-    window: tuple[int, int] | None = None  # numbers of the first and last request that the certificate is about
+    attended: bool = False  # a living worker serves it
+    ceiling: int | None = None  # the highest level that ratings allow; None: no limit
+    classes: tuple[tuple[str, int], ...] = ()  # query classes held below by guardrails, and their levels
+    spending: BudgetAccount | None = None  # the account of a budgeted promise; None: not budgeted
+    judge_charge: float = 0.0  # fraction of EM taken off the budget for a judge model's errors; 0: no judge is used
+    window: tuple[int, int] | None = None  # numbers of the first and last request that the certificate covers
     n_lost: int = 0  # of the audits, at the level
     n_disagreeing: int | None = None  # of the audits, at the level; None: unknown
     audit_share: float | None = None  # of the next requests
@@ -201,7 +200,6 @@ class Phase:
 def read_phases(
     source: LogSource, decided: DeploymentState | None = None, *, attended: bool = False
 ) -> dict[str, Phase]:
-    """Every route with which a control loop has begun. Raises StoreError."""
     with open_reader(source) as connection:
         phases, wanted = {}, dict[str, int](query_rows(connection, _WANTED))
         for name, held in (decided or read_decided(connection)).routes.items():
@@ -213,7 +211,6 @@ def read_phases(
 
 
 def governed_since(connection: LogReader, route: str, seq: int, *, most: int) -> int:
-    """Governed requests of a route behind a place of the log, those without rows included, counted up to `most`."""
     n = query_number(connection, _SINCE, (route, seq, most))
     return n if n >= most else min(most, n + n_counted(connection, route, seq))
 
@@ -257,10 +254,10 @@ MOST_TEXT: Final = 300  # characters
 
 
 def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = False) -> str | None:
-    """What is wrong with a log's pages; "": nothing; None: it could not be read through in time, or not at all.
+    """Return what is wrong with a log's pages; "": nothing; None: not checked in time, or unreadable.
 
-    within_s  None: however long it takes. SQLite before 3.41 does not stop inside a table
-    thorough  compare indexes with their tables, too: several times as slow
+    within_s  None: no limit. SQLite before 3.41 does not stop inside a table
+    thorough  compare indexes with their tables too; several times slower
     """
     try:
         with contextlib.closing(connect_reader(path, one_thread=False)) as connection:
@@ -287,14 +284,14 @@ def is_large(path: Path) -> bool:
 
 
 MOST_PAUSES: Final = 5  # that are named one by one
-CHECK_S: Final = 0.3  # for reading a log through that no gateway has read through
+CHECK_S: Final = 0.3  # for checking a log that no gateway has checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    kill_reason: str | None  # as the kill switch's file says; None: there is no such file
+    kill_reason: str | None  # of the kill switch's file; None: there is no file
     pauses: tuple[Pause, ...]  # that have not ended, by route
-    processes: tuple[Presence, ...]  # that serve now
+    processes: tuple[Presence, ...]  # that are serving
     damage: str  # of the log; "": none is known
 
     @property
@@ -328,7 +325,7 @@ class Condition:
 def read_condition(
     path: Path, switch: Path, announced: Sequence[Path], *, routes: Collection[str], checks: bool
 ) -> Condition:
-    """The condition of the deployment on the log at `path`. Raises nothing: what cannot be read is left out."""
+    """Return the condition of the deployment without its unreadable parts. Never raises."""
     processes = read_presences(announced)
     damage = next((one.damage for one in processes if one.damage), "")
     if checks and not damage and not is_large(path):

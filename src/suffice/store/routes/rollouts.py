@@ -1,12 +1,7 @@
-"""Rollouts as the log has them: which ran and which run, where each stands, and what serves a route behind them.
+"""Rollouts in the log: history, state, the versions that they put in place, and the moves that people make.
 
-rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
-person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
-ProposedVersion, publication in force ──▶ learned_candidate ──▶ RolloutCandidate, or a sentence why it cannot be
-
-A learned version is compared with what the certify loop has in force, so there must be something, certified, in the
-epoch that the candidate was learned in. Everything here that reads or writes the log raises StoreError, and ConfigError
-for models that cannot be read.
+A learned candidate is compared with the certified publication of the epoch that it was learned in, so there must be
+one. Readers and writers raise StoreError, and ConfigError for models that cannot be read.
 """
 
 from __future__ import annotations
@@ -51,15 +46,15 @@ from suffice.store.rows.records import ProposedVersion, RolloutMove, RolloutStar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRun:
-    state: State  # where it stands now
-    first: State  # where it began
+    state: State  # current
+    first: State  # initial
     number: int  # of the route's rollouts
     seq: int  # place in the log of its start
     author: str
     reason: str
-    rules: Rules  # that it began with
+    rules: Rules  # fixed at its start
     moves: tuple[Transition, ...] = ()
-    undone: RolloutUndo | None = None  # it had reached everybody, and was taken back
+    undone: RolloutUndo | None = None  # it was completed, and taken back later
 
     @property
     def serves_all(self) -> bool:
@@ -94,9 +89,9 @@ def read_running_rollouts(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:
 
 
 def succession(held: Iterable[RolloutRun], route: str, own: str) -> tuple[str, ...]:
-    """The versions that rollouts have made of a route's own, each in the place of the one before it; the last serves.
+    """Return the versions that completed rollouts put in place of a route's own, in order; the last one serves.
 
-    own  address of the settings' own policy, which stands first; where its owner writes another one, that one serves
+    own  address of the settings' own policy, the first; a changed policy in the settings takes over
     """
     line = [own]
     for one in held:
@@ -110,7 +105,7 @@ def read_serving_version(held: Iterable[RolloutRun], route: str, own: str) -> st
 
 
 def own_version(route: Route) -> Version:
-    """The policy that a route's owner wrote into the settings, as a version. Raises ConfigError where there is none."""
+    """Return the policy in the settings as a version. Raise ConfigError if there is none."""
     if not route.policy:
         raise ConfigError("policy: its owner wrote none down; what the control loop has learned needs no rollout")
     lineage = VersionLineage(parent=None, proposed_by="settings", why="written down by the route's owner")
@@ -132,7 +127,7 @@ def proposed_version(
     why: str,
     now_s: float,
 ) -> Version:
-    """A policy that somebody proposes for a route, as a version that follows what serves there. Raises ConfigError."""
+    """Return a proposed policy as a version that follows the one that serves. Raise ConfigError."""
     lineage = VersionLineage(
         parent=read_serving_version(held, name, own_version(route).address),
         proposed_by=f"person:{author}",
@@ -166,14 +161,13 @@ def past_of(held: Iterable[RolloutRun], route: str) -> list[PastRollout]:
 class RolloutCandidate:
     route: str
     version: Version
-    in_force: str  # address of what serves the others
-    follows: int = 0  # number of the publication that put that in force; 0: the settings did
+    in_force: str  # address of the version that serves other requests
+    follows: int = 0  # number of its publication; 0: from the settings
     fit: str = ""  # of a learned one: address of its models; "": it is a policy
-    beside: tuple[Version, ...] = ()  # what must be kept with it
+    beside: tuple[Version, ...] = ()  # stored together with it
 
 
 def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, own: Version) -> RolloutCandidate | str:
-    """A policy that is to be tried where its owner wrote one down; a sentence where it serves already."""
     in_force = read_serving_version(held, route, own.address)
     if version.address == in_force:
         return f"{version.address} is in force on route {route} already"
@@ -192,7 +186,6 @@ def beginning(
     held_by: str = "",
     by_person: bool = True,
 ) -> RolloutStart | str:
-    """The first row of a rollout; a sentence where it may not begin now."""
     route, address = one.route, one.version.address
     why = cool_down_refusal(past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
     if why is not None:
@@ -213,14 +206,13 @@ def beginning(
 
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
-    """What is written beside the log with the first row, by address; signed with the deployment's secret."""
+    """Return the artefacts to store with the first row, by address; signed with the deployment's secret."""
     return {each.address: seal_version(each, secret=secret).decode() for each in (one.version, *one.beside)}
 
 
 def start_candidate(
     writer: Decisions, one: RolloutCandidate, *, author: str, reason: str, name: str, rules: Rules, secret: str
 ) -> RolloutRun | str:
-    """Begin a rollout of a candidate by a person's word; a sentence where it may not begin now."""
     held = read_rollouts(writer.path)
     event = beginning(held, one, author=author, reason=reason, name=name, rules=rules, now_s=writer.now())
     if isinstance(event, str):
@@ -231,10 +223,7 @@ def start_candidate(
 
 
 def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition]) -> Transition | str:
-    """Have a person move the rollout that runs on a route; a sentence where there is nothing to move.
-
-    moved  makes the transition; raises ValueError where the state does not allow it
-    """
+    """Move the running rollout for a person; return a sentence if there is none or `moved` raises ValueError."""
     one = read_running_rollouts(read_rollouts(writer.path)).get(route)
     if one is None:
         return f"no rollout runs on route {route}"
@@ -257,7 +246,7 @@ STEPS: Final[Mapping[str, Callable[[State, Rules, StepOrder], Transition]]] = {
 
 
 def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) -> Transition | str:
-    """Take a person's step, a key of STEPS, on the rollout that runs on a route; a sentence where it cannot be."""
+    """Take a step (a key of STEPS) on the running rollout for a person; return a sentence if that is not possible."""
     with open_reader(writer.path) as connection:
         one = read_running_rollouts(read_rollouts(connection)).get(route)
         at = 0 if one is None else requests_since(connection, route, one.seq)
@@ -276,7 +265,6 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
 
 
 def brought_by(held: Sequence[RolloutRun], route: str, address: str) -> RolloutRun | None:
-    """The latest rollout that brought a version to all of a route; None: none has."""
     brought = (
         one
         for one in reversed(held)
@@ -288,7 +276,6 @@ def brought_by(held: Sequence[RolloutRun], route: str, address: str) -> RolloutR
 def learned_candidate(
     connection: LogReader, name: str, route: Route, held: InForce, address: str, *, by: str, why: str, now_s: float
 ) -> RolloutCandidate | str:
-    """A refit's version that is to be tried on a route; a sentence where it cannot be."""
     problem = _cannot_be_compared(name, route, held)
     if problem is not None:
         return problem
@@ -302,7 +289,6 @@ def learned_candidate(
 def propose_learned(
     writer: Decisions, name: str, route: Route, address: str, *, author: str, reason: str, rollout: str, secret: str
 ) -> RolloutRun | str:
-    """Begin a rollout of a refit's version by a person's word; a sentence where it may not begin now."""
     with open_reader(writer.path) as connection:
         held = read_decided(connection).of(name)
         one = learned_candidate(
@@ -326,7 +312,7 @@ def as_candidate(
     why: str,
     now_s: float,
 ) -> RolloutCandidate | str:
-    """The same of a proposal at hand."""
+    """Return a proposal that is already read as a candidate; a sentence if it cannot be one."""
     problem, made, epoch = _cannot_be_compared(name, route, held), held.publication, held.epoch
     if problem is not None or made is None:
         return problem or ""
@@ -340,7 +326,7 @@ def as_candidate(
         read_version(proposal.address, body).plain(),
         kind=route.kind,
         scorer=scorer_label(route.scorer),
-        # the models that the evidence in force speaks of, by the names that they give themselves
+        # the models of the active evidence, by the names that they give themselves
         model_family=", ".join(sorted({named or asked for asked, named, _ in made.upstream} - {""})) or "not named",
         report_card={"proposed": proposal.lineage, "card": proposal.card},
         lineage=VersionLineage(parent=None, proposed_by=by, why=why, since_seq=since, to_seq=to, proposed_s=now_s),
@@ -355,9 +341,9 @@ def models_of(version: Version) -> Models:
 
 
 def plain_of(connection: LogReader, address: str, *, secret: str) -> dict[str, Any]:
-    """What a version is: of models that the loop has fitted, or a refit has proposed, the body alone.
+    """Return a version as plain data; for models that were fitted or proposed, the body alone.
 
-    Raises ConfigError for one that is gone or is not what it was, and StoreError.
+    Raise ConfigError if it is missing or altered, and StoreError.
     """
     kept = _kept_at(connection, address, secret=secret)
     return {"body": kept.plain()} if isinstance(kept, Models) else kept.plain()
@@ -370,10 +356,10 @@ def _kept_at(connection: LogReader, address: str, *, secret: str) -> Models | Ve
 
 
 def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason: str, secret: str) -> RolloutRun | str:
-    """Take back the version that serves all of a route; a sentence where no rollout has brought it.
+    """Take back the version that serves all of a route; return a sentence if it is refused.
 
-    A sentence, too, where the version before it could not serve any more: its signals are gone, or the route has
-    another kind or scorer now. Nobody is better off with a version that no gateway can load.
+    It is refused if no rollout brought it, or the version before it cannot serve any more: its signals are gone, or the
+    route has another kind or scorer now.
     """
     with open_reader(writer.path) as connection:
         now = serves(connection, name, route)
@@ -386,7 +372,7 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
 
 def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: str) -> str:
     if route.policy and own_version(route).address == address:
-        return ""  # the settings hold it, and have been read
+        return ""  # it is in the settings, which were checked
     try:
         version = _kept_at(connection, address, secret=secret)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Rows of one route: requests and counts behind a place, publications, proposals, looks, rates, labels asked for.
+"""Rows of one route within a range of the log: requests, counts, publications, proposals, looks, open label requests.
 
 Every reader here raises StoreError for a row that cannot be read.
 """
@@ -30,7 +30,7 @@ from suffice.store.database.views import (
 from suffice.store.rows.records import ArmWorth, ProposedVersion, RequestCount, RowRates
 from suffice.types import Episode, JobRun, LabelRequest, Outcome, Publication, Request
 
-# A cross join reads what is new and then its requests; SQLite would begin with all requests of the route otherwise.
+# A cross join reads the new rows and then their requests; SQLite would begin with all requests of the route.
 _DRAWN: Final = """
     SELECT o.seq, o.body, r.seq, r.body FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
     WHERE +o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
@@ -59,14 +59,12 @@ _FIRST: Final = "SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND rout
 def counted_cells(
     source: LogSource, route: str, *, since_seq: int = 0, until_seq: int | None = None
 ) -> Iterator[UnloggedRequests]:
-    """What was counted of a route's requests without rows, behind a place in the log up to another."""
     condition = "route = :route AND seq > :since AND (:until IS NULL OR seq <= :until) ORDER BY seq"
     for count in select(source, RequestCount, condition, {"route": route, "since": since_seq, "until": until_seq}):
         yield from count.cells
 
 
 def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
-    """The runs of a route that have rows by lot, ended behind a place in the log up to another."""
     for seq, ended, asked_seq, asked in query_rows(connection, _DRAWN, (since_seq, until_seq, route)):
         episode = Episode(request=decoded(asked_seq, Request, asked), outcome=decoded(seq, Outcome, ended))
         labels = read_labels(connection, episode.request.episode_id, episode.outcome.response_id)
@@ -81,7 +79,7 @@ def n_counted(connection: LogReader, route: str, seq: int) -> int:
 
 
 def counts_since(connection: LogReader, route: str, seq: int) -> tuple[int, int]:
-    """Governed requests of a route behind a place, with rows or without, and those of them that nothing could stop."""
+    """Count a route's governed requests after a place, unlogged ones included, and those that nothing could stop."""
     n, n_full = query_rows(connection, _COUNTS, (seq, route))[0]
     return n + n_counted(connection, route, seq), n_full
 
@@ -91,7 +89,7 @@ def requests_since(connection: LogReader, route: str, seq: int) -> int:
 
 
 def place_before(connection: LogReader, route: str, n_requests: int) -> int:
-    """The place in the log behind which the latest `n_requests` requests of a route stand; all, if there are fewer."""
+    """Return the place after which the latest `n_requests` requests of a route come, or fewer if there are fewer."""
     rows = query_rows(connection, _NTH_LATEST, (route, n_requests)) or query_rows(connection, _FIRST, (route,))
     return last_place(connection) if rows[0][0] is None else int(rows[0][0])
 
@@ -132,7 +130,6 @@ def job_history(source: LogSource, *, n: int = 50) -> list[JobRun]:
 
 
 def read_publications(connection: LogReader, route: str, *, epoch: int | None = None) -> list[tuple[int, Publication]]:
-    """What was published on a route, each with its place in the log, oldest first."""
     made = select_placed(connection, Publication, "route = ? ORDER BY seq", (route,), index="decisions")
     return [one for one in made if epoch is None or one[1].epoch == epoch]
 
@@ -141,7 +138,7 @@ def read_publications(connection: LogReader, route: str, *, epoch: int | None = 
 
 
 def read_open_label_requests(connection: LogReader, route: str, *, most: int) -> list[LabelRequest]:
-    """Labels that were asked for and that nobody has given or been asked about, the latest first."""
+    """Return label requests that nobody has answered or been asked about, latest first."""
     return [
         one for _, one in select_placed(connection, LabelRequest, _OPEN, {"route": route, "most": most}, index="jobs")
     ]
@@ -159,7 +156,7 @@ def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]
 def whole_episodes(
     connection: LogReader, episodes: Sequence[str], until_seq: int
 ) -> list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]:
-    """Request, outcome and labels of each of these episodes, as far as they stood in the log; others are left out."""
+    """Return request, outcome and labels of these episodes up to a place; incomplete ones are left out."""
     whole = list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]()
     for name in episodes:
         asked, ended = locate_event(connection, Request, name), locate_event(connection, Outcome, name)

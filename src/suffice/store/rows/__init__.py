@@ -1,1 +1,1 @@
-"""What can happen, as rows of the log: one frozen record a kind, and their JSON."""
+"""The events of the log: one frozen record per kind, and their JSON."""

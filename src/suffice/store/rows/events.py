@@ -1,9 +1,8 @@
-"""The kinds of events: one table says what each holds, under which key, and how its row is written as JSON.
+"""The table of event kinds: the record of each, its key, and its row as JSON.
 
-An event is its payload, a frozen record. Its kind follows from its type. To add a kind, write the record and add one
-line to `_KINDS` and one to `Event`. Keys are made of what was decided, not of who wrote it: of two writers that decide
-the same, or that decide different things at the same place, the first row stays. Unknown fields of a stored row are
-skipped, so a log that a newer version wrote to stays readable.
+To add a kind, write the record and add one line to `_KINDS` and one to `Event`. Keys name what was decided, not who
+wrote it: of two writers at the same place, the first row stays. Unknown fields of a stored row are skipped, so rows of
+a newer version stay readable.
 """
 
 from __future__ import annotations
@@ -88,17 +87,15 @@ E = TypeVar("E", bound=Event)
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[E]):
-    """What a kind of event holds, and the columns of its row."""
-
     name: str
     payload: type[E]
     field: str  # of the row's JSON that holds the payload; "": the payload is the whole JSON
-    key: str | Callable[[E], str]  # at most one row of the kind has it; a text is a format of the event
+    key: str | Callable[[E], str]  # unique within the kind; a text is a format of the event
     # None: several routes, or known only through the episode
     route: Callable[[E], str | None] = lambda e: getattr(e, "route", None)
     # None: about no episode, or its sender did not name it
     episode: Callable[[E], str | None] = lambda e: getattr(e, "episode_id", getattr(e, "item", None))
-    # Is it in the chain of the audit log? Left out is what happens too often, and what is no decision nor its evidence.
+    # Is it chained? Kinds that come too often, and are neither decisions nor evidence, are not.
     chained: bool = True
 
     def key_of(self, event: E) -> str:
@@ -107,7 +104,7 @@ class Kind(Generic[E]):
 
 _EPISODE: Final = "{0.episode_id}"
 _NUMBERED: Final = "{0.route}:{0.number}"
-# Numbers with leading zeros sort by place: the newest row of a route is found by the unique index.
+# Numbers with leading zeros sort by place: the unique index finds the newest row of a route.
 _READ_TO: Final = "{0.route}:{0.read_to_seq:015}"
 _LOOK: Final = "{0.route}:{0.epoch:06}:{0.at:012}"
 # Places in the queue: two reviewers cannot take the same one, and a form sent twice is one row.
@@ -133,7 +130,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
         "feedback",
         records.FeedbackEvent,
         "",
-        # A sender's idempotency key says nothing about another sender's.
+        # Idempotency keys of different senders are independent.
         "{0.feedback.sender}/{0.feedback.feedback_id}",
         episode=lambda e: e.feedback.episode_id,
     ),
@@ -180,9 +177,9 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("rollout_undone", records.RolloutUndo, "undoing", "{0.rollout}"),
     Kind("requests_counted", records.RequestCount, "counted", "{0.count_id}", chained=False),
     Kind("rates_set", records.RowRates, "rates", "{0.route}:{0.number:09}"),
-    # The first row of an id counts: nobody can take over an object that exists.
+    # The first row of an id counts: nobody can take over an existing object.
     Kind("object_made", records.StoredObject, "made", "{0.object_id}", chained=False),
-    # The key begins with the day, so that the rows of a day are found by it.
+    # The key begins with the day, so that a day's rows are found by it.
     Kind("key_used", records.KeyUsage, "usage", "{0.day}:{0.usage_id}", chained=False),
 )
 EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
@@ -199,14 +196,13 @@ _ENCODER: Final = msgspec.json.Encoder()
 @dataclass(frozen=True, slots=True)
 class Row:
     kind: str  # a key of EVENTS
-    key: str  # with `kind`: at most one row has it
+    key: str  # unique together with `kind`
     episode_id: str | None  # None: not named by the sender
     route: str | None  # None: known only through the episode
     body: str  # JSON of the whole event
 
 
 def kind_of(event: Event) -> Kind[Any]:
-    """The kind of an event. Raises ValueError for what is none."""
     kind = _BY_PAYLOAD.get(type(event))
     if kind is None:
         raise ValueError(f"event: got {type(event).__name__}; allowed: a payload of {', '.join(sorted(EVENTS))}")
@@ -218,12 +214,10 @@ def kind_named(payload: type[Any]) -> str:
 
 
 def key_of(event: Event) -> str:
-    """What may exist once among the rows of its kind."""
     return kind_of(event).key_of(event)
 
 
 def route_of(event: Event) -> str | None:
-    """The route that an event is about; None: several, or known only through the episode."""
     return kind_of(event).route(event)
 
 
@@ -234,29 +228,24 @@ def encode(event: Event) -> bytes:
 
 
 def decode(kind: str, body: bytes | str) -> Event:
-    """Turn a stored body back into its event; unknown fields are skipped.
-
-    Raises ValueError when the kind is unknown or the body is not such an event.
-    """
+    """Decode a stored body. Raises ValueError when the kind is unknown or the body is not such an event."""
     if kind not in EVENTS:
         raise ValueError(f"event: unknown kind {kind!r}; known: {', '.join(sorted(EVENTS))}")
     return decode_as(EVENTS[kind], body)
 
 
 def decode_as(payload: type[E], body: bytes | str) -> E:
-    """As `decode`, for a reader that knows the payload. Raises ValueError."""
     field, plain = _BY_PAYLOAD[payload].field, _DECODERS[payload].decode(body)
     event: E = getattr(plain, field) if field else plain
     return event
 
 
 def to_row(event: Event) -> Row:
-    """Return the row of an event, having made sure that the row can be read back.
+    """Return the row of an event, verified to be readable.
 
-    A model may produce what JSON cannot carry: a list with an infinite log-probability becomes
-    empty (unknown), half of a surrogate pair becomes its escape. What still cannot be read back,
-    or is larger than MAX_BODY_BYTES, raises ValueError: a row that breaks its reader is worse
-    than a row that is missing and counted.
+    Values that JSON cannot carry are replaced: a list with an infinite log-probability becomes empty (unknown), half of
+    a
+    surrogate pair its escape. Raises ValueError if the row still cannot be read back or exceeds MAX_BODY_BYTES.
     """
     kind = kind_of(event)
     try:

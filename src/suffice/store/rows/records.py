@@ -1,7 +1,4 @@
-"""Payloads of events that no other package defines; what happens to runs is in `suffice.types`.
-
-No record holds a secret. Nothing of a forecast, a proposal or a delivery takes effect anywhere by itself.
-"""
+"""Payloads of events that no other package defines; runs are in `suffice.types`. No record holds a secret."""
 
 from __future__ import annotations
 
@@ -20,34 +17,34 @@ from suffice.types import Feedback, RecalledRun
 @dataclass(frozen=True, slots=True)
 class FeedbackEvent:
     feedback: Feedback
-    about: RecalledRun | None = None  # None: its run has rows of its own, or no gateway knows it any more
+    about: RecalledRun | None = None  # None: its run has rows of its own, or no gateway remembers it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessGrant:
-    """Somebody may come in, with another secret, or not any more."""
+    """Access given, given with another secret, or removed."""
 
     access_id: str  # of this change
     name: str
     what: Literal["added", "reset", "removed"]
     role: str  # "": removed
-    author: str  # the user of the computer that it was done on
+    author: str  # user of the computer on which it was done
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProposedVersion:
-    """What a refit found: a version that is in force nowhere, and what is known of it."""
+    """A version that a refit proposes, and its report. It takes effect nowhere by itself."""
 
     route: str
-    read_to_seq: int  # place in the log that had been read up to
-    address: str  # of the version, which is kept beside the log
-    parent: str | None  # address of the version that was in force
+    read_to_seq: int  # place in the log up to which it was learned
+    address: str  # of the version, stored as an artefact
+    parent: str | None  # address of the active version
     reason: str  # schedule, drift, by hand
     verdict: str  # against the parent: better, worse, inconclusive, first
     why: str
     n_runs: int  # that it was learned from
-    saving: IntervalEstimate | None  # at the route's own EM budget, on prompts that its models have not seen
+    saving: IntervalEstimate | None  # at the route's own EM budget, on prompts unseen by its models
     drop: IntervalEstimate | None  # likewise
     lineage: dict[str, Any]  # as `learn.retrain` has it; Any, because each key has its own type
     card: dict[str, Any] | None  # as `learn.report_card` has it
@@ -56,29 +53,29 @@ class ProposedVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmWorth:
-    """What the tuner would put in force on a route, and what that stands on."""
+    """The arm that the tuner would activate on a route, with its evidence."""
 
     route: str
-    arm: str  # as outcomes name it; "full": nothing but full runs is proved any more
-    before: str  # what it takes the place of
-    n_pairs: int  # audits that were asked twice with the route's arm
+    arm: str  # as outcomes name it; "full": only full runs are still certified
+    before: str  # the arm that it replaces
+    n_pairs: int  # audits with a paired call of the route's arm
     reason: str
     log_e: float | None = None  # evidence against "it loses the budget or more"; None: full runs need none
     gain: float | None = None  # EM value by off-policy evaluation, a fraction
     gain_error: float | None = None  # standard error, for one look
     price: float | None = None  # EM that the tokens of a mean full run were worth
-    read_to_seq: int = 0  # place in the log that had been read up to
+    read_to_seq: int = 0  # place in the log that was read up to
     author: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertDelivery:
     sink: str  # log, webhook or email
-    read_to_seq: int  # place in the log of the event that it was told of: it knows all that stands before
-    of: str  # kind of the notice; "": it began to listen here
-    same: str  # what makes two notices the same; "": it began to listen here
-    about_s: float  # Unix time at which the log took the event
-    over: int = 0  # place in the log of an alert that it was told is over; 0: it was told of an event
+    read_to_seq: int  # place in the log of the event sent; earlier rows are known to the sink
+    of: str  # kind of the notice; "": the sink was enabled here
+    same: str  # equal for repetitions of one alert; "": the sink was enabled here
+    about_s: float  # Unix time at which the log accepted the event
+    over: int = 0  # place in the log of a resolved alert that was reported; 0: an event was reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,25 +83,23 @@ class FailOpenCount:
     route: str
     hour: int  # since 1970
     n_runs: int
-    n_degraded: int  # of them, in which it failed open somewhere: they ran in full
+    n_degraded: int  # of them, failed open: they ran in full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingChange:
-    """One setting that is another one now. Values as JSON."""
-
     path: str  # such as routes.math.max_em_drop
-    before: str | None  # None: it was not there
-    after: str | None  # None: it is not there any more
+    before: str | None  # None: it was absent
+    after: str | None  # None: it is absent now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigChange:
-    number: int  # of the log's changes, from 1, which only records what is there
+    number: int  # of the log's changes, from 1, which only records the initial state
     author: str  # process and user; "file" where no user is known
     reason: str  # a short sentence
     changes: tuple[SettingChange, ...]  # by path; (): nothing was recorded before
-    settings: dict[str, str]  # all of them, path to JSON; secrets never
+    settings: dict[str, str]  # all of them, path to JSON; never secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,17 +114,17 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """Words that were taken out of rows. What they were is nowhere; that they were is for good."""
+    """Personal text that was erased from rows."""
 
     erasure_id: str  # of the whole erasure, which may be written in several rows
     number: int  # of this row within it, from 1
     author: str
     reason: str
-    what: str  # which rows were meant: "episode ep_…", "older than 90 days" …
+    what: str  # which rows: "episode ep_…", "older than 90 days" …
     parts: tuple[str, ...]  # "answers", "comments", "metadata", "steps"
     n_rows: int  # rows that were changed
-    chained: tuple[int, ...] = ()  # places in the log of those that stand in the chain
-    until_seq: int = 0  # everything that was meant up to this place in the log is done; 0: nothing is said
+    chained: tuple[int, ...] = ()  # places in the log of the chained ones
+    until_seq: int = 0  # everything in scope up to this place in the log is erased; 0: not stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +137,7 @@ class ExperimentStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentRevision(ExperimentStart):
-    """A running experiment with other weights or another share; what was drawn before keeps its odds."""
+    """A running experiment with other weights or another share; earlier assignments keep their odds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +146,12 @@ class ExperimentEnd:
     run: int
     author: str
     reason: str
-    said: tuple[str, ...] = ()  # what it showed then, in sentences
+    said: tuple[str, ...] = ()  # its result then, in sentences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """An object that an upstream keeps: a response, a file, a batch."""
+    """An object that an upstream stores: a response, a file, a batch."""
 
     object_id: str  # as the upstream named it
     sender: str  # keyed hash of the key that made it
@@ -174,8 +169,8 @@ class KeyUsage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillSwitchState:
     on: bool
-    reason: str  # as its file says, with who pulled it
-    stamp: int  # when that file was written, ns of its own clock; 0: the environment of a gateway said it
+    reason: str  # of its file, with who set it
+    stamp: int  # modification time of the file, ns; 0: set by a gateway's environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +178,7 @@ class QuestionText:
     episode_id: str
     route: str
     text: str  # as a person reads it
-    expires_at_s: float  # Unix time after which nobody is shown it; erasing it is another matter
+    expires_at_s: float  # Unix time after which nobody may see it; erasing is separate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,8 +186,8 @@ class Sources:
     episode_id: str
     route: str
     sources: tuple[Source, ...]  # in the order of the steps
-    is_cut: bool  # there was more than is kept
-    expires_at_s: float  # Unix time after which nobody is shown them; erasing them is another matter
+    is_cut: bool  # it was longer than is kept
+    expires_at_s: float  # Unix time after which nobody may see them; erasing is separate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +196,7 @@ class RolloutStart:
     number: int  # of the route's rollouts: 1 is the first
     author: str
     reason: str
-    rules: Rules = field(default_factory=Rules)  # that it keeps to its end, whatever the settings say later
+    rules: Rules = field(default_factory=Rules)  # fixed at its start, whatever the settings say later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,30 +210,30 @@ class RolloutUndo:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutMove:
     route: str
-    author: str  # a person, or the worker that took the step on evidence
+    author: str  # a person, or the worker that moved it on evidence
     reason: str
     transition: Transition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCount:
-    """What one gateway counted on one route since it last said so."""
+    """Requests that one gateway counted on a route since its last count."""
 
     count_id: str
     route: str  # "" when no route matched
     n_requests: int
     n_governed: int
     cells: tuple[UnloggedRequests, ...]
-    senders: tuple[str, ...] = ()  # keyed hashes of API keys that were not among those told before
-    audit_share: float | None = None  # the lowest at which a governed one of them was drawn; None: none was governed
+    senders: tuple[str, ...] = ()  # keyed hashes of API keys not reported before
+    audit_share: float | None = None  # lowest share at which a governed one was assigned; None: none was governed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRates:
     route: str
     number: int  # of the route's settings of rates: 1 is the first
-    sample_rate: float  # the owner's, which they keep to; where it is another now they are void
-    read_to_seq: int  # place in the log up to which it was read for them
+    sample_rate: float  # the owner's, which the rates keep to; a changed one voids them
+    read_to_seq: int  # place in the log up to which it was read
     other: float  # of classes that are not named
     after: tuple[tuple[str, float], ...]  # sorted by class
     before: tuple[tuple[str, float], ...]
@@ -249,18 +244,18 @@ class RowRates:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionRefusal:
     route: str
-    number: int  # of the publication; 0: a rollout has brought it to everybody
+    number: int  # of the publication; 0: a completed rollout
     fit: str  # address of the version
     reason: str  # why, as a sentence
-    serves: str  # what the route is served by instead, in words
+    serves: str  # the version that serves instead, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogOutage:
-    gateway: str  # which, by a name that no other has
+    gateway: str  # a unique name of the gateway
     since_s: float  # Unix time
     until_s: float  # Unix time
     reason: str  # why the log could not be read
     after: str  # what was served meanwhile, in words
-    n_rows: int  # that waited, and were written afterwards
-    n_dropped: int  # that found no place to wait
+    n_rows: int  # that waited and were written afterwards
+    n_dropped: int  # for which the queue had no room
