@@ -1,8 +1,8 @@
-"""What extra calls may take of an upstream: calls, tokens, slots, a share of its rate limits. Pure.
+"""The limits on extra calls to an upstream: calls, tokens, slots, a share of its rate limits. Pure.
 
-Extra calls are probes, further samples and continuations: everything that the client did not ask for itself. One
-allowance serves all requests of a process, and makes nobody wait: a probe is refused when anything here speaks against
-it, a continuation only by a pause, a main call never. Time is an argument, in seconds of a monotonic clock.
+Extra calls are probes, further samples and continuations: everything that the client did not request itself. One
+allowance serves all requests of a process and never makes a call wait: a probe is refused if anything here speaks
+against it, a continuation only during a pause, a main call never. Times are seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ LimitKind = Literal["requests", "tokens"]
 Refusal = Literal["paused", "slots", "concurrency", "calls_per_s", "tokens_per_s", "rate_limit"]
 
 MAX_COUNT = 10**15
-MAX_RESET_S = 30 * 86_400.0  # longer windows are not believed
+MAX_RESET_S = 30 * 86_400.0  # longer windows are ignored
 FIRST_PAUSE_S = 10.0  # after a 429 that does not say for how long
 LONGEST_OWN_PAUSE_S = 300.0
-LONGEST_PAUSE_S = 3_600.0  # a server that asks for more is asked again after an hour
-MEMORY_S = 60.0  # a limit that does not say when it is full again is believed so long
+LONGEST_PAUSE_S = 3_600.0  # after an hour a server that requested more is called again
+MEMORY_S = 60.0  # how long a limit without a reset time is kept
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|s|m|h|d)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PAIR = re.compile(r"\b(limit|remaining|reset|r|t|q)\s*=\s*(\d+(?:\.\d+)?)")
-# For each kind the spellings of its headers, the more particular ones first.
+# The spellings of each kind's headers, the more specific ones first.
 _SPELLINGS: Mapping[LimitKind, tuple[str, ...]] = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "ratelimit-{}", "x-ratelimit-{}"),
     "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}", "anthropic-ratelimit-input-tokens-{}"),
@@ -39,7 +39,7 @@ _SPELLINGS: Mapping[LimitKind, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitWindow:
-    """One rate limit at the time of an answer. None: not given."""
+    """One rate limit at the time of a response. None: not given."""
 
     remaining: int
     limit: int | None = None
@@ -47,12 +47,12 @@ class LimitWindow:
 
 
 def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[LimitKind, LimitWindow]:
-    """The limits in an answer's headers; {} when none can be read: a header must not cost an answer.
+    """Return the rate limits in a response's headers; {} if none can be read: a bad header must not cost a response.
 
     x-ratelimit-limit-requests, -remaining-, -reset-; …-tokens   OpenAI, Groq, Mistral, vLLM routers
     anthropic-ratelimit-requests-limit, -remaining, -reset; …-tokens, …-input-tokens
     ratelimit: "name";r=50;t=30 with ratelimit-policy: "name";q=100;w=60    IETF draft
-    ratelimit: limit=100, remaining=50, reset=30; ratelimit-limit, …        IETF drafts before
+    ratelimit: limit=100, remaining=50, reset=30; ratelimit-limit, …        earlier IETF drafts
 
     wall_s  Unix time now, for servers that give a moment instead of a duration
     """
@@ -74,7 +74,6 @@ def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[Li
 
 
 def _by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The first value of each header, by its name in small letters."""
     given: dict[str, str] = {}
     for name, value in headers:
         given.setdefault(name.lower(), value)
@@ -82,9 +81,9 @@ def _by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _structured(value: str, policy: str) -> LimitWindow | None:
-    """The IETF field: `"default";r=50;t=30`, or the pairs of earlier drafts. The first policy counts."""
+    """Parse the IETF field: `"default";r=50;t=30`, or the pairs of earlier drafts. The first policy counts."""
     if "qu=" in policy and 'qu="requests"' not in policy:
-        return None  # bytes or connections: nothing that a call could be counted in
+        return None  # bytes or connections, which are not counted here
     pairs = {key: float(number) for key, number in reversed(_PAIR.findall(value))}
     left = pairs.get("remaining", pairs.get("r"))
     if left is None or left > MAX_COUNT:
@@ -100,7 +99,7 @@ def _structured(value: str, policy: str) -> LimitWindow | None:
 
 
 def retry_after_s(headers: Iterable[tuple[str, str]], *, wall_s: float) -> float | None:
-    """How long the server asks not to be called, in seconds, at least 0; None: it does not say."""
+    """Return how long the server requests a pause, in seconds, at least 0; None if it does not."""
     given = _by_name(headers)
     in_ms = _number(given.get("retry-after-ms"))
     if in_ms is not None:
@@ -109,7 +108,7 @@ def retry_after_s(headers: Iterable[tuple[str, str]], *, wall_s: float) -> float
 
 
 def duration_s(text: str | None, *, wall_s: float) -> float | None:
-    """Seconds from now, from `30`, `1m30.5s`, `200ms`, an HTTP date, an ISO time or Unix (milli)seconds; else None."""
+    """Parse `30`, `1m30.5s`, `200ms`, an HTTP date, an ISO time or Unix (milli)seconds as seconds from now, or None."""
     if text is None:
         return None
     text = text.strip()
@@ -127,7 +126,7 @@ def duration_s(text: str | None, *, wall_s: float) -> float | None:
 
 
 def _moment_s(text: str) -> float | None:
-    """Unix time of an HTTP date or an ISO time, UTC where neither says; None: it is neither."""
+    """Return the Unix time of an HTTP date or an ISO time, by default UTC; None if it is neither."""
     if len(text) > 64:
         return None
     for read in (parsedate_to_datetime, datetime.fromisoformat):
@@ -140,7 +139,7 @@ def _moment_s(text: str) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    """A plain number of at least 0. Not what Python reads more: no `1_000`, no `nan`, no `1e9`."""
+    """Parse a plain number of at least 0; unlike float(), refuse `1_000`, `nan` and `1e9`."""
     if text is None or not re.fullmatch(r"\s*\d{1,20}(\.\d{1,20})?\s*", text, re.ASCII):
         return None
     return float(text)
@@ -153,7 +152,7 @@ def _count(text: str | None) -> int | None:
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket: `rate_per_s` flows in, never above `size`; what was taken too much is a debt."""
+    """A token bucket: it refills at `rate_per_s` up to `size`; taking more than it holds leaves a debt."""
 
     rate_per_s: float
     size: float
@@ -162,7 +161,7 @@ class Bucket:
 
     @classmethod
     def full(cls, rate_per_s: float) -> Bucket:
-        """A full bucket that holds what flows in within a second, at least one; nothing at rate 0."""
+        """Return a full bucket that holds the inflow of one second, at least 1; nothing at rate 0."""
         size = max(1.0, rate_per_s) if rate_per_s else 0.0
         return cls(rate_per_s, size, size)
 
@@ -173,23 +172,23 @@ class Bucket:
         return self.level
 
     def take(self, amount: float, now_s: float) -> None:
-        """Take `amount`, also what is not there: the debt is worked off before anything else is given."""
+        """Take `amount`, even beyond the level: the debt is paid off first."""
         self.left(now_s)
         self.level -= amount
 
 
 @dataclass(slots=True)
 class KnownLimit:
-    """One rate limit as it was reported last, and what extra calls took since its window began."""
+    """A rate limit as last reported, and what extra calls used since its window began."""
 
     window: LimitWindow
-    known_until_s: float  # the report is not believed from here on
-    ends_s: float  # `used` begins anew from here on
+    known_until_s: float  # the report expires then
+    ends_s: float  # `used` restarts then
     used_before: float  # taken by extra calls in this window up to the report
-    used: float  # … and up to now
+    used: float  # and up to now
 
     def leaves(self, amount: float, share: float) -> bool:
-        """May extra calls take `amount` more, of `share` of what they did not leave to others?"""
+        """Return whether extra calls may use `amount` more, within `share` of what other calls left."""
         return self.used + amount <= share * (self.window.remaining + self.used_before)
 
 
@@ -197,7 +196,7 @@ class KnownLimit:
 class Allowance:
     settings: Extra
     slots: int
-    n_open: int = 0  # extra calls that run now
+    n_open: int = 0  # extra calls in flight
     paused_until_s: float = float("-inf")
     next_pause_s: float = FIRST_PAUSE_S
     limits: dict[LimitKind, KnownLimit] = field(default_factory=dict)
@@ -213,12 +212,12 @@ class Allowance:
         return now_s < self.paused_until_s
 
     def refusal(self, *, now_s: float, n_other: int) -> Refusal | None:
-        """Why a probe may not be sent now, beside `n_other` calls that are not extra; None: it may."""
+        """Return why a probe may not be sent now, beside `n_other` calls that are not extra; None if it may."""
         if self.is_paused(now_s):
             return "paused"
         if self.n_open >= max(1, int(self.settings.concurrency_share * self.slots)):
             return "concurrency"
-        # One slot also means that nobody has said how many there are: one run and one probe of it.
+        # One slot is also the default if the operator gave no number: allow one run and one probe of it.
         if self.settings.when_busy != "queue" and n_other + self.n_open >= max(2, self.slots):
             return "slots"
         if self.calls is not None and self.calls.left(now_s) < 1:
@@ -238,7 +237,7 @@ class Allowance:
         self._use("requests", 1, now_s)
 
     def end(self, n_tokens: int, now_s: float) -> None:
-        """The call is over; `n_tokens` were read anew and generated."""
+        """End a call that read and generated `n_tokens` anew."""
         self.n_open -= 1
         if self.tokens is not None:
             self.tokens.take(n_tokens, now_s)
@@ -252,7 +251,7 @@ class Allowance:
     def note(
         self, status: int, headers: Iterable[tuple[str, str]], *, extra: bool, now_s: float, wall_s: float
     ) -> bool:
-        """Learn from an answer's head. True: it asks for fewer calls, and extra calls pause from now on."""
+        """Learn from a response's head; return True if it requests fewer calls, which pauses extra calls."""
         pause_s = None
         if pairs := list(headers):  # most servers send none
             for kind, window in read_limits(pairs, wall_s=wall_s).items():
@@ -268,7 +267,7 @@ class Allowance:
     def _pause(self, pause_s: float | None, now_s: float) -> None:
         if pause_s is None:
             if self.is_paused(now_s):
-                return  # calls that were under way when the first was refused say nothing new
+                return  # calls already in flight at the first refusal add nothing
             pause_s = self.next_pause_s
             self.next_pause_s = min(2 * self.next_pause_s, LONGEST_OWN_PAUSE_S)
         self.paused_until_s = max(self.paused_until_s, now_s + min(pause_s, LONGEST_PAUSE_S))
@@ -277,6 +276,6 @@ class Allowance:
         known_until_s = now_s + (MEMORY_S if window.reset_s is None else window.reset_s)
         before = self.limits.get(kind)
         used, ends_s = 0.0, known_until_s
-        if before is not None and now_s < before.ends_s:  # still the window of the answer before
+        if before is not None and now_s < before.ends_s:  # still the window of the previous response
             used, ends_s = before.used, before.ends_s
         self.limits[kind] = KnownLimit(window, known_until_s, ends_s, used_before=used, used=used)

@@ -1,4 +1,4 @@
-"""Puts a streamed chat or plain completion together again: the object that the upstream would have sent at once."""
+"""Assembles a streamed chat or plain completion into the object of a non-streamed response."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _LISTED = ("choices", "object", "usage", "error")
 LIMIT_BYTES = 8 * 2**20
 MOST_CALLS = 1_024  # tool calls of one message
 _MOST_PIECES = 4_096  # of a text, before they are joined: a piece of one character takes 60 bytes
-_OBJECT_FACTOR = 4  # bytes in memory for a byte of JSON, about
+_OBJECT_FACTOR = 4  # approximate bytes in memory per byte of JSON
 _NEW_KEY_BYTES = 1_024
 _NEW_CHOICE_BYTES = 2_048
 
 
 class Assembler:
-    """Collects the chunks of one stream; `result` is the non-streamed answer, in at most `limit_bytes` of memory.
+    """Collects the chunks of one stream; `result` is the non-streamed response, in at most `limit_bytes` of memory.
 
     >>> assembler = Assembler()
     >>> assembler.add({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "4"}}]})
@@ -56,9 +56,9 @@ class Assembler:
         return bool(self._choices) and all(c.finish_reason is not None for c in self._choices.values())
 
     def add(self, chunk: Mapping[str, Any] | bytes) -> None:
-        """Take the next chunk, parsed or as an event's data. After `[DONE]` nothing counts any more.
+        """Add the next chunk, parsed or as an event's data. Chunks after `[DONE]` are ignored.
 
-        Raises UpstreamProtocol for data that is no JSON or too much, UpstreamError for an error frame.
+        Raise UpstreamProtocol for data that is not JSON or too large, UpstreamError for an error frame.
         """
         if isinstance(chunk, bytes):
             if chunk.strip() == DONE_DATA:
@@ -69,14 +69,14 @@ class Assembler:
             return
         if chunk.get("error"):
             raise UpstreamError(f"upstream: the stream carried an error{_error_words(chunk['error'])}")
-        if any(key in chunk for key in _LISTED):  # else it is an event of the vendor's own
+        if any(key in chunk for key in _LISTED):  # otherwise it is a vendor's own event
             self._add_top(chunk)
             self._add_choices(chunk.get("choices"))
 
     def add_repeated(self, template: bytes, field: str, texts: Sequence[str]) -> bool:
-        """Take chunks that equal `template` but for the text in one field of their only choice's delta.
+        """Add chunks that equal `template` except for the text in one field of their only choice's delta.
 
-        False: more than the text adds up in such chunks, and they are to be added one by one. Raises as `add` does.
+        Return False if more than the text accumulates in such chunks; add them one by one then. Raises as `add` does.
         """
         if template != self._template:
             self._template, self._is_plain_template = template, _adds_text_alone(decode_json(template), field)
@@ -109,7 +109,7 @@ class Assembler:
                 )
 
     def result(self) -> dict[str, Any]:
-        """The assembled answer. Raises UpstreamProtocol when the stream held none, or broke off."""
+        """Return the assembled response. Raise UpstreamProtocol if the stream held none or broke off."""
         if not self._choices:
             raise UpstreamProtocol("upstream: the stream held no answer; at least one choice is needed")
         if not self.finished:
@@ -128,7 +128,7 @@ class Assembler:
 
 
 def _adds_text_alone(chunk: Any, field: str) -> bool:
-    """Is a second chunk like this one, but for the text in `field`, nothing but more of that text?"""
+    """Return whether a second chunk like this one only adds text to `field`."""
     (choice,) = chunk["choices"]
     beside = [value for key, value in choice.items() if key != "delta"]
     beside += [value for key, value in choice["delta"].items() if key not in (field, "role")]
@@ -136,15 +136,12 @@ def _adds_text_alone(chunk: Any, field: str) -> bool:
 
 
 class _Room:
-    """The memory that is left for one answer."""
-
     __slots__ = ("_left", "_limit")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = self._left = limit_bytes
 
     def take(self, n_bytes: int) -> None:
-        """Use some of it. Raises UpstreamProtocol when there is none."""
         self._left -= n_bytes
         if self._left < 0:
             raise UpstreamProtocol(
@@ -153,7 +150,6 @@ class _Room:
 
 
 def _size_of(value: Any) -> int:
-    """About the bytes that a JSON value takes in memory."""
     if isinstance(value, str):
         return len(value) if value.isascii() else 4 * len(value)
     if not isinstance(value, list | dict) or not value:
@@ -165,7 +161,7 @@ def _size_of(value: Any) -> int:
 
 
 class _Text:
-    """A text that arrives in pieces, which are joined at the end, so that many of them stay cheap."""
+    """A text that arrives in pieces, joined at the end so that many pieces stay cheap."""
 
     __slots__ = ("_pieces", "_room", "n_chars")
 
@@ -184,14 +180,12 @@ class _Text:
 
 
 class _ChoiceParts:
-    """What one choice has collected."""
-
     def __init__(self, room: _Room) -> None:
         self.finish_reason: str | None = None
         self.text: _Text | None = None  # of a plain completion
         self.message = _Message(room)
         self._room = room
-        self._logprobs: list[bytes] | None = None  # as they came: as objects they would take six times the memory
+        self._logprobs: list[bytes] | None = None  # as received: parsed objects would take six times the memory
         self._others: dict[str, Any] = {}
 
     def add(self, choice: Mapping[str, Any]) -> None:
@@ -226,8 +220,6 @@ class _ChoiceParts:
 
 
 class _Message:
-    """The deltas of one message."""
-
     def __init__(self, room: _Room) -> None:
         self._room = room
         self._texts: dict[str, _Text] = {}
@@ -293,7 +285,6 @@ class _Message:
                     _keep(self._room, call, key, value, join_lists=False)
 
     def _call_for(self, delta: Mapping[str, Any], calls: list[dict[str, Any]]) -> dict[str, Any]:
-        """The call that a delta belongs to: by index, else by a new id, else the one before."""
         index, name = delta.get("index"), delta.get("id")
         if isinstance(index, int):
             known = self._call_of.get(index)
@@ -347,7 +338,7 @@ def _keep(
     first_wins: bool = False,
     join_lists: bool = True,
 ) -> None:
-    """Lists add up; of other values the last that is not null counts, or the first that is not empty."""
+    """Merge a value: lists add up; otherwise the last non-null value counts, or the first non-empty one."""
     before = known.get(key)
     if room is not None and key not in known:
         room.take(_NEW_KEY_BYTES + len(key))
@@ -364,7 +355,7 @@ def _keep(
 
 
 def _join_function(room: _Room, function: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    """Names and arguments arrive in pieces; a name that is sent again whole is not doubled."""
+    """Names and arguments arrive in pieces; a name that is repeated whole is not doubled."""
     for key, value in delta.items():
         before = function.get(key)
         if value is None and key in function:
@@ -376,14 +367,12 @@ def _join_function(room: _Room, function: dict[str, Any], delta: Mapping[str, An
 
 
 def _plain(table: Any) -> Any:
-    """A table whose texts are whole."""
     if not isinstance(table, dict):
         return table
     return {key: value.whole() if isinstance(value, _Text) else value for key, value in table.items()}
 
 
 def _error_words(error: Any) -> str:
-    """The machine-readable words of an error. Its message stays out: it may quote a key or a prompt."""
     if not isinstance(error, Mapping):
         return ""
     words = [str(error[key])[:64] for key in ("type", "code") if isinstance(error.get(key), str | int)]
@@ -395,13 +384,13 @@ def _error_words(error: Any) -> str:
 LAST_EVENTS = 6  # usage, end and error are in the last few events of every API's stream
 _ID = re.compile(r'^\s*\{\s*"id"\s*:\s*"([^"\\]{1,200})"')
 _TRUNCATED = ("length", "max_tokens", "max_output_tokens")
-# Messages count what the cache read and what it wrote beside `input_tokens`, not inside.
+# The Messages API counts cache reads and writes beside `input_tokens`, not inside.
 _BESIDE_INPUT = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 @dataclass(slots=True)
 class AnswerFacts:
-    """What an answer says of itself. None: nothing."""
+    """What a response reports about itself. None: not reported."""
 
     prompt_tokens: int | None = None  # all of the prompt, cached parts included
     cached_tokens: int | None = None
@@ -409,13 +398,12 @@ class AnswerFacts:
     reasoning_tokens: int | None = None
     response_id: str | None = None
     truncated: bool = False  # a token cap cut it
-    failed: bool = False  # the upstream's own error, inside an answer that had begun
+    failed: bool = False  # the upstream's own error, inside a response that had begun
 
     def note(self, value: Any) -> None:
-        """Take note of one event, or of the whole body."""
         if not isinstance(value, Mapping):
             return
-        # Responses wrap the answer in their events as `response`, messages in their first one as `message`.
+        # Responses events wrap the response in `response`, the first Messages event in `message`.
         inner = next((value[k] for k in ("response", "message") if isinstance(value.get(k), Mapping)), value)
         name = inner.get("id")
         if isinstance(name, str) and name:
@@ -426,7 +414,7 @@ class AnswerFacts:
         self.failed = self.failed or failed or bool(value.get("error"))
 
     def _note_usage(self, usage: Mapping[str, Any] | None) -> None:
-        """The last word counts; what it leaves out stays as it was. A usage of zeros says nothing."""
+        """The last usage counts, field by field. A usage of zeros is ignored."""
         if usage is None:
             return
         prompt = _first_count(usage, "prompt_tokens", "input_tokens")
@@ -444,9 +432,9 @@ class AnswerFacts:
 
 
 def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
-    """Read an answer, `events` or one JSON body, from its first and its last bytes, which may overlap.
+    """Read a response, as `events` or one JSON body, from its first and last bytes, which may overlap.
 
-    So a long answer costs no more than a short one.
+    A long response then costs no more than a short one.
     """
     facts = AnswerFacts()
     for value in _event_values(head, tail) if events else _body_values(head, tail):
@@ -455,11 +443,11 @@ def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
 
 
 def _event_values(head: bytes, tail: bytes) -> Iterator[Any]:
-    """The events that say something of the whole: the first two, then the last few."""
+    """Yield the events about the whole response: the first two, then the last few."""
     yield from _parse_events(SseSplitter(limit_bytes=2**30).feed(head)[:2])
     values = _parse_events(last_events(tail, LAST_EVENTS))
     if not any(_usage_in(value) is not None for value in values):
-        # One last event that repeats the whole answer may be longer than what was kept of it.
+        # A last event that repeats the whole response may be longer than what was kept of it.
         yield from _usage_alone(tail)
     yield from values
 
@@ -467,13 +455,13 @@ def _event_values(head: bytes, tail: bytes) -> Iterator[Any]:
 def _parse_events(frames: Sequence[Frame]) -> list[Any]:
     values = []
     for frame in frames:
-        with suppress(UpstreamProtocol):  # [DONE], cut or foreign: nothing to learn
+        with suppress(UpstreamProtocol):  # [DONE], cut or foreign
             values.append(decode_json(frame.data or b"null"))
     return values
 
 
 def _body_values(head: bytes, tail: bytes) -> Iterator[Any]:
-    """A whole body; of one too long to be kept its id and its usage alone."""
+    """Yield the whole body, or only the id and the usage of a body too long to be kept."""
     try:
         yield decode_json(tail)
     except UpstreamProtocol:
@@ -507,7 +495,6 @@ def _usage_in(value: Any) -> Mapping[str, Any] | None:
 
 
 def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these names that is there counts."""
     return next((parse_token_count(usage[name]) for name in names if name in usage), None)
 
 
@@ -516,7 +503,7 @@ def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
 
 
 def _is_truncated(value: Mapping[str, Any]) -> bool:
-    """Did a token cap end it, in the words of any of the APIs?"""
+    """Return whether a token cap ended it, in any of the APIs' terms."""
     delta, details, choices = value.get("delta"), value.get("incomplete_details"), value.get("choices")
     reasons = [value.get("stop_reason")]
     reasons += [delta.get("stop_reason")] if isinstance(delta, Mapping) else []

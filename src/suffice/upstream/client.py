@@ -1,4 +1,4 @@
-"""HTTP out: calls to one model server. One that is left early closes its connection, so that the server stops."""
+"""HTTP client for one model server. Leaving a call early closes its connection, so that the server stops generating."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from suffice.upstream.connection import Address, Connection, ConnectionBroken, C
 
 Headers = Iterable[tuple[str, str]]
 
-KNOWN_S: Final = 5.0  # how long an answer or a failure is believed; readiness asks the server no more often
+KNOWN_S: Final = 5.0  # how long a response or a failure counts as current
 LOG_EVERY_S: Final = 30.0  # between two lines in the log about the same server
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"}
     | {"te", "trailer", "transfer-encoding", "upgrade"}
 )
 NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
-# Headers of an answer that its client may see: how to read it, when to come again, and the name of the request in
-# other people's logs. Nothing that a browser or a proxy acts on.
+# Response headers that the client may see: how to read the body, when to retry, and the request's name in other
+# systems' logs; none that a browser or a proxy acts on.
 _RELAYED = re.compile(
     r"content-(type|length|encoding)|retry-after(-ms)?|x-should-retry|x-accel-buffering|cf-ray"
     r"|(openai|anthropic)-[a-z0-9-]+|[a-z0-9-]*ratelimit[a-z0-9-]*|([a-z0-9-]+-)?(request|correlation|trace)-?id"
 )
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
-SETTLE_S = 0.05  # how long a finished answer may take to say that it is
-CROWDED_S = (60.0, 600.0)  # how long a lost place is remembered, doubling
+SETTLE_S = 0.05  # how long a finished response may take to end formally
+CROWDED_S = (60.0, 600.0)  # how long a lost slot is remembered, doubling
 SHORT_ANSWER_BYTES = 16 * 2**20
 PROBE_PATH = "/v1/models"
 PROBE_S = 2.0  # how long a probe for reachability may take
 
 
 class Reachability:
-    """What is known of one server. Any HTTP answer, an error's too, counts as reachable."""
+    """Whether one server responds. Any HTTP response counts, also an error's."""
 
     def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
         self._name, self._address, self._now_s = name, address, monotonic_s
@@ -63,7 +63,7 @@ class Reachability:
             LOG.warning("upstream %s (%s) answers again", self._name, self._address)
 
     def note_failure(self, reason: str) -> None:
-        """A call came to nothing: log it, at most once in `LOG_EVERY_S`."""
+        """Record a failed call, and log at most once in `LOG_EVERY_S`."""
         self._answers, now_s = False, self._now_s()
         self._n_unlogged += 1
         if now_s - self._logged_s < LOG_EVERY_S:
@@ -74,7 +74,7 @@ class Reachability:
         self._logged_s, self._n_unlogged, self._outage_logged = now_s, 0, True
 
     async def known(self, probe: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Does it answer? Where no recent call shows it, `probe` does: one at a time, and one in `KNOWN_S`."""
+        """Return whether the server responds; without a recent call, `probe` at most once in `KNOWN_S`."""
         now_s = self._now_s()
         if self._answers and now_s - self._answered_s < KNOWN_S:
             return True
@@ -85,14 +85,14 @@ class Reachability:
 
 
 class Call:
-    """One open answer of the upstream. Leaving the block closes or returns the connection."""
+    """One open response of the upstream. Leaving the block closes or returns the connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._is_behind = False  # more had come than the last read gave
+        self._is_behind = False  # more had arrived than the last read returned
         self.status = connection.response.status
         self.headers: list[tuple[str, str]] = []  # those that the client may see, in order
-        self.limit_headers: list[tuple[str, str]] = []  # those that may speak of rate limits
+        self.limit_headers: list[tuple[str, str]] = []  # those about rate limits
         self.content_type, encoding = "application/octet-stream", "identity"
         head = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in connection.response.head]
         nominated = hop_by_hop(head)
@@ -107,21 +107,21 @@ class Call:
             if "ratelimit" in lower or lower.startswith("retry-after"):
                 self.limit_headers.append((lower, value))
         self.is_encoded = encoding != "identity"
-        self.asks_for_less = False  # the upstream wants fewer calls: 429, or 503 with a time to come back
+        self.asks_for_less = False  # the upstream requested fewer calls: 429, or 503 with a retry time
 
     @property
     def at_end(self) -> bool:
-        """Is it known already that nothing more will come?"""
+        """Whether it is already certain that nothing more will come."""
         return self._connection.at_end
 
     async def read(self, at_once: TakesAtOnce | None = None) -> bytes:
-        """The next bytes as they came, b"" at the end, without those that `at_once` took where they arrived.
+        """Return the next bytes, b"" at the end, without those that `at_once` consumed on arrival.
 
-        Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of silence.
+        Raise UpstreamDown if the connection breaks, UpstreamTimeout after `idle_timeout_s` of silence.
         """
         connection = self._connection
         if self._is_behind:
-            await asyncio.sleep(0)  # whoever reads never waits while bytes are there; others may come between
+            await asyncio.sleep(0)  # this reader never waits while bytes are there, so let others run
         try:
             while (data := connection.take()) is None:
                 await connection.more(at_once)
@@ -133,7 +133,6 @@ class Call:
         return data
 
     async def read_all(self, limit_bytes: int = 64 * 2**20) -> bytes:
-        """The whole rest of the body. Raises UpstreamDown when it is longer than `limit_bytes`."""
         parts, size = [], 0
         while data := await self.read():
             parts.append(data)
@@ -143,7 +142,7 @@ class Call:
         return b"".join(parts)
 
     async def settle(self, within_s: float = SETTLE_S) -> None:
-        """Let an answer whose last word was read come to its formal end, soon: its connection can be used again."""
+        """Read a response to its formal end, if that comes soon, so that its connection can be reused."""
         if self.at_end:
             return
         with contextlib.suppress(TimeoutError, UpstreamError):
@@ -152,14 +151,12 @@ class Call:
                     pass
 
     def close(self) -> None:
-        """Stop the call now, where it has not come to its end: the server sees it at once."""
+        """Stop an unfinished call now: the server sees it at once."""
         if not self.at_end:
             self._connection.cut()
 
 
 class UpstreamClient:
-    """Calls to one model server, over one pool."""
-
     def __init__(
         self,
         name: str,
@@ -171,14 +168,14 @@ class UpstreamClient:
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.settings = name, settings
-        self.findings = findings  # what doctor saw this server do; None: nothing is known
+        self.findings = findings  # what doctor observed of this server; None: doctor has not run
         self._api_key, self._now_s, self._wall_s = api_key, monotonic_s, wall_s
         self.allowance = Allowance(settings.extra, settings.slots)
         self._address, self._login = Address.of(settings.url), _login_header(settings.url)
         self._pool: ConnectionPool | None = None
-        self.n_open = 0  # completions that are open on it, whoever asked
-        self.refuses: set[str] = set()  # fields of ours that it answered with an error
-        self._crowded_s = CROWDED_S[0]  # that a lost place is remembered for, the next time
+        self.n_open = 0  # completions open on the server, of all requests
+        self.refuses: set[str] = set()  # fields of ours that it rejected
+        self._crowded_s = CROWDED_S[0]  # how long the next lost slot is remembered
         self._crowded_until_s = float("-inf")
         self.reachability = Reachability(name, f"{self._address.host}:{self._address.port}", self._now_s)
 
@@ -202,7 +199,7 @@ class UpstreamClient:
     def _head(
         self, method: str, path: str, headers: Headers, n_bytes: int | None, key_header: str = "authorization"
     ) -> str:
-        """The request's head but for its end. Raises ValueError for a line break in any of its parts."""
+        """Return the request's head without its end. Raise ValueError for a line break in any of its parts."""
         headers = list(headers)
         dropped = NEVER_SENT_UP | hop_by_hop(headers)
         lines = [f"{method} {self._address.path}{path} HTTP/1.1", f"host: {self._address.authority}"]
@@ -213,7 +210,7 @@ class UpstreamClient:
                 continue
             if lower in KEY_HEADERS:
                 if self._api_key is not None:
-                    continue  # the caller's own credentials do not go beside ours
+                    continue  # the caller's own credentials are not sent beside ours
                 has_login = has_login or lower == "authorization"
             lines.append(f"{name}: {value}")
         if self._api_key is not None:
@@ -239,11 +236,10 @@ class UpstreamClient:
         key_header: str = "authorization",
         extra: bool = False,
     ) -> AsyncIterator[Call]:
-        """Send one request and give the open response; tries again only while nothing came back.
+        """Send one request and yield the open response; retry only while nothing came back.
 
-        An `extra` call is never tried again, so that a request causes at most 1 + `retries` + its route's
-        `max_extra_calls` attempts. Raises UpstreamDown when no connection can be made, UpstreamTimeout when no answer
-        begins.
+        An `extra` call is never retried, so that a request causes at most 1 + `retries` + its route's `max_extra_calls`
+        attempts. Raise UpstreamDown if no connection can be made, UpstreamTimeout if no response begins.
         """
         head = self._head(method, path, headers, None if body is None else len(body), key_header)
         takes_slot = path.partition("?")[0].endswith(GENERATES)
@@ -271,8 +267,8 @@ class UpstreamClient:
     async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
         for attempt in range(retries + 1):
             try:
-                # Most often a kept connection that the server was just closing: the request was never answered.
-                # The others in the pool may be as stale, so the next attempt has a connection of its own.
+                # Most often a kept connection that the server was just closing: the request never got a response.
+                # The others in the pool may be as stale, so the next attempt uses a new connection.
                 return await self._send_once(head, body, fresh=attempt > 0)
             except TimeoutError:
                 raise self._failed(UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time")) from None
@@ -300,14 +296,13 @@ class UpstreamClient:
         return connection
 
     def _with_address(self, error: UpstreamError) -> UpstreamError:
-        """The error with the address, for operators."""
         error.address = f"{self._address.host}:{self._address.port}"
         return error
 
     # ---- short calls
 
     async def post_json(self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
-        """A short call: (status, body). Raises UpstreamError; never takes longer than `timeout_s`."""
+        """Make a short call; return (status, body). Raise UpstreamError, at the latest after `timeout_s`."""
         return await self._short("POST", path, body, _json_headers(headers), timeout_s)
 
     async def get(self, path: str, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
@@ -324,15 +319,14 @@ class UpstreamClient:
             raise self._with_address(UpstreamTimeout(message)) from None
 
     async def is_reachable(self) -> bool:
-        """Does the server answer? By the calls that clients made, and else by one of our own, every few seconds."""
+        """Return whether the server responds, from recent calls or else a probe every few seconds."""
         return await self.reachability.known(self._probe)
 
     async def _probe(self) -> None:
-        """Ask for the list of models; `open` takes note of what comes of it, and any HTTP answer will do."""
         try:
             await self.get(PROBE_PATH, timeout_s=PROBE_S)
         except UpstreamTimeout as error:
-            if not self.n_open:  # a server that is busy with calls of ours may be late
+            if not self.n_open:  # a server busy with our calls may be late
                 self.reachability.note_failure(str(error))
         except UpstreamError:
             pass
@@ -345,14 +339,14 @@ class UpstreamClient:
 
     @property
     def is_paused(self) -> bool:
-        """Has the upstream asked for fewer calls? Then none is made that the client did not ask for."""
+        """Whether the upstream requested fewer calls; then only the client's own calls are made."""
         return self.allowance.is_paused(self._now_s())
 
     @contextlib.contextmanager
     def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
-        """Hold the place of one extra call. Raises UpstreamBusy when there is none for it now.
+        """Reserve room for one extra call. Raise UpstreamBusy if there is none now.
 
-        spent  gives, at the end, the tokens that were read anew and generated
+        spent  returns, at the end, the tokens that were read anew and generated
         """
         reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
         if reason is not None:
@@ -364,17 +358,17 @@ class UpstreamClient:
             self.allowance.end(spent(), self._now_s())
 
     def note_lost_place(self) -> None:
-        """A call gave its place up for another of ours, which then got none in time: somebody else had been waiting."""
+        """Record that a call gave up its slot to its continuation, which then got none in time: another was waiting."""
         now_s = self._now_s()
         if now_s >= self._crowded_until_s:
             self._crowded_until_s, self._crowded_s = now_s + self._crowded_s, min(2 * self._crowded_s, CROWDED_S[1])
 
     @property
     def is_crowded(self) -> bool:
-        """Would whoever gives a place up here wait in line for another?
+        """Whether a call that gives up its slot here would have to wait for another.
 
-        More calls are open than it serves at once, and lately one lost its place like that, or as many as it serves are
-        waiting. With `slots = 1` nobody may have counted, and only what was seen counts.
+        More calls are open than the server serves at once, and either a call recently lost its slot like this, or as
+        many as it serves are waiting. `slots = 1` may be a default that is too low, so then only a lost slot counts.
         """
         slots = self.settings.slots
         waits = slots > 1 and self.n_open >= 2 * slots
@@ -382,7 +376,7 @@ class UpstreamClient:
 
 
 def hop_by_hop(headers: Headers) -> frozenset[str]:
-    """Names of headers that `Connection` keeps on this hop, beside the usual ones; never how to read a body."""
+    """Return the headers that `Connection` names for this hop, without those that describe the body."""
     listed = ",".join(value for name, value in headers if name.lower() == "connection")
     if listed in ("", "close", "keep-alive"):
         return frozenset()
@@ -396,7 +390,6 @@ def _is_relayed(name: str) -> bool:
 
 
 def _login_header(url: str) -> str | None:
-    """The credentials in the address itself, as a header's value."""
     parsed = URL(url)
     if parsed.user is None:
         return None
@@ -404,16 +397,16 @@ def _login_header(url: str) -> str | None:
 
 
 def _json_headers(headers: Headers) -> list[tuple[str, str]]:
-    """The caller's headers, made fit for a JSON body that Suffice wrote itself."""
     dropped = {"content-type", "accept", "accept-encoding", "content-encoding"}
     kept = [(k, v) for k, v in headers if k.lower() not in dropped]
     return [*kept, ("content-type", "application/json"), ("accept-encoding", "identity")]
 
 
 def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
-    """Headers for a body that Suffice rewrote and an answer that it must be able to read.
+    """Return headers for a body that Suffice rewrote and a response that it must be able to read.
 
-    Behind a request's first call an idempotency key gets the call's number, or a server would repeat its first answer.
+    After a request's first call an idempotency key gets the call's number; otherwise a server would repeat its
+    response.
     """
     sent = _json_headers(headers)
     if nth == 1:
@@ -422,11 +415,11 @@ def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
 
 
 def mark_run(headers: Headers, name: str, run: str) -> list[tuple[str, str]]:
-    """The headers with the one by which a router keeps a run's calls together, unless the client sent its own.
+    """Add the header by which a router keeps a run's calls together, unless the client sent its own.
 
     llama.cpp's `id_slot` is never sent: a server that keeps a cache of prompts (its default) loads a cached prompt into
-    that slot before it looks whether the slot is busy, and the running call goes on in a foreign conversation. Seen
-    with xllamacpp 2026.10, and read in `get_available_slot` of tools/server/server-context.cpp.
+    that slot before it checks whether the slot is busy, and the running call goes on in another conversation. Seen with
+    xllamacpp 2026.10, and read in `get_available_slot` of tools/server/server-context.cpp.
     """
     kept = list(headers)
     if not name or any(k.lower() == name.lower() for k, _ in kept):

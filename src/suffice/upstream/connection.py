@@ -1,9 +1,9 @@
-"""One connection to a model server, HTTP/1.1, the client's side: a request out, an answer in, and the next.
+"""One HTTP/1.1 connection to a model server, and the pool of them.
 
-    ask ──▶ head of the answer ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
+    ask ──▶ head of the response ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 
-llhttp (through httptools) parses an answer where its bytes arrive, which wakes the reader once a packet, or not at all
-where it left somebody who takes them at once. One timer a request ends a wait that lasts too long.
+llhttp (through httptools) parses bytes on arrival, which wakes the reader once a packet, or not at all if an `at_once`
+callback consumes them. One timer per request ends a wait that is too long.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import aiohappyeyeballs
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from yarl import URL
 
-HEADER_LIMIT_BYTES = 32 * 1024  # an upstream's header line beyond this is its fault, not ours
-HEAD_LIMIT_BYTES = 128 * 1024  # … and so is a head, a trailer, or whatever else is no body
-HELD_BYTES = 128 * 1024  # of an answer that nobody reads; beyond it the server is made to wait
+HEADER_LIMIT_BYTES = 32 * 1024  # a longer header line is the upstream's fault
+HEAD_LIMIT_BYTES = 128 * 1024  # likewise a head, a trailer, or anything else outside the body
+HELD_BYTES = 128 * 1024  # of a response that nobody reads; beyond it the server has to wait
 PIECE_BYTES = 64 * 1024  # a long body is sent in pieces, so that other requests are served meanwhile
-READ_BYTES = 32 * 1024  # … and so is an answer read
+READ_BYTES = 32 * 1024  # a response is read in such pieces
 LONG_BODY_BYTES = 256 * 1024
-LOOK_AGAIN_S = 0.05  # where a wait is over time although nobody waits at this moment
+LOOK_AGAIN_S = 0.05  # earliest next check while nobody waits
 
-TakesAtOnce: TypeAlias = Callable[[bytes], bool]  # of a body: True: it has taken them; must not raise, nor wait
+TakesAtOnce: TypeAlias = Callable[[bytes], bool]  # of a body; True: it consumed them; must not raise or block
 
 
 class ConnectionBroken(Exception):
-    """The connection ended, or no HTTP came over it; `began`: after something of the answer had come."""
+    """The connection ended or carried no HTTP; `began`: after a part of the response had arrived."""
 
     def __init__(self, message: str, *, began: bool) -> None:
         super().__init__(message)
@@ -42,17 +42,15 @@ class ConnectionBroken(Exception):
 
 
 class _Response:
-    """The answer as llhttp's parser reads it, by calling the methods `on_…`."""
-
     def __init__(self, *, keep: bool) -> None:
-        self.keep = keep  # may the connection be used again when the answer is complete?
-        self.status = 0  # 0: its head has not come
-        self.head: list[tuple[bytes, bytes]] = []  # header names and values as they came
-        self.complete = True  # no answer is awaited
-        self.n_bytes = 0  # its head included
+        self.keep = keep  # whether the connection may be reused after the response
+        self.status = 0  # 0: its head has not arrived
+        self.head: list[tuple[bytes, bytes]] = []  # header names and values as received
+        self.complete = True  # no response is pending
+        self.n_bytes = 0  # including its head
         self.n_framing_bytes = 0  # since the last part of its body
         self.parts: list[bytes] = []  # of the body, not yet read
-        self.on_body = self.parts.append  # the parser calls it with every part: no frame of ours in between
+        self.on_body = self.parts.append  # the parser calls it with every part, without a Python frame of ours
         self.parser: HttpResponseParser | None = HttpResponseParser(self)
         # What real servers and proxies send and other clients accept: odd characters in values, bare line feeds.
         self.parser.set_dangerous_leniencies(
@@ -67,7 +65,7 @@ class _Response:
         return any(name.lower() == wanted for name, _ in self.head)
 
     def on_message_begin(self) -> None:
-        """An answer begins; one that nobody asked for spoils the connection."""
+        """Raise ValueError for a response without a request."""
         if self.complete:
             raise ValueError("an answer without a request")
 
@@ -76,7 +74,6 @@ class _Response:
             self.head.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head has ended; an interim one (100 to 199) is forgotten."""
         assert self.parser is not None
         status = self.parser.get_status_code()
         if 100 <= status < 200 and status != 101:
@@ -92,11 +89,11 @@ class _Response:
 
 
 class _Waiting:
-    """Who waits for the next event of a connection, and how long: 0 seconds are for ever."""
+    """The wait for a connection's next event, with its timeouts; 0 seconds: no limit."""
 
     def __init__(self, response: _Response, *, first_byte_timeout_s: float, idle_timeout_s: float) -> None:
-        self.error: Exception | None = None  # that ends this wait and all later ones
-        self.at_once: TakesAtOnce | None = None  # is asked before the waiter is woken
+        self.error: Exception | None = None  # ends this wait and all later ones
+        self.at_once: TakesAtOnce | None = None  # called before the waiter is woken
         self.since_s = 0.0
         self._response = response
         self._first_byte_s, self._idle_s = first_byte_timeout_s or inf, idle_timeout_s or inf
@@ -135,7 +132,6 @@ class _Waiting:
                 waiter.set_result(None)
 
     def _look(self) -> None:
-        """The timer fired: has somebody waited for too long?"""
         now_s, waits = self._loop.time(), self.is_on
         if not self._response.status:
             left_s = self._first_byte_s - (now_s - self._asked_s)
@@ -144,7 +140,7 @@ class _Waiting:
         if waits and left_s <= 0:
             self.fail(TimeoutError())
             return
-        self._look_in(min(max(left_s, LOOK_AGAIN_S), self._idle_s))  # behind the head, the shorter limit may hold
+        self._look_in(min(max(left_s, LOOK_AGAIN_S), self._idle_s))  # after the head, the shorter limit may apply
 
     def _look_in(self, within_s: float) -> None:
         if within_s < inf:
@@ -152,26 +148,26 @@ class _Waiting:
 
 
 class Connection(asyncio.Protocol):
-    """One connection. It carries one request at a time; whoever holds it is the only one to use it.
+    """One connection. It carries one request at a time, of one holder.
 
-    first_byte_timeout_s  how long `ask` waits for the whole head of the answer; 0: for ever
-    idle_timeout_s        how long `more` waits for the next bytes of a body; 0: for ever
+    first_byte_timeout_s  how long `ask` waits for the whole head of the response; 0: no limit
+    idle_timeout_s        how long `more` waits for the next bytes of a body; 0: no limit
     """
 
     def __init__(self, *, first_byte_timeout_s: float, idle_timeout_s: float, keep: bool = True) -> None:
         self.response = _Response(keep=keep)
         self.closed = False  # it can carry nothing more
-        self.lost_s = 0.0  # when it was found closed, by the event loop's clock
+        self.lost_s = 0.0  # when it was closed, by the event loop's clock
         self._waiting = _Waiting(
             self.response, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s
         )
         self._transport: asyncio.Transport | None = None
         self._held_bytes = 0
-        self._spoiled = False  # bytes came that belong to no request
+        self._spoiled = False  # it received bytes that belong to no request
         self._sent_all = True
         self._reading_paused = self._writing_paused = False
 
-    # ---- for whoever holds it
+    # ---- for its holder
 
     @property
     def is_reusable(self) -> bool:
@@ -183,13 +179,13 @@ class Connection(asyncio.Protocol):
 
     @property
     def came_in_chunks(self) -> bool:
-        """Was the answer's length unknown when it began, as a stream's is?"""
+        """Whether the response's length was unknown when it began, as a stream's is."""
         return self.response.has_header(b"transfer-encoding")
 
     async def ask(self, head: bytes, body: bytes | None) -> None:
-        """Send one request and return when the head of its answer has come.
+        """Send one request and return when the head of its response has arrived.
 
-        Raises ConnectionBroken, and TimeoutError after `first_byte_timeout_s`, however the head trickles in.
+        Raise ConnectionBroken, or TimeoutError after `first_byte_timeout_s` even if the head trickles in.
         """
         transport = self._transport
         if transport is None or self.closed:
@@ -204,7 +200,7 @@ class Connection(asyncio.Protocol):
             await self.more()
 
     async def _send_long(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
-        """Send a long body as fast as it is taken, or until the server has answered without the rest of it."""
+        """Send a long body as fast as the server reads it, or until the server responds without the rest."""
         self._sent_all = False
         transport.write(head)
         view = memoryview(body)
@@ -218,7 +214,7 @@ class Connection(asyncio.Protocol):
         self._sent_all = True
 
     def take(self) -> bytes | None:
-        """What has come of the body since the last time, a piece of it; b"" at its end, None when nothing has come."""
+        """Return the next piece of the body that has arrived; b"" at its end, None if nothing has arrived."""
         parts = self.response.parts
         if not parts:
             return b"" if self.response.complete else None
@@ -234,21 +230,20 @@ class Connection(asyncio.Protocol):
         return data
 
     def more(self, at_once: TakesAtOnce | None = None) -> asyncio.Future[None]:
-        """To be awaited: done when something has come, or can be sent. Raises what `ask` does.
+        """Return a future that is done when something has arrived or can be sent. Raises as `ask` does.
 
-        Bytes that came before an error are to be taken first. What `at_once` takes where it arrives wakes nobody. No
-        coroutine: each layer here is paid for by every chunk of every stream.
+        Take bytes that arrived before an error first. Bytes that `at_once` consumes on arrival wake nobody. It is not a
+        coroutine, because every chunk of every stream pays for each layer here.
         """
         if self._waiting.error is not None:
             raise self._waiting.error
         return self._waiting.begin(at_once)
 
     def rest(self) -> None:
-        """The request is over: watch the time no longer."""
+        """Stop the request's timer."""
         self._waiting.end_request()
 
     def cut(self) -> None:
-        """Close it now, whatever is under way: the server sees it at once."""
         self.rest()
         self.closed = True
         if self._transport is not None:
@@ -257,7 +252,7 @@ class Connection(asyncio.Protocol):
     # ---- for the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not a subclass
 
     def data_received(self, data: bytes) -> None:
         response, waiting = self.response, self._waiting
@@ -288,10 +283,10 @@ class Connection(asyncio.Protocol):
         waiting.wake()
 
     def eof_received(self) -> None:
-        """The server sends nothing more; `connection_lost` follows."""
+        pass
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone. An answer without a length ends here; any other one was broken off."""
+        """End a response without a length; any other response was broken off."""
         self.closed, self.lost_s = True, asyncio.get_running_loop().time()
         response = self.response
         if not response.complete:
@@ -302,7 +297,7 @@ class Connection(asyncio.Protocol):
             else:
                 message = f"disconnected ({type(exc).__name__})" if exc else "disconnected"
                 self._waiting.fail(ConnectionBroken(message, began=response.n_bytes > 0))
-        response.parser = None  # it refers to the response: without this, both wait for the garbage collector
+        response.parser = None  # it refers to the response: breaks the reference cycle
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -312,9 +307,12 @@ class Connection(asyncio.Protocol):
         self._waiting.wake()
 
     def _is_taken_at_once(self, at_once: TakesAtOnce) -> bool:
-        """Has somebody taken what has come? Then the reader is woken for the end of the answer alone."""
+        """Pass the arrived bytes to `at_once`; return whether it consumed them.
+
+        The end of the response wakes the reader.
+        """
         parts, waiting = self.response.parts, self._waiting
-        if not waiting.is_on:  # the reader has left, and with it whoever takes at once
+        if not waiting.is_on:  # the reader has left, and its callback with it
             return False
         if not at_once(parts[0] if len(parts) == 1 else b"".join(parts)):
             return False
@@ -330,8 +328,8 @@ class Connection(asyncio.Protocol):
             self.cut()
 
 
-REST_S = 0.02  # a server that closes behind an answer without saying so has done it by then
-NEXT_ADDRESS_S = 0.25  # a server's next address is tried beside a silent one after this long (RFC 8305)
+REST_S = 0.02  # a server that closes after a response without announcing it has done so by then
+NEXT_ADDRESS_S = 0.25  # after so long the server's next address is tried beside a silent one (RFC 8305)
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,12 +337,12 @@ class Address:
     host: str
     port: int
     tls: bool
-    path: str  # before every path; "" or "/…"
+    path: str  # in front of every path; "" or "/…"
     authority: str  # for the Host header
 
     @classmethod
     def of(cls, url: str) -> Address:
-        """From a base address, its `/v1` left out."""
+        """Parse a base address; its `/v1` is left out."""
         parsed = URL(url.rstrip("/").removesuffix("/v1"))
         return cls(
             host=(parsed.raw_host or "").rstrip("."),
@@ -357,18 +355,16 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A connection that waits to be used again."""
-
     connection: Connection
     since_s: float
-    behind_stream: bool  # its last answer came in chunks
+    behind_stream: bool  # its last response was chunked
 
 
 class ConnectionPool:
-    """The connections to one server. There is no limit to them: `slots` are the engine's affair.
+    """The connections to one server, without a limit: `slots` belong to the engine.
 
-    llama.cpp closes a connection about a millisecond behind a stream without saying so, and a request that takes it at
-    once is lost. So behind a stream a connection rests for REST_S, until one that has rested was still open.
+    llama.cpp closes a connection about a millisecond after a stream without announcing it, and a request sent meanwhile
+    is lost. So a connection rests for REST_S after a stream, until a rested one was still open.
     """
 
     def __init__(
@@ -385,16 +381,16 @@ class ConnectionPool:
         self._new = partial(Connection, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
         self._kept: deque[_Kept] = deque()  # the latest one last
         self._held: set[Connection] = set()
-        self._keeps = {True: False, False: True}  # is one known to stay open, behind a stream and behind a body?
+        self._keeps = {True: False, False: True}  # whether one is known to stay open, after a stream and after a body
         self._sweep: asyncio.TimerHandle | None = None
         self._tls = ssl.create_default_context() if address.tls else None
         if self._tls is not None:
             self._tls.set_alpn_protocols(["http/1.1"])
 
     async def take(self, *, fresh: bool = False) -> Connection:
-        """A connection for one request; a fresh one never carried a request, and will carry one only.
+        """Return a connection for one request; a fresh one is new and carries only that request.
 
-        Raises OSError when none can be made and TimeoutError when that takes too long.
+        Raise OSError if none can be made, TimeoutError if that takes too long.
         """
         connection = None if fresh else self._take_kept(asyncio.get_running_loop().time())
         if connection is None:
@@ -403,7 +399,6 @@ class ConnectionPool:
         return connection
 
     def _take_kept(self, now_s: float) -> Connection | None:
-        """The latest one that is open and has rested for long enough."""
         resting, connection = list[_Kept](), None
         while self._kept and connection is None:
             kept = self._kept.pop()
@@ -419,13 +414,13 @@ class ConnectionPool:
         return connection
 
     def _drop(self, kept: _Kept) -> None:
-        """Close one that waited, and learn from one that the server has closed at once."""
+        """Close a kept connection, and note if the server had closed it at once."""
         if kept.connection.closed and kept.connection.lost_s - kept.since_s < REST_S:
             self._keeps[kept.behind_stream] = False
         kept.connection.cut()
 
     def give_back(self, connection: Connection) -> None:
-        """The request is over: keep the connection, or cut it where its answer was not read to its end."""
+        """Keep the connection after a request, or cut it if its response was not read to the end."""
         self._held.discard(connection)
         if not connection.is_reusable:
             connection.cut()
@@ -444,7 +439,6 @@ class ConnectionPool:
         self._kept.clear()
 
     def _drop_old(self) -> None:
-        """Close what has waited for too long; one timer for all of them."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         while self._kept and (now_s - self._kept[0].since_s >= self._keep_s or self._kept[0].connection.closed):

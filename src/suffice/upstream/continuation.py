@@ -1,13 +1,11 @@
-"""The ways to close a thought and let the model answer: what is sent. Pure; `client` sends it.
+"""Builds the requests that close a thought and let the model answer. Pure; `client` sends them.
 
-The same builder serves the probe (a trial answer, cut short) and the delivered answer: one represents the other.
+One builder serves the probe (a trial answer, cut short) and the delivered answer, so that one represents the other.
 
     native   POST …/chat/completions/control {"action": "reasoning_end"}: the stream itself goes on
     prefill  the chat again, its last message an assistant's that the model continues
     raw      /v1/completions with the chat template's own text, the thought so far and its closing
     re-ask   the chat again, with the thought so far as text, and a request for the answer alone
-
-`drivers` says which server takes which, and in which fields.
 """
 
 from __future__ import annotations
@@ -19,19 +17,19 @@ from typing import Any
 from suffice.settings import FinishMethod, Probe, Template, Upstream
 from suffice.upstream.drivers import CHAT_PATH, DRIVERS, merge_fields, thinking_is_off
 
-# Fields that shape the sampling and so belong to the continuation too.
+# Sampling fields, which the continuation repeats.
 SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "random_seed", "presence_penalty", "frequency_penalty"),
     *("repeat_penalty", "logit_bias", "user"),
 )
-# The same for what chooses the chat template's variant and the provider behind a broker.
+# Fields that choose the chat template's variant and the provider behind a broker, likewise.
 CHAT_ONLY = ("chat_template_kwargs", "provider")
-N_RIVALS = 5  # tokens that a trial answer lists at each place: the most that plain completions give
+N_RIVALS = 5  # alternatives listed for each token of a trial answer: the most that plain completions give
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    text: str | None  # ends where generation begins, inside the opened thought; None: it was not needed
+    text: str | None  # ends where generation begins, inside the opened thought; None: not rendered
     n_tokens: int | None  # None: the engine has no tokenizer endpoint
 
 
@@ -40,8 +38,8 @@ class Continuation:
     path: str
     body: dict[str, Any]
     prefill: str = ""  # text that some engines repeat at the start of the reply
-    answer_prefix: str = ""  # words that begin the answer and are no part of the reply
-    stop: tuple[str, ...] = ()  # words that the reader must stop at, because they were not sent to the engine
+    answer_prefix: str = ""  # words that begin the answer and are not part of the reply
+    stop: tuple[str, ...] = ()  # stop words for the reader, because they were not sent to the engine
     added_chars: int = 0  # of our own text in the prompt, beside the thought
     opened: bool = False  # the reply begins inside a thought of its own
 
@@ -57,16 +55,16 @@ def build_continuation(
     max_tokens: int | None = None,
     trial: bool = False,
 ) -> Continuation:
-    """Write the request that answers after `thought`, with the template's `prompt` for `raw`.
+    """Build the request that answers after `thought`, with the rendered `prompt` for `raw`.
 
     trial  end the answer at the probe's stop words, and list the probabilities of its tokens
 
-    Raises ValueError when the driver has no such way, or `raw` is asked for without the template's text.
+    Raise ValueError if the driver does not support the method, or `raw` lacks the prompt's text.
     """
     body: dict[str, Any] = {k: client_body[k] for k in ("model", *SAMPLING) if k in client_body}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     if max_tokens is not None:
-        # Some chat APIs refuse the older name of the cap: the client knows which one its server takes.
+        # Some chat APIs refuse the older name of the cap: use the one that the client used.
         names_completion = method != "raw" and client_body.get("max_completion_tokens") is not None
         body["max_completion_tokens" if names_completion else "max_tokens"] = max_tokens
     if method == "raw":
@@ -82,7 +80,6 @@ def build_continuation(
 
 
 def close_thought(thought: str, upstream: Upstream, probe: Probe) -> str:
-    """The thought so far, its closing text and tag, and the words that begin the answer."""
     return f"{thought.rstrip()}{probe.closing}{upstream.think_close}{probe.answer_prefix}"
 
 
@@ -94,8 +91,8 @@ def _raw(
     if trial:
         body |= {"logprobs": N_RIVALS, "stop": list(probe.stop)} if probe.stop else {"logprobs": N_RIVALS}
     if upstream.driver == "vllm":
-        body["add_special_tokens"] = False  # the template's text has its own; a second BOS would be added
-    # A template that leaves the opening tag to the model ends before it: the thought needs one.
+        body["add_special_tokens"] = False  # the template's text has its own BOS
+    # If the template leaves the opening tag to the model, the thought needs one.
     opened = "" if prompt.text.rstrip().endswith(upstream.think_open) else upstream.think_open
     body["prompt"] = prompt.text + opened + close_thought(thought, upstream, probe)
     return Continuation(path="/v1/completions", body=body, answer_prefix=probe.answer_prefix)
@@ -114,7 +111,7 @@ def _prefill(
     if facts.prefill == "continue":
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     elif facts.prefill == "continue-behind":
-        # The text goes behind the generation prompt; its reasoning parser would take the answer for a thought.
+        # The text follows the generation prompt; the reasoning parser would take the answer for a thought.
         last = message["content"] = closed if upstream.think_opened else last
         body |= {"continue_final_message": True, "separate_reasoning": False}
     elif facts.prefill == "prefix":
@@ -131,7 +128,7 @@ def _prefill(
 def _reask(
     body: dict[str, Any], messages: Sequence[Any], thought: str, upstream: Upstream, probe: Probe, *, trial: bool
 ) -> Continuation:
-    """Stop words are left to the reader: a reply that thinks first would end inside its own thought."""
+    """The reader applies the stop words: a reply that thinks first would end inside its own thought."""
     facts = DRIVERS[upstream.driver]
     reasoning = probe.reask_thought.replace("{thought}", thought)
     turns = [{"role": "assistant", "content": reasoning}, {"role": "user", "content": probe.reask_ask}]
@@ -147,9 +144,9 @@ def _reask(
 
 
 def write_prompt(template: Template, messages: Sequence[Any]) -> str:
-    """Messages as the owner's template writes them, up to where generation begins.
+    """Render messages by the configured template, up to where generation begins.
 
-    Raises ValueError for a message that is more than text, which no such template can write.
+    Raise ValueError for a message that is more than text.
     """
     text = template.begin
     for message in messages:
@@ -168,7 +165,7 @@ def _text_of(content: Any) -> str:
 
 
 def cut_at(text: str, stop: tuple[str, ...]) -> str:
-    """`text` up to the first stop word behind its leading white space, as an engine would have cut it."""
+    """Return `text` up to the first stop word after its leading white space, as an engine would have cut it."""
     start = len(text) - len(text.lstrip())
     ends = [at for word in stop if (at := text.find(word, start)) >= 0]
     return text[: min(ends)] if ends else text

@@ -1,7 +1,7 @@
-"""What each kind of model server can do about a thought, and in which fields it wants to be asked.
+"""What each kind of model server can do about a thought, and the request fields for it.
 
-llama.cpp's facts were tried against its server; all others are taken from the projects' documentation or sources. What
-`suffice doctor` has not seen of one server is not used.
+llama.cpp's facts were tested against its server; all others come from the projects' documentation or sources. A
+capability that `suffice doctor` has not confirmed for a server is not used.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from suffice.types import Finding, Findings, Verdict
 Fields = dict[str, Any]
 Prefill = Literal[
     "continue",  # continue_final_message and add_generation_prompt
-    "continue-behind",  # continue_final_message; the text is put behind the generation prompt
+    "continue-behind",  # continue_final_message; the text follows the generation prompt
     "prefix",  # `prefix: true` on the last message
     "prefix-reasoning",  # the same, with the thought in `reasoning_content`
 ]
 CHAT_PATH = "/v1/chat/completions"
-# Fields by which a client itself says how long the model may think. One of them given: ours stay away.
+# Fields by which a client itself limits thinking. If one is present, ours are not added.
 _BUDGET_FIELDS = ("reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
 THINKING_FIELDS = (
     *("reasoning_effort", "reasoning", "thinking", "reasoning_budget", "thinking_budget", "enable_thinking"),
@@ -38,22 +38,16 @@ NESTED_THINKING_FIELDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverFacts:
-    """What one kind of server can do.
-
-    budget  tokens and closing text → fields that make the engine close the thought itself; None: no such field
-    effort  level → fields that request that much thought; None: the level cannot be requested
-    """
-
     methods: tuple[FinishMethod, ...]  # ways to close a thought, best first, where the settings name none
     prefill: Prefill | None = None  # how it continues an assistant's message; None: it cannot
     prefill_path: str = CHAT_PATH
     budget: Callable[[int, str], Fields] | None = None
     effort: Callable[[Effort], Fields | None]
-    lowest: Effort = "none"  # the level that thinks least and that all its models accept
+    lowest: Effort = "none"  # the lowest level that all its models accept
     writes_prompt: Literal["apply-template", "tokenize"] | None = None  # endpoint that renders the chat template
     has_control: bool = False  # llama.cpp's POST …/chat/completions/control
     counts_prompts: bool = False  # POST /tokenize {"prompt"} → {"count"}
-    caches_by_slot: bool = False  # a run's cached prefix stays in the slot that it left, once it has left it
+    caches_by_slot: bool = False  # a run's cached prefix stays in its slot after the run has left it
 
 
 def _plain_effort(level: Effort) -> Fields:
@@ -68,7 +62,7 @@ def _template_effort(level: Effort) -> Fields:
 
 
 def _llama_effort(level: Effort) -> Fields:
-    # A budget of 0 closes a thought that the template has opened whatever it was told.
+    # A budget of 0 closes a thought that the template opened regardless of its arguments.
     if level == "none":
         return {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_budget_tokens": 0}
     return {"chat_template_kwargs": {"reasoning_effort": level}}
@@ -79,7 +73,7 @@ def _switch(level: Effort) -> Fields | None:
 
 
 DRIVERS: dict[Driver, DriverFacts] = {
-    # Any server with OpenAI's protocol. "low" is the lowest level that all of OpenAI's reasoning models take.
+    # Any server with OpenAI's protocol. "low" is the lowest level that all of OpenAI's reasoning models accept.
     "openai": DriverFacts(methods=("re-ask",), effort=_plain_effort, lowest="low"),
     # tools/server/README.md of llama.cpp, and its server itself.
     "llama.cpp": DriverFacts(
@@ -134,7 +128,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
 
 
 def driver_facts(name: Driver) -> DriverFacts:
-    """Raises ConfigError with the known names."""
+    """Return the facts of a driver. Raise ConfigError with the known names."""
     if name in DRIVERS:
         return DRIVERS[name]
     raise ConfigError(f"driver: unknown name {name!r:.100}; {name_hint(name, DRIVERS)}")
@@ -150,7 +144,7 @@ def chosen_by_client(body: Mapping[str, Any]) -> bool:
 
 
 def thinking_is_off(body: Mapping[str, Any]) -> bool:
-    """Does a request switch thinking off, in any of the servers' ways to say so?"""
+    """Return whether a request switches thinking off, in any server's fields."""
     tables = (body.get(name) for name in ("chat_template_kwargs", "thinking", "reasoning"))
     kwargs, thinking, reasoning = (table if isinstance(table, Mapping) else {} for table in tables)
     return (
@@ -162,7 +156,7 @@ def thinking_is_off(body: Mapping[str, Any]) -> bool:
 
 
 def merge_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
-    """`body` with `fields` put in; objects in both are joined, and ours win."""
+    """Return `body` with `fields` added; objects in both are merged, and `fields` takes precedence."""
     joined = {**body, **fields}
     for name, value in fields.items():
         before = body.get(name)
@@ -174,23 +168,23 @@ def merge_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningFields:
     fields: Mapping[str, Any]
-    budget_tokens: int | None = None  # of thought, which the engine was told to keep
-    has_effort: bool = False  # a level of effort is among the fields
+    budget_tokens: int | None = None  # of thought, which the engine was instructed to keep
+    has_effort: bool = False  # an effort level is among the fields
 
     @property
     def name(self) -> str:
-        """The fields by their names, to remember whether an upstream takes them; "": none."""
+        """The names of the fields, to remember whether an upstream accepts them; "": none."""
         return ",".join(sorted(self.fields))
 
     def arm(self, route: Route) -> str:
-        """The effort or budget among them, as outcomes name it; "": neither is asked for."""
+        """Return the effort or budget as outcomes name it; "" if neither is requested."""
         if self.has_effort:
             return f"effort={route.effort}"
         return "" if self.budget_tokens is None else f"budget_tokens={self.budget_tokens}"
 
     @property
     def site(self) -> str:
-        """The place where Suffice failed when the upstream refuses them."""
+        """The degraded site if the upstream refuses them."""
         return "effort" if self.has_effort else "budget" if self.budget_tokens is not None else "native"
 
 
@@ -205,9 +199,11 @@ def choose_reasoning_fields(
     methods: tuple[FinishMethod, ...],
     policy_budget_tokens: int | None,
 ) -> ReasoningFields:
-    """The fields that choose how long the model may think in one request; the first method `native` arms the engine.
+    """Return the fields that set how long the model may think in one request.
 
-    policy_budget_tokens  a policy that is nothing but a budget leaves it to an engine that can keep one
+    If `native` is the first method, they also enable the engine's control endpoint.
+
+    policy_budget_tokens  the budget of a policy that is only a budget, left to an engine that can keep one
     """
     facts, closing = DRIVERS[upstream.driver], (route.probe or Probe()).closing
     fields: dict[str, Any] = {}
@@ -225,7 +221,7 @@ def choose_reasoning_fields(
 
 
 def effort_problem(route: Route, upstream: Upstream) -> str | None:
-    """Why the upstream cannot be told what the route wants; None: it can."""
+    """Return why the upstream cannot accept the route's effort or budget; None if it can."""
     facts = DRIVERS[upstream.driver]
     if route.budget_tokens is not None and facts.budget is None:
         return f"budget_tokens: driver {upstream.driver!r} has no field for a budget of thought"
@@ -234,7 +230,7 @@ def effort_problem(route: Route, upstream: Upstream) -> str | None:
     return None
 
 
-# experiment: what its "yes" means, in the order in which they are made and shown
+# experiment: what its "yes" means, in the order in which they run and are displayed
 EXPERIMENTS: Mapping[str, str] = {
     "reachable": "answers a chat request",
     "models": "lists its models",
@@ -264,13 +260,12 @@ CONTINUES = ("prefill", "raw")
 
 
 def url_key(url: str) -> str:
-    """A short hash of a server's address, the same with and without /v1. It reveals no credentials."""
+    """Return a short hash of a server's address, with or without /v1. It reveals no credentials."""
     base = url.rstrip("/").removesuffix("/v1").rstrip("/")
     return hashlib.blake2b(base.encode(), digest_size=8).hexdigest()
 
 
 def finding(findings: Findings | None, experiment: str) -> Finding | None:
-    """The result of an experiment; None: it was not made."""
     known = () if findings is None else findings.findings
     return next((one for one in known if one.experiment == experiment), None)
 
@@ -285,8 +280,8 @@ def honoured(findings: Findings | None, experiment: str) -> bool:
 
 
 def allows_probes(findings: Findings | None) -> bool:
-    """Did doctor see the server continue a text, and cache its beginning?
+    """Return whether doctor saw the server continue a text and cache its beginning.
 
-    Without both, a probe either says nothing about a stop or costs as much as the whole prompt.
+    Without both, a probe either reveals nothing about a stop or costs as much as the whole prompt.
     """
     return any(honoured(findings, way) for way in CONTINUES) and honoured(findings, "prefix_cache")

@@ -1,7 +1,6 @@
-"""Chunks that differ from an earlier one in their text alone, read without parsing them again. Pure.
+"""Reads chunks that differ from an earlier one only in their text, without parsing them again. Pure.
 
-Nearly all chunks of a stream are the same bytes but for one string. One with the same bytes around a plain string must
-mean the same but for that string.
+Nearly all chunks of a stream are equal except for one string, so equal bytes around a plain string mean the same.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from msgspec.structs import replace
 
 from suffice.upstream.wire import REASONING_FIELDS, Chunk, Frame, decode_chunk, decode_json, is_given
 
-_NEVER = b"\x00"  # begins no event
-_MAX_TRIES = 4  # patterns in a row that matched nothing: the chunks of this upstream do not repeat
+_NEVER = b"\x00"  # no event begins with it
+_MAX_TRIES = 4  # patterns in a row without a match: this upstream's chunks do not repeat
 _NO_USAGE = b'"usage":null'
-WINDOW_BYTES = 16 * 1024  # of a read that holds many chunks, how much is looked at in one go
+WINDOW_BYTES = 16 * 1024  # of a read with many chunks, how much is processed at once
 
 _string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
 _strings: Callable[[bytes], list[str]] = msgspec.json.Decoder(list[str]).decode
@@ -37,11 +36,10 @@ class TextPattern:
 
     @property
     def learns(self) -> bool:
-        """Is it worth showing it another chunk?"""
         return self._matched or self._tries < _MAX_TRIES
 
     def text_of(self, raw: bytes) -> str:
-        """The text of a frame that is the known one but for its text; "": read that frame as any other."""
+        """Return the text of a frame that matches; "" if it must be parsed as any other."""
         if not raw.startswith(self._before) or not raw.endswith(self._after):
             return ""
         text = _string_in(raw[self._n_before : -self._n_after])
@@ -49,14 +47,14 @@ class TextPattern:
         return text
 
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
-        """The known chunks that follow one another from `at` on: their texts (none: read on as usual), bytes, and end.
+        """Return the texts, the bytes and the end of the matching chunks from `at` on; no texts if there are none.
 
-        Only so much of `data` is looked at that a read of any size costs no more than its parts.
+        It reads a bounded part of `data` (WINDOW_BYTES), so that one large read costs no more than its parts.
         """
         if not data.startswith(self._before, at):
             return [], b"", at
         if not at and len(data) < 2 * self._n_around and data.endswith(self._after):
-            # One chunk, as nearly every read of a paced stream is.
+            # One chunk, as in nearly every read of a paced stream.
             middle = data[self._n_before : -self._n_after]
             if text := _string_in(middle):
                 self._matched = True
@@ -65,7 +63,7 @@ class TextPattern:
         texts = _strings_in(parts) if parts else []
         if len(texts) < len(parts):
             last = parts[len(texts)]
-        part = last[: max(0, last.find(self._after))]  # the run's last chunk; behind it is something else
+        part = last[: max(0, last.find(self._after))]  # the run's last chunk; something else follows
         parts = [*parts[: len(texts)], part]
         if text := _string_in(part):
             texts.append(text)
@@ -79,14 +77,13 @@ class TextPattern:
         return texts, before + (after + before).join(parts) + after, end
 
     def edit(self, frame: Frame) -> Frame:
-        """A frame that matched, as the client is to see it."""
         if self._edited is None:
             return frame
         raw = frame.raw[self._n_before : -self._n_after].join(self._edited)
         return Frame(raw, raw[6:-2], None)
 
     def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
-        """Take the bytes around the text of `frame`, whose only choice is text; the client may see no usage."""
+        """Learn the bytes around the text of `frame`, whose only choice is text."""
         self._tries = 1 if self._matched else self._tries + 1
         self._matched = False
         field_and_text = _only_text(chunk)
@@ -105,7 +102,7 @@ class TextPattern:
 
 
 def _string_in(middle: bytes) -> str:
-    """What these bytes say between two quotation marks; "": they are not one JSON string."""
+    """Decode the inside of a JSON string; "" if it is not one."""
     try:
         return _string(b'"%b"' % middle)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -113,9 +110,9 @@ def _string_in(middle: bytes) -> str:
 
 
 def _strings_in(middles: list[bytes]) -> list[str]:
-    """What each of these says between two quotation marks, up to the first that says nothing."""
+    """Decode the insides of JSON strings, up to the first that is empty or not a string."""
     joined = b'","'.join(middles)
-    # Read as one list where no quotation mark but ours is in it, and none of ours is escaped.
+    # Decode all as one list if the only quotation marks are ours and none of them is escaped.
     if joined.count(b'"') == 2 * (len(middles) - 1) and joined.find(b'\\"') < 0 and joined[-1:] != b"\\":
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
             texts = _strings(b'["%b"]' % joined)
@@ -124,7 +121,7 @@ def _strings_in(middles: list[bytes]) -> list[str]:
 
 
 def _only_text(chunk: Chunk) -> tuple[str, str] | None:
-    """(field, text) of a chunk that adds text to one field of its only choice, and nothing else."""
+    """Return (field, text) of a chunk that adds text to one field of its only choice, and nothing else."""
     if not chunk.choices or len(chunk.choices) != 1 or chunk.usage is not None or is_given(chunk.error):
         return None
     choice, delta = chunk.choices[0], chunk.choices[0].delta
@@ -143,7 +140,7 @@ def _around(raw: bytes, field: str, text: str) -> tuple[bytes, bytes] | None:
 
 
 def _is_text_hole(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str) -> bool:
-    """Is the hole really the text? Another text in it must give the same chunk with that text."""
+    """Check that the hole is the text: with another text in it, the chunk must decode to that text."""
     other = "!" if text == "?" else "?"
     expected = [
         replace(choice, delta=replace(choice.delta, **{field: other}))
@@ -154,7 +151,7 @@ def _is_text_hole(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str)
 
 
 def _without_usage(cut: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:
-    """The same bytes without the empty usage at the top of the chunk; None: it cannot be cut out by itself."""
+    """Return the bytes without the empty usage at the top of the chunk; None if it cannot be removed."""
     for part in (b"," + _NO_USAGE, _NO_USAGE + b","):
         before, after = (side.replace(part, b"") for side in cut)
         body = decode_json(_data(cut))

@@ -1,4 +1,4 @@
-"""Which engine's wire shapes were recorded, and which are known from documentation alone. Pure data.
+"""The engines' wire shapes: recorded from a live server, or known from documentation only. Pure data.
 
 `recorded` shapes came from a live server (`python -m tests.wire.record`); `synthetic` ones were *not verified against a
 live server*, and no figure is ever taken from them. The files are in `tests/wire/streams/`.
@@ -12,11 +12,9 @@ Evidence = Literal["recorded", "synthetic"]
 
 
 class AnswerShape(NamedTuple):
-    """One way in which an engine answers."""
-
     engine: str
-    name: str  # of the file, without its ending
-    shape: str  # for a person
+    name: str  # of the file, without its extension
+    shape: str  # description for people
 
     @property
     def evidence(self) -> Evidence:
@@ -60,5 +58,4 @@ SHAPES: tuple[AnswerShape, ...] = (
 
 
 def engines(evidence: Evidence) -> tuple[str, ...]:
-    """The engines with shapes of this evidence, in the order of the table."""
     return tuple(dict.fromkeys(s.engine for s in SHAPES if s.evidence == evidence))

@@ -1,4 +1,4 @@
-"""The wire, pure: server-sent events in and out, chunks typed as far as we read them.
+"""The wire format: server-sent events in and out, and chunks typed as far as Suffice reads them. Pure.
 
     bytes ──SseSplitter──▶ Frame ──decode_chunk──▶ Chunk ──reasoning_of──▶ text
 
@@ -23,13 +23,13 @@ PING = b": ping\n\n"
 FRAME_LIMIT_BYTES = 8 * 2**20
 LINES_LIMIT = 10_000  # of one event
 MOST_ITEMS = 50_000  # values in one JSON text of an upstream
-MOST_DIGITS = 64  # of a number: none that somebody means is longer, and reading longer ones takes long
+MOST_DIGITS = 64  # of a number: no meaningful one is longer, and parsing longer ones takes long
 MOST_CHOICES = 128  # in one event, and in one answer: OpenAI's own limit for `n`
 REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n?|\n")
-# Two line ends in a row. After "\r\r" nothing is waited for: a "\n" that follows it is one more
+# Two line ends in a row. After "\r\r" it waits for nothing: a following "\n" is one more
 # blank line, which means nothing, so a stream with bare "\r" is never held back by one frame.
 _FRAME_END = re.compile(rb"\n(?:\n|\r\n?)|\r(?:\r|\n(?:\n|\r\n?))")
 _LONGEST_END = 4
@@ -44,7 +44,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class SseSplitter:
-    """Cut a byte stream into server-sent events, the same for every way the bytes arrive in, in linear time.
+    """Cuts a byte stream into server-sent events, independent of how the bytes are split, in linear time.
 
     Line ends may be LF, CRLF, CR or mixed; a byte-order mark at the start is allowed. A frame longer than `limit_bytes`
     raises UpstreamProtocol.
@@ -55,16 +55,16 @@ class SseSplitter:
     def __init__(self, limit_bytes: int = FRAME_LIMIT_BYTES) -> None:
         self._limit = limit_bytes
         self._rest = bytearray()  # grows in place: many tiny pieces must not be copied each time
-        self._has_cr = False  # one "\r" seen: from then on the thorough pattern is used
+        self._has_cr = False  # one "\r" seen: the thorough pattern is used from then on
         self._at_start = True  # no frame was cut yet, so a byte-order mark may still come
 
     @property
     def holds(self) -> bool:
-        """Has a part of an event come whose end is still to come?"""
+        """Whether a part of an event has arrived and its end has not."""
         return bool(self._rest)
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes; return the frames that they complete."""
+        """Add bytes; return the frames that they complete."""
         known = len(self._rest)
         if not self._has_cr:
             self._has_cr = data.find(b"\r") >= 0  # faster than `in`, which first takes it for a number
@@ -88,7 +88,7 @@ class SseSplitter:
         return [self._frame(raw) for raw in raws]
 
     def close(self) -> list[Frame]:
-        """Return what is left without a blank line: at most one frame, and often a torn one."""
+        """Return what is left without a blank line: at most one frame, often a torn one."""
         rest = bytes(self._rest)
         self._rest.clear()
         return [self._frame(rest)] if rest else []
@@ -127,26 +127,25 @@ class SseSplitter:
 
 
 def last_events(tail: bytes, n: int) -> list[Frame]:
-    """The last `n` events of the end of a stream, the first of which may be cut. Only these are looked at."""
+    """Return the last `n` events of a stream's tail, the first of which may be cut, without parsing the rest."""
     plain = tail.replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
     cut = b"\n\n".join(plain.rsplit(b"\n\n", n)[-n:])
     return SseSplitter(limit_bytes=len(cut) + 2).feed(cut + b"\n\n")[-n:]
 
 
 def _split_at_crlf(data: bytearray) -> list[bytearray]:
-    """Cut at empty CRLF lines the quick way; [] where other line ends call for the thorough one."""
+    """Cut at empty CRLF lines, the fast path; [] if other line ends are present."""
     parts = data.split(b"\r\n\r\n")
     plain = data.count(b"\n\r") == len(parts) - 1 and b"\n\n" not in data and b"\r\r" not in data
     return parts if plain else []
 
 
 def _is_one_data_line(body: bytes) -> bool:
-    """Is this exactly `data: …` and two line feeds, as nearly every frame is?"""
     return body.startswith(b"data: ") and body.find(b"\n", 6) == len(body) - 2 and body.endswith(b"\n\n")
 
 
 def _parse_lines(raw: bytes, body: bytes) -> Frame:
-    """Read one event by the rules of the HTML standard's event-stream format."""
+    """Parse one event by the rules of the HTML standard's event-stream format."""
     if body.count(b"\n") + body.count(b"\r") > LINES_LIMIT:
         raise UpstreamProtocol(f"upstream: an event has more than {LINES_LIMIT} lines; at most that many are allowed")
     lines: list[bytes] = []
@@ -170,10 +169,10 @@ _LONG_NUMBER = b"0" * (MOST_DIGITS + 1)
 
 
 def count_items(raw: bytes, most: int) -> tuple[int, int]:
-    """Return (values, keys) of a JSON text without decoding it, in linear time; stops early beyond `most` values.
+    """Return (values, keys) of a JSON text without decoding it, in linear time; stop early beyond `most` values.
 
-    Counts commas, colons and opening brackets outside strings: in valid JSON as many as values and keys, less one. The
-    decoder refuses anything else. Raises ValueError for a number that is too long: reading it takes quadratic time.
+    It counts commas, colons and opening brackets outside strings: in valid JSON, values and keys less one. The decoder
+    refuses anything else. Raise ValueError for a number that is too long: parsing it takes quadratic time.
     """
     n_items, n_keys, inside, held = 1, 0, 0, b""
     for at in range(0, len(raw), _SLICE_BYTES):
@@ -194,7 +193,7 @@ def count_items(raw: bytes, most: int) -> tuple[int, int]:
 
 
 def finite(text: str) -> float:
-    """A JSON number as a float, for every decoder of bytes from outside. Raises ValueError when it is too large.
+    """Parse a JSON number as a float, in every decoder of untrusted bytes. Raise ValueError if it is too large.
 
     msgspec's own conversion takes 10 µs for some numbers of five characters (1e308), 100 times as long as this one.
     """
@@ -211,14 +210,12 @@ _NOTHING = msgspec.Raw(b"")
 
 
 class TokenDetails(msgspec.Struct, frozen=True, gc=False):
-    """What the upstream says of a prompt's tokens, or of those that it generated."""
-
     cached_tokens: _Count | None = None
     reasoning_tokens: _Count | None = None
 
 
 class WireUsage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts as the upstream gave them. None: not given, or not a count (negative, a word)."""
+    """Token counts as the upstream reports them. None: not given, or not a count (negative, a word)."""
 
     prompt_tokens: _Count | None = None
     completion_tokens: _Count | None = None
@@ -228,19 +225,17 @@ class WireUsage(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens that a prefix cache served; 0 when the upstream does not say."""
+        """Prompt tokens that a prefix cache served; 0 if not reported."""
         return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
 
     @property
     def reasoning_tokens(self) -> int | None:
-        """Generated tokens before the thought closed; None when the upstream does not say."""
+        """Generated tokens before the thought closed; None if not reported."""
         details = self.completion_tokens_details
         return details.reasoning_tokens if details else None
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """What one chunk adds to one message."""
-
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
@@ -266,18 +261,18 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """One chunk of a stream. Every field may be missing; fields that we do not read are not here."""
+    """One chunk of a stream. Every field may be missing; fields that Suffice does not read are left out."""
 
     id: str | None = None
     object: str | None = None
     model: str | None = None
     choices: list[Choice] | None = None
     usage: WireUsage | None = None
-    error: msgspec.Raw = _NOTHING  # b"": none; else the upstream's own words
+    error: msgspec.Raw = _NOTHING  # b"": none; else the upstream's own error value
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
-    """One token, its natural-log probability, and its rivals where the upstream listed them."""
+    """One token, its natural-log probability, and the alternatives that the upstream listed."""
 
     token: str
     logprob: float
@@ -290,14 +285,14 @@ _decode_fast: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
 
 
 def is_given(raw: msgspec.Raw) -> bool:
-    """Did the chunk carry this field with anything in it (not absent, null or an empty list)?"""
+    """Return whether the chunk has this field and it is not null or an empty list."""
     return bytes(raw) not in (b"", b"null", b"[]")
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """Read one event's data. Unknown or odd values become None; only bad JSON, or too much, raises UpstreamProtocol.
+    """Decode one event's data. Unknown or odd values become None; only bad JSON or too much raises UpstreamProtocol.
 
-    Blank data and JSON that is no object give an empty chunk: such frames carry nothing that is read here.
+    Blank data and JSON that is not an object give an empty chunk.
     """
     _check_items(data)
     try:
@@ -307,9 +302,9 @@ def decode_chunk(data: bytes) -> Chunk:
 
 
 def decode_json(data: bytes) -> Any:
-    """Parse JSON as the standard has it, lone surrogates allowed and shown as U+FFFD.
+    """Parse standard JSON; lone surrogates become U+FFFD.
 
-    Raises UpstreamProtocol for anything else: bad syntax, bad UTF-8, NaN, absurd depth or size.
+    Raise UpstreamProtocol for anything else: bad syntax, bad UTF-8, NaN, excessive depth or size.
     """
     _check_items(data)
     try:
@@ -340,7 +335,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _clean(value: Any) -> Any:
-    """JSON with U+FFFD for lone surrogates."""
+    """Replace lone surrogates by U+FFFD."""
     if isinstance(value, dict):
         return {_clean(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -351,7 +346,6 @@ def _clean(value: Any) -> Any:
 
 
 def _decode_tolerant(data: bytes) -> Chunk:
-    """The slow way, for vendors who send other types than OpenAI's."""
     raw = decode_json(data) if data.strip() else None
     if not isinstance(raw, Mapping):
         return Chunk()
@@ -431,7 +425,7 @@ def _text(value: Any) -> str | None:
 
 
 def parse_token_count(value: Any) -> int | None:
-    """A count that floats may stand for; None for what no token count can be."""
+    """Parse a count, also one written as a float; None if it cannot be a token count."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value < 2**53 else None
@@ -451,7 +445,7 @@ def reasoning_of(delta: Delta) -> tuple[str, str]:
 
 
 def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
-    """Token log-probabilities of a choice, from chat's shape or from the older completions' shape; () for any other."""
+    """Return the token log-probabilities of a choice in chat's or the older completions' shape; () for any other."""
     raw = bytes(choice.logprobs)
     if raw in (b"", b"null"):
         return ()
@@ -488,7 +482,7 @@ def _pairs(items: Any) -> tuple[tuple[str, float], ...]:
 
 
 def _is_number(value: Any) -> bool:
-    """Can it be a logarithm of a probability? What is far above 0 or below any is none."""
+    """Return whether it can be a log-probability: values far above 0 or below -1e9 cannot."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 <= value <= 100
 
 
@@ -496,7 +490,7 @@ def _is_number(value: Any) -> bool:
 
 
 def encode_json(obj: Any) -> bytes:
-    """Compact UTF-8; lone surrogates stay escapes instead of failing."""
+    """Encode compact UTF-8; lone surrogates stay escapes instead of failing."""
     try:
         return msgspec.json.encode(obj)
     except UnicodeEncodeError:
@@ -513,7 +507,6 @@ def error_body(
     param: str | None = None,
     code: str | None = None,
 ) -> bytes:
-    """The JSON body of an error as OpenAI's clients expect it."""
     return encode_json({"error": {"message": message, "type": type, "param": param, "code": code}})
 
 
@@ -522,5 +515,5 @@ def error_frame(
     type: str = "upstream_error",  # noqa: A002  OpenAI's own word
     code: str | None = "upstream_error",
 ) -> bytes:
-    """An error inside a stream that has already begun: the one form that every client notices."""
+    """Return an error inside a stream that has begun: the one form that every client notices."""
     return b"data: " + error_body(message, type, None, code) + b"\n\n"
