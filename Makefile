@@ -58,7 +58,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 QUICK := -m "not slow" --hypothesis-profile=quick
 # The core and its contracts: computed, without a server. (tests/house starts some for the examples in the docs.)
 FAST := $(addprefix tests/,assurance policy signals scoring model settings rollout review episode contracts house \
-	upstream/test_wire.py upstream/test_assemble.py upstream/test_thought.py upstream/test_pattern.py \
+	upstream/test_wire.py upstream/test_assemble.py upstream/test_pattern.py \
 	upstream/test_limits.py upstream/test_continuation.py upstream/test_allowance.py) \
 	$(addprefix --ignore=tests/,contracts/test_finish.py contracts/test_sentences.py house/test_packaging.py) \
 	--deselect tests/house/test_docs.py::test_python_in_the_docs_runs

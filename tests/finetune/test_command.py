@@ -220,4 +220,4 @@ def test_a_route_must_be_plain(log: Path) -> None:
 def test_help_lists_the_command_once_it_is_there() -> None:
     listed = CliRunner().invoke(main, ["export", "--help"]).stdout
     assert "finetune" in listed
-    assert "pip install suffice-finetune" not in listed
+    assert "contrib/suffice-finetune" not in listed

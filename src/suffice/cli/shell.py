@@ -119,7 +119,8 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = f"{self.name} {args[0]}"
         if name in CONTRIB and self.get_command(ctx, args[0]) is None:
-            ctx.fail(f"{name} is a package of its own: pip install {CONTRIB[name][0]}")
+            package = CONTRIB[name][0]
+            ctx.fail(f"{name} is a package of its own; in a clone of the repository: pip install ./contrib/{package}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -128,7 +129,7 @@ class CommandGroup(click.Group):
         for name, (package, line) in CONTRIB.items():
             group, _, own = name.partition(" ")
             if group == self.name and own not in commands:
-                lines.append((own, f"{line} Needs: pip install {package}"))
+                lines.append((own, f"{line} Needs, from a clone: pip install ./contrib/{package}"))
         with formatter.section("Commands"):
             formatter.write_dl(lines)
 
