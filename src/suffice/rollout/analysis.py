@@ -1,12 +1,9 @@
-"""Analyses an experiment: every arm against the control, in every metric, valid at every look.
+"""Analyses an experiment: compares every arm with the control in every metric, valid at every look.
 
-    draws          ──▶ does the split fit the odds? ──▶ withheld, or
-    values, audits ──▶ effects with intervals, whole and by class ──▶ a verdict each ──▶ a verdict for each arm
-
-EM is paired by audits where they show both arms, and everything else is read off live runs: a replay knows neither what
-a hand-over costs nor how users like it. Arms, metrics and classes share one error: all intervals of an experiment hold
-together, at all looks, with its confidence. Of that error the primary metric has half and the others share half; of
-each part half is for the whole and half for the classes.
+EM is paired by audits that show both arms; all other metrics come from live runs, because a replay knows neither the
+cost of a stop transition nor how users like it. All intervals of an experiment hold together, at all looks, with its
+confidence: the primary metric gets half of the error and the others share half, each split evenly between the whole
+and the classes.
 """
 
 from __future__ import annotations
@@ -45,11 +42,11 @@ from suffice.rollout.results import (
     metric_of,
 )
 
-CAP_TIMES: Final = 2.0  # a run can cost so many times the largest of the warm-up; what costs more is cut
-LEAST_TAUGHT: Final = 20  # values that teach the guesses before one counts
-MOST_CLASSES: Final = 8  # that are shown, in the order in which they came
-MOST_REQUESTS: Final = 10_000_000  # more missing requests than these are no number
-_REST: Final = "\x00rest"  # no class of anybody's
+CAP_TIMES: Final = 2.0  # a run's cost is capped at so many times the largest of the warm-up
+LEAST_TAUGHT: Final = 20  # values that train the guesses before one counts
+MOST_CLASSES: Final = 8  # reported, in the order in which they came
+MOST_REQUESTS: Final = 10_000_000  # a larger number of missing requests is not reported
+_REST: Final = "\x00rest"  # cannot be the name of a class
 
 
 def analyse(one: RunningExperiment, material: ExperimentData) -> ExperimentResult:
@@ -76,7 +73,7 @@ def compared_metrics(one: RunningExperiment) -> tuple[str, ...]:
 
 
 def alphas(one: RunningExperiment) -> Mapping[str, float]:
-    """The part of the error that each arm may use for each metric: half for the primary one, half for the others."""
+    """Return each arm's part of the error by metric: half for the primary one, half shared by the others."""
     metrics, error = compared_metrics(one), (1 - one.confidence) / max(1, len(one.arms) - 1)
     return {one.primary: error / 2, **dict.fromkeys(metrics[1:], error / 2 / (len(metrics) - 1))}
 
@@ -85,10 +82,10 @@ def alphas(one: RunningExperiment) -> Mapping[str, float]:
 
 
 def sample_ratio(units: Sequence[UnitAssignment | MetricValue]) -> float:
-    """Natural logarithm of the e-value against "every unit drew its arm with its odds".
+    """Return the natural logarithm of the e-value against "every unit drew its arm with its odds".
 
-    The mean over arms of the lottery's e-value (`assurance.sampling`), over all units and by class: a split that is
-    right on the whole can be wrong in each class.
+    Averages the sample-ratio e-values of the arms (`assurance.sampling`) over all units, and by class, because a split
+    can be right as a whole and wrong in each class.
     """
     if not units:
         return 0.0
@@ -115,7 +112,7 @@ def _unfit_split(units: Sequence[UnitAssignment | MetricValue], what: str) -> st
     if sample_ratio(units) < LOG_ALARM:
         return None
     told = _counts(units)
-    if max(_log_e(arm, units) for arm in units[0].odds) < LOG_ALARM:  # right on the whole
+    if max(_log_e(arm, units) for arm in units[0].odds) < LOG_ALARM:  # right as a whole
         largest = Counter(unit.query_class for unit in units).most_common(3)
         told = "; ".join(
             f"in class {name or 'none'} {_counts([unit for unit in units if unit.query_class == name])}"
@@ -169,7 +166,6 @@ class _Judge:
         return self._paired(base, metric, alpha) if paired else self._unpaired(base, metric, alpha)
 
     def _paired(self, base: ArmComparison, metric: RunMetric, alpha: float) -> ArmComparison:
-        """EM by audits: a loss is a drop, so the effect is the drop turned round."""
         seen = [one for one in self.material.audits if {base.arm, self.one.control} <= set(one.arms)]
         pairs = self._pairs(seen, base.arm)
         if not pairs.n:
@@ -230,7 +226,6 @@ class _Judge:
         values: Sequence[MetricValue],
         n_warm: int,
     ) -> tuple[tuple[ClassEffect, ...], float | None]:
-        """The larger classes, and the mean of all classes' effects, each by its part of the units."""
         names = [arm.name for arm in self.one.arms]
         a, b = names.index(base.arm), names.index(self.one.control)
         of = np.array([one.query_class for one in values])
@@ -259,11 +254,11 @@ class _Judge:
 
 
 def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -> Verdict:
-    """What an interval of arm minus control proves.
+    """Return what an interval of arm minus control proves.
 
-    better   it is better
-    no worse its loss is below the margin, where one was named
-    worse    its loss is above the margin, or above 0 where none was named
+    better    the arm is better
+    no worse  its loss is below the margin, where one is set
+    worse     its loss is above the margin, or above 0 where none is set
     """
     low, high = (between.low, between.high) if metric.higher_is_better else (-between.high, -between.low)
     if low > 0:
@@ -297,7 +292,7 @@ def _in_class(
 
 
 def _pair(control: ArmEvidence, arm: ArmEvidence) -> int | None:
-    """What the arm does to the control's answer: +1 lost, -1 gained, 0 the same, None nobody says."""
+    """Return +1 where the arm loses the control's right answer, -1 where it gains one, 0 for no change, else None."""
     if not control.seen or not arm.seen:
         return None
     if control.answer == arm.answer:
@@ -312,13 +307,11 @@ def _turned(drop: Interval) -> Interval:
 
 
 def _classes(names: Sequence[str]) -> list[str]:
-    """The classes that are shown; of one alone the whole says it all."""
     classes = list(dict.fromkeys(names))
     return classes[:MOST_CLASSES] if len(classes) > 1 else []
 
 
 def _counted(values: Sequence[MetricValue]) -> list[MetricValue]:
-    """Without those of the warm-up that came late: what teaches the guesses must come before what counts."""
     first = next((at for at, one in enumerate(values) if not one.warmup), len(values))
     return [*values[:first], *(one for one in values[first:] if not one.warmup)]
 
@@ -331,7 +324,6 @@ def _cap(one: RunningExperiment, metric: RunMetric, warm: Sequence[MetricValue])
 
 
 def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap: float) -> UnitSeries:
-    """As arrays: of the question what was known, and its class, as far as the warm-up has seen it."""
     classes = list(dict.fromkeys(one.query_class for one in values[:n_warm]))[:MOST_CLASSES]
     known = np.array([one.known for one in values], dtype=np.float64).reshape(len(values), -1)
     mean, spread = known[:n_warm].mean(axis=0), known[:n_warm].std(axis=0)

@@ -1,20 +1,17 @@
-"""How much better one arm is than another, with an interval that may be read at any moment; what differs between them.
-
-    values of units, by arm, with their odds ──▶ guesses (by class and covariate, from earlier units only)
-                                             ──▶ contributions ──▶ effect_between
-    audits that show both arms: gained, same, lost ──▶ drop_between
+"""Estimates how much better one arm is than another, with intervals that hold at every look, and diffs two versions.
 
 **Unpaired.** A unit with value Y in arm A contributes g_a - g_b + [A = a] (Y - g_a) / p_a - [A = b] (Y - g_b) / p_b.
-Its mean is E Y(a) - E Y(b) whatever was guessed (Robins, Rotnitzky, Zhao 1994, JASA 89: augmented inverse probability).
+Its mean is E Y(a) - E Y(b) for any guesses g (Robins, Rotnitzky, Zhao 1994, JASA 89: augmented inverse probability).
 The guesses are a ridge regression of each arm's earlier units on class and covariates: CUPED (Deng, Xu, Kohavi, Walker
-2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit counts by
-the odds of the rarest arm when it was drawn, which keeps every contribution within the range of the metric, also when
-the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of `assurance.bounds`.
+2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit is
+weighted
+by the odds of the rarest arm when it was assigned, which keeps every contribution within the range of the metric, also
+when the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of `assurance.bounds`.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
 
-Arrays begin with an axis of experiments, so that simulations run the very functions that a single experiment runs.
+Arrays have a leading axis of experiments, so that simulations run the same functions as a single experiment.
 """
 
 from __future__ import annotations
@@ -39,22 +36,19 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PLANNED_UNITS: Final = 10_000  # at which an interval is tightest; any number is valid
-GROWTH: Final = 1.2  # guesses are fitted anew whenever there are that many times more units
-RIDGE: Final = 1.0  # units that the pooled mean is worth beside an arm's own
+GROWTH: Final = 1.2  # refit the guesses whenever the number of units has grown by this factor
+RIDGE: Final = 1.0  # weight of the pooled mean in the guesses, in units
 _ALMOST_ONE: Final = 1 - 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UnitSeries:
-    """Units in the order in which their values became known: E experiments of n units.
-
-    The first `warmup` only teach the guesses. Values lie in [low, high].
-    """
+    """E experiments of n units in the order in which values became known; the first `warmup` only train the guesses."""
 
     value: Floats  # (E, n)
     arm: Ints  # (E, n): 0 … n_arms - 1
-    propensity: Floats  # (E, n): P(that arm), when it was drawn
-    least: Floats  # (E, n): P of the rarest arm then
+    propensity: Floats  # (E, n): P(that arm), when it was assigned
+    least: Floats  # (E, n): P of the rarest arm at that time
     x: Floats  # (E, n, d): known before the first token; the first column is 1
     n_arms: int
     warmup: int
@@ -71,10 +65,7 @@ class UnitSeries:
 
 
 def guesses(units: UnitSeries) -> Floats:
-    """What each unit's value would be in each arm, as far as earlier units tell, shape (E, n, n_arms).
-
-    Those of the warm-up, which do not count, are told by the warm-up itself.
-    """
+    """Predict each unit in each arm from earlier units, within the warm-up from all of it; (E, n, n_arms)."""
     n_experiments, n, d = units.x.shape
     guessed = np.empty((n_experiments, n, units.n_arms))
     for begin, end in _blocks(units.warmup, n):
@@ -100,21 +91,21 @@ def _blocks(warmup: int, n: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SequentialComparison:
-    """The comparison of two arms after each unit behind the warm-up, shape (E, n - warmup) each."""
+    """The comparison of two arms after each unit that follows the warm-up, shape (E, n - warmup) each."""
 
     effect: Floats  # weighted mean of the contributions so far
     weight: Floats  # sum of the weights so far
-    deviation: Floats  # squared, of contributions scaled to [0, 1], each from the effect before it
+    deviation: Floats  # squared, of contributions scaled to [0, 1], each from the preceding effect
     width: float  # of the metric's range
-    v_opt: Floats  # (E,): deviation at which the interval is tightest, a power of 2, known behind the warm-up
+    v_opt: Floats  # (E,): deviation at which the interval is tightest, a power of 2, fixed by the warm-up
 
 
 def compare_arms(
     units: UnitSeries, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None
 ) -> SequentialComparison:
-    """Arm a minus arm b, in the metric's unit.
+    """Compare arm a with arm b, in the metric's unit.
 
-    where  units that count, shape (E, n), by what was known before their first token, such as their class; None: all
+    where  units that count, shape (E, n), by facts known before their first token, such as their class; None: all
     """
     arm, odds, weight = units.arm, units.propensity, units.least
     away = np.take_along_axis(told, arm[..., np.newaxis], axis=2)[..., 0]
@@ -153,9 +144,9 @@ class ComparisonState:
     v_opt: float
 
     def between(self, alpha: float, *, times: float = 1.0) -> Interval:
-        """Both ends, each wrong at any look with probability at most `alpha` / 2.
+        """Return the interval; each end is wrong at any look with probability at most `alpha` / 2.
 
-        times  the same with so many times the units, if they went on as they have
+        times  extrapolate to so many times the units
         """
         whole = Interval(-self.width, self.width)
         if self.weight <= 0:
@@ -183,12 +174,10 @@ def latest_comparison(running: SequentialComparison, n: int) -> ComparisonState 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairCounts:
-    """Audits that show two arms at once, counted by what the second one did to the answer of the first."""
-
     gained: int  # wrong with the first, right with the second
     same: int
     lost: int  # right with the first, wrong with the second
-    pending: int  # the answers differ, and nobody has said yet which is right
+    pending: int  # the answers differ, and no label says which is right
 
     @property
     def n(self) -> int:
@@ -196,13 +185,13 @@ class PairCounts:
 
     @property
     def drop(self) -> float:
-        """Mean loss of EM, those that wait for a label left out of the difference; not a number without pairs."""
+        """Mean loss of EM, where pending pairs count as no difference; NaN without pairs."""
         return (self.lost - self.gained) / self.n if self.n else float("nan")
 
     def between(self, alpha: float, *, times: float = 1.0) -> Interval:
-        """Both ends of the drop, each wrong at any look with probability at most `alpha` / 2.
+        """Return the interval of the drop; each end is wrong at any look with probability at most `alpha` / 2.
 
-        What waits for a label counts as lost at the upper end and as gained at the lower one.
+        Pending pairs count as lost at the upper end and as gained at the lower one.
         """
         up = _smallest_refuted(times * self.gained, times * self.same, times * (self.lost + self.pending), alpha / 2)
         down = _smallest_refuted(times * self.lost, times * self.same, times * (self.gained + self.pending), alpha / 2)
@@ -210,7 +199,6 @@ class PairCounts:
 
 
 def _smallest_refuted(gained: float, same: float, lost: float, alpha: float) -> float:
-    """The smallest drop that these counts refute; 1: none. More of it is refuted too, so halving finds it."""
     goal, (up, level, down) = log(1 / alpha), (np.array([n], dtype=np.float64) for n in (gained, same, lost))
     low, high = -_ALMOST_ONE, 1.0
     while high - low > 1e-6:
@@ -224,9 +212,9 @@ def _smallest_refuted(gained: float, same: float, lost: float, alpha: float) -> 
 
 
 def ratio_of(part: Interval, whole: Interval) -> Interval | None:
-    """All ratios of a number in one interval and a number in the other; None: the second may be 0, so any is possible.
+    """Return all ratios of a number in one interval and a number in the other; None: the second may be 0.
 
-    If both intervals hold, so does this one: their errors add up, whatever links them.
+    It holds if both intervals hold: their errors add up, under any dependence.
     """
     if whole.low <= 0 <= whole.high:
         return None
@@ -234,7 +222,7 @@ def ratio_of(part: Interval, whole: Interval) -> Interval | None:
     return Interval(min(corners), max(corners))
 
 
-_SHORT_LIST: Final = 8  # items up to which a list of numbers is written out
+_SHORT_LIST: Final = 8  # longest list of numbers written out
 _MOST_CHARS: Final = 80  # of one value
 _NOTHING: Final = "nothing"
 _SIGNALS: Final = "signals"
@@ -242,7 +230,7 @@ _MODELS: Final = ("body.models", "body.values")
 
 
 def diff_versions(before: Version, after: Version) -> tuple[str, ...]:
-    """One line for each thing that differs, such as `body.threshold: 0.95 → 0.9`; (): they are the same version."""
+    """Return one line per difference, such as `body.threshold: 0.95 → 0.9`; () for equal versions."""
     return diff_plain(before.plain(), after.plain())
 
 
@@ -287,8 +275,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MOST_CHARS else f"{text[: _MOST_CHARS - 12]}… ({_digest(value)})"
 
 
-REPEAT_SHARE: Final = 0.1  # of the pairs: second full runs, which say how often the model differs from itself
-WATCH_SHARE: Final = 0.3  # of the rest: arms that are certified already, half of it the one in force
+REPEAT_SHARE: Final = 0.1  # of the pairs: second full runs, which measure how often the model differs from itself
+WATCH_SHARE: Final = 0.3  # of the rest: arms that are already certified, half of it the active one
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +286,13 @@ class PairDraw:
 
 
 def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> PairDraw:
-    """Draw the second call of one audit. Raises ValueError outside of these.
+    """Choose the second call of one audit. Raises ValueError outside of the ranges below.
 
-    The first arm that is not certified gets most; certified ones are watched, half of it the one in force; an arm
-    further out gets nothing before its turn.
+    The first uncertified arm gets the largest share; certified ones are monitored, half of that the active one; later
+    arms
+    get nothing yet.
 
-    point         the unit's place in [0, 1), by keyed hash, so that a retry draws the same
+    point         the unit's point in [0, 1), by keyed hash, so that a retry chooses the same
     n_arms        the full run included, at least 2
     in_force      0 … n_arms - 1
     repeat_share  in [0, 1)
@@ -315,7 +304,7 @@ def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: flo
 
 
 def pair_odds(*, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
-    """The odds of each second call, as `draw_pair` draws; they sum to 1."""
+    """Return the odds of each second call in `draw_pair`; they sum to 1."""
     if n_arms < 2 or not 0 <= in_force < n_arms or not 0 <= repeat_share < 1:
         raise ValueError(f"need n_arms >= 2, 0 <= in_force < n_arms, repeat_share in [0, 1); got {n_arms=} {in_force=}")
     is_last = in_force == n_arms - 1

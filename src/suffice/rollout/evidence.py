@@ -1,15 +1,9 @@
 """The evidence of a rollout: a fold over audits and over the first live request of each new unit of both arms.
 
-    audit     a full run, both versions replayed on it ──▶ gained, same, lost, pending by class; tokens that each keeps
-    live run  of the candidate's arm or the control's  ──▶ seconds, errors, no answers, satisfaction
-
-Both arms begin at the same request with the same share of new units, so the control is of the same age. Audits speak of
-EM and are paired: the outcomes of the candidate and of the version in force are known on each. Live runs speak of what
-a replay cannot see. They are compared by the lot that put the unit into its arm: a run counts for the candidate with
-one sign and for the control with the other, each away from what was guessed before it, and the mean of that is half the
-difference, whatever the guess and however the world drifts. A unit counts once, because its later requests follow it.
-
-Plain data, kept from one look to the next; nothing is read twice.
+Candidate and control start at the same request with equal shares of new units. On audits both versions are replayed, so
+EM is paired. Live runs measure what a replay cannot, compared by the unit's assignment: a run counts for the candidate
+with one sign and for the control with the other, each relative to a prediction made before it. The mean is half the
+difference for any prediction and under any drift. A unit counts once, because its later requests depend on the first.
 """
 
 from __future__ import annotations
@@ -39,12 +33,11 @@ _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", Non
 
 
 class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """How a rollout goes: how far each step goes, what may be lost, what must be seen.
+    """The steps, margins and required amounts of evidence of a rollout.
 
-    A rollout keeps the rules that it began with: a margin that somebody moves after looking at the evidence proves
-    nothing any more. A later version's rules may have more fields.
-
-    Raises ConfigError for numbers that cannot be meant.
+    A rollout keeps the rules that it started with: a margin moved after looking at the evidence proves nothing. Rules
+    of a
+    later version may have more fields. Raises ConfigError for values out of range.
     """
 
     def __post_init__(self) -> None:
@@ -65,13 +58,13 @@ def rules_of(route: Route) -> Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassAudits:
-    """Audits of one class of questions, by what the candidate changes against the version in force."""
+    """Audits of one query class, by how the candidate's answer differs from the active version's."""
 
     query_class: str  # "": none
     gained: int = 0  # the candidate's answer is right and the other's was wrong
     same: int = 0
     lost: int = 0  # the other's was right
-    pending: int = 0  # the answers differ and no label says how: lost for a proof, and no evidence of harm
+    pending: int = 0  # the answers differ without a label: lost for a proof, and no evidence of harm
 
     @property
     def n(self) -> int:
@@ -88,11 +81,11 @@ class TokensKept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """One number of live runs in [0, 1], higher is worse, compared between the arms."""
+    """One metric of live runs in [0, 1], higher is worse, compared between the arms."""
 
     n_candidate: int = 0
     n_control: int = 0
-    candidate: float = 0.0  # sum, each run as at most the cap of its time
+    candidate: float = 0.0  # sum, each run capped
     control: float = 0.0  # …
     apart: SequenceState = _NOBODY  # half of candidate minus control, scaled from [-1, 1]
     beyond: SequenceState = _NOBODY  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
@@ -101,24 +94,27 @@ class Contrast:
 
     @property
     def adapted_cap(self) -> float:
-        """What the next run should count as at most, in (0, 1], where values have no scale of their own.
+        """The cap of the next run's value, in (0, 1], for metrics without a natural range.
 
-        The width of a bound never falls below its range over n, so the range has to follow the values: a cap of 120 s
-        proves nothing about requests of 0.2 s. It is made of the control's earlier runs alone and so is known before
-        the run that it bounds. Scaled by such a predictable bound, each run is a bounded martingale difference, and
-        the empirical-Bernstein supermartingale of `sequence` holds as for a fixed range (Howard, Ramdas, McAuliffe,
-        Sekhon 2021, theorem 4; Waudby-Smith and Ramdas 2023, JRSS-B 86(1), section 3, on predictable plug-ins).
+        The width of a bound never falls below its range over n, so the range must follow the values: a cap of 120 s
+        proves
+        nothing about requests of 0.2 s. It depends on the control's earlier runs alone, so it is known before the run
+        that it
+        bounds. Scaled by such a predictable bound, each run is a bounded martingale difference, and the
+        empirical-Bernstein
+        supermartingale of `sequence` holds as for a fixed range (Howard, Ramdas, McAuliffe, Sekhon 2021, theorem 4;
+        Waudby-Smith and Ramdas 2023, JRSS-B 86(1), section 3, on predictable plug-ins).
         """
         if self.n_control < SCALE_RUNS or self.control <= 0:
             return 1.0
         return min(1.0, CAP_MEANS * self.control / self.n_control)
 
     def plus(self, arm: ArmName, value: float, *, margin: float = 0.0, cap: float = 1.0) -> Contrast:
-        """With one more run.
+        """Add one run.
 
         value   in [0, 1]
         margin  of `beyond`, relative, at least 0; the same for every run of a rollout
-        cap     in (0, 1], what a larger value counts as; chosen before the run was seen
+        cap     in (0, 1], the largest value that counts; chosen before the run was seen
         """
         n, capped = self.n_candidate + self.n_control, min(cap, value)
         part, guess = capped / cap, min(1.0, (self.candidate + self.control) / n / cap) if n else 0.0
@@ -141,7 +137,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitRun:
-    """The first live request of a unit since it is in an arm; no audit, and none of a warm-up (`State.counts`)."""
+    """The first live request of a unit in its arm; never an audit or a run of a warm-up (`State.counts`)."""
 
     query_class: str = NO_CLASS
     seconds: float | None = None  # to the last byte; None: not measured
@@ -151,8 +147,6 @@ class UnitRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassUnits:
-    """New units of both arms, by the class of their first request; the lot should have made them equally many."""
-
     query_class: str
     candidate: int = 0
     control: int = 0
@@ -160,8 +154,6 @@ class ClassUnits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutEvidence:
-    """Everything that a rollout stands on. Empty at its start; cumulative over its steps."""
-
     audits: tuple[ClassAudits, ...] = ()  # by class, sorted
     traffic: tuple[tuple[str, int], ...] = ()  # requests of the route since the rollout began, by class, sorted
     kept: TokensKept = TokensKept()
@@ -171,10 +163,10 @@ class RolloutEvidence:
     no_answer: Contrast = Contrast()
     satisfaction: Contrast = Contrast()  # 1 - satisfaction, of those that were rated
     labelled: tuple[Cell, ...] = ()  # live runs with labels, by class; `full` is the control
-    latest: int | None = None  # number of the route's latest publication; None: nobody has looked
-    withheld: str = ""  # why nothing may be promoted now, such as a new epoch; "": nothing
-    idle: str = ""  # why a learned candidate would save nothing as it stands; "": it would
-    void: str = ""  # why a learned candidate can stop nobody any more, or ever; "": it may
+    latest: int | None = None  # number of the route's latest publication; None: not read yet
+    withheld: str = ""  # why nothing may be promoted now, such as a new epoch; "": no reason
+    idle: str = ""  # why a learned candidate would save nothing at its current level; "": it would
+    void: str = ""  # why a learned candidate can no longer stop any run; "": it can
 
     @property
     def n_audits(self) -> int:
@@ -196,12 +188,12 @@ class RolloutEvidence:
     def with_audit(
         self, query_class: str, z: Z | None, *, full: float = 0.0, in_force: float = 0.0, candidate: float = 0.0
     ) -> RolloutEvidence:
-        """After one more audit.
+        """Add one audit.
 
-        z          EM of the version in force minus the candidate's: -1, 0, +1; None: they differ, and no label says how
+        z          EM of the active version minus the candidate's: -1, 0, +1; None: they differ without a label
         full       tokens of the run
-        in_force   of them, what the version in force would have kept
-        candidate  … the candidate
+        in_force   of them, kept by the active version
+        candidate  of them, kept by the candidate
         """
         kept = TokensKept(
             n=self.kept.n + 1,
@@ -212,7 +204,7 @@ class RolloutEvidence:
         return replace(self, audits=self._moved(query_class, {_OUTCOMES[z]: 1}), kept=kept)
 
     def with_label(self, query_class: str, z: Z) -> RolloutEvidence:
-        """After the label of a pending audit came. Without one it stays pending, however late: nobody knows."""
+        """Add the label of a pending audit. Without a label it stays pending."""
         audits = next((one for one in self.audits if one.query_class == query_class), None)
         if audits is None or not audits.pending:
             raise ValueError(f"with_label: no audit of class {query_class!r} is pending")
@@ -235,7 +227,6 @@ class RolloutEvidence:
         )
 
     def with_rating(self, arm: ArmName, satisfaction: float) -> RolloutEvidence:
-        """After somebody said how satisfied he was, [0, 1], with a run that counts. One rating a unit."""
         if not (isfinite(satisfaction) and 0 <= satisfaction <= 1):
             raise ValueError(f"satisfaction: got {satisfaction}; a fraction from 0 to 1")
         return replace(self, satisfaction=self.satisfaction.plus(arm, 1 - satisfaction))

@@ -1,14 +1,9 @@
-"""Experiments: a keyed hash decides who takes part and in which arm, on every machine and for every retry alike.
+"""Experiments: a keyed hash assigns units to arms, the same on every machine and for every retry.
 
-    settings ──▶ Experiment (as it was started) ──▶ draw ──▶ ArmDraw, with its odds, in the record of the request
-                                                    └──▶ with_arm: the route as this arm serves it
-
-A layer is cut into a thousand slots, and an experiment owns some of them: experiments of one layer exclude each other,
-and those of different layers know nothing of each other, for each layer and each experiment hashes with its own salt.
-An arm is the one of k racers that comes in first, each with a hash of its own as its luck and its weight as its speed:
-a weight that is raised alone pulls units into its arm and moves nobody else, and no change of weights moves more than
-2d / (1 + d) of the units, d being the part that must move (Bavarian et al. 2020, arXiv:1612.01041: nothing that
-remembers no unit does better).
+A layer has a thousand slots, of which an experiment owns some: experiments of one layer exclude each other, and layers
+are independent, because each layer and experiment has its own salt. Arms are assigned by weighted rendezvous hashing:
+raising one weight moves units into that arm only, and no change of weights moves more than 2d / (1 + d) of the units,
+where d is the part that must move (Bavarian et al. 2020, arXiv:1612.01041: optimal for a stateless assignment).
 """
 
 from __future__ import annotations
@@ -28,27 +23,27 @@ from suffice.settings import Effort, ExperimentArm, ExperimentUnit, Route
 from suffice.settings import Experiment as Written
 from suffice.types import ArmDraw
 
-N_SLOTS: Final = 1_000  # of a layer: the smallest share is a thousandth
+N_SLOTS: Final = 1_000  # of a layer: the smallest share is 1/1000
 
-Slots = tuple[tuple[int, int], ...]  # (first, behind the last), rising
+Slots = tuple[tuple[int, int], ...]  # (first, one past the last), ascending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     name: str
     weight: float  # relative to the other arms', at least 0
-    full: bool = False  # nothing is stopped and nothing asked for before the call
+    full: bool = False  # never stops, and sends no effort or budget
     policy: str = ""  # JSON of a policy, as settings write it; "": the route's own
     threshold: float | None = None  # in place of the one of the route's own policy
-    level: int | None = None  # the highest level of what is certified; 0 never stops
-    effort: Effort | None = None  # asked for before the call
-    budget_tokens: int | None = None  # of thought, kept by the engine
-    uncertified: bool = False  # may its own policy act though nobody has certified it?
+    level: int | None = None  # the highest level used of the certified ones; 0 never stops
+    effort: Effort | None = None  # sent with the call
+    budget_tokens: int | None = None  # of reasoning, enforced by the engine
+    uncertified: bool = False  # let its own policy act without a certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningExperiment:
-    """An experiment as it was started: what stands in the settings later changes nothing."""
+    """An experiment as it was started; later changes of the settings do not affect it."""
 
     name: str
     run: int  # of this name; 1 is the first
@@ -57,12 +52,12 @@ class RunningExperiment:
     layer: str
     slots: Slots  # of the layer's thousand
     arms: tuple[Arm, ...]
-    control: str  # the arm that the others are compared with
+    control: str  # the arm that others are compared with
     primary: str  # the metric that decides
-    margins: tuple[tuple[str, float], ...] = ()  # metric: loss against the control that is put up with, in its unit
-    confidence: float = 0.95  # of all that is said of it, together
-    warmup_units: int = 100  # first units, which are left out
-    max_tokens: float | None = None  # a run with more counts as this; None: learnt from the warm-up
+    margins: tuple[tuple[str, float], ...] = ()  # metric: acceptable loss against the control, in its unit
+    confidence: float = 0.95  # of all comparisons together
+    warmup_units: int = 100  # first units, which do not count
+    max_tokens: float | None = None  # a larger value counts as this; None: learned from the warm-up
     max_latency_s: float | None = None
 
     @property
@@ -76,22 +71,19 @@ class RunningExperiment:
         return {arm.name: arm for arm in self.arms}[name]
 
     def odds(self) -> dict[str, float]:
-        """P(arm) of a unit that takes part; they sum to 1."""
         total = sum(arm.weight for arm in self.arms)
         return {arm.name: arm.weight / total for arm in self.arms}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitIds:
-    """What one request belongs to, by the names that it came with. None or "": it named none."""
-
-    request: str  # what its retries share
+    request: str  # shared by its retries
     conversation: str | None = None
     user: str | None = None
     tenant: str | None = None
 
     def of(self, unit: ExperimentUnit) -> str | None:
-        """The unit of that kind; a request without a conversation is one of its own. None: it takes no part."""
+        """Return the unit of that kind, or None; a request without a conversation is a conversation of its own."""
         if unit == "request":
             return self.request
         if unit == "conversation":
@@ -100,10 +92,7 @@ class UnitIds:
 
 
 def units_of(sender: str, *, request: str, conversation: str | None, user: str | None, tenant: str | None) -> UnitIds:
-    """What a request belongs to. A name that its client chose is the client's own: another sender's is another unit.
-
-    sender  keyed hash of its API key; "": no key was asked for
-    """
+    """Return the units of a request; names that a client chose are scoped to its sender (`sender_key`, or "")."""
 
     def own(name: str | None) -> str | None:
         return joined(sender, name) if sender and name else name
@@ -114,10 +103,7 @@ def units_of(sender: str, *, request: str, conversation: str | None, user: str |
 
 
 def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitIds, salt: str) -> tuple[ArmDraw, ...]:
-    """The arms of one request, at most one a layer; (): it takes part in nothing.
-
-    Equal units draw equal arms, whoever asks and how often, as long as the weights are the same.
-    """
+    """Assign the arms of one request, at most one per layer; with equal weights, equal units get equal arms."""
     drawing = ((one, units.of(one.unit)) for one in running if route in one.routes)
     return tuple(
         draw_arm(one, unit, salt=salt)
@@ -127,14 +113,13 @@ def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitId
 
 
 def slot_of(unit: str, *, layer: str, salt: str) -> int:
-    """The slot of a layer that a unit falls into, 0 to 999; layers are independent of each other."""
     return int(point_of(unit, salt=f"{salt}/layer/{layer}", purpose=b"layer-slot") * N_SLOTS)
 
 
 def draw_arm(one: RunningExperiment, unit: str, *, salt: str) -> ArmDraw:
-    """The arm of a unit that takes part. An experiment that is started again draws anew."""
+    """Assign the arm of a participating unit. An experiment that is started again assigns anew."""
     odds, own_salt = one.odds(), f"{salt}/experiment/{one.layer}/{one.name}/{one.run}"
-    # By the arm's name and not by its place: an arm that is added moves units into itself alone.
+    # By the arm's name, not its position: an added arm moves units into itself only.
     race = {
         name: -log(1.0 - point_of(f"{name}/{unit}", salt=own_salt, purpose=b"arm")) / share
         for name, share in odds.items()
@@ -152,9 +137,9 @@ def draw_arm(one: RunningExperiment, unit: str, *, salt: str) -> ArmDraw:
 
 
 def with_arm(route: Route, arm: Arm) -> Route:
-    """The route as an arm serves it; its `level` is for whoever knows the levels.
+    """Return the route as an arm serves it; the caller applies the arm's `level`.
 
-    The full run is the route in `observe`: its policy is asked, and nobody obeys.
+    The full run is the route in `observe`: its policy decides, and the decision is not acted on.
     """
     if arm.full:
         return msgspec.structs.replace(route, mode="observe" if route.mode == "enforce" else route.mode)
@@ -174,7 +159,7 @@ def with_arm(route: Route, arm: Arm) -> Route:
 
 @lru_cache(maxsize=256)
 def _policy_of(written: str) -> Mapping[str, object]:
-    """A policy's table. One that holds a model is long, and every request asks: it is read once, and not written to."""
+    """Parse a policy once: every request needs it, and one with a model is long. Do not modify the result."""
     table: Mapping[str, object] = json.loads(written)
     return table
 
@@ -197,21 +182,19 @@ def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExp
 
 
 def control_of(written: Written) -> str:
-    """The arm that the others are compared with: as written, else the full run, else the first; it has a weight."""
+    """Return the control arm: as configured, else the full run, else the first; it has a weight."""
     drawn = {name: arm for name, arm in written.arms.items() if arm.weight}
     full = next((name for name, arm in drawn.items() if arm.full), None)
     return written.control or full or next(iter(drawn))
 
 
 def same_question(one: RunningExperiment, other: RunningExperiment) -> bool:
-    """Do two definitions differ in weights and shares alone, so that what was seen under one counts for both?"""
+    """Return whether two definitions differ in weights and shares only, so that their data can be combined."""
     return _without_weights(one) == _without_weights(other)
 
 
 def allot(share: float, *, own: Slots = (), taken: Mapping[str, Slots]) -> Slots:
-    """Slots for a share of a layer. Who owned some keeps them while the share grows, so a ramp only adds units.
-
-    share  in (0, 1]
+    """Allocate slots for a share of a layer, in (0, 1]. Owned slots are kept while the share grows.
 
     Raises ConfigError where the layer has no room for it.
     """

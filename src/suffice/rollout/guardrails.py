@@ -1,13 +1,8 @@
-"""Guard-rails: what the evidence of a rollout says of each thing that must not get worse.
+"""Guardrails: judges each metric that must not get worse, from the evidence of a rollout.
 
-    audits of both versions       ──▶ EM of the whole and of each class                `paired`, both ways
-    live runs of both arms        ──▶ latency, errors, no answers, satisfaction        `sequence`
-    new units of both arms        ──▶ is the split what it should be                   `sampling`
-    tokens that both would keep   ──▶ is the step too bold
-
-A reading is *fine* when the candidate surely loses no more than the margin, *harm* when it surely loses something and
-is not shown to keep the margin, and *open* before that. Fine needs a proof, harm only good evidence. All of it may be
-looked at after every request.
+A guardrail is *fine* when the candidate provably loses no more than the margin, *harm* when it provably loses something
+and is not shown to keep the margin, and *open* otherwise. Readings are valid after every request. EM is read on paired
+audits (`paired`), live metrics with `sequence`, and the split with `sampling`.
 """
 
 from __future__ import annotations
@@ -30,20 +25,20 @@ from suffice.settings.tables import LIVE_RAILS, LiveRail
 Finding: TypeAlias = Literal["fine", "harm", "open"]
 
 NO_NAME: Final = "questions without a class"
-_LEAST_SEEN: Final = 20  # of each arm: fewer do not look like anything
+_LEAST_SEEN: Final = 20  # of each arm: fewer never look worse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardrailValue:
     rail: RailName
-    about: str | None  # a class of questions, or "3 rare classes"; None: the whole
-    n: int  # audits; for live rails requests of the candidate
-    n_control: int  # requests of the control; 0 for EM, where both are known on each audit
-    worse: float | None  # its loss: EM or rate as a fraction, latency as a part of the control's; None: unknown
-    margin: float  # of the same
+    about: str | None  # a query class, or "3 rare classes"; None: all
+    n: int  # audits; for live guardrails requests of the candidate
+    n_control: int  # requests of the control; 0 for EM, where each audit shows both
+    worse: float | None  # the loss: EM or rate as a fraction, latency relative to the control; None: unknown
+    margin: float  # in the same unit
     said: Finding
     sentence: str
-    n_missing: int | None = None  # for EM: audits until it is proved, at the rates seen; None: not known
+    n_missing: int | None = None  # for EM: audits until it is proved, at the rates seen; None: unknown
 
     @property
     def looks_worse(self) -> bool:
@@ -52,15 +47,12 @@ class GuardrailValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassGroup:
-    """Classes that are judged as one: a class by itself, or all rare ones."""
-
     name: str
     audits: ClassAudits
     share: float  # of the traffic
     rare: bool  # several classes, each too small to be judged alone
 
     def is_waited_for(self, rules: Rules) -> bool:
-        """Must this group be proved before anybody is served?"""
         return self.share >= rules.rare_share
 
 
@@ -68,9 +60,9 @@ class ClassGroup:
 
 
 def group_classes(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, ...]:
-    """The classes as they are judged: each by itself, those below `rare_share` of the traffic together.
+    """Return each class as a group, and those below `rare_share` of the traffic as one.
 
-    Rare classes that are below it even together are judged for harm, and nobody waits for their proof.
+    Rare classes below it even together are judged for harm, and their proof is not required.
     """
     audits = {one.query_class: one for one in evidence.audits}
     traffic = dict(evidence.traffic) or {name: one.n for name, one in audits.items()}
@@ -90,7 +82,7 @@ def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ..
     audits = {one.query_class: one for one in evidence.audits}
     whole = _audits(audits, [*audits])
     groups = group_classes(evidence, rules)
-    # All must be proved, so each may use all of delta; any one of them sends it back, so they share that of harm.
+    # All must be proved, so each may use all of delta; any one can roll it back, so they share the delta of harm.
     delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(groups))
     readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta)]
     readings += [_read_one(one.name, one.audits, rules.class_em_margin, delta, harm_delta) for one in groups]
@@ -98,7 +90,7 @@ def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ..
 
 
 def post_stratified_drop(evidence: RolloutEvidence, rules: Rules) -> float | None:
-    """Mean drop of the groups, weighted by their part of the traffic and not of the audits; None: one has no audit."""
+    """Return the mean drop of the groups, weighted by traffic and not by audits; None: a group has no audit."""
     groups = [group for group in group_classes(evidence, rules) if group.share > 0]
     if not groups or any(not group.audits.n for group in groups):
         return None
@@ -117,11 +109,11 @@ def _drop(audits: ClassAudits) -> float:
 
 
 def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> GuardrailValue:
-    """A label that has not come counts as lost where nothing may be lost, and as no loss where harm is to be shown."""
+    """Read one group; a pending audit counts as lost for the proof and as no loss for harm."""
     proof = float(
         log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin, bets=BETS)[0]
     )
-    # The same bets turned round: that the mean of Z is above 0.
+    # The same bets, reversed: that the mean of Z is above 0.
     counts = _one(audits.lost, audits.same + audits.pending, audits.gained)
     harm = float(mixed(log_bets(counts.gained, counts.same, counts.lost, 0.0, bets=BETS))[0])
     finding: Finding = "open"
@@ -185,8 +177,9 @@ def read_live(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, 
 def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
     margin, alpha, harm_alpha = rules.margin(rail), 1 - rules.confidence, 1 - rules.harm_confidence
     if rail == "latency":
-        # A run above the cap counts as the cap, whatever it took: how many there are is judged by itself, without a
-        # margin, and the two share what harm may be wrong.
+        # A run above the cap counts as the cap. The number of such runs is judged separately, without a margin; the two
+        # tests
+        # share the error of harm.
         fine = _surely_apart(-1, seen.beyond, (1 + margin) / (2 + margin), alpha)
         harm_alpha /= 2
         over = _surely_more_over(seen, harm_alpha)
@@ -210,16 +203,15 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
 
 
 def _surely_apart(side: Literal[-1, 1], seen: SequenceState, mean: float, alpha: float) -> bool:
-    """Is the running mean surely above (+1) or below (-1) this one? As `sequence.mean_above`, without its search."""
     away = side * (seen.total - seen.n * mean)
     return away > 0 and gamma_exponential_log_wealth(away, seen.deviation, alpha, v_opt=V_OPT) >= log(1 / alpha)
 
 
 def _surely_more_over(seen: Contrast, alpha: float) -> bool:
-    """Is the candidate surely above the cap more often? If it is not, each such run is its own by an even lot.
+    """Return whether the candidate exceeds the cap more often; by chance each such run is its own with odds 1/2.
 
-    The beta-binomial mixture of `sampling`, which holds at every look, read on one side. Its weight of 1 is that of
-    Krichevsky and Trofimov (1981): seven such runs, all of them the candidate's, are enough at 5 %.
+    The beta-binomial mixture of `sampling`, which holds at every look, one-sided. Its weight of 1 is that of Krichevsky
+    and Trofimov (1981): seven such runs, all of the candidate's, are enough at 5 %.
     """
     mine, both = seen.n_candidate_over, seen.n_candidate_over + seen.n_control_over
     return 2 * mine > both and log_sample_ratio(Draws(((0.5, both, mine),)), weight=1.0) >= log(1 / alpha)
@@ -261,7 +253,7 @@ def _live_sentence(
 
 
 def split_problem(evidence: RolloutEvidence) -> str | None:
-    """Why the arms cannot be compared: the lot did not make them equally large, in all or in a class. None: it did."""
+    """Return why the arms cannot be compared: their sizes differ, overall or in a class. None: they can."""
     if not evidence.units:
         return None
     pairs = [("", evidence.n_candidate, evidence.n_control)]
@@ -274,7 +266,7 @@ def split_problem(evidence: RolloutEvidence) -> str | None:
 
 
 def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str | None:
-    """Why a mean over all says the opposite of the classes (Simpson); None: it does not."""
+    """Return why the overall mean contradicts the classes (Simpson's paradox); None: it does not."""
     drop = post_stratified_drop(evidence, rules) if evidence.n_audits >= rules.least_audits else None
     if drop is not None and drop > rules.em_margin:
         allowed = describe_guardrail_points(rules.em_margin)
@@ -287,7 +279,7 @@ def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str | None:
 
 
 def too_bold(evidence: RolloutEvidence, rules: Rules) -> str | None:
-    """Why the step is too large: the candidate keeps too few tokens. None: it is not, or too few audits say so."""
+    """Return why the step is too large: the candidate keeps too few tokens. None: it is not, or audits are too few."""
     kept = evidence.kept
     if kept.n < rules.least_class_audits or not kept.full:
         return None

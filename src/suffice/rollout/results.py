@@ -1,7 +1,4 @@
-"""Results of an experiment: what its analysis reads, what comes out, which metrics there are, and a summary in words.
-
-UnitAssignment, MetricValue, AuditAnswers ──▶ ExperimentData ──▶ analysis ──▶ ArmComparison, ArmResult, ExperimentResult
-"""
+"""The input and output records of an experiment's analysis, its metrics, and a summary in words."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ Verdict: TypeAlias = Literal[
     "better",
     "no worse",  # its loss is within the margin
     "worse",
-    "mixed",  # of an arm: not worse on the whole, and worse in a class of questions
+    "mixed",  # of an arm: not worse overall, and worse in a query class
     "inconclusive",
     "withheld",
 ]
@@ -24,7 +21,7 @@ Verdict: TypeAlias = Literal[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitAssignment:
     arm: str
-    odds: Mapping[str, float]  # of every arm, when it was drawn
+    odds: Mapping[str, float]  # of every arm, when it was assigned
     query_class: str
 
 
@@ -34,16 +31,16 @@ class MetricValue:
     odds: Mapping[str, float]
     query_class: str
     value: float
-    known: tuple[float, ...] = ()  # of the question, before the first token; as many for all
-    warmup: bool = False  # one of the first units
+    known: tuple[float, ...] = ()  # covariates of the question, before the first token; equally many for all
+    warmup: bool = False  # a unit of the warm-up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmEvidence:
     answer: str | None
-    right: bool | None  # None: nobody says
-    seen: bool = True  # False: a checkpoint is missing, or the run was broken off: the answer is not known
-    tokens: float = 0.0  # that the arm would have generated for it; 0: not counted
+    right: bool | None  # None: unknown
+    seen: bool = True  # False: a checkpoint is missing or the run was aborted, so the answer is unknown
+    tokens: float = 0.0  # that the arm would have generated; 0: not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,25 +71,25 @@ class ClassEffect:
 class ArmComparison:
     arm: str
     metric: str
-    paired: bool  # by audits that show both
+    paired: bool  # from audits that show both arms
     n: int  # units, or audits
     effect: float | None  # arm minus control, in the metric's unit
     between: Interval | None
-    confidence: float  # of this interval by itself
-    margin: float | None  # loss that is put up with; None: none was named
+    confidence: float  # of this interval alone
+    margin: float | None  # acceptable loss; None: not set
     verdict: Verdict
     why: str = ""  # why it is withheld or not measured
     control_mean: float | None = None
-    plain: float | None = None  # difference of the two means as they are, which a mix of classes may spoil
-    stratified: float | None = None  # mean of the classes' effects, each by its part of all
+    plain: float | None = None  # difference of the two means, which the mix of classes may bias
+    stratified: float | None = None  # mean of the classes' effects, each weighted by its part of all
     n_pending: int = 0  # audits without a label whose answers differ
     n_cut: int = 0  # values above the cap, counted as the cap
-    n_missing: int | None = None  # further requests until it is conclusive, if all goes on so; None: no number
+    n_missing: int | None = None  # further requests until it is conclusive, at the same rates; None: unknown
     classes: tuple[ClassEffect, ...] = ()
 
     @property
     def misleading(self) -> bool:
-        """Does the plain difference say the opposite, or what the interval excludes?"""
+        """The plain difference has the opposite sign, or is outside the interval."""
         if self.plain is None or self.effect is None or self.between is None:
             return False
         return not self.between.low <= self.plain <= self.between.high
@@ -107,8 +104,8 @@ class ArmResult:
     arm: str
     verdict: Verdict
     comparisons: tuple[ArmComparison, ...]  # the primary metric first
-    n_missing: int | None  # further requests; None: nothing is missing, or there is no number
-    per_point: float | None = None  # satisfaction points lost for each EM point lost
+    n_missing: int | None  # further requests; None: nothing is missing, or unknown
+    per_point: float | None = None  # satisfaction points lost per EM point lost
     per_point_between: Interval | None = None
 
     def of(self, metric: str) -> ArmComparison:
@@ -125,7 +122,7 @@ class ExperimentResult:
     n_requests: int
     n_units: int
     n_by_arm: Mapping[str, int]
-    withheld: str | None  # why nothing is said; None: the split fits the odds
+    withheld: str | None  # why no result is given; None: the split fits the odds
     arms: tuple[ArmResult, ...] = ()
 
 
@@ -133,15 +130,15 @@ class ExperimentResult:
 class RunMetric:
     name: str
     said: str  # a sentence around {n}, the size of a difference, and {way}
-    more: str  # the way of an arm with a higher value
+    more: str  # the word for {way} of an arm with a higher value
     less: str
-    margin: str  # the unit of a margin, behind its number
+    margin: str  # the unit of a margin, after its number
     _: KW_ONLY
     higher_is_better: bool = True
-    high: float | None = None  # largest value, the smallest is 0; None: learnt from the warm-up
-    times: float = 1.0  # of a number, for people
+    high: float | None = None  # largest value, the smallest is 0; None: learned from the warm-up
+    times: float = 1.0  # factor from a value to the number displayed
     digits: int = 1
-    title: str = ""  # at the beginning of a sentence; "": its name
+    title: str = ""  # at the start of a sentence; "": its name
 
     @property
     def same(self) -> str:
@@ -171,7 +168,7 @@ METRICS: Final[Mapping[str, RunMetric]] = {
 
 
 def metric_of(name: str) -> RunMetric:
-    """A built-in metric, or a declared one: from 0, the worst that it can be, to 1, the best."""
+    """Return a built-in metric, or a declared one, scaled from 0 (worst) to 1 (best)."""
     said = f"{name} is {{n}} points of its range {{way}}"
     return METRICS.get(name) or RunMetric(name, said, "better", "worse", "points of its range", high=1.0, times=100)
 
@@ -221,7 +218,6 @@ def _in_words(arm: ArmResult) -> str:
 
 
 def _difference(one: ArmComparison) -> str:
-    """What was measured, as a part of the control's mean where that says something, and its interval."""
     assert one.effect is not None
     assert one.between is not None
     metric = metric_of(one.metric)

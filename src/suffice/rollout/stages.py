@@ -1,14 +1,14 @@
-"""The stages of a rollout as a pure state machine: how a version reaches traffic in steps, and how it goes back.
+"""The stages of a rollout as a pure state machine.
 
     shadow ──▶ canary ──▶ ramp … ──▶ full        a step forward needs proof that nothing is lost
        └─────────┴─────────┴──▶ rolled_back       a step back needs good evidence of harm, and no proof
-    paused: a person holds it, or what was measured cannot be believed; nothing goes forward, harm still goes back
+    paused: by a person, or because the measurements are not credible; no step forward, harm still rolls back
 
-    State ── advance(state, evidence, rules) ──▶ Transition | None ── state.after(transition) ──▶ State
-
-In shadow the candidate is replayed on audits and nobody is served by it. It leaves shadow when audits have proved, for
-the whole and for every class, that it loses no more than the margins. From then on a share of new units gets it, the
-same share is its control, and what a replay cannot see is measured live. docs/reference/rollout.md.
+In shadow the candidate is replayed on audits and serves nobody. It leaves shadow when audits have proved, overall and
+for
+every query class, that it loses no more than the margins. Then a share of new units gets the candidate, an equal share
+is
+its control, and live metrics are compared. docs/reference/rollout.md.
 """
 
 from __future__ import annotations
@@ -34,48 +34,47 @@ from suffice.rollout.versions import overtaken
 
 Stage: TypeAlias = Literal["shadow", "canary", "ramp", "full", "rolled_back"]
 Move: TypeAlias = Literal["promote", "pause", "resume", "roll_back", "certify"]
-EVIDENCE: Final = "evidence"  # `Transition.by` where no person was asked
+EVIDENCE: Final = "evidence"  # `Transition.by` where no person decided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Where a rollout stands. It changes by transitions only (`after`)."""
+    """The state of a rollout. It changes by transitions only (`after`)."""
 
-    rollout: str  # its name, one of its own for every attempt; also the salt of its assignment
+    rollout: str  # a unique name of this attempt; also the salt of its assignment
     route: str
-    candidate: str  # address of the version that is tried
+    candidate: str  # address of the version under test
     in_force: str  # address of the version that serves the others
-    follows: int  # number of the publication that was the latest when it began; 0: none
+    follows: int  # number of the latest publication at the start; 0: none
     stage: Stage
     step: int  # steps taken forward: 0 in shadow, 1 in the canary, then the ramp's
-    share: float  # of new units that the candidate serves now, [0, 1]; while something is wrong, 0
-    audit_share: float | None  # of requests to audit that it asks for; None: EM is proved, the route's own is enough
+    share: float  # of new units that the candidate serves now, [0, 1]; 0 while something is wrong
+    audit_share: float | None  # of requests to audit; None: EM is proved, and the route's own share is enough
     began_at: int  # requests of the route when it began
     began_s: float  # Unix time
     since_at: int  # … when this step began, or was resumed
     since_s: float
-    paused: str = ""  # why nothing goes forward; "": it is not paused
+    paused: str = ""  # why no step forward is taken; "": not paused
     paused_by: str = ""  # a person, or "evidence"
     n_moves: int = 0  # transitions so far
-    fit: str = ""  # address of the learned models that the candidate is; "": it is a policy
-    level: int = 0  # learned: the highest level that its own certificate lets act; 0: it stops nobody
+    fit: str = ""  # address of the candidate's learned models; "": it is a policy
+    level: int = 0  # learned: the highest level that its own certificate allows; 0: it stops no run
 
     @property
     def over(self) -> bool:
         return self.stage in ("full", "rolled_back")
 
     def counts(self, at: int, now_s: float, rules: Rules) -> bool:
-        """Does a live request that began there say anything, or does it belong to a warm-up?"""
         warm = at >= self.since_at + rules.warmup_requests and now_s >= self.since_s + rules.warmup_s
         return warm and 0 < self.share < 1
 
     def after(self, move: Transition) -> State:
-        """The state behind a transition. Raises ValueError for one that was not made for this state."""
+        """Return the state after a transition. Raises ValueError for a transition of another state."""
         if move.rollout != self.rollout or move.number != self.n_moves + 1 or self.over:
             raise ValueError(
                 f"rollout {self.rollout}: transition {move.number} of {move.rollout} does not follow {self.n_moves}"
             )
-        if move.move == "certify":  # it takes no step: what it may do is another thing
+        if move.move == "certify":  # not a step: only its level changes
             return replace(self, level=move.level, n_moves=move.number)
         held = move.move == "pause"
         return replace(
@@ -95,15 +94,15 @@ class StepOrder:
     reason: str  # a sentence
     at: int  # governed requests of the route since the rollout began
     now_s: float  # Unix time
-    readings: tuple[GuardrailValue, ...] = ()  # the evidence that it rests on
+    readings: tuple[GuardrailValue, ...] = ()  # the evidence for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     rollout: str
-    number: int  # 1 is the first: of two that claim the same number only one can be written
+    number: int  # from 1; of two with the same number only one can be written
     move: Move
-    stage: Stage  # behind it
+    stage: Stage  # after the transition
     step: int
     share: float
     audit_share: float | None
@@ -111,24 +110,22 @@ class Transition:
     now_s: float  # Unix time
     by: str  # "evidence", or a person
     reason: str  # a sentence
-    readings: tuple[GuardrailValue, ...] = ()  # the evidence that it rests on
-    level: int = 0  # of a learned candidate that is certified; it acts up to there
+    readings: tuple[GuardrailValue, ...] = ()  # the evidence for it
+    level: int = 0  # of a certified learned candidate; the highest at which it acts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmAssignment:
-    arm: ArmName | None  # None: neither; the version in force serves it and nothing is compared
+    arm: ArmName | None  # None: served by the active version and not compared
     propensity: float  # P(this arm), in (0, 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutState:
-    """What the evidence says of a rollout now, whether something follows from it or not."""
-
     readings: tuple[GuardrailValue, ...]
-    ends: str  # why it goes back now; "": nothing speaks for that
+    ends: str  # why it ends now; "": no reason
     broken: str  # why the arms cannot be compared; "": they can
-    missing: tuple[str, ...]  # what is not there yet for the next step, each a sentence; (): nothing
+    missing: tuple[str, ...]  # what the next step still needs, as sentences
 
     @property
     def word(self) -> Literal["goes back", "broken", "not enough data", "ready"]:
@@ -154,7 +151,7 @@ def start_rollout(
     rules: Rules,
     fit: str = "",
 ) -> State:
-    """A rollout at its start, in shadow. Whether it may begin at all is for `cool_down_refusal`."""
+    """Return a rollout in shadow. `cool_down_refusal` says whether it may begin."""
     return State(
         rollout=rollout,
         route=route,
@@ -174,7 +171,7 @@ def start_rollout(
 
 
 def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> Transition | None:
-    """The move that the evidence calls for; None: none. It may be asked after every request."""
+    """Return the move that the evidence requires; None: none. Valid after every request."""
     if state.over:
         return None
     found = assess_rollout(state, evidence, rules, at=at, now_s=now_s)
@@ -191,14 +188,14 @@ def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, n
 
 
 def certify(state: State, level: int, *, reason: str, at: int, now_s: float) -> Transition:
-    """A learned candidate's own certificate lets another level act from here on, in whatever step it is."""
+    """Let another level act, by a learned candidate's own certificate, whatever the step."""
     _check_running(state, "certify")
     order = StepOrder(by=EVIDENCE, reason=reason, at=at, now_s=now_s)
     return replace(_move(state, "certify", order), level=level)
 
 
 def hold_rollout(state: State, order: StepOrder) -> Transition:
-    """A person holds a rollout: nothing goes forward, the share stays, and harm still sends it back."""
+    """Hold a rollout for a person: no step forward, the share stays, and harm still rolls it back."""
     _check_running(state, "hold")
     if state.paused and state.paused_by != EVIDENCE:
         raise ValueError(f"rollout {state.rollout}: {state.paused_by} holds it already: {state.paused}")
@@ -206,7 +203,7 @@ def hold_rollout(state: State, order: StepOrder) -> Transition:
 
 
 def resume_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
-    """A person lets it go on: the same step, its share again, its warm-up anew."""
+    """Resume a rollout for a person: same step and share, new warm-up."""
     _check_running(state, "resume")
     if not state.paused:
         raise ValueError(f"rollout {state.rollout}: it is not paused")
@@ -214,22 +211,19 @@ def resume_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
 
 
 def promote_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
-    """A person takes the next step, whatever the evidence says; their name and reason are in the transition.
-
-    That proves nothing: what is not proved stays so, and further steps by evidence wait for it.
-    """
+    """Take the next step for a person. Later steps on evidence still need the proof that this one skips."""
     _check_running(state, "promote")
     return _forward(state, rules, order)
 
 
 def roll_back(state: State, order: StepOrder) -> Transition:
-    """A person ends it: the version in force serves everybody again."""
+    """End a rollout for a person: the active version serves everybody again."""
     _check_running(state, "roll back")
     return _back(state, order)
 
 
 def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
-    """The arm of a conversation or user; the same everywhere, and a share that grows only adds units to both arms."""
+    """Return the arm of a conversation or user; a growing share only adds units to both arms."""
     if state.share >= 1:
         return ArmAssignment(arm="candidate", propensity=1.0)
     if state.share <= 0:
@@ -249,7 +243,7 @@ def assess_rollout(state: State, evidence: RolloutEvidence, rules: Rules, *, at:
     live = state.step > 0
     em, broken = read_em(evidence, rules), (split_problem(evidence) or "") if live else ""
     others = read_live(evidence, rules) if live else ()
-    # Arms that the lot did not make cannot be compared, and so cannot send anything back.
+    # Arms of a broken split cannot be compared, and so cannot cause a rollback.
     harm = _why_back(state, evidence, rules, em if broken else (*em, *others))
     missing = _missing_live(state, evidence, rules, em, others) if live else []
     if state.audit_share is not None:
@@ -287,7 +281,6 @@ def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: t
 
 
 def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: int) -> str:
-    """Why it ends without a result: its step lasts too long, or all that it still has to show is a saving."""
     n = at - state.since_at
     if state.paused:
         return ""
@@ -299,7 +292,6 @@ def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: 
 
 
 def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailValue, ...]) -> list[str]:
-    """Once, before anybody is served: audits enough, and proof that neither the whole nor a class loses too much."""
     missing = []
     waited = {group.name for group in group_classes(evidence, rules) if group.is_waited_for(rules)}
     for reading in em:
@@ -324,7 +316,6 @@ def _missing_live(
     em: tuple[GuardrailValue, ...],
     live: tuple[GuardrailValue, ...],
 ) -> list[str]:
-    """Before more are served: runs enough of both arms, nothing that looks worse; before all are, proof."""
     missing, least = [], rules.least_requests * state.step
     for name, n in (("candidate", evidence.n_candidate), ("control", evidence.n_control)):
         if n < least:
@@ -408,17 +399,17 @@ DAY_S: Final = 86_400.0
 class PastRollout:
     candidate: str  # address of the version
     began_s: float  # Unix time
-    ended_s: float | None = None  # None: it is running
+    ended_s: float | None = None  # None: running
     rolled_back: bool = False
 
 
 def cool_down_refusal(
     past: Sequence[PastRollout], candidate: str, *, now_s: float, rules: Rules, held: str = "", by_person: bool = False
 ) -> str | None:
-    """Why a rollout may not begin now, as a sentence; None: it may.
+    """Return why a rollout may not begin now, as a sentence; None: it may.
 
-    held       why a person holds the route; "": nobody does
-    by_person  a person asks: then cool-down and count do not speak against it, a hold and a running rollout do
+    held       why a person holds the route; "": not held
+    by_person  a person requests it: only a hold and a running rollout refuse it, not the cool-down or the count
     """
     if held:
         return f"a person holds this route: {held}"
@@ -440,9 +431,9 @@ def cool_down_refusal(
 
 
 def cool_down_left(past: Sequence[PastRollout], *, now_s: float, rules: Rules) -> float:
-    """Seconds until the cool-down after the latest rollback is over; 0: there is none, or it is over.
+    """Return seconds until the cool-down after the latest rollback ends; 0: none.
 
-    It doubles with every rollback in a row, up to `most_cool_down_s`; a version that reached full ends the row.
+    It doubles with every consecutive rollback, up to `most_cool_down_s`; a completed rollout resets it.
     """
     ended = [one for one in past if one.ended_s is not None]
     in_a_row = 0
@@ -453,5 +444,5 @@ def cool_down_left(past: Sequence[PastRollout], *, now_s: float, rules: Rules) -
     if not in_a_row:
         return 0.0
     lasts_s = min(rules.most_cool_down_s, rules.cool_down_s * 2.0 ** min(in_a_row - 1, 60))
-    # A clock that was set back must not make it longer than it is.
+    # A clock that was set back must not make it longer.
     return min(lasts_s, max(0.0, (ended[-1].ended_s or 0.0) + lasts_s - now_s))

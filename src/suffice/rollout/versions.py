@@ -1,10 +1,7 @@
-"""Versions: immutable policies and models with an address, a signature and a history.
+"""Versions: immutable policies and models with an address, a signature and a lineage.
 
-    body (a policy's table, or learned models as plain data) + lineage + report card + what it needs ──▶ Version
-    seal: one line with address and signature, then canonical JSON      open_version: refused, or exactly what was made
-
-The line comes first so that nothing is parsed before its signature is known to be right. What is refused is refused
-with one sentence, and whoever asked keeps what he has.
+A sealed version is one line with address and signature, then canonical JSON: nothing is parsed before its signature is
+verified. A refused version gives one sentence, and the caller keeps the version that it has.
 """
 
 from __future__ import annotations
@@ -60,10 +57,10 @@ _LOOKS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLineage:
-    parent: str | None  # address of the version that it is to replace; None: the first
+    parent: str | None  # address of the version that it replaces; None: the first
     proposed_by: str  # a job or a person
     why: str  # a sentence
-    since_seq: int | None = None  # first row of the log that it was learned from; None: it was not learned
+    since_seq: int | None = None  # first row of the log that it was learned from; None: not learned
     to_seq: int | None = None  # last row
     proposed_s: float | None = None  # Unix time; informative
 
@@ -71,7 +68,7 @@ class VersionLineage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalSchema:
     name: str  # of the fold
-    parameters: tuple[tuple[str, bool | int | float | str], ...]  # with their defaults, sorted by name
+    parameters: tuple[tuple[str, bool | int | float | str], ...]  # defaults included, sorted by name
     fields: tuple[str, ...]  # of Signals that it fills
 
     def plain(self) -> dict[str, Any]:
@@ -87,18 +84,19 @@ class VersionTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What may be put in force. Equal content, equal address, everywhere.
+    """A deployable policy or set of models. Equal content has an equal address.
 
     form          what the body is
-    body          plain data; frozen, `plain` gives a copy that may be changed
+    body          plain data; frozen, `plain` gives a mutable copy
     kind, scorer  of the routes that it may serve
     model_family  of the upstream that it was learned on; None: a rule that holds for any
     signals       what it reads; must be what the body needs
-    report_card   plain data: what is known of it before it serves
+    report_card   plain data: its evaluation before it serves
     address       `pv-` and 32 hexadecimal digits of all of this
 
-    Raises ConfigError with the place of what is wrong: a number that is none or out of range, a shape that does not
-    fit, a policy or a signal that does not exist here, and what is too large.
+    Raises ConfigError with the place of the error: a number that is not finite or out of range, a wrong shape, an
+    unknown
+    policy or signal, or too large a body.
     """
 
     form: Form
@@ -166,10 +164,7 @@ def make_version(
 
 
 def seal_version(version: Version, *, secret: str) -> bytes:
-    """The version as bytes: a line with address and signature, then canonical JSON.
-
-    secret  of the deployment, not empty; HMAC-SHA256
-    """
+    """Serialise a version: a line with address and HMAC-SHA256 under the (non-empty) secret, then canonical JSON."""
     content = canonical(version.plain())
     return b"%b %b %b\n%b" % (_MARK, version.address.encode(), _signature(content, secret), content)
 
@@ -177,13 +172,13 @@ def seal_version(version: Version, *, secret: str) -> bytes:
 def open_version(
     source: bytes, *, secret: str, here: VersionTarget | None = None, address: str | None = None
 ) -> Version:
-    """The version that was sealed, or ConfigError with one sentence why not.
+    """Return the sealed version, or raise ConfigError with one sentence.
 
-    here     what it must fit; None: it is only looked at
-    address  that was asked for; None: any
+    here     what it must fit; None: it is only inspected
+    address  the expected one; None: any
 
-    In this order, and nothing is parsed before the signature is right: size, what it looks like, address, signature,
-    JSON, shape and numbers, what it must fit.
+    Checks in this order, and parses nothing before the signature is verified: size, format, address, signature, JSON,
+    shape and numbers, fit.
     """
     if len(source) > MOST_BYTES:
         raise ConfigError(f"version: got {len(source):,} bytes; at most {MOST_BYTES:,}")
@@ -208,7 +203,7 @@ def open_version(
 
 
 def check_address(text: str) -> str:
-    """The address, if it is one: only then may it become a name of a file or a row. Raises ConfigError."""
+    """Return a well-formed address, safe as the name of a file or a row. Raises ConfigError."""
     if not ADDRESS.fullmatch(text):
         raise ConfigError(f"version: got {text!r:.60} as an address; pv- and 32 hexadecimal digits")
     return text
@@ -218,7 +213,7 @@ def check_address(text: str) -> str:
 
 
 def misfit(version: Version, here: VersionTarget) -> str | None:
-    """Why a version cannot serve there, to be read behind its address; None: it can."""
+    """Return why a version cannot serve there, as a clause after its address; None: it can."""
     if version.kind != here.kind:
         return f"is for routes of kind {version.kind!r}; this one is {here.kind!r}"
     if version.scorer != here.scorer:
@@ -229,7 +224,7 @@ def misfit(version: Version, here: VersionTarget) -> str | None:
 
 
 def overtaken(follows: int, latest: int) -> str | None:
-    """Compare and swap: why a publication that names the number it follows is not made; None: it may be."""
+    """Compare and swap: return why a publication that follows number `follows` is refused; None: it is not."""
     if follows == latest:
         return None
     if follows > latest:
@@ -280,7 +275,6 @@ def _check_words(version: Version) -> None:
 
 
 def _check_plain(where: str, value: object, depth: int) -> None:
-    """Nothing but tables, lists, texts and finite numbers, not too deep and not too many in one place."""
     if depth == 0:
         raise ConfigError(f"{where[:80]}…: tables inside tables are at most {MOST_DEPTH} deep")
     if isinstance(value, Mapping):
