@@ -1,6 +1,6 @@
-"""The composition root: from a settings file to running objects. Files, environment and clocks enter here.
+"""The composition root: from a settings file to running objects.
 
-Nothing below this package reads the environment, opens a file that it was not given, or asks for the time.
+Only this package reads the environment, the clock, and files that no caller passed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from suffice.wiring.worker import open_decisions as open_decisions
     from suffice.wiring.worker import open_worker as open_worker
 
-# Each name is imported when it is first asked for: most commands need settings and a log, and no gateway. So no module
-# of this package may have the name of something in it: the module would be found in its place.
+# Each name is imported on first use, because most commands need settings and a log, but no gateway. A module of this
+# package must not share the name of something in it: the module would be found in its place.
 _MODULES = ("keys", "files", "routes", "startup", "worker", "gateway")  # the lightest first
 
 

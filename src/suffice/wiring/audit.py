@@ -1,6 +1,6 @@
-"""The audit log's own: which settings a process started with, what may be said of them, and the key of signatures.
+"""Records the settings of each process in the audit log, without secrets, and keeps the key of its signatures.
 
-settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChange
+settings ──▶ told (path → JSON, secrets never) ──▶ compared with the row written last ──▶ ConfigChange
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from suffice.store.database.views import newest_event
 from suffice.store.rows.records import ConfigChange, Export, SettingChange
 from suffice.wiring.keys import deployment_salt, has_secret
 
-MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
+MOST_TEXT: Final = 2_000  # characters of a value that are recorded; of a longer one, a digest
 HIDDEN: Final = '"(hidden)"'
 _SECRET: Final = re.compile(r"(secret|password|passwd|token|api_key|credential|webhook)s?$")
 _ADDRESS: Final = re.compile(r"^([a-z][a-z0-9+.-]*://)([^/@\s]*@)?([^?#\s]*)([?#].*)?$", re.DOTALL)
@@ -38,12 +38,12 @@ def user_name() -> str | None:
 
 
 def audit_key(settings: Settings) -> bytes | None:
-    """The key of signatures under exported heads; None: there is no secret yet to make it of. Raises ConfigError."""
+    """The key that signs exported heads; None: its secret does not exist yet. Raises ConfigError."""
     return signing_key(deployment_salt(settings)) if has_secret(settings) else None
 
 
 def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChange | None:
-    """How the settings differ from those that were recorded last; None: not at all. Raises StoreError."""
+    """Compare the settings with those recorded last; None: no difference. Raises StoreError."""
     told = told_settings(settings)
     before = newest_event(path, ConfigChange)
     known = None if before is None else before.settings
@@ -70,13 +70,13 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Se
 
 
 def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author: str | None, reason: str) -> None:
-    """Say in the log that data left it; no author is the user of this computer. Raises StoreError."""
+    """Record that data left the log; the default author is this computer's user. Raises StoreError."""
     name, author = f"ex_{secrets.token_hex(8)}", author or user_name() or "unknown"
     writer.write_new(Export(export_id=name, author=author, reason=reason, what=what, where=where, n_rows=n_rows))
 
 
 def told_settings(settings: Settings) -> dict[str, str]:
-    """All settings as the log may keep them: path to JSON. Secrets are never in settings, and are looked for here."""
+    """All settings in loggable form, path to JSON. Settings hold no secrets; what looks like one is masked."""
     return dict(_collected(with_addresses(msgspec.to_builtins(settings)), ""))
 
 
@@ -119,4 +119,4 @@ def _address(model: Any) -> str:
     try:
         return load_model(model).address
     except ConfigError:
-        return f"sha256 {sha256(msgspec.json.encode(model)).hexdigest()}"  # refused elsewhere, with its reason
+        return f"sha256 {sha256(msgspec.json.encode(model)).hexdigest()}"  # invalid: refused elsewhere, with the reason

@@ -1,4 +1,4 @@
-"""A bundle of evidence, sealed: its digest is a row of the audit log, and the log's head behind that row goes with it.
+"""Seals a bundle of evidence: the audit log records its digest, and the bundle includes the log's head after that row.
 
 evidence ──▶ header and requests ──▶ digest ──▶ Export (chained) ──▶ rows, links and the signed head
 """
@@ -28,7 +28,7 @@ from suffice.wiring.worker import open_decisions
 def write_bundle(
     settings: Settings, route: str, number: int | None, *, where: str, author: str | None, reason: str
 ) -> Sequence[bytes]:
-    """The lines of a bundle, each with its end. Writes the export into the log, and the head into `audit.file`.
+    """Return the lines of a bundle; record the export in the log, and append the head to `audit.file`.
 
     Raises ConfigError and StoreError.
     """

@@ -140,7 +140,7 @@ def _texts(settings: Settings) -> Callable[[ReviewItem], str | None]:
 
 
 def _opened_once(stack: ExitStack, make: Callable[[], Decisions]) -> Callable[[], Decisions]:
-    """What gives one writer to every thread that asks, opened when it is first needed."""
+    """Return a writer that all threads share, opened on first use."""
     opened, lock = list[Decisions](), threading.Lock()
 
     def writer() -> Decisions:

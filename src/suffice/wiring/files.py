@@ -1,4 +1,4 @@
-"""Settings files (TOML or YAML) with the models and questions that they name, and the log of the deployment."""
+"""Reads settings files (TOML or YAML) with the models and questions that they name, and locates the log."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ from suffice.wiring.keys import deployment_salt, kill_file, presence_files
 S = TypeVar("S", bound=msgspec.Struct)
 
 MOST_SETTINGS_BYTES: Final = 2**20
-MOST_PARTS: Final = 40  # of a key, with dots between; it costs the square of its parts in memory
-# Each part is passed once.
+MOST_PARTS: Final = 40  # of a dotted key, which costs memory in the square of its parts
+# Possessive: linear time.
 _LONG_KEY: Final = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}""")
-MOST_DEEP = 8  # policies inside policies whose models are looked for, as many as `build_policy` takes
+MOST_DEEP = 8  # nested policies in which models are looked for, as in `build_policy`
 
 
 def load_settings(path: str | Path) -> Settings:
-    """Read a TOML (or YAML) file, with every relative file name in it made absolute: it is relative to this file.
+    """Read a TOML or YAML file; relative file names in it are made absolute against its folder.
 
-    A settings file that is a symbolic link counts as lying where the link lies. Raises ConfigError with the file, the
-    place and what is allowed.
+    The folder of a symbolic link is the link's own. Raises ConfigError with the file, the place and what is allowed.
     """
     file = Path(path)
     text = _text_of(file)
@@ -80,11 +79,11 @@ def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
 
 
 def _read_file(file: Path, most_bytes: int, where: str) -> bytes:
-    """The first bytes of a file, one more than may be. Raises ConfigError, which begins with `where`."""
+    """Read a file up to one byte beyond the limit. Raises ConfigError, which begins with `where`."""
     try:
         with file.open("rb") as handle:
             return handle.read(most_bytes + 1)
-    except (OSError, ValueError) as error:  # a name may hold a null byte
+    except (OSError, ValueError) as error:  # a name may contain a null byte
         raise ConfigError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
@@ -105,12 +104,12 @@ def read_toml(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ConfigError("is no TOML that is read here: tables or lists are nested too deeply") from None
-    except ValueError as error:  # also a whole number of thousands of digits
+    except ValueError as error:  # or a whole number of thousands of digits
         raise ConfigError(f"is no TOML: {error}") from None
 
 
 def _with_models(raw: Any, folder: Path) -> Any:
-    """The settings as read, each learned model that a route or an arm names by its file replaced by what the file says.
+    """Replace each learned model that a route or an arm names by file with the file's content.
 
     `parse_settings` and `build_policy` check everything else. Any: nothing is checked yet.
     """
@@ -174,7 +173,7 @@ def _read_yaml(text: str) -> Any:
 
     class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):  # it can stand for any amount of text
+            if self.check_event(yaml.AliasEvent):  # an alias can expand to any amount of text
                 raise ConfigError("has an alias (*NAME); write the text itself")
             return super().compose_node(parent, index)
 
@@ -184,7 +183,7 @@ def _read_yaml(text: str) -> Any:
         raise
     except RecursionError:
         raise ConfigError("is no YAML that is read here: nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
+    except (yaml.YAMLError, ValueError) as error:  # or a number of thousands of digits
         raise ConfigError(f"is no YAML: {error}") from None
 
 
@@ -195,7 +194,7 @@ def load_deployment(file: str | Path) -> Settings:
 
 
 def require_log(settings: Settings, file: str | Path) -> None:
-    """Raise StoreError, with where the log was looked for and why there, if it does not exist."""
+    """Raise StoreError if the log does not exist, with its path and the settings file that names it."""
     log, named = database_path(settings.store.url), Path(file)
     try:
         if log.is_file():
@@ -206,7 +205,7 @@ def require_log(settings: Settings, file: str | Path) -> None:
         if gone is not None:
             raise StoreError(gone)
         what = _instead_of(log)
-    except (OSError, ValueError) as error:  # a name that is too long, or none
+    except (OSError, ValueError) as error:  # a name that is too long, or invalid
         what = f"cannot be looked for ({getattr(error, 'strerror', None) or error})"
     link = f", a link to {named.resolve()}," if named.is_symlink() else ""
     raise StoreError(
@@ -226,7 +225,7 @@ def _instead_of(log: Path) -> str:
 
 
 def condition(settings: Settings, *, checks: bool = True) -> Condition:
-    """What everybody has to know of the settings' deployment first. Raises ConfigError."""
+    """Read the deployment's condition: kill switch, log and routes. Raises ConfigError."""
     return read_condition(
         database_path(settings.store.url),
         kill_file(settings),
@@ -237,12 +236,12 @@ def condition(settings: Settings, *, checks: bool = True) -> Condition:
 
 
 def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
-    """The questions of a file by `Request.question_key`. Raises ConfigError and OSError."""
+    """Read the questions of a file, by `Request.question_key`. Raises ConfigError and OSError."""
     salt, entries = deployment_salt(settings), dict[str, str]()
     for body in read_route_questions(file.read_text("utf-8").splitlines(), str(file)):
         text = written_out(body["messages"])
-        entries[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
-        entries[question_key(text, salt=salt)] = text  # as a loop of the caller's
+        entries[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as in a chat
+        entries[question_key(text, salt=salt)] = text  # as in a caller's own loop
     return entries
 
 

@@ -51,8 +51,8 @@ from suffice.wiring.startup import (
 )
 from suffice.wiring.worker import open_decisions
 
-MOST_CHECK_S = 600.0  # for reading the log through after a start
-HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
+MOST_CHECK_S = 600.0  # to read the log through after a start
+HANDLERS_END_S = 5.0  # for a cancelled handler to write its outcome
 
 
 async def _handlers_end(gw: GatewayState) -> None:
@@ -124,7 +124,7 @@ def _teach(gw: GatewayState, known: LogKnowledge) -> None:
 
 
 def _read_log(settings: Settings, gw: GatewayState) -> None:
-    """Let the gateway look up in its log who made and asked what. Where that cannot be read, an object is nobody's."""
+    """Let the gateway look up in its log who created an object; if the log cannot be read, nobody owns the object."""
     path = database_path(settings.store.url).resolve()
 
     def find(object_id: str) -> StoredObject | None:
@@ -138,16 +138,16 @@ def _read_log(settings: Settings, gw: GatewayState) -> None:
 @dataclass(frozen=True, slots=True)
 class Library:
     gateway: GatewayState
-    close: Callable[[], None]  # writes down what waits, and lets go of the log
+    close: Callable[[], None]  # writes waiting rows and closes the log
 
 
 def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
-    """What a loop in this process is governed with: routes and the log, without sockets and without clients.
+    """Build the routes and the log for a loop in this process, without sockets.
 
-    lock     held by whoever uses the gateway: a log that comes late comes in a thread of its own
+    lock  guards the gateway: a log that opens late is attached in another thread
 
-    A log that cannot be opened holds no loop up: it goes on by the last-good file, or in full, until it can. Raises
-    ConfigError, and StoreError for a folder in which there never was one.
+    If the log cannot be opened, the loop runs by the last-good file, or in full, until it can. Raises ConfigError, and
+    StoreError for a folder in which there never was a log.
     """
     for warning in check_routes(settings):
         LOG.warning(warning)
@@ -184,7 +184,7 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
 
 def _taught_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
     for statistics in gw.statistics.values():
-        statistics.n_requests = 0  # what was served since is in the queue of the log, and counted at the next start
+        statistics.n_requests = 0  # requests served since are in the log's queue, and counted at the next start
     _teach(gw, known)
     fresh = _routes(settings, known)
     gw.deployment.routes = tuple(
@@ -213,11 +213,11 @@ def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExi
 async def build_gateway(
     settings: Settings, *, log: EventLog | None = None, found: Preflight | None = None
 ) -> AsyncIterator[App]:
-    """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
+    """Open the log and the upstreams, and yield the ASGI application; close them afterwards.
 
-    A log that cannot be opened keeps nobody from being served: by the last-good file, or in full, until it can. One
-    that is given must be open. Raises ConfigError before anything is served, and StoreError for a log that is given or
-    for a folder in which there never was one.
+    If the log cannot be opened, the gateway serves by the last-good file, or in full, until it can. A `log` that is
+    passed must be open. Raises ConfigError, and StoreError for a `log` that cannot be read or for a folder in which
+    there never was one.
     """
     found = found or preflight(settings)
     for warning in found.warnings:
@@ -270,7 +270,7 @@ async def build_gateway(
 
 
 def _look_for_damage(path: Path, gw: GatewayState) -> None:
-    """Read a large log through in a thread of its own; a small one was, when it was opened."""
+    """Check a large log in a thread; a small one was checked when it was opened."""
 
     def look() -> None:
         damage = find_damage(path, within_s=MOST_CHECK_S)

@@ -22,7 +22,7 @@ def api_key(name: str, upstream: Upstream) -> str | None:
 
 
 def secret(where: str, variable: str) -> str | None:
-    """What an environment variable holds; None: none was named. Raises ConfigError where it is missing."""
+    """Read a secret from an environment variable; None: none is named. Raises ConfigError if it is missing."""
     if not variable:
         return None
     key = os.environ.get(variable)
@@ -32,7 +32,7 @@ def secret(where: str, variable: str) -> str | None:
 
 
 def key_ring(settings: Settings, salt: str) -> KeyRing:
-    """The keys that clients may come with; none: everybody may. Raises ConfigError for missing or shared keys."""
+    """The keys of clients; without any, everybody has access. Raises ConfigError for missing or shared keys."""
     from suffice.gateway.auth import Caller, KeyRing
 
     server, callers, places = settings.server, dict[str, Caller](), dict[str, str]()
@@ -50,7 +50,7 @@ def key_ring(settings: Settings, salt: str) -> KeyRing:
 
 
 def _caller(settings: Settings, where: str, key: str, salt: str) -> Caller:
-    """Whoever holds a key. Several keys of one name are one caller, so that one can replace another."""
+    """The holder of a key. Several keys of one name are one caller, so that keys can be rotated."""
     from suffice.gateway.auth import Caller
 
     if where.startswith("server."):
@@ -97,7 +97,7 @@ def good_file(settings: Settings) -> Path:
 
 
 def _write_salt(file: Path) -> None:
-    """Make the file whole or not at all; of several processes at once, the first one's salt stays."""
+    """Create the file atomically; if several processes do so at once, the first one's salt stays."""
     draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:

@@ -1,4 +1,4 @@
-"""The file of people with access to the console: read whole, replaced whole, one writer at a time."""
+"""The file of people with access to the console, read and replaced whole, by one writer at a time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from suffice.store.rows.records import AccessGrant
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
 
-ADMIN: Final = "admin"  # the name of who is made at the first run
-LOCK_S: Final = 5.0  # how long one writer waits for another
+ADMIN: Final = "admin"  # the name of the person created at the first start
+LOCK_S: Final = 5.0  # for another writer to finish
 
 
 class People:
@@ -33,7 +33,7 @@ class People:
 
     @classmethod
     def of(cls, settings: Settings) -> People:
-        """The people beside the settings' database. Raises ConfigError for a store that has no file."""
+        """The people beside the settings' database. Raises ConfigError for a store without a file."""
         return cls(database_path(settings.store.url).with_suffix(".people"))
 
     def now(self) -> Roster | None:
@@ -65,7 +65,7 @@ class People:
             return self._write(Roster(key=secrets.token_hex(32)), ADMIN, "admin")
 
     def add(self, name: str, role: Role) -> str:
-        """Their secret, to be shown once. Raises ConfigError for a name that is taken or none."""
+        """Add a person; return the secret, to be shown once. Raises ConfigError for a name that is taken or invalid."""
         if (problem := problem_of(name)) is not None:
             raise ConfigError(f"name: {problem}")
         with self._held():
@@ -75,7 +75,7 @@ class People:
             return self._write(roster, name, role)
 
     def reset(self, name: str) -> str:
-        """A new secret for somebody, to be shown once; the old one and its sessions end. Raises ConfigError."""
+        """Replace a person's secret and end their sessions; return it, to be shown once. Raises ConfigError."""
         with self._held():
             roster = self._read() or Roster(key=secrets.token_hex(32))
             person = roster.by_name(name)
@@ -84,7 +84,7 @@ class People:
             return self._write(roster, name, person.role if person is not None else "admin")
 
     def remove(self, name: str) -> None:
-        """Let somebody in no more. Raises ConfigError for a name that is none, and for the last admin."""
+        """Remove a person. Raises ConfigError for an unknown name, and for the last admin."""
         with self._held():
             roster = self._read()
             person = roster.by_name(name) if roster is not None else None
@@ -138,7 +138,7 @@ class People:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """A block in which nobody else writes. Raises ConfigError after a while."""
+        """Lock out other writers during the block. Raises ConfigError after `LOCK_S`."""
         if not self.file.parent.is_dir():
             raise ConfigError(f"{self.file}: the folder {self.file.parent} does not exist; create it first")
         try:

@@ -31,7 +31,7 @@ from suffice.types import Findings
 from suffice.upstream.drivers import driver_facts, effort_problem, url_key
 from suffice.wiring.files import policy_with_models, read_toml
 
-# Signals that every governed route records, so that a later policy can be replayed on its log.
+# Signals that every governed route records, so that later policies can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
     "reasoning": ("stability", "confidence", "hedges"),
     "samples": ("votes",),
@@ -46,7 +46,7 @@ class StartupEvidence:
 
 
 def read_evidence(settings: Settings, database: Path | None = None) -> StartupEvidence:
-    """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError."""
+    """Read the results of `suffice doctor` and of the routes' own full runs. Raises StoreError."""
     path = database or database_path(settings.store.url)
     if not path.is_file():
         return StartupEvidence()
@@ -87,10 +87,10 @@ def build_route(
         build_segmenter(settings.steps)
     except ConfigError as error:
         raise ConfigError(f"routes.{name}.{error}") from None
-    asked = {need.partition("(")[0] for need in policy.needs}  # with parameters of its own: those count
+    asked = {need.partition("(")[0] for need in policy.needs}  # needs with parameters of their own
     recorded = (*RECORDED[settings.kind], *(("drafts",) if settings.embeddings is not None else ()))
     needs = (*dict.fromkeys(need for need in recorded if need not in asked), *policy.needs)
-    Observer(needs, settings.kind)  # a signal that does not exist must fail here, not in a request
+    Observer(needs, settings.kind)  # fails here for an unknown signal, and not in a request
     built = BuiltRoute(
         name=name,
         settings=settings,
@@ -113,9 +113,9 @@ def setup_of(settings: Settings, name: str) -> str:
 
 
 def check_routes(settings: Settings) -> list[str]:
-    """Build everything that can be built without opening a socket; return warnings for the owner.
+    """Build everything that needs no socket; return warnings for the owner.
 
-    Raises ConfigError for what cannot work.
+    Raises ConfigError for invalid settings.
     """
     endpoints(settings.server.relay)
     warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
@@ -132,7 +132,7 @@ def check_routes(settings: Settings) -> list[str]:
 
 
 def _route_warnings(where: str, name: str, route: Route, settings: Settings) -> list[str]:
-    """Warnings for the owner of a route. Raises ConfigError for what cannot work."""
+    """Warnings for the owner of a route. Raises ConfigError for invalid settings."""
     built, upstream, warnings = build_route(name, route), settings.upstreams.get(route.upstream), list[str]()
     _check_effort(where, route, upstream)
     if route.mode == "enforce" and not built.acts and not route.certifies_itself:
@@ -183,7 +183,7 @@ def _check_effort(where: str, route: Route, upstream: Upstream | None) -> None:
 
 
 def check_experiment(settings: Settings, name: str) -> None:
-    """Can every arm act where it is to be compared? Raises ConfigError with the place where it cannot."""
+    """Check that every arm can act on the experiment's routes. Raises ConfigError with the place."""
     for warning in _check_arms(settings, name):
         raise ConfigError(warning)
 
@@ -223,9 +223,9 @@ def _starving(where: str, route: Route, settings: Settings) -> list[str]:
 
 
 def policy_table(source: str) -> dict[str, Any]:
-    """The table of a policy. Raises ConfigError with what was wrong and what is allowed.
+    """Read the table of a policy, with models that it names by file. Raises ConfigError.
 
-    source  TOML or JSON in braces, or a file's name; models that the table names by a file are read
+    source  TOML or JSON in braces, or a file name
     """
     is_written = source.lstrip().startswith("{")
     where, folder = ("policy", Path()) if is_written else (source, Path(source).parent)

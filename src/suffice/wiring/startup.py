@@ -1,9 +1,7 @@
-"""Starts a gateway with its log or, where that cannot be opened, with its last-good file until it can.
+"""Starts a gateway with its log or, if that cannot be opened, with its last-good file until it can.
 
-`preflight` finds whatever would keep it from starting, before a socket or the log is opened.
-
-A missing log is not created anew while its last-good file says that something was in force: an empty log would hide the
-loss from the person who is about to restore it.
+A missing log is not created while its last-good file shows that something was active: an empty log would hide the loss
+from the person who is about to restore it.
 """
 
 from __future__ import annotations
@@ -46,17 +44,17 @@ from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret,
 from suffice.wiring.people import People
 from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnings, read_evidence
 
-LEARNT_RUNS: Final = 2_000  # of the log's latest runs: what they teach is known again after a restart
-AGAIN_S: Final = (1.0, 30.0)  # before another try to open the log, doubling
-LAST_TRY_S: Final = 7.0  # that the end waits for a try, which itself waits for other processes
-KEEP_S: Final = 60.0  # the last-good file is never older than this, while the log can be read
-Process = Literal["serve", "library"]  # which one starts: a gateway, or a caller's own loop
+LEARNT_RUNS: Final = 2_000  # latest runs of the log that are learned again after a restart
+AGAIN_S: Final = (1.0, 30.0)  # before another attempt to open the log, doubling
+LAST_TRY_S: Final = 7.0  # the longest wait at the end for an attempt, which itself waits for other processes
+KEEP_S: Final = 60.0  # the maximum age of the last-good file while the log is readable
+Process = Literal["serve", "library"]  # a gateway, or a caller's own loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogKnowledge:
     evidence: StartupEvidence = field(default_factory=StartupEvidence)
-    n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, as far as it matters
+    n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, up to FIRST_REQUESTS
     recent: tuple[Episode, ...] = ()  # the latest runs
     used: tuple[KeyUsage, ...] = ()  # today, by keys with a budget
 
@@ -65,14 +63,14 @@ class LogKnowledge:
 class StartState:
     log: EventLog
     known: LogKnowledge
-    secret: str  # of the deployment; of this process alone where it cannot be had
-    good: LastGood | None = None  # that may be served, or that a version may be taken from
-    problem: str | None = None  # why there is no log yet; None: there is
+    secret: str  # the deployment's; if that cannot be read, one of this process
+    good: LastGood | None = None  # to be served, or to take a version from
+    problem: str | None = None  # why the log is not open; None: it is
     since_s: float = 0.0  # Unix time
 
     @property
     def late(self) -> LateLog:
-        """The log that waits for its file; only where there is a problem."""
+        """The log that waits for its file; only if there is a problem."""
         assert isinstance(self.log, LateLog)
         return self.log
 
@@ -91,7 +89,7 @@ def last_good(settings: Settings) -> LastGood | None:
 
 
 def missing_log_reason(settings: Settings) -> str | None:
-    """Why a log that is not there must not be made anew; None: it is there, or nothing would be lost."""
+    """Why a missing log must not be created anew; None: it exists, or nothing would be lost."""
     path, file = database_path(settings.store.url), good_file(settings)
     if path.exists():
         return None
@@ -108,7 +106,7 @@ def missing_log_reason(settings: Settings) -> str | None:
 
 
 def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
-    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError."""
+    """Open the settings' log for events; the caller closes it. Raises ConfigError and StoreError."""
     gone = missing_log_reason(settings)
     if gone is not None:
         raise StoreError(gone)
@@ -116,7 +114,7 @@ def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
 
 
 def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowledge:
-    """What an opened log knows, once the requests of dead processes have their outcome. Raises StoreError."""
+    """Write outcomes for the requests of dead processes, and read the log's knowledge. Raises StoreError."""
     if not isinstance(log, SqliteLog):
         return LogKnowledge()
     changed = config_change(settings, log.path, process=process)
@@ -136,10 +134,10 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
 
 
 def open_known_log(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:
-    """Open the log and read what it knows; where that fails, say so and do without.
+    """Open the log and read its knowledge; without a log, warn and start from the last-good file.
 
-    Raises ConfigError, and StoreError for a folder that does not exist where nothing was ever served: a mistake in the
-    settings, and its owner is there to read of it.
+    Raises ConfigError. Raises StoreError if the folder does not exist and there is no last-good file: that is a mistake
+    in the settings, made at a first start.
     """
     for file in (good_file(settings), salt_file(settings), People.of(settings).file):
         if (problem := tighten(file)) is not None:
@@ -177,7 +175,7 @@ def _without(settings: Settings, problem: str, process: Process) -> StartState:
             n_requests={name: one.n_requests for name, one in good.routes.items()},
         )
     serves = "the last-good file is served" if good is not None else "everything runs in full"
-    if process == "library":  # whoever drives the loop is there to read it
+    if process == "library":  # its caller sees the warning
         LOG.warning("%s: %s until it can be opened; the loop goes on, and its rows wait", problem, serves)
     else:
         LOG.error("%s: %s until it can be opened", problem, serves)
@@ -204,7 +202,7 @@ def _secret(settings: Settings) -> str:
 
 
 def _tell(settings: Settings, text: str) -> None:
-    """Tell everybody who is told of alerts, from here: the job that does it reads the log."""
+    """Send an alert from here: the job that sends alerts reads the log."""
     notice = Notice(kind="log_missed", route="", sentence=plain(text, MOST_TEXT), same="log_missed", path="")
     if "log_missed" not in settings.alerts.kinds:
         return
@@ -234,7 +232,7 @@ def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
 async def waiting(
     settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> AsyncIterator[None]:
-    """A block in which a log that could not be opened is tried again, until it can."""
+    """Retry to open the log during the block, until it succeeds."""
     if begun.problem is None:
         yield
         return
@@ -267,7 +265,7 @@ async def _wait(
 def _try_again(
     settings: Settings, gw: GatewayState, begun: StartState, process: Process
 ) -> tuple[SqliteLog, LogKnowledge] | None:
-    """The log and what it knows; None: it still cannot be opened, and everything is served as before."""
+    """Return the log and its knowledge; None: it still cannot be opened, and nothing changes."""
     try:
         return open_checked_log(settings, process)
     except StoreError as error:
@@ -278,7 +276,7 @@ def _try_again(
 
 
 def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
-    """Write the rows that waited to a log that is open now, and that it was missed."""
+    """Write the waiting rows to a log that has been opened, and a row about the outage."""
     n_dropped, n_rows = begun.late.n_dropped, begun.late.attach(log)
     begun.late.append(
         LogOutage(
@@ -295,7 +293,7 @@ def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
 
 
 class Again:
-    """Tries to open the log again, in a thread of its own, for a loop in the caller's process."""
+    """Retries to open the log in a thread, for a loop in the caller's process."""
 
     def __init__(
         self,
@@ -306,10 +304,10 @@ class Again:
         *,
         lock: threading.Lock,
     ) -> None:
-        """Begin.
+        """Start the thread.
 
-        came  gets what the log knows, when rows that waited are on their way to it
-        lock  whoever holds it may use the gateway and its log
+        came  called with the log's knowledge, once the waiting rows are being written
+        lock  guards the gateway and its log
         """
         self._settings, self._gw, self._begun, self._came, self._lock = settings, gw, begun, came, lock
         self._ends, self._over = threading.Event(), False
@@ -317,7 +315,7 @@ class Again:
         self._thread.start()
 
     def close(self) -> None:
-        """Try once more where rows wait, then never again; rows that wait still are lost, and said to be."""
+        """Try once more if rows are waiting, then stop; rows that still wait are lost, with a warning."""
         self._ends.set()
         self._thread.join(LAST_TRY_S)
         late = self._begun.late
@@ -375,7 +373,7 @@ class Preflight:
 
 
 def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: bool = False) -> Preflight:
-    """Find everything that would keep a gateway from starting. Raises ConfigError, and StoreError for its folder."""
+    """Check everything that a gateway needs, before it opens a socket or the log. Raises ConfigError and StoreError."""
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     result = Preflight(
@@ -384,12 +382,12 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
         embedders=embedders(settings),
         warnings=(*check_routes(settings), *_missing_packages(settings)),
     )
-    sinks_of(settings.alerts)  # here and now, not by a worker that could only end; as below
+    sinks_of(settings.alerts)  # fails here, and not later in a worker; likewise below
     secret("audit.webhook_env", settings.audit.webhook_env)
     if has_secret(settings):
         deployment_salt(settings)
     _check_folder(settings)
-    keys = key_ring(settings, salt="")  # what the gateway names their holders by is not known yet
+    keys = key_ring(settings, salt="")  # the names of the keys' holders need no salt yet
     if not (keys.asks_for_keys or insecure_open or _is_loopback(host)):
         raise ConfigError(
             f"server.host: {host!r} serves other machines, and neither server.api_keys_env nor [keys.NAME] asks for"
@@ -428,7 +426,7 @@ def _missing_packages(settings: Settings) -> list[str]:
 
 
 def _check_folder(settings: Settings) -> None:
-    """A log that cannot be opened holds nobody up, but a folder that never was is a mistake in the settings."""
+    """A log that cannot be opened does not prevent a start, but a missing folder is a mistake in the settings."""
     path = database_path(settings.store.url)
     if not path.parent.is_dir() and not good_file(settings).exists():
         raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")

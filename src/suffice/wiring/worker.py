@@ -1,4 +1,4 @@
-"""Opens the log for decisions, and the worker with its jobs and with what they tell people by."""
+"""Opens the log for decisions, and builds the worker with its jobs and alert sinks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEEPERS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
 
 
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
-    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
+    """Open the settings' log for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
     gone = missing_log_reason(settings)
     if gone is not None:
         raise StoreError(gone)
