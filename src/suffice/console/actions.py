@@ -1,4 +1,4 @@
-"""The actions of the console, each the function that its command calls, and the CSV exports."""
+"""The actions of the console, each by the function of its command, and the CSV exports."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 def unless_refused(result: T | str, where: str = "") -> T:
-    """The result. Raises BadRequest for a sentence that says why there is none."""
+    """Return the result. Raises BadRequest if it is a sentence that explains a refusal."""
     if isinstance(result, str):
         raise BadRequest(f"{where}{result}", status=409, code="conflict")
     return result
@@ -52,7 +52,7 @@ def unless_refused(result: T | str, where: str = "") -> T:
 
 @dataclass(frozen=True, slots=True)
 class ActionForm:
-    """What somebody wants changed. Every reader raises BadRequest for a field that it cannot take."""
+    """The fields of a requested change. Every reader raises BadRequest for an invalid field."""
 
     context: ConsoleContext
     request: ConsoleRequest
@@ -149,7 +149,7 @@ def _submit(form: ActionForm) -> ActionResult:
     corrected, reason = form.text("corrected") or None, form.text("reason")
     verdict = said_of(place.item, form.get("verdict"), reviewer=form.author, corrected=corrected, reason=reason)
     submission = unless_refused(submit_verdict(writer, unless_refused(verdict), now_s=form.now_s))
-    if form.get("next"):  # a person goes on with the next one at once
+    if form.get("next"):  # the form may request the next item at once
         lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)
     return ActionResult(submission.told, f"{REVIEW}?{urlencode({'changed': name})}")
 
@@ -237,7 +237,7 @@ def _propose(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
     try:
         begun = unless_refused(form.context.services.propose(name, form.get("address"), reason, form.author))
-    except ConfigError as error:  # its models are gone, or are not what they were
+    except ConfigError as error:  # its models are missing, or have changed
         raise BadRequest(str(error), status=409, code="conflict") from None
     return ActionResult(f"Route {name}: {begun.state.fit} is tried, in shadow.", POLICIES)
 
@@ -305,7 +305,7 @@ ACTIONS: Final = (
 # ---- exports ---------------------------------------------------------------------------------------
 
 CSV: Final = "text/csv; charset=utf-8"
-# Columns of each export: head, and the field of the record under it.
+# Columns of each export: heading, and the field of the record.
 _EPISODE_COLUMNS: Final = {
     "episode": "episode_id",
     "at (UTC)": "at_s",
@@ -340,7 +340,7 @@ def format_csv_table(columns: Mapping[str, str], records: Iterable[object]) -> b
 
 
 def format_csv_cell(value: object) -> str:
-    """A value as a cell: numbers as they are, text inert.
+    """Format a value as a CSV cell: numbers as they are, text that cannot act as a formula.
 
     >>> [format_csv_cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
     ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']

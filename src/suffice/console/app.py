@@ -1,7 +1,7 @@
-"""The console and the control API as one ASGI application: route, authenticate, handle, answer.
+"""The console and the control API as one ASGI application: route, authenticate, handle, respond.
 
-Every failure is an answer: programs get OpenAI's error shape, people get a page with a link. An error in here costs a
-page and never a request of the gateway beside it.
+Every failure is a response: programs get OpenAI's error shape, people a page with a link. A failure here never affects
+the gateway's requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from suffice.errors import BadRequest, SufficeError
 from suffice.telemetry import LOG
 from suffice.upstream.wire import error_body
 
-MOUNTS: Final = ("/console", "/api")  # what this application answers
+MOUNTS: Final = ("/console", "/api")  # paths that this application serves
 _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -60,14 +60,14 @@ class ConsoleApp:
             by_method, fields = self._find(request.path)
             endpoint = by_method.get("GET" if request.method == "HEAD" else request.method)
             if endpoint is None:
-                # Who has not come in learns nothing of which paths there are.
+                # Unauthenticated clients do not learn which paths exist.
                 principal = auth.admit(request, "reviewer")
                 raise _no_such(request, by_method)
             request = replace(request, fields=fields)
             principal = auth.admit(request, endpoint.needs)
-            if endpoint.method == "POST":  # nothing of a body is read for who may not come in
+            if endpoint.method == "POST":  # no body is read before authorisation
                 request = await exchange.read_form(request, receive)
-                if endpoint.needs != "nobody":  # a change that needs no login brings a token of its own
+                if endpoint.needs != "nobody":  # a change without a login carries a token of its own
                     auth.check_change(request, principal)
             return await endpoint.run(self.context, request, principal)
         except BadRequest as error:
@@ -114,7 +114,7 @@ def _no_such(request: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) 
 
 
 async def _until_gone(sending: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Send until all is sent or the client has left."""
+    """Send until done or until the client disconnects."""
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":

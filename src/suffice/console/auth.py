@@ -1,10 +1,10 @@
-"""Who may ask for what: people and their secrets, sessions, hosts, roles and tokens. Default: refused.
+"""Authenticates and authorises console requests: people, secrets, sessions, hosts, roles and tokens. Default: refused.
 
     request ──▶ host ──▶ who (cookie or bearer) ──▶ role ──▶ token, where something changes ──▶ Principal, or refused
 
-A secret is `sfc_ID_RANDOM`: the id finds the one person whose hash is compared, so every guess costs one cheap hash;
-256 random bits need no slow one. A session names its person by the id, so a reset of the secret ends it. A secret is
-compared before anything is throttled: whoever has the right one comes in, whatever others try from the same address.
+A secret is `sfc_ID_RANDOM`: the id selects the one person whose hash is compared, so every guess costs one cheap hash;
+256 random bits need no slow one. A session holds that id, so a reset of the secret ends it. A secret is compared before
+any throttling: a right one is accepted, whatever others try from the same address.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from suffice.errors import BadRequest
 from suffice.telemetry import LOG
 
 Role: TypeAlias = Literal["reviewer", "admin"]
-ROLES: Final[tuple[Role, ...]] = ("reviewer", "admin")  # a later one may do all that an earlier one may
+ROLES: Final[tuple[Role, ...]] = ("reviewer", "admin")  # a later role may do all that an earlier one may
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SECRET = re.compile(r"sfc_([0-9a-f]{12})_([0-9a-f]{64})")
@@ -31,17 +31,17 @@ _SECRET = re.compile(r"sfc_([0-9a-f]{12})_([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    name: str  # written into every change that they make
+    name: str  # the author of their changes
     role: Role
-    id: str  # public part of the secret; another one after each reset, which ends old sessions
+    id: str  # public part of the secret; replaced at each reset, which ends old sessions
     salt: str  # hexadecimal
     hash: str  # of the secret, hexadecimal
-    since_s: float  # Unix time at which the secret was made; informative
+    since_s: float  # Unix time at which the secret was created; informative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    key: str  # hexadecimal; whoever knows it may be anybody
+    key: str  # hexadecimal; its holder can sign a session for anybody
     people: tuple[Person, ...] = ()
 
     def by_id(self, given: str) -> Person | None:
@@ -75,7 +75,7 @@ def invite(name: str, role: Role, *, random_bytes: Callable[[int], bytes], now_s
 
 
 def authenticate(roster: Roster, secret: str) -> Person | None:
-    """Whose secret this is; None: nobody's. Takes as long either way."""
+    """The person with this secret; None: nobody. Takes as long either way."""
     match = _SECRET.fullmatch(secret)
     person = roster.by_id(match.group(1)) if match is not None else None
     given = _hashed(secret, person.salt if person is not None else "00" * 16)
@@ -92,9 +92,9 @@ _SESSION = re.compile(r"([0-9a-f]{12})\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    person_id: str  # public part of the secret that it was made with
+    person_id: str  # public part of the secret used
     expires_s: int  # Unix time
-    nonce: str  # tells two logins of one person apart
+    nonce: str  # distinguishes two logins of one person
 
     def cookie(self, key: str) -> str:
         payload = f"{self.person_id}.{self.expires_s}.{self.nonce}"
@@ -102,7 +102,7 @@ class Session:
 
 
 def read_session(cookie: str, key: str, *, now_s: float) -> Session | None:
-    """The session in a cookie; None: there is none that we signed, or it has expired."""
+    """Parse a session cookie; None: not signed by us, or expired."""
     match = _SESSION.fullmatch(cookie)
     if match is None:
         return None
@@ -117,20 +117,20 @@ def token(what: str, key: str) -> str:
 
 
 def signed(text: str, key: str, *, purpose: str) -> str:
-    """A keyed hash. `purpose` keeps what is signed for one use from being shown for another."""
+    """A keyed hash. `purpose` prevents what is signed for one use from being accepted for another."""
     return hmac.new(bytes.fromhex(key), f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()
 
 
 class Attempts:
-    """How often an address has tried in vain: `burst` tries at once, then one more after each `refill_s`.
+    """Throttles failed attempts by address: `burst` at once, then one more after each `refill_s`.
 
-    There is no bucket for everybody together: it would let a stranger lock all others out, and a secret of 256 random
-    bits needs none.
+    There is no shared bucket: it would let a stranger lock out everybody else, and a secret of 256 random bits needs
+    none.
     """
 
     def __init__(self, *, burst: int = 5, refill_s: float = 12.0, most_addresses: int = 10_000) -> None:
         self._burst, self._refill_s, self._most = burst, refill_s, most_addresses
-        self._spent: dict[str, tuple[float, float]] = {}  # by address: tries that count, as of when (monotonic)
+        self._spent: dict[str, tuple[float, float]] = {}  # by address: attempts, as of when (monotonic)
 
     def wait_s(self, address: str, *, now_s: float) -> int:
         over = self._now(address, now_s) - (self._burst - 1)
@@ -149,23 +149,23 @@ class Attempts:
 
 
 SESSION: Final = "suffice_session"
-LOGIN: Final = "suffice_login"  # ties the token of a login page to the browser that asked for it
-LOGIN_S: Final = 3_600  # how long a login page may lie open
+LOGIN: Final = "suffice_login"  # binds the token of a login page to the browser that requested it
+LOGIN_S: Final = 3_600  # lifetime of a login page
 TOKEN: Final = "csrf"  # the field of a form; a script sends the header x-csrf-token  # noqa: S105
 
 Header: TypeAlias = tuple[str, str]
-Needs: TypeAlias = Role | Literal["nobody"]  # "nobody": without a login, for what says nothing
+Needs: TypeAlias = Role | Literal["nobody"]  # "nobody": without a login, where nothing is disclosed
 
 
 class AccessDeniedError(BadRequest):
-    """Somebody may not do this."""
+    """The principal may not do this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    person: Person | None  # None: nobody has logged in
-    token: str = ""  # that a page of ours must show with a change
-    session: Session | None = None  # None: a program, which brings its secret each time
+    person: Person | None  # None: not logged in
+    token: str = ""  # to be sent with a change made from a page
+    session: Session | None = None  # None: a program, which sends its secret each time
 
     @property
     def name(self) -> str:
@@ -180,7 +180,7 @@ NOBODY: Final = Principal(person=None)
 
 
 class ConsoleAuth:
-    """Decides who asks and whether they may; starts and ends sessions, which last `session_s`.
+    """Authenticates and authorises requests; starts and ends sessions, which last `session_s`.
 
     roster  the people as the file has them now; None: there is no file yet
     """
@@ -199,14 +199,14 @@ class ConsoleAuth:
         self._browsers = browsers
         self._session_s, self._random, self._now, self._monotonic_s = session_s, random_bytes, now, monotonic_s
         self._attempts = Attempts()
-        self._ended: dict[str, int] = {}  # nonces of sessions that were logged out: when they expire
+        self._ended: dict[str, int] = {}  # nonces of sessions that were logged out, with their expiry
 
     def people(self) -> tuple[Person, ...]:
         roster = self.roster()
         return roster.people if roster is not None else ()
 
     def admit(self, request: ConsoleRequest, needs: Needs) -> Principal:
-        """Who asks, if they may. Raises AccessDeniedError."""
+        """Return the principal, if their role suffices. Raises AccessDeniedError."""
         self._browsers.check_host(request.headers.get("host", ""))
         is_read = request.method in ("GET", "HEAD") and "origin" not in request.headers
         if not is_read or request.headers.get("sec-fetch-mode", "navigate") != "navigate":  # anything but a link
@@ -223,7 +223,7 @@ class ConsoleAuth:
         return principal
 
     def check_change(self, request: ConsoleRequest, principal: Principal) -> None:
-        """Refuse a change unless the browser shows that the page was ours; a program's secret needs no page."""
+        """Refuse a change unless the browser proves that it came from our page; a program's secret needs no page."""
         if principal.session is not None:
             self._check_token(request, principal.session.nonce)
 
@@ -244,7 +244,7 @@ class ConsoleAuth:
         return Principal(person=person, session=session, token=token(session.nonce, roster.key))
 
     def _authenticate(self, roster: Roster, secret: str, address: str) -> Person | None:
-        """Whose secret it is. Raises AccessDeniedError where it is wrong, as too many from this address were."""
+        """Check a secret. Raises AccessDeniedError if it is wrong and the address has failed too often."""
         person = authenticate(roster, secret)
         if person is not None:
             return person
@@ -265,7 +265,7 @@ class ConsoleAuth:
             raise AccessDeniedError("the form has no valid token; load the page again", status=403, code="csrf")
 
     def login_page(self, request: ConsoleRequest) -> tuple[str, Header]:
-        """A token for a login page, and the cookie that it belongs to. Raises AccessDeniedError without a roster."""
+        """A token for a login page, and its cookie. Raises AccessDeniedError without a roster."""
         nonce, roster = self._random(16).hex(), self._roster()
         return token(f"login {nonce}", roster.key), cookie(LOGIN, nonce, age_s=LOGIN_S, secure=request.behind_tls)
 

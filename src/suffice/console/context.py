@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOOK_S: Final = 0.3  # a filter that hardly anything fits is searched for so long, and the page says where it stopped
+LOOK_S: Final = 0.3  # the longest search for rows of a rare filter; the page tells where it stopped
 DAY_S: Final = 86_400
-WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all of it
+WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all
 USUAL_WINDOW: Final = "30"
 
 
 class ViewRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a page shows and a program gets as JSON."""
+    """The content of a page, and of the API response as JSON."""
 
 
 @dataclass(slots=True)
 class ViewCache:
-    """What views read on from, so that nothing of the log is read twice."""
+    """Folds that views continue, so that no row of the log is read twice."""
 
     alerts: AlertLog | None = None
     reviews: Reviews = NOTHING_ASKED
@@ -58,22 +58,22 @@ class ViewCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleServices:
-    """What the rest of Suffice does for the console, made by `wiring`."""
+    """The services of Suffice that the console uses, built by `wiring`."""
 
-    decisions: Callable[[], Decisions]  # a writer of the log, opened when it is first needed
-    notify: Callable[[], None]  # the gateway, that something was decided
-    closing: Callable[[], bool]  # is the process ending?
-    killed: Callable[[], bool]  # is the kill switch on?
-    warnings: Callable[[], Sequence[str]]  # sentences that every page begins with; reads files and the log
-    setup_of: Callable[[str], str]  # what a route's evidence rests on as its settings are
-    effect_of: Callable[[str], str]  # what the verdicts on an item have changed, in a sentence
-    check_experiment: Callable[[str], None]  # raises ConfigError for one that cannot run as the settings have it
-    propose: Callable[[str, str, str, str], RolloutRun | str]  # route, address, reason, author: try a refit's proposal
+    decisions: Callable[[], Decisions]  # a writer of the log, opened on first use
+    notify: Callable[[], None]  # tells the gateway that something was decided
+    closing: Callable[[], bool]  # whether the process is ending
+    killed: Callable[[], bool]  # whether the kill switch is on
+    warnings: Callable[[], Sequence[str]]  # sentences at the top of every page; reads files and the log
+    setup_of: Callable[[str], str]  # a route's present setup, for comparison with its evidence
+    effect_of: Callable[[str], str]  # effect of an item's verdicts so far, in a sentence
+    check_experiment: Callable[[str], None]  # raises ConfigError if it cannot run with the present settings
+    propose: Callable[[str, str, str, str], RolloutRun | str]  # route, address, reason, author: roll out a proposal
     take_back: Callable[[str, str, str], RolloutRun | str]  # route, reason, author: undo the last rollout
     note_export: Callable[[str, int, str], None]  # name, rows, author
-    question_of: Callable[[ReviewItem], str | None]  # its text in the route's own file; None: it is in none
-    analyse: Callable[[ExperimentRun], ExperimentResult]  # what a run of an experiment shows now; takes a while
-    assess: Callable[[str, RolloutRun], RolloutState]  # what the evidence says of a route's rollout; takes a while
+    question_of: Callable[[ReviewItem], str | None]  # its text in the route's question file; None: not there
+    analyse: Callable[[ExperimentRun], ExperimentResult]  # the present result of a run; slow
+    assess: Callable[[str, RolloutRun], RolloutState]  # assess a route's rollout; slow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,18 +83,18 @@ class LogView:
     path: Path  # of the log
     now_s: float  # Unix time
     monotonic_s: Callable[[], float]
-    begun_s: float = 0.0  # Unix time since which these pages are there
-    killed: bool = False  # is the kill switch on?
+    begun_s: float = 0.0  # Unix time at which the console started
+    killed: bool = False  # whether the kill switch is on
 
     def route(self, name: str) -> Route | None:
-        """A route's settings; None: the log knows it, and the settings do not."""
+        """A route's settings; None: only the log has it."""
         return self.settings.routes.get(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewContext(LogView):
     services: ConsoleServices
-    people: Callable[[], Sequence[Person]]  # who may log in
+    people: Callable[[], Sequence[Person]]  # with access
     cache: ViewCache
     request: ConsoleRequest
     principal: Principal
@@ -105,7 +105,7 @@ class ViewContext(LogView):
 
     @property
     def window(self) -> TimeRange:
-        """The stretch that was asked for. Raises BadRequest for one that is not offered."""
+        """The requested time range. Raises BadRequest for an unknown one."""
         return parse_window(self.query, self.now_s)
 
 
@@ -122,7 +122,7 @@ class TimeRange(ViewRecord, frozen=True):
 def page_of(
     view: LogView, entries: Iterable[tuple[int, T | None]], limit: int
 ) -> tuple[tuple[T, ...], int | None, bool]:
-    """What fits, up to `limit`; the place to go on from, None: nothing is older; and whether time ran out first.
+    """Return up to `limit` matching entries, the next position (None: the end), and whether time ran out.
 
     entries  places, newest first, each with what fits there; None: nothing
     """
@@ -144,33 +144,33 @@ class NotThere(BadRequest):
 
 
 def parse_window(query: Mapping[str, str], now_s: float) -> TimeRange:
-    """The stretch in an address. Raises BadRequest for one that is not offered."""
+    """Parse the time range of a query string. Raises BadRequest for an unknown one."""
     name = query.get("days") or USUAL_WINDOW
     if name not in WINDOWS:
         raise BadRequest(f"days: got {name[:40]!r}; allowed: {', '.join(WINDOWS)}", param="days")
     days = WINDOWS[name]
     if days == 1:
         return TimeRange(name=name, days=days, since_hour=int((now_s - DAY_S) // HOUR_S))
-    first_day = int(now_s // DAY_S) - days + 1  # whole days, today among them
+    first_day = int(now_s // DAY_S) - days + 1  # whole days, including today
     return TimeRange(name=name, days=days, since_hour=DAY_HOURS * first_day if days else 0)
 
 
 def route_url(name: str) -> str:
-    """Where a route's own page is. A name may hold anything, also a slash, so it is in the query."""
+    """The URL of a route's page. The name is in the query, because it may contain a slash."""
     return f"/console/route?{urlencode({'name': name})}"
 
 
 MOST_WATCHERS: Final = 50
-CLOSING_S: Final = 0.5  # how soon watchers learn that the gateway ends
+CLOSING_S: Final = 0.5  # delay until watchers notice that the gateway is ending
 PING: Final = b": here\n\n"
 PING_S: Final = 15.0
 
 
 class Live:
-    """Everybody who watches the first page.
+    """The watchers of the overview page.
 
-    look  a mark of what a window shows; another mark: something has changed
-    part  the part of the page for a window
+    look  a mark of a window's content, which changes with it
+    part  renders the live part of the page for a window
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Live:
         return len(self._watchers) >= MOST_WATCHERS
 
     async def watch(self, window: str, holds: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """Events for one watcher, until the gateway ends or `holds` says that they may look no more."""
+        """Yield events for one watcher, until the gateway ends or `holds` reports that their access has ended."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
         self._watchers[queue] = window
         if self._task is None or self._task.done():
@@ -233,7 +233,7 @@ class Live:
             is_first = window not in self._marks
             self._marks[window] = mark
             if is_first:
-                return  # the page that began to watch has just shown this
+                return  # this state is on the watcher's page already
             part = await self._part(window)
         except Exception as error:  # noqa: BLE001 - the page that is shown stays as it is
             LOG.warning("console: the first page could not be told what is new (%s)", type(error).__name__)
@@ -250,14 +250,14 @@ class Live:
             queue.put_nowait(event)
 
 
-READERS: Final = 2  # threads that read for pages, whatever else the process does
+READERS: Final = 2  # threads that read for pages
 LONGEST_READ_S: Final = 10.0
-MOST_MESSAGES: Final = 1_000  # sessions for which a sentence is kept until the next page
+MOST_MESSAGES: Final = 1_000  # sessions with a message for their next page
 
 
 @dataclass(slots=True, kw_only=True)
 class ConsoleContext:
-    """The log and everything that handlers need."""
+    """The log and the services that handlers need."""
 
     settings: Settings
     path: Path
@@ -269,11 +269,11 @@ class ConsoleContext:
     cache: ViewCache = field(default_factory=ViewCache)
     _begun_s: float = field(init=False)  # Unix time
     _threads: ThreadPoolExecutor = field(init=False)
-    _messages: dict[str, str] = field(default_factory=dict)  # by session: a sentence for its next page
+    _messages: dict[str, str] = field(default_factory=dict)  # by session, for its next page
 
     def __post_init__(self) -> None:
         self._begun_s = self.now()
-        # Threads of our own: a page must not wait for what else runs in this process, nor the other way round.
+        # Own threads, so that pages and the rest of the process do not wait for each other.
         self._threads = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="suffice-console")
 
     def close(self) -> None:
@@ -283,7 +283,7 @@ class ConsoleContext:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def read(self, request: ConsoleRequest, principal: Principal, view: Callable[[ViewContext], T]) -> T:
-        """Look at the log in a thread, for a while at most. Raises what the view raises, and StoreError."""
+        """Read the log in a thread, with a time-out. Raises what the view raises, and StoreError."""
         return await self.in_thread(lambda: self._read(request, principal, view))
 
     def _read(self, request: ConsoleRequest, principal: Principal, view: Callable[[ViewContext], T]) -> T:
@@ -312,7 +312,6 @@ class ConsoleContext:
             raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
 
     def leave_message(self, principal: Principal, sentence: str) -> None:
-        """Have this session's next page show a sentence."""
         if principal.session is None:
             return
         self._messages.pop(principal.session.nonce, None)
@@ -321,7 +320,7 @@ class ConsoleContext:
             del self._messages[next(iter(self._messages))]
 
     def take_message(self, principal: Principal) -> str:
-        """The sentence for this session's next page, once; "": there is none."""
+        """Take the sentence for this session's next page; "": there is none."""
         return "" if principal.session is None else self._messages.pop(principal.session.nonce, "")
 
 
@@ -336,8 +335,8 @@ class ConsoleEndpoint:
     run: Handler
     summary: str
     gives: str = JSON
-    record: type | None = None  # what a program gets; None: see `gives`
-    fields: Mapping[str, str] = field(default_factory=dict)  # of the query, or of the body, with what they mean
+    record: type | None = None  # the API's response; None: see `gives`
+    fields: Mapping[str, str] = field(default_factory=dict)  # of the query, or of the body, with their meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,19 +348,19 @@ class View:
     fields: Mapping[str, str] = field(default_factory=dict)
     place: str = ""  # in the navigation; "": the title
     template: str = ""  # "": named after the path
-    api_path: str | None = None  # below /api, where it is another one
+    api_path: str | None = None  # below /api, if different
     needs: Role = "reviewer"
 
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
     message: str  # one sentence
-    goes_to: str = ""  # where a person goes on; "": back to where they were
+    goes_to: str = ""  # the next page; "": the previous one
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that changes something. `run` runs in a thread; it raises BadRequest for what cannot be done."""
+    """An endpoint that changes something. `run` runs in a thread; it raises BadRequest for an invalid request."""
 
     path: str  # below /console and below /api
     needs: Role

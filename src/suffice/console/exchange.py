@@ -1,4 +1,4 @@
-"""Requests to the console and its answers, on bare ASGI: heads, cookies, forms, security headers."""
+"""Console requests and responses on bare ASGI: headers, cookies, forms, security headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HTML: Final = "text/html; charset=utf-8"
 JSON: Final = "application/json"
 SSE: Final = "text/event-stream; charset=utf-8"
 
-# Nothing inline, nothing from elsewhere, nobody may frame us, and no address of ours is sent to other sites.
+# Nothing inline, nothing from other origins, no framing, and no referrer to other sites.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'none';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -40,10 +40,10 @@ class ConsoleRequest:
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case; repeated ones joined by ", "
-    query: Mapping[str, str] = field(default_factory=dict)  # the last of a name counts
+    query: Mapping[str, str] = field(default_factory=dict)  # the last value of a name counts
     form: Mapping[str, str] = field(default_factory=dict)  # of a form or a flat JSON object
-    address: str = ""  # of the client's end of the connection
-    fields: Mapping[str, str] = field(default_factory=dict)  # in the path, by name
+    address: str = ""  # of the client's socket
+    fields: Mapping[str, str] = field(default_factory=dict)  # path parameters, by name
 
     @property
     def is_api(self) -> bool:
@@ -60,7 +60,7 @@ class ConsoleRequest:
 
     @property
     def behind_tls(self) -> bool:
-        """Does a proxy say that the browser came over TLS? A lie only makes cookies stricter."""
+        """Whether a proxy reports TLS. A false report only makes cookies stricter."""
         return self.headers.get("x-forwarded-proto", "").split(",")[0].strip().lower() == "https"
 
 
@@ -99,13 +99,13 @@ def redirect(place: str) -> Answer:
 
 
 def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str]:
-    """A header that sets a cookie that scripts and other sites do not get. Age 0: forget it."""
+    """A cookie header, hidden from scripts and other sites. Age 0 deletes the cookie."""
     header = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
     return "set-cookie", f"{header}; Secure" if secure else header
 
 
 def read_head(scope: Scope) -> ConsoleRequest:
-    """A request without its body. Raises BadRequest for too many fields in its query."""
+    """Parse a request without its body. Raises BadRequest for too many query fields."""
     headers = dict[str, str]()
     for raw, value in scope["headers"]:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
@@ -120,7 +120,7 @@ def read_head(scope: Scope) -> ConsoleRequest:
 
 
 async def read_form(request: ConsoleRequest, receive: Receive) -> ConsoleRequest:
-    """The request with its body. Raises BadRequest for what is no form, too long, or broken off."""
+    """Read the request's body. Raises BadRequest for one that is no form, too long, or incomplete."""
     try:
         body = await read_body(receive, MOST_BODY_BYTES)
     except ClientGone:
@@ -145,7 +145,7 @@ _decode: Callable[[bytes], Any] = msgspec.json.Decoder(float_hook=finite).decode
 
 
 def _flat(body: bytes) -> dict[str, str]:
-    """A flat JSON object as a form has it: a program and a page send the same fields."""
+    """A flat JSON object as form fields, so that programs and pages send the same fields."""
     try:
         if count_items(body, 2 * MOST_FIELDS)[0] > 2 * MOST_FIELDS + 1:
             raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields")

@@ -1,4 +1,4 @@
-"""Renders templates, which escape everything, and serves static files. Without jinja2 only `/api` works."""
+"""Renders templates, which escape all values, and serves static files. Without jinja2 only `/api` works."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def _environment() -> Environment:
 
 @lru_cache(maxsize=len(STATIC) + 1)
 def static(name: str) -> tuple[bytes, str]:
-    """A file of ours that a browser asks for, and its kind. Raises KeyError for a name that is none."""
+    """Return a static file and its media type. Raises KeyError for an unknown name."""
     return (HERE / "static" / name).read_bytes(), STATIC[name]
 
 
 @lru_cache(maxsize=len(STATIC))
 def asset_url(name: str) -> str:
-    """Where a browser finds a file of ours; another address when its content is another."""
+    """The URL of a static file, which changes with its content."""
     return f"/console/static/{hashlib.sha256(static(name)[0]).hexdigest()[:12]}/{name}"

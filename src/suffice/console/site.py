@@ -1,4 +1,4 @@
-"""The table of all endpoints of the console and its API, and their handlers: pages, JSON, forms, files, the login."""
+"""The table of all endpoints of the console and its API, and their handlers: pages, JSON, forms, files, login."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpo
         values |= {"it": record, "places": navigation(views, principal, view.place or view.title)}
         if not request.is_partial:
             values["first"] = await context.in_thread(context.services.warnings)
-        # A part of a page that somebody asks for by itself is a page of its own.
+        # A part of a page that is requested alone is rendered as a page of its own.
         own = view.template or f"{view.path[1:]}.html"
         template = "part.html" if own.startswith("_") and not request.is_partial else own
         return Answer(body=await context.in_thread(lambda: render.page(template, values | {"part": own})))
@@ -101,7 +101,7 @@ def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoin
 
 
 def navigation(views: tuple[View, ...], principal: Principal, here: str) -> tuple[dict[str, Any], ...]:
-    """The first view of each place that the principal's role may see."""
+    """The first view of each place that the principal's role allows."""
     first = dict[str, View]()
     for view in views:
         first.setdefault(view.place or view.title, view)
@@ -206,7 +206,7 @@ def _description() -> bytes:
 
 
 async def _describe(context: ConsoleContext, _request: ConsoleRequest, _principal: Principal) -> Answer:
-    """Made when somebody first asks, off the loop: it takes longer than all else at a gateway's start."""
+    """Generated on first use and in a thread: it takes longer than the rest of a gateway's start."""
     return Answer(kind=JSON, body=await context.in_thread(_description))
 
 
@@ -268,7 +268,7 @@ VIEWS: Final = (  # in the order of the navigation
     View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html"),
     View("/policies", POLICIES, policies, PoliciesView),
     View("/experiments", EXPERIMENTS, experiments, Experiments),
-    # Parts of pages that take a while to find out: the pages ask for them once they are there.
+    # Parts that are slow to compute: the pages request them once displayed.
     View("/policies/weighed", ASSESSMENT, view_assessment, RolloutAssessment, ROLLOUT, POLICIES, "_weighed.html"),
     View("/experiments/shown", RESULT, view_experiment, ExperimentView, EXPERIMENT, EXPERIMENTS, "_experiment.html"),
     View("/review", "Review", review_page, ReviewPage),
@@ -278,7 +278,7 @@ VIEWS: Final = (  # in the order of the navigation
     View("/settings", "Settings", settings_page, SettingsPage, needs="admin"),
 )
 ITEM: Final = {"item": "its episode"}
-ENDPOINTS: Final = (  # every endpoint there is: a path that is not here does not exist
+ENDPOINTS: Final = (  # a path that is not here does not exist
     ConsoleEndpoint("GET", "/console/static/{version}/{name}", "nobody", _static, "a file", "*/*"),
     ConsoleEndpoint("GET", "/console/login", "nobody", _login_page, "the login", HTML),
     ConsoleEndpoint("POST", "/console/login", "nobody", _login, "log in", HTML),

@@ -1,4 +1,4 @@
-"""The pages of alerts (open and resolved, and which sinks took them), incidents and overrides."""
+"""The pages of alerts (open and resolved, with their delivery to sinks), incidents and overrides."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from suffice.store.routes.windows import job_history
 from suffice.types import Publication
 
 MOST_SHOWN: Final = 100
-MOST_LATELY: Final = 5  # on the first page
-MOST_RUNS: Final = 200  # of jobs, that are looked through for what a sink said last
+MOST_LATELY: Final = 5  # on the overview page
+MOST_RUNS: Final = 200  # job runs searched for a sink's last report
 
 
 class SinkLine(ViewRecord, frozen=True):
     sink: str  # log, webhook or email
-    configured: bool  # do the settings name it now?
-    since_s: float | None  # Unix time at which it began to listen; None: it never did, or before what was read
-    n_taken: int  # alerts that it took, of those that are known here
-    n_waiting: int  # that it has not taken yet
-    latest_s: float | None  # when it took the latest; None: it took none
-    problem: str  # why it did not take one, if that was the latest; "": it did
+    configured: bool  # whether the settings name it now
+    since_s: float | None  # Unix time of its configuration; None: never, or before what was read
+    n_taken: int  # accepted, of the alerts on this page
+    n_waiting: int  # not accepted yet
+    latest_s: float | None  # when it accepted the latest; None: it accepted none
+    problem: str  # why it failed to accept the latest; "": it did not fail
 
 
 class AlertLine(ViewRecord, frozen=True):
-    seq: int  # place in the log of what it is about
+    seq: int  # position in the log of the alert's row
     at_s: float  # Unix time
     kind: str
-    route: str  # "": about all of them
+    route: str  # "": all routes
     sentence: str
     href: str  # of the page about it
-    taken: tuple[SinkReceipt, ...]  # by whom, and when
-    waits_for: tuple[str, ...]  # sinks that have not taken it yet
-    wanted: bool  # do the settings want this kind told?
-    n_again: int  # as often the same came again, within the time in which nobody is told it again
-    latest_at_s: float  # of the last of them
-    over: Over | None  # when what it told of ended, and why; None: it stands
+    taken: tuple[SinkReceipt, ...]  # by sink, with its time
+    waits_for: tuple[str, ...]  # sinks that have not accepted it yet
+    wanted: bool  # whether the settings include this kind
+    n_again: int  # repeats within the time in which they are not sent
+    latest_at_s: float  # of the last repeat
+    over: Over | None  # when it was resolved, and why; None: it is open
 
 
 class AlertsPage(ViewRecord, frozen=True):
-    sinks: tuple[SinkLine, ...]  # (): nobody is told
-    lines: tuple[AlertLine, ...]  # what stands first, and of each the latest first
-    repeat_s: float  # the same alert is told again after so long
-    unwanted: tuple[str, ...]  # kinds that the settings leave out
+    sinks: tuple[SinkLine, ...]  # (): none is configured
+    lines: tuple[AlertLine, ...]  # open ones first, each group the latest first
+    repeat_s: float  # after which the same alert is sent again
+    unwanted: tuple[str, ...]  # kinds that the settings exclude
 
     @property
     def stand(self) -> tuple[AlertLine, ...]:
@@ -79,7 +79,7 @@ def alerts(view: ViewContext) -> AlertsPage:
 
 
 def latest_alerts(view: ViewContext) -> tuple[AlertLine, ...]:
-    """Open ones and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
+    """Open alerts and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
     log, now_s = read_alerts(view), view.now_s
     recent = [one for one in log.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
     return tuple(_line(one, log, view) for one in _open_first(recent, now_s)[:MOST_LATELY])
@@ -139,20 +139,20 @@ def _sink(name: str, log: AlertLog, alerts: Alerts, lines: list[AlertLine], prob
 
 class Back(ViewRecord, frozen=True):
     publication: Publication
-    why_not: str  # "": it can
+    why_not: str  # "": it can be made
 
 
 class OpenCase(ViewRecord, frozen=True):
     case: Case
-    now: str  # what holds on the route, in words
+    now: str  # the route's state, in words
     back: tuple[Back, ...]
-    can: tuple[str, ...]  # decisions that can be made
+    can: tuple[str, ...]  # possible decisions
 
 
 class Incidents(ViewRecord, frozen=True):
     open: tuple[OpenCase, ...]
     closed: tuple[Case, ...]  # the latest first
-    overrides: tuple[Override, ...]  # that hold now
+    overrides: tuple[Override, ...]  # active
     routes: tuple[str, ...]  # on which an incident can be opened
 
 

@@ -1,4 +1,4 @@
-"""The pages of runs (a list and one run with all its steps) and of the audit log."""
+"""The pages of runs (a list, and one run with all its steps) and of the audit log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from suffice.store.rows.events import EVENTS
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
-MOST_PAGE: Final = 500  # in one answer to a program
+MOST_PAGE: Final = 500  # in one API response
 CHUNK: Final = 200
 
 ENDS: Final[Mapping[str, str]] = {
@@ -51,7 +51,7 @@ class Filter(ViewRecord, frozen=True):
     end: str  # a key of ENDS
     said: str  # a key of SAID
     query_class: str  # "": any
-    before: int  # place in the log behind which nothing is shown; 0: begin with the latest
+    before: int  # position in the log before which runs are listed; 0: the latest
 
     @property
     def fields(self) -> dict[str, str]:
@@ -72,8 +72,8 @@ class EpisodeRow(ViewRecord, frozen=True):
     stop_step: int | None
     answer: str | None
     would_answer: str | None
-    differs: bool  # would a stop have answered otherwise?
-    correct: bool | None  # as the latest label says, compared by the route's scorer
+    differs: bool  # whether a stop would have given another answer
+    correct: bool | None  # by the latest label, compared by the route's scorer
     tokens: int | None  # generated for the answer
     saved_tokens: int | None
     degraded: tuple[str, ...]
@@ -82,8 +82,8 @@ class EpisodeRow(ViewRecord, frozen=True):
 class Episodes(ViewRecord, frozen=True):
     wanted: Filter
     lines: tuple[EpisodeRow, ...]
-    older: int | None  # place to go on from; None: these were all
-    cut_short: bool  # did the look stop before the page was full? The older ones were not looked at
+    older: int | None  # position for the next page; None: no older ones
+    cut_short: bool  # the search stopped before the page was full; older ones were not searched
     routes: tuple[str, ...]  # to choose from
 
     @property
@@ -98,23 +98,23 @@ class Episodes(ViewRecord, frozen=True):
 class FeedbackRow(ViewRecord, frozen=True):
     seq: int
     feedback: Feedback
-    counts: bool  # is this the word that says whether it was right?
+    counts: bool  # whether this label decides the correctness
 
 
 class EpisodePage(ViewRecord, frozen=True):
     at_s: float
     request: Request
-    outcome: Outcome | None  # None: it is still running, or its process died
+    outcome: Outcome | None  # None: still running, or its process died
     labels: tuple[FeedbackRow, ...]  # oldest first
     scorer: str
-    correct: bool | None  # was the delivered answer right? None: nobody said
-    would_be_correct: bool | None  # would the stop's answer have been right? None: as above, or it made none
-    differs: bool  # would a stop have answered otherwise than the full run?
-    wanted: LabelRequest | None  # why somebody should say whether it was right; None: nobody asked
+    correct: bool | None  # the delivered answer; None: unlabelled
+    would_be_correct: bool | None  # the stop's answer; None: as above, or there was none
+    differs: bool  # whether a stop would have given another answer than the full run
+    wanted: LabelRequest | None  # why a label was requested; None: none was
 
 
 def episodes(view: ViewContext) -> Episodes:
-    """The latest runs that fit. Raises StoreError, and BadRequest for a filter that there is not."""
+    """The latest matching runs. Raises StoreError, and BadRequest for an unknown filter."""
     wanted = filter_of(view.query)
     limit = whole_of(view.query, "limit", PAGE, most=MOST_PAGE)
     lines, older, cut_short = page_of(view, _search(view, wanted), limit)
@@ -122,7 +122,7 @@ def episodes(view: ViewContext) -> Episodes:
 
 
 def filter_of(query: Mapping[str, str]) -> Filter:
-    """The filter in an address. Raises BadRequest."""
+    """Parse the filter of a query string. Raises BadRequest."""
     for name, allowed in (("end", ENDS), ("said", SAID)):
         if query.get(name, "") not in allowed:
             known = ", ".join(one for one in allowed if one)
@@ -138,7 +138,7 @@ def filter_of(query: Mapping[str, str]) -> Filter:
 
 
 def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> int:
-    """A whole number in an address. Raises BadRequest."""
+    """Parse an integer of a query string. Raises BadRequest."""
     text = query.get(name) or str(usual)
     if not text.isascii() or not text.isdecimal() or len(text) > 16 or int(text) > most:
         raise BadRequest(f"{name}: got {text[:40]!r}; a whole number from 0 to {most}", param=name)
@@ -209,7 +209,7 @@ def _line(episode: Episode, at_s: float, correct: bool | None) -> EpisodeRow:
 
 
 class Correctness:
-    """Whether delivered answers were right, by their labels and their routes' scorers."""
+    """Correctness of delivered answers, by their labels and their routes' scorers."""
 
     def __init__(self, view: ViewContext) -> None:
         self._view = view
@@ -272,9 +272,9 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Match) -> 
 
 
 AUDIT_CHUNK: Final = 500
-# What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person …
+# Bulk rows without a decision: they have pages of their own, or tell a person nothing …
 HIDDEN: Final = {"request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted", "requests_counted"}
-# … and what is shown where somebody asks for it.
+# … and rows that are listed only on request.
 QUIET: Final = HIDDEN | {
     "review_asked",
     "review_drawn",
@@ -288,31 +288,31 @@ MOST_BODY_CHARS: Final = 6_000
 
 
 class AuditRow(ViewRecord, frozen=True):
-    seq: int  # its place in the log
-    place: int | None  # in the chain that vouches for it; None: this log has no chain
+    seq: int  # position in the log
+    place: int | None  # index in the hash chain; None: this log has no chain
     at_s: float
     kind: str
     route: str
-    author: str  # a person, or a worker; "": nobody is named
-    before: str  # what held, in words; "": there was nothing, or it is in no row
-    after: str  # what holds, in words
+    author: str  # a person, or a worker; "": none
+    before: str  # the state before, in words; "": none, or not recorded
+    after: str  # the state after, in words
     reason: str
-    body: str  # the whole record as JSON, cut where it is long
+    body: str  # the whole record as JSON, truncated
 
 
 class Changes(ViewRecord, frozen=True):
     lines: tuple[AuditRow, ...]
-    older: int | None  # place to go on from; None: these were all
-    cut_short: bool  # did the look stop before the page was full?
-    kind: str  # only this one; "": all
-    route: str  # only this one; "": all
-    kinds: tuple[str, ...]  # to choose from
+    older: int | None  # position for the next page; None: no older ones
+    cut_short: bool  # the search stopped before the page was full
+    kind: str  # filter; "": all
+    route: str  # filter; "": all
+    kinds: tuple[str, ...]  # all kinds of the filter
     routes: tuple[str, ...]
-    head: Head | None  # where the chain ends now; None: this log has none
+    head: Head | None  # the chain's present head; None: this log has none
 
 
 def changes(view: ViewContext) -> Changes:
-    """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
+    """The latest matching changes. Raises StoreError, and BadRequest for an unknown kind."""
     kind, route = view.query.get("kind", ""), view.query.get("route", "")
     kinds = tuple(sorted(set(EVENTS) - HIDDEN))
     if kind and kind not in kinds and kind != "feedback":

@@ -1,4 +1,4 @@
-"""The overview page, and the state of each route that it and the route page show."""
+"""The overview page, and the state of each route for it and for the route page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from suffice.store.routes.in_force import NOTHING, Phase, phase_of, read_phases
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo, RollupSums
 from suffice.store.routes.windows import newest_outlook
 
-RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
+RATE_DAYS: Final = 7  # over which the rate of audits is averaged
 
 
 class RouteState(ViewRecord, frozen=True):
@@ -33,22 +33,22 @@ class RouteState(ViewRecord, frozen=True):
     kind: str
     scorer: str
     upstream: str
-    max_em_drop: float  # fraction: what its owner accepts
+    max_em_drop: float  # fraction: the owner's budget
     confidence: float
     phase: Phase
-    owned: str  # the policy that its owner wrote down, whatever rollouts made of it; "": the control loop decides
-    promise: str  # the sentence, as everywhere
-    promise_state: str  # … in one word
-    em_full: IntervalEstimate | None  # hold at every look, as `monitor` saw them; else of the window, for one look
-    em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
+    owned: str  # the fixed policy of the settings, whatever rollouts changed; "": the control loop decides
+    promise: str  # the guarantee's sentence (`review.route_guarantee`)
+    promise_state: str  # its state
+    em_full: IntervalEstimate | None  # from `monitor`, valid at every look; otherwise of the window, valid for one look
+    em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not comparable with `em_full`
     em_drop: IntervalEstimate | None  # paired, on audits
-    saving: IntervalEstimate | None  # of tokens, since the log began, as everywhere (`assurance.estimate.saving_of`)
-    liking: SatisfactionEffect | None  # ratings, thumbs and surveys, as `monitor` saw them; None: nobody said anything
-    seen_at: int | None  # requests of the route when `monitor` looked last; None: it has not
-    alerts: tuple[str, ...]  # sentences of forecasts that cross their limit
+    saving: IntervalEstimate | None  # of tokens, since the log began (`assurance.estimate.saving_of`)
+    liking: SatisfactionEffect | None  # from `monitor`; None: no ratings
+    seen_at: int | None  # requests of the route at the last look of `monitor`; None: none yet
+    alerts: tuple[str, ...]  # forecasts that cross their limit, in sentences
     sums: RollupSums  # of the window
-    audits_a_day: float | None  # lately; None: none came
-    missing: str  # what the next level still takes, as a sentence
+    audits_a_day: float | None  # recent rate; None: no audits
+    missing: str  # what the next level needs, as a sentence
 
     @property
     def is_certified(self) -> bool:
@@ -56,18 +56,18 @@ class RouteState(ViewRecord, frozen=True):
 
     @property
     def liking_effect(self) -> IntervalEstimate | None:
-        """Satisfaction of stopped runs less that of full ones, paired by the audit draw; None: not measured."""
+        """Satisfaction of stopped runs minus full ones, paired by the audit draw; None: not measured."""
         return self.liking.effect if self.liking is not None else None
 
     @property
     def budget_used(self) -> float | None:
-        """Upper end of the EM drop over what its owner accepts; None: not measured."""
+        """Upper end of the EM drop divided by the budget; None: not measured."""
         high = self.em_drop.high if self.em_drop is not None else None
         return None if high is None or not self.max_em_drop else high / self.max_em_drop
 
 
 def standings(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
-    """Every route of the settings, and those that only the log knows. Raises StoreError."""
+    """Every route of the settings, and those that only the log has. Raises StoreError."""
     log = view.connection
     sums = _sums_by_route(log, window.since_hour)
     recent = _sums_by_route(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))
@@ -132,7 +132,7 @@ def _standing(
 
 
 def forecasts_of(outlook: Outlook | None) -> tuple[Forecast, ...]:
-    """Of the EM drop and of EM, as far as they are known."""
+    """The forecasts of the EM drop and of EM, if known."""
     return () if outlook is None else tuple(one for one in (outlook.drop, outlook.em) if one is not None)
 
 
@@ -140,7 +140,7 @@ def _promise(
     view: LogView, name: str, promises: Promises, tally: Tally | None, outlook: Outlook | None
 ) -> RouteGuarantee:
     route = view.route(name)
-    if route is None:  # it is in the log only
+    if route is None:  # only in the log
         return RouteGuarantee(state="off")
     newest = newest_request(view.connection, name)
     setup = newest.setup or None if newest is not None else None
@@ -213,8 +213,8 @@ def _in_days(n: int, a_day: float | None) -> str:
 
 
 MOST_DAYS: Final = 400
-LATE_S: Final = 60.0  # behind an alert: a sink that has not taken it by then does not work
-STARTS_S: Final = 30.0  # a worker that starts with the gateway takes some seconds until it holds the log
+LATE_S: Final = 60.0  # after an alert: a sink that has not accepted it by then is considered broken
+STARTS_S: Final = 30.0  # a worker that starts with the gateway takes some seconds to lease its jobs
 
 
 class Day(ViewRecord, frozen=True):
@@ -226,48 +226,48 @@ class Day(ViewRecord, frozen=True):
     saved_tokens: int
     spent_tokens: int
     saved_usd: float
-    em_full: float | None  # None: no label came
+    em_full: float | None  # None: no labels
     em_full_low: float | None
     em_full_high: float | None
     em_stopped: float | None
     em_stopped_low: float | None
     em_stopped_high: float | None
-    drop: float | None  # of audits, unlabelled disagreement counted as lost
+    drop: float | None  # on audits; an unlabelled disagreement counts as lost
 
 
 class OverviewNotice(ViewRecord, frozen=True, kw_only=False):
     level: Literal["alarm", "warn", "info"]
     text: str
     href: str
-    action: str  # what the link says
+    action: str  # text of the link
 
 
 class Overview(ViewRecord, frozen=True):
     window: TimeRange
     read_to: ReadTo
     total: RollupSums
-    saving: float | None  # of tokens, of all routes since the log began (`assurance.estimate.saving_of`); None: unknown
-    would_save: float | None  # what the shadow stops of routes that observe would have saved; None: there are none
+    saving: float | None  # fraction of tokens, all routes, since the log began; None: unknown
+    would_save: float | None  # by the shadow stops of routes in observe mode; None: there are none
     n_certified: int
     n_learned: int  # routes that a control loop may certify
     worst: RouteState | None  # the route nearest to its EM budget; None: none is measured
     routes: tuple[RouteState, ...]
     days: tuple[Day, ...]
     notices: tuple[OverviewNotice, ...]
-    alerts: tuple[AlertLine, ...]  # that stand, and those of the last 24 hours, as on their page; a few at most
-    is_empty: bool  # has nothing been asked yet, ever?
-    liked: RouteState | None  # the route whose satisfaction stopping harms most, or helps least; None: unmeasured
+    alerts: tuple[AlertLine, ...]  # open ones and those of the last 24 hours, as on their page; a few at most
+    is_empty: bool  # whether there has never been a request
+    liked: RouteState | None  # the route with the lowest effect of stopping on satisfaction; None: not measured
 
 
 def overview(view: ViewContext) -> Overview:
-    """All routes. Raises StoreError, and BadRequest for a window that is not offered."""
+    """All routes. Raises StoreError, and BadRequest for an unknown window."""
     window, log, alerts = view.window, view.connection, latest_alerts(view)
     states, tallies, read_to = standings(view, window), rollups.read_tallies(log).values(), rollups.read_to(log)
     total = rollups.NOTHING
     for one in states:
         total = total.plus(one.sums)
     measured = [one for one in states if one.budget_used is not None]
-    measured = [one for one in measured if one.phase.level] or measured  # where something is stopped comes first
+    measured = [one for one in measured if one.phase.level] or measured  # routes that stop runs take precedence
     liked = [(one.liking_effect.value, one) for one in states if one.liking_effect is not None]
     return Overview(
         window=window,

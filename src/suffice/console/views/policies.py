@@ -35,15 +35,15 @@ class PublicationRow(ViewRecord, frozen=True):
 class RoutePolicy(ViewRecord, frozen=True):
     route: str
     mode: str
-    owned: str  # the name of the policy that its owner wrote down; "": the control loop decides
-    brought: str  # address of the policy that a rollout has put in its place; "": none has
-    level: int  # in force
-    paused: str  # why; "": it is not
-    rollout: RolloutRun | None  # that runs; None: none does
-    past: tuple[RolloutRun, ...]  # rollouts that have ended, the latest first
+    owned: str  # name of the fixed policy; "": the control loop decides
+    brought: str  # address of the policy that a rollout activated; "": none
+    level: int  # active
+    paused: str  # reason; "": not paused
+    rollout: RolloutRun | None  # running; None: none is
+    past: tuple[RolloutRun, ...]  # ended, the latest first
     published: tuple[PublicationRow, ...]  # the latest first
-    proposal: ProposedVersion | None  # the newest version of a refit, in force nowhere by itself
-    arm: ArmWorth | None  # the newest of the tuner, likewise
+    proposal: ProposedVersion | None  # the newest proposal of a refit, not active by itself
+    arm: ArmWorth | None  # the newest proposal of the tuner, likewise
 
 
 class PoliciesView(ViewRecord, frozen=True):
@@ -51,7 +51,7 @@ class PoliciesView(ViewRecord, frozen=True):
 
 
 def policies(view: ViewContext) -> PoliciesView:
-    """What is in force where. Raises StoreError."""
+    """The active policy of each route. Raises StoreError."""
     decided, rollouts = read_decided(view.connection), read_rollouts(view.connection)
     return PoliciesView(
         routes=tuple(
@@ -93,9 +93,9 @@ def _policy_of(
 
 class RolloutAssessment(ViewRecord, frozen=True):
     word: str  # "goes back", "broken", "not enough data" or "ready"
-    why: str  # why it goes back, or why nothing can be compared; "": neither
-    missing: tuple[str, ...]  # what is not there yet for the next step, each a sentence
-    readings: tuple[str, ...]  # of the guard-rails, each a sentence
+    why: str  # why it goes back, or why no comparison is possible; "": neither
+    missing: tuple[str, ...]  # what the next step still needs, each a sentence
+    readings: tuple[str, ...]  # of the guardrails, each a sentence
 
 
 def view_assessment(view: ViewContext) -> RolloutAssessment:
@@ -122,12 +122,12 @@ class ExperimentRow(ViewRecord, frozen=True):
     control: str
     layer: str
     share: float  # of the layer's units
-    run: int  # 0: it was never started
+    run: int  # 0: never started
     started_at_s: float | None
     author: str
     reason: str
-    ended: str  # why and by whom; "": it runs, or never did
-    said: tuple[str, ...]  # what it showed when it was ended
+    ended: str  # why and by whom; "": it is running, or never started
+    said: tuple[str, ...]  # its result when it ended
 
 
 class Experiments(ViewRecord, frozen=True):
@@ -136,8 +136,8 @@ class Experiments(ViewRecord, frozen=True):
 
 class ExperimentView(ViewRecord, frozen=True):
     result: ExperimentResult
-    reading: Mapping[str, tuple[str, ...]]  # by arm: in sentences
-    units: Mapping[str, str]  # by metric: what its numbers are in
+    reading: Mapping[str, tuple[str, ...]]  # by arm, in sentences
+    units: Mapping[str, str]  # by metric: its unit
 
 
 def experiments(view: ViewContext) -> Experiments:

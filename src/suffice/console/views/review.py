@@ -1,4 +1,4 @@
-"""The review page of one reviewer: the item in hand, the queue, and how far reviewers agree."""
+"""The review page of one reviewer: the item in hand, the queue, and the agreement between reviewers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suffice.store.database.views import find_event
 from suffice.store.people.deciding import kept_question, kept_sources, read_reviews
 from suffice.types import Outcome, Request
 
-MOST_WAITING: Final = 30  # that are listed
+MOST_WAITING: Final = 30  # listed
 MOST_SETTLED: Final = 15
 WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "both": ("b", "Both are right"),
@@ -36,50 +36,50 @@ class ReviewChoice(ViewRecord, frozen=True, kw_only=False):
 class QueueRow(ViewRecord, frozen=True):
     item: ReviewItem
     state: str
-    by: tuple[str, ...]  # reviewers who have spoken
+    by: tuple[str, ...]  # reviewers with a verdict
 
 
 class LoopStep(ViewRecord, frozen=True):
     step: int  # from 1
-    action: str  # what its caller calls this kind of step; "": nothing
-    answer: str | None  # that it would have given; None: none
-    read: tuple[str, ...]  # passages; (): none were told, or none are kept
+    action: str  # the caller's name of this kind of step; "": none
+    answer: str | None  # None: none
+    read: tuple[str, ...]  # passages; (): none were recorded, or none are kept
     wrote: str  # its own text; "": as above
 
 
 class LoopView(ViewRecord, frozen=True):
     steps: tuple[LoopStep, ...]
     sources_from: str  # where the texts are from, or why there are none
-    is_cut: bool  # there was more than is kept
+    is_cut: bool  # the texts were longer than what is kept
 
 
 class InHand(ViewRecord, frozen=True):
     item: ReviewItem
     lease: ReviewLease
-    question: str | None  # its text; None: it cannot be had
-    question_from: str  # where it is from, or why there is none
-    loop: LoopView | None  # None: the run is no loop of its caller's
+    question: str | None  # None: not available
+    question_from: str  # where it is from, or why it is not available
+    loop: LoopView | None  # None: not a caller's own loop
     choices: tuple[ReviewChoice, ...]
-    others: tuple[Verdict, ...]  # what the others said, where this reviewer decides between them
+    others: tuple[Verdict, ...]  # the others' verdicts, for the adjudicator
 
 
 class RouteReviews(ViewRecord, frozen=True):
     route: str
     counts: Mapping[State, int]
     kappa: Kappa | None
-    em: IntervalEstimate | None  # of delivered answers, from items that were drawn at random
+    em: IntervalEstimate | None  # of delivered answers, from randomly drawn items
 
 
 class ReviewPage(ViewRecord, frozen=True):
-    in_hand: InHand | None  # None: this reviewer has nothing in hand
+    in_hand: InHand | None  # None: this reviewer has no item
     n_waiting: int  # that this reviewer could take
-    waiting: tuple[QueueRow, ...]  # by anybody, the most urgent first
+    waiting: tuple[QueueRow, ...]  # of all reviewers, the most urgent first
     settled: tuple[QueueRow, ...]  # the latest
     routes: tuple[RouteReviews, ...]
 
 
 def review_page(view: ViewContext) -> ReviewPage:
-    """The queue as this person sees it. Raises StoreError."""
+    """The queue for this reviewer. Raises StoreError."""
     name, now_s = view.principal.name, view.now_s
     view.cache.reviews = known = read_reviews(view.connection, view.cache.reviews)
     queue = known.queue

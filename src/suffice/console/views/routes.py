@@ -1,4 +1,4 @@
-"""The page of one route: frontier, operating level, thresholds, classes, versions and decisions."""
+"""The page of one route: frontier, active level, thresholds, classes, versions and decisions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from suffice.store.rows.records import ProposedVersion
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 MOST_DECISIONS: Final = 200
-MOST_LOOKS: Final = 120  # of `monitor`, for the line of the drop over time
-MOST_GROUPS: Final = 60  # classes, and versions, that are listed
+MOST_LOOKS: Final = 120  # of `monitor`, for the chart of the EM drop over time
+MOST_GROUPS: Final = 60  # classes, and versions, listed
 
 
 class Routes(ViewRecord, frozen=True):
@@ -36,23 +36,23 @@ class Routes(ViewRecord, frozen=True):
 
 class LevelRow(ViewRecord, frozen=True):
     level: int
-    saving: float  # fraction of tokens, on prompts that its models have not seen; no interval
+    saving: float  # fraction of tokens, on prompts that its models were not fitted on; no interval
     drop: float  # EM(full) - EM(stopped), a fraction
 
 
 class OperatingLevel(ViewRecord, frozen=True):
     level: int
-    saving: float  # fraction of tokens that it would have saved on these audits when it was published
-    drop: float  # what was lost less what was gained, a fraction; an audit without a label that differs is lost
+    saving: float  # fraction of tokens that these audits would have saved at publication
+    drop: float  # losses less gains, a fraction; an unlabelled audit that differs counts as lost
     n_audits: int
 
 
 class RouteBreakdown(ViewRecord, frozen=True):
     name: str
     sums: RollupSums
-    account: Account | None  # as `monitor` saw it; None: it is not among those it keeps
-    level: int | None  # that holds it back; None: none does
-    liking: SatisfactionEffect | None  # satisfaction, since the accounts began; None: nobody said anything
+    account: Account | None  # from `monitor`; None: not among those that it keeps
+    level: int | None  # restricted to this level; None: not restricted
+    liking: SatisfactionEffect | None  # since the accounts began; None: no ratings
 
 
 class MonitorState(ViewRecord, frozen=True):
@@ -79,27 +79,27 @@ class RoutePage(ViewRecord, frozen=True):
     route: RouteState
     days: tuple[Day, ...]
     frontier: tuple[LevelRow, ...]  # of the newest proposal; (): no refit has measured one
-    frontier_of: str  # address of the version that it is of
-    operating: OperatingLevel | None  # None: no level is in force
-    thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, one prompt fold; (): nothing is learned
+    frontier_of: str  # address of its version
+    operating: OperatingLevel | None  # None: no level is active
+    thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, for one prompt fold; (): nothing is learned
     classes: tuple[RouteBreakdown, ...]
     versions: tuple[RouteBreakdown, ...]
     looks: tuple[MonitorState, ...]  # oldest first
     decided: tuple[RouteDecision, ...]  # newest first
     forecasts: tuple[Forecast, ...]
     alerts: tuple[str, ...]  # that were raised, newest first
-    likings: tuple[SatisfactionEffect, ...]  # what people say of the whole route, by measure; (): nobody said anything
-    confidence: float  # of each interval of the looks by itself
+    likings: tuple[SatisfactionEffect, ...]  # of the whole route, by measure; (): no ratings
+    confidence: float  # of each single interval of the looks
 
 
 def routes(view: ViewContext) -> Routes:
-    """All routes. Raises StoreError, and BadRequest for a window that is not offered."""
+    """All routes. Raises StoreError, and BadRequest for an unknown window."""
     window = view.window
     return Routes(window=window, routes=standings(view, window))
 
 
 def route(view: ViewContext) -> RoutePage:
-    """One route, by `name`. Raises NotThere, StoreError, and BadRequest for a window that is not offered."""
+    """One route, by `name`. Raises NotThere, StoreError, and BadRequest for an unknown window."""
     window, name, log = view.window, view.query.get("name", ""), view.connection
     state = next((one for one in standings(view, window) if one.name == name), None)
     if state is None:
@@ -132,7 +132,7 @@ def _curve(proposal: ProposedVersion | None) -> tuple[LevelRow, ...]:
     try:
         points = msgspec.convert(curve or [], list[tuple[float, float]])
     except msgspec.ValidationError:
-        return ()  # a card of another version of ours
+        return ()  # a card of another version of Suffice
     return tuple(LevelRow(level=level, saving=saving, drop=drop) for level, (saving, drop) in enumerate(points))
 
 
@@ -162,7 +162,7 @@ def _breakdown(
     accounts: Mapping[str, Account],
     outlook: Outlook | None,
 ) -> tuple[RouteBreakdown, ...]:
-    """The route by class of questions or by version, the busiest first."""
+    """The route by query class or by version, the busiest first."""
     log, since_hour = view.connection, view.window.since_hour
     sums = {
         str(key[0]): one
@@ -178,7 +178,7 @@ def _breakdown(
             sums=one,
             account=accounts.get(name),
             level=held.get(name),
-            # Where there is only one group, what is said of the whole route is said of it.
+            # With a single group, the effect of the whole route is the group's.
             liking=liked.get(name) or (whole if not liked and len(sums) == 1 else liked.get("")),
         )
         for name, one in sums.items()

@@ -1,4 +1,4 @@
-"""The settings page: every setting and its default, examined upstreams, recent jobs, and who has access."""
+"""The settings page: all settings and their defaults, examined upstreams, recent jobs, and people with access."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from suffice.store.database.views import upstream_findings
 from suffice.store.routes.windows import job_history
 from suffice.types import Findings, JobRun
 
-MOST_CHARS: Final = 400  # of one value: a learned model written into a policy is long
+MOST_CHARS: Final = 400  # of one value: a learned model in a policy is long
 N_JOBS: Final = 30
 _CREDENTIALS: Final = re.compile(r"//[^/@\s\"]+@")  # of an address
 
 
 class SettingRow(ViewRecord, frozen=True):
     path: str
-    value: str  # as a settings file writes it
+    value: str  # as in a settings file
     is_default: bool
 
 
@@ -33,7 +33,7 @@ class Section(ViewRecord, frozen=True):
 
 
 class AccessEntry(ViewRecord, frozen=True):
-    """Somebody who may come in. Nothing of their secret."""
+    """A person with access, without their secret."""
 
     name: str
     role: str
@@ -44,11 +44,11 @@ class SettingsPage(ViewRecord, frozen=True):
     version: str
     log: str
     log_bytes: int
-    attended: bool  # does a living worker look after this log?
+    attended: bool  # whether a live worker holds this log
     sections: tuple[Section, ...]
     upstreams: tuple[Findings, ...]  # as `suffice doctor` examined them
     jobs: tuple[JobRun, ...]  # newest first
-    people: tuple[AccessEntry, ...]  # () for those who are no admins
+    people: tuple[AccessEntry, ...]  # () for reviewers
 
 
 def settings_page(view: ViewContext) -> SettingsPage:
