@@ -1,4 +1,4 @@
-"""Agreement between reviewers, EM of delivered answers as reviewed, and what one verdict changed."""
+"""Agreement between reviewers, EM of delivered answers by review, and the effect of one verdict."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from suffice.types import Feedback
 
 Floats = NDArray[np.float64]
 
-LEAST_ITEMS: Final = 20  # below so many an interval by large samples says more than is known
+LEAST_ITEMS: Final = 20  # below this, a large-sample interval is too narrow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kappa:
-    value: float | None  # None: everybody always said the same thing, and chance alone would explain it
+    value: float | None  # None: all verdicts are equal, which chance alone would explain
     low: float | None  # ends of the interval; None: too few items
     high: float | None
     error: float | None  # standard error; None: as `value`
@@ -39,14 +39,14 @@ class Kappa:
 class Agreement:
     overall: Kappa | None  # Fleiss; None: no item has two verdicts
     pairs: tuple[tuple[str, str, Kappa], ...]  # Cohen, for each two who judged the same items, the most items first
-    n_contradicted: int  # items that a third person had or has to decide
+    n_contradicted: int  # with contradicting verdicts, adjudicated or not
 
 
 def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kappa:
     """Cohen's kappa of two raters, with its large-sample interval.
 
     Cohen (1960), Educ. Psychol. Meas. 20(1); standard error after Fleiss, Cohen and Everitt (1969), Psychol. Bull.
-    72(5), eq. 13, which does not suppose that the raters agree by chance alone.
+    72(5), eq. 13, which does not assume that the raters agree by chance alone.
 
     table  items by category of the first rater (rows) and of the second one (columns), square
     """
@@ -69,10 +69,10 @@ def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kapp
 
 
 def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kappa:
-    """Fleiss' kappa of any number of raters, who may be others for each item, with its large-sample interval.
+    """Fleiss' kappa of any number of raters, who may differ between items, with its large-sample interval.
 
     Fleiss (1971), Psychol. Bull. 76(5); standard error after Gwet (2021), Educ. Psychol. Meas. 81(4), which does not
-    suppose that the raters agree by chance alone.
+    assume that the raters agree by chance alone.
 
     counts  verdicts by item (rows) and category (columns); at least two for each item
     """
@@ -136,7 +136,7 @@ METHOD = "control share, weighted by its odds; Hoeffding"
 
 
 def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
-    """Was the answer that a client got right, as far as reviewers know? None: nobody knows (yet)."""
+    """Whether the delivered answer was right, by its reviewers' verdicts; None: not known (yet)."""
     place = queue.places.get(episode_id)
     settlement = None if place is None else place.settlement
     if place is None or settlement is None:
@@ -145,9 +145,9 @@ def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
 
 
 def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:
-    """EM of all delivered answers of a route, from the drawings that reviewers are through with; None: there are none.
+    """EM of all delivered answers of a route, from completed draws; None: there are none.
 
-    A drawing with an item that nobody has settled is left out whole: which of them are easy to settle is no accident.
+    A draw with an open item is left out as a whole, because items that are easy to settle are not representative.
     """
     drawings = queue.drawings.get(route, ())
     judged = ((one, [reviewed_correctness(queue, name) for name in one.drawn]) for one in drawings)
@@ -157,7 +157,7 @@ def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEsti
 def estimate_em(
     drawings: Iterable[tuple[ControlDraw, list[bool | None]]], *, confidence: float = 0.95
 ) -> IntervalEstimate | None:
-    """EM from drawings and what is known of each run that was drawn.
+    """Estimate EM from draws and the known correctness of each drawn run.
 
     The interval is Hoeffding's (1963, JASA 58(301), eq. 2.3 and section 6 for draws without replacement): with strata
     of n_h of N runs and k_h draws, the radius is sqrt(log(2/alpha)/2 * sum (n_h/N)^2 / k_h). It holds for every number
@@ -191,23 +191,23 @@ def estimate_em(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelEffect:
     n_audits: int  # that count
-    n_pending: int  # of them: they disagree at a level in play, and no label says what that cost
+    n_pending: int  # of them, unlabelled with a disagreement at an eligible level
     level: int  # that these audits certify; 0 never stops
-    n_missing: int | None  # audits to the next level, at the rates seen; None: no number, or there is no next level
-    em: IntervalEstimate | None  # of delivered answers, from the random control share; None: no drawing is through
+    n_missing: int | None  # audits to the next level, at the rates observed; None: not known, or there is no next level
+    em: IntervalEstimate | None  # of delivered answers, from the random control share; None: no completed draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
     item: str
     route: str
-    label: Feedback | None  # that came of them; None: none yet
+    label: Feedback | None  # from the verdicts; None: none yet
     before: LabelEffect
     after: LabelEffect
     level_in_force: int  # as published; the worker looks at every hundredth request of the route
-    is_drawn: bool  # is it of the random control share, which alone moves the EM estimate?
-    in_window: bool  # is the run among the audits that certify now?
-    waits: bool = False  # nothing is learned in this epoch yet: the label is read when something is
+    is_drawn: bool  # from the random control share, which alone affects the EM estimate
+    in_window: bool  # whether the run is among the audits that certify now
+    waits: bool = False  # nothing is learned in this epoch yet, so the label has no effect until then
 
     @property
     def said(self) -> str:

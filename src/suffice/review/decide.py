@@ -1,4 +1,4 @@
-"""Turns a person's decision into an override or the end of an incident, or says why it cannot be made.
+"""Turns a person's decision into an override or the end of an incident, or explains a refusal.
 
 A decision can only make a route safer, unless what it pins is certified here and now. Pure: the caller reads the state
 and writes the result, all of it or nothing.
@@ -33,9 +33,9 @@ class Now:
     holds: RouteHolds
     settings: Route
     epoch: Epoch | None = None
-    publication: Publication | None = None  # in force; None: nothing is
-    pause: Pause | None = None  # that stands
-    setup: str = ""  # of the route as it runs; "": not known
+    publication: Publication | None = None  # active; None: nothing is
+    pause: Pause | None = None  # not resumed yet
+    setup: str = ""  # the route's present setup; "": not known
 
     @property
     def level(self) -> int:
@@ -64,7 +64,7 @@ class OverrideForm:
     query_class: str | None = None  # None: the whole route
     level: int | None = None  # pin, cap
     max_em_drop: float | None = None  # budget
-    pinned: Publication | None = None  # pin: an earlier publication; None: what is in force, at `level`
+    pinned: Publication | None = None  # pin: an earlier publication; None: the active one, at `level`
     incident: str = ""
 
 
@@ -94,7 +94,7 @@ def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | s
 
 
 def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
-    """Why the route cannot be held so; None: it can."""
+    """Why the route cannot be overridden so; None: it can."""
     if made.kind != "observe" and not now.settings.is_learned:
         levels = f"route {now.route} has no levels that the control loop certifies"
         return f"{levels}: {made.kind} means nothing there; use observe"
@@ -184,7 +184,7 @@ def _undecidable(asked: IncidentForm, case: Case | None) -> str | None:
 
 
 def _wanted(asked: IncidentForm) -> OverrideForm | str | None:
-    """The override that a decision needs; a sentence where its numbers are missing; None: it needs none."""
+    """The override that a decision needs; a sentence if its numbers are missing; None: it needs none."""
     if asked.decision not in ("tighten", "roll_back"):
         return None
     if asked.decision == "tighten" and (asked.level is None) == (asked.max_em_drop is None):

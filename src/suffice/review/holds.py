@@ -11,12 +11,12 @@ from suffice.types import Epoch, Pause, Publication, Resumption
 OverrideKind: TypeAlias = Literal[
     "pin",  # serve this level, or this earlier publication
     "cap",  # no level above this one
-    "observe",  # everything runs in full
-    "budget",  # a smaller EM budget than the settings have
+    "observe",  # every request runs in full
+    "budget",  # a smaller EM budget than the settings'
 ]
 DAY_S: Final = 86_400.0
 MOST_DAYS: Final = 30
-_ALMOST: Final = 1e-12  # numbers that were written and read again
+_ALMOST: Final = 1e-12  # tolerance for numbers that were written and read again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +28,13 @@ class Override:
     author: str
     set_at_s: float  # Unix time
     expires_at_s: float  # Unix time, at most 30 days later
-    query_class: str | None = None  # of questions that it is about; None: the whole route
+    query_class: str | None = None  # None: the whole route
     level: int | None = None  # pin, cap
     max_em_drop: float | None = None  # budget: a fraction
-    pinned: Publication | None = None  # pin: what is served; None: whatever is in force, at `level`
-    incident: str = ""  # that it was decided in; "": none
-    before: str = ""  # what held there before, in words
-    after: str = ""  # what holds now, in words
+    pinned: Publication | None = None  # pin: what is served; None: the active publication, at `level`
+    incident: str = ""  # the incident that led to it; "": none
+    before: str = ""  # the state before, in words
+    after: str = ""  # the state after, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +44,21 @@ class OverrideEnd:
     reason: str
     author: str
     ended_at_s: float  # Unix time
-    before: str = ""  # what it held, in words
-    after: str = ""  # what holds now, in words
+    before: str = ""  # the state before, in words
+    after: str = ""  # the state after, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InEffect:
-    observe: str | None = None  # why everything runs in full; None: nothing says so
-    ceiling: int | None = None  # the highest level that may be served; None: no cap
+    observe: str | None = None  # why every request runs in full; None: not so
+    ceiling: int | None = None  # the highest level allowed; None: no cap
     classes: Mapping[str, int] = field(default_factory=dict)  # ceilings of classes; 0: they run in full
-    pin: Override | None = None  # of the whole route, the latest
-    max_em_drop: float | None = None  # the smallest budget; None: the settings' own
+    pin: Override | None = None  # the latest for the whole route
+    max_em_drop: float | None = None  # the smallest; None: the settings' own
     until_s: float | None = None  # when the first of them ends; None: there are none
 
     def ceiling_of(self, query_class: str) -> int | None:
-        """The highest level for questions of a class; None: nothing is held back."""
+        """The highest level for a query class; None: no limit."""
         return lowest(self.ceiling, self.classes.get(query_class))
 
     def budget(self, max_em_drop: float) -> float:
@@ -130,7 +130,7 @@ def why_not(made: Publication, *, epoch: Epoch | None, max_em_drop: float, confi
 
 
 def override_problem(one: Override) -> str | None:
-    """What is wrong with an override whatever the route, as a sentence; None: nothing."""
+    """What is wrong with an override on any route, as a sentence; None: nothing."""
     if not one.reason.strip() or not one.author.strip():
         return "an override needs an author and a reason"
     lasts_s = one.expires_at_s - one.set_at_s
@@ -158,10 +158,10 @@ def describe_override(one: Override) -> str:
 
 IncidentCause: TypeAlias = Literal["critical_em", "sample_ratio", "person"]
 DecisionKind: TypeAlias = Literal[
-    "resume",  # what is certified acts again
-    "tighten",  # it does, under a smaller EM budget or below a level
+    "resume",  # certified levels act again
+    "tighten",  # they do, under a smaller EM budget or level cap
     "roll_back",  # an earlier publication acts
-    "accept",  # it goes on with what was found, which opens no incident again until a date
+    "accept",  # it continues as it is, and the cause opens no incident until a date
 ]
 DECISIONS: Final[tuple[DecisionKind, ...]] = get_args(DecisionKind)
 
@@ -172,8 +172,8 @@ class Incident:
     route: str
     cause: IncidentCause
     summary: str  # one sentence
-    evidence: tuple[str, ...]  # what it stands on, a sentence each
-    pause: int | None  # number of the pause that it came with; None: enforcement goes on
+    evidence: tuple[str, ...]  # one sentence each
+    pause: int | None  # number of its pause; None: enforcement continues
     opened_at_s: float  # Unix time
     author: str  # a worker, or a person
 
@@ -186,17 +186,17 @@ class IncidentDecision:
     reason: str
     author: str
     decided_at_s: float  # Unix time
-    override: int | None = None  # number of the override that carries it out; None: none does
+    override: int | None = None  # number of the override that implements it; None: none
     until_s: float | None = None  # accept: Unix time until which it opens no incident again
-    before: str = ""  # what held before, in words
-    after: str = ""  # what holds now, in words
+    before: str = ""  # the state before, in words
+    after: str = ""  # the state after, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     incident: Incident
     decision: IncidentDecision | None = None
-    resumed: Resumption | None = None  # its pause was ended by `suffice resume`; None: it was not
+    resumed: Resumption | None = None  # its pause ended by `suffice resume`; None: it did not
 
     @property
     def name(self) -> str:
@@ -233,18 +233,18 @@ Held: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Pause |
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteHolds:
-    overrides: tuple[Override, ...] = ()  # that nobody has ended, whether or not their time has come; oldest first
-    ended: tuple[tuple[Override, OverrideEnd], ...] = ()  # that a person ended
+    overrides: tuple[Override, ...] = ()  # not ended by a person, expired or not; oldest first
+    ended: tuple[tuple[Override, OverrideEnd], ...] = ()  # ended by a person
     cases: tuple[Case, ...] = ()  # oldest first
-    n_overrides: int = 0  # numbers that are taken
+    n_overrides: int = 0  # overrides so far
     n_by_hand: int = 0  # incidents that people opened
-    pause: Pause | None = None  # that has not ended
+    pause: Pause | None = None  # not ended
 
     def in_effect(self, now_s: float) -> InEffect:
         return in_effect(self.overrides, now_s)
 
     def override(self, number: int) -> Override | None:
-        """An override that nobody has ended; None: there is none of that number."""
+        """An override that no person has ended; None: there is none of that number."""
         return next((one for one in self.overrides if one.number == number), None)
 
     def case(self, incident: str) -> Case | None:
@@ -255,14 +255,14 @@ class RouteHolds:
         return tuple(one for one in self.cases if one.is_open)
 
     def accepted(self, now_s: float) -> IncidentDecision | None:
-        """The decision by which a critical EM is accepted at that time; None: it is not."""
+        """The decision that accepts a critical EM at that time; None: there is none."""
         decisions = [
             one.decision for one in self.cases if one.decision is not None and one.decision.decision == "accept"
         ]
         return next((one for one in reversed(decisions) if one.until_s is not None and now_s < one.until_s), None)
 
     def after(self, record: Held, at_s: float) -> RouteHolds:
-        """What holds after one more row, which the log took at `at_s`: a pause does not say when it began."""
+        """The state after one more row, which the log received at `at_s`, because a pause holds no time."""
         if isinstance(record, Override):
             if record.number <= self.n_overrides:
                 return self

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 Why: TypeAlias = Literal[
-    "disagreement",  # an audit whose stop would have answered otherwise, at a level in play
-    "class_below",  # a class of questions that stopping harms more than the budget
-    "drift",  # the world has changed, and this is one of the first runs of the new one
-    "uncertain",  # it was stopped although its trial answers had not settled
-    "control",  # drawn at random from all of them
-    "person",  # somebody asked for it
+    "disagreement",  # an audit whose stop would have given another answer, at an eligible level
+    "class_below",  # of a query class that stopping harms beyond the budget
+    "drift",  # one of the first runs of a new regime
+    "uncertain",  # stopped although its trial answers had not settled
+    "control",  # drawn at random from all runs
+    "person",  # requested by a person
 ]
 Shows: TypeAlias = Literal[
-    "both",  # a full run and the other answer that a stop would have given
-    "full",  # a full run; a stop would have answered the same, or there was none
-    "early",  # a stopped run: nobody knows what the full run would have said
+    "both",  # a full run and a stop's different answer
+    "full",  # a full run without a stop, or with the same answer
+    "early",  # a stopped run: the full run's answer is unknown
 ]
 WHYS: Final[tuple[Why, ...]] = get_args(Why)
-ADJUDICATOR: Final = 0  # the slot of whoever decides where the others contradict each other
+ADJUDICATOR: Final = 0  # the slot of the adjudicator
 DAY_S: Final = 86_400.0
 MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
 
@@ -30,32 +30,32 @@ class ReviewItem:
     episode_id: str
     route: str
     why: Why
-    because: str  # a sentence for the reviewer: why this one
-    shows: Shows  # which answers there are to judge
-    full_answer: str | None  # normalised, as the log has it; None: no answer, or there is no full run
-    early_answer: str | None  # what the stop delivered, or would have
+    because: str  # the reason, a sentence for the reviewer
+    shows: Shows  # which answers to judge
+    full_answer: str | None  # normalised, as in the log; None: no answer, or no full run
+    early_answer: str | None  # the stop's, delivered or not
     priority: float  # higher comes first
-    day: int  # days since 1970-01-01 UTC in whose cap it was counted
-    n_reviewers: int  # independent verdicts that it takes, at least 1
+    day: int  # days since 1970-01-01 UTC; the item counts for this day's cap
+    n_reviewers: int  # independent verdicts required, at least 1
     asked_at_s: float  # Unix time
-    author: str  # who asked: a worker, or a person
-    deadline_s: float | None = None  # Unix time after which its label counts as missing; None: there is none
-    lease_s: float = 900.0  # how long a reviewer has it for
-    open_until_s: float | None = None  # Unix time after which nobody is asked any more; None: for ever
-    propensity: float | None = None  # P(drawn) under the lottery of the control share; None: picked on purpose
-    drawing: int | None = None  # number of that drawing on the route
+    author: str  # a worker, or a person
+    deadline_s: float | None = None  # Unix time after which its label counts as missing; None: none
+    lease_s: float = 900.0  # duration of a reviewer's lease
+    open_until_s: float | None = None  # Unix time after which it expires; None: never
+    propensity: float | None = None  # P(drawn) in the control share's draw; None: picked on purpose
+    drawing: int | None = None  # number of that draw on the route
     question_key: str = ""  # as in the request's row
     query_class: str = ""  # as in the request's row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlDraw:
-    """One draw of the control share: so many of all runs that ended in one stretch of the log, each with equal odds."""
+    """One draw of the control share: a sample of all runs that ended in one stretch of the log, with equal odds."""
 
     route: str
-    number: int  # of the route's drawings, from 1
+    number: int  # of the route's draws, from 1
     day: int  # days since 1970-01-01 UTC
-    since_seq: int  # runs whose outcome stands behind this place …
+    since_seq: int  # runs whose outcome comes after this position …
     until_seq: int  # … and up to this one were candidates
     n_candidates: int
     drawn: tuple[str, ...]  # episodes
@@ -71,8 +71,8 @@ class ControlDraw:
 class ReviewLease:
     item: str  # episode
     route: str
-    slot: int  # 1 … n_reviewers; ADJUDICATOR: the third one
-    turn: int  # of that slot, from 1: two people cannot take the same one
+    slot: int  # 1 … n_reviewers; ADJUDICATOR: the third person's
+    turn: int  # of that slot, from 1: prevents two leases of one turn
     reviewer: str
     leased_at_s: float  # Unix time
     until_s: float  # Unix time
@@ -93,10 +93,10 @@ class ItemReturn:
 class VerdictForm:
     item: str
     reviewer: str
-    full_right: bool | None = None  # None: there is no full answer, or nobody can say
+    full_right: bool | None = None  # None: there is no full answer, or the reviewer cannot tell
     early_right: bool | None = None  # likewise
-    corrected: str | None = None  # the right answer, where the reviewer knows it
-    unsure: bool = False  # the reviewer cannot say; then nothing above counts
+    corrected: str | None = None  # the right answer, if the reviewer knows it
+    unsure: bool = False  # the reviewer cannot tell; then nothing above counts
     reason: str = ""
 
 
@@ -105,17 +105,17 @@ class Verdict:
     item: str
     route: str
     reviewer: str
-    revision: int  # of this reviewer's words on the item, from 1
-    slot: int | None  # that it fills; None: none was free, and it is kept beside the others
-    turn: int  # of the lease that it was given under; 0: none
+    revision: int  # of this reviewer's verdict on the item, from 1
+    slot: int | None  # None: no slot was free, and the verdict is kept without one
+    turn: int  # of its lease; 0: none
     full_right: bool | None
     early_right: bool | None
     corrected: str | None
     unsure: bool
     reason: str
     given_at_s: float  # Unix time
-    late: bool = False  # the lease was over
-    before: str = ""  # what the reviewer had said before, as `category`; "": nothing
+    late: bool = False  # the lease had expired
+    before: str = ""  # the reviewer's earlier verdict, as `category`; "": none
 
     @property
     def category(self) -> str:
@@ -159,24 +159,24 @@ def said_of(
     )
 
 
-MOST_CHARS: Final = 200_000  # of a question that is kept, and of a run's sources; what a reviewer can read is less
+MOST_CHARS: Final = 200_000  # of a stored question, and of a run's sources; a page displays less
 MOST_SOURCES: Final = 1_000  # of one step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     step: int  # of the run, from 1
-    what: Literal["read", "wrote"]  # a passage that was found for it, or its own text
+    what: Literal["read", "wrote"]  # a retrieved passage, or the step's own text
     text: str
 
 
 @dataclass(slots=True, kw_only=True)
 class Shelf:
-    """Sources of one run while it goes on."""
+    """Sources of one run while it is running."""
 
-    until_s: float  # Unix time after which nobody is shown them
+    until_s: float  # Unix time at which they expire
     sources: list[Source] = field(default_factory=list)
-    is_cut: bool = False  # there was more than is kept
+    is_cut: bool = False  # the sources were longer than what is kept
     _n_chars: int = 0
 
     def add(self, step: int, *, read: Sequence[str], wrote: str) -> None:
@@ -196,7 +196,7 @@ class Shelf:
 
 
 def written_out(messages: Sequence[Any]) -> str:
-    """A conversation as text; a single message is its own text. Any: a client's JSON.
+    """A conversation as text; for a single message, its text. Any: a client's JSON.
 
     >>> print(written_out([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]))
     system: Be brief.

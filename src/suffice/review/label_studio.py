@@ -1,8 +1,8 @@
-"""Label Studio's annotations as reviewers' feedback. The package suffice-label-studio makes the tasks.
+"""Reads Label Studio's annotations as reviewers' feedback; the package suffice-label-studio writes the tasks.
 
-Reviewers see both answers as A and B and do not learn which one the stop gave; the episode's id decides the order, so
-an annotation can be read without anything else. Formats: labelstud.io/guide/task_format,
-labelstud.io/guide/webhook_reference, api.labelstud.io (import and export).
+Reviewers see both answers as A and B without knowing which is the stop's. A hash of the episode's id decides the order,
+so an annotation can be read by itself. Formats: labelstud.io/guide/task_format, labelstud.io/guide/webhook_reference,
+api.labelstud.io (import and export).
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from suffice.errors import BadRequest
 
 SOURCE: Final = "reviewer"
 NO_ANSWER: Final = "(no answer)"
-EPISODE: Final = "suffice_episode"  # the field of a task's data that names the run
+EPISODE: Final = "suffice_episode"  # the field of a task's data that holds the episode
 VERDICTS: Final = ("A is right", "B is right", "Both are right", "Neither is right", "I cannot tell")
 READ: Final = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedRows:
-    rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as /v1/feedback takes it, or why a row is none
-    n_ignored: int = 0  # annotations without a word, and what is no annotation
+    rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as in /v1/feedback, or why a row is invalid
+    n_ignored: int = 0  # empty annotations, and other events
 
 
 def full_is_a(episode_id: str) -> bool:
-    """Is the full run's answer shown as A? By the name alone, so that anybody who reads an annotation knows."""
+    """Whether the full run's answer is A; depends on the id alone."""
     return hashlib.blake2b(episode_id.encode("utf-8", "surrogatepass"), digest_size=1).digest()[0] < 128
 
 
 def read_event(payload: Mapping[str, Any]) -> ImportedRows:
-    """What a webhook tells. Raises BadRequest for what is no event of Label Studio.
+    """Parse a webhook's event. Raises BadRequest for one that is not Label Studio's.
 
-    An annotation that was deleted stays what it was: history is appended. A new annotation of the task replaces it.
+    The feedback of a deleted annotation stays, because history is appended. A new annotation of the task replaces it.
     """
     action = payload.get("action")
     if not isinstance(action, str):
@@ -54,7 +54,7 @@ def read_event(payload: Mapping[str, Any]) -> ImportedRows:
 
 
 def read_export(tasks: Any) -> ImportedRows:
-    """All annotations of an export in the format JSON. Raises BadRequest for what is none."""
+    """Parse all annotations of an export in JSON. Raises BadRequest for another format."""
     if not isinstance(tasks, list) or not all(isinstance(one, dict) for one in tasks):
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
     if tasks and not any("annotations" in one for one in tasks):
@@ -83,7 +83,7 @@ def data_of(task: Any) -> Mapping[str, Any]:
 
 
 def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, Any] | BadRequest | None:
-    """One annotation as feedback; None: it was skipped, or says nothing."""
+    """Convert an annotation to feedback; None: it was skipped or is empty."""
     if not isinstance(annotation, dict) or annotation.get("id") is None:
         return BadRequest("annotation.id: is needed", param="annotation.id")
     if annotation.get("was_cancelled"):
@@ -121,10 +121,10 @@ def _results(result: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _verdict(entries: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any] | BadRequest:
-    """What the form says of the full run and of the other answer; {}: nothing.
+    """The form's verdict on the full run and the other answer; {}: none.
 
-    `correct` speaks of the full run, which was delivered, and `gold` names an answer that is right. Where both are, it
-    is the other one: then neither counts as lost.
+    `correct` is about the full run, which was delivered, and `gold` names a right answer: the other one if both are
+    right, so that neither counts as lost.
     """
     row = dict[str, Any]()
     verdict, gold, comment = entries.get("verdict"), entries.get("gold"), entries.get("comment")
@@ -140,7 +140,7 @@ def _verdict(entries: Mapping[str, Any], data: Mapping[str, Any], *, full_a: boo
             row["gold"] = gold if isinstance(gold, str) else right
     if isinstance(comment, str) or verdict == "I cannot tell":
         row["comment"] = comment if isinstance(comment, str) else verdict
-    rating = entries.get("rating_a" if full_a else "rating_b")  # of the answer that was delivered
+    rating = entries.get("rating_a" if full_a else "rating_b")  # of the delivered answer
     if isinstance(rating, int):
         row["rating"] = rating
     return row | ({"reason": f"Label Studio: {verdict}"} if row and verdict is not None else {})

@@ -1,9 +1,9 @@
-"""Langfuse's scores as feedback of users, annotators and evaluators.
+"""Reads Langfuse's scores as feedback of users, annotators and evaluators.
 
 Formats: langfuse.com/docs/api-and-data-platform/features/scores-api (version 3 with a typed `value` and a `subject`,
 version 2 with `stringValue` and flat ids), …/features/blob-storage-export-fields, and
 langfuse.com/docs/prompt-management/features/webhooks-slack-integrations for signatures. Langfuse's webhooks are about
-prompts and alerts; scores come through its API or exports, or from whoever makes them.
+prompts and alerts; scores come by its API or exports, or from a client.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from suffice.settings import Metric
 from suffice.settings.checks import SCORE_FIELDS
 
 SIGNATURE_HEADER: Final = "x-langfuse-signature"
-SOURCES: Final = {"ANNOTATION": "reviewer", "EVAL": "judge", "API": "user"}  # who says so
-MOST_METADATA_CHARS: Final = 10_000  # of JSON inside a text; of more only the trace is used
+SOURCES: Final = {"ANNOTATION": "reviewer", "EVAL": "judge", "API": "user"}  # Langfuse's source → ours
+MOST_METADATA_CHARS: Final = 10_000  # of JSON in a string; of longer ones only the trace is used
 _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 
 def check_signature(raw: bytes, header: str, secret: str) -> None:
-    """Raises BadRequest 401 unless `header` signs these bytes: `t=TIME,v1=HMAC-SHA-256 of "TIME.body"`.
+    """Raise BadRequest 401 unless `header` signs these bytes: `t=TIME,v1=HMAC-SHA-256 of "TIME.body"`.
 
-    The time is not compared with a clock: everything is counted once, so what is sent again later changes nothing.
+    The time is not compared with a clock, because a replayed body changes nothing: each score counts once.
     """
     parts = dict(part.strip().partition("=")[::2] for part in header.split(","))
     given = parts.get("v1", parts.get("s", ""))
@@ -40,12 +40,12 @@ def check_signature(raw: bytes, header: str, secret: str) -> None:
 
 
 def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared: Mapping[str, Metric]) -> ImportedRows:
-    """What a body says: a page of the API (`data`), an event with a `score`, or one score.
+    """Parse a body: a page of the API (`data`), an event with a `score`, or one score.
 
     fields    the settings' `feedback.langfuse.scores`: name of a score to a field of feedback
     declared  the settings' metrics; a score of the same name is one
 
-    Raises BadRequest for what is none of these. Events of other kinds are ignored.
+    Raises BadRequest for anything else. Events of other kinds are ignored.
     """
     if isinstance(payload.get("data"), list):
         return ImportedRows(rows=tuple(read_score(one, fields, declared) for one in payload["data"]))

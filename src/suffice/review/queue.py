@@ -1,10 +1,10 @@
-"""The review queue as a pure fold over events: who leases which item, the verdicts, and the label they add up to.
+"""The review queue as a pure fold over events: leases of items, their verdicts, and the resulting label.
 
     item ──▶ slots 1 … n, each leased for a while ──▶ verdicts agree: a label
                                                       they disagree: a third person decides, then a label
 
-An expired lease returns its item by itself. A verdict that comes after that is never lost: it fills the slot if that is
-still free; otherwise it is kept beside the others, and the reviewer is told. A form sent twice is one verdict.
+An expired lease frees its item. A later verdict is never lost: it fills the slot if that is still free; otherwise it is
+kept without a slot, and the reviewer is notified. A form sent twice is one verdict.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from suffice.review.items import (
 from suffice.types import Feedback
 
 State: TypeAlias = Literal[
-    "open",  # somebody can take it
-    "leased",  # every slot that is still empty is taken
-    "third",  # those who were asked contradict each other: a third person has to decide
-    "settled",  # what is right is known
-    "undecided",  # the third person could not say either
-    "lapsed",  # its time is over, and nobody is asked any more
+    "open",  # a reviewer can take it
+    "leased",  # every empty slot is leased
+    "third",  # verdicts contradict each other: a third person has to decide
+    "settled",  # the right answer is known
+    "undecided",  # the third person could not decide either
+    "lapsed",  # expired: no reviewer gets it any more
 ]
 Record: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
-REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `assurance.labels` ranks it
+REVIEWER: Final = "reviewer"  # the source of labels from verdicts, as `assurance.labels` ranks it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +45,9 @@ class Settlement:
     early_right: bool | None
     corrected: str | None
     reason: str
-    by: tuple[str, ...]  # reviewers who said so
-    adjudicated: bool  # a third person decided
-    deciding: Verdict  # the one that made it complete
+    by: tuple[str, ...]  # reviewers with this verdict
+    adjudicated: bool  # by a third person
+    deciding: Verdict  # the one that completed it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class ItemState:
     item: ReviewItem
     verdicts: tuple[Verdict, ...] = ()  # the latest of each reviewer, in the order of their first ones
     leases: tuple[ReviewLease, ...] = ()  # all of them, oldest first
-    returned: frozenset[tuple[int, int]] = frozenset()  # (slot, turn) that were given back
+    returned: frozenset[tuple[int, int]] = frozenset()  # (slot, turn)
 
     def filled(self, slot: int) -> Verdict | None:
         return next((one for one in self.verdicts if one.slot == slot), None)
@@ -67,7 +67,7 @@ class ItemState:
         return next((one for one in reversed(self.leases) if one.slot == slot), None)
 
     def holder(self, slot: int, now_s: float) -> ReviewLease | None:
-        """The lease under which somebody has an empty slot now."""
+        """The active lease of an empty slot."""
         lease = self.lease_of(slot)
         if lease is None or self.filled(slot) is not None or (slot, lease.turn) in self.returned:
             return None
@@ -109,7 +109,7 @@ class ItemState:
 
     @property
     def outcome(self) -> State | None:
-        """The state that no time changes: settled or undecided; None: neither yet."""
+        """The final state, settled or undecided; None: neither yet."""
         if self.settlement is not None:
             return "settled"
         return "undecided" if self.filled(ADJUDICATOR) is not None else None
@@ -125,7 +125,7 @@ class ItemState:
         return "third" if self.needs_third else "open"
 
     def may_take(self, reviewer: str, now_s: float) -> bool:
-        """Can this reviewer take it now? Nobody judges an item twice."""
+        """Whether this reviewer can take it now; nobody judges an item twice."""
         return self.state(now_s) in ("open", "third") and self.said_by(reviewer) is None
 
     def after(self, record: ReviewLease | ItemReturn | Verdict) -> ItemState:
@@ -139,7 +139,7 @@ class ItemState:
         before = self.said_by(record.reviewer)
         if before is None:
             if record.slot is not None and self.filled(record.slot) is not None:
-                record = replace(record, slot=None)  # somebody was quicker
+                record = replace(record, slot=None)  # another reviewer was quicker
             return replace(self, verdicts=(*self.verdicts, record))
         if before.revision >= record.revision:
             return self
@@ -149,9 +149,9 @@ class ItemState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    places: Mapping[str, ItemState] = field(default_factory=dict)  # by episode, in the order in which they were asked
+    places: Mapping[str, ItemState] = field(default_factory=dict)  # by episode, in the order in which they were queued
     drawings: Mapping[str, tuple[ControlDraw, ...]] = field(default_factory=dict)  # by route, oldest first
-    done: Mapping[str, State] = field(default_factory=dict)  # places that no time changes any more, and theirs
+    done: Mapping[str, State] = field(default_factory=dict)  # items in a final state
 
     def after(self, records: Iterable[Record]) -> Queue:
         places, drawings, done, touched = dict(self.places), dict(self.drawings), dict(self.done), set[str]()
@@ -203,9 +203,9 @@ EMPTY: Final = Queue()
 def next_for(
     queue: Queue, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
 ) -> tuple[ReviewLease, bool] | None:
-    """The item that a reviewer should look at next, and whether its lease is a new one; None: there is none for them.
+    """Select a reviewer's next item; return its lease and whether that is new; None: there is none for them.
 
-    Whoever holds an item gets it again. `third`: only items whose reviewers contradict each other.
+    A reviewer with a lease gets that item again. `third`: only items whose verdicts contradict each other.
     """
     for place in queue.unfinished(route):
         held = place.held_by(reviewer, now_s)
@@ -219,7 +219,7 @@ def next_for(
 
 
 def lease_item(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease | None:
-    """A lease of one item; None: this reviewer cannot have it now."""
+    """Lease one item; None: this reviewer cannot have it now."""
     slot = place.free(now_s)
     if slot is None or not place.may_take(reviewer, now_s):
         return None
@@ -236,7 +236,7 @@ def lease_item(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease 
 
 
 def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> ItemReturn | None:
-    """Give an item back without a verdict; None: this reviewer does not have it."""
+    """Return an item without a verdict; None: this reviewer does not hold it."""
     if (held := place.held_by(reviewer, now_s)) is None:
         return None
     return ItemReturn(
@@ -252,10 +252,10 @@ def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    told: str  # to the reviewer, in one sentence
-    verdict: Verdict | None = None  # None: it was said before, and nothing is new
-    lease: ReviewLease | None = None  # of a slot that was free, taken with it
-    label: Feedback | None = None  # what is known to be right now; None: not yet, or it was before
+    told: str  # message for the reviewer, one sentence
+    verdict: Verdict | None = None  # None: a repeat, which changes nothing
+    lease: ReviewLease | None = None  # of a free slot, taken with it
+    label: Feedback | None = None  # the new label; None: not yet, or unchanged
 
 
 def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Submission | str:
@@ -290,7 +290,7 @@ def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Subm
 def _slot_for(
     place: ItemState, reviewer: str, before: Verdict | None, now_s: float
 ) -> tuple[ReviewLease | None, int | None, int, bool, str]:
-    """(a lease taken now, the slot, its turn, is it late, what the reviewer is told)."""
+    """Return (new lease, slot, its turn, whether it is late, message for the reviewer)."""
     if before is not None:
         return None, before.slot, before.turn, before.late, f"this takes the place of your {before.category!r}"
     held = place.held_by(reviewer, now_s)
@@ -366,10 +366,10 @@ def _differs(before: Settlement | None, after: Settlement | None) -> bool:
 
 
 def label_of(place: ItemState) -> Feedback | None:
-    """The label that the verdicts come to; None: none yet.
+    """The label that the verdicts resolve to; None: none yet.
 
-    It has one source for the whole queue: two names that say different things about one run would count as a
-    contradiction that nobody settled.
+    The source is the queue, not the reviewer: two sources that disagree on a run would be a contradiction that nobody
+    resolves.
     """
     settlement, item = place.settlement, place.item
     if settlement is None:

@@ -1,7 +1,7 @@
-"""What is promised on a route now, and the one sentence that `suffice status`, the console and the API print for it.
+"""The guarantee on a route now, and the sentence that `suffice status`, the console and the API print for it.
 
-The states follow the order in which a gateway decides: whatever switches enforcement off comes first, a certificate
-last. Pure: the caller has read the log.
+The states are in the order of the gateway's checks: whatever disables enforcement comes first, a certificate last.
+Pure: the caller has read the log.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ State: TypeAlias = Literal[
 ]
 STATES: Final[tuple[State, ...]] = get_args(State)
 
-NOTICED_DROP: Final = 0.03  # the silent loss that a promise names the delay of …
-NOTICED_BUDGETS: Final = 1.5  # … or so many budgets, if that is more
-_ALMOST: Final = 1e-12  # a promise that was written and read again
+NOTICED_DROP: Final = 0.03  # the silent loss whose detection time the guarantee names …
+NOTICED_BUDGETS: Final = 1.5  # … or this multiple of the budget, if larger
+_ALMOST: Final = 1e-12  # tolerance for a guarantee that was written and read again
 
 _IN_FULL: Final = "every request runs in full"
 _SENTENCES: Final[Mapping[State, str]] = {
@@ -76,8 +76,8 @@ class RouteGuarantee:
     state: State
     claim: Guarantee | None = None  # state "certified"
     average: Average | None = None  # state "budgeted"
-    sheds_safety: bool = False  # while all should run in full, load may let an uncertified level act
-    beside: tuple[str, ...] = ()  # experiments and rollouts that serve a part of the requests in another way
+    sheds_safety: bool = False  # under load, an uncertified level may act where requests should run in full
+    beside: tuple[str, ...] = ()  # experiments and rollouts that serve some requests otherwise
 
     @property
     def stops(self) -> bool:
@@ -100,15 +100,15 @@ class RouteGuarantee:
 class GuaranteeInputs:
     name: str
     settings: Route
-    epoch: Epoch | None = None  # the latest; None: no worker has begun
-    publication: Publication | None = None  # of this epoch, as published; None: nothing was
+    epoch: Epoch | None = None  # the latest; None: no worker has started
+    publication: Publication | None = None  # of this epoch, as published; None: none
     pause: Pause | None = None
-    holding: InEffect = NO_OVERRIDES  # what people hold now
-    setup: str | None = None  # of the route as it runs; None: not known, and then it is not compared
+    holding: InEffect = NO_OVERRIDES  # active overrides
+    setup: str | None = None  # the route's present setup; None: not known, and not compared
     killed: bool = False
-    unread: bool = False  # the log could not be read for too long, and nothing acts
-    unreadable: bool = False  # too few answers can be read: it must not act
-    classes: Mapping[str, int] = field(default_factory=dict)  # audits by class, as `monitor` saw them
+    unread: bool = False  # the log was unreadable for too long, and nothing acts
+    unreadable: bool = False  # too few answers can be extracted, and nothing may act
+    classes: Mapping[str, int] = field(default_factory=dict)  # audits by class, from `monitor`
     beside: tuple[str, ...] = ()
 
 
@@ -135,7 +135,7 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
             labels=labels,
         )
         return RouteGuarantee(state=state, beside=one.beside, average=average)
-    # What the finish changes is bounded at its own confidence, and risks add up.
+    # The charge for finishing has its own confidence, and risks add up.
     at_risk = FIDELITY_RISK if route.kind == "reasoning" and not made.arm else 0.0
     at_risk += AT_RISK if evidence.judge_charge else 0.0
     claim = Guarantee(
@@ -155,7 +155,7 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
 
 
 def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> State:
-    """The first of these that holds, in the order in which a gateway asks."""
+    """The first of these that holds, in the order of the gateway's checks."""
     route = one.settings
     rests: tuple[tuple[bool, State], ...] = (
         (route.mode == "off", "off"),
@@ -191,16 +191,16 @@ def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
 
 
 def covers(route: Route, max_em_drop: float, setup: str | None, made: Publication) -> bool:
-    """May a publication be acted on? Only if what it proves is what the route promises, on what it runs.
+    """Whether a publication may act: its certificate covers the route's guarantee and setup.
 
-    max_em_drop  the budget that is kept: the settings' own, or a smaller one that a person holds the route to
-    setup        of the route as it runs; None: not known, and then it is not compared
+    max_em_drop  the budget: the settings' own, or a smaller one of an override
+    setup        the route's present one; None: not known, and not compared
     """
     evidence = made.evidence
     if not made.may_act or made.level < 1 or evidence.max_em_drop is None or evidence.confidence is None:
         return False
     if made.spending is not None and route.promise != "budgeted":
-        return False  # its owner has asked for a certificate since
+        return False  # the owner requires a certificate since
     if made.arm and made.arm not in route.arms:
         return False
     keeps = evidence.max_em_drop <= max_em_drop + _ALMOST and evidence.confidence >= route.confidence - _ALMOST
@@ -208,12 +208,12 @@ def covers(route: Route, max_em_drop: float, setup: str | None, made: Publicatio
 
 
 def effective_publication(made: Publication | None, epoch: int, holding: InEffect) -> Publication | None:
-    """The publication that is served where a person may have pinned an earlier one.
+    """The publication that is served, which may be an earlier, pinned one.
 
-    It never reaches further than the control loop does now: where nothing is certified any more nothing is brought
-    back, and the same models are served up to the level that is certified today. A pin of an ended epoch is void.
+    A pin never exceeds the control loop's present certificate: the same models are served up to the level that is
+    certified today, and nothing while nothing is certified. A pin of an ended epoch is void.
 
-    epoch  number of the one that runs
+    epoch  number of the running one
     """
     pin = holding.pin
     if pin is None or pin.pinned is None or made is None or not (made.level and made.may_act):
@@ -224,19 +224,19 @@ def effective_publication(made: Publication | None, epoch: int, holding: InEffec
 
 
 def pin_publication(made: Publication, publication: Publication) -> Publication:
-    """An earlier publication of the same epoch, in the place of the newest: what that holds back, it holds back too.
+    """An earlier publication of the same epoch with the restrictions of the newest one.
 
     made  the newest, which certifies something
     """
     level = min(publication.level, made.level) if publication.fit == made.fit else publication.level
     classes = dict(publication.classes)
-    for name, most in made.classes:  # what the guard-rails hold today, they hold there too
+    for name, most in made.classes:  # present restrictions of classes apply to it, too
         classes[name] = min(most, classes.get(name, most))
     return replace(publication, level=level, share=made.share, classes=tuple(sorted(classes.items())))
 
 
 def request_window(evidence: EvidenceSummary) -> tuple[int, int] | None:
-    """The numbers of the first and the last request that a certificate is about; None: they are not known."""
+    """The numbers of the first and the last request of a certificate's evidence; None: not known."""
     if evidence.window_start is None or evidence.window_end is None:
         return None
     return ceil(evidence.window_start), ceil(evidence.window_end) - 1
@@ -247,7 +247,7 @@ def _level(made: Publication, holding: InEffect) -> int:
 
 
 def _detection(route: Route, budget: float, made: Publication, *, labelled: bool) -> str:
-    """How soon a silent loss would be noticed; "": nobody knows."""
+    """The time to detect a silent loss, as a sentence; "": not known."""
     seen = made.evidence
     if seen.n_disagreeing is None or not seen.n_audits or not made.share or made.share >= 1:
         return ""

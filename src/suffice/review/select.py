@@ -1,11 +1,11 @@
-"""Selects the runs that people are asked about: the most informative ones, and a few drawn at random.
+"""Selects runs for human review: the most informative ones, and a few drawn at random.
 
     candidates ──▶ choose: the most urgent, within what is left of the day's cap
     all runs   ──▶ Urn: a simple random sample of one stretch, with recorded odds
     routes     ──▶ share_out: divides what is left of the deployment's cap
 
-Runs picked on purpose say nothing about the average run: their labels serve certificates and training. Only the random
-sample does. A day's cap opens gradually, so that a busy morning leaves room for the evening. Pure.
+Runs picked on purpose are not representative: their labels serve certificates and training, and only the random sample
+estimates the average. A day's cap opens gradually, so that a busy morning leaves room for the evening. Pure.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from suffice.types import Outcome, Request
 
 WEIGHTS: Final[Mapping[Why, int]] = MappingProxyType(
     {
-        "person": 6,  # somebody waits for it
-        "disagreement": 5,  # without a label it counts as a loss
-        "class_below": 4,  # one class pays for the others
-        "drift": 3,  # is the new world as the old one was?
-        "control": 2,  # the only ones that say how good the average answer is
+        "person": 6,  # a person waits for it
+        "disagreement": 5,  # unlabelled, it counts as a loss
+        "class_below": 4,  # one class loses more than the others
+        "drift": 3,  # does the new regime behave as the old one?
+        "control": 2,  # the only unbiased ones
         "uncertain": 1,
     }
 )
-MOST_DRAWINGS: Final = 24  # a day: each stretch of the log is drawn from once
-MOST_WAITING: Final = 1_000  # candidates that wait for room
-LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop that gave another answer
+MOST_DRAWINGS: Final = 24  # a day; each stretch of the log is drawn from once
+MOST_WAITING: Final = 1_000  # candidates awaiting room
+LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop with another answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class ReviewCandidate:
     shows: Shows
     full_answer: str | None
     early_answer: str | None
-    urgency: float = 0.0  # among those of its kind, in [0, 1)
+    urgency: float = 0.0  # within its kind, in [0, 1)
     deadline_s: float | None = None
     question_key: str = ""
     query_class: str = ""
@@ -60,11 +60,11 @@ class ReviewCandidate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cap:
     per_day: int  # items, at most
-    control_share: float  # part of them that is drawn at random, [0, 1]
+    control_share: float  # drawn at random, [0, 1]
 
     @property
     def n_control(self) -> int:
-        """Items that are drawn at random in a day: one at least, where anything is asked."""
+        """Items drawn at random per day; at least one, if the cap allows any."""
         return min(self.per_day, max(1, round(self.per_day * self.control_share))) if self.control_share else 0
 
     @property
@@ -77,7 +77,7 @@ class Cap:
 
 
 def open_now(most: int, used: int, *, now_s: float) -> int:
-    """How many more items may be asked now of the `most` of a day (UTC), which opens gradually; `used` are asked."""
+    """Items that may be queued now of the day's cap `most` (UTC), which opens gradually; `used` are queued already."""
     passed = (now_s % DAY_S) / DAY_S
     return max(0, min(most, ceil(most * passed)) - used)
 
@@ -87,12 +87,12 @@ def drawing_window(now_s: float, drawings: int) -> int:
 
 
 def count_due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
-    """How many runs the control share is to draw now; `drawn` today so far, the last time at `last_at_s`."""
+    """Runs that the control share draws now; `drawn` today so far, the last time at `last_at_s`."""
     if not cap.drawings:
         return 0
     if last_at_s is not None and drawing_window(last_at_s, cap.drawings) >= drawing_window(now_s, cap.drawings):
         return 0
-    # What a quiet stretch left over is not caught up with at once: a drawing takes what its own stretch allows, twice.
+    # A backlog of quiet stretches is not made up at once: a draw takes at most twice the allowance of its own stretch.
     return min(open_now(cap.n_control, drawn, now_s=now_s), 2 * ceil(cap.n_control / cap.drawings))
 
 
@@ -102,17 +102,17 @@ class Demand:
     n_chosen: int  # today, picked on purpose
     n_drawn: int  # … and at random
     drawable: int  # runs that its control share may draw now
-    priorities: Sequence[float]  # of the runs that it may pick now, the most urgent first
+    priorities: Sequence[float]  # of the runs that may be picked now, the most urgent first
     control_share: float
 
 
 def share_out(room: int, demands: Iterable[Demand], *, day: int) -> dict[str, tuple[int, int]]:
-    """How many runs each route may pick and draw, of those that the deployment may still ask about; by route.
+    """Divide the remaining cap of the deployment: how many runs each route may pick and draw.
 
-    One after the other: it is the turn of the route that was asked about least today (max-min fairness, so no busy
-    route takes the room of a quiet one), among equals of the one with the most urgent run, and then of whichever a
-    hash of the day puts first, so that no name is served last every day. Within a route the control share is kept to
-    while it has runs to draw, because nothing else says how good the average answer is.
+    Runs are granted one by one to the route with the fewest items today (max-min fairness, so that no busy route crowds
+    out a quiet one); ties go to the route with the most urgent run, then by a hash of the day and the name, so that no
+    name is last every day. Within a route, draws keep to the control share while there are runs to draw, because only
+    they estimate the average.
 
     room  runs, at least 0
     """
@@ -145,7 +145,7 @@ def _take_turn(
 
 
 def _draws_next(one: Demand, n_chosen: int, n_drawn: int) -> bool:
-    """Is a route's next run drawn at random, after so many were granted?"""
+    """Whether a route's next run is drawn at random, given the numbers granted so far."""
     if n_drawn == one.drawable:
         return False
     n_asked = one.n_chosen + one.n_drawn + n_chosen + n_drawn
@@ -161,7 +161,7 @@ class CandidateQueue:
         if known is not None and known.priority >= candidate.priority:
             return
         self._best[candidate.episode_id] = candidate
-        if len(self._best) > 2 * MOST_WAITING:  # seldom, so that each costs little
+        if len(self._best) > 2 * MOST_WAITING:  # rarely, because it is expensive
             self._best = {one.episode_id: one for one in self._first(MOST_WAITING)}
 
     def drop(self, episode_id: str) -> None:
@@ -174,7 +174,7 @@ class CandidateQueue:
         return [one.priority for one in self._first(min(n, MOST_WAITING))]
 
     def choose(self, n: int) -> list[ReviewCandidate]:
-        """The most urgent ones, at most so many; they are taken out."""
+        """Take out the most urgent candidates, at most `n`."""
         result = self._first(min(n, MOST_WAITING))
         for one in result:
             del self._best[one.episode_id]
@@ -190,18 +190,18 @@ def _order(one: ReviewCandidate) -> tuple[float, float, str]:
 
 @dataclass(slots=True)
 class Urn:
-    """All runs of one stretch of the log, of which the ones with the smallest points are drawn.
+    """All runs of one stretch of the log; those with the smallest points are drawn.
 
-    Points are uniform and independent of everything else, so whichever k are drawn, each of n runs had odds of k/n:
-    simple random sampling without replacement. Only the `most` smallest are kept, whatever comes.
+    Points are uniform and independent of everything else, so drawing k of n runs gives each odds of k/n: simple random
+    sampling without replacement. Only the `most` smallest are kept.
     """
 
     most: int
     n: int = 0
-    _heap: list[tuple[float, int, ReviewCandidate]] = field(default_factory=list)  # the largest point on top
+    _heap: list[tuple[float, int, ReviewCandidate]] = field(default_factory=list)  # max-heap
 
     def add(self, point: float, candidate: ReviewCandidate) -> None:
-        """Put one run in; `point` is uniform in [0, 1), the same for the same run on every machine."""
+        """Add a run; `point` is uniform in [0, 1), the same for the same run on every machine."""
         self.n += 1
         entry = (-point, -self.n, candidate)
         if len(self._heap) < self.most:
@@ -216,7 +216,7 @@ class Urn:
 
 
 def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
-    """Share of the trial answers up to a stop that were another one than what was delivered, [0, 1]; 0 without any."""
+    """Share of the trial answers up to a stop that differ from the delivered one, [0, 1]; 0 without any."""
     trials = list(answers)
     return sum(one != delivered for one in trials) / len(trials) if trials else 0.0
 
