@@ -1,7 +1,6 @@
 """All settings as one frozen tree of tables. Pure: `wiring` reads files and the environment.
 
-Every field has its unit in its name or comment, and a safe default. `parse_settings` refuses unknown keys with their
-path and the nearest known key.
+Every field has its unit in its name or comment, and a safe default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the types of settings cannot say: ranges, references, and combinations that promise too much."""
+"""Checks of settings beyond types: ranges, references, and combinations that promise too much."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from suffice.settings import tables
 BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
 MOST_METRICS: Final = 50
 MOST_VALUES: Final = 50
-MOST_NUMBER: Final = 10**12  # of any setting: bytes, tokens, seconds
-RATING: Final = (1.0, 5.0)  # of a rating that names no other range
-SCORE_FIELDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment")  # that a score may be
+MOST_NUMBER: Final = 10**12  # of any number: bytes, tokens, seconds
+RATING: Final = (1.0, 5.0)  # of a rating without a range of its own
+SCORE_FIELDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment")  # what a score may map to
 _KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BASE: Final = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
 _ADDRESS: Final = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
@@ -33,7 +33,7 @@ _RELAY_SAYS: Final = (
     "need a method and an exact path, such as 'POST /tokenize'; methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
 )
 
-# Texts, and lists of texts, that must match: the pattern, and how an error says it.
+# Texts, and lists of texts, that must match a pattern, and the pattern in words.
 PATTERNS: Final[Mapping[type[msgspec.Struct], Mapping[str, tuple[re.Pattern[str], str]]]] = {
     tables.Server: {
         "allowed_hosts": (re.compile(r"[A-Za-z0-9_.-]{1,253}"), "a host name without scheme and port"),
@@ -51,7 +51,7 @@ PATTERNS: Final[Mapping[type[msgspec.Struct], Mapping[str, tuple[re.Pattern[str]
     tables.Experiment: {"layer": (_NAME, _NAME_SAYS)},
 }
 
-Range = tuple[float, float, str]  # least and most, and how an error says it
+Range = tuple[float, float, str]  # least and most, and the range in words
 _MOST: Final = 1e300  # of a number without a limit of its own: finite
 _ABOVE_0: Final = math.nextafter(0.0, 1.0)
 _ABOVE_HALF: Final = math.nextafter(0.5, 1)
@@ -67,11 +67,11 @@ _INSIDE: Final[Range] = (_ABOVE_0, _BELOW_1, "above 0 and below 1")
 _EM_FRACTION: Final[Range] = (0, 1, "a fraction from 0 to 1 (1 point of EM = 0.01)")
 _DAYS: Final[Range] = (0, _MOST, "at least 0 days")
 _USD: Final[Range] = (0, _MOST, "US dollars for a million tokens, at least 0")
-_PER_DAY: Final[Range] = (0, 10_000, "0 to 10,000, where 0 asks nobody")  # more is no review but a flood
-# Below a thousandth a class of live runs would hardly be seen.
+_PER_DAY: Final[Range] = (0, 10_000, "0 to 10,000, where 0 asks nobody")  # more is surely a mistake
+# Below a thousandth, a class would have too few live runs.
 _SAMPLE_RATE: Final[Range] = (0.001, 1, "a fraction from 0.001 to 1, which keeps all")
 _MOST_TOKENS: Final[Range] = (1, 2**53, f"from 1 to {2**53}")
-# None is always allowed where the type allows it.
+# None is allowed wherever the type allows it.
 RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
     tables.Server: {
         "retry_window_s": (0, _MOST, "a number of seconds, at least 0"),
@@ -79,7 +79,7 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
         "max_connections": _AT_LEAST_1,
         "max_connections_per_address": (0, _MOST, "at least 1, or 0: no limit"),
     },
-    # A gateway remembers the times of so many requests of one key.
+    # A gateway remembers the times of this many requests per key.
     tables.Key: {
         "requests_per_minute": (1, 1_000_000, "from 1 to 1000000"),
         "concurrency": _MOST_TOKENS,
@@ -132,7 +132,7 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
     tables.Experiment: {
         "share": (0.001, 1, "a fraction from 0.001 to 1"),
         "confidence": (_ABOVE_HALF, _BELOW_1, "a fraction above 0.5 and below 1"),
-        "warmup_units": (20, _MOST, "at least 20"),  # a cap that is learnt from fewer cuts many runs
+        "warmup_units": (20, _MOST, "at least 20"),  # a cap learned from fewer cuts many runs
         **dict.fromkeys(("max_tokens", "max_latency_s"), _POSITIVE),
     },
     tables.ExperimentArm: dict.fromkeys(("weight", "level", "budget_tokens"), _AT_LEAST_0),
@@ -159,7 +159,7 @@ RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
 
 
 def check_settings(settings: tables.Settings) -> None:
-    """Refuse what cannot work. Raises ConfigError with the path of the value, what it is and what is allowed."""
+    """Check all settings. Raises ConfigError with the path of the value, what it is and what is allowed."""
     check_rollout("rollout", settings.rollout)
     all_tables = list(_tables("", settings))
     for where, table in all_tables:
@@ -184,7 +184,6 @@ def check_settings(settings: tables.Settings) -> None:
 
 
 def _tables(path: str, table: msgspec.Struct) -> Iterator[tuple[str, msgspec.Struct]]:
-    """Every table of the settings with its path."""
     for name in table.__struct_fields__:
         value, here = getattr(table, name), f"{path}.{name}" if path else name
         for key, one in value.items() if isinstance(value, Mapping) else ((None, value),):
@@ -198,7 +197,7 @@ def _check_ranges(where: str, table: msgspec.Struct, kind: type[msgspec.Struct] 
     for field, (least, most, says) in RANGES.get(kind or type(table), {}).items():
         value = getattr(table, field)
         for one in value if isinstance(value, tuple) else (value,):
-            if one is None and kind is None:  # the type allows it
+            if one is None and kind is None:  # allowed by the type
                 continue
             if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
                 raise ConfigError(f"{where}.{field}: got {one!r:.60}; a finite number, {says}")
@@ -222,7 +221,7 @@ def _check_numbers(where: str, table: msgspec.Struct) -> None:
 
 
 def check_rollout(where: str, table: tables.Rollout) -> None:
-    """Refuse numbers that cannot be meant. Raises ConfigError with the place."""
+    """Check the numbers of a rollout table. Raises ConfigError with the place."""
     _check_ranges(where, table, tables.Rollout)
     if not table.shares or list(table.shares) != sorted(set(table.shares)):
         raise ConfigError(f"{where}.shares: got {list(table.shares)}; at least one, each larger than the one before")
@@ -414,7 +413,7 @@ def _check_feedback(rules: tables.FeedbackRules, metrics: Mapping[str, tables.Me
 
 
 def span_of(metric: tables.Metric) -> tuple[float, float] | None:
-    """The smallest and the largest value that a metric can have; None: its values are words."""
+    """Return the smallest and the largest value of a metric; None: a category."""
     if metric.type == "category":
         return None
     if metric.type == "boolean":

@@ -16,11 +16,11 @@ from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Roll
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-MOST_NAME_CHARS: Final = 100  # of what an owner names: a route, an upstream, an experiment, a metric
+MOST_NAME_CHARS: Final = 100  # of a route, an upstream, an experiment, a metric
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HTTP_URL: Final = re.compile(r"https?://[!-.0-?A-~]+(/[!-~]*)?")  # before the path: all but "/" and "@"
 
-# Types as people who write a settings file call them.
+# Types in the words of people who write a settings file.
 _KINDS = {
     "str": "a text in quotes",
     "int": "a whole number",
@@ -32,7 +32,7 @@ _KINDS = {
 }
 
 
-# Tables whose tables have names of their owner's.
+# Tables whose keys are names chosen by the owner.
 _TABLES: Mapping[str, type[msgspec.Struct]] = {
     "keys": Key,
     "upstreams": Upstream,
@@ -62,7 +62,7 @@ def parse_settings(raw: Mapping[str, Any]) -> Settings:
 
 
 def _with_rollout(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The same configuration with the deployment's rollout under that of every route that has some of its own."""
+    """Merge the deployment's rollout table into that of every route that overrides parts of it."""
     everywhere, routes = raw.get("rollout") or {}, raw.get("routes") or {}
     if not everywhere:
         return dict(raw)
@@ -134,7 +134,7 @@ def _hints(model: type[msgspec.Struct]) -> Mapping[str, Any]:
 
 
 def _check_plain(here: str, key: str, value: object) -> None:
-    """Refuse what would mean something else further on. A message never repeats a text: it may be a secret."""
+    """Refuse values that would change their meaning later. Errors never repeat a text: it may be a secret."""
     if isinstance(value, int) and value.bit_length() > 63:
         raise ConfigError(f"{here}: got a number that is too large")
     if not isinstance(value, str):

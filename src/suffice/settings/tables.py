@@ -8,16 +8,16 @@ import msgspec
 
 from suffice.types import Kind, Mode, Promise
 
-# Names of files. `wiring.load_settings` makes a relative one absolute: it is relative to the settings file.
+# Names of files. `wiring.load_settings` makes relative ones absolute, relative to the settings file.
 FileName: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file"})]
 FileUrl: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file in a URL"})]
 
-Driver: TypeAlias = str  # a name of `upstream.drivers.DRIVERS`, which other packages may add to
+Driver: TypeAlias = str  # a key of `upstream.drivers.DRIVERS`, which plugins may extend
 FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 VerifiedBy = Literal["doctor", "owner"]
 OnFallback = Literal["quality_first", "availability_first"]
-LATER_SHARE = 0.05  # of requests to audit once something is certified, where a route's settings name none
+LATER_SHARE = 0.05  # of requests to audit once something is certified, unless a route sets its own
 TextPart = Literal["answers", "comments", "questions", "metadata"]
 ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
 Direction = Literal["higher", "lower"]
@@ -26,9 +26,9 @@ MetricLevel = Literal["request", "conversation", "user"]
 LiveRail: TypeAlias = Literal["latency", "errors", "no_answer", "satisfaction"]
 LIVE_RAILS: Final[tuple[LiveRail, ...]] = get_args(LiveRail)
 MailTls = Literal[
-    "required",  # a mail server without TLS gets nothing
-    "opportunistic",  # TLS where it is offered: whoever can take the offer out of the line reads the mail
-    "off",  # not asked for
+    "required",  # refuse a mail server without TLS
+    "opportunistic",  # TLS if offered: an attacker on the path can strip the offer and read the mail
+    "off",  # never
 ]
 
 
@@ -36,8 +36,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     host: str = "127.0.0.1"
     port: int = 8400
     api_keys_env: str = ""  # environment variable with comma-separated keys; "": open
-    feedback_keys_env: str = ""  # likewise, for keys that may label as reviewers and ask for nothing else
-    allowed_hosts: tuple[str, ...] = ()  # names that browsers may call it by, beside localhost and IP addresses
+    feedback_keys_env: str = ""  # likewise, for keys that may only label, as reviewers
+    allowed_hosts: tuple[str, ...] = ()  # names that browsers may use, besides localhost and IP addresses
     allowed_origins: tuple[str, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
     max_body_bytes: int = 20 * 2**20  # larger bodies are refused with 413
     max_depth: int = 128  # JSON nesting
@@ -46,13 +46,13 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ping_s: float = 15.0  # comment line on a silent stream
     grace_s: float = 10.0  # how long live streams may finish at shutdown
     head_timeout_s: float = 30.0  # for a request's head, and for the first byte of a new connection
-    body_timeout_s: float = 30.0  # for a request's body; each 16 KiB of it buy one second more
+    body_timeout_s: float = 30.0  # for a request's body, plus one second for each 16 KiB of it
     keepalive_s: float = 75.0  # how long a connection may wait for its next request
-    max_connections: int | None = None  # at once; None: as many as the process may have descriptors for
+    max_connections: int | None = None  # at once; None: as many as the process's descriptors allow
     max_connections_per_address: int = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
-    client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
-    retry_window_s: float = 600.0  # after which a repeated body is a new request; 0: only idempotency keys repeat
-    kill_file: FileName = ""  # as long as it exists nothing is stopped; "": beside the log, `.kill`
+    client_idle_timeout_s: float = 300.0  # a client that reads nothing for this long while bytes wait is disconnected
+    retry_window_s: float = 600.0  # a body repeated after this is a new request; 0: only idempotency keys mark repeats
+    kill_file: FileName = ""  # early stopping is off while it exists; "": beside the log, `.kill`
     relay: tuple[str, ...] = ()  # further paths of the engine that are relayed, such as "POST /tokenize"
 
     @property
@@ -62,9 +62,9 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     key_env: str  # environment variable with the key; several are separated by commas
-    routes: tuple[str, ...] | None = None  # that it may use; (): none, it only sends feedback; None: see `auth.Caller`
-    sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but those of reviewers and judges
-    all_objects: bool = False  # may use, list and rate what other keys have made
+    routes: tuple[str, ...] | None = None  # allowed ones; (): none, it only sends feedback; None: see `auth.Caller`
+    sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but reviewers' and judges'
+    all_objects: bool = False  # may use, list and rate objects of other keys
     requests_per_minute: int | None = None  # None: no limit
     concurrency: int | None = None  # requests at once; None: no limit
     tokens_per_day: int | None = None  # prompt and answer, of a UTC day; None: no limit
@@ -72,10 +72,10 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     calls_per_s: float | None = None  # probes a second; None: only the shares below limit them
-    tokens_per_s: float | None = None  # read anew and generated by probes, a second; None: likewise
+    tokens_per_s: float | None = None  # processed and generated for probes, a second; None: likewise
     concurrency_share: float = 0.5  # fraction of `slots` that probes may take at once; at least one
-    when_busy: Literal["skip", "queue"] = "skip"  # a probe while all slots are taken: never sent, or it waits
-    rate_limit_share: float = 0.2  # fraction of the rate limits that its headers tell
+    when_busy: Literal["skip", "queue"] = "skip"  # a probe while all slots are taken: dropped, or it waits
+    rate_limit_share: float = 0.2  # fraction of the rate limits in the upstream's response headers
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,142 +86,147 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     turn: str  # one message, around {role} and {content}
-    generate: str  # where generation begins, with the opening tag if the template writes it
+    generate: str  # where generation starts, with the opening tag if the template writes it
     begin: str = ""  # before the first message
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     url: str  # base, with or without /v1
-    driver: Driver = "openai"  # what may be tried beyond the plain protocol
-    api_key_env: str = ""  # environment variable; "": the client's own header goes on
-    slots: int = 1  # requests that it serves at once; 1: cancel before hand-over
+    driver: Driver = "openai"  # which extensions of the plain protocol may be used
+    api_key_env: str = ""  # environment variable; "": the client's own header is forwarded
+    slots: int = 1  # concurrent requests; 1: cancel before the stop transition
     connect_timeout_s: float = 5.0
-    first_byte_timeout_s: float = 600.0  # until an answer's head has come whole; 0: for ever
+    first_byte_timeout_s: float = 600.0  # until the whole response head has arrived; 0: no limit
     idle_timeout_s: float = 300.0  # silence on an open response
     keepalive_s: float = 4.0  # llama.cpp closes idle connections after 5 s
-    retries: int = 1  # only while nothing has reached the client
-    finish: tuple[FinishMethod, ...] = ()  # ways to close a thought, best first; (): the driver's
+    retries: int = 1  # only before the client has received anything
+    finish: tuple[FinishMethod, ...] = ()  # ways to end the reasoning, best first; (): the driver's
     think_open: str = "<think>"
     think_close: str = "</think>"
-    think_opened: bool = False  # the chat template opens the thought: content begins inside it
-    lowest_effort: Effort | None = None  # at which a re-ask may think; None: the driver's lowest
-    template: Template | None = None  # None: the server is asked where it can say
-    extra: Extra = Extra()  # what probes may take of it
-    affinity_header: str = ""  # tells a router in front of replicas which calls belong together
-    prices: Prices | None = None  # None: unknown, so money is left out everywhere
+    think_opened: bool = False  # the chat template opens the reasoning: content starts inside it
+    lowest_effort: Effort | None = None  # at which a re-ask may reason; None: the driver's lowest
+    template: Template | None = None  # None: the server is queried where it supports that
+    extra: Extra = Extra()  # limits on probes
+    affinity_header: str = ""  # header with which a router in front of replicas keeps related calls together
+    prices: Prices | None = None  # None: unknown, so no costs are reported
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_tokens: int = 16  # of the trial answer
-    closing: str = "\n"  # text written before the closing tag; must not end in a space
-    answer_prefix: str = ""  # text written after the closing tag
+    closing: str = "\n"  # written before the closing tag; must not end in a space
+    answer_prefix: str = ""  # written after the closing tag
     stop: tuple[str, ...] = ("\n",)  # where a trial answer ends
-    timeout_s: float = 30.0  # a trial answer that takes longer is missing
+    timeout_s: float = 30.0  # a trial answer that takes longer counts as missing
     reask_thought: str = "My reasoning so far:\n\n{thought}"  # `re-ask`: the assistant's message
-    reask_ask: str = (  # `re-ask`: the user's message behind it
+    reask_ask: str = (  # `re-ask`: the user's message after it
         "Stop reasoning here. Give only the final answer to my question, in the form that it asked for."
     )
-    verified_by: VerifiedBy = "doctor"  # who saw that the upstream continues a text and caches prefixes
+    verified_by: VerifiedBy = "doctor"  # who verified that the upstream continues a text and caches prefixes
 
 
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     boundary: str = "line"  # where a step may end: a name of `episode.chain_reader.SEGMENTERS`
     min_tokens: int = 24  # a step is at least this long
-    growth: float = 1.15  # each step is that much longer than the last: geometric probing
-    max_tokens: int = 512  # a step that sees no boundary ends here, between words
+    growth: float = 1.15  # each step is this much longer than the last: geometric probing
+    max_tokens: int = 512  # a step without a boundary ends here, between words
 
 
 class Embeddings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which server turns drafts into vectors, so that they are compared by meaning and not by their words."""
+    """The server whose vectors compare drafts by meaning."""
 
     url: str  # base of a server with OpenAI's /v1/embeddings, with or without /v1
-    model: str  # as that server calls it
+    model: str  # the server's name for it
     api_key_env: str = ""  # environment variable; "": no key is sent
     timeout_s: float = 1.0  # a vector that takes longer is missing: words are compared
-    pause_s: float = 30.0  # after a failure, nothing is asked for so long
+    pause_s: float = 30.0  # after a failure, no calls for this long
 
 
 class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where inside what is certified a route operates, by the load that its gateway measures.
+    """The operating point within the certified levels, by the load that the gateway measures.
 
-    A target that is None is not watched; at least one must be given. A point is a fraction of the certified levels:
+    A target of None is not watched; at least one must be given. An operating point is a fraction of the certified
+    levels:
     0 never stops, 1 saves the most.
     """
 
-    queue: float | None = None  # target: calls open at the upstream, over its `slots`
+    queue: float | None = None  # target: calls open at the upstream, divided by its `slots`
     latency_s: float | None = None  # target: 95th percentile of the route's runs that may be stopped
     tokens_per_s: float | None = None  # target: generated for the route
     usd_per_hour: float | None = None  # target: spent by the route; needs `prices`
-    operating_point: float = 1.0  # usual place; under pressure it is 1
-    slack_point: float | None = None  # place while the load is far below every target; None: `operating_point`
-    hold_s: float = 30.0  # how long the load must be low before the next move to the safer side
+    operating_point: float = 1.0  # normal operating point; under pressure it is 1
+    slack_point: float | None = None  # operating point while the load is far below the targets; None: `operating_point`
+    hold_s: float = 30.0  # how long the load must be low before the next step to the safer side
 
 
 class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     url: str  # base of an OpenAI-compatible server, with or without /v1
-    model: str  # as that server calls it
+    model: str  # the server's name for it
     api_key_env: str = ""  # environment variable; "": no key is sent
-    questions: FileName = ""  # file of the route's questions; "": named when asked
+    questions: FileName = ""  # file of the route's questions; "": given on each command
     timeout_s: float = 60.0  # for one grade
-    max_tokens: int = 1_024  # of one grade; a model that thinks needs more
+    max_tokens: int = 1_024  # of one grade; a reasoning model needs more
 
 
 class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    per_day: int = 50  # runs that are asked about in a day of UTC, at most; 0: nobody is asked
-    control_share: float = 0.2  # fraction of these drawn at random from all runs; the others tell more
-    reviewers: int = 1  # people who judge a run independently of each other; a further one decides
-    lease_s: float = 900.0  # how long a reviewer has a run before it goes back
-    open_days: float = 14.0  # after which nobody is asked about a run any more
+    per_day: int = 50  # runs queued for review per UTC day, at most; 0: none
+    control_share: float = 0.2  # fraction of them drawn at random from all runs; the others are chosen for information
+    reviewers: int = 1  # independent reviewers per run; a further one resolves disagreement
+    lease_s: float = 900.0  # how long a reviewer holds a run before it returns to the queue
+    open_days: float = 14.0  # after which a run leaves the queue
     questions: FileName = ""  # file of the route's questions; "": the judge's
     keep_text: bool = False  # keep texts in the log for reviewers: the question, a loop's sources
     text_days: float = 30.0  # how long a kept text is shown
 
 
 class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    per_day: int = 200  # runs that are asked about in a day of UTC, at most; 0: nobody is asked
+    per_day: int = 200  # runs queued for review per UTC day, at most; 0: none
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[rollout]`, and `[routes.NAME.rollout]` over it. docs/reference/rollout.md explains the defaults."""
 
-    automatic: bool = False  # begin one by itself where a refit proposes what is better than what is in force
-    # How far each step goes.
+    automatic: bool = False  # start one automatically when a refit proposes a better version than the active one
+    # Size of the steps.
     shares: tuple[float, ...] = (0.10, 0.25, 0.50)  # of new units: the canary's, then the ramp's, rising; at most 1/2
-    audit_share: float = 0.8  # of requests, asked for while EM is not proved
-    # What may be lost: a candidate is let through when it surely loses no more, each of these alone.
-    em_margin: float = 0.01  # EM of the whole, a fraction
-    class_em_margin: float = 0.03  # EM of one class of questions, a fraction
-    latency_margin: float = 0.20  # of the control's mean seconds: 0.2 is a fifth slower
-    error_margin: float = 0.02  # of requests, beyond the control's
-    no_answer_margin: float = 0.02  # of requests, beyond the control's
+    audit_share: float = 0.8  # of requests, requested until EM is proved
+    # Margins: the candidate passes when it provably loses no more than each of these.
+    em_margin: float = 0.01  # overall EM, a fraction
+    class_em_margin: float = 0.03  # EM of one query class, a fraction
+    latency_margin: float = 0.20  # relative to the control's mean seconds: 0.2 is a fifth slower
+    error_margin: float = 0.02  # of requests, above the control's
+    no_answer_margin: float = 0.02  # of requests, above the control's
     satisfaction_margin: float = 0.05  # of [0, 1], below the control's
-    required: tuple[LiveRail, ...] = ("latency", "errors", "no_answer")  # must be proved before all are served
-    # How sure.
+    required: tuple[LiveRail, ...] = (
+        "latency",
+        "errors",
+        "no_answer",
+    )  # must be proved before the candidate serves everybody
+    # Confidence.
     confidence: float = 0.95  # of each proof that no more than the margin is lost
-    harm_confidence: float = 0.90  # of the evidence of harm of each rail, all classes of EM together
-    # How much must be seen.
+    harm_confidence: float = 0.90  # of the evidence of harm of each guardrail, all classes of EM together
+    # Amount of evidence.
     least_audits: int = 400
     least_class_audits: int = 200
-    rare_share: float = 0.05  # of the traffic: classes below it are judged together, as one
-    least_requests: int = 100  # of each arm, added with every step
-    least_stage_s: float = 600.0  # seconds that a step lasts at least
-    warmup_requests: int = 100  # of the route, from the start of a step: what they show is not counted
+    rare_share: float = 0.05  # of the traffic: smaller classes are judged together
+    least_requests: int = 100  # of each arm, more with every step
+    least_stage_s: float = 600.0  # seconds per step at least
+    warmup_requests: int = 100  # of the route, from the start of a step: they do not count
     warmup_s: float = 60.0  # … and seconds
-    most_requests: int = 20_000  # of the route, in one step: what is not proved by then goes back
-    most_idle_requests: int = 5_000  # … as soon as a saving is all that is missing
+    most_requests: int = 20_000  # of the route, per step: what is not proved by then is rolled back
+    most_idle_requests: int = 5_000  # … once a saving is all that is missing
     latency_cap_s: float = 120.0  # a longer request counts as this, or as 16 means of the control if that is less
-    # How bold.
+    # Limits on savings.
     least_kept: float = 0.05  # of the full runs' tokens: a version that keeps less is refused
-    most_cut: float = 0.75  # of the tokens that the version in force keeps: no version cuts more at once
-    # How often.
-    cool_down_s: float = 3_600.0  # after a rollback; twice as long after each further one
+    most_cut: float = 0.75  # of the tokens that the active version keeps: no version cuts more at once
+    # Frequency.
+    cool_down_s: float = 3_600.0  # after a rollback; doubled after each further one
     most_cool_down_s: float = 86_400.0
-    most_a_day: int = 4  # rollouts begun in 24 hours
+    most_a_day: int = 4  # rollouts started in 24 hours
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    model: str = ""  # shell pattern on the request's model, "" = any
-    header: str = ""  # value of x-suffice-route, "" = any
+    model: str = ""  # shell pattern on the request's model; "": any
+    header: str = ""  # value of x-suffice-route; "": any
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -231,33 +236,35 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     mode: Mode = "observe"
     scorer: str | dict[str, Any] = "text"  # a name, or {"scorer": name, **parameters}
     policy: dict[str, Any] = {}  # {"policy": name, **parameters}; empty: learned, and certified before it acts
-    uncertified: bool = False  # let an uncertified policy act; everything says so
+    uncertified: bool = False  # let an uncertified policy act; every report says so
     max_em_drop: float = 0.02  # fraction: the largest EM drop that the owner accepts
-    confidence: float = 0.95  # fraction: how sure the promise must be
+    confidence: float = 0.95  # fraction: confidence of the guarantee
     promise: Promise = "certified"  # "budgeted": the drop keeps to max_em_drop on average, with no confidence
-    label_timeout_s: float | None = None  # longest normal delay of a label; None: learnt from those that came
-    critical_em: float | None = None  # fraction: below it a person decides
+    label_timeout_s: float | None = None  # longest normal delay of a label; None: learned from earlier labels
+    critical_em: float | None = None  # fraction: below it a person must decide
     min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
     audit_share: float | None = None  # fraction; None: 0.05 once something is certified, see `rollout.assign`
-    most_audit_share: float = 0.5  # fraction: audits are drawn at up to this share while they look worse than before
+    most_audit_share: float = 0.5  # fraction: the audit share rises up to this while audits look worse than before
     sample_rate: float | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
     model: str | None = None  # model name to send upstream; None: the client's
     samples: int = 1  # kind "samples": answers in a full run; 1 = pass-through
-    wave: int = 4  # kind "samples": answers drawn at once
-    max_extra_calls: int = 32  # a request: probes, further samples, continuation, reruns together
-    probe: Probe | None = None  # None: no upstream call is ever added while observing
+    wave: int = 4  # kind "samples": answers requested at once
+    max_extra_calls: int = 32  # per request: probes, further samples, continuation, reruns together
+    probe: Probe | None = None  # None: observing adds no upstream calls
     steps: Steps = Steps()
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
-    judge: Judge | None = None  # None: no model ever judges an answer
-    review: Review = Review()  # which runs people are asked about
-    rollout: Rollout = Rollout()  # how another version reaches its traffic: the deployment's rules, some replaced
-    effort: Effort | None = None  # asked for before the call, where the route acts; None: the client's
-    budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
+    judge: Judge | None = None  # None: no judge model
+    review: Review = Review()  # which runs people review
+    rollout: Rollout = Rollout()  # how a new version reaches traffic: the deployment's rules, some replaced
+    effort: Effort | None = None  # sent with the call where the route acts; None: the client's
+    budget_tokens: int | None = None  # of reasoning, enforced by the engine where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
-    fallback_capacity: float | None = None  # tokens/s that the upstream bears for it, over those now; None: unknown
-    on_fallback: OnFallback = "quality_first"  # what gives way when all must run in full and that is too much
-    finish_unclosed: bool = False  # a run cut inside its thought: give the client a forced answer
-    handover_ms: int = 5_000  # a continuation that takes longer is dropped
+    fallback_capacity: float | None = (
+        None  # tokens/s that the upstream can add for it to the current ones; None: unknown
+    )
+    on_fallback: OnFallback = "quality_first"  # what is shed when all runs in full exceed the capacity
+    finish_unclosed: bool = False  # a run cut inside its reasoning: give the client a forced answer
+    handover_ms: int = 5_000  # a continuation that takes longer is abandoned
     handover_buffer_bytes: int = 256 * 1024
 
     @property
@@ -284,7 +291,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def is_paired(self) -> bool:
-        """Does the control loop decide whether its effort or budget acts, by audits that are asked twice?"""
+        """Its effort or budget is certified by audits with a paired call."""
         return bool(self.arms) and not self.policy and self.mode != "off"
 
     @property
@@ -293,85 +300,85 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class ExperimentArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    weight: float = 1.0  # relative to the other arms'; raised alone, it moves units into this arm only
-    full: bool = False  # the full run: nothing is stopped, nothing is asked for before the call
+    weight: float = 1.0  # relative to the other arms'; raising it moves units into this arm only
+    full: bool = False  # the full run: nothing is stopped, no effort or budget is sent
     policy: dict[str, Any] = {}  # as a route's; empty: the route's own
-    threshold: float | None = None  # in place of the `threshold` of the route's own policy
-    level: int | None = None  # the highest level used of those that are certified; 0 never stops
-    effort: Effort | None = None  # asked for before the call, in place of the route's
-    budget_tokens: int | None = None  # of thought, kept by the engine, in place of the route's
-    uncertified: bool = False  # let this arm's own policy act, though nobody has certified it
+    threshold: float | None = None  # replaces the `threshold` of the route's own policy
+    level: int | None = None  # the highest level used of the certified ones; 0 never stops
+    effort: Effort | None = None  # sent with the call, replaces the route's
+    budget_tokens: int | None = None  # of reasoning, enforced by the engine, replaces the route's
+    uncertified: bool = False  # let this arm's own policy act without a certificate
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     routes: tuple[str, ...]  # whose requests take part
     arms: dict[str, ExperimentArm]  # by name; two or more
     unit: ExperimentUnit = "request"  # what always gets the same arm
-    layer: str = "default"  # experiments of one layer exclude each other, those of two are independent
-    share: float = 1.0  # fraction of the layer's units that take part; raised, it only adds units
+    layer: str = "default"  # experiments of one layer exclude each other, those of different layers are independent
+    share: float = 1.0  # fraction of the layer's units that take part; raising it only adds units
     control: str = ""  # arm that the others are compared with; "": the full run, else the first
     primary: str = "tokens"  # metric that decides: tokens, latency, satisfaction, em, or a declared one
-    margins: dict[str, float] = {}  # metric: loss against the control that is put up with, in the metric's unit
-    confidence: float = 0.95  # fraction: of all that is said of its arms and metrics, together
-    warmup_units: int = 100  # the first units, which are left out
-    max_tokens: float | None = None  # a run with more counts as this; None: learnt from the warm-up
+    margins: dict[str, float] = {}  # metric: acceptable loss against the control, in the metric's unit
+    confidence: float = 0.95  # fraction: of all comparisons together
+    warmup_units: int = 100  # the first units, which do not count
+    max_tokens: float | None = None  # a larger value counts as this; None: learned from the warm-up
     max_latency_s: float | None = None  # likewise
 
 
 class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     type: MetricType
-    level: MetricLevel = "request"  # what one value speaks of, so that it counts once
-    direction: Direction = "higher"  # which way of it is better
+    level: MetricLevel = "request"  # what one value describes, so that it counts once
+    direction: Direction = "higher"  # which direction is better
     range: tuple[float, float] | None = None  # smallest and largest value; None: 1 to 5 of a rating
-    values: tuple[str, ...] = ()  # of a category: the words that are allowed
-    survey: str = ""  # the survey that it is a question of; "": none
-    question: str = ""  # its words, for whoever shows the survey
+    values: tuple[str, ...] = ()  # of a category: the allowed words
+    survey: str = ""  # the survey that it belongs to; "": none
+    question: str = ""  # its text, for whoever shows the survey
 
 
 class Langfuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    secret_env: str = ""  # environment variable with the secret that signs what it sends; "": none
-    scores: dict[str, str] = {}  # name of a score: the field of feedback that it is, or "metrics.NAME"
+    secret_env: str = ""  # environment variable with the secret that signs its requests; "": none
+    scores: dict[str, str] = {}  # name of a score: the field of feedback that it maps to, or "metrics.NAME"
 
 
 class FeedbackRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    token_hours: float = 720.0  # how long the token of an answer lets its holder rate it; 0: none is sent
-    park_days: float = 30.0  # feedback whose request has not come by then is a dead letter
-    least_propensity: float = 1.0  # fraction: a smaller share of people who were asked counts as this one
+    token_hours: float = 720.0  # lifetime of the token with which an answer's recipient may rate it; 0: no tokens
+    park_days: float = 30.0  # feedback whose request has not arrived by then is a dead letter
+    least_propensity: float = 1.0  # fraction: smaller propensities of being asked count as this
     langfuse: Langfuse = Langfuse()
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     url: FileUrl = "sqlite:///suffice.db"
-    queue_rows: int = 50_000  # waiting for the writer; more: outcomes are counted as dropped
-    flush_ms: int = 20  # the writer gathers this long before it commits
+    queue_rows: int = 50_000  # waiting for the writer; further outcomes are dropped and counted
+    flush_ms: int = 20  # the writer collects this long before it commits
     last_good_file: FileName = ""  # file with what is served while the log cannot be read; "": beside it, `.good`
-    last_good_s: float = 3_600.0  # for how long it is; then all runs in full; 0: not at all, and no file is written
+    last_good_s: float = 3_600.0  # for how long; then all runs in full; 0: never, and no file is written
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    enabled: bool = True  # a worker runs beside `suffice serve`; False: only where `suffice worker` runs
-    period_s: float = 2.0  # between two looks at the log
-    tick_requests: int = 100  # of a route, between two looks at its evidence
-    burst_requests: int | None = None  # that run in full at a cold start and after an alarm; None: 24 / max_em_drop
+    enabled: bool = True  # a worker runs beside `suffice serve`; False: only with `suffice worker`
+    period_s: float = 2.0  # between two reads of the log
+    tick_requests: int = 100  # of a route, between two evaluations of its evidence
+    burst_requests: int | None = None  # run in full at a cold start and after an alarm; None: 24 / max_em_drop
     refit_requests: int = 1_000  # between two fits
-    window_audits: int | None = None  # that a certificate looks back on; None: 16 / max_em_drop
-    tune: bool = False  # propose a route's effort or budget from audits that were asked twice
+    window_audits: int | None = None  # that a certificate covers; None: 16 / max_em_drop
+    tune: bool = False  # propose a route's effort or budget from audits with a paired call
 
 
 class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     enabled: bool = True  # False: `/console` and `/api` do not exist
-    host: str = ""  # address of a listener of its own; "": `server.host`
-    port: int | None = None  # port of a listener of its own; None: it is served on the gateway's
+    host: str = ""  # address of a separate listener; "": `server.host`
+    port: int | None = None  # port of a separate listener; None: the gateway's own
     session_s: float = 43_200.0  # how long a login lasts
-    live_s: float = 5.0  # between two looks at the log while somebody watches the first page
+    live_s: float = 5.0  # between two reads of the log while somebody watches the first page
 
 
 class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the head of the audit log's chain is exported to, so that a cut or rebuilt chain can be told."""
+    """Where the heads of the hash chain are exported to, so that a cut or rebuilt chain is detected."""
 
-    file: FileName = ""  # signed heads are added to it, a line each; "": to no file
-    webhook_env: str = ""  # environment variable with an address that heads are sent to; "": to none
-    every_s: float = 3_600.0  # between two exports; a head that has not moved is not exported again
+    file: FileName = ""  # signed heads are appended, one per line; "": no file
+    webhook_env: str = ""  # environment variable with the URL that heads are posted to; "": none
+    every_s: float = 3_600.0  # between two exports; an unchanged head is not exported again
     timeout_s: float = 10.0  # for the webhook
 
     @property
@@ -380,15 +387,15 @@ class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How long the log keeps what people said, and what it never keeps. None: for ever."""
+    """How long the log keeps personal text. None: forever."""
 
     answers_days: float | None = None  # trial and final answers, votes, references, corrections
     comments_days: float | None = None  # what people wrote: comments and reasons of labels and reviews
     questions_days: float | None = None  # texts of questions, where a route keeps them for reviewers
     metadata_days: float | None = None  # what callers declared of a question
-    steps_days: float | None = None  # steps of runs, numbers and all
-    redact: tuple[TextPart, ...] = ()  # never written at all
-    every_s: float = 86_400.0  # between two looks for what is old enough
+    steps_days: float | None = None  # steps of runs, with their numbers
+    redact: tuple[TextPart, ...] = ()  # never written
+    every_s: float = 86_400.0  # between two searches for expired rows
 
     @property
     def days(self) -> dict[str, float]:
@@ -417,23 +424,23 @@ AlertKind: TypeAlias = Literal[
 
 
 class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    sample_rate: float = 1.0  # fraction of requests that have rows, audits among them; the others are counted
-    adapt: bool = True  # spread it over classes of live requests by what is uncertain; False: evenly
+    sample_rate: float = 1.0  # fraction of requests that have rows, audits included; the others are counted
+    adapt: bool = True  # distribute it over classes of live requests by uncertainty; False: evenly
 
 
 class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    webhook_url_env: str = ""  # environment variable with the address, as Slack gives one; "": none
+    webhook_url_env: str = ""  # environment variable with a Slack-compatible URL; "": none
     email_to: tuple[str, ...] = ()  # (): no e-mail
     email_from: str = ""
     smtp_host: str = ""
-    smtp_port: int = 587  # 465 begins with TLS; others are asked for it
+    smtp_port: int = 587  # 465 starts with TLS; other ports are asked for it
     smtp_tls: MailTls | None = None  # None: "required" where there is a login, else "opportunistic"
-    smtp_user_env: str = ""  # environment variable; "": the server asks for none
+    smtp_user_env: str = ""  # environment variable; "": no login
     smtp_password_env: str = ""
     kinds: tuple[AlertKind, ...] = get_args(AlertKind)
-    repeat_s: float = 3_600.0  # the same alert is told again after so long
-    tell_over: bool = True  # say, too, when what was told is over
-    link: str | None = None  # address that people reach the console's server by; None: no links
+    repeat_s: float = 3_600.0  # repeat an alert after this long
+    tell_over: bool = True  # also notify when an alert is resolved
+    link: str | None = None  # URL at which people reach the console's server; None: no links
 
     @property
     def are_told(self) -> bool:
@@ -463,11 +470,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: dict[str, Metric] = {}
 
     def sample_rate_of(self, route: str) -> float:
-        """The fraction of a route's requests that have rows in the log; of those that no route claims as well."""
+        """Return the fraction of a route's requests that have rows in the log; also for requests without a route."""
         return self.sample_rate_on(self.routes.get(route))
 
     def sample_rate_on(self, route: Route | None) -> float:
-        """The same of a route at hand; None: no route claims them."""
         own = None if route is None else route.sample_rate
         return self.monitoring.sample_rate if own is None else own
 
