@@ -1,6 +1,6 @@
-"""What a scorer is, the table of all of them, and the way from settings to a scorer.
+"""The scorer interface, the table of scorers, and how settings become a scorer.
 
-The only measure of Exact Match: a scorer compares two answers, it never decides who is right.
+It is the only measure of Exact Match: a scorer compares two answers and never decides which one is right.
 """
 
 from __future__ import annotations
@@ -20,31 +20,29 @@ from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScor
 
 
 class Scorer(Protocol):
-    """One way to read an answer and to compare it.
+    """Reads and compares answers.
 
-    Holds for every scorer and every string: no method raises, time is linear, `normalise` is
-    idempotent, and what `extract` returns is already normal and can be encoded as UTF-8.
+    For every scorer and every string: no method raises, time is linear, `normalise` is idempotent, and what `extract`
+    returns is already normal and can be encoded as UTF-8.
     """
 
     @property
-    def name(self) -> str:
-        """The same in settings, logs, metrics and docs."""
-        ...
+    def name(self) -> str: ...
 
     def extract(self, text: str) -> str | None:
-        """The normalised answer in a model's text; None: there is none."""
+        """Return the normalised answer in a model's text; None if there is none."""
         ...
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer, such as a reference; None: it is no answer."""
+        """Return the normal form of a bare answer, such as a reference; None if it is not an answer."""
         ...
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference, both in normal form? None never matches."""
+        """Return whether `answer` equals the reference, both in normal form. None never matches."""
         ...
 
 
-Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table as it stands in the settings
+Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table from the settings
 
 _OURS: tuple[Any, ...] = (
     *(ChoiceScorer, DateScorer, JsonScorer, ListScorer, MathScorer, NumberScorer),
@@ -54,15 +52,15 @@ SCORERS: dict[str, Callable[..., Scorer]] = {scorer.name: scorer for scorer in _
 
 
 def build_scorer(spec: Spec, *, math_judge: MathJudge | None = None) -> Scorer:
-    """The scorer of a name, or of a table `{scorer = name, …parameters}`, with a judge for the scorer `math` in it.
+    """Build the scorer of a name or a table `{scorer = name, …parameters}`; a `math` scorer in it gets `math_judge`.
 
-    Raises ConfigError, and nothing else, whatever is in the table, with the nearest known name for an unknown one.
+    Raise only ConfigError, whatever the table holds; for an unknown name it gives the nearest known one.
     """
     return _build("scorer", spec, math_judge, depth=0)
 
 
 def asks_judge(spec: Spec) -> bool:
-    """Does the scorer of a spec, or one inside of it, ask a judge of formulas?"""
+    """Return whether the scorer of a spec, or one inside it, uses a judge of formulas."""
     if isinstance(spec, str):
         return spec == MathScorer.name
     return spec.get("scorer") == MathScorer.name or (
@@ -71,7 +69,7 @@ def asks_judge(spec: Spec) -> bool:
 
 
 def scorer_label(spec: Spec) -> str:
-    """What logs and reports call a scorer: `number`, or with parameters `json {"path":"$.answer"}`."""
+    """Return a scorer's label in logs and reports: `number`, or with parameters `json {"path":"$.answer"}`."""
     if isinstance(spec, str):
         return spec
     parameters = {key: value for key, value in spec.items() if key != "scorer"}
@@ -80,7 +78,6 @@ def scorer_label(spec: Spec) -> str:
 
 
 def scorer_parameters(name: str) -> Mapping[str, inspect.Parameter]:
-    """The parameters that may be written for a scorer, in order."""
     return {key: p for key, p in inspect.signature(SCORERS[name]).parameters.items() if key != "judge"}
 
 

@@ -1,4 +1,4 @@
-"""Scorers `choice` and `yes-no`: which of the options A to J was picked, and was the question affirmed or denied?"""
+"""Scorers `choice` (one of the options A to J) and `yes-no`."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _PRONOUN = re.compile(r"\s{1,4}[a-z]")
 
 @dataclass(frozen=True, slots=True)
 class ChoiceScorer(ByNormalForm):
-    """Compare options by their letter. Normal form: one capital letter, A to J.
+    """Compares options by their letter. Normal form: one capital letter, A to J.
 
-    A capital counts wherever an answer is expected ("the answer is B because"), but ``I`` before a small word is the
-    pronoun. A small letter counts only when it is closed: ``(b)``, ``b.``, never "a dog".
+    A capital counts wherever an answer is expected ("the answer is B because"), but ``I`` before a lower-case word is
+    the pronoun. A lower-case letter counts only if it is closed: ``(b)``, ``b.``, never "a dog".
     """
 
     name: ClassVar[str] = "choice"
 
     def extract(self, text: str) -> str | None:
-        """The letter in the last box, else the last announced one, else one that begins the text, else a last line.
+        """Return the last boxed letter, else the last announced one, else one that begins the text, else the last line.
 
-        At the beginning it is closed as in ``B)``, ``(B)``, ``B.`` or ``B:``; a last line is nothing but the letter.
+        At the beginning it is closed as in ``B)``, ``(B)``, ``B.`` or ``B:``; the last line contains only the letter.
         """
         boxed = last_boxed(text)
         if boxed is not None and (letter := self.normalise(boxed)) is not None:
@@ -54,7 +54,7 @@ class ChoiceScorer(ByNormalForm):
         return None if lone is None else _letter(lone)
 
     def normalise(self, answer: str) -> str | None:
-        """The letter that a bare answer is or begins with; None when there is none."""
+        """Return the letter that a bare answer is or begins with; None if there is none."""
         bare = answer.strip()
         match = _LONE.fullmatch(bare) or _LEADING.match(bare)
         return None if match is None else _letter(match)
@@ -82,14 +82,14 @@ _ENDED = re.compile(r"[*_`\"')\]}]{0,4}(?:[.,:;!。，、！：；—–-]|\s{0,
 
 @dataclass(frozen=True, slots=True)
 class YesNoScorer(ByNormalForm):
-    """Compare yes with no, in fifteen languages. Normal form: `yes` or `no`."""
+    """Compares yes and no, in fifteen languages. Normal form: `yes` or `no`."""
 
     name: ClassVar[str] = "yes-no"
 
     def extract(self, text: str) -> str | None:
-        """The word in the last box, else the announced one, else the leading one, else the last line.
+        """Return the word in the last box, else the announced one, else the leading one, else the last line.
 
-        Leading: followed by punctuation or the end of its line: "No, it is", but not "No problem".
+        A leading word is followed by punctuation or the end of its line: "No, it is", but not "No problem".
         """
         marked = marked_answer(text, self.normalise)
         if marked is not None:
@@ -101,7 +101,6 @@ class YesNoScorer(ByNormalForm):
         return None
 
     def normalise(self, answer: str) -> str | None:
-        """What the first word of a bare answer says; None when it says neither."""
         word = _FIRST_WORD.match(answer)
         return None if word is None else _meaning(word)
 

@@ -1,4 +1,7 @@
-"""Scorers of answers with parts: `json`, and `list`, whose items another scorer compares. Nothing is repaired."""
+"""Scorers of answers with parts: `json`, and `list`, whose items another scorer compares.
+
+Invalid input is not repaired.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from suffice.scoring.text import (
 
 MAX_DEPTH = 64
 MAX_ITEMS = 1_000
-Value: TypeAlias = Any  # what json.loads gives: bytes come in here
+Value: TypeAlias = Any  # as parsed by json.loads
 _FENCE = re.compile(r"```[ \t]{0,4}[\w-]{0,20}[ \t]{0,4}\r?\n")
 _PATH_STEP = re.compile(r"""\.([A-Za-z_][\w-]{0,100})|\[(-?\d{1,6})\]|\["([^"\\]{1,100})"\]|\['([^'\\]{1,100})'\]""")
 _BULLET = re.compile(r"[ \t]{0,8}(?:[-*•‣▪]|\(?\d{1,3}[.)])[ \t]{1,8}(?=\S)")
@@ -41,12 +44,12 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 @dataclass(frozen=True, slots=True)
 class JsonScorer(ByNormalForm):
-    """Compare JSON values, or the one at `path` by another scorer.
+    """Compares JSON values, or the one at `path` by another scorer.
 
-    Normal form: compact, keys sorted, numbers by value (``1.0`` is ``1``), strings in Unicode's form NFC. `compare`
-    gets a string as it is, anything else as JSON. A bare text that is no JSON counts as the string that it would be. No
-    answer: null, NaN and Infinity, a key that occurs twice in one object, more than 64 levels, no value at `path`,
-    which is ``$``, ``$.answer``, ``$.steps[-1].answer`` or ``$["final answer"]``.
+    Normal form: compact, keys sorted, numbers by value (``1.0`` is ``1``), strings in NFC. `compare` gets a string
+    unchanged, anything else as JSON. A bare text that is not JSON counts as a string. Not answers: null, NaN and
+    Infinity, a key that occurs twice in one object, more than 64 levels, no value at `path`, which is ``$``,
+    ``$.answer``, ``$.steps[-1].answer`` or ``$["final answer"]``.
     """
 
     name: ClassVar[str] = "json"
@@ -60,9 +63,9 @@ class JsonScorer(ByNormalForm):
         object.__setattr__(self, "_steps", _parse_path(self.path))
 
     def extract(self, text: str) -> str | None:
-        """The answer in the JSON of a text: of the first of these that is JSON.
+        """Return the answer in the first of these that is JSON.
 
-        The last fenced block, what is announced, the whole text, what lies between its outer brackets, the last line.
+        The last fenced block, the announced text, the whole text, the part between its outer brackets, the last line.
         """
         for candidate in _candidates(last_part(text)):
             try:
@@ -74,7 +77,7 @@ class JsonScorer(ByNormalForm):
         return None
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer: of the value at `path`, not of the whole."""
+        """Return the normal form of a bare answer: the value at `path`, not the whole document."""
         if self.compare is not None:
             return self.compare.normalise(answer)
         if is_digest(answer):
@@ -98,7 +101,7 @@ class JsonScorer(ByNormalForm):
 
 
 class _Numeral(str):
-    """A number as it was written: no float rounds it, and a million digits are not converted."""
+    """A number as written: no float rounds it, and a million digits are not converted."""
 
     __slots__ = ()
 
@@ -119,14 +122,13 @@ def _parse_path(path: str) -> tuple[str | int, ...]:
 
 
 def _candidates(text: str) -> Iterator[str]:
-    """Where JSON may be in a text, best first; each is read in linear time, and they are few."""
     fences = [(match.start(), match.end()) for match in _FENCE.finditer(text)]
     for begin, end in reversed(fences[-2:]):
         closing = text.find("```", end)
         if closing >= 0:
             yield text[end:closing]
         elif begin == fences[-1][0]:
-            yield text[end:]  # the model was cut, or forgot the fence
+            yield text[end:]  # the output was cut, or the closing fence is missing
     announced = last_announced(text)
     if announced is not None:
         yield announced.strip(" *`$.")
@@ -139,7 +141,7 @@ def _candidates(text: str) -> Iterator[str]:
 
 
 def _parse(text: str) -> Value:
-    """The value of a JSON text. Raises ValueError when it is no JSON, or two parsers would read different values."""
+    """Parse a JSON text. Raise ValueError if it is not JSON, or if two parsers could read different values."""
     try:
         value = json.loads(
             text, parse_int=_Numeral, parse_float=_Numeral, parse_constant=_refuse, object_pairs_hook=_object
@@ -169,7 +171,7 @@ def _refuse(constant: str) -> Value:
 
 
 def _value_at(value: Value, steps: Sequence[str | int]) -> Value:
-    """Raises ValueError where the path leads nowhere."""
+    """Return the value at a path. Raise ValueError if there is none."""
     for step in steps:
         is_key = isinstance(step, str) and isinstance(value, dict) and step in value
         is_place = isinstance(step, int) and isinstance(value, list) and -len(value) <= step < len(value)
@@ -194,18 +196,18 @@ def _quoted(text: str) -> str:
 
 
 def _composed(text: str) -> str:
-    # Long runs of combining marks make it quadratic; a text so long is compared as it is written.
+    # Long runs of combining marks make NFC quadratic; so long a text is compared as written.
     return text if len(text) > MAX_ANSWER_CHARS else unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True, slots=True)
 class ListScorer(ByNormalForm):
-    """Compare lists item by item.
+    """Compares lists item by item.
 
-    Normal form: a JSON array of the items' normal forms, sorted unless they are `ordered`; an item that occurs twice
-    counts twice. Items are separated by line ends, semicolons or commas, the last two by "and" too. A comma between
-    digits with three digits behind it groups thousands: write ``1, 200`` for two numbers. More than 1,000 items, or
-    2,000 characters, are compared by a digest.
+    Normal form: a JSON array of the items' normal forms, sorted unless they are `ordered`; a repeated item counts each
+    time. Line ends, semicolons or commas separate items, "and" also the last two. A comma between digits with three
+    digits after it groups thousands: write ``1, 200`` for two numbers. More than 1,000 items, or 2,000 characters, are
+    compared by a digest.
     """
 
     name: ClassVar[str] = "list"
@@ -217,7 +219,7 @@ class ListScorer(ByNormalForm):
         check_flag("scorer.ordered", self.ordered)
 
     def extract(self, text: str) -> str | None:
-        r"""The list in the last ``\boxed{…}``, else the bullets that end the text, else what is announced, else all."""
+        r"""Return the list of the last ``\boxed{…}``, else in final bullets, else in the announced text, or all."""
         boxed = last_boxed(text)
         if boxed is not None and (answer := self.normalise(boxed)) is not None:
             return answer
@@ -242,7 +244,6 @@ class ListScorer(ByNormalForm):
 
 
 def _last_bullets(text: str) -> list[str]:
-    """The items of the bullets that end a text; []: it does not end in at least two."""
     items: list[str] = []
     for line in reversed(text.rstrip().split("\n")[-MAX_ITEMS - 1 :]):
         bullet = _BULLET.match(line)

@@ -1,4 +1,4 @@
-"""Scorer `date`: two dates are the same answer when they are the same day, month or year."""
+"""Scorer `date`: dates are equal if they are the same day, month or year."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _DATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class DateScorer(ByNormalForm):
-    """Compare dates of the Gregorian calendar.
+    """Compares dates of the Gregorian calendar.
 
-    Normal form: `2024-03-05`, or `2024-03` or `2024` where no more is known; a less exact date is another answer.
-    `05.03.2024` has its day first, as wherever dots are written; `3/4/2024` is ambiguous and compared as it is written,
-    unless `order` is ``dmy`` or ``mdy``. A day that does not exist is no answer.
+    Normal form: `2024-03-05`, or `2024-03` or `2024` if no more is known; a less exact date is a different answer.
+    `05.03.2024` has its day first, as dots imply; `3/4/2024` is ambiguous and compared as written, unless `order` is
+    ``dmy`` or ``mdy``. A day that does not exist is not an answer.
     """
 
     name: ClassVar[str] = "date"
@@ -61,12 +61,12 @@ class DateScorer(ByNormalForm):
         check_word("scorer.order", self.order, ("as-written", "dmy", "mdy"))
 
     def extract(self, text: str) -> str | None:
-        """The date in the last box, else the announced one, else the most exact one in the text, of equals the last."""
+        """Return the date in the last box, else the announced one, else the most exact one, of equals the last."""
         marked = marked_answer(text, self.normalise)
         return self.normalise(text) if marked is None else marked
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer: the same reading as `extract`; None when it holds no date."""
+        """Return the normal form of a bare answer, read as `extract` does; None if it has no date."""
         best, best_parts = None, 0
         for match in _DATE.finditer(last_part(answer).casefold()):
             date = self._read(match)
@@ -96,7 +96,6 @@ class DateScorer(ByNormalForm):
 
 
 def _number(written: str) -> int:
-    """The value of digits of any script; 0 for what is no number."""
     return int(written) if written.isdecimal() else 0
 
 

@@ -1,7 +1,7 @@
-r"""Scorer `math`: two formulas are the same answer when a judge proves it, or their normal forms are equal.
+r"""Scorer `math`: formulas are equal if their normal forms are or a judge proves it.
 
-The normal form computes nothing but plain numbers: ``\dfrac12``, ``\frac{1}{2}`` and ``0.5`` are one, ``2x`` and
-``x+x`` are two unless a `MathJudge` (`edge.math`) says otherwise.
+The normal form computes only plain numbers: ``\dfrac12``, ``\frac{1}{2}`` and ``0.5`` are one, ``2x`` and ``x+x`` are
+two unless a `MathJudge` (`edge.math`) proves them equal.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:[,;:]? [A-Za-z]+)+")
 
 
 class MathJudge(Protocol):
-    """Says whether two formulas have the same value. It may take seconds and may not know."""
+    """Decides whether two formulas have the same value. It may take seconds and may not know."""
 
     def equivalent(self, one: str, other: str) -> bool | None:
-        """Are two different normal forms the same? None: it cannot tell. Never raises."""
+        """Return whether two different normal forms are equal; None if unknown. Never raise."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MathScorer:
-    """Compare formulas: first as strings, then as numbers, then by a judge that knows algebra.
+    """Compares formulas: first as strings, then as numbers, then by a judge that knows algebra.
 
-    A judge compares pairs, which make no classes that a vote could count, so it only joins an answer to a reference.
-    Two answers in different normal forms count as different, which costs savings and never EM.
+    A judge compares pairs, which form no classes that a vote could count, so it only compares an answer with a
+    reference. Two answers in different normal forms count as different, which costs savings and never EM.
     """
 
     name: ClassVar[str] = "math"
@@ -52,7 +52,7 @@ class MathScorer:
     judge: MathJudge | None = None
 
     def extract(self, text: str) -> str | None:
-        r"""The formula in the last box, else in the last announcement, else in the last line.
+        r"""Return the formula in the last box, else in the last announcement, else in the last line.
 
         Of a line: its last formula between dollar signs or ``\( \)``; in prose without one its number; else all of it.
         A last line without any gives the last number of the text.
@@ -75,7 +75,7 @@ class MathScorer:
         return normal_formula(answer) if inside is None else inside
 
     def quick(self, answer: str | None, gold: str) -> bool | None:
-        """What strings and numbers say alone, in microseconds; None: only the judge can decide."""
+        """Compare by strings and numbers only, in microseconds; None if only the judge can decide."""
         mine = None if answer is None else self.normalise(answer)
         other = mine if answer == gold else self.normalise(gold)
         if mine is None or other is None:
@@ -89,7 +89,7 @@ class MathScorer:
         verdict = self.quick(answer, gold)
         if verdict is not None or self.judge is None or answer is None:
             return verdict is True
-        one, other = sorted(str(self.normalise(text)) for text in (answer, gold))  # so it is symmetric
+        one, other = sorted(str(self.normalise(text)) for text in (answer, gold))  # sorted, so that it is symmetric
         return self.judge.equivalent(one, other) is True
 
 
@@ -109,7 +109,7 @@ _LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
 _SPACING = r"(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|quad|qquad|limits)(?![A-Za-z])"
 _TEXTUAL = "text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|operatorname|boldsymbol"
 
-# In this order: each pass applies all of them, and passes are repeated until nothing changes.
+# Each pass applies all rules in this order; passes are repeated until nothing changes.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -132,7 +132,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\{,\}", ","),
         (r"^[A-Za-z](?:_\w|_\{\w{1,9}\})? ?= ?(?=[^=]+$)", ""),
         (r" +", " "),
-        # A space counts between letters and between digits: \pi r, no solution, 1 2.
+        # A space is kept between letters and between digits: \pi r, no solution, 1 2.
         (r"(?<![A-Za-z\d]) |(?<=[A-Za-z]) (?![A-Za-z])|(?<=\d) (?!\d)", ""),
         (r"[.,;:!]+$", ""),
     )
@@ -144,10 +144,10 @@ _TEXT = TextScorer()
 
 
 def normal_formula(written: str) -> str | None:
-    r"""The normal form of one formula, or of an answer in words; None: there is nothing.
+    r"""Return the normal form of one formula, or of an answer in words; None if it is empty.
 
-    Without dollar signs, spacing, ``\left``, ``\text``, degrees, units behind a number and ``x =`` in front; a plain
-    number by its exact value, as the scorer `number` writes it; words in small letters.
+    It drops dollar signs, spacing, ``\left``, ``\text``, degrees, units after a number and a leading ``x =``. A plain
+    number gets its exact value as in scorer `number`; words are lower-cased.
     """
     if is_digest(written):
         return written
@@ -159,7 +159,7 @@ def normal_formula(written: str) -> str | None:
 
 
 def is_words(normal: str) -> bool:
-    """Is the normal form an answer in words? No algebra can make two of them equal."""
+    """Return whether the normal form is words, which no algebra can make equal to others."""
     return _WORDS.fullmatch(normal) is not None
 
 

@@ -1,7 +1,7 @@
-"""Scorers `number` and `quantity`: the value counts, not how it is written; a quantity also has a unit.
+"""Scorers `number` and `quantity`: they compare values, not spellings; a quantity also has a unit.
 
-A value is a string of digits from end to end, so a million digits cost a million steps and no float rounds anything.
-Powers (``10^3``), number words and commas as decimal points are not read. Units are converted by powers of ten alone.
+A value is a string of digits throughout, so that a million digits take linear time and no float rounds. Powers
+(``10^3``), number words and decimal commas are not read. Units are converted by powers of ten only.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MAX_ANNOUNCED_GAP = 80  # characters between "answer is" and its number
 _MAX_OPERATOR_GAP = 24  # characters between two numbers of one sum
 _MINUS = {ord(dash): "-" for dash in "−–‐‑－﹣"}
 
-# The groups give back one when a digit too many follows; possessive, they would start all over
-# at each comma, and a long list of groups would cost its square.
+# A group gives back its last digits if too many follow; possessive groups would restart at each comma,
+# so that a long list of groups would take quadratic time.
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d++)"
 _NUMBER = rf"""
     (?=[\d.$€£¥+-])                          # all that a number can begin with: most characters end here
@@ -53,12 +53,12 @@ _VULGAR_SIGN = re.compile(f"(?P<glued>(?<=\\d))?([{''.join(VULGAR_FRACTIONS)}])"
 
 @dataclass(frozen=True, slots=True)
 class NumberScorer(ByNormalForm):
-    """Compare numbers by value, exactly.
+    """Compares numbers by value, exactly.
 
     Normal form: ``1,234.50``, ``+1234.5`` and ``1.2345e3`` are ``1234.5``; ``-0`` is ``0``. A simple fraction becomes
-    its decimal where that ends (``1/2`` is ``0.5``) and else is reduced (``2/6`` is ``1/3``, which ``0.333`` is not); a
-    mixed number is its sum (``2 1/2`` is ``2.5``). Currency signs and units are dropped. ``50%`` is neither ``50`` nor
-    ``0.5`` unless `percent` is ``drop`` or ``share``. A number of more than 1,000 digits is no answer.
+    its decimal if that ends (``1/2`` is ``0.5``) and otherwise is reduced (``2/6`` is ``1/3``, which ``0.333`` is not);
+    a mixed number is its sum (``2 1/2`` is ``2.5``). Currency signs and units are dropped. ``50%`` is neither ``50``
+    nor ``0.5`` unless `percent` is ``drop`` or ``share``. A number of more than 1,000 digits is not an answer.
     """
 
     name: ClassVar[str] = "number"
@@ -69,7 +69,7 @@ class NumberScorer(ByNormalForm):
         check_word("scorer.percent", self.percent, ("keep", "drop", "share"))
 
     def extract(self, text: str) -> str | None:
-        """The number in the last box, else the one announced last, else the last one in the text.
+        """Return the number in the last box, else the one announced last, else the last one in the text.
 
         Announced: within 80 characters of "answer is", "answer:" or "####"; of a sum its result ("3 + 4 = 7" gives 7).
         """
@@ -81,13 +81,12 @@ class NumberScorer(ByNormalForm):
 
 
 def exact_number(written: str) -> str | None:
-    """The normal form of a text that is one number and nothing else; None: it is more, or none."""
+    """Return the normal form of a text that is exactly one number; None otherwise."""
     number = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
     return None if number is None else _value(number)
 
 
 def _choose_number(text: str) -> tuple[str, re.Match[str]] | None:
-    """The number that is the answer: (the text that it is in, in plain signs; its match there)."""
     plain = _plain(text)
     boxed = last_boxed(plain)
     if boxed is not None:
@@ -109,7 +108,7 @@ def _choose_number(text: str) -> tuple[str, re.Match[str]] | None:
 
 
 def _shift(value: str, exponent: int) -> str | None:
-    """A value in normal form times 10**exponent, -999 to 999, in normal form; None: it gets too long."""
+    """Multiply a value in normal form by 10**exponent, -999 to 999; None if the result is too long."""
     sign, plain = ("-", value[1:]) if value.startswith("-") else ("", value)
     above, slash, below = plain.partition("/")
     if slash:
@@ -121,7 +120,6 @@ def _shift(value: str, exponent: int) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Dashes as minus signs, LaTeX fractions as a/b, ``####`` as the announcement that it is."""
     text = last_part(text)
     if not text.isascii():
         text = _VULGAR_SIGN.sub(_vulgar, text.translate(_MINUS))
@@ -133,7 +131,6 @@ def _plain(text: str) -> str:
 
 
 def _latex_fraction(match: re.Match[str]) -> str:
-    """As a/b, behind a space where a whole number comes before it: a mixed number."""
     above, below = (group for group in match.groups()[1:] if group is not None)
     return f"{'' if match['glued'] is None else ' '}{above}/{below}"
 
@@ -148,7 +145,7 @@ def _mixed(match: re.Match[str]) -> str:
 
 
 def _result(text: str, first: re.Match[str]) -> re.Match[str]:
-    """The number behind the last equals sign of the sum that `first` opens; `first` if it opens none."""
+    """Return the number after the last equals sign of the sum that begins with `first`; `first` if there is no sum."""
     result, end = first, first.end()
     while (following := _NUMBER_ONLY.search(text, end, end + _MAX_OPERATOR_GAP)) is not None:
         gap = text[end : following.start()]
@@ -163,7 +160,7 @@ def _result(text: str, first: re.Match[str]) -> re.Match[str]:
 
 
 def _value(number: re.Match[str], percent: str = "keep") -> str | None:
-    """The normal form of one number as it was found; None: too long, or divided by zero."""
+    """Return the normal form of a matched number; None if it is too long or divided by zero."""
     sign = "-" if number["sign"] == "-" else ""
     is_percent = number["percent"] is not None
     hundredth = 2 if is_percent and percent == "share" else 0
@@ -178,7 +175,6 @@ def _value(number: re.Match[str], percent: str = "keep") -> str | None:
 
 
 def _digits(written: str) -> str:
-    """ASCII digits without grouping commas; other scripts' digits are translated."""
     plain = written.replace(",", "")
     if plain.isascii():
         return plain
@@ -218,12 +214,12 @@ def _fraction(above: str, below: str) -> str | None:
 _PREFIXES = {"n": -9, "µ": -6, "μ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9, "T": 12}
 _PREFIX_WORDS = {"nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1, "kilo": 3, "mega": 6, "giga": 9}
 _PREFIX_WORDS |= {"tera": 12}
-# Each symbol with the words for it. These take prefixes.
+# Each symbol with its words. These take prefixes.
 _METRIC = (
     "m metre meter|g gram gramme|s second sec|L litre liter l|W watt|V volt|J joule|N newton|Pa pascal|Hz hertz"
     "|A ampere amp|Ω ohm|B byte|eV electronvolt|mol mole|cal calorie"
 )
-# These do not. One-letter words of English are not among them: "in" is no inch, "a" no year.
+# These do not. One-letter words of English are left out: "in" is not an inch, "a" not a year.
 _PLAIN = (
     "min minute min|h hour hr h|day day|week week|month month|year year yr|inch inch inches|ft foot feet ft|yd yard yd"
     "|mi mile mi|lb pound lb|oz ounce oz|K kelvin K|°C °C celsius|°F °F fahrenheit|° ° degree|t tonne|bar bar"
@@ -232,7 +228,7 @@ _PLAIN = (
 
 
 def _all_units() -> dict[str, tuple[str, int]]:
-    """Every way of writing a unit → (its name in a normal form, the power of ten to it)."""
+    """Map every spelling of a unit to (its symbol in normal form, the power of ten to it)."""
     units: dict[str, tuple[str, int]] = {}
     for symbol, *words in map(str.split, _PLAIN.split("|")):
         for word in words:
@@ -258,7 +254,7 @@ _UNIT = re.compile(
     rf"{_NAME}{_POWER}(?:\s?(?:/|per\s)\s?{_NAME}{_POWER})?(?![A-Za-z])"
 )
 _PRODUCT = re.compile(r"\s?(?:[·*⋅]|\\cdot)\s?[A-Za-zµμΩ]|\s[A-Za-zµμΩ]{1,4}⁻?[¹²³]")
-# Written as a sign, a power is no number that somebody could take for the answer.
+# Written as superscripts, powers of units are not mistaken for the answer's number.
 _WRITTEN_POWER = re.compile(r"(?<=[A-Za-zΩ}])\s?\^\s?\{?\s?(-?)([123])(?!\d)\s?\}?")
 _POWERS = {"1": "¹", "2": "²", "3": "³"}
 _CURRENCY = re.compile(r"[$€£¥]")
@@ -266,17 +262,17 @@ _CURRENCY = re.compile(r"[$€£¥]")
 
 @dataclass(frozen=True, slots=True)
 class QuantityScorer(ByNormalForm):
-    """Compare numbers with their units.
+    """Compares numbers with their units.
 
     Normal form: the number and the unit's symbol, metric prefixes multiplied out: `1.5 km` and `1,500 metres` are `1500
-    m`, `90 km/h` is `90000 m/h`, `$5` is `5 $`. Words that are no unit are dropped. Units that are multiplied (`kg
-    m^-3`) are no answer.
+    m`, `90 km/h` is `90000 m/h`, `$5` is `5 $`. Words that are not units are dropped. Products of units (`kg m^-3`) are
+    not answers.
     """
 
     name: ClassVar[str] = "quantity"
 
     def extract(self, text: str) -> str | None:
-        """The number that `number` would find, with the unit behind it or the currency before it."""
+        """Return the number that scorer `number` would extract, with the unit after it or the currency before it."""
         chosen = _choose_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
         value = None if chosen is None else _value(chosen[1])
         if chosen is None or value is None or value.endswith("%"):
@@ -302,7 +298,7 @@ def _as_sign(written: re.Match[str]) -> str:
 
 
 def _unit(above: str, power: str | None, below: str | None, power_below: str | None) -> tuple[str, int] | None:
-    """The symbol of a unit such as km/h and the power of ten to it; None: it is no unit."""
+    """Return the symbol of a unit such as km/h and the power of ten to it; None if it is not a unit."""
     first = _simple_unit(above, power)
     second = None if below is None else _simple_unit(below, power_below)
     return first if first is None or second is None else (f"{first[0]}/{second[0]}", first[1] - second[1])
@@ -314,6 +310,6 @@ def _simple_unit(name: str, power: str | None) -> tuple[str, int] | None:
     if known is None:
         return None
     times = 1
-    if power and bare.isalpha():  # there are no square dollars and no square degrees
+    if power and bare.isalpha():  # there are no square dollars or square degrees
         times = ("¹²³".index(power[-1]) + 1) * (-1 if power.startswith("⁻") else 1)
     return (known[0] if times == 1 else f"{known[0]}^{times}", known[1] * times)

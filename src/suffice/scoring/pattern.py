@@ -1,9 +1,9 @@
-"""Patterns from a settings file, matched in time that is linear in the text, whatever both hold.
+"""Patterns from a settings file, matched in time linear in the text, whatever both contain.
 
-Python's own `re` backtracks, and takes exponential time on innocent-looking patterns such as `(a+)+b`. This matcher
-backtracks too, but remembers where it failed: whether a place in the pattern fits a place in the text never depends on
-the way there, so it takes each pair of places at most once and gives what `re` gives. What would break that (back
-references, looking ahead or behind) is refused when the pattern is read, as RE2 does, and so are very long patterns.
+Python's own `re` backtracks and takes exponential time on patterns such as `(a+)+b`. This matcher backtracks too, but
+remembers failures: whether a place in the pattern fits a place in the text never depends on the path there, so it tries
+each pair at most once and matches what `re` does. Back references and lookaround would break that and are refused at
+compile time, as in RE2, and so are very long patterns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-READ_CHARS = 4_000  # the end of a text, where its answer is; bounds the time together with the next
+READ_CHARS = 4_000  # the end of a text, where its answer is; with the next limit, this bounds the time
 MAX_INSTRUCTIONS = 200  # of the compiled pattern; `{2,5}` counts as five copies
 _MAX_DEPTH = 20  # brackets inside brackets
 _MAX_PATTERN_CHARS = 1_000
@@ -25,17 +25,15 @@ _ESCAPES = frozenset("dDwWsSntrfv")
 
 
 class BadPattern(ValueError):
-    """The pattern cannot be used. The message says where and why, and what may be written."""
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class _Instruction:
-    """One step of the matcher: a test of the text, the beginning or end of a group, or a jump."""
-
     test: re.Pattern[str] | None = None
-    n_chars: int = 0  # that the test takes: 1, or 0 for a place between characters
+    n_chars: int = 0  # consumed by the test: 1, or 0 for a place between characters
     mark: Literal["open", "close"] | None = None
-    group: int = 0  # that the mark belongs to
+    group: int = 0  # of the mark
     jumps: tuple[int, ...] = (1,)  # to the next steps, relative to this one, the preferred one first
 
 
@@ -44,22 +42,19 @@ _Program = list[_Instruction]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A pattern that is ready to match. Build it with `compile_pattern`."""
-
     source: str
     _program: tuple[_Instruction, ...] = field(repr=False)
-    _first: re.Pattern[str] | None = field(repr=False)  # what a match can begin with; None: with anything
+    _first: re.Pattern[str] | None = field(repr=False)  # what a match can begin with; None: anything
 
     def last(self, text: str) -> str | None:
-        """The group `answer`, else the first, else the whole, of the last match in the last 4,000 characters."""
+        """Return the group `answer`, else the first, else the whole, of the last match in the last 4,000 characters."""
         text, last = text[-READ_CHARS:], None
         for begin, end in self._spans(text):
             last = text[begin:end]
         return last
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """The group's place in each match, from left to right; matches do not overlap."""
-        reached: dict[int, int] = {}  # (instruction, place) that fits nowhere → how it was reached
+        reached: dict[int, int] = {}  # (instruction, place) that fails → how it was reached
         at = 0
         while at <= len(text):
             if self._first is not None:
@@ -77,7 +72,6 @@ class Pattern:
             at = max(end, at + 1)
 
     def _match(self, text: str, start: int, reached: dict[int, int]) -> tuple[int, tuple[int, int] | None] | None:
-        """The match that begins at `start`: (its end, the group's place); None: there is none."""
         program, width = self._program, len(text) + 1
         todo = [(0, start, -1, -1, -1)]  # instruction, place, reached from, where the group began and ended
         while todo:
@@ -87,7 +81,7 @@ class Pattern:
                 continue
             reached[key] = origin
             if step == len(program):
-                while key >= 0:  # the way that led here fits; everything else that was tried does not
+                while key >= 0:  # the path that led here fits; all others that were tried failed
                     key = reached.pop(key)
                 return at, (begin, end) if end >= 0 else None
             instruction = program[step]
@@ -104,11 +98,11 @@ class Pattern:
 
 
 def compile_pattern(source: str, *, ignore_case: bool = False) -> Pattern:
-    r"""Read a pattern of at most 1,000 characters. Raises BadPattern.
+    r"""Compile a pattern of at most 1,000 characters. Raise BadPattern.
 
-    Taken: letters, ``.``, classes such as ``[^,]``, ``\d \w \s \D \W \S \n \t``, ``\b \B``, ``^`` and ``$`` at
-    the ends of lines, ``|``, groups ``( )``, ``(?: )`` and ``(?P<answer> )``, and ``* + ? {2} {2,} {2,5}``, each also
-    with a ``?`` behind it, which takes as little as possible. All mean what they mean in Python with `re.MULTILINE`.
+    Allowed: letters, ``.``, classes such as ``[^,]``, ``\d \w \s \D \W \S \n \t``, ``\b \B``, ``^`` and ``$`` at the
+    ends of lines, ``|``, groups ``( )``, ``(?: )`` and ``(?P<answer> )``, and ``* + ? {2} {2,} {2,5}``, each also with
+    a ``?`` after it, which matches as little as possible. All mean what they mean in Python with `re.MULTILINE`.
     """
     if len(source) > _MAX_PATTERN_CHARS:
         raise BadPattern(f"{len(source):,} characters; at most {_MAX_PATTERN_CHARS:,}")
@@ -124,7 +118,7 @@ def compile_pattern(source: str, *, ignore_case: bool = False) -> Pattern:
 
 
 class _Compiler:
-    """Reads a pattern from left to right into instructions whose jumps are relative, so that they can be copied."""
+    """Compiles a pattern from left to right into instructions whose jumps are relative, so that they can be copied."""
 
     def __init__(self, source: str, flags: re.RegexFlag) -> None:
         self._source, self._flags = source, flags
@@ -162,7 +156,6 @@ class _Compiler:
         return program
 
     def _piece(self) -> _Program:
-        """One atom with what repeats it."""
         atom = self._atom()
         match = _QUANTIFIER.match(self._source, self._at)
         if match is None:
@@ -247,7 +240,6 @@ class _Compiler:
         return [_Instruction(re.compile(written, self._flags), n_chars)]
 
     def _next(self, character: str) -> bool:
-        """Skip this character if it comes next."""
         is_next = self._source.startswith(character, self._at)
         self._at += is_next
         return is_next
@@ -277,7 +269,7 @@ def _check_length(n_instructions: int) -> None:
 
 
 def _first_items(program: Sequence[_Instruction]) -> frozenset[str] | None:
-    """The characters that a match can begin with, as patterns; None: it can be empty."""
+    """Return patterns for the characters that a match can begin with; None if it can be empty."""
     items, todo, known = set[str](), [0], set[int]()
     while todo:
         step = todo.pop()

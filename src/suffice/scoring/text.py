@@ -1,8 +1,8 @@
-r"""Where a text announces its answer, what all normal forms have in common, and the scorers of texts.
+r"""Where a text announces its answer, what all normal forms share, and the scorers of texts.
 
-Models put an answer in a box, or behind words (``\boxed{…}``, ``Answer: …``, ``La réponse est …``, ``答案：…``). Every
-function takes any string (empty, ten million characters, broken Unicode), never raises and needs time linear in its
-length: the repetitions in the patterns are bounded or possessive.
+Models put an answer in a box, or after words (``\boxed{…}``, ``Answer: …``, ``La réponse est …``, ``答案：…``). Every
+function accepts any string (empty, ten million characters, broken Unicode), never raises and takes linear time: the
+repetitions in the patterns are bounded or possessive.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import ClassVar, Protocol
 from suffice.errors import ConfigError
 from suffice.scoring.pattern import BadPattern, Pattern, compile_pattern
 
-READ_CHARS = 200_000  # an answer comes at the end; what is before costs time on the event loop
-MAX_ANSWER_CHARS = 2_000  # a longer normal form is logged as a digest: a log holds answers, not essays
+READ_CHARS = 200_000  # an answer comes at the end; reading more costs time on the event loop
+MAX_ANSWER_CHARS = 2_000  # a longer normal form is logged as a digest: the log holds answers, not essays
 
-# Not after "this", "that", "an": "I hope this answer is helpful" announces nothing. The look ahead
-# comes first because it is what fails at nearly every character.
+# Not after "this", "that", "an": "I hope this answer is helpful" announces nothing. The look ahead comes
+# first because it fails at nearly every character.
 _ENGLISH = r"(?=a)(?<!this )(?<!that )(?<!an )\banswers?[*_]{0,3}\s{0,4}(?:is\b|[:=：])"
 _OTHERS = (
     r"(?=[arо答정답])(?:\b(?:antwort|r[ée]ponse|respuesta|resposta|risposta|ответ)|答案|答え|정답|답)[*_]{0,3}\s{0,4}"
     r"(?:(?:ist|lautet|est|es|é|è)\b|[是为は는은:=：])"
 )
-_OTHER_MARKS = ("ntwort", "ponse", "puesta", "posta", "твет", "答", "답")  # of a text that needs the slower pattern
+_OTHER_MARKS = ("ntwort", "ponse", "puesta", "posta", "твет", "答", "답")  # of texts that need the slower pattern
 
 
 class AnnouncementPattern:
-    """A pattern made `around` that of an announcement, for English and, at twice the cost, for any language."""
+    """A pattern built `around` that of an announcement, for English and, at twice the cost, for any language."""
 
     def __init__(self, around: Callable[[str], str], flags: re.RegexFlag = re.NOFLAG) -> None:
         self._english = re.compile(around(rf"(?i:{_ENGLISH}[\s*_:：]{{0,8}})"), flags)
@@ -52,25 +52,25 @@ _SENTENCE_END = re.compile(r"(?i:(?<!\b[a-z])(?<!\b(?:st|dr|mr|ms|mt|jr|sr|vs))(
 
 
 def last_part(text: str) -> str:
-    """The last 200,000 characters: as far back as any scorer looks for an announced answer."""
+    """Return the last 200,000 characters, which is as far back as any scorer searches for an announced answer."""
     return text[-READ_CHARS:]
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the box that closes last, or None. A box left open by a cut does not count.
+    r"""Return the content of the box that closes last, or None. A box that was cut does not count.
 
-    The braces of ``\text{…}`` and its kin are opened up: ``\boxed{\text{Paris}}`` gives ``Paris}``,
-    and the scorers drop the stray brace as punctuation.
+    ``\text{…}`` and similar are unwrapped: ``\boxed{\text{Paris}}`` gives ``Paris}``, and the scorers drop the stray
+    brace as punctuation.
     """
     raw = last_boxed_raw(text)
     return None if raw is None else _STYLING.sub("", raw)
 
 
 def last_boxed_raw(text: str) -> str | None:
-    """The same as it was written."""
+    """Return the content of the box that closes last, unchanged, or None."""
     text = last_part(text)
     if "boxed" not in text and "fbox" not in text:
-        return None  # as nearly every step of a thought
+        return None  # the common case: a step of a thought
     box: tuple[int, int] | None = None
     opened: list[int] = []  # where the content of a box begins; -1: an ordinary brace
     for brace in _BRACES.finditer(text):
@@ -85,7 +85,7 @@ def last_boxed_raw(text: str) -> str | None:
 
 
 def last_announced(text: str) -> str | None:
-    """What follows the last announcement that something follows, up to the end of its sentence or line; else None."""
+    """Return what follows the last announcement, up to the end of its sentence or line; else None."""
     text = last_part(text)
     begin = -1
     for announcement in _ANNOUNCEMENT.finditer(text):
@@ -100,7 +100,7 @@ def last_announced(text: str) -> str | None:
 
 
 def marked_answer(text: str, normalise: Callable[[str], str | None]) -> str | None:
-    """The answer in the last box, else behind the last announcement; None: neither holds one."""
+    """Return the answer in the last box, else after the last announcement; None if neither has one."""
     for part in (last_boxed(text), last_announced(text)):
         if part is not None and (answer := normalise(part)) is not None:
             return answer
@@ -108,9 +108,9 @@ def marked_answer(text: str, normalise: Callable[[str], str | None]) -> str | No
 
 
 def final_answer(text: str, normalise: Callable[[str], str | None]) -> str | None:
-    r"""The answer in the last ``\boxed{…}`` that holds one, else behind the last announcement, else all of the text.
+    r"""Return the answer in the last ``\boxed{…}`` that has one, else after the last announcement, else the whole text.
 
-    The whole text, not its first line: an explanation behind an unannounced answer is better cut off by the probe.
+    It does not use the first line: the probe cuts off an explanation after an unannounced answer better.
     """
     boxed = last_boxed(text)
     if boxed is not None and (answer := normalise(boxed)) is not None:
@@ -128,39 +128,38 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def digest_text(text: str) -> str:
-    """What replaces a text that is too long: the same for the same text, 42 characters."""
+    """Return the 42-character replacement of a text that is too long; equal texts have equal digests."""
     return "long text " + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def is_digest(answer: str) -> bool:
-    """A digest is its own normal form under every scorer."""
+    """Return whether it is a digest, which is its own normal form under every scorer."""
     return len(answer) == 42 and _DIGEST.fullmatch(answer) is not None
 
 
 def cap_answer(normal: str) -> str:
-    """A normal form, or its digest where it is too long."""
     return normal if len(normal) <= MAX_ANSWER_CHARS else digest_text(normal)
 
 
 def replace_halves(text: str) -> str:
-    """The text with U+FFFD for half surrogates."""
+    """Replace lone surrogates by U+FFFD."""
     return _HALVES.sub("\ufffd", text)
 
 
 def strip_control_characters(text: str) -> str:
-    """The text without what no log can hold: control characters become spaces, half surrogates U+FFFD."""
+    """Replace what a log cannot hold: control characters by spaces, lone surrogates by U+FFFD."""
     if text.isascii() and text.isprintable():
         return text
     return replace_halves(text.translate(_UNREADABLE))
 
 
 def says_something(text: str) -> bool:
-    """Is there a letter, a digit or a symbol in it? Punctuation and invisible characters say nothing."""
+    """Return whether the text has a letter, a digit or a symbol, and not only punctuation and invisible characters."""
     return any(unicodedata.category(character)[0] in "LNS" for character in text)
 
 
 def settle(text: str, one_pass: Callable[[str], str]) -> str:
-    """`one_pass` until nothing changes, because a rule may make an earlier one apply; a digest if it never settles."""
+    """Repeat `one_pass` until nothing changes, because a rule may make an earlier one apply; otherwise a digest."""
     for _ in range(_MAX_PASSES):
         before, text = text, one_pass(text)
         if text == before:
@@ -171,16 +170,16 @@ def settle(text: str, one_pass: Callable[[str], str]) -> str:
 
 
 class ByNormalForm(ABC):
-    """A scorer for which two answers are the same when their normal forms are.
+    """A scorer for which answers are equal if their normal forms are.
 
-    So a vote can count normal forms, and delivering the full run's normal form cannot change whether it is right.
+    A vote can then count normal forms, and delivering the full run's normal form cannot change whether it is right.
     """
 
     __slots__ = ()
 
     @abstractmethod
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer, such as a reference; None: it is no answer."""
+        """Return the normal form of a bare answer, such as a reference; None if it is not an answer."""
 
     def match(self, answer: str | None, gold: str) -> bool:
         if answer is None:
@@ -190,7 +189,7 @@ class ByNormalForm(ABC):
 
 
 class Comparer(Protocol):
-    """The part of a scorer that compares bare answers; another scorer finds them."""
+    """The part of a scorer that compares bare answers; another scorer extracts them."""
 
     def normalise(self, answer: str) -> str | None: ...
 
@@ -203,7 +202,7 @@ _MAX_CHARS = 1_000
 
 
 def check_word(where: str, value: object, words: Iterable[str]) -> None:
-    """Raises ConfigError for a value that is none of the words."""
+    """Raise ConfigError for a value that is not one of the words."""
     known = tuple(words)
     if not isinstance(value, str) or value not in known:
         raise ConfigError(f"{where}: got {shorten(value)}; allowed: {', '.join(known)}")
@@ -220,7 +219,6 @@ def check_text(where: str, value: object) -> None:
 
 
 def shorten(value: object) -> str:
-    """The value as an error shows it."""
     if not isinstance(value, str):
         return f"a value of type {type(value).__name__}"
     return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."
@@ -236,14 +234,14 @@ _SPACES = re.compile(r"\s+")
 
 @dataclass(frozen=True, slots=True)
 class TextScorer(ByNormalForm):
-    """Compare short answers by their words.
+    """Compares short answers by their words.
 
     Normal form, after SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250): NFKC, case folded, without invisible
-    characters, punctuation and the articles a, an, the; one space between words. Different from it, because SQuAD's
-    form calls different answers equal, what is glued to digits stays (``-5``, ``1.5``, ``3:2``, ``1/2``, ``50%``; only
+    characters, punctuation and the articles a, an, the; one space between words. SQuAD's form makes different answers
+    equal, so in contrast to it, characters attached to digits stay (``-5``, ``1.5``, ``3:2``, ``1/2``, ``50%``; only
     commas that group thousands go), symbols stay (``C++`` is not ``C``) except ``$`` and the backtick, which wrap
-    formulas and code, and so do articles when nothing else is left. A text longer than 2,000 characters is folded only
-    in case and white space and replaced by a digest; one of more than 200,000 is not folded at all.
+    formulas and code, and so do articles if nothing else is left. A text longer than 2,000 characters is folded only in
+    case and white space and replaced by a digest; one of more than 200,000 is not folded at all.
     """
 
     name: ClassVar[str] = "text"
@@ -255,7 +253,7 @@ class TextScorer(ByNormalForm):
         if len(answer) > READ_CHARS:
             return digest_text(answer)
         if len(answer) > MAX_ANSWER_CHARS:
-            # Not NFKC: long runs of combining marks make it quadratic.
+            # Without NFKC, which long runs of combining marks make quadratic.
             folded = _SPACES.sub(" ", answer.casefold()).strip()
             return digest_text(folded) if len(folded) > MAX_ANSWER_CHARS else self.normalise(folded)
         # Several passes: dropped punctuation can bring a letter and its accent, or two digits, together.
@@ -275,13 +273,12 @@ def _visible(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Cf":  # joiners, direction marks
         return ""
-    if category == "Cs":  # half of a pair: no encoder would take it later
+    if category == "Cs":  # a lone surrogate, which cannot be encoded later
         return "\ufffd"
     return " " if category == "Cc" else character
 
 
 def _bare(word: str) -> str:
-    """The word without its punctuation, except what belongs to a number."""
     kept: list[str] = []
     for at, character in enumerate(word):
         if character not in _WRAPPERS and not unicodedata.category(character).startswith("P"):
@@ -302,12 +299,12 @@ _SQUAD_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 @dataclass(frozen=True, slots=True)
 class SquadScorer(ByNormalForm):
-    """Compare short answers as SQuAD does.
+    """Compares short answers as SQuAD does.
 
     Normal form (Rajpurkar et al. 2016, arXiv:1606.05250, `evaluate-v1.1.py`; the same in HotpotQA's
     `hotpot_evaluate_v1.py`, Yang et al. 2018, arXiv:1809.09600): lower case, without ASCII punctuation, without the
-    words a, an, the, one space between words. So `-5` is `5` and `1.5` is `15`. What could not be logged is replaced:
-    half surrogates, control characters, long texts (by a digest). A form without a letter, digit or symbol is no
+    words a, an, the, one space between words. So `-5` is `5` and `1.5` is `15`. What a log cannot hold is replaced:
+    lone surrogates, control characters, long texts (by a digest). A form without a letter, digit or symbol is not an
     answer.
     """
 
@@ -319,7 +316,7 @@ class SquadScorer(ByNormalForm):
     def normalise(self, answer: str) -> str | None:
         if len(answer) > READ_CHARS:
             return digest_text(answer)
-        # ASCII punctuation goes before the articles do, so one pass is all: `a.n` is gone at once.
+        # ASCII punctuation is removed before the articles, so one pass is enough: `a.n` disappears at once.
         normal = " ".join(
             _SQUAD_ARTICLES.sub(" ", strip_control_characters(answer).lower().translate(_PUNCTUATION)).split()
         )
@@ -331,9 +328,9 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 
 @dataclass(frozen=True, slots=True)
 class WholeScorer:
-    """Compare whole texts.
+    """Compares whole texts.
 
-    Every character counts, except white space at the ends of lines and of the text, the way a line ends, and the way an
+    Every character counts, except white space at the ends of lines and of the text, the kind of line end, and how an
     accent is composed (NFC). A text of more than 2,000 characters is compared by a digest. `compare` is a scorer that
     compares the whole text instead.
     """
@@ -367,7 +364,7 @@ class WholeScorer:
 
 @dataclass(frozen=True, slots=True)
 class RegexScorer:
-    """Find the answer by a pattern, see `Pattern.last`, and compare it by another scorer."""
+    """Extracts the answer by a pattern (see `Pattern.last`) and compares it by another scorer."""
 
     name: ClassVar[str] = "regex"
 
@@ -390,7 +387,7 @@ class RegexScorer:
         return None if last is None else self.compare.normalise(last)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer, such as a reference, which need not match the pattern."""
+        """Return the normal form of a bare answer, such as a reference, which need not match the pattern."""
         return self.compare.normalise(answer)
 
     def match(self, answer: str | None, gold: str) -> bool:
