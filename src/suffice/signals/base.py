@@ -1,6 +1,6 @@
 """The table of folds, and how a policy's needs become folds.
 
-The table holds what the modules of `suffice.signals.folds` declare: a new signal is a class in a file there.
+The table holds the classes declared in `suffice.signals.folds`: a new signal is a class in a file there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ ALWAYS_FILLED = ("step", "tokens_used", "answer")  # by the observer, whatever f
 
 
 def _declared_folds() -> dict[str, Any]:
-    """The classes with a `name` and `fields` in the modules of `suffice.signals.folds`, by name."""
     modules = (importlib.import_module(f"{folds.__name__}.{m.name}") for m in pkgutil.iter_modules(folds.__path__))
     classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
     declared = [one for one in classes if hasattr(one, "fields") and hasattr(one, "name")]
@@ -37,9 +36,7 @@ SIGNAL_FIELDS.update(FIELDS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldSpec:
-    """One need, checked."""
-
-    need: str  # as it was written
+    need: str  # as written
     name: str
     build: Callable[[], Fold]
     parameters: tuple[tuple[str, Value], ...]  # with their defaults, sorted by name
@@ -47,15 +44,15 @@ class FoldSpec:
 
 
 def fields_of(needs: Iterable[str]) -> tuple[str, ...]:
-    """The fields of Signals that these needs fill, in order. Raises ConfigError as `resolve_needs` does."""
+    """Return the fields of Signals that these needs fill, in order. Raise ConfigError as `resolve_needs` does."""
     return tuple(field for spec in resolve_needs(tuple(needs)) for field in spec.fields)
 
 
 @lru_cache(maxsize=1024)
 def resolve_needs(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
-    """The folds for all the needs of a policy or a route, each once.
+    """Return the folds for all needs of a policy or a route, each once.
 
-    Raises ConfigError as `check_need` does, and where two needs would fill the same field differently.
+    Raise ConfigError as `check_need` does, and if two needs would fill the same field differently.
     """
     filled: dict[str, FoldSpec] = {}
     specs = []
@@ -74,9 +71,9 @@ def resolve_needs(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
 
 
 def check_need(need: str) -> FoldSpec:
-    """Check a need such as `votes` or `closing(alpha=0.2)` and make it ready to be built.
+    """Validate a need such as `votes` or `closing(alpha=0.2)`.
 
-    Raises ConfigError, with the way out, for an unknown name or parameter and for a value out of range.
+    Raise ConfigError, with what is allowed, for an unknown name or parameter and for a value out of range.
     """
     name, given = parse_need(need)
     if name not in FOLDS:

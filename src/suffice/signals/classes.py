@@ -1,6 +1,6 @@
 """Query classes learned from data: plain rules over what is known before the first token.
 
-They are the leaves of a small tree (`learn.features`) as conjunctions that a person can read; the first rule that holds
+They are the leaves of a small tree (`learn.features`), written as readable conjunctions; the first rule that matches
 names the class.
 """
 
@@ -16,12 +16,12 @@ from suffice.types import Query, Signals
 
 MOST_RULES = 64
 MOST_TESTS = 16
-_MOST_QUERIES = 256  # whose class is remembered
+_MOST_QUERIES = 256  # in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureTest:
-    feature: str  # as `signals.features` names it, of the query alone
+    feature: str  # of the query only, as `signals.features` names it
     above: bool  # False: at most the value
     value: float
 
@@ -33,8 +33,6 @@ class FeatureTest:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A class with the tests that all hold for its queries."""
-
     tests: tuple[FeatureTest, ...]
 
     @property
@@ -43,7 +41,7 @@ class Rule:
 
 
 class Classes:
-    """Which class a query belongs to. Raises ConfigError for a feature that is unknown or no feature of a query."""
+    """Assigns queries to classes. Raises ConfigError for an unknown feature or one that is not of a query."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         if not 0 < len(rules) <= MOST_RULES or any(len(rule.tests) > MOST_TESTS for rule in rules):
@@ -57,7 +55,7 @@ class Classes:
         self._remembered: dict[int, tuple[Query, str]] = {}
 
     def of(self, query: Query | None) -> str:
-        """The name of the first rule that holds; "" when none does. A recent query costs next to nothing."""
+        """Return the name of the first rule that matches; "" if none does. Recent queries are cached."""
         if query is None:
             return self._classify(None)
         known = self._remembered.get(id(query))
@@ -75,12 +73,12 @@ class Classes:
         return ""
 
     def plain(self) -> tuple[tuple[tuple[str, bool, float], ...], ...]:
-        """The rules as plain data, for `classes_from`: of each rule its tests (feature, above, value)."""
+        """Return the rules as plain data for `classes_from`: each rule's tests as (feature, above, value)."""
         return tuple(tuple((test.feature, test.above, test.value) for test in rule.tests) for rule in self.rules)
 
 
 def classes_from(described: Sequence[Sequence[Sequence[Any]]]) -> Classes:
-    """Classes from plain data. Raises ConfigError with the place at fault. Any: what a file may hold."""
+    """Build classes from plain data. Raise ConfigError that names the invalid place."""
     rules = []
     for r, rule in enumerate(described):
         tests = []

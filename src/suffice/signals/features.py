@@ -5,11 +5,11 @@
     transform = "log1p" | "logit" | "sqrt" | "unknown"
     word      = letters, digits and _ . : / + - @   or a JSON string, for every other text
 
-A factor `key=word` is 1 where it holds and 0 elsewhere. The keys `class`, `ngram`, `question_type` and `script` look at
-the query; every other key, and every key in quotes, at its declared metadata.
+A factor `key=word` is 1 where it holds and 0 elsewhere. The keys `class`, `ngram`, `question_type` and `script` refer
+to the query; every other key, and every quoted key, to its declared metadata.
 
-One parser and two evaluators that agree: `row` for one step of a live run, `matrix` for all steps of recorded ones. A
-number that is unknown, or is none, gives 0 behind its transform; a model that wants to know has `unknown(field)`.
+One parser serves two evaluators that agree: `row` for one step of a live run, `matrix` for all steps of recorded runs.
+An unknown or non-finite number gives 0 after its transform; `unknown(field)` lets a model tell it from 0.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ MOST_FACTORS: Final = 4
 MOST_CHARS: Final = 2_000  # of one feature's name
 QUERY_FIELDS: Final = ("n_chars", "n_words", "n_numbers", "n_operators", "planned_steps")
 OF_THE_QUERY: Final = ("class", "ngram", "question_type", "script")
-HAS_ANSWER: Final = "has_answer"  # 1 where there is an answer to deliver, else 0; never unknown
+HAS_ANSWER: Final = "has_answer"  # 1 if there is an answer to deliver, else 0; never unknown
 _COUNTED: Final = ("step", "tokens_used")
 _BEFORE: Final = ("query", "step_share")  # known before the first token: no evidence of how the run went
-_LEAST_P: Final = 1e-4  # logit is cut here …
+_LEAST_P: Final = 1e-4  # logit is clipped here …
 _MOST_P: Final = 1.0 - _LEAST_P  # … and here
 _LOGIT_LEAST: Final = log(_LEAST_P / _MOST_P)
 _LOGIT_MOST: Final = log(_MOST_P / (1.0 - _MOST_P))
-_MOST_QUERIES: Final = 256  # whose part of a row is remembered
+_MOST_QUERIES: Final = 256  # in the cache
 _MOST_LEAD: Final = 3.0
 _BUCKET: Final = re.compile("0|[1-9][0-9]{0,8}")
 
@@ -68,7 +68,7 @@ _FORM = 'write field, log1p(field), logit(field), sqrt(field), unknown(field), k
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A factor that is a number: a field behind a transform."""
+    """A factor that is a number: a field with an optional transform."""
 
     field: str
     transform: Transform = ""
@@ -79,11 +79,11 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A factor that is 1 where something was declared or found before the first token, else 0."""
+    """A factor that is 1 where something was declared or derived before the first token, else 0."""
 
     key: str  # one of OF_THE_QUERY, or a key of the metadata
     word: str
-    declared: bool  # the key is one of the metadata
+    declared: bool  # the key belongs to the metadata
 
     def __str__(self) -> str:
         quoted = self.declared and self.key in OF_THE_QUERY
@@ -94,12 +94,12 @@ Factor: TypeAlias = Number | Mark
 
 
 def mark(key: str, word: str) -> str:
-    """The name of the feature that is 1 where the metadata's `key` is `word`, whatever characters they hold."""
+    """Return the name of the feature that is 1 where the metadata's `key` is `word`, with any characters."""
     return str(Mark(key, word, declared=True))
 
 
 def found(key: Literal["class", "ngram", "question_type", "script"], word: str | int) -> str:
-    """The name of the feature that is 1 where the query's class, type or script is `word`, or has that n-gram."""
+    """Return the name of the feature that is 1 if the query's class, type or script is `word`, or has that n-gram."""
     return str(Mark(key, str(word), declared=False))
 
 
@@ -108,7 +108,7 @@ def product(*names: str) -> str:
 
 
 def parse_terms(where: str, name: object) -> tuple[Factor, ...]:
-    """The factors of a feature's name. Raises ConfigError that names `where` it is and what was wrong."""
+    """Parse a feature's name into its factors. Raise ConfigError that names `where` it is and what was wrong."""
     if not isinstance(name, str) or not 0 < len(name) <= MOST_CHARS:
         got = f"{len(name):,} characters" if isinstance(name, str) else f"a {type(name).__name__}"
         raise ConfigError(f"{where}: got {got}; a text of 1 to {MOST_CHARS:,} characters")
@@ -141,7 +141,7 @@ def _parse_factor(where: str, match: re.Match[str]) -> Factor:
 
 
 def _write(text: str) -> str:
-    return text if _BARE.fullmatch(text) else json.dumps(text)  # in ASCII: lone surrogates, too, survive every file
+    return text if _BARE.fullmatch(text) else json.dumps(text)  # in ASCII, so that lone surrogates survive every file
 
 
 def _unquote(where: str, text: str) -> str:
@@ -160,12 +160,15 @@ def _unquote(where: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DerivedField:
-    """A number made of fields of Signals, for one step and for columns of steps. An unknown input makes it unknown."""
+    """A number computed from fields of Signals, for one step and for columns of steps.
 
-    says: str  # what it is, in one plain sentence
-    reads: tuple[str, ...]  # the fields of Signals that it is made of
+    An unknown input makes it unknown.
+    """
+
+    says: str  # a plain sentence that describes it
+    reads: tuple[str, ...]  # the fields of Signals that it is computed from
     one: Callable[..., float | None]  # from their known numbers to its own; None: unknown after all
-    many: Callable[..., Column]  # the same of columns; not a number: unknown
+    many: Callable[..., Column]  # the same for columns; NaN: unknown
 
 
 def _over_step(count: float, step: float) -> float:
@@ -237,9 +240,9 @@ DERIVED: Final[Mapping[str, DerivedField]] = {
 
 
 class FeatureSet:
-    """Some features, in order, each once.
+    """An ordered set of features.
 
-    Raises ConfigError with the place, behind `where`, of the first one that is unknown, badly written or given twice.
+    Raises ConfigError that names the place, after `where`, of the first feature that is unknown, invalid or repeated.
     """
 
     def __init__(self, names: Sequence[str], *, where: str = "features") -> None:
@@ -274,7 +277,7 @@ class FeatureSet:
         return len(self.names)
 
     def row(self, signals: Signals) -> tuple[float, ...]:
-        """The features of one step. Some microseconds."""
+        """Return the features of one step, in some microseconds."""
         known: list[Known] = [signals.step, signals.tokens_used, *map(signals.values.get, self._own)]
         if self._has_answer:
             known.append(0.0 if signals.answer is None else 1.0)
@@ -294,7 +297,7 @@ class FeatureSet:
         return self._pick(factors)
 
     def matrix(self, columns: SignalColumns, queries: Sequence[Query | None]) -> Column:
-        """The features of every step of some runs, with one query for each, shape (n rows, n features)."""
+        """Return the features of every step of some runs, one query per run, shape (n rows, n features)."""
         lengths = np.diff(columns.starts)
         if len(queries) != len(lengths):
             raise ValueError(f"queries: got {len(queries)} for {len(lengths)} runs; one for each run")
@@ -302,10 +305,10 @@ class FeatureSet:
         return self.table({**columns.values, "answer": columns.answer}, queries, run)
 
     def table(self, values: Mapping[str, Column], queries: Sequence[Query | None], run: NDArray[np.int64]) -> Column:
-        """The features of any rows, shape (n rows, n features).
+        """Return the features of any rows, shape (n rows, n features).
 
-        values   columns named as fields of Signals; not a number, or not there: unknown
-        queries  of the runs; `run` says to which of them a row belongs
+        values   columns named as fields of Signals; NaN or missing: unknown
+        queries  of the runs; `run` is the index of each row's run
         """
         n_rows = len(values["step"])
         unknown = np.full(n_rows, np.nan)
@@ -327,14 +330,14 @@ class FeatureSet:
         return table
 
     def informed(self, signals: Signals) -> bool:
-        """Is anything known of what they read of the run, beyond its length and whether it has an answer?"""
+        """Return whether any field of the run that they read is known, beyond its length and having an answer."""
         seen = [signals.query if field == "query" else signals.values.get(field) for field in self._evidence]
         return any(x is not None and not (isinstance(x, float) and x - x) for x in seen)
 
     def informed_rows(
         self, values: Mapping[str, Column], queries: Sequence[Query | None], run: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """The same of the rows of `table`, shape (n rows,)."""
+        """Return `informed` for the rows of `table`, shape (n rows,)."""
         informed = np.zeros(len(values["step"]), np.bool_)
         for field in self._evidence:
             if field == "query":
@@ -358,17 +361,15 @@ class FeatureSet:
 
 
 class _QueryPart(NamedTuple):
-    """What of a row its query determines."""
-
     tail: list[float]  # its factors, and a 0 for each product
-    live: list[tuple[int, int, int]]  # products that are not 0 for it: place in the row, and what is multiplied
+    live: list[tuple[int, int, int]]  # products that are not 0 for it: place in the row, and its two factors
 
 
 class _QueryFactors:
-    """The factors that look at the query, computed once for each query, though a run has many steps.
+    """The factors of the query, computed once per query, not once per step.
 
-    before  how many factors come before these in a row
-    pairs   products, as `_plan_of` gives them: most are 0 for a given query
+    before  number of factors that come before these in a row
+    pairs   products, as `_plan_of` returns them: most are 0 for a given query
     """
 
     def __init__(self, factors: Sequence[Factor], before: int, pairs: Sequence[tuple[int, int]]) -> None:
@@ -382,7 +383,7 @@ class _QueryFactors:
         self._nobody = self._prepare(Query())
 
     def of(self, query: Query | None) -> _QueryPart:
-        """What of a row this query determines; not to be changed. A recent query costs next to nothing."""
+        """Return the part of a row that this query determines; do not modify it. Recent queries are cached."""
         if query is None:
             return self._nobody
         known = self._remembered.get(id(query))
@@ -393,7 +394,7 @@ class _QueryFactors:
         return known[1]
 
     def many(self, queries: Sequence[Query | None], run: NDArray[np.int64]) -> list[Column]:
-        """One column for each factor, row by row the query of its run."""
+        """Return one column per factor, with each row's query."""
         if not self.factors:
             return []
         table = np.array([self._compute(query or Query()) for query in queries], dtype=np.float64)
@@ -427,7 +428,7 @@ class _QueryFactors:
 
 
 # ---- one step
-# `x is None or x - x` is true of None, not-a-number and infinities: of all that is unknown.
+# `x is None or x - x` is true for None, NaN and infinities: everything unknown.
 
 
 def _logit(given: Iterable[Known]) -> list[float]:
@@ -453,16 +454,14 @@ _TRANSFORMED: Final[Mapping[Transform, Callable[[Iterable[Known]], list[float]]]
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """What is at these places, as a tuple. Any: numbers, known or not."""
     if len(places) == 1:
         return lambda items: (items[places[0]],)
     return itemgetter(*places) if places else lambda items: ()  # noqa: ARG005 - all three have one form
 
 
 def _derivation(field: DerivedField, index: Mapping[str, int]) -> Callable[[Sequence[Known]], Known]:
-    """The field's number from a row of known ones, unless something that it reads is unknown."""
     one, reads = field.one, [index[name] for name in field.reads]
-    if len(reads) == 2:  # most are: spelled out, they cost two thirds
+    if len(reads) == 2:  # the common case: spelled out, it takes two thirds of the time
         first, second = reads
 
         def derive_of_two(known: Sequence[Known]) -> Known:
@@ -500,7 +499,6 @@ def _read_many(transform: Transform, column: Column) -> Column:
 
 
 def _folds() -> dict[str, str]:
-    """Which fold fills which field; folds that cannot be asked for by their name alone are left out."""
     filled: dict[str, str] = {}
     for name in FOLDS:
         try:
@@ -512,7 +510,6 @@ def _folds() -> dict[str, str]:
 
 
 def _check(where: str, factors: Iterable[Factor], folds: Mapping[str, str]) -> None:
-    """Refuse what is written well and means nothing."""
     fields = {*_COUNTED, HAS_ANSWER, *QUERY_FIELDS, *DERIVED, *folds} - {"query"}
     for factor in factors:
         if isinstance(factor, Mark):
@@ -530,7 +527,6 @@ def _made(numbers: Iterable[Number]) -> list[str]:
 
 
 def _fields_of(numbers: Iterable[Number]) -> list[str]:
-    """What must be looked up in Signals for them, beside what is counted always; each once."""
     fields: dict[str, None] = {}
     for number in numbers:
         if number.field == HAS_ANSWER:
@@ -543,7 +539,7 @@ def _fields_of(numbers: Iterable[Number]) -> list[str]:
 def _plan_of(
     parsed: Iterable[tuple[Factor, ...]], factors: Sequence[Factor]
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """How features are made of factors: pairs to multiply, each appended to the factors; then which to pick."""
+    """Return (pairs of factors to multiply, each appended to the factors; the places of the features)."""
     index = {factor: at for at, factor in enumerate(factors)}
     pairs: list[tuple[int, int]] = []
     picked = []

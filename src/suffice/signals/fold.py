@@ -1,4 +1,4 @@
-"""What a fold is and declares, and how a policy asks for it.
+"""The fold interface, and how a policy requests a fold.
 
 A reported number out of its range is unknown (None), never extreme; a parameter out of its range is an error.
 """
@@ -20,7 +20,7 @@ Known: TypeAlias = int | float | Query | None
 
 @dataclass(frozen=True, slots=True)
 class SignalField:
-    """One field of `Signals` as its fold declares it: also its row in docs/reference/signals.md."""
+    """One field of `Signals` as its fold declares it, and its row in docs/reference/signals.md."""
 
     says: str  # what it is
     low: float = 0.0
@@ -33,33 +33,29 @@ Fields: TypeAlias = Mapping[str, SignalField]
 
 
 class Fold(Protocol):
-    """A small state that grows with each step of one run.
+    """A small state that is updated by each step of one run.
 
-    Holds for every fold: it never raises, its values depend on the steps (and the query) alone, a step
-    costs time in its own length, and no two folds fill the same field. Its parameters are keywords of
-    its constructor, numbers or words, which refuses bad ones with ConfigError.
+    Every fold keeps these promises: it never raises, its values depend only on the steps and the query, a step costs
+    time linear in its own length, and no two folds fill the same field. Its constructor takes keyword parameters,
+    numbers or words, and raises ConfigError for bad ones.
 
-    A fold that has a method `begin(query: Query | None) -> None` gets the query before the first step. Those of this
-    package also declare their `name`, what they look at, their source and their parameters, for the reference.
+    A fold with a method `begin(query: Query | None) -> None` gets the query before the first step. This package's folds
+    also declare their `name`, what they look at, their source and their parameters, for the reference.
     """
 
     @property
-    def fields(self) -> Collection[str]:
-        """The fields of Signals that this fold alone fills."""
-        ...
+    def fields(self) -> Collection[str]: ...
 
-    def update(self, step: Step) -> None:
-        """Take the next step in."""
-        ...
+    def update(self, step: Step) -> None: ...
 
     def values(self) -> Mapping[str, Known]:
-        """One value for each of `fields`, in their order; None: unknown at this step."""
+        """Return one value per entry of `fields`, in their order; None: unknown at this step."""
         ...
 
 
 def parse_parameter(where: str, value: object, *, above: float = 0.0, most: float, low_included: bool = False) -> float:
-    """A fold's parameter as a float. Raises ConfigError that names `where` it is and what is allowed."""
-    # Whole numbers may be too large for a float, so the range is looked at first.
+    """Return a fold's parameter as a float. Raise ConfigError that names `where` it is and the allowed range."""
+    # Whole numbers may be too large for a float, so the range is checked first.
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and above <= value <= most
     if isinstance(value, (int, float)) and fits and (low_included or value > above):
         return float(value)
@@ -79,9 +75,9 @@ _FORM = "write name or name(parameter=value, …) with numbers and words, such a
 
 
 def need(name: str, **parameters: Value) -> str:
-    """The text by which a policy asks for a fold: `need("closing", alpha=0.2)` is `closing(alpha=0.2)`.
+    """Return the text by which a policy requests a fold: `need("closing", alpha=0.2)` is `closing(alpha=0.2)`.
 
-    Raises ConfigError for a name or a value that cannot be written so.
+    Raise ConfigError for a name or a value that cannot be written so.
     """
     words = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in parameters.items()}
     written = ", ".join(f"{key}={word}" for key, word in words.items())
@@ -92,7 +88,7 @@ def need(name: str, **parameters: Value) -> str:
 
 
 def parse_need(text: str) -> tuple[str, Mapping[str, Value]]:
-    """The name and the parameters that were written. Raises ConfigError that says what was wrong."""
+    """Parse a need into its name and parameters. Raise ConfigError that says what was wrong."""
     match = _NEED.fullmatch(text) if len(text) <= _MOST_CHARS else None
     if match is None:
         raise ConfigError(f"needs: got {text!r:.100}; {_FORM}")

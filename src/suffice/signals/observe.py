@@ -1,4 +1,4 @@
-"""Step after step in, Signals out: the one place where facts about a run are computed, live and in replay."""
+"""Folds steps into Signals: the one place where facts about a run are computed, live and in replay."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from suffice.signals.folds.answers import Votes
 from suffice.types import Kind, Query, Signals, Step
 
 _KINDS: tuple[str, ...] = get_args(Kind)
-_CHUNK = 1 << 20  # numbers that wait as Python objects before they become an array
+_CHUNK = 1 << 20  # numbers buffered as Python objects before they become an array
 
 
 class Observer:
-    """Folds the steps of one run into Signals. Only the fields of its needs are filled, the others stay None.
+    """Folds the steps of one run into Signals. Only the fields of its needs are filled; the others stay None.
 
     The answer of kind `samples` is the vote's leader, otherwise the step's own. Raises ConfigError for an unknown fold,
     parameter or kind, and for two folds that fill the same field.
@@ -52,9 +52,9 @@ class Observer:
         return [fold.values for fold in self._folds]
 
     def take(self, step: Step) -> str | None:
-        """Take the next step in and return the answer that would be delivered after it. O(the step).
+        """Take the next step and return the answer that would be delivered after it. O(the step).
 
-        Raises ValueError when a step is seen twice or out of order, because it would count twice.
+        Raise ValueError for a repeated step or one out of order, because it would count twice.
         """
         if step.index <= self._last_index:
             raise ValueError(f"step {step.index} came after step {self._last_index}; need rising indices")
@@ -65,7 +65,7 @@ class Observer:
         return step.answer if self.votes is None else self.votes.leader
 
     def observe(self, step: Step) -> Signals:
-        """Take the next step in and say what is known after it. O(the step). Raises ValueError as `take` does."""
+        """Take the next step and return the signals after it. O(the step). Raise ValueError as `take` does."""
         answer = self.take(step)
         known: dict[str, Any] = {}  # each fold fills its own fields, each with that field's type
         for fold in self._folds:
@@ -75,11 +75,11 @@ class Observer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalColumns:
-    """The signals of some runs, one row a step, run after run, as a live observer would have given them.
+    """The signals of some runs, one row per step, run after run, as a live observer would compute them.
 
-    values   of each numeric field of the needs, shape (n rows,); not a number: unknown
-    answer   which of `answers`, in the order in which they first led, the step would deliver; not a number: none
-    starts   the row where each run begins, and behind them the number of rows, shape (n runs + 1,)
+    values   of each numeric field of the needs, shape (n rows,); NaN: unknown
+    answer   index into `answers` (in order of first lead) of the deliverable answer; NaN: none
+    starts   the row where each run begins, followed by the number of rows, shape (n runs + 1,)
     """
 
     values: Mapping[str, NDArray[np.float64]]
@@ -91,12 +91,12 @@ class SignalColumns:
 def observe_columns(
     needs: Sequence[str], kind: Kind, runs: Iterable[tuple[Query | None, Sequence[Step]]]
 ) -> SignalColumns:
-    """Observe each run from its first step on and keep every number.
+    """Observe each run from its first step and keep every number.
 
-    Raises ConfigError as Observer does, and ValueError for steps out of order.
+    Raise ConfigError as Observer does, and ValueError for steps out of order.
     """
     specs = resolve_needs(tuple(needs))
-    Observer(needs, kind)  # what cannot be observed must fail here, also when there is no run
+    Observer(needs, kind)  # validates the needs and the kind even if there are no runs
     numeric = [at for at, spec in enumerate(specs) if spec.fields != ("query",)]
     names = ("answer", "step", "tokens_used", *(field for at in numeric for field in specs[at].fields))
     codes: dict[str, float] = {}
@@ -124,5 +124,5 @@ def observe_columns(
 
 
 def _block(rows: list[Known], n_names: int) -> NDArray[np.float64]:
-    """The rows as one contiguous column for each name, shape (n names, n rows); None becomes not a number."""
+    """Return the rows as one contiguous column per name, shape (n names, n rows); None becomes NaN."""
     return np.ascontiguousarray(np.array(rows, dtype=np.float64).reshape(-1, n_names).T)

@@ -1,6 +1,6 @@
-"""What is known of a question before the first token: numbers about its form, and no word of it.
+"""What is known about a question before the first token: numbers about its form, none of its words.
 
-O(text) and at most some milliseconds, for any text. What it returns may be stored; the question may not.
+It takes linear time and at most some milliseconds. Its result may be stored; the question may not.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from zlib import crc32
 from suffice.types import Query
 
 N_BUCKETS = 4_096  # of the hashed n-grams
-MAX_NGRAMS = 512  # different buckets that are kept, those first met
-MOST_CHARS = 32_768  # that are read: of a longer text the first and the last half of them
-_MAX_WORDS = 256  # that are hashed: of a longer text the first and the last half of them
+MAX_NGRAMS = 512  # different buckets kept, the first ones
+MOST_CHARS = 32_768  # read at most: of a longer text the first and the last half of them
+_MAX_WORDS = 256  # hashed at most: of a longer text the first and the last half of them
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-# A hyphen counts as minus behind a digit, a bracket or a space only; half of LaTeX's operators are words.
+# A hyphen counts as minus only after a digit, a bracket or a space; half of LaTeX's operators are words.
 _OPERATOR = re.compile(
     r"[+*/=<>^×÷±·≤≥≠≈√∑∏∫∂−]|(?<=[\d\s)\]])-(?=[\d\s(\[])"
     r"|\\(?:frac|sqrt|sum|prod|int|cdot|times|div|pm|leq?|geq?|neq?|log|ln|sin|cos|tan|binom)\b"
@@ -29,7 +29,7 @@ _OPERATOR = re.compile(
 _OPTION = re.compile(r"^\s{0,8}\(?[A-J1-9][).:]\s", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _ASKS = re.compile(r"\b(?:what|which|who|whom|whose|when|where|why|how)\b")
-_TYPES = (  # the first that fits; looked for in the folded sentence that asks
+_TYPES = (  # the first match counts; applied to the folded sentence that asks
     (
         "yes-no",
         re.compile(
@@ -58,9 +58,9 @@ QUESTION_TYPES = (
 def query_signals(
     question: str | None, *, metadata: Mapping[str, str], query_class: str = "", planned_steps: int | None = None
 ) -> Query:
-    """What may be known, and kept, of a question before the first token. O(text), never raises.
+    """Return what may be known and stored about a question before the first token. O(text), never raises.
 
-    question       None: it was not shown, and everything read off it stays None
+    question       None: it was not given, and everything derived from it stays None
     metadata       declared words, such as the task's name
     planned_steps  of a full run; None: open
     """
@@ -87,14 +87,13 @@ def query_signals(
 
 
 def class_of(query: Query | None) -> str:
-    """The class that a question is counted in: declared or found, else its type; "": nothing is known of it."""
+    """Return the class that a question counts in: declared or learned, else its type; "" if nothing is known."""
     if query is None:
         return ""
     return query.query_class or query.question_type or ""
 
 
 def _question_type(question: str, folded: str) -> str:
-    """One of QUESTION_TYPES: its options first, then what its asking sentence says, in English."""
     if len(_OPTION.findall(question)) >= 2:
         return "choice"
     sentence = _asking_sentence(folded)
@@ -108,7 +107,6 @@ def _question_type(question: str, folded: str) -> str:
 
 
 def _asking_sentence(folded: str) -> str:
-    """The last sentence with a question mark; without one, the last sentence."""
     end = folded.rfind("?")
     text = folded[:end] if end >= 0 else folded.rstrip().rstrip(".!")
     begin = 0
@@ -118,7 +116,7 @@ def _asking_sentence(folded: str) -> str:
 
 
 def _script(text: str) -> str | None:
-    """The script of most letters, "latin", "han", "kana" … (Japanese counts as kana); None: there are no letters."""
+    """Return the script of most letters, "latin", "han", "kana" … (Japanese counts as kana); None without letters."""
     if text.isascii():
         return "latin" if any(map(str.isalpha, text)) else None
     counts: Counter[str] = Counter()
@@ -142,7 +140,7 @@ def _script_of(char: str) -> str:
 
 
 def _ngrams(words: list[str], script: str | None) -> tuple[int, ...]:
-    """Buckets of the words and of the pairs of neighbours, rising; all numbers are one word."""
+    """Return the sorted buckets of the words and of pairs of neighbours; all numbers count as one word."""
     if script in _UNSPACED:
         words = [char for word in words for char in (word if not word.isascii() else (word,))]
     if len(words) > _MAX_WORDS:
@@ -150,7 +148,7 @@ def _ngrams(words: list[str], script: str | None) -> tuple[int, ...]:
     kept = ["0" if word.isdigit() else word[:64] for word in words]
     buckets: dict[int, None] = {}
     for gram in (*kept, *(f"{a} {b}" for a, b in pairwise(kept))):
-        # A checksum spreads words well enough over buckets and costs a fifth of a digest: every request pays it.
+        # A checksum spreads words well enough and costs a fifth of a digest; every request pays for it.
         buckets[crc32(gram.encode("utf-8", "surrogatepass")) % N_BUCKETS] = None
         if len(buckets) == MAX_NGRAMS:
             break

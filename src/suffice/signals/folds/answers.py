@@ -1,9 +1,9 @@
-"""Folds on the answers and their probabilities: votes, stability, confidence and what follows from them.
+"""Folds on the answers and their probabilities: votes, stability, confidence and trends.
 
-Ties go to the answer seen first, and no answer does not vote. A step without an answer breaks the streak, but neither
+Ties go to the answer seen first, and a step without an answer does not vote. Such a step breaks the streak, but neither
 counts as a change nor hides one: A, none, B is one change, A, none, A is none. A vote certifies "this is the mode",
-never "this is correct", and a confident model may be confidently wrong; what a threshold costs is measured elsewhere.
-Numbers that cannot be probabilities are unknown, not extreme.
+never "this is correct", and a confident model may be wrong; what a threshold costs is measured elsewhere. Numbers that
+cannot be probabilities are unknown, not extreme.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ from suffice.signals.fold import Fields, SignalField, parse_parameter
 from suffice.types import Step
 
 ROUNDING = 1e-3  # engines report probabilities of 1 as logarithms a little above 0
-_MOST_NATS = 100.0  # of one token: e^100 tokens are in no vocabulary
+_MOST_NATS = 100.0  # of one token: no vocabulary has e^100 tokens
 
 
 def probability(value: float | None) -> float | None:
-    """The value if it is a probability, in [0, 1]; None otherwise."""
+    """Return the value if it is a probability, in [0, 1]; None otherwise."""
     if value is None or not 0.0 <= value <= 1.0 + ROUNDING:
         return None
     return min(1.0, value)
 
 
 def nats(value: float | None) -> float | None:
-    """The value if it can be the entropy of one token; None otherwise."""
+    """Return the value if it can be the entropy of one token; None otherwise."""
     return value if value is not None and 0.0 <= value <= _MOST_NATS else None
 
 
 class Votes:
-    """Count one vote for each step's answer."""
-
     name = "votes"
     looks_at = "the answers of all steps so far; no answer does not vote, ties go to the answer seen first"
     source = (
@@ -58,10 +56,10 @@ class Votes:
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}  # in the order in which answers were first seen
-        self._first_step: dict[str, int] = {}  # index of the step that gave the answer first
+        self._first_step: dict[str, int] = {}  # index of the first step with the answer
         self._n_steps = self._n_votes = self._top_votes = self._second_votes = 0
         self._weighted = 0.0  # sum over the answers of votes · ln(votes)
-        self.leader: str | None = None  # the answer that the vote would return now; None: nobody voted
+        self.leader: str | None = None  # the answer that the vote would return now; None: no votes
 
     def update(self, step: Step) -> None:
         self._n_steps += 1
@@ -96,16 +94,16 @@ class Votes:
         }
 
     def _entropy(self) -> float:
-        """Nats, of the shares of the answers: ln n - (sum of votes · ln votes) / n."""
+        """Return the entropy of the answers' shares in nats: ln n - (sum of votes · ln votes) / n."""
         if self._top_votes == self._n_votes:
             return 0.0
         return max(0.0, math.log(self._n_votes) - self._weighted / self._n_votes)
 
 
 class VoteTrend:
-    """Exponential moving mean of `p_majority`, begun with the first: is the lead here to stay?
+    """Exponential moving mean of `p_majority`, begun with the first value.
 
-    A step without an answer counts with the lead as it is. `alpha`, in (0, 1], is the weight of the newest value.
+    A step without an answer repeats the current lead. `alpha`, in (0, 1], is the weight of the newest value.
     """
 
     name = "vote-trend"
@@ -135,22 +133,23 @@ class VoteTrend:
 
 @lru_cache(maxsize=65_536)
 def p_majority(top_votes: int, second_votes: int) -> float:
-    """P(p > 1/2) for p ~ Beta(top_votes + 1, second_votes + 1): does the leader beat the runner-up?
+    """P(p > 1/2) for p ~ Beta(top_votes + 1, second_votes + 1): the leader beats the runner-up in the limit.
 
-    The posterior of the leader's share among the two under a uniform prior: Aggarwal, Madaan, Yang,
-    Mausam (2023), "Let's Sample Step by Step", EMNLP 2023, arXiv:2305.11860. For whole numbers the
-    Beta tail is a binomial one: with n = top_votes + second_votes + 1 fair coins it is the chance
-    of at most `top_votes` heads, 1 - sum of C(n, i) / 2^n for i = 0 … second_votes.
+    The posterior of the leader's share among the two under a uniform prior: Aggarwal, Madaan, Yang, Mausam (2023),
+    "Let's Sample Step by Step", EMNLP 2023, arXiv:2305.11860. For whole numbers the Beta tail is a binomial one: with n
+    = top_votes + second_votes + 1 fair coins it is the chance of at most `top_votes` heads, 1 - sum of C(n, i) / 2^n
+    for i = 0 … second_votes.
 
     top_votes, second_votes  at least 0; any order (swapped, the result is 1 minus itself)
-    Returns a value in [0, 1]; the error is a few units in the last place for some thousand votes.
+
+    Return a value in [0, 1]; the error is a few units in the last place for some thousand votes.
     """
     if top_votes < 0 or second_votes < 0:
         raise ValueError(f"p_majority: votes must be at least 0, got {top_votes=} {second_votes=}")
     if top_votes < second_votes:
         return 1.0 - p_majority(second_votes, top_votes)
     n_coins = top_votes + second_votes + 1
-    # The largest term exactly, the smaller ones by their ratios until they no longer count.
+    # Compute the largest term exactly, the smaller ones by their ratios until they no longer count.
     term = math.comb(n_coins, second_votes) / (1 << n_coins)
     tail, heads = [term], second_votes
     while heads > 0 and term > tail[0] * 1e-18:
@@ -161,7 +160,7 @@ def p_majority(top_votes: int, second_votes: int) -> float:
 
 
 class Stability:
-    """Count how many steps the trial answer has lasted, how often it changed, and between how many."""
+    """Counts how many steps the trial answer has lasted, how often it changed, and its different values."""
 
     name = "stability"
     looks_at = "the trial answers; a step without one breaks the streak and is no change"
@@ -195,7 +194,7 @@ _NO_LOGPROBS = "no answer, no log-probabilities"
 
 
 class Confidence:
-    """Confidence in the last step's trial answer; a step without an answer has none."""
+    """Confidence in the last step's trial answer; None without an answer."""
 
     name = "confidence"
     looks_at = "the log-probabilities of the trial answer's tokens, and what its source says of its probability"
@@ -282,15 +281,15 @@ class ConfidenceTrend:
 
 
 class Degeneration:
-    """How long a run has been low and not improving in its confidence, early steps counting most.
+    """How long the confidence has been low without improving; early steps count most.
 
-    CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930), with c_i the i-th known confidence of the run, c_0 = c_1,
-    and T_i the tokens generated up to it:
+    CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930), with c_i the i-th known confidence of the run, c_0 = c_1, and
+    T_i the tokens generated up to it:
 
         D_k = sum over i = 1 … k of w_i v_i,  v_i = 1 if 2 c_i - c_(i-1) < delta else 0,  w_i = 1 + ln(T_k / T_i)
 
-    v_i says that confidence is low even if its last change is taken as a trend. D_k never falls. Before the
-    first token is generated, T counts as 1.
+    v_i means that confidence is low even if its last change continues. D_k never falls. Before the first token is
+    generated, T counts as 1.
 
     delta  below it a confidence is low, from 0 to 2; 0.55 in all their experiments
     """
@@ -333,7 +332,7 @@ class Degeneration:
 
 
 def confidence_of(step: Step) -> float | None:
-    """Confidence in a step's trial answer, [0, 1]: as its source gave it, otherwise the geometric mean."""
+    """Return the confidence in a step's trial answer, [0, 1]: as its source gave it, otherwise the geometric mean."""
     if step.answer is None:
         return None
     given = probability(step.confidence)
@@ -341,10 +340,10 @@ def confidence_of(step: Step) -> float | None:
 
 
 def geometric_mean_probability(logprobs: tuple[float, ...]) -> float | None:
-    """exp(mean log-probability): the per-token probability of the trial answer, in [0, 1]; None: unknown.
+    """exp(mean log-probability): the per-token probability of the trial answer, in [0, 1]; None if unknown.
 
-    The trial-answer confidence of DEER in its geometric form (Yang et al. 2025, "Dynamic Early Exit
-    in Reasoning Models", arXiv:2504.15895), which does not reward long answers.
+    The trial-answer confidence of DEER in its geometric form (Yang et al. 2025, "Dynamic Early Exit in Reasoning
+    Models", arXiv:2504.15895), which does not reward long answers.
     """
     if not logprobs or not all(logprob <= ROUNDING for logprob in logprobs):
         return None
@@ -352,19 +351,18 @@ def geometric_mean_probability(logprobs: tuple[float, ...]) -> float | None:
 
 
 def _arithmetic_mean(logprobs: tuple[float, ...]) -> float:
-    """Mean probability of the tokens, DEER in its first form, given at least one, each at most ROUNDING."""
+    """Mean probability of the tokens, DEER's first form; at least one is needed, each at most ROUNDING."""
     return sum(math.exp(min(0.0, logprob)) for logprob in logprobs) / len(logprobs)
 
 
 class ClosingEntropy:
-    """Exponential moving mean and variance of the entropy behind the closed thought.
+    """Exponential moving mean and variance of the entropy after the closed thought.
 
-    EAT (Wang et al. 2025, "Entropy After </Think>", arXiv:2509.26522) and its authors' code
-    (github.com/xidulu/EAT): mean m = (1 - alpha) m + alpha x, begun with the first entropy, then
-    variance v = (1 - alpha) v + alpha (x - m)^2 with the new m, begun with 0. Two deviations: the
-    variance of one entropy is unknown, where they say 0; and where a step has no entropy behind the closed
-    thought, that of its trial answer's first token is used. A step with neither leaves
-    mean and variance unknown, and the next one goes on from before.
+    EAT (Wang et al. 2025, "Entropy After </Think>", arXiv:2509.26522) and its authors' code (github.com/xidulu/EAT):
+    mean m = (1 - alpha) m + alpha x, begun with the first entropy, then variance v = (1 - alpha) v + alpha (x - m)^2
+    with the new m, begun with 0. Two deviations: the variance of a single entropy is unknown, not 0; and a step without
+    an entropy after the closed thought uses that of its trial answer's first token. A step with neither leaves mean and
+    variance unknown, and the next one continues from before.
 
     alpha  weight of the newest entropy, above 0 and at most 1
     """
@@ -391,7 +389,7 @@ class ClosingEntropy:
     def __init__(self, *, alpha: float = 0.2) -> None:
         self._alpha = parse_parameter("closing.alpha", alpha, most=1.0)
         self._closed: float | None = None
-        self._known = False  # had the last step an entropy?
+        self._known = False  # whether the last step had an entropy
         self._n_known = 0
         self._mean = self._variance = 0.0
 

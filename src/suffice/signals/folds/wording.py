@@ -1,6 +1,6 @@
-"""Folds on the step's text, and on what a caller or a model reports: hedges, loops, drafts, self-reports, the plan.
+"""Folds on the step's text and on reports by the caller or the model: hedges, loops, drafts, self-reports, the plan.
 
-English marks only. A phrase that a step boundary cuts in two is not seen; steps are cut at lines or between words.
+They count English marks only. A phrase cut by a step boundary is missed; steps are cut at lines or between words.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from suffice.signals.fold import Fields, SignalField, parse_parameter
 from suffice.signals.folds.answers import ROUNDING, probability
 from suffice.types import Query, Step
 
-# On folded text. Bounded white space: a phrase may run over a line break, never over a page. Every mark begins
-# with its letters and looks behind them for a word's start afterwards: so the search can skip to such letters.
+# On folded text. White space is bounded: a phrase may cross a line break, never a page. Every alternative begins with
+# its letters and checks for the word's start after them, so that the search can skip to such letters.
 _HEDGE = re.compile(
     r"(?:w(?<!\w\w)ait|b(?<!\w\w)ut|a(?<!\w\w)(?:ctually|lternatively)|h(?<!\w\w)(?:old\s{1,4}on|mm{1,8}|owever)"
     r"|let(?<!\w\w{3})\s{1,4}me\s{1,4}(?:(?:re-?|double[\s-])?check|verify|rethink|reconsider|think\s{1,4}again)"
@@ -27,20 +27,18 @@ _HEDGE = re.compile(
 )
 _GRAM_WORDS = 8
 _MAX_GRAMS = 65_536
-_CHUNK = _MAX_GRAMS // 4  # words at once, so that one huge step cannot outgrow the memory
-_LONG_WORDS = 20  # characters on average: more than words of a text with spaces have
+_CHUNK = _MAX_GRAMS // 4  # words at once, so that one huge step cannot exceed the memory
+_LONG_WORDS = 20  # characters on average: more than in the words of a text with spaces
 
 
-@lru_cache(maxsize=1)  # the folds of one step read it one after the other; no other step's text is kept
+@lru_cache(maxsize=1)  # the folds of one step read it one after the other; only one step's text is kept
 def words_of(text: str) -> tuple[str, list[str]]:
-    """The text without regard to case, and its words between white space, which are not to be changed. O(text)."""
+    """Return the case-folded text and its words, which must not be modified. O(text)."""
     folded = text.casefold()
     return folded, folded.split()
 
 
 class Hedges:
-    """Count the marks of doubt and self-correction: "wait", "hmm", "let me check" …"""
-
     name = "hedges"
     looks_at = 'the step\'s text: "wait", "hmm", "let me check" … in English'
     source = "Dynasor-CoT, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)"
@@ -64,10 +62,10 @@ class Hedges:
 
 
 class Loops:
-    """The share of the last step that repeats the run: of the runs of eight words that end in it, those seen before.
+    """The share of the last step that repeats the run: of the eight-word sequences ending in it, those seen before.
 
-    Case is ignored. The last 32,768 different runs are remembered for sure and none longer than the last 65,536, as one
-    number each, so memory is bounded however long the thought.
+    Case is ignored. At least the last 32,768 and at most the last 65,536 different sequences are remembered, as one
+    number each, so memory is bounded for any length of thought.
     """
 
     name = "loops"
@@ -83,8 +81,8 @@ class Loops:
 
     def __init__(self) -> None:
         self._tail: list[str] = []  # the last words, one fewer than a gram has
-        self._young: set[int] = set()  # when half of what may be remembered is here, it becomes the old …
-        self._old: set[int] = set()  # … and the old is forgotten
+        self._young: set[int] = set()  # becomes the old set when it is half full …
+        self._old: set[int] = set()  # … and the previous old set is dropped
         self._share: float | None = None
 
     def update(self, step: Step) -> None:
@@ -101,9 +99,8 @@ class Loops:
         return {"loop_share": self._share}
 
     def _remember(self, text: list[str]) -> int:
-        """Keep the grams of these words; return how many different ones were new."""
-        # Another process salts hash() anew. That shows only where two of the 65,536 numbers of 64 bits meet
-        # by chance: in one run of ten thousand million.
+        # Another process salts hash() differently. That matters only if two of the 65,536 64-bit numbers collide:
+        # in one run of ten thousand million.
         grams: Iterable[int] = map(hash, zip(*(text[i:] for i in range(_GRAM_WORDS)), strict=False))
         n_old = 0
         if self._old:
@@ -118,30 +115,29 @@ class Loops:
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors of one length. Does I/O, so it is called before the step is observed."""
+    """Turns texts into vectors of one length. It does I/O, so it is called before the step is observed."""
 
     @property
     def rests(self) -> bool:
-        """Has it failed lately, so that a call now would give nothing?"""
+        """Whether it failed recently, so that a call now would return nothing."""
         ...
 
     def recall(self, text: str) -> tuple[float, ...] | None:
-        """The vector that it gave for this text before, at no cost; None: it would need a call."""
+        """Return the cached vector of this text; None if it would need a call."""
         ...
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...] | None]:
-        """One vector for each text; None where there is none, which is never an error."""
+        """Return one vector per text; None where there is none, which is never an error."""
         ...
 
 
 class Drafts:
-    """How far the last step is from the one before, and for how long it has hardly moved.
+    """How far the last step is from the one before, and for how many steps the distance has been small.
 
-    The distance is 1 - the cosine of the two steps' vectors where both have one of the same length (negative: 0);
-    otherwise 1 - the weighted overlap of their words (Ruzicka's form of Jaccard's index), case ignored. Compared are
-    the texts, or the answers where one of the steps has no text. The rule that waits for small distances in a row is
-    that of "semantic early stopping", arXiv:2606.27009, there on embeddings. At or below `threshold` a draft hardly
-    moved.
+    The distance is 1 - the cosine of the two steps' vectors if both have one of the same length (negative: 0);
+    otherwise 1 - the weighted overlap of their words (Ruzicka's form of Jaccard's index), case ignored. It compares the
+    texts, or the answers if one of the steps has no text. A distance is small at or below `threshold`. The rule that
+    waits for small distances in a row is that of "semantic early stopping", arXiv:2606.27009, there on embeddings.
     """
 
     name = "drafts"
@@ -177,8 +173,6 @@ class Drafts:
 
 
 class _Draft:
-    """One step as it is compared: the words of its text are counted once, though it is compared twice."""
-
     __slots__ = ("answer", "text", "vector")
 
     def __init__(self, step: Step) -> None:
@@ -203,12 +197,12 @@ def _distance(before: _Draft, now: _Draft) -> float | None:
 
 def _count_words(text: str) -> Counter[str]:
     folded, words = words_of(text)
-    # A formula, an address or a script without spaces counts by its characters.
+    # A formula, an address or a script without spaces is counted by its characters.
     return Counter(words if len(folded) <= _LONG_WORDS * len(words) else "".join(words))
 
 
 def _overlap(a: Counter[str], b: Counter[str]) -> float:
-    """Sum of the smaller counts over sum of the larger, [0, 1]; nothing against nothing is the same."""
+    """Return the sum of the smaller counts over the sum of the larger, [0, 1]; 1 if both are empty."""
     if len(a) > len(b):
         a, b = b, a
     get = b.get
@@ -218,7 +212,7 @@ def _overlap(a: Counter[str], b: Counter[str]) -> float:
 
 
 def _cosine(a: tuple[float, ...], b: tuple[float, ...]) -> float | None:
-    """Cosine of the angle, [-1, 1]; None for a vector that is zero or holds what is no number."""
+    """Return the cosine of the angle, [-1, 1]; None for a zero vector or one with non-finite numbers."""
     length = math.hypot(*a) * math.hypot(*b)
     if not 0.0 < length < math.inf:
         return None
@@ -274,7 +268,7 @@ class WordingConfidence:
 
     def update(self, step: Step) -> None:
         logprob = step.logprob
-        # A mean of minus infinity is one impossible token, and says nothing about the others.
+        # A mean of minus infinity is one impossible token, which reveals nothing about the others.
         known = logprob is not None and float("-inf") < logprob <= ROUNDING
         self._logprob = min(0.0, logprob) if known and logprob is not None else None
 
@@ -284,14 +278,12 @@ class WordingConfidence:
 
 @lru_cache(maxsize=1024)
 def action_code(action: str) -> float:
-    """A number in [0, 1) for a word: equal words, equal numbers, in every process."""
+    """Return a number in [0, 1) for a word: equal words give equal numbers in every process."""
     digest = hashlib.blake2b(action.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 
 
 class PlanProgress:
-    """The share of the planned steps that is behind us."""
-
     name = "plan"
     looks_at = "the planned number of steps"
     source = "–"
@@ -319,8 +311,6 @@ class PlanProgress:
 
 
 class GivenQuery:
-    """The query as it was given: the same at every step."""
-
     name = "query"
     looks_at = "what was known before the first token, see below"
     source = "–"
@@ -333,7 +323,7 @@ class GivenQuery:
         self._query = query
 
     def update(self, step: Step) -> None:
-        """A step changes nothing."""
+        """Do nothing: a step does not change the query."""
 
     def values(self) -> dict[str, Query | None]:
         return {"query": self._query}
