@@ -1,7 +1,7 @@
-"""The HTTP edge: one bare ASGI callable, one table of paths, authorisation on every one of them.
+"""The ASGI application: one table of paths, with authorisation on each.
 
-Paths match exactly, as the server decoded them; nothing is normalised, so nothing can be smuggled. Only an id may vary
-in a path, and only of letters, digits, `_` and `-`.
+Paths match exactly as the server decoded them. They are not normalised, so no request can reach an endpoint under a
+second name. Only ids vary in a path: letters, digits, `_` and `-`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ async def list_models(gw: GatewayState, exchange: Exchange) -> None:
     headers, caller = gw.clients.keys.without_keys(exchange.headers), exchange.caller
     usable = {one.settings.upstream for one in usable_routes(gw.deployment.routes, caller, by_name=False)}
     clients = [client for name, client in gw.upstreams.items() if name in usable or not caller.is_restricted]
-    if not clients:  # its routes are loops of its own
+    if not clients:  # all its routes are caller-driven
         await exchange.json(200, b'{"object":"list","data":[]}')
         return
     answers = await asyncio.gather(*(_models_of(client, headers) for client in clients))
@@ -51,7 +51,7 @@ async def list_models(gw: GatewayState, exchange: Exchange) -> None:
             for entry in msgspec.json.decode(body)["data"]:
                 merged.setdefault(entry["id"], entry)
         except (ValueError, KeyError, TypeError):
-            continue  # a list that cannot be read is left out; the others still help
+            continue  # skip a list that cannot be read
     await exchange.json(200, msgspec.json.encode({"object": "list", "data": list(merged.values())}))
 
 
@@ -71,9 +71,9 @@ async def health(_: GatewayState, exchange: Exchange) -> None:
 
 
 async def ready(gw: GatewayState, exchange: Exchange) -> None:
-    """`GET /readyz`: start-up is over, shutdown has not begun, and at least one upstream answers.
+    """`GET /readyz`: start-up is complete, shutdown has not begun, and at least one upstream answers.
 
-    Without its log a gateway serves, and says so.
+    A gateway without its log is ready, and reports it.
     """
     is_ready, body = gw.process.ready, {"status": "ready" if gw.process.ready else "not ready"}
     if is_ready and not await _any_reachable(gw.upstreams.values()):
@@ -101,8 +101,8 @@ async def metrics(gw: GatewayState, exchange: Exchange) -> None:
     await exchange.body(body, more=False)
 
 
-Handler = Callable[[GatewayState, Any], Awaitable[None]]  # Any: the endpoint's own kind of exchange
-MountedApp = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
+Handler = Callable[[GatewayState, Any], Awaitable[None]]  # Any: the endpoint's subclass of Exchange
+MountedApp = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application on the same port
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +110,18 @@ class Endpoint:
     path: str  # `{id}` stands for an id
     method: str
     handler: Handler
-    public: bool = False  # without a key; only for what reveals nothing
-    guarded_inside: bool = False  # its handler requires a key, or other proof that is as good
-    exchange: type[Exchange] = Exchange  # writes this API's errors
-    x_api_key: bool = False  # the key may come in this header too
-    takes_feedback: bool = False  # a key that is for feedback alone opens it as well
-    takes_tokens: bool = False  # a stranger's page may call it, with the token of an answer
-    spends: bool = False  # it may cost tokens of its key's budget
-    shows_all: bool = False  # it shows what all keys do
+    public: bool = False  # without a key; only for endpoints that reveal nothing
+    guarded_inside: bool = False  # its handler authenticates, by a key, token or signature
+    exchange: type[Exchange] = Exchange  # formats this API's errors
+    x_api_key: bool = False  # the key may come in `x-api-key` too
+    takes_feedback: bool = False  # feedback keys are accepted
+    takes_tokens: bool = False  # pages of other sites may call it with an answer's token
+    spends: bool = False  # may cost tokens of its key's budget
+    shows_all: bool = False  # shows data of all keys
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
-    """An endpoint that is never governed. `path` without /v1, under which the upstream is called."""
+    """Return an endpoint that is never governed. `path` lacks the upstream's prefix /v1."""
     made = Passthrough(api, method, f"/v1{path}" if api.is_json else path)
     spends = method == "POST" and "{id}" not in path
     return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
@@ -155,10 +155,10 @@ ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
 
 def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
-    """All endpoints of one gateway, with the engine's paths that its owner lists ("POST /tokenize").
+    """Return all endpoints of one gateway, with the engine's paths that the operator lists ("POST /tokenize").
 
-    A listed path replaces a pass-through one of the same name: some engines have a call of their own there. Raises
-    ConfigError for a path on which Suffice itself answers.
+    A listed path replaces a pass-through endpoint of the same path. Raise ConfigError for a path that Suffice itself
+    answers.
     """
     listed = [_passed(method, path, ENGINE) for method, _, path in (entry.partition(" ") for entry in relay)]
     taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passthrough)}
@@ -170,10 +170,10 @@ def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
 
 
 class App:
-    """The ASGI application. Raises ConfigError for a path in `server.relay` that is ours.
+    """The ASGI application. Raise ConfigError for a path in `server.relay` that Suffice answers.
 
-    `beside` are other applications, by the first part of their paths. Where `console_port` is set, the port of a second
-    listener, they answer there and nowhere else.
+    `beside` maps the first part of a path to another application. With `console_port`, the port of a second listener,
+    those applications answer there and nowhere else.
     """
 
     def __init__(self, gateway: GatewayState, beside: Mapping[str, MountedApp] | None = None) -> None:
@@ -198,7 +198,7 @@ class App:
         process = self.gateway.process
         process.n_live += 1
         try:
-            # The last answer on its connection says so: its client goes elsewhere with the next request.
+            # Close connections while draining, so that clients send their next request elsewhere.
             await self._answer(scope, receive, _with_headers(send, _CLOSE) if process.draining else send)
         finally:
             process.n_live -= 1
@@ -215,7 +215,7 @@ class App:
         by_method, stored_id = self._find(scope["path"])
         other = self.beside.get(_first_part(scope["path"])) if self.beside and not by_method else None
         if self.console_port is not None:
-            if scope["server"][1] == self.console_port:  # where it came in, whatever its head says
+            if scope["server"][1] == self.console_port:  # the listener's port, not the Host header's
                 by_method = {}
             else:
                 other = None
@@ -262,7 +262,7 @@ class App:
         await exchange.body(b"", more=False)
 
     def _admit(self, exchange: Exchange, by_method: Mapping[str, Endpoint]) -> Handler:
-        """The handler of a request that may come in; by default, raises BadRequest."""
+        """Return the handler of an authorised request. Raise BadRequest."""
         scope, headers = exchange.scope, exchange.headers
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
@@ -286,17 +286,17 @@ class App:
         return endpoint.handler
 
     def _check_page(self, named: Mapping[str, str]) -> None:
-        """Raises BadRequest for a request that may be a stranger's page at work in somebody's browser.
+        """Raise BadRequest for a request that another site's page may have sent from somebody's browser.
 
-        Under a name that a stranger pointed here their page counts as ours, but it has no key. So only an open gateway
-        checks the name: one with keys serves under whatever name a proxy or a cluster gives it.
+        After DNS rebinding such a page counts as ours, but it has no key. So only an open gateway checks the host
+        name; one with keys serves under any name that a proxy or a cluster gives it.
         """
-        if not self.gateway.clients.keys.asks_for_keys and "host" in named:  # HTTP/1.0 has none, nor has it browsers
+        if not self.gateway.clients.keys.asks_for_keys and "host" in named:  # every browser sends it
             self.browsers.check_host(named["host"])
         self.browsers.check_page(named)
 
     def _caller(self, endpoint: Endpoint, headers: list[tuple[str, str]]) -> Caller:
-        """Who sends the request, counted against the limits of its key. Raises BadRequest."""
+        """Return the caller, counted against the limits of its key. Raise BadRequest."""
         gw, keys = self.gateway, self.gateway.clients.keys
         if endpoint.guarded_inside:
             caller = keys.find(headers) or ANYONE
@@ -328,7 +328,7 @@ def _with_headers(send: Send, headers: Iterable[tuple[bytes, bytes]]) -> Send:
 
 
 def _with_cors(send: Send, origin: str) -> Send:
-    """Let a page of this origin read the answer. Cookies are not sent with such requests, and not requested."""
+    """Let a page of this origin read the response. Cookies are neither sent nor allowed."""
     allowed = (b"access-control-allow-origin", origin.encode("latin-1"))
     return _with_headers(send, (allowed, (b"access-control-expose-headers", b"*"), (b"vary", b"origin")))
 

@@ -1,8 +1,8 @@
-"""Who sends a request, what its key permits, and what the gateway remembers of its clients.
+"""Authentication and permissions of clients, and what the gateway remembers of them.
 
     headers ──▶ KeyRing ──▶ Caller ──▶ routes, label sources, limits, stored objects
 
-Where no key is configured, everybody may do everything. A malformed header counts as absent.
+If no key is configured, every client may do everything. A malformed header counts as absent.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from suffice.store.rows.records import KeyUsage, StoredObject
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
-TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # a key must list these, or be for feedback alone
+TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # only for keys that list them, and for feedback keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The holder of a key. Without `routes` it may name only routes that anybody may choose."""
+    """The holder of a key. Without `routes`, it may name only unreserved routes; see `may_use`."""
 
     id: str = ""  # keyed hash, as `Request.sender`; "": no key was required
-    name: str = ""  # of its key in the settings; "": its key has no table of its own
-    namespace: str = ""  # separates the ids that clients choose
+    name: str = ""  # of its key in the settings; "": its key has no table
+    namespace: str = ""  # scope of the ids that clients choose
     permits: Key = field(default=Key(key_env=""))
-    only_feedback: bool = False  # its key sends feedback, from any source, and nothing else
+    only_feedback: bool = False  # its key may only send feedback, from any source
 
     @property
     def is_restricted(self) -> bool:
@@ -51,7 +51,7 @@ class Caller:
         return not self.only_feedback and self.permits.routes != ()
 
     def may_use(self, name: str, route: Route, *, by_name: bool) -> bool:
-        """May its requests go to a route, which they name (`by_name`) or else match?"""
+        """Return whether requests may go to a route, by name (`by_name`) or by its match rules."""
         if self.permits.routes is not None:
             return name in self.permits.routes
         is_reserved = route.mode == "off" or (route.mode == "enforce" and route.uncertified)
@@ -70,11 +70,11 @@ ANYONE: Final = Caller()
 
 class KeyRing:
     def __init__(self, callers: Mapping[str, Caller] | None = None) -> None:
-        # Looked up by digest, so that the time of a comparison says nothing about a key.
+        # Looked up by digest, so that timing reveals nothing about a key.
         self._by_digest = {_digest(key): caller for key, caller in (callers or {}).items()}
         self.callers = tuple({caller.id: caller for caller in self._by_digest.values()}.values())
         self.asks_for_keys = any(not one.only_feedback for one in self.callers)
-        self.has_tenants = sum(one.may_ask for one in self.callers) > 1  # what one creates is hidden from others
+        self.has_tenants = sum(one.may_ask for one in self.callers) > 1  # then each sees only its own objects
 
     def find(self, headers: Iterable[tuple[str, str]], *, x_api_key: bool = False) -> Caller | None:
         named = list(headers)
@@ -84,7 +84,7 @@ class KeyRing:
         return next((caller for caller in known if caller is not None), None)
 
     def require(self, headers: list[tuple[str, str]], *, feedback: bool = False, x_api_key: bool = False) -> Caller:
-        """Who sends a request. Raises BadRequest 401 where a key of this gateway is needed and none is sent."""
+        """Return the caller. Raise BadRequest 401 if a key is required and none is valid."""
         if not (self.callers if feedback else self.asks_for_keys):
             return Caller(namespace=dict(headers).get("authorization", ""))
         caller = self.find(headers, x_api_key=x_api_key)
@@ -94,7 +94,7 @@ class KeyRing:
         return caller
 
     def without_keys(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Headers that may be sent upstream: a gateway with keys of its own forwards none."""
+        """Return the headers to send upstream: a gateway with keys of its own forwards none."""
         return [(k, v) for k, v in headers if k not in KEY_HEADERS] if self.asks_for_keys else headers
 
 
@@ -129,27 +129,24 @@ class KeyLimitError(OverloadError):
 
 @dataclass(slots=True)
 class _Use:
-    began_s: deque[float] = field(default_factory=deque)  # monotonic: its requests of the last minute
+    began_s: deque[float] = field(default_factory=deque)  # monotonic times of the requests of the last minute
     n_live: int = 0
     day: str = ""  # UTC day of `n_tokens`
     n_tokens: int = 0
-    n_unwritten: int = 0  # of them, those that are not in the log yet
+    n_unwritten: int = 0  # part of `n_tokens` not logged yet
 
 
 class KeyLimits:
-    """The limits of all keys: requests a minute, requests at once, tokens a day.
+    """Enforces the limits of all keys: requests per minute, concurrent requests, tokens per day.
 
-    Each process counts for itself. Today's tokens are written to the log, so a restart does not give them back.
+    Each process counts for itself. Today's tokens are logged, so a restart does not reset them.
     """
 
     def __init__(self, callers: Iterable[Caller] = ()) -> None:
         self._uses = {one.id: _Use() for one in callers if _is_limited(one.permits)}
 
     def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
-        """Count the beginning of a request, which may cost tokens if it `spends`.
-
-        Raises KeyLimitError, and then nothing is counted.
-        """
+        """Count the start of a request, which `spends` if it may cost tokens. Raise KeyLimitError and count nothing."""
         use, permits = self._uses.get(caller.id), caller.permits
         if use is None:
             return
@@ -188,7 +185,7 @@ class KeyLimits:
                 use.day, use.n_tokens = one.day, use.n_tokens + one.n_tokens
 
     def take_unwritten(self) -> list[KeyUsage]:
-        """What was used since the last call."""
+        """Return the usage since the last call."""
         usages = []
         for sender, use in self._uses.items():
             if use.n_unwritten:
@@ -198,7 +195,7 @@ class KeyLimits:
 
 
 def _start_day(use: _Use, wall_s: float) -> None:
-    """Begin a new day, if it is one. What is unwritten of the old one is a matter of seconds."""
+    """Reset the counts on a new day. Unlogged usage of the old one, a few seconds' worth, is dropped."""
     day = utc_day(wall_s)
     if day != use.day:
         use.day, use.n_tokens, use.n_unwritten = day, 0, 0
@@ -217,13 +214,13 @@ def utc_day(wall_s: float) -> str:
 
 TOKEN_HEADER: Final = "x-suffice-feedback-token"  # noqa: S105 - a header's name
 MOST_TOKEN_CHARS: Final = 400
-MOST_TOKENS_COUNTED: Final = 50_000  # answers whose pieces of feedback with a token are counted
+MOST_TOKENS_COUNTED: Final = 50_000  # answers for which feedback by token is counted
 
 
 def sign_token(episode_id: str, *, until_s: int, salt: str) -> str:
-    """The token that comes with an answer and lets its holder rate that one answer, until a Unix time.
+    """Return a token that lets its holder rate one answer until a Unix time. It may go to a browser.
 
-    HMAC-SHA-256 under a key derived from the deployment's salt, cut to 128 bits. It may go to a browser.
+    HMAC-SHA-256 under a key derived from the deployment's salt, truncated to 128 bits.
     """
     signed = f"v1.{episode_id}.{until_s:x}"
     return f"{signed}.{_mac(signed, salt)}"
@@ -234,7 +231,7 @@ def token_header(token: str) -> list[tuple[str, str]]:
 
 
 def read_token(token: str, *, now_s: float, salt: str) -> str:
-    """The episode that a token is for. Raises BadRequest 401 for one that is forged, damaged or too old."""
+    """Return the episode id of a token. Raise BadRequest 401 if it is forged, damaged or expired."""
     signed, _, mac = token.rpartition(".")
     genuine = hmac.compare_digest(_mac(signed, salt).encode(), mac.encode("utf-8", "surrogatepass"))
     if len(token) > MOST_TOKEN_CHARS or not genuine:
@@ -257,7 +254,7 @@ def _token_key(salt: str) -> bytes:
 
 
 class FeedbackByToken:
-    """How many pieces of feedback each token has stored; the oldest token is forgotten first."""
+    """Counts the feedback stored with each token; forgets the oldest token first."""
 
     def __init__(self) -> None:
         self._n: dict[str, int] = {}
@@ -273,49 +270,49 @@ class FeedbackByToken:
 
 # --------------------------------------------------------------------------- repeated deliveries
 
-KEY_WINDOW_S: Final = 600.0  # for which an idempotency key is remembered at least, whatever the settings say
-MOST_DELIVERIES: Final = 500_000  # requests that are remembered; the oldest is forgotten first
+KEY_WINDOW_S: Final = 600.0  # least time for which an idempotency key is remembered
+MOST_DELIVERIES: Final = 500_000  # remembered requests; the oldest is forgotten first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKey:
-    """Everything by which a delivery is recognised as a repeat of an earlier one."""
+    """Identifies the deliveries of one request."""
 
     route: str
     caller: str  # value of the header `authorization`; "": none was sent
     body: bytes
     conversation: str | None = None
-    idempotency_key: str | None = None  # None: the body tells requests apart
+    idempotency_key: str | None = None  # None: the body identifies the request
 
     @property
     def digest(self) -> bytes:
-        """16 bytes, equal for deliveries of one request only."""
+        """16 bytes, equal only for deliveries of one request."""
         prefix = joined(self.route, self.caller, self.conversation or None, self.idempotency_key or None)
         body = b"" if self.idempotency_key else self.body
-        # The prefix ends where its four parts end, so whatever follows it is the body.
+        # `joined` is unambiguous, so the body can follow directly.
         return hashlib.blake2b(prefix.encode("utf-8", "surrogatepass") + body, digest_size=16).digest()
 
 
 @dataclass(slots=True)
 class DeliveryMemory:
-    """Remembers requests with their audit draws for as long as a delivery may repeat them.
+    """Remembers the audit assignment of each request while it may be delivered again.
 
-    One draw covers all deliveries of a request. If a level could stop m of them, a bet on the draw would have to be
-    divided by the largest m allowed: with 8, a harmless level would need 8 times the audits. So m is 1: from the second
-    delivery on, a request runs in full and is no evidence. A draw depends on the episode id, which no client can
-    choose, and a process that has forgotten a request draws anew.
+    One draw covers all deliveries. If a level could stop m of them, each bet on the draw would have to be divided by
+    the largest m allowed: with 8, a harmless level would need 8 times the audits. So m is 1: from the second delivery
+    on, a request runs in full and is no evidence. A draw depends on the episode id, which clients cannot choose. A
+    process that has forgotten a request draws again.
     """
 
-    _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # the oldest first
+    _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # oldest first
 
     def assign(
         self, key: RequestKey, *, episode_id: str, share: float, salt: str, window_s: float, now_s: float
     ) -> AuditAssignment:
-        """Draw for a first delivery; give a repeated one the draw of the first, and its own number.
+        """Draw for a first delivery; return a repeated one's first draw with its delivery number.
 
         window_s  within which the same body is a repeat; 0: only an idempotency key makes one
 
-        Raises ValueError for a share outside [0, 1].
+        Raise ValueError for a share outside [0, 1].
         """
         own_window_s = max(window_s, KEY_WINDOW_S) if key.idempotency_key else window_s
         self._forget(now_s - max(window_s, KEY_WINDOW_S))
@@ -327,7 +324,7 @@ class DeliveryMemory:
             return repeated
         assigned = assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt)
         if own_window_s > 0:
-            self._known.pop(digest, None)  # entries are kept in the order of first deliveries
+            self._known.pop(digest, None)  # keeps entries in the order of first deliveries
             self._known[digest] = now_s, assigned
         return assigned
 
@@ -341,32 +338,32 @@ class DeliveryMemory:
 
 # --------------------------------------------------------------------------- objects that upstreams store
 
-MOST_ENTRIES: Final = 10_000  # objects that are remembered; the log knows the others
+MOST_ENTRIES: Final = 10_000  # objects in memory; the log has the others
 MOST_ID_CHARS: Final = 200
-MOST_REFERENCES: Final = 1_000  # in one body: each is looked up
-LARGE_BYTES: Final = 32 * 1024  # a body that is searched in a thread
-# Collections of OpenAI's and Anthropic's APIs: a path has an object's id behind the collection's name.
+MOST_REFERENCES: Final = 1_000  # per body; each is looked up
+LARGE_BYTES: Final = 32 * 1024  # a longer body is searched in a thread
+# Collections of OpenAI's and Anthropic's APIs: the part of a path after the name is an object's id.
 _COLLECTION_NAMES: Final = """
     assistants batches chat/completions containers conversations evals files fine_tuning/jobs responses skills threads
     uploads vector_stores videos
 """
 _COLLECTIONS: Final = frozenset(_COLLECTION_NAMES.split())
-_CALLS: Final = frozenset({"compact", "input_tokens", "runs", "count_tokens"})  # where an id could be, and no id
+_CALLS: Final = frozenset({"compact", "input_tokens", "runs", "count_tokens"})  # in the place of an id
 # Fields of request bodies that name objects, at any depth.
 _REFERENCE_FIELDS: Final = """
     assistant_id batch_id container container_id conversation conversation_id file_id file_ids input_file_id
     previous_response_id response_id thread_id training_file validation_file vector_store_id vector_store_ids
 """
 _REFERENCES: Final = frozenset(_REFERENCE_FIELDS.split())
-# What callers and models write freely: words there name nothing.
+# Free-form values of callers and models; names in them refer to no object.
 _FREE: Final = frozenset({"metadata", "parameters", "schema", "input_schema", "json_schema", "arguments"})
-_MAY_NAME: Final = (b"_id", b"_file", b"conversation", b"container", b"item_reference", b"\\u")  # in a body's bytes
+_MAY_NAME: Final = (b"_id", b"_file", b"conversation", b"container", b"item_reference", b"\\u")  # signs of a reference
 
 
 class Objects:
-    """Objects that an upstream stores (responses, files, batches …), and which key created each.
+    """The objects that an upstream stores (responses, files, batches …), with the key that created each.
 
-    Where several keys send requests, an object exists only for the key that created it through this gateway, and for
+    If several keys send requests, an object is visible only to the key that created it through this gateway and to
     keys with `all_objects`. Lists cannot be filtered, so they are refused.
     """
 
@@ -375,7 +372,7 @@ class Objects:
         self._recent: dict[str, StoredObject] = {}
 
     def note(self, made: StoredObject) -> bool:
-        """A key created an object; False: that is known. The first key to create it stays its owner."""
+        """Record an object's creation. Return False if it was known; its first creator stays the owner."""
         if made.object_id in self._recent:
             return False
         self._keep(made)
@@ -387,7 +384,7 @@ class Objects:
             del self._recent[next(iter(self._recent))]
 
     async def of(self, object_id: str) -> StoredObject | None:
-        """Who created an object, and where it is. The log comes first: another process may have seen the id earlier."""
+        """Return an object's record. The log takes precedence: another process may have recorded the id earlier."""
         stored = await asyncio.to_thread(self._find, object_id)
         if stored is not None:
             self._keep(stored)
@@ -397,14 +394,14 @@ class Objects:
         return self._recent.get(object_id)
 
     async def check(self, caller: Caller, object_id: str, where: str) -> None:
-        """Raises BadRequest 404 for an object that `caller` has not created; `where` is the field that names it."""
+        """Raise BadRequest 404, naming the field `where`, unless the caller created the object."""
         stored = None if len(object_id) > MOST_ID_CHARS else await self.of(object_id)
         if stored is None or stored.sender != caller.id:
             message = f"{where}: {object_id[:80]!r} is not found among what this key has made through this gateway"
             raise BadRequest(message, status=404, param=where, code="not_found")
 
     async def check_body(self, caller: Caller, raw: bytes, body: Mapping[str, Any]) -> None:
-        """The same for every object that a request's body names. Raises BadRequest."""
+        """Check every object that a request's body names. Raise BadRequest."""
         if not any(word in raw for word in _MAY_NAME):
             return
         named = await asyncio.to_thread(_objects_in, body) if len(raw) > LARGE_BYTES else _objects_in(body)
@@ -412,13 +409,13 @@ class Objects:
             raise BadRequest(f"body: names more than {MOST_REFERENCES} objects", code="too_many_objects")
         for object_id, where in named.items():
             await self.check(caller, object_id, where)
-        chosen = body.get("request_id")  # a new id: some engines let their callers choose it
+        chosen = body.get("request_id")  # some engines let callers choose the id of a new object
         if isinstance(chosen, str) and (stored := await self.of(chosen)) is not None and stored.sender != caller.id:
             raise BadRequest("request_id: is taken; choose another one", status=409, param="request_id", code="taken")
 
 
 def _objects_in(body: Mapping[str, Any]) -> dict[str, str]:
-    """The fields by which a body names objects, by the objects' ids: at most MOST_REFERENCES and one more."""
+    """Return the referring field by object id, at most MOST_REFERENCES + 1."""
     fields = dict[str, str]()
     for where, object_id in references(body):
         fields[object_id] = where
@@ -449,7 +446,6 @@ def references(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _ids_in(value: Any) -> Iterator[str]:
-    """Ids in the value of a field: itself, those of a list, or that of an object."""
     for one in value if isinstance(value, list) else [value]:
         object_id = one.get("id") if isinstance(one, dict) else one
         if isinstance(object_id, str) and object_id:
@@ -457,7 +453,7 @@ def _ids_in(value: Any) -> Iterator[str]:
 
 
 def object_in(path: str) -> tuple[bool, str | None]:
-    """Is this the path of a collection of objects, or of something in it? And the id of the object, if one is named."""
+    """Return whether a path belongs to a collection of objects, and the object's id if the path has one."""
     parts = [part for part in path.split("/") if part]
     for at, part in enumerate(parts):
         if part in _COLLECTIONS or "/".join(parts[max(0, at - 1) : at + 1]) in _COLLECTIONS:
@@ -468,19 +464,19 @@ def object_in(path: str) -> tuple[bool, str | None]:
 
 # --------------------------------------------------------------------------- all of it
 
-Named: TypeAlias = tuple[str | None, str | None]  # a request: by its episode id, or by its response id
+Named: TypeAlias = tuple[str | None, str | None]  # (episode id, response id) of a request, either one
 
 
 @dataclass(slots=True, kw_only=True)
 class Clients:
-    keys: KeyRing = field(default_factory=KeyRing)  # accepted from clients; none: open
+    keys: KeyRing = field(default_factory=KeyRing)  # accepted from clients; empty: open to all
     limits: KeyLimits = field(init=False)
     deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
     objects: Objects = field(default_factory=Objects)
-    # The senders of the requests that feedback names, from the log; called in a thread, raises StoreError.
+    # Looks up the senders of requests in the log; called in a thread, raises StoreError.
     senders_of: Callable[[Sequence[Named]], list[frozenset[str]]] = lambda named: [frozenset()] * len(named)
     by_token: FeedbackByToken = field(default_factory=FeedbackByToken)
-    langfuse_secret: str | None = None  # that signs Langfuse's webhooks; None: nothing is signed
+    langfuse_secret: str | None = None  # for signatures of Langfuse's webhooks; None: none
 
     def __post_init__(self) -> None:
         self.limits = KeyLimits(self.keys.callers)

@@ -1,8 +1,8 @@
-"""`POST /v1/chat/completions`: from the client's bytes to one answer and one outcome.
+"""`POST /v1/chat/completions`, from the client's bytes to one response and one outcome.
 
     read and check → find the route → admit: level, audit, arms → govern or pass through → one outcome
 
-A newcomer starts here and goes on in `episode/loop.py`.
+Start reading here, and continue in `episode/loop.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from suffice.upstream.drivers import (
 )
 from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_json
 
-REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do not take
+REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not accept
 
 
 async def chat(gw: GatewayState, exchange: Exchange) -> None:
@@ -75,12 +75,12 @@ async def chat(gw: GatewayState, exchange: Exchange) -> None:
 def admit_chat(
     gw: GatewayState, episode_id: str, intake: Intake, caller: Caller, headers: list[tuple[str, str]]
 ) -> AdmittedRequest:
-    """Find the route and draw the audit. Raises BadRequest for one that may not be used."""
+    """Find the route and draw the audit. Raise BadRequest for a route that the caller may not use."""
     named, options, samples, reason = dict(headers), intake.options, 1, None
     route = find_route(gw, intake.model, named, caller)
     version = named.get("x-suffice-policy-version") or options.get("policy_version")
     known = "none" if route is None else route.policy_version
-    # A client cannot choose where the route operates between its levels.
+    # A client cannot choose the level.
     if version is not None and str(version).partition("@")[0] != known:
         message = f"policy version {str(version)[:80]!r} is not in force on this route; in force: {known}"
         raise BadRequest(message, param="policy_version", code="unknown_policy_version")
@@ -131,8 +131,8 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
         raise
     except Exception as error:
         if exchange.status:
-            raise  # something was sent: a second answer cannot follow it
-        # A broken optimiser costs tokens, never an answer: call again, without any of our own code.
+            raise  # part of a response was sent
+        # A broken optimiser costs tokens, never an answer: call again without governing.
         LOG.error("episode %s: governing failed (%s)", request.episode_id, type(error).__name__)
         ledger.forget_run("govern")
         await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger, purpose="rerun")
@@ -153,7 +153,7 @@ class GovernedRequest:
 
     @property
     def may_act(self) -> bool:
-        """May the policy end this run now? Not where `may_stop` says no, nor while the kill switch is on."""
+        """Whether the policy may end this run now, given `may_stop` and the kill switch."""
         return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
 
     @property
@@ -163,9 +163,9 @@ class GovernedRequest:
 
     @property
     def upstream_body(self) -> dict[str, Any]:
-        """The client's body, as a stream with usage; the traces of both are removed again.
+        """The client's body as a stream with usage; both are removed again from the response.
 
-        Where doctor saw usage refused, it is not requested: tokens are counted by pieces instead.
+        If `suffice doctor` saw that the upstream refuses usage, it is not requested, and tokens are counted by chunks.
         """
         body = self.intake.body | {"stream": True}
         if find_verdict(self.client.findings, "stream_usage") == "no":
@@ -183,10 +183,10 @@ class GovernedRequest:
 async def govern_request(
     gw: GatewayState, admitted: AdmittedRequest, route: BuiltRoute, ledger: Ledger, exchange: Exchange
 ) -> None:
-    """Answer a request under its route's policy. Raises UpstreamError, and whatever our own code does wrong."""
+    """Answer a request under its route's policy. Raise UpstreamError, and any error of our own code."""
     request, client, headers = ledger.request, gw.upstreams[admitted.upstream], admitted.headers
     if route.acts or request.kind == "samples":
-        # With this header llama.cpp generates on after its caller has left: a stop would save nothing.
+        # With this header llama.cpp continues after its caller has left, so a stop would save nothing.
         headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
     job = GovernedRequest(
         gw=gw,
@@ -204,7 +204,7 @@ async def govern_request(
 
 
 async def govern_reasoning(job: GovernedRequest) -> None:
-    """One chain of thought, relayed, watched, and closed when the policy says so."""
+    """Relay one chain of thought and close it when the policy stops."""
     route, ledger, gw = job.route.settings, job.ledger, job.gw
     ledger.disclosure.tells_probes = job.route.acts or route.probe is None
     continuer = Continuer(
@@ -223,8 +223,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
             ledger.record_step(step, signals, decision)
-            # The one place where it is decided that a stop acts: this run may be stopped, there is a way to
-            # finish, the thought is open, and the engine does not keep the policy's budget by itself.
+            # The one place that decides whether a stop acts: this run may be stopped, there is a way to
+            # finish, the thought is open, and the engine does not enforce the policy's budget itself.
             return job.may_act and bool(continuer.methods) and reader.is_in_thought and not reader.leaves_stop_to_engine
 
         def transition() -> StopTransition:
@@ -243,21 +243,21 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         prober = Prober(continuer, job.route.scorer, ledger) if _probes(job) else None
         vectors = gw.vectors(job.route, ledger, keep=KEPT_CALLS)
         run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
-        # In an audit as well: its client gets what the client of any run gets that goes to its end.
+        # In audits too: their clients get the same as those of any run that goes to its end.
         relay.own_end.wanted = job.route.acts and not gw.deployment.kill.on and route.finish_unclosed
         verdict = await run_episode(run.steps(), policy.observe, policy, record)
         if verdict is not None:
             relay.own_end.wanted = False
             if reader.is_over_budget:
-                ledger.fail_open("budget")  # the engine should have ended the thought by itself, and did not
+                ledger.fail_open("budget")  # the engine did not enforce the budget
             _estimate_saved(job, verdict.signals.tokens_used)
             await transition().carry_out(*reader.thought_at(verdict.step.index))
             return
-        if relay.own_end.kept is not None:  # it was cut inside its thought, and its client wants an answer
+        if relay.own_end.kept is not None:  # cut inside its thought: force an answer for the client
             forced = transition().finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
             await (forced or relay.own_end.deliver(relay.delivery))
         elif ledger.reply.unclosed and prober is not None and continuer.may_call(keep=0):
-            # Else on record, as a probe does it, so that the full arm and the stopped arm are closed in one way.
+            # Otherwise record a probed answer, so that the full and the stopped arm are closed in the same way.
             ledger.reply.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
         await _measure_finish(job, reader, prober)
     await _ask_paired_call(job, continuer)
@@ -265,7 +265,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
 
 def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
     def count_skipped() -> None:
-        if job.may_act:  # in shadow the stop would not have been made anyway
+        if job.may_act:  # in shadow there is no stop to skip
             job.gw.metrics.inc("suffice_stops_skipped_total", job.route.name, "not_worth_it")
 
     statistics = job.gw.statistics[job.route.name]
@@ -279,10 +279,10 @@ def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
 
 
 async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Prober | None) -> None:
-    """In an audit of a route that certifies itself, finish once for the record: does it change the trial answer?
+    """In an audit of a route that certifies itself, measure once whether a forced finish changes the trial answer.
 
-    Half of the audits at the step where the policy would have stopped, the others at any that was probed: so levels
-    that are not active are measured too. A finish that fails says nothing: a stop whose finish fails is not made.
+    Half of the audits finish where the policy would have stopped, the others at any probed step, so that inactive
+    levels are measured too. A finish that fails is no evidence, because a stop whose finish fails is not made.
     """
     ledger, cap = job.ledger, job.max_tokens
     if prober is None or not (is_measured(ledger.request) and job.route.settings.is_replayed):
@@ -297,12 +297,12 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     try:
         left = None if cap is None else max(1, cap - tokens)
         await prober.finish_at(chosen.index, thought, tokens, max_tokens=left)
-    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
+    except Exception:  # noqa: BLE001 - a failed measurement never costs an answer
         ledger.fail_open("probe")
 
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
-    """In an audit of a route with its own effort or budget, call once more with it or in full, for the record."""
+    """In an audit of a route with an effort or budget arm, call a second time, with the arm or in full, as evidence."""
     ledger, route, intake = job.ledger, job.route.settings, job.intake
     if not is_measured(ledger.request) or route.probe is None:
         return
@@ -316,7 +316,7 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
         if draw.arm == 0:
             arm = CallArm(name="full", fields={}, propensity=draw.propensity)
         await ask_paired_call(job.client, ledger, job.route.scorer, arm, body=job.upstream_body, headers=job.headers)
-    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
+    except Exception:  # noqa: BLE001 - a failed measurement never costs an answer
         ledger.fail_open("probe")
 
 
@@ -324,7 +324,7 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
 async def _open_relay(
     job: GovernedRequest, fields: ReasoningFields, continuer: Continuer, *, rerun_of: StreamState | None
 ) -> AsyncIterator[StreamRelay]:
-    """Open the client's request upstream and begin the client's answer; `rerun_of`: the run that came to nothing."""
+    """Open the upstream call and begin the client's response; `rerun_of` is the state of a failed run to replace."""
     settings, ledger, exchange, intake = job.client.settings, job.ledger, job.exchange, job.intake
     async with _accepted(job, fields, "main" if rerun_of is None else "rerun") as (call, account, sent):
         if call.status != 200 or call.content_type != "text/event-stream":
@@ -353,7 +353,7 @@ async def _open_relay(
         if sent.has_effort:
             ledger.stop.finish_method = "effort"
         async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
-            # Begun only now: until something is sent, a failure of ours can still be made good.
+            # Begin only now: until something is sent, a failure can be retried.
             if intake.stream and not exchange.status:
                 kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
                 await exchange.start(200, kept, events=True)
@@ -363,7 +363,7 @@ async def _open_relay(
 def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Continuer) -> EngineBudget | None:
     if sent.budget_tokens is None:
         return None
-    slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is a part of the thought, too
+    slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is part of the thought
     is_policy = isinstance(job.route.policy, FixedBudget)
     return EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, slack_tokens=slack)
 
@@ -372,9 +372,10 @@ def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Conti
 async def _accepted(
     job: GovernedRequest, fields: ReasoningFields, purpose: Purpose
 ) -> AsyncIterator[tuple[Call, CallAccount, ReasoningFields]]:
-    """The open call, and which of our fields it took: an upstream that refuses them is called without.
+    """Open the call. If the upstream refuses our fields, call again without them.
 
-    Fields that it has refused once, and without which it answered, are not tried again.
+    Fields that it refused, and without which it answered, are not sent again. Yields the call, its account and the
+    fields.
     """
     body, headers, refused = job.upstream_body, governed_headers(job.headers), False
     if fields.fields and fields.name not in job.client.refuses:
@@ -387,7 +388,7 @@ async def _accepted(
                 return
         account.discarded = True
     account = job.ledger.open_call(purpose)
-    # The second time it is an extra call, and as such not tried again.
+    # The second call is an extra call, which is not retried.
     again = refused or purpose == "rerun"
     async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=again) as call:
         if refused and call.status == 200:
@@ -398,22 +399,22 @@ async def _accepted(
 
 
 def _probes(job: GovernedRequest) -> bool:
-    """Probes are sent where their answer can change what happens, and in audits where they are known to work.
+    """Return whether to probe: where the answer can change the run, and in audits where probes are known to work.
 
-    On a route that certifies itself live runs see what its audits have seen, and nothing else.
+    On a route that certifies itself, live runs compute the same signals as its audits.
     """
     route, measured = job.route, is_measured(job.ledger.request)
     if route.settings.probe is None or route.settings.is_paired:
-        return False  # the evidence of pairs is a second call, and nothing there is stopped
+        return False  # paired evidence is a second call; no run is stopped
     if route.settings.is_replayed:
         return route.may_probe and (route.acts or measured)
     return route.acts or (measured and route.may_probe)
 
 
 def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFields:
-    """What the engine is told before the call; nothing where the route may not act.
+    """Return the effort or budget fields for the call: none where the route may not act.
 
-    Nor where no second call is allowed: a server that refuses our fields could not be called without them.
+    None either where no second call is allowed, because a server that refuses the fields must be called without them.
     """
     route, policy = job.route.settings, job.route.policy
     if not job.may_act or not (job.client.settings.retries or route.max_extra_calls):
@@ -423,14 +424,14 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
         route, job.client.settings, job.intake.body, methods=continuer.methods, policy_budget_tokens=budget
     )
     if job.route.arm and fields.arm(route) not in ("", job.route.arm):
-        return NO_FIELDS  # the driver has changed since: what it would send now was never proved
+        return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
-        _estimate_saved(job, fields.budget_tokens)  # reported only if it comes to that
+        _estimate_saved(job, fields.budget_tokens)  # reported only after a stop
     return fields
 
 
 def _segmenter(job: GovernedRequest) -> StepCutter:
-    """What cuts the thought; another package's that cannot be built is replaced by the length alone."""
+    """Return the route's segmenter; if a plug-in's cannot be built, one that cuts by length."""
     try:
         return build_segmenter(job.route.settings.steps)
     except Exception:  # noqa: BLE001 - a broken segmenter costs tokens, never an answer
@@ -442,7 +443,7 @@ def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
     remaining = job.gw.statistics[job.route.name].full_runs.remaining(tokens_used)
     if remaining is None:
         return
-    # The answer is written either way, so the thought alone is saved.
+    # The answer is generated either way, so only the thought is saved.
     job.ledger.costs.tokens_saved = round(remaining.thought_tokens)
     job.ledger.costs.full_tokens = tokens_used + remaining.tokens
     job.ledger.costs.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
@@ -452,7 +453,7 @@ def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
 
 
 async def govern_samples(job: GovernedRequest) -> None:
-    """Draw samples until the vote is decided or the policy stops; deliver the winner as one completion."""
+    """Draw samples until the vote is decided or the policy stops, and deliver the winner as one completion."""
     ledger, n = job.ledger, job.ledger.request.n_samples
     if job.intake.body.get("temperature") == 0:
         n = 1
@@ -490,7 +491,7 @@ async def govern_samples(job: GovernedRequest) -> None:
 async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     ledger, exchange = job.ledger, job.exchange
     usage = ledger.usage()
-    body.pop("timings", None)  # of one sample only
+    body.pop("timings", None)  # of one sample
     if usage is not None:
         body["usage"] = usage_json(usage)
     if ledger.stop.acted or job.intake.has_options or ledger.disclosure.warnings:
@@ -510,7 +511,7 @@ def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     head["object"] = "chat.completion.chunk"
     choice = body["choices"][0]
     message = dict(choice["message"])
-    # A thought goes before its answer: clients that show both in the order of arrival would turn them round.
+    # The thought precedes the answer: clients may show parts in the order of arrival.
     parts = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
     deltas: list[dict[str, Any]] = [{"role": message.get("role", "assistant"), "content": ""}]
     deltas += [{k: v} for k, v in parts if k != "role" and v not in (None, "")]

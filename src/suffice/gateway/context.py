@@ -1,4 +1,4 @@
-"""What every request handler needs, as one value: built by `wiring`, read by the handlers."""
+"""The application state that request handlers share, built by `wiring`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 from suffice.upstream.client import UpstreamClient
 
-CHECK_RUNS = 100  # full runs after which it is checked again whether a route's answers can be read
-OPEN_RUNS = 10_000  # loops that clients drive, at once; the one that was idle longest makes room
-IDLE_RUN_S = 1_800.0  # a loop that is silent for so long has been abandoned
+CHECK_RUNS = 100  # full runs between two checks whether a route's answers can be extracted
+OPEN_RUNS = 10_000  # open caller-driven loops; beyond it the one idle longest is closed
+IDLE_RUN_S = 1_800.0  # a loop idle for longer is abandoned
 
 
 @contextmanager
 def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
-    """A block in which `look` is called every `every_s` seconds; a failure changes nothing, and is counted.
+    """Call `look` every `every_s` seconds while the block runs. Failures are logged and counted.
 
-    Calls fall on one grid of the loop's clock, so that a process at rest wakes up once for all of them.
+    All timers fire on one grid of the loop's clock, so that an idle process wakes up once for all of them.
     """
     loop = asyncio.get_running_loop()
 
@@ -53,14 +53,14 @@ def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, e
     def start_timer() -> None:
         nonlocal timer
         left_s = every_s - loop.time() % every_s
-        # A timer that came a little early is not set for the same moment again.
+        # A timer that fired a little early skips to the next tick.
         timer = loop.call_later(left_s if left_s > every_s / 10 else left_s + every_s, look_again)
 
     def look_again() -> None:
         start_timer()
         try:
             look()
-        except Exception as error:  # noqa: BLE001 - everything stays as it is
+        except Exception as error:  # noqa: BLE001 - a failed look changes nothing
             LOG.error("%s: a look failed (%s)", site, type(error).__name__)
             metrics.inc("suffice_failopen_total", site)
 
@@ -72,31 +72,34 @@ def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, e
 
 
 def runs_in_full(request: Request) -> bool:
-    """Is this a run that no policy could stop? Runs that a policy merely did not stop are the hard ones."""
+    """Return whether no policy could stop this run.
+
+    Runs that a policy merely did not stop are biased: the hard ones.
+    """
     return request.ungoverned is None and (request.mode != "enforce" or request.audit or request.delivery > 1)
 
 
 def may_stop(request: Request, route: BuiltRoute) -> bool:
-    """May a policy act on this run? Not in an audit, and not in a repeated delivery of a request."""
+    """Return whether a policy may act on this run: not in an audit, nor in a repeated delivery."""
     return request.ungoverned is None and route.acts and not request.audit and request.delivery == 1
 
 
 def is_measured(request: Request) -> bool:
-    """Is this run an audit that enters the evidence? Only such a run is worth calls for the record alone."""
+    """Return whether this run is an audit that enters the evidence; only such runs are worth calls for the record."""
     return request.audit and request.delivery == 1
 
 
 class OpenRuns:
-    """Runs whose loop a client drives, by episode id, the least recently used first.
+    """Caller-driven runs by episode id, the least recently used first.
 
-    A run that has ended is kept for as long, so that a repeated call gets its answer again.
+    A run that has ended is kept as long, so that a repeated call gets the same response.
     """
 
     def __init__(self, *, limit: int = OPEN_RUNS, idle_s: float = IDLE_RUN_S) -> None:
         self._limit, self._idle_s = limit, idle_s
-        self._runs: dict[str, tuple[RoundsRun, float, str | None]] = {}  # with its last use, and its opening key
+        self._runs: dict[str, tuple[RoundsRun, float, str | None]] = {}  # run, last use, opening key
         self._opened: dict[str, str] = {}  # idempotency key of the opening call → episode
-        self.is_watched = False  # a timer will look for abandoned runs
+        self.is_watched = False  # a timer for abandoned runs is set
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -118,7 +121,7 @@ class OpenRuns:
         return self._opened.get(key)
 
     def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
-        """Remove runs that were idle for too long, and the oldest beyond the limit."""
+        """Remove and yield runs that were idle for too long, and the oldest beyond the limit."""
         while self._runs:
             _, used_s, _ = next(iter(self._runs.values()))
             if now_s - used_s <= self._idle_s and len(self._runs) <= self._limit:
@@ -138,14 +141,14 @@ class OpenRuns:
 
 # --------------------------------------------------------------------------- rows in the log
 
-COUNT_S: Final = 60.0  # that counts wait at most …
-COUNT_REQUESTS: Final = 1_000  # … and requests of a route behind them
-COUNTS_S: Final = 5.0  # between two looks whether counts are due
-MOST_CELLS: Final = 200  # of one count; what more there are is counted under OTHER
+COUNT_S: Final = 60.0  # longest time that counts wait …
+COUNT_REQUESTS: Final = 1_000  # … and most requests of a route in them
+COUNTS_S: Final = 5.0  # between two checks whether counts are due
+MOST_CELLS: Final = 200  # per count; the rest is counted under OTHER
 OTHER: Final = "(others)"
-MOST_SENDERS: Final = 100_000  # that were written in counts
-MOST_RECALLED: Final = 20_000  # live runs that a label may find
-MOST_ANSWER_CHARS: Final = 500  # of a run that is remembered; one with a longer answer is not, drawn or not
+MOST_SENDERS: Final = 100_000  # remembered as written in counts
+MOST_RECALLED: Final = 20_000  # live runs remembered for labels
+MOST_ANSWER_CHARS: Final = 500  # of a remembered run; runs with longer answers are not remembered
 
 _PURPOSE: Final = b"kept-rows"
 
@@ -181,30 +184,30 @@ class _Tally:
 @dataclass(slots=True)
 class _Count:
     since_s: float  # monotonic, of the first request
-    tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by class, version, why ungoverned
+    tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by query class, version, why ungoverned
     senders: list[str] = field(default_factory=list)
     n: int = 0
-    audit_share: float | None = None  # the lowest at which a governed one of them was drawn
-    last: str = ""  # episode that was counted last; it names the count
+    audit_share: float | None = None  # the lowest of the governed ones
+    last: str = ""  # the last counted episode, which names the count
 
 
 @dataclass(slots=True, kw_only=True)
 class LogSampler:
-    """One gateway's draw of rows. The follower writes `rates`; requests read them."""
+    """Draws which requests get rows in the log. The follower writes `rates`; requests read them."""
 
     settings: Settings
     salt: str
-    rates: Mapping[str, RowRates] = field(default_factory=dict)  # set by the control loop, by route
+    rates: Mapping[str, RowRates] = field(default_factory=dict)  # by route, set by the control loop
     _counts: dict[str, _Count] = field(default_factory=dict)
-    _senders: dict[str, None] = field(default_factory=dict)  # that were counted before, the oldest first
-    _even: dict[tuple[float, float], float] = field(default_factory=dict)  # rates, by sample rate and audit share
+    _senders: dict[str, None] = field(default_factory=dict)  # already written, oldest first
+    _even: dict[tuple[float, float], float] = field(default_factory=dict)  # rates by sample rate and audit share
     _by_class: dict[str, tuple[RowRates, dict[str, float]]] = field(default_factory=dict)
     _open: set[str] = field(default_factory=set)  # drawn runs that have not ended
-    _recent: dict[str, RecalledRun] = field(default_factory=dict)  # by episode, the oldest first
-    _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: two had it
+    _recent: dict[str, RecalledRun] = field(default_factory=dict)  # by episode, oldest first
+    _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: ambiguous
 
     def drawn(self, request: Request) -> tuple[Request, bool]:
-        """The request as its row has it, and whether it has rows. One without gets them if it ends badly."""
+        """Return the request for its row, and whether it has rows. One without gets them later if it ends badly."""
         rate = self.rate_of(request)
         if rate >= 1 or (request.ungoverned is None and request.mode != "enforce"):
             return request, True
@@ -220,14 +223,14 @@ class LogSampler:
         return replace(request, keep_rate=self.rate_of(request), kept_by="end")
 
     def rate_of(self, request: Request) -> float:
-        """At which rate requests like it have rows, in (0, 1]; 1: all of them."""
+        """Return the probability that requests like it have rows, in (0, 1]."""
         sample_rate = self.settings.sample_rate_of(request.route)
         if sample_rate >= 1:
             return 1.0
         if request.ungoverned is not None:
             return sample_rate
         rates = self.rates.get(request.route)
-        if rates is None or rates.sample_rate != sample_rate:  # the owner has changed the rate since
+        if rates is None or rates.sample_rate != sample_rate:  # the sample rate has changed
             share = request.propensity if request.audit else 1 - request.propensity
             if (sample_rate, share) not in self._even:
                 if len(self._even) >= MOST_CELLS:
@@ -240,7 +243,7 @@ class LogSampler:
         return known[1].get(class_of(request.query), rates.other)
 
     def remember(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
-        """Keep what a label of a drawn run would be joined with, for as long as there is room."""
+        """Remember the outcome of a drawn run for labels that arrive later."""
         name, response = outcome.episode_id, outcome.response_id
         if name not in self._open:
             return
@@ -264,7 +267,7 @@ class LogSampler:
         _forget_oldest(self._answered, MOST_RECALLED)
 
     def is_open(self, label: Feedback) -> bool:
-        """Is this about a run that has not ended? A client has its answer a moment before the ledger is closed."""
+        """Return whether the label is about an open run. A client gets its answer shortly before its run is closed."""
         return label.episode_id in self._open
 
     def recalled(self, label: Feedback) -> RecalledRun | None:
@@ -274,7 +277,7 @@ class LogSampler:
         return None if name is None else self._recent.get(name)
 
     def count(self, request: Request, outcome: Outcome, *, now_s: float) -> RequestCount | None:
-        """Count a request without rows that has ended; what is due of its route, to be written."""
+        """Count an ended request without rows. Return its route's count if it is due to be written."""
         count = self._counts.setdefault(request.route, _Count(now_s))
         key = class_of(request.query), request.policy_version, request.ungoverned or ""
         if key not in count.tallies and len(count.tallies) >= MOST_CELLS:
@@ -282,7 +285,7 @@ class LogSampler:
         count.tallies.setdefault(key, _Tally()).add(outcome)
         count.n, count.last = count.n + 1, outcome.episode_id
         if request.ungoverned is None and request.delivery == 1:
-            share = 1.0 - request.propensity  # it is no audit, or it would have rows
+            share = 1.0 - request.propensity  # not an audit: audits have rows
             count.audit_share = share if count.audit_share is None else min(count.audit_share, share)
         if request.sender and request.sender not in self._senders:
             count.senders.append(request.sender)
@@ -332,14 +335,14 @@ class RouteStatistics:
     n_requests: int = 0
     full_runs: RunLengths = field(default_factory=RunLengths)
     hand_overs: HandOvers = field(default_factory=HandOvers)
-    extracted: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # could full runs be read?
+    extracted: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # of full runs: was an answer found?
     n_since_check: int = 0  # full runs
     breaker: Breaker | None = None
 
     def learn(self, request: Request, outcome: Outcome) -> None:
         if runs_in_full(request) and outcome.end_reason == "done" and outcome.usage is not None:
             usage = outcome.usage
-            if request.kind == "rounds":  # no answer is written behind the rounds: all of it can be saved
+            if request.kind == "rounds":  # no answer follows the rounds, so all tokens can be saved
                 usage = replace(usage, reasoning_tokens=usage.completion_tokens)
             self.full_runs.add(usage)
         if request.ungoverned is not None or request.kind != "reasoning":
@@ -352,7 +355,7 @@ class RouteStatistics:
                 self.hand_overs.add_overlap(max(0, call.completion_tokens - used))
 
     def note_full_run(self, outcome: Outcome) -> bool:
-        """Returns True when it is time to check whether the route's answers can be read."""
+        """Record a full run. Return True if extraction should be checked now."""
         if outcome.end_reason not in ("done", "truncated"):
             return False
         self.extracted.append(outcome.answer is not None)
@@ -362,21 +365,21 @@ class RouteStatistics:
 
 @dataclass(slots=True, kw_only=True)
 class Deployment:
-    """What is active on the routes of one gateway. A request keeps the route that it got."""
+    """The active routes of one gateway. A request keeps the route that it got."""
 
     routes: tuple[BuiltRoute, ...]
     metrics: Metrics
     salt: InitVar[str]
-    variants: Variants = field(init=False)  # arms of experiments, and candidates of rollouts
+    variants: Variants = field(init=False)  # experiments and rollouts
     monotonic_s: Callable[[], float]
     load: LoadControl = field(default_factory=LoadControl)
-    kill: KillSwitch = field(default_factory=KillSwitch)  # takes enforcement away from every route
+    kill: KillSwitch = field(default_factory=KillSwitch)
     classes: dict[str, Mapping[str, int]] = field(default_factory=dict)  # audits by class, by route
     log_problem: str | None = None  # why the log could not be opened; None: it could
-    serves: Literal["", "last good", "full"] = ""  # what is served while the log cannot be read; "": it can
-    refresh: Callable[[], None] = lambda: None  # looks for new decisions where no timer does
-    notify: Callable[[], None] = lambda: None  # something was decided just now: look at once
-    _states: dict[str, str] = field(default_factory=dict)  # of promises, by route, as /metrics has them now
+    serves: Literal["", "last good", "full"] = ""  # what is served while the log cannot be read; "": it is read
+    refresh: Callable[[], None] = lambda: None  # reads new decisions in a process without timers
+    notify: Callable[[], None] = lambda: None  # reads new decisions at once
+    _states: dict[str, str] = field(default_factory=dict)  # of promises, by route, as exported
 
     def __post_init__(self, salt: str) -> None:
         self.variants = Variants(salt=salt, metrics=self.metrics)
@@ -385,7 +388,7 @@ class Deployment:
         return next((one for one in self.routes if one.name == name), None)
 
     def activate(self, name: str, route: BuiltRoute) -> None:
-        """Serve later requests of a route in another way."""
+        """Serve later requests of a route by `route`."""
         now = next(one for one in self.routes if one.name == name)
         made, operation = replace(route, refused=now.refused), self.load.of(name, route.settings)
         if made.certified:
@@ -396,7 +399,7 @@ class Deployment:
                 now_s = self.monotonic_s()  # before the certificate is withdrawn
                 operation.fall_back(now_s, even_loads(operation.load.ratio(now_s), operation.level))
             if operation.fallback is not None and now.folds and made.settings.on_fallback == "availability_first":
-                # A safer level may act, and says so: until something is certified again, whatever else is decided.
+                # A safer level may act, marked as uncertified, until a level is certified again.
                 made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
             operation.certified = 0
         self._replace(made)
@@ -410,10 +413,10 @@ class Deployment:
         self.routes = tuple(route if one.name == route.name else one for one in self.routes)
 
     def note_upstream(self, request: Request, outcome: Outcome) -> None:
-        """Suspend a route at once where another model answers than its evidence knows, until the loop has decided."""
+        """Suspend a route at once if another model answers than in its evidence, until the control loop decides."""
         route = self.route(request.route)
         if route is None or not route.certified or request.policy_version.partition("@")[0] != route.policy_version:
-            return  # a request from before the publication says nothing about it
+            return  # not served by this publication
         named = outcome.model if request.kind != "rounds" else request.model or None
         if route.answers_as_known(request.model, named, outcome.system_fingerprint):
             return
@@ -423,7 +426,7 @@ class Deployment:
         self.activate(route.name, resting)
 
     def check_answers(self, name: str, extracted: tuple[bool, ...]) -> None:
-        """See whether a route may be enforced, by whether answers could be read in its latest full runs."""
+        """Refuse or allow enforcement of a route by whether answers were extracted from its latest full runs."""
         if (route := self.route(name)) is None:
             return
         refused = extractability_refusal(extracted, scorer_label(route.settings.scorer))
@@ -435,7 +438,7 @@ class Deployment:
         return self._guarantee(route)()
 
     def promise_to(self, route: BuiltRoute | None) -> Callable[[], str]:
-        """The sentence for a reply, written only where a reply has one; of this moment, whatever is decided later."""
+        """Return a function that writes the guarantee for a reply, as of now, whatever is decided later."""
         if route is None:
             return str
         promised = self._guarantee(route)
@@ -454,7 +457,7 @@ class Deployment:
     def export_gauges(self) -> None:
         try:
             self.load.export(self.metrics, now_s=self.monotonic_s())
-        except Exception:  # noqa: BLE001 - a gauge is no answer
+        except Exception:  # noqa: BLE001 - a gauge is not a response
             self.metrics.inc("suffice_failopen_total", "load")
         for route in self.routes:
             state, before = self.guarantee(route).state, self._states.get(route.name)
@@ -474,8 +477,8 @@ class Deployment:
 @dataclass(slots=True)
 class ProcessState:
     ready: bool = False
-    draining: bool = False  # shutdown has begun: connections are closed behind their answer
-    n_live: int = 0  # handlers that have not ended, whatever the path
+    draining: bool = False  # shutdown has begun: connections close after their response
+    n_live: int = 0  # running handlers, of any path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -488,7 +491,7 @@ class GatewayState:
     wall_s: Callable[[], float]
     monotonic_s: Callable[[], float]
     upstreams: Mapping[str, UpstreamClient]
-    embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by route; `wiring` or the library opens them
+    embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by route; opened by `wiring` or the library
     clients: Clients
     deployment: Deployment
     sampling: LogSampler  # which requests have rows in the log
@@ -497,7 +500,7 @@ class GatewayState:
     process: ProcessState = field(default_factory=ProcessState)
 
     def vectors(self, route: BuiltRoute, ledger: Ledger, *, keep: int = 0) -> Vectors | None:
-        """The route's embedder for one run; `keep`: of its extra calls, those that are left to others."""
+        """Return the route's embedder for one run; `keep`: extra calls reserved for other purposes."""
         embedder, most = self.embedders.get(route.name), route.settings.max_extra_calls
         return None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most, keep=keep)
 
@@ -520,7 +523,7 @@ class GatewayState:
     def share(self, route: BuiltRoute) -> float:
         made, settings, asked_for = route.in_force.publication, route.settings, self.deployment.variants.audit_share
         if settings.mode == "enforce" and not route.risks and settings.is_replayed:
-            # Where all run in full anyway and no probe is paid for, every run may as well be evidence.
+            # If everything runs in full and no probe costs tokens, every run can be an audit.
             free = not route.certified and settings.probe is None and settings.audit_share is None
             if route.in_burst or free:
                 return 1.0
@@ -530,12 +533,12 @@ class GatewayState:
         return max(usual, asked_for(route.name))
 
     def feedback_token(self, episode_id: str) -> str:
-        """What lets the holder of an answer rate it; "": none is given out."""
+        """Return a token that lets its holder rate the answer, or "" if tokens are off."""
         hours = self.settings.feedback.token_hours
         return sign_token(episode_id, until_s=int(self.wall_s() + 3600 * hours), salt=self.salt) if hours else ""
 
     def fallback_upstream(self) -> str:
-        """Where a request goes that no route claims: the only upstream, or the first one."""
+        """Return the first upstream, for requests without a route. Raise ConfigError if there is none."""
         if not self.upstreams:
             raise ConfigError("upstreams: none is configured")
         return next(iter(self.upstreams))

@@ -1,4 +1,4 @@
-"""One HTTP exchange: the request, what was sent to the client so far, and whether it is still there. Bare ASGI."""
+"""One HTTP exchange over bare ASGI: the request, what was sent to the client, and whether it is still connected."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE_DATA, PING, Frame, SseSplitter, encode_json, error_body, error_frame
 
 Headers = Iterable[tuple[str, str]]
-TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]  # call this one; and what ends that
+TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]  # registers a callback; returns its removal
 
-WriteNow = Callable[[bytes], bool]  # a part of an answer's body; False: not now, it is to be sent as any other
+WriteNow = Callable[[bytes], bool]  # writes a part of a body; False: send it the usual way
 
-HANG_UP = "suffice.hang_up"  # our server's extensions of ASGI: tells who asks when the client leaves
-WRITE_NOW = "suffice.write_now"  # … and writes a part of a begun body without waiting
+HANG_UP = "suffice.hang_up"  # ASGI extensions of our server: a callback when the client leaves …
+WRITE_NOW = "suffice.write_now"  # … and a write to a begun body without waiting
 MAX_HEADERS = 256
-_HEADERS = "suffice.headers"  # where the scope keeps what was read of them
+_HEADERS = "suffice.headers"  # caches decoded headers in the scope
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # not allowed in a header's value
 SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8")]
 
-# On every answer. The upstream chose its bytes and the console has the same origin, so no browser may run them, show
-# them as a page of ours, include them in a page of another site, or keep them.
+# Sent with every response. Its bytes come from the upstream, and the console has the same origin, so browsers must not
+# execute, frame, embed or cache them.
 _ISOLATION = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"sandbox; default-src 'none'; frame-ancestors 'none'"),
@@ -38,7 +38,7 @@ _ISOLATION = (
     (b"cache-control", b"no-store"),
 )
 _BY_US = frozenset({"content-type", *(name.decode() for name, _ in _ISOLATION)})
-# What APIs answer with, none of which a browser runs. Parameters are plain, so that no parser sees a second type.
+# Types of APIs, none of which a browser executes. Parameters are restricted, so that they cannot hide a second type.
 _API_TYPE = re.compile(
     r"(application/(json|problem\+json|x-ndjson|ndjson|jsonl|octet-stream)|text/(event-stream|plain)"
     r"|audio/[a-z0-9.+-]{1,60}|image/(png|jpeg|webp|gif|avif)|video/(mp4|webm))"
@@ -49,7 +49,7 @@ _API_TYPE = re.compile(
 
 @lru_cache(maxsize=256)
 def inert_type(value: str) -> str:
-    """A content type that no browser runs: an API's own as it came, other text as plain text, and the rest as bytes.
+    """Return a content type that no browser executes: API types unchanged, other text as plain text, the rest as bytes.
 
     >>> [inert_type(x) for x in ("application/json; charset=utf-8", "text/html", "image/svg+xml")]
     ['application/json; charset=utf-8', 'text/plain; charset=utf-8', 'application/octet-stream']
@@ -60,16 +60,16 @@ def inert_type(value: str) -> str:
 
 
 def headers_of(scope: Scope) -> list[tuple[str, str]]:
-    """Request headers, names in lower case. Read once a request, and not to be changed."""
+    """Return the request headers with names in lower case. Cached; do not change the list."""
     headers: list[tuple[str, str]] | None = scope.get(_HEADERS)
     if headers is None:
-        raw = scope["headers"][: MAX_HEADERS + 1]  # so many are refused, by `request_parsing.check_head`
+        raw = scope["headers"][: MAX_HEADERS + 1]  # more are refused by `request_parsing.check_head`
         headers = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in raw]
     return headers
 
 
 class Exchange:
-    """A request and its answer, with errors in OpenAI's shape."""
+    """A request and its response, with errors in OpenAI's shape."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, monotonic_s: Callable[[], float]) -> None:
         self.scope, self.receive, self._send, self._now = scope, receive, send, monotonic_s
@@ -77,10 +77,10 @@ class Exchange:
         self.hang_up: TellHangUp | None = extensions.get(HANG_UP)
         self._write_now: WriteNow | None = extensions.get(WRITE_NOW)
         self.caller = ANYONE
-        self.foreign_page: BadRequest | None = None  # why a request from a stranger's page may be refused
+        self.foreign_page: BadRequest | None = None  # why this request from another site's page may be refused
         self.stored_id: str | None = None  # the id in the path
         self.own_headers: list[tuple[str, str]] = []
-        self.status = 0  # 0: nothing was sent
+        self.status = 0  # 0: nothing sent
         self.events = False  # the body is a stream of server-sent events
         self.complete = False
         self.first_byte_s: float | None = None
@@ -91,11 +91,11 @@ class Exchange:
         return headers_of(self.scope)
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """The whole request body. Raises TooLarge beyond the limit and ClientGone when it breaks off."""
+        """Return the whole request body. Raise TooLarge beyond the limit and ClientGone if the client disconnects."""
         return await read_body(self.receive, limit_bytes)
 
     async def start(self, status: int, headers: Headers, *, events: bool = False) -> None:
-        """Send the status line and headers; ours win."""
+        """Send the status line and headers; `own_headers` take precedence."""
         ours = {k for k, _ in self.own_headers}
         sent = [*((k, v) for k, v in headers if k.lower() not in ours), *self.own_headers]
         self.status, self.events = status, events
@@ -118,7 +118,7 @@ class Exchange:
         self.last_sent_s = self._now()
 
     def body_now(self, data: bytes) -> bool:
-        """Send a part of a begun body without waiting; False: not now, await `body` instead."""
+        """Send a part of a begun body without waiting. Return False if `body` must be awaited instead."""
         if self._write_now is None or self.complete or not self._write_now(data):
             return False
         self.last_sent_s = self._now()
@@ -144,9 +144,9 @@ class Exchange:
         await self.json(error.status, self.error_body(error.status, str(error), kind, error.param, error.code), headers)
 
     async def fail(self, status: int, message: str, code: str, *, kind: str = "upstream_error") -> None:
-        """Report a failure to the client: a status before the first byte, one error frame after it.
+        """Report a failure: with a status before the first byte, with one error frame after it.
 
-        A plain body that has begun is left incomplete: the server then closes the connection.
+        A plain body that has begun is left incomplete, and the server closes the connection.
         """
         if self.complete:
             return
@@ -157,7 +157,7 @@ class Exchange:
 
 
 class KeptAlive:
-    """A block in which a stream that is silent for `every_s` gets a comment line; it may begin the stream."""
+    """Sends a comment line whenever a stream is silent for `every_s`, beginning the stream if necessary."""
 
     def __init__(self, exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
         self._exchange, self._every_s, self._now = exchange, every_s, monotonic_s
@@ -197,7 +197,7 @@ def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]
         return exchange.hang_up(gone)
 
     async def watch() -> None:
-        with contextlib.suppress(Exception):  # a connection that fails is gone as well
+        with contextlib.suppress(Exception):  # a broken connection is gone too
             while (await exchange.receive())["type"] != "http.disconnect":
                 pass
         gone()
@@ -206,9 +206,9 @@ def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]
 
 
 async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
-    """Run `work`; cancel it when the client leaves before its answer is complete. True: it left.
+    """Run `work` in the caller's task, and cancel it if the client leaves before the response is complete.
 
-    Returns only when `work` has ended, also when it is cancelled itself. The work runs in the caller's own task.
+    Return True if the client left, always after `work` has ended, even if this call is cancelled.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -227,10 +227,10 @@ async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool
         if not left and not task.cancelling():
             raise RuntimeError("the work of a request was cancelled although its client is there") from None
         if not left or task.cancelling() > 1:
-            raise  # the server is going down
+            raise  # the server is shutting down
     except Exception:
         if not left:
-            raise  # else nobody is left to hear of what went wrong
+            raise  # else the client is gone and needs no error
     finally:
         end_watch()
         if left:
@@ -238,20 +238,20 @@ async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool
     return left
 
 
-BODY_LIMIT_BYTES = 32 * 2**20  # of an answer that is put together, as it is kept
+BODY_LIMIT_BYTES = 32 * 2**20  # of an assembled response
 
 
 class StreamDelivery:
-    """For a client that wants a stream: frames go out as they came, many in one write."""
+    """Delivers a stream: frames go out as they came, several per write."""
 
     texts_now = None
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self.frame_now = exchange.body_now  # bytes of whole frames, with no layer of ours in between
+        self.frame_now = exchange.body_now  # takes bytes of whole frames, without a layer in between
 
     def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
-        """Send whole frames. Returns the send itself to be awaited: one layer less for each read."""
+        """Send whole frames. Returns the coroutine of the send itself, which saves a layer per read."""
         return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
 
     def can_begin_again(self) -> bool:
@@ -263,7 +263,7 @@ class StreamDelivery:
 
 
 class BodyDelivery:
-    """For a client that wants one body: it equals what the upstream would have answered directly."""
+    """Delivers one body, equal to the upstream's direct response."""
 
     def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
         self._exchange, self._status = exchange, status
@@ -275,11 +275,11 @@ class BodyDelivery:
         return False
 
     def texts_now(self, template: bytes, field: str, texts: list[str]) -> bool:
-        """Take repeated chunks by their texts, which is much quicker than to parse each."""
+        """Add repeated chunks by their texts, much faster than by parsing each."""
         try:
             return self._assembler.add_repeated(template, field, texts)
         except UpstreamProtocol:
-            return False  # too much for us; raised again where somebody awaits it
+            return False  # over the limit; `frames` raises it again
 
     async def frames(self, frames: Sequence[Frame]) -> None:
         for frame in frames:

@@ -1,12 +1,12 @@
-"""`POST /v1/feedback` and its sisters: labels from people, and from the tools they use.
+"""`POST /v1/feedback` and related endpoints: labels from people and from labelling tools.
 
-    /feedback               one piece, with a key or with the token that came with its answer
-    /feedback/batch         up to 1,000, with a result for each
-    /feedback/label-studio  annotations, as Label Studio's webhooks send them
-    /feedback/langfuse      scores, as Langfuse writes them
+    /feedback               one label, with a key or with the token of its answer
+    /feedback/batch         up to 1,000 labels, with a result for each
+    /feedback/label-studio  annotations from Label Studio's webhooks
+    /feedback/langfuse      scores from Langfuse
 
-A 2xx means that all of it is on disk and stays there; everything may be sent again and counts once. Who may send what
-is decided in `find_label_source` and `bind_body`, for all of them.
+After a 2xx all labels are on disk; all may be sent again and count once. `find_label_source` and `bind_body` decide
+for all endpoints who may send what.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from suffice.upstream.wire import error_body
 
 LIMIT_BYTES: Final = 256 * 1024
 BATCH_LIMIT_BYTES: Final = 8 * 2**20
-UNKEYED_LIMIT_BYTES: Final = 64 * 1024  # that are read to look for a token; a browser's beacon sends no more
+UNKEYED_LIMIT_BYTES: Final = 64 * 1024  # read to find a token; the limit of a browser's beacon
 MOST_ROWS: Final = 1_000
-MOST_WORDS: Final = 20  # pieces of feedback that are stored with one token
-SETTLE_S: Final = 0.02  # between two looks whether a run that is labelled has ended
-SETTLE_LOOKS: Final = 50  # after which a label of a run that goes on is stored without it
+MOST_WORDS: Final = 20  # labels stored with one token
+SETTLE_S: Final = 0.02  # between two checks whether a labelled run has ended
+SETTLE_LOOKS: Final = 50  # after these, the label of an open run is stored without its run
 USER: Final = "user"
 _TOKEN = re.compile(rb'"token"\s*:\s*"([^"\\]{0,400})"')
 
-Row = Feedback | BadRequest  # a piece of feedback that can be stored, or why not
+Row = Feedback | BadRequest  # a label that can be stored, or why not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSource:
-    sender: str  # a name for the key, meaningless without the salt; "": no key was required
+    sender: str  # keyed hash of the key; "": no key is required
     door: str  # as `Feedback.door`
-    episode: str | None = None  # the only one that it may rate; None: any
+    episode: str | None = None  # the only one that this source may rate; None: any
     caller: Caller = ANYONE  # the holder of its key
 
 
@@ -64,7 +64,7 @@ async def one(gw: GatewayState, exchange: Exchange) -> None:
     async with _refusing(gw, exchange):
         body, token = await _body_and_token(gw, exchange)
         if token is None and exchange.foreign_page is not None:
-            raise exchange.foreign_page  # whose page it is matters only where no token says what may be rated
+            raise exchange.foreign_page  # a token makes any page acceptable
         source = find_label_source(gw, exchange.headers, token)
         row = (await _owned(gw, source, [_read(gw, source, body)]))[0]
         if isinstance(row, BadRequest):
@@ -90,7 +90,7 @@ async def batch(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
-    """A webhook of Label Studio; actions that are no annotation are acknowledged and ignored."""
+    """A webhook of Label Studio. Actions other than annotations are acknowledged and ignored."""
     async with _refusing(gw, exchange):
         raw, limits = await _read_batch(exchange), gw.settings.server
         event = await read_aside(lambda raw, limits: label_studio.read_event(parse_json(raw, limits)), raw, limits)
@@ -101,7 +101,7 @@ async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def from_langfuse(gw: GatewayState, exchange: Exchange) -> None:
-    """Scores of Langfuse, signed as its webhooks are or sent with a key."""
+    """Scores of Langfuse, with the signature of its webhooks or with a key."""
     async with _refusing(gw, exchange):
         headers, secret = exchange.headers, gw.clients.langfuse_secret
         signature = dict(headers).get(langfuse.SIGNATURE_HEADER)
@@ -130,25 +130,25 @@ async def _read_batch(exchange: Exchange) -> bytes:
 def find_label_source(
     gw: GatewayState, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
 ) -> LabelSource:
-    """Who sends feedback. Raises BadRequest 401 for a token that is forged or too old, and for a key that is needed."""
+    """Return the sender of feedback. Raise BadRequest 401 for an invalid or expired token or a missing key."""
     if token is not None:
         episode = read_token(token, now_s=gw.wall_s(), salt=gw.salt)
-        # One name for all of them: together they weigh no more than one key.
+        # All tokens share one name, so that together they weigh no more than one key.
         return LabelSource(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
     caller = ANYONE if signed else gw.clients.keys.require(headers, feedback=True)
     if not caller.id:
-        # A key that nobody checked could be another one for every label.
+        # Without checked keys, a client could invent one for every label.
         return LabelSource(sender=sender_key(door, salt=gw.salt), door=door or "open")
-    # Whoever may call the model is a user, by whichever door.
+    # A key that may call the model is a user's, through any channel.
     return LabelSource(
         sender=caller.id, door=INFERENCE_KEY if caller.may_ask else door or "feedback-key", caller=caller
     )
 
 
 def bind_body(body: Mapping[str, Any], source: LabelSource) -> dict[str, Any]:
-    """The body with what its source fixes. Raises BadRequest 403 for what it may not say.
+    """Return the body with the fields that its source fixes. Raise BadRequest 403 for fields that it may not set.
 
-    A token rates its own answer, for its user. Its ids have a space of their own: nobody can take another's.
+    A token rates only its own answer, as a user. Its feedback ids have their own scope, so it cannot take another's.
     """
     given = body.get("source")
     if source.episode is None:
@@ -179,7 +179,7 @@ def _out_of_scope(source: str) -> BadRequest:
 
 
 async def _owned(gw: GatewayState, source: LabelSource, rows: Sequence[Row]) -> list[Row]:
-    """The rows, with a refusal in place of each about an answer to another key. What is not known yet is stored."""
+    """Return the rows, with a refusal in place of each on another key's answer. Rows on unknown answers stay."""
     if not gw.clients.keys.has_tenants or source.caller.sees_all:
         return list(rows)
     named = [(row.episode_id, row.response_id) for row in rows if isinstance(row, Feedback)]
@@ -212,9 +212,9 @@ def _read(gw: GatewayState, source: LabelSource, body: Any) -> Row:
 
 
 async def _body_and_token(gw: GatewayState, exchange: Exchange) -> tuple[dict[str, Any], str | None]:
-    """The object and the token, which comes in a header or as the field `token`.
+    """Return the body and the token, which comes in a header or as the field `token`.
 
-    Nothing is parsed before a key or a token has proved to be right. Neither: 401, whatever the body holds.
+    Nothing is parsed before a key or token is verified; without a valid one the answer is 401 for any body.
     """
     headers, server = exchange.headers, gw.settings.server
     token, refused = dict(headers).get(TOKEN_HEADER), None
@@ -226,7 +226,7 @@ async def _body_and_token(gw: GatewayState, exchange: Exchange) -> tuple[dict[st
         read_token(token, now_s=gw.wall_s(), salt=gw.salt)
         refused = None
     limit_bytes = UNKEYED_LIMIT_BYTES if refused is not None else LIMIT_BYTES
-    # Plain text is what a page of another origin may send, as a beacon; it will do for a token in the body.
+    # A page of another origin can send only plain text, as a beacon; accept it with a token in the body.
     plain = [
         (k, "application/json" if k == "content-type" and v.lower().startswith("text/plain") else v) for k, v in headers
     ]

@@ -1,8 +1,8 @@
-"""What a piece of feedback may say, read strictly and without effects.
+"""Strict parsing of feedback, without side effects.
 
-    JSON object ──▶ read_feedback ──▶ Feedback as its sender wrote it ──▶ seal_feedback ──▶ as the log may keep it
+    JSON object ──▶ read_feedback ──▶ Feedback as sent ──▶ seal_feedback ──▶ Feedback as logged
 
-Shared by the HTTP endpoints, the library and `suffice feedback import`: all refuse the same, in the same words.
+Shared by the HTTP endpoints, the library and `suffice feedback import`, so that all refuse the same input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from suffice.settings import Metric
 from suffice.settings.checks import span_of
 from suffice.types import Feedback
 
-NAMES: Final = ("feedback_id", "episode_id", "response_id")  # short ones, like "source" and "user"
+NAMES: Final = ("feedback_id", "episode_id", "response_id")  # short, like "source" and "user"
 WORDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment", "metrics", "event")
 FIELDS: Final = (
     *("feedback_id", "episode_id", "response_id", "correct", "gold", "answer", "rating", "thumbs", "comment"),
@@ -31,7 +31,7 @@ FIELDS: Final = (
 )
 TEXT_LIMIT_CHARS: Final = 10_000
 NAME_LIMIT_CHARS: Final = 200
-# In the order in which they are checked, with the most characters of each.
+# Most characters of each field, in the order of checking.
 _TEXTS: Final = dict.fromkeys(("gold", "answer", "comment", "reason"), TEXT_LIMIT_CHARS)
 _LIMITS: Final = dict.fromkeys((*NAMES, "source", "user"), NAME_LIMIT_CHARS) | _TEXTS
 
@@ -39,9 +39,9 @@ Declared = Mapping[str, Metric]
 
 
 def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> Feedback:
-    """Check a feedback body. Raises BadRequest naming the field and what is allowed.
+    """Parse a feedback body. Raise BadRequest, naming the field and what is allowed.
 
-    declared  the settings' metrics; None: the server knows them, and checks their values
+    declared  the settings' metrics; None: leave the check of metric values to the server
     """
     for key in body:
         if key not in FIELDS:
@@ -66,13 +66,13 @@ def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> 
 
 
 def seal_feedback(feedback: Feedback, *, sender: str, door: str, salt: str) -> Feedback:
-    """The feedback as the log may keep it: under the name of its key, and of no person by their own name."""
+    """Return the feedback as logged: with its sender, and with a keyed hash in place of the person's name."""
     user = sender_key(f"user {joined(sender, feedback.user)}", salt=salt) if feedback.user else ""
     return replace(feedback, sender=sender, door=door, user=user)
 
 
 def id_conflict(where: str = "") -> BadRequest:
-    """Why feedback is not stored whose sender has used its id for something else."""
+    """Return the error for a feedback id that its sender has already used for other content."""
     message = "feedback_id: its sender has used it for something else; what says another thing needs an id of its own"
     return BadRequest(f"{where}{message}", status=409, param="feedback_id", code="feedback_id_conflict")
 
@@ -91,7 +91,10 @@ def _check_verdicts(given: Mapping[str, Any]) -> None:
 
 
 def _check_event(given: Mapping[str, Any]) -> None:
-    """What a user did is weaker than what anybody says: it has a source of its own, which says nothing else."""
+    """Check an event and the propensity.
+
+    An event is weaker evidence than a label, so it has its own source and no other field.
+    """
     event, source = given.get("event"), given["source"]
     if event is None:
         if source == BEHAVIOUR:
@@ -128,14 +131,14 @@ def _with_metrics(given: dict[str, Any], declared: Declared | None) -> Feedback:
         if of_users and not given.get("user"):
             message = f"user: is needed, for metrics.{of_users[0]} speaks of a user and counts once for each"
             raise BadRequest(message, param="user")
-        # The mean of the survey's questions that were answered, each from 0, the worst, to 1.
+        # Mean over the answered survey questions, each scaled from 0 (worst) to 1.
         answers = [scaled(float(value), declared[name]) for name, value in read.items() if declared[name].survey]
         satisfaction = sum(answers) / len(answers) if answers else None
     return Feedback(**given, metrics=tuple(sorted(read.items())), satisfaction=satisfaction)
 
 
 def read_value(name: str, value: Any, declared: Declared | None) -> bool | float | str:
-    """A value of a metric, as its declaration requires. Raises BadRequest naming both."""
+    """Return a metric's value as declared. Raise BadRequest, naming the metric and what is allowed."""
     where = f"metrics.{name[:80]}"
     if declared is None:
         if not isinstance(value, bool | int | float | str):
@@ -164,15 +167,15 @@ def read_value(name: str, value: Any, declared: Declared | None) -> bool | float
 
 # --------------------------------------------------------------------------- tables to import
 
-METRICS: Final = "metrics."  # how a field begins that is a metric
+METRICS: Final = "metrics."  # prefix of a metric's field
 _FLAGS: Final = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0"), False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackMapping:
     columns: Mapping[str, str]  # field: column
-    fixed: Mapping[str, str]  # field: the same cell for every row
-    unused: tuple[str, ...]  # columns that are no field
+    fixed: Mapping[str, str]  # field: cell, the same in every row
+    unused: tuple[str, ...]  # columns without a field
 
     def column_of(self, field: str | None) -> str | None:
         return self.columns.get(field or "", field)
@@ -205,9 +208,9 @@ def _pairs(option: str, options: Iterable[str], fields: list[str]) -> dict[str, 
 
 
 def body(cells: Mapping[str, Any], by: FeedbackMapping, declared: Declared) -> dict[str, Any]:
-    """One row as an object; empty and null cells are left out. Raises BadRequest, `param` is the field.
+    """Convert one row to a feedback body, leaving out empty cells. Raise BadRequest with the field as `param`.
 
-    A row without a `feedback_id` gets one that is made of its content, so that the same table may be read again.
+    A row without `feedback_id` gets a hash of its content, so that importing a table again adds nothing.
     """
     raw = dict(by.fixed) | {field: cells.get(column) for field, column in by.columns.items()}
     given, metrics = dict[str, Any](), dict[str, Any]()
@@ -257,7 +260,7 @@ def _thumbs(_: str, cell: Any) -> str:
 
 
 def _text(_: str, cell: Any) -> str:
-    """A cell as text: a whole number that a table keeps with a fraction is written without it."""
+    """Return a cell as text; a whole number stored as a float is written without its fraction."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
@@ -266,6 +269,6 @@ _READERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "rating": _whole,
     "propensity": _number,
     "thumbs": _thumbs,
-    "boolean": _flag,  # types of metrics
+    "boolean": _flag,  # types of metrics from here on
     "category": _text,
 }

@@ -1,11 +1,11 @@
-"""What uvicorn's parser of requests does not do by itself.
+"""uvicorn's HTTP protocol with limits, strict parsing and fewer system calls.
 
-limits              a client that is slow with its head or body is closed; connections are counted
-one meaning         heads that another server could read otherwise are refused; HTTP/1.0 gets no chunks
-one write           an answer's head goes out together with its first bytes, where these follow at once
-hang-ups            a handler is called when its client leaves, without a task that waits for it
-writes at once      a part of a begun stream is written where it arrives, while its client takes what it gets
-access log          one line a request, without anything of its body, its headers or its query
+limits              slow heads and bodies end the connection; connections are counted
+strict parsing      heads that servers could read differently are refused; HTTP/1.0 gets no chunks
+one write           a response's head goes out with its first bytes if these follow at once
+disconnects         a handler is notified when its client leaves, without a waiting task
+direct writes       parts of a begun stream are written on arrival unless the client is slow
+access log          one line per request, without body, headers or query
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from suffice.upstream.wire import error_body
 
 
 class ConnectionPhase(IntEnum):
-    HEAD = 0  # the client: the head of a request, or its first byte
-    BODY = 1  # the client: the rest of a body
-    ANSWER = 2  # us
+    HEAD = 0  # waits for the client's request head
+    BODY = 1  # waits for the rest of the body
+    ANSWER = 2  # waits for our response
 
 
 class Connections:
-    """Counts connections, in all and for each address.
+    """Counts connections, in total and per address.
 
-    At a limit, a new connection takes the place of the one that has waited longest for its client: for a request's
-    head first, else for a body. A request that came whole is never given up; where there are only such, the new one
-    is refused. So half-open connections, however many, keep nobody out.
+    At a limit, a new connection replaces the one that has waited longest for its client: for a request head first,
+    then for a body. A request that has arrived in full is never dropped; if there are only such, the new connection is
+    refused. So half-open connections cannot lock other clients out.
     """
 
     def __init__(self, *, most: int | None = None, most_per_address: int | None = None) -> None:
         self.most, self.most_per_address = most, most_per_address  # None: no limit
         self._address_of: dict[LimitedHttp, str | bytes] = {}
-        self._by_address: dict[str | bytes, dict[LimitedHttp, None]] = {}  # the one that has waited longest is first
-        self._waiting: tuple[dict[LimitedHttp, None], ...] = ({}, {})  # by phase; likewise
+        self._by_address: dict[str | bytes, dict[LimitedHttp, None]] = {}  # longest wait first
+        self._waiting: tuple[dict[LimitedHttp, None], ...] = ({}, {})  # by phase, longest wait first
 
     def __len__(self) -> int:
         return len(self._address_of)
 
     def admit(self, peer: LimitedHttp, host: str) -> str | None:
-        """Count a new connection, which waits for a head. Returns why there is no place for it; None: there is."""
+        """Count a new connection. Return why it is refused, or None if it is accepted."""
         address = _network_of(host)
         same = self._by_address.get(address, {})
         phases = (ConnectionPhase.HEAD, ConnectionPhase.BODY)
@@ -103,23 +103,23 @@ class Connections:
 
 
 def _network_of(host: str) -> str | bytes:
-    """What counts as one address: an IPv4 address, or the 64 bits of an IPv6 address that one customer is given."""
+    """Return the unit of the limit per address: an IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in host:
         return host
     try:
         packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
     except OSError:
         return host
-    if packed.startswith(bytes(10) + b"\xff\xff"):  # IPv4 at a socket for both
+    if packed.startswith(bytes(10) + b"\xff\xff"):  # IPv4-mapped
         return socket.inet_ntop(socket.AF_INET, packed[12:])
     return packed[:8]
 
 
 UNFINISHED_HEAD_BYTES = 128 * 1024
-BODY_BYTES_PER_S = 16 * 1024  # what buys a body one more second
-MOST_PIPELINED = 64  # requests that wait behind one another on a connection
-LINGER_S = 1.0  # how long a client may take to read why it is closed
-MOST_PATH_CHARS = 200  # of a path, in the access log
+BODY_BYTES_PER_S = 16 * 1024  # each such amount extends a body's time limit by one second
+MOST_PIPELINED = 64  # requests waiting on one connection
+LINGER_S = 1.0  # time for a client to read the error before the connection is closed
+MOST_PATH_CHARS = 200  # of a path in the access log
 _NAMED = re.compile(rb"\r?\n?x-suffice-(route|episode-id): ([\x21-\x7e]+)", re.IGNORECASE)
 _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections", 505: "http_version"}
 
@@ -133,7 +133,7 @@ class ClientLimits:
 
     @classmethod
     def of(cls, server: Server, *, most: int | None) -> ClientLimits:
-        """As the settings have them; `most`: connections that the process can afford, None where it is unknown."""
+        """Return the limits of the settings; `most`: connections that the process can afford, None if unknown."""
         most = min((n for n in (server.max_connections, most) if n is not None), default=None)
         return cls(
             head_s=server.head_timeout_s or inf,
@@ -144,12 +144,10 @@ class ClientLimits:
 
 
 class _Refused(Exception):
-    """Raised inside the parser: it stops there."""
+    """Raised in a parser callback to stop the parser."""
 
 
 class LimitedHttp(HttpToolsProtocol):
-    """uvicorn's protocol with limits."""
-
     _hang_up: HangUp
 
     def __init__(self, *args: Any, limits: ClientLimits | None = None, **kwargs: Any) -> None:
@@ -157,15 +155,15 @@ class LimitedHttp(HttpToolsProtocol):
         self.limits = limits or ClientLimits()
         self.phase = ConnectionPhase.HEAD
         self._in_head = True
-        self._has_begun = False  # has a byte of this head come?
-        self._n_bytes = 0  # of the head or the body that is being read
-        self._n_requests = 0  # whose head has come whole
-        self._n_read = 0  # that have come whole
-        self._seen: object = None  # what it waited for at the last look
-        self._since_s = 0.0  # by the clock of the looks
-        self._active: RequestResponseCycle | None = None  # whose handler runs, or ran last
+        self._has_begun = False  # a byte of this head has arrived
+        self._n_bytes = 0  # of the current head or body
+        self._n_requests = 0  # heads complete
+        self._n_read = 0  # requests complete
+        self._seen: object = None  # what it waited for at the last check
+        self._since_s = 0.0  # of that wait, by the clock given to `look`
+        self._active: RequestResponseCycle | None = None  # of the current or last handler
         self._refusal: tuple[int, str] | None = None
-        self._is_refused = False  # nothing more is read
+        self._is_refused = False  # stop reading
 
     # ---- called by the event loop
 
@@ -183,7 +181,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self._ends():
             return
-        if n_read == self._n_read:  # else it was counted to what has ended
+        if n_read == self._n_read:  # otherwise the bytes belong to a complete request
             self._n_bytes += len(data)
         if self._in_head and self._n_bytes > UNFINISHED_HEAD_BYTES:
             self._refuse(431, f"the request's head is longer than {UNFINISHED_HEAD_BYTES} bytes")
@@ -214,7 +212,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._reject(505, "HTTP version: must be 1.1 or 1.0")
         names = [name for name, _ in self.headers]
         if version == "1.0":
-            self.expect_100_continue = False  # it knows no interim answers, and no chunks
+            self.expect_100_continue = False  # it has no interim responses and no chunks
             if b"transfer-encoding" in names:
                 self._reject(400, "transfer-encoding: is not accepted with HTTP/1.0")
         elif names.count(b"host") != 1:
@@ -230,7 +228,7 @@ class LimitedHttp(HttpToolsProtocol):
         cycle.transport = writer  # type: ignore[assignment]
         cycle.on_response = partial(self._answered, cycle)
         if self.parser.should_upgrade():
-            cycle.keep_alive = False  # the parser reads nothing behind it
+            cycle.keep_alive = False  # the parser stops after it
         self.scope["extensions"] = {HANG_UP: self._hang_up.tell, WRITE_NOW: partial(_write_now, cycle)}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
@@ -250,10 +248,10 @@ class LimitedHttp(HttpToolsProtocol):
     # ---- limits
 
     def timeout_keep_alive_handler(self) -> None:
-        """Uvicorn's own timer, which does not know that half a head has come; `look` closes who is idle."""
+        """Ignore uvicorn's timer, which does not notice a partial head; `look` closes idle connections."""
 
     def _enter(self) -> None:
-        """Set the phase: a client whose request is whole waits for us, whatever else it has sent."""
+        """Update the phase. A client whose request is complete waits for us, whatever else it has sent."""
         active = self._active
         if active is not None and not active.response_complete and not active.more_body:
             phase = ConnectionPhase.ANSWER
@@ -263,9 +261,9 @@ class LimitedHttp(HttpToolsProtocol):
             self.limits.connections.move(self, phase)
 
     def look(self, now_s: float) -> None:
-        """Close the connection if its client keeps us waiting for too long. Called about once a second.
+        """Close the connection if its client is too slow. Called about once a second.
 
-        now_s  of a clock that stops while the event loop does
+        now_s  by a clock that stops while the event loop is blocked
         """
         ends = self._is_refused and self.phase != ConnectionPhase.ANSWER
         waits_for: object = "the end" if ends else (self.phase, self._n_requests, self._has_begun)
@@ -277,7 +275,7 @@ class LimitedHttp(HttpToolsProtocol):
         if self._is_refused:
             self.transport.abort()
         elif self.phase == ConnectionPhase.BODY and self._active is not None and self._active.response_complete:
-            self.transport.close()  # it was answered without its body
+            self.transport.close()  # the response did not need the body
         elif self.phase == ConnectionPhase.BODY:
             self._refuse(408, "the request's body did not come whole in time (server.body_timeout_s)")
         elif self._has_begun:
@@ -298,16 +296,16 @@ class LimitedHttp(HttpToolsProtocol):
         return self._is_refused or self.transport.is_closing()
 
     def send_400_response(self, msg: str) -> None:
-        """For bytes that are no HTTP, and for what a callback of ours has rejected."""
+        """Refuse bytes that are not HTTP, and requests that our callbacks reject."""
         self._refuse(*(self._refusal or (400, msg)))
 
     def _reject(self, status: int, message: str) -> None:
-        """Stop the parser, from inside one of its callbacks."""
+        """Stop the parser from inside one of its callbacks."""
         self._refusal = (status, message)
         raise _Refused
 
     def _refuse(self, status: int, message: str) -> None:
-        """Read nothing more, answer what was whole before, and close."""
+        """Stop reading, answer requests that are complete, and close."""
         self._is_refused = True
         active = self._active
         if active is not None and not active.response_complete:
@@ -326,7 +324,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._write_last(head.encode() + body, status)
 
     def _write_last(self, answer: bytes, status: int) -> None:
-        """Write and half-close: to close with bytes unread would reset the connection, and lose the answer."""
+        """Write and half-close. Closing with unread bytes would reset the connection and lose the response."""
         active = self._active
         if active is None or active.response_complete:
             ACCESS.info("- - %d 0 ms %d bytes", status, len(answer))
@@ -334,17 +332,17 @@ class LimitedHttp(HttpToolsProtocol):
         else:
             active.transport.write(answer)
             active.transport.flush()  # type: ignore[attr-defined]
-            active.disconnected = True  # for its handler, the client has left
+            active.disconnected = True  # its handler sees a client that has left
             active.message_event.set()
             self._hang_up.happened()
         if status == 503 or not self.transport.can_write_eof():
-            self.transport.close()  # its place is needed
+            self.transport.close()  # frees its place at once
         else:
             self.transport.write_eof()
 
 
 def _log(cycle: RequestResponseCycle) -> None:
-    """One line a request, at the end of its answer or when its client has left."""
+    """Write the access log line, when the response is complete or the client has left."""
     if not ACCESS.isEnabledFor(logging.INFO):
         return
     written: Any = cycle.transport
@@ -363,7 +361,7 @@ def _log(cycle: RequestResponseCycle) -> None:
 
 
 async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve a client of HTTP/1.0, which knows no chunks: a body without a length ends with its connection."""
+    """Serve an HTTP/1.0 client, which knows no chunks: the end of the connection ends a body without a length."""
     is_unsized = False
 
     async def plain(message: Message) -> None:
@@ -372,14 +370,17 @@ async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receiv
             is_unsized = not any(name.lower() == b"content-length" for name, _ in message["headers"])
             cycle.chunked_encoding = False if is_unsized else None
         elif is_unsized:
-            cycle.expected_content_length = len(message.get("body", b""))  # so many bytes more
+            cycle.expected_content_length = len(message.get("body", b""))  # of this part
         await send(message)
 
     await app(scope, receive, plain)
 
 
 def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
-    """Write a part of a stream as the cycle's own `send` would; False: it would wait, or write it otherwise."""
+    """Write a part of a stream as the cycle's `send` would.
+
+    Return False where that would wait or write something else.
+    """
     blocked = cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete
     if blocked or not data or cycle.scope["method"] == "HEAD":
         return False
@@ -390,8 +391,7 @@ def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
 class HangUp:
     """Notifies handlers that their client has left.
 
-    It has no reference to the connection: that would be a cycle for every client, and the garbage collector runs
-    seldom here.
+    It holds no reference to the connection, to avoid a cycle per client: the garbage collector runs rarely here.
     """
 
     __slots__ = ("_lost", "_read_on", "_to_tell")
@@ -401,12 +401,12 @@ class HangUp:
         self._to_tell: set[Callable[[], None]] = set()
 
     def tell(self, gone: Callable[[], None]) -> Callable[[], None]:
-        """Call `gone` when the client leaves, at once if it has left already. Returns what ends that."""
+        """Call `gone` when the client leaves, or now if it has left. Return a function that cancels this."""
         if self._lost:
             gone()
         else:
             self._to_tell.add(gone)
-            self._read_on()  # who does not read does not see it leave
+            self._read_on()  # without reading, the end of the connection goes unnoticed
         return partial(self._to_tell.discard, gone)
 
     def happened(self) -> None:
@@ -416,9 +416,9 @@ class HangUp:
 
 
 class HeadWithBody:
-    """A transport that holds the head back for what follows it in the same turn of the event loop.
+    """A transport that delays the head until the next write in the same turn of the event loop.
 
-    Each write of its own is a call into the kernel, a packet, and a wake-up of the client.
+    A separate write would cost a system call, a packet and a wake-up of the client.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -426,7 +426,7 @@ class HeadWithBody:
         self._held = b""
         self._is_begun = False
         self._began_s = loop.time()
-        self.head, self.n_bytes = b"", 0  # what was sent, for the access log
+        self.head, self.n_bytes = b"", 0  # sent so far, for the access log
         self.is_closing = transport.is_closing
 
     @property

@@ -1,8 +1,8 @@
 """The kill switch: a file that disables early stopping on every route within half a second.
 
-It needs no database, no worker and no network: whoever can create the file can use it (`suffice kill`, or `touch`).
-While it is on, chains of thought pass through untouched, samples are all drawn, and callers' loops are not stopped, nor
-are runs that are under way. Where the file cannot be looked for, the switch stays as it was.
+It needs no database, worker or network: anyone who can create the file can use it (`suffice kill`, or `touch`). While
+it is on, chains of thought pass through unchanged, all samples are drawn, and callers' loops and runs in progress are
+not stopped. If the file's presence cannot be determined, the switch keeps its state.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from suffice.store.rows.records import KillSwitchState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5
-VARIABLE: Final = "SUFFICE_KILL"  # in the environment of a gateway that starts: anything but "" and "0" turns it on
-REASON: Final = "kill_switch"  # why a request passes through, as it is counted
+VARIABLE: Final = "SUFFICE_KILL"  # in the environment at start-up: anything but "" and "0" turns it on
+REASON: Final = "kill_switch"  # `Request.ungoverned` while it is on
 
 
 class KillSwitch:
@@ -36,17 +36,21 @@ class KillSwitch:
         told: Callable[[KillSwitchState], object] = lambda _: 0,
         presence: Announcement | None = None,
     ) -> None:
-        """Look once. `told` gets one row for each change and must not block; `presence` confirms what was seen."""
+        """Read the switch once.
+
+        told      gets a row for each change; must not block
+        presence  announces the state that this process has seen
+        """
         self._file, self._told, self.presence = file, told, presence
         self._by_environment = environment.strip() not in ("", "0")
-        self._stamp: int | None = None  # when the known file was written, ns
+        self._stamp: int | None = None  # modification time of the known file, ns
         self.on, self.reason = False, ""
         if self._by_environment:
             self._set(on=True, reason=f"the environment has {VARIABLE}", stamp=0)
         self.look()
 
     def look(self) -> None:
-        """See whether the file exists, and confirm it; O(1), and raises nothing."""
+        """Check whether the file exists and announce the state. Never raises."""
         self._look()
         if self.presence is not None:
             self.presence.update(killed=self.on, kill_stamp=self._stamp)
@@ -58,7 +62,7 @@ class KillSwitch:
             stamp: int | None = _stamp_of(self._file)
         except FileNotFoundError:
             stamp = None
-        except OSError as error:  # a disk that does not answer changes nothing
+        except OSError as error:  # an unreadable disk changes nothing
             LOG.warning("kill switch: %s cannot be looked for (%s)", self._file, error.strerror)
             return
         if stamp == self._stamp:
@@ -76,14 +80,14 @@ class KillSwitch:
             self._told(KillSwitchState(on=on, reason=reason, stamp=stamp))
 
     def rest_route(self, route: BuiltRoute) -> BuiltRoute:
-        """The route as it serves while the switch is on: nothing on it may act."""
+        """Return the route while the switch is on: nothing may act on it."""
         if not self.on:
             return route
         return replace(route, certified=False, folds=(), levels=(), risks=False, refused="the kill switch is pulled")
 
 
 def set_switch(file: Path, reason: str, author: str) -> bool:
-    """Turn the switch on, or replace its reason; True: it was off. Raises OSError."""
+    """Turn the switch on or replace its reason. Return True if it was off. Raise OSError."""
     was_there = file.exists()
     if not file.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
@@ -95,7 +99,7 @@ def set_switch(file: Path, reason: str, author: str) -> bool:
 
 
 def clear_switch(file: Path) -> bool:
-    """Turn the switch off; False: it was off. Raises OSError."""
+    """Turn the switch off. Return False if it was off. Raise OSError."""
     try:
         file.unlink()
     except FileNotFoundError:

@@ -1,11 +1,8 @@
-"""What a gateway served last, in a file beside its log: it is served while that log cannot be read.
+"""The last-good file: what a gateway served last, signed and kept beside its log, for when the log cannot be read.
 
-    active publications, versions, findings ── seal ──▶ a line that signs, then JSON ──▶ suffice.db.good
-    suffice.db.good ── open_sealed ──▶ LastGood, or one sentence why not: then everything runs in full
-
-Nothing is parsed before its signature is known to be right, and the signature covers the time: an old file cannot be
-made to look young. The file holds models, levels, overrides and the findings of upstreams; no key, address, prompt or
-question. Experiments and the steps of rollouts are left out: nobody watches them without a log.
+Nothing is parsed before its signature is checked. The signature covers the time, so an old file cannot pass as a new
+one. The file holds models, levels, overrides and upstream findings; no key, address, prompt or question. It leaves out
+experiments and rollout stages, because nobody can watch them without a log.
 """
 
 from __future__ import annotations
@@ -29,19 +26,19 @@ from suffice.telemetry import LOG
 from suffice.types import Findings
 
 MOST_BYTES: Final = 64 * 2**20
-MOST_AHEAD_S: Final = 60.0  # that the file's time may lie ahead of ours: two clocks, or one that was set
+MOST_AHEAD_S: Final = 60.0  # tolerated difference between the clocks of writer and reader
 _MARK: Final = b"suffice-last-good/1"
 _FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodRoute:
-    held: InForce  # with the publication that was really served
-    overrides: tuple[Override, ...] = ()  # that nobody had ended; each ends in its own time
-    standing: Mapping[str, Any] | None = None  # the policy that a rollout has brought to everybody; None: none has
+    held: InForce  # with the publication actually served
+    overrides: tuple[Override, ...] = ()  # not ended by a person; each expires at its own time
+    standing: Mapping[str, Any] | None = None  # policy of the last finished rollout; None: none
     stands: str = ""  # address of that policy
-    instead_of: str = ""  # address of the settings' own policy, which it replaces
-    refused: str | None = None  # why it must not be enforced; None: it may
+    instead_of: str = ""  # address of the policy in the settings, which it replaces
+    refused: str | None = None  # why the route must not be enforced; None: it may
     n_requests: int = 0
 
     @property
@@ -51,8 +48,8 @@ class GoodRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastGood:
-    at_s: float  # Unix time at which the log last said so
-    seq: int  # place in the log of the newest decision in it
+    at_s: float  # Unix time at which the log was last read
+    seq: int  # place in the log of its newest decision
     routes: Mapping[str, GoodRoute] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)  # by address, as `learn.version` writes them
     findings: Mapping[str, Findings] = field(default_factory=dict)  # of upstreams, by name
@@ -63,13 +60,19 @@ class LastGood:
 
 
 def seal_last_good(good: LastGood, *, secret: str) -> bytes:
-    """The file's bytes, signed by HMAC-SHA256. Raises ConfigError without a secret, ValueError for what is no JSON."""
+    """Return the file's content, signed by HMAC-SHA256.
+
+    Raise ConfigError without a secret, ValueError for data without JSON.
+    """
     content = msgspec.json.encode(good, order="deterministic")
     return b"%b %b %b\n%b" % (_MARK, sha256(content).hexdigest().encode(), _signature(content, secret), content)
 
 
 def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGood:
-    """What was sealed, if it is younger than `most_s`. Raises ConfigError with one sentence why not."""
+    """Return the content of a file younger than `most_s`.
+
+    Raise ConfigError with one sentence why it cannot be served.
+    """
     if len(source) > MOST_BYTES:
         raise ConfigError(f"got {len(source):,} bytes; at most {MOST_BYTES:,}")
     line, _, content = source.partition(b"\n")
@@ -93,7 +96,10 @@ def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> L
 
 
 def read_last_good(file: Path, *, secret: str, now_s: float, most_s: float) -> LastGood | None:
-    """What a file holds; None: there is no file. Raises ConfigError with the file's name and why it is not served."""
+    """Return a file's content, or None if there is no file.
+
+    Raise ConfigError with its name and why it cannot be served.
+    """
     try:
         with file.open("rb") as handle:
             source = handle.read(MOST_BYTES + 1)
@@ -108,16 +114,16 @@ def read_last_good(file: Path, *, secret: str, now_s: float, most_s: float) -> L
 
 
 def write_last_good(file: Path, good: LastGood, *, secret: str) -> None:
-    """Replace the file, synced, as a whole. Raises OSError, ConfigError and ValueError, and then the old one stays."""
+    """Replace the file atomically. Raise OSError, ConfigError or ValueError, and then keep the old one."""
     content = seal_last_good(good, secret=secret)
     with whole_file(file) as part:
         part.write_bytes(content)
 
 
 class LastGoodWriter:
-    """Keeps one gateway's last-good file: written when what is active changes, and so that its time is never old.
+    """Writes one gateway's last-good file after each change, and every `every_s` to renew its time.
 
-    A change that cannot be written deletes the file: better none than one that does not know of a rollback.
+    A change that cannot be written deletes the file: no file is safer than one that misses a rollback.
     """
 
     def __init__(self, file: Path, *, secret: str, monotonic_s: Callable[[], float], every_s: float) -> None:
@@ -130,7 +136,7 @@ class LastGoodWriter:
         return changed or self._kept_s is None or self._monotonic_s() - self._kept_s >= self._every_s
 
     def keep(self, made: Callable[[], LastGood], *, changed: bool) -> bool:
-        """Write it, if it is due; True: the file is up to date. Raises nothing."""
+        """Write the file if it is due and return whether it is up to date. Never raises."""
         now_s = self._monotonic_s()
         if not self.is_due(changed=changed):
             return True

@@ -3,7 +3,7 @@
     Arrival ──▶ admit: route, kill switch, load, audit assignment, variants ──▶ open_ledger: request row, question
             ──▶ answer ──▶ close: outcome row or counts, metrics, route statistics
 
-However a request ends, it has exactly one outcome. A log that fails costs the record, never the answer.
+Every request gets exactly one outcome. If the log fails, the record is lost, never the response.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Arrival:
     model: str = ""
     stream: bool = False
     n_samples: int = 1  # of a full run
-    is_callers_loop: bool = False  # the caller makes the calls to the model: there is nothing to turn away
-    question: Callable[[], str] = str  # hashed, to group repeats
+    is_callers_loop: bool = False  # the caller calls the model itself, so there is nothing to shed
+    question: Callable[[], str] = str  # hashed to group repeats
     query: Callable[[], Query | None] = lambda: None
-    body: bytes = b""  # by which a repeated delivery is recognised
+    body: bytes = b""  # identifies repeated deliveries
     conversation: str | None = None
     idempotency_key: str | None = None
     user: str | None = None
@@ -77,15 +77,15 @@ class AdmittedRequest:
     route: BuiltRoute | None
     upstream: str
     request: Request
-    retry_after_s: int | None = None  # the upstream has no room for it, and may have after so long
+    retry_after_s: int | None = None  # set if the request is shed
 
 
-Admit = Callable[[str], Awaitable[AdmittedRequest]]  # given the episode id
+Admit = Callable[[str], Awaitable[AdmittedRequest]]  # takes the episode id
 Answer = Callable[[GatewayState, AdmittedRequest, Ledger, Exchange], Coroutine[Any, Any, None]]
 
 
 async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answer: Answer, *, endpoint: str) -> None:
-    """Admit a request and answer it; whatever happens, write exactly one outcome."""
+    """Admit a request, answer it, and write exactly one outcome."""
     started_s, episode_id = gw.monotonic_s(), gw.new_id()
     token = gw.feedback_token(episode_id)
     exchange.own_headers += [("x-suffice-episode-id", episode_id), *token_header(token)]
@@ -106,10 +106,10 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
     except ClientGone:
         end = "client_left"
     except asyncio.CancelledError:
-        end = "shutdown"  # the server is going down with this request in it; this task ends here either way
+        end = "shutdown"  # the server is shutting down; this task ends here either way
         message = "the gateway is shutting down; ask again"
         await exchange.fail(503, message, "shutting_down", kind="server_error")
-    except Exception as error:  # noqa: BLE001 - the last fence: the client gets a clean error, we get a record
+    except Exception as error:  # noqa: BLE001 - the last resort: a clean error for the client, and a record
         await _apologise(exchange, episode_id, error)
     finally:
         gw.metrics.inc("suffice_live_requests", by=-1)
@@ -136,12 +136,12 @@ async def _answer(gw: GatewayState, ledger: Ledger, exchange: Exchange, work: Co
             await exchange.body(refusal.body, more=False)
         return "upstream_error"
     except UpstreamError as error:
-        # A run keeps its failure, whose traceback refers to the run: a circle that would keep what was read.
+        # The run refers to this error and its traceback to the run: a cycle that would keep the data read.
         error.with_traceback(None)
         gw.metrics.inc("suffice_upstream_errors_total", error.code)
         await exchange.fail(error.status, str(error), error.code)
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
-    except Exception as error:  # noqa: BLE001 - as above, with what was spent so far on record
+    except Exception as error:  # noqa: BLE001 - as above, with the tokens spent so far on record
         ledger.fail_open("gateway")
         await _apologise(exchange, ledger.request.episode_id, error)
         return "internal_error"
@@ -150,12 +150,12 @@ async def _answer(gw: GatewayState, ledger: Ledger, exchange: Exchange, work: Co
 
 async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> None:
     LOG.error("episode %s: internal error (%s)", episode_id, type(error).__name__)
-    LOG.debug("the same, with its traceback", exc_info=True)  # may quote what a client sent: debug only
+    LOG.debug("the same, with its traceback", exc_info=True)  # may quote the client's data: debug only
     await exchange.fail(500, "internal error of the gateway", "internal_error", kind="server_error")
 
 
 def new_id() -> str:
-    """A fresh episode id: sortable by time, unguessable."""
+    """Return a new episode id, sortable by time and unguessable."""
     return f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"
 
 
@@ -178,9 +178,9 @@ def count_stripped(gw: GatewayState, intake: Intake) -> None:
 def admit(
     gw: GatewayState, arrival: Arrival, route: BuiltRoute | None, reason: str | None
 ) -> tuple[BuiltRoute | None, Request, int | None]:
-    """Give a request its route, draw its audit and write its record; `reason`: why it passes through, if it must.
+    """Draw the audit and arms of a request and create its record; `reason`: why it must pass through, if it must.
 
-    Returns the route as this request gets it, the record, and when to come again if there is no room now.
+    Return the route for this request, the record, and after how many seconds to retry if it is shed.
     """
     if route is None:
         return None, _blank_request(gw, arrival, reason or "no_route"), None
@@ -188,7 +188,7 @@ def admit(
     if kill.on:
         route = kill.rest_route(route)
         if reason is None and not arrival.is_callers_loop and route.settings.kind == "reasoning":
-            reason = REASON  # samples are all drawn while it is on
+            reason = REASON  # with the switch on, all samples are drawn
     if reason is None:
         reason, place = _place(gw, arrival, route)
     question, query, assigned, arms = "", None, UNASSIGNED, tuple[ArmDraw, ...]()
@@ -197,7 +197,7 @@ def admit(
         query = arrival.query() if reason is None or route.in_force.classes or route.holding.classes else None
         route = route.for_request(question, arrival.model, class_of(query))
         own = place_route(route, place)
-        if reason is None:  # the audit is drawn for the route as it is; the arms then say what the request gets
+        if reason is None:  # the audit is drawn for the route itself; arms then vary what the request gets
             assigned = gw.assign(own, arrival.key(own.name), arrival.episode_id)
             varied, arms = gw.deployment.variants.place(route, lambda: arrival.units(assigned), question)
             own = own if varied is route else place_route(varied, place)
@@ -233,7 +233,7 @@ def admit(
 
 
 def _blank_request(gw: GatewayState, arrival: Arrival, reason: str) -> Request:
-    """The record of a request that no route claims, or that could not be read."""
+    """Return the record of a request without a route, or of one that could not be read."""
     return Request(
         episode_id=arrival.episode_id,
         route="",
@@ -255,9 +255,9 @@ def _blank_request(gw: GatewayState, arrival: Arrival, reason: str) -> Request:
 
 
 def _place(gw: GatewayState, arrival: Arrival, route: BuiltRoute) -> tuple[str | None, Admission]:
-    """Why the request is not governed (None: it is), and at which level its route operates."""
+    """Return why the request is not governed (None: it is), and its admission."""
 
-    def draw() -> float:  # anew for each try: who was turned away comes again
+    def draw() -> float:  # a new draw for each retry
         return assign_audit(arrival.episode_id, share=0.0, salt=f"{gw.salt}/shed").point
 
     now_s = gw.monotonic_s()
@@ -265,16 +265,16 @@ def _place(gw: GatewayState, arrival: Arrival, route: BuiltRoute) -> tuple[str |
     if place.level is None:
         return "shed", place
     if route.settings.kind == "samples" and not arrival.is_callers_loop:
-        return None, place  # samples without a policy are all drawn: harmless
+        return None, place  # without a policy all samples are drawn, so the breaker is not needed
     statistics = gw.statistics[route.name]
     statistics.breaker = statistics.breaker or Breaker()
     return None if statistics.breaker.allows(now_s) else "breaker", place
 
 
 def find_route(gw: GatewayState, model: str, named: Mapping[str, str], caller: Caller) -> BuiltRoute | None:
-    """The first route whose conditions all hold; None: none takes the request.
+    """Return the first route whose conditions all hold, or None.
 
-    Raises BadRequest for a route that does not exist, or that the caller's key may not use.
+    Raise BadRequest for a named route that does not exist or that the caller's key may not use.
     """
     name, routes = named.get("x-suffice-route"), gw.deployment.routes
     for route in usable_routes(routes, caller, by_name=name is not None):
@@ -282,7 +282,7 @@ def find_route(gw: GatewayState, model: str, named: Mapping[str, str], caller: C
         if name is not None and name not in (route.name, match.header):
             continue
         if name is None and (match.header or not route.settings.upstream):
-            continue  # a loop of the caller's own may have no upstream here: no request is meant for it
+            continue  # a caller-driven route may have no upstream, so no request matches it
         if not match.model or fnmatchcase(model, match.model):
             return route
     if name is not None:
@@ -300,7 +300,7 @@ def usable_routes(routes: tuple[BuiltRoute, ...], caller: Caller, *, by_name: bo
 
 
 def route_refusal(routes: tuple[BuiltRoute, ...], caller: Caller, name: str, *, where: str) -> BadRequest:
-    """Why a request may not go to the route that it names: there is none, or the caller's key may not use it."""
+    """Return the error for a named route that does not exist or that the caller's key may not use."""
     names = ", ".join(one.name for one in usable_routes(routes, caller, by_name=True)) or "none"
     param = None if where.startswith("x-") else where
     if caller.is_restricted or any(name in (one.name, one.settings.match.header) for one in routes):
@@ -315,18 +315,18 @@ def route_refusal(routes: tuple[BuiltRoute, ...], caller: Caller, name: str, *, 
 def open_ledger(
     gw: GatewayState, ledger: Ledger, route: BuiltRoute | None, token: str, question: Callable[[], str]
 ) -> None:
-    """Write down a request that was admitted, and its question where the route keeps it for reviewers."""
+    """Log an admitted request, and its question if the route keeps it for reviewers."""
     ledger.disclosure.feedback_token, ledger.disclosure.promise = token, gw.deployment.promise_to(route)
     write_request(gw, ledger)
     until_s = _text_until_s(route, ledger)
-    if until_s is not None:  # in a row that can be erased
+    if until_s is not None:  # a row of its own can be erased
         request, text = ledger.request, question()[:MOST_CHARS]
         row = QuestionText(episode_id=request.episode_id, route=request.route, text=text, expires_at_s=until_s)
         append(gw, row, ledger)
 
 
 def append(gw: GatewayState, event: Event, ledger: Ledger | None = None) -> None:
-    """Hand an event to the log; a log that refuses or fails costs the record, never the answer."""
+    """Append an event to the log. A log that refuses or fails costs the record, never the response."""
     try:
         kept = gw.log.append(event)
     except Exception as error:  # noqa: BLE001 - see above
@@ -339,14 +339,14 @@ def append(gw: GatewayState, event: Event, ledger: Ledger | None = None) -> None
 
 
 def write_request(gw: GatewayState, ledger: Ledger) -> None:
-    """Write the request down, if it has rows: before its first step, because its draws are worthless afterwards."""
+    """Log the request if it has rows, before its first step: a draw recorded afterwards is worthless."""
     ledger.request, ledger.has_rows = gw.sampling.drawn(ledger.request)
     if ledger.has_rows:
         append(gw, ledger.request, ledger)
 
 
 def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
-    """Write down what was counted of requests without rows, where that is due, and what keys with a budget used."""
+    """Log the counts of requests without rows that are due, and the usage of keys with a token budget."""
     for used in gw.clients.limits.take_unwritten():
         append(gw, replace(used, usage_id=gw.new_id()))
     for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
@@ -361,7 +361,7 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
     _count(gw, ledger, outcome)
     _count_extra_calls(gw, ledger)
     request, now_s, statistics = ledger.request, gw.monotonic_s(), gw.statistics[ledger.request.route]
-    if outcome.usage is not None and outcome.calls:  # a caller's own loop uses nothing of ours
+    if outcome.usage is not None and outcome.calls:  # a caller-driven loop makes no calls here
         n_tokens = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
         gw.clients.limits.spend(request.sender, n_tokens, wall_s=gw.wall_s())
     breaker, failed = statistics.breaker, not SITES.isdisjoint(ledger.degraded)
@@ -375,7 +375,7 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
 
 
 def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
-    """The one outcome as a row, or in the counts. A request that ends badly has rows, drawn or not."""
+    """Write the outcome as a row or into the counts. A request that ends badly always gets rows."""
     if not ledger.has_rows and ended_badly(outcome):
         ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
         append(gw, ledger.request, ledger)
@@ -442,7 +442,7 @@ def keep_sources(gw: GatewayState, ledger: Ledger, shelf: Shelf | None) -> None:
 
 
 def _text_until_s(route: BuiltRoute | None, ledger: Ledger) -> float | None:
-    """Unix time until which texts of a request are shown; None: they are not kept."""
+    """Return the Unix time until which the request's texts are kept, or None if they are not kept."""
     request = ledger.request
     if route is None or request.ungoverned is not None or not route.settings.review.keep_text or not ledger.has_rows:
         return None

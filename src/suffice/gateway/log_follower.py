@@ -1,10 +1,10 @@
-"""Polls the event log for new decisions of the control loop, and swaps the routes of later requests.
+"""Polls the event log for new decisions and swaps the routes for later requests.
 
-    notified, or new rows ──▶ look (a thread) ──▶ built routes ──▶ take (the event loop) ──▶ the last-good file
+    notification or new rows ──▶ look (a thread) ──▶ built routes ──▶ take (the event loop) ──▶ last-good file
 
-A version that cannot be loaded leaves the last good one active, if anything is still certified, and everybody is
-notified. While the log cannot be read everything stays as it is, for as long as the settings allow; then all runs in
-full until it can. A gateway that starts without its log does the same with the last-good file.
+If a version cannot be loaded, the last good one stays active while it is still certified, and the refusal is logged.
+While the log cannot be read, routes stay unchanged for up to `store.last_good_s`; after that everything runs in full.
+A gateway that starts without its log does the same with the last-good file.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from suffice.store.routes.windows import newest_outlook, newest_place, newest_ra
 from suffice.store.rows.records import VersionRefusal
 from suffice.telemetry import LOG, Metrics
 
-LOOK_S: Final = 1.0  # between two polls of the log; a notification is followed at once
-GAUGES_S: Final = 5.0  # after which the gauges are brought up to date with the worker's sums, in any case
-AGAIN_S: Final = 60.0  # between two log lines of the same text
-_OF_REQUESTS: Final = frozenset({"request", "outcome"})  # most rows by far, and they decide nothing
+LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once
+GAUGES_S: Final = 5.0  # longest time between two reads of the worker's sums for the gauges
+AGAIN_S: Final = 60.0  # between two identical warnings
+_OF_REQUESTS: Final = frozenset({"request", "outcome"})  # most rows by far; they decide nothing
 _VARYING: Final = (
     "experiment_started",
     "experiment_changed",
@@ -67,17 +67,20 @@ PolicyTable = Mapping[str, object]
 
 
 class VersionCache:
-    """The versions that decisions name, each read once: from the log, or from the last-good file."""
+    """The versions named by decisions, each read once from the log or from the last-good file."""
 
     def __init__(self, salt: str, good: LastGood | None) -> None:
         self.good, self._salt = good, salt
         self.published: dict[str, FoldedVersion] = {}
-        self.policies: dict[str, PolicyTable | str] = {}  # by address; a text: why there is none
+        self.policies: dict[str, PolicyTable | str] = {}  # by address; a text: why it cannot be used
         self._candidates: dict[str, FoldedVersion | None] = {}
-        self.refused: set[tuple[str, str]] = set()  # routes and addresses, each reported once
+        self.refused: set[tuple[str, str]] = set()  # (route, address), each reported once
 
     def of(self, held: InForce, connection: LogReader | None) -> FoldedVersion | None:
-        """The published version, without a connection from the last-good file. Raises ConfigError when it is gone."""
+        """Return the published version; without a connection, from the last-good file.
+
+        Raise ConfigError if it is missing.
+        """
         made = held.publication
         if made is None or not made.fit or not held.level:
             return None
@@ -92,7 +95,7 @@ class VersionCache:
         plain = None if self.good is None else self.good.versions.get(fit)
         if plain is None:
             return None
-        with contextlib.suppress(Exception):  # then the log has it, or says better what is wrong with it
+        with contextlib.suppress(Exception):  # then the log decides
             version = load_version(plain)
             return version if version.address == fit else None
         return None
@@ -109,7 +112,7 @@ class VersionCache:
         return None if models is None else RolloutTrial(state=state, models=models)
 
     def policy(self, connection: LogReader, address: str) -> PolicyTable | str:
-        """The policy of a version; a text: why there is none, and nobody is served by it."""
+        """Return a version's policy, or a text that says why it cannot be used."""
         if address not in self.policies:
             self.policies[address] = self._read_policy(connection, address)
         return self.policies[address]
@@ -123,11 +126,11 @@ class VersionCache:
             why = f"version {address}: is no policy"
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001 - a version that crashes when it is loaded serves nobody
+        except Exception as error:  # noqa: BLE001 - a version that crashes at load is not served
             why = _why(error)
         for one in () if self.good is None else self.good.routes.values():
             if one.stands == address and one.standing is not None:
-                with contextlib.suppress(Exception):  # then it is as bad there
+                with contextlib.suppress(Exception):  # not loadable from the file either
                     build_policy(one.standing)
                     return one.standing
         LOG.error("control: %s; nobody is served by it", why)
@@ -135,12 +138,12 @@ class VersionCache:
 
 
 class MonitorFeed:
-    """What the worker's job `monitor` has summed up since, for gauges and for the odds of rows."""
+    """Feeds the sums of the worker's job `monitor` to the gauges and to the row sampling rates."""
 
     def __init__(self, gw: GatewayState) -> None:
         self._gw = gw
-        self.read_s = gw.monotonic_s()  # of the latest look at the sums
-        self._summed = 0  # how far the log was summed up then
+        self.read_s = gw.monotonic_s()  # of the latest read
+        self._summed = 0  # place in the log up to which the sums went then
         self._tallies: dict[str, Tally] = {}  # not exported yet
         names = [route.name for route in gw.deployment.routes]
         self._outlooks: dict[str, tuple[int, Outlook | None]] = dict.fromkeys(names, (0, None))
@@ -192,12 +195,12 @@ def export_gauges(outlook: Outlook, route: str, metrics: Metrics) -> None:
 
 @dataclass(slots=True)
 class _FollowedRoute:
-    base: BuiltRoute  # as the settings have it, without any publication
-    held: InForce = NOTHING  # for which it was built …
-    holding: InEffect = NO_OVERRIDES  # … and under which overrides
-    served: InForce = NOTHING  # an earlier publication where the newest cannot be loaded
-    own: str = ""  # address of the settings' own policy, where a rollout has replaced it …
-    stands: str = ""  # … and of the policy that serves instead
+    base: BuiltRoute  # from the settings, without a publication
+    held: InForce = NOTHING  # publication that the route was built for …
+    holding: InEffect = NO_OVERRIDES  # … and the overrides
+    served: InForce = NOTHING  # an earlier publication if the newest cannot be loaded
+    own: str = ""  # address of the settings' policy, if a rollout has replaced it …
+    stands: str = ""  # … and of its replacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +208,11 @@ class _RunningVariants:
     experiments: tuple[RunningExperiment, ...] = ()
     trials: Mapping[str, RolloutTrial] = field(default_factory=dict)
     standing: Mapping[str, PolicyTable] = field(default_factory=dict)
-    newest: int = 0  # place of the newest row about experiments and rollouts
+    newest: int = 0  # place in the log of the newest row on experiments and rollouts
 
 
 class Follower:
-    """One gateway's view of what is decided. `look` may run in a thread; `take` belongs to the event loop."""
+    """One gateway's view of the decisions. `look` may run in a thread; `take` runs on the event loop."""
 
     def __init__(
         self, gw: GatewayState, path: Path, *, keeper: LastGoodWriter | None = None, good: LastGood | None = None
@@ -219,9 +222,9 @@ class Follower:
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
         self._notified = asyncio.Event()
         self._looked_s: float | None = None
-        self._read_s = gw.monotonic_s()  # when the log last said what is active
-        self._anew = False  # what is served came from elsewhere: all is built again from the log
-        self._warned = ("", 0.0)  # the latest warning, and when
+        self._read_s = gw.monotonic_s()  # when the log was last read
+        self._anew = False  # routes were not built from the log: build all of them again
+        self._warned = ("", 0.0)  # the latest warning and its time
         self._routes: dict[str, _FollowedRoute] = {}
         self.rebase(gw.deployment.routes)
         for name, one in self._routes.items():
@@ -229,25 +232,25 @@ class Follower:
                 one.served = good.routes[name].held
 
     def rebase(self, routes: Sequence[BuiltRoute]) -> None:
-        """Take the routes as the settings have them, without any publication; all are built anew at the next look."""
+        """Replace the routes by those of the settings; the next look deploys to all of them."""
         for route in routes:
             if route.settings.mode != "off":
                 before = self._routes.get(route.name, _FollowedRoute(route))
                 self._routes[route.name] = replace(before, base=route, held=NOTHING, holding=NO_OVERRIDES)
-        self._changed = True  # since the last-good file was written
+        self._changed = True  # since the last write of the last-good file
 
     def tell(self) -> None:
         self._notified.set()
 
     def look(self) -> Mapping[str, BuiltRoute]:
-        """Read what is new; the routes that it changes, as they serve from now on. Raises StoreError."""
+        """Read new rows and return the routes that they change. Raise StoreError."""
         if self._gw.deployment.log_problem is not None:
             raise StoreError(self._gw.deployment.log_problem)
         with self._reader.reading() as connection:
             self._monitor.read(connection)
             self._decided = read_decided(connection, self._decided)
             self._holds = read_holds(connection, self._holds)
-            with self._failing_open():  # a variant that cannot be read must not hold up a brake
+            with self._failing_open():  # an unreadable variant must not delay a fallback
                 self._look_at_variants(connection)
             now_s, changed = self._gw.wall_s(), {}
             for name, one in self._routes.items():
@@ -258,7 +261,6 @@ class Follower:
             return changed
 
     def _look_at_variants(self, connection: LogReader) -> None:
-        """Read which experiments and rollouts run, and what rollouts have brought, where that has changed."""
         newest = newest_of(connection, _VARYING)
         if newest == self._running.newest:
             return
@@ -278,7 +280,7 @@ class Follower:
             policy, followed.own, followed.stands = self._versions.policies.get(good), line[0], good
             if good != line[0] and isinstance(policy, Mapping):
                 serving[name] = policy
-            if rollout is None or good != line[-1]:  # compared with what is not served it would prove nothing
+            if rollout is None or good != line[-1]:  # a comparison needs the version that is served
                 continue
             policy = self._versions.policy(connection, rollout.state.candidate)
             if isinstance(policy, Mapping):
@@ -286,7 +288,7 @@ class Follower:
         self._running = _RunningVariants(experiments, trials, serving, newest)
 
     def _newest_good(self, connection: LogReader, route: str, line: Sequence[str]) -> str:
-        """The newest of the versions in `succession` that can be served, else the settings' own."""
+        """Return the newest version in `succession` that can be served, else the settings' own."""
         own, *later = line
         policy = self._versions.policy
         good = next((address for address in reversed(later) if not isinstance(policy(connection, address), str)), own)
@@ -300,19 +302,22 @@ class Follower:
     def _serving(
         self, one: _FollowedRoute, held: InForce, holding: InEffect, connection: LogReader | None
     ) -> BuiltRoute:
-        """The route as it serves what is held. Raises nothing: what cannot be built is served by nobody."""
+        """Build the route for a publication and overrides.
+
+        Never raises: a version that cannot be built is not served.
+        """
         base, settings, before = one.base, one.base.settings, one.served
         one.served = held
         if not settings.certifies_itself:
             return replace(base, in_force=held, holding=apply_pause(holding, held.pause))
         own, pinned = replace(apply_budget(base, holding), holding=holding), apply_pin(held, holding)
-        if settings.is_paired and settings.uncertified:  # it has no certificate that a pause could take away
+        if settings.is_paired and settings.uncertified:  # it has no certificate for a pause to withdraw
             own = replace(own, holding=apply_pause(holding, held.pause))
         if settings.is_paired or settings.is_owned:
             return deploy_route(own, pinned)
         try:
             return deploy_route(own, pinned, self._versions.of(pinned, connection))
-        except Exception as error:  # noqa: BLE001 - a policy that crashes when it is loaded serves nobody
+        except Exception as error:  # noqa: BLE001 - a policy that crashes at load is not served
             why = _why(error)
         serves = "the route runs in full"
         built = deploy_route(own, held, None)
@@ -336,7 +341,7 @@ class Follower:
             self._gw.log.append(refusal)
 
     def take(self, changed: Mapping[str, BuiltRoute]) -> None:
-        """Give later requests these routes, and metrics what the job `monitor` saw and what people hold."""
+        """Swap the routes for later requests and update the metrics."""
         self._monitor.export()
         for name in self._routes:
             held = self._holds.of(name)
@@ -352,7 +357,7 @@ class Follower:
             LOG.warning("control: the log can be read again, and what it says is in force")
         self._read_s, self._anew, deployment.serves = self._gw.monotonic_s(), False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
-        if deployment.kill.presence is not None:  # for commands that wait until decisions are acted on
+        if deployment.kill.presence is not None:  # commands wait for this
             deployment.kill.presence.update(decided=self._reader.seq)
 
     def _vary(self, running: _RunningVariants) -> None:
@@ -360,7 +365,7 @@ class Follower:
         variants.experiments, variants.trials, variants.standing = running.experiments, running.trials, running.standing
 
     def serve_last_good(self, *, age_s: float) -> None:
-        """Serve what the last-good file says until the log can be read; where it says nothing, in full."""
+        """Serve the last-good file until the log can be read. Routes that it does not know run in full."""
         self._read_s, self._anew, good = self._gw.monotonic_s() - age_s, True, self._versions.good
         if good is None:
             self._rest("there is no last-good file that may be served")
@@ -373,7 +378,7 @@ class Follower:
                 continue
             activate(name, self._serving(followed, known.held, in_effect(known.overrides, now_s), None))
             own = own_version(base.settings).address if base.settings.policy else ""
-            if known.standing is not None and known.instead_of == own:  # where its owner wrote another one, that serves
+            if known.standing is not None and known.instead_of == own:  # else the settings' new policy serves
                 serving[name], followed.own, followed.stands = known.standing, own, known.stands
         self._running = replace(self._running, standing=serving)
         self._gw.deployment.variants.standing = serving
@@ -431,13 +436,13 @@ class Follower:
         )
 
     def refresh(self) -> None:
-        """Look and take, at most once a second: for a process without an event loop. Raises nothing."""
+        """Look and take, at most once a second, in a process without an event loop. Never raises."""
         now_s = self._gw.monotonic_s()
         if self._looked_s is not None and now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
         seen = False
-        if self._gw.deployment.log_problem is not None:  # it was logged, and there is nothing to look at
+        if self._gw.deployment.log_problem is not None:  # logged before; there is no log to read
             self._gw.metrics.inc("suffice_failopen_total", "follow")
         else:
             with self._failing_open():
@@ -448,7 +453,7 @@ class Follower:
         self.close()
 
     async def follow(self) -> None:
-        """Look whenever notified, until cancelled."""
+        """Look at each notification, until cancelled."""
         while True:
             seen = False
             with self._failing_open():
@@ -462,9 +467,9 @@ class Follower:
             self._notified.clear()
 
     def glance(self) -> None:
-        """Have the log read where rows are new, or where the clock alone changes something."""
+        """Request a look if there are new rows, or if the clock alone changes something."""
         by_clock = any(one.holding.until_s is not None for one in self._routes.values()) or self._keep_is_due()
-        # Sums of the worker change beside rows of requests, which alone are nothing new.
+        # The worker's sums change with request rows, which `has_new` leaves out.
         by_clock = by_clock or self._gw.monotonic_s() - self._monitor.read_s >= GAUGES_S
         if by_clock or self._reader.has_new():
             self._notified.set()
@@ -490,12 +495,12 @@ class Follower:
 
 
 def _why(error: Exception) -> str:
-    """What is wrong with a version that cannot be loaded: a stranger's error may quote what it was given."""
+    """Return why a version cannot be loaded; for a plug-in's error only its class, because it may quote its input."""
     return str(error) if isinstance(error, ConfigError) else f"it crashes at load ({type(error).__name__})"
 
 
 def _earlier(held: InForce, before: InForce) -> InForce | None:
-    """What is held, with the publication that was served before it; None: that one may not be served any more."""
+    """Return `held` with the publication served before it, or None if that may no longer be served."""
     made, served = held.publication, before.publication
     if made is None or served is None or not held.level or not before.level:
         return None

@@ -1,6 +1,6 @@
-"""Endpoints that are never governed: their bytes go through, and each request has its one outcome.
+"""Endpoints that are never governed: their bytes are relayed, and each request gets one outcome.
 
-Plain completions, responses, messages, embeddings, and further paths of the engine that the owner has listed.
+These are completions, responses, messages, embeddings and the engine's paths that the operator lists.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from suffice.upstream.client import Call, Headers, UpstreamClient
 from suffice.upstream.wire import Chunk, decode_chunk, encode_json, is_given, last_events
 
 TAIL_BYTES = 64 * 1024
-HELD_BYTES = 64 * 1024  # a longer event is passed on in parts
+HELD_BYTES = 64 * 1024  # a longer event is relayed in parts
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignApi:
-    note: Callable[[CallAccount, Ledger, bytes, bool], None]  # reads the answer's last bytes
+    note: Callable[[CallAccount, Ledger, bytes, bool], None]  # reads the last bytes of the response
     method: str = "POST"
-    key_header: str = "authorization"  # where the upstream wants its key
-    mark: bytes = b'"delta"'  # stands once in each event that carries text
+    key_header: str = "authorization"  # the header for the upstream's key
+    mark: bytes = b'"delta"'  # occurs once in each event with text
 
 
 async def pass_through(
@@ -61,10 +61,10 @@ async def pass_through(
     purpose: Purpose = "main",
     foreign: ForeignApi | None = None,
 ) -> None:
-    """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay.
+    """Relay one call byte for byte. Raise UpstreamError if there is no response to relay.
 
-    Nothing is parsed while it streams; events leave whole, so that an error can follow a stream that broke off. At the
-    end the answer's last bytes are searched for its usage.
+    Events are relayed whole, so that an error can follow a stream that broke off. Nothing is parsed until the end,
+    when the last bytes are searched for usage.
     """
     account = ledger.open_call(purpose)
     how, extra = foreign or _CHAT, purpose == "rerun"
@@ -72,7 +72,7 @@ async def pass_through(
         if not (200 <= call.status < 300 or 400 <= call.status < 600):
             raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
         account.began = True
-        # Compressed events are opaque: neither can they be kept whole nor may an error be written among them.
+        # Compressed events cannot be told apart, so no error may be written among them.
         events = call.content_type == "text/event-stream" and not call.is_encoded
         await exchange.start(call.status, call.headers, events=events)
         tail = await (_relay_events if events else _relay_bytes)(exchange, call, account, how.mark)
@@ -89,7 +89,7 @@ async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount, __: bytes
     tail = bytearray()
     while data := await call.read():
         _keep_tail(tail, data)
-        await exchange.body(data, more=not call.at_end)  # a short answer is one write
+        await exchange.body(data, more=not call.at_end)  # a short response is one write
         if exchange.complete:
             break
     return bytes(tail)
@@ -110,7 +110,7 @@ async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, ma
     while data := await call.read(at_once):
         _keep_tail(tail, data)
         if whole := take_whole_events(held, data):
-            # One event a token, less the one that only opens the message, is a floor; the upstream's own
+            # One event per token, less the one that opens the message, is a lower bound; the upstream's own
             # count replaces it at the end.
             n_deltas += whole.count(mark)
             account.received_tokens = max(0, n_deltas - 1)
@@ -121,7 +121,7 @@ async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, ma
 
 
 def take_whole_events(held: bytearray, data: bytes) -> bytes:
-    """Add `data` to `held` and take out all that ends with an event's blank line; at most HELD_BYTES stay held."""
+    """Append `data` to `held`, and remove and return all whole events; at most HELD_BYTES stay in `held`."""
     if not held and _is_whole(data):
         return data
     held += data
@@ -133,7 +133,6 @@ def take_whole_events(held: bytearray, data: bytes) -> bytes:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Does a read that begins with an event hold whole events only, as nearly every one does?"""
     return data.endswith(b"\n\n") and len(data) <= HELD_BYTES
 
 
@@ -144,7 +143,7 @@ def _keep_tail(tail: bytearray, data: bytes) -> None:
 
 
 def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
-    """Read usage, id and failure from the end of a relayed answer; silence where there are none."""
+    """Read usage, id and failure from the end of a response, as far as they are there."""
     for chunk in _last_chunks(tail) if events else [_whole_or_usage(tail)]:
         note_usage(account, chunk.usage)
         ledger.reply.response_id = chunk.id or ledger.reply.response_id
@@ -163,7 +162,7 @@ def _last_chunks(tail: bytes) -> list[Chunk]:
         try:
             chunks.append(decode_chunk(frame.data or b""))
         except UpstreamProtocol:
-            continue  # [DONE], cut or foreign: nothing to learn
+            continue  # [DONE], truncated or foreign
     return chunks
 
 
@@ -182,7 +181,7 @@ def _whole_or_usage(tail: bytes) -> Chunk:
 
 
 HEAD_BYTES = 16 * 1024
-_QUERY = re.compile(rb"[!$-~]{0,8192}")  # what may stand in a request line, and no fragment
+_QUERY = re.compile(rb"[!$-~]{0,8192}")  # allowed in a request line, without a fragment
 _SEQUENCE = re.compile(rb'"sequence_number":\s*(\d{1,15})')
 _MESSAGES_KINDS = {
     401: "authentication_error",
@@ -196,9 +195,9 @@ _MESSAGES_KINDS = {
 
 
 class PassingExchange(Exchange):
-    head: bytes = b""  # the first bytes of the answer
-    last: bytes = b""  # the last part that was sent, whole events of a stream
-    on_head: Callable[[bytes], bool] | None = None  # gets the head of a stream as it grows, until it returns True
+    head: bytes = b""  # of the response
+    last: bytes = b""  # the last part sent; of a stream, whole events
+    on_head: Callable[[bytes], bool] | None = None  # called with the growing head of a stream until it returns True
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
         self._keep(data)
@@ -221,7 +220,7 @@ class PassingExchange(Exchange):
 
 class ResponsesExchange(PassingExchange):
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
-        """Flat, as the API's reference has it, and nested, as OpenAI's clients look for it."""
+        """Flat, as in the API reference, and nested, as OpenAI's clients expect."""
         seen = _SEQUENCE.findall(self.last)
         error = {"type": kind, "code": code, "message": message, "param": None}
         event = error | {"type": "error", "sequence_number": int(seen[-1]) + 1 if seen else 0, "error": error}
@@ -230,7 +229,6 @@ class ResponsesExchange(PassingExchange):
 
 class MessagesExchange(PassingExchange):
     def error_body(self, status: int, message: str, kind: str, param: str | None, code: str) -> bytes:  # noqa: ARG002
-        """`{"type": "error", "error": {"type", "message"}}`."""
         kind = _MESSAGES_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
         return encode_json({"type": "error", "error": {"type": kind, "message": message}})
 
@@ -241,9 +239,9 @@ class MessagesExchange(PassingExchange):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
     exchange: type[PassingExchange] = PassingExchange
-    mark: bytes = b'"delta"'  # occurs once in each event that carries text
-    x_api_key: bool = False  # this API's clients bring their key in `x-api-key`
-    is_json: bool = True  # the body is read as far as model and stream; otherwise it is not read
+    mark: bytes = b'"delta"'  # occurs once in each event with text
+    x_api_key: bool = False  # clients may send their key in `x-api-key`
+    is_json: bool = True  # the body is parsed
 
 
 COMPLETIONS = Api(mark=b'"text"')
@@ -255,7 +253,7 @@ ENGINE = Api(mark=b'"content"', is_json=False)
 
 @dataclass(frozen=True, slots=True)
 class Passthrough:
-    """The handler of one endpoint. `path` is the upstream's, and may hold `{id}`."""
+    """Handler of one endpoint. `path` is the upstream's and may contain `{id}`."""
 
     api: Api
     method: str
@@ -267,7 +265,7 @@ class Passthrough:
 
     @property
     def creates(self) -> bool:
-        """Does an answer name an object that the request has created?"""
+        """Whether a response names an object that the request has created."""
         return self.method == "POST" and object_in(self.path) == (True, None)
 
 
@@ -315,7 +313,7 @@ class _PassedCall:
         return self.gw.clients.keys.has_tenants and not self.exchange.caller.sees_all
 
     def _route(self, intake: Intake, named: Mapping[str, str], stored: StoredObject | None) -> BuiltRoute | None:
-        """The request's route. An object is its owner's, whatever the routes that its key may use match."""
+        """Return the route, or None for the caller's own stored object that no usable route matches."""
         try:
             return find_route(self.gw, intake.model, named, self.exchange.caller)
         except BadRequest:
@@ -324,7 +322,7 @@ class _PassedCall:
             return None
 
     async def _stored(self) -> StoredObject | None:
-        """The object that the path names, as far as it is known. Raises BadRequest for one that is not the caller's."""
+        """Return the object named by the path, if known. Raise BadRequest if it is not the caller's."""
         objects, (is_object, object_id) = self.gw.clients.objects, object_in(self.endpoint.path)
         object_id = self.exchange.stored_id or object_id
         if object_id is None:
@@ -337,7 +335,7 @@ class _PassedCall:
         return await objects.of(object_id) if self.gw.clients.keys.asks_for_keys else objects.recent(object_id)
 
     def _note_created(self, ledger: Ledger, upstream: str, object_id: str | None) -> bool:
-        """Remember who created an object; True: its id is known."""
+        """Record an object's creator. Return whether the object's id is known."""
         if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= self.exchange.status < 300:
             return False
         made = StoredObject(object_id=object_id, sender=self.exchange.caller.id, upstream=upstream)
@@ -361,7 +359,7 @@ class _PassedCall:
             return await read_aside(read_chat, raw, limits)
         is_form = (kind or "").lower().startswith("multipart/") and raw[:2] == b"--"
         if raw and not is_form and self.gw.clients.keys.has_tenants and object_in(endpoint.path)[0]:
-            body = await read_aside(parse_json, raw, limits)  # what may name an object must mean one thing
+            body = await read_aside(parse_json, raw, limits)  # references must be unambiguous
             return replace(_unread(raw.strip()), body=body)
         return _unread(raw)
 
@@ -369,7 +367,7 @@ class _PassedCall:
         exchange, endpoint, request = self.exchange, self.endpoint, admitted.request
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
         client, body = gw.upstreams[admitted.upstream], admitted.intake.forwarded
-        # vLLM's own check of keys reads `authorization` alone, whatever the API.
+        # vLLM checks the key in `authorization` only, for every API.
         wants_own = endpoint.api.x_api_key and client.settings.driver != "vllm"
         foreign = ForeignApi(
             method=endpoint.method,
@@ -402,7 +400,7 @@ _decode_named = msgspec.json.Decoder(_NamedFields).decode
 
 def _unread(raw: bytes) -> Intake:
     model, stream = "", False
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the engine judges it
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the engine will refuse it
         if raw[:1] == b"{":
             fields = _decode_named(raw)
             model = msgspec.json.decode(fields.model, type=str) if len(fields.model) <= MOST_NAME_CHARS else ""
@@ -421,7 +419,7 @@ def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail:
 
 
 def _note_opening(exchange: PassingExchange, ledger: Ledger) -> None:
-    """Of an answer that was cut off, what its first events said: its id, and in messages its prompt's tokens."""
+    """Read the id and the prompt's tokens from the first events of a response that was cut off."""
     account = ledger.calls[-1] if ledger.calls else None
     if account is not None and account.cancelled and exchange.events:
         _take_prompt(account, ledger, read_answer(exchange.head, b"", events=True))

@@ -1,7 +1,7 @@
-"""Reads a client's request body, strictly where we read it and not at all where we do not.
+"""Parses a client's request body, strictly where Suffice uses it.
 
-What is no JSON, or could mean two things, is refused with a 4xx in OpenAI's shape; a field that only the upstream reads
-is forwarded, and the upstream's verdict comes back.
+Invalid or ambiguous JSON is refused with a 4xx in OpenAI's shape. Fields that only the upstream uses are forwarded,
+and the upstream validates them.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ T = TypeVar("T")
 OVERRIDES = ("api_base", "base_url", "api_key", "extra_headers", "user_config", "custom_llm_provider")
 MAX_HEAD_CHARS = 64 * 1024  # names and values together
 KNOWN_OPTIONS = ("samples", "policy_version", "conversation_id")
-AT_ONCE_BYTES = 64 * 1024  # a longer body is read in a thread
-MOST_ESCAPES = 2_000_000  # backslashes: each costs as much as 30 other characters
-MOST_NAME_CHARS = 1_000  # of a model's or a conversation's name, as the log keeps it
+AT_ONCE_BYTES = 64 * 1024  # a longer body is parsed in a thread
+MOST_ESCAPES = 2_000_000  # backslashes: each costs as much time as 30 other characters
+MOST_NAME_CHARS = 1_000  # of a model's or conversation's name, in the log
 _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    raw: bytes  # as it came
+    raw: bytes  # as received
     body: dict[str, Any]  # parsed, without `suffice` and without override fields
-    changed: bool = False  # was anything taken out? Then `raw` may not be forwarded
-    stripped: tuple[str, ...] = ()  # override fields that were taken out
+    changed: bool = False  # fields were removed or changed: do not forward `raw`
+    stripped: tuple[str, ...] = ()  # override fields that were removed
     options: Mapping[str, Any] = field(default_factory=dict)  # the object `suffice`
     has_options: bool = False
     model: str
     stream: bool
     wants_usage: bool = False  # a usage chunk in the stream
-    identity: bytes = b""  # equal for equal bodies: `raw`, or a digest of a long one
-    prompt: str | None = None  # stands for messages that are long; None: they are short
+    identity: bytes = b""  # equal for equal bodies: `raw`, or its digest if long
+    prompt: str | None = None  # digest of long messages; None: they are short
 
     @property
     def forwarded(self) -> bytes:
-        """What goes upstream: the client's own bytes, or the body again when a field had to be changed."""
+        """The client's own bytes, or the body encoded again if a field was changed."""
         return encode_json(self.body) if self.changed else self.raw
 
     def for_model(self, model: str | None) -> Intake:
-        """The request with the route's own model name; None: it has none."""
+        """Return the request with the route's model name, if it has one."""
         if model is None or model == self.model:
             return self
         self.body["model"] = model
@@ -63,7 +63,7 @@ class Intake:
 
 
 def check_head(headers: list[tuple[str, str]]) -> None:
-    """Refuse heads that are too large, and hosts and encodings that could mean two things. Raises BadRequest."""
+    """Raise BadRequest for heads that are too large, and for ambiguous hosts and transfer encodings."""
     n_chars, n_hosts = 0, 0
     for name, value in headers:
         n_chars += len(name) + len(value)
@@ -79,15 +79,15 @@ def check_head(headers: list[tuple[str, str]]) -> None:
 
 
 def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None:
-    """Refuse a body by what its headers say of it, before any of it is read. Raises BadRequest."""
-    named = dict(reversed(headers))  # of a header that came twice the first one counts
+    """Check the headers that describe the body, before reading it. Raise BadRequest."""
+    named = dict(reversed(headers))  # the first of repeated headers counts
     if named.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         message = "content-encoding: compressed request bodies are not accepted; send the JSON as it is"
         raise BadRequest(message, status=415, code="unsupported_encoding")
     check_length(named, limit_bytes)
     kind = ", ".join(value for name, value in headers if name == "content-type")
     if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
-        # A page of another site may send a body without a type, as text and as a form, and nothing else unasked.
+        # Without a preflight, pages of other sites can send only text, forms and bodies without a type.
         message = f"content-type: got {kind[:100]!r}; must be application/json"
         raise BadRequest(message, status=415, code="unsupported_media_type")
 
@@ -99,9 +99,9 @@ def check_length(named: Mapping[str, str], limit_bytes: int) -> None:
 
 
 async def read_aside(read: Callable[[bytes, Server], T], raw: bytes, limits: Server) -> T:
-    """Read a body: a short one at once, a longer one in a thread, so that other requests are served meanwhile.
+    """Parse a short body at once and a longer one in a thread, so that other requests are served meanwhile.
 
-    One thread for all: several that want the interpreter would keep the event loop waiting longer.
+    One thread serves all: several would compete for the interpreter and delay the event loop longer.
     """
     if len(raw) <= AT_ONCE_BYTES:
         return read(raw, limits)
@@ -109,7 +109,7 @@ async def read_aside(read: Callable[[bytes, Server], T], raw: bytes, limits: Ser
 
 
 def parse_json(raw: bytes, limits: Server) -> dict[str, Any]:
-    """One JSON object: UTF-8, no repeated keys, no NaN, bounded depth and number of values. Raises BadRequest."""
+    """Parse a JSON object: UTF-8, no repeated keys, no NaN, bounded depth and number of values. Raise BadRequest."""
     if not raw.strip():
         raise BadRequest("body: is empty; must be a JSON object", code="empty_body")
     if len(raw) > limits.max_body_bytes:
@@ -127,7 +127,7 @@ def parse_json(raw: bytes, limits: Server) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest(f"body: must be a JSON object, got {_kind(body)}", code="not_an_object")
     if _keys_and_depth(body, limits.max_depth) != n_keys:
-        _decode_slowly(raw)  # a key is repeated: this says which
+        _decode_slowly(raw)  # a key is repeated; this raises and names it
     if not body:
         raise BadRequest("body: is an empty object; `model` and `messages` are needed", code="empty_body")
     return body
@@ -188,7 +188,7 @@ _STRICT = json.JSONDecoder(
 
 
 def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
-    """Count all keys; refuse nesting beyond `limit`."""
+    """Return the number of keys. Raise BadRequest for nesting deeper than `limit`."""
     n_keys, depth = 0, 1
     level: list[Any] = [body]
     while level:
@@ -201,14 +201,14 @@ def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
                 n_keys += len(node)
                 values = node.values()
             for value in values:
-                if type(value) is dict or type(value) is list:  # nothing else comes out of a JSON parser
+                if type(value) is dict or type(value) is list:  # the only containers of a JSON parser
                     inner.append(value)  # noqa: PERF401 - twice as fast as extending by a generator
         level, depth = inner, depth + 1
     return n_keys
 
 
 def read_chat(raw: bytes, limits: Server) -> Intake:
-    """Read a chat request. Raises BadRequest for what we read and cannot."""
+    """Parse a chat request. Raise BadRequest for invalid fields among those that Suffice uses."""
     body = parse_json(raw, limits)
     stripped = tuple(k for k in OVERRIDES if k in body)
     has_options = "suffice" in body
@@ -274,12 +274,12 @@ def _kind(value: object) -> str:
 
 
 def query_of(body: Mapping[str, Any], kind: Kind, n_samples: int) -> Query:
-    """The query of a governed request. The body's `metadata` is left out: it may name a person."""
+    """Return the query features of a governed request, without the body's `metadata`, which may name a person."""
     return query_signals(last_question(body), metadata={}, planned_steps=n_samples if kind == "samples" else None)
 
 
 def last_question(body: Mapping[str, Any]) -> str | None:
-    """The text of the last message of a user; None: there is none, or it is no text."""
+    """Return the text of the last user message, or None."""
     messages = body.get("messages")
     of_users = (
         message

@@ -1,7 +1,4 @@
-"""Opens and closes runs whose loop the caller drives: the audit draw before the first step, one outcome at the end.
-
-Shared by `POST /v1/decide` and by the library, which differ only in how a step reaches them.
-"""
+"""Opens and closes runs whose loop the caller drives, for `POST /v1/decide` and for the library."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ from suffice.telemetry import LOG
 from suffice.types import Decision, EndReason
 
 LIMIT_BYTES: Final = 2 * 2**20
-LOOK_S: Final = 60.0  # between two looks for abandoned runs
+LOOK_S: Final = 60.0  # between two checks for abandoned runs
 ID_CHARS: Final = 200
 MAX_METADATA: Final = 32
 MAX_LOGPROBS: Final = 10_000
@@ -70,7 +67,7 @@ def open_run(
     idempotency_key: str | None = None,
     endpoint: str = "/v1/decide",
 ) -> RoundsRun:
-    """Draw the audit, write the request down, and give the run that takes its steps."""
+    """Draw the audit, log the request and return the run that takes its steps."""
     gw.deployment.refresh()
     route = gw.deployment.route(route.name) or route
     arrival = Arrival(
@@ -110,7 +107,7 @@ def open_run(
 
 
 def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None:
-    """Write the run's one outcome; closing it again does nothing. A run that was broken off ends as "client_left"."""
+    """Write the run's outcome. Idempotent. An aborted run ends as "client_left"."""
     if run.is_over:
         return
     run.finish()
@@ -127,7 +124,7 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
     gw.metrics.inc("suffice_open_episodes", by=-1)
     keep_sources(gw, ledger, run.shelf)
     close(gw, ledger, end)
-    ledger.steps = []  # they are in the log; the run is kept for calls that are repeated
+    ledger.steps = []  # logged; the run stays in memory for repeated calls
 
 
 def close_old(gw: GatewayState) -> None:
@@ -152,13 +149,13 @@ class DecideRequest:
 
 
 async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
-    """`POST /v1/decide`: a loop that runs at the client asks after each of its steps whether to go on.
+    """`POST /v1/decide`: a client's loop asks after each step whether to continue.
 
-    {route, question, step} ──▶ the run is opened: audit draw, request row ──▶ {episode_id, action, …}
-    {route, episode_id, step} ──▶ the next step; the same step again, the same decision
-    {route, episode_id, done | aborted} ──▶ its one outcome
+    {route, question, step} ──▶ opens the run: audit draw, request row ──▶ {episode_id, action, …}
+    {route, episode_id, step} ──▶ the next step; a repeated step gets the same decision
+    {route, episode_id, done | aborted} ──▶ the outcome
 
-    Open runs are kept in memory, bounded in number and time; an abandoned one gets its outcome all the same.
+    Open runs are kept in memory, bounded in number and time; an abandoned run gets an outcome too.
     """
     try:
         check_body_headers(exchange.headers, LIMIT_BYTES)
@@ -169,7 +166,7 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
         close_old(gw)
         run = _run(gw, step, exchange)
         vector = () if step.report is None or step.index is None else await run.vector_of(step.index, step.report)
-        # From here to the answer nothing waits: clients that ask at once are served one after the other.
+        # No await from here to the decision, so concurrent calls cannot interleave.
         decision = _advance(gw, run, step, vector)
     except ClientGone:
         return
@@ -177,7 +174,7 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
         gw.metrics.inc("suffice_decisions_total", "", "refused")
         await exchange.refuse(error)
         return
-    except Exception as error:  # noqa: BLE001 - the caller's loop goes on, and must be told so
+    except Exception as error:  # noqa: BLE001 - the caller's loop goes on, and its response must say so
         LOG.error("decide: internal error (%s)", type(error).__name__)
         gw.metrics.inc("suffice_failopen_total", "decide")
         await exchange.fail(500, "internal error; go on without us", "internal_error", kind="server_error")
@@ -210,7 +207,7 @@ def _run(gw: GatewayState, step: DecideRequest, exchange: Exchange) -> RoundsRun
     route = next((r for r in usable_routes(routes, caller, by_name=True) if r.name == step.route), None)
     if route is None:
         raise route_refusal(routes, caller, step.route, where="route")
-    # Under which a run is kept, so that its opening call may be repeated; two callers never share one.
+    # Lets the opening call be repeated; unique to the caller.
     opening = joined(caller.namespace, key) if key else None
     episode_id = step.episode_id or (gw.runs.opened_by(opening) if opening else None)
     if episode_id is None:
@@ -257,7 +254,7 @@ def _watch(gw: GatewayState) -> None:
 
 
 def read_decide(body: dict[str, Any], conversation: str | None = None) -> DecideRequest:
-    """Check a body; `conversation`: from the headers. Raises BadRequest naming the field and what is allowed."""
+    """Parse a body; `conversation` comes from the headers. Raise BadRequest, naming the field and what is allowed."""
     _check_known(body, FIELDS, "")
     route = _text(body, "route", ID_CHARS)
     if not route:

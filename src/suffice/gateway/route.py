@@ -1,10 +1,10 @@
-"""A route as it serves: which requests it governs, what is published for it, what people hold, its running variants.
+"""A route as it serves requests: which requests it governs, its publication, its overrides and its running variants.
 
     settings ──▶ BuiltRoute ──▶ deploy_route: publication, version ──▶ for_request ──▶ Variants.place ──▶ one request's
 
-A publication is used only where it fits: made for this promise or a stricter one, on these settings, in the epoch that
-is running. Whatever does not fit, or cannot be read, is level 0: everything runs in full. A request that is not
-understood completely is not governed: it passes through byte for byte, with the reason counted and visible.
+A publication is used only if it was made for this promise or a stricter one, on these settings, in the current epoch.
+Otherwise, or if it cannot be read, the level is 0 and everything runs in full. A request that is not fully understood
+is not governed: it passes through byte for byte, and the reason is counted and visible.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from suffice.telemetry import LOG, Metrics
 from suffice.types import ArmDraw, Findings, Pause, Promise, Publication
 from suffice.upstream.drivers import allows_probes
 
-# Fields under which a stop could change what the client asked for, by the reason that is counted: OpenAI's, then
-# the names that llama.cpp, vLLM, SGLang and OpenRouter have for the same. A vote on samples could live with some of
-# them (a sample is the client's request as it is), but no scorer reads tool calls or JSON, so they pass there too.
+# Fields with which a stop could change the requested result, by the counted reason: OpenAI's, then
+# their equivalents in llama.cpp, vLLM, SGLang and OpenRouter. A vote on samples could support some of
+# them, but no scorer reads tool calls or JSON, so such requests pass through there too.
 _BLOCKING_BY_REASON: Mapping[str, str] = {
     "tools": "tools functions web_search_options plugins",
     "response_format": "response_format grammar json_schema structured_outputs guided_json guided_regex guided_choice"
@@ -54,8 +54,8 @@ _BLOCKING_BY_REASON: Mapping[str, str] = {
 }
 BLOCKING = {name: reason for reason, names in _BLOCKING_BY_REASON.items() for name in names.split()}
 _EVIDENCE = ("kind", "model", "samples", "wave", "effort", "budget_tokens", "finish_unclosed", "embeddings")
-TEXT_PARTS = ("text", "refusal")  # parts of a message that a chat template writes out as text
-MOST_VARIANTS = 256  # that are kept built; beyond that all are built anew
+TEXT_PARTS = ("text", "refusal")  # parts of a message that chat templates write as text
+MOST_VARIANTS = 256  # built variants in memory; beyond that the cache is cleared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +66,19 @@ class BuiltRoute:
     policy: Policy
     policy_version: str
     certified: bool
-    needs: tuple[str, ...]  # signals to compute
-    findings: Findings | None = None  # of doctor at the upstream; None: nothing is known
-    refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
-    setup: str = ""  # what evidence rests on, see `route_setup`
-    levels: Sequence[Policy] = ()  # the policy at each level, 0 never stops; (): one policy, and no levels
-    folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): no learned version is active
-    in_force: InForce = NOTHING  # what the control loop has published
-    in_burst: bool = False  # everything runs in full now, and is an audit
-    arm: str = ""  # the effort or budget that is certified and active, as outcomes name it; "": none
+    needs: tuple[str, ...]  # signals to be computed
+    findings: Findings | None = None  # of `suffice doctor` on the upstream; None: none
+    refused: str | None = None  # why the route must not be enforced; None: it may
+    setup: str = ""  # see `route_setup`
+    levels: Sequence[Policy] = ()  # the policy at each level, 0 never stops; (): one policy without levels
+    folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): no active learned version
+    in_force: InForce = NOTHING  # the control loop's publication
+    in_burst: bool = False  # every request is an audit now
+    arm: str = ""  # the certified active effort or budget, as outcomes name it; "": none
     ceiling: int | None = None  # the highest level for this prompt's class; None: no limit
-    floor: int | None = None  # budgeted mode: levels above it are certified by nothing; None: certified mode
-    promise: Promise = "certified"  # by which this request's level was chosen
-    risks: bool = False  # the brake holds, and its owner lets an uncertified level act rather than turn away
+    floor: int | None = None  # budgeted mode: the highest certified level; None: certified mode
+    promise: Promise = "certified"  # for which this request's level was chosen
+    risks: bool = False  # during a fallback, an uncertified level acts instead of turning requests away
     holding: InEffect = NO_OVERRIDES
 
     @property
@@ -88,12 +88,12 @@ class BuiltRoute:
 
     @property
     def is_proved(self) -> bool:
-        """Is its owner's own policy active, and proved by a publication?"""
+        """Return whether the active policy is the operator's own and a publication certifies it."""
         made = self.in_force.publication
         return self.certified and made is not None and made.is_owned
 
     def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:
-        """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved."""
+        """Return the route for one prompt: with the model not trained on it, and in full where there is no evidence."""
         if not (self.folds or self.arm or self.is_proved):
             if self.holding.classes.get(query_class) == 0:
                 return replace(self, holding=replace(self.holding, observe="its class runs in full"))
@@ -103,12 +103,12 @@ class BuiltRoute:
         if made is None or all(one[0] != requested for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
         ceiling = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class))
-        if not self.folds:  # an arm, or its owner's policy: there is nothing between it and a full run
+        if not self.folds:  # an arm or the operator's policy has no levels to lower
             return replace(self, certified=False, arm="") if ceiling == 0 else self
         return replace(self, levels=self.folds[prompt_fold(question_key, len(self.folds))], ceiling=ceiling)
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
-        """Does the model that answered a request for `model` agree with the evidence, as far as either says?"""
+        """Return whether the answering model matches the evidence, as far as both are known."""
         made = self.in_force.publication
         if made is None or not (self.folds or self.arm or self.is_proved):
             return True
@@ -127,11 +127,11 @@ class BuiltRoute:
         classes: Mapping[str, int] | None = None,
         beside: tuple[str, ...] = (),
     ) -> RouteGuarantee:
-        """What is promised on the route, or to one request where this is the route as that request gets it.
+        """Return the guarantee of the route, or of one request if this is the route for that request.
 
-        unread   the log could not be read for too long
-        classes  audits by class of questions, as the job `monitor` counted them
-        beside   what serves a part of its requests in another way
+        unread   the log has been unreadable for too long
+        classes  audits by query class, as counted by the job `monitor`
+        beside   experiments and rollouts that serve a part of the requests differently
         """
         made = self.in_force.publication
         inputs = GuaranteeInputs(
@@ -163,13 +163,13 @@ class BuiltRoute:
 
     @property
     def may_probe(self) -> bool:
-        """May a run that nothing can stop be probed? Only where the cost of a probe is known."""
+        """Return whether audits may be probed: only where the cost of a probe is known."""
         probe = self.settings.probe
         return probe is not None and (probe.verified_by == "owner" or allows_probes(self.findings))
 
 
 def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str:
-    """A digest of the settings that a route's evidence rests on: where it differs, the evidence does not apply."""
+    """Return a digest of the settings that a route's evidence depends on; evidence holds only for the same digest."""
     kept = {name: getattr(settings, name) for name in (*_EVIDENCE, "scorer", "steps", "probe")}
     written = msgspec.json.encode([kept, url_key, probes], order="deterministic")
     return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
@@ -189,7 +189,7 @@ def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
 
 
 def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
-    """Why this request must pass through untouched; None: it is governed."""
+    """Return why this request must pass through unchanged, or None if it is governed."""
     kind, messages = route.settings.kind, body.get("messages")
     if route.settings.mode == "off":
         return "off"
@@ -205,9 +205,9 @@ def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str,
     if kind == "samples":
         return "samples=1" if n_samples(route, options) == 1 else None
     if any(_shows_more_than_text(m.get("content")) for m in messages):
-        return "images"  # a thought is continued as the template's text, in which they have no place
+        return "images"  # continuing a thought needs a prompt of text only
     if messages[-1].get("role") == "assistant" or body.get("continue_final_message"):
-        return "prefill"  # the answer begins with the client's own words, a thought may be among them
+        return "prefill"  # the answer begins with the client's text, which may hold a thought
     return None
 
 
@@ -221,7 +221,7 @@ def _shows_more_than_text(content: Any) -> bool:
 
 
 class LevelPolicies(Sequence[Policy]):
-    """The policy of one fold at each level, built when it is first used: there are forty, and one is active."""
+    """The policy of one fold at each level, built on first use: of about forty, one is active."""
 
     def __init__(self, version: FoldedVersion, fold: int, level: int) -> None:
         self._models, self._thresholds = version.models[fold], version.levels[fold][:level]
@@ -236,7 +236,7 @@ class LevelPolicies(Sequence[Policy]):
         policy = self._built.get(level)
         if policy is None:
             table = {"policy": "learned", "model": self._models, "threshold": self._thresholds[level - 1]}
-            # Complete before it is stored: another thread may be building it, too.
+            # Another thread may build the same policy, so store it only when complete.
             policy = self._built[level] = build_policy(table | {"on_hopeless": "stop"})
         return policy
 
@@ -246,14 +246,14 @@ def is_servable(route: BuiltRoute, made: Publication) -> bool:
 
 
 def rest_route(base: BuiltRoute, why: str) -> BuiltRoute:
-    """The route without anything that could act, whatever its settings say."""
+    """Return the route with early stopping disabled, whatever its settings say."""
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
 def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None = None) -> BuiltRoute:
-    """The route as it serves what is published: certified levels, an arm, its owner's policy, or full runs.
+    """Return the route with its publication deployed: certified levels, an arm, the operator's policy, or full runs.
 
-    Raises ConfigError for a version that cannot be served.
+    Raise ConfigError for a version that cannot be served.
     """
     settings, made = base.settings, held.publication
     in_burst = held.epoch is not None and held.in_burst and not settings.is_paired
@@ -262,7 +262,7 @@ def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None 
         return waiting
     if settings.is_paired and made.arm in settings.arms:
         return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
-    if settings.is_owned and made.version == own_version(settings).address:  # the very policy that was proved
+    if settings.is_owned and made.version == own_version(settings).address:  # exactly the certified policy
         return replace(waiting, certified=True)
     if settings.is_paired or settings.is_owned or version is None:
         return waiting
@@ -271,13 +271,13 @@ def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None 
     folds = tuple(LevelPolicies(version, fold, made.level) for fold in range(len(version.models)))
     needed = tuple(dict.fromkeys(need for fold in folds for need in fold[made.level].needs))
     needs = (*(need for need in base.needs if need not in needed), *needed)
-    Observer(needs, base.settings.kind)  # a signal that does not exist must fail here, not in a request
+    Observer(needs, base.settings.kind)  # fails here, not in a request, for an unknown signal
     floor = None if made.spending is None else made.spending.floor
     return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs, floor=floor)
 
 
 def apply_pin(held: InForce, holding: InEffect) -> InForce:
-    """What is active where a person has pinned an earlier publication."""
+    """Return the state with the publication that a person has pinned."""
     if held.pause is not None or held.publication is None:
         return held
     made = effective_publication(held.publication, held.n_epochs, holding)
@@ -285,7 +285,7 @@ def apply_pin(held: InForce, holding: InEffect) -> InForce:
 
 
 def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
-    """The route under the smaller of its own EM budget and the one that a person set."""
+    """Return the route with the smaller of its own EM budget and a person's override."""
     budget = holding.budget(base.settings.max_em_drop)
     if budget == base.settings.max_em_drop:
         return base
@@ -293,7 +293,7 @@ def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
 
 
 def apply_pause(holding: InEffect, pause: Pause | None) -> InEffect:
-    """Overrides of a route whose policy its owner wrote: a pause has no certificate there to take away."""
+    """Return the overrides with the pause added as "observe", for routes without a certificate to withdraw."""
     if pause is None or holding.observe is not None:
         return holding
     return replace(holding, observe=f"paused by {pause.author}: {pause.reason}")
@@ -305,29 +305,29 @@ def apply_pause(holding: InEffect, pause: Pause | None) -> InEffect:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutTrial:
     state: State
-    policy: Mapping[str, object] = field(default_factory=dict)  # the candidate's table, as `build_policy` takes it
-    models: FoldedVersion | None = None  # instead: a learned candidate, which acts up to the level of `state`
+    policy: Mapping[str, object] = field(default_factory=dict)  # the candidate's table for `build_policy`
+    models: FoldedVersion | None = None  # or a learned candidate, up to the level of `state`
 
 
 @dataclass(slots=True, kw_only=True)
 class Variants:
     """One gateway's experiments and rollouts. The follower writes them; requests read them.
 
-    Arms are drawn by keyed hash of what the request belongs to, so that retries, replicas and restarts draw the same.
-    A variant that cannot be built draws nothing: what is not served must not be on record as served.
+    Arms are drawn by keyed hash of the randomisation unit, so that retries, replicas and restarts draw the same. A
+    variant that cannot be built draws no arm, so the log never records an arm that was not served.
     """
 
     salt: str
     metrics: Metrics
     experiments: tuple[RunningExperiment, ...] = ()
-    trials: Mapping[str, RolloutTrial] = field(default_factory=dict)  # by route; at most one runs on each
-    standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # policies that rollouts have brought
+    trials: Mapping[str, RolloutTrial] = field(default_factory=dict)  # by route, at most one each
+    standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # of finished rollouts, by route
     _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
 
     def place(
         self, route: BuiltRoute, units: Callable[[], UnitIds], question: str = ""
     ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
-        """The route as a request gets it, and what it drew; the same object where nothing varies it."""
+        """Return the route for a request and its drawn arms; the same object if nothing varies it."""
         if not self.experiments and route.name not in self.trials and route.name not in self.standing:
             return route, ()
         try:
@@ -338,7 +338,7 @@ class Variants:
             return route, ()
 
     def audit_share(self, route: str) -> float:
-        """The audit share that a rollout of the route asks for; 0: none does."""
+        """Return the audit share that a rollout of the route requires, or 0."""
         trial = self.trials.get(route)
         return 0.0 if trial is None else trial.state.audit_share or 0.0
 
@@ -378,7 +378,7 @@ class Variants:
         if models is None:
             return self._with_policy(route, trial.policy, f"standing:{version_name(trial.policy)}")
         level = min(state.level, models.n_levels - 1)
-        # Its own certificate, and under that of the route: without either it lets every run come to its end.
+        # It needs its own certificate and the route's; without either, every run goes to its end.
         version = f"{state.fit}@{level}"
         served = replace(
             route, levels=(), policy=Never(), certified=False, floor=None, risks=False, policy_version=version
@@ -398,11 +398,11 @@ class Variants:
             route = varied
         if arm.level is not None:
             route = replace(route, ceiling=lowest(arm.level, route.ceiling))
-        # Evidence of an audit is of the run in full, whatever the arm: its setup stays the route's own.
+        # An audit runs in full under any arm, so its setup stays the route's.
         return replace(route, settings=settings) if settings is not route.settings else route
 
     def _with_policy(self, route: BuiltRoute, policy: Mapping[str, object], name: str) -> BuiltRoute | None:
-        """The route with another policy, which nobody has certified; None: it cannot be built."""
+        """Return the route with an uncertified policy, or None if it cannot be built."""
         built = self._built_with(route, dict(policy), name)
         if built is None:
             return None
@@ -430,8 +430,8 @@ class Variants:
             built = build_policy(policy)
             needed = {need.partition("(")[0] for need in built.needs}
             needs = (*(need for need in route.needs if need.partition("(")[0] not in needed), *built.needs)
-            Observer(needs, route.settings.kind)  # a signal that does not exist must fail here, not in a request
-        except Exception as error:  # noqa: BLE001 - a policy that crashes when it is loaded serves nobody
+            Observer(needs, route.settings.kind)  # fails here, not in a request, for an unknown signal
+        except Exception as error:  # noqa: BLE001 - a policy that crashes at load is not served
             LOG.error("routes.%s: a variant cannot be built (%s); nobody gets it", route.name, type(error).__name__)
             self.metrics.inc("suffice_failopen_total", "arms")
             return None
@@ -440,7 +440,7 @@ class Variants:
 
 
 def _is_comparable(route: BuiltRoute, state: State) -> bool:
-    """Is what a learned candidate is compared with active for this request, with nothing that holds it back?"""
+    """Return whether this request would get, without overrides, the version that a learned candidate is compared with."""
     made = route.in_force.publication
     if made is None or made.fit != state.in_force or not (route.certified and route.levels):
         return False
