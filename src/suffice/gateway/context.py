@@ -335,7 +335,7 @@ class RouteStatistics:
     n_requests: int = 0
     full_runs: RunLengths = field(default_factory=RunLengths)
     hand_overs: HandOvers = field(default_factory=HandOvers)
-    extracted: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # of full runs: was an answer found?
+    extracted: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # an answer was found
     n_since_check: int = 0  # full runs
     breaker: Breaker | None = None
 

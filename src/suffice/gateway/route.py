@@ -440,7 +440,7 @@ class Variants:
 
 
 def _is_comparable(route: BuiltRoute, state: State) -> bool:
-    """Return whether this request would get, without overrides, the version that a learned candidate is compared with."""
+    """Return whether this request gets, unrestricted, the version that a learned candidate is compared with."""
     made = route.in_force.publication
     if made is None or made.fit != state.in_force or not (route.certified and route.levels):
         return False
