@@ -1,6 +1,6 @@
-"""Vectors of texts from any server with OpenAI's `/v1/embeddings`, by which fold `drafts` compares drafts.
+"""Embeddings from any server with OpenAI's `/v1/embeddings`, with which the fold `drafts` compares drafts.
 
-A text without a vector is no error: the drafts are then compared by their words.
+A text without a vector is not an error: the fold then compares drafts by their words.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class EmbeddingReply(msgspec.Struct):
 
 
 class Unusable(Exception):
-    """A reply without vectors for the texts; the message says what was wrong with it."""
+    """A reply without vectors for the texts; the message gives the problem."""
 
 
 class HttpEmbedder:
-    """An `Embedder` that calls a server and remembers its vectors. Use it in `async with`.
+    """An `Embedder` that calls a server and caches its vectors, inside `async with`.
 
-    All vectors have one length. One of another length comes from another model, so its text has no vector.
+    All vectors have one length. A vector of another length comes from another model and is dropped.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class HttpEmbedder:
         pause_s: float = 30.0,
         n_kept: int = 4_096,
     ) -> None:
-        """Raises ConfigError for an address or a limit that cannot be used.
+        """Raise ConfigError for an invalid address or limit.
 
-        n_numbers  of each vector; None: as many as the first one has
+        n_numbers  length of each vector; None: as the first one
         pause_s    without calls after a failure
-        n_kept     vectors that are remembered; the least recently used are forgotten first
+        n_kept     cached vectors; the least recently used are dropped first
         """
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"embedder.url: got {url!r:.200}; need http://host[:port][/path]")
@@ -96,7 +96,7 @@ class HttpEmbedder:
         return self._recall(_key(text))
 
     async def embed(self, texts: Sequence[str]) -> list[Vector | None]:
-        """One vector for each text; None: the text is blank, or the server failed."""
+        """Return one vector for each text, None if the text is blank or the server failed."""
         keys = [_key(text) for text in texts]
         known: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
         wanted = {key: text for key, text in zip(keys, texts, strict=True) if known[key] is None and text.strip()}
@@ -122,11 +122,11 @@ class HttpEmbedder:
             return [None] * len(texts)
 
     async def _post(self, texts: list[str]) -> list[EmbeddingEntry]:
-        """Raises UpstreamError, TimeoutError and Unusable."""
+        """Raise UpstreamError, TimeoutError or Unusable."""
         if self._client is None:
             raise Unusable("it was not opened; use it in `async with`")
         self.n_requests += 1
-        # No server could read half a character.
+        # Lone surrogates are not valid UTF-8.
         readable = [text.encode("utf-8", "replace").decode() for text in texts]
         body = {"model": self._model, "input": readable, "encoding_format": "float"}
         status, raw, _ = await call_json(
@@ -140,7 +140,7 @@ class HttpEmbedder:
             raise Unusable(f"a reply without vectors: {error}") from None
 
     def _checked(self, entries: list[EmbeddingEntry], n_texts: int) -> list[Vector | None]:
-        """The vectors in the order of their texts; None where the length is another model's. Raises Unusable."""
+        """Return the vectors in the order of their texts, None for one of another length. Raise Unusable."""
         if len(entries) != n_texts:
             raise Unusable(f"a reply without one entry for each of {n_texts} texts in `data`")
         vectors: list[Vector | None] = [None] * n_texts

@@ -1,4 +1,4 @@
-"""Short calls to servers that are no upstream of a route: a judge, an embedder, a labelling tool."""
+"""Short calls to servers other than a route's upstream: a judge, an embedder, a labelling tool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from suffice.upstream.client import Headers, UpstreamClient
 def helper_client(
     name: str, url: str, *, timeout_s: float, api_key: str | None = None, retries: int = 0
 ) -> UpstreamClient:
-    """A client for one server, to be used in `async with`; `retries`: only for calls that may be made twice."""
+    """Return a client for one server, for `async with`. Set `retries` only for idempotent calls."""
     settings = Upstream(
         url=url, connect_timeout_s=timeout_s, first_byte_timeout_s=timeout_s, idle_timeout_s=timeout_s, retries=retries
     )
@@ -30,9 +30,9 @@ async def call_json(
     method: str = "POST",
     headers: Headers = (),
 ) -> tuple[int, bytes, dict[str, str]]:
-    """Send JSON (None: no body) and return the status, the body and the headers, whose names are in lower case.
+    """Send JSON (None: no body) and return the status, the body and the headers, with names in lower case.
 
-    Follows no redirect. Raises UpstreamError, also for an answer above `most_bytes`, and TimeoutError.
+    Redirects are not followed. Raise UpstreamError, also for a response above `most_bytes`, and TimeoutError.
     """
     sent = None if body is None else json.dumps(body).encode()
     given = [("content-type", "application/json"), ("accept-encoding", "identity"), *headers]

@@ -1,6 +1,6 @@
-"""The judge model: any OpenAI-compatible model grades answers, for tasks without an exact match.
+"""The judge model: an OpenAI-compatible model that grades answers, for tasks without an exact match.
 
-Only a route with a `judge` table uses one (`control.evidence.judging`), and its grades count only once its error has
+Only routes with a `judge` table use one (`control.evidence.judging`). Its grades count only once its error rate has
 been measured (`assurance.labels`).
 """
 
@@ -18,9 +18,9 @@ from suffice.edge.http_call import call_json, helper_client
 from suffice.errors import UpstreamError
 from suffice.upstream.client import UpstreamClient
 
-MAX_CHARS = 20_000  # of a question, an answer or a reference: more is cut in its middle
+MAX_CHARS = 20_000  # of a question, an answer or a reference; longer ones are cut in the middle
 MAX_REPLY_BYTES = 2**20
-MAX_KEPT = 100_000  # grades that are remembered
+MAX_KEPT = 100_000  # cached grades
 _BUSY = frozenset({408, 409, 429})
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _GRADE = re.compile(r"\bgrade\b[\s\"'*_`:=]{1,12}([+-−]?\d{1,3}(?:\.\d{1,12})?)(?![\d.]*\d|\s?[/%])", re.IGNORECASE)
@@ -44,19 +44,19 @@ REMINDER = "\n\nEnd with the line Grade: X and nothing behind it, where X is a n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    value: float | None  # in [-1, 1], above 0 is right; None: there is no grade
-    said: str = ""  # the end of what it wrote, at most 500 characters
+    value: float | None  # in [-1, 1], above 0 is right; None: no grade
+    said: str = ""  # the end of its reply, at most 500 characters
     problem: str = ""  # why there is no grade
-    n_calls: int = 0  # calls to the model, failed ones too
-    prompt_tokens: int = 0  # as the server counts them; 0 where it does not
+    n_calls: int = 0  # calls to the model, including failed ones
+    prompt_tokens: int = 0  # as reported by the server; 0 if not reported
     completion_tokens: int = 0
 
 
 class JudgeModel:
-    """Grades answers with a model behind an OpenAI-compatible server. Use it as an asynchronous context.
+    """Grades answers with a model behind an OpenAI-compatible server, inside `async with`.
 
-    The same answer to the same question gets the same grade for as long as the judge lives: otherwise two equal
-    answers of one audit could be graded differently, and the bound would not hold.
+    Grades are cached for the life of the judge, so that equal answers to a question get equal grades; the bound
+    depends on that.
     """
 
     def __init__(
@@ -71,13 +71,14 @@ class JudgeModel:
         at_once: int = 4,
         max_tokens: int = 1_024,
     ) -> None:
-        """Raises ValueError for limits out of range.
+        """Raise ValueError for limits out of range.
 
         url         base address of the server, with or without /v1
         retries     further calls for one answer, after a failure or an unreadable grade
-        pause_s     before the first retry after a failure, doubled each time; a longer `retry-after` counts, up to 60 s
-        at_once     calls at the same time
-        max_tokens  of a reply; a model that thinks needs more
+        pause_s     before the first retry after a failure, doubled each time; a longer `retry-after` counts, up to 60
+                    s
+        at_once     concurrent calls
+        max_tokens  of a reply; a reasoning model needs more
         """
         if timeout_s <= 0 or retries < 0 or pause_s < 0 or at_once < 1 or max_tokens < 1:
             raise ValueError(f"judge: got {timeout_s=} {retries=} {pause_s=} {at_once=} {max_tokens=}; out of range")
@@ -104,7 +105,7 @@ class JudgeModel:
             self._client = None
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
-        """Grade one answer. A server's failure raises nothing and is a grade None.
+        """Grade one answer. If the server fails, the grade's value is None; nothing is raised.
 
         answer  None: no answer, which is wrong without a call
         gold    the reference
@@ -119,7 +120,7 @@ class JudgeModel:
             task = self._grades[key] = asyncio.create_task(self._grade(question, answer, gold))
         grade = await asyncio.shield(task)
         if grade.value is None:
-            self._grades.pop(key, None)  # the next one who asks may have more luck
+            self._grades.pop(key, None)  # a later call may succeed
         return grade
 
     async def _grade(self, question: str, answer: str, gold: str | None) -> Grade:
@@ -145,7 +146,7 @@ class JudgeModel:
         return spent
 
     async def _call(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, float | None]:
-        """One call: (the reply, what went wrong, seconds that the server wants us to wait; None: do not retry)."""
+        """Return the reply, the problem, and how many seconds to wait before a retry (None: do not retry)."""
         if self._client is None:
             raise RuntimeError("judge: use it as `async with JudgeModel(…) as judge`")
         try:
@@ -170,9 +171,9 @@ def messages(question: str, answer: str, gold: str | None, *, reminder: str = ""
 
 
 def read_grade(text: str) -> float | None:
-    """The grade in a judge's words: the last "Grade: X" behind its thought, or a number that stands alone.
+    """Return the grade in a reply: the last "Grade: X" after its thought, or a number that stands alone.
 
-    None where there is none, or one outside [-1, 1]: "8/10" and "80 %" are other scales, and are not guessed.
+    None if there is none or it is outside [-1, 1]: "8/10" and "80 %" are other scales and are not converted.
     """
     reply = _THOUGHT.sub("", text[-MAX_CHARS:].rpartition("</think>")[2])
     written = [matched.group(1) for matched in _GRADE.finditer(reply)]
@@ -185,7 +186,7 @@ def read_grade(text: str) -> float | None:
 
 
 def _contained(text: str, tag: str) -> str:
-    """The text, short enough, and unable to close its own tag."""
+    """Return the text, shortened, and unable to close its own tag."""
     if len(text) > MAX_CHARS:
         half = MAX_CHARS // 2
         text = f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
@@ -217,6 +218,6 @@ def _count(value: object) -> int:
 
 
 def _wait_s(headers: Mapping[str, str]) -> float:
-    """Seconds of `retry-after`, at most a minute; 0: there is none, or a date."""
+    """Return the seconds in `retry-after`, at most 60; 0 for a date or no header."""
     value = headers.get("retry-after", "")
     return min(float(value), 60.0) if re.fullmatch(r"\d{1,6}(?:\.\d{1,3})?", value) else 0.0

@@ -1,7 +1,7 @@
-"""The judge of formulas: math-verify in processes that are killed when they take too long.
+"""The judge of formulas: math-verify in worker processes.
 
-A parser of LaTeX on hostile text can hang or take all memory, and a thread that hangs cannot be ended. So it runs
-elsewhere, one question at a time, under a limit of time and of memory.
+A LaTeX parser on hostile text can hang or take all memory, and a thread that hangs cannot be ended. So it runs in
+other processes, one comparison at a time, under limits of time and memory.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from suffice.extras import how_to_install
 from suffice.scoring.base import Scorer, Spec, asks_judge, build_scorer
 from suffice.telemetry import LOG
 
-_ENDED = object()  # a worker's output came to its end
+_ENDED = object()  # end of a worker's output
 
 
 @contextlib.contextmanager
 def yardstick(spec: Spec) -> Iterator[Scorer]:
-    """The scorer of a spec, with a judge of formulas where it needs one; the judge's processes end with the block.
+    """Yield the scorer of a spec, with a judge of formulas if it needs one. The judge's processes end with the block.
 
-    For labels that are joined off the event loop. Requests compare normal forms, for which `build_scorer` is enough.
-    Raises ConfigError, also when math-verify is needed and missing: without it EM would be another one.
+    For labels joined off the event loop; requests compare normal forms, for which `build_scorer` is enough. Raise
+    ConfigError, also if math-verify is needed and missing: without it EM would have another meaning.
     """
     if not asks_judge(spec):
         yield build_scorer(spec)
@@ -41,10 +41,9 @@ def yardstick(spec: Spec) -> Iterator[Scorer]:
 
 
 class MathWorkers:
-    """A `MathJudge` of a few worker processes, started when they are first needed. Safe for threads.
+    """A `MathJudge` backed by worker processes, started on first use. Thread-safe.
 
-    A verdict, "cannot tell" included, is kept: a slow machine cannot make one answer right today and wrong a minute
-    later.
+    Verdicts, including "cannot tell", are cached, so that one answer is not right now and wrong a minute later.
     """
 
     def __init__(
@@ -56,13 +55,13 @@ class MathWorkers:
         memory_bytes: int = 2 * 2**30,
         n_kept: int = 100_000,
     ) -> None:
-        """Raises ConfigError when math-verify is not installed.
+        """Raise ConfigError if math-verify is not installed.
 
         n_workers      processes; each takes about 100 MiB and two seconds to start
         limit_s        for one verdict
         start_limit_s  for loading the libraries
-        memory_bytes   of one process, where the system can limit it
-        n_kept         verdicts that are remembered; beyond it the oldest are forgotten
+        memory_bytes   per process, where the system can limit it
+        n_kept         verdicts in the cache; the oldest are dropped first
         """
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError(f"scorer math: the package math-verify is missing: {how_to_install('math')}")
@@ -76,8 +75,8 @@ class MathWorkers:
         self._closed = threading.Event()
         for _ in range(n_workers):
             self._free.put(None)
-        self.n_killed = 0  # workers that took too long or died
-        self.n_refused = 0  # questions from an event loop, which are not answered
+        self.n_killed = 0  # workers that timed out or died
+        self.n_refused = 0  # calls on an event loop, which are not answered
 
     def __enter__(self) -> Self:
         return self
@@ -88,9 +87,9 @@ class MathWorkers:
         self.close()
 
     def equivalent(self, one: str, other: str) -> bool | None:
-        """Have two formulas the same value? None: it cannot tell, or not in time. Never raises.
+        """Return whether two formulas have the same value, or None if unknown or too slow. Never raises.
 
-        It blocks for up to the limits. On a thread that runs an event loop it answers None at once.
+        Blocks for up to the limits. On a thread with a running event loop it returns None at once.
         """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
@@ -100,7 +99,7 @@ class MathWorkers:
         return self._verdict((one, other))
 
     def close(self) -> None:
-        """End all processes. Whoever still waits for a verdict gets None."""
+        """End all processes. Pending calls of `equivalent` return None."""
         self._closed.set()
         taken: list[_Worker | None] = []
         with contextlib.suppress(queue.Empty):
@@ -109,7 +108,7 @@ class MathWorkers:
         for worker in taken:
             if worker is not None:
                 worker.end()
-            self._free.put(None)  # whoever waits for one must wake up and see that all is closed
+            self._free.put(None)  # wakes up a waiting call
 
     def _verdict(self, pair: tuple[str, str]) -> bool | None:
         if pair in self._kept:
@@ -130,7 +129,7 @@ class MathWorkers:
             return self._kept.setdefault(pair, verdict)
 
     def _ask(self, worker: _Worker | None, pair: tuple[str, str]) -> tuple[bool | None, _Worker | None]:
-        """The verdict, and the worker if it can be used again."""
+        """Return the verdict, and the worker if it can be reused."""
         try:
             if worker is None:
                 worker = _Worker(self._memory_bytes)
@@ -146,7 +145,7 @@ class MathWorkers:
 
 
 class _Worker:
-    """One process and the thread that reads its output: not every system can wait for pipes."""
+    """One process and the thread that reads its output; not every system can wait for pipes with a timeout."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._process = subprocess.Popen(
@@ -162,14 +161,14 @@ class _Worker:
         self._reader.start()
 
     def ask(self, pair: tuple[str, str], limit_s: float) -> bool | None:
-        """One verdict. Raises OSError, TimeoutError or ValueError; then the process must be ended."""
+        """Return a verdict. After OSError, TimeoutError or ValueError the process must be ended."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([*pair, limit_s]) + "\n")
         self._process.stdin.flush()
         return self.answer(limit_s)
 
     def answer(self, limit_s: float) -> bool | None:
-        """Its next line. Raises as `ask` does."""
+        """Return its next line. Raises as `ask` does."""
         try:
             line = self._lines.get(timeout=limit_s)
         except queue.Empty:
@@ -180,7 +179,6 @@ class _Worker:
         return verdict if isinstance(verdict, bool) else None
 
     def end(self) -> None:
-        """Kill the process and wait until it is gone."""
         self._process.kill()
         self._process.wait()
         self._reader.join()

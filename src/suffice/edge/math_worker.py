@@ -1,10 +1,10 @@
-"""The process that knows algebra. It is meant to be killed: it holds no state and opens nothing.
+"""The worker process of the judge of formulas. It may be killed at any time: it holds no state and opens no file.
 
     python -m suffice.edge.math_worker MEMORY_BYTES
 
-One JSON list a line comes in, `[one, other, limit_s]`; one JSON value a line goes out: true, false or null,
-which is "cannot tell". The first line out is true, once the libraries are loaded. The process ends with its
-standard input, and at the latest a second after a limit, even when nobody is left to kill it.
+It reads one JSON list per line, `[one, other, limit_s]`, and writes one JSON value per line: true, false, or null for
+"cannot tell". It first writes true, once the libraries are loaded. It ends with its standard input, and at the latest
+a second after a limit, even if its parent is gone.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-SPARE_S = 1.0  # after the limit: the one who asked kills first, and knows why
+SPARE_S = 1.0  # after the limit, so that the parent kills first and can report it
 
 
 def judge_formulas(one: str, other: str) -> bool | None:
-    """Have two formulas the same value, by math-verify? None: one of them is no formula to it."""
+    """Return whether math-verify finds two formulas of equal value, or None if one of them is not a formula."""
     from math_verify import verify
 
     left, right = _read(one), _read(other)
     if not left or not right:
         return None
-    # Its answer depends on the order (an equation against a value, say); ours must not.
+    # math-verify's verdict depends on the order (an equation against a value, say); ours must not.
     return any(verify(*pair, timeout_seconds=None) for pair in ((left, right), (right, left)))
 
 
 def _read(formula: str) -> list[Any]:
     from math_verify import parse
 
-    # Its own limits are signals, which need the main thread and cannot end a hung parser.
+    # math-verify's own limits are signals, which need the main thread and cannot end a hung parser.
     return list(parse(f"${formula}$", parsing_timeout=None, fallback_mode="no_fallback"))
 
 
 def answer_requests(requests: TextIO, answers: TextIO) -> None:
-    judge_formulas("1", "2")  # loads the grammar, which takes longer than any judgement
+    judge_formulas("1", "2")  # loads the grammar, which is slow
     answers.write("true\n")
     answers.flush()
     for line in requests:
@@ -52,10 +52,10 @@ def answer_requests(requests: TextIO, answers: TextIO) -> None:
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """End this process after so long. The signal's default action needs no turn of the interpreter."""
+    """End this process after so many seconds. The signal's default action works even if the interpreter hangs."""
     try:
         from signal import ITIMER_REAL, setitimer
-    except ImportError:  # no such timers here: the one who asked kills
+    except ImportError:  # no such timers here; the parent kills
         yield
         return
     setitimer(ITIMER_REAL, seconds)
@@ -77,7 +77,7 @@ def _limit_memory(n_bytes: int) -> None:
 def run_worker() -> None:
     _limit_memory(int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not look like a verdict
+    os.dup2(2, 1)  # output of libraries must not look like a verdict
     answer_requests(sys.stdin, answers)
 
 

@@ -1,6 +1,6 @@
-"""Delivers a notification: one POST with a JSON body, or one plain e-mail. No redirects, no second attempt.
+"""Delivers notifications by webhook or plain e-mail, without redirects and retries.
 
-A webhook's address is as good as a key, and a password is one: neither is in any error or log.
+A webhook's address and a mail password are secrets: no error and no log line contains them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 from suffice.settings import MailTls
 
-MOST_REPLY_BYTES: Final = 4_096  # of an answer are read, and thrown away
-TLS_PORT: Final = 465  # where a connection begins with TLS; elsewhere it is started
+MOST_REPLY_BYTES: Final = 4_096  # of a reply are read and discarded
+TLS_PORT: Final = 465  # implicit TLS; on other ports STARTTLS
 
 
 def post_json(url: str, body: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> str | None:
-    """Send a JSON body; None: the server took it (2xx), else why not, in a sentence without the address.
+    """Send a JSON body. Return None after a 2xx, else the failure in a sentence without the address.
 
     Blocks for at most about `timeout_s` for each of connecting, sending and reading.
     """
@@ -54,14 +54,14 @@ def post_json(url: str, body: bytes, *, timeout_s: float, headers: Mapping[str, 
 class MailServer:
     host: str
     port: int
-    login: tuple[str, str] | None = field(default=None, repr=False)  # user and password; None: it needs none
-    tls: MailTls = "required"  # with a login it always is
+    login: tuple[str, str] | None = field(default=None, repr=False)  # user and password; None: no login
+    tls: MailTls = "required"  # always, with a login
 
 
 def send_mail(
     server: MailServer, *, sender: str, to: Sequence[str], subject: str, text: str, timeout_s: float
 ) -> str | None:
-    """Send one message; None: the server took it for everybody, else why not, in a sentence without secrets.
+    """Send one message. Return None if the server accepts it for every address, else the failure without secrets.
 
     Blocks for at most about `timeout_s` for each step of the conversation.
     """

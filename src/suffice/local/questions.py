@@ -1,4 +1,4 @@
-"""The demonstration's questions, each with its only right answer; the facts behind them are in `facts.toml`."""
+"""The demonstration's questions, each with one right answer. Their facts are in `facts.toml`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BOXES: list[str] = FACTS["boxes"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoQuestion:
-    id: str  # unique among all families, stable over seeds where the family is a fixed list
-    ask: str  # what the user writes
-    gold: str  # the only right answer, before any scorer's normal form
+    id: str  # unique over all families; the same for all seeds if the family is a fixed list
+    ask: str  # the user's message
+    gold: str  # the only right answer, not normalised
 
 
 def capitals(rng: random.Random) -> Iterator[DemoQuestion]:
@@ -43,7 +43,7 @@ def sentiment(rng: random.Random) -> Iterator[DemoQuestion]:
 
 
 def sums(rng: random.Random) -> Iterator[DemoQuestion]:
-    """All sums of two numbers from 1 to 9; the whole equation is the answer."""
+    """Yield all sums of two numbers from 1 to 9; the answer is the whole equation."""
     pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
     for a, b in rng.sample(pairs, len(pairs)):
         yield DemoQuestion(id=f"sums-{a}-{b}", ask=f"Write out the sum of {a} and {b}.", gold=f"{a} + {b} = {a + b}")
@@ -57,7 +57,7 @@ def letters(rng: random.Random) -> Iterator[DemoQuestion]:
 
 
 def lists(rng: random.Random) -> Iterator[DemoQuestion]:
-    """In turn: which of three words belongs to a family, and which of two numbers is larger."""
+    """Alternate between "which of three words belongs to a family" and "which of two numbers is larger"."""
     families = sorted(FAMILIES)
     members = [(family, member) for family in families for member in FAMILIES[family]]
     for number, (family, member) in enumerate(rng.sample(members, len(members)), start=1):
@@ -74,7 +74,7 @@ def lists(rng: random.Random) -> Iterator[DemoQuestion]:
 
 
 def distinct(draw: Callable[[random.Random], DemoQuestion]) -> Callable[[random.Random], Iterator[DemoQuestion]]:
-    """Questions without end, none of them twice."""
+    """Yield questions without end and without repeats."""
 
     @wraps(draw)
     def questions(rng: random.Random) -> Iterator[DemoQuestion]:
@@ -90,7 +90,7 @@ def distinct(draw: Callable[[random.Random], DemoQuestion]) -> Callable[[random.
 
 @distinct
 def chains(rng: random.Random) -> DemoQuestion:
-    """A sum of three or four numbers of at most two digits, with plus and minus; never below zero."""
+    """Return a sum of three or four numbers of at most two digits, never below zero."""
     total = rng.randint(10, 60)
     text = str(total)
     for _ in range(rng.choice((2, 3))):
@@ -185,7 +185,7 @@ STORIES: tuple[Callable[[random.Random], tuple[str, int]], ...] = (
 
 
 def stories(rng: random.Random) -> Iterator[DemoQuestion]:
-    """Word problems, one of each kind in turn."""
+    """Yield word problems, one of each kind in turn."""
     texts = set[str]()
     while True:
         text, answer = STORIES[len(texts) % len(STORIES)](rng)

@@ -1,7 +1,7 @@
-"""A model file behind llama.cpp's HTTP server, in a child process on this machine.
+"""Serves a model file with llama.cpp's HTTP server, in a child process on this machine.
 
-The server is native code in a process of its own, so that a crash cannot take the caller along. The child listens on
-127.0.0.1 only, and ends by itself when the parent's end of its standard input closes.
+The server is native code in its own process, so that a crash does not end the caller. It listens on 127.0.0.1 only and
+ends when the parent closes its standard input.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _HTTP_THREADS_A_SLOT = 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
     model_path: Path
-    template: str | None = None  # name of a file in templates/ without ".jinja"; None: the model's own
-    alias: str = "local"  # the model's name on the wire
-    n_parallel: int = 4  # slots: requests that are served at once
+    template: str | None = None  # file in templates/ without ".jinja"; None: the model's own
+    alias: str = "local"  # the model's name in the API
+    n_parallel: int = 4  # slots: concurrent requests
     ctx_tokens_per_slot: int = 2048  # prompt and answer together
-    port: int = 0  # 0: one that is free
-    n_threads: int = 1  # threads wait for each other: one too many is far slower than one too few
+    port: int = 0  # 0: any free port
+    n_threads: int = 1  # one too many is far slower than one too few, because threads wait for each other
 
 
 def template_names() -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def template_names() -> tuple[str, ...]:
 
 
 def check_spec(spec: ServerSpec) -> None:
-    """Refuse what cannot be served, before a process is started. Raises LocalModelError."""
+    """Raise LocalModelError for a spec that cannot be served."""
     where = f"local server: {spec.model_path}"
     try:
         with spec.model_path.open("rb") as file:
@@ -67,10 +67,10 @@ def check_spec(spec: ServerSpec) -> None:
 
 
 class LocalServer:
-    """A model server that runs while a `with` block lasts; `url` is http://127.0.0.1:PORT, without /v1.
+    """A model server for a `with` block; `url` is http://127.0.0.1:PORT, without /v1.
 
-    Entering the block returns when /health says ok, and raises LocalModelError with the end of the server's log when
-    that takes longer than `start_timeout_s` or the child ends first. Leaving the block ends the child.
+    The block begins when /health says ok. Raise LocalModelError with the end of the server's log if that takes longer
+    than `start_timeout_s` or the child ends first. The child ends with the block.
     """
 
     def __init__(self, spec: ServerSpec, *, log_path: Path | None = None, start_timeout_s: float = 120.0) -> None:
@@ -83,13 +83,13 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """Base address of the running server. Raises LocalModelError when it is not running."""
+        """The base address. Raise LocalModelError if the server is not running."""
         self._running()
         return self._url
 
     @property
     def pid(self) -> int:
-        """Process id of the child. Raises LocalModelError when it is not running."""
+        """The child's process id. Raise LocalModelError if the server is not running."""
         return self._running().pid
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -110,7 +110,7 @@ class LocalServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=child_environment(os.environ),
-                start_new_session=True,  # Ctrl-C ends us first, then it
+                start_new_session=True,  # Ctrl-C must end the parent first
             )
         try:
             assert self._child.stdout is not None
@@ -130,7 +130,7 @@ class LocalServer:
         self.stop()
 
     def stop(self, *, grace_s: float = 5.0) -> None:
-        """End the child: ask by closing its input, then terminate, then kill. Safe to call twice."""
+        """End the child: close its input, then terminate, then kill. Idempotent."""
         child, self._child, self._url = self._child, None, ""
         if child is None:
             return
@@ -156,7 +156,7 @@ class LocalServer:
                     if reply.status == 200:
                         return
             except (urllib.error.URLError, OSError):
-                pass  # 503 while loading, or not listening yet: both mean wait
+                pass  # 503 while loading, or not listening yet
             time.sleep(0.05)
         raise self._failure("was not healthy in time")
 
@@ -185,22 +185,22 @@ def _read_line(pipe: IO[bytes], deadline: float) -> str:
 
 
 def child_environment(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
-    """Ours, with compute threads that sleep while they wait.
+    """Return an environment whose compute threads sleep while they wait.
 
     Threads that spin at a barrier stop each other when another process needs a core: decoding was seen to fall from
-    140 to 1 token a second.
+    140 to 1 token per second.
     """
     return {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", **environment}
 
 
 def main() -> int:
-    """Serve the `ServerSpec` whose JSON is the only argument, until the standard input closes."""
+    """Serve the `ServerSpec` given as JSON in the only argument, until the standard input closes."""
     spec = ServerSpec(**json.loads(sys.argv[1]))
-    # The native code writes to descriptor 1 as it likes; the address must not get lost in that.
+    # Native code may write to descriptor 1, so the address gets a descriptor of its own.
     address_pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    import xllamacpp  # an optional extra, and a second of loading that the parent must not pay
+    import xllamacpp  # optional, and slow to load
 
     try:
         server = xllamacpp.Server(_parameters(xllamacpp, spec))
@@ -210,7 +210,7 @@ def main() -> int:
     address_pipe.write(f"{READY_MARK}{server.listening_address}\n")
     address_pipe.flush()
     sys.stdin.buffer.read()
-    # Native threads may be in the middle of a token; an orderly shutdown could wait for them for long.
+    # An orderly shutdown could wait long for native threads.
     os._exit(0)
 
 
@@ -221,7 +221,7 @@ def _parameters(xllamacpp: object, spec: ServerSpec) -> object:
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = spec.port
     parameters.n_parallel = spec.n_parallel
-    # Each open stream holds one, those that wait for a slot, too; the word that ends a thought needs one more.
+    # Each open stream, even a waiting one, holds a thread; the call that ends a thought needs one more.
     parameters.n_threads_http = _HTTP_THREADS_A_SLOT * spec.n_parallel
     parameters.n_ctx = spec.ctx_tokens_per_slot * spec.n_parallel
     parameters.cpuparams.n_threads = spec.n_threads
@@ -229,7 +229,7 @@ def _parameters(xllamacpp: object, spec: ServerSpec) -> object:
     parameters.endpoint_metrics = True
     parameters.endpoint_slots = True
     parameters.ui = False
-    parameters.cors_origins = "http://127.0.0.1"  # by default any web page may ask
+    parameters.cors_origins = "http://127.0.0.1"  # the default allows any web page
     parameters.verbosity = 2
     parameters.use_jinja = True
     if spec.template:

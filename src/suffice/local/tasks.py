@@ -1,12 +1,12 @@
-"""The demonstration's questions with their prompts: two kinds of run, exact gold, drawn from a seed.
+"""The demonstration's questions with prompts and exact gold answers, for two kinds of run, drawn from a seed.
 
-`samples`    short answers for a very small model, asked again and again. Each prompt shows worked examples. Word
-             problems are left out: the 135M model solves none.
+`samples`    short answers of a very small model. Each prompt shows worked examples. Word problems are left out: the
+             135M model solves none.
 `reasoning`  two-step word problems and sums, for a model that can chain steps. The prompt asks the model to check its
              result, as many production prompts do; most of the tokens that a stop can save are those of the check.
 
-All questions of a kind have one scorer, because a route has one. Wordings and examples were chosen by how well the
-models answer in full under other seeds; no stopping rule was run for that, and no answer of a model selects a question.
+A kind has one scorer, as a route has. Wordings and examples were chosen by how well the models answer in full under
+other seeds, without any stopping rule. No model's answer selects a question.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuestion:
     id: str
-    task: str  # the family that it comes from
+    task: str  # its family
     messages: tuple[Message, ...]  # system, worked examples, user
     gold: str
     scorer: str
@@ -56,9 +56,9 @@ EXAMPLES: Mapping[str, tuple[Message, ...]] = {task: _examples(task) for task in
 
 
 def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...]:
-    """The first `n` questions of a kind: its families in turn, the same for the same seed.
+    """Return the first `n` questions of a kind, its families in turn, the same for the same seed.
 
-    Raises LocalModelError for an unknown kind or when there are fewer than `n`.
+    Raise LocalModelError for an unknown kind or fewer than `n` questions.
     """
     if kind not in FAMILIES:
         raise LocalModelError(f"questions: unknown kind {kind!r}; known: {', '.join(FAMILIES)}")

