@@ -1,6 +1,6 @@
-"""A made-up month: generated requests in the log, and the real jobs of the control loop deciding on them.
+"""A simulated month: generated requests in the log, and decisions by the real jobs of the control loop.
 
-Time passes as the log says, so a month takes seconds. What is certified, and its cost, is whatever the jobs find.
+The clock follows the log, so a month takes seconds. The jobs certify whatever the traffic allows.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ from suffice.types import Episode, Outcome, Request
 ROUTE: Final = "math"
 DAYS: Final = 30
 DAY_S: Final = 86_400
-EACH: Final = 60  # requests between two looks of the control loop
-SELDOM: Final = 4  # the accounts are looked at once in so many looks: they are most of the work
+EACH: Final = 60  # requests between two rounds of the control loop
+SELDOM: Final = 4  # rounds per round of the job `monitor`, which is most of the work
 WEBHOOK: Final[str] = MONTH["settings"]["alerts"]["webhook_url_env"]
 MOST_BYTES: Final = 64 * 1024  # of an alert
 
@@ -87,10 +87,10 @@ class Month:
     trials: MonthTrials
     clock: Clock
     rng: random.Random
-    loop_rng: random.Random  # of loops: however many there are, the other routes draw the same
-    full_tokens: list[int] = field(default_factory=list)  # of full runs, for the estimate of what a stop saved
+    loop_rng: random.Random  # of loops, so that their number does not change the draws of other routes
+    full_tokens: list[int] = field(default_factory=list)  # of full runs, to estimate the saving of a stop
     held: InForce = NOTHING
-    doubtful: str = ""  # the latest loop whose early answer was another one
+    doubtful: str = ""  # the latest loop whose early answer differs
     killed: bool = False
     n: int = 0
     n_looks: int = 0
@@ -111,7 +111,7 @@ class Month:
         self._write(replace(request, mode="observe"), priced(outcome), right, self.rng)
 
     def ask_quiz(self, part: float) -> None:
-        """One request on the route where things are tried; part of the month that is over, [0, 1]."""
+        """Send one request to the route with experiments; `part` of the month has passed, [0, 1]."""
         self.trials.pass_time(part)
         request, outcome, right = self.trials.ask(self.n, at_s=self.clock.at_s)
         self.n += 1
@@ -153,7 +153,7 @@ class Month:
         ask_about(self.writer, self.doubtful, rules, "it took the first date it found", AUTHOR, now_s=self.clock.at_s)
 
     def look(self, *jobs: str) -> None:
-        """Let the control loop look; `jobs` run even where they would rest."""
+        """Run a round of the control loop; `jobs` run even if they are not due."""
         if not self.log.drain(20):
             raise SufficeError("demo: the log could not be written")
         if self.n_looks % SELDOM == 0 or jobs:
@@ -184,7 +184,7 @@ class Month:
             raise SufficeError("demo: the log is full")
 
     def _replayed(self, request: Request, outcome: Outcome, level: int) -> ReplayedRun | None:
-        """Where the version in force stops this run; None: nothing is in force."""
+        """Return the run as the active version stops it, or None without an active level."""
         made = self.held.publication
         if not level or made is None or not made.fit:
             return None
@@ -202,9 +202,9 @@ def _version(path: Path, address: str) -> FoldedVersion:
 def month(
     settings: Settings, path: Path, *, begin_s: float, seed: int, secret: str, monotonic_s: Callable[[], float]
 ) -> Iterator[Month]:
-    """A month on a new log, while the block lasts. Raises StoreError.
+    """Yield a month on a new log. Raise StoreError.
 
-    secret  of the deployment, which signs versions
+    secret  signs versions
     """
     clock, author, ids = Clock(begin_s), "worker demo", iter(range(10**9))
     log = SqliteLog.open(settings.store, now=clock)
@@ -218,7 +218,7 @@ def month(
             "secret": secret,
         }
         certify, monitor, rollup, retrain = (kind(**common) for kind in (Certify, Monitor, Rollup, Retrain))
-        advance = Advance(**{**common, "monotonic_s": clock})  # it rests in time that passes as the log says
+        advance = Advance(**{**common, "monotonic_s": clock})  # its waiting times follow the month's clock
         sinks = (TakenSink("log"), TakenSink("webhook"))
         notify = Notify(settings=settings.alerts, path=writer.path, sinks=sinks, now=clock, monotonic_s=monotonic_s)
 
@@ -253,7 +253,7 @@ def month(
 
 
 def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], None] = lambda _n, _held: None) -> None:
-    """Let the month pass in `n` steps, each with a request on the governed route and on the one with trials."""
+    """Pass the month in `n` steps, each with a request on the certified route and on the route with experiments."""
     step_s, incident = (until_s - made.clock.at_s) / max(1, n), ""
     switch = {n // 2: True, n // 2 + 2: False, n - 14: True, n - 12: False}
     for number in range(n):
@@ -283,17 +283,17 @@ def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], 
 
 @dataclass(slots=True)
 class TakenSink:
-    """A sink of alerts that takes everything."""
+    """A sink that accepts every alert."""
 
     name: str
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - as sinks are asked
+    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - the signature of sinks
         return None
 
 
 @contextmanager
 def webhook(say: Callable[[str], None]) -> Iterator[str]:
-    """The address of a webhook that says each alert's text, while the block lasts."""
+    """Yield the address of a webhook that passes each alert's text to `say`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -305,7 +305,7 @@ def webhook(say: Callable[[str], None]) -> Iterator[str]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so; Any: as it has
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - signature of the base class
             """Say nothing of each request."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

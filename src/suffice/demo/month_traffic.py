@@ -1,4 +1,4 @@
-"""Generated traffic of the made-up month: questions, answers, feedback, retrieval loops, and how runs end."""
+"""Generated traffic of the simulated month: questions, answers, feedback, retrieval loops and stops."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 MONTH: Final[Mapping[str, Any]] = tomllib.loads((Path(__file__).parent / "month.toml").read_text("utf-8"))
 N_SAMPLES: Final = 8
 SHARE: Final = 0.15  # of audits
-N_MISLED: Final = 3  # first samples that agree on something else
-LATELY: Final = 500  # full runs that a saving is estimated by
+N_MISLED: Final = 3  # first samples that agree on another answer
+LATELY: Final = 500  # full runs behind an estimated saving
 KEPT_S: Final = 60 * 86_400.0
 PRICES: Final = Prices(input_usd_per_mtok=0.4, output_usd_per_mtok=1.6)
 COMMENTS: Final = (
@@ -39,11 +39,11 @@ COMMENTS: Final = (
 class QuestionKind:
     name: str
     share: float  # of traffic
-    p_easy: float  # all samples of such a question agree
-    p_right: float  # of what the model thinks of one that is not easy
+    p_easy: float  # P(easy: all samples agree)
+    p_right: float  # P(the model's answer is right | not easy)
     n_words: int
-    p_misled: float = 0.2  # of those that are not easy: the first samples agree on something else
-    p_held: float = 0.62  # of each sample of one that is not easy: it says what the model thinks
+    p_misled: float = 0.2  # P(the first samples agree on another answer | not easy)
+    p_held: float = 0.62  # P(a sample gives the model's answer | not easy)
 
 
 MATH: Final = (
@@ -80,9 +80,9 @@ def _request(name: str, route: str, rng: random.Random, at_s: float, **fields: A
 def full_run(
     number: int, kinds: Sequence[QuestionKind], rng: random.Random, *, route: str, share: float, at_s: float
 ) -> tuple[Request, Outcome, str]:
-    """A request with its full run and the right answer.
+    """Return a request with its full run and the right answer.
 
-    kinds  of questions, one of which is drawn
+    kinds  question kinds to draw from
     share  of audits, [0, 1]; 0 and 1 need no draw
     """
     audit = share == 1 or (share > 0 and rng.random() < share)
@@ -173,11 +173,11 @@ def make_feedback(outcome: Outcome, right: str, rng: random.Random) -> list[Feed
 def end_run(
     outcome: Outcome, replayed: ReplayedRun | None, full_tokens: list[int], *, acts: bool, because: str
 ) -> Outcome:
-    """The run as its policy ends it, with its cost.
+    """Return the run as its policy ends it, with its cost.
 
-    full_tokens  of the full runs of its route so far; one that is not acted on is added
-    acts         does the policy act? If not, where it would have stopped is noted
-    because      why it is stopped, a short sentence
+    full_tokens  of the route's full runs so far; a run without a stop is appended
+    acts         whether the policy acts; if not, the step where it would have stopped is recorded
+    because      reason for the stop, a short sentence
     """
     assert outcome.usage is not None
     if not acts:
@@ -223,7 +223,7 @@ def priced(outcome: Outcome) -> Outcome:
 
 
 def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]:
-    """A retrieval loop that its caller runs, with the texts that reviewers see."""
+    """Return the rows of a caller-driven retrieval loop, with the texts for reviewers."""
     loop, route, until_s = MONTH["loops"][number % len(MONTH["loops"])], "research", at_s + KEPT_S
     rounds = list(enumerate(loop["rounds"], 1))
     answers = [one.get("answer") for _, one in rounds]

@@ -1,7 +1,7 @@
-"""Experiments and rollouts of the made-up month, on a route with a policy of its owner's.
+"""Experiments and rollouts of the simulated month, on a route with an operator-written policy.
 
-People start and stop them by a calendar; the results are whatever comes out. On some questions the first three samples
-agree on a wrong answer: a policy that stops at three equal answers loses them, a more patient one does not.
+They follow a calendar; the results are not arranged. On some questions the first three samples agree on a wrong
+answer: a policy that stops at three equal answers loses them, a more patient one does not.
 """
 
 from __future__ import annotations
@@ -35,17 +35,15 @@ AUTHOR: Final = "ann"
 
 @dataclass(slots=True, kw_only=True)
 class MonthTrials:
-    """The route on which people try things."""
-
     settings: Settings
     writer: Decisions
-    secret: str  # of the deployment, which signs versions
+    secret: str  # signs versions
     salt: str  # of the month's draws
-    rng: random.Random  # its own: however many requests come, the other routes draw the same
+    rng: random.Random  # its own, so that its requests do not change the draws of other routes
     base: BuiltRoute = field(init=False)
     variants: Variants = field(init=False)
     full_tokens: list[int] = field(default_factory=list)
-    _tables: dict[str, dict[str, Any]] = field(default_factory=dict)  # policies that were proposed, by address
+    _tables: dict[str, dict[str, Any]] = field(default_factory=dict)  # proposed policies by address
     _plan: Iterator[tuple[float, Callable[[], object]]] = field(init=False)
     _next: tuple[float, Callable[[], object]] | None = field(init=False)
 
@@ -57,7 +55,7 @@ class MonthTrials:
         self._next = next(self._plan)
 
     def _calendar(self) -> Iterator[tuple[float, Callable[[], object]]]:
-        """What people do from which part of the month on, in this order."""
+        """Yield (part of the month, action) in order."""
         yield 0.02, lambda: self._start("brisk", "is it worth the trouble at all?")
         yield 0.30, lambda: self._stop("brisk", "it is: five equal answers stay")
         yield 0.31, lambda: self._propose(HASTY, "three equal answers would save two samples more")
@@ -66,7 +64,7 @@ class MonthTrials:
         yield 0.80, lambda: self._start("patience", "riddles: would one more answer be worth it?")
 
     def pass_time(self, part: float) -> None:
-        """Do what is due; part of the month that is over, [0, 1]."""
+        """Take the actions that are due; `part` of the month has passed, [0, 1]."""
         while self._next is not None and part >= self._next[0]:
             succeed(self._next[1]())
             self._next = next(self._plan, None)
@@ -131,7 +129,7 @@ T = TypeVar("T")
 
 
 def succeed(result: T | str) -> T:
-    """The result. Raises SufficeError for a sentence that says why there is none."""
+    """Return the result. Raise SufficeError for a text, which says why there is no result."""
     if isinstance(result, str):
         raise SufficeError(f"demo: {result}")
     return result

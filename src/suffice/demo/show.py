@@ -1,4 +1,4 @@
-"""What people see of the demonstrations: tables, a picture, and sentences."""
+"""Tables, a picture and sentences of the demonstrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from suffice.demo.run import StageResult
 from suffice.demo.story import DemoReport, Figures, Period, n_reconciled
 from suffice.settings import Route
 
-ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; what an owner accepts who writes nothing
+ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; the default
 
 
 def _points(fraction: float) -> str:

@@ -1,7 +1,7 @@
 """The online demonstration: a route certifies itself live, then another model answers under the same name.
 
-Everything goes through the real gateway over HTTP, with the control loop in a process beside it. Saving and EM change
-compare runs under the certificate with all runs before it: other requests of the same traffic, so only audits are
+All requests go through the real gateway over HTTP, with the control loop in a process beside it. Saving and EM change
+compare runs under the certificate with all runs before it, on different requests of the same traffic; only audits are
 paired.
 """
 
@@ -34,20 +34,20 @@ from suffice.types import Episode
 from suffice.wiring.files import load_settings
 
 ROUTE: Final = "quiz"
-MODEL: Final = "quiz-model"  # what clients ask for, whoever stands behind it
+MODEL: Final = "quiz-model"  # as requested by clients, before and after the swap
 SEED: Final = 20_26
-EACH: Final = 5  # questions between two looks at the log
+EACH: Final = 5  # questions between two reads of the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    burst: int = 340  # full runs before anything may be learned: audits are dense until 16/max_em_drop
-    most: int = 600  # … and how long a certificate is waited for
-    n_certified: int = 200  # asked under the certificate
-    n_swapped: int = 50  # asked behind the swap
+    burst: int = 340  # full runs before the first fit: audits are dense until 16/max_em_drop
+    most: int = 600  # … and at most before a certificate
+    n_certified: int = 200  # requests under the certificate
+    n_swapped: int = 50  # requests after the swap
     max_em_drop: float = 0.05  # fraction
     confidence: float = 0.95
-    tick: int = 20  # requests between two looks of the control loop
+    tick: int = 20  # requests between two rounds of the control loop
     n_samples: int = 8
     wave: int = 2
     period_s: float = 1.0
@@ -57,7 +57,7 @@ SMALL: Final = DemoPlan(burst=180, most=300, n_certified=60, n_swapped=15, max_e
 
 
 def story_settings(plan: DemoPlan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
-    """The settings file. It names no policy: what stops the route is learned and certified, or nothing does."""
+    """Return the settings file. It names no policy: the route learns and certifies one, or stops nothing."""
     return f"""\
 [upstreams.local]
 url = "{upstream}"
@@ -87,7 +87,7 @@ url = "sqlite:///{database}"
 
 
 def generate_traffic(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Iterator[TaskQuestion]:
-    """Traffic without end: questions drawn from the pool with replacement, each request with an id of its own."""
+    """Yield questions without end, drawn from the pool with replacement, each with its own id."""
     rng = random.Random(seed)
     for number in count(1):
         question = rng.choice(pool)
@@ -108,9 +108,9 @@ class CourseRun:
     period: Period
     question: str  # in the pool
     episode: Episode
-    correct: bool  # what the client got
-    first_correct: bool = False  # would its first sample alone have been right?
-    stop_correct: bool | None = None  # audits: what a stop would have delivered; None: it would not have stopped
+    correct: bool  # of the delivered answer
+    first_correct: bool = False  # of the first sample alone
+    stop_correct: bool | None = None  # audits: of the answer at the stop; None: no stop
 
     @property
     def tokens(self) -> int:
@@ -119,16 +119,16 @@ class CourseRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One period in numbers; fractions. Only runs under the certificate are compared; None for the others."""
+    """Figures of one period, as fractions. Only runs under the certificate are compared; None for the other periods."""
 
     period: Period
     n: int
     n_stopped: int
     n_audits: int  # ran in full by design
-    em: float  # of what clients got
+    em: float  # of delivered answers
     em_first: float  # of each request's first sample
-    tokens: float  # mean a request
-    em_change: float | None = None  # against the full runs before
+    tokens: float  # mean per request
+    em_change: float | None = None  # against the full runs before the certificate
     em_change_interval: Interval | None = None
     saved: float | None = None
     saved_interval: Interval | None = None
@@ -137,7 +137,7 @@ class Figures:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditTally:
     n: int
-    n_stops: int  # of them: would have stopped
+    n_stops: int  # with a stop
     n_lost: int  # right in full, wrong if stopped
     n_gained: int
 
@@ -213,9 +213,9 @@ def _saved(sums: np.ndarray) -> float:
     return float(1 - (sums[5] / sums[3]) / (sums[2] / sums[0]))
 
 
-FOLLOWED_S = 1.5  # within which the gateway, which looks once a second, does as the log says
-DECIDED_S = 30.0  # that the worker, which has other jobs on a machine with other work, may take to decide at the most
-WRITTEN_S = 5.0  # within which the log has the outcome of a request that was answered
+FOLLOWED_S = 1.5  # time for the gateway, which polls once a second, to follow the log
+DECIDED_S = 30.0  # most time for the worker to decide
+WRITTEN_S = 5.0  # time until the outcome of an answered request is logged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +224,7 @@ class DemoWorld:
     driver: str
     slots: int
     swap: Callable[[], None]
-    behind: str = "another model"  # what answers behind the swap, in plain words
+    behind: str = "another model"  # the model after the swap, in plain words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,8 +232,8 @@ class Snapshot:
     held: InForce
     runs: Sequence[CourseRun]
     n_asked: int
-    n_until: int  # requests at which this part of the story ends
-    ends: bool  # is this the last look of the part?
+    n_until: int  # requests at the end of this part
+    ends: bool  # this is the last snapshot of the part
 
 
 class Screen(Protocol):
@@ -247,8 +247,8 @@ class DemoReport:
     plan: DemoPlan
     runs: Sequence[CourseRun]
     held: InForce  # at the end
-    certified: InForce | None  # when the swap was made; None: nothing was certified
-    n_predicted: int | None  # generated tokens as the model servers count them; None: they do not say
+    certified: InForce | None  # at the swap; None: nothing was certified
+    n_predicted: int | None  # tokens generated, as counted by the model servers; None: not reported
     errors: Sequence[str]
 
 
@@ -263,7 +263,7 @@ class _Client:
     runs: list[CourseRun] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     n_asked: int = 0
-    _open: dict[str, tuple[DemoAnswer, bool]] = field(default_factory=dict)  # answered, and not yet in the log
+    _open: dict[str, tuple[DemoAnswer, bool]] = field(default_factory=dict)  # answered but not yet logged
     _seq: int = 0
     _decided: DeploymentState = NOTHING_DECIDED
 
@@ -272,7 +272,7 @@ class _Client:
         return self._decided.of(ROUTE)
 
     async def ask(self, most: int, *, swapped: bool = False, until: Callable[[], bool] = lambda: False) -> None:
-        """Ask so many requests, or until something is so."""
+        """Send `most` requests, or fewer if `until` becomes true."""
         end = self.n_asked + most
         how = Pass(route=ROUTE, model=MODEL, extra={"suffice": {"samples": self.plan.n_samples}}, n_at_once=1)
         while self.n_asked < end and not until():
@@ -333,7 +333,7 @@ async def run_story(
     *,
     first_s: float = 1.0,
 ) -> DemoReport:
-    """Run the whole story, with `online.toml` and `online.db` in `folder`. Raises LocalModelError without scikit-learn.
+    """Run the whole story, with `online.toml` and `online.db` in `folder`. Raise LocalModelError without scikit-learn.
 
     first_s  seconds before the control loop starts
     """
