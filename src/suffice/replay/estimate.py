@@ -1,9 +1,6 @@
-"""What early stopping would be worth on the traffic of a log: saving, audits, days, each with an interval.
+"""Estimates what early stopping would be worth on a log's traffic: saving, audits and days, each with an interval.
 
-A level is a policy with its parameters, from the one that hardly ever stops to the boldest, replayed through the same
-`Observer` and policy as live. No reference is read: a stop is judged by whether it answers as the full run does. This
-is no promise; only audits of live traffic give a certificate. Every quantity is drawn many times from what the log
-allows, and the middle and the ends of those draws are reported.
+Levels are replayed as live and judged by agreement with the full run, without references, so this is no certificate.
 """
 
 from __future__ import annotations
@@ -27,12 +24,12 @@ from suffice.settings import Probe, Steps
 from suffice.signals.observe import Observer
 from suffice.types import Kind, Step
 
-WAVE = 4  # samples drawn at once: a stop inside a wave pays for all of it
-LEAST_SAMPLES = 3  # answers to one prompt from which a vote can be thought
+WAVE = 4  # samples drawn at once; a stop inside a wave is charged the whole wave
+LEAST_SAMPLES = 3  # answers to one prompt that make a vote
 MOST_SAMPLES = 64
-CHARS_A_TOKEN = 4.0  # of a thought whose tokens were not counted
+CHARS_A_TOKEN = 4.0  # for reasoning without a token count
 
-# From the safe end. A certificate is tested in this order and ends at the first level that fails.
+# Safe first. Certification tests in this order and ends at the first level that fails.
 LADDERS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "votes": tuple({"policy": "beta", "threshold": t} for t in (0.999, 0.995, 0.99, 0.975, 0.95, 0.9, 0.8, 0.7)),
     "visible answers": tuple({"policy": "stable-answer", "streak": n} for n in (8, 6, 5, 4, 3, 2, 1)),
@@ -49,23 +46,23 @@ class LogRun:
     steps: tuple[Step, ...]
     full_answer: str | None
     full_tokens: int  # generated
-    answer_tokens: int = 0  # of them written behind the thought: a stop writes them, too
+    answer_tokens: int = 0  # of these, after the reasoning; a stopped run generates them too
     gold: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelOutcomes:
-    """What each level would have done with each run: R runs, L levels from the safe end."""
+    """The outcome of each level on each run: R runs, L levels from the safe end."""
 
     ladder: str
     levels: tuple[str, ...]  # display names
     question: tuple[str, ...]  # R
     full_tokens: Floats  # R
-    tokens: Floats  # R x L: spent under the level, probes included
-    differs: Bools  # R x L: answered otherwise than the full run, or not at all
+    tokens: Floats  # R x L, probes included
+    differs: Bools  # R x L: no answer, or not that of the full run
     stopped: Bools  # R x L
-    probe_tokens: Floats  # R: of an audit that probes at every step
-    drop: Floats | None  # R x L: right in full minus right when stopped; None: no references
+    probe_tokens: Floats  # R: for an audit, which probes at every step
+    drop: Floats | None  # R x L: correct in full minus correct when stopped; None: no references
 
     @property
     def n_runs(self) -> int:
@@ -76,11 +73,11 @@ class LevelOutcomes:
 class LogRuns:
     runs: list[LogRun] = field(default_factory=list)
     kind: Kind | None = None
-    n_unfit: int = 0  # calls, or prompts, that show too little to be replayed
+    n_unfit: int = 0  # calls or prompts with too little data to replay
 
 
 def runs_of_calls(calls: Sequence[LoggedCall], scorer: Scorer) -> LogRuns:
-    """Thoughts where most calls show one, else votes over calls of one prompt; none of both: no runs."""
+    """Reasoning runs if most calls contain reasoning, otherwise votes over the calls of one prompt."""
     if 2 * sum(any(call.thoughts) for call in calls) >= len(calls) > 0:
         thoughts = [run for call in calls for run in _thought_runs(call, scorer)]
         return LogRuns(runs=thoughts, kind="reasoning", n_unfit=sum(len(c.texts) for c in calls) - len(thoughts))
@@ -92,7 +89,6 @@ def runs_of_calls(calls: Sequence[LoggedCall], scorer: Scorer) -> LogRuns:
 
 
 def _vote_run(prompt: str, calls: Sequence[LoggedCall], scorer: Scorer) -> LogRun | None:
-    """The answers to one prompt in the order of their calls; tokens of a call are shared equally by its choices."""
     texts = [
         (text, (call.completion_tokens or 0) / len(call.texts) or len(text) / CHARS_A_TOKEN)
         for call in sorted(calls, key=lambda c: c.at_s or 0.0)
@@ -148,7 +144,7 @@ def _visible_steps(thought: str, tokens: float, scorer: Scorer) -> Iterator[Step
 
 
 def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
-    """The runs of recorded traces, of one kind: that of the first batch."""
+    """The runs of recorded traces, restricted to the kind of the first batch."""
     made = LogRuns()
     for batch in batches:
         made.kind = made.kind or batch.kind
@@ -157,7 +153,7 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
             continue
         for i in range(len(batch)):
             steps = tuple(batch.steps(i))
-            # A chain's last step is its own end with the answer behind it: stopping there saves nothing.
+            # The last step of a chain contains the final answer, so stopping there saves nothing.
             tail = 0 if batch.kind == "samples" else int(answer_tokens(batch.meta[i]))
             made.runs.append(
                 LogRun(
@@ -174,7 +170,7 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
 
 
 def replay_ladder(made: LogRuns, scorer: Scorer) -> LevelOutcomes:
-    """Every level on every run. Needs at least one run."""
+    """Replay every level on every run; at least one run."""
     runs, name = made.runs, _ladder_for(made)
     ladder = [build_policy(dict(spec)) for spec in LADDERS[name]]
     needs = tuple(dict.fromkeys(need for policy in ladder for need in policy.needs))
@@ -183,10 +179,10 @@ def replay_ladder(made: LogRuns, scorer: Scorer) -> LevelOutcomes:
     tokens, drop = np.zeros(shape), np.zeros(shape)
     differs, stopped = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
     for i, run in enumerate(runs):
-        tokens[i] = run.full_tokens + sum(s.probe_tokens for s in run.steps)  # paid where a level never stops
+        tokens[i] = run.full_tokens + sum(s.probe_tokens for s in run.steps)  # for levels that never stop
         right = has_gold and _is_right(run.full_answer, run, scorer)
         observer = Observer(needs, run.kind)
-        # Once all samples are drawn, nothing is left to stop.
+        # After the last sample nothing is left to stop.
         for place, step in enumerate(run.steps[:-1] if run.kind == "samples" else run.steps):
             signals = observer.observe(step)
             for level in np.flatnonzero(~stopped[i]).tolist():
@@ -230,7 +226,6 @@ def _spent(run: LogRun, place: int) -> int:
 
 
 def _probing(run: LogRun) -> int:
-    """What an audit of this run would spend on probes; samples and visible answers need none."""
     if run.kind != "reasoning":
         return 0
     recorded = sum(s.probe_tokens for s in run.steps)
@@ -243,10 +238,10 @@ def _is_right(answer: str | None, run: LogRun, scorer: Scorer) -> bool:
 
 
 N_DRAWS = 1_000
-INTERVAL = 0.9  # of every interval that is printed
+INTERVAL = 0.9  # coverage of every printed interval
 BETS = (0.25, 0.45, 0.65, 0.85)
-MOST_AUDITS = 2.0**23  # more are out of reach
-# In simulations of stopped runs the EM drop was this part of the disagreement with the full run.
+MOST_AUDITS = 2.0**23  # more count as unreachable
+# EM drop over disagreement with the full run, as seen in simulations of stopped runs.
 DROP_PER_DISAGREEMENT = (0.25, 0.45)
 DAY_S = 86_400.0
 
@@ -261,29 +256,29 @@ class QuantityInterval:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelEstimate:
     name: str
-    stopped: float  # share of runs that it stops
-    saving: QuantityInterval  # share of the full runs' generated tokens, probes paid
-    disagreement: QuantityInterval  # share of runs that it answers otherwise
-    audits: float | None  # full runs that a certificate takes at the middle disagreement; None: out of reach
+    stopped: float  # share of runs
+    saving: QuantityInterval  # share of the full runs' generated tokens, net of probes
+    disagreement: QuantityInterval  # share of runs with another answer than the full run
+    audits: float | None  # audits to a certificate at the median disagreement; None: unreachable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiableLevel:
     judged_by: str  # "agreement" or "labels"
-    p_any: float  # chance that any level at all is certified with the audits allowed
+    p_any: float  # probability that any level is certified with the allowed audits
     level: str | None  # the level certified most often among the draws; None: none
-    saving: QuantityInterval  # of a request that is no audit; 0 where nothing is certified
-    audits: QuantityInterval | None  # that the certificate takes, where there is one
-    days: QuantityInterval | None  # to gather them; None: no certificate, or no times in the log
-    audit_cost: QuantityInterval  # share of tokens: what audits forgo, and their probes
-    net_saving: QuantityInterval  # of all traffic, audits counted
-    net_saving_of_all_tokens: QuantityInterval | None  # prompts counted as well; None: the log has no prompt counts
+    saving: QuantityInterval  # per unaudited request; 0 where nothing is certified
+    audits: QuantityInterval | None  # audits to the certificate; None: no certificate
+    days: QuantityInterval | None  # to collect these audits; None: no certificate, or no times in the log
+    audit_cost: QuantityInterval  # share of tokens: the saving that audits forgo, and their probes
+    net_saving: QuantityInterval  # of all traffic, audits included
+    net_saving_of_all_tokens: QuantityInterval | None  # prompt tokens included; None: the log has no prompt counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogTraffic:
     n_calls: int
-    n_requests: int  # full runs that they stand for
+    n_requests: int  # full runs that the calls represent
     span_s: float | None  # from the first call to the last
     requests_per_day: QuantityInterval | None
     completion_share: float | None  # generated tokens among all tokens
@@ -307,16 +302,15 @@ class LogEstimate:
 
 
 def expected_audits(risk: Floats, *, max_em_drop: float, confidence: float) -> Floats:
-    """Audits after which a count e-process is expected to certify a level; infinite where it never does.
+    """Audits after which a count e-process is expected to certify a level; infinite if it never does.
 
     risk  true share of runs that the stop loses, in [0, 1]; any shape
 
-    The e-process is a mean over four constant bets, wealth (1 + v e) for an audit that agrees and
-    (1 + v (e - 1)) for one that is lost, v = f / (1 - e), f = .25, .45, .65, .85; by Ville's inequality it
-    passes 1 / (1 - confidence) with at most that chance when the risk is e or more (Waudby-Smith and Ramdas
-    2024, JRSS B 86(1), arXiv:2010.09686, for betting on bounded means). Here the logarithm of each wealth
-    grows by its mean. A test that is looked at after every audit passes a little earlier in most runs, because
-    luck on the way counts; a run without luck takes longer.
+    The e-process is a mean over four constant bets: wealth (1 + v e) for an audit that agrees and (1 + v (e - 1)) for
+    one that is lost, with v = f / (1 - e), f = .25, .45, .65, .85. By Ville's inequality it passes 1 / (1 - confidence)
+    with at most probability 1 - confidence when the risk is e or more (Waudby-Smith and Ramdas 2024, JRSS B 86(1),
+    arXiv:2010.09686, for betting on bounded means). Here the logarithm of each wealth grows by its mean; most real runs
+    certify a little earlier, because chance helps a test that is evaluated after every audit.
     """
     if not 0 < max_em_drop < 1 or not 0 < confidence < 1:
         raise ValueError(f"need 0 < max_em_drop < 1 and 0 < confidence < 1; got {max_em_drop=} {confidence=}")
@@ -353,14 +347,15 @@ def estimate_levels(
     rng: np.random.Generator,
     assumed: Sequence[str] = (),
 ) -> LogEstimate:
-    """Estimate from what the levels did with the runs of a log.
+    """Estimate saving, audits and days from the outcomes of the levels.
 
-    max_em_drop  fraction; audit_share  fraction of requests that run in full for good
-    most_audits  a certificate may rest on: older ones are forgotten
+    max_em_drop  fraction
+    audit_share  fraction of requests that always run in full
+    most_audits  the number of newest audits that a certificate may use
 
-    Runs are drawn by the Bayesian bootstrap (Rubin 1981, Annals of Statistics 9(1)) over questions, with half
-    a disagreement and half an agreement added, so that no disagreement seen does not mean none there is; and
-    likewise half a run that every level stops and half a run that none does.
+    Runs are drawn by the Bayesian bootstrap (Rubin 1981, Annals of Statistics 9(1)) over questions. Half a disagreement
+    and half an agreement are added, so that zero observed disagreements do not imply zero risk; likewise half a run
+    that every level stops and half a run that none does.
     """
     weights, extra = _weights(evidence.question, rng)
     n = weights.sum(axis=1) + extra.sum(axis=1)
@@ -407,14 +402,13 @@ def estimate_levels(
 class _Draws:
     levels: tuple[str, ...]
     saving: Floats  # draws x levels
-    probing: Floats  # draws: share of tokens that probes of audits cost
-    rate: Floats | None  # draws: requests a day; None: not known
+    probing: Floats  # draws: the share of tokens spent on probes of audits
+    rate: Floats | None  # draws: requests per day; None: unknown
     audit_share: float
     traffic: LogTraffic
 
     def promise(self, judged_by: str, audits: Floats, most_audits: int) -> CertifiableLevel:
-        """What a certificate that takes so many audits (draws x levels) is worth."""
-        # The last level of the unbroken run of passes from the safe end; -1: the first fails already.
+        # The last level of the unbroken run of passes from the safe end; -1: the first level fails.
         certified = np.cumprod(audits <= most_audits, axis=1).sum(axis=1) - 1
         has, place, draws = certified >= 0, np.maximum(certified, 0), np.arange(N_DRAWS)
         saved = np.where(has, np.maximum(self.saving[draws, place], 0.0), 0.0)
@@ -441,10 +435,10 @@ def _weights(questions: Sequence[str], rng: np.random.Generator) -> tuple[Floats
 
 
 def _savings(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> Floats:
-    """Share of the full runs' tokens that each level saves, drawn (draws x levels).
+    """Share of the full runs' tokens that each level saves (draws x levels).
 
-    A safe level stops few runs, and its interval must not rest on those alone. So half a run is added that every
-    level stops as the boldest does, and half a run that none stops, both of mean length.
+    A safe level stops few runs. To widen its interval, add half a run of mean length that every level stops as the most
+    aggressive one does, and half a run that none stops.
     """
     full, bold = evidence.full_tokens, evidence.stopped[:, -1]
     kept = 1 + evidence.probe_tokens.sum() / full.sum()
@@ -455,7 +449,6 @@ def _savings(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator)
 
 
 def _per_disagreement(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> tuple[Floats, str]:
-    """EM drop per disagreement, drawn (draws); and what is assumed of it."""
     low, high = DROP_PER_DISAGREEMENT
     if evidence.drop is None or evidence.differs.sum() < 5:
         return rng.uniform(low, high, N_DRAWS), (
@@ -469,21 +462,17 @@ def _per_disagreement(evidence: LevelOutcomes, weights: Floats, rng: np.random.G
 
 
 def _draw_rate(n_requests: int, span_s: float, rng: np.random.Generator) -> Floats:
-    """Requests a day, drawn: Gamma with the count's own spread."""
     return np.asarray(rng.gamma(max(1.0, n_requests - 1.0), size=N_DRAWS)) / (span_s / DAY_S)
 
 
 def _range(values: Floats) -> QuantityInterval:
     ends = np.quantile(values, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2])
-    low, middle, high = ends.round(12) + 0.0  # sums of weights leave a trace of -0
+    low, middle, high = ends.round(12) + 0.0  # removes -0
     return QuantityInterval(middle=float(middle), low=float(low), high=float(high))
 
 
 def traffic_of(calls: Sequence[LoggedCall], n_requests: int, rng: np.random.Generator) -> LogTraffic:
-    """How many requests a day, and which share of the tokens is generated.
-
-    n_requests  full runs that the calls stand for: a vote's calls are one request
-    """
+    """Requests per day, and the generated share of tokens; all calls of a vote count as one of `n_requests`."""
     times = sorted(call.at_s for call in calls if call.at_s is not None)
     span = times[-1] - times[0] if len(times) > 1 and times[-1] > times[0] else None
     counted = [c for c in calls if c.completion_tokens is not None and c.prompt_tokens is not None]

@@ -1,8 +1,8 @@
-"""Logs of model traffic, read as calls: which format a file has and what its records say. Nothing is sent.
+"""Reads calls from logs of model traffic, and detects the format of a file.
 
 openai    {"request": …, "response": …}, the Batch API's lines, or a bare chat completion
           (OpenAI API reference, "Chat" and "Batch")
-litellm   StandardLoggingPayload, one a line, and rows of the proxy's spend logs
+litellm   StandardLoggingPayload, one per line, and rows of the proxy's spend logs
           (docs.litellm.ai, "StandardLoggingPayload Specification")
 langfuse  observations of type GENERATION, from the API (camel case) or an export (snake case)
           (langfuse.com docs, "Public API" and "Blob Storage Export Field Reference")
@@ -10,7 +10,7 @@ vllm      text lines that `--enable-log-requests --enable-log-outputs` writes:
               Received request ID: prompt: '…', params: SamplingParams(n=1, …), prompt_token_ids: […], …
               Request ID details: prompt: '…', …             newer versions, at level DEBUG
               Generated response ID: output: '…', output_token_ids: […], finish_reason: stop
-          (vllm/entrypoints/logger.py; not tried on a live server's log)
+          (vllm/entrypoints/logger.py; not tested with the log of a live server)
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ FINISHED = frozenset({"success", "completed", "200", ""})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedCall:
-    """One finished call of a model. None: the log does not say."""
+    """One completed call of a model. None: the log does not say."""
 
-    prompt: str  # hash: the same for calls that asked the same; "": unknown
+    prompt: str  # hash, equal for equal prompts; "": unknown
     texts: tuple[str, ...]  # the visible answer of each choice
-    thoughts: tuple[str, ...]  # the thought that was shown with it; "": none
+    thoughts: tuple[str, ...]  # the reasoning of each choice; "": none
     model: str = ""
     prompt_tokens: int | None = None
-    completion_tokens: int | None = None  # of all choices together, thoughts included
-    reasoning_tokens: int | None = None  # part of them
-    at_s: float | None = None  # Unix time at which it began
+    completion_tokens: int | None = None  # over all choices, reasoning included
+    reasoning_tokens: int | None = None  # part of `completion_tokens`
+    at_s: float | None = None  # Unix time of the start
 
 
 def prompt_key(asked: object) -> str:
@@ -68,7 +68,7 @@ def read_openai(item: Mapping[str, Any]) -> LoggedCall | None:
 
 
 def read_litellm(item: Mapping[str, Any]) -> LoggedCall | None:
-    """One StandardLoggingPayload, or one row of the spend logs. Failed calls and cache hits are left out."""
+    """Read a StandardLoggingPayload or a row of the spend logs; None for failed calls and cache hits."""
     if str(item.get("status") or "").lower() not in FINISHED or item.get("cache_hit") in (True, "True", "true"):
         return None
     response = item.get("response")
@@ -81,7 +81,7 @@ def read_litellm(item: Mapping[str, Any]) -> LoggedCall | None:
 
 
 def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
-    """One observation. Those that are no GENERATION are left out."""
+    """Read one observation; None if its type is not GENERATION."""
     if str(item.get("type", "GENERATION")).upper() != "GENERATION":
         return None
     asked, output = _value(item.get("input")), _value(item.get("output"))
@@ -122,15 +122,11 @@ def detect_log_format(item: Mapping[str, Any]) -> str | None:
     return None
 
 
-# --------------------------------------------------------------------------- what they share
+# ---- shared by the readers
 
 
 def read_completion(response: Mapping[str, Any], *, asked: object, at: object) -> LoggedCall | None:
-    """A chat or plain completion as OpenAI's API has it; None: it holds no answer.
-
-    asked  the messages or the prompt
-    at     when, as a number (seconds) or as ISO 8601
-    """
+    """Read a chat or plain completion of OpenAI's API; `at` is a number of seconds or ISO 8601. None: no answer."""
     listed = response.get("choices")
     choices = [_said(c) for c in listed if isinstance(c, Mapping)] if isinstance(listed, list) else []
     if not choices or not any(text or thought for text, thought in choices):
@@ -168,8 +164,6 @@ def _text(content: object) -> str:
 def _counted(
     call: LoggedCall, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
 ) -> LoggedCall:
-    """The call with the token counts and the model under these names, where it lacks them."""
-
     def first(known: int | None, *names: str) -> int | None:
         given = (parse_count(counts.get(name)) for name in names)
         return next((n for n in (known, *given) if n is not None), None)
@@ -190,7 +184,7 @@ def parse_count(value: object) -> int | None:
 
 
 def parse_moment(value: object) -> float | None:
-    """Unix time of a moment given in seconds, milliseconds or as ISO 8601 (without a zone: UTC); None: unreadable."""
+    """Unix time from seconds, milliseconds or ISO 8601 (UTC if it has no zone); None if unreadable."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value / 1000 if value > 1e11 else float(value) if value > 0 else None
     if not isinstance(value, str):
@@ -231,11 +225,11 @@ _TOLD = re.compile(
 )
 _PROMPT_IDS = re.compile(r"prompt_token_ids: \[(?P<ids>[\d, ]*)\]")
 LINE_MARK = re.compile(r"\b(?:Received request|Generated response) \S+")
-YEAR = 2000  # any leap year: only differences count
+YEAR = 2000  # any leap year; only differences matter
 
 
 def read_vllm_log(lines: Iterable[str]) -> Iterator[LoggedCall]:
-    """The calls whose answer was logged. Pieces of a stream are left out: its whole answer follows them."""
+    """The calls whose answer was logged. Skips the chunks of a stream, whose whole answer follows them."""
     asked: dict[str, tuple[str, int | None]] = {}
     for line in lines:
         if (match := _ASKED.search(line)) is not None:
@@ -279,22 +273,19 @@ def _moment(line: str) -> float | None:
 
 
 FORMATS = (*READERS, "vllm")
-LOOKED_AT = 200  # lines at the head of a file from which its format is detected
+LOOKED_AT = 200  # first lines of a file from which its format is detected
 
 
 @dataclass(slots=True)
 class Log:
     calls: list[LoggedCall] = field(default_factory=list)
-    formats: list[str] = field(default_factory=list)  # of the files, in their order
-    n_records: int = 0  # lines, or records of an array, that were looked at
-    n_left_out: int = 0  # of them: failed, cached, no answer in it, or unreadable
+    formats: list[str] = field(default_factory=list)  # one per file
+    n_records: int = 0  # lines, or items of a JSON array
+    n_left_out: int = 0  # of these: failed, cached, without an answer, or unreadable
 
 
 def read_logs(paths: Sequence[Path], *, as_format: str | None = None) -> Log:
-    """Read all calls of some files, `.gz` by suffix. Raises ConfigError with the file at fault.
-
-    as_format  a name of FORMATS; None: detected for each file
-    """
+    """Read calls from files, gzipped if the suffix is `.gz`. Raise ConfigError that names the file."""
     log = Log()
     for path in paths:
         try:

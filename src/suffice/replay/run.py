@@ -1,9 +1,4 @@
-"""A policy replayed on single recorded runs, and two ways of answering the same questions compared pair by pair.
-
-Replay reads steps through the same `Observer` as a live policy, without labels or later steps. In a paired comparison
-most questions are answered alike and cancel out, so a small question set can say something. Intervals resample whole
-questions.
-"""
+"""Replays a policy on single recorded runs through the live `Observer`, and compares two ways of answering in pairs."""
 
 from __future__ import annotations
 
@@ -31,21 +26,21 @@ class QuestionPair:
     full_correct: bool
     correct: bool
     full_tokens: int
-    tokens: int  # everything spent on the other way, probes included
+    tokens: int  # total of the other way, probes included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayComparison:
-    """What the other way costs and saves. Fractions; intervals are None when they cannot be made."""
+    """Costs and savings of the other way, as fractions; an interval is None if it cannot be computed."""
 
     n: int
     full_em: float
     em: float
-    n_lost: int  # right in full, wrong otherwise
-    n_gained: int  # wrong in full, right otherwise
+    n_lost: int  # correct in full, wrong otherwise
+    n_gained: int  # wrong in full, correct otherwise
     em_change: float  # em - full_em: negative is a drop
     em_change_interval: Interval | None
-    full_tokens: float  # mean a question
+    full_tokens: float  # mean per question
     tokens: float
     token_reduction: float  # 1 - tokens / full_tokens
     token_reduction_interval: Interval | None
@@ -93,20 +88,19 @@ _OF_THE_TEXT = ("hedges", "hedge_rate", "loop_share", "draft_distance")
 class ReplayedRun:
     episode_id: str
     question_key: str
-    stop_step: int | None  # None: the policy never stopped it
+    stop_step: int | None  # None: never stopped
     stop_reason: StopReason | None
-    answer: str | None  # what a client would have got
+    answer: str | None  # the answer for the client
     tokens: int  # generated, probes included
-    probe_tokens: int  # part of `tokens`
+    probe_tokens: int  # included in `tokens`
     full_answer: str | None
-    full_tokens: int  # of the full run alone, without probes; of a decided vote all samples, estimated
+    full_tokens: int  # of the full run, without probes; for a decided vote an estimate over all samples
 
 
 def replay_run(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRun | None:
-    """Replay one full run. None: it was not recorded to its end, so it cannot stand for a full run.
+    """Replay one full run; None if it was not recorded to its end.
 
-    wave  kind "samples": how many are drawn at once; a stop inside a wave is charged the whole wave,
-          which is the most that it can cost live, where the rest is cancelled
+    wave  samples drawn at once; a stop inside a wave is charged the whole wave, an upper bound of its cost live
     """
     request, outcome = episode.request, episode.outcome
     if outcome.stopped or outcome.usage is None or outcome.end_reason not in ("done", "truncated"):
@@ -122,7 +116,7 @@ def replay_run(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRu
         spent = sum(s.tokens for s in outcome.steps[:seen])
         probe_tokens = sum(probes[:stop_step])
         if request.kind == "reasoning":
-            spent += max(0, full_tokens - outcome.usage.reasoning_tokens)  # the answer is still written
+            spent += max(0, full_tokens - outcome.usage.reasoning_tokens)  # the answer is still generated
     return ReplayedRun(
         episode_id=request.episode_id,
         question_key=request.question_key,
@@ -139,7 +133,6 @@ def replay_run(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRu
 def _first_stop(
     steps: Sequence[StepRecord], policy: Policy, request: Request
 ) -> tuple[int | None, StopReason | None, str | None]:
-    """The first stop before the last sample, or anywhere in a thought, with the answer there."""
     observer = Observer(policy.needs, request.kind, query=request.query)
     asked = set(fields_of(policy.needs))
     for record in steps:
@@ -150,11 +143,8 @@ def _first_stop(
 
 
 def _as_recorded(signals: Signals, record: StepRecord, asked: set[str]) -> Signals:
-    """Signals of the text come from the record, for the text itself was never stored; the others are unknown.
-
-    asked  the fields that the policy's folds fill; the others stay unknown, as they were live
-    """
+    """Take the signals in `asked` that need the text from the record, because the log does not store the text."""
     kept: dict[str, Any] = {field: getattr(record, field) for field in _OF_THE_TEXT if field in asked}
-    # A patience depends on a threshold that may be another today; another package's fold may have read the text.
+    # `patience` depends on a threshold that may have changed; folds of other packages may have read the text.
     lost = [field for field in signals.values if field == "draft_patience" or field not in FIELDS]
     return signals.replace(**kept, **dict.fromkeys(lost))

@@ -1,17 +1,17 @@
-"""The order in which recorded runs come as requests, and drifts: what changes in a stream, and from which part on.
+"""The order of recorded runs in a stream, and drifts: a change of regime at a given fraction of the stream.
 
-    em=0.5@0.5                 runs whose model has an EM above 0.5 first, then those at or below it
+    em=0.5@0.5                 runs of models with an EM above 0.5 first, then the others
     model=gpt-4*>gpt-3.5*@0.4  requests of some models first, then of others
-    class=hard:0.8@0.5         from then on four fifths of the requests are of this class
-    mix=easy>hard:0.8@0.5      of two classes, four fifths are of the first before, and of the second from then on
-    relabel=0.1@0.5            from then on the full run's answer is the right one for a tenth of the questions
-    silent=0.06@0.5            from then on 6 % of the requests lose at every early stop, and no signal shows it
-    ramp=0.08@0.5              the same, with a share that rises from 0 at that part to 8 % at the end
-    oscillate=0.08@0.5         the same, with 8 % and 0 by turns, in eight phases of equal length
-    turns=5:0.06               conversations of five requests, in which 6 % of all but the first lose like that
-    set=other.parquet@0.5      from then on the requests come from another file
+    class=hard:0.8@0.5         after the change, four fifths of the requests are of this class
+    mix=easy>hard:0.8@0.5      of two classes, four fifths are of the first before and of the second after the change
+    relabel=0.1@0.5            after the change, only the full run's answer is correct for a tenth of the questions
+    silent=0.06@0.5            after the change, 6 % of the requests lose at every early stop, and no signal shows it
+    ramp=0.08@0.5              likewise, with a share that rises from 0 at the change to 8 % at the end
+    oscillate=0.08@0.5         likewise, with 8 % and 0 alternating in eight phases of equal length
+    turns=5:0.06               conversations of five requests; 6 % of all but the first lose likewise
+    set=other.parquet@0.5      after the change, requests come from another file
 
-The part behind the @ says where in the stream it happens.
+The number after @ is the position of the change in the stream, in (0, 1).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from suffice.replay.online.stream import RecordedTraffic
 Kind: TypeAlias = Literal["em", "model", "class", "mix", "relabel", "silent", "ramp", "oscillate", "turns", "set"]
 N_PHASES: Final = 8  # of an oscillation
 _SHARE: Final = r"(?:0?\.\d+|0\.?|1(?:\.0*)?)"
-_FORMS: Final[Mapping[Kind, tuple[str, str]]] = {  # as a person writes it, and the pattern of its value
+_FORMS: Final[Mapping[Kind, tuple[str, str]]] = {  # how it is written, and the pattern of its value
     "em": ("em=EM@AT", _SHARE),
     "model": ("model=BEFORE>AFTER@AT", "[^>]*>[^>]*"),
     "class": ("class=NAME:SHARE@AT", f".*:{_SHARE}"),
@@ -47,7 +47,7 @@ _FORMS: Final[Mapping[Kind, tuple[str, str]]] = {  # as a person writes it, and 
 }
 KINDS: Final = tuple(_FORMS)
 _SPEC: Final = re.compile(r"(\w+)=(.+?)(?:@(0?\.\d+))?", re.DOTALL)
-_COURSES: Final[Mapping[Kind, Callable[[Floats], Floats]]] = {  # part of the share that loses, by progress in [0, 1)
+_COURSES: Final[Mapping[Kind, Callable[[Floats], Floats]]] = {  # factor on the losing share, by progress in [0, 1)
     "silent": np.ones_like,
     "ramp": lambda progress: progress,
     "oscillate": lambda progress: 1.0 - np.floor(N_PHASES * progress) % 2,
@@ -60,7 +60,7 @@ class Drift:
     text: str
     kind: Kind
     value: str
-    at: float  # part of the stream, in (0, 1); 0 for turns, which are there from the start
+    at: float  # position in the stream, in (0, 1); 0 for turns
 
     @property
     def file(self) -> Path | None:
@@ -83,12 +83,7 @@ def parse_drift(text: str) -> Drift:
 
 
 def split_worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
-    """Which requests belong to the world before, and which to the one after, shape (N,) each.
-
-    from_file  kind "set": which requests come from the other file
-
-    Raises ConfigError where one of the two is empty.
-    """
+    """Masks of the requests that may occur before and after the change, (N,). Raise ConfigError if one is empty."""
     everything = np.ones(len(traffic), dtype=bool)
     if drift.kind == "em":
         strong = _run_em(traffic) > float(drift.value)
@@ -107,10 +102,7 @@ def split_worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None
 def order_requests(
     traffic: RecordedTraffic, drift: Drift, before: Bools, after: Bools, rng: np.random.Generator
 ) -> tuple[Ints, int]:
-    """Requests in a random order, the world before in front, and the number of the first of the world after.
-
-    As many as there are, so that each comes once and the drift lies at its part of the stream.
-    """
+    """A random order without repeats, first regime first, and the index of the first request after the change."""
     if drift.kind == "turns":
         return _conversations(traffic, _turns(drift)[0], rng), 0
     if drift.kind == "mix":
@@ -127,10 +119,7 @@ def order_requests(
 
 
 def losing_share(drift: Drift, at: int, n: int) -> Floats:
-    """P(a request loses at every early stop) for each of n requests in the order in which they come, shape (n,).
-
-    at  first request of the world after
-    """
+    """P(a request loses at every early stop), in stream order, shape (n,); `at` is the first after the change."""
     number = np.arange(n)
     if drift.kind == "turns":
         turns, share = _turns(drift)
@@ -142,11 +131,11 @@ def losing_share(drift: Drift, at: int, n: int) -> Floats:
 
 
 def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
-    """The stream with other labels, where the drift says so.
+    """The stream with the labels that the drift changes.
 
-    With `relabel`, what differs from the full run is lost from request `at` on. Where a request loses at every early
-    stop, its full run is right and every answer before the end is wrong, whatever they were; what a policy reads stays.
-    Which requests do follows from a hash of the question and the request's place in the stream.
+    With `relabel`, an answer that differs from the full run's is lost from request `at` on. Where a request loses at
+    every early stop, its full run is correct and every earlier answer is wrong; signals do not change. A hash of the
+    question and the position selects these requests.
     """
     runs, number = traffic.runs, np.arange(len(traffic))
     if drift.kind == "relabel":
@@ -164,10 +153,7 @@ def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
 
 
 def _conversations(traffic: RecordedTraffic, turns: int, rng: np.random.Generator) -> Ints:
-    """All requests as conversations of so many turns; the last one may be shorter.
-
-    Requests of one question follow each other as far as they go; one with too few of them goes on with another.
-    """
+    """Requests in conversations that keep to one question while it has requests left."""
     names, number = np.unique(np.array(traffic.question, dtype=object).astype(str), return_inverse=True)
     shuffled = rng.permutation(len(traffic))
     by_question = shuffled[np.argsort(rng.permutation(len(names))[number[shuffled]], kind="stable")]
@@ -186,7 +172,7 @@ def _swapped(traffic: RecordedTraffic, drift: Drift, rng: np.random.Generator) -
     first, _, second = names.partition(">")
     share, early = float(text), drift.at
     a, b = (rng.permutation(np.flatnonzero(_of_class(traffic, name))) for name in (first, second))
-    swapped = share * early + (1 - share) * (1 - early)  # of all requests, those of the first class
+    swapped = share * early + (1 - share) * (1 - early)  # the share of the first class in all requests
     n = min(len(a) / swapped, len(b) / (1 - swapped))
     n_a, n_b = int(n * early * share), int(n * early * (1 - share))
     before = np.concatenate([a[:n_a], b[:n_b]])
@@ -206,7 +192,6 @@ def _mixed(traffic: RecordedTraffic, drift: Drift, late: Ints, rng: np.random.Ge
 
 
 def _of_class(traffic: RecordedTraffic, name: str) -> Bools:
-    """Which requests are of a class, shape (N,). Raises ConfigError with the classes that there are."""
     members = np.array([known == name for known in traffic.query_class], dtype=bool)
     if not members.any():
         known = ", ".join(sorted(set(traffic.query_class) - {""})[:10]) or "none"
@@ -232,8 +217,8 @@ def _models(traffic: RecordedTraffic, pattern: str) -> Bools:
 
 
 class StreamOrder(NamedTuple):
-    which: Ints  # (n,): numbers of recorded runs
-    drift_at: int | None  # first request of the world after a drift; None: there is none
+    which: Ints  # (n,): indices of recorded runs
+    drift_at: int | None  # first request after the drift; None: no drift
     learns: Bools | None  # (n,): requests whose audits are evidence; None: all
 
 
@@ -246,11 +231,11 @@ def draw_order(
     disjoint: bool = False,
     resample: int | None = None,
 ) -> StreamOrder:
-    """Draw a stream: each run once in a random order, unless one of the harder questions is asked.
+    """Draw a stream: each run once in a random order, unless an option says otherwise.
 
-    worlds    which runs belong before a drift and which after it, see `drift.worlds`
-    disjoint  the runs of one half of the questions first, and they alone are evidence
-    resample  so many requests by question-level bootstrap
+    worlds    runs that may occur before and after a drift, see `split_worlds`
+    disjoint  take the runs of one half of the questions first; only these are evidence
+    resample  number of requests to draw by question-level bootstrap
     """
     if drift is not None and worlds is not None:
         which, at = order_requests(traffic, drift, *worlds, rng)

@@ -1,4 +1,4 @@
-"""The whole loop over recorded runs as traffic: an order for each seed, what came of it, and how that is shown."""
+"""Runs the control loop over recorded runs as traffic, once per seed, and reports the results."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from suffice.types import Promise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """One stream over time, in blocks of requests; each tuple has one number a block."""
+    """One stream over time, in blocks of requests; each tuple has one number per block."""
 
-    requests: tuple[int, ...]  # requests so far, at the block's end
-    level: tuple[float, ...]  # in force, as part of the most aggressive one
-    reduction: tuple[float, ...]  # token reduction of the block
-    drop: tuple[float, ...]  # mean EM drop of the block
-    audits: tuple[float, ...]  # part of the block that was audited
+    requests: tuple[int, ...]  # cumulative, at the end of the block
+    level: tuple[float, ...]  # mean active level, as a fraction of the most aggressive one
+    reduction: tuple[float, ...]  # of tokens
+    drop: tuple[float, ...]  # mean EM drop
+    audits: tuple[float, ...]  # audited share
     alarms: tuple[tuple[int, str], ...]  # request, reason
     bursts: tuple[tuple[int, int], ...]  # first request, end
 
@@ -65,13 +65,13 @@ class Seed:
     reduction: float
     reduction_late: float  # second half; with `disjoint` the other half of the questions
     reduction_late_free: float  # … without probes
-    drop_late: float  # EM drop of all requests of the second half, audits as 0
+    drop_late: float  # mean EM drop of the second half; audits count as 0
     audits: int
     alarms: int
-    alarm_delay: int | None  # requests from the drift to the first alarm; None: none came, or no drift
-    false_alarms: int | None  # before the drift; None: there is none
-    recovery: int | None  # requests from the drift until the deployed level keeps the budget for good
-    loss_above_budget: float | None  # after the drift, of all requests that were no audits; points x requests
+    alarm_delay: int | None  # requests from the drift to the first alarm; None: no alarm or no drift
+    false_alarms: int | None  # before the drift; None: no drift
+    recovery: int | None  # requests from the drift until the active level keeps the budget to the end
+    loss_above_budget: float | None  # after the drift, over unaudited requests; points x requests
     course: Course
 
 
@@ -100,7 +100,7 @@ class OnlineReport:
 
     @property
     def violations_interval(self) -> Interval:
-        """Of the share of such seeds, exact, 95 %; seeds reorder the same rows, so it is no more than a guide."""
+        """Exact 95 % interval of the share of violations; only a guide, because all seeds reorder the same runs."""
         return exact_binomial(self.n_violations, len(self.seeds), 0.95)
 
     def mean(self, field: str) -> float:
@@ -116,7 +116,7 @@ class OnlineReport:
 
     @property
     def recovery(self) -> float | None:
-        """Requests after a drift until the budget is kept for good, median; None: half of the seeds never come back."""
+        """Median requests from a drift until the budget is kept for good; None if half of the seeds never recover."""
         middle = float(np.median([np.inf if one.recovery is None else one.recovery for one in self.seeds]))
         return middle if np.isfinite(middle) else None
 
@@ -163,7 +163,7 @@ class OnlineReport:
 
 
 _HEADS: Final = ("set", "requests", "saved %", "late %", "no probes", "late drop", "over budget", "audits", "alarms")
-SMOOTH: Final = 5  # blocks of the course that are averaged
+SMOOTH: Final = 5  # blocks in the moving average of the course
 
 
 def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
@@ -235,7 +235,7 @@ def _drifted(report: OnlineReport) -> str:
 
 
 def write_courses(reports: Sequence[OnlineReport], folder: Path) -> list[Path]:
-    """Draw each set's course into `SET.online.png` and `.svg`. Raises ConfigError without matplotlib."""
+    """Draw the course of each set into `SET.online.png` and `.svg`. Raise ConfigError without matplotlib."""
     try:
         import matplotlib as mpl
 
@@ -275,7 +275,7 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
         axes.grid(visible=True, color=FAINT, alpha=0.25)
         _marks(axes, courses[0], report)
     panels[2].axhline(100 * report.max_em_drop, color=INK, linestyle="--", linewidth=1)
-    panels[2].margins(y=0.15)  # room for the word above its line
+    panels[2].margins(y=0.15)  # room for the label
     panels[2].annotate("budget", (x[-1], 100 * report.max_em_drop), ha="right", va="bottom", fontsize=9)
     panels[2].set_xlabel(
         f"requests; band: 10 to 90 % of {len(courses)} seeds; first seed: grey full runs, dotted alarms, line drift"
@@ -300,8 +300,8 @@ def _smoothed(values: Floats) -> Floats:
     return np.asarray(np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same"))
 
 
-N_BLOCKS: Final = 60  # of the course that is drawn
-MOST_JUDGED: Final = 2_000  # requests of the world after a drift that say what a level loses there
+N_BLOCKS: Final = 60  # in a course
+MOST_JUDGED: Final = 2_000  # requests after a drift that measure the loss of a level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,12 +310,12 @@ class OnlineOptions:
     confidence: float = 0.95
     n_seeds: int = 20
     warm_up: int | None = None
-    run_time: int = 0  # mean of a full run, in requests that begin meanwhile
-    label_delay: int = 0  # requests between the end of a run and its label, at least …
-    label_delay_most: int | None = None  # … and at most; None: always the same
-    audit_share: float = 0.05  # once there is evidence
-    resample: int | None = None  # requests drawn by question-level bootstrap
-    disjoint: bool = False  # evidence from one half of the questions, figures from the other
+    run_time: int = 0  # mean duration of a full run, in arriving requests
+    label_delay: int = 0  # arriving requests between the end of a run and its label, at least …
+    label_delay_most: int | None = None  # … and at most; None: constant
+    audit_share: float = 0.05  # after the warm-up
+    resample: int | None = None  # requests to draw by question-level bootstrap
+    disjoint: bool = False  # evidence from one half of the questions, results from the other
     drift: Drift | None = None
     probe_tokens: int | None = None
     label_free: bool = False
@@ -328,10 +328,10 @@ class OnlineOptions:
 def replay_online(
     data: Survey, asked: OnlineOptions, *, later: Survey | None = None, tick: Callable[[], None] = lambda: None
 ) -> OnlineReport:
-    """Replay one set as traffic. Raises TraceError for data and ConfigError for what cannot be asked.
+    """Replay one set as traffic. Raise TraceError for invalid data and ConfigError for invalid options.
 
     later  the file of a drift to another set
-    tick   is called after each seed
+    tick   called after each seed
     """
     longest = max(data.longest, later.longest if later else 0)
     if later is not None and later.kind != data.kind:
@@ -391,10 +391,7 @@ class _Job:
         return least, least if most is None else most
 
     def plan(self, n: int, n_evidence: int | None = None) -> Plan:
-        """The numbers of the control loop for a stream of n requests.
-
-        n_evidence  of them, those whose audits count: no more of it comes behind them; None: all
-        """
+        """The plan for n requests; only audits of the first `n_evidence` are evidence."""
         plan = stream_plan(self.asked, self.traffic, n if n_evidence is None else n_evidence)
         return replace(plan, label_timeout=self.label_delay[1])
 
@@ -419,28 +416,27 @@ class _Job:
             learns=learns,
             watch=truth.look if truth else lambda _: None,
         )
-        late = len(traffic) // 2 if n_evidence is None else n_evidence  # halves of the questions are not of one length
+        late = len(traffic) // 2 if n_evidence is None else n_evidence  # the halves of the questions differ in length
         return _summed(seed, stream, late, drift_at, truth, plan), drift_at
 
 
 class _Truth:
-    """The EM drop to expect of each request after a drift at the level that it met; nothing in the loop sees it."""
+    """The expected EM drop of each request after a drift at its active level; the loop cannot see it."""
 
     def __init__(self, traffic: RecordedTraffic, drift_at: int, losing: Floats | None = None) -> None:
-        """Losing: P(a request loses at every early stop), on top of what `traffic` says, (N,); None: none does."""
         late = np.arange(drift_at, len(traffic))
         self._runs = traffic.runs.take(late[:: max(1, len(late) // MOST_JUDGED)])
         self._losing = np.zeros(len(traffic)) if losing is None else losing
-        self._met: tuple[FoldedModels | None, int] = (None, 0)  # by the requests until the next look
+        self._met: tuple[FoldedModels | None, int] = (None, 0)  # served until the next evaluation
         self._judged: tuple[FoldedModels | None, int] = self._met
-        self._drops = 0.0, 0.0  # of the level that was judged last
+        self._drops = 0.0, 0.0  # of `_judged`
         self._at = self._until = drift_at
         self.drop = np.zeros(len(traffic))  # (N,): 0 before the drift
 
     @classmethod
     def of(cls, traffic: RecordedTraffic, drift: Drift, at: int) -> _Truth:
         losing = losing_share(drift, at, len(traffic))
-        if drift.kind == "turns":  # a conversation has all of its turns: what counts is their mean
+        if drift.kind == "turns":  # a conversation has all turns, so use their mean
             losing = np.full(len(traffic), losing.mean())
         return cls(relabel(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
 
@@ -452,7 +448,6 @@ class _Truth:
         self._met = keeper.served, keeper.level
 
     def _in_force(self, losing: Floats) -> Floats:
-        """EM drop of the level in force, for requests that lose at every early stop with these chances, shape (n,)."""
         if self._met != self._judged:
             self._judged, self._drops = self._met, (0.0, 0.0)
             served, level = self._met
@@ -463,14 +458,13 @@ class _Truth:
         return clean + losing * (lost - clean)
 
     def recovery(self, max_em_drop: float) -> int | None:
-        """Requests until the level in force keeps the budget from there to the end; None: it never does."""
+        """Requests until the active level keeps the budget to the end; None: never."""
         if self._in_force(self._losing[-1:]).max(initial=0.0) > max_em_drop:
             return None
         broken = np.flatnonzero(self.drop > max_em_drop)
         return int(broken[-1]) + 1 - self._at if len(broken) else 0
 
     def loss_above_budget(self, served: Bools, max_em_drop: float) -> float:
-        """Points of EM drop above the budget, summed over the requests that were no audits, shape (N,)."""
         return float(100 * np.maximum(0.0, self.drop[served] - max_em_drop).sum())
 
 

@@ -1,6 +1,6 @@
-"""Recorded runs as traffic: one stream from cold start to end, each request audited by lot or stopped at a level.
+"""Recorded runs as one stream from cold start to end: each request is audited or stopped at the active level.
 
-A vote ends at the sample that decides it, in audits too (`study.runs`); `runs.full` stays the cost of all samples.
+A vote ends at its deciding sample, in audits too; `runs.full` is the cost of all samples.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ from suffice.replay.study.scores import features_of
 from suffice.replay.study.sums import folds_of
 
 V = TypeVar("V")
-N_EARLY = 4  # features of the first checkpoint that stand for the signals of all traffic
+N_EARLY = 4  # features of the first checkpoint that drift detectors see for every request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RecordedTraffic:
-    """Requests in the order of their recording; a stream takes them in another."""
-
     runs: AuditRuns
-    probes: Floats  # (T,): the part of `runs.cost` that probes cost
-    early: Floats  # (N, F): early signals, seen of every request
-    question: tuple[str, ...]  # (N,): requests of one question are not independent
+    probes: Floats  # (T,): the part of `runs.cost` spent on probes
+    early: Floats  # (N, F): early signals of every request
+    question: tuple[str, ...]  # (N,)
     chosen: FeatureSelection  # the columns of `runs.x`
-    duration: Floats  # (N,): requests that begin while it runs, it among them; 0: it ends at once
-    # What a drift may select by, (N,) each; () where it is unknown.
+    duration: Floats  # (N,): requests that begin while it runs, itself included; 0: ends at once
+    # Attributes that a drift may select by, (N,) each; (): unknown.
     query_class: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
     full_ok: tuple[bool, ...] = ()
@@ -45,7 +43,7 @@ class RecordedTraffic:
         return len(self.runs)
 
     def take(self, which: Ints) -> RecordedTraffic:
-        """Some requests in the given order, numbered anew from 0; one may come several times."""
+        """The given requests, in this order and renumbered from 0; repeats are allowed."""
         runs, (_, rows) = self.runs.take(which), self.runs.rows_of(which)
         at = np.arange(len(which), dtype=np.float64)
         delay = self.runs.label_at[which] - self.runs.at[which]
@@ -63,7 +61,7 @@ class RecordedTraffic:
 
 
 def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> RecordedTraffic:
-    """Traffic from recorded runs. A question's hash decides which model serves it, so that repeats stay together."""
+    """Traffic from recorded runs. A hash of the question selects the model that serves it, so repeats stay together."""
     chosen = chosen or choose_features(runs.kind, runs.queries)
     x = features_of(runs, chosen)
     run, at = runs.run_of_row, np.arange(len(runs), dtype=np.float64)
@@ -71,7 +69,7 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
     d = ~runs.same
     z[runs.last], d[runs.last] = 0, False
     finish = runs.finish[run]
-    finish[runs.last] = 0.0  # the full run has written its answer
+    finish[runs.last] = 0.0  # the full run includes its answer
     classes = {name: i for i, name in enumerate(sorted({query.query_class for query in runs.queries}))}
     return RecordedTraffic(
         runs=AuditRuns(
@@ -104,10 +102,10 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
 def with_times(
     traffic: RecordedTraffic, *, run_time: float, label_delay: tuple[int, int], rng: np.random.Generator
 ) -> RecordedTraffic:
-    """The same requests, whose runs take time in proportion to their tokens and whose labels come later.
+    """The same requests with durations proportional to their tokens, and delayed labels.
 
-    run_time     mean of the stream, in requests that begin meanwhile; 0: each run ends at once
-    label_delay  requests between the end of a run and its label: evenly from the first to the second
+    run_time     mean duration in arriving requests; 0: each run ends at once
+    label_delay  least and most arriving requests between the end of a run and its label, uniform
     """
     runs, (least, most) = traffic.runs, label_delay
     tokens = runs.cost[runs.last]
@@ -117,7 +115,7 @@ def with_times(
 
 
 def select_early_signals(x: Floats, starts: Ints, n_dense: int) -> Floats:
-    """What every request shows before any level could stop it: the first checkpoint's most varied features, (N, F)."""
+    """The most varied features of the first checkpoint, before any level can stop, (N, F)."""
     first = x[starts[:-1], :n_dense]
     spread = first.std(axis=0)
     most = np.argsort(-spread / (np.abs(first).mean(axis=0) + 1e-9), kind="stable")[:N_EARLY]
@@ -137,11 +135,11 @@ def _picked(names: Sequence[V], which: Ints) -> tuple[V, ...]:
     return tuple(names[i] for i in which.tolist()) if names else ()
 
 
-PERIOD: Final = 100  # requests between two looks of the control loop
+PERIOD: Final = 100  # requests between two evaluations of the control loop
 
 
 class Design(Protocol):
-    """What decides about a stream: `learn.certifier.Certifier`, or a design to compare it with."""
+    """The decision maker of a stream: `learn.certifier.Certifier`, or a design to compare it with."""
 
     now: float
 
@@ -169,13 +167,13 @@ D = TypeVar("D", bound=Design)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stream:
-    audit: Bools  # (N,): ran in full by lot, or because all did
-    burst: Bools  # (N,): all requests ran in full then
-    level: Ints  # (N,): in force when the request came
+    audit: Bools  # (N,): ran in full, by assignment or in a burst
+    burst: Bools  # (N,): inside a period in which every request ran in full
+    level: Ints  # (N,): active when the request arrived
     z: Small  # (N,): EM drop; 0 for audits
-    tokens: Floats  # (N,): spent, everything in
-    probes: Floats  # (N,): the part of them that probes took
-    full: Floats  # (N,): what the full run alone takes
+    tokens: Floats  # (N,): total
+    probes: Floats  # (N,): part of `tokens` spent on probes
+    full: Floats  # (N,): tokens of the full run without probes
     changes: tuple[CertifierDecision, ...]
 
     def reduction(self, part: slice, *, probes: bool = True) -> float:
@@ -220,13 +218,13 @@ def run_stream(
     learns: Bools | None = None,
     watch: Callable[[D], None] = lambda _: None,
 ) -> Stream:
-    """Serve the requests of `traffic` in their order.
+    """Serve the requests of `traffic` in order.
 
-    design  decides, from its cold start on
-    rng     draws the audit lots
-    period  requests between two looks of the control loop; signals come in batches of 100 whatever it is
-    learns  requests whose audits count as evidence, shape (N,); None: all
-    watch   is shown the design after each look
+    design  makes the decisions, from a cold start
+    rng     draws the audit assignment
+    period  requests between two evaluations; signals come in batches of 100 for any period
+    learns  requests whose audits are evidence, shape (N,); None: all
+    watch   called with the design after each evaluation
     """
     runs, n = traffic.runs, len(traffic)
     audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)

@@ -1,8 +1,7 @@
 """Records full runs of questions at a live upstream: chains with a trial answer at every step, or N samples.
 
-The gateway's own run reads a chain, its segmenter cuts it, and its continuer probes it: the same closing text, decoding
-and way to finish as a live stop. Probes are sent when the chain is over, each on a copy of its prefix, so they change
-nothing in it. Several questions are recorded at once, with retries; a recording can be resumed.
+The code that serves live traffic reads, segments and probes them; probes follow the end of a chain, on copies of its
+prefixes, so they do not affect it.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from suffice.upstream.continuation import cut_at
 from suffice.upstream.drivers import CHAT_PATH, thinking_is_off
 from suffice.upstream.wire import DONE_DATA, Frame, TokenLogprob, decode_chunk, encode_json, logprobs_of
 
-Again = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls it, and calls it again where that may help
+Again = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls a function, with retries
 NO_LIMIT = 2**31
-RUN_TIMEOUT_S = 600.0  # of one chain: nothing may hang for ever
+RUN_TIMEOUT_S = 600.0  # per chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +46,8 @@ class Recorder:
     recipe: RecordingRecipe
     scorer: Scorer
     again: Again
-    wave: int = 4  # kind "samples": answers drawn at once
-    dataset: str = ""  # what the questions are called
+    wave: int = 4  # for kind "samples": answers drawn at once
+    dataset: str = ""  # name of the question set
 
     async def run(self, asked: QuestionLine) -> RunRow:
         return await (self._samples(asked) if self.recipe.kind == "samples" else self._chain(asked))
@@ -60,7 +59,7 @@ class Recorder:
             calls = (self.again(partial(self._draw, asked, index)) for index in wave)
             for one in await asyncio.gather(*calls, return_exceptions=True):
                 if isinstance(one, BaseException):
-                    raise one  # a vote needs all of them
+                    raise one  # a vote needs all samples
                 drawn.append(one)
         samples = [run.seen[0] for run in drawn]
         steps = [
@@ -79,10 +78,7 @@ class Recorder:
         )
 
     async def _draw(self, asked: QuestionLine, index: int) -> SampleRun:
-        """One sample, with the seed that the gateway would give it. Each is a call of its own right.
-
-        A gateway never tries its further samples again; a recording that waits for all of them must.
-        """
+        """One sample, with the seed that the gateway would use; retried, unlike a sample of the gateway."""
         body = self.recipe.body(asked)
         if isinstance(body.get("seed"), int):
             body["seed"] += index - 1
@@ -126,7 +122,7 @@ class Recorder:
         left, logprob = max(0, account.completion_tokens - before), _mean(chain.logprobs[before:])
         rest = reader.thought[len(chain.points[-1].prefix) if chain.points else 0 :]
         if reply.unclosed:
-            # What a stop here would deliver: the full arm is closed in the same way as a stopped one.
+            # Close the truncated reasoning of a full run as a stop would.
             trial = await self._probe(continuer, reader.thought, account.completion_tokens)
             steps.append(self._step(asked, None, left, rest, logprob=logprob, probed=True, trial=trial))
         else:
@@ -181,7 +177,6 @@ class Recorder:
         return trial
 
     async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> RecordedTrial:
-        """The trial answer behind `thought`, asked for as a live probe does."""
         method, probe = continuer.second_call, continuer.probe
         if method is None:
             raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
@@ -215,7 +210,6 @@ class Recorder:
         probed: bool = False,
         trial: RecordedTrial | None = None,
     ) -> StepRow:
-        """One step; where `probed`, its answer is that of the trial, and unknown without one."""
         answer = answer if trial is None else self.scorer.extract(trial.text)
         marks = Hedges()
         marks.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))
@@ -230,7 +224,7 @@ class Recorder:
             probe_tokens=0 if trial is None else trial.n_tokens,
             logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
             margin=None if first is None else _rounded(margin_of(first)),
-            # Behind words of ours the answer's first token is not the first behind the thought.
+            # After an answer prefix, the answer's first token is not the first after the reasoning.
             closed_entropy=None if trial is None or trial.has_prefix else entropy,
             hedges=int(marks.values()["hedges"] or 0),
             text=text,
@@ -292,7 +286,7 @@ class RecordedChain:
     reader: ChainReader
     account: CallAccount
     ledger: Ledger
-    logprobs: Sequence[float]  # of all generated tokens, in order; shorter or empty where not given
+    logprobs: Sequence[float]  # of all generated tokens, in order; shorter or empty where not reported
 
 
 @dataclass(slots=True)
@@ -300,11 +294,11 @@ class RecordedTrial:
     text: str = ""
     tokens: list[TokenLogprob] = field(default_factory=list)
     n_tokens: int = 0
-    has_prefix: bool = False  # words of ours began the answer
+    has_prefix: bool = False  # the answer was started by our prefix
 
 
 class Tap(Delivery):
-    """Takes a run's frames where a client would, and keeps the log-probabilities of its tokens."""
+    """Receives a run's frames in place of a client and keeps the log-probabilities of its tokens."""
 
     def __init__(self) -> None:
         self.logprobs: list[float] = []
@@ -338,29 +332,29 @@ def _rounded(value: float | None) -> float | None:
 
 
 def may_help(error: UpstreamError) -> bool:
-    """Can the same request succeed a little later? Not where the upstream refused it for what it says."""
+    """Whether a retry may succeed; not if the upstream rejected the content of the request."""
     status = getattr(error, "http_status", None)
     return status is None or status in {408, 409, 425, 429} or status >= 500
 
 
-BACKOFF_S = (0.0, 1.0, 4.0)  # before the second, third and fourth try; the first stale connection is no illness
-FAILURES_IN_A_ROW = 8  # then the rest is left for the next time: the upstream is ill, or refuses us
+BACKOFF_S = (0.0, 1.0, 4.0)  # before the second, third and fourth try; the first retry covers a stale connection
+FAILURES_IN_A_ROW = 8  # then stop: the upstream is down or refuses requests
 WAVE = 4
 
 
 @dataclass(slots=True)
 class Progress:
     n_questions: int
-    n_before: int  # recorded by an earlier call
+    n_before: int  # recorded by earlier calls
     n_recorded: int = 0
     n_right: int = 0
     n_steps: int = 0
-    run_tokens: int = 0  # generated by the runs themselves
-    probe_tokens: int = 0  # … and by their probes
-    n_unclosed: int = 0  # chains that were cut inside their thought
-    n_unread: int = 0  # full answers that the scorer could not read
-    failed: dict[str, str] = field(default_factory=dict)  # question id → why it is left for the next time
-    n_not_tried: int = 0  # left because too many failed in a row
+    run_tokens: int = 0  # without probes
+    probe_tokens: int = 0
+    n_unclosed: int = 0  # chains truncated inside their reasoning
+    n_unread: int = 0  # full answers that the scorer could not extract
+    failed: dict[str, str] = field(default_factory=dict)  # question id → error
+    n_not_tried: int = 0  # skipped after too many failures in a row
 
     def note(self, run: RunRow) -> None:
         self.n_recorded += 1
@@ -377,7 +371,7 @@ class Progress:
 
 
 def upstream_for_recording(upstream: Upstream, *, concurrency: int) -> Upstream:
-    """An upstream's settings as a recording needs them: nobody else waits, so probes may take all of it."""
+    """The settings of an upstream for recording: probes may use its whole capacity, because nobody else waits."""
     return msgspec.structs.replace(
         upstream,
         slots=max(upstream.slots, concurrency),
@@ -397,11 +391,12 @@ async def record_runs(
     tell: Callable[[Progress], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Progress:
-    """Record what is not recorded yet; return how far it came.
+    """Record the questions that are not recorded yet, and return the progress.
 
     concurrency  requests that the upstream serves at once, at least 1
     tell         called after every question, recorded or not
-    Raises StoreError when a run cannot be written. A question whose upstream fails is left out, and noted.
+
+    Raise StoreError when a run cannot be written. Questions whose upstream fails are skipped and listed in `failed`.
     """
     wave = min(WAVE, concurrency)
     at_once = max(1, concurrency // wave) if recipe.kind == "samples" else concurrency
@@ -435,7 +430,7 @@ async def record_runs(
 
 
 async def retry(call: Callable[[], Awaitable[Any]], *, sleep: Callable[[float], Awaitable[None]]) -> Any:
-    """The result of `call`. Raises its last UpstreamError when all tries failed, or none can help."""
+    """The result of `call`. Raise its last UpstreamError when all tries failed or a retry cannot help."""
     for pause_s in (*BACKOFF_S, None):
         try:
             return await call()

@@ -1,8 +1,7 @@
-"""What is recorded and how it is kept: the questions, the settings that every run shares, and the file on disk.
+"""The questions, the settings that all runs of a recording share, and the recording's file.
 
-The settings travel with each run in its `meta`, so a recording resumes only as it was begun. While it runs, each
-finished run is one line of `OUT.part`, on disk before the next question begins (`traces.formats.RunLog`). At every
-orderly end all lines are packed into `OUT`, which appears at once or not at all. A crash loses or repeats no run.
+A crash neither loses nor repeats a finished run: each is synced as one line of `OUT.part`, and every orderly end packs
+all lines into `OUT` atomically.
 """
 
 from __future__ import annotations
@@ -28,38 +27,38 @@ from suffice.settings import Probe, Steps
 from suffice.upstream.continuation import N_RIVALS
 
 RecordKind = Literal["reasoning", "samples"]
-# Fields of a question's line that go into its request; those of the command come first.
+# Fields of a question's line that go into its request; options of the command take precedence.
 SENT_ALONG = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionLine:
     id: str
-    task: str  # "": the line names none
-    question: str  # what the user wrote last
-    gold: str  # the right answer, as it is written
-    body: Mapping[str, Any]  # messages, and the sampling fields that stood beside them
+    task: str  # "": none
+    question: str  # the last user message
+    gold: str  # the correct answer, as written
+    body: Mapping[str, Any]  # messages and sampling fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingRecipe:
-    """What makes two runs comparable: the same for all runs of one recording."""
+    """The settings that make runs comparable: equal for all runs of one recording."""
 
     kind: RecordKind
     model: str
     scorer: Spec
     driver: str
-    finish: str | None  # how a thought is closed for a probe; None: nothing is probed
-    n_samples: int = 1  # kind "samples": answers a question
-    temperature: float | None = None  # None: the question's own, else the server's default
+    finish: str | None  # how a probe closes the reasoning; None: no probes
+    n_samples: int = 1  # for kind "samples": answers per question
+    temperature: float | None = None  # None: that of the question, else the server's default
     max_tokens: int | None = None  # None: likewise
-    logprobs: bool = True  # ask for the log-probabilities of the run's own tokens
-    top_logprobs: int = N_RIVALS  # rivals listed at each token of a probe, as live
+    logprobs: bool = True  # request log-probabilities of the run's own tokens
+    top_logprobs: int = N_RIVALS  # alternatives listed per token of a probe, as live
     steps: Steps = field(default_factory=Steps)
     probe: Probe = field(default_factory=Probe)
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data, in a fixed order. Fields that change no run (time-outs) are left out."""
+        """Plain data in a fixed order, without fields that do not change runs, such as time-outs."""
         data = asdict(self) | {"steps": msgspec.to_builtins(self.steps), "probe": msgspec.to_builtins(self.probe)}
         for name in ("timeout_s", "verified_by"):
             del data["probe"][name]
@@ -82,14 +81,14 @@ class RecordingRecipe:
 
 
 def recording_seed(question_id: str) -> int:
-    """The seed that a question is asked with: the same in every recording, so that a resumed one differs in nothing."""
+    """The sampling seed of a question, equal in every recording and after a resume."""
     return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=3).digest(), "big")
 
 
 def read_recorded_questions(lines: Iterable[str], where: str) -> list[QuestionLine]:
     """Read JSON lines with `question` or `messages`, `gold`, and optionally `id`, `task` and sampling fields.
 
-    A line without an id is named after its messages. Raises ConfigError with the line at fault.
+    The id defaults to a hash of the messages. Raise ConfigError that names the line.
     """
     questions: list[QuestionLine] = []
     ids: dict[str, int] = {}
@@ -145,16 +144,16 @@ def _last_said(messages: list[dict[str, Any]]) -> str:
 
 
 class RecordingFile:
-    """The file of one recording; use it in a `with` block.
+    """The file of one recording, as a context manager. `done` holds the ids of the recorded questions.
 
-    `done` holds the ids of the questions that are recorded. Entering raises ConfigError when the file was
-    recorded with other settings, TraceError when it is no recording, and StoreError when it cannot be used.
+    Entering raises ConfigError when the file was recorded with other settings, TraceError when it is no recording, and
+    StoreError when it cannot be used.
     """
 
     def __init__(self, out: Path, recipe: RecordingRecipe) -> None:
         self.out, self.part = out, out.with_name(out.name + ".part")
         self.done: set[str] = set()
-        self.torn = False  # had a crash cut the last line short?
+        self.torn = False  # a crash truncated the last line
         self._recipe = recipe
         self._open = ExitStack()
         self._log: RunLog | None = None
@@ -174,14 +173,14 @@ class RecordingFile:
 
     def __exit__(self, *_: object) -> None:
         self._log = None
-        with self._open:  # the file stays ours until it is packed
+        with self._open:  # stay locked until the file is packed
             if self.done:
                 self._pack()
             else:
                 self.part.unlink(missing_ok=True)
 
     def append(self, row: RunRow) -> None:
-        """Write one finished run; it is on the disk when this returns. Raises StoreError."""
+        """Write one finished run and sync it to disk. Raise StoreError."""
         assert self._log is not None
         try:
             self._log.append(row)
@@ -215,7 +214,6 @@ class RecordingFile:
             raise StoreError(f"{self.out}: is damaged ({error})") from None
 
     def _pack(self) -> None:
-        """Put every whole line into the named file; a line that could not be written to its end stays out."""
         packing = self.out.suffix == ".gz"
         with (
             whole_file(self.out) as draft,
@@ -227,7 +225,7 @@ class RecordingFile:
 
 
 def recorded_with(meta: str | None) -> Mapping[str, Any]:
-    """The settings that a run's `meta` names; empty: it was not recorded here."""
+    """The settings in a run's `meta`; empty if `suffice record` did not record it."""
     try:
         settings = msgspec.json.decode(meta or "{}")["recorded_with"]
     except (msgspec.DecodeError, KeyError, TypeError):
@@ -254,7 +252,6 @@ def describe_difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> s
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a file against a second recorder, where the system can. Raises StoreError when there is one."""
     if sys.platform == "win32":
         yield
         return

@@ -1,4 +1,4 @@
-"""The report of a replay: one HTML page that needs nothing else, with figures and JSON beside it."""
+"""The report of a replay: one self-contained HTML page, with figures and JSON beside it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from suffice.sanitize import plural, printable
 
 
 class Html(str):
-    """Text that is HTML already; nothing but `tag`, `join_html` and `_figure` may make it of parts."""
+    """Text that is already HTML; only `tag`, `join_html` and `_figure` may create it."""
 
     __slots__ = ()
 
 
 def tag(name: str, *children: str, **attributes: str) -> Html:
-    """An element. A child that is not Html is escaped; `class_` is written as `class`, `_` as `-`."""
+    """An element. Children that are not Html are escaped; `class_` becomes `class`, and `_` becomes `-`."""
     written = "".join(f' {key.strip("_").replace("_", "-")}="{_escape(value)}"' for key, value in attributes.items())
     return Html(f"<{name}{written}>{join_html(children)}</{name}>")
 
@@ -45,9 +45,9 @@ def join_html(children: Iterable[str]) -> Html:
 
 
 def format_html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, names: int = 1) -> Html:
-    """A table whose first `names` columns are text and the others numbers. It scrolls by itself where it is wide.
+    """A scrollable table whose first `names` columns are text and the others numbers.
 
-    A row with a single cell is a heading of the rows behind it.
+    A row with a single cell is a heading of the rows after it.
     """
     kinds = ["name" if k < names else "number" for k in range(len(heads))]
     head = tag("tr", *(tag("th", text, class_=kind, scope="col") for text, kind in zip(heads, kinds, strict=True)))
@@ -89,7 +89,7 @@ _KINDS: Final = {"samples": "repeated samples", "reasoning": "chains of thought"
 @dataclass(frozen=True, slots=True)
 class _SetFigures:
     report: SetReport
-    name: str  # of its files, without suffix
+    name: str  # of its files, without a suffix
     frontier: PlotFiles
     classes: PlotFiles | None
 
@@ -97,11 +97,11 @@ class _SetFigures:
 def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, made: str = "") -> list[Path]:
     """Write the page, the figures and the JSON into a folder; return the files, the page first.
 
-    command  what was typed, shown at the end of the page
-    made     date for people; "" leaves it out, so that the same result gives the same bytes
+    command  the command line, displayed at the end of the page
+    made     the date to display; "" leaves it out, so that equal results give equal bytes
 
-    Everything is drawn before the first file is written. Raises ConfigError without matplotlib and ValueError
-    without a set.
+    Everything is rendered before the first file is written. Raise ConfigError without matplotlib, ValueError without a
+    set.
     """
     if not reports:
         raise ValueError("report: needs at least one set")
@@ -119,7 +119,7 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
     for name, image in images.items():
         with whole_file(folder / name) as part:
             part.write_bytes(image)
-    for name, text in reversed(texts.items()):  # the page last: when it is there, all it names is there
+    for name, text in reversed(texts.items()):  # the page last, so that all files it links exist
         write_whole(folder / name, text)
     return [folder / name for name in (*texts, *images)]
 
@@ -224,11 +224,7 @@ _CAPTION: Final = (
 
 
 def _figure(figure: PlotFiles, name: str, label: str, caption: str) -> Html:
-    """A figure as an element of the page: its ids made unique by `name`, its colours those of the page.
-
-    label  what a screen reader says
-    """
-    svg = figure.svg[figure.svg.index("<svg") :]  # `plot` has escaped its texts
+    svg = figure.svg[figure.svg.index("<svg") :]  # `plot` has escaped its text
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|xlink:href="#|href="#|url\(#)', rf"\1{name}-", svg)
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg, count=1)

@@ -1,7 +1,7 @@
-"""The frontier as a figure: tokens saved over the drop of Exact Match, and the same by class. Needs the extra `replay`.
+"""The frontier as a figure: tokens saved over the drop of Exact Match, also by class. Needs the extra `replay`.
 
-Colours are those of Okabe and Ito (2008), told apart by people with any colour vision, and every family has a marker
-of its own. The same result gives the same bytes: no dates, no random ids.
+Colours are those of Okabe and Ito (2008), distinguishable with any colour vision, and every family has its own marker.
+Equal results give equal bytes: no dates, no random ids.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from suffice.replay.report.text import assign_letters, describe_percent, describ
 from suffice.replay.study.sets import PlotPoint, PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
 
-INK: Final = "#22272e"  # text and axes; the page puts its own colours in the place of these three
+INK: Final = "#22272e"  # text and axes; the page replaces these three colours
 FAINT: Final = "#8a929c"  # axes and grid
 PAPER: Final = "#fefefe"  # around and inside markers
 COLOURS: Final = {"ours": "#d55e00", "published": "#0072b2", "given": "#009e73", "oracle": "#a3568a"}
 _MARKERS: Final = {"ours": "o", "published": "s", "given": "D", "oracle": "*", "full": "X"}
 _SPARE: Final = ("#cc79a7", "#56b4e9", "#e69f00", "#999999")
 _MOST_CLASSES: Final = 20
-_FEW: Final = 10  # lines of a table up to which each is drawn with its intervals
+_FEW: Final = 10  # up to this many lines, all are drawn with intervals
 _SETTINGS: Final[dict[str, Any]] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
     "font.size": 10,
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # names may contain a dollar sign
     "text.color": INK,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -46,10 +46,10 @@ _SETTINGS: Final[dict[str, Any]] = {
     "grid.color": FAINT,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and copied
+    "svg.fonttype": "none",  # keep text accessible, searchable and copyable
 }
 
-# matplotlib has no types: figures and axes are Any.
+# matplotlib has no types, so figures and axes are Any.
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +121,29 @@ def draw_classes(report: SetReport) -> PlotFiles | None:
 
 @contextmanager
 def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[Any]:
-    """A figure to draw on. Its bytes depend on its content and its name alone. Raises ConfigError."""
+    """A figure whose bytes depend on its content and its name alone. Raise ConfigError without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"a plot needs matplotlib: {how_to_install('replay')}") from error
-    settings: Any = {**_SETTINGS, "svg.hashsalt": printable(name)}  # their type would list all names of settings
+    settings: Any = {**_SETTINGS, "svg.hashsalt": printable(name)}  # the exact type would list every setting
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG has its text.
+        # Text in a script that the font lacks becomes boxes in the PNG; the SVG keeps it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield Figure(figsize=size_inches, layout="constrained")
 
 
 def _render(figure: Any) -> PlotFiles:
-    """Both forms; the PNG has a white ground, the SVG none."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    # Trailing blanks and the prologue are matplotlib's; a page takes the element alone.
+    # matplotlib writes trailing blanks.
     return PlotFiles(png.getvalue(), re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE))
 
 
 def _view(report: SetReport) -> tuple[float, float]:
-    """What part of the drops is shown, in points: all chosen lines and a few times the target."""
+    """The displayed range of drops, in points: all selected lines and a few times the target."""
     shown = [0.0, max(1.0, 400 * report.max_em_drop)]
     for line in report.lines:
         if line.family != "oracle":
@@ -157,7 +156,7 @@ def _view(report: SetReport) -> tuple[float, float]:
 
 
 def _height(report: SetReport, high: float) -> tuple[float, float]:
-    """Lowest and highest saving shown, in percent: all lines, and all settings in view."""
+    """The lowest and highest displayed saving, in percent: all lines, and all points in view."""
     in_view = [dot for dots in report.frontier.values() for dot in dots if 100 * dot.em_drop <= high]
     of_lines = [100 * line.token_reduction for line in report.lines if math.isfinite(line.token_reduction)]
     of_dots = [100 * dot.token_reduction for dot in in_view]
@@ -166,7 +165,7 @@ def _height(report: SetReport, high: float) -> tuple[float, float]:
 
 def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high: float) -> None:
     x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
-    shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no dot twice
+    shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no duplicates
     look = {"s": 9, "color": colour, "alpha": 0.35, "linewidths": 0, "marker": _MARKERS.get(label, "o")}
     axes.scatter([a for a, _ in shown], [b for _, b in shown], **look)
     n_outside = sum(drop > high for drop in x)
@@ -191,7 +190,6 @@ def _best(dots: Sequence[PlotPoint]) -> list[PlotPoint]:
 
 
 def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: bool) -> None:
-    """One line of the table, hollow where it was picked in hindsight; the main ones with their intervals."""
     x, y = 100 * line.em_drop, 100 * line.token_reduction
     colour = COLOURS.get(line.family, FAINT)
     hollow = line.choice == "hindsight"
@@ -199,7 +197,7 @@ def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: 
     aside = f", at {describe_percent(line.em_drop)} points" if x < low else ""
     across, up = line.em_drop_interval, line.token_reduction_interval
     if line.family == "oracle" or not is_main:
-        across = up = None  # an oracle has no error that matters, and many crosses hide each other
+        across = up = None  # no intervals for oracles or in a crowded figure
     size = 13 if line.family == "oracle" else 9 if is_main else 7
     axes.errorbar(
         [x],
@@ -227,7 +225,7 @@ def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
             at.setdefault((round(x, 1), round(y)), []).append((letter, x, y))
     for group in at.values():
         first, x, y = group[0]
-        # Neighbours in the table are often neighbours here.
+        # Neighbours in the table are often close here too.
         place = (6, 5) if len(group) > 1 or ord(first) % 2 else (-13, -13)
         text = " ".join(letter for letter, _, _ in group)
         axes.annotate(text, (x, y), place, textcoords="offset points", fontweight="bold", fontsize=9, zorder=5)
@@ -248,5 +246,5 @@ def _classes(report: SetReport) -> list[str]:
 
 def _short(name: str, most: int = 40) -> str:
     shown = printable(name)
-    shown = f"\u200b{shown}" if shown.startswith("_") else shown  # matplotlib hides labels that begin so
+    shown = f"\u200b{shown}" if shown.startswith("_") else shown  # matplotlib hides labels that begin with _
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"

@@ -1,7 +1,6 @@
-"""The result of a replay in words, as a table for a terminal, and as JSON.
+"""The result of a replay as sentences, as a table for a terminal, and as JSON.
 
-The first line of a family and choice is its headline: picking on the numbers that are shown would be hindsight. Names
-come from files, so none is taken for markup, moves the cursor, or computes in a spreadsheet.
+Names come from files, so they are escaped for terminals, markup and spreadsheets.
 """
 
 from __future__ import annotations
@@ -50,18 +49,18 @@ def group_lines(lines: Sequence[PolicyResult]) -> list[tuple[str, list[PolicyRes
 
 
 def assign_letters(lines: Sequence[PolicyResult]) -> list[str]:
-    """A letter for each line but the full runs, to find it in the figure; no letter from the 27th on."""
+    """A letter for each line except the full runs, to find it in the figure; "" from the 27th on."""
     free = iter("abcdefghijklmnopqrstuvwxyz")
     return ["" if line.family == "full" else next(free, "") for line in lines]
 
 
 def describe_percent(share: float | None, digits: int = 1) -> str:
-    """A share as a percentage without its sign: "54.2"; unknown and not a number: a dash."""
+    """A share as a percentage without its sign, such as "54.2"; a dash for None and NaN."""
     if share is None or not math.isfinite(share):
         return UNKNOWN
     text = f"{100 * share:.{digits}f}"
     if float(text) == 0:
-        text = text.removeprefix("-")  # what rounds to zero has no sign
+        text = text.removeprefix("-")  # no -0
     return text.replace("-", "\u2212")
 
 
@@ -79,7 +78,7 @@ def find_headline(report: SetReport, family: Family, choice: Choice) -> PolicyRe
 
 
 def describe_result(report: SetReport) -> list[str]:
-    """What the result says, in sentences; the first one alone is the answer."""
+    """The result in sentences; the first one alone states the answer."""
     ours = find_headline(report, "ours", "frozen") or find_headline(report, "given", "fixed")
     published = find_headline(report, "published", "frozen")
     hindsight = find_headline(report, "published", "hindsight")
@@ -237,14 +236,14 @@ def build_report(report: SetReport) -> dict[str, Any]:
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON: no NaN; characters beyond ASCII as they are, half a surrogate pair as its escape."""
+    """Strict JSON: no NaN; characters beyond ASCII unescaped, lone surrogates escaped."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     broken = not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text)
     return json.dumps(value, allow_nan=False, indent=indent) if broken else text
 
 
 def as_plain(value: Any) -> Any:
-    """Records as JSON has them: intervals are [low, high], what is not a number is null, no text is a formula."""
+    """Records as JSON values: intervals become [low, high], NaN becomes null, and no text can act as a formula."""
     if isinstance(value, str):
         return f"'{value}" if computes(value) else value
     if isinstance(value, float):

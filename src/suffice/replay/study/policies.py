@@ -1,8 +1,6 @@
-"""One table of policies and their parameters: ladders that points are picked on, and the space that a search draws.
+"""The ladders of policies that points are picked on, and the search space that trials draw from.
 
-A *ladder* is one rule with its settings from safe to aggressive; learned scores make ladders of their own from their
-risk levels. Ranges of the search are those of the policies' own parameters, narrowed to where recorded runs can tell
-settings apart: a probability near 1 is drawn by its distance from 1, counts by their logarithm.
+A *ladder* is a policy with its settings, or a learned score with its risk levels, from safe to aggressive.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "never": "what remains where nothing else will do",
     "bayes": "needs a prior learned from the votes themselves, see `learn.models`",
 }
-# Parameters that keep their default. One that is a parameter of a signal would need columns of its own.
+# Parameters that keep their default. A parameter of a signal would need its own columns.
 FIXED: Final[Mapping[str, Mapping[str, str]]] = {
     "stable-answer": {"min_tokens": "guarded draws it", "min_steps": "guarded draws it"},
     "eat": {"alpha": "of the signal"},
@@ -58,24 +56,22 @@ class ParameterSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What the runs are like, so that nothing is tried beyond them."""
+    """Limits of the runs, which bound the drawn parameters."""
 
     kind: Kind
     longest: int  # steps of the longest run
-    few_tokens: int  # of a short run …
-    many_tokens: int  # … and of a long one
-    models: tuple[str, ...] = ()  # words for learned models, see `replay.study.scores`
-    # The risk at or below which a share of a model's steps is: of all runs, or of those of one of `classes`.
+    few_tokens: int  # of a short run
+    many_tokens: int  # of a long run
+    models: tuple[str, ...] = ()  # names of learned models, see `replay.study.scores`
+    # (model, share, class or None) → the risk at or below which that share of the steps is.
     level: Callable[[str, float, str | None], float] | None = None
-    classes: tuple[str, ...] = ()  # found ones that are large enough for a level of their own
+    classes: tuple[str, ...] = ()  # those large enough for a level of their own
 
 
-Draw: TypeAlias = Callable[[ParameterSource, str, Size], Any]  # with the name under which the value is drawn
+Draw: TypeAlias = Callable[[ParameterSource, str, Size], Any]  # (source, name of the drawn value, size) → value
 
 
 def _whole(low: int, high: int | None = None) -> Draw:
-    """A whole number by its logarithm, no larger than the longest run."""
-
     def draw(trial: ParameterSource, name: str, size: Size) -> int:
         most = max(1, size.longest if high is None else min(high, size.longest))
         return trial.suggest_int(name, min(low, most), most, log=True)
@@ -84,7 +80,7 @@ def _whole(low: int, high: int | None = None) -> Draw:
 
 
 def _near_1(least: float) -> Draw:
-    """A probability from `least` to 0.9999 by its distance from 1."""
+    """A probability from `least` to 0.9999, log-uniform in its distance from 1."""
 
     def draw(trial: ParameterSource, name: str, _: Size) -> float:
         return _short(1.0 - trial.suggest_float(f"1 - {name}", 1e-4, 1.0 - least, log=True))
@@ -108,7 +104,7 @@ def _tokens(trial: ParameterSource, name: str, size: Size) -> int:
 class Family:
     kinds: tuple[Kind, ...] = ALL
     draws: Mapping[str, Draw] = field(default_factory=dict)
-    fullest: Mapping[str, Any] = field(default_factory=dict)  # parameters with which it reads all that it ever reads
+    fullest: Mapping[str, Any] = field(default_factory=dict)  # parameters with which it needs all of its signals
 
 
 _ERRORS: Final = {"alpha": _between(1e-4, 0.3, log=True), "beta": _between(1e-4, 0.6, log=True)}
@@ -146,16 +142,16 @@ _NARROWED: Final[Mapping[str, Family]] = {
 
 
 class GridRow(NamedTuple):
-    name: str  # the policy, and behind a comma what is fixed
+    name: str  # the policy, then a comma and its fixed parameters
     parameter: str
     values: Sequence[int | float]  # safe first
-    fixed: Mapping[str, Any] = {}  # parameters that stay
+    fixed: Mapping[str, Any] = {}  # constant parameters
     kinds: tuple[Kind, ...] = ALL
 
 
 _STREAKS: Final = (20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
 _SURE: Final = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-# One grid for every replay, so that "the best published rule in hindsight" means the same everywhere. A point is
+# One grid for every replay, so that "the best published rule in hindsight" means the same everywhere. Points are
 # picked on a ladder, never between two.
 GRID: Final = (
     GridRow("fixed-rounds", "max_steps", range(100, 0, -1)),
@@ -174,7 +170,6 @@ GRID: Final = (
 
 
 def _declared(policy: type) -> Family:
-    """The space of a policy that `_NARROWED` does not name: its numbers, switches and words, in their own ranges."""
     draws: dict[str, Draw] = {}
     for one in parameters_of(policy):
         if one.length is not None:
@@ -188,7 +183,7 @@ def _declared(policy: type) -> Family:
     return Family(draws=draws, fullest=required)
 
 
-# Composed policies are shapes of the search, and a learned one needs a model.
+# The search composes policies itself, and a learned policy needs a model.
 SPACE: Final[Mapping[str, Family]] = {
     **_NARROWED,
     **{
@@ -201,8 +196,8 @@ SPACE: Final[Mapping[str, Family]] = {
 
 SHAPES: Final = ("one", "guarded", "all-of", "any-of")
 LEARNED: Final = "learned"
-VALUE: Final = "value"  # the learned models that differ in their price alone, as one choice
-# Shares of the steps whose risk is at or below a level; the first and the last bound what is drawn.
+VALUE: Final = "value"  # the learned models that differ only in their price, as one choice
+# Shares of the steps whose risk is at or below a level; the first and the last bound the draws.
 _SHARES: Final = (3e-4, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.999)
 
 
@@ -217,10 +212,7 @@ def list_searched_folds(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def list_first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Where a search begins: each policy alone, and the learned scores at levels all over their range.
-
-    What is left open is drawn. Any: parameters differ in type.
-    """
+    """The first trials: each policy alone, and the learned scores at levels over their range; the rest is drawn."""
     tries: list[dict[str, Any]] = [{"shape": "one", "first": name} for name in names if name != LEARNED]
     if LEARNED not in names:
         return tries
@@ -230,7 +222,7 @@ def list_first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
         (s, word): {**learned, "first.model": word, f"first.{word}.share": s} for s in _SHARES for word in words
     }
     tries += at_share.values()
-    if size.classes:  # each class stops at that share of its own steps
+    if size.classes:  # the same share of each class's own steps
         for share, word in ((s, word) for s in _SHARES[::2] for word in words):
             own = {f"first.{word}.class {at}.share": share for at in range(1, len(size.classes) + 1)}
             tries.append({**at_share[share, word], "first.by_class": True, **own})
@@ -241,11 +233,7 @@ def list_first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Draw one policy, alone or made of two.
-
-    names  the policies to draw from; (): all that may be tried. Only one part of a policy is learned: a route
-           carries one model
-    """
+    """Draw one policy, alone or composed of two with at most one learned part. `names` (): all that may be tried."""
     known = tuple(names) or list_policies(size)
     shape = trial.suggest_categorical("shape", SHAPES)
     first = _draw_family(trial, "first", trial.suggest_categorical("first", known), size)
@@ -259,7 +247,6 @@ def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> 
 
 
 def _maybe_tokens(trial: ParameterSource, name: str, size: Size) -> int:
-    """0, which asks for nothing, or a number of tokens."""
     return _tokens(trial, name, size) if trial.suggest_categorical(f"{name}?", (False, True)) else 0
 
 
@@ -298,19 +285,18 @@ def _draw_learned(trial: ParameterSource, place: str, size: Size) -> dict[str, A
 
 
 def _words(size: Size) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The models that are cut at a level, and those of the value model, one for each price."""
+    """The names of models that are cut at a level, and of the value model's variants, one per price."""
     prices = tuple(name for name in size.models if PRICED in name)
     return tuple(name for name in size.models if name not in prices), prices
 
 
 def _short(value: float) -> float:
-    """Six digits: nobody can tell more apart, and settings stay readable."""
     return float(f"{value:.6g}") if math.isfinite(value) else value
 
 
-# ---- ladders --------------------------------------------------------------------------------------
+# ---- ladders
 
-# Folds that read the run's own text and tokens: a policy that needs no others asks for no probe before its stop.
+# Folds that read the run's own text and tokens. A policy that needs only these does not probe before its stop.
 _WITHOUT_PROBES = frozenset({"plan", "query", "wording", "hedges", "loops", "said"})
 
 
@@ -331,15 +317,15 @@ class PolicyRung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRung:
-    """A learned score at one level: a risk at or below which it stops, or for the value model a price of tokens."""
+    """A learned score at one level: the largest risk that stops, or for the value model a price of tokens."""
 
-    score: str  # which of the scores that a study has computed
+    score: str  # name of a score of the study
     level: float
     label: str
-    classes: Classes | None = None  # what says a query's class, where some classes have levels of their own
-    levels: Mapping[str, float] = field(default_factory=dict)  # of these, by name
+    classes: Classes | None = None  # classifies queries, where some classes have their own levels
+    levels: Mapping[str, float] = field(default_factory=dict)  # by name of the class
     spec: ClassVar[None] = None
-    asks: ClassVar[bool] = True  # a learned score reads everything
+    asks: ClassVar[bool] = True  # a learned score needs probes
 
     def halts(self, risk: Says, code: NDArray[np.int8], runs: Runs) -> Halts:
         if self.classes is None:
@@ -361,7 +347,6 @@ class Ladder:
 
 
 def build_ladders(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
-    """The ladders of `GRID` that make sense for runs of this kind with up to `longest` steps."""
     ladders = []
     for row in GRID:
         if kind not in row.kinds:
@@ -386,7 +371,7 @@ def list_ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
 
 
 def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
-    """Where a policy's rung ends each run, and in a loop which round's answer it returns."""
+    """Where a policy's rung ends each run, and for a loop the round whose answer it returns."""
     halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs)
     returns = returns_of(rung.policy)
     if runs.kind != "rounds" or returns == "last":
@@ -402,10 +387,10 @@ def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
 
 
 def halts_at(risk: Says, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:
-    """Where a learned score ends each run, one result for each level.
+    """Where a learned score ends each run, one result per level.
 
-    risk  of each row, shape (T,); or bits: at which of `PRICES` it stops, and the levels are some of these
-    code  what a stop at each row would be called, shape (T,)
+    risk  of each row, shape (T,); or bits of `PRICES` at which it stops, with some of these bits as levels
+    code  the reason of a stop at each row, shape (T,)
     """
     if risk.dtype == np.uint64:
         passages = find_first_bits(risk, runs, np.searchsorted(PRICES, levels))
@@ -419,10 +404,10 @@ def _halts_with(row: Ints, code: NDArray[np.int8], runs: Runs) -> Halts:
 
 
 def levels_of(risk: Says, n_levels: int) -> Floats:
-    """Levels of a ladder, safe first: quantiles of the risks seen, close together where risk is low.
+    """Levels of a ladder, safe first: quantiles of the observed risks, or the prices where the rows hold bits.
 
-    The shares of steps at or below a level are geometric from 0.0003 to 0.999: the first rungs decide how
-    well a small budget is used. Where the rows hold bits, the levels are the prices.
+    The shares of steps at or below a level are geometric from 0.0003 to 0.999, because the first rungs determine how
+    well a small budget is used.
     """
     if risk.dtype == np.uint64:
         return PRICES

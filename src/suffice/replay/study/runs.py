@@ -1,8 +1,6 @@
-"""Recorded runs made ready for replay: signals as columns, and beside them what a stop would cost and deliver.
+"""Recorded runs prepared for replay: signals as columns, and the cost and result of a stop at each step.
 
-`columns` and `queries` are what a policy may read, computed by the observer that serves live traffic; `ok`, `same` and
-the costs only judge it. A vote ends once it is decided, as it does live: its run has no rows behind the deciding
-sample. `full_tokens`, which savings are measured against, stays the vote over all samples.
+Policies may read only `columns` and `queries`, which the live observer computes.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from suffice.replay.traces.read import Survey
 from suffice.signals.observe import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
-PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # where the file has none
-Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
+PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # if the file records none
+Says = NDArray[Any]  # per row: float64, a risk or a probability; uint64, bits of the settings that stop
 _BY_ROW = ("cost", "probes", "resent", "ok", "same")
 _BY_RUN = ("full_ok", "full_tokens", "finish")
 
@@ -38,25 +36,25 @@ class Runs(RaggedRuns):
 
     set: str
     kind: Kind
-    columns: SignalColumns  # T rows: what a policy may read
-    queries: tuple[Query, ...]  # E: what was known before the first token
-    question: tuple[str, ...]  # E: questions group runs that are not independent
+    columns: SignalColumns  # T rows
+    queries: tuple[Query, ...]  # E: as known before the first token
+    question: tuple[str, ...]  # E
     starts: Ints  # E + 1
-    cost: Floats  # T: tokens of the run up to and with the step, context read again included
-    probes: Floats  # T: tokens of the probes up to and with the step, if every checkpoint is asked
-    resent: Floats  # T: prefix tokens that those probes send again
-    ok: Bools  # T: the answer that would be delivered after the step is right
-    same: Bools  # T: it is the full run's answer
+    cost: Floats  # T: cumulative tokens of the run, including context read again
+    probes: Floats  # T: cumulative tokens of probes, if every checkpoint is probed
+    resent: Floats  # T: prefix tokens that those probes resend
+    ok: Bools  # T: the answer delivered after the step is correct
+    same: Bools  # T: it equals the full run's answer
     full_ok: Bools  # E
-    full_tokens: Floats  # E: of all recorded steps, those behind the sample that decides a vote included
-    finish: Floats  # E: tokens of the answer that a stop still writes, where the recording has them
+    full_tokens: Floats  # E: of all recorded steps, including those after the deciding sample
+    finish: Floats  # E: tokens of the answer that a stopped run still generates, if recorded
 
     def __len__(self) -> int:
         return len(self.queries)
 
     @property
     def per_step(self) -> Floats:
-        """Tokens that a step of each row's run costs so far, at least 1, shape (T,)."""
+        """Mean tokens per step of the run so far, at least 1, shape (T,)."""
         return np.maximum(self.columns.values["tokens_used"] / self.columns.values["step"], 1.0)
 
     def readable(self) -> AskedColumns:
@@ -65,17 +63,17 @@ class Runs(RaggedRuns):
 
 
 class Halts(NamedTuple):
-    row: Ints  # E: its last row that is run
-    code: NDArray[np.int8]  # E: why, as in `policy.columns`; CONTINUE: it ran in full
-    returned: Ints | None = None  # E: the row whose answer a stopped run returns; None: its last
+    row: Ints  # E: the last executed row
+    code: NDArray[np.int8]  # E: the reason, as in `policy.columns`; CONTINUE: ran in full
+    returned: Ints | None = None  # E: the row whose answer a stopped run returns; None: the last
 
 
 def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, planned_steps: int | None) -> Runs:
     """Observe the runs of a batch.
 
     needs          folds that any policy will read, see `signals.observe`
-    probe_tokens   charged for each probe; None: as recorded where the file says so, else 15 for `reasoning`, else 0
-    planned_steps  steps of the longest run that a loop or a chain may take, which a live route knows as its cap
+    probe_tokens   per probe; None: as recorded, else 15 for `reasoning`, else 0
+    planned_steps  the cap on steps that a live route of loops or chains would declare
     """
     known = [batch.query(i) for i in range(len(batch))]
     queries = tuple(q if q.planned_steps is not None else replace(q, planned_steps=planned_steps) for q in known)
@@ -87,11 +85,11 @@ def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, p
     else:
         recorded = np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind])
         asked = recorded.astype(np.float64)
-    asked[last] = 0.0  # nothing is left to ask
+    asked[last] = 0.0  # no probe at the end
     cost = _sum_within(batch.tokens + batch.ctx_tokens, batch.offset)
     answer = _answer_codes(batch, columns)
     ok = _is_right(batch, run, answer)
-    ok[last] = batch.full_em  # a stop at the last step is the full run
+    ok[last] = batch.full_em  # the last step is the full run
     whole = Runs(
         set=batch.set,
         kind=batch.kind,
@@ -119,12 +117,12 @@ def stream_runs(
 
 
 def read_runs(data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int) -> Runs:
-    """As many runs of a set as memory holds. Raises TraceError as reading does."""
+    """As many runs of a set as memory holds. Raise TraceError as reading does."""
     return concatenate(list(stream_runs(data, needs, probe_tokens=probe_tokens, longest=longest, share=data.share)))
 
 
 def concatenate(parts: Sequence[Runs]) -> Runs:
-    """Several parts of one set as one. Raises ValueError without parts."""
+    """Join several parts of one set. Raise ValueError without parts."""
     if not parts:
         raise ValueError("runs: needs at least one batch")
     if len(parts) == 1:
@@ -134,7 +132,7 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
     columns = SignalColumns(
         values={name: np.concatenate([p.columns.values[name] for p in parts]) for name in parts[0].columns.values},
         answer=np.concatenate([p.columns.answer for p in parts]),
-        answers=(),  # their codes differ from part to part; only whether there is one is read
+        answers=(),  # the codes differ between parts; only their presence is read
         starts=starts,
     )
     return Runs(
@@ -159,7 +157,6 @@ def select_runs(runs: Runs, keep: Bools) -> Runs:
 
 
 def _select_rows(runs: Runs, rows: Bools, n_steps: Ints) -> Runs:
-    """The columns of steps where `rows` holds, shape (T,); n_steps: how many of them each remaining run has."""
     starts = np.concatenate([[0], np.cumsum(n_steps)])
     columns = replace(
         runs.columns,
@@ -175,10 +172,7 @@ def never_halt(runs: Runs) -> Halts:
 
 
 def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
-    """The first row of each run where the policy stops, given what it says of every row, shape (T,).
-
-    A stop at the last step saves nothing and changes nothing: it is the full run.
-    """
+    """The first row of each run with a stop code, given the code of every row, shape (T,); its end: a full run."""
     row, code = runs.last.copy(), np.zeros(len(runs), dtype=np.int8)
     stops = np.flatnonzero(codes)
     if len(stops):
@@ -189,12 +183,11 @@ def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
 
 
 def find_first_bits(bits: NDArray[np.uint64], runs: Runs, places: Ints) -> Ints:
-    """Row where each run first has each of these bits set, else its last, shape (places, E).
+    """The row where each run first has each of these bits set, else its last row, shape (places, E).
 
     bits  of each row, shape (T,): bit j is set where setting j would stop
 
-    As `learn.audits.find_first_passages`, for settings that are in no order: a bit that was set stays set for
-    the rest of its run.
+    Unlike `learn.audits.find_first_passages`, the settings need no order.
     """
     n_steps, n_runs = runs.n_steps, len(runs)
     padded = np.zeros((int(n_steps.max()), n_runs), dtype=np.uint64)  # (steps, E)
@@ -208,15 +201,12 @@ def find_first_bits(bits: NDArray[np.uint64], runs: Runs, places: Ints) -> Ints:
 
 
 def stop_at_first(runs: Runs, reached: Bools) -> Halts:
-    """An oracle: each run ends at the first row where `reached` holds, else at its end."""
+    """An oracle: end each run at its first row where `reached` holds, else at its end."""
     return find_first_stops(np.where(reached, np.int8(BUDGET), np.int8(CONTINUE)), runs)
 
 
 def _last_rows(batch: Batch) -> Ints:
-    """The last row of each run, shape (E,): that of its last step; in a vote, of the sample that decides it.
-
-    Where the recorded answer is not that of the vote, another rule than ours made it, and the run is left whole.
-    """
+    """The last row of each run, shape (E,); a vote ends where it is decided, unless another rule made its answer."""
     last = batch.offset[1:] - 1
     if batch.kind != "samples" or not batch.vote:
         return last
@@ -234,10 +224,7 @@ def _sum_within(values: NDArray[np.generic], offset: Ints) -> Floats:
 
 
 def answer_tokens(meta: str | None) -> float:
-    """Tokens of the answer behind the thought, as `suffice record` notes them; 0 where nothing is noted.
-
-    In the full run they are part of the last step; a run that is stopped writes its answer all the same.
-    """
+    """Tokens of the answer after the reasoning, which a stopped run generates too, from `meta`; 0: not recorded."""
     if meta is None or '"answer_tokens"' not in meta:
         return 0.0
     try:
@@ -248,14 +235,12 @@ def answer_tokens(meta: str | None) -> float:
 
 
 def _answer_codes(batch: Batch, columns: SignalColumns) -> Ints:
-    """The answer that would be delivered after each step, as a place in `batch.answers`; -1: none."""
     place = {answer: code for code, answer in enumerate(batch.answers)}
     codes = np.array([*(place[answer] for answer in columns.answers), -1], dtype=np.int64)
     return codes[np.where(np.isnan(columns.answer), -1, columns.answer).astype(np.int64)]
 
 
 def _is_right(batch: Batch, run: Ints, answer: Ints) -> Bools:
-    """Is the answer delivered after each step right? By the labels of the steps that gave it, else the full run's."""
     n_answers = len(batch.answers) + 1
     gave = run * n_answers + batch.answer_code
     right = np.unique(gave[(batch.correct == 1) & (batch.answer_code >= 0)])

@@ -1,11 +1,7 @@
-"""Learned scores over recorded runs: fitted on some questions, computed for others, never for their own.
+"""Learned scores over recorded runs, cross-fitted: no question is scored by a model that was fitted on it.
 
-    Score ── CrossFit ──▶ risk of every row ──▶ ladders; or ScoredPolicy ──▶ guarded, all-of, any-of …   (replay)
-                 └─────── fitted on everything ──▶ StopModel ──▶ learned ──▶ the same                    (live)
-
-A trial of a search names its model by a word, `{"policy": "learned", "model": "as-good", "threshold": 0.01}`. In replay
-the word stands for a column whose rows come from models that have not seen their question; live it is replaced by
-the model itself (`build_proposal`).
+A trial names its model by a word, `{"policy": "learned", "model": "as-good", "threshold": 0.01}`. In replay the word
+selects a column of scores; `build_proposal` replaces it by the model itself.
 """
 
 from __future__ import annotations
@@ -48,14 +44,14 @@ from suffice.signals.classes import Classes
 from suffice.signals.features import FeatureSet
 from suffice.types import Decision, Signals
 
-Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
+Spec = Mapping[str, Any]  # an argument of `build_policy` whose model is a word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     name: str
     target: Target | Literal["value"]
-    cost: float = 0.0  # exponent of the tokens a step costs: risk is taken where it saves much
+    cost: float = 0.0  # exponent of the tokens per step: accept more risk where a stop saves more
     parts: Parts = "ensemble"
     query_signals: bool = True
 
@@ -64,31 +60,29 @@ class Score:
         return self.target, self.parts
 
 
-# What is proposed as ours. Stopping a costly run saves more than stopping a cheap one, so the risk that is
-# compared with a level is divided by a power of what a step of this run costs; 0 is the plain probability.
+# The proposed scores. Stopping a costly run saves more than stopping a cheap one, so the risk that is
+# compared with a level is divided by a power of the run's cost per step; 0 is the plain probability.
 SCORES: tuple[Score, ...] = (
     Score(name="as-good", target="as-good"),
     Score(name="as-good, by cost", target="as-good", cost=0.5),
     Score(name="value", target="value"),
 )
 
-WITHOUT_SCORES: Final = "fixed-rounds,stable-answer"  # rules for every kind of run, which learn nothing
+WITHOUT_SCORES: Final = "fixed-rounds,stable-answer"  # policies for every kind of run, without learning
 Key = tuple[Target | Literal["value"], Parts]
 HOPELESS_KEY: Final[Key] = ("hopeless", "linear")
 Model = FitResult | Values
 
 
 def features_of(runs: Runs, chosen: FeatureSelection) -> Floats:
-    """Features of all rows to ten digits, shape (T, P).
+    """Features of all rows, shape (T, P), rounded to ten digits.
 
-    What is equal but for rounding must be equal here: a tree would split between two of its last digits, and live,
-    where numbers are computed one by one, the same step would come down on the other side.
+    Live, signals are computed one by one and differ in the last digits; a tree must not split between such values.
     """
     return np.round(FeatureSet(chosen.names).matrix(runs.columns, runs.queries), 10)
 
 
 def good_rows(runs: Runs, target: Target) -> Bools:
-    """Which rows are good by a target, see `learn.models`, shape (T,)."""
     if target == "suffices":
         return runs.same | runs.ok
     full_failed = ~runs.full_ok[runs.run_of_row]
@@ -96,7 +90,7 @@ def good_rows(runs: Runs, target: Target) -> Bools:
 
 
 def thin_runs(kept: Bools, runs: Runs) -> Bools:
-    """Of these runs as many as the value model takes, evenly: whole runs, for it learns from their ends."""
+    """A regular subset of these runs, at most as many as the value model takes."""
     places = np.flatnonzero(kept)
     thin = np.zeros_like(kept)
     thin[places[:: max(1, -(-int(runs.n_steps[places].sum()) // MAX_VALUE_ROWS))]] = True
@@ -104,15 +98,15 @@ def thin_runs(kept: Bools, runs: Runs) -> Bools:
 
 
 def score_rows(model: Model, x: Floats) -> Says:
-    """What a model says of rows, shape (R,): P(good), or for the value model the prices at which it would stop."""
+    """P(good) of each row, shape (R,), or for the value model the bits of the prices at which it would stop."""
     return model.stopping_prices(x) if isinstance(model, Values) else model.scores(x)
 
 
 def risk_and_codes(score: Score, p: Says, p_hopeless: Floats, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
-    """What levels cut, and what a stop would be called, shape (T,) each.
+    """The risk of stopping and the reason of a stop, shape (T,) each.
 
-    The risk is P(not good) over a power of what a step of the run costs; of the value model it is the prices at
-    which it stops. Where there is no answer to deliver nothing stops, unless the run will more likely fail anyway.
+    The risk is P(not good) over a power of the run's cost per step, or the value model's price bits. Rows without an
+    answer never stop, unless the run is hopeless.
     """
     lost = (p_hopeless >= 0.5) & (score.target != "suffices")
     codes = np.where(lost, np.int8(HOPELESS), np.int8(SUFFICES))
@@ -127,12 +121,11 @@ def risk_and_codes(score: Score, p: Says, p_hopeless: Floats, runs: Runs) -> tup
 
 
 class CrossFit:
-    """Scores whose every row is computed by models that have not seen its question.
+    """Cross-fitted scores: the model of a row has not seen the row's question.
 
-    `scores(key, v)` gives the scores that an outer fold v may use: rows of fold v come from the model fitted on all
-    other folds, rows of another fold u from the model fitted without u and v. A point picked on the rows
-    outside v was thus picked on honest scores, and is judged on questions that neither the model nor the
-    pick has seen. Without v each row comes from the model fitted without its own fold.
+    `scores(key, v)` returns scores that outer fold v may use: rows of fold v come from the model fitted on all other
+    folds, rows of another fold u from the model fitted without u and v. Neither models nor points picked on the other
+    rows have seen fold v. Without v, each row comes from the model fitted without its own fold.
     """
 
     def __init__(
@@ -141,17 +134,14 @@ class CrossFit:
         self.runs, self.seed, self.fold = runs, seed, folds_of(runs)
         self.chosen = choose_features(runs.kind, runs.queries, query_signals=query_signals)
         self.x = features_of(runs, self.chosen)
-        self.example = np.delete(np.arange(len(runs.cost)), runs.last)  # the last step of a run teaches nothing
+        self.example = np.delete(np.arange(len(runs.cost)), runs.last)  # the last step of a run is no example
         self.row_fold = self.fold[runs.run_of_row]
         self._tick = tick
         self._models: dict[tuple[Key, frozenset[int]], Model] = {}
         self._scores: dict[tuple[Key, frozenset[int], int], Says] = {}
 
     def model(self, key: Key, left_out: Sequence[int] = ()) -> Model:
-        """The model fitted without some folds; fitted once.
-
-        Raises TraceError where no run outside them has two steps, and ConfigError without scikit-learn.
-        """
+        """Fit without some folds. Raise TraceError if no run has two steps, ConfigError without scikit-learn."""
         place = (key, frozenset(left_out))
         if place not in self._models:
             self._models[place] = self._fit(key, left_out)
@@ -179,7 +169,7 @@ class CrossFit:
         return ~np.isin(self.fold, list(left_out))
 
     def scores(self, key: Key, v: int | None) -> Says:
-        """What outer fold `v` may know of every row, shape (T,); None: each row as its own fold may know it."""
+        """The score of every row, shape (T,), as outer fold `v` may use it; None: without an outer fold."""
         joined = np.empty(len(self.row_fold), dtype=np.uint64 if key[0] == "value" else np.float64)
         for u in range(N_FOLDS):
             left_out = (u,) if v is None else (u, v)
@@ -191,27 +181,27 @@ class CrossFit:
         return joined
 
 
-# ---- policies of a search -------------------------------------------------------------------------
+# ---- policies of a search
 
-PRICED: Final = " at price "  # in the word for a value model
-CLASS_COLUMN: Final = "class"  # number of a run's found class; not a number: it is too small, or there are none
-EVEN: Final = 0.5  # the threshold of a value model: the sigmoid of no advantage either way
+PRICED: Final = " at price "  # part of the name of a value model
+CLASS_COLUMN: Final = "class"  # index of the run's class; NaN: none, or too small
+EVEN: Final = 0.5  # the threshold of a value model: the sigmoid of a zero advantage
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredPolicy:
-    """The policy `learned` over a score that was computed before: see `policy.learned` for what it means."""
+    """The policy `learned` over precomputed scores; see `policy.learned` for its meaning."""
 
     name: ClassVar[str] = "scored"
     needs: ClassVar[tuple[str, ...]] = ()
-    score: str  # which columns: the risk, and where the run is thought lost
+    score: str  # selects the columns of the risk and of lost runs
     threshold: float
     on_hopeless: str = "continue"
     min_steps: int = 0
-    classes: tuple[float, ...] = ()  # thresholds of found classes, by number; (): all take `threshold`
+    classes: tuple[float, ...] = ()  # thresholds by class; (): `threshold` for all
 
     def decide(self, s: Signals) -> Decision:
-        """Continue: a single step knows no columns. Live, the policy `learned` decides."""
+        """Continue, because a single step has no columns."""
         return go_on(f"step {s.step}: the score {self.score!r} stands in columns only")
 
     def stops(self, columns: Columns) -> Stops:
@@ -230,11 +220,10 @@ class ScoredPolicy:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreChoice:
     score: Score
-    price: int = -1  # target "value": number of the price; -1 otherwise
+    price: int = -1  # for target "value": index of the price; otherwise -1
 
 
 def names_of(scores: Sequence[Score]) -> dict[str, ScoreChoice]:
-    """What trials may write for a model: each score, and the value model once for each of its prices."""
     choices: dict[str, ScoreChoice] = {}
     for score in scores:
         if score.target != "value":
@@ -246,7 +235,7 @@ def names_of(scores: Sequence[Score]) -> dict[str, ScoreChoice]:
 
 
 def risk_column(score: str) -> str:
-    """The column that holds a score's risk; not a number: never a stop."""
+    """The column of a score's risk; NaN: never stop."""
     return f"risk: {score}"
 
 
@@ -264,7 +253,7 @@ class ScoreTable(CrossFit):
         self._informed: Bools = FeatureSet(self.chosen.names).informed_rows(columns, runs.queries, columns.run)
 
     def cost(self, score: Score) -> StepCost:
-        """What the risk is divided by: 1 at the median run, whatever the exponent."""
+        """The divisor of the risk, which is 1 at the median run."""
         if not score.cost:
             return StepCost()
         return StepCost(score.cost, float(np.median(self.runs.per_step[self.runs.last])) ** score.cost)
@@ -296,7 +285,7 @@ class ScoreTable(CrossFit):
         return risk
 
 
-# ---- specs in which `learned` names its model by a word -------------------------------------------
+# ---- specs whose model is a word
 
 
 def inner_specs(spec: Spec) -> Sequence[Spec]:
@@ -316,7 +305,7 @@ def find_model_name(spec: Spec) -> str | None:
 
 
 def replace_model(spec: Spec, make: Callable[[Spec], Any]) -> Any:
-    """The spec with each `learned` in it made anew, at any depth. Any: `make` says what that is."""
+    """The spec with `make` applied to each `learned` policy, at any depth."""
     if spec.get("policy") == "learned":
         return make(spec)
     remade = dict(spec)
@@ -343,16 +332,11 @@ def n_parts(spec: Spec) -> int:
 
 
 def build_scored(spec: Spec, names: Mapping[str, ScoreChoice], classes: Sequence[str] = ()) -> Policy:
-    """A policy of a spec in which `learned` names its model by a word.
-
-    classes  names of the found classes, by number
-
-    Raises ConfigError as `build_policy` does, and for a word that is no score.
-    """
+    """Build a policy whose model is a word. Raise ConfigError as `build_policy` does, and for an unknown score."""
 
     def make(learned: Spec) -> ScoredPolicy:
         given = {key: value for key, value in learned.items() if key not in ("policy", "model", "classes")}
-        if own := learned.get("classes"):  # a class that another search had found has no level here
+        if own := learned.get("classes"):  # classes of another search have no level here
             given["classes"] = tuple(own.get(name, learned["threshold"]) for name in classes)
         if learned["model"] not in names:
             raise ConfigError(f"policy.learned.model: got {learned['model']!r:.60}; known: {', '.join(names)}")
@@ -362,7 +346,7 @@ def build_scored(spec: Spec, names: Mapping[str, ScoreChoice], classes: Sequence
     return built if isinstance(built, ScoredPolicy) else build_policy(built)
 
 
-# ---- from replay to a route ------------------------------------------------------------------------
+# ---- from replay to a route
 
 MODEL_FILE: Final = "stop-model.json"
 POLICY_FILE: Final = "policy.toml"
@@ -370,8 +354,8 @@ POLICY_FILE: Final = "policy.toml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyProposal:
-    spec: Spec  # what a settings file says: a model is named by its file
-    model: StopModel | None  # None: nothing in the policy is learned
+    spec: Spec  # for a settings file: the model is a file name
+    model: StopModel | None  # None: no part is learned
 
     def policy(self) -> Policy:
         return build_policy(replace_model(self.spec, lambda spec: {**spec, "model": self.model}))
@@ -384,13 +368,10 @@ def build_proposal(
     classes: Classes | None = None,
     left_out: Sequence[int] = (),
 ) -> PolicyProposal:
-    """The live form of what a search chose; None is `never`.
+    """The live form of a search's winner; a spec of None becomes `never`. Raise ConfigError without scikit-learn.
 
-    scores    where the model that the spec names comes from
-    classes   what says a query's class, where the spec has a level for each; None: it has none
-    left_out  folds whose runs the model must not have seen; (): it is fitted on everything
-
-    Raises ConfigError when scikit-learn is not installed.
+    scores    supplies the model that the spec names
+    left_out  folds that the model must not be fitted on
     """
     name = None if spec is None else find_model_name(spec)
     if spec is None or name is None:
@@ -401,7 +382,7 @@ def build_proposal(
         known = {rule.name for rule in classes.rules}
         levels = tuple((name, level) for name, level in learned["classes"].items() if name in known)
         model = replace(model, classes=levels, found=classes.plain())
-    # A route names its model, levels by class included, by a file.
+    # A route names its model, including levels by class, by file.
     written = {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
     return PolicyProposal(spec=replace_model(spec, lambda _: written), model=model)
 
@@ -409,10 +390,9 @@ def build_proposal(
 def write_proposal(
     proposal: PolicyProposal, folder: Path, *, route: str, settings: Mapping[str, Any], head: str
 ) -> list[Path]:
-    """Write the files of a proposal and give their paths. Raises OSError as the system does.
+    """Write the files of a proposal and return their paths. Raise OSError.
 
-    route     name of the route in the fragment
-    settings  further keys of the route, such as its kind. Any: each has its own type
+    settings  further keys of the route, such as its kind
     head      comment at the top of the fragment
     """
     written = []
@@ -428,7 +408,7 @@ def write_proposal(
 
 
 def digest_of(runs: Runs) -> str:
-    """The runs' address: equal runs in the same order, equal digests."""
+    """The content digest of the runs; it depends on their order."""
     parts = hashlib.blake2b(digest_size=12)
     parts.update(json.dumps([runs.set, runs.kind, runs.question]).encode("utf-8", "surrogatepass"))
     for column in (runs.starts, runs.cost, runs.ok, runs.full_ok):
@@ -437,7 +417,7 @@ def digest_of(runs: Runs) -> str:
 
 
 def format_toml(value: Any) -> str:
-    """A value on one line of TOML. Raises ValueError for what settings never hold."""
+    """A value on one line of TOML. Raise ValueError for types that settings never contain."""
     if isinstance(value, Mapping):
         return f"{{ {', '.join(f'{_key(key)} = {format_toml(inner)}' for key, inner in value.items())} }}"
     if isinstance(value, (list, tuple)):
@@ -447,7 +427,7 @@ def format_toml(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value)  # a basic string of TOML reads JSON's escapes
+        return json.dumps(value)  # TOML's basic strings accept JSON's escapes
     raise ValueError(f"toml: got {type(value).__name__}; a table, a list, a number, a text, true or false")
 
 

@@ -1,12 +1,8 @@
-"""A search over policies and all their parameters, and how far the winner's own figures may be trusted.
+"""Searches policies and their parameters, and estimates how far the winner's own figures can be trusted.
 
-    runs ──▶ columns, once ──▶ search on the questions outside fold v ──▶ winner ──▶ judged on fold v   (5 times)
-                          └──▶ search on all questions ──▶ the proposal
-
-The whole search, its learned scores included, runs again in each outer fold without the fold's questions, so
-what the folds' winners do on them is what such a search is worth on new questions. The difference from what
-the searches saw of their winners is the *optimism*. A trial is a vectorised pass over columns that are there
-already; the search is Optuna's TPE (Bergstra, Bardenet, Bengio, Kégl 2011, NeurIPS), seeded.
+The search runs once on all questions and once outside each fold, scores included. How much the in-search figures of the
+folds' winners exceed their figures on the unseen fold is the *optimism*. Trials come from Optuna's TPE (Bergstra,
+Bardenet, Bengio, Kégl 2011, NeurIPS), seeded.
 """
 
 from __future__ import annotations
@@ -70,8 +66,8 @@ from suffice.types import Kind
 
 Tick = Callable[[str], None]
 
-_AS_MUCH = 0.001  # of token reduction: not worth a second rule
-_INFEASIBLE = 2.0  # below every saving: what misses the target ranks by how far
+_AS_MUCH = 0.001  # token reduction that is not worth a second policy
+_INFEASIBLE = 2.0  # below every saving; misses rank by their distance from the target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,25 +87,24 @@ class IntervalValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimism:
-    """In-search figures of the folds' winners, theirs on unseen questions, and the difference.
+    """In-search figures of the folds' winners, their figures on unseen questions, and the difference.
 
-    In search is the mean over the folds, each on the questions that its search looked at; unseen are all
-    questions, each under the winner of the search that did not. The bootstrap resamples questions, not searches.
+    In-search figures are means over the folds. The bootstrap resamples questions, not searches.
     """
 
     token_reduction_in_search: IntervalValue
     token_reduction_unseen: IntervalValue
-    token_reduction: IntervalValue  # in search - unseen: above 0, the search promised too much
+    token_reduction: IntervalValue  # in search - unseen; above 0: the search overstates
     em_drop_in_search: IntervalValue
     em_drop_unseen: IntervalValue
-    em_drop: IntervalValue  # unseen - in search: likewise
+    em_drop: IntervalValue  # unseen - in search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OuterFold:
     fold: int
-    n_questions: int  # unseen ones
-    spec: Spec | None  # a model named by a word; None: never stop
+    n_questions: int  # in the fold
+    spec: Spec | None  # None: never stop
     in_search: PolicyFigures
     unseen: PolicyFigures
     n_trials: int
@@ -121,19 +116,19 @@ class TunedSet:
     kind: Kind
     n_episodes: int
     n_questions: int
-    share: float  # of the set's questions: 1, or what of a set too long for memory was searched on
+    share: float  # share of the set's questions that fit in memory
     full_em: float
     max_em_drop: float  # the target
     margin: float
     seed: int
     folds: tuple[OuterFold, ...]
     optimism: Optimism
-    proposal: Spec | None  # the winner on all questions, a model named by a word; None: never stop
+    proposal: Spec | None  # the winner on all questions; None: never stop
     proposal_in_search: PolicyFigures
-    n_trials: int  # of that search
+    n_trials: int  # in that search
     n_trials_in_all: int
     n_searches: int
-    by_class: Difference | None = None  # unseen: less what as many trials without levels by class find; None: no level
+    by_class: Difference | None = None  # on unseen questions, over as many trials without levels by class
 
     @property
     def winners(self) -> dict[str, int]:
@@ -143,40 +138,40 @@ class TunedSet:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneOptions:
     max_em_drop: float = 0.01  # fraction
-    margin: float = MARGIN  # standard errors that a drop keeps from the target on the training questions
-    trials: int = 200  # of each of the searches, one a fold and one on everything
-    time_limit_s: float | None = None  # for all searches together; None: only trials count
-    policies: tuple[str, ...] = ()  # names to search among, "learned" for the learned scores; (): all that make sense
+    margin: float = MARGIN  # in standard errors, between the drop and the target on the training questions
+    trials: int = 200  # per search; one search per fold and one on all questions
+    time_limit_s: float | None = None  # for all searches together; None: no limit
+    policies: tuple[str, ...] = ()  # names to search, "learned" for the learned scores; (): all that apply
     scores: tuple[Score, ...] = SCORES
-    classes: int = 0  # found in the data, at most, for levels of their own; 0: none
-    probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
+    classes: int = 0  # most classes with levels of their own; 0: none
+    probe_tokens: int | None = None  # per probe; None: as recorded, else 15 for `reasoning`
     seed: int = 0
     n_draws: int = 1_000  # of the bootstrap
 
     def excess(self, figure: PolicyFigures) -> float:
-        """By how much a drop with its margin misses the target; at most 0: it keeps it."""
+        """How far a drop with its margin exceeds the target; at most 0 if it keeps it."""
         return figure.em_drop + self.margin * figure.error - self.max_em_drop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    spec: Spec | None  # None: nothing met the target and saved anything
-    sums: QuestionSums  # of this policy alone
+    spec: Spec | None  # None: no trial met the target and saved tokens
+    sums: QuestionSums  # of this policy only
     n_trials: int
 
 
 @dataclass(slots=True)
 class Bench:
-    """The columns that trials read, computed once, and what trials have shown."""
+    """The columns that trials read, computed once, and the results of trials."""
 
     runs: Runs
     asked: TuneOptions
     scores: ScoreTable | None
-    names: tuple[str, ...]  # policies that are tried
-    share: float = 1.0  # of the set's questions that these runs are
+    names: tuple[str, ...]  # policies to try
+    share: float = 1.0  # share of the set's questions
     fold: Ints = field(init=False)  # of each question
     _group: Ints = field(init=False)  # question of each run
-    _nothing: QuestionSums = field(init=False)  # of no policy
+    _nothing: QuestionSums = field(init=False)  # with no policies
     _readable: AskedColumns = field(init=False)
     _sorted: dict[tuple[str, int | None, str | None], Floats] = field(default_factory=dict)
     _known: dict[tuple[str, int | None], QuestionSums] = field(default_factory=dict)
@@ -224,10 +219,7 @@ class Bench:
         return self._classes[v]
 
     def level(self, model: str, share: float, v: int | None, name: str | None = None) -> float:
-        """The risk at or below which that share of the steps is, in the runs outside fold `v`.
-
-        name  of a class: of its runs alone
-        """
+        """The risk at or below which this share of the steps, of class `name` if given, is outside fold `v`."""
         place = (model, v, name)
         if place not in self._sorted:
             assert self.scores is not None, "a level belongs to a score"
@@ -255,11 +247,7 @@ class Bench:
 
 
 def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) -> Bench:
-    """Read a set and compute what trials read.
-
-    Raises TraceError for data, ConfigError for policies that do not exist or make no sense for these runs, and for
-    a missing package.
-    """
+    """Read a set and compute its columns. Raise TraceError for data, ConfigError for policies or a missing package."""
     models = ("some",) if asked.scores else ()
     known = list_policies(Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models))
     for name in asked.policies:
@@ -279,17 +267,15 @@ def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) ->
 def tune_set(
     data: Survey, asked: TuneOptions, *, clock: Callable[[], float], tick: Tick = lambda _: None
 ) -> tuple[TunedSet, Bench]:
-    """Tune one set: read it, compute its columns, search. Raises as `make_bench` and `tune_runs` do."""
+    """Tune one set. Raise as `make_bench` and `tune_runs` do."""
     bench = make_bench(data, asked, tick)
     return tune_runs(bench, clock=clock, tick=tick), bench
 
 
 def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _: None) -> TunedSet:
-    """The nested searches, the search on everything, and what to make of them.
+    """Run all searches. Raise TraceError for too few questions, and ConfigError for a missing package.
 
-    clock  seconds that only rise; asked only where there is a time limit
-
-    Raises TraceError for too few questions, and ConfigError for a missing package.
+    clock  monotonic seconds; called only with a time limit
     """
     asked, runs = bench.asked, bench.runs
     folds = [v for v in range(N_FOLDS) if (bench.fold == v).any()]
@@ -343,7 +329,6 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
 
 
 def _share_of(end_s: float | None, n_left: int, clock: Callable[[], float]) -> float | None:
-    """When the next of so many searches must end, so that each gets its part of the time that is left."""
     if end_s is None:
         return None
     now = clock()
@@ -369,7 +354,7 @@ def figures_of(sums: QuestionSums, weights: Floats) -> PolicyFigures:
     )
 
 
-# ---- one search -----------------------------------------------------------------------------------
+# ---- one search
 
 
 def search(
@@ -382,10 +367,10 @@ def search(
     by_class: bool = False,
     also: Sequence[Spec] = (),
 ) -> SearchResult:
-    """Search on the questions outside fold `v`, or on all: of what meets the target, what saves most.
+    """Search on the questions outside fold `v`, or on all, for the largest saving within the target.
 
-    by_class  learned scores may have a level for each found class
-    also      policies that are looked at beside those that are drawn
+    by_class  allow one level per class for learned scores
+    also      policies to try in addition to drawn ones
     """
     asked, size = bench.asked, bench.size(v, by_class=by_class)
     study = _study(asked, size, bench.names)
@@ -397,7 +382,7 @@ def search(
         try:
             spec = draw_spec(trial, size, bench.names)
             seen.append((figure := bench.figures(spec, v), spec))
-        except ConfigError:  # each parameter is allowed, but not beside the others
+        except ConfigError:  # each parameter is valid, but not their combination
             study.tell(trial, -_INFEASIBLE - 1.0)
         else:
             excess = asked.excess(figure)
@@ -408,7 +393,7 @@ def search(
 
 
 def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
-    """What saves most; of those that save as much but for a tenth of a point, the first with the fewest parts."""
+    """The spec that saves most; within a tenth of a point, the first with the fewest parts."""
     most = max((saved for saved, _ in good), default=0.0)
     if most <= 0:
         return None
@@ -416,7 +401,7 @@ def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
     return min(nearly, key=lambda one: one[:2])[2]
 
 
-def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Optuna's types are not asked for
+def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Any: Optuna is optional
     try:
         import optuna
     except ImportError:
@@ -430,17 +415,17 @@ def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Optu
     return study
 
 
-# ---- optimism -------------------------------------------------------------------------------------
+# ---- optimism
 
 
 def optimism_of(nested: Sequence[tuple[int, QuestionSums]], *, n_draws: int, rng: np.random.Generator) -> Optimism:
-    """The optimism of some searches: for each the fold that it left out, and the sums of its winner.
+    """The optimism of searches, given for each the fold that it left out and the sums of its winner.
 
-    Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
+    Percentile intervals (Davison and Hinkley 1997, section 3.8); rough with fewer than about 20 questions.
     """
     fold = nested[0][1].fold
     draws = draw_questions(len(fold), n_draws, rng)
-    weights = np.concatenate([np.ones((1, len(fold))), draws])  # the first row is what was seen
+    weights = np.concatenate([np.ones((1, len(fold))), draws])  # the first row is the observed data
     looks = [_look_at(sums, weights * (fold != v)) for v, sums in nested]
     (saved, drop), (saved_unseen, drop_unseen) = np.nanmean(looks, axis=0), _look_at(unseen_of(nested), weights)
     return Optimism(
@@ -462,7 +447,6 @@ def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
 
 
 def _look_at(sums: QuestionSums, weights: Floats) -> Floats:
-    """Token reduction and EM drop on some sets of questions, shape (2, R); not a number on an empty set."""
     with np.errstate(invalid="ignore", divide="ignore"):
         at = measure_policies(sums, weights)
     return np.stack([at.saved[:, 0], at.drop[:, 0]])

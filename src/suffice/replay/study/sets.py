@@ -1,8 +1,6 @@
-"""One set from files to report: survey, study on what fits into memory, then every run judged once.
+"""Replays one set from files to report: survey, a study on the runs that fit into memory, and a judging pass.
 
-The judging pass reads the files again, batch by batch, so a set of millions of runs needs no more memory
-than its sample; a set that fits is its own sample. Each run is judged by the point of the fold that has not
-seen its question, or by the point of the `fit` files.
+The judging pass reads the files again in batches, so memory does not grow with the set.
 """
 
 from __future__ import annotations
@@ -76,45 +74,45 @@ from suffice.types import Kind
 
 Family: TypeAlias = Literal[
     "full",  # every run to its end
-    "published",  # a rule from the literature, at a setting of the grid
-    "ours",  # a learned score, or a composition with one
-    "given",  # a policy that the user named, at the parameters given
-    "oracle",  # reads what no policy may read
+    "published",  # a policy from the literature, at a setting of the grid
+    "ours",  # a learned score, alone or composed
+    "given",  # a policy of the user, at the given parameters
+    "oracle",  # reads labels, which no policy may
 ]
 Choice: TypeAlias = Literal[
-    "fixed",  # nothing was chosen: full runs, oracles, a given policy
-    "frozen",  # the point was picked on other questions than those reported
-    "hindsight",  # the point was picked on the very questions reported: optimistic
+    "fixed",  # nothing was picked: full runs, oracles, a given policy
+    "frozen",  # the point was picked on other questions than the reported ones
+    "hindsight",  # the point was picked on the reported questions: optimistic
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyResult:
-    """One policy on one set. JSON lines have the fields in this order, `frozen` behind the first interval."""
+    """One policy on one set. JSON lines keep the order of the fields, with `frozen` after the first interval."""
 
     set: str
-    policy: str  # its display name, with the parameters that matter
+    policy: str  # display name with the main parameters
     n_episodes: int
     n_questions: int
     full_em: float
     em: float
     em_drop: float  # full_em - em
-    lost: float  # share right in full and wrong when stopped
-    gained: float  # share wrong in full and right when stopped
+    lost: float  # share correct in full and wrong when stopped
+    gained: float  # share wrong in full and correct when stopped
     full_tokens: int
-    tokens: int  # everything spent
+    tokens: int  # total, probes included
     token_reduction: float  # 1 - tokens / full_tokens
     token_reduction_without_probes: float
     em_drop_interval: Interval | None = None  # question-clustered bootstrap, 95 %
     family: Family
     choice: Choice
-    spec: Mapping[str, Any] | None  # what `build_policy` takes; None: no single policy (folds differ), or an oracle
-    token_reduction_without_cache: float | None = None  # with every probe's prefix billed again in full
+    spec: Mapping[str, Any] | None  # argument of `build_policy`; None: an oracle, or folds differ
+    token_reduction_without_cache: float | None = None  # with the prefix of every probe billed in full
     token_reduction_interval: Interval | None = None
-    stopped: float = 0.0  # share of runs that were stopped before their end
-    hopeless: float = 0.0  # share of runs stopped because they would fail anyway
-    miss_share: float | None = None  # of random question splits: the tuned point missed its target on the other half
-    note: str = ""  # what the reader must know about this line
+    stopped: float = 0.0  # share of runs stopped early
+    hopeless: float = 0.0  # share of runs stopped as hopeless
+    miss_share: float | None = None  # share of random splits in which the tuned point misses its target
+    note: str = ""  # a caveat for the reader
 
     @property
     def frozen(self) -> bool:
@@ -130,7 +128,7 @@ class PlotPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetPart:
-    """A part of a set under one policy: a query class, or the runs that halted at one step."""
+    """A part of a set under one policy: a query class, or the runs that halted at the same steps."""
 
     name: str
     n_episodes: int
@@ -146,18 +144,18 @@ class SetPart:
 class SetReport:
     set: str
     kind: Kind
-    max_em_drop: float  # fraction: the target at which points were picked
-    probe_tokens: int  # charged for each probe that a policy asked for
+    max_em_drop: float  # target, a fraction
+    probe_tokens: int  # charged per probe
     lines: tuple[PolicyResult, ...]
-    frontier: Mapping[str, tuple[PlotPoint, ...]] = field(default_factory=dict)  # by family's label
+    frontier: Mapping[str, tuple[PlotPoint, ...]] = field(default_factory=dict)  # by label of the family
     by_class: Mapping[str, tuple[SetPart, ...]] = field(default_factory=dict)  # by the policy of a line
     by_step: Mapping[str, tuple[SetPart, ...]] = field(default_factory=dict)  # by the policy of a line
-    notes: tuple[str, ...] = ()  # sentences for the head of the report, such as "too small to certify"
-    fitted_on: tuple[str, ...] = ()  # files that the models and points come from; (): folds of this set
+    notes: tuple[str, ...] = ()  # for the head of the report, such as "too small to certify"
+    fitted_on: tuple[str, ...] = ()  # files for fitting and picking; (): folds of this set
 
 
-TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50  # below either no certificate is possible
-MOST_CLASSES = 24  # the largest ones are shown
+TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50  # below either, no certificate is possible
+MOST_CLASSES = 24  # only the largest are listed
 _STEP_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -168,7 +166,6 @@ class Parts:
         self._questions: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
 
     def add(self, runs: Runs, judged: Mapping[str, tuple[Halts, bool | Bools]]) -> None:
-        """Add runs with where each policy ended them, and whether it asked at every checkpoint."""
         classes = class_names(runs)
         for policy in self._policies:
             halt, asks = judged[policy]
@@ -180,11 +177,11 @@ class Parts:
                 for at, name in enumerate(different.tolist()):
                     key = (policy, what, name)
                     self._sums[key] = self._sums.get(key, 0.0) + sums[at]
-                    if len(known := self._questions[key]) < 100_000:  # beyond that memory is bounded
+                    if len(known := self._questions[key]) < 100_000:  # bounds the memory
                         known.update(runs.question[i] for i in np.flatnonzero(which == at).tolist())
 
     def by_class(self) -> dict[str, tuple[SetPart, ...]]:
-        """Classes of each policy, the largest first; nothing where all runs are of one class."""
+        """Classes by policy, the largest first; empty if all runs are of one class."""
         return {
             policy: tuple(sorted(parts, key=lambda part: (-part.n_episodes, part.name))[:MOST_CLASSES])
             for policy in self._policies
@@ -214,14 +211,14 @@ class Parts:
 
 
 def class_names(runs: Runs) -> NDArray[np.str_]:
-    """The class of each run: its task, and its model where all have one task; shape (E,)."""
+    """The class of each run, shape (E,): its task, or its model if all have one task."""
     tasks = [query.query_class for query in runs.queries]
     models = [dict(query.metadata).get("model", "") for query in runs.queries]
     return np.array([f"{task} · {model}" if task else model for task, model in zip(tasks, models, strict=True)])
 
 
 def _halt_names(runs: Runs, halt: Halts) -> NDArray[np.str_]:
-    place = np.searchsorted(_STEP_EDGES, halt.row - runs.starts[:-1] + 1)  # the first edge at or above the step
+    place = np.searchsorted(_STEP_EDGES, halt.row - runs.starts[:-1] + 1)
     lows = (1, *(edge + 1 for edge in _STEP_EDGES))
     pairs = zip(lows, _STEP_EDGES, strict=False)
     names = [f"step {low}" if low == high else f"steps {low}–{high}" for low, high in pairs]
@@ -234,12 +231,12 @@ def _step_order(part: SetPart) -> tuple[int, str]:
     return (int(digits[0]) if digits else 10**9, part.name)
 
 
-# Published rules that ours may fall back on: one ladder a rule. Near twins would only add chances for a fluke.
+# Published policies that `ours` may fall back on, one ladder each; near duplicates would only add chances for a fluke.
 FALLBACKS = ("fixed-rounds", "stable-answer", "beta", "esc", "confidence-threshold", "stated-confidence, patience 2")
 
 OURS, BY_CLASS = "ours", "ours_by_class"
-HINDSIGHT = {"published": "hindsight", "ours": "ours_hindsight"}  # pool → its line picked after the fact
-DETAILED = ("ours", "published", "hindsight")  # lines that are shown by class and by step
+HINDSIGHT = {"published": "hindsight", "ours": "ours_hindsight"}  # pool → its line picked in hindsight
+DETAILED = ("ours", "published", "hindsight")  # lines reported by class and by step
 FAMILIES: Mapping[str, tuple[Family, Choice]] = {
     "full": ("full", "fixed"),
     OURS: ("ours", "frozen"),
@@ -257,9 +254,9 @@ Tick = Callable[[str], None]
 def replay_set(
     data: Survey, asked: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None
 ) -> SetReport:
-    """Replay one set. Raises TraceError for data, ConfigError for policies or a missing package.
+    """Replay one set. Raise TraceError for data, ConfigError for policies or a missing package.
 
-    fit  other sets: models and points come from them alone and are frozen; (): folds of this set
+    fit  sets for fitting and picking, instead of folds of this set
     """
     longest = max([data.longest, *(other.longest for other in fit)])
     ladders = _ladders(data.kind, asked, longest)
@@ -288,7 +285,7 @@ def replay_set(
     return judging.report(everything, here, tuple(path.name for other in fit for path in other.files), tick)
 
 
-# ---- what is compared -----------------------------------------------------------------------------
+# ---- candidates
 
 
 def _ladders(kind: Kind, asked: ReplayOptions, longest: int) -> tuple[Ladder, ...]:
@@ -303,12 +300,10 @@ def _ladders(kind: Kind, asked: ReplayOptions, longest: int) -> tuple[Ladder, ..
 
 
 def family_of(ladder: str) -> str:
-    """The published rule that a ladder belongs to: its name up to the first comma."""
     return ladder.partition(",")[0]
 
 
 def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[LadderPool, ...]:
-    """What points are picked from: ours, all published rules, and each rule alone."""
     names = tuple(ladder.name for ladder in ladders if ladder.origin == "published")
     fallbacks = tuple(name for name in names if name in FALLBACKS)
     ours = [LadderPool(OURS, (*fallbacks, *(score.name for score in scores)))] if scores else []
@@ -329,7 +324,6 @@ def _with_classes(study: Study, v: int | None, frozen: FoldChoice) -> FoldChoice
 
 
 def _lay_here(study: Study, frozen: FoldChoice, runs: Runs) -> RungSums:
-    """Every rung on the set that is judged, where points come from other files: what hindsight could have picked."""
     learned = {}
     for score in study.options.scores:
         risk, codes = study.score_others(score.name, frozen, runs)
@@ -343,7 +337,7 @@ def _in_hindsight(pool: LadderPool, here: RungSums, asked: ReplayOptions) -> Run
     return None if choice == NONE else rungs[choice]
 
 
-# ---- judging --------------------------------------------------------------------------------------
+# ---- judging
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +345,7 @@ class _Judging:
     data: Survey
     study: Study
     pools: tuple[LadderPool, ...]
-    frozen: list[FoldChoice]  # one for each fold, or one for all
+    frozen: list[FoldChoice]  # one per fold, or one for all
     longest: int  # steps of the longest run
 
     @property
@@ -395,7 +389,6 @@ class _Judging:
         return list(dict.fromkeys(["full", *first, *pools, *rungs, "oracle_agree", "oracle_correct"]))
 
     def _halts(self, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
-        """Where each line's policy ends the runs, each under its own fold's point, and whether it asks for answers."""
         full, silent = never_halt(runs), np.zeros(len(runs), dtype=bool)
         judged = {
             name: (Halts(runs.last.copy(), full.code.copy(), runs.last.copy()), silent.copy())
@@ -419,7 +412,6 @@ class _Judging:
         return {**judged, **{name: (halt, silent) for name, halt in {"full": full, **oracles}.items()}}
 
     def _misses(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Share of question splits that miss the target, for each pool: with the margin, and by plain tuning."""
         laid, asked = self.study.lay(None), self.asked
         with_margin: dict[str, float] = {}
         plain: dict[str, float] = {}

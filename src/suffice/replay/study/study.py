@@ -1,11 +1,7 @@
-"""A study of one set: published rules and learned scores, tuned on some questions, judged on others.
+"""A study of one set: published policies and learned scores, tuned on some questions and judged on others.
 
-    runs ──▶ ladders ──▶ sums by question ──▶ points picked on training questions ──▶ halts of unseen ones
-             scores                            (nested: a score, too, has not seen them)
-
-Without other files the questions are cut into five folds by their hash: for each fold, scores are fitted and
-points picked on the other four. With `fit` runs, both come from those alone. What is reported as *frozen*
-was picked on questions that are not in the figure; *hindsight* was picked on the very questions shown.
+Each of five folds by question hash, or all if `fit` runs are given, is judged by scores and points from the others.
+*Frozen* points were picked on other questions than the reported ones, *hindsight* points on the same.
 """
 
 from __future__ import annotations
@@ -50,13 +46,13 @@ N_DRAWS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
-    max_em_drop: float = 0.01  # fraction: the target
-    probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
-    margin: float = MARGIN  # standard errors between a frozen point and the target
-    families: tuple[str, ...] = ()  # published rules and "learned"; (): all
-    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # given ones, by label
-    scores: tuple[Score, ...] = SCORES  # learned scores; () leaves out everything that needs training
-    classes: int = 0  # found in the data, at most, each with its own level; 0: none
+    max_em_drop: float = 0.01  # target, a fraction
+    probe_tokens: int | None = None  # per probe; None: as recorded, else 15 for `reasoning`
+    margin: float = MARGIN  # in standard errors, between a frozen point and the target
+    families: tuple[str, ...] = ()  # published policies and "learned"; (): all
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # given policies, by label
+    scores: tuple[Score, ...] = SCORES  # (): no learned scores
+    classes: int = 0  # most classes with levels of their own; 0: none
     seed: int = 0
     n_draws: int = N_DRAWS  # of the bootstrap
 
@@ -68,10 +64,10 @@ class LadderPool(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldChoice:
-    """What one fold, or the runs of the `fit` files, settled on: a rung for each pool, and the models it needs."""
+    """The choice of one fold, or of the `fit` runs: a rung for each pool, and the models it needs."""
 
     rungs: Mapping[str, Rung | None]  # by pool; None: never stop
-    saved: Mapping[str, float] = field(default_factory=dict)  # by pool: token reduction where the point was picked
+    saved: Mapping[str, float] = field(default_factory=dict)  # by pool: token reduction on the training questions
     models: Mapping[str, Model] = field(default_factory=dict)  # by score, and "hopeless"
 
 
@@ -92,7 +88,7 @@ class RungSums:
 
 
 class ScoreLevels(NamedTuple):
-    """A learned score over some runs: risk and stop code of each row, and the levels that make its ladder."""
+    """A learned score over some runs: risk and stop code of each row, and the levels of its ladder."""
 
     risk: Says
     codes: NDArray[np.int8]
@@ -103,7 +99,6 @@ class ScoreLevels(NamedTuple):
 
 
 def find_halts(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list[Halts]]]:
-    """Where each policy of each ladder ends the runs: nothing in it is learned, so it is computed once."""
     return [(ladder, [halts_of(rung, runs) for rung in ladder.rungs]) for ladder in ladders]
 
 
@@ -141,7 +136,7 @@ class Study:
         self._fits = {asked: CrossFit(runs, seed=options.seed, query_signals=asked, tick=tick) for asked in read}
 
     def risk(self, score: Score, v: int | None) -> tuple[Says, NDArray[np.int8]]:
-        """Risk and stop codes of every row: cross-fitted for all rows, or as outer fold `v` may use them."""
+        """Risk and stop code of every row, cross-fitted for all rows or as outer fold `v` may use them."""
         p = self._fits[score.query_signals].scores(score.key, v)
         return risk_and_codes(score, p, self._fits[True].scores(HOPELESS_KEY, v), self.runs)
 
@@ -191,15 +186,15 @@ class Study:
         return risk_and_codes(score, score_rows(frozen.models[name], x[score.query_signals]), hopeless, runs)
 
 
-# ---- classes that are found in the data -----------------------------------------------------------
+# ---- classes found in the data
 
-MIN_QUESTIONS: Final = 20  # of a class: runs of one question are not independent
-NEVER: Final = 0.0  # a level that no risk reaches
+MIN_QUESTIONS: Final = 20  # per class
+NEVER: Final = 0.0  # a level below every risk
 
 
 class Target(NamedTuple):
     max_em_drop: float
-    margin: float  # standard errors
+    margin: float  # in standard errors
 
     def keeps(self, at: PolicyPoints) -> bool:
         return bool(at.drop[0, 0] + self.margin * at.error[0, 0] <= self.max_em_drop)
@@ -211,7 +206,7 @@ def find_classes_in(runs: Runs, keep: Bools, most: int) -> Classes:
 
 
 def select_large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
-    """The runs of each class that has enough of them, and enough questions, by name; shape (E,) each."""
+    """The runs of each class with enough runs and questions, by name, shape (E,) each."""
     names = np.array([classes.of(query) for query in runs.queries])
     questions = np.array(runs.question)
     members = {name: names == name for name in dict.fromkeys(names.tolist())}
@@ -223,16 +218,13 @@ def select_large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
 
 
 class FoundClasses(NamedTuple):
-    classes: Classes | None  # None: there are none
-    names: tuple[str, ...]  # of the large ones
-    number: Floats  # E: place of each run's class in `names`; not a number: a small class, or none
+    classes: Classes | None  # None: no classes
+    names: tuple[str, ...]  # of the large classes
+    number: Floats  # E: index into `names`; NaN: a small class, or none
 
 
 def number_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
-    """Classes found in the runs where `keep` holds, shape (E,); the others get theirs by the same rules.
-
-    most  classes, at most; below 2 none are looked for. Fewer than two large ones are none, too
-    """
+    """Find up to `most` classes in the runs where `keep` holds, and classify all runs; none below two large ones."""
     classes = find_classes_in(runs, keep, most) if most >= 2 else None
     names = () if classes is None else tuple(select_large_classes(select_runs(runs, keep), classes))
     if classes is None or len(names) < 2:
@@ -244,12 +236,11 @@ def number_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
 def pick_classed(
     study: Study, v: int | None, most: int, target: Target, *, scores: Sequence[Score] = ()
 ) -> tuple[ScoreRung, float] | None:
-    """Of some scores the rung by class that saves most on the questions outside fold `v`, or on all, and how much.
+    """The rung by class that saves most on the questions outside fold `v`, or on all, and its saving.
 
-    most    classes, at most
     scores  to pick from; (): all of the study
 
-    None: nothing divides the runs into two classes that are large enough, or no rung keeps the target.
+    None if the runs do not divide into two large classes, or no rung keeps the target.
     """
     train = np.ones(len(study.runs), dtype=bool) if v is None else study.fold != v
     classes, training = find_classes_in(study.runs, train, most), select_runs(study.runs, train)
@@ -257,7 +248,7 @@ def pick_classed(
     best: tuple[ScoreRung, float] | None = None
     for score in scores or study.options.scores:
         if score.target == "value" or len(large) < 2:
-            continue  # each level of the value model is a model of its own, and a route carries one
+            continue  # each level of the value model is a separate model, and a route has one
         risk, codes = (column[train[study.runs.run_of_row]] for column in study.risk(score, v))
         laid = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
         pooled = _pick_level(training, laid, target)

@@ -1,13 +1,9 @@
-"""What each policy costs and loses, summed by question, and operating points picked from these sums.
+"""Costs and losses of each policy, summed by question, and operating points picked from these sums.
 
-Runs of one question are not independent, so a question is the unit of every fold, split and bootstrap draw.
-With more than 5,120 questions they are put into as many random groups, so that memory is bounded however
-many runs there are. Every figure of a replay is a function of these sums.
-
-A point is picked on a ladder from its safe end: the last rung of the unbroken run in which the EM drop plus
-a margin stays within the target (fixed-sequence testing, as in certification). Of several ladders the
-one that saves most is taken. Plain tuning, for comparison, takes the best of all rungs whose measured
-drop is within the target, and so mistakes a fluke far out on one of many rungs for a find.
+Runs of one question are not independent, so the question, or above 5,120 a random group of them, is the unit of every
+fold, split and draw. A point is the last rung of the unbroken run from the safe end whose EM drop plus a margin is
+within the target (fixed-sequence testing); of several ladders, the one that saves most. Plain tuning takes the best of
+all rungs within the target and so overfits.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from suffice.policy.columns import HOPELESS
 from suffice.replay.study.runs import Halts, Runs
 
 N_FOLDS = 5
-MAX_GROUPS = 5_120  # a multiple of N_FOLDS, so that a group lies in one fold
+MAX_GROUPS = 5_120  # a multiple of N_FOLDS, so that each group lies in one fold
 FIELDS = ("lost", "gained", "tokens", "probes", "resent", "stopped", "hopeless")
 
 
@@ -34,7 +30,7 @@ class QuestionSums:
     """Sums over the runs of each question (G of them) for each policy (C of them)."""
 
     fold: Ints  # G: 0 … N_FOLDS - 1
-    base: Floats  # (G, 3): runs, right in full, tokens in full
+    base: Floats  # (G, 3): runs, correct in full, tokens in full
     values: Floats  # (G, C, 7): see FIELDS; tokens include probes
 
     def of(self, field: str) -> Floats:
@@ -57,7 +53,7 @@ class QuestionSums:
         return replace(self, values=self.values[:, keep, :])
 
     def weights(self, v: int | None) -> Floats:
-        """1 for each question outside fold `v`; None: for all; shape (1, G)."""
+        """1 for each question outside fold `v`, or for all, shape (1, G)."""
         return np.ones((1, len(self.fold))) if v is None else (self.fold != v).astype(np.float64)[None, :]
 
 
@@ -66,7 +62,6 @@ def _number(question: str) -> int:
 
 
 def question_fold(question: str) -> int:
-    """The fold of a question: the same in every run of every program."""
     return _number(question) % N_FOLDS
 
 
@@ -76,7 +71,7 @@ def folds_of(runs: Runs) -> Ints:
 
 
 def groups_of(runs: Runs) -> tuple[Ints, Ints]:
-    """The group of each run, shape (E,), and the fold of each group: questions, or as many random groups of them."""
+    """The group of each run, shape (E,), and the fold of each group: a question, or a random group of questions."""
     number = {question: _number(question) for question in dict.fromkeys(runs.question)}
     keys: Sequence[str | int] = runs.question
     if len(number) > MAX_GROUPS:
@@ -95,7 +90,7 @@ def base_columns(runs: Runs) -> tuple[Floats | Bools, ...]:
 
 
 class SumsFold:
-    """Takes runs in, batch by batch, and gives the sums. Memory: at most 5,120 questions times the policies."""
+    """Accumulates sums batch by batch. Memory: at most 5,120 questions times the policies."""
 
     def __init__(self, n_policies: int) -> None:
         self._place: dict[str, int] = {}
@@ -110,7 +105,6 @@ class SumsFold:
         return len(self._seen)
 
     def add(self, runs: Runs, halts: Sequence[Halts], asks: Sequence[bool | Bools]) -> None:
-        """Add runs: for each policy where it ended them, and whether it asked (each of them) at every checkpoint."""
         for question in dict.fromkeys(runs.question):
             self._seen.add(_number(question))
             self._take_in(question)
@@ -135,7 +129,7 @@ class SumsFold:
             return
         buckets = np.array([_number(known) % MAX_GROUPS for known in self._place], dtype=np.int64)
         base, values = np.zeros((MAX_GROUPS, 3)), np.zeros((MAX_GROUPS, *self._values.shape[1:]))
-        filled = len(self._base)  # questions of this very batch have no sums yet
+        filled = len(self._base)  # questions of this batch have no sums yet
         np.add.at(base, buckets[:filled], self._base)
         np.add.at(values, buckets[:filled], self._values)
         self._base, self._values, self._bucketed = base, values, True
@@ -147,10 +141,9 @@ def _grow(array: Floats, n_groups: int) -> Floats:
 
 
 def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, ...]:
-    """What one policy did to each run, in the order of FIELDS, shape (E,) each.
+    """The result of one policy on each run, in the order of FIELDS, shape (E,) each.
 
-    A policy that reads no trial answer asks once, where it stops; one that does asks at every
-    checkpoint up to its stop, and in a run that it never stops at all but the last.
+    A policy that reads trial answers probes every checkpoint before its stop or the end; any other only where it stops.
     """
     row, stopped = halt.row, halt.row < runs.last
     ok = np.where(stopped, runs.ok[row if halt.returned is None else halt.returned], runs.full_ok)
@@ -172,20 +165,20 @@ def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, 
     )
 
 
-# ---- picking ---------------------------------------------------------------------------------------
+# ---- picking
 
-# Standard errors of the drop, clustered by question, that a frozen point keeps from its target:
+# Distance of a frozen point from its target, in standard errors of the drop, clustered by question:
 # the one-standard-error rule (Breiman, Friedman, Olshen, Stone 1984, Classification and Regression Trees, 3.4.3).
 MARGIN = 1.0
-# Runs counted as lost, in the error alone: where no answer was lost among few, "no error at all" is no estimate.
+# Losses added in the standard error alone, so that few runs without a loss do not give an error of 0.
 PSEUDO_LOSSES = 1.0
 N_SPLITS = 200
-NONE = -1  # no rung is good enough: never stop
+NONE = -1  # no rung qualifies: never stop
 _ROUNDING = 1e-12
 
 
 class PolicyPoints(NamedTuple):
-    """What some sets of questions show of each policy, shape (R, C) each: R sets, C policies."""
+    """Measurements of each policy on some sets of questions, shape (R, C) each: R sets, C policies."""
 
     drop: Floats
     error: Floats  # standard error of the drop, clustered by question, with PSEUDO_LOSSES
@@ -193,10 +186,7 @@ class PolicyPoints(NamedTuple):
 
 
 def measure_policies(sums: QuestionSums, weights: Floats) -> PolicyPoints:
-    """Look at sets of questions: `weights` holds how often each set takes each question, shape (R, G).
-
-    A set that takes no question, as half of one, shows NaN, which is within no target.
-    """
+    """Measure sets of questions with weights of shape (R, G); an empty set measures NaN, within no target."""
     n, drop = sums.n, sums.drop
     total, full_tokens = weights @ n, weights @ sums.full_tokens
     total[total == 0] = np.nan
@@ -210,7 +200,7 @@ def measure_policies(sums: QuestionSums, weights: Floats) -> PolicyPoints:
 
 
 def pick_policies(at: PolicyPoints, ladders: Sequence[slice], target: float, margin: float) -> Ints:
-    """The policy picked on each set of questions, by the rule at the head of this file; NONE: none will do."""
+    """The policy picked on each set of questions, as the head of this file defines; NONE if no rung qualifies."""
     within = at.drop + margin * at.error <= target + _ROUNDING
     for rungs in ladders:
         within[:, rungs] = np.logical_and.accumulate(within[:, rungs], axis=1)
@@ -223,14 +213,14 @@ def pick_plainly(at: PolicyPoints, target: float) -> Ints:
 
 
 def _most_saving(at: PolicyPoints, within: Bools) -> Ints:
-    if not within.shape[1]:  # runs may be too short for every setting of a rule
+    if not within.shape[1]:  # short runs may rule out every setting
         return np.full(len(within), NONE)
     saved = np.where(within, at.saved, 0.0)
     return np.where(saved.max(axis=1) > 0, saved.argmax(axis=1), NONE)
 
 
 def at_choice(values: Floats, choice: Ints) -> Floats:
-    """The value of each set's chosen policy, shape (R,); 0 where none was chosen."""
+    """The value of each set's picked policy, shape (R,); 0 for NONE."""
     if not values.shape[1]:
         return np.zeros(len(values))
     chosen: Floats = np.where(choice >= 0, values[np.arange(len(choice)), np.maximum(choice, 0)], 0.0)
@@ -240,10 +230,7 @@ def at_choice(values: Floats, choice: Ints) -> Floats:
 def miss_share(
     sums: QuestionSums, ladders: Sequence[slice], target: float, rng: np.random.Generator, *, margin: float | None
 ) -> float:
-    """Share of random halvings of the questions in which a point picked on one half misses its target on the other.
-
-    margin  None: plain tuning
-    """
+    """Share of random halvings in which a point picked on one half (`margin` None: plainly) fails on the other."""
     taken = draw_halves(len(sums.n), N_SPLITS, rng)
     here, there = measure_policies(sums, taken), measure_policies(sums, 1 - taken)
     choice = pick_plainly(here, target) if margin is None else pick_policies(here, ladders, target, margin)
@@ -259,14 +246,14 @@ def draw_halves(n_groups: int, n_splits: int, rng: np.random.Generator) -> Float
 
 
 def draw_questions(n_groups: int, n_draws: int, rng: np.random.Generator) -> Floats:
-    """How often each of some bootstrap draws takes each question, shape (n_draws, n_groups)."""
+    """Bootstrap weights: how often each draw takes each question, shape (n_draws, n_groups)."""
     return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws).astype(np.float64)
 
 
 def bootstrap(sums: QuestionSums, n_draws: int, rng: np.random.Generator) -> tuple[list[Interval], list[Interval]]:
     """95 % intervals of EM drop and token reduction of each policy, resampling whole questions.
 
-    Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
+    Percentile intervals (Davison and Hinkley 1997, section 3.8); rough with fewer than about 20 questions.
     """
     drawn = measure_policies(sums, draw_questions(len(sums.n), n_draws, rng))
     return _percentiles(drawn.drop), _percentiles(drawn.saved)
@@ -285,16 +272,16 @@ def never_stop(sums: QuestionSums) -> QuestionSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """What another way saves and loses beyond a first one, on the same questions. Fractions."""
+    """Savings and losses of another way compared with a first one, on the same questions, as fractions."""
 
-    saved: float  # token reduction of the other minus that of the first
-    drop: float  # EM drop likewise
-    saved_interval: Interval  # 95 %, whole questions drawn, both ways judged on the same draw
+    saved: float  # token reduction, other minus first
+    drop: float  # EM drop, other minus first
+    saved_interval: Interval  # 95 %, resampling whole questions in pairs
     drop_interval: Interval
 
 
 def compare_nested(first: QuestionSums, other: QuestionSums, *, n_draws: int, rng: np.random.Generator) -> Difference:
-    """Compare two ways over the same questions, each of one policy. Raises ValueError for different questions."""
+    """Compare two ways over the same questions. Raise ValueError if the questions differ."""
     if not np.array_equal(first.base, other.base):
         raise ValueError("difference: the two ways were not judged on the same questions")
     n_groups = len(first.n)

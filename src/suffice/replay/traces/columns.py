@@ -1,7 +1,7 @@
-"""The common form of recorded runs: a stretch of a file as columns, the checks that make it believable, and batches.
+"""Recorded runs as columns: part of a file, its validation, and batches.
 
-What is wrong is an error with file, row and column; nothing is mended or left out silently. `Batch.steps` and
-`Batch.query` are all that a policy may be shown of a run: no label, no reference, nothing of the full run's end.
+Invalid data raises an error with file, row and column; nothing is repaired or dropped silently. A policy may see only
+`Batch.steps` and `Batch.query`, which contain no labels, references or data from the run's end.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from suffice.types import AnswerSource, Kind, Query, Step
 
 Type: TypeAlias = Literal["text", "integer", "number", "flag", "numbers"]
 
-NO_ANSWER: Final = "?"  # written by some sources where a model gave no answer
-NULL: Final = -(2**63)  # stands for null in a column of whole numbers
+NO_ANSWER: Final = "?"  # written by some sources for no answer
+NULL: Final = -(2**63)  # null in a column of integers
 MAJORITY_VOTE: Final = "majority_vote"
 LAST: Final = "last"
-STATED: Final = "self_revision"  # the setting whose `confidence` is what the model said of itself
+STATED: Final = "self_revision"  # the setting whose `confidence` is stated by the model
 
 KIND_OF_SETTING: Final[Mapping[str, Kind]] = {
     "self_consistency": "samples",
@@ -43,9 +43,9 @@ KIND_OF_SETTING: Final[Mapping[str, Kind]] = {
 class Column:
     type: Type
     meaning: str
-    required: bool = False  # must the file have it?
-    never_null: bool = False  # a null is an error
-    least: int | None = None  # smallest value allowed, for whole numbers
+    required: bool = False
+    never_null: bool = False  # null is an error
+    least: int | None = None  # smallest allowed integer
 
 
 RUN_COLUMNS: Final[Mapping[str, Column]] = {
@@ -85,14 +85,14 @@ STEP_COLUMNS: Final[Mapping[str, Column]] = {
 }
 
 
-MOST: Final = 10**12  # of any whole number in a trace, so that sums stay exact
+MOST: Final = 10**12  # largest integer in a trace, so that sums stay exact
 
-Numbers: TypeAlias = NDArray[Any]  # int64, float64 or int8, as the column's type in the form says
+Numbers: TypeAlias = NDArray[Any]  # int64, float64 or int8, by the type of the column
 
 
 @dataclass(frozen=True, slots=True)
 class TextColumn:
-    """A column of text: each different text once, and for each place its number."""
+    """A dictionary-encoded text column."""
 
     codes: NDArray[np.int32]  # -1: null
     words: tuple[str, ...]
@@ -113,16 +113,16 @@ class TextColumn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceColumns:
-    """Some runs in a row: E of them, with T steps in all. A column that the file lacks is absent.
+    """Consecutive runs: E runs, T steps in all. A column that the file lacks is absent.
 
-    Whole numbers are int64 with NULL for null, numbers float64 with NaN, flags int8 with -1.
+    Integers are int64 with NULL for null, floats float64 with NaN, flags int8 with -1.
     """
 
     file: str
-    row: Ints  # E: number of the row in its file, 1 is the first
+    row: Ints  # E: row number in the file, from 1
     offset: Ints  # E + 1: steps of run i are offset[i] … offset[i + 1] - 1
     texts: Mapping[str, TextColumn]  # of runs
-    numbers: Mapping[str, Numbers]  # of runs: whole numbers and flags
+    numbers: Mapping[str, Numbers]  # of runs: integers and flags
     step_texts: Mapping[str, TextColumn]
     step_numbers: Mapping[str, Numbers]
     logprobs: Sequence[tuple[float, ...]] | None = None  # T
@@ -131,12 +131,11 @@ class TraceColumns:
         return len(self.row)
 
     def text(self, name: str) -> list[str | None]:
-        """A text column of the runs; None everywhere if the file lacks it."""
+        """A text column of the runs; all None if the file lacks it."""
         column = self.texts.get(name)
         return [None] * len(self) if column is None else column.texts()
 
     def names(self, name: str) -> list[str]:
-        """A text column of the runs that is never null, as `check_columns` has seen to."""
         return [text for text in self.text(name) if text is not None]
 
     def step_text(self, name: str) -> list[str | None] | None:
@@ -144,7 +143,7 @@ class TraceColumns:
         return None if column is None or not column.words else column.texts()
 
     def step_column(self, name: str) -> Numbers:
-        """A column of the steps, unknown everywhere if the file lacks it; null is NaN, or -1 in whole numbers."""
+        """A column of the steps; NaN, or -1 for integers, where it is null or the file lacks it."""
         kind, column = STEP_COLUMNS[name].type, self.step_numbers.get(name)
         if kind != "integer":
             missing = np.full(self.n_steps, np.nan) if kind == "number" else np.full(self.n_steps, -1, dtype=np.int8)
@@ -175,7 +174,7 @@ class TraceColumns:
         return TraceError(problem, file=self.file, row=int(self.row[run]), column=column)
 
 
-# ---- checks ---------------------------------------------------------------------------------------
+# ---- checks
 
 
 def check_columns(columns: TraceColumns) -> None:
@@ -195,7 +194,6 @@ def check_columns(columns: TraceColumns) -> None:
 
 
 def _first_bad(values: Numbers | None, form: Column) -> int | None:
-    """Place of the first null or too small or too large value; None: there is none."""
     if values is None:
         return None
     wrong = np.zeros(len(values), dtype=bool)
@@ -242,17 +240,17 @@ def _check_sums(columns: TraceColumns) -> None:
 
 
 ID: Final = ("dataset", "model", "run", "question_id")
-_ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads sums over all bits
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: mixes all bits
 
 
 class HashSet:
-    """Hashes in sorted stretches; stretches of like size are merged, so each is sorted rarely."""
+    """Hashes in sorted segments; segments of similar size are merged, so that each is rarely sorted."""
 
     def __init__(self) -> None:
         self._stretches: list[NDArray[np.uint64]] = []
 
     def add(self, columns: TraceColumns) -> None:
-        """Take runs in. Raises TraceError at the first that was seen already."""
+        """Add runs. Raise TraceError at the first duplicate."""
         if not len(columns):
             return
         hashes = _hashes(columns)
@@ -287,15 +285,11 @@ def _hashes(columns: TraceColumns) -> NDArray[np.uint64]:
     return total
 
 
-# ---- batches --------------------------------------------------------------------------------------
+# ---- batches
 
 
 def vote_winners(answer_code: NDArray[np.int32], offset: Ints) -> NDArray[np.int32]:
-    """Winner of each run's vote: most votes, ties to the answer seen first; -1: nobody voted.
-
-    answer_code  T: number of the step's answer, -1: none
-    offset       E + 1: run i has the steps offset[i] … offset[i + 1] - 1
-    """
+    """Winner of each run's vote: most votes, ties to the answer seen first; -1: no votes (all codes -1)."""
     n_runs = len(offset) - 1
     winners = np.full(n_runs, -1, dtype=np.int32)
     run = np.repeat(np.arange(n_runs), np.diff(offset))
@@ -319,16 +313,15 @@ _SOURCE: Final[Mapping[Kind, AnswerSource]] = {"reasoning": "probe", "samples": 
 class Batch:
     """Some recorded runs of one set and one kind, as columns: E runs, T steps in all.
 
-    Run i has the steps offset[i] … offset[i + 1] - 1. Unknown is None, NaN, or -1 in whole numbers
-    and flags.
+    Run i has the steps offset[i] … offset[i + 1] - 1. Unknown is None, NaN, or -1 in integers and flags.
     """
 
     set: str
     kind: Kind
     file: str
-    row: Ints  # E: number of the run's row in its file, 1 is the first
-    vote: bool  # the answer is the steps' vote; otherwise it is the last step's
-    stated: bool  # `confidence` is what the model said of itself
+    row: Ints  # E: row number in the file, from 1
+    vote: bool  # the answer is the vote of the steps, not that of the last step
+    stated: bool  # `confidence` is stated by the model
     dataset: list[str]
     setting: list[str]
     task: list[str]
@@ -341,14 +334,14 @@ class Batch:
     meta: list[str | None]
     offset: Ints  # E + 1
     full_answer: list[str | None]
-    full_code: NDArray[np.int32]  # E: place in `answers`; -1: no answer, -2: one that no step gave
+    full_code: NDArray[np.int32]  # E: index into `answers`; -1: no answer, -2: given by no step
     full_em: Bools  # E
     full_tokens: Ints  # E: sum of tokens and ctx_tokens
-    differs: Bools  # E: the steps' vote, or the last step's answer, is not `full_answer`
-    tokens: Ints  # T: generated in the step
+    differs: Bools  # E: the vote, or the last step's answer, differs from `full_answer`
+    tokens: Ints  # T: generated
     ctx_tokens: Ints  # T: 0 where null
-    answers: tuple[str, ...]  # each different trial answer of the batch, once
-    answer_code: NDArray[np.int32]  # T: place in `answers`; -1: none
+    answers: tuple[str, ...]  # the distinct trial answers of the batch
+    answer_code: NDArray[np.int32]  # T: index into `answers`; -1: none
     answer: list[str | None]  # T
     correct: Small  # T
     confidence: Floats  # T
@@ -357,18 +350,18 @@ class Batch:
     entropy: Floats  # T
     stop_flag: Small  # T
     action: list[str | None]  # T
-    probe_tokens: Ints  # T: as recorded; -1: the file does not say
-    logprobs: Sequence[tuple[float, ...]] | None  # T: of the trial answer's tokens; None: the file has none
+    probe_tokens: Ints  # T: as recorded; -1: unknown
+    logprobs: Sequence[tuple[float, ...]] | None  # T: of the trial answer's tokens; None: not in the file
     margin: Floats  # T
     closed_entropy: Floats  # T
     hedges: Ints  # T
-    text: list[str | None] | None  # T: None: the file has none
+    text: list[str | None] | None  # T; None: not in the file
 
     def __len__(self) -> int:
         return len(self.row)
 
     def steps(self, i: int) -> list[Step]:
-        """The steps of run i as a live policy would have seen them."""
+        """The steps of run i as a live policy would see them."""
         start, end = int(self.offset[i]), int(self.offset[i + 1])
         source, confidence = _SOURCE[self.kind], _known(self.confidence[start:end])
         unknown: list[float | None] = [None] * (end - start)
@@ -396,18 +389,14 @@ class Batch:
         return [Step(**dict(zip(columns, row, strict=True))) for row in rows]
 
     def query(self, i: int) -> Query:
-        """What was known of run i before its first token.
-
-        Steps of a full run are known beforehand for a vote alone: for a chain or a loop their number
-        tells where it will end.
-        """
+        """The query of run i, with its number of steps only for a vote: otherwise it would reveal the end."""
         planned = int(self.offset[i + 1] - self.offset[i]) if self.kind == "samples" else None
         metadata = (("dataset", self.dataset[i]), ("model", self.model[i]), ("task", self.task[i]))
         known = _read_off(self.question[i])
         return replace(known, query_class=self.task[i], metadata=metadata, planned_steps=planned)
 
     def by_column(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        made: dict[str, Any] = {  # lists of text and arrays alike; the writers know each column's type
+        made: dict[str, Any] = {  # lists of text, and arrays
             "aggregation": [MAJORITY_VOTE if self.vote else LAST] * len(self),
             "n_steps": np.diff(self.offset),
             "full_em": self.full_em.astype(np.int8),
@@ -420,10 +409,7 @@ class Batch:
 
 
 def as_batches(columns: TraceColumns, name: str) -> Iterator[Batch]:
-    """One batch of the set `name` for each setting and aggregation among checked runs.
-
-    Raises TraceError for a setting or an aggregation that the form does not know.
-    """
+    """One batch per setting and aggregation among checked runs. Raise TraceError for an unknown one."""
     settings, aggregations = columns.texts["setting"], columns.texts["aggregation"]
     key = settings.codes.astype(np.int64) * (len(aggregations.words) + 1) + aggregations.codes
     groups = list(dict.fromkeys(key.tolist()))
@@ -489,4 +475,4 @@ def _read_off(question: str | None) -> Query:
 
 
 def _known(values: Floats) -> list[float | None]:
-    return [None if value != value else value for value in values.tolist()]  # noqa: PLR0124 (only NaN differs from itself)
+    return [None if value != value else value for value in values.tolist()]  # noqa: PLR0124 (NaN)

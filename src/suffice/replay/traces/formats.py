@@ -1,8 +1,4 @@
-"""Recorded runs in files: JSON lines, one run a line, and Parquet, read in stretches of bounded size.
-
-Both have the same columns; JSON lines need nothing but the base install, Parquet needs pyarrow. `RunLog` appends to a
-file of JSON lines so that a recorder may be killed at any moment.
-"""
+"""Reads and writes recorded runs as JSON lines, one run per line, and as Parquet (needs pyarrow), in bounded chunks."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ RunId: TypeAlias = tuple[str, str, str, str]  # dataset, model, run, question_id
 
 
 class StepRow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One step of a line; the columns of `form.STEP_COLUMNS`. None: unknown."""
+    """One step of a line. None: unknown."""
 
     tokens: Count
     answer: str | None
@@ -51,8 +47,6 @@ class StepRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One line; the columns of `form.RUN_COLUMNS` and the steps."""
-
     dataset: str
     setting: str
     task: str
@@ -67,7 +61,7 @@ class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     question: str | None = None
     gold: str | None = None
     token_source: str | None = None
-    n_steps: int | None = None  # None: as many as there are
+    n_steps: int | None = None  # None: the length of `steps`
     meta: str | None = None
 
     @property
@@ -80,10 +74,7 @@ _DECODER = msgspec.json.Decoder(RunRow)
 
 
 def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
-    """Read a file stretch by stretch, `.gz` by suffix. Raises TraceError.
-
-    Blank lines are allowed and counted. A last line without its end is read if it is whole.
-    """
+    """Read chunks, gzipped if the suffix is `.gz`. Skips blank lines but numbers them. Raise TraceError."""
     rows: list[RunRow] = []
     numbers: list[int] = []
     try:
@@ -96,17 +87,14 @@ def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
                 if len(rows) >= batch_rows:
                     yield _columns(rows, numbers, str(path))
                     rows, numbers = [], []
-    except (OSError, EOFError, zlib.error) as error:  # gzip raises any of the three
+    except (OSError, EOFError, zlib.error) as error:  # gzip raises any of these
         raise TraceError(f"cannot be read: {error}", file=str(path)) from error
     if rows:
         yield _columns(rows, numbers, str(path))
 
 
 def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
-    """Write batches as JSON lines, `.gz` by suffix; return the number of runs.
-
-    The file appears under its name when it is complete, and not at all after an error.
-    """
+    """Write batches atomically as JSON lines, gzipped if the suffix is `.gz`; return the number of runs."""
     n_runs = 0
     with whole_file(Path(path)) as part, open_packed(part, gzipped=Path(path).suffix == ".gz") as file:
         for batch in batches:
@@ -118,7 +106,7 @@ def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
 
 @contextmanager
 def open_packed(path: Path, *, gzipped: bool) -> Iterator[IO[bytes]]:
-    """A file to write to. A packed one has no name and no time inside: the same runs give the same bytes."""
+    """Open a file for writing; gzip headers have no name and no time, so equal runs give equal bytes."""
     with path.open("wb") as plain:
         if not gzipped:
             yield plain
@@ -140,11 +128,11 @@ def run_rows(batch: Batch) -> Iterator[RunRow]:
 
 
 class RunLog:
-    """A file of JSON lines that grows run by run, for a recorder that may be killed at any moment.
+    """An append-only file of JSON lines, for a recorder that may be killed at any moment.
 
-    Opening it finds what is there (`ids`); a last line that was cut off in the middle is cut away,
-    `torn` says so, and its run is simply recorded again. Plain files only: a cut-off gzip stream
-    loses more than its last line. Raises TraceError for a line in the middle that cannot be read.
+    Opening it reads the ids of the runs and cuts off a truncated last line (`torn`), whose run is then recorded again.
+    Plain files only, because a truncated gzip stream loses more than its last line. Raise TraceError for any other line
+    that cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -168,7 +156,7 @@ class RunLog:
         self.close()
 
     def append(self, row: RunRow) -> None:
-        """Write one run and sync it to disk. Raises TraceError if the file has it already."""
+        """Write one run and sync it to disk. Raise TraceError for a duplicate."""
         if row.id in self.ids:
             raise TraceError(f"has the run {row.id} already", file=str(self.path))
         self._file.write(_ENCODER.encode(row) + b"\n")
@@ -194,7 +182,7 @@ class RunLog:
                 self.ids.add(row.id)
             whole += len(line)
             if not line.endswith(b"\n"):
-                self._file.write(b"\n")  # files opened for appending write at their end
+                self._file.write(b"\n")  # append mode writes at the end
                 return
         if self.torn:
             self._file.truncate(whole)
@@ -207,7 +195,7 @@ def _decode(line: bytes, file: str, number: int) -> RunRow:
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            # Half a surrogate pair is legal JSON and no text: read slowly, it becomes U+FFFD.
+            # A lone surrogate is legal JSON but not text; the slow path replaces it by U+FFFD.
             return msgspec.convert(_repaired(json.loads(line, parse_constant=_refuse)), RunRow)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
@@ -215,7 +203,7 @@ def _decode(line: bytes, file: str, number: int) -> RunRow:
         parts = [re.sub(r"\[.*?\]", "", place.rstrip("`")).strip("."), missing[1] if missing else ""]
         column = ".".join(part for part in parts if part) or None
         raise TraceError("is missing" if missing else problem, file=file, row=number, column=column) from None
-    except (ValueError, RecursionError) as error:  # of json, and bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # from json, or invalid UTF-8
         raise TraceError(f"is no JSON object on one line: {error}", file=file, row=number) from None
 
 
@@ -282,11 +270,11 @@ def _listed(values: Any, column: Column) -> list[Any]:
     return list(listed)
 
 
-# ---- Parquet ----------------------------------------------------------------------------------------
+# ---- Parquet
 
-MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in fewer rows
+MOST_STEPS: Final = 2_000_000  # per chunk, on average; longer runs get fewer rows
 
-# pyarrow has no types: what it returns is Any until it is a numpy array.
+# pyarrow has no types, so its results are Any until they are numpy arrays.
 
 
 def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
@@ -304,10 +292,7 @@ def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
 
 
 def write_traces_parquet(path: str | Path, batches: Iterable[Batch]) -> int:
-    """Write batches as one Parquet file (zstd), a row group for each; return the number of runs.
-
-    The file appears under its name when it is complete, and not at all after an error.
-    """
+    """Write batches atomically as one Parquet file (zstd), a row group each; return the number of runs."""
     pq = pyarrow("pyarrow.parquet", Path(path))
     arrow = pyarrow("pyarrow", Path(path))
     schema = _schema(arrow)
@@ -320,7 +305,7 @@ def write_traces_parquet(path: str | Path, batches: Iterable[Batch]) -> int:
 
 
 def pyarrow(module: str, path: Path) -> Any:
-    """A module of pyarrow, which the extra `replay` brings. Raises TraceError where it is missing."""
+    """A module of pyarrow, from the extra `replay`. Raise TraceError if it is missing."""
     import importlib
 
     try:
@@ -331,10 +316,10 @@ def pyarrow(module: str, path: Path) -> Any:
 
 
 def _rows(file: Any, batch_rows: int) -> int:
-    """Rows of a stretch, so that it holds about MOST_STEPS steps at most.
+    """Rows per chunk, so that a chunk has at most about MOST_STEPS steps.
 
-    The steps are counted in a column: `RowGroupMetaData.column` ends the process where a column's statistics are
-    damaged, because nothing catches its C++ exception.
+    Counts steps in a column, because `RowGroupMetaData.column` aborts the process on damaged statistics (an uncaught
+    C++ exception).
     """
     counts = file.read(columns=["n_steps"], use_threads=False)["n_steps"].fill_null(0).to_numpy()
     most = max((counts[at : at + batch_rows].mean() for at in range(0, len(counts), batch_rows)), default=1.0)
@@ -342,7 +327,6 @@ def _rows(file: Any, batch_rows: int) -> int:
 
 
 def _check_schema(schema: Any, file: str) -> list[str]:
-    """Names of the columns to read. Raises TraceError for one that is missing or of a wrong type."""
     import pyarrow.types as kinds
 
     def check(fields: Mapping[str, Any], table: Mapping[str, Column], prefix: str) -> None:
@@ -389,7 +373,7 @@ def _arrow_columns(batch: Any, file: str, first_row: int) -> TraceColumns:
     steps = batch.column("steps")
     lengths = pc.fill_null(pc.list_value_length(steps), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    flat = steps.flatten()  # the structs; their own flatten() hands a null struct on to its fields
+    flat = steps.flatten()  # the structs; flatten() on them propagates null to the fields
     inner = {flat.type.field(i).name: array for i, array in enumerate(flat.flatten())}
     logprobs = inner.get("logprobs", pa.array([], pa.list_(pa.float64())))
     row = np.arange(first_row, first_row + batch.num_rows, dtype=np.int64)
@@ -426,7 +410,6 @@ def _arrow_columns(batch: Any, file: str, first_row: int) -> TraceColumns:
 
 
 def _values(array: Any, column: Column, pc: Any) -> NDArray[np.generic]:
-    """Null becomes NULL, NaN or -1."""
     kind, null = {"integer": ("int64", NULL), "number": ("float64", None), "flag": ("int8", -1)}[column.type]
     cast = array.cast(kind) if null is None else pc.fill_null(array.cast(kind), null)
     values: NDArray[np.generic] = cast.to_numpy(zero_copy_only=False)
@@ -443,7 +426,7 @@ def _words(array: Any, pc: Any) -> TextColumn:
     coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     codes = pc.fill_null(coded.indices.cast("int32"), -1).to_numpy(zero_copy_only=False)
     words = coded.dictionary.to_pylist()
-    if None in words:  # a dictionary may hold null itself
+    if None in words:  # a dictionary may contain null
         return TextColumn.of([None if code < 0 else words[code] for code in codes])
     return TextColumn(codes.astype(np.int32, copy=False), tuple(words))
 

@@ -1,8 +1,4 @@
-"""Recorded runs, read from files into batches, checked and selected on the way; and a first survey of a set.
-
-A survey only counts, so a file of any length is surveyed in little memory. What is too long to be held whole is
-thinned to whole questions, by their hash.
-"""
+"""Reads recorded runs from files into batches, with checks and selection, and surveys a set in little memory."""
 
 from __future__ import annotations
 
@@ -26,11 +22,11 @@ from suffice.types import Kind
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
 
 
-Selection: TypeAlias = Callable[[TraceColumns], Bools]  # which runs of a stretch to take
+Selection: TypeAlias = Callable[[TraceColumns], Bools]  # the runs of a chunk to keep
 
 
 def parse_where(text: str) -> Selection:
-    tests: dict[tuple[str, bool], list[Callable[[str], object]]] = defaultdict(list)  # column and wanted → alternatives
+    tests: dict[tuple[str, bool], list[Callable[[str], object]]] = defaultdict(list)  # (column, wanted) → alternatives
     for condition in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*(.*?)\s*", condition, re.DOTALL)
         if match is None or match[1] not in COLUMNS:
@@ -68,16 +64,13 @@ def read_traces(
     batch_rows: int = 20_000,
     keep: Selection | None = None,
 ) -> Iterator[Batch]:
-    """Read files of recorded runs, batch by batch, in the order of their rows.
+    """Read files of recorded runs in batches, in the order of their rows.
 
-    where       conditions such as "task=mmlu_pro,model!=gpt*"; see `replay.traces.read`
-    batch_rows  runs in a batch at most, at least 1
-    keep        which runs of a stretch to take, beyond `where`; None: all
+    where       conditions such as "task=mmlu_pro,model!=gpt*"
+    batch_rows  largest number of runs in a batch, at least 1
 
-    Memory is bounded by the batch, beside 8 bytes a run that find duplicates. Rows of one stretch
-    with different settings come as several batches. Raises TraceError (file, row, column) for what
-    cannot be read or believed and when nothing matches; ConfigError for conditions that cannot be
-    read, before any file is opened.
+    Memory is one batch plus 8 bytes per run, to find duplicates; each setting in a chunk makes its own batch. Raise
+    TraceError (file, row, column) for invalid data and when nothing matches; ConfigError for invalid conditions.
     """
     if batch_rows < 1:
         raise ValueError(f"batch_rows: got {batch_rows}; needs at least 1")
@@ -119,7 +112,7 @@ def _read(
         raise TraceError(f"no run matches {where!r}; there are {known}", file=", ".join(map(str, files)))
 
 
-MOST_STEPS = 500_000  # that are held in memory at once; more are sampled for fitting and picking
+MOST_STEPS = 500_000  # in memory at once; a larger set is sampled for fitting and picking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +123,9 @@ class Survey:
     kind: Kind
     n_runs: int
     n_steps: int
-    longest: int  # steps of the longest run: the cap that a live route would declare
-    good_runs: frozenset[tuple[str, str]] | None  # (model, run) whose EM is high enough; None: all
-    most_steps: int = MOST_STEPS  # that may be held in memory
+    longest: int  # steps of the longest run, as a live route's cap
+    good_runs: frozenset[tuple[str, str]] | None  # (model, run) pairs with a high enough EM; None: all
+    most_steps: int = MOST_STEPS  # in memory at once
 
     @property
     def share(self) -> float:
@@ -165,12 +158,12 @@ def survey(
     min_run_em: float | None = None,
     most_steps: int = MOST_STEPS,
 ) -> list[Survey]:
-    """Look at all files; one entry for each set, in the order in which they come.
+    """Survey all files; one entry per set, in order of appearance.
 
-    min_run_em  leave out a (model, run) whose full EM over the set is not above it, in [0, 1)
-    most_steps  of a set that may be held in memory at once, at least 1
+    min_run_em  keep only (model, run) pairs whose full EM over the set is above it, in [0, 1)
+    most_steps  of a set in memory at once, at least 1
 
-    Raises TraceError as `read_traces` does, for a set of several kinds, and when no run is left.
+    Raise TraceError as `read_traces` does, for a set of several kinds, and when no run is left.
     """
     by_set: dict[str, list[Path]] = {}
     for file in files:
@@ -217,10 +210,7 @@ FILES: dict[Kind, str] = {"reasoning": "own_reasoning.jsonl.gz", "samples": "own
 
 
 def own_traces(kind: Kind) -> Path:
-    """The file of a kind: `reasoning`, chains with a trial answer at every step, or `samples`, votes of 16.
-
-    Raises ValueError for a kind that was not recorded.
-    """
+    """The bundled file of chains (`reasoning`) or votes of 16 (`samples`). Raise ValueError for other kinds."""
     if kind not in FILES:
         raise ValueError(f"own traces: got kind {kind!r}; recorded: {', '.join(FILES)}")
     with as_file(files("suffice") / "data" / FILES[kind]) as path:

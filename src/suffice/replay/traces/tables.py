@@ -1,7 +1,6 @@
-"""Rows of a table in a file, one after the other: CSV, JSON lines, or Parquet.
+"""Reads the rows of a table from CSV, JSON lines, or Parquet; errors name file, row and column.
 
-A cell that one of our exports quoted, because a spreadsheet would have taken it for a formula, is read without its
-quote. An error names the file, the row and the column.
+Removes the quote that our exports put before cells that a spreadsheet would take for a formula.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from suffice.sanitize import text_in
 MOST_CELL_CHARS: Final = 200_000
 BATCH_ROWS: Final = 1_000
 
-Row = tuple[int, dict[str, Any]]  # number of the row, 1 is the first behind a header, and its cells by column
+Row = tuple[int, dict[str, Any]]  # number of the row, from 1 after the header, and its cells by column
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, whose suffix names its format. Raises TraceError."""
+    """The rows of a file, whose suffix names its format. Raise TraceError."""
     suffix, number = path.suffix.lower(), 0
     if suffix not in _READERS:
         raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
@@ -50,7 +49,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             repeated = next((name for name in header if header.count(name) > 1), None)
             if repeated is not None:
                 raise TraceError("stands twice in the header", file=str(path), column=repeated or '""')
-            for number, cells in enumerate((cells for cells in rows if cells), 1):  # an empty line is no row
+            for number, cells in enumerate((cells for cells in rows if cells), 1):  # skip empty lines
                 if len(cells) != len(header):
                     problem = f"has {len(cells)} cells, and the header {len(header)}"
                     raise TraceError(problem, file=str(path), row=number)
