@@ -1,4 +1,4 @@
-"""Fakes for your own tests: a model server that says what you tell it, and counts what it saw.
+"""Fakes for your own tests: a model server that replies as configured and counts its requests.
 
 >>> import json, urllib.request
 >>> from suffice.testing import FakeUpstream, ScriptedThought

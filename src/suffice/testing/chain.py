@@ -1,7 +1,7 @@
-"""Models made of data: what they say depends on the request alone, never on chance or a clock.
+"""Fake models made of data, whose replies depend only on the request, never on chance or a clock.
 
 Each is called with a `FakeRequest` and returns a `Reply`. A thought that is closed early, by a probe, a prefill, a raw
-continuation or the control endpoint, gets one and the same answer.
+continuation or the control endpoint, always gets the same answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Answerer: TypeAlias = Callable[[FakeRequest], Reply | Script]
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """One step of a chain: the text it adds, and the answer if the thought were closed after it."""
+    """One step of a chain: the text that it adds, and the answer if the thought is closed after it."""
 
     text: str
     answer: str
@@ -39,11 +39,11 @@ class ScriptedThought:
     """
 
     steps: Sequence[At | tuple[str, str] | tuple[str, str, float]]  # a step counts once all its words are out
-    final_answer: str  # what the model says when it ends the thought by itself
+    final_answer: str  # the answer when the model ends the thought by itself
     final_p: float = 0.9  # probability of each token of it
     reply: Reply = field(default_factory=Reply)  # everything else: field, delays, usage, faults
 
-    def __call__(self, seen: FakeRequest) -> Reply:  # noqa: ARG002  it says the same to everyone
+    def __call__(self, seen: FakeRequest) -> Reply:  # noqa: ARG002  every request gets the same reply
         tokens = [token for step in self._steps for token in cut(step.text)]
         answer = _spoken(self.final_answer, self.final_p)
         return replace(
@@ -59,7 +59,7 @@ class ScriptedThought:
         return [step if isinstance(step, At) else At(*step) for step in self.steps]
 
     def answer_after(self, thought: str) -> AnswerTokens:
-        """The answer when the thought is closed behind this text: that of its last whole step, else of its first."""
+        """Return the answer if the thought is closed here: that of its last complete step, else of the first."""
         length, needed, best = visible_length(thought), 0, None
         for step in self._steps:
             needed += visible_length(step.text)
@@ -75,7 +75,7 @@ def _spoken(answer: str, p: float) -> AnswerTokens:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The n-th request with the same prompt gets the n-th answer; after the last they begin again."""
+    """Answers the n-th request with the same prompt by the n-th answer, in a cycle."""
 
     answers: Sequence[str]
     reply: Reply = field(default_factory=Reply)
@@ -86,7 +86,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Several models in one: the first whose key stands in the prompt answers, else `otherwise`."""
+    """Delegates to the first model whose key is in the prompt, or else to `otherwise`."""
 
     by_text: Mapping[str, Answerer]
     otherwise: Answerer
@@ -108,10 +108,10 @@ _CHECKS = (
 
 @dataclass(frozen=True, slots=True)
 class SumsModel:
-    """Does the last sum, difference or product of a prompt; knows it long before it ends, and is sometimes wrong."""
+    """Computes the last sum, difference or product of a prompt, long before its thought ends; it is sometimes wrong."""
 
-    n_checks: int = 18  # lines in which it looks at its answer again
-    wrong_nth: int = 6  # right so many times in a row for the same prompt, then once wrong
+    n_checks: int = 18  # lines in which it checks its answer again
+    wrong_nth: int = 6  # for the same prompt: right so many times in a row, then wrong once
     delay_s: float = 0.0  # before each token
 
     def __call__(self, seen: FakeRequest) -> Reply:
@@ -122,7 +122,7 @@ class SumsModel:
         answer = _OPERATORS[sign](int(left), int(right))
         if seen.nth_same % (self.wrong_nth + 1) == self.wrong_nth:
             answer += 10
-        told = f" {answer}"  # as a model goes on behind words
+        told = f" {answer}"  # as a model continues after words
         return ScriptedThought(
             [
                 At(

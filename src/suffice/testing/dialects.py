@@ -1,7 +1,7 @@
-"""What tells one engine's requests from another's: fields, continued messages, budgets. Strict on purpose.
+"""The differences between engines' requests: fields, continued messages, budgets. Strict on purpose.
 
-A real engine ignores a field that it has never heard of, and a wrong request then looks like a right one. These fakes
-refuse what their engine would silently misread, so that a test fails where a user would only lose tokens.
+A real engine ignores unknown fields, so that a wrong request looks like a right one. These fakes refuse what their
+engine would silently misread, so that a test fails where a user would only lose tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from suffice.testing.prompt import THINK_OPEN, prompt_text
 from suffice.testing.reply import Dialect, FakeRefusal, FakeRequest, Script
 
-# Fields beyond OpenAI's that some engine here has; a dialect takes its own and refuses the others'.
+# Fields beyond OpenAI's that some engine here has; a dialect accepts its own and refuses the others'.
 _CONTINUED = {"reasoning_effort", "continue_final_message", "chat_template_kwargs"}
 _BUDGETS = {"reasoning_control", "reasoning_budget_tokens", "thinking_budget_tokens", "reasoning_budget_message"}
 _TAKES: Mapping[Dialect, set[str]] = {
@@ -30,35 +30,35 @@ _PREFIXED: tuple[Dialect, ...] = ("deepseek", "mistral")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerBehaviour:
-    """How a fake model server behaves, whatever its model says. What its engine would misread is refused."""
+    """How a fake model server behaves, independent of its model. It refuses what its engine would misread."""
 
     dialect: Dialect = "llama.cpp"
-    keeps_budgets: bool = True  # vLLM and SGLang were started so that they keep budgets of thought
+    keeps_budgets: bool = True  # vLLM and SGLang are configured to keep thought budgets
     scripts: Mapping[str, Script] = field(default_factory=dict)  # by model name: streams that are played instead
     paths: Mapping[str, Script] = field(default_factory=dict)  # by "METHOD /path" without /v1: endpoints of other APIs
-    slots: int | None = None  # completions generated at once, the others wait; None: no limit
+    slots: int | None = None  # completions generated at once, others wait; None: no limit
     opens_thought: bool = True  # the chat template writes the opening tag of the thought
     prefill_echo: bool = False  # the reply to a continued assistant message begins with that message's text
     prefix_cache: bool = False  # prompts that begin like an earlier one report cached tokens
-    ignores: tuple[str, ...] = ()  # fields of a request that are accepted and have no effect
+    ignores: tuple[str, ...] = ()  # request fields that are accepted without effect
     cancels: bool = True  # False: a client that hangs up does not end the generation
     models: tuple[str, ...] = ("fake",)  # listed under /models
-    api_key: str | None = None  # requests without it are refused; None: open to all
+    api_key: str | None = None  # required of requests; None: open to all
     idle_close_s: float | None = None  # idle connections are closed after so long; None: never
-    port: int = 0  # 0: one that is free
+    port: int = 0  # 0: a free one
 
 
 class NotMyDialect(FakeRefusal):
-    """The engine would refuse this request, or read it otherwise than it was meant."""
+    """The engine would refuse this request, or read it differently than intended."""
 
     code = "not_my_dialect"
 
 
 def check_dialect(server: ServerBehaviour, request: FakeRequest) -> None:
-    """Refuse what this engine would not take. Raises NotMyDialect."""
+    """Raise NotMyDialect for a request that this engine would not accept."""
     body, dialect = request.body, server.dialect
     foreign = sorted((_KNOWN - _TAKES[dialect]) & set(body))
-    if foreign and dialect != "openai":  # nobody knows what is behind that one: it ignores them, as most do
+    if foreign and dialect != "openai":  # the engine behind it is unknown, so it ignores them, as most do
         raise NotMyDialect(f"{dialect} has no field {foreign[0]!r}")
     if body.get("continue_final_message") is True and body.get("add_generation_prompt") is True:
         raise NotMyDialect("continue_final_message and add_generation_prompt cannot both be true")
@@ -80,7 +80,7 @@ def _last_message(request: FakeRequest) -> Mapping[str, Any]:
 
 def _check_vllm(request: FakeRequest, *, keeps_budgets: bool) -> None:
     body = request.body
-    # Its default for add_generation_prompt is true.
+    # vLLM's default for add_generation_prompt is true.
     if (body.get("continue_final_message") is True) != (body.get("add_generation_prompt") is False):
         raise NotMyDialect("continue_final_message goes with add_generation_prompt = false")
     if request.is_raw and body.get("add_special_tokens") is not False:
@@ -94,7 +94,7 @@ def _check_sglang(body: Mapping[str, Any], last: Mapping[str, Any], *, opens_tho
         return
     if body.get("separate_reasoning") is not False:
         raise NotMyDialect("the reasoning parser would take the answer for a thought")
-    # The message goes behind the generation prompt, which may have opened the thought already.
+    # The message follows the generation prompt, which may have opened the thought already.
     if prompt_text(last.get("content")).lstrip().startswith(THINK_OPEN) == opens_thought:
         raise NotMyDialect("the thought would be opened twice, or not at all")
 
@@ -116,7 +116,7 @@ def _check_prefixes(dialect: Dialect, request: FakeRequest, last: Mapping[str, A
 
 
 def continues(server: ServerBehaviour, request: FakeRequest) -> bool:
-    """Does the model go on with the last message, if it is an assistant's?"""
+    """Return whether the model continues an assistant's last message."""
     if "continue_final_message" in server.ignores:
         return False
     if server.dialect == "llama.cpp":
@@ -127,7 +127,7 @@ def continues(server: ServerBehaviour, request: FakeRequest) -> bool:
 
 
 def budget_of(server: ServerBehaviour, body: Mapping[str, Any]) -> int | None:
-    """The tokens after which this engine closes a thought; None: no limit that it keeps."""
+    """Return the tokens after which this engine closes a thought; None if it keeps no limit."""
     budgets: list[Any] = []
     if server.dialect == "llama.cpp":
         budgets = [body.get("reasoning_budget_tokens"), body.get("thinking_budget_tokens")]

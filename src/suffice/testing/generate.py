@@ -1,4 +1,4 @@
-"""One reply being generated, token by token: caps, stop words, and thoughts that are cut short. Pure."""
+"""Generates one reply token by token, with caps, stop words and thoughts that are cut short. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_PREFIX = Prefix("", closed=False, answer="", text="")
 
 
 class NotMyThought(FakeRefusal):
-    """The request carries a thought that this reply never had: something got crossed or torn."""
+    """The request carries a thought that this reply never had: requests were mixed up or torn."""
 
     code = "not_my_thought"
 
@@ -32,7 +32,7 @@ class Token:
     channel: Literal["reasoning", "tag", "answer", "tool"]
     text: str
     logprob: float
-    call: int = -1  # position of the tool call it belongs to
+    call: int = -1  # position of its tool call
     opens_call: bool = False
 
 
@@ -40,7 +40,8 @@ class Completion:
     """One choice of one completion.
 
     budget_tokens  reasoning tokens after which the thought is closed, None: no limit
-    Raises NotMyThought when the request carries the beginning of another thought.
+
+    Raises NotMyThought if the request carries the beginning of another thought.
     """
 
     def __init__(self, reply: Reply, request: FakeRequest, *, index: int, budget_tokens: int | None) -> None:
@@ -50,18 +51,18 @@ class Completion:
         self.n_tokens = 0
         self.n_reasoning_tokens = 0
         self.finish_reason: str | None = None
-        self.cut_by: str | None = None  # "control", "budget": who closed the thought
+        self.cut_by: str | None = None  # "control", "budget": why the thought was closed
         self._request = request
         self._budget = budget_tokens
         self._max_tokens = _cap(request)
         stop = request.body.get("stop")
         words = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
         self._stops = [word for word in words if isinstance(word, str) and word]
-        self._text = ""  # what stop words are looked for in
+        self._text = ""  # searched for stop words
         self._thought, self._answer = self._plan(request.prefix or _NO_PREFIX, carried=bool(request.prefix))
 
     def _plan(self, prefix: Prefix, *, carried: bool) -> tuple[deque[Token] | None, deque[Token]]:
-        """What is left to say: (thought or None when it is closed, answer)."""
+        """Return what is left to generate: (thought or None if it is closed, answer)."""
         reply = self.reply
         self._said = prefix.reasoning
         if reply.reasoning and not same_beginning("".join(reply.reasoning), prefix.reasoning):
@@ -73,7 +74,7 @@ class Completion:
             off = is_thinking_off(self._request.body)
             again = () if off else reply.rethinks
             thought = deque(Token(channel="reasoning", text=text, logprob=_UNTOLD_LOGPROB) for text in again)
-            # A thought that the template has opened is closed at least.
+            # A thought that the template has opened is at least closed.
             opened = reply.reasoning_field == "inline-opened" and not off
             return thought if again or opened else None, self._closed_answer("")
         if prefix.closed or is_thinking_off(self._request.body):
@@ -91,7 +92,7 @@ class Completion:
         return thought, answer
 
     def _closed_answer(self, begun: str) -> deque[Token]:
-        """The answer when the thought was closed here; what the request wrote of it is left out."""
+        """Return the answer for a thought closed here, without the beginning that the request contains."""
         spoken = AnswerTokens(self.reply.answer, self.reply.answer_logprobs)
         if self.reply.answer_after is not None:
             spoken = self.reply.answer_after(self._said)
@@ -111,7 +112,7 @@ class Completion:
         return tokens
 
     def end_reasoning(self, by: str = "control") -> bool:
-        """Close the thought before the next token. False: it is closed already."""
+        """Close the thought before the next token; return False if it is closed already."""
         if self._thought is None or self.finish_reason is not None:
             return False
         self.cut_by = by
@@ -121,14 +122,14 @@ class Completion:
 
     def _close_thought(self) -> None:
         self._thought = None
-        # Where the model itself opens the thought, one that never began needs no closing tag.
+        # If the model itself opens the thought, one that never began needs no closing tag.
         is_raw, field = self._request.is_raw, self.reply.reasoning_field
         tagged, began = is_raw or field.startswith("inline"), is_raw or field != "inline" or self.n_reasoning_tokens
         if tagged and began:
             self._answer.appendleft(Token(channel="tag", text=THINK_CLOSE, logprob=-0.001))
 
     def next(self) -> Token | None:
-        """Generate one token; None: the run is over and `finish_reason` is set."""
+        """Generate one token; return None if the run is over and `finish_reason` is set."""
         if self.finish_reason is not None:
             return None
         if self._max_tokens is not None and self.n_tokens >= self._max_tokens:

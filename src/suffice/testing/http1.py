@@ -1,7 +1,4 @@
-"""HTTP/1.1 by hand, server side: just enough, with every way to misbehave.
-
-It notices at once when the client hangs up, even while nothing is being written.
-"""
+"""A minimal HTTP/1.1 server side, with every way to misbehave, that notices a hang-up even while it writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ CLOSE_S = 1.0  # how long a client may take to read what is left
 
 
 class BadHttp(ValueError):
-    """The client did not send HTTP/1.1 as it is understood here."""
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +45,7 @@ class ClientConnection:
         self._pump = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        # Reading never pauses: that is what makes a hang-up visible while an answer is on its way.
+        # Reading never pauses, so that a hang-up is noticed while a response is being sent.
         with contextlib.suppress(ConnectionError, OSError):
             while data := await self._reader.read(65536):
                 self._buffer += data
@@ -57,7 +54,6 @@ class ClientConnection:
         self._arrived.set()
 
     async def _more(self) -> bool:
-        """Wait for bytes. False: none will come."""
         if self.gone.is_set():
             return False
         await self._arrived.wait()
@@ -83,7 +79,7 @@ class ClientConnection:
         return await self._take(at + len(mark))
 
     async def request(self) -> HttpRequest:
-        """Read the next request. Raises ConnectionResetError when there is none, BadHttp when it is none."""
+        """Read the next request. Raise ConnectionResetError if there is none, BadHttp if it is invalid."""
         head = (await self._line_end(b"\r\n\r\n", HEAD_LIMIT_BYTES)).decode("latin-1")
         first, *lines = head[:-4].split("\r\n")
         parts = first.split(" ")
@@ -118,14 +114,14 @@ class ClientConnection:
             parts.append(data)
 
     def reset(self) -> None:
-        """Break the connection the hard way: the client sees a reset, not an end."""
+        """Abort the connection, so that the client sees a reset and not an end."""
         raw = self.writer.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     async def close(self) -> None:
-        """Close our side and stop reading. A client that does not take the rest is cut off."""
+        """Close our side and stop reading. A client that does not read the rest in CLOSE_S is cut off."""
         self._pump.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._pump
@@ -167,7 +163,7 @@ class Response:
         self._write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     async def send(self, data: bytes) -> None:
-        """Send a part of the body, and let others run."""
+        """Send a part of the body, and let other tasks run."""
         size = self._piece_bytes or max(1, len(data))
         for at in range(0, len(data), size):
             self._write_chunk(data[at : at + size])
@@ -175,7 +171,7 @@ class Response:
             await asyncio.sleep(0)
 
     async def finish(self, data: bytes = b"") -> None:
-        """Send the last part and complete the body, in one write: no reader can come in between."""
+        """Send the last part and complete the body, in one write, so that no reader can act in between."""
         if self._piece_bytes is not None:
             await self.send(data)
         elif data:

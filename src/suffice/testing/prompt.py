@@ -1,4 +1,4 @@
-"""The fake model's tokenizer and chat template, and what of a thought a request already carries."""
+"""The fake model's tokenizer and chat template, and the part of a reply that a request already carries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _ASSISTANT = "<|im_start|>assistant\n"
 _MARKS = re.compile(r"<\|im_start\|>\w*|<\|im_end\|>|</?think>")
-_LEAST_TOLD = 6  # characters; fewer could be an accident
+_LEAST_TOLD = 6  # characters; fewer could be a coincidence
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -25,7 +25,7 @@ def cut(text: str) -> tuple[str, ...]:
 
 
 def count_words(text: str) -> list[str]:
-    """Prompt tokens: words between white space; the template's own marks count nothing."""
+    """Return the words as prompt tokens; the template's own marks do not count."""
     return _MARKS.sub(" ", text).split()
 
 
@@ -46,7 +46,7 @@ def _thought_in(message: Mapping[str, Any]) -> str:
 
 
 def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_thought: bool) -> str:
-    """Messages as the fake's model reads them; `continue_last` leaves an assistant's last message open."""
+    """Render messages for the fake's model; `continue_last` leaves an assistant's last message open."""
     lines = []
     readable = [m for m in messages if isinstance(m, Mapping)]
     for position, message in enumerate(readable):
@@ -63,16 +63,16 @@ def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_though
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The part of a reply that the request itself carries, so that the model goes on from there."""
+    """The part of a reply that the request itself carries, so that the model continues from there."""
 
     reasoning: str  # thought so far, without tags
-    closed: bool  # the closing tag stands behind it
-    answer: str  # answer text behind the closing tag
-    text: str  # all of it, as the request wrote it
+    closed: bool  # the closing tag follows it
+    answer: str  # answer text after the closing tag
+    text: str  # all of it, as in the request
 
 
 def prefix_of_message(messages: Sequence[Any]) -> Prefix | None:
-    """What an assistant's last message carries; None: the last message is not an assistant's."""
+    """Return what an assistant's last message carries; None if the last message is not an assistant's."""
     last = messages[-1] if messages else None
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
         return None
@@ -85,7 +85,7 @@ def prefix_of_message(messages: Sequence[Any]) -> Prefix | None:
 
 
 def prefix_of_prompt(prompt: str) -> Prefix | None:
-    """What a raw prompt carries behind its last assistant mark; None: nothing, or it has no mark."""
+    """Return what a raw prompt carries after its last assistant mark; None if nothing or without a mark."""
     _, mark, text = prompt.rpartition(_ASSISTANT)
     if not mark or not text.removeprefix(THINK_OPEN).strip():
         return None
@@ -98,9 +98,9 @@ def _split(text: str) -> Prefix:
 
 
 def told_thought(messages: Sequence[Any], thought: str) -> str | None:
-    """How much of `thought` a re-ask tells the model as plain text, white space left out; None: it is no re-ask.
+    """Return the part of `thought` that a re-ask repeats as text, without white space; None if it is not a re-ask.
 
-    A re-ask is an assistant's message that ends in the beginning of the thought, and a user's message behind it.
+    A re-ask is an assistant's message that ends in the beginning of the thought, followed by a user's message.
     """
     pair = messages[-2:]
     if [m.get("role") for m in pair if isinstance(m, Mapping)] != ["assistant", "user"]:
@@ -111,7 +111,7 @@ def told_thought(messages: Sequence[Any], thought: str) -> str | None:
 
 
 def visible_length(text: str) -> int:
-    """Characters that are not white space: thoughts are compared by these alone, because closing one may trim it."""
+    """Count the characters that are not white space, by which thoughts are compared: closing one may trim it."""
     return len("".join(text.split()))
 
 
@@ -120,7 +120,6 @@ def same_beginning(text: str, beginning: str) -> bool:
 
 
 def without_beginning(tokens: Sequence[str], beginning: str) -> tuple[str, ...]:
-    """The tokens that are left behind `beginning`, which may end inside one of them."""
     missing = visible_length(beginning)
     for position, token in enumerate(tokens):
         size = visible_length(token)

@@ -1,4 +1,4 @@
-"""What a fake model server is asked, what it says, and byte streams that it plays as they are."""
+"""A fake model server's requests, its replies, and byte streams that it plays unchanged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ReasoningField: TypeAlias = Literal[
     "inline-opened",  # in the content, without the opening tag: the chat template wrote it
 ]
 UsageStyle: TypeAlias = Literal[
-    "last",  # one chunk with `choices: []`, when the request asked for it
-    "always",  # the same, asked for or not
+    "last",  # one chunk with `choices: []`, if the request asks for it
+    "always",  # the same, also unasked
     "with_finish",  # in the chunk with the finish reason
     "every",  # so far, in every chunk
-    "zero_first",  # zeros in the first chunk, the truth in the last
-    "none",  # never, not even in the non-streamed answer
+    "zero_first",  # zeros in the first chunk, the true counts in the last
+    "none",  # never, not even in the non-streamed response
 ]
 # Plain "openai" has no control, no template and no continuation of a prefill.
 Dialect: TypeAlias = Literal["llama.cpp", "openai", "vllm", "sglang", "deepseek", "mistral"]
@@ -40,27 +40,25 @@ class FakeRefusal(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What goes wrong with a reply."""
-
-    die_after: int | None = None  # generated tokens, behind which it breaks off; 0: headers only
+    die_after: int | None = None  # generated tokens after which it breaks off; 0: headers only
     die_how: Death = "rst"  # a reset, a quiet close in mid-body, or an error frame
-    stall_after: int | None = None  # generated tokens, behind which it is silent …
+    stall_after: int | None = None  # generated tokens after which it is silent …
     stall_s: float = 0.0  # … for so long
     stall_until_cut: bool = False  # … or until the thought is cut short
-    status: int | None = None  # answered instead of a reply
+    status: int | None = None  # sent instead of a reply
     status_body: bytes | None = None  # None: an error in OpenAI's shape
     status_headers: Mapping[str, str] = field(default_factory=dict)
-    finish: bool = True  # is the finish reason sent?
-    done: bool = True  # is [DONE] sent?
-    header_delay_s: float = 0.0  # before the first byte of the answer
-    piece_bytes: int | None = None  # size of the HTTP chunks that everything is cut into
+    finish: bool = True  # send the finish reason
+    done: bool = True  # send [DONE]
+    header_delay_s: float = 0.0  # before the first byte of the response
+    piece_bytes: int | None = None  # size of the HTTP chunks of the body
     html: bool = False  # 200 with a web page, as a misplaced proxy answers
-    force: Literal["sse", "json"] | None = None  # an event stream, or one body, whatever was asked for
-    bad_frame_after: int | None = None  # generated tokens, behind which a frame is not JSON
+    force: Literal["sse", "json"] | None = None  # an event stream, or one body, whatever the request says
+    bad_frame_after: int | None = None  # generated tokens after which a frame is not JSON
 
 
 def merged(faults: tuple[Fault, ...]) -> Fault:
-    """All faults as one; where two name the same thing, the later counts."""
+    """Merge all faults; for the same field the later one counts."""
     plain, changes = asdict(Fault()), dict[str, Any]()
     for fault in faults:
         changes |= {name: value for name, value in asdict(fault).items() if value != plain[name]}
@@ -82,7 +80,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the model would say to one request, and how the server behaves meanwhile.
+    """The model's reply to one request, and how the server behaves meanwhile.
 
     Every text in `reasoning`, `answer` and a tool call's `arguments` is one token and one chunk.
     """
@@ -90,17 +88,17 @@ class Reply:
     answer: tuple[str, ...] = ("ok",)
     reasoning: tuple[str, ...] = ()
     reasoning_field: ReasoningField = "reasoning_content"
-    answer_after: Callable[[str], AnswerTokens] | None = None  # answer when the thought is closed here
+    answer_after: Callable[[str], AnswerTokens] | None = None  # answer if the thought is closed here
     rethinks: tuple[str, ...] = ()  # before it answers a re-ask, unless thinking is off
-    answer_logprobs: tuple[float, ...] = ()  # natural log; shown when asked for
+    answer_logprobs: tuple[float, ...] = ()  # natural log; sent if requested
     reasoning_logprobs: tuple[float, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str = "stop"
     delay_s: float = 0.0  # before each token
     first_delay_s: float = 0.0  # before the first one, in addition
     usage: UsageStyle = "last"
-    count_reasoning: bool = True  # does usage tell reasoning tokens?
-    headers: tuple[tuple[str, str], ...] = ()  # of a streamed answer, beside the usual ones
+    count_reasoning: bool = True  # include reasoning tokens in the usage
+    headers: tuple[tuple[str, str], ...] = ()  # of a streamed response, beside the usual ones
     extra: Mapping[str, Any] = field(default_factory=dict)  # top-level fields of every chunk
     faults: tuple[Fault, ...] = ()
 
@@ -109,16 +107,15 @@ class Reply:
 class FakeRequest:
     method: str
     path: str  # without the query and without /v1
-    target: str  # as it came
+    target: str  # as received
     headers: tuple[tuple[str, str], ...]
     raw_body: bytes
-    body: Mapping[str, Any]  # {} when the body is no JSON object
-    nth: int  # how many requests of any kind came before
-    nth_same: int  # how many completions with the same prompt came before
-    prefix: Prefix | None  # the part of the reply that the request carries already
+    body: Mapping[str, Any]  # {} if the body is not a JSON object
+    nth: int  # number of earlier requests of any kind
+    nth_same: int  # number of earlier completions with the same prompt
+    prefix: Prefix | None  # the part of the reply that the request already carries
 
     def header(self, name: str) -> str | None:
-        """A header's value, by its name in any case; None: it was not sent."""
         return next((v for k, v in self.headers if k.lower() == name.lower()), None)
 
     @property
@@ -140,7 +137,6 @@ class FakeRequest:
 
     @property
     def text(self) -> str:
-        """Everything that the model is asked to read: all messages, or the prompt."""
         if self.is_raw:
             return prompt_text(self.body.get("prompt"))
         return "\n".join(prompt_text(m.get("content")) for m in self.messages if isinstance(m, Mapping))
@@ -148,7 +144,7 @@ class FakeRequest:
 
 @dataclass(slots=True, kw_only=True)
 class FakeCall:
-    """One call and how it went. Filled while it runs; read it when `closed_at_s` is set."""
+    """One call and its result. It is filled in while the call runs; read it when `closed_at_s` is set."""
 
     request: FakeRequest
     opened_at_s: float  # monotonic clock
@@ -159,7 +155,7 @@ class FakeCall:
     cached_tokens: int = 0
     n_tokens_sent: int = 0  # generated so far, whether or not the client read them
     n_reasoning_tokens: int = 0  # part of them
-    n_bytes_sent: int = 0  # of the body, as far as it was handed to the socket
+    n_bytes_sent: int = 0  # of the body, as far as the socket accepted it
     thought_ended_by: str | None = None  # "control", "budget": the thought was cut short
     error: str | None = None  # why the fake itself refused the call
 
@@ -185,7 +181,7 @@ class FakeCall:
 
     @property
     def usage(self) -> dict[str, int] | None:
-        """What the call has cost, cut off or not; None: nothing was generated for it."""
+        """The tokens that the call has cost, even if it was cut off; None if nothing was generated."""
         if not self.prompt_tokens:
             return None
         return {
@@ -197,15 +193,13 @@ class FakeCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """A response body, cut into the HTTP chunks it is sent in."""
-
     pieces: tuple[bytes, ...]
     end: Literal["whole", "torn", "hang"] = "whole"  # torn: the connection closes inside it
     hang_s: float = 0.0  # hang: silence before the body is completed
     delay_s: float = 0.0  # before each piece
     status: int = 200
     content_type: str = "text/event-stream"
-    keep_alive: bool = False  # may the connection be used again?
+    keep_alive: bool = False  # whether the connection may be reused
 
     @property
     def body(self) -> bytes:

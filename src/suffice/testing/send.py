@@ -1,7 +1,7 @@
-"""How a reply leaves the fake upstream: in OpenAI's JSON, as a stream or as one body, as recorded bytes, or cut off.
+"""Sends a fake's reply: as OpenAI's JSON, streamed or in one body, as recorded bytes, or cut off.
 
 Two dialects: "llama.cpp" (timings, content never null, log-probabilities of plain completions in chat's shape) and
-"openai" (refusal and logprobs always there, usage null until the last chunk).
+"openai" (refusal and logprobs always present, usage null until the last chunk).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, e
 Tokens: TypeAlias = AsyncGenerator[tuple[Completion, Token], None]
 
 _JSON = {"content-type": "application/json"}
-_LOOKS_S = 0.003  # between two looks at whether a silence is over
+_LOOKS_S = 0.003  # between two checks whether a silence is over
 _SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 _BAD_FRAME = b"data: {oops\n\n"
 
 
 class Dies(Exception):
-    """The fault says: break off here."""
+    """The configured fault breaks the reply off here."""
 
     def __init__(self, how: Death) -> None:
         super().__init__(how)
@@ -35,9 +35,9 @@ class Dies(Exception):
 
 
 async def generate(seen: FakeCall, reply: Reply, fault: Fault, runs: list[Completion]) -> Tokens:
-    """Generate all choices in turn, token by token; count each before anybody can see it.
+    """Generate all choices in turn, token by token; count each token before it is sent.
 
-    Raises Dies where the fault says so.
+    Raise Dies if the fault says so.
     """
     await asyncio.sleep(reply.first_delay_s)
     open_runs = list(runs)
@@ -130,8 +130,6 @@ CREATED = 1_700_000_000
 
 
 class ReplyShape:
-    """Writes one call's chunks and body."""
-
     def __init__(self, seen: FakeCall, reply: Reply, server: ServerBehaviour, completion_id: str) -> None:
         self._seen, self._reply, self._request = seen, reply, seen.request
         self.headers = reply.headers
@@ -158,7 +156,7 @@ class ReplyShape:
         return [*chunks, self._chunk(run, {"content": self._echo})] if self._echo else chunks
 
     def token(self, run: Completion, token: Token) -> dict[str, Any] | None:
-        """The chunk that carries a token; None: it has no text to show."""
+        """Return the chunk that carries a token; None if it has no text."""
         if not token.text and token.channel != "tool":
             return None
         return self._chunk(run, self._delta(token), token=token)
@@ -298,13 +296,13 @@ class ReplyShape:
 
 
 def _rivals(token: Token, n_top: int) -> list[tuple[str, float]]:
-    """The token itself, then made-up ones that share the rest of the probability evenly."""
+    """Return the token itself, then invented ones that share the rest of the probability evenly."""
     rest = max(1.0 - exp(token.logprob), 1e-9) / max(1, n_top - 1)
     return [(token.text, token.logprob), *((f"~{n}", log(rest)) for n in range(1, n_top))][:n_top]
 
 
 def _n_top_logprobs(request: FakeRequest) -> int | None:
-    """How many rivals are asked for beside each token; None: no log-probabilities at all."""
+    """Return how many alternatives are requested for each token; None: no log-probabilities at all."""
     asked = request.body.get("logprobs")
     if request.is_raw and not isinstance(asked, bool):
         return count_in(request, "logprobs") or None

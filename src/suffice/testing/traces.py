@@ -1,12 +1,10 @@
-"""Synthetic recorded runs with a known truth: for tests, benches and trying out.
+"""Synthetic recorded runs with a known truth, for tests, benchmarks and experiments.
 
-Questions differ in how hard they are and models in how good they are, so that a rule can be right on one and wrong on
-the other. Everything follows from the seed, and any number of runs takes bounded memory.
+Questions differ in difficulty and models in skill, so that a rule can be right on one and wrong on the other.
+Everything follows from the seed, and any number of runs takes bounded memory.
 
->>> from suffice.testing.traces import Synthetic
->>> batch = next(Synthetic(kind="samples", n_runs=100, n_questions=20, seed=1).batches())
->>> len(batch), batch.kind, batch.vote, len(set(batch.question_id))
-(100, 'samples', True, 20)
+>>> from suffice.testing.traces import Synthetic >>> batch = next(Synthetic(kind="samples", n_runs=100, n_questions=20,
+seed=1).batches()) >>> len(batch), batch.kind, batch.vote, len(set(batch.question_id)) (100, 'samples', True, 20)
 """
 
 from __future__ import annotations
@@ -41,9 +39,7 @@ _TASKS: Final = ("arithmetic", "reading")
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Made steps of E runs as tables of E rows; a step that its run does not have is cut away later."""
-
-    answer: NDArray[np.int32]  # number of a choice, -1: none
+    answer: NDArray[np.int32]  # index of a choice, -1: none
     tokens: NDArray[np.int64]
     ctx_tokens: NDArray[np.int64]
     confidence: NDArray[np.float64]  # NaN: unknown
@@ -52,13 +48,13 @@ class _Steps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synthetic:
-    """A set of made-up runs.
+    """A set of generated runs.
 
-    samples    each is right with a chance that depends on question and model; wrong ones lean to one wrong choice, so
-               that some votes are lost with every further sample
-    reasoning  guesses until the chain settles, then one answer to the end; `confidence` is the chance that the answer
-               is right, raised to 1 / (1 + overconfidence)
-    rounds     each repairs a wrong answer or spoils a right one; the model says that it is nearly sure, always
+    samples    each is right with a probability that depends on question and model; wrong ones prefer one wrong choice,
+               so that some votes are lost with every further sample
+    reasoning  guesses until the chain settles, then one answer to the end; `confidence` is the probability that the
+               answer is right, raised to 1 / (1 + overconfidence)
+    rounds     each repairs a wrong answer or spoils a right one; the model always reports that it is nearly sure
     """
 
     kind: Kind
@@ -66,13 +62,13 @@ class Synthetic:
     seed: int
     n_questions: int = 200
     n_models: int = 3
-    n_steps: int = 8  # of every run for samples and rounds, at most for reasoning
+    n_steps: int = 8  # of every run for samples and rounds, the maximum for reasoning
     overconfidence: float = 0.0  # at least 0; 0: the confidence is calibrated
     p_no_answer: float = 0.02  # of a single step
     name: str = "synthetic"  # of the set
 
     def batches(self, *, batch_rows: int = 20_000) -> Iterator[Batch]:
-        """All runs, a batch at a time; the same for the same seed and batch size."""
+        """Yield all runs in batches; the same for the same seed and batch size."""
         for first in range(0, self.n_runs, batch_rows):
             columns = self._columns(np.arange(first, min(first + batch_rows, self.n_runs)))
             check_columns(columns)
@@ -82,7 +78,6 @@ class Synthetic:
         write_traces_parquet(path, self.batches(batch_rows=batch_rows))
 
     def _columns(self, number: NDArray[np.int64]) -> TraceColumns:
-        """The runs of these numbers: every question by every model, then all of it again."""
         question = number % self.n_questions
         model = number // self.n_questions % self.n_models
         again = number // (self.n_questions * self.n_models)
@@ -130,7 +125,7 @@ class Synthetic:
         )
 
     def _questions(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        """(hardness, the right choice) of every question: the same in all batches."""
+        """Return (difficulty, the right choice) of every question, the same in all batches."""
         rng = np.random.default_rng([self.seed, 2**32 - 1])
         return rng.normal(size=self.n_questions), rng.integers(0, N_CHOICES, self.n_questions, dtype=np.int32)
 
@@ -172,7 +167,7 @@ class Synthetic:
 def _chain(
     rng: np.random.Generator, p_right: NDArray[np.float64], lengths: NDArray[np.int64], n_steps: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """(is the answer right?, the chance that it is) at every checkpoint of chains that settle once."""
+    """Return (whether the answer is right, its probability) at every checkpoint of chains that settle once."""
     settles = rng.integers(0, lengths)[:, None] <= np.arange(n_steps)
     guess = rng.uniform(0.1, 0.6, (len(p_right), n_steps))
     right = np.where(settles, rng.random(len(p_right))[:, None] < p_right[:, None], rng.random(guess.shape) < guess)
@@ -180,7 +175,7 @@ def _chain(
 
 
 def _revisions(rng: np.random.Generator, p_right: NDArray[np.float64], n_steps: int) -> NDArray[np.bool_]:
-    """Is the answer right after each round? Repairs are rarer the harder the question, spoiling is not."""
+    """Return whether the answer is right after each round. Repairs are rarer for harder questions, spoiling is not."""
     right = np.empty((len(p_right), n_steps), dtype=bool)
     right[:, 0] = rng.random(len(p_right)) < p_right
     for k in range(1, n_steps):
@@ -192,7 +187,7 @@ def _revisions(rng: np.random.Generator, p_right: NDArray[np.float64], n_steps: 
 def _wrong(
     rng: np.random.Generator, gold: NDArray[np.int32], shape: tuple[int, int], *, steady: bool
 ) -> NDArray[np.int32]:
-    """A wrong choice for every step: mostly the one behind the right one, or the same in the whole run."""
+    """Return a wrong choice for every step: mostly the one after the right one, or the same in the whole run."""
     behind = rng.geometric(0.6, (shape[0], 1) if steady else shape)
     return ((gold[:, None] + np.minimum(behind, N_CHOICES - 1)) % N_CHOICES).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""A model server that says what it is told, goes wrong when it is told, and counts what it saw.
+"""A model server that replies and fails as configured, and counts its requests.
 
 It speaks OpenAI's protocol and llama.cpp's additions over a real socket, without any HTTP package, so that it shares no
 code with what it tests.
@@ -33,7 +33,7 @@ _LLAMA_ONLY = ("/chat/completions/control", "/apply-template")
 
 
 class FakeUpstream:
-    """A fake model server on 127.0.0.1. `url` is its base address, `calls` what it saw.
+    """A fake model server on 127.0.0.1. `url` is its base address, `calls` its requests so far.
 
     In asynchronous tests it runs in the test's own loop:
 
@@ -62,7 +62,7 @@ class FakeUpstream:
         reply = Reply() if says is None else says
         self._answerer: Answerer = reply if callable(reply) else lambda _: reply
         self._behaviour = behaviour = behaviour or ServerBehaviour()
-        self._texts: dict[tuple[int, ...], str] = {}  # what /tokenize has written
+        self._texts: dict[tuple[int, ...], str] = {}  # texts that /tokenize has encoded
         self._slots = asyncio.Semaphore(behaviour.slots) if behaviour.slots else contextlib.nullcontext()
         self._read: list[list[str]] = []  # prompts, for the prefix cache
         self._live: dict[str, tuple[FakeCall, list[Completion]]] = {}
@@ -71,14 +71,14 @@ class FakeUpstream:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures: list[Exception] = []
         self.calls: list[FakeCall] = []
-        self.in_flight = 0  # completions being answered now
+        self.in_flight = 0  # completions in progress
         self.max_in_flight = 0
 
     # ---- what tests read
 
     @property
     def url(self) -> str:
-        """Base address without /v1. Raises RuntimeError when the fake is not running."""
+        """Base address without /v1. Raises RuntimeError if the fake is not running."""
         if self._server is None:
             raise RuntimeError("FakeUpstream.url: the fake is not running; use `async with` or `in_thread`")
         host, port = self._server.sockets[0].getsockname()[:2]
@@ -86,7 +86,6 @@ class FakeUpstream:
 
     @property
     def completions(self) -> list[FakeCall]:
-        """The calls that asked for generated text, in the order they came in."""
         return [seen for seen in self.calls if seen.is_completion]
 
     @property
@@ -100,11 +99,11 @@ class FakeUpstream:
         return sum(seen.n_tokens_sent for seen in self.calls)
 
     async def idle(self, timeout_s: float = 5.0) -> None:
-        """Wait until no call is running. Raises TimeoutError."""
+        """Wait until no call is running. Raise TimeoutError."""
         await asyncio.to_thread(self.wait_idle, timeout_s)
 
     def wait_idle(self, timeout_s: float = 5.0) -> None:
-        """The same for synchronous tests, with the fake in its thread. Raises TimeoutError."""
+        """Wait like `idle`, for synchronous tests with the fake in its thread. Raise TimeoutError."""
         end_s = time.monotonic() + timeout_s
         while any(seen.closed_at_s is None for seen in self.calls):
             if time.monotonic() > end_s:
@@ -134,7 +133,7 @@ class FakeUpstream:
     def in_thread(
         cls, says: Reply | Script | Answerer | None = None, behaviour: ServerBehaviour | None = None
     ) -> Iterator[Self]:
-        """Run a fake in a thread of its own, for tests that are not asynchronous."""
+        """Run a fake in its own thread, for synchronous tests."""
         fake, started = cls(says, behaviour), Future[Callable[[], object]]()
 
         async def host() -> None:
@@ -170,13 +169,13 @@ class FakeUpstream:
             with contextlib.suppress(ConnectionError):
                 await Response(connection).whole(400, _JSON, error_body(str(error)))
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
-            pass  # the client left, the connection was idle, or the fake is being stopped
+            pass  # the client left, the connection was idle, or the fake is stopping
         finally:
             await connection.close()
             self._tasks.discard(task)
 
     async def _answer(self, connection: ClientConnection, request: HttpRequest) -> bool:
-        """Answer one request. False: the connection is of no further use."""
+        """Answer one request; return False if the connection cannot be reused."""
         seen, cancels = self._see(request), self._behaviour.cancels
         out = Response(connection, goes_on=not cancels)
         work = asyncio.create_task(self._work(seen, out, connection))
@@ -231,7 +230,7 @@ class FakeUpstream:
         return None
 
     async def _work(self, seen: FakeCall, out: Response, connection: ClientConnection) -> bool:
-        """Answer by path. False: the connection is of no further use."""
+        """Answer by path; return False if the connection cannot be reused."""
         try:
             await self._route(seen, out)
         except FakeRefusal as refusal:
@@ -332,7 +331,6 @@ class FakeUpstream:
     # ---- llama.cpp's own routes, and lists
 
     def _facts(self, request: FakeRequest) -> Any:
-        """The JSON of every other route. Raises FakeRefusal."""
         n_slots, n_busy = self._behaviour.slots or 1, len(self._live)
         routes: dict[tuple[str, str], Callable[[FakeRequest], Any]] = {
             ("POST", "/chat/completions/control"): self._control,
@@ -363,7 +361,7 @@ class FakeUpstream:
         return {"success": True}
 
     def _tokenize(self, request: FakeRequest) -> dict[str, Any]:
-        """llama.cpp takes `content`, SGLang `prompt`, vLLM `prompt` or the chat itself."""
+        """llama.cpp's field is `content`, SGLang's `prompt`, vLLM's `prompt` or the chat itself."""
         body, dialect = request.body, self._behaviour.dialect
         key = "prompt" if dialect in ("sglang", "vllm") else "content"
         if dialect == "vllm" and isinstance(body.get("messages"), list):
