@@ -1,4 +1,4 @@
-"""Runs every experiment of an examination within its time, and derives settings from the verdicts."""
+"""Runs every experiment of an examination within its time limit, and derives settings from the verdicts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ METHODS: Mapping[str, str] = {"native": "native_end", "raw": "raw", "prefill": "
 async def examine(
     talk: Talk, *, upstream: str, examination_id: str, at_s: float, tell: Callable[[str], None] = lambda _: None
 ) -> Findings:
-    """Make every experiment; a server that answers no chat at all is asked nothing further.
+    """Run every experiment; stop if the server does not answer a chat request at all.
 
-    upstream  its name in the settings, "" when it has none
-    tell      called with each experiment's name before it is made
+    upstream  its name in the settings, "" if it has none
+    tell      called with each experiment's name before it runs
     """
     entries = dict[str, Finding]()
     for name, experiment in RUN.items():
@@ -59,8 +59,8 @@ async def _within(talk: Talk, experiment: Experiment) -> Saw:
 
 
 def ways_to_finish(entries: Mapping[str, Finding]) -> tuple[str, ...]:
-    order = DRIVERS["llama.cpp"].methods  # the driver that knows all of them
-    tried = [m for m in order if m in METHODS]  # a re-ask is an ordinary chat: there is nothing to find out
+    order = DRIVERS["llama.cpp"].methods  # the driver that supports all of them
+    tried = [m for m in order if m in METHODS]  # a re-ask is an ordinary chat: there is nothing to test
     return tuple(m for m in tried if (one := entries.get(METHODS[m])) is not None and one.verdict == "yes")
 
 
@@ -82,16 +82,16 @@ def not_verified() -> tuple[str, ...]:
 class Advice:
     driver: Driver
     finish: tuple[str, ...]  # ways to close a thought, best first; (): none
-    may_probe: bool  # does it continue a text and cache prefixes?
-    sentences: tuple[str, ...]  # for a person, in plain words
+    may_probe: bool  # whether it continues a text and caches prefixes
+    sentences: tuple[str, ...]  # for people
     settings: str  # a block for suffice.toml
 
 
 def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) -> Advice:
-    """Say what the upstream is good for, and how to write it down.
+    """Summarise what the upstream supports, with a settings block for it.
 
     name    of the upstream in the settings block
-    driver  as its owner chose it; None: the one that offers what was seen
+    driver  as the operator chose it; None: the one that offers what was observed
     """
     chosen = driver or _driver(findings)
     return Advice(
@@ -106,7 +106,7 @@ def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) ->
 def _driver(findings: Findings) -> Driver:
     if {"native", "raw"} & set(findings.finish):
         return "llama.cpp"
-    # A message was continued, in vLLM's way of asking for it; the plain driver would not ask.
+    # A message was continued by vLLM's request fields; the plain driver would not send them.
     return "vllm" if "prefill" in findings.finish else "openai"
 
 
@@ -141,7 +141,7 @@ def _added(findings: Findings) -> str:
     return f"Fields that may be added to a request: {', '.join(may) or 'none'}."
 
 
-_CAUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {  # experiment → verdicts, and what follows
+_CAUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {  # experiment → verdicts, and their consequence
     "cancel": (("no", "ignored"), "Caution: it goes on generating after a hang-up, so a stop saves no work there."),
     "stream_usage": (
         ("no", "ignored"),

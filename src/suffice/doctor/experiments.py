@@ -1,6 +1,6 @@
 """Experiments at a model server: single requests, the ways to end a thought early, and the engine itself.
 
-What the server reports about its cache is believed only as far as the clock agrees.
+The server's own report about its cache counts only if the measured times agree.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ async def _n(talk: Talk) -> Saw:
 
 
 async def _seed(talk: Talk) -> Saw:
-    """The same seed twice, and another one: only the comparison says whether it matters."""
+    """Send the same seed twice, and another one: only the comparison shows whether it matters."""
     ask = "Write one unusual sentence about the sea."
 
     async def text(**more: Any) -> str | None:
@@ -205,8 +205,8 @@ BEGUN = "In order: 1, 2, 3, 4, 5,"  # no model begins its own answer with these 
 NEXT = "6"
 BUDGET_TOKENS = 8
 MIN_THOUGHT = 3 * BUDGET_TOKENS  # pieces: a shorter thought cannot show a budget
-CONTROL_AFTER = 6  # pieces of thought before it is told to end
-SLACK = 12  # pieces that may still be on their way, a closing message included
+CONTROL_AFTER = 6  # pieces of thought before the request to end it
+SLACK = 12  # pieces that may still be in flight, a closing message included
 
 
 async def _reasoning(talk: Talk) -> Saw:
@@ -257,7 +257,7 @@ async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Co
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
     thought = thought.partition(settings.think_close)[0]
     body = {"model": talk.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
-    # A server whose driver names no way to continue a message is tried in the way that most have.
+    # A server whose driver cannot continue a message is tested with the most common way.
     driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
     upstream, probe = replace(settings, driver=driver), Probe(answer_prefix=BEGUN)
     return build_continuation(method, body, thought, upstream=upstream, probe=probe, prompt=prompt, max_tokens=12)
@@ -316,11 +316,11 @@ def _length(base: StreamTranscript | None) -> str:
 N_WORDS = 1_200  # of a long prompt: hosted services cache from 1,024 tokens on
 FEW_WORDS = 128  # of one whose cached tokens are only counted
 ROUNDS = 3  # of the time to first token, for its median
-SEEN_SHARE = 0.5  # of the prompt that a cache must serve to be of use
-FASTER = 0.5  # warm time over cold time that shows a cache where nothing is reported
+SEEN_SHARE = 0.5  # of the prompt that a useful cache must serve
+FASTER = 0.5  # warm time over cold time that shows a cache if nothing is reported
 CLEAR_S = 0.05  # time differences below are noise
 CANCEL_WITHIN_S = 3.0  # a cancelled slot must be free by then
-LONG_CAP = 1_024  # tokens of a run that is hung up on
+LONG_CAP = 1_024  # tokens of a run that is cancelled
 _WORDS = ("river", "stone", "lamp", "garden", "winter", "paper", "music", "bridge", "morning", "table")
 _RUNNING = re.compile(r"^(?:llamacpp:requests_processing|vllm:num_requests_running)\S* ([\d.]+)", re.MULTILINE)
 
@@ -348,7 +348,7 @@ async def _prefix_cache(talk: Talk) -> Saw:
     _, warm, longer = rounds[-1]
     faster = max(warm_s, longer_s) <= FASTER * cold_s and cold_s - max(warm_s, longer_s) >= CLEAR_S
     if warm.n_cached is None or longer.n_cached is None or not warm.n_prompt:
-        sure = faster or cold_s >= 4 * CLEAR_S  # a quick cold prompt leaves nothing to be saved
+        sure = faster or cold_s >= 4 * CLEAR_S  # a quick cold prompt leaves nothing to save
         return Saw("yes" if faster else "no" if sure else "unclear", f"nothing reported; {clock}")
     talk.facts.reports_cache = True
     reported = f"cached {warm.n_cached:,} of {warm.n_prompt:,} prompt tokens again, {longer.n_cached:,} with a suffix"
@@ -360,7 +360,7 @@ async def _prefix_cache(talk: Talk) -> Saw:
 
 
 def _long_prompt(talk: Talk, most_words: int) -> str:
-    """A prompt that no cache has seen, because it begins with a word that is new."""
+    """Return a prompt that no cache has seen, because it begins with a new word."""
     room = talk.facts.context_tokens or 8 * N_WORDS
     n_words = max(64, min(most_words, room // 4))
     words = (_WORDS[(i * i + i // 7) % len(_WORDS)] for i in range(n_words))
@@ -387,9 +387,9 @@ async def _cache_prompt(talk: Talk) -> Saw:
 
 
 async def _id_slot(talk: Talk) -> Saw:
-    """Ask for the last slot, then for the first, and look which one works; only of a server that is idle.
+    """Request the last slot, then the first, and check which one works; only if the server is idle.
 
-    llama.cpp's server may load another conversation into a busy slot that is asked for by number.
+    llama.cpp's server may load another conversation into a busy slot that is requested by number.
     """
     n_slots = talk.facts.n_slots
     if not talk.facts.can_list_slots or not n_slots or n_slots < 2:
@@ -436,7 +436,7 @@ async def cancel(talk: Talk) -> Saw:
 
 
 async def _busy(talk: Talk) -> list[int] | None:
-    """The slots that work now; None: the server does not list them."""
+    """Return the slots that work now; None if the server does not list them."""
     status, listed = await talk.get("/slots")
     if status != 200 or not isinstance(listed, list):
         return None
@@ -444,7 +444,7 @@ async def _busy(talk: Talk) -> list[int] | None:
 
 
 async def _running(talk: Talk) -> int | None:
-    """Requests that run now, from /slots or else /metrics; None: the server says in neither."""
+    """Return the number of running requests, from /slots or else /metrics; None if neither reports it."""
     busy = await _busy(talk)
     if busy is not None:
         return len(busy)
@@ -454,7 +454,7 @@ async def _running(talk: Talk) -> int | None:
 
 
 async def _quiet(talk: Talk) -> bool:
-    """Wait until nothing runs; False: something still does."""
+    """Wait until nothing runs; return False if something still does."""
     end_s = talk.clock_s() + CANCEL_WITHIN_S
     while await _running(talk):
         if talk.clock_s() > end_s:
@@ -463,7 +463,7 @@ async def _quiet(talk: Talk) -> bool:
     return True
 
 
-# In the order of `upstream.drivers.EXPERIMENTS`; what others build on stands before them.
+# In the order of `upstream.drivers.EXPERIMENTS`, in which results come before the experiments that use them.
 RUN: Final[Mapping[str, Experiment]] = {
     "reachable": reachable,
     "models": _models,

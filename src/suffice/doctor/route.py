@@ -1,4 +1,4 @@
-"""Whether the answers of a route's full runs can be read, and how often the model agrees with itself.
+"""Examines a route: whether the answers of its full runs can be read, and how often the model agrees with itself.
 
 No stop can agree with full runs more often than two full runs of one question agree with each other.
 """
@@ -19,7 +19,7 @@ from suffice.scoring.base import Scorer
 from suffice.types import Episode, RouteFindings
 
 SENT_ALONG = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "chat_template_kwargs")
-CAP = 4_096  # tokens of a live run whose question names no cap: nothing may run for ever
+CAP = 4_096  # tokens of a live run whose question sets no cap
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class FullRunCounts:
     n_extractable: int = 0
     n_repeats: int = 0  # questions, or pairs of runs of one question, that were compared
     n_agreeing: int = 0
-    n_failed: int = 0  # live runs that the server did not answer; not among `n_runs`
+    n_failed: int = 0  # live runs without a response from the server; not among `n_runs`
     answers: list[str | None] = field(default_factory=list)
 
     def add(self, answer: str | None) -> None:
@@ -42,9 +42,9 @@ class FullRunCounts:
 
 
 def is_full_run(episode: Episode) -> bool:
-    """Did the run end by itself although nothing but chance spared it?
+    """Return whether the run ended by itself and no policy could have stopped it.
 
-    Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
+    Runs that a policy merely did not stop are the hard ones, so they do not count.
     """
     request, outcome = episode.request, episode.outcome
     return (
@@ -62,16 +62,16 @@ def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
         answer, key = episode.outcome.answer, episode.request.question_key
         counts.add(answer)
         if waiting[key]:
-            counts.compare(waiting[key].pop(), answer, scorer)  # each run stands in one pair at most
+            counts.compare(waiting[key].pop(), answer, scorer)  # each run is in at most one pair
         else:
             waiting[key].append(answer)
     return counts
 
 
 def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
-    """Requests from JSON lines with `question` (a string) or `messages`, and sampling fields beside it.
+    """Parse requests from JSON lines with `question` (a string) or `messages`, and sampling fields beside it.
 
-    Raises ConfigError with the line at fault.
+    Raise ConfigError that names the invalid line.
     """
     bodies = []
     for number, line in enumerate(lines, 1):
@@ -94,7 +94,7 @@ async def run_live(
 ) -> FullRunCounts:
     """Run every question once in full and the first `n_repeats` once more, `at_once` of them at a time.
 
-    A run that the server does not answer within the talk's time-out is counted as failed.
+    A run that fails or takes longer than the talk's time-out is counted as failed.
     """
     counts, gate = FullRunCounts(), asyncio.Semaphore(at_once)
 

@@ -1,4 +1,4 @@
-"""Talks to a model server for an examination, and records what the experiments saw."""
+"""Calls a model server during an examination, and records what the experiments observe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Saw:
 
 
 class Refusal(Exception):
-    """A server did not answer 200, which settles the experiment; `saw` says how."""
+    """A server did not answer 200, which settles the experiment; `saw` is the result."""
 
     def __init__(self, saw: Saw) -> None:
         super().__init__(saw.evidence)
@@ -32,7 +32,7 @@ class Refusal(Exception):
 
 
 def parse_number(value: object) -> int | None:
-    """A count as a server writes it; None: something else."""
+    """Return a positive whole number; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
@@ -50,19 +50,19 @@ def error_message(body: Mapping[str, Any]) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Facts:
-    """What later experiments build on. None: not seen, or not looked for yet."""
+    """Results that later experiments build on. None: not observed, or not tested yet."""
 
     n_slots: int | None = None
     context_tokens: int | None = None
-    thought: StreamTranscript | None = None  # the run without any budget, to compare with
+    thought: StreamTranscript | None = None  # the run without a budget, for comparison
     can_list_slots: bool = False
-    reports_cache: bool = False  # does usage say what a cache served?
+    reports_cache: bool = False  # whether usage includes the cached tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
     status: int
-    body: Mapping[str, Any]  # {} when it is no JSON object
+    body: Mapping[str, Any]  # {} if it is not a JSON object
     took_s: float
 
     @property
@@ -87,14 +87,14 @@ class StreamTranscript:
     completion_id: str = ""
     content: str = ""
     thought: str = ""
-    thought_field: str = ""  # "" when no field carried a thought
+    thought_field: str = ""  # "" if no field carried a thought
     n_pieces: int = 0  # chunks with text of any kind: about as many tokens
     n_thought_pieces: int = 0
     n_logprobs: int = 0
     n_rivals: int = 0  # listed beside the first token
     n_tool_pieces: int = 0
     usage: wire.WireUsage | None = None
-    null_usage: bool = False  # did other chunks carry `usage: null`?
+    null_usage: bool = False  # whether other chunks carried `usage: null`
     timings: Mapping[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
     first_s: float | None = None  # from the request to the first piece
@@ -107,7 +107,6 @@ class StreamTranscript:
 
     @property
     def n_cached(self) -> int | None:
-        """Prompt tokens that a cache served; None: the server does not say."""
         if isinstance(self.timings.get("cache_n"), int):
             return int(self.timings["cache_n"])
         details = None if self.usage is None else self.usage.prompt_tokens_details
@@ -115,7 +114,6 @@ class StreamTranscript:
 
     @property
     def n_prompt(self) -> int | None:
-        """Tokens of the prompt; None: the server does not say."""
         if self.usage is not None and self.usage.prompt_tokens is not None:
             return self.usage.prompt_tokens
         new, cached = self.timings.get("prompt_n"), self.timings.get("cache_n")
@@ -123,11 +121,11 @@ class StreamTranscript:
 
 
 class Talk:
-    """The calls that experiments make, and what they have seen so far.
+    """The calls that experiments make, and their observations so far.
 
-    model    name that is asked for
+    model    name in the requests
     clock_s  monotonic, in seconds
-    nonce    a fresh word at each call, so that a prompt was never seen before
+    nonce    returns a new word at each call, so that a prompt is never cached
     """
 
     def __init__(
@@ -142,8 +140,8 @@ class Talk:
         self.client, self.model, self.timeout_s = client, model, timeout_s
         self.clock_s, self.nonce = clock_s, nonce
         self.facts = Facts()
-        self.cap_field = "max_tokens"  # the one that this server takes
-        self.headers: dict[str, str] = {}  # of all answers, lower case; the latest value
+        self.cap_field = "max_tokens"  # the name that this server accepts
+        self.headers: dict[str, str] = {}  # of all responses, lower case; the latest value
         self.n_calls = 0
 
     @property
@@ -151,14 +149,14 @@ class Talk:
         return self.client.settings
 
     def body(self, ask: str, cap: int, **more: Any) -> dict[str, Any]:
-        """A chat request with at most `cap` tokens of answer, without chance unless `more` asks for it."""
+        """Return a chat request with at most `cap` tokens of answer, at temperature 0 unless `more` overrides it."""
         messages = [{"role": "user", "content": ask}]
         return {"model": self.model, "messages": messages, self.cap_field: cap, "temperature": 0, **more}
 
     async def whole(self, body: Mapping[str, Any], path: str = CHAT, *, refusal: str | None = None) -> Whole:
-        """Send a request and read the whole answer. Raises UpstreamError.
+        """Send a request and read the whole response. Raise UpstreamError.
 
-        refusal  how the sentence on an answer that is not 200 begins, which raises Refusal; None: it is returned
+        refusal  beginning of the message of Refusal, raised unless the status is 200; None: return any response
         """
         start_s = self.clock_s()
         async with self.open(path, body) as call:
@@ -168,7 +166,7 @@ class Talk:
         return answer
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Read a page: (status, its JSON, or its text where it is none). Raises UpstreamError."""
+        """Read a page; return (status, its JSON, or its text if it is not JSON). Raise UpstreamError."""
         self.n_calls += 1
         status, data = await self.client.get(path, timeout_s=self.timeout_s)
         try:
@@ -177,7 +175,7 @@ class Talk:
             return status, data.decode("utf-8", "replace")
 
     async def models(self) -> list[str]:
-        """Names of the models that the server lists; [] when it lists none. Raises UpstreamError."""
+        """Return the names of the models that the server lists. Raise UpstreamError."""
         status, body = await self.get("/v1/models")
         listed = within(body, "data") if status == 200 else None
         names = [within(one, "id") for one in listed] if isinstance(listed, list) else []
@@ -185,7 +183,7 @@ class Talk:
 
     @asynccontextmanager
     async def open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Call]:
-        """Send a request; leaving the block early hangs up. Raises UpstreamError."""
+        """Send a request; leaving the block early hangs up. Raise UpstreamError."""
         self.n_calls += 1
         async with self.client.open(path, wire.encode_json(body), governed_headers([])) as call:
             self.headers |= {name.lower(): value for name, value in call.headers}
@@ -199,9 +197,9 @@ class Talk:
         enough: Callable[[StreamTranscript], bool] = lambda _: False,
         refusal: str | None = None,
     ) -> StreamTranscript:
-        """Send a request as a stream and read it; hang up when `enough` was seen. Raises UpstreamError.
+        """Send a request as a stream and read it; hang up as soon as `enough` is true. Raise UpstreamError.
 
-        refusal  as `whole` has it
+        refusal  as in `whole`
         """
         start_s, seen = self.clock_s(), StreamTranscript()
         async with self.open(path, {**body, "stream": True}) as call:
@@ -212,7 +210,7 @@ class Talk:
         return seen
 
     async def pieces(self, call: Call, seen: StreamTranscript, start_s: float) -> AsyncIterator[None]:
-        """Read a stream into `seen`, one step a piece of text. Raises UpstreamError."""
+        """Read a stream into `seen`, yielding after each piece of text. Raise UpstreamError."""
         seen.status = call.status
         if call.status != 200:
             seen.error = _object(await call.read_all())
