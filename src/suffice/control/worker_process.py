@@ -1,8 +1,7 @@
 """Runs a worker in a child process of the gateway, and restarts it when it dies.
 
 A fit uses a core for seconds; in another process, at low priority, it delays no request. The child reads the settings
-from its standard input, which stays open: when the gateway dies, the child reads the end of the stream and exits. It
-writes a line after each decision, so that the gateway reads the log at once.
+from its standard input and exits when that closes, so it ends with the gateway. It writes a line after each decision.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 async def run_worker_process(
     settings: Settings, told: Callable[[], None], *, first_s: float = FIRST_S
 ) -> AsyncIterator[None]:
-    """Run a worker beside the block, if needed. told: called in this loop after each decision of the worker."""
+    """Run a worker beside the block, if needed; `told` is called in this loop after each of its decisions."""
     learned = any(route.certifies_itself for route in settings.routes.values())
     learned = learned and find_spec("sklearn") is not None
     if not settings.control.enabled or not (learned or settings.has_upkeep):
@@ -62,7 +61,6 @@ async def _keep(settings: Settings, told: Callable[[], None], first_s: float) ->
 
 
 async def _run(settings: Settings, told: Callable[[], None]) -> int:
-    """Run one child until it exits; return its exit status."""
     paths = os.pathsep.join(path for path in sys.path if path)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _ENTRY, stdin=PIPE, stdout=PIPE, env={**os.environ, "PYTHONPATH": paths}

@@ -1,10 +1,6 @@
 """Assesses a rollout: its evidence, what bars its promotion, and the moves that follow.
 
-    rows that are new ──▶ EvidenceFold ──▶ evidence ─┐
-    decisions, holds, settings ──▶ barred            ├──▶ RolloutState, and the moves that follow
-    audits ──▶ a learned candidate's own certificate ┘
-
-Everything is a fold over the log, so the same rows always give the same assessment.
+It is a fold over the log, so the same rows always give the same assessment.
 """
 
 from __future__ import annotations
@@ -51,10 +47,7 @@ class Assessment:
 
 
 class RolloutAssessor:
-    """Assesses one rollout again and again; each row of the log is read once.
-
-    asked  episodes whose label was requested
-    """
+    """Assesses one rollout again and again; `asked` are the episodes whose label was requested."""
 
     def __init__(
         self, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
@@ -119,10 +112,7 @@ def standing_of(
 
 
 def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
-    """Why the rollout may not be promoted now; "": nothing bars it.
-
-    A new epoch bars it, too: earlier evidence does not describe the present traffic.
-    """
+    """Why the rollout may not be promoted now, such as a new epoch; "": nothing bars it."""
     epoch, made = decided.epoch, decided.publication
     if epoch is not None and epoch.since_seq > held.seq:
         return f"epoch {epoch.number} began within it: {epoch.reason}"

@@ -1,9 +1,8 @@
 """A learned candidate's own certificate: which of its levels keep the EM budget against the full run.
 
-The models were fixed before the first of these audits, so they are certified on runs on which they were not fitted
-(Guarantee C of assurance, without cross-fitting). The route's v-th version gets the v-th part of delta; the route's own
-version is the first. A disagreement counts as lost until it is labelled, whatever its age, and a judge model's label
-does not count, so there is no charge for late labels or for a judge.
+The models were fixed before the first of these audits, so no cross-fitting is needed (Guarantee C of assurance).
+`spent_delta` divides delta among the route's versions; its own is the first. An unlabelled disagreement counts as lost
+at any age, and a judge model's label does not count, so there is no charge for late labels or for a judge.
 """
 
 from __future__ import annotations

@@ -75,7 +75,6 @@ class AuditReplay:
         return [self._at(audit, stops.get(audit.id)) for audit in audits]
 
     def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[ArmEvidence]:
-        """Replay audits at one level of a learned version, without labels."""
         stops = self._stops(version, level, [audit for audit in audits if audit.is_replayable])
         return [self._at(audit, stops.get(audit.id)) for audit in audits]
 
@@ -192,7 +191,7 @@ class VersionPair:
         self.arms = tuple(Arm(name="", weight=1.0, policy=body) for body in bodies)
 
     def begin(self, log: LogReader) -> None:
-        """Read what a look needs from the log. Raises StoreError."""
+        """Raises StoreError."""
         if self.evidence is not None:
             published = published_on(log, self.held.state.route)
             self.of_route = replace(self.of_route, published=published, load=loader(log, self._known))
@@ -219,10 +218,7 @@ class VersionPair:
         return set() if self.evidence is None else self.evidence.take(audits)
 
     def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
-        """Test the candidate's own certificate; None: it has none, or cannot be tested now.
-
-        The budget is the active version's, less its charges.
-        """
+        """Test the candidate on the active version's budget; None: it has no certificate, or cannot be tested now."""
         made, epoch, evidence = decided.publication, decided.epoch, self.evidence
         if evidence is None or made is None or epoch is None:
             return None
@@ -241,10 +237,7 @@ class VersionPair:
         )
 
     def label_requests(self, gathering: EvidenceFold, asked: set[str]) -> list[LabelRequest]:
-        """Useful requests for labels that are not in `asked`, of unlabelled audits.
-
-        The versions differ there, or the candidate's certificate needs the label.
-        """
+        """Request unlabelled audits on which the versions differ, or that the candidate's certificate needs."""
         requests = dict[str, LabelRequest]()
         for audit, both in gathering.unjudged():
             answer, other = both.candidate.answer, both.in_force.answer

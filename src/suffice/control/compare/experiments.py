@@ -182,9 +182,9 @@ class _Units:
         ]
 
     def _draw_of(self, item: EpisodeWithLabels) -> ArmDraw | None:
-        """The arm for which a run counts; None: none, also if its unit took part before the weights changed.
+        """The arm for which a run counts; None: none.
 
-        Such units are not comparable: some of them have moved to another arm since.
+        A unit from before a change of weights is excluded, because some such units have moved to another arm.
         """
         request = item.episode.request
         if request.ungoverned is not None or request.audit:

@@ -31,8 +31,6 @@ from suffice.types import Episode, Outcome, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedPair:
-    """The unlabelled results of both versions on one audit."""
-
     candidate: ArmEvidence
     in_force: ArmEvidence
 
@@ -64,8 +62,6 @@ class _LiveRun:
 
 @dataclass(slots=True)
 class _LiveUnits:
-    """Live units of both arms, each counted once for each measure."""
-
     known: set[str] = field(default_factory=set)
     rated: set[str] = field(default_factory=set)
     runs: dict[str, _LiveRun] = field(default_factory=dict)  # by episode
@@ -101,10 +97,9 @@ class _Audits:
 
 
 class EvidenceFold:
-    """The evidence of one rollout from its first row on.
+    """The evidence of one rollout from its first row on, over the route's `n` governed requests since.
 
     probes   see `audits.audited_at`
-    n        governed requests of the route since it began
     callers  senders that have used the model, on any route
     """
 
@@ -252,7 +247,6 @@ class EvidenceFold:
                 self._audits.watched[audit.id], self._audits.apart[audit.id] = audit, both
 
     def unjudged(self) -> list[tuple[Audit, ReplayedPair]]:
-        """Unlabelled audits on which the versions differ."""
         pairs = [(self._audits.watched[name], both) for name, both in self._audits.apart.items()]
         return [(audit, both) for audit, both in pairs if not audit.labels]
 
@@ -269,9 +263,9 @@ def _unit_run(episode: Episode) -> UnitRun:
 
 
 def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
-    """EM of the active version minus the candidate's; an unknown result of the candidate counts as lost.
+    """EM of the active version minus the candidate's; None: they differ without a label, which counts neither way.
 
-    None: they differ without a label, which counts neither way.
+    An unknown result of the candidate counts as lost.
     """
     if not candidate.seen:
         return 1 if in_force.seen else 0

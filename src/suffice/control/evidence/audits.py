@@ -1,10 +1,7 @@
 """Audits with their labels, as rows that a certificate counts.
 
-    request, outcome, labels ──▶ Audit ──▶ audits_to_rows ──▶ AuditRuns ──▶ learn.certifier
-
 Signals are computed by the observer that serves live traffic (`learn.dataset`). An unknown result counts against a
-stop: an abandoned audit is a loss at every level, and so is, from the gap on, a run with a checkpoint that lacks its
-answer.
+stop: an abandoned audit at every level, and a run with a checkpoint that lacks its answer from there on.
 """
 
 from __future__ import annotations
@@ -76,7 +73,6 @@ class Audit:
 
     @property
     def differs(self) -> bool:
-        """Whether any checkpoint had another answer than the full run."""
         return any(step.answer != self.outcome.answer for step in self.outcome.steps)
 
     @property
@@ -125,10 +121,7 @@ def sees_only_drawn(route: Route) -> bool:
 
 
 def audited_at(request: Request, *, probes: bool) -> float:
-    """P(a request like this is an audit) when it was drawn, in [0, 1].
-
-    probes  its route requests trial answers by extra calls, which only randomly drawn runs get
-    """
+    """P(a request like this is an audit) when it was drawn, in [0, 1]; with `probes`, only drawn runs are probed."""
     if request.mode == "observe" and not probes:
         return 1.0
     return request.propensity if request.audit else 1.0 - request.propensity
@@ -228,11 +221,7 @@ def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
 def audits_to_rows(
     audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns | None:
-    """Audits as rows, in their order; None without audits.
-
-    wave    samples that are launched together
-    counts  of `verdicts`
-    """
+    """Audits as rows, in their order; None without audits. wave: samples launched together."""
     whole = [audit for audit in audits if audit.is_replayable]
     rows = _whole(whole, chosen=chosen, match=match, wave=wave, counts=counts) if whole else None
     place = {audit.id: number for number, audit in enumerate(whole)}

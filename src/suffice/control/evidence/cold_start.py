@@ -34,10 +34,7 @@ class Start:
 
 
 def burst_of(route: Route, control: Control) -> int:
-    """Full runs at the beginning of a route's epoch; 0 on a route that learns nothing.
-
-    A fixed policy counts each audit as it comes, and a burst of paired calls would cost too much.
-    """
+    """Full runs at the beginning of a route's epoch; 0 on a route without learned levels."""
     return burst_requests(control, route.max_em_drop) if route.is_learned else 0
 
 
@@ -76,8 +73,8 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
 def first_certificate(route: Route, control: Control) -> Start:
     """Estimate audits and requests to the first certificate on a route with a configured `audit_share`.
 
-    In expectation, for a level that loses a quarter of the budget. Audits are drawn at random: half of the routes are
-    sooner, one in ten takes almost twice as many requests.
+    In expectation, for a level that loses a quarter of the budget; one route in ten takes almost twice as many
+    requests.
     """
     share, burst, needed = route.audit_share or 0.0, burst_of(route, control), _needed(route)
     if needed <= burst:

@@ -68,7 +68,6 @@ class Ratings:
         return self._test
 
     def begin_anew(self) -> None:
-        """Drop all ratings: they were about another level."""
         self._runs, self._n_runs, self._counted = {}, 0, Counter()
         self._test = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
 
@@ -110,10 +109,7 @@ def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
 def heard(
     episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool
 ) -> RunFeedback:
-    """One governed run with its feedback.
-
-    uncertified  the route's policy acts without a certificate
-    """
+    """One governed run with its feedback. uncertified: the route's policy acts without a certificate."""
     request, outcome = episode.request, episode.outcome
     acts = request.mode == "enforce" and (request.certified or uncertified)
     return RunFeedback(

@@ -1,9 +1,5 @@
 """Labels of a judge model, which count only once its error is measured against people's labels.
 
-    full runs whose stop would have answered otherwise
-      ├─ a person labelled it ──▶ graded: how often is the judge wrong?  ──▶ JudgeError
-      └─ nobody did ──▶ graded, and labelled, while that error leaves something of the EM budget
-
 A grade is a feedback row with the source "judge". A grade beside a person's label says nothing about correctness, so it
 never counts as a label. A certificate that uses a judge's labels charges their errors itself
 (`control.loop.live_certifier`). The log holds no questions, so the caller passes them.
@@ -51,10 +47,7 @@ class JudgeGrades:
 
 
 def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
-    """Parse this judge's grades in a feedback row; None: another judge's, or invalid.
-
-    A row that came over HTTP with a key never counts: the judge writes to the log directly.
-    """
+    """Parse this judge's grades in a feedback row; None: another judge's, invalid, or received over HTTP with a key."""
     if given.source != JUDGE or given.sender:
         return None
     try:

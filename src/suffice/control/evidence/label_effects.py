@@ -1,9 +1,6 @@
 """Computes the effect of a reviewer's verdict: the route's latest audits without its label and with it.
 
-    log, active version ──▶ audits as its levels end them ──▶ counts without, counts with ──▶ Effect
-
-It applies the certificate's rules to the latest 5,000 requests of the epoch, which approximates the worker's next look
-at once. It writes nothing.
+It applies the certificate's rules to the latest 5,000 requests of the epoch, which approximates the worker's next look.
 """
 
 from __future__ import annotations

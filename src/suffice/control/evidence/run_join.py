@@ -80,10 +80,9 @@ class StartOrder:
 
 @dataclass(slots=True)
 class UnreturnedAudits:
-    """Audits that have begun and not returned.
+    """Audits that have begun and not returned, which count as lost until they do.
 
-    In the order of their ends, easy audits would come first and bias the certificate. So an audit is counted from its
-    start, as lost until it returns.
+    In the order of their ends, easy audits would come first and bias the certificate.
     """
 
     observes: bool = False  # mode of the latest request of the route

@@ -1,10 +1,7 @@
 """Fitted versions: fitting, serialising and replaying them on audits.
 
-The exported models that judge the audits are the ones that serve, number for number, so a version that is read from the
-log judges as it did when it was fitted.
-
-A fixed policy is a version with one level (`FIXED`): it was written before the audits came, so all of them certify it
-and none is used for fitting. Unknown results count against it: a stop after a checkpoint that lacks its answer, a stop
+A version that is read from the log judges as it did when it was fitted, number for number. A fixed policy is a version
+with one level (`FIXED`). Unknown results count against it: a stop after a checkpoint that lacks its answer, a stop
 without an answer, and a run with such a checkpoint that the policy would have let end.
 """
 
@@ -99,7 +96,6 @@ def as_served_version(version: FoldedVersion) -> ServedVersion:
 
 
 def written(version: FoldedVersion) -> str:
-    """Serialise a version as the artefact under its address."""
     return canonical(version.plain()).decode()
 
 
@@ -155,13 +151,7 @@ class AuditAtLevel:
 
 @dataclass(slots=True, kw_only=True)
 class ReplayedAudits:
-    """How each audit of one route ends at the active level.
-
-    An audit is judged when it returns, and again when its label changes; all are judged anew when another level or
-    version becomes active.
-
-    wave  samples that are launched together
-    """
+    """How each audit of one route ends at the active level. wave: samples launched together."""
 
     match: Match
     wave: int
@@ -172,14 +162,12 @@ class ReplayedAudits:
     _counts: Verdicts = field(default_factory=dict)
 
     def deploy(self, served: ServedVersion | None, level: int) -> None:
-        """Set the active level; judgements at the previous one are dropped."""
         before, after = (None if one is None else one.version.address for one in (self.served, served))
         if (before, self.level) != (after, level):
             self.served, self.level, self._near = served, level, None
             self._judged.clear()
 
     def of(self, audits: Sequence[Audit]) -> Mapping[str, AuditAtLevel]:
-        """The end of each audit, by episode, at the active level of a version."""
         if self.served is None or not audits:
             return {}
         before, (self._counts, _) = self._counts, verdicts([one for one in audits if one.labels], self.match)
@@ -207,10 +195,7 @@ class ReplayedAudits:
 
 
 def by_itself(run: RunNumbers) -> AuditAtLevel | None:
-    """The end of a run under a fixed policy; None: it shows nothing about a stop.
-
-    There are no neighbouring levels to borrow from, so the forecast follows the drop itself.
-    """
+    """The end of a run under a fixed policy, which has no neighbouring levels; None: nothing is known about a stop."""
     if run.disagrees is None:
         return None
     z = run.drop if run.drop is not None else int(run.disagrees)
@@ -234,11 +219,7 @@ FIXED: Final = FoldedModels(  # level 0 never stops, level 1 is the policy
 def fixed_policy_rows(
     audits: Sequence[Audit], *, policy: Policy, kind: Kind, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns | None:
-    """Audits as rows for `FIXED`, in their order; None without audits.
-
-    wave    samples that are launched together
-    counts  of `audits.verdicts`
-    """
+    """Audits as rows for `FIXED`, in their order; None without audits. wave: samples launched together."""
     runs = audits_to_rows(audits, chosen=_ANY, match=match, wave=wave, counts=counts)
     if runs is None:
         return None
@@ -271,10 +252,7 @@ def _lost(audit: Audit, answer: str | None, counts: Verdicts, match: Match) -> t
 
 
 def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[str, tuple[int, str | None]]:
-    """Step, from 0, and answer of the policy's first stop in each run, by episode; runs without a stop are left out.
-
-    audits  full runs with steps
-    """
+    """Step, from 0, and answer of the policy's first stop in each full run that it stops, by episode."""
     if not audits:
         return {}
     runs = [(one.episode.request.query, one.outcome.steps) for one in audits]

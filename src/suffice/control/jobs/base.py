@@ -1,7 +1,5 @@
 """Jobs that one worker at a time repeats under a lease, each continuing where the last one stopped.
 
-    Worker.round ──▶ lease ──▶ job.run(JobWriter) ──▶ events under the lease ──▶ JobRun
-
 A job keeps its state in memory while it holds its lease, and reads it from the log again after losing it. It writes
 through its `JobWriter` alone: after the lease is lost, no part of a decision is written.
 """
@@ -103,7 +101,6 @@ class JobWriter:
             raise self._lost()
 
     def renew(self) -> None:
-        """Renew the lease during long work."""
         now_s = self._monotonic_s()
         if self.lease is None or now_s - self._renewed_s < RENEW_S:
             return
@@ -189,8 +186,6 @@ class Worker:
 
 @dataclass(kw_only=True)
 class LogJob:
-    """A job that reads the log and compares answers with references; `secret` is the deployment's."""
-
     name: ClassVar[str]
     settings: Settings
     path: Path
@@ -383,7 +378,7 @@ def rows_since(log: LogReader, since_seq: int, desk: JobWriter) -> Iterator[Stor
 
 
 def why_of(error: Exception) -> str:
-    """Describe a failure without user text: only our own errors are quoted, because others may contain a prompt."""
+    """Describe a failure; only our own errors are quoted, because others may contain a prompt."""
     return str(error) if isinstance(error, SufficeError) else type(error).__name__
 
 

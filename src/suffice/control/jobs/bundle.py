@@ -1,10 +1,7 @@
 """Rebuilds the evidence of one certificate from the log, for verification without the log.
 
-    log ──▶ RouteLoop, replayed to the publication ──▶ Bundle: header, and every request of the window in start order
-
-The loop that published is replayed and reproduces each publication on the way, so its state is the one that decided.
-Each row names its position in the log and carries a digest of the logged row; no answer or prompt is exported.
-`tools/verify_bundle.py` reads these files and shares no code with this module.
+The loop that published is replayed, and reproduces each publication on the way. Each row carries a digest of the logged
+row; no answer or prompt is exported. `tools/verify_bundle.py` reads these files and shares no code with this module.
 """
 
 from __future__ import annotations

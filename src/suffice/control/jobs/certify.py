@@ -1,8 +1,7 @@
 """The jobs `certify`, which decides what may act on each route, and `critical`, which pauses routes with critical EM.
 
 If a route's loop fails, its last certificate stays active, nothing new is certified, and a later round rebuilds the
-loop from the log. If replay does not reproduce the log's decisions, the route starts a new epoch. A certified route
-checks its critical EM in its own loop; `critical` checks the others.
+loop from the log. If replay does not reproduce the log's decisions, the route starts a new epoch.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ from suffice.types import Episode, Epoch, Outcome, Pause, Request, Resumption
 
 @dataclass(kw_only=True)
 class Certify(FoldJob[RouteLoop]):
-    """Certifies what may act on each route: learned levels, a fixed policy, an effort or a token budget."""
-
     name = "certify"
     failing = "left as it is"
     first_rest_s = FIRST_REST_S
@@ -114,10 +111,7 @@ class Certify(FoldJob[RouteLoop]):
 
 
 def loop_of(context: RouteContext, held: InForce, log: LogReader) -> RouteLoop:
-    """Build a route's loop at the beginning of the epoch in `held`, before the epoch's publications.
-
-    Raises StoreError and ReplayMismatch.
-    """
+    """Build a route's loop at the beginning of the epoch in `held`. Raises StoreError and ReplayMismatch."""
     epoch = held.epoch
     assert epoch is not None
     return RouteLoop(
@@ -184,7 +178,7 @@ class DeliveredAnswers:
 
 @dataclass(kw_only=True)
 class Critical(FoldJob[DeliveredAnswers]):
-    """Pauses uncertified routes whose EM is significantly below the owner's `critical_em`."""
+    """Pauses routes without a loop of their own whose EM is significantly below the owner's `critical_em`."""
 
     name = "critical"
     failing = "not watched"

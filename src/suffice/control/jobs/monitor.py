@@ -1,9 +1,7 @@
 """The job `monitor` measures and forecasts each route, and raises an alert before a limit is crossed.
 
-It folds over the log from the beginning of the route's epoch, or over its latest 20,000 requests, and changes no
-deployment. The first hundred runs of an account set its cap on tokens and are not counted. An account restarts every
-20,000 runs, because an interval that holds at any moment covers everything since its start, and late labels need all of
-it in memory.
+It reads the route's epoch, or its latest 20,000 requests. An account restarts every 20,000 runs, because an interval
+that holds at any moment needs all runs since its start in memory, for late labels.
 """
 
 from __future__ import annotations
@@ -54,7 +52,6 @@ class WatchedRun:
     labels: tuple[GivenLabel, ...] = ()
 
     def hear(self, labels: tuple[GivenLabel, ...], match: Match) -> None:
-        """Update correctness and loss by new labels, without the run's steps."""
         if labels:
             self.labels = (*self.labels, *labels)
             judged = measure_run(self, match)
@@ -186,7 +183,6 @@ class ForecastWindows:
         return drop, em
 
     def summaries(self, n: int) -> list[ForecastWindow]:
-        """Return the windows at the active level."""
         audits = [audit for window in self.windows for audit in window.audits.values()][-MOST_AUDITS:]
         seen = self.replayed.of(audits)
         mature = n - self._delay.timeout_requests(since=self._since)
@@ -222,11 +218,9 @@ class ForecastWindows:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RouteWatch:
-    """The measures of one route since its epoch began.
+    """The measures of one route since its epoch began, over its `n` requests so far.
 
-    n          requests of the route so far
     epoch      0: the control loop has not started on the route
-    alerts     that are open
     looked_at  requests of the route at the last look; -1: there was none
     """
 

@@ -1,8 +1,7 @@
 """The job `notify` sends each alert of the log to each sink once.
 
-    log ──▶ alerts_of ──▶ a sink accepts it ──▶ an `alert_sent` row: the sink's position in the log
-
-A sink that fails is retried with growing pauses and does not delay the others.
+An `alert_sent` row holds the sink's position in the log. A sink that fails is retried with growing pauses and does not
+delay the others.
 """
 
 from __future__ import annotations
@@ -192,7 +191,6 @@ class Notify:
         return _SinkPlace(newest, {})
 
     def _next(self, place: _SinkPlace, log: LogReader) -> _Flight | None:
-        """Return a sink's next notice; rows without one are skipped."""
         while rows := rows_worth_telling(log, place.seq, BATCH):
             for stored in rows:
                 notice = alerts_of(stored.event)

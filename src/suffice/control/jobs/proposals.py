@@ -5,9 +5,8 @@
     pairs in the log, with their odds ──▶ learn.tuner ──▶ ArmWorth: this arm, or back to full runs
     outcomes, labels, counts since the last look ──▶ a stratum for each class ──▶ allocate ──▶ RowRates
 
-A proposal activates nothing; where the settings allow it, a rollout begins for a version that is better than the active
-one. Sampling rates never affect responses. Each request records the rate at which it was sampled, so estimates stay
-unbiased while rates change. Each run is read one look after it ended, so that its label has had time to arrive.
+A proposal activates nothing, and sampling rates never affect responses. Each request records the rate at which it was
+sampled, so estimates stay unbiased while rates change. A run is read one look after it ended, when its label is due.
 """
 
 from __future__ import annotations
@@ -162,7 +161,6 @@ class Retrain(ProposalJob):
         )
 
     def _try(self, proposed: ProposedVersion, body: str, here: JobPass) -> str:
-        """Begin a rollout of a proposal, if nothing bars it; return what happened."""
         name, route = proposed.route, self.settings.routes[proposed.route]
         held, now_s = read_decided(here.log).of(name), self.now()
         candidate = as_candidate(name, route, held, proposed, body, by=self.author, why=proposed.why, now_s=now_s)
@@ -350,7 +348,7 @@ class SamplingJob(ProposalJob):
     def concerns(self, route: Route) -> bool:
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
-    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:  # noqa: ARG002 - the active version is not needed
+    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:  # noqa: ARG002 - one signature for all
         """Read new runs, and set the rates that have changed; None: there are too few new runs."""
         log, seen = here.log, self._looks.get(name)
         if seen is None:

@@ -1,7 +1,6 @@
 """The job `review` fills the queue of answers for human review, within the caps of each route and of the deployment.
 
-It changes no deployment. A random draw and its review items are written in one transaction, so the recorded odds hold
-even if the worker dies in between.
+A random draw and its review items are one transaction, so the recorded odds hold even if the worker dies in between.
 """
 
 from __future__ import annotations
@@ -49,10 +48,9 @@ REVIEWABLE: Final = ("done", "stopped", "truncated")  # ends whose delivered ans
 class Candidates:
     """One route's runs since its last draw, and those that are candidates for review.
 
-    most_drawn  runs that one draw can take at most
-    since_seq   runs whose outcome comes after this position are in the urn
-    point       of the draw, uniform in [0, 1), by episode
-    below       classes that stopping harms, with the evidence for it
+    since_seq  runs whose outcome comes after this position are in the urn
+    point      of the draw, uniform in [0, 1), by episode
+    below      classes that stopping harms, with the evidence for it
     """
 
     name: str
@@ -95,7 +93,6 @@ class Candidates:
             self._new_because = f"one of the first runs since epoch {event.number} began: {event.reason}"
 
     def restart(self, until_seq: int) -> None:
-        """Empty the urn after a draw: later runs belong to the next one."""
         self.since_seq, self.urn = until_seq, Urn(self.most_drawn)
 
     def want(self, wanted: LabelRequest) -> None:

@@ -1,8 +1,7 @@
 """The job `rollup` sums up the log's runs and labels by route, class, version and hour.
 
-New rows, their sums and the new position are one transaction. The gateway counts requests without rows, and labels
-carry the weight of their run. A late label subtracts what its run had added and adds it again, so the sums can be
-rebuilt from the log at any time. A run that cannot be compared with its label counts as unlabelled.
+New rows, their sums and the new position are one transaction. A late label replaces what its run had added, so the sums
+are always those of the log. A run that cannot be compared with its label counts as unlabelled.
 """
 
 from __future__ import annotations
@@ -102,7 +101,6 @@ class Rollup(LogJob):
         return stretch.n_rows, until
 
     def _clear_if_scored_otherwise(self, log: LogReader, desk: JobWriter) -> None:
-        """Clear the sums if a route's scorer has changed, so that all labels are compared again."""
         for name, tally in rollups.read_tallies(log).items():
             if tally.counts.get("labelled") and tally.scorer != self._scoring(name).name:
                 LOG.info("rollup: route %s has another scorer now: the log is summed up again", name)

@@ -1,8 +1,8 @@
 """The jobs that maintain the log: `audit` exports the head of its hash chain, and `retain` erases rows past retention.
 
-Only an earlier head kept elsewhere proves that the log was neither truncated nor rewritten. An unchanged head is not
-exported again. Steps that the running epoch of a certified route may need stay until that epoch ends, because a
-restarted worker could not reproduce its decisions without them. All other user text is erased on time.
+Only an earlier head kept elsewhere proves that the log was neither truncated nor rewritten. Steps that the running
+epoch of a certified route may need are erased when that epoch ends, because replay needs them; all other user text is
+erased on time.
 """
 
 from __future__ import annotations

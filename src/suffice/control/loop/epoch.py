@@ -1,10 +1,4 @@
-"""The state of a route's loop within one epoch, and the interface of its evidence source.
-
-    rows of the log ──▶ RouteLoop ──▶ EpochState ──▶ EvidenceSource.look ──▶ EpochEnd, or Draft: a new publication
-
-There are three sources: learned levels and a fixed policy (`control.loop.learned`), and pairs of calls
-(`control.loop.paired`).
-"""
+"""The state of a route's loop within one epoch, and the interface of its evidence sources."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Learned levels and fixed policies as sources of evidence: audits are replayed at every level.
 
-    audits, labels ──▶ rows of evidence ──▶ LiveCertifier: fit, certify, watch ──▶ Draft, or EpochEnd
-
-A fixed policy is a single level that is known before the audits arrive: all of them certify it, and none is used for
+A fixed policy is a single level that is known before the audits arrive, so all of them certify it and none is used for
 fitting.
 """
 
@@ -184,7 +182,6 @@ class LearnedEvidence(EvidenceSource):
         return self._draft(held, changes, self._move_level())
 
     def _move_level(self) -> str:
-        """Activate the certified level within the limits of ratings and query classes; return the reason."""
         drawn_at = self.level or self.certifier.level
         rated = self._lower_ceiling()
         self.level = self.certifier.level if self.ceiling is None else min(self.certifier.level, self.ceiling)
@@ -231,7 +228,6 @@ class LearnedEvidence(EvidenceSource):
         self._n_taken = len(audits)
 
     def _judge_labels(self) -> None:
-        """Pass the audits whose label has changed to the certifier again."""
         state, certifier = self.state, self.certifier
         judged = certifier.first_disagreements() if certifier.served is not None else ()
         differing = [

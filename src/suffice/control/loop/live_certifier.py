@@ -1,11 +1,8 @@
 """The certifier of a live route, its query-class guardrails, and the charges to its EM budget.
 
-An audit is judged when it returns and again when its label arrives. The certificate is a function of counts, so it does
-not depend on when labels arrive. A class that loses too much gets a lower level.
-
-The budget is charged for answers that finishing a stop changes, and for a judge model's errors. A stopped run counts at
-the level at which it was served. An audit's finish counts at the highest level that would have stopped that run there
-or later, which depends on the version: until there is one, finishes wait.
+The certificate is a function of counts, so it does not depend on when labels arrive. The budget is charged for answers
+that finishing a stop changes, and for a judge model's errors. A stopped run counts at the level at which it was served;
+an audit's finish at the highest level that would have stopped that run there or later, once there is a version.
 """
 
 from __future__ import annotations
@@ -160,11 +157,7 @@ class LiveCertifier(Certifier):
         most: int | None,
         fit: str,
     ) -> str:
-        """Explain in one sentence why a level is published.
-
-        most  the highest level that ratings allow; None: no limit
-        fit   address of the version; "": there is none
-        """
+        """Explain why a level is published; `most` is the highest level that ratings allow, None: no limit."""
         reasons = [change.reason for change in changes]
         if most is not None and most < self.level:
             reasons.append(f"ratings allow level {most} at most")
@@ -277,8 +270,7 @@ class FinishLog:
     def look(self, n_levels: int, ends: Callable[[str], Ints | None]) -> None:
         """Assign levels to the finishes of audits.
 
-        n_levels  of the version
-        ends      the checkpoint, from 0, at which each level ends an audit, shape (M,); None: the audit is gone
+        ends  the checkpoint, from 0, at which each level ends an audit, shape (M,); None: the audit is gone
         """
         if n_levels != self.fidelity.n_levels:
             self.fidelity = FinishFidelity(n_levels)
@@ -333,7 +325,6 @@ class JudgeCharge:
     _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels, wrong grades
 
     def look(self, audits: Sequence[Audit], max_em_drop: float, callers: Collection[str]) -> None:
-        """Measure the judge on all audits that count now."""
         if self.model is None:
             return
         here = {audit.id for audit in audits}

@@ -1,10 +1,8 @@
 """Pairs of calls as evidence for a route whose upstream cannot be cut: its effort or its token budget.
 
-    paired audits, labels ──▶ pair_audits ──▶ learn.effort.certify_arms ──▶ level 1, the arm; or 0
-
-For what a pair proves, see `assurance.paired`. An unknown result counts against the arm: an audit that its client left,
-and a second call that failed. There is no burst, because a pair costs a second call; the owner limits that cost with
-`audit_share`. Signals of all traffic are not checked for drift, because the arm itself changes them.
+For what a pair proves, see `assurance.paired`. An audit that its client left and a failed second call count against the
+arm. There is no burst, because a pair costs a second call. Signals of all traffic are not checked for drift, because
+the arm itself changes them.
 """
 
 from __future__ import annotations

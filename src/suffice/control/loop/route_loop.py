@@ -1,12 +1,8 @@
 """The certification loop of one route: rows of the log in, decisions out.
 
-    requests, outcomes, labels ──▶ RouteLoop.feed ──▶ Resolution: what to write, all of it or nothing
-
-The loop is a pure fold over the log. Time is the number of the route's requests, and it looks at its evidence every
-hundredth of them, so a worker that was killed, a second worker and a person who replays the log a year later come to
-the same decisions, to the last bit. Decisions that the log holds are checked and not written again; fits that it holds
-are read and not repeated. If replaying the log does not reproduce a published decision, a new epoch begins: losing
-evidence is safer than contradicting it.
+The loop is a pure fold over the log. Time is the number of the route's requests, so a second worker and a replay a year
+later come to the same decisions, to the last bit. If replaying the log does not reproduce a published decision, a new
+epoch begins: losing evidence is safer than contradicting it.
 """
 
 from __future__ import annotations
@@ -222,7 +218,6 @@ class RouteLoop:
         return None
 
     def _end_epoch(self, end: EpochEnd, stored: StoredEvent) -> Resolution:
-        """End the epoch: level 0 and full runs, until there is new evidence."""
         state, context = self.state, self.context
         if state.expected:
             raise ReplayMismatch(
@@ -267,10 +262,7 @@ class RouteLoop:
         return Resolution(events)
 
     def settle(self) -> Resolution | None:
-        """Decide what does not depend on the position in the log, at its end. Raises ReplayMismatch.
-
-        That is a guarantee that the owner changed, a pause that is due, and useful label requests.
-        """
+        """Decide a changed guarantee, a pause and label requests at the end of the log. Raises ReplayMismatch."""
         state, route = self.state, self.context.route
         if state.expected:
             number = state.expected[0].number
@@ -297,7 +289,6 @@ class RouteLoop:
         return self.holds.in_effect(self.at_s).budget(self.context.route.max_em_drop)
 
     def _pause(self) -> tuple[Event, ...]:
-        """A pause with its incident, if a person has to decide and no pause is open."""
         if self.held.pause is not None:
             return ()
         broken, made, right = self.state.traffic.sample_ratio.broken(), self.held.publication, self.critical_em.right

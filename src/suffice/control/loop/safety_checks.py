@@ -43,7 +43,7 @@ class UpstreamIdentity:
 
 
 def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
-    """Who answered this request. For a loop of the caller's own, the caller reports it."""
+    """For a loop of the caller's own, the caller reports who answered."""
     own = outcome.model if request.kind != "rounds" else request.model or None
     return UpstreamIdentity(
         request.model if request.kind != "rounds" else "",
@@ -102,7 +102,6 @@ class SampleRatioTest:
             self._new.append(lot)
 
     def broken(self) -> str | None:
-        """Why audits cannot be trusted, or None."""
         if self._new:
             audit, propensity = zip(*self._new, strict=True)
             self.draws += count_draws(np.array(audit, dtype=bool), np.array(propensity))
@@ -125,7 +124,6 @@ class ClassMix:
                 self._latest.extend([cell.query_class] * min(cell.n, MIX_REQUESTS))
 
     def alarm(self, certificate: Certificate, level: int, audits: Sequence[Audit], max_em_drop: float) -> str | None:
-        """Why a level breaks the budget at the present mix of classes, or None."""
         if not level or len(self._latest) < MIX_REQUESTS or len(set(self._latest)) < 2:
             return None
         classes = [audits[at].query_class for at in np.flatnonzero(certificate.inside).tolist()]
@@ -140,8 +138,6 @@ class ClassMix:
 
 @dataclass(slots=True)
 class Traffic:
-    """The checks on all requests of a route: class mix, upstreams and sample ratio."""
-
     mix: ClassMix = field(default_factory=ClassMix)
     setup: str = ""  # of the latest request that ended
     upstreams: Upstreams = field(default_factory=Upstreams)
@@ -188,7 +184,6 @@ class CriticalEM:
         self._weights.clear()
 
     def below(self) -> str | None:
-        """Why a person has to decide, or None."""
         n = len(self.right)
         if self.critical is None or not 0 < self.critical < 1 or n < LEAST_LABELS:
             return None
