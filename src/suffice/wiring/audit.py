@@ -1,7 +1,4 @@
-"""Records the settings of each process in the audit log, without secrets, and keeps the key of its signatures.
-
-settings ──▶ told (path → JSON, secrets never) ──▶ compared with the row written last ──▶ ConfigChange
-"""
+"""Records the settings of each process in the audit log, without secrets, and keeps the key of its signatures."""
 
 from __future__ import annotations
 

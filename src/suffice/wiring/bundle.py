@@ -1,7 +1,4 @@
-"""Seals a bundle of evidence: the audit log records its digest, and the bundle includes the log's head after that row.
-
-evidence ──▶ header and requests ──▶ digest ──▶ Export (chained) ──▶ rows, links and the signed head
-"""
+"""Seals a bundle of evidence: its digest goes into the audit log, and the log's head after that row into the bundle."""
 
 from __future__ import annotations
 
@@ -28,10 +25,7 @@ from suffice.wiring.worker import open_decisions
 def write_bundle(
     settings: Settings, route: str, number: int | None, *, where: str, author: str | None, reason: str
 ) -> Sequence[bytes]:
-    """Return the lines of a bundle; record the export in the log, and append the head to `audit.file`.
-
-    Raises ConfigError and StoreError.
-    """
+    """Export a bundle as lines, and append the log's head to `audit.file`. Raises ConfigError and StoreError."""
     if route not in settings.routes:
         raise ConfigError(f"route {route!r} is not in the settings; there are {', '.join(sorted(settings.routes))}")
     path = database_path(settings.store.url)

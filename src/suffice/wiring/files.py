@@ -246,10 +246,7 @@ def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
 
 
 def questions_file(settings: Settings, route: str) -> Path | None:
-    """The file of a route's questions for reviewers, else its judge's; None: it names none.
-
-    Raises ConfigError for a route that does not exist.
-    """
+    """The file of a route's questions for reviewers, else its judge's. Raises ConfigError for an unknown route."""
     known = settings.routes.get(route)
     if known is None:
         names = ", ".join(sorted(settings.routes)) or "none is configured"

@@ -142,9 +142,7 @@ class Library:
 
 
 def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
-    """Build the routes and the log for a loop in this process, without sockets.
-
-    lock  guards the gateway: a log that opens late is attached in another thread
+    """Build the routes and the log for a loop in this process; `lock` guards the gateway against its log's thread.
 
     If the log cannot be opened, the loop runs by the last-good file, or in full, until it can. Raises ConfigError, and
     StoreError for a folder in which there never was a log.

@@ -113,10 +113,7 @@ def setup_of(settings: Settings, name: str) -> str:
 
 
 def check_routes(settings: Settings) -> list[str]:
-    """Build everything that needs no socket; return warnings for the owner.
-
-    Raises ConfigError for invalid settings.
-    """
+    """Build everything that needs no socket; return warnings for the owner. Raises ConfigError."""
     endpoints(settings.server.relay)
     warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
     if not settings.upstreams and not settings.routes:
@@ -132,7 +129,6 @@ def check_routes(settings: Settings) -> list[str]:
 
 
 def _route_warnings(where: str, name: str, route: Route, settings: Settings) -> list[str]:
-    """Warnings for the owner of a route. Raises ConfigError for invalid settings."""
     built, upstream, warnings = build_route(name, route), settings.upstreams.get(route.upstream), list[str]()
     _check_effort(where, route, upstream)
     if route.mode == "enforce" and not built.acts and not route.certifies_itself:
@@ -223,10 +219,7 @@ def _starving(where: str, route: Route, settings: Settings) -> list[str]:
 
 
 def policy_table(source: str) -> dict[str, Any]:
-    """Read the table of a policy, with models that it names by file. Raises ConfigError.
-
-    source  TOML or JSON in braces, or a file name
-    """
+    """Read a policy's table from TOML, JSON in braces, or a file, with models that it names. Raises ConfigError."""
     is_written = source.lstrip().startswith("{")
     where, folder = ("policy", Path()) if is_written else (source, Path(source).parent)
     try:

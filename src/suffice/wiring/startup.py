@@ -136,8 +136,7 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
 def open_known_log(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:
     """Open the log and read its knowledge; without a log, warn and start from the last-good file.
 
-    Raises ConfigError. Raises StoreError if the folder does not exist and there is no last-good file: that is a mistake
-    in the settings, made at a first start.
+    Raises ConfigError, and StoreError if the folder does not exist and there is no last-good file.
     """
     for file in (good_file(settings), salt_file(settings), People.of(settings).file):
         if (problem := tighten(file)) is not None:
@@ -265,7 +264,6 @@ async def _wait(
 def _try_again(
     settings: Settings, gw: GatewayState, begun: StartState, process: Process
 ) -> tuple[SqliteLog, LogKnowledge] | None:
-    """Return the log and its knowledge; None: it still cannot be opened, and nothing changes."""
     try:
         return open_checked_log(settings, process)
     except StoreError as error:
@@ -304,11 +302,7 @@ class Again:
         *,
         lock: threading.Lock,
     ) -> None:
-        """Start the thread.
-
-        came  called with the log's knowledge, once the waiting rows are being written
-        lock  guards the gateway and its log
-        """
+        """Start the thread; `came` gets the log's knowledge, and `lock` guards the gateway and its log."""
         self._settings, self._gw, self._begun, self._came, self._lock = settings, gw, begun, came, lock
         self._ends, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="suffice-open", daemon=True)
