@@ -114,8 +114,6 @@ def _no_such(request: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) 
 
 
 async def _until_gone(sending: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Send until done or until the client disconnects."""
-
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -62,7 +62,6 @@ def may(role: Role, needs: Role) -> bool:
 
 
 def problem_of(name: str) -> str | None:
-    """What is wrong with a name; None: nothing."""
     if _NAME.fullmatch(name):
         return None
     return f"got {name[:80]!r}; 1 to 64 letters, digits and . _ @ -, the first a letter or a digit"
@@ -124,8 +123,7 @@ def signed(text: str, key: str, *, purpose: str) -> str:
 class Attempts:
     """Throttles failed attempts by address: `burst` at once, then one more after each `refill_s`.
 
-    There is no shared bucket: it would let a stranger lock out everybody else, and a secret of 256 random bits needs
-    none.
+    A shared bucket would let a stranger lock out everybody else.
     """
 
     def __init__(self, *, burst: int = 5, refill_s: float = 12.0, most_addresses: int = 10_000) -> None:

@@ -1,7 +1,6 @@
 """What handlers work with: the log, the context of views, live updates, and the kinds of endpoints.
 
-View ──▶ GET /console/… (a page) and GET /api/… (the same record as JSON)
-Action ──▶ POST /console/… (from a form) and POST /api/… (from a program)
+A View answers GET with a page or the same record as JSON; an Action answers POST from a form or a program.
 """
 
 from __future__ import annotations
@@ -58,8 +57,6 @@ class ViewCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleServices:
-    """The services of Suffice that the console uses, built by `wiring`."""
-
     decisions: Callable[[], Decisions]  # a writer of the log, opened on first use
     notify: Callable[[], None]  # tells the gateway that something was decided
     closing: Callable[[], bool]  # whether the process is ending
@@ -124,7 +121,7 @@ def page_of(
 ) -> tuple[tuple[T, ...], int | None, bool]:
     """Return up to `limit` matching entries, the next position (None: the end), and whether time ran out.
 
-    entries  places, newest first, each with what fits there; None: nothing
+    entries  positions, newest first, each with its entry; None: it does not match
     """
     lines, older, end_s = list[T](), 0, view.monotonic_s() + LOOK_S
     for place, line in entries:
@@ -257,8 +254,6 @@ MOST_MESSAGES: Final = 1_000  # sessions with a message for their next page
 
 @dataclass(slots=True, kw_only=True)
 class ConsoleContext:
-    """The log and the services that handlers need."""
-
     settings: Settings
     path: Path
     auth: ConsoleAuth

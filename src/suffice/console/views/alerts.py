@@ -23,7 +23,7 @@ MOST_RUNS: Final = 200  # job runs searched for a sink's last report
 class SinkLine(ViewRecord, frozen=True):
     sink: str  # log, webhook or email
     configured: bool  # whether the settings name it now
-    since_s: float | None  # Unix time of its configuration; None: never, or before what was read
+    since_s: float | None  # Unix time at which it started; None: never, or before what was read
     n_taken: int  # accepted, of the alerts on this page
     n_waiting: int  # not accepted yet
     latest_s: float | None  # when it accepted the latest; None: it accepted none

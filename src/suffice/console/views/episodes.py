@@ -209,8 +209,6 @@ def _line(episode: Episode, at_s: float, correct: bool | None) -> EpisodeRow:
 
 
 class Correctness:
-    """Correctness of delivered answers, by their labels and their routes' scorers."""
-
     def __init__(self, view: ViewContext) -> None:
         self._view = view
         self._matches: dict[str, Match] = {}

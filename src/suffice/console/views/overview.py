@@ -132,7 +132,6 @@ def _standing(
 
 
 def forecasts_of(outlook: Outlook | None) -> tuple[Forecast, ...]:
-    """The forecasts of the EM drop and of EM, if known."""
     return () if outlook is None else tuple(one for one in (outlook.drop, outlook.em) if one is not None)
 
 

@@ -162,7 +162,6 @@ def _breakdown(
     accounts: Mapping[str, Account],
     outlook: Outlook | None,
 ) -> tuple[RouteBreakdown, ...]:
-    """The route by query class or by version, the busiest first."""
     log, since_hour = view.connection, view.window.since_hour
     sums = {
         str(key[0]): one

@@ -66,7 +66,6 @@ def settings_page(view: ViewContext) -> SettingsPage:
 
 
 def sections(settings: Settings) -> Iterator[Section]:
-    """Every table of the settings, in their own order."""
     for name in settings.__struct_fields__:
         value = getattr(settings, name)
         if isinstance(value, Mapping):
