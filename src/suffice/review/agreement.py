@@ -145,7 +145,7 @@ def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
 
 
 def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:
-    """EM of all delivered answers of a route, from completed draws; None: there are none.
+    """EM of all delivered answers of a route; None: no draw is complete.
 
     A draw with an open item is left out as a whole, because items that are easy to settle are not representative.
     """

@@ -244,7 +244,6 @@ class RouteHolds:
         return in_effect(self.overrides, now_s)
 
     def override(self, number: int) -> Override | None:
-        """An override that no person has ended; None: there is none of that number."""
         return next((one for one in self.overrides if one.number == number), None)
 
     def case(self, incident: str) -> Case | None:

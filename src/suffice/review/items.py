@@ -133,7 +133,6 @@ def category(*, full_right: bool | None, early_right: bool | None, unsure: bool)
 
 
 def day_number(at_s: float) -> int:
-    """Days since 1970-01-01 UTC."""
     return int(at_s // DAY_S)
 
 

@@ -28,7 +28,7 @@ _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 def check_signature(raw: bytes, header: str, secret: str) -> None:
     """Raise BadRequest 401 unless `header` signs these bytes: `t=TIME,v1=HMAC-SHA-256 of "TIME.body"`.
 
-    The time is not compared with a clock, because a replayed body changes nothing: each score counts once.
+    Its age is not checked, because a replayed body changes nothing: each score counts once.
     """
     parts = dict(part.strip().partition("=")[::2] for part in header.split(","))
     given = parts.get("v1", parts.get("s", ""))
@@ -40,12 +40,10 @@ def check_signature(raw: bytes, header: str, secret: str) -> None:
 
 
 def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared: Mapping[str, Metric]) -> ImportedRows:
-    """Parse a body: a page of the API (`data`), an event with a `score`, or one score.
+    """Parse a page of the API (`data`), an event with a `score`, or one score. Raises BadRequest for anything else.
 
     fields    the settings' `feedback.langfuse.scores`: name of a score to a field of feedback
     declared  the settings' metrics; a score of the same name is one
-
-    Raises BadRequest for anything else. Events of other kinds are ignored.
     """
     if isinstance(payload.get("data"), list):
         return ImportedRows(rows=tuple(read_score(one, fields, declared) for one in payload["data"]))

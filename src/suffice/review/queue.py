@@ -1,10 +1,7 @@
 """The review queue as a pure fold over events: leases of items, their verdicts, and the resulting label.
 
-    item ──▶ slots 1 … n, each leased for a while ──▶ verdicts agree: a label
-                                                      they disagree: a third person decides, then a label
-
-An expired lease frees its item. A later verdict is never lost: it fills the slot if that is still free; otherwise it is
-kept without a slot, and the reviewer is notified. A form sent twice is one verdict.
+If verdicts disagree, a third person decides. A verdict after its lease expired is never lost: it fills the slot if that
+is still free; otherwise it is kept without a slot, and the reviewer is notified. A form sent twice is one verdict.
 """
 
 from __future__ import annotations
@@ -205,7 +202,7 @@ def next_for(
 ) -> tuple[ReviewLease, bool] | None:
     """Select a reviewer's next item; return its lease and whether that is new; None: there is none for them.
 
-    A reviewer with a lease gets that item again. `third`: only items whose verdicts contradict each other.
+    `third`: only items whose verdicts contradict each other.
     """
     for place in queue.unfinished(route):
         held = place.held_by(reviewer, now_s)
@@ -368,7 +365,7 @@ def _differs(before: Settlement | None, after: Settlement | None) -> bool:
 def label_of(place: ItemState) -> Feedback | None:
     """The label that the verdicts resolve to; None: none yet.
 
-    The source is the queue, not the reviewer: two sources that disagree on a run would be a contradiction that nobody
+    Its source is the queue, because two reviewers as sources that disagree would be a contradiction that nobody
     resolves.
     """
     settlement, item = place.settlement, place.item

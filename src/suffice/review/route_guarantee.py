@@ -208,12 +208,9 @@ def covers(route: Route, max_em_drop: float, setup: str | None, made: Publicatio
 
 
 def effective_publication(made: Publication | None, epoch: int, holding: InEffect) -> Publication | None:
-    """The publication that is served, which may be an earlier, pinned one.
+    """The publication that is served, which may be an earlier, pinned one; `epoch` is the running one's number.
 
-    A pin never exceeds the control loop's present certificate: the same models are served up to the level that is
-    certified today, and nothing while nothing is certified. A pin of an ended epoch is void.
-
-    epoch  number of the running one
+    A pin never exceeds the control loop's present certificate, and a pin of an ended epoch is void.
     """
     pin = holding.pin
     if pin is None or pin.pinned is None or made is None or not (made.level and made.may_act):
@@ -224,10 +221,7 @@ def effective_publication(made: Publication | None, epoch: int, holding: InEffec
 
 
 def pin_publication(made: Publication, publication: Publication) -> Publication:
-    """An earlier publication of the same epoch with the restrictions of the newest one.
-
-    made  the newest, which certifies something
-    """
+    """The earlier `publication` of the same epoch, with the restrictions of the newest one, `made`."""
     level = min(publication.level, made.level) if publication.fit == made.fit else publication.level
     classes = dict(publication.classes)
     for name, most in made.classes:  # present restrictions of classes apply to it, too

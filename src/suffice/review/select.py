@@ -1,9 +1,5 @@
 """Selects runs for human review: the most informative ones, and a few drawn at random.
 
-    candidates ──▶ choose: the most urgent, within what is left of the day's cap
-    all runs   ──▶ Urn: a simple random sample of one stretch, with recorded odds
-    routes     ──▶ share_out: divides what is left of the deployment's cap
-
 Runs picked on purpose are not representative: their labels serve certificates and training, and only the random sample
 estimates the average. A day's cap opens gradually, so that a busy morning leaves room for the evening. Pure.
 """
@@ -107,14 +103,11 @@ class Demand:
 
 
 def share_out(room: int, demands: Iterable[Demand], *, day: int) -> dict[str, tuple[int, int]]:
-    """Divide the remaining cap of the deployment: how many runs each route may pick and draw.
+    """Divide the deployment's remaining cap `room`, at least 0: how many runs each route may pick and draw.
 
-    Runs are granted one by one to the route with the fewest items today (max-min fairness, so that no busy route crowds
-    out a quiet one); ties go to the route with the most urgent run, then by a hash of the day and the name, so that no
-    name is last every day. Within a route, draws keep to the control share while there are runs to draw, because only
-    they estimate the average.
-
-    room  runs, at least 0
+    Runs are granted one by one to the route with the fewest items today (max-min fairness); ties go to the most urgent
+    run, then by a hash of the day and the name, so that no route is last every day. Within a route, draws keep to the
+    control share while there are runs to draw, because only they estimate the average.
     """
     granted = dict[str, tuple[int, int]]()
     turns = list[tuple[int, float, bytes, str, Demand]]()
@@ -145,7 +138,6 @@ def _take_turn(
 
 
 def _draws_next(one: Demand, n_chosen: int, n_drawn: int) -> bool:
-    """Whether a route's next run is drawn at random, given the numbers granted so far."""
     if n_drawn == one.drawable:
         return False
     n_asked = one.n_chosen + one.n_drawn + n_chosen + n_drawn
