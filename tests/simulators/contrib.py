@@ -1,4 +1,4 @@
-"""The packages in contrib/ as pip would install them: their entry points are found."""
+"""Makes the entry points of a package in contrib/ visible, as if pip had installed it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ CONTRIB = Path(__file__).parents[2] / "contrib"
 
 
 def install_contrib(name: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a package's entry points known to this process, until the test ends."""
     project = tomllib.loads((CONTRIB / name / "pyproject.toml").read_text("utf-8"))["project"]
     metadata = site / f"{name.replace('-', '_')}-{project['version']}.dist-info"
     metadata.mkdir()

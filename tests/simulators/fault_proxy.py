@@ -1,8 +1,6 @@
-"""A TCP proxy that breaks connections as it is told: slow, thin, cut into pieces, silent, reset, shut or down.
+"""A TCP proxy that injects faults into connections: delay, narrow bandwidth, splits, silence, resets, outages.
 
-It stands between a client and a server and knows bytes and sockets only. It refuses to know HTTP, so
-that it breaks what HTTP takes for granted. Each direction has its own `LinkFaults`, which may be replaced
-while connections run.
+It knows only bytes and sockets, so that it can break what HTTP takes for granted.
 """
 
 from __future__ import annotations
@@ -19,32 +17,32 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
-READ_BYTES = 16 * 1024  # read at once; what the proxy holds of a connection is a few times this
-WAITING_READS = 16  # read ahead while a delay runs; then the sender has to wait
-WIDTH_STEP_S = 0.05  # a narrow line passes on as much as fits into this, then waits
-ACCEPT_STEPS = 4  # turns of the loop between a connection's arrival and its first task
-CLOSE_S = 1.0  # an end that does not take what is left is cut off
-POLL_S = 0.005  # how soon a line that was replaced is noticed
+READ_BYTES = 16 * 1024  # per read; the proxy buffers a few times this per connection
+WAITING_READS = 16  # reads ahead during a delay; then the sender waits
+WIDTH_STEP_S = 0.05  # a limited line sends as much as fits into this, then waits
+ACCEPT_STEPS = 4  # iterations of the event loop between accepting a connection and its first task
+CLOSE_S = 1.0  # then an end that does not read the rest is closed
+POLL_S = 0.005  # interval of checks for replaced faults
 
 End: TypeAlias = Literal["", "closed", "reset", "limit", "silence", "down"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkFaults:
-    """What happens to the bytes that go one way. The default passes them on at once.
+    """The faults of one direction. The default forwards bytes at once.
 
-    latency_s       each byte arrives this much later; the line's width is not changed by it
-    jitter_s        plus a share of this, drawn from the proxy's seed; order is kept
-    bytes_per_s     width of the line; None: no limit
-    piece_bytes     cut into pieces of at most this many bytes, each a write of its own; 0: as they came
+    latency_s       delay of each byte; does not change the bandwidth
+    jitter_s        maximum of an added random delay, from the proxy's seed; order is kept
+    bytes_per_s     bandwidth; None: no limit
+    piece_bytes     write at most this many bytes at once; 0: as received
     piece_delay_s   pause after each piece
-    silent_after    bytes that get through before silence; None: never. The connection stays open
-    silence_s       how long the silence lasts before the connection is closed; None: until the line is
-                    replaced or the end that should hear hangs up
-    limit_bytes     bytes that get through before the connection is closed in good order; None: no limit
-    reset_after     bytes that get through before both ends see a reset; None: never
-    reset_after_s   seconds after which both ends see a reset; None: never
-    slow_close_s    the end of the stream is passed on this much later
+    silent_after    bytes before silence on an open connection; None: never
+    silence_s       duration of the silence before the connection is closed; None: until the faults are replaced
+                    or the receiving end hangs up
+    limit_bytes     bytes before the connection is closed in good order; None: no limit
+    reset_after     bytes before both ends see a reset; None: never
+    reset_after_s   seconds before both ends see a reset; None: never
+    slow_close_s    delay of the end of the stream
     """
 
     latency_s: float = 0.0
@@ -69,12 +67,12 @@ class Link:
     bytes_to_client: int = 0
     client_closed_at_s: float | None = None  # the client ended its side
     upstream_closed_at_s: float | None = None  # the upstream ended its side
-    closed_at_s: float | None = None  # nothing is left of it
-    end: End = ""  # what ended it; "": still open
+    closed_at_s: float | None = None  # both ends closed
+    end: End = ""  # the cause; "": still open
 
 
 class _Broken(Exception):
-    """The line says: this connection ends here."""
+    """The faults end this connection."""
 
     def __init__(self, end: End) -> None:
         super().__init__(end)
@@ -82,7 +80,7 @@ class _Broken(Exception):
 
 
 class FaultProxy:
-    """A faulty line to `upstream` ("host:port" or "http://host:port"). `url` is its own address.
+    """A faulty line to `upstream` ("host:port" or "http://host:port"); clients connect to `url`.
 
     >>> import urllib.request
     >>> from suffice.testing import FakeUpstream
@@ -100,8 +98,7 @@ class FaultProxy:
     RemoteDisconnected
     (2, 0)
 
-    to_upstream, to_client   the two lines; assign another `LinkFaults` at any time, from any thread
-    seed                     of the jitter
+    to_upstream, to_client   the faults of each direction; replace them at any time, from any thread
     links                    every connection so far, oldest first
     """
 
@@ -127,34 +124,30 @@ class FaultProxy:
 
     @property
     def port(self) -> int:
-        """Raises RuntimeError when the proxy is not running."""
+        """Raise RuntimeError when the proxy is not running."""
         if self._address is None:
             raise RuntimeError("FaultProxy.port: the proxy is not running; use `async with` or `in_thread`")
         return self._address[1]
 
     @property
     def url(self) -> str:
-        """Base address, as of a server of its own."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def n_connections(self) -> int:
-        """Connections so far."""
         return len(self.links)
 
     @property
     def n_open(self) -> int:
-        """Connections of which an end is still open."""
+        """Connections with at least one open end."""
         return sum(link.closed_at_s is None for link in self.links)
 
     @property
     def bytes_to_upstream(self) -> int:
-        """Bytes passed on to the upstream, over all connections."""
         return sum(link.bytes_to_upstream for link in self.links)
 
     @property
     def bytes_to_client(self) -> int:
-        """Bytes passed on to clients, over all connections."""
         return sum(link.bytes_to_client for link in self.links)
 
     # ---- running
@@ -175,7 +168,7 @@ class FaultProxy:
     def in_thread(
         cls, upstream: str, *, to_upstream: LinkFaults | None = None, to_client: LinkFaults | None = None, seed: int = 0
     ) -> Iterator[Self]:
-        """Run a proxy in a thread of its own, for programs that are not asynchronous."""
+        """Run a proxy in its own thread, for synchronous programs."""
         proxy = cls(upstream, to_upstream=to_upstream, to_client=to_client, seed=seed)
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="fault-proxy", daemon=True)
@@ -192,7 +185,7 @@ class FaultProxy:
             loop.close()
 
     async def down(self) -> None:
-        """Refuse new connections and reset those that are open. Await it where the proxy runs."""
+        """Refuse new connections and reset open ones. Await it in the proxy's event loop."""
         await self._down()
 
     async def up(self) -> None:
@@ -200,7 +193,7 @@ class FaultProxy:
         await self._up()
 
     def switch(self, *, down: bool) -> None:
-        """`down` or `up` for programs that are not asynchronous; returns when it is done."""
+        """`down` or `up` for synchronous programs; returns when done."""
         if self._loop is None:
             raise RuntimeError("FaultProxy.switch: the proxy is not running")
         asyncio.run_coroutine_threadsafe(self._down() if down else self._up(), self._loop).result()
@@ -222,7 +215,7 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*live, return_exceptions=True)
         for writer in live.values():
-            await _finish(writer, reset=True)  # of those that were cancelled before their first step
+            await _finish(writer, reset=True)  # of connections cancelled before their first step
 
     # ---- one connection
 
@@ -236,7 +229,7 @@ class FaultProxy:
     async def _serve(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         dialled = asyncio.create_task(asyncio.open_connection(*self._upstream, limit=READ_BYTES))
         try:
-            up_reader, up_writer = await asyncio.shield(dialled)  # cancelled half-way it would leak a socket
+            up_reader, up_writer = await asyncio.shield(dialled)  # a cancelled dial would leak a socket
             pumps = (
                 _Pump(self, link, reader, up_writer, upwards=True),
                 _Pump(self, link, up_reader, writer, upwards=False),
@@ -251,7 +244,7 @@ class FaultProxy:
         except* _Broken as broken:
             link.end = _first(broken).end
         except* OSError:
-            link.end = "reset"  # one end broke off; so does the other
+            link.end = "reset"  # one end broke off; reset the other
         except* asyncio.CancelledError:
             link.end = "down"
         finally:
@@ -262,7 +255,6 @@ class FaultProxy:
             link.closed_at_s = time.monotonic()
 
     async def _expire(self, link: Link) -> None:
-        """Reset the connection when its time is up, on either line."""
         while True:
             limits_s = [line.reset_after_s for line in (self.to_upstream, self.to_client)]
             age_s = time.monotonic() - link.opened_at_s
@@ -271,7 +263,7 @@ class FaultProxy:
             await asyncio.sleep(POLL_S)
 
     def jitter(self) -> float:
-        """The next share, in [0, 1)."""
+        """The next jitter factor, in [0, 1)."""
         return self._random.random()
 
 
@@ -284,9 +276,9 @@ async def _finish(writer: asyncio.StreamWriter, *, reset: bool) -> None:
     writer.close()
     try:
         async with asyncio.timeout(CLOSE_S):
-            # Shielded: who is cancelled while waiting would cancel the wait of everybody else.
+            # Shielded: a cancelled waiter would cancel the wait of all others.
             await asyncio.shield(writer.wait_closed())
-    except OSError:  # a time-out is one too
+    except OSError:  # includes time-outs
         writer.transport.abort()
 
 
@@ -300,7 +292,7 @@ def _first(group: BaseExceptionGroup[_Broken]) -> _Broken:
 
 @dataclass(slots=True)
 class _Pump:
-    """One direction of one connection: reads ahead a little, writes when and as the line allows."""
+    """One direction of one connection: reads ahead a little, and writes as the faults allow."""
 
     proxy: FaultProxy
     link: Link
@@ -315,14 +307,13 @@ class _Pump:
         return self.proxy.to_upstream if self.upwards else self.proxy.to_client
 
     async def read(self) -> None:
-        """Read ahead; what was read carries the time at which it is due."""
         due_s = 0.0
         data = b"?"
         while data:
             data = await self.reader.read(READ_BYTES)
             line = self.line
             delay_s = line.latency_s + (line.jitter_s * self.proxy.jitter() if line.jitter_s else 0.0)
-            due_s = max(due_s, time.monotonic() + delay_s)  # nothing overtakes what was sent before it
+            due_s = max(due_s, time.monotonic() + delay_s)  # keep the order
             if not data and self.upwards:
                 self.link.client_closed_at_s = time.monotonic()
             elif not data:
@@ -330,7 +321,7 @@ class _Pump:
             await self.waiting.put((due_s, data))
 
     async def write(self) -> None:
-        """Pass on what was read, to the end of the stream. Raises _Broken where the line breaks."""
+        """Forward to the end of the stream. Raise _Broken where a fault ends the connection."""
         while True:
             due_s, data = await self.waiting.get()
             await asyncio.sleep(due_s - time.monotonic())
@@ -354,11 +345,11 @@ class _Pump:
                 raise _Broken("silence")
             left_at_s = self.link.client_closed_at_s if not self.upwards else self.link.upstream_closed_at_s
             if left_at_s is not None:
-                raise _Broken("closed")  # nobody listens any more
+                raise _Broken("closed")  # the receiver has gone
             await asyncio.sleep(POLL_S)
 
     def _room(self, n_bytes: int) -> int:
-        """How many of the next bytes may go out as one piece. Raises _Broken when none may ever."""
+        """Size of the next piece. Raise _Broken if no more bytes may pass."""
         line = self.line
         if line.piece_bytes:
             n_bytes = min(n_bytes, line.piece_bytes)

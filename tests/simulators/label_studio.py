@@ -1,7 +1,7 @@
-"""A Label Studio that keeps what it is given: projects, tasks and annotations, in memory, over a real socket.
+"""A Label Studio with in-memory projects, tasks and annotations, over a real socket.
 
-Recorded: its answers have the fields and codes of Label Studio's own source and API reference (data_import/api.py,
-data_export/api.py, webhooks/models.py; api.labelstud.io), nothing more. It refuses to know what tasks are about.
+Answers have the fields and codes of Label Studio's own source and API reference (data_import/api.py,
+data_export/api.py, webhooks/models.py; api.labelstud.io).
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ WHEN = "2026-01-02T03:04:05.000000Z"
 
 @dataclass(slots=True)
 class Project:
-    """One project and its tasks, by number."""
-
     id: int
     tasks: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 class FakeLabelStudio:
-    """A server on 127.0.0.1 while the block lasts; `url` is its address, `calls` what it was asked.
+    """A server on 127.0.0.1, as a context manager; `calls` records the requests.
 
     >>> import urllib.request
     >>> with FakeLabelStudio(token="t") as studio:
@@ -37,9 +35,8 @@ class FakeLabelStudio:
     ...         reply.status, json.load(reply)["task_count"]
     (201, 1)
 
-    token     a legacy token; requests without it are refused
-    refresh   a personal access token, exchanged for a short one at /api/token/refresh; None: there is none
-    projects  numbers of the projects that there are
+    token     a legacy token; requests without it are rejected
+    refresh   a personal access token, exchanged for a short-lived one at /api/token/refresh; None: none
     """
 
     def __init__(self, *, token: str = "", refresh: str | None = None, projects: tuple[int, ...] = (1,)) -> None:
@@ -54,7 +51,6 @@ class FakeLabelStudio:
 
     @property
     def url(self) -> str:
-        """Its base address."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -79,10 +75,10 @@ class FakeLabelStudio:
         skipped: bool = False,
         annotation: int | None = None,
     ) -> dict[str, Any]:
-        """A person fills in the form of a task: what a webhook would tell of it.
+        """Annotate a task as a person does; return the body of the webhook.
 
         said        by control: a list is a choice, a string a text, a number a rating
-        annotation  the one that is changed; None: a new one
+        annotation  id of the annotation to change; None: a new one
         """
         with self._lock:
             of = self.projects[project].tasks[task]
@@ -160,7 +156,6 @@ class FakeLabelStudio:
 
 
 def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The form's controls as an annotation has them."""
     found = []
     for number, (name, value) in enumerate(said.items()):
         kind, inner = (
@@ -185,8 +180,6 @@ def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _handler(studio: FakeLabelStudio) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        """One connection."""
-
         def _serve(self) -> None:
             length = int(self.headers.get("content-length") or 0)
             raw = self.rfile.read(length)
@@ -203,6 +196,6 @@ def _handler(studio: FakeLabelStudio) -> type[BaseHTTPRequestHandler]:
         do_POST = _serve  # noqa: N815
 
         def log_message(self, *_: object) -> None:
-            """Say nothing on the terminal."""
+            pass
 
     return Handler

@@ -1,4 +1,4 @@
-"""Each promise of the fault proxy, told by plain sockets on both of its sides."""
+"""The promises of the fault proxy, tested with plain sockets on both sides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESSAGE = bytes(range(256)) * 8
 
 
 class Far:
-    """A server that echoes, and remembers what it was sent and when each connection ended."""
+    """An echo server that records what it received and how each connection ended."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -61,7 +61,7 @@ async def through(**lines: LinkFaults) -> AsyncIterator[tuple[FaultProxy, Far]]:
 
 
 async def echoed(proxy: FaultProxy, sent: bytes, *, within_s: float = 20.0) -> tuple[bytes, str]:
-    """What came back before the connection ended or fell silent, and which of these it was."""
+    """The bytes echoed before the connection ended or fell silent, and which of these it was."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     got = bytearray()
     try:
@@ -114,7 +114,7 @@ async def test_a_narrow_line_takes_its_time() -> None:
     async with through(to_client=LinkFaults(bytes_per_s=10_000)) as (proxy, _):
         start_s = time.monotonic()
         assert await echoed(proxy, MESSAGE) == (MESSAGE, "whole")
-        assert time.monotonic() - start_s >= len(MESSAGE) / 10_000 - 0.06  # the last step is not waited for
+        assert time.monotonic() - start_s >= len(MESSAGE) / 10_000 - 0.06  # no wait after the last piece
 
 
 async def test_a_slicer_cuts_into_pieces_with_pauses() -> None:
@@ -131,7 +131,7 @@ async def test_a_slicer_cuts_into_pieces_with_pauses() -> None:
 async def test_silence_keeps_the_connection_open_until_the_line_is_mended(after: int) -> None:
     async with through(to_client=LinkFaults(silent_after=after)) as (proxy, far):
         assert await echoed(proxy, MESSAGE, within_s=1.0) == (MESSAGE[:after], "silent")
-        assert await far.has_ended() == "end"  # the client's leaving is passed on in the other direction
+        assert await far.has_ended() == "end"  # the client's close reaches the server
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(MESSAGE)
         with pytest.raises(TimeoutError):
@@ -216,7 +216,7 @@ async def test_a_fast_sender_waits_for_a_slow_reader() -> None:
                 while True:
                     writer.write(bytes(2**20))
                     await writer.drain()
-        # Socket buffers hold some megabytes; the proxy itself next to nothing.
+        # Socket buffers hold some megabytes; the proxy itself almost nothing.
         assert 0 < len(far.received) < 64 * 2**20
         writer.transport.abort()
 

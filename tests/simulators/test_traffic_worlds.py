@@ -1,4 +1,4 @@
-"""Simulated traffic has the phenomena that it claims, in the amounts that it states, and follows from its seed."""
+"""Simulated traffic shows its stated phenomena in the stated amounts, and follows from its seed."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def usual() -> SimulatedTraffic:
 
 
 def oracle_saving(traffic: SimulatedTraffic) -> float:
-    """Tokens saved, probes counted, when each run ends at the first step that is as good as its end."""
+    """Share of tokens saved, net of probes, if each run ends at the first step as good as its end."""
     good = np.where(traffic.z <= 0, traffic.cost, np.inf)
     return float(1 - np.minimum.reduceat(good, traffic.starts[:-1]).sum() / traffic.full.sum())
 
 
 def p_good(traffic: SimulatedTraffic, rows: NDArray[np.bool_]) -> float:
-    """P(stopping here is as good as the full run) among some rows."""
+    """P(a stop is as good as the full run) over some rows."""
     return float((traffic.z[rows] <= 0).mean())
 
 
@@ -100,7 +100,7 @@ def test_signals_tell_when_a_stop_is_good(usual: SimulatedTraffic) -> None:
 
 
 def lost_when_sure(traffic: SimulatedTraffic) -> float:
-    """Share of stops that lose the answer, where confidence is high and the answer stood for three steps."""
+    """Share of lost answers among stops at high confidence with an answer stable for three steps."""
     confidence, streak = (traffic.x[:, FEATURES.index(name)] for name in ("confidence", "log_streak"))
     return float((traffic.z > 0)[(confidence > 1.5) & (streak > np.log(2.5))].mean())
 

@@ -1,9 +1,8 @@
-"""Worlds in which arms can be tuned and whose truth is known, and learners that live in them.
+"""Regimes with known truth in which arms can be tuned, and learners that run in them.
 
-    story(name) ──▶ Story (worlds, labels) ──▶ run_tuner, run_greedy, run_fixed ──▶ Lived (reward, drop, by request)
+    story(name) ──▶ Story (regimes, labels) ──▶ run_tuner, run_greedy, run_fixed ──▶ LearnerHistory (reward, drop)
 
-`worlds` has the truth, `lives` lets a learner see what it would see. Rewards are expectations, so that a comparison of
-learners has no noise but that of what they learned.
+Rewards are expectations, so that a comparison of learners has no other noise than what they learned.
 """
 
 from tests.simulators.arm_worlds.lives import (

@@ -1,7 +1,7 @@
-"""Learners in a story: ours, a fixed arm, an even lot, and one that trusts what it hears of its own answers.
+"""Learners in a story: ours, a fixed arm, a uniform assignment, and one that trusts feedback on its own answers.
 
-Requests go by in batches; between two batches a learner may look at what has come back by then. What counts is the
-expected EM minus price x tokens of what was done, second calls of audits included. Knows the truth; learners do not.
+Requests come in batches, and a learner sees the returned labels between two batches. The reward is the expected EM
+minus price x tokens of all calls, including second calls of audits.
 """
 
 from __future__ import annotations
@@ -20,38 +20,32 @@ from tests.simulators.arm_worlds.worlds import ARMS, CLASSES, FULL_TOKENS, SECON
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-PRICE: Final = 0.1  # EM that the tokens of a mean full run are worth to whoever compares the learners
+PRICE: Final = 0.1  # the value in EM of the tokens of a mean full run
 MAX_EM_DROP: Final = 0.02
 BATCH: Final = 1_000
-LASTING_REQUESTS: Final = 50_000  # over which the owner of a long story expects a change to last
-P_COMPLAINT: Final = 0.4  # of a wrong answer; nobody says anything of a right one
+LASTING_REQUESTS: Final = 50_000  # horizon of a change in a long story
+P_COMPLAINT: Final = 0.4  # of a wrong answer; correct answers get no feedback
 GREEDY_EXPLORES: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LearnerHistory:
-    """What a learner did, request by request."""
-
-    reward: Floats  # (N,): expected EM over the full run's, minus price x tokens of all calls
-    drop: Floats  # (N,): expected EM drop of what the client got
+    reward: Floats  # (N,): expected EM minus the full run's, minus price x tokens of all calls
+    drop: Floats  # (N,): expected EM drop of the client's answer
     n_audits: int = 0
     ticks: tuple[Tick, ...] = ()
 
     @property
     def proposals(self) -> tuple[TuningProposal, ...]:
-        """All that were made."""
         return tuple(tick.proposal for tick in self.ticks if tick.proposal is not None)
 
     def drops(self, story: Story) -> Floats:
-        """Mean EM drop in each world of the story, shape (W,)."""
+        """Mean EM drop in each regime, shape (W,)."""
         return np.array([part.mean() for part in np.array_split(self.drop, len(story.worlds))])
 
 
 def run_fixed(story: Story, odds: Floats) -> LearnerHistory:
-    """A lot that never learns: one arm, or all arms alike.
-
-    odds  of each arm, shape (K,)
-    """
+    """A constant assignment with the probabilities `odds` of each arm, shape (K,)."""
     rewards, drops = [], []
     for world in story.worlds:
         drop = float(world.mix @ world.drop @ odds)
@@ -62,10 +56,7 @@ def run_fixed(story: Story, odds: Floats) -> LearnerHistory:
 
 
 def best_fixed(story: Story, *, in_each_world: bool) -> tuple[int, LearnerHistory]:
-    """The best arm for all classes and all time, known afterwards, among those that keep the EM budget.
-
-    in_each_world  False: on the average over the story is enough
-    """
+    """The best single arm in hindsight among those that keep the EM budget, in each regime or only on average."""
     lives = [(arm, run_fixed(story, np.eye(len(ARMS))[arm])) for arm in range(len(ARMS))]
     kept = [
         (arm, lived)
@@ -76,7 +67,7 @@ def best_fixed(story: Story, *, in_each_world: bool) -> tuple[int, LearnerHistor
 
 
 def hindsight(story: Story) -> float:
-    """Mean reward of the best arm of every class in every world that keeps the budget there: nobody can have it."""
+    """Mean reward of the best arm within the budget of every class and regime: an upper bound."""
     found = [
         float(w.mix @ np.where(w.drop <= MAX_EM_DROP, -w.drop - PRICE * w.shares, -np.inf).max(axis=1))
         for w in story.worlds
@@ -85,7 +76,7 @@ def hindsight(story: Story) -> float:
 
 
 def tuning_of(story: Story) -> TuningBounds:
-    """The bounds that the story's owner would write down; everything else is the default."""
+    """The bounds that the owner of the story would configure; everything else is the default."""
     return TuningBounds(
         arms=ARMS,
         classes=CLASSES,
@@ -95,26 +86,21 @@ def tuning_of(story: Story) -> TuningBounds:
     )
 
 
-# --------------------------------------------------------------------------- ours
+# ---- ours
 
 
 @dataclass(slots=True, kw_only=True)
 class _Life:
-    """One run of the tuner through a story."""
-
     story: Story
     tuner: Tuner
     rng: np.random.Generator
-    waiting: list[tuple[float, TrustedLabel]] = field(default_factory=list)  # labels on their way, by when they come
+    waiting: list[tuple[float, TrustedLabel]] = field(default_factory=list)  # pending labels by arrival time
     n_audits: int = 0
     n_labels: int = 0
 
 
 def run_tuner(story: Story, seed: int, tuning: TuningBounds | None = None) -> LearnerHistory:
-    """Our tuner, every proposal of which is accepted at once.
-
-    tuning  None: `tuning_of` the story
-    """
+    """Our tuner, with every proposal accepted at once. `tuning` None: `tuning_of` the story."""
     life = _Life(story=story, tuner=Tuner(tuning or tuning_of(story)), rng=np.random.default_rng(seed))
     reward, drop, ticks = np.zeros(story.n_requests), np.zeros(story.n_requests), []
     for begin in range(0, story.n_requests, BATCH):
@@ -139,7 +125,7 @@ def run_tuner(story: Story, seed: int, tuning: TuningBounds | None = None) -> Le
 
 
 def _live(life: _Life, world: ArmWorld, at: int, n: int) -> Ints:
-    """The arms of n live requests of a class; what they cost is told."""
+    """Assign n live requests of a class and report their cost; return the arms."""
     odds = life.tuner.draw(CLASSES[at], 0.0).odds
     arms: Ints = life.rng.choice(len(ARMS), size=n, p=odds)
     for arm, n_runs in enumerate(np.bincount(arms, minlength=len(ARMS)).tolist()):
@@ -150,12 +136,12 @@ def _live(life: _Life, world: ArmWorld, at: int, n: int) -> Ints:
 
 
 def _audit(life: _Life, world: ArmWorld, at: int, audit_id: str, now_s: float) -> int:
-    """One audit, asked twice; its label sets off, if there will be one. Returns the arm."""
+    """Run one audit in both ways and schedule its label, if any. Return the arm."""
     rng, labels = life.rng, life.story.labels
     draw = life.tuner.draw_audit(CLASSES[at], rng.random())
     tokens = FULL_TOKENS * world.shares[at, [0, draw.arm]] * rng.uniform(0.5, 1.5, size=2)
     rates = np.cumsum([world.lost[at, draw.arm], world.gained[at, draw.arm], world.differ[at, draw.arm]])
-    happened = int(np.searchsorted(rates, rng.random(), side="right"))  # lost, gained, differs, the same
+    happened = int(np.searchsorted(rates, rng.random(), side="right"))  # lost, gained, differs, same
     life.tuner.audited(
         ShadowAudit(
             audit_id=audit_id,
@@ -178,7 +164,7 @@ def _audit(life: _Life, world: ArmWorld, at: int, audit_id: str, now_s: float) -
 
 
 def _label(life: _Life, audit_id: str, truth: int) -> TrustedLabel:
-    """What is said of an audit: the truth by a reviewer, unless a liar gets hold of it first."""
+    """The label of an audit: that of a reviewer, or a false one of a user."""
     life.n_labels += 1
     for key, part in life.story.labels.liars:
         if life.rng.random() < part:
@@ -193,14 +179,13 @@ def _deliver_labels(life: _Life, now_s: float) -> None:
         life.tuner.labelled(label)
 
 
-# --------------------------------------------------------------------------- the naive one
+# ---- naive
 
 
 def run_greedy(story: Story, seed: int) -> LearnerHistory:
-    """Epsilon-greedy by class on its own outcomes: no complaint means right, and nothing is ever forgotten.
+    """Epsilon-greedy by class on its own outcomes: no complaint counts as correct, and nothing is forgotten.
 
-    It has no full runs to compare with, knows no budget, and its exploring is the only thing that is random. Liars
-    take complaints away.
+    It sees no full runs and no budget, and explores at random. False labels suppress complaints.
     """
     rng = np.random.default_rng(seed)
     n, complaints = np.ones((len(CLASSES), len(ARMS))), np.zeros((len(CLASSES), len(ARMS)))
@@ -218,9 +203,9 @@ def run_greedy(story: Story, seed: int) -> LearnerHistory:
         drop[begin : begin + size] = world.drop[classes, arms]
         ran = np.zeros_like(n)
         np.add.at(ran, (classes, arms), 1)
-        n += ran  # counted as right at once …
+        n += ran  # counted as correct at once …
         wrong = np.clip(1 - world.right[:, np.newaxis] + world.drop, 0, 1)
         coming.append(rng.binomial(ran.astype(np.int64), wrong * P_COMPLAINT * max(0.0, heard)).astype(np.float64))
         if len(coming) > delay:
-            complaints += coming.pop(0)  # … until somebody complains
+            complaints += coming.pop(0)  # … until a complaint arrives
     return LearnerHistory(reward=reward, drop=drop)

@@ -1,7 +1,6 @@
-"""What is true: classes of requests, what each arm loses, gains and costs there, and how labels come.
+"""The truth: classes of requests, what each arm loses, gains and costs there, and how labels arrive.
 
-A full run is right or wrong; an arm may lose that, gain it, or merely answer otherwise. Easy questions need next to no
-thought and hard ones all of it, so no arm is right for all classes. Worlds may follow each other within a story.
+Easy questions need almost no reasoning and hard ones all of it, so no arm is best for every class.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ FULL_TOKENS: Final = 1_000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ArmWorld:
-    """What is true for a while. Rows are classes, columns arms."""
+    """The truth of one regime. Rows are classes, columns arms."""
 
-    mix: Floats  # (C,): part of the requests that each class is
-    right: Floats  # (C,): P(the full run is right)
-    lost: Floats  # (C, K): P(the full run is right and the arm is wrong)
-    gained: Floats  # (C, K): P(the arm alone is right)
-    differ: Floats  # (C, K): P(other answers, both wrong)
-    shares: Floats  # (C, K): tokens over those of a mean full run
+    mix: Floats  # (C,): share of requests
+    right: Floats  # (C,): P(the full run is correct)
+    lost: Floats  # (C, K): P(the full run is correct and the arm is wrong)
+    gained: Floats  # (C, K): P(only the arm is correct)
+    differ: Floats  # (C, K): P(different answers, both wrong)
+    shares: Floats  # (C, K): tokens, relative to a mean full run
 
     @property
     def drop(self) -> Floats:
@@ -49,33 +48,30 @@ class ArmWorld:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelLaw:
-    """How the labels of disagreeing audits come."""
+    """How labels of disagreeing audits arrive."""
 
-    delay_s: float = 600.0  # on average; none takes more than half as long again
-    p_if_lost: float = 1.0  # that one comes where the arm lost
+    delay_s: float = 600.0  # mean; the maximum is 1.5 times as long
+    p_if_lost: float = 1.0  # P(a label arrives) where the arm lost
     p_otherwise: float = 1.0
-    liars: tuple[tuple[str, float], ...] = ()  # keys of users with the part that they label: "nothing lost", always
+    liars: tuple[tuple[str, float], ...] = ()  # users who always label "nothing lost", with their share of labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Story:
-    """A scenario: how many requests, which worlds one after the other, which labels."""
-
     n_requests: int
-    worlds: tuple[ArmWorld, ...]  # each for an equal part of the requests
+    worlds: tuple[ArmWorld, ...]  # each for an equal share of the requests
     labels: LabelLaw = LabelLaw()
 
     def world(self, request: int) -> ArmWorld:
-        """The world that a request lives in."""
         return self.worlds[min(len(self.worlds) - 1, request * len(self.worlds) // self.n_requests)]
 
 
 def story(name: str, n_requests: int = 200_000) -> Story:
-    """A scenario of SCENARIOS; a cold one has a twentieth of the requests. Raises KeyError for another name."""
+    """A scenario of SCENARIOS; a cold one has a twentieth of the requests. Raise KeyError for another name."""
     base = world()
     if name == "drifting":
         harder = world(mix=(0.3, 0.3, 0.4), worse=(1.0, 4.0, 1.5))
-        turned = world(worse=(25.0, 1.0, 0.2))  # the easy ones have become treacherous, the hard ones harmless
+        turned = world(worse=(25.0, 1.0, 0.2))  # easy questions become risky, hard ones safe
         return Story(n_requests=n_requests, worlds=(base, harder, turned))
     if name == "cold":
         return Story(n_requests=n_requests // 20, worlds=(base,))
@@ -97,9 +93,9 @@ def world(
     worse: tuple[float, float, float] = (1.0, 1.0, 1.0),
     flips: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> ArmWorld:
-    """The usual world, with each class's losses multiplied.
+    """The default regime with the losses of each class multiplied by `worse`.
 
-    flips  by class: how often two independent draws differ in being right, one way as often as the other
+    flips  by class: how often two independent draws differ in correctness, equally often each way
     """
     usual = np.array(
         [

@@ -1,10 +1,8 @@
-"""Simulated traffic of step-wise reasoning: to test a control loop where the truth is known.
+"""Simulated traffic of step-wise reasoning with known truth, to test a control loop.
 
-    world ──▶ stories ──▶ rows ──▶ Traffic       labels, arrivals
-    who asks  what        what is  arrays        when an outcome is known,
-              happens     seen                   when a request comes
+    worlds ──▶ stories ──▶ traffic ──▶ labels, arrivals
 
-No text and no model: numbers that behave as recorded runs do. What is drawn follows from the seed alone.
+It simulates no text and no model, only numbers that behave like recorded runs, determined by the seed.
 
 >>> from tests.simulators.traffic_worlds import SCENARIOS, simulate
 >>> traffic = simulate(SCENARIOS["harsh"], 2_000, seed=1)

@@ -1,4 +1,4 @@
-"""When requests come: a steady load, and spikes."""
+"""Arrival times of requests: a steady load, and spikes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrivalRate:
-    """A stretch of time with one rate of arrivals."""
-
     seconds: float  # above 0
     requests_per_s: float  # mean, at least 0
 
 
 def arrival_times(loads: Sequence[ArrivalRate], *, seed: int) -> Floats:
-    """Arrival times in seconds from 0, rising: a Poisson process whose rate changes from stretch to stretch.
+    """Ascending arrival times in seconds from 0: a Poisson process with a piecewise constant rate.
 
-    Raises ValueError for a stretch without length or with a negative rate.
+    Raise ValueError for a period without length or a negative rate.
     """
     rng = np.random.default_rng([seed, 2])
     begin, times = 0.0, [np.empty(0)]
@@ -43,7 +41,7 @@ def spiked(
     spike_s: float = 60.0,
     after_s: float = 120.0,
 ) -> tuple[ArrivalRate, ...]:
-    """A steady load that is multiplied by `factor` for a while."""
+    """A steady load that is multiplied by `factor` for `spike_s`."""
     return (
         ArrivalRate(seconds=before_s, requests_per_s=requests_per_s),
         ArrivalRate(seconds=spike_s, requests_per_s=factor * requests_per_s),

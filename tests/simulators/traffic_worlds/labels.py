@@ -1,4 +1,4 @@
-"""When the outcome of a run is known: late, seldom, or mostly when the answer was wrong."""
+"""When the outcome of a run becomes known: late, rarely, or mostly for wrong answers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ NEVER: Final = np.iinfo(np.int64).max  # no label comes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelDelays:
-    """How labels come. Rates are fractions, delays are counted in requests."""
+    """How labels arrive. Rates are fractions, delays are counted in requests."""
 
     delay: Literal["fixed", "geometric"] = "fixed"
     mean_delay: int = 0  # requests from an answer to its label
-    p_when_right: float = 1.0  # a label comes at all, when the full run's answer was right
-    p_when_wrong: float = 1.0  # … when it was wrong: users complain when something is wrong
+    p_when_right: float = 1.0  # P(a label arrives) if the full run's answer is correct
+    p_when_wrong: float = 1.0  # … if it is wrong
 
 
 def label_times(traffic: SimulatedTraffic, labels: LabelDelays, *, seed: int) -> NDArray[np.int64]:
-    """The request before which each run's label is there, shape (n,); NEVER: it does not come.
+    """The request before which each run's label arrives, shape (n,); NEVER: no label.
 
-    Raises ValueError for rates outside 0 … 1 and delays below 0.
+    Raise ValueError for rates outside 0 … 1 and delays below 0.
     """
     if labels.mean_delay < 0 or not 0 <= labels.p_when_right <= 1 or not 0 <= labels.p_when_wrong <= 1:
         raise ValueError(f"labels: got {labels}; rates from 0 to 1, a delay of at least 0")

@@ -1,7 +1,6 @@
-"""Scenarios: how traffic changes over time, by name.
+"""Scenarios by name: how traffic changes from one regime to another, at once, linearly, or periodically.
 
-A scenario is a way from one world to another: at once, along a line, or to and fro. `labels` and `arrivals` say when
-outcomes and requests come; they go with any scenario.
+Any scenario combines with any labels and arrivals.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """How far the traffic is on the way to its new world, request by request."""
+    """How far the traffic has moved to its new regime, by request."""
 
     shape: Literal["step", "ramp", "sine"] = "step"
     at: int | None = None  # first request of the change; None: in the middle
-    over: int = 5_000  # ramp: requests from beginning to end; sine: of one period
+    over: int = 5_000  # ramp: length in requests; sine: period
 
     def share(self, n: int) -> Floats:
-        """0 at the old world, 1 at the new one, shape (n,)."""
+        """0 in the old regime, 1 in the new one, shape (n,)."""
         since = np.arange(n) - (n // 2 if self.at is None else self.at)
         if self.shape == "step":
             return np.where(since >= 0, 1.0, 0.0)
@@ -39,10 +38,8 @@ class Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One way in which traffic can change."""
-
     name: str
-    says: str  # one sentence for tables
+    says: str  # a sentence for tables
     before: ClassWorld = USUAL
     after: ClassWorld = USUAL
     path: Path = field(default_factory=Path)
@@ -70,16 +67,12 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
 
 
 def simulate(scenario: Scenario, n: int, *, seed: int) -> SimulatedTraffic:
-    """n requests of a scenario, each run to its end; the same for the same seed.
-
-    n     at least 1
-    Raises ValueError below it.
-    """
+    """n requests of a scenario, each run to its end; equal for equal seeds. Raise ValueError for n below 1."""
     if n < 1:
         raise ValueError(f"n: got {n}; at least 1")
     return draw_traffic(scenario.before, scenario.after, scenario.path.share(n), np.random.default_rng(seed))
 
 
 def in_world(world: ClassWorld, n: int, *, seed: int) -> SimulatedTraffic:
-    """n requests of one world: to learn its truth from many of them."""
+    """n requests of one regime, to estimate its truth."""
     return draw_traffic(world, world, np.zeros(n), np.random.default_rng(seed))

@@ -1,9 +1,9 @@
-"""Stories: what happens in a run, as a few step numbers and answers, before anybody looks at it.
+"""The hidden course of each run, as a few step numbers and answers.
 
     1 ──── searching ────┬─ on a plateau ─┬──── settled ────┬─ led away ── n_steps
                          plateau_from     settles           leads_away
 
-Answers are small numbers: 0 is right, everything else is wrong. A phase that a run does not have begins after its end.
+Answers are small integers; 0 is correct. A phase that a run does not have begins after its end.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SHORTEST: Final = 3
 LONGEST: Final = 16
 SEARCHING, PLATEAU, SETTLED, LED_AWAY = range(4)
 RIGHT: Final = 0
-N_DISTRACTORS: Final = 5  # wrong answers that a search may pass, numbered from 1
+N_DISTRACTORS: Final = 5  # wrong answers of a search, numbered from 1
 HELD: Final = 6  # the wrong answer of a plateau
-AWAY: Final = 7  # the wrong answer that a settled run is led to
-P_MOVES_ON: Final = 0.55  # a searching run drops its answer at a step
+AWAY: Final = 7  # the wrong answer after a settled one
+P_MOVES_ON: Final = 0.55  # P(a searching run drops its answer at a step)
 SPREAD_OF_LENGTHS: Final = 0.33  # standard deviation of the logarithm
-P_REPAIRED: Final = 0.30  # leading away from a wrong answer leads to the right one
+P_REPAIRED: Final = 0.30  # P(a run led away from a wrong answer reaches the correct one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +36,23 @@ class Stories:
     """n runs; step numbers count from 1."""
 
     n_steps: Ints  # natural length, 3 … 16
-    settles: Ints  # first step at which the settled answer stands
-    plateau_from: Ints  # first step of a false plateau, which ends where the run settles
-    leads_away: Ints  # first step after which the settled answer is gone
-    settled: Ints  # the answer that it settles on
-    away: Ints  # the answer that it is led to
+    settles: Ints  # first step with the settled answer
+    plateau_from: Ints  # first step of a false plateau, which ends at `settles`
+    leads_away: Ints  # first step without the settled answer
+    settled: Ints  # the settled answer
+    away: Ints  # the answer after it
 
     def __len__(self) -> int:
         return len(self.n_steps)
 
     @property
     def starts(self) -> Ints:
-        """First row of each run, and the number of rows behind it, shape (n + 1,)."""
+        """First row of each run, and the total number of rows, shape (n + 1,)."""
         return np.concatenate([[0], np.cumsum(self.n_steps)])
 
 
 def draw_stories(of: Blend, rng: np.random.Generator) -> Stories:
-    """Draw one story for each request.
-
-    of  parameters of the requests by name, see `worlds.blended`
-    """
+    """Draw one story per request; `of` returns parameters by name, see `worlds.blended`."""
     n = len(of("steps"))
     drawn = of("steps") * rng.lognormal(-(SPREAD_OF_LENGTHS**2) / 2, SPREAD_OF_LENGTHS, n)
     n_steps = np.clip(np.rint(drawn), SHORTEST, LONGEST).astype(np.int64)
@@ -93,7 +90,7 @@ class Rows:
 def unfold(stories: Stories, p_lucky: Floats, rng: np.random.Generator) -> Rows:
     """Every step of every story with its phase and answer.
 
-    p_lucky  an answer drawn while searching is the settled one already, shape (n,)
+    p_lucky  P(an answer drawn while searching is the settled one), shape (n,)
     """
     run = np.repeat(np.arange(len(stories)), stories.n_steps)
     step = np.arange(len(run)) - stories.starts[run] + 1
@@ -105,7 +102,7 @@ def unfold(stories: Stories, p_lucky: Floats, rng: np.random.Generator) -> Rows:
         rng.random(len(run)) < p_lucky[run], stories.settled[run], rng.integers(1, N_DISTRACTORS + 1, len(run))
     )
     new = (step == 1) | (rng.random(len(run)) < P_MOVES_ON)
-    # A searching run keeps what it found at the last step at which it looked anew.
+    # A searching run keeps the answer of its last draw.
     kept = found[np.maximum.accumulate(np.where(new, np.arange(len(run)), 0))]
     answer = np.choose(phase, [kept, np.full(len(run), HELD), stories.settled[run], stories.away[run]])
     return Rows(run, step, phase, answer)

@@ -1,7 +1,6 @@
-"""Traffic: what is seen of simulated runs, and what stopping each of them anywhere would have cost and delivered.
+"""The observable signals of simulated runs, and the cost and result of a stop at any step.
 
-Features are those of ASSURANCE §3.1, from noisy confidence and from answers alone; the story behind a run stays
-hidden, as it does live.
+Features are those of ASSURANCE §3.1, from noisy confidence and answers; the story of a run stays hidden.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-STEP_TOKENS: Final = 120.0  # median of a step
-PROBE_TOKENS: Final = 6.0  # asking for the trial answer after a step
+STEP_TOKENS: Final = 120.0  # median per step
+PROBE_TOKENS: Final = 6.0  # per trial answer
 ANSWER_TOKENS: Final = 30.0  # the final answer, stopped or not
-N_KINDS: Final = 4  # that features tell apart
+N_KINDS: Final = 4  # distinguished by features
 FEATURES: Final = (
     "confidence",
     "entropy",
@@ -57,17 +56,17 @@ EARLY_STEP: Final = 2  # every run has it
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulatedTraffic:
-    """n full runs in their order of arrival, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1."""
+    """n full runs in order of arrival, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1."""
 
     x: Floats  # (T, P): features after the step, named in FEATURES
     starts: Ints  # (n + 1,)
     z: NDArray[np.int8]  # (T,): EM drop if stopped after the step, -1, 0 or +1
-    d: Bools  # (T,): the answer then differs from the full run's
-    cost: Floats  # (T,): tokens if stopped after the step, its answer and all probes up to here counted
-    full: Floats  # (n,): tokens of the full run without any probe
-    right: Bools  # (n,): the full run's answer is right
+    d: Bools  # (T,): the answer differs from the full run's
+    cost: Floats  # (T,): tokens if stopped after the step, with its answer and all probes so far
+    full: Floats  # (n,): tokens of the full run without probes
+    right: Bools  # (n,): the full run's answer is correct
     query_class: Ints  # (n,)
-    early: Floats  # (n, 4): EARLY at the second step, what drift detectors on all traffic see
+    early: Floats  # (n, 4): EARLY at the second step, for drift detectors on all traffic
 
     def __len__(self) -> int:
         return len(self.full)
@@ -84,15 +83,12 @@ class SimulatedTraffic:
 
     @property
     def step(self) -> Ints:
-        """Number of each row in its run, from 1, shape (T,)."""
+        """The step of each row in its run, from 1, shape (T,)."""
         return np.arange(len(self.z)) - np.repeat(self.starts[:-1], self.n_steps) + 1
 
 
 def draw_traffic(before: ClassWorld, after: ClassWorld, share: Floats, rng: np.random.Generator) -> SimulatedTraffic:
-    """One run for each request on the way from one world to another.
-
-    share  how far the request is on the way, 0 … 1, shape (n,)
-    """
+    """One run per request between two regimes; `share` is its distance from the old one, 0 … 1, shape (n,)."""
     classes = _classes(before, after, share, rng)
     of = blended(before, after, share, classes)
     stories = draw_stories(of, rng)
@@ -117,7 +113,6 @@ def draw_traffic(before: ClassWorld, after: ClassWorld, share: Floats, rng: np.r
 
 
 def _classes(before: ClassWorld, after: ClassWorld, share: Floats, rng: np.random.Generator) -> Ints:
-    """A class for each request. Raises ValueError when the worlds do not name the same classes."""
     if [c.kind for c in before.classes] != [c.kind for c in after.classes]:
         raise ValueError(f"worlds: {len(before.classes)} and {len(after.classes)} classes; the same ones in both")
     n, n_classes = len(share), len(before.classes)
@@ -133,7 +128,7 @@ def _features(stories: Stories, rows: Rows, of: Blend, kinds: Ints, rng: np.rand
     difficulty = (np.array([6.0, 9.0, 12.5, 11.0])[kinds] - 9) / 3 + rng.normal(0, 0.6, n)
     same = _same_as_last(rows)
     streak = _streak(same)
-    at = rows.step / LONGEST  # a live route knows its cap
+    at = rows.step / LONGEST  # a live route has this cap
     told = [kinds[rows.run] == kind for kind in range(1, N_KINDS)]
     columns = [
         confidence,
@@ -153,7 +148,7 @@ def _features(stories: Stories, rows: Rows, of: Blend, kinds: Ints, rng: np.rand
 
 
 def _confidence(stories: Stories, rows: Rows, of: Blend, rng: np.random.Generator) -> Floats:
-    """The model's own confidence as a logit: by phase, with a bias of the run, of its class, and noise."""
+    """The model's confidence as a logit: by phase, with a bias of the run, a bias of its class, and noise."""
     run, phase = rows.run, rows.phase
     said = (of("searching") + of("false_boldness"))[run]
     said = np.where(phase == PLATEAU, of("on_plateau")[run], said)
@@ -170,14 +165,13 @@ def _same_as_last(rows: Rows) -> Bools:
 
 
 def _streak(same: Bools) -> Ints:
-    """Steps in a row with this answer, shape (T,)."""
     at = np.arange(len(same))
     return at - np.maximum.accumulate(np.where(same, 0, at)) + 1
 
 
 def _agreement(rows: Rows) -> Floats:
     """Share of the earlier steps that gave this answer, shape (T,); 1 at the first."""
-    # Rows of one run with one answer stand together after a stable sort, so a row's place among them counts them.
+    # A stable sort groups the rows of one run and answer, so the position within a group counts them.
     key = rows.run * 16 + rows.answer
     order = np.argsort(key, kind="stable")
     at = np.arange(len(key))
@@ -188,7 +182,7 @@ def _agreement(rows: Rows) -> Floats:
 
 
 def _within(values: Floats, starts: Ints, run: Ints) -> Floats:
-    """Sums from each run's first row on, shape (T,)."""
+    """Cumulative sums within each run, shape (T,)."""
     total = np.cumsum(values)
     before = np.concatenate([[0.0], total])[starts[:-1]]
     return np.asarray(total - before[run])

@@ -1,10 +1,7 @@
-"""Worlds: who asks, how hard it is for the model, and how honest its confidence is.
+"""Regimes as tables of query classes: their shares, how hard they are, and how reliable the confidence is.
 
-A world is a table of query classes. Drift is a way from one world to another (`scenarios`). The phenomena are those
-that recorded runs show: answers that settle at some step, lucky early hits, wrong answers that are held confidently and
-corrected late, right answers that more thought destroys, confidence that is noisy and biased by class.
-
-Knows parameters; refuses to know how runs are drawn from them.
+The phenomena are those of recorded runs: answers that settle at some step, lucky early hits, wrong answers held
+confidently and corrected late, correct answers lost to overthinking, and noisy confidence biased by class.
 """
 
 from __future__ import annotations
@@ -21,31 +18,31 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryClass:
-    """One kind of question, as this model meets it. Rates are fractions, confidences are logits."""
+    """One kind of question, as this model handles it. Rates are fractions, confidences are logits."""
 
     share: float  # of traffic; shares are scaled to sum to 1
-    p_right: float  # the answer it settles on is right
+    p_right: float  # P(the settled answer is correct)
     steps: float  # mean natural length, before it is cut to 3 … 16
-    settles: tuple[float, float]  # a and b of the Beta law of (settling step - 1) / (length - 1)
-    p_lucky: float  # an answer drawn while searching is the one it will settle on
-    p_plateau: float  # a wrong answer is held confidently until three quarters of the run
-    p_overthink: float  # more thought leads away from the settled answer
+    settles: tuple[float, float]  # a and b of the Beta distribution of (settling step - 1) / (length - 1)
+    p_lucky: float  # P(an answer drawn while searching is the settled one)
+    p_plateau: float  # P(a wrong answer is held confidently for three quarters of the run)
+    p_overthink: float  # P(more reasoning leads away from the settled answer)
     boldness: float = 0.0  # bias of the confidence at every step
-    false_boldness: float = 0.0  # added while it is still searching
-    kind: int = 0  # which of the first four classes it resembles: the class that features tell
+    false_boldness: float = 0.0  # added while searching
+    kind: int = 0  # index of the class that features show, one of the first four
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassWorld:
-    """All classes, and what the model's confidence says in each phase of a run, as a logit."""
+    """All classes, and the model's confidence in each phase of a run, as a logit."""
 
     classes: tuple[QueryClass, ...]
     searching: float = -0.4
     on_plateau: float = 1.2
-    shift: float = 0.0  # of every confidence
+    shift: float = 0.0  # added to every confidence
 
     def table(self) -> dict[str, Floats]:
-        """Each parameter as a column over the classes; `settles` as two of them. Shares sum to 1."""
+        """Each parameter as a column over the classes, `settles` as two; shares sum to 1."""
         names = [field.name for field in fields(QueryClass) if field.name not in ("settles", "kind")]
         columns = {name: np.array([getattr(c, name) for c in self.classes], dtype=np.float64) for name in names}
         columns["share"] /= columns["share"].sum()
@@ -57,7 +54,6 @@ class ClassWorld:
 
 
 def _with(world: ClassWorld, **columns: tuple[float, ...]) -> ClassWorld:
-    """The world with some parameters of its classes replaced, in their order."""
     changes = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return replace(world, classes=tuple(replace(c, **c_) for c, c_ in zip(world.classes, changes, strict=True)))
 
@@ -115,7 +111,7 @@ USUAL: Final = ClassWorld(
     )
 )
 
-# Bolder, two to three times the false plateaus, harder questions: what the signals show at once.
+# More confident, two to three times the false plateaus, harder questions: visible in the signals at once.
 HARSH: Final = replace(
     _with(USUAL, share=(0.28, 0.30, 0.32, 0.10), p_right=(0.95, 0.80, 0.52, 0.76), p_plateau=(0.025, 0.07, 0.15, 0.06)),
     searching=0.5,
@@ -123,7 +119,7 @@ HARSH: Final = replace(
     shift=0.25,
 )
 
-# Three times the false plateaus and nothing else: the signals look as before, and mean less.
+# Only three times the false plateaus: the signals look as before but are less reliable.
 STEALTH: Final = _with(USUAL, p_plateau=(0.03, 0.09, 0.20, 0.08))
 
 # A better model and easier questions.
@@ -134,7 +130,7 @@ BENIGN: Final = replace(
 # Harder questions for the same model.
 HARDER: Final = _with(USUAL, share=(0.20, 0.25, 0.40, 0.15))
 
-# Another, smaller model behind the same name: shorter thoughts, worse answers, its confidence on another scale.
+# A smaller model behind the same name: shorter reasoning, worse answers, confidence on another scale.
 SWAPPED: Final = replace(
     _with(
         USUAL,
@@ -149,11 +145,11 @@ SWAPPED: Final = replace(
     shift=0.4,
 )
 
-N_TENANTS = 24  # of the world `many`
+N_TENANTS = 24  # of the regime `many`
 
 
 def _tenants(world: ClassWorld, n: int, *, seed: int) -> ClassWorld:
-    """Every class split into small ones of unequal size that differ a little: tenants, say."""
+    """Split every class into small, slightly different classes of unequal size, such as tenants."""
     rng = np.random.default_rng(seed)
     sizes = rng.pareto(1.5, n) + 0.2  # a few are large, most are small
     classes = []
@@ -187,10 +183,10 @@ Blend = Callable[[str], Floats]
 
 
 def blended(before: ClassWorld, after: ClassWorld, share: Floats, classes: NDArray[np.int64]) -> Blend:
-    """Parameters of single requests on the way from one world to another: a function of the parameter's name.
+    """Parameters of single requests between two regimes, as a function of the parameter's name.
 
-    share    how far each request is on the way, 0 … 1, shape (n,)
-    classes  the class of each, shape (n,)
+    share    each request's distance from the old regime, 0 … 1, shape (n,)
+    classes  the class of each request, shape (n,)
     """
     first, second = before.table(), after.table()
     return lambda name: (1 - share) * first[name][classes] + share * second[name][classes]
