@@ -1,1 +1,1 @@
-"""The `suffice` command. `main` lists all commands; `shell` holds what they share."""
+"""The `suffice` command. `main` lists all commands; `shell` holds their shared parts."""

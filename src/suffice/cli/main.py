@@ -1,4 +1,4 @@
-"""The table of all commands. It imports click and the standard library alone, so that `suffice --help` is instant."""
+"""The table of all commands. Imports only click and the standard library, so that `suffice --help` is instant."""
 
 from __future__ import annotations
 
@@ -53,7 +53,6 @@ COMMANDS = {name: found for section in SECTIONS.values() for name, found in sect
 
 class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of the table; then those of other packages (`suffice.commands`)."""
         return list(dict.fromkeys([*COMMANDS, *find_plugin_commands()]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

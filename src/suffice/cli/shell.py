@@ -1,6 +1,6 @@
-"""What commands share: options, errors, output, the log they open, and waiting for gateways to confirm.
+"""Shared parts of commands: options, errors, output, opening the log, and waiting for gateways to confirm.
 
-Imports click and the standard library alone, because `--help` waits for it.
+Imports only click and the standard library, because `--help` waits for it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 FILE = click.Path(path_type=Path)
-WIDTH: Final = 100  # of sentences that are wrapped
+WIDTH: Final = 100  # of wrapped sentences
 
 
 def option(*names: str, **more: Any) -> Callable[[F], F]:
-    """An option as `click.option` has it, whose help tells the default where there is one."""
+    """`click.option` with the default in its help."""
     shows = more.get("default") not in (None, "", False)
     return click.option(*names, **({"show_default": shows} | more))
 
 
 def stacked(*declarations: Callable[[Any], Any]) -> Callable[[F], F]:
-    """Several options and arguments as one decorator; help lists them in this order."""
+    """Combine several options and arguments into one decorator; help lists them in this order."""
 
     def declare(command: Any) -> Any:
         for add in reversed(declarations):
@@ -61,14 +61,14 @@ ROUTE = option("--route", help="Only this route.")
 
 
 class Command(click.Command):
-    """A command that ends with 2 and one sentence when the settings, the log or a file keep it from its work."""
+    """A command that exits with 2 and one sentence when the settings, the log or a file cannot be used."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from suffice.errors import SufficeError
 
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # whoever read the output has left; click ends quietly
+        except BrokenPipeError:  # the reader of the output has exited; click ends quietly
             raise
         except (SufficeError, OSError) as error:
             fail(error)
@@ -83,7 +83,7 @@ CONTRIB: Final = {
 
 
 def find_plugin_commands(group: str = "") -> dict[str, EntryPoint]:
-    """Commands of other packages: entry points of `suffice.commands`, named NAME or GROUP.NAME, by NAME."""
+    """Return the entry points of `suffice.commands`, named NAME or GROUP.NAME, by NAME."""
     from importlib.metadata import entry_points
 
     points = {point.name: point for point in entry_points(group="suffice.commands")}
@@ -100,9 +100,9 @@ def load_plugin_command(point: EntryPoint) -> click.Command:
 
 
 class CommandGroup(click.Group):
-    """A group whose help lists its commands in the order in which they are defined, each with its whole sentence.
+    """A group whose help lists commands in the order of definition, each with its whole sentence.
 
-    Other packages add commands by entry points; an existing name is never replaced.
+    Plugins add commands by entry points; an existing name is never replaced.
     """
 
     command_class = Command
@@ -138,7 +138,7 @@ class CommandGroup(click.Group):
 
 
 def fail(why: object, status: int = 2) -> NoReturn:
-    """End the command that runs with a sentence on standard error, behind the command's name.
+    """Exit with a sentence on standard error, after the command's name.
 
     status  2: it cannot be done, or the log or the settings cannot be read; 1: it was done and the answer is no
     """
@@ -172,9 +172,9 @@ def print_rows(
     as_json: bool,
     empty: str = "",
 ) -> None:
-    """Print what a list command lists: a JSON object or some lines for each row, or a sentence where there is none.
+    """Print a JSON object or some lines per row, or the sentence `empty` without rows.
 
-    plain  what JSON has of a row; None: the row as it is
+    plain  converts a row for JSON; None: the row as it is
     """
     n = 0
     for n, row in enumerate(rows, 1):  # noqa: B007 - n says whether there was any
@@ -192,8 +192,8 @@ def print_facts(
 ) -> None:
     """Print names and values: a table at a terminal, plain lines elsewhere.
 
-    loud   how a value begins that nobody should overlook
-    width  of the names in plain lines, at least
+    loud   prefixes of values that are highlighted
+    width  minimum width of the names in plain lines
     """
     import sys
 
@@ -218,7 +218,7 @@ def print_facts(
 
 
 def wrapped(text: str, first: str = "", later: str | None = None, *, width: int | None = None) -> str:
-    """A sentence in lines; `first` and `later` stand before the first and the other lines.
+    """Wrap a sentence, with prefixes for the first and the other lines.
 
     width  of lines; None: the terminal's, at most 120
     """
@@ -233,10 +233,7 @@ def wrapped(text: str, first: str = "", later: str | None = None, *, width: int 
 
 
 def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
-    """A route's settings. Raises ConfigError for one that does not exist.
-
-    option  by which it was named, such as --route; "": as an argument
-    """
+    """Return a route's settings; `option` names the source of the name in the ConfigError for an unknown one."""
     from suffice.errors import ConfigError
 
     if name not in settings.routes:
@@ -246,9 +243,9 @@ def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
 
 
 def find_upstream(settings: Settings | None, target: str, *, api_key_env: str) -> tuple[str, Upstream]:
-    """An upstream by its name in the settings, or by its address, and that name; "": it has none. Raises ConfigError.
+    """Return the name and the settings of an upstream given by name or by address; the name of an address is "".
 
-    api_key_env  environment variable with the key, for an address
+    Raises ConfigError. `api_key_env` is the environment variable with the key of an address.
     """
     from suffice.errors import ConfigError
     from suffice.settings import Upstream
@@ -266,7 +263,7 @@ def find_upstream(settings: Settings | None, target: str, *, api_key_env: str) -
 
 
 def read_policy(text: str) -> dict[str, Any]:
-    """A policy as a user writes it: a name, or a JSON object. Raises ConfigError."""
+    """Parse a policy given as a name or as a JSON object. Raises ConfigError."""
     import json
 
     from suffice.errors import ConfigError
@@ -281,7 +278,7 @@ def read_policy(text: str) -> dict[str, Any]:
 
 
 def parse_time(option: str, text: str, allowed: str) -> float:
-    """A date or a time in ISO 8601, in UTC where it names no zone, as Unix time. Raises ConfigError."""
+    """Parse an ISO 8601 date or time, in UTC without a zone, to Unix time. Raises ConfigError."""
     from datetime import UTC, datetime
 
     from suffice.errors import ConfigError
@@ -303,11 +300,11 @@ def author_name(author: str | None) -> str:
 def deployment_log(
     path: str, route: str | None = None, *, waits: bool = False, again: str | None = None
 ) -> Iterator[tuple[Settings, Decisions]]:
-    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError.
+    """Open the settings and their log for a person's decisions. Raises ConfigError and StoreError.
 
-    route  that must be in the settings; None: any
-    waits  the caller waits for gateways itself; else, where something was decided and none runs, that is said
-    again  the block writes all or nothing, and a StoreError says so, with what to do once the log works again
+    route  must be in the settings; None: any
+    waits  the caller waits for gateways itself; otherwise a decision that no running gateway applies is reported
+    again  the block writes all or nothing, and a StoreError says so, with this advice for a working log
     """
     from suffice.errors import StoreError
     from suffice.store.database.presence import read_presences
@@ -331,7 +328,7 @@ def deployment_log(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingDecision:
-    """A person's decision on a deployment: its settings, its open log, who decides, why and when."""
+    """A person's decision on a deployment: its settings, its open log, author, reason and time."""
 
     settings: Settings
     writer: Decisions
@@ -344,7 +341,6 @@ class PendingDecision:
         return {"author": self.author, "reason": self.reason}
 
     def rules(self, route: str) -> Route:
-        """A route's settings. Raises ConfigError for one that does not exist."""
         return find_settings(self.settings, route)
 
 
@@ -355,11 +351,10 @@ class CommandReply:
 
 
 def decision(again: str | None = None) -> Callable[[Callable[..., CommandReply | str]], Callable[..., None]]:
-    """Turn a function into a command that decides something, signed, in the log of a deployment.
+    """Turn a function into a command that writes a signed decision to a deployment's log.
 
-    The function gets a PendingDecision before its own arguments and options. It returns its reply, or why it refuses.
-
-    again  as `deployment_log` has it
+    The function gets a PendingDecision before its own arguments and options, and returns its reply or why it refuses.
+    `again` as in `deployment_log`.
     """
 
     def declare(decide: Callable[..., CommandReply | str]) -> Callable[..., None]:
@@ -389,13 +384,13 @@ def decision(again: str | None = None) -> Callable[[Callable[..., CommandReply |
 # --------------------------------------------------------------------------- running gateways
 
 
-UNCONFIRMED: Final = 3  # exit status: it is decided, and a gateway that should act on it has not confirmed
+UNCONFIRMED: Final = 3  # exit status: the decision is recorded, and a running gateway has not confirmed it
 MOST_WAIT_S: Final = 3_600
-_LOOK_S: Final = 0.02  # between two looks at what gateways say
+_LOOK_S: Final = 0.02  # between two reads of the gateways' announcements
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    if not 0 <= value <= MOST_WAIT_S:  # a range of click's takes "nan"
+    if not 0 <= value <= MOST_WAIT_S:  # click's range accepts "nan"
         raise click.BadParameter(f"got {value:g}; 0 to {MOST_WAIT_S:,} seconds")
     return value
 
@@ -412,13 +407,13 @@ WAIT = option(
 
 
 def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
-    """Wait until every running gateway has taken something in, and say so; end with `UNCONFIRMED` where one has not.
+    """Wait until every running gateway has applied a change and report; exit with `UNCONFIRMED` if one has not.
 
-    switches   files of the kill switch beside which gateways announce themselves
-    has_taken  by what a gateway announces
-    wait_s     at most; 0: do not ask
+    switches   kill switch files beside which gateways announce themselves
+    has_taken  whether an announcement shows the change
+    wait_s     at most; 0: do not wait
 
-    Callers' own loops (`Governor`) look before they decide, and only while they run: they are named, not waited for.
+    Callers' own loops (`Governor`) read the state before each decision: they are named, not waited for.
     """
     from suffice.store.database.presence import read_presences
 

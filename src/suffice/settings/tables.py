@@ -196,11 +196,7 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     error_margin: float = 0.02  # of requests, above the control's
     no_answer_margin: float = 0.02  # of requests, above the control's
     satisfaction_margin: float = 0.05  # of [0, 1], below the control's
-    required: tuple[LiveRail, ...] = (
-        "latency",
-        "errors",
-        "no_answer",
-    )  # must be proved before the candidate serves everybody
+    required: tuple[LiveRail, ...] = ("latency", "errors", "no_answer")  # must be proved before all are served
     # Confidence.
     confidence: float = 0.95  # of each proof that no more than the margin is lost
     harm_confidence: float = 0.90  # of the evidence of harm of each guardrail, all classes of EM together
@@ -259,9 +255,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     effort: Effort | None = None  # sent with the call where the route acts; None: the client's
     budget_tokens: int | None = None  # of reasoning, enforced by the engine where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
-    fallback_capacity: float | None = (
-        None  # tokens/s that the upstream can add for it to the current ones; None: unknown
-    )
+    fallback_capacity: float | None = None  # further tokens/s that the upstream can serve for it; None: unknown
     on_fallback: OnFallback = "quality_first"  # what is shed when all runs in full exceed the capacity
     finish_unclosed: bool = False  # a run cut inside its reasoning: give the client a forced answer
     handover_ms: int = 5_000  # a continuation that takes longer is abandoned

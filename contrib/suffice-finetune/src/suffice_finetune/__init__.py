@@ -1,1 +1,1 @@
-"""Training lines for a language model, from runs that Suffice cut: the command `suffice export finetune`."""
+"""Training lines for a language model from runs that Suffice stopped: the command `suffice export finetune`."""

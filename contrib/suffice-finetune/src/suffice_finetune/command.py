@@ -97,8 +97,9 @@ class FinetuneOptions:
 def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     """Write training lines for a language model from runs cut at their stop, so that its answers survive stopping.
 
-    From TRACES that `suffice record` made, or from an event log with --texts of its owner. Only runs of people who
-    agreed, each prompt on one side of the split, nothing twice. Exits with 2 when nothing can be written.
+    From TRACES of `suffice record`, or from an event log with the owner's --texts. Uses only runs with consent, puts
+    each
+    prompt on one side of the split, and writes no duplicates. Exits with 2 when nothing can be written.
     """
     given = FinetuneOptions(**options)
     pairs, shape = _pairs(traces, given)
@@ -112,7 +113,7 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
 
 
 def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPairs, LineFormat]:
-    """All lines, and why there are not more. Raises ConfigError where there are none."""
+    """Return all lines, and counts of what was left out. Raises ConfigError without lines."""
     if not traces and not given.texts:
         raise ConfigError("needs recorded TRACES, or --texts for the runs of the log: the log itself holds no text")
     if ANSWER not in given.answer:
@@ -154,7 +155,7 @@ def _settings(given: FinetuneOptions) -> Settings | None:
 
 
 def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
-    """The route that is meant. Raises ConfigError where that is not plain."""
+    """Return the route to export. Raises ConfigError where that is ambiguous."""
     if given.route is not None:
         return given.route, find_settings(settings, given.route, option="--route")
     entries = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
@@ -219,7 +220,7 @@ def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str
 
 
 def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable[[str], StoppingPolicy] | None:
-    """The certified level of the version in force on a route; None: nothing is."""
+    """Return the certified level of a route's active version; None: there is none."""
     path = _database(settings, given)
     held = read_decided(path).of(name) if path.is_file() else None
     if held is None or held.publication is None or held.level < 1:
@@ -248,7 +249,7 @@ def _version(path: Path, held: InForce) -> Any:
 
 
 def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], given: FinetuneOptions) -> dict[str, Any]:
-    """Write the files, each whole or not at all, the manifest last: it names what belongs together."""
+    """Write each file whole or not at all, the manifest last: it lists what belongs together."""
     for name, lines in ((TRAIN, pairs.train), (VAL, pairs.val)):
         write_whole(given.out / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     lines = [*pairs.train, *pairs.val]
@@ -272,7 +273,7 @@ def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], gi
 
 
 def _note(given: FinetuneOptions, *, n_rows: int) -> None:
-    """Say in the log that data left it. Raises StoreError."""
+    """Log the export. Raises StoreError."""
     path = _database(_settings(given), given)
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic, create=False) as writer:
         note_export(writer, what="training lines", where=str(given.out), n_rows=n_rows, author=None, reason="")

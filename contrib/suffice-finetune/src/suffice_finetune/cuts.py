@@ -1,13 +1,10 @@
 """Runs cut at their stop, with their texts: from the event log and its owner's texts, or from recorded traces.
 
-    log + texts ──▶ cuts_of_log ────┐
-    traces + policy ─▶ cuts_of_traces ─┴▶ pairs ──▶ train, val
+The log holds no text by design, so the owner supplies it: JSON lines of our own form, or logs of OpenAI requests with
+their responses. A line is used only with consent, and a withdrawal beats every agreement.
 
-The log holds no text by design, so texts come from their owner: JSON lines of our own form, or logs of OpenAI requests
-with their responses. A line is used only with consent, and a withdrawal beats every agreement.
-
-Whether a cut kept the answer is known of runs that were seen in full, and of stopped runs only where a label calls
-their answer right: what a stopped run that was wrong would have answered is hidden, so it is left out, never guessed.
+Whether a cut kept the answer is known for full runs, and for stopped runs only where a label says that their answer is
+right. What a wrong stopped run would have answered is unknown, so it is left out, never guessed.
 """
 
 from __future__ import annotations
@@ -41,24 +38,24 @@ _NO: Final = frozenset({False, "false", "no"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """What its owner kept of one run, or of one prompt. None: not kept."""
+    """The owner's text of one run or of one prompt. None: not available."""
 
-    messages: tuple[Mapping[str, Any], ...] | None = None  # as OpenAI's API has them
-    thought: str | None = None  # all that was shown of it
-    steps: tuple[str, ...] | None = None  # the same, cut as the gateway cut it
-    answer: str | None = None  # in full words
-    consent: bool | None = None  # may it be learned from? None: it does not say
+    messages: tuple[Mapping[str, Any], ...] | None = None  # as in OpenAI's API
+    thought: str | None = None  # all of the visible reasoning
+    steps: tuple[str, ...] | None = None  # the same, split as by the gateway
+    answer: str | None = None  # verbatim
+    consent: bool | None = None  # may be trained on; None: not stated
 
 
 @dataclass(slots=True)
 class Texts:
-    """Texts by the ids of the log; of a prompt alone, by its `question_key`."""
+    """Texts by ids of the log, or of a prompt by its `question_key`."""
 
     by_id: dict[str, Text] = field(default_factory=dict)  # "episode_id e…", "response_id r…", "question_key q…"
     n_lines: int = 0
 
     def of(self, *, episode_id: str, response_id: str | None, question_key: str) -> Text | None:
-        """What is known of one run: its own text, with the prompt's where it has none."""
+        """Return the text of one run, completed by its prompt's."""
         own = self.by_id.get(f"episode_id {episode_id}")
         if own is None and response_id is not None:
             own = self.by_id.get(f"response_id {response_id}")
@@ -74,16 +71,16 @@ class Texts:
 
 @dataclass(slots=True)
 class Consent:
-    """Who agreed: a list of ids, lines that say so themselves, or everybody by the owner's word."""
+    """Consent by a list of ids, by the lines themselves, or by the owner for everybody."""
 
     everybody: bool = False
     listed: dict[str, bool] = field(default_factory=dict)  # id → agreed or withdrawn; the last line counts
 
     def given(self, stated: bool | None, ids: Iterable[str | None]) -> bool:
-        """May the run be learned from?
+        """Return whether the run may be trained on.
 
-        said  what its own text says
-        ids   by which it may be listed
+        stated  by its own text
+        ids     by which it may be listed
         """
         listed = [self.listed[one] for one in ids if one is not None and one in self.listed]
         if stated is False or not all(listed):
@@ -92,7 +89,7 @@ class Consent:
 
 
 def read_consent(path: Path) -> dict[str, bool]:
-    """Ids that agreed, one a line; or JSON objects with `key` and `consent`. Raises ConfigError with the line."""
+    """Read ids with consent, one a line, or JSON objects with `key` and `consent`. Raises ConfigError with the line."""
     agreed_ids: dict[str, bool] = {}
     for number, line in _lines(path):
         text = line.decode("utf-8", "replace").strip()
@@ -108,7 +105,7 @@ def read_consent(path: Path) -> dict[str, bool]:
 
 
 def read_texts(paths: Sequence[Path]) -> Texts:
-    """All texts of some files of JSON lines, `.gz` by suffix. Raises ConfigError with file and line."""
+    """Read texts from files of JSON lines, `.gz` by suffix. Raises ConfigError with file and line."""
     texts = Texts()
     for path in paths:
         for number, line in _lines(path):
@@ -166,7 +163,7 @@ def _ids_of_response(response: object) -> list[str]:
 
 
 def _messages(item: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...] | None:
-    """The prompt; a text alone is what the user said."""
+    """Return the prompt's messages; a plain text is the user's message."""
     prompt = _text(item, "prompt", where)
     if prompt is not None:
         return ({"role": "user", "content": prompt},)
@@ -198,7 +195,7 @@ def _text(item: Mapping[str, Any], name: str, where: str) -> str | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers. Raises ConfigError when the file cannot be read."""
+    """Yield non-blank lines with their numbers. Raises ConfigError when the file cannot be read."""
     try:
         with open_unpacked(path) as file:
             for number, line in enumerate(file, 1):
@@ -208,15 +205,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-ANSWER: Final = "{answer}"  # how an answer that is known in its normal form alone is written out
+ANSWER: Final = "{answer}"  # template for an answer of which only the normal form is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     consent: Consent
-    uncertified: bool = False  # also stops that nothing vouched for; their lines say so
-    estimate_cuts: bool = False  # also thoughts whose cut is estimated from token counts; their lines say so
-    answer: str = ANSWER  # words around an answer whose own words are not at hand
+    uncertified: bool = False  # include uncertified stops; their lines say so
+    estimate_cuts: bool = False  # include cuts estimated from token counts; their lines say so
+    answer: str = ANSWER  # template for an answer without its own text
 
     def say(self, answer: str) -> str:
         return self.answer.replace(ANSWER, answer)
@@ -227,10 +224,10 @@ class StoppingPolicy:
     policy: Policy
     version: str
     level: int | None
-    models: frozenset[str] | None  # that it is certified for; None: it is not certified
+    models: frozenset[str] | None  # for which it is certified; None: not certified
 
 
-Chooses: TypeAlias = Callable[[str], StoppingPolicy]  # what stops the runs of a prompt, by its key
+Chooses: TypeAlias = Callable[[str], StoppingPolicy]  # the stopping policy for a prompt, by its key
 
 
 # --------------------------------------------------------------------------- the log, with its owner's texts
@@ -241,7 +238,7 @@ def cut_log(
 ) -> Iterator[CutRun]:
     """Cut the runs of a route of kind `reasoning` where its policy stopped them, or would have.
 
-    match     does an answer equal a reference? The route's scorer
+    match     the route's scorer
     left_out  counts the runs that are left out, by reason
     """
     for item in episodes:
@@ -253,7 +250,7 @@ def cut_log(
 
 
 def _of_run(item: EpisodeWithLabels, texts: Texts, terms: Terms, match: Match) -> CutRun | str | None:
-    """The cut of one run; or why there is none; None: it is none of ours."""
+    """Return the cut of one run, or why there is none; None: not a run of this route's policy."""
     request, outcome = item.episode.request, item.episode.outcome
     what = fate(request, outcome)
     if what == "ungoverned":
@@ -286,7 +283,7 @@ class _StopEffect:
 
 
 def _judged(item: EpisodeWithLabels, match: Match) -> _StopEffect | str:
-    """What the stop did; or why that is no lesson."""
+    """Return the effect of the stop, or why it cannot be used."""
     run = measure_run(item, match)
     if run.stopped:
         if run.correct is None:
@@ -343,7 +340,7 @@ def _seen(request: Request, outcome: Outcome) -> Seen:
 
 
 def _cut_place(outcome: Outcome, text: Text, *, estimate: bool) -> tuple[str, str | None, bool] | str:
-    """The thought up to the stop, what came behind it, and whether the place is exact; or why there is none."""
+    """Return the reasoning up to the stop, the text after it, and whether the place is exact; or why there is none."""
     if outcome.stopped:
         if text.steps is not None:
             return "".join(text.steps), None, True
@@ -366,7 +363,7 @@ def _cut_place(outcome: Outcome, text: Text, *, estimate: bool) -> tuple[str, st
 
 
 def _boundary(thought: str, at: int) -> int:
-    """The next end of a line or, failing that, of a word: behind the place, so that the cut holds what the stop saw."""
+    """Return the next end of a line, or else of a word, so that the cut includes what the policy saw."""
     for mark in ("\n", " "):
         place = thought.find(mark, at)
         if 0 <= place < at + 200:
@@ -380,7 +377,7 @@ def _boundary(thought: str, at: int) -> int:
 def cut_traces(
     files: Iterable[Path], chooses: Chooses, terms: Terms, *, where: str | None, left_out: Counter[str]
 ) -> Iterator[CutRun]:
-    """Cut recorded chains where a policy stops them, read step by step as live.
+    """Cut recorded chains where a policy stops them, replayed step by step as if live.
 
     where     which runs, see `replay.traces.read`; None: all
     left_out  counts the runs that are left out, by reason
@@ -437,7 +434,7 @@ def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> CutRun | 
 
 
 def _stop_of(batch: Batch, i: int, policy: Policy) -> int | str:
-    """Number of the step, from 0, at which the policy stops; or why it is no lesson. A stop at the end cuts nothing."""
+    """Return the step, from 0, at which the policy stops, or why it cannot be used. A stop at the end cuts nothing."""
     observer = Observer(policy.needs, batch.kind, query=batch.query(i))
     steps = batch.steps(i)
     for at, step in enumerate(steps[:-1]):
@@ -467,7 +464,7 @@ def _trace_cut(batch: Batch, i: int, at: int, judged: _StopEffect, terms: Terms,
     start, end = int(batch.offset[i]), int(batch.offset[i + 1])
     texts = [text or "" for text in (batch.text or [])[start:end]]
     stopped, full = batch.answer[start + at] or "", batch.full_answer[i]
-    # The last step holds the end of the thought and the answer behind it; only its own words tell them apart.
+    # The last step holds the end of the reasoning and the answer; only the answer's text separates them.
     behind = texts[-1].rstrip()
     last = behind[: -len(full)] if full and behind.endswith(full) else ""
     return CutRun(
@@ -484,7 +481,7 @@ def _trace_cut(batch: Batch, i: int, at: int, judged: _StopEffect, terms: Terms,
 
 
 def _meta(meta: str | None) -> Mapping[str, Any]:
-    """What a recording noted; empty where it is none that we read."""
+    """Return a recording's metadata; empty if it is not in our format."""
     try:
         noted = msgspec.json.decode(meta or "{}")
     except (msgspec.DecodeError, UnicodeError):

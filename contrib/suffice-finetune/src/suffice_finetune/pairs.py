@@ -1,10 +1,9 @@
 """Training lines for a language model from runs cut at a stop, so that its answers survive early termination.
 
-    CutRun ──▶ line (supervised, or preference)        kept: the stop's answer is right    lost: it lost the right one
-
-A supervised line teaches to answer rightly from the thought so far. A preference line sets closing at the cut against
-going on: closing is chosen where the cut kept the answer, going on where it lost it. Prompts are grouped by their
-hash, so none is in both files, and a line that holds what looks like a key is never made.
+A supervised line teaches the right answer from the reasoning so far. A preference line compares closing at the cut with
+continuing: closing is preferred where the cut kept the answer, continuing where it lost it. Prompts are grouped by
+hash,
+so none is in both files, and no line is made from text that looks like a key.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ Format: TypeAlias = Literal["supervised", "preference"]
 ThoughtAs: TypeAlias = Literal["tags", "field"]
 Seen: TypeAlias = Literal["audit", "observed", "stopped", "recorded"]
 Line: TypeAlias = Mapping[str, Any]  # one JSON object; each key has its own type
-Message: TypeAlias = Mapping[str, Any]  # as OpenAI's API has it
+Message: TypeAlias = Mapping[str, Any]  # as in OpenAI's API
 
-# What keys and passwords look like. A prompt that only speaks of keys is no loss; a key in a model's weights is one.
+# Patterns of keys and passwords. A false match costs one prompt; a key in a model's weights costs much more.
 _SECRETS: Final = re.compile(
     r"\bsk-[A-Za-z0-9_-]{16,}|\b(?:gh[pousr]|glpat|xox[abprs]|hf|npm)[_-][A-Za-z0-9_-]{16,}|\bgithub_pat_\w{20,}"
     r"|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\."
@@ -38,37 +37,37 @@ _SECRETS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRecord:
-    """Where a thought was cut and who decided it: what travels with every line."""
+    """Where and by what a run was cut; part of every line."""
 
     policy_version: str
-    certified: bool  # was that version certified at that level when it stopped, or would have
+    certified: bool  # that version was certified at that level at the time
     level: int | None  # None: the version has no levels
     step: int  # 1 is the first
-    n_steps: int | None  # of the full run; None: it was stopped, so nobody knows
+    n_steps: int | None  # of the full run; None: unknown, because it was stopped
     seen: Seen  # how the run is known
     model: str
-    exact: bool = True  # False: the place of the cut in the text was estimated from token counts
+    exact: bool = True  # False: the cut was estimated from token counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutRun:
-    """One run with its thought cut at the stop, and what is known of the answers on both ways."""
+    """One run cut at the stop, with the answers of both continuations as far as known."""
 
     messages: tuple[Message, ...]  # the prompt
     thought: str  # up to the cut
-    rest: str | None  # behind it; None: it was never written, or is not at hand
-    answer: str  # the right one to teach, in full words where they are at hand
-    stopped_answer: str | None  # what closing at the cut gives; None: not at hand
-    full_answer: str | None  # what the full run gives; None: hidden by the stop
+    rest: str | None  # after it; None: never generated, or not available
+    answer: str  # the right one to teach, verbatim if available
+    stopped_answer: str | None  # the answer after the cut; None: not available
+    full_answer: str | None  # of the full run; None: unknown because of the stop
     kept: bool  # the stop's answer is right
-    labelled: bool  # a label says so; else it agrees with the full run's
+    labelled: bool  # by a label; else by agreement with the full run
     stop: StopRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineFormat:
     format: Format = "supervised"
-    thought_as: ThoughtAs = "tags"  # inside the content, or as `reasoning_content` beside it
+    thought_as: ThoughtAs = "tags"  # inside the content, or in `reasoning_content`
     think_open: str = "<think>\n"
     think_close: str = "\n</think>\n\n"
     val_share: float = 0.1  # of prompts, in [0, 1)
@@ -76,7 +75,7 @@ class LineFormat:
 
 @dataclass(slots=True)
 class TrainingPairs:
-    """What came of the cuts; filled by `make_pairs` alone."""
+    """The lines from all cuts; filled by `make_pairs`."""
 
     train: list[Line] = field(default_factory=list)
     val: list[Line] = field(default_factory=list)
@@ -103,7 +102,7 @@ def make_pairs(cuts: Iterable[CutRun], shape: LineFormat) -> TrainingPairs:
 
 
 def prompt_group(messages: Sequence[Message]) -> str:
-    """A hash of what a prompt says: case, white space and Unicode form aside, so that near twins stay together."""
+    """Hash a prompt without case, white space and Unicode form, so that near duplicates stay together."""
     words = [f"{message.get('role')}: {message_text(message.get('content'))}" for message in messages]
     plain = " ".join(unicodedata.normalize("NFKC", "\n".join(words)).casefold().split())
     return _digest(plain, 8)
@@ -139,7 +138,7 @@ def _unfit(cut: CutRun, shape: LineFormat) -> str | None:
     if shape.thought_as == "tags" and any(tag in cut.thought + (cut.rest or "") for tag in tags):
         return "a tag inside the thought"
     texts = [message_text(message.get("content")) for message in cut.messages]
-    texts += [json.dumps(dict(message), ensure_ascii=False) for message in cut.messages]  # calls of tools, names …
+    texts += [json.dumps(dict(message), ensure_ascii=False) for message in cut.messages]  # tool calls, names …
     texts += [cut.thought, cut.rest or "", cut.answer, cut.stopped_answer or "", cut.full_answer or ""]
     return "holds what looks like a key" if any(map(holds_secret, texts)) else None
 

@@ -1,1 +1,1 @@
-"""Runs of Suffice as tasks of Label Studio: `suffice export label-studio` and `suffice feedback label-studio`."""
+"""Exchanges runs with Label Studio: `suffice export label-studio` and `suffice feedback label-studio`."""

@@ -1,4 +1,4 @@
-"""`suffice export label-studio` and `suffice feedback label-studio`: runs out to be judged, and annotations back."""
+"""`suffice export label-studio` and `suffice feedback label-studio`: export runs, import annotations."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def export_tasks(
     *,
     as_json: bool,
 ) -> None:
-    """Write runs that somebody should judge as tasks of Label Studio, with both answers in an order that tells nothing.
+    """Write runs to judge as tasks of Label Studio, with both answers in a blinded order.
 
-    To a file, or to a project, where runs that are tasks already are left out. The annotations come back with
+    To a file, or to a project, where existing tasks are skipped. Import the annotations with
     `suffice feedback import --form label-studio`, `suffice feedback label-studio` or a webhook.
     """
     if (out is None) == (url is None) or (url is not None and project is None):
@@ -107,7 +107,7 @@ async def _send(runs: list[ToJudge], url: str, project: int, api_key_env: str) -
 @option("--api-key-env", default="LABEL_STUDIO_API_KEY", help="Environment variable with its access token.")
 @IMPORT_OPTIONS
 def pull(url: str, project: int, api_key_env: str, **given: Any) -> None:
-    """Read the annotations of a Label Studio project, as `suffice export label-studio` has made it."""
+    """Read the annotations of a Label Studio project that `suffice export label-studio` has filled."""
 
     async def fetch() -> Any:
         async with connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:

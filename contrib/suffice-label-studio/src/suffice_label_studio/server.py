@@ -1,11 +1,10 @@
-"""A Label Studio server: tasks go in, annotations come out.
+"""HTTP client of a Label Studio server.
 
     import_tasks   POST /api/projects/{id}/import, in batches
     export         GET  /api/projects/{id}/export?exportType=JSON
 
-As its API reference has them (api.labelstud.io, projects). A legacy token is sent as `Token`; a personal access token,
-which is a JWT, is exchanged for a short one first. Knows HTTP; refuses to know what a task says
-(`tasks`).
+As in its API reference (api.labelstud.io, projects). A legacy token is sent as `Token`; a personal access token, which
+is a JWT, is first exchanged for a short-lived one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ TIMEOUT_S: Final = 60.0
 
 @asynccontextmanager
 async def connect_label_studio(url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[LabelStudio]:
-    """One server, while the block lasts. Raises ToolError.
+    """Connect to a server for the duration of the block. Raises ToolError.
 
     url      base address, such as http://127.0.0.1:8080
     api_key  a legacy token, or a personal access token
@@ -38,33 +37,28 @@ async def connect_label_studio(url: str, *, api_key: str, timeout_s: float = TIM
 
 
 class LabelStudio:
-    """One server that can be asked; made by `connect_label_studio`."""
-
     def __init__(self, url: str, client: UpstreamClient, *, timeout_s: float = TIMEOUT_S) -> None:
         self._url, self._client, self._timeout_s = url, client, timeout_s
         self._headers: list[tuple[str, str]] = []
 
     async def import_tasks(self, project: int, tasks: Sequence[dict[str, Any]]) -> int:
-        """Add tasks to a project: how many were added. Raises ToolError; earlier batches are then there."""
+        """Add tasks to a project; return how many. Raises ToolError; earlier batches stay."""
         n_added = 0
         for start in range(0, len(tasks), BATCH_TASKS):
             batch = list(tasks[start : start + BATCH_TASKS])
             answer = await self._call("POST", f"/api/projects/{project}/import", batch)
-            # Some editions import in the background and say under which number.
+            # Some editions import in the background and return an id.
             counted = answer.get("task_count") if isinstance(answer, dict) else None
             n_added += counted if isinstance(counted, int) else len(batch)
         return n_added
 
     async def export(self, project: int, *, all_tasks: bool = False) -> Any:
-        """The project's tasks with their annotations; those without only where asked for. Any: a server's JSON.
-
-        Raises ToolError.
-        """
+        """Return the project's tasks with their annotations; with `all_tasks`, also those without. Raises ToolError."""
         more = "&download_all_tasks=true" if all_tasks else ""
         return await self._call("GET", f"/api/projects/{project}/export?exportType=JSON{more}")
 
     async def log_in(self, api_key: str) -> None:
-        """Send this key, or what the server gives for it, with all further calls. Raises ToolError."""
+        """Authenticate further calls with this key, or with the token that it is exchanged for. Raises ToolError."""
         if api_key.count(".") != 2:
             self._headers = [("authorization", f"Token {api_key}")]
             return

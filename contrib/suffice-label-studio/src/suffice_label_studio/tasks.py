@@ -1,6 +1,6 @@
-"""Runs to judge as tasks of Label Studio, and the form on which reviewers judge them.
+"""Runs as tasks of Label Studio, and the labelling form.
 
-Format: labelstud.io/guide/task_format. `suffice.review.label_studio` reads the annotations that come back.
+Format: labelstud.io/guide/task_format. `suffice.review.label_studio` reads the annotations.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ LABEL_CONFIG: Final = """\
 class ToJudge:
     episode_id: str
     route: str
-    question: str | None  # None: nobody brought it
-    answer: str | None  # of the full run, as it was delivered
-    would_answer: str | None  # what the stop would have delivered
+    question: str | None  # None: not supplied
+    answer: str | None  # of the full run, as delivered
+    would_answer: str | None  # the answer with the stop
     why: str  # a sentence
 
 
@@ -82,10 +82,10 @@ def to_judge(
     which: Which,
     questions: Mapping[str, str],
 ) -> Iterator[ToJudge]:
-    """Runs of which nobody but a model has said what is right, in the order in which they ended.
+    """Yield runs without a label of a person, in the order in which they ended.
 
-    wanted     labels that were asked for, by episode
-    which      "wanted": those alone; "differing": every full run whose stop would have answered otherwise
+    wanted     open label requests, by episode
+    which      "wanted": only those; "differing": every full run whose stop would have answered otherwise
     questions  texts by `Request.question_key`
     """
     for item in episodes:

@@ -1,1 +1,1 @@
-"""Commands that show what happens."""
+"""Commands that show the state of a deployment."""

@@ -47,7 +47,7 @@ def alerts() -> None:
 def test(path: str) -> None:
     """Send a test alert to every sink and print the result.
 
-    Exits with 1 when one did not take it, and with 2 when none is configured.
+    Exits with 1 when a sink did not accept it, and with 2 when none is configured.
     """
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     settings = load_settings(path)
@@ -106,10 +106,10 @@ def audit() -> None:
 )
 @shell.JSON_OBJECT
 def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
-    """Walk the whole chain and name the first row that is not what was written.
+    """Verify the whole chain and report the first row that was changed.
 
-    First the pages of the file are compared with each other and with their indexes.
-    Without exported heads nobody can tell that the end was cut off, or that the whole was written anew.
+    First checks the pages of the file and its indexes.
+    Only exported heads reveal a cut-off end or a rebuilt chain.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
     damage = ""
@@ -142,7 +142,6 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
 
 
 def _settings(config: Path, db: Path | None) -> Settings:
-    """The settings, or plain ones around a log that was named. Raises ConfigError."""
     if db is None:
         return load_deployment(config)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
@@ -223,7 +222,7 @@ def export(
     author: str | None,
     reason: str,
 ) -> None:
-    """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
+    """Export the rows of the audit log. The export itself is recorded in the audit log."""
     settings = _settings(config, db)
     since_s = None if since is None else shell.parse_time("--since", since, _TIMES)
     rows = entries(database_path(settings.store.url), since_s=since_s, route=route)
@@ -232,7 +231,7 @@ def export(
         table = csv.writer(target)
         if form == "csv":
             table.writerow(COLUMNS)
-        for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - counted for the log
+        for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - counted for the log entry
             row = _plain_entry(entry)
             if form == "csv":
                 table.writerow(map(format_cell, (row | {"event": entry.body}).values()))
@@ -260,10 +259,10 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 @shell.option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
 @_EXPORT
 def bundle(route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
-    """Export everything that a certificate rests on, for somebody who checks it without trusting us.
+    """Export all evidence of a certificate, for independent verification.
 
-    Check the file with tools/verify_bundle.py. The export is a row of the audit log, and the log's head behind it is
-    exported, too.
+    Check the file with tools/verify_bundle.py. The export is recorded in the audit log, and the head after it is
+    exported too.
     """
     settings = load_deployment(config)
     where = str(out) if out is not None else "standard output"

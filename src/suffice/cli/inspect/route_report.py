@@ -1,4 +1,4 @@
-"""How the status of one route reads: names and values, in the order in which people ask."""
+"""Formats the status of one route as names and values."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ def points(value: float) -> str:
 
 
 def status_sections(one: RouteStatus) -> tuple[Lines, ...]:
-    """What a reader sees: standing, traffic, EM, tokens and money, outlook."""
     standing, traffic = _standing(one), _traffic(one)
     report, sure = one.report, f"{one.confidence:.0%}"
-    if not report.n_governed and one.control is None:  # what nothing was governed of has no EM, and nothing was saved
+    if not report.n_governed and one.control is None:  # without governed requests there is no EM and no saving
         return standing, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
     outlook = [*outlook_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
     return standing, traffic, _exact_match(one, sure), _spending(report, sure), outlook
@@ -77,11 +76,7 @@ def held_lines(one: RouteHoldings | None) -> Lines:
 
 
 def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> Lines:
-    """Where a learned policy is with its certificate.
-
-    per_s  audits a second, lately; None: unknown
-    acts   is the route in `enforce`?
-    """
+    """Describe the certification of a learned policy; `per_s`: audits a second, lately; None: unknown."""
     lines = [("phase", _phase(one, acts=acts))]
     if one.phase in ("cold start", "burst"):
         left = max(0, one.n_burst - one.n_requests)
@@ -169,7 +164,6 @@ def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) ->
 
 
 def _pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> Lines:
-    """Where an effort or a budget is with its certificate, which pairs of answers prove."""
     sure, goal = f"{one.confidence:.0%}", f"a drop below {100 * one.max_em_drop:g} points"
     if one.em_drop is None or one.em_drop_high is None:
         pairs = f"none yet: each audit is to be asked a second time, with {one.arm}"
@@ -231,7 +225,6 @@ def _traffic(one: RouteStatus) -> Lines:
 
 
 def frequencies(counts: Mapping[str, int], before: str = "") -> str:
-    """Words and how often each came, the most frequent first."""
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return before + ", ".join(f"{reason} {n:,}" for reason, n in largest) if counts else ""
 
@@ -321,11 +314,10 @@ def _paid(money: MoneyTotals) -> str:
     return paid
 
 
-# --------------------------------------------------------------------------- the outlook
+# --------------------------------------------------------------------------- the forecast
 
 
 def outlook_lines(one: Outlook | None) -> Lines:
-    """What the job `monitor` saw; every interval may be read at any moment, as often as one likes."""
     if one is None:
         return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
     if one.cap_tokens is None:

@@ -1,4 +1,4 @@
-"""The status of each route, read from the event log alone, and how `suffice status` prints it."""
+"""Reads the status of each route from the event log and prints it for `suffice status`."""
 
 from __future__ import annotations
 
@@ -43,37 +43,37 @@ from suffice.types import Request
 from suffice.wiring.files import condition, load_settings, require_log
 from suffice.wiring.keys import good_file, kill_file
 
-if TYPE_CHECKING:  # the gateway and what learns: most of the time that `suffice status` would take
+if TYPE_CHECKING:  # the gateway and the learning code would take most of the start-up time of `suffice status`
     from suffice.control.evidence.audits import Audit
     from suffice.gateway.last_good import GoodRoute
 
 EXACT = "exact string equality (no --config, so no route scorers)"
-# How a line begins that a reader must not overlook.
+# Prefixes of lines that are highlighted.
 LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
-MANY_ROWS = 50_000  # that no worker has summed up: reading them takes seconds
+MANY_ROWS = 50_000  # not yet in rollups: reading them takes seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteHoldings:
-    overrides: tuple[str, ...]  # that hold now, in words, with who and until when
-    incidents: tuple[str, ...]  # that wait for a decision: name and summary
-    n_to_review: int  # items that a reviewer can take now
-    n_contradicted: int  # of them: reviewers contradict each other
+    overrides: tuple[str, ...]  # active ones in words, with author and end
+    incidents: tuple[str, ...]  # open ones: name and summary
+    n_to_review: int  # items that a reviewer can lease now
+    n_contradicted: int  # of them: with contradicting verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairStatus:
-    """What audits that were asked twice say by now; one that differs and has no label counts as lost."""
+    """The result of audits with a paired call; a pending pair counts as lost."""
 
     arm: str
-    n: int  # pairs with the arm; audits that their client left are among them, as lost
+    n: int  # pairs with the arm; audits whose client disconnected count as lost
     n_disagree: int
-    em_drop: float | None  # mean of Z; None: there is no pair
-    em_drop_high: float | None  # the smallest drop that the pairs refute, at every look
-    n_missing: int | None  # pairs to the certificate at the rates seen; 0: enough; None: no number would do
+    em_drop: float | None  # mean of Z; None: no pairs
+    em_drop_high: float | None  # the smallest drop that the pairs refute, valid at every look
+    n_missing: int | None  # pairs until the certificate at the rates seen; 0: enough; None: never
     n_repeats: int  # pairs of two full runs
     n_repeats_disagree: int
-    max_em_drop: float  # fraction: what is to be proved
+    max_em_drop: float  # fraction: the drop to be certified
     confidence: float
 
 
@@ -85,22 +85,22 @@ class RouteStatus:
     n_without_outcome: int
     scorer: str
     confidence: float  # of every interval
-    max_em_drop: float  # fraction: what a certificate would have to promise
-    evidence: AuditEvidence  # what is missing for it
-    refused: str | None  # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
-    certifies: bool | None  # does a control loop certify what acts here? None: the settings are not known
-    control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
-    outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
+    max_em_drop: float  # fraction: the drop that a certificate must guarantee
+    evidence: AuditEvidence  # what it still lacks
+    refused: str | None  # why "enforce" in the settings is refused; None: it is not, or not set
+    certifies: bool | None  # a control loop certifies what acts here; None: the settings are unknown
+    control: Phase | None = None  # the state of its certification; None: no control loop serves it
+    outlook: Outlook | None = None  # the latest look of the job `monitor`; None: none
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
     tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
-    promise: str = ""  # in one sentence, with all that it depends on
-    promise_state: str = ""  # … and in one word, as /metrics has it
-    pairs: PairStatus | None = None  # of an effort or a budget that is proved by asking twice
-    held: RouteHoldings | None = None  # what people hold on it, and what waits for them; None: nothing
+    promise: str = ""  # as a sentence with all conditions
+    promise_state: str = ""  # … and as a word, as in /metrics
+    pairs: PairStatus | None = None  # of an effort or a budget certified by paired calls
+    held: RouteHoldings | None = None  # holds, and what waits for a decision; None: nothing
 
 
 def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as_json: bool) -> None:
-    """Print what the log says of every route, or of `route` alone; where it cannot be read, what was in force last."""
+    """Print the status of every route, or of one; if the log is unreadable, print the last known deployment."""
     settings = None
     first: tuple[str, ...] = ()
     try:
@@ -159,9 +159,7 @@ def _warn_of_rows(database: Path) -> None:
 
 
 def read_statuses(database: Path, settings: Settings | None, route: str | None) -> list[RouteStatus]:
-    """Read the log and report on every route that it has seen, or on `route` alone, by name.
-
-    settings  for the routes' scorers and confidence; None: strings are compared, at 95 %
+    """Read the status of every route in the log, or of one; without settings, answers are compared exactly, at 95 %.
 
     Raises StoreError when the log cannot be read, and ConfigError when it has no such route and for an unknown scorer.
     """
@@ -172,11 +170,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
 def statuses_of(
     connection: LogReader, database: Path, settings: Settings | None, route: str | None
 ) -> list[RouteStatus]:
-    """The same, by a connection to the log.
-
-    Everything that concerns all routes is read once. What the job `rollup` has summed up is not read again, so it
-    takes as long as the rows behind that do.
-    """
+    """Like `read_statuses`, on an open reader. Reads only rows that the job `rollup` has not summed up."""
     now_s = time.time()
     with ExitStack() as stack:
         stack.enter_context(snapshot(connection))
@@ -246,7 +240,7 @@ def _status(
     certifies = None if configured is None else configured.certifies_itself
     report = report_of(tally, route=name, confidence=confidence)
     if certifies is False or (certifies is None and phase is not None and not phase.epoch):
-        phase = None  # people may have paused it all the same: that is no control loop
+        phase = None  # only a pause by a person: no control loop
     elif phase is None and certifies:
         phase = phase_of(NOTHING)
     outlook, refused, pairs = newest_outlook(connection, name), None, None
@@ -258,7 +252,7 @@ def _status(
         promise = promises.of(name, configured, outlook, setup=newest.setup or None, unreadable=refused is not None)
         pairs = read_pairs(connection, name, configured, scorer.match, promises.decided.of(name))
     return RouteStatus(
-        # One uncertified newest request is enough to say so, even before it has ended.
+        # One uncertified newest request is enough to report it, even before it has ended.
         report=replace(report, certified=report.certified and newest.certified),
         mode=newest.mode,
         policy_version=newest.policy_version,
@@ -300,7 +294,6 @@ def _promise_without_settings(name: str, mode: str, promises: Promises) -> Route
 
 
 def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
-    """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
     waiting: dict[str, list[ItemState]] = {}
     for one in read_reviews(connection).queue.waiting(now_s=now_s):
         waiting.setdefault(one.item.route, []).append(one)
@@ -323,7 +316,7 @@ def _describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[st
 
 
 def read_pairs(connection: LogReader, name: str, route: Route, match: Match, held: InForce) -> PairStatus | None:
-    """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
+    """Return the paired status of a route's arm; None: no arm is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None
     from suffice.control.jobs.base import since
@@ -352,7 +345,6 @@ def read_pairs(connection: LogReader, name: str, route: Route, match: Match, hel
 
 
 def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
-    """Audits of a log that were asked twice, and the senders that asked the model."""
     from suffice.control.evidence.audits import recorded_audit
     from suffice.control.loop.paired import is_pair
 
@@ -367,7 +359,6 @@ def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> t
 
 
 def _last_good(settings: Settings, route: str | None) -> list[str]:
-    """What gateways serve while the log cannot be read."""
     from suffice.wiring.startup import last_good
 
     try:

@@ -1,4 +1,4 @@
-"""`suffice status`. Its help loads click and nothing heavy."""
+"""`suffice status`; its help imports only click."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Commands that hear from people, and forget what they said."""
+"""Commands for feedback, reviews and erasure."""

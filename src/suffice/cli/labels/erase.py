@@ -62,9 +62,10 @@ def erase(
 ) -> None:
     """Permanently erase user-written text from the log: from its rows, its file and its write-ahead log.
 
-    Ids, counts, tokens, verdicts and digests stay, and the audit log still verifies: it says what was erased, by whom
-    and why. Can run beside a serving gateway, which waits with writing while the file is written anew.
-    Exits with 1 when nothing of the kind is in the log, and with 2 when it cannot be erased.
+    Ids, counts, tokens, verdicts and digests stay, and the audit log still verifies: it records what was erased, by
+    whom
+    and why. Can run beside a serving gateway, which delays its writes while the file is rewritten.
+    Exits with 1 when the log has no such text, and with 2 when it cannot be erased.
     """
     if bool(episodes or units) == bool(older_than):
         raise ConfigError("needs --episode or --unit, or else --older-than")
@@ -94,7 +95,6 @@ def erase(
 
 
 def _limit_s(text: str) -> float:
-    """The Unix time before which everything goes. Raises ConfigError."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
     if match is not None:
         return time.time() - float(match[1]) * (_DAY_S if match[2] == "d" else 3_600.0)
@@ -113,7 +113,7 @@ def _rows_before(connection: LogReader, limit_s: float) -> list[int]:
 
 
 def _name(settings: Settings, writer: Decisions, unit: str) -> str:
-    """A conversation as the log calls it: the given name, or the keyed hash of the given id and of whoever sent it.
+    """Return the log's name of a conversation: the given one, or the keyed hash of the given id and its sender.
 
     Raises ConfigError where several senders used the id: these are different conversations.
     """
@@ -132,7 +132,7 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
 
 
 def _erase(writer: Decisions, order: erasing.ErasureOrder, rows: list[int]) -> None:
-    """Erase and say what was done; exits with 1 when not all of it is gone yet. Raises StoreError."""
+    """Erase and report; exits with 1 when something remains. Raises StoreError."""
     tally = erasing.ErasureTally()
     erasing.erase_words(writer, order, rows, tally)
     is_gone = erasing.purge(writer.path)

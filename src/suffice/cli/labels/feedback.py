@@ -1,7 +1,7 @@
-"""`suffice feedback`: labels from files or a judge model, and feedback whose request never came; `suffice export`.
+"""`suffice feedback`: labels from files or a judge model, and feedback without a request; `suffice export`.
 
-Everything is read and checked before anything is written, so a file with a mistake writes nothing. What was written
-before an interruption is known by its `feedback_id` the next time and counts once.
+All rows are checked before any is written, so a file with an error writes nothing. After an interruption, rows that
+were written are recognised by their `feedback_id` and count once.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from suffice.wiring.worker import open_decisions
 
 Form: TypeAlias = Literal["suffice", "label-studio", "langfuse"]
 BATCH_ROWS: Final = 1_000
-COLUMNS: Final = (  # of exported feedback
+COLUMNS: Final = (  # columns of exported feedback
     *("feedback_id", "episode_id", "response_id", "route", "joined", "source", "correct", "gold", "answer", "rating"),
     *("thumbs", "comment", "reason", "event", "propensity", "door"),
 )
 
-# A row's number, and what it says as /v1/feedback takes it, or why it says nothing.
+# A row's number with its body for /v1/feedback, or with the error in it.
 Body: TypeAlias = "tuple[int, dict[str, Any] | BadRequest]"
 
 
@@ -66,10 +66,10 @@ class ImportResult:
     source: str
     dry_run: bool
     n_rows: int = 0
-    n_ignored: int = 0  # annotations without a word
+    n_ignored: int = 0  # annotations without a verdict
     n_new: int = 0
-    n_known: int = 0  # counted before, under the same id
-    n_conflicts: int = 0  # of these, rows that say something else than the log has under their id
+    n_known: int = 0  # already in the log under the same id
+    n_conflicts: int = 0  # of these, rows that differ from the log
     n_joined: int = 0  # of all rows: their request is in the log
     unused: tuple[str, ...] = ()
     by: FeedbackMapping | None = field(default=None, repr=False)
@@ -101,7 +101,7 @@ def feedback() -> None:
 def import_file(file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], **given: Any) -> None:
     """Read labels, ratings and other feedback from FILE (.csv, .jsonl, .parquet; .json of Label Studio or Langfuse).
 
-    Columns are fields by their names, or by --map. All rows are checked before any is written; a mistake names the row
+    Columns are fields by their names, or by --map. All rows are checked before any is written; an error names the row
     and the column. May be repeated and run beside a serving gateway: a row counts once.
     """
 
@@ -128,7 +128,7 @@ def import_feedback(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Check all feedback of a source, write it, and say what came of it. Raises ConfigError, TraceError, StoreError."""
+    """Check all feedback of a source, write it, and report. Raises ConfigError, TraceError, StoreError."""
     result = ImportResult(source=source, dry_run=dry_run)
     settings = load_deployment(config)
     rows = _checked(bodies(settings, result), settings, result)
@@ -143,7 +143,7 @@ def _table(
     file: Path, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
     columns = dict[str, None]()
-    for _, cells in read_rows(file):  # JSON lines may name a column late
+    for _, cells in read_rows(file):  # in JSON lines a column may first occur late
         columns |= dict.fromkeys(cells)
     result.by = by = plan(columns, mapped, fixed, settings.metrics)
     result.unused = by.unused
@@ -171,14 +171,13 @@ def _scores(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_annotations(tasks: Any, result: ImportResult) -> Iterator[Body]:
-    """The annotations in an export of Label Studio. Raises BadRequest."""
+    """Yield the annotations in a Label Studio export. Raises BadRequest."""
     export = read_export(tasks)
     result.n_ignored = export.n_ignored
     yield from enumerate(export.rows, 1)
 
 
 def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -> list[Feedback]:
-    """All rows as feedback. Raises TraceError at the first that cannot be."""
     salt = deployment_salt(settings)
     sender = sender_key("import", salt=salt)
     results: list[Feedback] = []
@@ -196,7 +195,6 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
 
 
 def _compare(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
-    """Count what writing the rows would do."""
     path = database_path(settings.store.url)
     first: dict[str, Feedback] = {}
     with open_reader(path) if path.is_file() else nullcontext() as connection:
@@ -248,9 +246,9 @@ SHOWN: Final = 20
 @shell.option("--out", type=shell.FILE, metavar="FILE", help="Write all of it as CSV.")
 @shell.JSON_LINES
 def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool) -> None:
-    """List feedback that belongs to no request of the log: what waits, and what is a dead letter by now.
+    """List feedback without a request in the log: pending, or a dead letter by now.
 
-    It is kept: whenever its request comes, it joins. An id that never comes is a wrong one, or one of another log.
+    It is kept, and joins when its request arrives. If that never happens, the id is wrong or belongs to another log.
     """
     settings = load_deployment(config)
     limit_s = DAY_S * (settings.feedback.park_days if days is None else days)
@@ -276,7 +274,7 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
 
 
 def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any]:
-    age_s = max(0.0, now_s - one.at_s)  # a clock that was set back makes nobody younger than new
+    age_s = max(0.0, now_s - one.at_s)  # a clock that was set back gives no negative age
     names = ("feedback_id", "episode_id", "response_id", "source")
     return {
         **{name: getattr(one, name) for name in names},
@@ -299,8 +297,9 @@ def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, An
 def judge(name: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
     """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.
 
-    Runs that people labelled are graded first: they say how often the judge is wrong. As long as that leaves nothing
-    of the route's EM budget, or no run has both words, no label is written.
+    Runs that people labelled are graded first, to measure the judge's errors. No label is written while these errors
+    use
+    up the route's EM budget, or while no run has labels of both a person and the judge.
     """
     settings = load_deployment(config)
     route = shell.find_settings(settings, name, option="--route")
@@ -363,8 +362,8 @@ def export() -> None:
 def export_feedback(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
     """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
 
-    In CSV a cell that a spreadsheet would take for a formula gets a quote in front; `suffice feedback import` takes it
-    away again.
+    In CSV a cell that a spreadsheet would take for a formula is prefixed with a quote, which `suffice feedback import`
+    removes.
     """
     if file.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")

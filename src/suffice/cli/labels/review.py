@@ -56,7 +56,7 @@ def review() -> None:
 @shell.CONFIG
 @shell.JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
-    """List what is waiting for a reviewer, the most urgent first."""
+    """List the items that wait for a reviewer, most urgent first."""
     _, queue = _read_queue(path, route)
     now_s = time.time()
 
@@ -85,14 +85,14 @@ _TAKE = shell.stacked(shell.ROUTE, _REVIEWER, _QUESTIONS, shell.CONFIG, shell.JS
 @review.command("next")
 @_TAKE
 def next_(**given: Any) -> None:
-    """Take the next item and answer it with one key; at no terminal, or with --json, take it and show it."""
+    """Lease the next item and answer it with one key; without a terminal, or with --json, lease it and show it."""
     _go_through(**given, third=False)
 
 
 @review.command()
 @_TAKE
 def adjudicate(**given: Any) -> None:
-    """Decide items on which reviewers disagree; the reviewers themselves are not asked."""
+    """Decide items on which reviewers disagree; those reviewers do not get them."""
     _go_through(**given, third=True)
 
 
@@ -109,12 +109,13 @@ def adjudicate(**given: Any) -> None:
 def submit(
     item: str, word: str, corrected: str | None, reason: str, reviewer: str | None, path: str, *, as_json: bool
 ) -> None:
-    """Say what is right in ITEM.
+    """Submit a verdict on ITEM.
 
-    Of two answers `both`, `full`, `early` or `neither`; of one `right` or `wrong`; or `unsure`.
+    For two answers `both`, `full`, `early` or `neither`; for one `right` or `wrong`; or `unsure`.
 
-    Saying it twice is saying it once; saying something else takes the place of what you said before. After your lease
-    is over it counts if nobody else has taken the item, and is kept beside the others' verdicts if somebody has.
+    Repeating a verdict changes nothing; a different one replaces yours. After your lease has expired, the verdict
+    counts
+    if nobody else has leased the item, and otherwise is kept beside the others.
     """
     name = shell.author_name(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
@@ -139,7 +140,7 @@ def submit(
 @click.argument("episode")
 @shell.decision("Ask again once the log can be written.")
 def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply | str:
-    """Ask people about run EPISODE, whatever the day's cap."""
+    """Queue run EPISODE for review, regardless of the daily cap."""
     rules = {name: route.review for name, route in by.settings.routes.items()}
     about = deciding.ask_about(by.writer, episode, rules, by.reason, by.author, now_s=by.now_s)
     return about if isinstance(about, str) else shell.CommandReply(about, f"{episode}: waits for a reviewer")
@@ -150,7 +151,7 @@ def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply | str:
 @shell.CONFIG
 @shell.JSON
 def stats(route: str | None, path: str, *, as_json: bool) -> None:
-    """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
+    """Show the number of items by state, the agreement of reviewers, and the estimate from random items."""
     settings, queue = _read_queue(path, route)
     for name in settings.routes if route is None else [route]:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
@@ -231,7 +232,6 @@ def _displayed(answer: str | None) -> str:
 
 
 def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) -> bool:
-    """Ask for one key until the item is answered or given back; False: the reviewer ends."""
     keys = _KEYS["both" if item.shows == "both" else "one"]
     corrected, reason = None, ""
     click.echo("  ".join(f"[{key}] {text}" for key, _, text in keys))
@@ -263,14 +263,13 @@ def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
 
 
 class _QuestionTexts:
-    """Where the text of a question can be had, in this order: the log, if its route keeps it; a file of questions."""
+    """Finds the text of a question in the log, if its route keeps it, else in a file of questions."""
 
     def __init__(self, settings: Settings, log: Path, file: Path | None) -> None:
         self._settings, self._log, self._given = settings, log, file
         self._read: dict[Path, Mapping[str, str]] = {}
 
     def question(self, item: ReviewItem) -> tuple[str | None, str]:
-        """The text, and where it comes from or why it cannot be had."""
         kept = deciding.kept_question(self._log, item.episode_id, now_s=time.time())
         if kept is not None:
             return kept, "kept in the log:"

@@ -1,4 +1,4 @@
-"""Commands that measure on recorded runs and logs before anything is served, and what they share."""
+"""Commands that measure on recorded runs and logs before anything is served."""
 
 from __future__ import annotations
 
@@ -47,7 +47,6 @@ def command_line() -> str:
 
 
 def trace_progress(*columns: ProgressColumn, quiet: bool) -> Progress:
-    """Bars on standard error, where somebody looks at it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

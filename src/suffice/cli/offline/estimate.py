@@ -27,7 +27,7 @@ from suffice.replay.logs import Log, read_logs
 from suffice.replay.traces.read import read_traces
 from suffice.scoring.base import build_scorer
 
-SEED = 0  # of the draws: the same log gives the same figures
+SEED = 0  # of the random draws: the same log gives the same figures
 FORMATS = ("openai", "litellm", "langfuse", "vllm")
 HOUR_S, DAY_S = 3_600.0, 86_400.0
 
@@ -63,10 +63,10 @@ class EstimateOptions:
 @option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
 @JSON_OBJECT
 def estimate(logs: tuple[Path, ...], **options: object) -> None:
-    """Predict from LOGS what could be saved at a largest EM drop, what audits cost, and how many days they take.
+    """Predict from LOGS the saving at a maximum EM drop, the cost of audits, and how many days they take.
 
     LOGS are OpenAI requests with their responses as JSON lines, or logs of LiteLLM, Langfuse or vLLM. No
-    call is made. Exits with 2 when the logs cannot be read or say too little.
+    call is made. Exits with 2 when the logs cannot be read or hold too little.
     """
     given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
     result, log = _estimate(logs, given)

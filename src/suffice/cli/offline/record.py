@@ -31,11 +31,11 @@ from suffice.wiring.files import load_settings
 from suffice.wiring.keys import api_key
 
 SETTINGS = Path("suffice.toml")
-_FIGURES = (  # of --json
+_FIGURES = (  # in --json
     *("n_questions", "n_before", "n_recorded", "n_left", "n_right", "n_steps"),
     *("run_tokens", "probe_tokens", "n_unclosed", "n_unread", "failed"),
 )
-PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
+PLAIN_LINE_S = 10.0  # between two lines of progress without a terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,8 @@ class RecordOptions:
 def record(questions: Path, **options: object) -> None:
     """Record full runs of QUESTIONS at a live model server, with a trial answer at every step.
 
-    QUESTIONS holds JSON lines with `question` (or `messages`) and `gold`. The same call again goes on
-    where an earlier one ended. Exits with 1 when questions are left, and with 2 when it cannot record.
+    QUESTIONS holds JSON lines with `question` (or `messages`) and `gold`. Repeat the command to continue
+    an interrupted recording. Exits with 1 when questions are left, and with 2 when it cannot record.
     """
     given = RecordOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
@@ -220,7 +220,6 @@ def _reporting(n_questions: int, given: RecordOptions) -> Iterator[Callable[[Pro
 
 
 def live_line(progress: Progress, taken_s: float) -> str:
-    """EM, tokens a second and time left, as far as they are known after `taken_s` seconds of this call."""
     parts = []
     if progress.n_recorded:
         parts.append(f"EM {progress.n_right / progress.n_recorded:.2f}")

@@ -127,7 +127,6 @@ ONLINE = stacked(
 
 
 def _flags(options: Callable[[Any], Any]) -> dict[str, str]:
-    """The options of a stack: parameter → as people write it."""
     return {str(one.name): one.opts[0] for one in click.command()(options(lambda: None)).params}
 
 
@@ -161,9 +160,9 @@ def replay(
 ) -> None:
     """Replay stopping policies over recorded runs (Parquet or JSON lines).
 
-    Prints the frontier table: full runs, ours and the published rules, each with its point picked on other
+    Prints the frontier table: full runs, ours and the published rules, each with its operating point chosen on other
     questions (frozen) and in hindsight, and the oracles; writes a report with plots. With --online the runs come as
-    traffic instead: a cold start, audits by lot, the certified level, alarms; the figure shows the course.
+    traffic: a cold start, random audits, the certified level, alarms; the figure shows the course.
     """
     others = _flags(OFFLINE if online else ONLINE)
     by_hand = [name for name in others if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]

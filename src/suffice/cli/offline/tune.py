@@ -72,10 +72,10 @@ def tune(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Search among all policies and their parameters on recorded runs (Parquet or JSON lines) of one set.
+    """Search all policies and their parameters on recorded runs (Parquet or JSON lines) of one set.
 
-    The search is repeated five times without a fifth of the questions, and each winner judged on those: what it
-    does there, not what the search saw, is what to expect. Writes what a route needs to run the policy.
+    The search is repeated five times, each time without a fifth of the questions, and the winner is evaluated on those:
+    expect this result, not the one of the search. Writes what a route needs to run the policy.
     """
     load_plugins()
     options = TuneOptions(policies=split_names(policies), classes=classes or 0, **given)

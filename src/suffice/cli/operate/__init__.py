@@ -1,1 +1,1 @@
-"""Commands by which people change what happens."""
+"""Commands that change what is served."""

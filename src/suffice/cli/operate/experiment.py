@@ -28,9 +28,9 @@ def experiment() -> None:
 @shell.CONFIG
 @shell.JSON
 def list_(path: str, *, as_json: bool) -> None:
-    """List experiments and which of them run.
+    """List experiments, and which of them run.
 
-    Those of the settings, and those of the log that are not there any more.
+    Includes experiments of the log that the settings no longer have.
     """
     settings = load_deployment(path)
     latest = {one.experiment.name: one for one in read_experiments(database_path(settings.store.url))}
@@ -49,9 +49,9 @@ def list_(path: str, *, as_json: bool) -> None:
 @shell.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
 @shell.JSON
 def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
-    """Show what experiment NAME tells so far.
+    """Show the results of experiment NAME so far.
 
-    Look as often as you like: every interval holds at every look.
+    May be repeated: every interval holds at every look.
     """
     settings = load_deployment(path)
     database = database_path(settings.store.url)
@@ -74,7 +74,7 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
 def start(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     """Start experiment NAME, or change its weights.
 
-    It runs as the settings have it now. One that runs already gets its new weights and share.
+    It starts as the settings define it now. A running one gets its new weights and share.
     """
     written = by.settings.experiments.get(name)
     if written is None:
@@ -96,7 +96,7 @@ def start(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
 def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     """Stop experiment NAME.
 
-    Its requests are served as the route says again. What it showed is kept beside the reason.
+    Its requests are served by the route's own settings again. Its results are stored with the reason.
     """
     held = read_experiments(by.writer.path)
     now = next((one for one in held if one.runs and one.experiment.name == name), None)
@@ -114,7 +114,7 @@ def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
 def _conclusions(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
     try:
         result = read_experiment(database, one, settings)
-    except Exception as error:  # noqa: BLE001 - what is computed must not keep a person from stopping it
+    except Exception as error:  # noqa: BLE001 - results must not keep a person from stopping it
         click.echo(f"suffice experiment stop: what it showed could not be read: {error}", err=True)
         return ()
     return tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
@@ -215,7 +215,7 @@ def _print_table(arm: ArmResult) -> None:
 
 def _number(metric: str, value: float) -> str:
     one = metric_of(metric)
-    return f"{value * one.times + 0.0:+,.{one.digits}f}"  # a minus zero is a zero
+    return f"{value * one.times + 0.0:+,.{one.digits}f}"  # turns -0.0 into 0
 
 
 def _ends(metric: str, low: float, high: float) -> str:

@@ -37,7 +37,7 @@ def pause(**given: Any) -> None:
 @click.command(cls=shell.Command)
 @_PAUSE
 def resume(**given: Any) -> None:
-    """Resume early stopping on ROUTE: what is certified there acts again.
+    """Resume early stopping on ROUTE: its certified level acts again.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
@@ -82,10 +82,10 @@ def override() -> None:
 def set_(
     by: shell.PendingDecision, route: str, kind: OverrideKind, publication: int | None, **form: Any
 ) -> shell.CommandReply | str:
-    """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or keep a smaller EM `budget`.
+    """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or set a smaller EM `budget`.
 
-    An override can only make a route safer, unless what it pins is certified there now. Running gateways follow
-    within a second, and stop following when the date has come, whether or not a worker runs.
+    An override only makes a route safer, unless the pinned level is certified there now. Running gateways apply it
+    within a second, and drop it at its date, with or without a worker.
     """
     result = set_route_override(by, route, OverrideForm(kind=kind, **by.signed, **form), publication)
     if isinstance(result, str):
@@ -96,9 +96,9 @@ def set_(
 def set_route_override(
     by: shell.PendingDecision, route: str, form: OverrideForm, publication: int | None
 ) -> Override | str:
-    """Hold a route; a sentence where it cannot be held so.
+    """Set an override; return a sentence if it is refused.
 
-    publication  pin: number of the earlier publication to be served; None: what is in force
+    publication  pin: number of the earlier publication to be served; None: the active one
     """
     rules, setup = by.rules(route), setup_of(by.settings, route)
     return deciding.set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
@@ -110,7 +110,7 @@ def set_route_override(
 @shell.CONFIG
 @shell.JSON
 def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
-    """List overrides: what they hold, who set them, why and until when."""
+    """List overrides: what they limit, who set them, why and until when."""
     with shell.deployment_log(path, route) as (settings, writer):
         names = list(settings.routes) if route is None else [route]
         holds = read_holds(writer.path)
@@ -188,7 +188,7 @@ def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: 
 @shell.CONFIG
 @shell.JSON
 def show_incident(name: str, path: str, *, as_json: bool) -> None:
-    """Show incident NAME: its evidence, the decision, and which publications can be rolled back to."""
+    """Show incident NAME: its evidence, the decision, and the publications that can be rolled back to."""
     with shell.deployment_log(path) as (config, writer), open_reader(writer.path) as connection:
         route, case = _find_incident(writer.path, name)
         now = deciding.read_now(connection, route, shell.find_settings(config, route))
@@ -264,7 +264,6 @@ def open_(
 
 
 def _find_incident(database: Path, name: str) -> tuple[str, Case]:
-    """An incident by its name, with its route. Raises ConfigError."""
     routes = read_holds(database).routes
     for route, held in routes.items():
         case = held.case(name)

@@ -20,7 +20,7 @@ _FILE = option("--file", "named", default="", help="The switch's file; the setti
 def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) -> None:
     """Disable early stopping on all routes immediately (works without the database or the worker).
 
-    Chains of thought pass through untouched, all samples are drawn, and loops go on; running requests are no longer
+    Reasoning passes through untouched, all samples are drawn, and loops continue; running requests are no longer
     stopped either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
     with 3 when one has not, or none is running.
     """
@@ -42,7 +42,7 @@ def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) 
 @_FILE
 @WAIT
 def unkill(path: str, named: str, wait_s: float) -> None:
-    """Release the kill switch: what is in force on each route acts again.
+    """Release the kill switch: the active deployment of each route acts again.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
@@ -60,10 +60,9 @@ def unkill(path: str, named: str, wait_s: float) -> None:
 
 
 def _files(path: str, named: str) -> tuple[Path, tuple[Path, ...]]:
-    """The switch's file, and those beside which gateways announce themselves.
+    """Return the switch's file, and the files beside which gateways announce themselves.
 
-    Ends with 2 when the settings cannot be read, or are not those of a deployment: where there is neither a log nor
-    anything else that a gateway leaves, the switch would stop nothing.
+    Exits with 2 when the settings cannot be read, or neither a log nor a gateway's file shows a deployment.
     """
     if named:
         return Path(named), (Path(named),)

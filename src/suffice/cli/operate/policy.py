@@ -1,4 +1,4 @@
-"""`suffice policy`: which version serves a route, and the rollout of another one."""
+"""`suffice policy`: the version that serves a route, and the rollout of another one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from suffice.store.routes.rollouts import RolloutRun, plain_of, propose_learned,
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.routes import check_policy, policy_table
 
-_MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit has proposed
+_MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of a refit's proposal
 _NEEDS_NO_LOG: Final = "`suffice kill` needs no database."
 
 
@@ -38,7 +38,7 @@ def policy() -> None:
 @shell.CONFIG
 @shell.JSON
 def list_(path: str, *, as_json: bool) -> None:
-    """List what serves each route, and the rollout that runs there."""
+    """List the version that serves each route, and its running rollout."""
     with shell.deployment_log(path) as (settings, writer):
         held, decided = rollouts.read_rollouts(writer.path), read_decided(writer.path)
     rows, running = list[dict[str, Any]](), rollouts.read_running_rollouts(held)
@@ -60,9 +60,9 @@ def list_(path: str, *, as_json: bool) -> None:
 @shell.CONFIG
 @shell.JSON
 def show(route: str, path: str, *, as_json: bool) -> None:
-    """Show the rollout of ROUTE: where it stands, what its evidence says and what is missing.
+    """Show the rollout of ROUTE: its state, its evidence and what is missing.
 
-    Where none runs, its latest one is shown.
+    Without a running rollout, shows the latest one.
     """
     with shell.deployment_log(path) as (settings, writer):
         shell.find_settings(settings, route)
@@ -86,11 +86,11 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 @click.argument("after")
 @shell.CONFIG
 def diff(before: str, after: str, path: str) -> None:
-    """Show in what version AFTER differs from version BEFORE, by their addresses."""
+    """Show how version AFTER differs from version BEFORE, by their addresses."""
     with shell.deployment_log(path) as (settings, writer), open_reader(writer.path) as connection:
         secret = deployment_salt(settings)
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
-    shared = old.keys() & new.keys()  # of models that are no version yet there is the body alone
+    shared = old.keys() & new.keys()  # models that are no version yet have only the body
     result = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))
     click.echo("\n".join(result) or "the same")
 
@@ -100,11 +100,11 @@ def diff(before: str, after: str, path: str) -> None:
 @click.argument("candidate")
 @shell.decision()
 def propose(by: shell.PendingDecision, route: str, candidate: str) -> shell.CommandReply | str:
-    """Try another version on ROUTE.
+    """Start a rollout of another version on ROUTE.
 
-    CANDIDATE is the address of what a refit proposed, such as v-0123456789ab (`suffice status` names it), on a route
-    that learns; else a policy as the settings write it, such as '{policy = "beta", threshold = 0.9}', or a file that
-    holds it (TOML or JSON). It begins in shadow, where nobody is served by it.
+    CANDIDATE is the address of a refit's proposal, such as v-0123456789ab (`suffice status` names it), on a route
+    that learns; else a policy as in the settings, such as '{policy = "beta", threshold = 0.9}', or a file that
+    holds it (TOML or JSON). It starts in shadow, where it serves nobody.
     """
     begin = propose_learned if _MODELS.fullmatch(candidate) else _propose_policy
     name, secret = f"{route}-{secrets.token_hex(4)}", deployment_salt(by.settings)
@@ -142,7 +142,7 @@ def _propose_policy(
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
 def promote(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
-    """Take the next step of ROUTE's rollout, whatever its evidence says; your name stands on it."""
+    """Take the next step of ROUTE's rollout regardless of its evidence; your name is recorded."""
     return _step("promote", by, route)
 
 
@@ -150,7 +150,7 @@ def promote(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
 def hold(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
-    """Hold ROUTE's rollout where it is; harm still sends it back."""
+    """Hold ROUTE's rollout where it is; harm still rolls it back."""
     return _step("hold", by, route)
 
 
@@ -158,7 +158,7 @@ def hold(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
 def release(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
-    """Let ROUTE's rollout go on where it is held."""
+    """Resume ROUTE's rollout after a hold."""
     return _step("release", by, route)
 
 
@@ -166,7 +166,7 @@ def release(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
 def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
-    """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
+    """Roll ROUTE back: end the running rollout, or take back the version of the last one."""
     rules = by.rules(route)
     if route in rollouts.read_running_rollouts(rollouts.read_rollouts(by.writer.path)):
         return _step("rollback", by, route)
@@ -192,7 +192,7 @@ def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandRepl
 @shell.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
 @shell.decision()
 def pin(by: shell.PendingDecision, route: str, publication: int, days: float) -> shell.CommandReply | str:
-    """Serve what PUBLICATION of ROUTE put in force, until a date, as far as it is certified there now."""
+    """Serve PUBLICATION of ROUTE until a date, as far as it is certified there now."""
     override = set_route_override(by, route, OverrideForm(kind="pin", days=days, **by.signed), publication)
     if isinstance(override, str):
         return override

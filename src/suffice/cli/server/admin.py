@@ -36,9 +36,9 @@ _SETTINGS_FILE = stacked(
 @option("--host", help="Address to listen on, as `serve` takes it.")
 @INSECURE_OPEN
 def check(path: str, named: str | None, host: str | None, insecure_open: bool) -> None:
-    """Build everything that FILE describes (suffice.toml where none is named), without opening a socket.
+    """Build everything that FILE describes (default: suffice.toml), without opening a socket.
 
-    Looks at the environment and at what the log says, too. Exits with 2, and says where, when `serve` would refuse.
+    Also checks the environment and the log. Exits with 2 and the place of the error when `serve` would refuse.
     """
     path = named or path
     settings = load_settings(path)
@@ -62,9 +62,9 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
 @config.command("show")
 @_SETTINGS_FILE
 def show(path: str, named: str | None) -> None:
-    """Print all settings of FILE (suffice.toml where none is named) as JSON, defaults filled in.
+    """Print all settings of FILE (default: suffice.toml) as JSON, with defaults.
 
-    Secrets are never in them. A learned model is its address.
+    Secrets are left out. A learned model is printed as its address.
     """
     settings = load_settings(named or path)
     plain = with_addresses(msgspec.to_builtins(settings))
@@ -113,7 +113,7 @@ def remove(name: str, path: str) -> None:
 @admin.command("list")
 @CONFIG
 def people(path: str) -> None:
-    """List who has access. Secrets are kept as hashes and cannot be shown."""
+    """List who has access. Secrets are stored as hashes and cannot be shown."""
     print_rows(
         People.of(load_deployment(path)).listed(),
         lambda one: [f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}"],

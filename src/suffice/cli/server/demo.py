@@ -43,7 +43,7 @@ from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_worker
 
-PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False}  # as text that is not ours is printed
+PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False}  # for untrusted text
 ONE_LINE: Final[dict[str, Any]] = {**PLAIN, "soft_wrap": True}
 
 
@@ -68,7 +68,7 @@ ONE_LINE: Final[dict[str, Any]] = {**PLAIN, "soft_wrap": True}
 def demo(small: bool, online: bool, as_console: bool, port: int, out: str, **given: Any) -> None:
     """Run a real local model through the gateway and show what stopping saves.
 
-    SUFFICE_MODEL=/path/x.gguf uses a model file of your own on the reasoning route.
+    SUFFICE_MODEL=/path/x.gguf selects your own model file for the reasoning route.
     """
     others = any(given[name] for name in ("full", "upstream", "upstream_model", "questions", "samples"))
     if online and others:
@@ -102,7 +102,6 @@ def demo(small: bool, online: bool, as_console: bool, port: int, out: str, **giv
 
 
 def _fetch(console: Console, name: str) -> Path:
-    """The GGUF file of a model, fetched if it is not in the cache. Raises LocalModelError."""
     own = os.environ.get("SUFFICE_MODEL")
     if own and name != "smol":
         return Path(own)
@@ -114,11 +113,11 @@ def _fetch(console: Console, name: str) -> Path:
 
 # --------------------------------------------------------------------------- both kinds of route, once
 
-# Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
-# slot reads it once. Eight for reasoning: four runs, and their probes beside them.
+# Concurrent requests of a local server. Two for samples: the same prompt comes eight times, and each slot reads it
+# once. Eight for reasoning: four runs and their probes.
 SLOTS = {"samples": 2, "reasoning": 8}
 AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
-N_ASKED = {"samples": 120, "reasoning": 40}  # questions, unless --full or --questions says otherwise
+N_ASKED = {"samples": 120, "reasoning": 40}  # questions, unless --full or --questions is given
 
 
 @contextmanager
@@ -145,7 +144,7 @@ def _stages(
             n_samples=samples or (16 if full else 8),
             questions=tasks.questions(kind, questions or (300 if full else N_ASKED[kind])),
             folder=folder,
-            n_at_once=min(AT_ONCE[kind], max(1, slots // 2)),  # a probe is sent to a free slot only
+            n_at_once=min(AT_ONCE[kind], max(1, slots // 2)),  # a probe is sent only to a free slot
         )
 
     if upstream is not None:
@@ -207,7 +206,6 @@ REVIEWER = "rita"
 
 
 def _run_console(console: Console, folder: Path, *, small: bool, port: int) -> None:
-    """Serve the console until told to end. Raises SufficeError, and OSError when the address cannot be had."""
     settings = _demonstrated(console, folder) or _made_up(console, folder, small=small)
     people = People.of(settings)
     admins = people.reset("admin")
@@ -221,12 +219,11 @@ def _run_console(console: Console, folder: Path, *, small: bool, port: int) -> N
         console.print(f"open {url}/console", highlight=False)
 
     with webhook(lambda text: console.print(f"alert   {text}", **PLAIN)) as url:
-        os.environ[WEBHOOK] = url  # where the settings of the month look for it
+        os.environ[WEBHOOK] = url  # read by the demo's settings
         run_server(settings, listening=listening, port=port)
 
 
 def _demonstrated(console: Console, folder: Path) -> Settings | None:
-    """The settings of a log that `make demo-online` has left; None: there is none."""
     file, database = folder / "online.toml", folder / "online.db"
     if not file.is_file() or not database.is_file():
         return None
@@ -262,12 +259,11 @@ def _made_up(console: Console, folder: Path, *, small: bool) -> Settings:
 
 ONLINE_SLOTS = 2  # of the model server: each reads a prompt once
 N_QUESTIONS = 300  # in the pool
-PRINT_EACH = 20  # requests between two lines where nobody sees a screen
-ALIASES = ("smol-a", "smol-b")  # as the model server calls itself before and behind the swap
+PRINT_EACH = 20  # requests between two lines without a terminal
+ALIASES = ("smol-a", "smol-b")  # the server's model names before and after the swap
 
 
 def _run_online(console: Console, folder: Path, *, small: bool) -> int:
-    """Run it and print what came of it; the exit code. Raises SufficeError."""
     plan = story.SMALL if small else story.DemoPlan()
     with local_world(console, folder) as world:
         settings = story.story_settings(
@@ -285,10 +281,11 @@ def _run_online(console: Console, folder: Path, *, small: bool) -> int:
 
 @contextmanager
 def local_world(console: Console, folder: Path) -> Iterator[story.DemoWorld]:
-    """The small model behind a server of its own.
+    """Run the small model on a server of its own.
 
-    The swap restarts it at the same address under another name of its own. The weights stay the same, which nobody
-    can see from outside: a gateway goes by the names in the replies, as it would with another model.
+    The swap restarts it at the same address under another model name. The weights stay the same, which is invisible
+    from
+    outside: a gateway detects a swap by the names in responses.
     """
     spec = ServerSpec(
         model_path=_fetch(console, "smol"), alias=ALIASES[0], n_parallel=ONLINE_SLOTS, ctx_tokens_per_slot=1024
@@ -319,8 +316,6 @@ def followed(console: Console) -> Iterator[story.Screen]:
 
 
 class LineScreen:
-    """Prints one line, every so many requests."""
-
     def __init__(self, console: Console) -> None:
         self._console, self._n_next, self._last = console, 0, ""
 

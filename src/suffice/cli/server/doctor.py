@@ -44,7 +44,7 @@ from suffice.wiring.startup import open_log
 
 DEFAULT_CONFIG = Path("suffice.toml")
 STYLES = {"yes": "green", "no": "red", "ignored": "yellow", "unclear": "dim"}
-VERIFIED = ("yes", "no", "ignored")  # verdicts that this server itself gave; after "unclear" nothing is verified
+VERIFIED = ("yes", "no", "ignored")  # verdicts of this server itself; "unclear" verifies nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +84,10 @@ class RouteDiagnosis:
 @shell.option("--timeout", "timeout_s", default=30.0, help="Seconds for an experiment or a run.")
 @shell.JSON_OBJECT
 def doctor(config: Path | None, **options: object) -> None:
-    """Examine a model server (--upstream), or what the full runs of a route say (--route).
+    """Examine a model server (--upstream), or the full runs of a route (--route).
 
-    With a settings file the findings go into its log, where the gateway reads them at its next start.
-    Exits with 1 when the server does not answer, and with 2 when it cannot be asked.
+    With a settings file the findings are logged, and the gateway reads them at its next start.
+    Exits with 1 when the server does not answer, and with 2 when the examination cannot start.
     """
     asked = DoctorOptions(**options)  # type: ignore[arg-type]  # click has checked them
     if (asked.upstream is None) == (asked.route is None):
@@ -136,7 +136,7 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
         name, upstream = next(iter(same.items()), (name, upstream))
     if asked.driver is not None:
         load_plugins()
-        driver_facts(asked.driver)  # raises where it does not exist
+        driver_facts(asked.driver)  # raises for an unknown driver
         upstream = msgspec.structs.replace(upstream, driver=asked.driver)
     async with _client(name, upstream) as client:
         talk = await _talk(client, asked, asked.model)
@@ -189,7 +189,7 @@ def _print_findings(findings: Findings, head: str) -> None:
     table.add_column("verified\nhere", no_wrap=True)
     table.add_column("evidence", overflow="fold")
     for one in findings.findings:
-        # Text, not str: a server's words may look like markup.
+        # Text, not str: a server's text may look like markup.
         evidence = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim")
         evidence.append(Text(one.evidence, style="default not dim"))
         table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), evidence)

@@ -1,4 +1,4 @@
-"""`suffice serve` and `suffice worker`, and a log handler that never blocks whoever logs."""
+"""`suffice serve` and `suffice worker`, and a non-blocking log handler."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from suffice.types import JobRun
 
 
-MOST_LINES: Final = 10_000  # that wait to be written; beyond it the newest are left out, and counted
-PAUSE_S: Final = 0.02  # lines that come within it are written together
+MOST_LINES: Final = 10_000  # waiting to be written; newer ones are dropped and counted
+PAUSE_S: Final = 0.02  # lines logged within this time are written together
 STDERR: Final = 2
-FLUSH_S: Final = 2.0  # at the end of the process: how long what waits may take
+FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
 
 
 class BackgroundHandler(logging.Handler):
@@ -38,13 +38,13 @@ class BackgroundHandler(logging.Handler):
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one line; logging holds this handler's lock."""
+        """Queue one line; `logging` holds this handler's lock."""
         if len(self._lines) >= MOST_LINES:
             self._n_dropped += 1
             return
         try:
             self._lines.append(self.format(record))
-        except Exception:  # noqa: BLE001 - as logging has it: a line that cannot be made costs nobody an answer
+        except Exception:  # noqa: BLE001 - as in `logging`: a line that cannot be formatted must not break a request
             self.handleError(record)
             return
         with self._guard:
@@ -69,9 +69,9 @@ class BackgroundHandler(logging.Handler):
                 n, self._n_dropped = self._n_dropped, 0
                 written.append(f"{n} lines of the log were left out: they came faster than they could be written")
             left = "".join(f"{line}\n" for line in written).encode("utf-8", "replace")
-            with contextlib.suppress(OSError):  # standard error is closed, or its reader has left
+            with contextlib.suppress(OSError):  # standard error is closed, or its reader has exited
                 while left:
-                    left = left[os.write(STDERR, left) :]  # a stream of Python's could hold up the end of the process
+                    left = left[os.write(STDERR, left) :]  # a Python stream could block at exit
             with self._guard:
                 if not self._some.is_set():
                     self._idle.set()
@@ -115,14 +115,14 @@ def serve(
         ACCESS.setLevel("WARNING")
     try:
         settings = load_settings(path)
-        # Nobody is made in the place of those who come back with their folder.
+        # Do not create a replacement for people whose folder is missing for now.
         makes_admin = settings.console.enabled and People.of(settings).file.parent.is_dir()
 
         def listening(url: str, console_url: str) -> None:
             if makes_admin:
                 _show_first_secret(settings)
             pages = f", with the console on {console_url}/console" if settings.console.enabled else ""
-            # Whatever the level of the log: people open that address, and programs wait for it.
+            # At every log level: people open that address, and programs wait for it.
             click.echo(f"suffice is listening on {url}/v1{pages}", err=True)
 
         run_server(settings, listening=listening, host=host, port=port, insecure_open=insecure_open)
@@ -131,7 +131,6 @@ def serve(
 
 
 def _show_first_secret(settings: Settings) -> None:
-    """At the first run, make an admin and show the secret. A gateway serves without its log or its people, too."""
     from suffice.errors import SufficeError
     from suffice.telemetry import LOG
     from suffice.wiring.people import ADMIN, People, access_changed

@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 from typing import Final
 
-GENTLE: Final = 10  # of 19: whoever answers requests goes first
+GENTLE: Final = 10  # niceness, of 19: processes that answer requests have priority
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     from suffice.settings import parse_settings
     from suffice.wiring.worker import open_worker
 
-    for name in ("SIGINT", "SIGHUP"):  # of a terminal, they mean the gateway, which ends this process
+    for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to the gateway too, which ends this process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sigterm, tell = os.pipe()
@@ -39,7 +39,7 @@ def main() -> None:
                 if here.round():
                     with contextlib.suppress(BrokenPipeError):
                         os.write(sys.stdout.fileno(), b"decided\n")
-    except StoreError as error:  # of a log that cannot be opened; whoever started this process tries again
+    except StoreError as error:  # the log cannot be opened; the parent process restarts this one
         sys.exit(f"worker: {error}")
 
 
