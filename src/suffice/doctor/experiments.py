@@ -1,7 +1,4 @@
-"""Experiments at a model server: single requests, the ways to end a thought early, and the engine itself.
-
-The server's own report about its cache counts only if the measured times agree.
-"""
+"""Experiments at a model server; its report about its cache counts only if the measured times agree."""
 
 from __future__ import annotations
 

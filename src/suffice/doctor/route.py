@@ -69,9 +69,9 @@ def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
 
 
 def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
-    """Parse requests from JSON lines with `question` (a string) or `messages`, and sampling fields beside it.
+    """Parse requests from JSON lines with `question` or `messages`, and sampling fields.
 
-    Raise ConfigError that names the invalid line.
+    Raise ConfigError with the line.
     """
     bodies = []
     for number, line in enumerate(lines, 1):

@@ -197,10 +197,7 @@ class Talk:
         enough: Callable[[StreamTranscript], bool] = lambda _: False,
         refusal: str | None = None,
     ) -> StreamTranscript:
-        """Send a request as a stream and read it; hang up as soon as `enough` is true. Raise UpstreamError.
-
-        refusal  as in `whole`
-        """
+        """Stream a request and read it until `enough` is true; `refusal` as in `whole`. Raise UpstreamError."""
         start_s, seen = self.clock_s(), StreamTranscript()
         async with self.open(path, {**body, "stream": True}) as call:
             async for _ in self.pieces(call, seen, start_s):

@@ -74,10 +74,7 @@ class Continuer:
             return False
 
     async def prompt(self, *, text: bool) -> Prompt | None:
-        """Return the prompt as the engine's template renders it, and its token count; the text only if `text` is set.
-
-        It is requested once. Raise UpstreamError if the engine fails.
-        """
+        """Return the rendered prompt and its token count; without `text`, maybe only the count. Raise UpstreamError."""
         if self._prompt is None or (text and self._prompt.text is None):
             self._prompt = await self._render_prompt(text=text)
         return self._prompt
@@ -100,11 +97,7 @@ class Continuer:
         return None
 
     async def _vllm_prompt(self, fields: dict[str, Any], *, text: bool) -> Prompt:
-        """Return the tokens of the rendered chat, and the text that they encode.
-
-        `return_token_strs` would write spaces and bytes in the tokenizer's own symbols; `/detokenize` returns the text
-        itself.
-        """
+        """Use `/detokenize`: `return_token_strs` would write spaces and bytes in the tokenizer's own symbols."""
         model = {"model": self._body.get("model")}
         tokens = await self._ask("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
         if not isinstance(tokens, list):
@@ -165,9 +158,9 @@ class Continuer:
     async def open(
         self, request: Continuation, *, thought_tokens: int, purpose: Purpose
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
-        """Send a prepared request; yield the pieces of its reply and its account.
+        """Send a request; yield its pieces and its account.
 
-        Raise UpstreamError if the upstream fails, and UpstreamBusy if there is no room for a probe, which never waits.
+        Raise UpstreamError, or UpstreamBusy for a probe without room.
         """
         account = CallAccount(purpose)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)

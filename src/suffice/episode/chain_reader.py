@@ -1,8 +1,6 @@
 """Reads one chain of thought: separates thought and answer, counts tokens, and cuts the thought into steps.
 
-Each step is longer than the last by a constant factor, so that probing a long thought costs a bounded share of it.
-After the first byte of an answer or a tool call nothing can be stopped. If this code fails, the stream passes on
-unwatched.
+Steps grow by a constant factor, so that probing a long thought costs a bounded share of it.
 """
 
 from __future__ import annotations
@@ -30,8 +28,6 @@ Phase = Literal["start", "thinking", "answering"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A place where the thought may be closed."""
-
     index: int  # 1 is the first
     tokens: int  # generated since the checkpoint before
     tokens_used: int  # generated up to here
@@ -84,11 +80,7 @@ class Segmenter:
         return self._done + self._text
 
     def feed(self, text: str, tokens: int) -> Checkpoint | None:
-        """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any.
-
-        A step ends after its line or paragraph, or before a word. Text after the end belongs to the next step; its
-        tokens cannot be separated and count for this one.
-        """
+        """End a step after its line or paragraph, or before a word; the tokens of text after the end count for it."""
         too_long = self._tokens >= self._limit and self._tokens >= self._need
         if too_long and (earlier := self._end_before(text)):
             point = self._cut(earlier)
@@ -210,10 +202,7 @@ class StreamState:
 
 
 class ChainReader:
-    """Folds the choices of one stream.
-
-    opened  the chat template has opened the thought
-    """
+    """Folds the choices of one stream. `opened`: the chat template has opened the thought."""
 
     def __init__(
         self,

@@ -76,9 +76,9 @@ def margin_of(token: TokenLogprob) -> float | None:
 
 
 async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGenerator[tuple[Chunk, bytes], None]:
-    """Yield each chunk and its bytes up to [DONE]; usage is noted in the account.
+    """Yield each chunk and its bytes up to [DONE].
 
-    Raise UpstreamError, which names what is `inside`, if the stream breaks off or reports an error.
+    Raise UpstreamError, which names what is `inside`, if it breaks off.
     """
     splitter, n_events = SseSplitter(), 0
     while data := await call.read():
@@ -101,10 +101,9 @@ async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGener
 async def pieces(
     call: Call, account: CallAccount, *, tags: tuple[str, str], prefill: str = "", opened: bool = False
 ) -> AsyncGenerator[Piece, None]:
-    """Yield the pieces of a continuation's stream, in the chat or raw shape. Raise UpstreamError if it breaks off.
+    """Yield a reply's pieces without its thought, in which it begins if `opened`, and without a repeated `prefill`.
 
-    A thought in the reply is counted and left out; `opened` means that the reply begins inside one. A repeated
-    `prefill` is removed.
+    Raise UpstreamError if the stream breaks off.
     """
     answer, finished, n_chars = AnswerOnly(prefill, tags, opened=opened), False, 0
     async with aclosing(chunks(call, account, inside="continuation")) as stream:

@@ -53,9 +53,9 @@ class StopCost:
 
 
 class GuardedPolicy:
-    """Observes each step of one request and calls its policy.
+    """Observes and decides each step.
 
-    Both run in the event loop, where nothing can interrupt them; after they were too slow they are not called again.
+    Nothing can interrupt it in the event loop, so once too slow it is switched off.
     """
 
     def __init__(

@@ -74,8 +74,7 @@ class CallAccount:
     def close(self, client_prompt_tokens: int | None = None) -> UpstreamCall:
         """Return the record of this call.
 
-        If the upstream was cut off before it reported usage, the prompt is the client's own plus the thought sent
-        along.
+        Without reported usage, its prompt is the client's plus the thought sent along.
         """
         source: CountSource = "provider" if self.reported_tokens is not None else "counted"
         prompt = self.prompt_tokens
@@ -223,10 +222,7 @@ class Ledger:
             self.stop.would_answer, self.stop.decision = signals.answer, decision.reason
 
     def client_prompt_tokens(self) -> int | None:
-        """Return the tokens of the client's own prompt; None while no call has reported any.
-
-        If every call sent a thought along, this is an estimate that counts the thought's closing text as prompt.
-        """
+        """Return the client's own prompt tokens, estimated if every call sent a thought; None if none was reported."""
         counted = self.calls if len(self.calls) == 1 else [c for c in self.calls if c.prompt_tokens is not None]
         best = min(counted, key=lambda c: c.context_tokens, default=None)
         if best is None or best.prompt_tokens is None:

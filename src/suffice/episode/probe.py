@@ -81,10 +81,7 @@ class Prober:
         return None if reply is None else self._ledger.extract(self._scorer, reply.text)
 
     async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
-        """Request a whole finish after a step, for the record: what a stop there would have delivered.
-
-        It is built like a stop's continuation and, like a probe, sent now or not at all.
-        """
+        """Request a whole finish after a step, for the record: what a stop there would have delivered."""
         if not self._continuer.may_call(keep=0):
             return
         reply = await self._try(thought, tokens, whole=True, timeout_s=FINISH_TIMEOUT_S, max_tokens=max_tokens)

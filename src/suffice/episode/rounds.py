@@ -1,7 +1,4 @@
-"""A run whose loop is the caller's: rounds of retrieval, an agent's turns, revisions, the caller's own samples.
-
-It does no I/O, so the library in a process and the endpoint `/v1/decide` decide alike.
-"""
+"""A run whose loop is the caller's own. It does no I/O, so the library and `/v1/decide` decide alike."""
 
 from __future__ import annotations
 
@@ -99,7 +96,7 @@ class RoundsRun:
         return await self.vectors.of(report.text or report.answer or "")
 
     def take(self, index: int, report: StepReport, vector: tuple[float, ...] = ()) -> Decision:
-        """Record step `index` and decide; repeating a step repeats its decision.
+        """Record a step and decide; a repeat gets the same decision.
 
         Raise BadRequest (409) for a step that leaves a gap, contradicts an earlier report, or comes after the end.
         """
@@ -137,10 +134,7 @@ class RoundsRun:
 
     @property
     def return_step(self) -> int | None:
-        """The step whose answer the caller should use; None if there is no answer yet.
-
-        Where stops may not be reported, this is what the caller's loop alone would return: its last answer or its vote.
-        """
+        """The step whose answer to use, or None; if stops may not act, what the caller's loop alone would return."""
         return self._chosen(acting=self.acts)
 
     def answer_of(self, index: int | None) -> str | None:
@@ -216,9 +210,9 @@ class RoundsRun:
             return None
 
     def _effective(self, decision: Decision) -> Decision:
-        """Return the decision as the caller gets it: a stop only if it may act.
+        """Return a stop only if it may act.
 
-        In enforce mode every continued run gets the same reason, so that nothing reveals an audit.
+        In enforce mode all other decisions look alike, so that audits are hidden.
         """
         if decision.stop and self.acts:
             return decision

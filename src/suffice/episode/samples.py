@@ -92,9 +92,9 @@ class SampleRun:
             await asyncio.gather(*running, return_exceptions=True)
 
     def _wave_end(self, first: int) -> int:
-        """Return the launch index after the wave that begins at `first`; `first` itself if there is no further wave.
+        """Return the index after the wave from `first`, or `first` for none.
 
-        While the client is paused, only the first sample is drawn.
+        While paused, only the first sample is drawn.
         """
         if not self.client.is_paused:
             return min(first + self.wave, self.n_samples + 1)

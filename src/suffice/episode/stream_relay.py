@@ -173,10 +173,9 @@ class StreamRelay:
         return self._reading is not None and self._reading.done()
 
     async def advance(self, *, to_step: bool = False) -> list[Checkpoint]:
-        """Read once, or up to the next step or the end, and relay it; return the checkpoints reached.
+        """Relay one read, or up to a step; return its checkpoints.
 
-        Raise UpstreamError if the upstream breaks off or breaks the protocol; the whole frames before that are
-        delivered.
+        Raise UpstreamError after relaying the whole frames.
         """
         points = self._points = []
         try:
@@ -201,10 +200,7 @@ class StreamRelay:
             raise
 
     def _pass_at_once(self, data: bytes) -> bool:
-        """Fast path of `advance`: relay repeated chunks as they arrive; return False to wake the reader.
-
-        At a checkpoint the reader is woken too: it gets the same bytes and skips what the client has.
-        """
+        """Fast path of `advance`: relay repeated chunks on arrival. False wakes the reader, also at a checkpoint."""
         pattern = self._pattern
         texts, sent, end = pattern.run_in(data, 0)
         if not texts or end < len(data):
@@ -221,10 +217,7 @@ class StreamRelay:
         return False
 
     def _repeated(self, data: bytes, at: int, points: list[Checkpoint]) -> tuple[Frame, int]:
-        """Fast path of `_look`: fold the repeated chunks in `data` from `at` on into one frame; return it and its end.
-
-        The end is `at` if there are none. Nearly all of a stream is such chunks.
-        """
+        """Fast path of `_look`: fold repeated chunks from `at` on into one frame; return it and its end (or `at`)."""
         if not self._passes_as_is():
             return _NOTHING, at
         pattern = self._pattern

@@ -1,7 +1,4 @@
-"""The scorer interface, the table of scorers, and how settings become a scorer.
-
-It is the only measure of Exact Match: a scorer compares two answers and never decides which one is right.
-"""
+"""The table of scorers, the only measure of Exact Match: a scorer compares answers, it never decides who is right."""
 
 from __future__ import annotations
 
@@ -52,10 +49,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {scorer.name: scorer for scorer in _
 
 
 def build_scorer(spec: Spec, *, math_judge: MathJudge | None = None) -> Scorer:
-    """Build the scorer of a name or a table `{scorer = name, …parameters}`; a `math` scorer in it gets `math_judge`.
-
-    Raise only ConfigError, whatever the table holds; for an unknown name it gives the nearest known one.
-    """
+    """Build a scorer from a name or a table, with `math_judge` for a `math` scorer in it. Raise only ConfigError."""
     return _build("scorer", spec, math_judge, depth=0)
 
 

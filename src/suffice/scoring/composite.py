@@ -1,7 +1,4 @@
-"""Scorers of answers with parts: `json`, and `list`, whose items another scorer compares.
-
-Invalid input is not repaired.
-"""
+"""Scorers of answers with parts: `json`, and `list`, whose items another scorer compares; nothing is repaired."""
 
 from __future__ import annotations
 

@@ -108,10 +108,7 @@ def marked_answer(text: str, normalise: Callable[[str], str | None]) -> str | No
 
 
 def final_answer(text: str, normalise: Callable[[str], str | None]) -> str | None:
-    r"""Return the answer in the last ``\boxed{…}`` that has one, else after the last announcement, else the whole text.
-
-    It does not use the first line: the probe cuts off an explanation after an unannounced answer better.
-    """
+    r"""Return the answer in the last ``\boxed{…}`` with one, else after the last announcement, else the whole text."""
     boxed = last_boxed(text)
     if boxed is not None and (answer := normalise(boxed)) is not None:
         return answer

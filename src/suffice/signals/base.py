@@ -1,7 +1,4 @@
-"""The table of folds, and how a policy's needs become folds.
-
-The table holds the classes declared in `suffice.signals.folds`: a new signal is a class in a file there.
-"""
+"""The table of folds, which holds the classes declared in `suffice.signals.folds`, and how needs become folds."""
 
 from __future__ import annotations
 
@@ -50,10 +47,7 @@ def fields_of(needs: Iterable[str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def resolve_needs(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
-    """Return the folds for all needs of a policy or a route, each once.
-
-    Raise ConfigError as `check_need` does, and if two needs would fill the same field differently.
-    """
+    """Return the folds for all needs, each once. Raise ConfigError as `check_need` does, and for conflicting needs."""
     filled: dict[str, FoldSpec] = {}
     specs = []
     for need in needs:
@@ -71,9 +65,9 @@ def resolve_needs(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
 
 
 def check_need(need: str) -> FoldSpec:
-    """Validate a need such as `votes` or `closing(alpha=0.2)`.
+    """Validate a need such as `closing(alpha=0.2)`.
 
-    Raise ConfigError, with what is allowed, for an unknown name or parameter and for a value out of range.
+    Raise ConfigError for an unknown name or parameter or a bad value.
     """
     name, given = parse_need(need)
     if name not in FOLDS:

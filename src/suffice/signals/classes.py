@@ -1,8 +1,4 @@
-"""Query classes learned from data: plain rules over what is known before the first token.
-
-They are the leaves of a small tree (`learn.features`), written as readable conjunctions; the first rule that matches
-names the class.
-"""
+"""Query classes learned from data: readable rules on what is known before the first token; the first match counts."""
 
 from __future__ import annotations
 

@@ -160,10 +160,7 @@ def _unquote(where: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DerivedField:
-    """A number computed from fields of Signals, for one step and for columns of steps.
-
-    An unknown input makes it unknown.
-    """
+    """A number computed from fields of Signals, for a step and for columns of steps; unknown if an input is."""
 
     says: str  # a plain sentence that describes it
     reads: tuple[str, ...]  # the fields of Signals that it is computed from
@@ -240,10 +237,7 @@ DERIVED: Final[Mapping[str, DerivedField]] = {
 
 
 class FeatureSet:
-    """An ordered set of features.
-
-    Raises ConfigError that names the place, after `where`, of the first feature that is unknown, invalid or repeated.
-    """
+    """An ordered set of features. Raises ConfigError, naming the place, for an unknown, invalid or repeated one."""
 
     def __init__(self, names: Sequence[str], *, where: str = "features") -> None:
         if not 0 < len(names) <= MOST_FEATURES:

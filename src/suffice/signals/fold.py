@@ -75,10 +75,7 @@ _FORM = "write name or name(parameter=value, …) with numbers and words, such a
 
 
 def need(name: str, **parameters: Value) -> str:
-    """Return the text by which a policy requests a fold: `need("closing", alpha=0.2)` is `closing(alpha=0.2)`.
-
-    Raise ConfigError for a name or a value that cannot be written so.
-    """
+    """Write a need: `need("closing", alpha=0.2)` is `closing(alpha=0.2)`. Raise ConfigError if it cannot be written."""
     words = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in parameters.items()}
     written = ", ".join(f"{key}={word}" for key, word in words.items())
     text = f"{name}({written})" if written else name

@@ -52,10 +52,7 @@ class Observer:
         return [fold.values for fold in self._folds]
 
     def take(self, step: Step) -> str | None:
-        """Take the next step and return the answer that would be delivered after it. O(the step).
-
-        Raise ValueError for a repeated step or one out of order, because it would count twice.
-        """
+        """Take the next step; return the answer to deliver after it. Raise ValueError for a repeated or late step."""
         if step.index <= self._last_index:
             raise ValueError(f"step {step.index} came after step {self._last_index}; need rising indices")
         self._last_index = step.index
@@ -91,10 +88,7 @@ class SignalColumns:
 def observe_columns(
     needs: Sequence[str], kind: Kind, runs: Iterable[tuple[Query | None, Sequence[Step]]]
 ) -> SignalColumns:
-    """Observe each run from its first step and keep every number.
-
-    Raise ConfigError as Observer does, and ValueError for steps out of order.
-    """
+    """Observe each run and keep every number. Raise ConfigError as Observer does, ValueError for steps out of order."""
     specs = resolve_needs(tuple(needs))
     Observer(needs, kind)  # validates the needs and the kind even if there are no runs
     numeric = [at for at, spec in enumerate(specs) if spec.fields != ("query",)]

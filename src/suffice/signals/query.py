@@ -1,7 +1,4 @@
-"""What is known about a question before the first token: numbers about its form, none of its words.
-
-It takes linear time and at most some milliseconds. Its result may be stored; the question may not.
-"""
+"""What is known and may be stored about a question before the first token: its form in numbers, none of its words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m suffice.testing`: a model server that pretends, for trying Suffice out where none is at hand."""
+"""`python -m suffice.testing`: a fake model server, to try Suffice without a real one."""
 
 from __future__ import annotations
 

@@ -37,11 +37,9 @@ class Token:
 
 
 class Completion:
-    """One choice of one completion.
+    """One choice of a completion; `budget_tokens` closes its thought.
 
-    budget_tokens  reasoning tokens after which the thought is closed, None: no limit
-
-    Raises NotMyThought if the request carries the beginning of another thought.
+    Raises NotMyThought for another thought's prefix.
     """
 
     def __init__(self, reply: Reply, request: FakeRequest, *, index: int, budget_tokens: int | None) -> None:

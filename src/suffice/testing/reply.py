@@ -80,10 +80,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The model's reply to one request, and how the server behaves meanwhile.
-
-    Every text in `reasoning`, `answer` and a tool call's `arguments` is one token and one chunk.
-    """
+    """A model's reply and the server's behaviour; every text in `reasoning`, `answer` and `arguments` is one token."""
 
     answer: tuple[str, ...] = ("ok",)
     reasoning: tuple[str, ...] = ()

@@ -35,10 +35,7 @@ class Dies(Exception):
 
 
 async def generate(seen: FakeCall, reply: Reply, fault: Fault, runs: list[Completion]) -> Tokens:
-    """Generate all choices in turn, token by token; count each token before it is sent.
-
-    Raise Dies if the fault says so.
-    """
+    """Generate all choices token by token, counting each token before it is sent. Raise Dies if the fault says so."""
     await asyncio.sleep(reply.first_delay_s)
     open_runs = list(runs)
     while open_runs:

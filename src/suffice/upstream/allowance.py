@@ -1,7 +1,6 @@
 """The limits on extra calls to an upstream: calls, tokens, slots, a share of its rate limits. Pure.
 
-Extra calls are probes, further samples and continuations: everything that the client did not request itself. One
-allowance serves all requests of a process and never makes a call wait: a probe is refused if anything here speaks
+Extra calls are probes, further samples and continuations. No call waits: a probe is refused if anything here speaks
 against it, a continuation only during a pause, a main call never. Times are seconds of a monotonic clock.
 """
 

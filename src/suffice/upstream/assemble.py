@@ -56,9 +56,9 @@ class Assembler:
         return bool(self._choices) and all(c.finish_reason is not None for c in self._choices.values())
 
     def add(self, chunk: Mapping[str, Any] | bytes) -> None:
-        """Add the next chunk, parsed or as an event's data. Chunks after `[DONE]` are ignored.
+        """Add a chunk, parsed or as event data.
 
-        Raise UpstreamProtocol for data that is not JSON or too large, UpstreamError for an error frame.
+        Raise UpstreamProtocol for bad or too much data, UpstreamError for an error.
         """
         if isinstance(chunk, bytes):
             if chunk.strip() == DONE_DATA:
@@ -74,10 +74,7 @@ class Assembler:
             self._add_choices(chunk.get("choices"))
 
     def add_repeated(self, template: bytes, field: str, texts: Sequence[str]) -> bool:
-        """Add chunks that equal `template` except for the text in one field of their only choice's delta.
-
-        Return False if more than the text accumulates in such chunks; add them one by one then. Raises as `add` does.
-        """
+        """Add chunks that equal `template` except for one text field; return False if they must be added one by one."""
         if template != self._template:
             self._template, self._is_plain_template = template, _adds_text_alone(decode_json(template), field)
         if self._done or not self._is_plain_template or 0 not in self._choices:
@@ -128,7 +125,6 @@ class Assembler:
 
 
 def _adds_text_alone(chunk: Any, field: str) -> bool:
-    """Return whether a second chunk like this one only adds text to `field`."""
     (choice,) = chunk["choices"]
     beside = [value for key, value in choice.items() if key != "delta"]
     beside += [value for key, value in choice["delta"].items() if key not in (field, "role")]
@@ -432,10 +428,7 @@ class AnswerFacts:
 
 
 def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
-    """Read a response, as `events` or one JSON body, from its first and last bytes, which may overlap.
-
-    A long response then costs no more than a short one.
-    """
+    """Read a response, `events` or one JSON body, from its first and last bytes, which may overlap."""
     facts = AnswerFacts()
     for value in _event_values(head, tail) if events else _body_values(head, tail):
         facts.note(value)
@@ -503,7 +496,6 @@ def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
 
 
 def _is_truncated(value: Mapping[str, Any]) -> bool:
-    """Return whether a token cap ended it, in any of the APIs' terms."""
     delta, details, choices = value.get("delta"), value.get("incomplete_details"), value.get("choices")
     reasons = [value.get("stop_reason")]
     reasons += [delta.get("stop_reason")] if isinstance(delta, Mapping) else []

@@ -115,9 +115,9 @@ class Call:
         return self._connection.at_end
 
     async def read(self, at_once: TakesAtOnce | None = None) -> bytes:
-        """Return the next bytes, b"" at the end, without those that `at_once` consumed on arrival.
+        """Return the next bytes, b"" at the end, less those that `at_once` took.
 
-        Raise UpstreamDown if the connection breaks, UpstreamTimeout after `idle_timeout_s` of silence.
+        Raise UpstreamDown or UpstreamTimeout.
         """
         connection = self._connection
         if self._is_behind:
@@ -344,9 +344,9 @@ class UpstreamClient:
 
     @contextlib.contextmanager
     def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
-        """Reserve room for one extra call. Raise UpstreamBusy if there is none now.
+        """Reserve room for one extra call, or raise UpstreamBusy.
 
-        spent  returns, at the end, the tokens that were read anew and generated
+        `spent` returns the tokens read anew and generated.
         """
         reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
         if reason is not None:
@@ -365,10 +365,9 @@ class UpstreamClient:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether a call that gives up its slot here would have to wait for another.
+        """Whether a call that gives up its slot would have to wait for another.
 
-        More calls are open than the server serves at once, and either a call recently lost its slot like this, or as
-        many as it serves are waiting. `slots = 1` may be a default that is too low, so then only a lost slot counts.
+        `slots = 1` may be an unset default, so then only a recently lost slot counts.
         """
         slots = self.settings.slots
         waits = slots > 1 and self.n_open >= 2 * slots
@@ -403,10 +402,9 @@ def _json_headers(headers: Headers) -> list[tuple[str, str]]:
 
 
 def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
-    """Return headers for a body that Suffice rewrote and a response that it must be able to read.
+    """Return headers for a rewritten body.
 
-    After a request's first call an idempotency key gets the call's number; otherwise a server would repeat its
-    response.
+    Each later call gets its own idempotency key, or the server repeats itself.
     """
     sent = _json_headers(headers)
     if nth == 1:

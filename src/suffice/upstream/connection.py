@@ -183,10 +183,7 @@ class Connection(asyncio.Protocol):
         return self.response.has_header(b"transfer-encoding")
 
     async def ask(self, head: bytes, body: bytes | None) -> None:
-        """Send one request and return when the head of its response has arrived.
-
-        Raise ConnectionBroken, or TimeoutError after `first_byte_timeout_s` even if the head trickles in.
-        """
+        """Send a request and wait for its response's head. Raise ConnectionBroken, or TimeoutError for a late head."""
         transport = self._transport
         if transport is None or self.closed:
             raise ConnectionBroken("it was closed while it waited to be used", began=False)
@@ -307,9 +304,9 @@ class Connection(asyncio.Protocol):
         self._waiting.wake()
 
     def _is_taken_at_once(self, at_once: TakesAtOnce) -> bool:
-        """Pass the arrived bytes to `at_once`; return whether it consumed them.
+        """Pass arrived bytes to `at_once`; return whether it took them.
 
-        The end of the response wakes the reader.
+        Then only the response's end wakes the reader.
         """
         parts, waiting = self.response.parts, self._waiting
         if not waiting.is_on:  # the reader has left, and its callback with it
@@ -388,10 +385,7 @@ class ConnectionPool:
             self._tls.set_alpn_protocols(["http/1.1"])
 
     async def take(self, *, fresh: bool = False) -> Connection:
-        """Return a connection for one request; a fresh one is new and carries only that request.
-
-        Raise OSError if none can be made, TimeoutError if that takes too long.
-        """
+        """Return a connection; a `fresh` one is new and carries one request. Raise OSError or TimeoutError."""
         connection = None if fresh else self._take_kept(asyncio.get_running_loop().time())
         if connection is None:
             connection = await self._connect(keep=not fresh)

@@ -55,11 +55,9 @@ def build_continuation(
     max_tokens: int | None = None,
     trial: bool = False,
 ) -> Continuation:
-    """Build the request that answers after `thought`, with the rendered `prompt` for `raw`.
+    """Build the request that answers after `thought`. Raise ValueError if the driver or the prompt does not allow it.
 
     trial  end the answer at the probe's stop words, and list the probabilities of its tokens
-
-    Raise ValueError if the driver does not support the method, or `raw` lacks the prompt's text.
     """
     body: dict[str, Any] = {k: client_body[k] for k in ("model", *SAMPLING) if k in client_body}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -144,10 +142,7 @@ def _reask(
 
 
 def write_prompt(template: Template, messages: Sequence[Any]) -> str:
-    """Render messages by the configured template, up to where generation begins.
-
-    Raise ValueError for a message that is more than text.
-    """
+    """Render messages by the configured template. Raise ValueError for a message that is more than text."""
     text = template.begin
     for message in messages:
         turn = template.turn.replace("{role}", str(message.get("role", "user")))

@@ -199,9 +199,7 @@ def choose_reasoning_fields(
     methods: tuple[FinishMethod, ...],
     policy_budget_tokens: int | None,
 ) -> ReasoningFields:
-    """Return the fields that set how long the model may think in one request.
-
-    If `native` is the first method, they also enable the engine's control endpoint.
+    """Return the fields that set how long the model may think; `native` first also enables the control endpoint.
 
     policy_budget_tokens  the budget of a policy that is only a budget, left to an engine that can keep one
     """
@@ -280,8 +278,5 @@ def honoured(findings: Findings | None, experiment: str) -> bool:
 
 
 def allows_probes(findings: Findings | None) -> bool:
-    """Return whether doctor saw the server continue a text and cache its beginning.
-
-    Without both, a probe either reveals nothing about a stop or costs as much as the whole prompt.
-    """
+    """Return whether doctor saw the server continue a text and cache prefixes; else a probe is useless or costly."""
     return any(honoured(findings, way) for way in CONTINUES) and honoured(findings, "prefix_cache")

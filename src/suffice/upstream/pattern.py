@@ -47,10 +47,7 @@ class TextPattern:
         return text
 
     def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
-        """Return the texts, the bytes and the end of the matching chunks from `at` on; no texts if there are none.
-
-        It reads a bounded part of `data` (WINDOW_BYTES), so that one large read costs no more than its parts.
-        """
+        """Return texts, bytes and end of the matching chunks from `at` on, within WINDOW_BYTES to bound the cost."""
         if not data.startswith(self._before, at):
             return [], b"", at
         if not at and len(data) < 2 * self._n_around and data.endswith(self._after):

@@ -290,10 +290,7 @@ def is_given(raw: msgspec.Raw) -> bool:
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """Decode one event's data. Unknown or odd values become None; only bad JSON or too much raises UpstreamProtocol.
-
-    Blank data and JSON that is not an object give an empty chunk.
-    """
+    """Decode an event leniently: odd values become None, other JSON is empty. Raise UpstreamProtocol for bad JSON."""
     _check_items(data)
     try:
         return _decode_fast(data)
@@ -302,10 +299,7 @@ def decode_chunk(data: bytes) -> Chunk:
 
 
 def decode_json(data: bytes) -> Any:
-    """Parse standard JSON; lone surrogates become U+FFFD.
-
-    Raise UpstreamProtocol for anything else: bad syntax, bad UTF-8, NaN, excessive depth or size.
-    """
+    """Parse strict JSON, lone surrogates as U+FFFD. Raise UpstreamProtocol for anything else, too deep or too large."""
     _check_items(data)
     try:
         return _decode_any(data)
@@ -335,7 +329,6 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _clean(value: Any) -> Any:
-    """Replace lone surrogates by U+FFFD."""
     if isinstance(value, dict):
         return {_clean(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list):

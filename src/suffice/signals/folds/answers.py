@@ -101,10 +101,7 @@ class Votes:
 
 
 class VoteTrend:
-    """Exponential moving mean of `p_majority`, begun with the first value.
-
-    A step without an answer repeats the current lead. `alpha`, in (0, 1], is the weight of the newest value.
-    """
+    """Moving mean of `p_majority`; no answer repeats the current lead. `alpha`, in (0, 1], weighs the newest value."""
 
     name = "vote-trend"
     looks_at = "`p_majority` from step to step"

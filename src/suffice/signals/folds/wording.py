@@ -1,7 +1,4 @@
-"""Folds on the step's text and on reports by the caller or the model: hedges, loops, drafts, self-reports, the plan.
-
-They count English marks only. A phrase cut by a step boundary is missed; steps are cut at lines or between words.
-"""
+"""Folds on the step's text and on reports by caller or model. Only English marks count; one cut in two is missed."""
 
 from __future__ import annotations
 
