@@ -2,12 +2,11 @@
 
     python -m bench.claims [--seeds 200] [--only WORD ...] [--jobs 2] [--results FILE] [--table]
 
-Each cell (setting, design, seed) is 20,000 requests from a cold start; its figures become one line of the results
-file, and what stands there already for the same code is not run again. Seeds are the outer loop, so a run that is
-broken off leaves every cell with about as many. `--only` keeps settings and designs whose names contain one of the
-words; with several words for one of them, any will do: `--only harsh certified`; `--only live` keeps the scenarios that
-the live loop itself is run through (`live_run`). `--table` only prints the tables. With
-SUFFICE_SIM naming the folder of another generator (`generator.py`), its scenarios are settings too.
+Each cell (setting, design, seed) is 20,000 requests from a cold start and becomes one line of the results file; cells
+that are already there for the same code are skipped. Seeds are the outer loop, so an interrupted run leaves every cell
+with about as many. `--only` keeps settings and designs whose names contain one of the words: `--only harsh certified`;
+`--only live` keeps the scenarios of the live loop (`live_run`). `--table` only prints the tables. If SUFFICE_SIM names
+the folder of another generator (`generator.py`), its scenarios are settings too.
 """
 
 from __future__ import annotations

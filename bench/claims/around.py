@@ -1,4 +1,4 @@
-"""A design that has a keeper inside: whatever it does not say itself is the keeper's word."""
+"""Base of designs that delegate to a certifier."""
 
 from __future__ import annotations
 

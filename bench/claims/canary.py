@@ -1,10 +1,10 @@
-"""What a rollout keeps and what it costs: harmless and harmful versions, rolled out on simulated traffic.
+"""What a rollout keeps and costs: harmless and harmful versions on simulated traffic.
 
     python -m bench.claims.canary [--seeds 100] [--jobs 2] [--only WORD ...] [--set audit_share=0.5 ...]
 
-Each cell is one rollout from its first request to its end, by the very functions that run it live (`rollout.stages`),
-looked at every 50 requests, one request a second. Full runs are right for 60 to 80 % of five classes of questions. A
-harmless version changes 2 % of the answers and gains half of them. Each harmful one does its harm and nothing else.
+Each cell is one rollout from its first request to its end, by the live code (`rollout.stages`), evaluated every 50
+requests, one request per second. Full runs are correct for 60 to 80 % of five classes of questions. A harmless version
+changes 2 % of the answers and gains half of them. Each harmful one does its harm and nothing else.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Cells of the table: one design in one setting with one seed, run from cold start to end.
 
-certified 5 %    the keeper with 5 % audits    half split    one model fitted on one half, the other certifies
-certified 10 %   … with 10 %                   label-free    disagreement in place of the drop
-budgeted 5 %, 10 %: the level moves with what audits show, an average promise (`learn.budgeting`)
-fixed … empirical, labelled-only: the naive ones, see `naive` and `empirical`
+certified 5 %    the certifier with 5 % audits   half split    one model fitted on one half, the other certifies
+certified 10 %   … with 10 %                     label-free    disagreement in place of the drop
+budgeted 5 %, 10 %: the level follows the audits, an average promise (`learn.budgeting`)
+fixed … empirical, labelled-only: the naive designs, see `naive` and `empirical`
 """
 
 from __future__ import annotations

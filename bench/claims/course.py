@@ -1,7 +1,4 @@
-"""One stream from cold start to end under one design, and what the tables say of it.
-
-`serve` is `replay.online.stream.run_stream`, with the truth about what is deployed written down in every period.
-"""
+"""One stream from cold start to end under one design, with the true drop of what is deployed in every period."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Audits without a proof: the level is the last whose mean drop over the window is within the budget.
+"""A design without a proof: its level is the last whose mean drop over the window is within the budget.
 
-Everything else is as in the keeper: warm-up, lots, refits, maturity of labels. It has a keeper's face, so the same loop
-serves it. With `labelled_only` it leaves out the audits whose label never came, as a plain average would.
+Everything else is as in the certifier, whose interface it has. With `labelled_only` it ignores audits without a label.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A log of made-up traffic with an experiment in it, and what `suffice experiment show` says of it.
+"""Writes a log of simulated traffic with an experiment, and prints what `suffice experiment show` reports about it.
 
     python -m bench.claims.experiment_log [--requests 20000] [--seed 0]
 
-Eight samples a request on a route of votes; half of the conversations stop at two equal answers in a row. Of ten
-questions seven are easy: their samples are nearly always right. Those of hard ones are right in three of five. One
-request in ten is an audit; one person in four rates, from 1 to 5, and likes both arms alike.
+Eight samples per request on a route of votes; half of the conversations stop at two equal answers in a row. Samples are
+almost always correct for seven questions in ten, and in three of five cases for the others. One request in ten is an
+audit; one person in four rates, from 1 to 5, and rates both arms alike.
 """
 
 from __future__ import annotations

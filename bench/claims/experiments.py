@@ -2,7 +2,7 @@
 
     python -m bench.claims.experiments [--only NAME ...] [--experiments 2000] [--seeds 200]
 
-The functions of `suffice.rollout` are run as they ship; many experiments at once lie along the first axis of arrays.
+The functions of `suffice.rollout` run unchanged; many experiments at once lie along the first axis of arrays.
 """
 
 from __future__ import annotations

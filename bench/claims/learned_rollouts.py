@@ -2,10 +2,9 @@
 
     python -m bench.claims.learned_rollouts [--seeds 100] [--jobs 2] [--only WORD ...]
 
-Each cell is one rollout from its first request to its end, by the stages machine and the certificate that run it live,
-beside the certify loop, which has its own part of delta. Budget 2 %, confidence 95 %; looked at every 50 requests, one
-request a second. *Over the budget* is judged on 40,000 runs that nobody else sees. `bench.claims.tried` has the
-candidates.
+Each cell is one rollout from its first request to its end, by the live stages machine and certificate, beside the
+certify loop, which has its own part of delta. Budget 2 %, confidence 95 %; evaluated every 50 requests, one request per
+second. *Over the budget* is judged on 40,000 held-out runs. `bench.claims.tried` has the candidates.
 """
 
 from __future__ import annotations

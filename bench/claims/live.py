@@ -1,13 +1,11 @@
-"""The live loop itself under traffic whose truth is known: what it publishes is served, and measured beside the truth.
+"""Runs the live loop under traffic with known truth, and measures what it publishes against the truth.
 
-    Scenario ──▶ arrivals, draws as the gateway makes them ──▶ rows of the log ──▶ RouteLoop ──▶ what is in force
-                                                                                        └──▶ figures of the stream
+    Scenario ──▶ arrivals, assigned as in the gateway ──▶ rows of the log ──▶ RouteLoop ──▶ active publication
+                                                                                    └──▶ figures of the stream
 
-The rows are those that a gateway writes which keeps one live run in twenty: Request when a request begins,
-Outcome when it ends, RequestCount for live requests without rows, FeedbackEvent for labels. A request meets the
-level of the newest publication at its arrival. A request comes every second.
-
-The file runs on the code before draws were made per request, too; its streams are then called "before".
+The rows are those of a gateway that keeps one live run in twenty. A request meets the level of the newest publication
+at its arrival; one request arrives per second. The file also runs on the code before assignment per request; its
+streams are then called "before".
 """
 
 from __future__ import annotations

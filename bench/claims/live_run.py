@@ -1,10 +1,10 @@
-"""Runs the live scenarios of both codes, and their tables.
+"""Runs the live scenarios of both codes, and prints their tables.
 
     python -m bench.claims --only live                                     cells of this code, with all other claims
     git worktree add ../before d979473
     PYTHONPATH=../before/src python -m bench.claims.live_run --seeds 200   the same streams through the code before
 
-Both write to one results file, and the tables show the code before beside this one, as the design that is rejected.
+Both write to one results file; the tables list the code before as the rejected design.
 """
 
 from __future__ import annotations

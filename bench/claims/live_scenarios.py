@@ -1,14 +1,8 @@
-"""Traffic for the live loop whose truth is known: who asks what, how a run would go, and what an early stop loses.
+"""Traffic with known truth for the live loop: who requests what, how a run goes, and what an early stop loses.
 
-Every request is one of a few hundred *items*: a profile (how many tokens a step takes, which the stop model sees) and a
-course of answers (which it does not see in advance). So what a version loses and saves at each level is a table over
-items, and the truth is exact at every moment and cheap.
-
-    Stratum    requests that lose alike: their law over items, before and after the change
-    Arrival    one delivery of one request: caller, conversation, turn, key and body, as the gateway would see them
-    Scenario   who arrives when, from which stratum
-
-Knows what clients do; refuses to know the loop, levels and audits.
+Every request is one of a few hundred *items*: a profile (tokens per step, which the stop model sees) and a course of
+answers (which it does not). The loss and saving of a version at each level is a table over items, so the truth is
+exact.
 """
 
 from __future__ import annotations

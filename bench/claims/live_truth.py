@@ -1,9 +1,7 @@
-"""Items of the live simulation as runs, and what each version of the loop would lose and save on them.
+"""Items of the live simulation as full runs, and what each version of the loop would lose and save on them.
 
-An item is a run as it goes in full: a class, a profile and a course of answers. A version judges them as it judges
-audits, once for each fold, so the drop of every request at every level is read off a table.
-
-Knows runs and versions; refuses to know who arrives and what is published.
+A version evaluates the items as it evaluates audits, once per fold, so the drop of every request at every level is a
+table lookup.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Designs without a proof, as one meets them: what they promise is broken on the traffic on which ours keeps it.
+"""Common designs without a proof, which break their promise on the traffic on which ours keeps it.
 
     fixed      a threshold tuned once on 1,500 full runs, as far as the mean drop there allows
-    once       the same runs, but with a proper test (Learn then Test, arXiv:2110.01052); never looked at again
+    once       the same runs, but with a proper test (Learn then Test, arXiv:2110.01052); never tested again
     feedback   EM of the last labelled answers against that of the calibration: a level up, or two down
     thompson   a constrained, discounted Thompson sampler over nine levels that learns from its own outcomes
     empirical  audits as ours has them, but the level is the last whose mean drop is within the budget
 
-All use the same score and the same levels. Calibration labels come at once, which flatters the first four; labels of
-served answers come for a fifth of the traffic, after the setting's delay. What is deployed where several levels are
-served at once is the share-weighted mean of their true drops.
+All use the same score and levels. Calibration labels arrive at once, which favours the first four; a fifth of the
+served answers get labels, after the setting's delay. If several levels are served at once, the deployed drop is their
+share-weighted mean.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How often the control loop should look: every 1, 10, 100 or 1,000 requests.
+"""How often the control loop should evaluate: every 1, 10, 100 or 1,000 requests.
 
     python -m bench.claims.periods [--seeds 8] [--jobs 2] [--only SETTING ...]
 
-The same streams, audits and models; only the time between two looks differs, at which audits are taken in, levels
-certified anew and detectors fed. Signals of all traffic are averaged over 100 requests in every row. CPU is that of the
-keeper alone, for 10,000 requests.
+Streams, audits and models are equal; only the time between two evaluations differs, which take in audits, certify
+levels and feed detectors. Signals of all traffic are averaged over 100 requests in every row. CPU is that of the
+certifier alone, for 10,000 requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs cells in processes and writes each down as it ends."""
+"""Runs cells in processes and records each result as it arrives."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The scenarios of another generator: `generator.py` in the folder that SUFFICE_SIM names, as settings of ours.
-
-Its runs come as one row of fixed width each; here they become rows of varying number. Nothing of it is kept.
-"""
+"""Scenarios of another generator, `generator.py` in the folder that SUFFICE_SIM names, as settings of ours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The results file: one JSON line for each finished cell, with a mark of the code that made it.
+"""The results file: one JSON line per finished cell, with a fingerprint of the code that produced it.
 
-A run that is broken off goes on where it was. Lines of other code are kept and not counted, so that no table mixes two
-versions of the loop; comments and docstrings do not make another version.
+An interrupted run resumes. Lines of other code are kept but not counted; comments and docstrings do not count as code.
 """
 
 from __future__ import annotations

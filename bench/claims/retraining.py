@@ -1,9 +1,9 @@
-"""What retraining is worth after a drift: on a schedule, after alarms alone, or never.
+"""The value of retraining after a drift: on a schedule, only after alarms, or never.
 
     python -m bench.claims.retraining [--seeds 8] [--jobs 2] [--only SETTING ...]
 
-The same streams, audits and alarms. *Never* keeps the model of the cold start and only certifies anew; *after alarms*
-fits once in every epoch; *every 1,000* is the default: after alarms and on a schedule.
+Streams, audits and alarms are equal. *Never* keeps the model of the cold start and only certifies again; *after alarms*
+fits once per epoch; *every 1,000* is the default: after alarms and on a schedule.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""What a log that keeps a tenth of its requests still knows, and what it costs: simulated traffic whose truth is known.
+"""What a log that keeps a tenth of its requests still estimates, and what it costs: simulated traffic with known truth.
 
     python -m bench.claims.sampling [--seeds 200] [--requests 10000] [--cost-requests 20000] [--jobs 2]
 
-Each cell is one log, written and read by the code that does it live: the gateway's books and its lottery of rows, the
-SQLite log, the jobs `sampling` and `rollup`, `assurance.estimate`, and the console's bands. The route acts and audits
-5 % of its requests; five classes of unequal size differ in length, in what stopping saves and in EM, and stopping costs
-EM in some. Steps are those of runs that the package brings, so rows have the size of real ones. Every audit and a fifth
-of the live runs are labelled; what it costs is told for a twentieth as well, because labels are never left out. Rates
-of classes are set anew after every thousand requests.
+Each cell is one log, written and read by the live code: the gateway's log and sampling of rows, SQLite, the jobs
+`sampling` and `rollup`, `assurance.estimate`, and the console's bands. The route acts and audits 5 % of its requests.
+Five classes of unequal size differ in length, saving and EM, and stopping costs EM in some. Steps are those of bundled
+runs, so rows have a realistic size. Every audit and a fifth of the live runs are labelled; costs are also reported for
+a twentieth, because labels are never sampled out. Class rates change after every thousand requests.
 """
 
 from __future__ import annotations

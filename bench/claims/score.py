@@ -1,7 +1,6 @@
 """The stop score of the simulations: the linear part of the stop model, fitted by Newton's method.
 
-The same model as `learn.models` with `parts="linear"`, to three digits (`tests/claims/test_loop.py`). A stream
-takes a hundred fits of some ten thousand rows, and here one takes a tenth of the time of the trainer's.
+It equals `learn.models` with `parts="linear"` to three digits (`tests/claims/test_loop.py`), in a tenth of the time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Simulated traffic as the control loop takes it, from our own generator or from the one in SUFFICE_SIM.
+"""Simulated traffic as records of `replay.online`, from our own generator or from the one in SUFFICE_SIM.
 
-A *setting* is a scenario with a law of labels. What a generator emits is turned into the records of `replay.online`,
-so that the loop cannot know where its requests come from.
+A *setting* is a scenario with a label delay.
 """
 
 from __future__ import annotations

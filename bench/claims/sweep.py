@@ -1,4 +1,4 @@
-"""A table with one row for each setting and each choice of one thing: what the programs beside the claims share."""
+"""A table with one row per setting and per choice of one option, shared by the programs beside the claims."""
 
 from __future__ import annotations
 

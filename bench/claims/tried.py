@@ -1,12 +1,12 @@
-"""Rollouts of learned versions whose truth is known: the candidates, and one rollout from first request to end.
+"""Rollouts of learned versions with known truth: the candidates, and one rollout from first request to end.
 
-    streams ──▶ models in force, models of the candidate ──▶ each level's true drop, on runs that nobody else sees
-            ──▶ canary.Life with the loop's keeper and the candidate's certificate ──▶ Tried
+    streams ──▶ models of the active version and of the candidate ──▶ true drop of each level, on held-out runs
+            ──▶ canary.Life with the loop's certifier and the candidate's certificate ──▶ Tried
 
-Five classes of questions. What is in force was fitted on 1,000 full runs and reads answers alone; *better* candidates
-read the model's confidence, too, and were fitted on 3,000. Harm is put into a better candidate: it takes a run's first
-answer where the model is sure of it, as often as makes the loss that is wanted. The loop certifies with its part of
-delta, the candidate with its own, on the audits that come; nothing of the models changes.
+There are five classes of questions. The active version was fitted on 1,000 full runs and reads only answers; *better*
+candidates also read the model's confidence and were fitted on 3,000. A harmful candidate is a better one that takes a
+run's first answer where the model is confident, as often as the intended loss requires. The loop certifies with its
+part of delta and the candidate with its own; the models do not change.
 """
 
 from __future__ import annotations

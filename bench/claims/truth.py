@@ -1,7 +1,4 @@
-"""What a deployed level really loses: its EM drop over many runs of the world as it is at that moment.
-
-Nothing inside the loop sees this.
-"""
+"""The true loss of a deployed level: its EM drop over many runs of the current regime, hidden from the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audits of an epoch as the version in force sees them: what the designs beside the keeper look at."""
+"""The audits of an epoch, evaluated under the active version, for the designs to compare with the certifier."""
 
 from __future__ import annotations
 
