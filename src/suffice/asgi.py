@@ -1,8 +1,4 @@
-"""ASGI types, the reader of request bodies, and the protection against hostile web pages.
-
-DNS rebinding is stopped by checking Host, cross-site requests by checking Origin and Sec-Fetch-Site. Programs other
-than browsers send only Host and are not affected.
-"""
+"""ASGI types, the reader of request bodies, and the protection against DNS rebinding and cross-site requests."""
 
 from __future__ import annotations
 
@@ -21,11 +17,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class ClientGone(Exception):
-    """The client disconnected before its request was complete."""
+    pass
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:
-    """Return the whole request body. Raise TooLarge beyond the limit and ClientGone if the client disconnects."""
+    """Raise TooLarge beyond the limit and ClientGone if the client disconnects."""
     parts, size = list[bytes](), 0
     while True:
         message = await receive()
@@ -62,10 +58,7 @@ class BrowserPolicy:
         self.origins = frozenset(origins)
 
     def check_host(self, header: str) -> None:
-        """Raise BadRequest for a name that is not this server's, such as one that DNS rebinding points here.
-
-        IP addresses are always allowed, because nobody can make them point elsewhere.
-        """
+        """Raise BadRequest for a name that is not this server's. IP addresses cannot be made to point elsewhere."""
         host = host_name(header)
         if host is None or not (host in self._hosts or _is_fixed(host)):
             raise BadRequest(
@@ -98,7 +91,6 @@ class BrowserPolicy:
 
 @lru_cache(maxsize=1024)
 def _is_fixed(host: str) -> bool:
-    """Return whether this host means the same address under any DNS server."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

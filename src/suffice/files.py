@@ -1,7 +1,4 @@
-"""Atomic, private file writes, and reading of gzip files and JSON lines.
-
-A file is written under another name in the same folder, synced and renamed: a reader sees the old one or the new one.
-"""
+"""Atomic, private file writes, and reading of gzip files and JSON lines."""
 
 from __future__ import annotations
 

@@ -119,7 +119,6 @@ def size(n_bytes: float) -> str:
 
 
 def format_time(at_s: float | None) -> str:
-    """Format a time to the minute, in UTC, or "never"."""
     return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

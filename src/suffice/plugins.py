@@ -1,4 +1,4 @@
-"""Load policies, signals, scorers, segmenters and upstream drivers of other packages, by entry points.
+"""Loads policies, signals, scorers, segmenters and upstream drivers of other packages, by entry points.
 
 A plug-in never overrides an existing name. One that fails to load is reported and left out.
 """
@@ -28,13 +28,11 @@ _FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 class Unfit(Exception):
-    """A plug-in that its table cannot accept; the message says why."""
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
-    """One entry point and the result of loading it."""
-
     group: str  # "suffice.policies" …
     name: str  # as settings name it
     package: str  # name and version of the distribution; "": unknown
@@ -54,7 +52,6 @@ def load_plugins() -> tuple[Plugin, ...]:
 
 
 def register_all(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
-    """Register these entry points in the order of GROUPS and of their names."""
     order = list(GROUPS)
     known = sorted((p for p in points if p.group in GROUPS), key=lambda p: (order.index(p.group), p.name, p.value))
     return tuple(_load(point) for point in known)

@@ -21,7 +21,6 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> Iterator[str]:
-    """Return the lines of a text, each made `printable`; a tab becomes four spaces."""
     return (printable(line.replace("\t", "    ")) for line in text.splitlines())
 
 
@@ -55,7 +54,6 @@ def text_in(cell: str) -> str:
 
 
 def computes(text: str) -> bool:
-    """Return whether a spreadsheet would take the text for a formula."""
     return text.lstrip(_IN_FRONT).startswith(FORMULA)
 
 

@@ -1,8 +1,4 @@
-"""Run the gateway's ASGI application under uvicorn, with a shutdown that loses no request and no event.
-
-The first signal makes the gateway unready and closes its listener. Requests that have arrived are answered within
-`grace_s`; the rest are cancelled, and their outcomes are written before the log closes.
-"""
+"""Runs the gateway's ASGI application under uvicorn, with a shutdown that loses no request and no event."""
 
 from __future__ import annotations
 
@@ -61,12 +57,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def base_url(host: str, port: int) -> str:
-    """Join host and port; an IPv6 address gets brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the soft limit on descriptors to the hard one: the usual 1,024 serve only a few hundred clients."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
 
@@ -76,7 +70,6 @@ def _raise_descriptor_limit() -> None:
 
 
 def _affordable_clients() -> int | None:
-    """Return how many clients the descriptor limit allows at once, or None without a limit."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -120,8 +113,6 @@ class StopSignal:
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn's server with a shutdown that answers every request and writes its outcome."""
-
     def __init__(self, config: uvicorn.Config, gw: GatewayState, stop: StopSignal) -> None:
         super().__init__(config)
         self._clock_s, self._looked_s = 0.0, time.monotonic()  # stops while the loop is blocked; its last advance
@@ -136,7 +127,7 @@ class GatewayServer(uvicorn.Server):
         self.end()
 
     def end(self) -> None:
-        """Shut down. Safe to call from a signal handler."""
+        """Safe to call from a signal handler."""
         self.should_exit = True
         self._wake()
 
@@ -324,9 +315,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def serve_in_loop(
     settings: Settings, *, host: str = "127.0.0.1", port: int = 0, worker_after_s: float | None = None
 ) -> AsyncIterator[str]:
-    """Serve inside a running loop, for the demo and for tests.
+    """Serve inside a running loop, with a worker process after `worker_after_s`, if given.
 
-    worker_after_s  seconds after which a worker process starts; None: none does
+    For the demo and for tests.
     """
     listener = _listen(host, port)
     async with build_gateway(settings) as app, AsyncExitStack() as stack:

@@ -1,8 +1,4 @@
-"""The table of metric names, the registry built from it, and the loggers.
-
-Labels are bounded: route names, modes and reasons, never a prompt, key, user or request id. Names follow the
-Prometheus conventions: base units, `_total`, `_seconds`.
-"""
+"""The table of metric names, the registry built from it, and the loggers. No label holds a prompt, key, user or id."""
 
 from __future__ import annotations
 
@@ -83,8 +79,7 @@ BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 class Metrics:
     """The metrics of one process.
 
-    Increments are buffered and applied when somebody reads the registry, because they happen several times per request
-    and are read every few seconds. Gauges registered with `filled_by` are computed only then.
+    Increments are buffered until the registry is read, because they are far more frequent.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -104,7 +99,6 @@ class Metrics:
 
     @property
     def registry(self) -> CollectorRegistry:
-        """Apply buffered increments, compute gauges, and return the registry."""
         for fill in self._fills:
             fill()
         with self._lock:
@@ -114,7 +108,6 @@ class Metrics:
         return self._registry
 
     def filled_by(self, fill: Callable[[], None]) -> None:
-        """Call `fill` before each read of the registry, to set gauges."""
         self._fills.append(fill)
 
     def inc(self, *key: str, by: float = 1) -> None:
@@ -125,7 +118,7 @@ class Metrics:
             self._added[key] = self._added.get(key, 0) + by
 
     def set(self, name: str, value: float, *labels: str) -> None:
-        """Set a gauge, other than one that `inc` moves."""
+        """Not for a gauge that `inc` moves."""
         self._child(name, *labels).set(value)
 
     def observe(self, name: str, value_s: float, *labels: str) -> None:

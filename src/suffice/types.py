@@ -1,10 +1,9 @@
-"""The frozen records that flow through Suffice, without logic.
+"""The frozen records that flow through Suffice, without logic. `None` always means *unknown*, never 0.
 
-    Request ──▶ Signals ──▶ Decision ──▶ Outcome
-    gateway     signals     policy       episode ──▶ store ──▶ assurance, learn ──▶ rollout
+Request ──▶ Signals ──▶ Decision ──▶ Outcome
+gateway     signals     policy       episode ──▶ store ──▶ assurance, learn ──▶ rollout
 
-`None` always means *unknown*, never 0. Tokens are counted by the upstream's own tokenizer where it reports them, and
-marked as counted or estimated where it does not.
+Tokens are counted by the upstream's tokenizer where it reports them, else marked as counted or estimated.
 """
 
 from __future__ import annotations
@@ -71,11 +70,8 @@ class ArmDraw:
 class Request:
     """What a policy, the audit assignment or an analyst may know of a client's request. It holds no prompt text.
 
-    It is logged before the first step, because a draw recorded afterwards is worthless.
-
-    A repeated delivery (a retry) keeps the first one's audit draw, runs in full and is no evidence. If a level could
-    stop up to m deliveries of a request, each bet on the draw would have to be divided by m; with m = 8, a harmless
-    level would need 8 times the audits, for every client. So m is 1.
+    It is logged before the first step, because a draw recorded afterwards is worthless. A repeated delivery keeps the
+    first one's draw, runs in full and is no evidence; see `gateway.auth.DeliveryMemory`.
     """
 
     episode_id: str
@@ -180,7 +176,7 @@ class Signals:
         put(self, "values", values)
 
     def __getattr__(self, name: str) -> float | None:
-        """Return a fold's field. Raise AttributeError for a name that no fold declares."""
+        """Raise AttributeError for a name that no fold declares."""
         if name != "values":  # unset while a copy is being made
             try:
                 return self.values[name]
@@ -456,7 +452,6 @@ class Publication:
 
     @property
     def may_act(self) -> bool:
-        """Return whether its level may act on a route that requires its promise."""
         return self.certified or self.spending is not None
 
     @property
@@ -515,8 +510,6 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelRequest:
-    """A request for a label: the stop's answer on this audit differs at an eligible level."""
-
     episode_id: str
     route: str
     level: int  # the safest eligible level at which the stop's answer differs

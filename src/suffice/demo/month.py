@@ -111,7 +111,6 @@ class Month:
         self._write(replace(request, mode="observe"), priced(outcome), right, self.rng)
 
     def ask_quiz(self, part: float) -> None:
-        """Send one request to the route with experiments; `part` of the month has passed, [0, 1]."""
         self.trials.pass_time(part)
         request, outcome, right = self.trials.ask(self.n, at_s=self.clock.at_s)
         self.n += 1
@@ -153,7 +152,6 @@ class Month:
         ask_about(self.writer, self.doubtful, rules, "it took the first date it found", AUTHOR, now_s=self.clock.at_s)
 
     def look(self, *jobs: str) -> None:
-        """Run a round of the control loop; `jobs` run even if they are not due."""
         if not self.log.drain(20):
             raise SufficeError("demo: the log could not be written")
         if self.n_looks % SELDOM == 0 or jobs:
@@ -184,7 +182,6 @@ class Month:
             raise SufficeError("demo: the log is full")
 
     def _replayed(self, request: Request, outcome: Outcome, level: int) -> ReplayedRun | None:
-        """Return the run as the active version stops it, or None without an active level."""
         made = self.held.publication
         if not level or made is None or not made.fit:
             return None
@@ -202,7 +199,7 @@ def _version(path: Path, address: str) -> FoldedVersion:
 def month(
     settings: Settings, path: Path, *, begin_s: float, seed: int, secret: str, monotonic_s: Callable[[], float]
 ) -> Iterator[Month]:
-    """Yield a month on a new log. Raise StoreError.
+    """Raise StoreError.
 
     secret  signs versions
     """
@@ -283,8 +280,6 @@ def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], 
 
 @dataclass(slots=True)
 class TakenSink:
-    """A sink that accepts every alert."""
-
     name: str
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - the signature of sinks
@@ -293,8 +288,6 @@ class TakenSink:
 
 @contextmanager
 def webhook(say: Callable[[str], None]) -> Iterator[str]:
-    """Yield the address of a webhook that passes each alert's text to `say`."""
-
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(min(MOST_BYTES, int(self.headers.get("content-length") or 0)))

@@ -223,7 +223,6 @@ def priced(outcome: Outcome) -> Outcome:
 
 
 def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]:
-    """Return the rows of a caller-driven retrieval loop, with the texts for reviewers."""
     loop, route, until_s = MONTH["loops"][number % len(MONTH["loops"])], "research", at_s + KEPT_S
     rounds = list(enumerate(loop["rounds"], 1))
     answers = [one.get("answer") for _, one in rounds]

@@ -1,7 +1,7 @@
 """Experiments and rollouts of the simulated month, on a route with an operator-written policy.
 
-They follow a calendar; the results are not arranged. On some questions the first three samples agree on a wrong
-answer: a policy that stops at three equal answers loses them, a more patient one does not.
+On some questions the first three samples agree on a wrong answer: a policy that stops at three equal answers loses
+them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class MonthTrials:
         self._next = next(self._plan)
 
     def _calendar(self) -> Iterator[tuple[float, Callable[[], object]]]:
-        """Yield (part of the month, action) in order."""
         yield 0.02, lambda: self._start("brisk", "is it worth the trouble at all?")
         yield 0.30, lambda: self._stop("brisk", "it is: five equal answers stay")
         yield 0.31, lambda: self._propose(HASTY, "three equal answers would save two samples more")
@@ -64,7 +63,6 @@ class MonthTrials:
         yield 0.80, lambda: self._start("patience", "riddles: would one more answer be worth it?")
 
     def pass_time(self, part: float) -> None:
-        """Take the actions that are due; `part` of the month has passed, [0, 1]."""
         while self._next is not None and part >= self._next[0]:
             succeed(self._next[1]())
             self._next = next(self._plan, None)
@@ -129,7 +127,7 @@ T = TypeVar("T")
 
 
 def succeed(result: T | str) -> T:
-    """Return the result. Raise SufficeError for a text, which says why there is no result."""
+    """Raise SufficeError for a text, which says why there is no result."""
     if isinstance(result, str):
         raise SufficeError(f"demo: {result}")
     return result

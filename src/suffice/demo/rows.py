@@ -47,14 +47,13 @@ class Pass:
 
 
 def question_seed(question_id: str) -> int:
-    """Return a question's seed, the same in every pass, so that passes differ in nothing else."""
     return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=3).digest(), "big")
 
 
 async def ask_all(
     url: str, questions: Sequence[TaskQuestion], how: Pass, done: Callable[[DemoAnswer], None]
 ) -> list[DemoAnswer]:
-    """Ask every question once and call `done` for each answer. Return the answers in the order of the questions."""
+    """Call `done` for each answer. Return the answers in the order of the questions."""
     gate = asyncio.Semaphore(how.n_at_once)
 
     async def one(question: TaskQuestion) -> DemoAnswer:

@@ -1,8 +1,6 @@
 """The online demonstration: a route certifies itself live, then another model answers under the same name.
 
-All requests go through the real gateway over HTTP, with the control loop in a process beside it. Saving and EM change
-compare runs under the certificate with all runs before it, on different requests of the same traffic; only audits are
-paired.
+Saving and EM change compare runs under the certificate with the runs before it; only audits are paired.
 """
 
 from __future__ import annotations
@@ -57,7 +55,6 @@ SMALL: Final = DemoPlan(burst=180, most=300, n_certified=60, n_swapped=15, max_e
 
 
 def story_settings(plan: DemoPlan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
-    """Return the settings file. It names no policy: the route learns and certifies one, or stops nothing."""
     return f"""\
 [upstreams.local]
 url = "{upstream}"
@@ -87,7 +84,6 @@ url = "sqlite:///{database}"
 
 
 def generate_traffic(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Iterator[TaskQuestion]:
-    """Yield questions without end, drawn from the pool with replacement, each with its own id."""
     rng = random.Random(seed)
     for number in count(1):
         question = rng.choice(pool)
@@ -272,7 +268,6 @@ class _Client:
         return self._decided.of(ROUTE)
 
     async def ask(self, most: int, *, swapped: bool = False, until: Callable[[], bool] = lambda: False) -> None:
-        """Send `most` requests, or fewer if `until` becomes true."""
         end = self.n_asked + most
         how = Pass(route=ROUTE, model=MODEL, extra={"suffice": {"samples": self.plan.n_samples}}, n_at_once=1)
         while self.n_asked < end and not until():

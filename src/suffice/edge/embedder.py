@@ -1,7 +1,4 @@
-"""Embeddings from any server with OpenAI's `/v1/embeddings`, with which the fold `drafts` compares drafts.
-
-A text without a vector is not an error: the fold then compares drafts by their words.
-"""
+"""Embeddings from any server with OpenAI's `/v1/embeddings`, with which the fold `drafts` compares drafts."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ class Unusable(Exception):
 
 
 class HttpEmbedder:
-    """An `Embedder` that calls a server and caches its vectors, inside `async with`.
-
-    All vectors have one length. A vector of another length comes from another model and is dropped.
-    """
+    """An `Embedder` inside `async with`. A vector of another length comes from another model and is dropped."""
 
     def __init__(
         self,
@@ -122,7 +116,6 @@ class HttpEmbedder:
             return [None] * len(texts)
 
     async def _post(self, texts: list[str]) -> list[EmbeddingEntry]:
-        """Raise UpstreamError, TimeoutError or Unusable."""
         if self._client is None:
             raise Unusable("it was not opened; use it in `async with`")
         self.n_requests += 1

@@ -32,7 +32,7 @@ async def call_json(
 ) -> tuple[int, bytes, dict[str, str]]:
     """Send JSON (None: no body) and return the status, the body and the headers, with names in lower case.
 
-    Redirects are not followed. Raise UpstreamError, also for a response above `most_bytes`, and TimeoutError.
+    Raise UpstreamError, also for a response above `most_bytes`, and TimeoutError. Redirects are not followed.
     """
     sent = None if body is None else json.dumps(body).encode()
     given = [("content-type", "application/json"), ("accept-encoding", "identity"), *headers]

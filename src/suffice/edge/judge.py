@@ -1,8 +1,4 @@
-"""The judge model: an OpenAI-compatible model that grades answers, for tasks without an exact match.
-
-Only routes with a `judge` table use one (`control.evidence.judging`). Its grades count only once its error rate has
-been measured (`assurance.labels`).
-"""
+"""The judge model: an OpenAI-compatible model that grades answers, for tasks without an exact match."""
 
 from __future__ import annotations
 
@@ -53,11 +49,7 @@ class Grade:
 
 
 class JudgeModel:
-    """Grades answers with a model behind an OpenAI-compatible server, inside `async with`.
-
-    Grades are cached for the life of the judge, so that equal answers to a question get equal grades; the bound
-    depends on that.
-    """
+    """Grades answers inside `async with`. Equal answers to a question get equal grades, as the bound requires."""
 
     def __init__(
         self,
@@ -105,10 +97,9 @@ class JudgeModel:
             self._client = None
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
-        """Grade one answer. If the server fails, the grade's value is None; nothing is raised.
+        """Never raises for a failing server; the grade's value is then None.
 
         answer  None: no answer, which is wrong without a call
-        gold    the reference
         """
         if answer is None or not answer.strip():
             return Grade(value=-1.0, said="no answer")
@@ -171,10 +162,7 @@ def messages(question: str, answer: str, gold: str | None, *, reminder: str = ""
 
 
 def read_grade(text: str) -> float | None:
-    """Return the grade in a reply: the last "Grade: X" after its thought, or a number that stands alone.
-
-    None if there is none or it is outside [-1, 1]: "8/10" and "80 %" are other scales and are not converted.
-    """
+    """Return the last "Grade: X" after the thought, or a bare number, in [-1, 1]. Other scales ("8/10") give None."""
     reply = _THOUGHT.sub("", text[-MAX_CHARS:].rpartition("</think>")[2])
     written = [matched.group(1) for matched in _GRADE.finditer(reply)]
     bare = _BARE.fullmatch(reply)
@@ -218,6 +206,5 @@ def _count(value: object) -> int:
 
 
 def _wait_s(headers: Mapping[str, str]) -> float:
-    """Return the seconds in `retry-after`, at most 60; 0 for a date or no header."""
     value = headers.get("retry-after", "")
     return min(float(value), 60.0) if re.fullmatch(r"\d{1,6}(?:\.\d{1,3})?", value) else 0.0

@@ -1,8 +1,4 @@
-"""The judge of formulas: math-verify in worker processes.
-
-A LaTeX parser on hostile text can hang or take all memory, and a thread that hangs cannot be ended. So it runs in
-other processes, one comparison at a time, under limits of time and memory.
-"""
+"""The judge of formulas: math-verify in worker processes, because a LaTeX parser can hang or take all memory."""
 
 from __future__ import annotations
 
@@ -28,10 +24,9 @@ _ENDED = object()  # end of a worker's output
 
 @contextlib.contextmanager
 def yardstick(spec: Spec) -> Iterator[Scorer]:
-    """Yield the scorer of a spec, with a judge of formulas if it needs one. The judge's processes end with the block.
+    """Yield the scorer of a spec for labels, with a judge of formulas if it needs one, which ends with the block.
 
-    For labels joined off the event loop; requests compare normal forms, for which `build_scorer` is enough. Raise
-    ConfigError, also if math-verify is needed and missing: without it EM would have another meaning.
+    Raise ConfigError, also if math-verify is needed and missing: without it EM would have another meaning.
     """
     if not asks_judge(spec):
         yield build_scorer(spec)
@@ -43,7 +38,7 @@ def yardstick(spec: Spec) -> Iterator[Scorer]:
 class MathWorkers:
     """A `MathJudge` backed by worker processes, started on first use. Thread-safe.
 
-    Verdicts, including "cannot tell", are cached, so that one answer is not right now and wrong a minute later.
+    All verdicts are cached, so that a slow machine cannot change one later.
     """
 
     def __init__(
@@ -89,7 +84,7 @@ class MathWorkers:
     def equivalent(self, one: str, other: str) -> bool | None:
         """Return whether two formulas have the same value, or None if unknown or too slow. Never raises.
 
-        Blocks for up to the limits. On a thread with a running event loop it returns None at once.
+        Blocks for up to the limits; on a thread with a running event loop it returns None at once.
         """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
@@ -129,7 +124,6 @@ class MathWorkers:
             return self._kept.setdefault(pair, verdict)
 
     def _ask(self, worker: _Worker | None, pair: tuple[str, str]) -> tuple[bool | None, _Worker | None]:
-        """Return the verdict, and the worker if it can be reused."""
         try:
             if worker is None:
                 worker = _Worker(self._memory_bytes)
@@ -145,7 +139,7 @@ class MathWorkers:
 
 
 class _Worker:
-    """One process and the thread that reads its output; not every system can wait for pipes with a timeout."""
+    """One process, and a thread that reads its output because not every system can wait for pipes with a timeout."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._process = subprocess.Popen(

@@ -1,10 +1,9 @@
-"""The worker process of the judge of formulas. It may be killed at any time: it holds no state and opens no file.
+"""The worker process of the judge of formulas. It may be killed at any time.
 
     python -m suffice.edge.math_worker MEMORY_BYTES
 
-It reads one JSON list per line, `[one, other, limit_s]`, and writes one JSON value per line: true, false, or null for
-"cannot tell". It first writes true, once the libraries are loaded. It ends with its standard input, and at the latest
-a second after a limit, even if its parent is gone.
+It reads JSON lists `[one, other, limit_s]` and writes true, false or null ("cannot tell"), one per line, and first
+true once it is ready. It ends with its standard input, and at the latest a second after a limit.
 """
 
 from __future__ import annotations

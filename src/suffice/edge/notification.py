@@ -1,7 +1,4 @@
-"""Delivers notifications by webhook or plain e-mail, without redirects and retries.
-
-A webhook's address and a mail password are secrets: no error and no log line contains them.
-"""
+"""Delivers notifications by webhook or e-mail, without redirects, retries, or secrets in errors and logs."""
 
 from __future__ import annotations
 
@@ -21,10 +18,7 @@ TLS_PORT: Final = 465  # implicit TLS; on other ports STARTTLS
 
 
 def post_json(url: str, body: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> str | None:
-    """Send a JSON body. Return None after a 2xx, else the failure in a sentence without the address.
-
-    Blocks for at most about `timeout_s` for each of connecting, sending and reading.
-    """
+    """Return None after a 2xx, else the failure. Connecting, sending and reading take at most `timeout_s` each."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "the webhook's address is none; it needs http://host/path or https://host/path"
@@ -61,10 +55,7 @@ class MailServer:
 def send_mail(
     server: MailServer, *, sender: str, to: Sequence[str], subject: str, text: str, timeout_s: float
 ) -> str | None:
-    """Send one message. Return None if the server accepts it for every address, else the failure without secrets.
-
-    Blocks for at most about `timeout_s` for each step of the conversation.
-    """
+    """Return None if the server accepts every address, else the failure. Each step takes at most `timeout_s`."""
     message = EmailMessage()
     message["From"], message["To"], message["Subject"] = sender, ", ".join(to), subject
     message["Auto-Submitted"] = "auto-generated"

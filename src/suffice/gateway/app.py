@@ -1,7 +1,6 @@
 """The ASGI application: one table of paths, with authorisation on each.
 
-Paths match exactly as the server decoded them. They are not normalised, so no request can reach an endpoint under a
-second name. Only ids vary in a path: letters, digits, `_` and `-`.
+Paths match exactly as decoded, never normalised.
 """
 
 from __future__ import annotations
@@ -71,10 +70,7 @@ async def health(_: GatewayState, exchange: Exchange) -> None:
 
 
 async def ready(gw: GatewayState, exchange: Exchange) -> None:
-    """`GET /readyz`: start-up is complete, shutdown has not begun, and at least one upstream answers.
-
-    A gateway without its log is ready, and reports it.
-    """
+    """`GET /readyz`: 200 while serving with at least one reachable upstream, with or without the log."""
     is_ready, body = gw.process.ready, {"status": "ready" if gw.process.ready else "not ready"}
     if is_ready and not await _any_reachable(gw.upstreams.values()):
         is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
@@ -155,10 +151,9 @@ ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
 
 def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
-    """Return all endpoints of one gateway, with the engine's paths that the operator lists ("POST /tokenize").
+    """Return all endpoints, with listed engine paths ("POST /tokenize") in place of pass-through ones of the same path.
 
-    A listed path replaces a pass-through endpoint of the same path. Raise ConfigError for a path that Suffice itself
-    answers.
+    Raise ConfigError for a path that Suffice itself answers.
     """
     listed = [_passed(method, path, ENGINE) for method, _, path in (entry.partition(" ") for entry in relay)]
     taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passthrough)}
@@ -172,8 +167,7 @@ def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
 class App:
     """The ASGI application. Raise ConfigError for a path in `server.relay` that Suffice answers.
 
-    `beside` maps the first part of a path to another application. With `console_port`, the port of a second listener,
-    those applications answer there and nowhere else.
+    `beside` maps the first part of a path to another application, which answers only on `console_port` if that is set.
     """
 
     def __init__(self, gateway: GatewayState, beside: Mapping[str, MountedApp] | None = None) -> None:
@@ -262,7 +256,6 @@ class App:
         await exchange.body(b"", more=False)
 
     def _admit(self, exchange: Exchange, by_method: Mapping[str, Endpoint]) -> Handler:
-        """Return the handler of an authorised request. Raise BadRequest."""
         scope, headers = exchange.scope, exchange.headers
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
@@ -288,15 +281,14 @@ class App:
     def _check_page(self, named: Mapping[str, str]) -> None:
         """Raise BadRequest for a request that another site's page may have sent from somebody's browser.
 
-        After DNS rebinding such a page counts as ours, but it has no key. So only an open gateway checks the host
-        name; one with keys serves under any name that a proxy or a cluster gives it.
+        Only an open gateway checks the host name: after DNS rebinding a page counts as ours, but it has no key.
         """
         if not self.gateway.clients.keys.asks_for_keys and "host" in named:  # every browser sends it
             self.browsers.check_host(named["host"])
         self.browsers.check_page(named)
 
     def _caller(self, endpoint: Endpoint, headers: list[tuple[str, str]]) -> Caller:
-        """Return the caller, counted against the limits of its key. Raise BadRequest."""
+        """Count the request against the limits of its key. Raise BadRequest."""
         gw, keys = self.gateway, self.gateway.clients.keys
         if endpoint.guarded_inside:
             caller = keys.find(headers) or ANYONE

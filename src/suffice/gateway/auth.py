@@ -1,9 +1,4 @@
-"""Authentication and permissions of clients, and what the gateway remembers of them.
-
-    headers ──▶ KeyRing ──▶ Caller ──▶ routes, label sources, limits, stored objects
-
-If no key is configured, every client may do everything. A malformed header counts as absent.
-"""
+"""Authentication and permissions of clients. If no key is configured, every client may do everything."""
 
 from __future__ import annotations
 
@@ -137,10 +132,7 @@ class _Use:
 
 
 class KeyLimits:
-    """Enforces the limits of all keys: requests per minute, concurrent requests, tokens per day.
-
-    Each process counts for itself. Today's tokens are logged, so a restart does not reset them.
-    """
+    """Enforces the limits of keys in this process. Today's tokens are logged, so a restart does not reset them."""
 
     def __init__(self, callers: Iterable[Caller] = ()) -> None:
         self._uses = {one.id: _Use() for one in callers if _is_limited(one.permits)}
@@ -185,7 +177,6 @@ class KeyLimits:
                 use.day, use.n_tokens = one.day, use.n_tokens + one.n_tokens
 
     def take_unwritten(self) -> list[KeyUsage]:
-        """Return the usage since the last call."""
         usages = []
         for sender, use in self._uses.items():
             if use.n_unwritten:
@@ -195,7 +186,7 @@ class KeyLimits:
 
 
 def _start_day(use: _Use, wall_s: float) -> None:
-    """Reset the counts on a new day. Unlogged usage of the old one, a few seconds' worth, is dropped."""
+    """Unlogged usage of the old day, a few seconds' worth, is dropped."""
     day = utc_day(wall_s)
     if day != use.day:
         use.day, use.n_tokens, use.n_unwritten = day, 0, 0
@@ -254,8 +245,6 @@ def _token_key(salt: str) -> bytes:
 
 
 class FeedbackByToken:
-    """Counts the feedback stored with each token; forgets the oldest token first."""
-
     def __init__(self) -> None:
         self._n: dict[str, int] = {}
 
@@ -276,8 +265,6 @@ MOST_DELIVERIES: Final = 500_000  # remembered requests; the oldest is forgotten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKey:
-    """Identifies the deliveries of one request."""
-
     route: str
     caller: str  # value of the header `authorization`; "": none was sent
     body: bytes
@@ -298,9 +285,8 @@ class DeliveryMemory:
     """Remembers the audit assignment of each request while it may be delivered again.
 
     One draw covers all deliveries. If a level could stop m of them, each bet on the draw would have to be divided by
-    the largest m allowed: with 8, a harmless level would need 8 times the audits. So m is 1: from the second delivery
-    on, a request runs in full and is no evidence. A draw depends on the episode id, which clients cannot choose. A
-    process that has forgotten a request draws again.
+    m: with 8, a harmless level would need 8 times the audits. So m is 1, and later deliveries run in full. A draw
+    depends on the episode id, which clients cannot choose.
     """
 
     _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # oldest first
@@ -363,8 +349,7 @@ _MAY_NAME: Final = (b"_id", b"_file", b"conversation", b"container", b"item_refe
 class Objects:
     """The objects that an upstream stores (responses, files, batches …), with the key that created each.
 
-    If several keys send requests, an object is visible only to the key that created it through this gateway and to
-    keys with `all_objects`. Lists cannot be filtered, so they are refused.
+    With several keys, an object is visible only to its creator and to keys with `all_objects`; lists are refused.
     """
 
     def __init__(self, find: Callable[[str], StoredObject | None] = lambda _: None) -> None:
@@ -415,7 +400,6 @@ class Objects:
 
 
 def _objects_in(body: Mapping[str, Any]) -> dict[str, str]:
-    """Return the referring field by object id, at most MOST_REFERENCES + 1."""
     fields = dict[str, str]()
     for where, object_id in references(body):
         fields[object_id] = where

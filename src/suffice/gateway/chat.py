@@ -1,9 +1,4 @@
-"""`POST /v1/chat/completions`, from the client's bytes to one response and one outcome.
-
-    read and check → find the route → admit: level, audit, arms → govern or pass through → one outcome
-
-Start reading here, and continue in `episode/loop.py`.
-"""
+"""`POST /v1/chat/completions`. Start reading here, and continue in `episode/loop.py`."""
 
 from __future__ import annotations
 
@@ -153,7 +148,6 @@ class GovernedRequest:
 
     @property
     def may_act(self) -> bool:
-        """Whether the policy may end this run now, given `may_stop` and the kill switch."""
         return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
 
     @property
@@ -163,10 +157,7 @@ class GovernedRequest:
 
     @property
     def upstream_body(self) -> dict[str, Any]:
-        """The client's body as a stream with usage; both are removed again from the response.
-
-        If `suffice doctor` saw that the upstream refuses usage, it is not requested, and tokens are counted by chunks.
-        """
+        """The client's body as a stream, with usage unless `suffice doctor` saw that the upstream refuses it."""
         body = self.intake.body | {"stream": True}
         if find_verdict(self.client.findings, "stream_usage") == "no":
             return body
@@ -204,7 +195,6 @@ async def govern_request(
 
 
 async def govern_reasoning(job: GovernedRequest) -> None:
-    """Relay one chain of thought and close it when the policy stops."""
     route, ledger, gw = job.route.settings, job.ledger, job.gw
     ledger.disclosure.tells_probes = job.route.acts or route.probe is None
     continuer = Continuer(
@@ -282,7 +272,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     """In an audit of a route that certifies itself, measure once whether a forced finish changes the trial answer.
 
     Half of the audits finish where the policy would have stopped, the others at any probed step, so that inactive
-    levels are measured too. A finish that fails is no evidence, because a stop whose finish fails is not made.
+    levels are measured too. A failed finish is no evidence, because a stop whose finish fails is not made.
     """
     ledger, cap = job.ledger, job.max_tokens
     if prober is None or not (is_measured(ledger.request) and job.route.settings.is_replayed):
@@ -302,7 +292,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
 
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
-    """In an audit of a route with an effort or budget arm, call a second time, with the arm or in full, as evidence."""
+    """In an audit of a route with an effort or budget arm, call a second time, with the arm or in full."""
     ledger, route, intake = job.ledger, job.route.settings, job.intake
     if not is_measured(ledger.request) or route.probe is None:
         return
@@ -324,7 +314,6 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
 async def _open_relay(
     job: GovernedRequest, fields: ReasoningFields, continuer: Continuer, *, rerun_of: StreamState | None
 ) -> AsyncIterator[StreamRelay]:
-    """Open the upstream call and begin the client's response; `rerun_of` is the state of a failed run to replace."""
     settings, ledger, exchange, intake = job.client.settings, job.ledger, job.exchange, job.intake
     async with _accepted(job, fields, "main" if rerun_of is None else "rerun") as (call, account, sent):
         if call.status != 200 or call.content_type != "text/event-stream":
@@ -372,11 +361,7 @@ def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Conti
 async def _accepted(
     job: GovernedRequest, fields: ReasoningFields, purpose: Purpose
 ) -> AsyncIterator[tuple[Call, CallAccount, ReasoningFields]]:
-    """Open the call. If the upstream refuses our fields, call again without them.
-
-    Fields that it refused, and without which it answered, are not sent again. Yields the call, its account and the
-    fields.
-    """
+    """Yield the call, its account and the fields sent. If the upstream refuses our fields, call again without them."""
     body, headers, refused = job.upstream_body, governed_headers(job.headers), False
     if fields.fields and fields.name not in job.client.refuses:
         account = job.ledger.open_call(purpose)
@@ -401,7 +386,7 @@ async def _accepted(
 def _probes(job: GovernedRequest) -> bool:
     """Return whether to probe: where the answer can change the run, and in audits where probes are known to work.
 
-    On a route that certifies itself, live runs compute the same signals as its audits.
+    On a route that certifies itself, live runs must see the same signals as its audits.
     """
     route, measured = job.route, is_measured(job.ledger.request)
     if route.settings.probe is None or route.settings.is_paired:
@@ -412,10 +397,7 @@ def _probes(job: GovernedRequest) -> bool:
 
 
 def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFields:
-    """Return the effort or budget fields for the call: none where the route may not act.
-
-    None either where no second call is allowed, because a server that refuses the fields must be called without them.
-    """
+    """Return the effort or budget fields, if the route may act and could call again should the server refuse them."""
     route, policy = job.route.settings, job.route.policy
     if not job.may_act or not (job.client.settings.retries or route.max_extra_calls):
         return NO_FIELDS
@@ -431,7 +413,6 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
 
 
 def _segmenter(job: GovernedRequest) -> StepCutter:
-    """Return the route's segmenter; if a plug-in's cannot be built, one that cuts by length."""
     try:
         return build_segmenter(job.route.settings.steps)
     except Exception:  # noqa: BLE001 - a broken segmenter costs tokens, never an answer

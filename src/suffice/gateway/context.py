@@ -42,10 +42,7 @@ IDLE_RUN_S = 1_800.0  # a loop idle for longer is abandoned
 
 @contextmanager
 def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
-    """Call `look` every `every_s` seconds while the block runs. Failures are logged and counted.
-
-    All timers fire on one grid of the loop's clock, so that an idle process wakes up once for all of them.
-    """
+    """Call `look` on a grid of `every_s` seconds while the block runs. Failures are logged and counted."""
     loop = asyncio.get_running_loop()
 
     timer: asyncio.TimerHandle
@@ -90,10 +87,7 @@ def is_measured(request: Request) -> bool:
 
 
 class OpenRuns:
-    """Caller-driven runs by episode id, the least recently used first.
-
-    A run that has ended is kept as long, so that a repeated call gets the same response.
-    """
+    """Caller-driven runs by episode id, the least recently used first. An ended run stays to answer repeated calls."""
 
     def __init__(self, *, limit: int = OPEN_RUNS, idle_s: float = IDLE_RUN_S) -> None:
         self._limit, self._idle_s = limit, idle_s
@@ -121,7 +115,6 @@ class OpenRuns:
         return self._opened.get(key)
 
     def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
-        """Remove and yield runs that were idle for too long, and the oldest beyond the limit."""
         while self._runs:
             _, used_s, _ = next(iter(self._runs.values()))
             if now_s - used_s <= self._idle_s and len(self._runs) <= self._limit:
@@ -193,7 +186,7 @@ class _Count:
 
 @dataclass(slots=True, kw_only=True)
 class LogSampler:
-    """Draws which requests get rows in the log. The follower writes `rates`; requests read them."""
+    """Draws which requests get rows in the log."""
 
     settings: Settings
     salt: str
@@ -243,7 +236,6 @@ class LogSampler:
         return known[1].get(class_of(request.query), rates.other)
 
     def remember(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
-        """Remember the outcome of a drawn run for labels that arrive later."""
         name, response = outcome.episode_id, outcome.response_id
         if name not in self._open:
             return
@@ -355,7 +347,7 @@ class RouteStatistics:
                 self.hand_overs.add_overlap(max(0, call.completion_tokens - used))
 
     def note_full_run(self, outcome: Outcome) -> bool:
-        """Record a full run. Return True if extraction should be checked now."""
+        """Return True if extraction should be checked now."""
         if outcome.end_reason not in ("done", "truncated"):
             return False
         self.extracted.append(outcome.answer is not None)
@@ -388,7 +380,6 @@ class Deployment:
         return next((one for one in self.routes if one.name == name), None)
 
     def activate(self, name: str, route: BuiltRoute) -> None:
-        """Serve later requests of a route by `route`."""
         now = next(one for one in self.routes if one.name == name)
         made, operation = replace(route, refused=now.refused), self.load.of(name, route.settings)
         if made.certified:
@@ -500,7 +491,6 @@ class GatewayState:
     process: ProcessState = field(default_factory=ProcessState)
 
     def vectors(self, route: BuiltRoute, ledger: Ledger, *, keep: int = 0) -> Vectors | None:
-        """Return the route's embedder for one run; `keep`: extra calls reserved for other purposes."""
         embedder, most = self.embedders.get(route.name), route.settings.max_extra_calls
         return None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most, keep=keep)
 
@@ -533,7 +523,6 @@ class GatewayState:
         return max(usual, asked_for(route.name))
 
     def feedback_token(self, episode_id: str) -> str:
-        """Return a token that lets its holder rate the answer, or "" if tokens are off."""
         hours = self.settings.feedback.token_hours
         return sign_token(episode_id, until_s=int(self.wall_s() + 3600 * hours), salt=self.salt) if hours else ""
 

@@ -69,8 +69,6 @@ def headers_of(scope: Scope) -> list[tuple[str, str]]:
 
 
 class Exchange:
-    """A request and its response, with errors in OpenAI's shape."""
-
     def __init__(self, scope: Scope, receive: Receive, send: Send, monotonic_s: Callable[[], float]) -> None:
         self.scope, self.receive, self._send, self._now = scope, receive, send, monotonic_s
         extensions = scope.get("extensions") or {}
@@ -91,11 +89,10 @@ class Exchange:
         return headers_of(self.scope)
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """Return the whole request body. Raise TooLarge beyond the limit and ClientGone if the client disconnects."""
+        """Raise TooLarge beyond the limit and ClientGone if the client disconnects."""
         return await read_body(self.receive, limit_bytes)
 
     async def start(self, status: int, headers: Headers, *, events: bool = False) -> None:
-        """Send the status line and headers; `own_headers` take precedence."""
         ours = {k for k, _ in self.own_headers}
         sent = [*((k, v) for k, v in headers if k.lower() not in ours), *self.own_headers]
         self.status, self.events = status, events
@@ -144,10 +141,7 @@ class Exchange:
         await self.json(error.status, self.error_body(error.status, str(error), kind, error.param, error.code), headers)
 
     async def fail(self, status: int, message: str, code: str, *, kind: str = "upstream_error") -> None:
-        """Report a failure: with a status before the first byte, with one error frame after it.
-
-        A plain body that has begun is left incomplete, and the server closes the connection.
-        """
+        """Send a status before the first byte and an error frame after it. A begun plain body stays incomplete."""
         if self.complete:
             return
         if not self.status:
@@ -206,9 +200,9 @@ def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]
 
 
 async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
-    """Run `work` in the caller's task, and cancel it if the client leaves before the response is complete.
+    """Run `work` in the caller's task and cancel it if the client leaves before the response is complete.
 
-    Return True if the client left, always after `work` has ended, even if this call is cancelled.
+    Return True if the client left, always after `work` has ended.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -242,8 +236,6 @@ BODY_LIMIT_BYTES = 32 * 2**20  # of an assembled response
 
 
 class StreamDelivery:
-    """Delivers a stream: frames go out as they came, several per write."""
-
     texts_now = None
 
     def __init__(self, exchange: Exchange) -> None:
@@ -251,7 +243,7 @@ class StreamDelivery:
         self.frame_now = exchange.body_now  # takes bytes of whole frames, without a layer in between
 
     def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
-        """Send whole frames. Returns the coroutine of the send itself, which saves a layer per read."""
+        """Return the coroutine of the send itself, which saves a layer per read."""
         return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
 
     def can_begin_again(self) -> bool:

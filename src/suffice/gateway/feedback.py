@@ -1,12 +1,6 @@
-"""`POST /v1/feedback` and related endpoints: labels from people and from labelling tools.
+"""`POST /v1/feedback`, its batch, and webhooks of labelling tools.
 
-    /feedback               one label, with a key or with the token of its answer
-    /feedback/batch         up to 1,000 labels, with a result for each
-    /feedback/label-studio  annotations from Label Studio's webhooks
-    /feedback/langfuse      scores from Langfuse
-
-After a 2xx all labels are on disk; all may be sent again and count once. `find_label_source` and `bind_body` decide
-for all endpoints who may send what.
+After a 2xx all labels are on disk and count once.
 """
 
 from __future__ import annotations
@@ -90,7 +84,7 @@ async def batch(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
-    """A webhook of Label Studio. Actions other than annotations are acknowledged and ignored."""
+    """Actions other than annotations are acknowledged and ignored."""
     async with _refusing(gw, exchange):
         raw, limits = await _read_batch(exchange), gw.settings.server
         event = await read_aside(lambda raw, limits: label_studio.read_event(parse_json(raw, limits)), raw, limits)
@@ -101,7 +95,6 @@ async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def from_langfuse(gw: GatewayState, exchange: Exchange) -> None:
-    """Scores of Langfuse, with the signature of its webhooks or with a key."""
     async with _refusing(gw, exchange):
         headers, secret = exchange.headers, gw.clients.langfuse_secret
         signature = dict(headers).get(langfuse.SIGNATURE_HEADER)
@@ -130,7 +123,7 @@ async def _read_batch(exchange: Exchange) -> bytes:
 def find_label_source(
     gw: GatewayState, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
 ) -> LabelSource:
-    """Return the sender of feedback. Raise BadRequest 401 for an invalid or expired token or a missing key."""
+    """Raise BadRequest 401 for an invalid or expired token or a missing key."""
     if token is not None:
         episode = read_token(token, now_s=gw.wall_s(), salt=gw.salt)
         # All tokens share one name, so that together they weigh no more than one key.
@@ -148,7 +141,7 @@ def find_label_source(
 def bind_body(body: Mapping[str, Any], source: LabelSource) -> dict[str, Any]:
     """Return the body with the fields that its source fixes. Raise BadRequest 403 for fields that it may not set.
 
-    A token rates only its own answer, as a user. Its feedback ids have their own scope, so it cannot take another's.
+    A token's feedback ids have their own scope, so it cannot take another's.
     """
     given = body.get("source")
     if source.episode is None:
@@ -212,10 +205,7 @@ def _read(gw: GatewayState, source: LabelSource, body: Any) -> Row:
 
 
 async def _body_and_token(gw: GatewayState, exchange: Exchange) -> tuple[dict[str, Any], str | None]:
-    """Return the body and the token, which comes in a header or as the field `token`.
-
-    Nothing is parsed before a key or token is verified; without a valid one the answer is 401 for any body.
-    """
+    """Return the body and the token of the header or body. Nothing is parsed before a key or token is verified."""
     headers, server = exchange.headers, gw.settings.server
     token, refused = dict(headers).get(TOKEN_HEADER), None
     try:

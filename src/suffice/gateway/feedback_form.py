@@ -1,9 +1,4 @@
-"""Strict parsing of feedback, without side effects.
-
-    JSON object ──▶ read_feedback ──▶ Feedback as sent ──▶ seal_feedback ──▶ Feedback as logged
-
-Shared by the HTTP endpoints, the library and `suffice feedback import`, so that all refuse the same input.
-"""
+"""Strict parsing of feedback, shared by the HTTP endpoints, the library and `suffice feedback import`."""
 
 from __future__ import annotations
 
@@ -39,7 +34,7 @@ Declared = Mapping[str, Metric]
 
 
 def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> Feedback:
-    """Parse a feedback body. Raise BadRequest, naming the field and what is allowed.
+    """Raise BadRequest, naming the field and what is allowed.
 
     declared  the settings' metrics; None: leave the check of metric values to the server
     """
@@ -72,7 +67,6 @@ def seal_feedback(feedback: Feedback, *, sender: str, door: str, salt: str) -> F
 
 
 def id_conflict(where: str = "") -> BadRequest:
-    """Return the error for a feedback id that its sender has already used for other content."""
     message = "feedback_id: its sender has used it for something else; what says another thing needs an id of its own"
     return BadRequest(f"{where}{message}", status=409, param="feedback_id", code="feedback_id_conflict")
 
@@ -91,10 +85,7 @@ def _check_verdicts(given: Mapping[str, Any]) -> None:
 
 
 def _check_event(given: Mapping[str, Any]) -> None:
-    """Check an event and the propensity.
-
-    An event is weaker evidence than a label, so it has its own source and no other field.
-    """
+    """An event is weaker evidence than a label, so it has its own source and no other field."""
     event, source = given.get("event"), given["source"]
     if event is None:
         if source == BEHAVIOUR:
@@ -138,7 +129,7 @@ def _with_metrics(given: dict[str, Any], declared: Declared | None) -> Feedback:
 
 
 def read_value(name: str, value: Any, declared: Declared | None) -> bool | float | str:
-    """Return a metric's value as declared. Raise BadRequest, naming the metric and what is allowed."""
+    """Raise BadRequest, naming the metric and what is allowed."""
     where = f"metrics.{name[:80]}"
     if declared is None:
         if not isinstance(value, bool | int | float | str):
@@ -208,7 +199,7 @@ def _pairs(option: str, options: Iterable[str], fields: list[str]) -> dict[str, 
 
 
 def body(cells: Mapping[str, Any], by: FeedbackMapping, declared: Declared) -> dict[str, Any]:
-    """Convert one row to a feedback body, leaving out empty cells. Raise BadRequest with the field as `param`.
+    """Convert one row, leaving out empty cells. Raise BadRequest with the field as `param`.
 
     A row without `feedback_id` gets a hash of its content, so that importing a table again adds nothing.
     """
@@ -260,7 +251,6 @@ def _thumbs(_: str, cell: Any) -> str:
 
 
 def _text(_: str, cell: Any) -> str:
-    """Return a cell as text; a whole number stored as a float is written without its fraction."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 

@@ -1,12 +1,4 @@
-"""uvicorn's HTTP protocol with limits, strict parsing and fewer system calls.
-
-limits              slow heads and bodies end the connection; connections are counted
-strict parsing      heads that servers could read differently are refused; HTTP/1.0 gets no chunks
-one write           a response's head goes out with its first bytes if these follow at once
-disconnects         a handler is notified when its client leaves, without a waiting task
-direct writes       parts of a begun stream are written on arrival unless the client is slow
-access log          one line per request, without body, headers or query
-"""
+"""uvicorn's HTTP protocol with limits for slow clients, strict parsing, direct writes and an access log."""
 
 from __future__ import annotations
 
@@ -40,9 +32,8 @@ class ConnectionPhase(IntEnum):
 class Connections:
     """Counts connections, in total and per address.
 
-    At a limit, a new connection replaces the one that has waited longest for its client: for a request head first,
-    then for a body. A request that has arrived in full is never dropped; if there are only such, the new connection is
-    refused. So half-open connections cannot lock other clients out.
+    At a limit, a new connection replaces the one that has waited longest for its client, so that half-open connections
+    cannot lock others out. A request that has arrived in full is never dropped.
     """
 
     def __init__(self, *, most: int | None = None, most_per_address: int | None = None) -> None:
@@ -55,7 +46,7 @@ class Connections:
         return len(self._address_of)
 
     def admit(self, peer: LimitedHttp, host: str) -> str | None:
-        """Count a new connection. Return why it is refused, or None if it is accepted."""
+        """Return why a new connection is refused, or None if it is accepted."""
         address = _network_of(host)
         same = self._by_address.get(address, {})
         phases = (ConnectionPhase.HEAD, ConnectionPhase.BODY)
@@ -133,7 +124,6 @@ class ClientLimits:
 
     @classmethod
     def of(cls, server: Server, *, most: int | None) -> ClientLimits:
-        """Return the limits of the settings; `most`: connections that the process can afford, None if unknown."""
         most = min((n for n in (server.max_connections, most) if n is not None), default=None)
         return cls(
             head_s=server.head_timeout_s or inf,
@@ -144,7 +134,7 @@ class ClientLimits:
 
 
 class _Refused(Exception):
-    """Raised in a parser callback to stop the parser."""
+    pass
 
 
 class LimitedHttp(HttpToolsProtocol):
@@ -251,7 +241,6 @@ class LimitedHttp(HttpToolsProtocol):
         """Ignore uvicorn's timer, which does not notice a partial head; `look` closes idle connections."""
 
     def _enter(self) -> None:
-        """Update the phase. A client whose request is complete waits for us, whatever else it has sent."""
         active = self._active
         if active is not None and not active.response_complete and not active.more_body:
             phase = ConnectionPhase.ANSWER
@@ -300,12 +289,10 @@ class LimitedHttp(HttpToolsProtocol):
         self._refuse(*(self._refusal or (400, msg)))
 
     def _reject(self, status: int, message: str) -> None:
-        """Stop the parser from inside one of its callbacks."""
         self._refusal = (status, message)
         raise _Refused
 
     def _refuse(self, status: int, message: str) -> None:
-        """Stop reading, answer requests that are complete, and close."""
         self._is_refused = True
         active = self._active
         if active is not None and not active.response_complete:
@@ -342,7 +329,6 @@ class LimitedHttp(HttpToolsProtocol):
 
 
 def _log(cycle: RequestResponseCycle) -> None:
-    """Write the access log line, when the response is complete or the client has left."""
     if not ACCESS.isEnabledFor(logging.INFO):
         return
     written: Any = cycle.transport
@@ -389,10 +375,7 @@ def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
 
 
 class HangUp:
-    """Notifies handlers that their client has left.
-
-    It holds no reference to the connection, to avoid a cycle per client: the garbage collector runs rarely here.
-    """
+    """Notifies handlers that their client has left, without a reference cycle for each connection."""
 
     __slots__ = ("_lost", "_read_on", "_to_tell")
 
@@ -416,10 +399,7 @@ class HangUp:
 
 
 class HeadWithBody:
-    """A transport that delays the head until the next write in the same turn of the event loop.
-
-    A separate write would cost a system call, a packet and a wake-up of the client.
-    """
+    """A transport that delays the head until the next write in the same turn of the event loop, to save a packet."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop

@@ -1,8 +1,7 @@
-"""The kill switch: a file that disables early stopping on every route within half a second.
+"""The kill switch: a file that disables early stopping on every route within 0.5 s, without database or network.
 
-It needs no database, worker or network: anyone who can create the file can use it (`suffice kill`, or `touch`). While
-it is on, chains of thought pass through unchanged, all samples are drawn, and callers' loops and runs in progress are
-not stopped. If the file's presence cannot be determined, the switch keeps its state.
+All samples are drawn, and callers' loops and runs in progress are not stopped either. If the file's presence cannot be
+determined, the switch keeps its state.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ REASON: Final = "kill_switch"  # `Request.ungoverned` while it is on
 
 
 class KillSwitch:
-    """One gateway's view of the switch. Requests read `on`; a timer calls `look`."""
+    """One gateway's view of the switch. `told` gets a row for each change and must not block."""
 
     def __init__(
         self,
@@ -36,11 +35,6 @@ class KillSwitch:
         told: Callable[[KillSwitchState], object] = lambda _: 0,
         presence: Announcement | None = None,
     ) -> None:
-        """Read the switch once.
-
-        told      gets a row for each change; must not block
-        presence  announces the state that this process has seen
-        """
         self._file, self._told, self.presence = file, told, presence
         self._by_environment = environment.strip() not in ("", "0")
         self._stamp: int | None = None  # modification time of the known file, ns
@@ -80,14 +74,13 @@ class KillSwitch:
             self._told(KillSwitchState(on=on, reason=reason, stamp=stamp))
 
     def rest_route(self, route: BuiltRoute) -> BuiltRoute:
-        """Return the route while the switch is on: nothing may act on it."""
         if not self.on:
             return route
         return replace(route, certified=False, folds=(), levels=(), risks=False, refused="the kill switch is pulled")
 
 
 def set_switch(file: Path, reason: str, author: str) -> bool:
-    """Turn the switch on or replace its reason. Return True if it was off. Raise OSError."""
+    """Return True if the switch was off. Raise OSError."""
     was_there = file.exists()
     if not file.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
@@ -99,7 +92,7 @@ def set_switch(file: Path, reason: str, author: str) -> bool:
 
 
 def clear_switch(file: Path) -> bool:
-    """Turn the switch off. Return False if it was off. Raise OSError."""
+    """Return False if the switch was off. Raise OSError."""
     try:
         file.unlink()
     except FileNotFoundError:

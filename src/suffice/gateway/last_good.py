@@ -1,8 +1,7 @@
-"""The last-good file: what a gateway served last, signed and kept beside its log, for when the log cannot be read.
+"""The last-good file: what a gateway served last, signed together with its time, for when the log cannot be read.
 
-Nothing is parsed before its signature is checked. The signature covers the time, so an old file cannot pass as a new
-one. The file holds models, levels, overrides and upstream findings; no key, address, prompt or question. It leaves out
-experiments and rollout stages, because nobody can watch them without a log.
+Nothing is parsed before its signature is checked. The file holds no key, address, prompt or question, and neither
+experiments nor rollout stages, because nobody can watch them without a log.
 """
 
 from __future__ import annotations
@@ -60,19 +59,16 @@ class LastGood:
 
 
 def seal_last_good(good: LastGood, *, secret: str) -> bytes:
-    """Return the file's content, signed by HMAC-SHA256.
+    """Return the content, signed by HMAC-SHA256.
 
-    Raise ConfigError without a secret, ValueError for data without JSON.
+    Raise ConfigError without a secret, ValueError for data that is not JSON.
     """
     content = msgspec.json.encode(good, order="deterministic")
     return b"%b %b %b\n%b" % (_MARK, sha256(content).hexdigest().encode(), _signature(content, secret), content)
 
 
 def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGood:
-    """Return the content of a file younger than `most_s`.
-
-    Raise ConfigError with one sentence why it cannot be served.
-    """
+    """Raise ConfigError with one sentence why a file is not served: not genuine, unreadable, or `most_s` old."""
     if len(source) > MOST_BYTES:
         raise ConfigError(f"got {len(source):,} bytes; at most {MOST_BYTES:,}")
     line, _, content = source.partition(b"\n")
@@ -96,10 +92,7 @@ def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> L
 
 
 def read_last_good(file: Path, *, secret: str, now_s: float, most_s: float) -> LastGood | None:
-    """Return a file's content, or None if there is no file.
-
-    Raise ConfigError with its name and why it cannot be served.
-    """
+    """Return None without a file. Raise ConfigError with its name and why it cannot be served."""
     try:
         with file.open("rb") as handle:
             source = handle.read(MOST_BYTES + 1)
@@ -136,7 +129,7 @@ class LastGoodWriter:
         return changed or self._kept_s is None or self._monotonic_s() - self._kept_s >= self._every_s
 
     def keep(self, made: Callable[[], LastGood], *, changed: bool) -> bool:
-        """Write the file if it is due and return whether it is up to date. Never raises."""
+        """Return whether the file is up to date. Never raises."""
         now_s = self._monotonic_s()
         if not self.is_due(changed=changed):
             return True

@@ -1,9 +1,7 @@
-"""The life of one request of any endpoint, and of the library's runs.
+"""The life of one request of any endpoint, and of the library's runs; each gets exactly one outcome.
 
-    Arrival ──▶ admit: route, kill switch, load, audit assignment, variants ──▶ open_ledger: request row, question
-            ──▶ answer ──▶ close: outcome row or counts, metrics, route statistics
-
-Every request gets exactly one outcome. If the log fails, the record is lost, never the response.
+Arrival ──▶ admit: route, kill switch, load, audit assignment, variants ──▶ open_ledger: request row, question
+        ──▶ answer ──▶ close: outcome row or counts, metrics, route statistics
 """
 
 from __future__ import annotations
@@ -85,7 +83,6 @@ Answer = Callable[[GatewayState, AdmittedRequest, Ledger, Exchange], Coroutine[A
 
 
 async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answer: Answer, *, endpoint: str) -> None:
-    """Admit a request, answer it, and write exactly one outcome."""
     started_s, episode_id = gw.monotonic_s(), gw.new_id()
     token = gw.feedback_token(episode_id)
     exchange.own_headers += [("x-suffice-episode-id", episode_id), *token_header(token)]
@@ -155,7 +152,6 @@ async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> N
 
 
 def new_id() -> str:
-    """Return a new episode id, sortable by time and unguessable."""
     return f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"
 
 
@@ -233,7 +229,6 @@ def admit(
 
 
 def _blank_request(gw: GatewayState, arrival: Arrival, reason: str) -> Request:
-    """Return the record of a request without a route, or of one that could not be read."""
     return Request(
         episode_id=arrival.episode_id,
         route="",
@@ -300,7 +295,6 @@ def usable_routes(routes: tuple[BuiltRoute, ...], caller: Caller, *, by_name: bo
 
 
 def route_refusal(routes: tuple[BuiltRoute, ...], caller: Caller, name: str, *, where: str) -> BadRequest:
-    """Return the error for a named route that does not exist or that the caller's key may not use."""
     names = ", ".join(one.name for one in usable_routes(routes, caller, by_name=True)) or "none"
     param = None if where.startswith("x-") else where
     if caller.is_restricted or any(name in (one.name, one.settings.match.header) for one in routes):
@@ -315,7 +309,6 @@ def route_refusal(routes: tuple[BuiltRoute, ...], caller: Caller, name: str, *, 
 def open_ledger(
     gw: GatewayState, ledger: Ledger, route: BuiltRoute | None, token: str, question: Callable[[], str]
 ) -> None:
-    """Log an admitted request, and its question if the route keeps it for reviewers."""
     ledger.disclosure.feedback_token, ledger.disclosure.promise = token, gw.deployment.promise_to(route)
     write_request(gw, ledger)
     until_s = _text_until_s(route, ledger)
@@ -346,7 +339,6 @@ def write_request(gw: GatewayState, ledger: Ledger) -> None:
 
 
 def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
-    """Log the counts of requests without rows that are due, and the usage of keys with a token budget."""
     for used in gw.clients.limits.take_unwritten():
         append(gw, replace(used, usage_id=gw.new_id()))
     for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
@@ -442,7 +434,6 @@ def keep_sources(gw: GatewayState, ledger: Ledger, shelf: Shelf | None) -> None:
 
 
 def _text_until_s(route: BuiltRoute | None, ledger: Ledger) -> float | None:
-    """Return the Unix time until which the request's texts are kept, or None if they are not kept."""
     request = ledger.request
     if route is None or request.ungoverned is not None or not route.settings.review.keep_text or not ledger.has_rows:
         return None

@@ -1,15 +1,7 @@
 """Load control: chooses each route's level by its load, and sheds load while a fallback makes everything run in full.
 
-    load (measured) ──▶ stance   ──▶ a level within what is certified ──▶ the route of a new request
-                        fallback ──▶ admitted in full, at a safer level, or turned away
-
-The control loop sets what is certified and when a fallback begins and ends (`RouteOperation`: `certified`,
-`fall_back`, `resume`); a timer measures the load. A failure here leaves every level unchanged. Measurements:
-
-    queue         open calls at an upstream over its slots, smoothed over 2 s        twice a second
-    latency       95th percentile of the runs of the last minute, without audits     per request, a ring entry
-    tokens, USD   per second, smoothed over 10 s                                     per request, a sum
-    full ÷ now    tokens if all ran in full, over tokens now, over 5 minutes         per request, two sums
+load (measured) ──▶ stance   ──▶ a level within what is certified ──▶ the route of a new request
+                    fallback ──▶ admitted in full, at a safer level, or turned away
 """
 
 from __future__ import annotations
@@ -114,7 +106,6 @@ class RouteLoad:
             self.in_full.add(full, now_s)
 
     def _full_tokens(self, outcome: Outcome, spent: int, now_s: float) -> float:
-        """Return what the run would have generated without stop, probes and waste."""
         own = spent - outcome.overhead.probe_tokens - outcome.overhead.discarded_tokens
         if not outcome.stopped:
             return own
@@ -176,7 +167,7 @@ class Breaker:
         return True
 
     def note(self, *, failed: bool, now_s: float) -> bool:
-        """Record the end of a governed request. Return True if the breaker opened now."""
+        """Return True if the breaker opened now."""
         tried, self.tries = self.tries, False
         if not failed:
             if tried:
@@ -206,14 +197,10 @@ class RouteOperation:
 
     @property
     def level(self) -> int:
-        """The level of new requests, ignoring a fallback."""
         return level_of(self.operation.stance, self.settings.pressure, certified=self.certified)
 
     def fall_back(self, now_s: float, loads: tuple[float, ...] = ()) -> None:
-        """Begin a fallback: everything runs in full from now on, as far as the upstream's capacity allows.
-
-        Call it before resetting `certified`, because it records the level used until now.
-        """
+        """Begin a fallback. Call it before resetting `certified`, because it records the level used until now."""
         if self.fallback is not None:
             return
         self._before_tokens_per_s = self.load.spent.per_s(now_s)
@@ -229,10 +216,7 @@ class RouteOperation:
         self.fallback = None
 
     def ratio(self, now_s: float) -> float | None:
-        """Return tokens/s if all ran in full over tokens/s now; during a fallback, over those before it.
-
-        During a fallback it follows the demand, in which retries of requests turned away count.
-        """
+        """Return tokens/s if all ran in full over tokens/s now; during a fallback, demand over tokens/s before it."""
         if self.fallback is None:
             return self.load.ratio(now_s)
         asked_tokens_per_s = self.load.asked.per_s(now_s) * self.load.mean_full(now_s)
@@ -257,7 +241,6 @@ class RouteOperation:
             LOG.info(message, self.name, stance, self.level, self.certified, reason)
 
     def alert(self, now_s: float) -> None:
-        """Warn once when full runs would exceed the upstream's capacity, and once when they fit again."""
         capacity = self.settings.fallback_capacity
         ratio = None if capacity is None else self.ratio(now_s)
         if capacity is None or ratio is None or self.load.n_runs < ALERT_RUNS:
@@ -294,7 +277,6 @@ class LoadControl:
         return self._routes[name]
 
     def queue(self, upstream: str) -> float | None:
-        """Return open calls at an upstream over its slots, smoothed, or None if not measured yet."""
         queue = self._queues.get(upstream)
         return None if queue is None else queue.value
 
@@ -354,7 +336,6 @@ def place_route(route: BuiltRoute, place: Admission) -> BuiltRoute:
 
 
 def warnings(where: str, route: Route, upstream: Upstream | None) -> Iterator[str]:
-    """Warn about settings that probably have no effect."""
     pressure = route.pressure
     if pressure is None or upstream is None:
         return

@@ -1,8 +1,5 @@
 """Polls the event log for new decisions and swaps the routes for later requests.
 
-    notification or new rows ──▶ look (a thread) ──▶ built routes ──▶ take (the event loop) ──▶ last-good file
-
-If a version cannot be loaded, the last good one stays active while it is still certified, and the refusal is logged.
 While the log cannot be read, routes stay unchanged for up to `store.last_good_s`; after that everything runs in full.
 A gateway that starts without its log does the same with the last-good file.
 """
@@ -67,8 +64,6 @@ PolicyTable = Mapping[str, object]
 
 
 class VersionCache:
-    """The versions named by decisions, each read once from the log or from the last-good file."""
-
     def __init__(self, salt: str, good: LastGood | None) -> None:
         self.good, self._salt = good, salt
         self.published: dict[str, FoldedVersion] = {}
@@ -112,7 +107,6 @@ class VersionCache:
         return None if models is None else RolloutTrial(state=state, models=models)
 
     def policy(self, connection: LogReader, address: str) -> PolicyTable | str:
-        """Return a version's policy, or a text that says why it cannot be used."""
         if address not in self.policies:
             self.policies[address] = self._read_policy(connection, address)
         return self.policies[address]
@@ -138,8 +132,6 @@ class VersionCache:
 
 
 class MonitorFeed:
-    """Feeds the sums of the worker's job `monitor` to the gauges and to the row sampling rates."""
-
     def __init__(self, gw: GatewayState) -> None:
         self._gw = gw
         self.read_s = gw.monotonic_s()  # of the latest read
@@ -288,7 +280,6 @@ class Follower:
         self._running = _RunningVariants(experiments, trials, serving, newest)
 
     def _newest_good(self, connection: LogReader, route: str, line: Sequence[str]) -> str:
-        """Return the newest version in `succession` that can be served, else the settings' own."""
         own, *later = line
         policy = self._versions.policy
         good = next((address for address in reversed(later) if not isinstance(policy(connection, address), str)), own)
@@ -341,7 +332,6 @@ class Follower:
             self._gw.log.append(refusal)
 
     def take(self, changed: Mapping[str, BuiltRoute]) -> None:
-        """Swap the routes for later requests and update the metrics."""
         self._monitor.export()
         for name in self._routes:
             held = self._holds.of(name)
@@ -453,7 +443,6 @@ class Follower:
         self.close()
 
     async def follow(self) -> None:
-        """Look at each notification, until cancelled."""
         while True:
             seen = False
             with self._failing_open():
@@ -467,7 +456,6 @@ class Follower:
             self._notified.clear()
 
     def glance(self) -> None:
-        """Request a look if there are new rows, or if the clock alone changes something."""
         by_clock = any(one.holding.until_s is not None for one in self._routes.values()) or self._keep_is_due()
         # The worker's sums change with request rows, which `has_new` leaves out.
         by_clock = by_clock or self._gw.monotonic_s() - self._monitor.read_s >= GAUGES_S

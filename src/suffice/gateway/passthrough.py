@@ -1,7 +1,4 @@
-"""Endpoints that are never governed: their bytes are relayed, and each request gets one outcome.
-
-These are completions, responses, messages, embeddings and the engine's paths that the operator lists.
-"""
+"""Endpoints that are never governed: their bytes are relayed, and each request gets one outcome."""
 
 from __future__ import annotations
 
@@ -61,11 +58,7 @@ async def pass_through(
     purpose: Purpose = "main",
     foreign: ForeignApi | None = None,
 ) -> None:
-    """Relay one call byte for byte. Raise UpstreamError if there is no response to relay.
-
-    Events are relayed whole, so that an error can follow a stream that broke off. Nothing is parsed until the end,
-    when the last bytes are searched for usage.
-    """
+    """Relay one call byte for byte, events whole. Raise UpstreamError if there is no response to relay."""
     account = ledger.open_call(purpose)
     how, extra = foreign or _CHAT, purpose == "rerun"
     async with client.open(path, body, headers, method=how.method, key_header=how.key_header, extra=extra) as call:
@@ -143,7 +136,6 @@ def _keep_tail(tail: bytearray, data: bytes) -> None:
 
 
 def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
-    """Read usage, id and failure from the end of a response, as far as they are there."""
     for chunk in _last_chunks(tail) if events else [_whole_or_usage(tail)]:
         note_usage(account, chunk.usage)
         ledger.reply.response_id = chunk.id or ledger.reply.response_id
@@ -253,8 +245,6 @@ ENGINE = Api(mark=b'"content"', is_json=False)
 
 @dataclass(frozen=True, slots=True)
 class Passthrough:
-    """Handler of one endpoint. `path` is the upstream's and may contain `{id}`."""
-
     api: Api
     method: str
     path: str
@@ -265,7 +255,6 @@ class Passthrough:
 
     @property
     def creates(self) -> bool:
-        """Whether a response names an object that the request has created."""
         return self.method == "POST" and object_in(self.path) == (True, None)
 
 
@@ -313,7 +302,6 @@ class _PassedCall:
         return self.gw.clients.keys.has_tenants and not self.exchange.caller.sees_all
 
     def _route(self, intake: Intake, named: Mapping[str, str], stored: StoredObject | None) -> BuiltRoute | None:
-        """Return the route, or None for the caller's own stored object that no usable route matches."""
         try:
             return find_route(self.gw, intake.model, named, self.exchange.caller)
         except BadRequest:
@@ -322,7 +310,6 @@ class _PassedCall:
             return None
 
     async def _stored(self) -> StoredObject | None:
-        """Return the object named by the path, if known. Raise BadRequest if it is not the caller's."""
         objects, (is_object, object_id) = self.gw.clients.objects, object_in(self.endpoint.path)
         object_id = self.exchange.stored_id or object_id
         if object_id is None:
@@ -335,7 +322,6 @@ class _PassedCall:
         return await objects.of(object_id) if self.gw.clients.keys.asks_for_keys else objects.recent(object_id)
 
     def _note_created(self, ledger: Ledger, upstream: str, object_id: str | None) -> bool:
-        """Record an object's creator. Return whether the object's id is known."""
         if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= self.exchange.status < 300:
             return False
         made = StoredObject(object_id=object_id, sender=self.exchange.caller.id, upstream=upstream)
@@ -419,7 +405,6 @@ def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail:
 
 
 def _note_opening(exchange: PassingExchange, ledger: Ledger) -> None:
-    """Read the id and the prompt's tokens from the first events of a response that was cut off."""
     account = ledger.calls[-1] if ledger.calls else None
     if account is not None and account.cancelled and exchange.events:
         _take_prompt(account, ledger, read_answer(exchange.head, b"", events=True))

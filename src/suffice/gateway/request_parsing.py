@@ -1,8 +1,4 @@
-"""Parses a client's request body, strictly where Suffice uses it.
-
-Invalid or ambiguous JSON is refused with a 4xx in OpenAI's shape. Fields that only the upstream uses are forwarded,
-and the upstream validates them.
-"""
+"""Parses a client's request body, strictly where Suffice uses it; the upstream validates all other fields."""
 
 from __future__ import annotations
 
@@ -51,11 +47,9 @@ class Intake:
 
     @property
     def forwarded(self) -> bytes:
-        """The client's own bytes, or the body encoded again if a field was changed."""
         return encode_json(self.body) if self.changed else self.raw
 
     def for_model(self, model: str | None) -> Intake:
-        """Return the request with the route's model name, if it has one."""
         if model is None or model == self.model:
             return self
         self.body["model"] = model
@@ -79,7 +73,7 @@ def check_head(headers: list[tuple[str, str]]) -> None:
 
 
 def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None:
-    """Check the headers that describe the body, before reading it. Raise BadRequest."""
+    """Raise BadRequest for a body that its headers rule out, before reading it."""
     named = dict(reversed(headers))  # the first of repeated headers counts
     if named.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         message = "content-encoding: compressed request bodies are not accepted; send the JSON as it is"
@@ -99,10 +93,7 @@ def check_length(named: Mapping[str, str], limit_bytes: int) -> None:
 
 
 async def read_aside(read: Callable[[bytes, Server], T], raw: bytes, limits: Server) -> T:
-    """Parse a short body at once and a longer one in a thread, so that other requests are served meanwhile.
-
-    One thread serves all: several would compete for the interpreter and delay the event loop longer.
-    """
+    """Parse a longer body in the one reader thread, so that other requests are served meanwhile."""
     if len(raw) <= AT_ONCE_BYTES:
         return read(raw, limits)
     return await asyncio.get_running_loop().run_in_executor(_READER, read, raw, limits)
@@ -188,7 +179,6 @@ _STRICT = json.JSONDecoder(
 
 
 def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
-    """Return the number of keys. Raise BadRequest for nesting deeper than `limit`."""
     n_keys, depth = 0, 1
     level: list[Any] = [body]
     while level:
@@ -208,7 +198,7 @@ def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
 
 
 def read_chat(raw: bytes, limits: Server) -> Intake:
-    """Parse a chat request. Raise BadRequest for invalid fields among those that Suffice uses."""
+    """Raise BadRequest for invalid fields among those that Suffice uses."""
     body = parse_json(raw, limits)
     stripped = tuple(k for k in OVERRIDES if k in body)
     has_options = "suffice" in body
@@ -279,7 +269,6 @@ def query_of(body: Mapping[str, Any], kind: Kind, n_samples: int) -> Query:
 
 
 def last_question(body: Mapping[str, Any]) -> str | None:
-    """Return the text of the last user message, or None."""
     messages = body.get("messages")
     of_users = (
         message

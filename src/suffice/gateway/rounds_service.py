@@ -149,11 +149,7 @@ class DecideRequest:
 
 
 async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
-    """`POST /v1/decide`: a client's loop asks after each step whether to continue.
-
-    {route, question, step} ──▶ opens the run: audit draw, request row ──▶ {episode_id, action, …}
-    {route, episode_id, step} ──▶ the next step; a repeated step gets the same decision
-    {route, episode_id, done | aborted} ──▶ the outcome
+    """`POST /v1/decide`: a client's loop asks after each step whether to continue. Repeated steps get equal decisions.
 
     Open runs are kept in memory, bounded in number and time; an abandoned run gets an outcome too.
     """
@@ -254,7 +250,10 @@ def _watch(gw: GatewayState) -> None:
 
 
 def read_decide(body: dict[str, Any], conversation: str | None = None) -> DecideRequest:
-    """Parse a body; `conversation` comes from the headers. Raise BadRequest, naming the field and what is allowed."""
+    """Raise BadRequest, naming the field and what is allowed.
+
+    conversation  from the headers
+    """
     _check_known(body, FIELDS, "")
     route = _text(body, "route", ID_CHARS)
     if not route:

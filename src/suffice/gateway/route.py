@@ -1,10 +1,6 @@
-"""A route as it serves requests: which requests it governs, its publication, its overrides and its running variants.
+"""A route as it serves requests, from its settings, its publication, its overrides and its running variants.
 
-    settings ──▶ BuiltRoute ──▶ deploy_route: publication, version ──▶ for_request ──▶ Variants.place ──▶ one request's
-
-A publication is used only if it was made for this promise or a stricter one, on these settings, in the current epoch.
-Otherwise, or if it cannot be read, the level is 0 and everything runs in full. A request that is not fully understood
-is not governed: it passes through byte for byte, and the reason is counted and visible.
+A publication that does not fit the settings, the promise and the epoch, or cannot be read, gives level 0: full runs.
 """
 
 from __future__ import annotations
@@ -88,7 +84,6 @@ class BuiltRoute:
 
     @property
     def is_proved(self) -> bool:
-        """Return whether the active policy is the operator's own and a publication certifies it."""
         made = self.in_force.publication
         return self.certified and made is not None and made.is_owned
 
@@ -130,7 +125,7 @@ class BuiltRoute:
         """Return the guarantee of the route, or of one request if this is the route for that request.
 
         unread   the log has been unreadable for too long
-        classes  audits by query class, as counted by the job `monitor`
+        classes  audits by query class
         beside   experiments and rollouts that serve a part of the requests differently
         """
         made = self.in_force.publication
@@ -246,15 +241,11 @@ def is_servable(route: BuiltRoute, made: Publication) -> bool:
 
 
 def rest_route(base: BuiltRoute, why: str) -> BuiltRoute:
-    """Return the route with early stopping disabled, whatever its settings say."""
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
 def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None = None) -> BuiltRoute:
-    """Return the route with its publication deployed: certified levels, an arm, the operator's policy, or full runs.
-
-    Raise ConfigError for a version that cannot be served.
-    """
+    """Raise ConfigError for a version that cannot be served."""
     settings, made = base.settings, held.publication
     in_burst = held.epoch is not None and held.in_burst and not settings.is_paired
     waiting = replace(base, in_force=held, in_burst=in_burst)
@@ -277,7 +268,6 @@ def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None 
 
 
 def apply_pin(held: InForce, holding: InEffect) -> InForce:
-    """Return the state with the publication that a person has pinned."""
     if held.pause is not None or held.publication is None:
         return held
     made = effective_publication(held.publication, held.n_epochs, holding)
@@ -285,7 +275,6 @@ def apply_pin(held: InForce, holding: InEffect) -> InForce:
 
 
 def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
-    """Return the route with the smaller of its own EM budget and a person's override."""
     budget = holding.budget(base.settings.max_em_drop)
     if budget == base.settings.max_em_drop:
         return base
@@ -311,10 +300,9 @@ class RolloutTrial:
 
 @dataclass(slots=True, kw_only=True)
 class Variants:
-    """One gateway's experiments and rollouts. The follower writes them; requests read them.
+    """One gateway's experiments and rollouts. A variant that cannot be built draws no arm, so none is logged.
 
-    Arms are drawn by keyed hash of the randomisation unit, so that retries, replicas and restarts draw the same. A
-    variant that cannot be built draws no arm, so the log never records an arm that was not served.
+    Arms are drawn by keyed hash: retries, replicas and restarts draw the same.
     """
 
     salt: str
@@ -338,7 +326,6 @@ class Variants:
             return route, ()
 
     def audit_share(self, route: str) -> float:
-        """Return the audit share that a rollout of the route requires, or 0."""
         trial = self.trials.get(route)
         return 0.0 if trial is None else trial.state.audit_share or 0.0
 
@@ -402,7 +389,6 @@ class Variants:
         return replace(route, settings=settings) if settings is not route.settings else route
 
     def _with_policy(self, route: BuiltRoute, policy: Mapping[str, object], name: str) -> BuiltRoute | None:
-        """Return the route with an uncertified policy, or None if it cannot be built."""
         built = self._built_with(route, dict(policy), name)
         if built is None:
             return None

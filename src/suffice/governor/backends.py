@@ -52,8 +52,6 @@ class LabelReceipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """Facts fixed for a whole run."""
-
     id: str  # made up here if the server could not be called
     mode: Mode = "off"  # of the route; "off" if no policy judges the steps
     policy_version: str = ""  # "" if no policy judges the steps
@@ -77,7 +75,6 @@ class BackgroundLoop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """Close the helper and end its thread. Idempotent."""
         if self._loop.is_closed():
             return
         self.wait(self._stack.aclose())
@@ -126,7 +123,6 @@ class LocalRun:
             return ()
 
     def end(self, *, aborted: bool) -> None:
-        """Idempotent."""
         with self._lock:
             self._close(self._run, "client_left" if aborted else "done")
 
@@ -196,7 +192,6 @@ class LocalBackend:
         return log.drain(timeout_s) if isinstance(log, SqliteLog | LateLog) else True
 
     def close(self) -> None:
-        """Abort open runs and release all resources. Idempotent."""
         with self._lock:
             left = list(self._open.values())
         for run in left:
@@ -212,12 +207,10 @@ class LocalBackend:
 
 
 class ServerUnavailable(Exception):
-    """The server could not be called, or did not answer with a decision."""
+    pass
 
 
 class RejectionError(Exception):
-    """The server answered 4xx."""
-
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -348,7 +341,6 @@ class RemoteRun:
         )
 
     def end(self, *, aborted: bool) -> None:
-        """Idempotent."""
         if not self._over:
             self._leave()
             self._call({"episode_id": self.info.id, "aborted" if aborted else "done": True})
@@ -384,10 +376,7 @@ def _within(sources: Sequence[str]) -> list[str]:
 
 
 class RemoteBackend:
-    """One route of one server, called over `POST /v1/decide`. Raise ConfigError for an invalid address.
-
-    Calls are idempotent, so a broken connection is retried once; after that the run goes on without the server.
-    """
+    """One route of one server. Calls are idempotent, so a broken connection is retried once. Raise ConfigError."""
 
     blocks = True
     declared: Mapping[str, Metric] | None = None  # checked by the server
@@ -469,7 +458,6 @@ class RemoteBackend:
 
 
 def _as_body(label: Feedback) -> dict[str, Any]:
-    """Return feedback as `/v1/feedback` reads it, without the fields that the server sets."""
     table = asdict(label) | {"metrics": dict(label.metrics) or None, "user": label.user or None}
     return {name: table[name] for name in FIELDS if table[name] is not None}
 

@@ -39,8 +39,6 @@ TIMEOUT_S = 2.0  # for one step; a slower server is not called again in this run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """One step as the caller reported it, and the decision after it."""
-
     index: int  # 1 is the first
     answer: str | None
     tokens: int
@@ -51,10 +49,7 @@ class RoundRecord:
 
 
 class EpisodeCore:
-    """The state shared by `Episode` and `AsyncEpisode`. Thread-safe.
-
-    usable  raises ClosedError if the governor may no longer be used
-    """
+    """State shared by `Episode` and `AsyncEpisode`. Thread-safe. `usable` raises ClosedError after close or fork."""
 
     def __init__(self, run: BackendRun, usable: Callable[[], None]) -> None:
         self.run, self.usable = run, usable
@@ -140,7 +135,6 @@ class EpisodeView:
 
     @property
     def id(self) -> str:
-        """The run's id in the log and in feedback."""
         return self._core.run.info.id
 
     @property
@@ -163,12 +157,10 @@ class EpisodeView:
 
     @property
     def stopped(self) -> bool:
-        """Whether the policy ended the run at the last step."""
         return bool(self._core.history) and self._core.history[-1].decision.stop
 
     @property
     def tokens(self) -> int:
-        """Tokens generated so far, as reported."""
         return sum(record.tokens for record in self._core.history)
 
     @property
@@ -178,7 +170,6 @@ class EpisodeView:
 
     @property
     def policy_version(self) -> str:
-        """Fixed for the whole run."""
         return self._core.run.info.policy_version
 
     @property
@@ -192,7 +183,6 @@ class EpisodeView:
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        """Places where Suffice failed open in this run."""
         return self._core.run.degraded
 
 
@@ -229,8 +219,6 @@ async def _in_thread(threads: Executor | None, work: Callable[[], T]) -> T:
 
 
 class RunContext:
-    """Opens the run on entering its `with` or `async with` block."""
-
     def __init__(self, governor: Governor, start: RunStart) -> None:
         self._governor, self._start = governor, start
         self._core: EpisodeCore | None = None
@@ -297,8 +285,8 @@ class Governor:
 
         settings  a TOML or YAML file, or a Settings object
 
-        Raise ConfigError for invalid settings and StoreError for a missing folder. If the log cannot be opened, the
-        governor logs a warning and follows the last-good file, or runs every loop in full.
+        Raise ConfigError for invalid settings and StoreError for a missing folder. A log that cannot be opened is only
+        a warning: loops follow the last-good file or run in full.
         """
         read = settings if isinstance(settings, Settings) else load_settings(settings)
         return cls(LocalBackend(read, route), route)
@@ -436,7 +424,6 @@ class Governor:
 
 
 def _close(backend: Backend, threads: Executor | None, pid: int) -> None:
-    """Runs once: at `close`, at garbage collection of the governor, or at the end of the process."""
     if os.getpid() != pid:
         return  # in a fork: locks and connections belong to the parent
     backend.close()

@@ -74,8 +74,6 @@ def lists(rng: random.Random) -> Iterator[DemoQuestion]:
 
 
 def distinct(draw: Callable[[random.Random], DemoQuestion]) -> Callable[[random.Random], Iterator[DemoQuestion]]:
-    """Yield questions without end and without repeats."""
-
     @wraps(draw)
     def questions(rng: random.Random) -> Iterator[DemoQuestion]:
         ids = set[str]()
@@ -185,7 +183,6 @@ STORIES: tuple[Callable[[random.Random], tuple[str, int]], ...] = (
 
 
 def stories(rng: random.Random) -> Iterator[DemoQuestion]:
-    """Yield word problems, one of each kind in turn."""
     texts = set[str]()
     while True:
         text, answer = STORIES[len(texts) % len(STORIES)](rng)

@@ -1,8 +1,4 @@
-"""Serves a model file with llama.cpp's HTTP server, in a child process on this machine.
-
-The server is native code in its own process, so that a crash does not end the caller. It listens on 127.0.0.1 only and
-ends when the parent closes its standard input.
-"""
+"""Serves a model file with llama.cpp's HTTP server, in a child process that ends with its parent."""
 
 from __future__ import annotations
 
@@ -67,10 +63,9 @@ def check_spec(spec: ServerSpec) -> None:
 
 
 class LocalServer:
-    """A model server for a `with` block; `url` is http://127.0.0.1:PORT, without /v1.
+    """A model server on 127.0.0.1 for a `with` block, which begins when it is healthy.
 
-    The block begins when /health says ok. Raise LocalModelError with the end of the server's log if that takes longer
-    than `start_timeout_s` or the child ends first. The child ends with the block.
+    Raise LocalModelError with the end of the server's log if that takes longer than `start_timeout_s`.
     """
 
     def __init__(self, spec: ServerSpec, *, log_path: Path | None = None, start_timeout_s: float = 120.0) -> None:
@@ -83,13 +78,13 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """The base address. Raise LocalModelError if the server is not running."""
+        """The base address, without /v1. Raise LocalModelError if the server is not running."""
         self._running()
         return self._url
 
     @property
     def pid(self) -> int:
-        """The child's process id. Raise LocalModelError if the server is not running."""
+        """Raise LocalModelError if the server is not running."""
         return self._running().pid
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -185,11 +180,7 @@ def _read_line(pipe: IO[bytes], deadline: float) -> str:
 
 
 def child_environment(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
-    """Return an environment whose compute threads sleep while they wait.
-
-    Threads that spin at a barrier stop each other when another process needs a core: decoding was seen to fall from
-    140 to 1 token per second.
-    """
+    """Make compute threads sleep while they wait: spinning ones slowed decoding from 140 to 1 token per second."""
     return {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", **environment}
 
 

@@ -1,12 +1,7 @@
-"""The demonstration's questions with prompts and exact gold answers, for two kinds of run, drawn from a seed.
+"""The demonstration's questions with prompts and exact gold answers, drawn from a seed.
 
-`samples`    short answers of a very small model. Each prompt shows worked examples. Word problems are left out: the
-             135M model solves none.
-`reasoning`  two-step word problems and sums, for a model that can chain steps. The prompt asks the model to check its
-             result, as many production prompts do; most of the tokens that a stop can save are those of the check.
-
-A kind has one scorer, as a route has. Wordings and examples were chosen by how well the models answer in full under
-other seeds, without any stopping rule. No model's answer selects a question.
+Wordings and examples were chosen by how well the models answer in full under other seeds, without any stopping rule,
+and no model's answer selects a question.
 """
 
 from __future__ import annotations
@@ -56,7 +51,7 @@ EXAMPLES: Mapping[str, tuple[Message, ...]] = {task: _examples(task) for task in
 
 
 def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...]:
-    """Return the first `n` questions of a kind, its families in turn, the same for the same seed.
+    """Return the first `n` questions of a kind, its families in turn.
 
     Raise LocalModelError for an unknown kind or fewer than `n` questions.
     """

