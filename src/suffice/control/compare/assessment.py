@@ -1,7 +1,4 @@
-"""Assesses a rollout: its evidence, what bars its promotion, and the moves that follow.
-
-It is a fold over the log, so the same rows always give the same assessment.
-"""
+"""Assesses a rollout by a fold over the log: its evidence, what bars its promotion, and the moves that follow."""
 
 from __future__ import annotations
 

@@ -170,8 +170,6 @@ def certified(
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
     at, share   number of each request, and the audit share when it was drawn, shape (n,)
     told        whether a label names the right answer, shape (n,): only such audits are evidence of harm
-    window      audits that count
-    delta       this version's part
     harm_delta  probability of giving up a candidate that keeps the budget at its safest level
     """
     known = z

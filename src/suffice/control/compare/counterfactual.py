@@ -1,7 +1,7 @@
 """Replays audits under both versions of a rollout, and under the arms of an experiment.
 
-A learned candidate is replayed at the level that its own certificate allowed when the request arrived; before it had
-one, there is no pair. So the comparison covers what would have been served then, not what was learned later.
+A learned candidate is replayed at the level that its certificate allowed when the request arrived; without one, there
+is no pair.
 """
 
 from __future__ import annotations
@@ -162,11 +162,7 @@ def _generated(audit: Audit, stop: int | None) -> float:
 
 
 class VersionPair:
-    """Both versions of a rollout, under which its audits are replayed.
-
-    arms      of two policies: the candidate's, then the active version's
-    evidence  of a learned candidate, compared with what the certification loop has published
-    """
+    """Both versions of a rollout: `arms` if they are policies, `evidence` if the candidate is learned."""
 
     def __init__(
         self, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str

@@ -182,10 +182,7 @@ class _Units:
         ]
 
     def _draw_of(self, item: EpisodeWithLabels) -> ArmDraw | None:
-        """The arm for which a run counts; None: none.
-
-        A unit from before a change of weights is excluded, because some such units have moved to another arm.
-        """
+        """The arm for which a run counts; None also for a unit from before a change of weights, as some have moved."""
         request = item.episode.request
         if request.ungoverned is not None or request.audit:
             return None

@@ -1,7 +1,6 @@
 """Gathers the evidence of a rollout, row by row.
 
-The fold's result does not depend on how the rows are split. A run belongs to the step of the rollout in which it began.
-Only audits on which the versions differ are kept, because on others no label can change the result.
+A run belongs to the step of the rollout in which it began. Only audits on which the versions differ are kept.
 """
 
 from __future__ import annotations
@@ -97,11 +96,7 @@ class _Audits:
 
 
 class EvidenceFold:
-    """The evidence of one rollout from its first row on, over the route's `n` governed requests since.
-
-    probes   see `audits.audited_at`
-    callers  senders that have used the model, on any route
-    """
+    """The evidence of one rollout from its first row on; for `probes` see `audits.audited_at`."""
 
     def __init__(self, *, held: RolloutRun, match: Match, probes: bool) -> None:
         self.held, self.match, self.probes = held, match, probes
@@ -208,12 +203,7 @@ class EvidenceFold:
     # ---- evidence --------------------------------------------------------------------------------
 
     def evidence(self, replay: Replay, judge: Judge, watch: Watch = lambda _: set()) -> RolloutEvidence:
-        """Sum up the evidence.
-
-        replay  returns new audits as both versions would have ended them
-        judge   adds the correctness of answers that differ and have a label
-        watch   takes the new audits; returns the episodes whose labels it needs
-        """
+        """Sum up the evidence; `replay` and `judge` turn new audits into pairs, `watch` returns awaited episodes."""
         self._take(replay, watch)
         audits = [self._audits.watched[name] for name in self._audits.apart]
         judged = judge(audits, {name: both.named for name, both in self._audits.apart.items()}, self.callers)
@@ -263,10 +253,7 @@ def _unit_run(episode: Episode) -> UnitRun:
 
 
 def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
-    """EM of the active version minus the candidate's; None: they differ without a label, which counts neither way.
-
-    An unknown result of the candidate counts as lost.
-    """
+    """EM of the active version minus the candidate's, 1 if that is unknown; None: they differ without a label."""
     if not candidate.seen:
         return 1 if in_force.seen else 0
     if candidate.answer == in_force.answer or not in_force.seen:

@@ -71,11 +71,7 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
 
 
 def first_certificate(route: Route, control: Control) -> Start:
-    """Estimate audits and requests to the first certificate on a route with a configured `audit_share`.
-
-    In expectation, for a level that loses a quarter of the budget; one route in ten takes almost twice as many
-    requests.
-    """
+    """Estimate the audits and requests, in expectation, that certify a level which loses a quarter of the budget."""
     share, burst, needed = route.audit_share or 0.0, burst_of(route, control), _needed(route)
     if needed <= burst:
         return Start(n_audits=needed, n_requests=burst)

@@ -4,10 +4,9 @@
     then N_CLASSES   shares of the most frequent query classes of the first batch, and of all other classes
     last             steps of full runs (audits), in logarithms
 
-Runs are in the order in which they began (`run_join.StartOrder`), because slow ones are missing among those that end
-first. A prompt counts once in a batch, and a conversation once for the classes, because repeats would move the means. A
-run counts for the requests that it stands for. A signal that is constant in the reference is left out: without a spread
-of its own, any later value would look like drift.
+Runs are in the order of their starts, because slow ones are missing among those that end first. A prompt counts once in
+a batch, and a conversation once for the classes, because repeats would move the means. A signal that is constant in the
+reference is left out: any later value would look like drift.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class _PartialColumns:
     """Values of some runs of each batch, with the deviation and noise that all runs would show.
 
     The mean of n of 100 runs deviates by chance by a factor of the square root of 100/n, by which deviations are
-    shrunk. So a burst, where all runs are full, can be compared with later batches.
+    shrunk.
     """
 
     spread: float  # smallest sd of a value

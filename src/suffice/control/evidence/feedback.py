@@ -1,9 +1,8 @@
 """Feedback of one route read from the log: ratings, and effects on satisfaction.
 
-Only runs count that could have been drawn either way, and in which a certified level asked for a stop: audits
-continued, the others stopped, and they are alike otherwise. Turns of one conversation count once, by the first rating.
-A key that may use the model is capped at a share of the runs, as in `assurance.labels`. Ratings can only make a route
-safer, never bolder.
+Only runs count that could have been drawn either way, and in which a certified level asked for a stop. Turns of one
+conversation count once, by the first rating. A key that may use the model is capped at a share of the runs, as in
+`assurance.labels`. Ratings can only make a route safer, never bolder.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ MOST_RUNS: Final = 50_000  # awaiting a rating
 
 @dataclass(slots=True, kw_only=True)
 class Ratings:
-    """Ratings since the level was last lowered, or since the epoch began.
+    """Ratings since the level was last lowered or the epoch began; without a `floor`, none are kept.
 
-    floor  as in the settings; None: ratings do not steer, and none are kept
     delta  probability of ever finding an effect where stopping has none
     """
 

@@ -1,8 +1,7 @@
 """Labels of a judge model, which count only once its error is measured against people's labels.
 
-A grade is a feedback row with the source "judge". A grade beside a person's label says nothing about correctness, so it
-never counts as a label. A certificate that uses a judge's labels charges their errors itself
-(`control.loop.live_certifier`). The log holds no questions, so the caller passes them.
+A grade is a feedback row with the source "judge"; beside a person's label it never counts as a label. A certificate
+that uses a judge's labels charges their errors itself (`control.loop.live_certifier`).
 """
 
 from __future__ import annotations
@@ -28,10 +27,7 @@ class JudgeGrades:
     stopped: float
 
     def as_feedback(self, item: LabelledEpisode, model: str, *, counts: bool) -> Feedback:
-        """Build the feedback row. Without `counts` it says nothing about correctness.
-
-        If both answers are right, a label can only say so of the delivered one, so the stop counts as lost.
-        """
+        """Build the feedback row. Without `counts` it says nothing about correctness; two right answers are a loss."""
         outcome = item.episode.outcome
         full, stopped = self.full > 0, self.stopped > 0
         gold = outcome.would_answer if counts and stopped and not full else None
@@ -123,7 +119,6 @@ async def judge_labels(
     questions    texts by `Request.question_key`
     confidence   of the bound on the error and of that on the rate of disagreement, each, in (0.5, 1); their risks and
                  the certificate's are added
-    most_calls   answers graded in this call at most; the next call continues
 
     Safe to repeat and interrupt: a run is graded once, whatever the grade.
     """

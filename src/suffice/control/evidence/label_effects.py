@@ -1,7 +1,4 @@
-"""Computes the effect of a reviewer's verdict: the route's latest audits without its label and with it.
-
-It applies the certificate's rules to the latest 5,000 requests of the epoch, which approximates the worker's next look.
-"""
+"""Computes a reviewer verdict's effect on the certificate, over the latest 5,000 requests of the epoch."""
 
 from __future__ import annotations
 

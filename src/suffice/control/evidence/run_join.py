@@ -1,7 +1,4 @@
-"""Joins a run's request, outcome and labels, in whatever order they arrive.
-
-All memory is bounded, because a log has no end: a forgotten run joins nothing, and its audit counts as unlabelled.
-"""
+"""Joins a run's request, outcome and labels in any order, in bounded memory: a forgotten run joins nothing."""
 
 from __future__ import annotations
 
@@ -65,10 +62,7 @@ class StartOrder:
         return run
 
     def take_ended(self, now: int) -> Iterator[Episode]:
-        """Yield each run once, in the order of starts, up to the first that is still running at request `now`.
-
-        A running one is skipped once MOST_LATE requests have begun after it.
-        """
+        """Yield runs in the order of starts up to the first still running, which MOST_LATE later starts skip."""
         while self._line:
             name, run = next(iter(self._line.items()))
             if run.episode is None and run.number + MOST_LATE > now:
@@ -80,10 +74,7 @@ class StartOrder:
 
 @dataclass(slots=True)
 class UnreturnedAudits:
-    """Audits that have begun and not returned, which count as lost until they do.
-
-    In the order of their ends, easy audits would come first and bias the certificate.
-    """
+    """Audits that have begun and not returned: until then they count as lost, or easy audits would count first."""
 
     observes: bool = False  # mode of the latest request of the route
     _begun: dict[str, tuple[int, float]] = field(default_factory=dict)  # number, and share when drawn, by episode
@@ -108,11 +99,7 @@ class UnreturnedAudits:
 
 @dataclass(slots=True)
 class LabelJoin:
-    """Finds the run of a label.
-
-    A label names its run by episode or by response id. One that arrives before its run waits; a response id that two
-    answers share identifies neither.
-    """
+    """Finds the run of a label by episode or response id; an id that two answers share identifies neither."""
 
     answers: dict[str, str | None] = field(default_factory=dict)  # delivered, by episode
     stands_for: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than one
@@ -158,8 +145,8 @@ def _by_response(response: str) -> str:
 class LabelDelay:
     """The usual delay of a label: as configured, else learnt from those that arrived.
 
-    Audits count by age alone (`assurance.labels`), and the loop's time is the number of requests, so delays are
-    converted by the times of requests. Those are the log's own; where its clock stepped back they do not move.
+    The loop's time is the number of requests, so delays are converted by the log's times of requests; where its clock
+    stepped back they do not move.
     """
 
     fixed_s: float | None = None  # as configured; None: learnt

@@ -1,8 +1,7 @@
 """Fitted versions: fitting, serialising and replaying them on audits.
 
 A version that is read from the log judges as it did when it was fitted, number for number. A fixed policy is a version
-with one level (`FIXED`). Unknown results count against it: a stop after a checkpoint that lacks its answer, a stop
-without an answer, and a run with such a checkpoint that the policy would have let end.
+with one level (`FIXED`), and unknown results count against it: a stop at or after a missing answer, or without one.
 """
 
 from __future__ import annotations

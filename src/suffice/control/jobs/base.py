@@ -64,8 +64,6 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class _Stopwatch:
-    """The time of a route within a pass; one object for all rows, for speed."""
-
     monotonic_s: Callable[[], float]
     spent_s: float = 0.0
     began_s: float = 0.0
@@ -278,8 +276,6 @@ class RouteJob(LogJob, ABC):
 
 @dataclass(kw_only=True)
 class ProposalJob(RouteJob):
-    """A job that looks at each route at intervals."""
-
     failing = "nothing proposed"
     rests_s: ClassVar[float]  # between two looks at a route
 

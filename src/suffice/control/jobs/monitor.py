@@ -218,11 +218,7 @@ class ForecastWindows:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RouteWatch:
-    """The measures of one route since its epoch began, over its `n` requests so far.
-
-    epoch      0: the control loop has not started on the route
-    looked_at  requests of the route at the last look; -1: there was none
-    """
+    """The measures of one route since its epoch began; `looked_at` is -1 before the first look."""
 
     context: WatchContext
     epoch: int
@@ -291,7 +287,6 @@ class RouteWatch:
         )
 
     def look(self) -> tuple[Outlook, tuple[Alert, ...]]:
-        """Compute all measures; return them with the alerts that begin."""
         context, made, before = self.context, self.made, self.alerts
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0

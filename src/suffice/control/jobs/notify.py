@@ -1,8 +1,4 @@
-"""The job `notify` sends each alert of the log to each sink once.
-
-An `alert_sent` row holds the sink's position in the log. A sink that fails is retried with growing pauses and does not
-delay the others.
-"""
+"""The job `notify` sends each alert of the log to each sink once; a failing sink is retried and delays no other."""
 
 from __future__ import annotations
 

@@ -1,12 +1,7 @@
-"""The jobs that look at each route at intervals: `advance`, `retrain`, `tune` and `sampling`.
+"""The jobs `advance`, `retrain`, `tune` and `sampling`, which look at each route at intervals.
 
-    running rollouts ──▶ compare.assessment ──▶ RolloutMove, LabelRequest
-    episodes of the epoch, active version ──▶ learn.retrain ──▶ ProposedVersion, and the version as an artefact
-    pairs in the log, with their odds ──▶ learn.tuner ──▶ ArmWorth: this arm, or back to full runs
-    outcomes, labels, counts since the last look ──▶ a stratum for each class ──▶ allocate ──▶ RowRates
-
-A proposal activates nothing, and sampling rates never affect responses. Each request records the rate at which it was
-sampled, so estimates stay unbiased while rates change. A run is read one look after it ended, when its label is due.
+A proposal activates nothing. Each request records the rate at which it was sampled, so estimates stay unbiased while
+rates change. A run is read one look after it ended, when its label is due.
 """
 
 from __future__ import annotations

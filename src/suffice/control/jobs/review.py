@@ -46,12 +46,7 @@ REVIEWABLE: Final = ("done", "stopped", "truncated")  # ends whose delivered ans
 
 @dataclass(slots=True, kw_only=True)
 class Candidates:
-    """One route's runs since its last draw, and those that are candidates for review.
-
-    since_seq  runs whose outcome comes after this position are in the urn
-    point      of the draw, uniform in [0, 1), by episode
-    below      classes that stopping harms, with the evidence for it
-    """
+    """One route's runs since its last draw, and its candidates; `point` is uniform in [0, 1), by episode."""
 
     name: str
     most_drawn: int

@@ -1,7 +1,6 @@
 """The job `rollup` sums up the log's runs and labels by route, class, version and hour.
 
-New rows, their sums and the new position are one transaction. A late label replaces what its run had added, so the sums
-are always those of the log. A run that cannot be compared with its label counts as unlabelled.
+A late label replaces what its run had added; a run that cannot be compared with its label counts as unlabelled.
 """
 
 from __future__ import annotations
@@ -79,7 +78,6 @@ class Rollup(LogJob):
         return (JobReport(said=said, read_to_seq=last),)
 
     def _batch(self, log: LogReader, desk: JobWriter) -> tuple[int, int]:
-        """Sum up the next rows; return their number and the position of the last one."""
         to, at_s = rollups.read_to(log), self.now()
         stretch = read_stretch(log, to.seq, BATCH_ROWS)
         if not stretch.n_rows:

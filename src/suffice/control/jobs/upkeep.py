@@ -1,8 +1,7 @@
 """The jobs that maintain the log: `audit` exports the head of its hash chain, and `retain` erases rows past retention.
 
-Only an earlier head kept elsewhere proves that the log was neither truncated nor rewritten. Steps that the running
-epoch of a certified route may need are erased when that epoch ends, because replay needs them; all other user text is
-erased on time.
+Only an earlier head kept elsewhere proves that the log was neither truncated nor rewritten. Steps that replay needs for
+the running epoch of a certified route are erased when that epoch ends.
 """
 
 from __future__ import annotations

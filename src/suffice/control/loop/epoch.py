@@ -61,10 +61,8 @@ class RouteContext:
 class EpochState:
     """The evidence since the epoch began, whatever its source.
 
-    n         requests of the route so far
     expected  publications of the epoch that the log holds and the fold has not reached yet, oldest first
     audits    those that have returned: first those that the certifier has, in its order
-    places    index of each audit, by episode
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """Learned levels and fixed policies as sources of evidence: audits are replayed at every level.
 
-A fixed policy is a single level that is known before the audits arrive, so all of them certify it and none is used for
-fitting.
+A fixed policy is one level that is known before the audits arrive, so all of them certify it.
 """
 
 from __future__ import annotations
@@ -58,9 +57,8 @@ class _Trial(NamedTuple):
 class RolloutTransition:
     """The rollouts of one route in one epoch: whether the loop's own version serves, or a rollout's.
 
-    The loop fits nothing while a rollout runs, because the version that it is compared with must not change. A version
-    that a rollout activated serves until another rollout, a person or a new epoch replaces it. A rollout that began
-    before the epoch activates nothing.
+    The loop fits nothing while a rollout runs, because the version that it is compared with must not change. A rollout
+    that began before the epoch activates nothing.
     """
 
     reason: str = ""  # of a change of version since the last call of `take_reason`; "": none
@@ -106,7 +104,6 @@ class LearnedEvidence(EvidenceSource):
 
     ceiling  the highest level that ratings allow in this epoch; None: no limit
     chosen   features; None: before the burst is over, until when the epoch's queries are unknown
-    counts   the labels that count, by audit, as the certifier has them
     """
 
     def __init__(self, state: EpochState) -> None:
@@ -192,11 +189,7 @@ class LearnedEvidence(EvidenceSource):
         return reason if budget.max_em_drop else budget.reason
 
     def _lower_ceiling(self) -> str:
-        """Lower the ceiling by one level if ratings require it; return the reason, or "" for no change.
-
-        Ceilings that the log holds are taken from it: if the owner changes the floor, that affects later decisions
-        only.
-        """
+        """Lower the ceiling if ratings require it, or as the log has decided; return the reason, or ""."""
         expected = self.state.expected
         if expected:
             if expected[0].at == self.state.n and expected[0].ceiling != self.ceiling:
@@ -331,10 +324,7 @@ def _answer_at(audit: Audit, row: int) -> str | None:
 
 
 class FixedPolicyEvidence(LearnedEvidence):
-    """A fixed policy: level 1 once it is certified, else level 0. A changed policy is certified anew.
-
-    Versions that a rollout activates have no certificate, and the gateway lets them stop nothing.
-    """
+    """A fixed policy: level 1 once certified, else 0. A rollout's version has no certificate and stops nothing."""
 
     def __init__(self, state: EpochState) -> None:
         super().__init__(state)

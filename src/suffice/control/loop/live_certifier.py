@@ -117,7 +117,6 @@ class LiveCertifier(Certifier):
 
     @property
     def spending(self) -> BudgetAccount | None:
-        """The account of the budgeted mode."""
         return None if self.plan.promise == "certified" else self._epoch.spender.account
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
@@ -180,7 +179,7 @@ class LiveGuards:
     """The query-class guardrails of one epoch.
 
     The guards read audits in the order of the log, and only at looks, so a replay reproduces their decisions. Another
-    version has other levels, so it judges again the audits of a restricted class since the class last moved.
+    version judges again the audits of a restricted class since the class last moved.
 
     max_em_drop  the route's budget, a fraction; from 0.45 on, twice the budget bounds nothing, and no class is guarded
     delta        of the proof that lifts a restriction, in (0, 1)
@@ -217,7 +216,6 @@ class LiveGuards:
         return tuple(sorted((name, own) for name in self._moved if (own := guards.level(name, level)) < level))
 
     def let_go(self, n: int) -> None:
-        """Account for the `n` oldest audits that the certifier has dropped."""
         self._n_seen = max(0, self._n_seen - n)
 
     def _add(self, guards: ClassGuards, audit: Audit, z: Small, pooled: int) -> list[str]:
@@ -248,10 +246,7 @@ _NEVER_FINISHED: Final = 2.0  # charge where nothing was compared: above any bud
 
 @dataclass(slots=True)
 class FinishLog:
-    """The comparisons of one epoch between finished answers and recorded ones.
-
-    is_needed  whether the route generates an answer after a stop; votes and rounds return a recorded one
-    """
+    """Comparisons of finished answers with recorded ones; `is_needed` where a stop generates an answer."""
 
     is_needed: bool
     fidelity: FinishFidelity = field(default_factory=lambda: FinishFidelity(2))
@@ -268,10 +263,7 @@ class FinishLog:
             self._waiting.append((outcome.episode_id, trial.index, outcome.finish_answer != trial.answer))
 
     def look(self, n_levels: int, ends: Callable[[str], Ints | None]) -> None:
-        """Assign levels to the finishes of audits.
-
-        ends  the checkpoint, from 0, at which each level ends an audit, shape (M,); None: the audit is gone
-        """
+        """Assign levels to the finishes of audits; for `ends` see `LiveCertifier`."""
         if n_levels != self.fidelity.n_levels:
             self.fidelity = FinishFidelity(n_levels)
         while self._waiting:
@@ -310,11 +302,11 @@ def served_level(request: Request) -> int:
 class JudgeCharge:
     """The charge for errors of a route's judge model, measured on the route's own audits at every look.
 
-    The judge's error rate is measured on audits that have a grade and a trusted person's label; untrusted labels could
-    misrepresent the judge. The share that depends on the judge is measured on audits with a label of the judge alone.
-    Both rates are bounded at every look simultaneously (`assurance.fidelity.bound_fidelity`), and 2 x one x other is
-    taken off the budget before any test (`assurance.labels`). The labels of a judge that was not measured, or that
-    would take more than half of the budget, do not count: a difference then counts as lost until a person labels it.
+    The error rate is measured on audits that have a grade and a trusted person's label, the judge's share on audits
+    with a label of the judge alone. Both rates are bounded at every look simultaneously
+    (`assurance.fidelity.bound_fidelity`), and 2 x one x other is taken off the budget before any test
+    (`assurance.labels`). The labels of a judge that was not measured, or that would take more than half of the budget,
+    do not count: a difference is then a loss until a person labels it.
     """
 
     model: str | None

@@ -48,11 +48,7 @@ def pair_audits(
     callers: Collection[str] = (),
     window: Window | None = None,
 ) -> list[PairedAudit]:
-    """Return the audits as pairs, in their order.
-
-    window   of the certificate, which weighs audits; None: each weighs 1
-    timeout  requests of the route after which a label is late
-    """
+    """Return the audits as pairs, weighted by `window`; a label is late after `timeout` requests of the route."""
     differing = {audit.id: audit for audit in audits if _differs(audit.outcome)}
     labels = [
         trusted_label(name, label, z, callers)

@@ -51,12 +51,10 @@ def essence(made: Publication) -> tuple[object, ...]:
 class RouteLoop:
     """One route, from the beginning of an epoch on.
 
-    held      the active state, from the log
     expected  publications of the epoch that the log holds, oldest first
     kept      audits from before the epoch that count in it
-    asked     episodes whose label was requested
-    holds     overrides and incidents of the route; set before `settle`
-    at_s      Unix time of the log's last row; likewise
+    holds     overrides and incidents of the route; set before `settle`, as is `at_s`
+    at_s      Unix time of the log's last row
     """
 
     def __init__(
@@ -140,7 +138,6 @@ class RouteLoop:
         return self._pass_requests(counted.n_governed, stored)
 
     def _pass_requests(self, n_requests: int, stored: StoredEvent) -> Resolution | None:
-        """Count requests and look when due; many requests without rows at once need only one look."""
         before, self.state.n = self.n, self.n + n_requests
         tick = self.context.control.tick_requests
         if self.n // tick == before // tick:
@@ -238,7 +235,6 @@ class RouteLoop:
         return self._start_epoch(end.reason, stored.seq, kept, alarm, burst=burst, delta_share=part)
 
     def _start_epoch(self, reason: str, seq: int, kept: Sequence[Audit], *before: Alarm, **fields: Any) -> Resolution:
-        """Begin an epoch after the log's latest row; `fields` are those in which epochs differ."""
         state, route = self.state, self.context.route
         epoch = Epoch(
             route=self.context.name,

@@ -167,10 +167,7 @@ class CriticalEM:
             del self.right[oldest], self._weights[oldest]
 
     def note_label(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
-        """Note a label of a run that has ended, if it tells whether the delivered answer is right.
-
-        Reviewed runs that were picked because they were doubtful do not count: they are worse than the average.
-        """
+        """Note a label about correctness. Runs that were reviewed because they were doubtful are not representative."""
         if self.critical is None or given.asked_for not in REPRESENTATIVE:
             return
         answer, right = joined.answers[episode_id], given.correct
