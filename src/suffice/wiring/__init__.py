@@ -1,7 +1,4 @@
-"""The composition root: from a settings file to running objects.
-
-Only this package reads the environment, the clock, and files that no caller passed.
-"""
+"""The composition root: builds running objects from settings, and alone reads the environment and the clock."""
 
 from __future__ import annotations
 

@@ -36,10 +36,7 @@ MOST_DEEP = 8  # nested policies in which models are looked for, as in `build_po
 
 
 def load_settings(path: str | Path) -> Settings:
-    """Read a TOML or YAML file; relative file names in it are made absolute against its folder.
-
-    The folder of a symbolic link is the link's own. Raises ConfigError with the file, the place and what is allowed.
-    """
+    """Read a settings file; relative names count from its folder (of a link, the link's own). Raises ConfigError."""
     file = Path(path)
     text = _text_of(file)
     try:
@@ -109,10 +106,7 @@ def read_toml(text: str) -> dict[str, Any]:
 
 
 def _with_models(raw: Any, folder: Path) -> Any:
-    """Replace each learned model that a route or an arm names by file with the file's content.
-
-    `parse_settings` and `build_policy` check everything else. Any: nothing is checked yet.
-    """
+    """Replace each learned model that a route or an arm names by file with the file's content, unchecked."""
     if not isinstance(raw, Mapping):
         return raw
     read, experiments = dict(raw), raw.get("experiments")

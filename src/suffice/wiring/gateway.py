@@ -144,8 +144,8 @@ class Library:
 def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
     """Build the routes and the log for a loop in this process; `lock` guards the gateway against its log's thread.
 
-    If the log cannot be opened, the loop runs by the last-good file, or in full, until it can. Raises ConfigError, and
-    StoreError for a folder in which there never was a log.
+    Without a readable log it runs by the last-good file, or in full. Raises ConfigError, and StoreError if the log's
+    folder is missing and there is no last-good file.
     """
     for warning in check_routes(settings):
         LOG.warning(warning)
@@ -213,9 +213,8 @@ async def build_gateway(
 ) -> AsyncIterator[App]:
     """Open the log and the upstreams, and yield the ASGI application; close them afterwards.
 
-    If the log cannot be opened, the gateway serves by the last-good file, or in full, until it can. A `log` that is
-    passed must be open. Raises ConfigError, and StoreError for a `log` that cannot be read or for a folder in which
-    there never was one.
+    Without a readable log it serves by the last-good file, or in full. A `log` that is passed must be open. Raises
+    ConfigError, and StoreError for a `log` that cannot be read, or as `build_library` does.
     """
     found = found or preflight(settings)
     for warning in found.warnings:

@@ -1,7 +1,6 @@
 """Starts a gateway with its log or, if that cannot be opened, with its last-good file until it can.
 
-A missing log is not created while its last-good file shows that something was active: an empty log would hide the loss
-from the person who is about to restore it.
+A missing log is not created while its last-good file shows that something was active: an empty log would hide the loss.
 """
 
 from __future__ import annotations
