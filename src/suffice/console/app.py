@@ -1,7 +1,6 @@
 """The console and the control API as one ASGI application: route, authenticate, handle, respond.
 
-Every failure is a response: programs get OpenAI's error shape, people a page with a link. A failure here never affects
-the gateway's requests.
+Every failure is a response (OpenAI's error shape, or a page) and never affects the gateway's requests.
 """
 
 from __future__ import annotations

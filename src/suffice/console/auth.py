@@ -1,7 +1,5 @@
 """Authenticates and authorises console requests: people, secrets, sessions, hosts, roles and tokens. Default: refused.
 
-    request ──▶ host ──▶ who (cookie or bearer) ──▶ role ──▶ token, where something changes ──▶ Principal, or refused
-
 A secret is `sfc_ID_RANDOM`: the id selects the one person whose hash is compared, so every guess costs one cheap hash;
 256 random bits need no slow one. A session holds that id, so a reset of the secret ends it. A secret is compared before
 any throttling: a right one is accepted, whatever others try from the same address.
@@ -121,10 +119,7 @@ def signed(text: str, key: str, *, purpose: str) -> str:
 
 
 class Attempts:
-    """Throttles failed attempts by address: `burst` at once, then one more after each `refill_s`.
-
-    A shared bucket would let a stranger lock out everybody else.
-    """
+    """Throttles failed attempts by address: `burst` at once, then one more after each `refill_s`."""
 
     def __init__(self, *, burst: int = 5, refill_s: float = 12.0, most_addresses: int = 10_000) -> None:
         self._burst, self._refill_s, self._most = burst, refill_s, most_addresses
@@ -178,7 +173,7 @@ NOBODY: Final = Principal(person=None)
 
 
 class ConsoleAuth:
-    """Authenticates and authorises requests; starts and ends sessions, which last `session_s`.
+    """Authenticates and authorises requests; `session_s` is the lifetime of a session.
 
     roster  the people as the file has them now; None: there is no file yet
     """

@@ -1,7 +1,4 @@
-"""What handlers work with: the log, the context of views, live updates, and the kinds of endpoints.
-
-A View answers GET with a page or the same record as JSON; an Action answers POST from a form or a program.
-"""
+"""What handlers work with: the log, the context of views, live updates, and the kinds of endpoints."""
 
 from __future__ import annotations
 
@@ -119,10 +116,7 @@ class TimeRange(ViewRecord, frozen=True):
 def page_of(
     view: LogView, entries: Iterable[tuple[int, T | None]], limit: int
 ) -> tuple[tuple[T, ...], int | None, bool]:
-    """Return up to `limit` matching entries, the next position (None: the end), and whether time ran out.
-
-    entries  positions, newest first, each with its entry; None: it does not match
-    """
+    """Return up to `limit` matching entries, the next position (None: the end), and whether time ran out."""
     lines, older, end_s = list[T](), 0, view.monotonic_s() + LOOK_S
     for place, line in entries:
         older = place
@@ -164,11 +158,7 @@ PING_S: Final = 15.0
 
 
 class Live:
-    """The watchers of the overview page.
-
-    look  a mark of a window's content, which changes with it
-    part  renders the live part of the page for a window
-    """
+    """The watchers of the overview page; `look` returns a mark that changes with a window's content."""
 
     def __init__(
         self,

@@ -1,1 +1,4 @@
-"""The pages' content as plain records, read from the log and its sums: the same for people and for programs."""
+"""The pages' content as plain records, the same for people and for programs.
+
+A view raises StoreError, NotThere for an unknown name, and BadRequest for an invalid query.
+"""

@@ -61,7 +61,6 @@ class AlertsPage(ViewRecord, frozen=True):
 
 
 def alerts(view: ViewContext) -> AlertsPage:
-    """The latest alerts and every sink. Raises StoreError."""
     log, settings = read_alerts(view), view.settings.alerts
     lines = [_line(one, log, view) for one in _open_first(log.raised, view.now_s)[:MOST_SHOWN]]
     problems = dict[str, str]()
@@ -79,7 +78,7 @@ def alerts(view: ViewContext) -> AlertsPage:
 
 
 def latest_alerts(view: ViewContext) -> tuple[AlertLine, ...]:
-    """Open alerts and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
+    """Open alerts and those of the last 24 hours, as on their page, a few at most."""
     log, now_s = read_alerts(view), view.now_s
     recent = [one for one in log.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
     return tuple(_line(one, log, view) for one in _open_first(recent, now_s)[:MOST_LATELY])
@@ -157,7 +156,6 @@ class Incidents(ViewRecord, frozen=True):
 
 
 def incidents(view: ViewContext) -> Incidents:
-    """All incidents and overrides. Raises StoreError."""
     holds, routes = read_holds(view.connection).routes.values(), view.settings.routes
     cases = sorted((case for one in holds for case in one.cases), key=lambda case: case.incident.opened_at_s)
     overrides = [override for one in holds for override in one.overrides if view.now_s < override.expires_at_s]

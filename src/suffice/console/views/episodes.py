@@ -114,7 +114,6 @@ class EpisodePage(ViewRecord, frozen=True):
 
 
 def episodes(view: ViewContext) -> Episodes:
-    """The latest matching runs. Raises StoreError, and BadRequest for an unknown filter."""
     wanted = filter_of(view.query)
     limit = whole_of(view.query, "limit", PAGE, most=MOST_PAGE)
     lines, older, cut_short = page_of(view, _search(view, wanted), limit)
@@ -122,7 +121,6 @@ def episodes(view: ViewContext) -> Episodes:
 
 
 def filter_of(query: Mapping[str, str]) -> Filter:
-    """Parse the filter of a query string. Raises BadRequest."""
     for name, allowed in (("end", ENDS), ("said", SAID)):
         if query.get(name, "") not in allowed:
             known = ", ".join(one for one in allowed if one)
@@ -239,7 +237,6 @@ def _match_of(scorer_name: Any) -> Match:
 
 
 def episode(view: ViewContext) -> EpisodePage:
-    """One run, by its id. Raises NotThere and StoreError."""
     name, log = view.request.fields["id"], view.connection
     located = locate_event(log, Request, name)
     if located is None:
@@ -310,7 +307,6 @@ class Changes(ViewRecord, frozen=True):
 
 
 def changes(view: ViewContext) -> Changes:
-    """The latest matching changes. Raises StoreError, and BadRequest for an unknown kind."""
     kind, route = view.query.get("kind", ""), view.query.get("route", "")
     kinds = tuple(sorted(set(EVENTS) - HIDDEN))
     if kind and kind not in kinds and kind != "feedback":

@@ -67,7 +67,7 @@ class RouteState(ViewRecord, frozen=True):
 
 
 def standings(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
-    """Every route of the settings, and those that only the log has. Raises StoreError."""
+    """Every route of the settings, and those that only the log has."""
     log = view.connection
     sums = _sums_by_route(log, window.since_hour)
     recent = _sums_by_route(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))
@@ -259,7 +259,6 @@ class Overview(ViewRecord, frozen=True):
 
 
 def overview(view: ViewContext) -> Overview:
-    """All routes. Raises StoreError, and BadRequest for an unknown window."""
     window, log, alerts = view.window, view.connection, latest_alerts(view)
     states, tallies, read_to = standings(view, window), rollups.read_tallies(log).values(), rollups.read_to(log)
     total = rollups.NOTHING

@@ -51,7 +51,6 @@ class PoliciesView(ViewRecord, frozen=True):
 
 
 def policies(view: ViewContext) -> PoliciesView:
-    """The active policy of each route. Raises StoreError."""
     decided, rollouts = read_decided(view.connection), read_rollouts(view.connection)
     return PoliciesView(
         routes=tuple(
@@ -99,7 +98,7 @@ class RolloutAssessment(ViewRecord, frozen=True):
 
 
 def view_assessment(view: ViewContext) -> RolloutAssessment:
-    """One rollout, by `route`. Raises NotThere, StoreError and ConfigError."""
+    """Raises ConfigError, beside what every view raises."""
     name = view.query.get("route", "")
     run = read_running_rollouts(read_rollouts(view.connection)).get(name)
     if run is None or name not in view.settings.routes:
@@ -141,7 +140,6 @@ class ExperimentView(ViewRecord, frozen=True):
 
 
 def experiments(view: ViewContext) -> Experiments:
-    """All experiments of the settings and of the log. Raises StoreError."""
     latest = {one.experiment.name: one for one in read_experiments(view.connection)}
     lines = [_started(one) for one in latest.values()]
     lines += [_not_started(name, one) for name, one in view.settings.experiments.items() if name not in latest]
@@ -186,7 +184,6 @@ def _started(one: ExperimentRun) -> ExperimentRow:
 
 
 def view_experiment(view: ViewContext) -> ExperimentView:
-    """The latest run of one experiment, by `name`. Raises NotThere, StoreError and ConfigError."""
     name = view.query.get("name", "")
     runs = [one for one in read_experiments(view.connection) if one.experiment.name == name]
     if not runs:

@@ -79,7 +79,6 @@ class ReviewPage(ViewRecord, frozen=True):
 
 
 def review_page(view: ViewContext) -> ReviewPage:
-    """The queue for this reviewer. Raises StoreError."""
     name, now_s = view.principal.name, view.now_s
     view.cache.reviews = known = read_reviews(view.connection, view.cache.reviews)
     queue = known.queue

@@ -93,13 +93,11 @@ class RoutePage(ViewRecord, frozen=True):
 
 
 def routes(view: ViewContext) -> Routes:
-    """All routes. Raises StoreError, and BadRequest for an unknown window."""
     window = view.window
     return Routes(window=window, routes=standings(view, window))
 
 
 def route(view: ViewContext) -> RoutePage:
-    """One route, by `name`. Raises NotThere, StoreError, and BadRequest for an unknown window."""
     window, name, log = view.window, view.query.get("name", ""), view.connection
     state = next((one for one in standings(view, window) if one.name == name), None)
     if state is None:
