@@ -145,10 +145,7 @@ def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
 
 
 def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:
-    """EM of all delivered answers of a route; None: no draw is complete.
-
-    A draw with an open item is left out as a whole, because items that are easy to settle are not representative.
-    """
+    """EM of all delivered answers, from draws without an open item, as easy ones are settled first; None: none."""
     drawings = queue.drawings.get(route, ())
     judged = ((one, [reviewed_correctness(queue, name) for name in one.drawn]) for one in drawings)
     return estimate_em(judged, confidence=confidence)

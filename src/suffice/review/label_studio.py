@@ -33,10 +33,7 @@ def full_is_a(episode_id: str) -> bool:
 
 
 def read_event(payload: Mapping[str, Any]) -> ImportedRows:
-    """Parse a webhook's event. Raises BadRequest for one that is not Label Studio's.
-
-    The feedback of a deleted annotation stays, because history is appended. A new annotation of the task replaces it.
-    """
+    """Parse a webhook's event; feedback of a deleted annotation stays. Raises BadRequest for other events."""
     action = payload.get("action")
     if not isinstance(action, str):
         raise BadRequest("action: is needed, the name of an event such as 'ANNOTATION_CREATED'", param="action")

@@ -26,10 +26,7 @@ _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 
 def check_signature(raw: bytes, header: str, secret: str) -> None:
-    """Raise BadRequest 401 unless `header` signs these bytes: `t=TIME,v1=HMAC-SHA-256 of "TIME.body"`.
-
-    Its age is not checked, because a replayed body changes nothing: each score counts once.
-    """
+    """Raise BadRequest 401 unless `header` signs `raw`, at any time: `t=TIME,v1=HMAC-SHA-256 of "TIME.body"`."""
     parts = dict(part.strip().partition("=")[::2] for part in header.split(","))
     given = parts.get("v1", parts.get("s", ""))
     result = f"{parts.get('t', '')}.".encode("utf-8", "surrogatepass") + raw

@@ -200,10 +200,7 @@ EMPTY: Final = Queue()
 def next_for(
     queue: Queue, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
 ) -> tuple[ReviewLease, bool] | None:
-    """Select a reviewer's next item; return its lease and whether that is new; None: there is none for them.
-
-    `third`: only items whose verdicts contradict each other.
-    """
+    """Select a reviewer's next item (`third`: with contradicting verdicts); return its lease and whether it is new."""
     for place in queue.unfinished(route):
         held = place.held_by(reviewer, now_s)
         if held is not None and (place.needs_third or not third):
@@ -363,11 +360,7 @@ def _differs(before: Settlement | None, after: Settlement | None) -> bool:
 
 
 def label_of(place: ItemState) -> Feedback | None:
-    """The label that the verdicts resolve to; None: none yet.
-
-    Its source is the queue, because two reviewers as sources that disagree would be a contradiction that nobody
-    resolves.
-    """
+    """The label that the verdicts resolve to. Its source is the queue: two reviewers' labels could contradict."""
     settlement, item = place.settlement, place.item
     if settlement is None:
         return None

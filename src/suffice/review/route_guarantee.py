@@ -1,7 +1,7 @@
 """The guarantee on a route now, and the sentence that `suffice status`, the console and the API print for it.
 
 The states are in the order of the gateway's checks: whatever disables enforcement comes first, a certificate last.
-Pure: the caller has read the log.
+Pure.
 """
 
 from __future__ import annotations
@@ -191,11 +191,7 @@ def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
 
 
 def covers(route: Route, max_em_drop: float, setup: str | None, made: Publication) -> bool:
-    """Whether a publication may act: its certificate covers the route's guarantee and setup.
-
-    max_em_drop  the budget: the settings' own, or a smaller one of an override
-    setup        the route's present one; None: not known, and not compared
-    """
+    """Whether a certificate covers the route's guarantee and setup; a `setup` of None is not compared."""
     evidence = made.evidence
     if not made.may_act or made.level < 1 or evidence.max_em_drop is None or evidence.confidence is None:
         return False
@@ -208,10 +204,7 @@ def covers(route: Route, max_em_drop: float, setup: str | None, made: Publicatio
 
 
 def effective_publication(made: Publication | None, epoch: int, holding: InEffect) -> Publication | None:
-    """The publication that is served, which may be an earlier, pinned one; `epoch` is the running one's number.
-
-    A pin never exceeds the control loop's present certificate, and a pin of an ended epoch is void.
-    """
+    """The publication that is served: the newest, or a pin of this epoch within the present certificate."""
     pin = holding.pin
     if pin is None or pin.pinned is None or made is None or not (made.level and made.may_act):
         return made
