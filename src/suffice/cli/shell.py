@@ -172,12 +172,9 @@ def print_rows(
     as_json: bool,
     empty: str = "",
 ) -> None:
-    """Print a JSON object or some lines per row, or the sentence `empty` without rows.
-
-    plain  converts a row for JSON; None: the row as it is
-    """
+    """Print a JSON object or lines per row, or `empty`; `plain` converts a row for JSON."""
     n = 0
-    for n, row in enumerate(rows, 1):  # noqa: B007 - n says whether there was any
+    for n, row in enumerate(rows, 1):  # noqa: B007 - 0 if there was none
         if as_json:
             print_json(row if plain is None else plain(row))
             continue
@@ -218,10 +215,7 @@ def print_facts(
 
 
 def wrapped(text: str, first: str = "", later: str | None = None, *, width: int | None = None) -> str:
-    """Wrap a sentence, with prefixes for the first and the other lines.
-
-    width  of lines; None: the terminal's, at most 120
-    """
+    """Wrap a sentence to `width`, or to the terminal's up to 120, with prefixes for the first and the other lines."""
     import shutil
     import textwrap
 
@@ -351,7 +345,7 @@ class CommandReply:
 
 
 def decision(again: str | None = None) -> Callable[[Callable[..., CommandReply | str]], Callable[..., None]]:
-    """Turn a function into a command that writes a signed decision to a deployment's log.
+    """Turn a function into a command that writes a decision with its author to a deployment's log.
 
     The function gets a PendingDecision before its own arguments and options, and returns its reply or why it refuses.
     `again` as in `deployment_log`.

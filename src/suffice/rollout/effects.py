@@ -4,9 +4,9 @@
 Its mean is E Y(a) - E Y(b) for any guesses g (Robins, Rotnitzky, Zhao 1994, JASA 89: augmented inverse probability).
 The guesses are a ridge regression of each arm's earlier units on class and covariates: CUPED (Deng, Xu, Kohavi, Walker
 2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit is
-weighted
-by the odds of the rarest arm when it was assigned, which keeps every contribution within the range of the metric, also
-when the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of `assurance.bounds`.
+weighted by the odds of the rarest arm when it was assigned, which keeps every contribution within the range of the
+metric, also when the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of
+`assurance.bounds`.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
@@ -289,8 +289,7 @@ def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: flo
     """Choose the second call of one audit. Raises ValueError outside of the ranges below.
 
     The first uncertified arm gets the largest share; certified ones are monitored, half of that the active one; later
-    arms
-    get nothing yet.
+    arms get nothing yet.
 
     point         the unit's point in [0, 1), by keyed hash, so that a retry chooses the same
     n_arms        the full run included, at least 2

@@ -36,8 +36,7 @@ class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """The steps, margins and required amounts of evidence of a rollout.
 
     A rollout keeps the rules that it started with: a margin moved after looking at the evidence proves nothing. Rules
-    of a
-    later version may have more fields. Raises ConfigError for values out of range.
+    of a later version may have more fields. Raises ConfigError for values out of range.
     """
 
     def __post_init__(self) -> None:
@@ -97,13 +96,10 @@ class Contrast:
         """The cap of the next run's value, in (0, 1], for metrics without a natural range.
 
         The width of a bound never falls below its range over n, so the range must follow the values: a cap of 120 s
-        proves
-        nothing about requests of 0.2 s. It depends on the control's earlier runs alone, so it is known before the run
-        that it
-        bounds. Scaled by such a predictable bound, each run is a bounded martingale difference, and the
-        empirical-Bernstein
-        supermartingale of `sequence` holds as for a fixed range (Howard, Ramdas, McAuliffe, Sekhon 2021, theorem 4;
-        Waudby-Smith and Ramdas 2023, JRSS-B 86(1), section 3, on predictable plug-ins).
+        proves nothing about requests of 0.2 s. It depends on the control's earlier runs alone, so it is known before
+        the run that it bounds. Scaled by such a predictable bound, each run is a bounded martingale difference, and the
+        empirical-Bernstein supermartingale of `sequence` holds as for a fixed range (Howard, Ramdas, McAuliffe, Sekhon
+        2021, theorem 4; Waudby-Smith and Ramdas 2023, JRSS-B 86(1), section 3, on predictable plug-ins).
         """
         if self.n_control < SCALE_RUNS or self.control <= 0:
             return 1.0

@@ -5,10 +5,8 @@
     paused: by a person, or because the measurements are not credible; no step forward, harm still rolls back
 
 In shadow the candidate is replayed on audits and serves nobody. It leaves shadow when audits have proved, overall and
-for
-every query class, that it loses no more than the margins. Then a share of new units gets the candidate, an equal share
-is
-its control, and live metrics are compared. docs/reference/rollout.md.
+for every query class, that it loses no more than the margins. Then a share of new units gets the candidate, an equal
+share is its control, and live metrics are compared. docs/reference/rollout.md.
 """
 
 from __future__ import annotations

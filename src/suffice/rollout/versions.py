@@ -95,8 +95,7 @@ class Version:
     address       `pv-` and 32 hexadecimal digits of all of this
 
     Raises ConfigError with the place of the error: a number that is not finite or out of range, a wrong shape, an
-    unknown
-    policy or signal, or too large a body.
+    unknown policy or signal, or too large a body.
     """
 
     form: Form

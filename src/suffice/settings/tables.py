@@ -145,8 +145,7 @@ class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The operating point within the certified levels, by the load that the gateway measures.
 
     A target of None is not watched; at least one must be given. An operating point is a fraction of the certified
-    levels:
-    0 never stops, 1 saves the most.
+    levels: 0 never stops, 1 saves the most.
     """
 
     queue: float | None = None  # target: calls open at the upstream, divided by its `slots`

@@ -98,8 +98,7 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     """Write training lines for a language model from runs cut at their stop, so that its answers survive stopping.
 
     From TRACES of `suffice record`, or from an event log with the owner's --texts. Uses only runs with consent, puts
-    each
-    prompt on one side of the split, and writes no duplicates. Exits with 2 when nothing can be written.
+    each prompt on one side of the split, and writes no duplicates. Exits with 2 when nothing can be written.
     """
     given = FinetuneOptions(**options)
     pairs, shape = _pairs(traces, given)

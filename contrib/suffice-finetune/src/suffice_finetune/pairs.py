@@ -2,8 +2,7 @@
 
 A supervised line teaches the right answer from the reasoning so far. A preference line compares closing at the cut with
 continuing: closing is preferred where the cut kept the answer, continuing where it lost it. Prompts are grouped by
-hash,
-so none is in both files, and no line is made from text that looks like a key.
+hash, so none is in both files, and no line is made from text that looks like a key.
 """
 
 from __future__ import annotations

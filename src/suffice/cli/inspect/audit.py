@@ -108,8 +108,7 @@ def audit() -> None:
 def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
     """Verify the whole chain and report the first row that was changed.
 
-    First checks the pages of the file and its indexes.
-    Only exported heads reveal a cut-off end or a rebuilt chain.
+    First checks the pages of the file and its indexes. Only exported heads reveal a cut-off end or a rebuilt chain.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
     damage = ""

@@ -63,9 +63,8 @@ def erase(
     """Permanently erase user-written text from the log: from its rows, its file and its write-ahead log.
 
     Ids, counts, tokens, verdicts and digests stay, and the audit log still verifies: it records what was erased, by
-    whom
-    and why. Can run beside a serving gateway, which delays its writes while the file is rewritten.
-    Exits with 1 when the log has no such text, and with 2 when it cannot be erased.
+    whom and why. Can run beside a serving gateway, which delays its writes while the file is rewritten. Exits with 1
+    when the log has no such text, and with 2 when it cannot be erased.
     """
     if bool(episodes or units) == bool(older_than):
         raise ConfigError("needs --episode or --unit, or else --older-than")
@@ -132,7 +131,6 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
 
 
 def _erase(writer: Decisions, order: erasing.ErasureOrder, rows: list[int]) -> None:
-    """Erase and report; exits with 1 when something remains. Raises StoreError."""
     tally = erasing.ErasureTally()
     erasing.erase_words(writer, order, rows, tally)
     is_gone = erasing.purge(writer.path)

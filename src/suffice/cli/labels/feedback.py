@@ -298,8 +298,7 @@ def judge(name: str, config: Path, questions: Path | None, most: int, *, as_json
     """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.
 
     Runs that people labelled are graded first, to measure the judge's errors. No label is written while these errors
-    use
-    up the route's EM budget, or while no run has labels of both a person and the judge.
+    use up the route's EM budget, or while no run has labels of both a person and the judge.
     """
     settings = load_deployment(config)
     route = shell.find_settings(settings, name, option="--route")

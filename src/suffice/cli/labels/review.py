@@ -114,8 +114,7 @@ def submit(
     For two answers `both`, `full`, `early` or `neither`; for one `right` or `wrong`; or `unsure`.
 
     Repeating a verdict changes nothing; a different one replaces yours. After your lease has expired, the verdict
-    counts
-    if nobody else has leased the item, and otherwise is kept beside the others.
+    counts if nobody else has leased the item, and otherwise is kept beside the others.
     """
     name = shell.author_name(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"

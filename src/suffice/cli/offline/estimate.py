@@ -65,8 +65,8 @@ class EstimateOptions:
 def estimate(logs: tuple[Path, ...], **options: object) -> None:
     """Predict from LOGS the saving at a maximum EM drop, the cost of audits, and how many days they take.
 
-    LOGS are OpenAI requests with their responses as JSON lines, or logs of LiteLLM, Langfuse or vLLM. No
-    call is made. Exits with 2 when the logs cannot be read or hold too little.
+    LOGS are OpenAI requests with their responses as JSON lines, or logs of LiteLLM, Langfuse or vLLM. No call is made.
+    Exits with 2 when the logs cannot be read or hold too little.
     """
     given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
     result, log = _estimate(logs, given)

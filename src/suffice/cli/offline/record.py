@@ -87,8 +87,8 @@ class RecordOptions:
 def record(questions: Path, **options: object) -> None:
     """Record full runs of QUESTIONS at a live model server, with a trial answer at every step.
 
-    QUESTIONS holds JSON lines with `question` (or `messages`) and `gold`. Repeat the command to continue
-    an interrupted recording. Exits with 1 when questions are left, and with 2 when it cannot record.
+    QUESTIONS holds JSON lines with `question` (or `messages`) and `gold`. Repeat the command to continue an interrupted
+    recording. Exits with 1 when questions are left, and with 2 when it cannot record.
     """
     given = RecordOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:

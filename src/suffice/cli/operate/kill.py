@@ -21,8 +21,8 @@ def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) 
     """Disable early stopping on all routes immediately (works without the database or the worker).
 
     Reasoning passes through untouched, all samples are drawn, and loops continue; running requests are no longer
-    stopped either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
-    with 3 when one has not, or none is running.
+    stopped either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits with 3
+    when one has not, or none is running.
     """
     from suffice.gateway.kill import VARIABLE, set_switch
 

@@ -284,8 +284,7 @@ def local_world(console: Console, folder: Path) -> Iterator[story.DemoWorld]:
     """Run the small model on a server of its own.
 
     The swap restarts it at the same address under another model name. The weights stay the same, which is invisible
-    from
-    outside: a gateway detects a swap by the names in responses.
+    from outside: a gateway detects a swap by the names in responses.
     """
     spec = ServerSpec(
         model_path=_fetch(console, "smol"), alias=ALIASES[0], n_parallel=ONLINE_SLOTS, ctx_tokens_per_slot=1024

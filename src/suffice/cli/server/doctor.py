@@ -86,8 +86,8 @@ class RouteDiagnosis:
 def doctor(config: Path | None, **options: object) -> None:
     """Examine a model server (--upstream), or the full runs of a route (--route).
 
-    With a settings file the findings are logged, and the gateway reads them at its next start.
-    Exits with 1 when the server does not answer, and with 2 when the examination cannot start.
+    With a settings file the findings are logged, and the gateway reads them at its next start. Exits with 1 when the
+    server does not answer, and with 2 when the examination cannot start.
     """
     asked = DoctorOptions(**options)  # type: ignore[arg-type]  # click has checked them
     if (asked.upstream is None) == (asked.route is None):

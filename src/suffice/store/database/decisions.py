@@ -52,7 +52,7 @@ class _Sight:
 
 
 class Decisions:
-    """A writer of decisions. Open it with `Decisions.open` and close it when done."""
+    """A writer of decisions; open it with `Decisions.open`."""
 
     def __init__(
         self,
@@ -204,7 +204,6 @@ class Decisions:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the block in one transaction that is synced when the block ends, or rolled back."""
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
                 connection.execute("PRAGMA synchronous = FULL")

@@ -59,8 +59,8 @@ class EventLog(Protocol):
     async def append_durable(self, event: Event) -> Receipt:
         """Return when the row is synced to disk, within 5 s.
 
-        Raises StoreFull when there is no space or the queue is full, and StoreError otherwise.
-        After an error the row may still arrive; sending it again with the same key is safe.
+        Raises StoreFull when there is no space or the queue is full, and StoreError otherwise. After an error the row
+        may still arrive; sending it again with the same key is safe.
         """
 
     def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:

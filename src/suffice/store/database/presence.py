@@ -176,7 +176,7 @@ if sys.platform == "win32":
         return True
 
     def is_locked(descriptor: int) -> bool:
-        """Does another process hold the lock on an open file?"""
+        """Return whether another process holds the lock on an open file."""
         if not try_lock(descriptor):
             return True
         msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
@@ -197,7 +197,7 @@ else:
         return _took(descriptor, fcntl.LOCK_EX)
 
     def is_locked(descriptor: int) -> bool:
-        """Does another process hold the lock on an open file? Two that ask at once do not take each other for it."""
+        """Return whether another process holds the lock; concurrent calls do not mistake each other for the owner."""
         return not _took(descriptor, fcntl.LOCK_SH)
 
 
@@ -210,7 +210,6 @@ class ProcessLock:
     descriptor: int  # open while the lock is held
 
     def release(self) -> None:
-        """Release the lock; unfinished requests of this owner may then be marked as lost."""
         os.close(self.descriptor)
         self.path.unlink(missing_ok=True)
 

@@ -1,8 +1,7 @@
 """The database schema: one script, and views for any SQL tool.
 
-The table `events` is the only source of truth; `requests`, `outcomes`, `costs`, `steps` and `feedback` are views over
-it. `owners` and `leases` track live processes and their jobs. `rollups`, `rolled` and `tallies` are caches. `artefacts`
-holds content-addressed objects that events name, and `chain` the hash chain of the audit log.
+`events` is the only source of truth. `owners` and `leases` track live processes and their jobs; `rollups`, `rolled` and
+`tallies` are caches; `artefacts` holds content-addressed objects; `chain` is the hash chain of the audit log.
 """
 
 from __future__ import annotations
@@ -37,10 +36,7 @@ def kinds_in(kinds: Collection[str]) -> str:
 
 
 def _columns(body: str, *fields: str) -> str:
-    """Return view columns, each named by the last part of its JSON path. Lists and tables are JSON.
-
-    The value after a bar is the default for rows written before the field existed.
-    """
+    """Return view columns named by their JSON paths; after a bar, the default of rows older than the field."""
     columns = list[str]()
     for path, _, absent in (field.partition("|") for line in fields for field in line.split()):
         value = f"json_extract({body}.{path}')"
@@ -209,10 +205,7 @@ _SCRIPT: Final = f"""
 
 
 def create(connection: sqlite3.Connection, where: str) -> None:
-    """Create the schema in an empty database; a second process that does the same waits.
-
-    Raises StoreError, naming the file as `where`, when it is not ours or has another schema.
-    """
+    """Create the schema in an empty database, once for all processes. Raises StoreError if the file cannot be ours."""
     _write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -232,10 +225,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch a new file to write-ahead logging, permanently.
-
-    SQLite refuses at once while others open the same new file, whatever the timeout, so retry without holding a lock.
-    """
+    """Switch a new file to write-ahead logging; SQLite refuses while others open it, so retry without a lock."""
     ends_s = time.monotonic() + _pragma(connection, "busy_timeout") / 1000
     while True:
         try:
@@ -249,10 +239,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 
 def check_version(connection: sqlite3.Connection, where: str) -> int:
-    """Return the file's schema version: VERSION, or 0 for an empty file.
-
-    Raises StoreError when the file belongs to another application or has another version.
-    """
+    """Return the schema version, 0 for an empty file. Raises StoreError for another application's file or version."""
     version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     n_objects = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
     if application != APPLICATION_ID and (n_objects or version):

@@ -1,12 +1,11 @@
 """The event log in one SQLite file: a writer thread, batches, and a bounded queue.
 
-Rows leave the queue only after their commit, so a locked database or a full disk loses nothing: the writer retries with
-growing pauses, the queue fills, and further rows are counted as dropped. Keys are unique, so a retry cannot write
-twice.
-A batch with a durable row commits with synchronous=FULL.
+Rows leave the queue only after their commit, so a locked database or a full disk loses nothing: the writer retries,
+the queue fills, and further rows are counted as dropped. Keys are unique, so a retry cannot write twice. A batch with a
+durable row commits with synchronous=FULL.
 
-Several processes may share a file. At start `recover` gives every unfinished request of a *dead* process the outcome
-"lost". Dead means that the operating system dropped its lock (see `presence`); clocks and process ids play no part.
+Several processes may share a file. A process is dead once the operating system has dropped its lock (see
+`presence`); clocks and process ids play no part.
 """
 
 from __future__ import annotations
@@ -150,8 +149,7 @@ class SqliteLog(EventQueue):
         now     Unix time in seconds; stored in rows, never used to order them
 
         Raises ConfigError for an invalid URL and StoreError for a file that cannot be used: damaged, of another
-        version, not
-        ours, locked for 3 s, or in a missing folder.
+        version, not ours, locked for 3 s, or in a missing folder.
         """
         # Resolved, so that two spellings of one path share one set of lock files.
         path = database_path(settings.url).resolve()

@@ -159,10 +159,9 @@ def read_newer(source: LogSource, index: str, since_seq: int) -> list[StoredEven
 def newest_events(
     source: LogSource, payload: type[E], n: int = 1, *, prefix: str | None = None, route: str | None = None
 ) -> list[E]:
-    """Return the latest events of a kind, newest first.
+    """Return the latest events of a kind, newest first, of one route if given.
 
-    prefix  only keys that begin with it and a colon, the last key first; None: `route`, else all, by place
-    route   only this route, for kinds whose keys are made of a route and a place; None: any
+    prefix  only keys that begin with it and a colon, the last key first
     """
     prefix, kind = route if prefix is None else prefix, kind_named(payload)
     condition = "kind = :kind ORDER BY seq DESC LIMIT :n" if prefix is None else _BY_PREFIX

@@ -1,7 +1,6 @@
 """The audit log as people read it: who did what when, the state before and after, and why.
 
-An entry takes `author` (or whoever is named), `before` and `after`, and `reason` or `why` from the record's fields.
-Without a field for the state before, it takes the previous row of the same kind on that route.
+Where a record has no field for the state before, the previous row of its kind on that route supplies it.
 """
 
 from __future__ import annotations

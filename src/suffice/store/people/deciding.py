@@ -179,8 +179,6 @@ def decide_incident(
     publication: int | None = None,
     setup: str = "",
 ) -> DecisionRows | str:
-    """Decide an incident and carry the decision out; return a sentence if it is refused."""
-
     def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
         pinned = _pinned(connection, route, publication, asked.pinned)
         if isinstance(pinned, str):

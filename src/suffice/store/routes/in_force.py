@@ -1,7 +1,4 @@
-"""The active deployment of each route, what people hold on it, and its phase, folded from the log.
-
-Polling is cheap: only new rows are read, through partial indexes.
-"""
+"""The active deployment of each route, what people hold on it, and its phase; polling reads only new rows."""
 
 from __future__ import annotations
 
@@ -176,7 +173,7 @@ class Phase:
     n_levels: int  # above level 0; 0: nothing is learned yet
     n_requests: int  # governed ones of this epoch, counted up to `n_burst`
     n_burst: int  # initial governed requests that run in full
-    n_audits: int = 0  # behind the latest publication
+    n_audits: int = 0  # after the latest publication
     n_missing: int | None = None  # audits to the next level, at the rates seen
     share: float | None = None  # of tokens that the level would have saved on these audits
     e_value: float | None = None

@@ -341,10 +341,7 @@ def models_of(version: Version) -> Models:
 
 
 def plain_of(connection: LogReader, address: str, *, secret: str) -> dict[str, Any]:
-    """Return a version as plain data; for models that were fitted or proposed, the body alone.
-
-    Raise ConfigError if it is missing or altered, and StoreError.
-    """
+    """Return a version, or the body of models, as plain data. Raise StoreError; ConfigError if missing or altered."""
     kept = _kept_at(connection, address, secret=secret)
     return {"body": kept.plain()} if isinstance(kept, Models) else kept.plain()
 
@@ -356,7 +353,7 @@ def _kept_at(connection: LogReader, address: str, *, secret: str) -> Models | Ve
 
 
 def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason: str, secret: str) -> RolloutRun | str:
-    """Take back the version that serves all of a route; return a sentence if it is refused.
+    """Take back the version that serves all of a route, or return why it is refused.
 
     It is refused if no rollout brought it, or the version before it cannot serve any more: its signals are gone, or the
     route has another kind or scorer now.

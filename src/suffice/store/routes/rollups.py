@@ -1,8 +1,7 @@
 """Hourly sums by route, class and version, and a tally of each route: a cache that pages read instead of the log.
 
-The cache can be dropped at any time and rebuilt from the log. Daily sums let a page read hundreds of rows instead of
-hundreds of thousands. A tally (`assurance.tally`) covers the whole log and yields the route's estimates. The worker and
-every reader fold the same changes, so a figure does not depend on who computed it.
+It can be dropped at any time. Daily sums let a page read hundreds of rows instead of hundreds of thousands. The worker
+and every reader fold the same changes, so a figure does not depend on who computed it.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ class RollupSums:
     n_stopped_rated: float = 0
     stopped_rated: float = 0.0
     duration_s: float = 0.0
-    stopped_marked_excess: float = 0.0  # squared weights of runs behind `n_stopped_marked`, less their weights
+    stopped_marked_excess: float = 0.0  # squared weights of runs in `n_stopped_marked`, less their weights
     live_marked_excess: float = 0.0
 
     def plus(self, other: RollupSums, *, sign: int = 1) -> RollupSums:
@@ -201,10 +200,7 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
 def read_rollups(
     connection: LogReader, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
 ) -> dict[tuple[str | int, ...], RollupSums]:
-    """Return sums for each value of `by`, in order; with () the one sum of everything, under ().
-
-    since_hour  the first hour that counts; the beginning of a day is read from far fewer rows
-    """
+    """Return sums for each value of `by`, in order; () gives one total. A `since_hour` at midnight reads far less."""
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
     grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
     where = "grain = :grain AND hour >= :since" + ("" if route is None else " AND route = :route")
@@ -261,8 +257,6 @@ class UnwrittenRequests:
 
 @dataclass(frozen=True, slots=True)
 class LabelChange:
-    """A label for a run that ended in an earlier stretch."""
-
     at_s: float  # of its end
     before: EpisodeWithLabels
     after: EpisodeWithLabels
@@ -270,8 +264,6 @@ class LabelChange:
 
 @dataclass(frozen=True, slots=True)
 class UnwrittenLabel:
-    """A label for an unlogged run that its gateway still remembered."""
-
     about: RecalledRun
     before: EpisodeWithLabels
     after: EpisodeWithLabels
@@ -381,7 +373,6 @@ def _by_response(connection: LogReader, response_id: str | None) -> str | None:
 
 
 def measure_governed_run(item: EpisodeWithLabels, match: Match) -> RunNumbers:
-    """Return one governed run in numbers; a label that cannot be compared is skipped and logged."""
     try:
         return measure_run(item, match)
     except Exception as error:  # noqa: BLE001 - a scorer that fails on one label costs that label

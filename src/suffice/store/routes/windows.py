@@ -94,7 +94,7 @@ def place_before(connection: LogReader, route: str, n_requests: int) -> int:
     return last_place(connection) if rows[0][0] is None else int(rows[0][0])
 
 
-# ---- what jobs have said -------------------------------------------------------------------------
+# ---- reports of jobs -----------------------------------------------------------------------------
 
 
 def newest_rates(source: LogSource, route: str) -> RowRates | None:
@@ -134,7 +134,7 @@ def read_publications(connection: LogReader, route: str, *, epoch: int | None = 
     return [one for one in made if epoch is None or one[1].epoch == epoch]
 
 
-# ---- labels that were asked for ------------------------------------------------------------------
+# ---- requested labels ----------------------------------------------------------------------------
 
 
 def read_open_label_requests(connection: LogReader, route: str, *, most: int) -> list[LabelRequest]:

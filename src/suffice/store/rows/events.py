@@ -244,8 +244,7 @@ def to_row(event: Event) -> Row:
     """Return the row of an event, verified to be readable.
 
     Values that JSON cannot carry are replaced: a list with an infinite log-probability becomes empty (unknown), half of
-    a
-    surrogate pair its escape. Raises ValueError if the row still cannot be read back or exceeds MAX_BODY_BYTES.
+    a surrogate pair its escape. Raises ValueError if the row still cannot be read back or exceeds MAX_BODY_BYTES.
     """
     kind = kind_of(event)
     try:

@@ -151,8 +151,6 @@ class ExperimentEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
-    """An object that an upstream stores: a response, a file, a batch."""
-
     object_id: str  # as the upstream named it
     sender: str  # keyed hash of the key that made it
     upstream: str  # name of the upstream that keeps it
