@@ -44,10 +44,7 @@ class Plugin:
 
 @cache
 def load_plugins() -> tuple[Plugin, ...]:
-    """Register every installed plug-in, once per process, and return the result for each.
-
-    Never raises. Call it before reading settings, which name entries of the tables.
-    """
+    """Register every installed plug-in, once per process, before settings are read. Never raises."""
     return register_all(point for group in GROUPS for point in entry_points(group=group))
 
 

@@ -77,10 +77,7 @@ BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class Metrics:
-    """The metrics of one process.
-
-    Increments are buffered until the registry is read, because they are far more frequent.
-    """
+    """The metrics of one process. Increments are buffered until the registry is read."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()

@@ -1,7 +1,4 @@
-"""A simulated month: generated requests in the log, and decisions by the real jobs of the control loop.
-
-The clock follows the log, so a month takes seconds. The jobs certify whatever the traffic allows.
-"""
+"""A simulated month: generated requests in the log, and decisions by the real jobs of the control loop."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Experiments and rollouts of the simulated month, on a route with an operator-written policy.
-
-On some questions the first three samples agree on a wrong answer: a policy that stops at three equal answers loses
-them.
-"""
+"""Experiments and rollouts of the simulated month, on a route with an operator-written policy."""
 
 from __future__ import annotations
 

@@ -67,8 +67,7 @@ class JudgeModel:
 
         url         base address of the server, with or without /v1
         retries     further calls for one answer, after a failure or an unreadable grade
-        pause_s     before the first retry after a failure, doubled each time; a longer `retry-after` counts, up to 60
-                    s
+        pause_s     before the first retry after a failure, doubled each time; or `retry-after` if longer, at most 60 s
         at_once     concurrent calls
         max_tokens  of a reply; a reasoning model needs more
         """
@@ -97,10 +96,7 @@ class JudgeModel:
             self._client = None
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
-        """Never raises for a failing server; the grade's value is then None.
-
-        answer  None: no answer, which is wrong without a call
-        """
+        """Return a grade without a value if the server fails. `answer` None is wrong, without a call."""
         if answer is None or not answer.strip():
             return Grade(value=-1.0, said="no answer")
         key = (question, answer, gold)

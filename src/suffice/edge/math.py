@@ -24,10 +24,7 @@ _ENDED = object()  # end of a worker's output
 
 @contextlib.contextmanager
 def yardstick(spec: Spec) -> Iterator[Scorer]:
-    """Yield the scorer of a spec for labels, with a judge of formulas if it needs one, which ends with the block.
-
-    Raise ConfigError, also if math-verify is needed and missing: without it EM would have another meaning.
-    """
+    """Yield the scorer of a spec, for labels. Raise ConfigError, also if math-verify is needed and missing."""
     if not asks_judge(spec):
         yield build_scorer(spec)
         return

@@ -1,7 +1,4 @@
-"""The ASGI application: one table of paths, with authorisation on each.
-
-Paths match exactly as decoded, never normalised.
-"""
+"""The ASGI application: one table of paths, with authorisation on each. Paths match exactly as decoded."""
 
 from __future__ import annotations
 
@@ -151,9 +148,9 @@ ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
 
 def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
-    """Return all endpoints, with listed engine paths ("POST /tokenize") in place of pass-through ones of the same path.
+    """Return all endpoints, with listed engine paths ("POST /tokenize").
 
-    Raise ConfigError for a path that Suffice itself answers.
+    Raise ConfigError for a path of Suffice itself.
     """
     listed = [_passed(method, path, ENGINE) for method, _, path in (entry.partition(" ") for entry in relay)]
     taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passthrough)}

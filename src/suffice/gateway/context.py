@@ -69,10 +69,7 @@ def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, e
 
 
 def runs_in_full(request: Request) -> bool:
-    """Return whether no policy could stop this run.
-
-    Runs that a policy merely did not stop are biased: the hard ones.
-    """
+    """Return whether no policy could stop this run. Runs that were merely not stopped are biased: the hard ones."""
     return request.ungoverned is None and (request.mode != "enforce" or request.audit or request.delivery > 1)
 
 

@@ -200,9 +200,9 @@ def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]
 
 
 async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
-    """Run `work` in the caller's task and cancel it if the client leaves before the response is complete.
+    """Run `work` in the caller's task and return True if the client left, which cancels it.
 
-    Return True if the client left, always after `work` has ended.
+    Returns once it has ended.
     """
     task = asyncio.current_task()
     assert task is not None

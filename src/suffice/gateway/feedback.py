@@ -1,7 +1,4 @@
-"""`POST /v1/feedback`, its batch, and webhooks of labelling tools.
-
-After a 2xx all labels are on disk and count once.
-"""
+"""`POST /v1/feedback`, its batch, and webhooks of labelling tools. After a 2xx all labels are on disk."""
 
 from __future__ import annotations
 

@@ -250,9 +250,9 @@ class LimitedHttp(HttpToolsProtocol):
             self.limits.connections.move(self, phase)
 
     def look(self, now_s: float) -> None:
-        """Close the connection if its client is too slow. Called about once a second.
+        """Close the connection if its client is too slow.
 
-        now_s  by a clock that stops while the event loop is blocked
+        The clock of `now_s` stops while the event loop is blocked.
         """
         ends = self._is_refused and self.phase != ConnectionPhase.ANSWER
         waits_for: object = "the end" if ends else (self.phase, self._n_requests, self._has_begun)
@@ -363,10 +363,7 @@ async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receiv
 
 
 def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
-    """Write a part of a stream as the cycle's `send` would.
-
-    Return False where that would wait or write something else.
-    """
+    """Write a part of a stream as the cycle's `send` would. Return False if that would wait."""
     blocked = cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete
     if blocked or not data or cycle.scope["method"] == "HEAD":
         return False

@@ -1,7 +1,6 @@
 """The kill switch: a file that disables early stopping on every route within 0.5 s, without database or network.
 
-All samples are drawn, and callers' loops and runs in progress are not stopped either. If the file's presence cannot be
-determined, the switch keeps its state.
+Runs in progress are not stopped either. If the file's presence cannot be determined, the switch keeps its state.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class LastGood:
 def seal_last_good(good: LastGood, *, secret: str) -> bytes:
     """Return the content, signed by HMAC-SHA256.
 
-    Raise ConfigError without a secret, ValueError for data that is not JSON.
+    Raise ConfigError without a secret, ValueError for data not in JSON.
     """
     content = msgspec.json.encode(good, order="deterministic")
     return b"%b %b %b\n%b" % (_MARK, sha256(content).hexdigest().encode(), _signature(content, secret), content)

@@ -311,10 +311,7 @@ class LoadControl:
 
 
 def place_route(route: BuiltRoute, place: Admission) -> BuiltRoute:
-    """Return the route for a request at its admission.
-
-    One without levels is unchanged, but level 0 removes a certified arm.
-    """
+    """Return the route for a request. One without levels is unchanged, but level 0 removes a certified arm."""
     if route.arm and place.level == 0:
         return replace(route, certified=False, arm="")
     if not route.levels or place.level is None:

@@ -72,10 +72,7 @@ class VersionCache:
         self.refused: set[tuple[str, str]] = set()  # (route, address), each reported once
 
     def of(self, held: InForce, connection: LogReader | None) -> FoldedVersion | None:
-        """Return the published version; without a connection, from the last-good file.
-
-        Raise ConfigError if it is missing.
-        """
+        """Return the published version. Raise ConfigError if neither the log nor the last-good file has it."""
         made = held.publication
         if made is None or not made.fit or not held.level:
             return None
@@ -293,10 +290,7 @@ class Follower:
     def _serving(
         self, one: _FollowedRoute, held: InForce, holding: InEffect, connection: LogReader | None
     ) -> BuiltRoute:
-        """Build the route for a publication and overrides.
-
-        Never raises: a version that cannot be built is not served.
-        """
+        """Never raises: a version that cannot be built is not served."""
         base, settings, before = one.base, one.base.settings, one.served
         one.served = held
         if not settings.certifies_itself:

@@ -250,10 +250,7 @@ def _watch(gw: GatewayState) -> None:
 
 
 def read_decide(body: dict[str, Any], conversation: str | None = None) -> DecideRequest:
-    """Raise BadRequest, naming the field and what is allowed.
-
-    conversation  from the headers
-    """
+    """Raise BadRequest, naming the field and what is allowed. `conversation` comes from the headers."""
     _check_known(body, FIELDS, "")
     route = _text(body, "route", ID_CHARS)
     if not route:

@@ -387,7 +387,7 @@ class Governor:
         return self._backend.flush(timeout_s)
 
     def close(self) -> None:
-        """Abort open runs, write pending records and release all resources.
+        """Abort open runs, write pending records and release resources.
 
         Idempotent; does nothing in a forked process.
         """

@@ -63,7 +63,7 @@ def check_spec(spec: ServerSpec) -> None:
 
 
 class LocalServer:
-    """A model server on 127.0.0.1 for a `with` block, which begins when it is healthy.
+    """A model server for a `with` block, which begins when the server is healthy.
 
     Raise LocalModelError with the end of the server's log if that takes longer than `start_timeout_s`.
     """

