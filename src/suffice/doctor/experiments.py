@@ -357,7 +357,6 @@ async def _prefix_cache(talk: Talk) -> Saw:
 
 
 def _long_prompt(talk: Talk, most_words: int) -> str:
-    """Return a prompt that no cache has seen, because it begins with a new word."""
     room = talk.facts.context_tokens or 8 * N_WORDS
     n_words = max(64, min(most_words, room // 4))
     words = (_WORDS[(i * i + i // 7) % len(_WORDS)] for i in range(n_words))
@@ -433,7 +432,6 @@ async def cancel(talk: Talk) -> Saw:
 
 
 async def _busy(talk: Talk) -> list[int] | None:
-    """Return the slots that work now; None if the server does not list them."""
     status, listed = await talk.get("/slots")
     if status != 200 or not isinstance(listed, list):
         return None
@@ -441,7 +439,6 @@ async def _busy(talk: Talk) -> list[int] | None:
 
 
 async def _running(talk: Talk) -> int | None:
-    """Return the number of running requests, from /slots or else /metrics; None if neither reports it."""
     busy = await _busy(talk)
     if busy is not None:
         return len(busy)
@@ -451,7 +448,6 @@ async def _running(talk: Talk) -> int | None:
 
 
 async def _quiet(talk: Talk) -> bool:
-    """Wait until nothing runs; return False if something still does."""
     end_s = talk.clock_s() + CANCEL_WITHIN_S
     while await _running(talk):
         if talk.clock_s() > end_s:

@@ -32,7 +32,6 @@ class Refusal(Exception):
 
 
 def parse_number(value: object) -> int | None:
-    """Return a positive whole number; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
@@ -175,7 +174,6 @@ class Talk:
             return status, data.decode("utf-8", "replace")
 
     async def models(self) -> list[str]:
-        """Return the names of the models that the server lists. Raise UpstreamError."""
         status, body = await self.get("/v1/models")
         listed = within(body, "data") if status == 200 else None
         names = [within(one, "id") for one in listed] if isinstance(listed, list) else []

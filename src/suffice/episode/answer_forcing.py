@@ -62,7 +62,6 @@ class Continuer:
         return self._ledger.n_extra_calls + keep < self._max_extra_calls
 
     def why_no_probe(self, *, keep: int) -> str | None:
-        """Return the reason against a probe now; None if there is none."""
         return self.client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
 
     async def end_reasoning(self, completion_id: str) -> bool:

@@ -103,7 +103,6 @@ class Segmenter:
         return self._cut(len(self._text))
 
     def _end_before(self, text: str) -> int:
-        """Return where a too long step ends before `text`: between words, or else characters; 0 if nowhere."""
         if not self._text:
             return 0
         if text[:1].isspace() or self._text[-1].isspace():
@@ -111,7 +110,6 @@ class Segmenter:
         return self._end_between_characters(text) if self._tokens >= 2 * max(self._need, self._limit) else 0
 
     def _end_between_characters(self, following: str) -> int:
-        """Return the last place before `following` that splits no character made of several code points."""
         start = max(0, len(self._text) - MOST_CUT_CHARS)
         tail, end = self._text[start:], -1
         shorter = len(safe_cut(tail, following))
@@ -277,7 +275,6 @@ class ChainReader:
             return None
 
     def fold_repeated(self, field: str, texts: Sequence[str], points: list[Checkpoint]) -> None:
-        """Fold the texts that repeated chunks add to one field, exactly as `fold` would."""
         if self._is_blind:
             return
         n = len(texts)

@@ -38,7 +38,6 @@ class Piece:
 
 
 def first_choice(chunk: Chunk) -> Choice | None:
-    """Return the choice with index 0, the only one that a governed request has."""
     return next((c for c in chunk.choices or () if c.index == 0), None)
 
 
@@ -178,7 +177,6 @@ class ThinkTag:
 
     @property
     def decided(self) -> bool:
-        """Return whether only answer text can follow."""
         return self._state == "after"
 
     def feed(self, text: str) -> list[ChannelText]:

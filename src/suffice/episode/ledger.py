@@ -39,8 +39,6 @@ _STEP_FIELDS = (  # that a step and its record have in common
 
 @dataclass(slots=True)
 class CallAccount:
-    """The cost of one upstream call so far. Closing the ledger turns it into an `UpstreamCall`."""
-
     purpose: Purpose
     context_tokens: int = 0  # of an earlier thought, sent along behind the client's prompt
     began: bool = False  # an answer began, so the prompt was read and is billed
@@ -302,7 +300,6 @@ class Ledger:
         return prompts_usd + money.remaining_cost(prices, full).total_usd - cost.total_usd
 
     def would_cost_usd(self) -> float | None:
-        """Return what the run would have cost with its shadow stop; None if unknown."""
         cost, prices, pair = self.cost(), self.costs.prices, self.audit.pair_call
         if self.stop.acted or self.stop.step is None or cost is None or prices is None:
             return None

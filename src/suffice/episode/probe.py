@@ -55,7 +55,6 @@ class Prober:
         return reason is None
 
     async def ask(self, point: Checkpoint) -> Step:
-        """Return the step that ends at `point`, with the answer that a stop there would deliver."""
         reply = await self._try(point.prefix, point.tokens_used)
         if reply is None:
             return missing_step(point)

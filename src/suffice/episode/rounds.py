@@ -81,7 +81,6 @@ class RoundsRun:
 
     @property
     def acts(self) -> bool:
-        """Return whether a stop may be reported to the caller now."""
         return self.may_act and not self.is_resting()
 
     @property
@@ -141,7 +140,6 @@ class RoundsRun:
         return None if index is None else self.seen[index - 1].answer
 
     def finish(self) -> None:
-        """Write the run's result into the ledger, which its owner closes."""
         self.is_over = True
         request, reply, stop = self.ledger.request, self.ledger.reply, self.ledger.stop
         reply.answer = self.answer_of(self.return_step)

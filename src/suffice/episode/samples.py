@@ -55,7 +55,6 @@ class SampleRun:
     _encoded: bytes = b""  # the body of all samples, where it is one
 
     def is_decided(self) -> bool:
-        """Return whether no further sample can change the winning answer or its text."""
         return vote.deciding_sample([sample.answer for sample in self.seen], self.n_samples) is not None
 
     async def steps(self) -> AsyncGenerator[Step, None]:
@@ -164,7 +163,6 @@ async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[st
 
 
 async def sample_refusal(call: Call) -> UpstreamError:
-    """Return the error that a reply other than a stream stands for."""
     if 400 <= call.status < 600:
         return SampleRefusal(call.status, call.content_type, await call.read_all(), call.headers)
     if call.status != 200:

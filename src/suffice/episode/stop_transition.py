@@ -128,7 +128,6 @@ class StopTransition:
         return True
 
     def _may_begin(self) -> bool:
-        """Decide right before sending, because other requests have moved in the meantime."""
         client = self.continuer.client
         self._overlaps = self.continuer.has_free_slot
         # If the original has to go first, a full run must remain possible after it.

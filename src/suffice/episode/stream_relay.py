@@ -87,7 +87,6 @@ class OwnEnd:
         self.kept: list[Frame] | None = None  # the kept frames, from the finish reason on
 
     def begin(self, *, has_answer: bool) -> None:
-        """Start keeping frames, at the finish reason, if the run has no answer and one is wanted."""
         if self.wanted and not has_answer:
             self.kept = []
 
@@ -130,7 +129,6 @@ class StreamRelay:
     # ---- states
 
     def hold(self) -> None:
-        """Hold frames back until `release` or `abandon`."""
         self._held = []
 
     async def release(self) -> None:
@@ -308,7 +306,6 @@ class StreamRelay:
         return [] if last is None else [data_frame(last | {"suffice": suffice_object(self.reader.ledger)})]
 
     def _look(self, frame: Frame, points: list[Checkpoint]) -> Frame | None:
-        """Process one frame; return it, edited only if needed, or None to drop it."""
         reader = self.reader
         state = reader.state
         if state.done or state.failed:

@@ -58,7 +58,6 @@ def deciding_sample(answers: Sequence[str | None], n_samples: int) -> int | None
 
 
 def _is_decided(votes: Mapping[str, int], n_remaining: int) -> bool:
-    """The condition of `deciding_sample`; `votes` is in the order in which answers were first seen."""
     if n_remaining <= 0:
         return True
     leader = max(votes, key=votes.__getitem__, default=None)  # of equals the one seen first

@@ -54,7 +54,6 @@ def build_scorer(spec: Spec, *, math_judge: MathJudge | None = None) -> Scorer:
 
 
 def asks_judge(spec: Spec) -> bool:
-    """Return whether the scorer of a spec, or one inside it, uses a judge of formulas."""
     if isinstance(spec, str):
         return spec == MathScorer.name
     return spec.get("scorer") == MathScorer.name or (

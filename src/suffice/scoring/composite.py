@@ -168,7 +168,6 @@ def _refuse(constant: str) -> Value:
 
 
 def _value_at(value: Value, steps: Sequence[str | int]) -> Value:
-    """Return the value at a path. Raise ValueError if there is none."""
     for step in steps:
         is_key = isinstance(step, str) and isinstance(value, dict) and step in value
         is_place = isinstance(step, int) and isinstance(value, list) and -len(value) <= step < len(value)

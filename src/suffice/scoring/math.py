@@ -159,7 +159,6 @@ def normal_formula(written: str) -> str | None:
 
 
 def is_words(normal: str) -> bool:
-    """Return whether the normal form is words, which no algebra can make equal to others."""
     return _WORDS.fullmatch(normal) is not None
 
 

@@ -145,7 +145,6 @@ def _mixed(match: re.Match[str]) -> str:
 
 
 def _result(text: str, first: re.Match[str]) -> re.Match[str]:
-    """Return the number after the last equals sign of the sum that begins with `first`; `first` if there is no sum."""
     result, end = first, first.end()
     while (following := _NUMBER_ONLY.search(text, end, end + _MAX_OPERATOR_GAP)) is not None:
         gap = text[end : following.start()]
@@ -160,7 +159,6 @@ def _result(text: str, first: re.Match[str]) -> re.Match[str]:
 
 
 def _value(number: re.Match[str], percent: str = "keep") -> str | None:
-    """Return the normal form of a matched number; None if it is too long or divided by zero."""
     sign = "-" if number["sign"] == "-" else ""
     is_percent = number["percent"] is not None
     hundredth = 2 if is_percent and percent == "share" else 0

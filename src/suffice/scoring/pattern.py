@@ -118,8 +118,6 @@ def compile_pattern(source: str, *, ignore_case: bool = False) -> Pattern:
 
 
 class _Compiler:
-    """Compiles a pattern from left to right into instructions whose jumps are relative, so that they can be copied."""
-
     def __init__(self, source: str, flags: re.RegexFlag) -> None:
         self._source, self._flags = source, flags
         self._at = self._depth = 0
@@ -269,7 +267,6 @@ def _check_length(n_instructions: int) -> None:
 
 
 def _first_items(program: Sequence[_Instruction]) -> frozenset[str] | None:
-    """Return patterns for the characters that a match can begin with; None if it can be empty."""
     items, todo, known = set[str](), [0], set[int]()
     while todo:
         step = todo.pop()

@@ -52,7 +52,6 @@ _SENTENCE_END = re.compile(r"(?i:(?<!\b[a-z])(?<!\b(?:st|dr|mr|ms|mt|jr|sr|vs))(
 
 
 def last_part(text: str) -> str:
-    """Return the last 200,000 characters, which is as far back as any scorer searches for an announced answer."""
     return text[-READ_CHARS:]
 
 
@@ -100,7 +99,6 @@ def last_announced(text: str) -> str | None:
 
 
 def marked_answer(text: str, normalise: Callable[[str], str | None]) -> str | None:
-    """Return the answer in the last box, else after the last announcement; None if neither has one."""
     for part in (last_boxed(text), last_announced(text)):
         if part is not None and (answer := normalise(part)) is not None:
             return answer
@@ -130,7 +128,6 @@ def digest_text(text: str) -> str:
 
 
 def is_digest(answer: str) -> bool:
-    """Return whether it is a digest, which is its own normal form under every scorer."""
     return len(answer) == 42 and _DIGEST.fullmatch(answer) is not None
 
 

@@ -68,8 +68,6 @@ _FORM = 'write field, log1p(field), logit(field), sqrt(field), unknown(field), k
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A factor that is a number: a field with an optional transform."""
-
     field: str
     transform: Transform = ""
 
@@ -271,7 +269,6 @@ class FeatureSet:
         return len(self.names)
 
     def row(self, signals: Signals) -> tuple[float, ...]:
-        """Return the features of one step, in some microseconds."""
         known: list[Known] = [signals.step, signals.tokens_used, *map(signals.values.get, self._own)]
         if self._has_answer:
             known.append(0.0 if signals.answer is None else 1.0)
@@ -388,7 +385,6 @@ class _QueryFactors:
         return known[1]
 
     def many(self, queries: Sequence[Query | None], run: NDArray[np.int64]) -> list[Column]:
-        """Return one column per factor, with each row's query."""
         if not self.factors:
             return []
         table = np.array([self._compute(query or Query()) for query in queries], dtype=np.float64)

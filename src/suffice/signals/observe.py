@@ -118,5 +118,4 @@ def observe_columns(
 
 
 def _block(rows: list[Known], n_names: int) -> NDArray[np.float64]:
-    """Return the rows as one contiguous column per name, shape (n names, n rows); None becomes NaN."""
     return np.ascontiguousarray(np.array(rows, dtype=np.float64).reshape(-1, n_names).T)

@@ -113,7 +113,6 @@ def _asking_sentence(folded: str) -> str:
 
 
 def _script(text: str) -> str | None:
-    """Return the script of most letters, "latin", "han", "kana" … (Japanese counts as kana); None without letters."""
     if text.isascii():
         return "latin" if any(map(str.isalpha, text)) else None
     counts: Counter[str] = Counter()

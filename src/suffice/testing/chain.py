@@ -21,8 +21,6 @@ Answerer: TypeAlias = Callable[[FakeRequest], Reply | Script]
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """One step of a chain: the text that it adds, and the answer if the thought is closed after it."""
-
     text: str
     answer: str
     p: float = 0.6  # probability of each answer token, in (0, 1]

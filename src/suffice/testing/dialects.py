@@ -49,8 +49,6 @@ class ServerBehaviour:
 
 
 class NotMyDialect(FakeRefusal):
-    """The engine would refuse this request, or read it differently than intended."""
-
     code = "not_my_dialect"
 
 
@@ -116,7 +114,6 @@ def _check_prefixes(dialect: Dialect, request: FakeRequest, last: Mapping[str, A
 
 
 def continues(server: ServerBehaviour, request: FakeRequest) -> bool:
-    """Return whether the model continues an assistant's last message."""
     if "continue_final_message" in server.ignores:
         return False
     if server.dialect == "llama.cpp":

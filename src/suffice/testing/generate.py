@@ -90,7 +90,6 @@ class Completion:
         return thought, answer
 
     def _closed_answer(self, begun: str) -> deque[Token]:
-        """Return the answer for a thought closed here, without the beginning that the request contains."""
         spoken = AnswerTokens(self.reply.answer, self.reply.answer_logprobs)
         if self.reply.answer_after is not None:
             spoken = self.reply.answer_after(self._said)

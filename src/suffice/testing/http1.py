@@ -163,7 +163,6 @@ class Response:
         self._write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     async def send(self, data: bytes) -> None:
-        """Send a part of the body, and let other tasks run."""
         size = self._piece_bytes or max(1, len(data))
         for at in range(0, len(data), size):
             self._write_chunk(data[at : at + size])

@@ -46,7 +46,6 @@ def _thought_in(message: Mapping[str, Any]) -> str:
 
 
 def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_thought: bool) -> str:
-    """Render messages for the fake's model; `continue_last` leaves an assistant's last message open."""
     lines = []
     readable = [m for m in messages if isinstance(m, Mapping)]
     for position, message in enumerate(readable):

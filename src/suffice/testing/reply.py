@@ -29,8 +29,6 @@ Death: TypeAlias = Literal["rst", "fin", "error_frame"]
 
 
 class FakeRefusal(ValueError):
-    """The fake answers a request with an error, as a real server would."""
-
     code = "bad_request"
 
     def __init__(self, message: str, *, status: int = 400, code: str | None = None) -> None:

@@ -27,8 +27,6 @@ _BAD_FRAME = b"data: {oops\n\n"
 
 
 class Dies(Exception):
-    """The configured fault breaks the reply off here."""
-
     def __init__(self, how: Death) -> None:
         super().__init__(how)
         self.how = how
@@ -153,7 +151,6 @@ class ReplyShape:
         return [*chunks, self._chunk(run, {"content": self._echo})] if self._echo else chunks
 
     def token(self, run: Completion, token: Token) -> dict[str, Any] | None:
-        """Return the chunk that carries a token; None if it has no text."""
         if not token.text and token.channel != "tool":
             return None
         return self._chunk(run, self._delta(token), token=token)
@@ -293,13 +290,11 @@ class ReplyShape:
 
 
 def _rivals(token: Token, n_top: int) -> list[tuple[str, float]]:
-    """Return the token itself, then invented ones that share the rest of the probability evenly."""
     rest = max(1.0 - exp(token.logprob), 1e-9) / max(1, n_top - 1)
     return [(token.text, token.logprob), *((f"~{n}", log(rest)) for n in range(1, n_top))][:n_top]
 
 
 def _n_top_logprobs(request: FakeRequest) -> int | None:
-    """Return how many alternatives are requested for each token; None: no log-probabilities at all."""
     asked = request.body.get("logprobs")
     if request.is_raw and not isinstance(asked, bool):
         return count_in(request, "logprobs") or None

@@ -70,7 +70,6 @@ class Synthetic:
     name: str = "synthetic"  # of the set
 
     def batches(self, *, batch_rows: int = 20_000) -> Iterator[Batch]:
-        """Yield all runs in batches; the same for the same seed and batch size."""
         for first in range(0, self.n_runs, batch_rows):
             columns = self._columns(np.arange(first, min(first + batch_rows, self.n_runs)))
             check_columns(columns)
@@ -127,7 +126,6 @@ class Synthetic:
         )
 
     def _questions(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        """Return (difficulty, the right choice) of every question, the same in all batches."""
         rng = np.random.default_rng([self.seed, 2**32 - 1])
         return rng.normal(size=self.n_questions), rng.integers(0, N_CHOICES, self.n_questions, dtype=np.int32)
 
@@ -169,7 +167,6 @@ class Synthetic:
 def _chain(
     rng: np.random.Generator, p_right: NDArray[np.float64], lengths: NDArray[np.int64], n_steps: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return (whether the answer is right, its probability) at every checkpoint of chains that settle once."""
     settles = rng.integers(0, lengths)[:, None] <= np.arange(n_steps)
     guess = rng.uniform(0.1, 0.6, (len(p_right), n_steps))
     right = np.where(settles, rng.random(len(p_right))[:, None] < p_right[:, None], rng.random(guess.shape) < guess)
@@ -189,7 +186,6 @@ def _revisions(rng: np.random.Generator, p_right: NDArray[np.float64], n_steps: 
 def _wrong(
     rng: np.random.Generator, gold: NDArray[np.int32], shape: tuple[int, int], *, steady: bool
 ) -> NDArray[np.int32]:
-    """Return a wrong choice for every step: mostly the one after the right one, or the same in the whole run."""
     behind = rng.geometric(0.6, (shape[0], 1) if steady else shape)
     return ((gold[:, None] + np.minimum(behind, N_CHOICES - 1)) % N_CHOICES).astype(np.int32)
 

@@ -90,7 +90,6 @@ class FakeUpstream:
 
     @property
     def total_prompt_tokens(self) -> int:
-        """Prompt tokens over all completions for which generation began."""
         return sum(seen.prompt_tokens for seen in self.calls)
 
     @property
@@ -133,7 +132,6 @@ class FakeUpstream:
     def in_thread(
         cls, says: Reply | Script | Answerer | None = None, behaviour: ServerBehaviour | None = None
     ) -> Iterator[Self]:
-        """Run a fake in its own thread, for synchronous tests."""
         fake, started = cls(says, behaviour), Future[Callable[[], object]]()
 
         async def host() -> None:
@@ -175,7 +173,6 @@ class FakeUpstream:
             self._tasks.discard(task)
 
     async def _answer(self, connection: ClientConnection, request: HttpRequest) -> bool:
-        """Answer one request; return False if the connection cannot be reused."""
         seen, cancels = self._see(request), self._behaviour.cancels
         out = Response(connection, goes_on=not cancels)
         work = asyncio.create_task(self._work(seen, out, connection))
@@ -230,7 +227,6 @@ class FakeUpstream:
         return None
 
     async def _work(self, seen: FakeCall, out: Response, connection: ClientConnection) -> bool:
-        """Answer by path; return False if the connection cannot be reused."""
         try:
             await self._route(seen, out)
         except FakeRefusal as refusal:

@@ -125,7 +125,6 @@ def duration_s(text: str | None, *, wall_s: float) -> float | None:
 
 
 def _moment_s(text: str) -> float | None:
-    """Return the Unix time of an HTTP date or an ISO time, by default UTC; None if it is neither."""
     if len(text) > 64:
         return None
     for read in (parsedate_to_datetime, datetime.fromisoformat):
@@ -178,8 +177,6 @@ class Bucket:
 
 @dataclass(slots=True)
 class KnownLimit:
-    """A rate limit as last reported, and what extra calls used since its window began."""
-
     window: LimitWindow
     known_until_s: float  # the report expires then
     ends_s: float  # `used` restarts then
@@ -236,7 +233,6 @@ class Allowance:
         self._use("requests", 1, now_s)
 
     def end(self, n_tokens: int, now_s: float) -> None:
-        """End a call that read and generated `n_tokens` anew."""
         self.n_open -= 1
         if self.tokens is not None:
             self.tokens.take(n_tokens, now_s)

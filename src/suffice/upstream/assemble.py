@@ -157,8 +157,6 @@ def _size_of(value: Any) -> int:
 
 
 class _Text:
-    """A text that arrives in pieces, joined at the end so that many pieces stay cheap."""
-
     __slots__ = ("_pieces", "_room", "n_chars")
 
     def __init__(self, room: _Room) -> None:
@@ -436,7 +434,6 @@ def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
 
 
 def _event_values(head: bytes, tail: bytes) -> Iterator[Any]:
-    """Yield the events about the whole response: the first two, then the last few."""
     yield from _parse_events(SseSplitter(limit_bytes=2**30).feed(head)[:2])
     values = _parse_events(last_events(tail, LAST_EVENTS))
     if not any(_usage_in(value) is not None for value in values):
@@ -454,7 +451,6 @@ def _parse_events(frames: Sequence[Frame]) -> list[Any]:
 
 
 def _body_values(head: bytes, tail: bytes) -> Iterator[Any]:
-    """Yield the whole body, or only the id and the usage of a body too long to be kept."""
     try:
         yield decode_json(tail)
     except UpstreamProtocol:

@@ -63,7 +63,6 @@ class Reachability:
             LOG.warning("upstream %s (%s) answers again", self._name, self._address)
 
     def note_failure(self, reason: str) -> None:
-        """Record a failed call, and log at most once in `LOG_EVERY_S`."""
         self._answers, now_s = False, self._now_s()
         self._n_unlogged += 1
         if now_s - self._logged_s < LOG_EVERY_S:
@@ -111,7 +110,6 @@ class Call:
 
     @property
     def at_end(self) -> bool:
-        """Whether it is already certain that nothing more will come."""
         return self._connection.at_end
 
     async def read(self, at_once: TakesAtOnce | None = None) -> bytes:
@@ -151,7 +149,6 @@ class Call:
                     pass
 
     def close(self) -> None:
-        """Stop an unfinished call now: the server sees it at once."""
         if not self.at_end:
             self._connection.cut()
 
@@ -319,7 +316,6 @@ class UpstreamClient:
             raise self._with_address(UpstreamTimeout(message)) from None
 
     async def is_reachable(self) -> bool:
-        """Return whether the server responds, from recent calls or else a probe every few seconds."""
         return await self.reachability.known(self._probe)
 
     async def _probe(self) -> None:

@@ -65,7 +65,6 @@ class _Response:
         return any(name.lower() == wanted for name, _ in self.head)
 
     def on_message_begin(self) -> None:
-        """Raise ValueError for a response without a request."""
         if self.complete:
             raise ValueError("an answer without a request")
 
@@ -197,7 +196,6 @@ class Connection(asyncio.Protocol):
             await self.more()
 
     async def _send_long(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
-        """Send a long body as fast as the server reads it, or until the server responds without the rest."""
         self._sent_all = False
         transport.write(head)
         view = memoryview(body)
@@ -237,7 +235,6 @@ class Connection(asyncio.Protocol):
         return self._waiting.begin(at_once)
 
     def rest(self) -> None:
-        """Stop the request's timer."""
         self._waiting.end_request()
 
     def cut(self) -> None:
@@ -408,7 +405,6 @@ class ConnectionPool:
         return connection
 
     def _drop(self, kept: _Kept) -> None:
-        """Close a kept connection, and note if the server had closed it at once."""
         if kept.connection.closed and kept.connection.lost_s - kept.since_s < REST_S:
             self._keeps[kept.behind_stream] = False
         kept.connection.cut()

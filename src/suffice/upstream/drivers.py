@@ -144,7 +144,6 @@ def chosen_by_client(body: Mapping[str, Any]) -> bool:
 
 
 def thinking_is_off(body: Mapping[str, Any]) -> bool:
-    """Return whether a request switches thinking off, in any server's fields."""
     tables = (body.get(name) for name in ("chat_template_kwargs", "thinking", "reasoning"))
     kwargs, thinking, reasoning = (table if isinstance(table, Mapping) else {} for table in tables)
     return (
@@ -184,7 +183,6 @@ class ReasoningFields:
 
     @property
     def site(self) -> str:
-        """The degraded site if the upstream refuses them."""
         return "effort" if self.has_effort else "budget" if self.budget_tokens is not None else "native"
 
 

@@ -99,7 +99,6 @@ class TextPattern:
 
 
 def _string_in(middle: bytes) -> str:
-    """Decode the inside of a JSON string; "" if it is not one."""
     try:
         return _string(b'"%b"' % middle)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -107,7 +106,6 @@ def _string_in(middle: bytes) -> str:
 
 
 def _strings_in(middles: list[bytes]) -> list[str]:
-    """Decode the insides of JSON strings, up to the first that is empty or not a string."""
     joined = b'","'.join(middles)
     # Decode all as one list if the only quotation marks are ours and none of them is escaped.
     if joined.count(b'"') == 2 * (len(middles) - 1) and joined.find(b'\\"') < 0 and joined[-1:] != b"\\":
@@ -118,7 +116,6 @@ def _strings_in(middles: list[bytes]) -> list[str]:
 
 
 def _only_text(chunk: Chunk) -> tuple[str, str] | None:
-    """Return (field, text) of a chunk that adds text to one field of its only choice, and nothing else."""
     if not chunk.choices or len(chunk.choices) != 1 or chunk.usage is not None or is_given(chunk.error):
         return None
     choice, delta = chunk.choices[0], chunk.choices[0].delta
@@ -148,7 +145,6 @@ def _is_text_hole(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str)
 
 
 def _without_usage(cut: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:
-    """Return the bytes without the empty usage at the top of the chunk; None if it cannot be removed."""
     for part in (b"," + _NO_USAGE, _NO_USAGE + b","):
         before, after = (side.replace(part, b"") for side in cut)
         body = decode_json(_data(cut))

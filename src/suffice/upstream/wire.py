@@ -36,8 +36,6 @@ _LONGEST_END = 4
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One server-sent event, or a comment between events."""
-
     raw: bytes  # exact bytes, blank line included; all of them joined give the input
     data: bytes | None  # data lines joined by "\n"; None: there is none (comment, retry, id)
     event: bytes | None  # None: the default event
@@ -60,11 +58,9 @@ class SseSplitter:
 
     @property
     def holds(self) -> bool:
-        """Whether a part of an event has arrived and its end has not."""
         return bool(self._rest)
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Add bytes; return the frames that they complete."""
         known = len(self._rest)
         if not self._has_cr:
             self._has_cr = data.find(b"\r") >= 0  # faster than `in`, which first takes it for a number
@@ -134,7 +130,6 @@ def last_events(tail: bytes, n: int) -> list[Frame]:
 
 
 def _split_at_crlf(data: bytearray) -> list[bytearray]:
-    """Cut at empty CRLF lines, the fast path; [] if other line ends are present."""
     parts = data.split(b"\r\n\r\n")
     plain = data.count(b"\n\r") == len(parts) - 1 and b"\n\n" not in data and b"\r\r" not in data
     return parts if plain else []
@@ -385,7 +380,6 @@ def _delta(raw: Mapping[str, Any]) -> Delta:
 
 
 def _parts_text(parts: list[Mapping[str, Any]], key: str) -> str | None:
-    """Join the text of content parts; a thinking part may itself hold a list of text parts."""
     texts = []
     for part in parts:
         value = part.get(key)
@@ -475,7 +469,6 @@ def _pairs(items: Any) -> tuple[tuple[str, float], ...]:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether it can be a log-probability: values far above 0 or below -1e9 cannot."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 <= value <= 100
 
 

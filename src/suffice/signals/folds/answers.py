@@ -157,8 +157,6 @@ def p_majority(top_votes: int, second_votes: int) -> float:
 
 
 class Stability:
-    """Counts how many steps the trial answer has lasted, how often it changed, and its different values."""
-
     name = "stability"
     looks_at = "the trial answers; a step without one breaks the streak and is no change"
     source = "answer convergence, [arXiv:2506.02536](https://arxiv.org/abs/2506.02536)"
@@ -191,8 +189,6 @@ _NO_LOGPROBS = "no answer, no log-probabilities"
 
 
 class Confidence:
-    """Confidence in the last step's trial answer; None without an answer."""
-
     name = "confidence"
     looks_at = "the log-probabilities of the trial answer's tokens, and what its source says of its probability"
     source = (

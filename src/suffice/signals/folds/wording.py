@@ -209,7 +209,6 @@ def _overlap(a: Counter[str], b: Counter[str]) -> float:
 
 
 def _cosine(a: tuple[float, ...], b: tuple[float, ...]) -> float | None:
-    """Return the cosine of the angle, [-1, 1]; None for a zero vector or one with non-finite numbers."""
     length = math.hypot(*a) * math.hypot(*b)
     if not 0.0 < length < math.inf:
         return None
@@ -218,8 +217,6 @@ def _cosine(a: tuple[float, ...], b: tuple[float, ...]) -> float | None:
 
 
 class SelfReport:
-    """The last step's stated confidence, the model's own flag that it is done, and the kind of step."""
-
     name = "said"
     looks_at = "what the model or the caller said of the step"
     source = "rarely worth much: [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
@@ -249,8 +246,6 @@ class SelfReport:
 
 
 class WordingConfidence:
-    """The mean log-probability of the last step's own tokens, as its source gave it."""
-
     name = "wording"
     looks_at = "the mean log-probability of the step's own tokens, as it was given"
     source = "AgentStop, [arXiv:2605.15206](https://arxiv.org/abs/2605.15206)"
