@@ -92,10 +92,7 @@ def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any
 async def run_live(
     talk: Talk, bodies: Sequence[Mapping[str, Any]], scorer: Scorer, *, n_repeats: int, at_once: int
 ) -> FullRunCounts:
-    """Run every question once in full and the first `n_repeats` once more, `at_once` of them at a time.
-
-    A run that fails or takes longer than the talk's time-out is counted as failed.
-    """
+    """Run every question once and the first `n_repeats` again, `at_once` at a time; count failures and time-outs."""
     counts, gate = FullRunCounts(), asyncio.Semaphore(at_once)
 
     async def answer(body: Mapping[str, Any]) -> tuple[bool, str | None]:

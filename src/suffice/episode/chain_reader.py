@@ -352,7 +352,7 @@ class ChainReader:
                 self._take_answer(text)
                 answer += text
         if self.state.inline and not think.inside:
-            self.state.phase = "answering"  # the closing tag is out, even if no word of the answer is yet
+            self.state.phase = "answering"  # the closing tag has arrived, even if no answer text has
         self._tail = (self._tail + content)[1 - len(self.close_tag) :] if think.inside else ""
         return answer
 

@@ -28,10 +28,7 @@ class StopCost:
     skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
 
     def objection(self, s: Signals) -> str | None:
-        """Return why a stop would cost more than going on; None if it would not, or if something is unknown.
-
-        The first call without an objection records the expected cost of the stop in the ledger, for shadow runs.
-        """
+        """Return why a stop would cost more than going on, or None. The first None records the stop's expected cost."""
         prices, full = self.ledger.costs.prices, self.full_runs
         remaining = full.remaining(s.tokens_used) if full is not None else None
         if prices is None or full is None or remaining is None or self.method is None:

@@ -40,7 +40,7 @@ _STEP_FIELDS = (  # that a step and its record have in common
 @dataclass(slots=True)
 class CallAccount:
     purpose: Purpose
-    context_tokens: int = 0  # of an earlier thought, sent along behind the client's prompt
+    context_tokens: int = 0  # of an earlier thought, sent after the client's prompt
     began: bool = False  # an answer began, so the prompt was read and is billed
     prompt_tokens: int | None = None
     cached_tokens: int = 0
@@ -133,7 +133,7 @@ class AuditState:
 
 @dataclass(slots=True)
 class CostBasis:
-    prices: Prices | None = None  # of the upstream, when the request came
+    prices: Prices | None = None  # of the upstream, when the request arrived
     tokens_saved: int | None = None
     estimate_method: str | None = None
     full_tokens: float | None = None  # expected length of the full run at the stop

@@ -32,7 +32,7 @@ class StepReport:
     logprobs: tuple[float, ...] = ()  # of the answer's tokens, natural log
     entropy: float | None = None  # nats, of the answer's first token
     logprob: float | None = None  # mean log-probability of the step's own tokens
-    stated_confidence: float | None = None  # what the model said of itself, [0, 1]
+    stated_confidence: float | None = None  # the model's own estimate, [0, 1]
     said_done: bool | None = None  # the model's own flag that it is done
     action: str | None = None  # what this kind of step is called: "search", "revise", "tool" …
     ctx_tokens: int = 0  # prompt tokens read at this step

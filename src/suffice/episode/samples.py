@@ -52,7 +52,7 @@ class SampleRun:
     max_bytes: int = LIMIT_BYTES  # in memory, of each sample
     continues_after_failure: bool = False  # observe and audits: more samples are drawn after a failed one
     seen: list[Sample] = field(default_factory=list)  # in launch order
-    _encoded: bytes = b""  # the body of all samples, where it is one
+    _encoded: bytes = b""  # one body for all samples, if there is no seed
 
     def is_decided(self) -> bool:
         return vote.deciding_sample([sample.answer for sample in self.seen], self.n_samples) is not None

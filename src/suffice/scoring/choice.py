@@ -15,7 +15,7 @@ _UPPER, _LOWER = "[A-JＡ-Ｊ]", "[a-jａ-ｊ]"
 _CLOSE = r"(?=\s?[)\]}）】]|[*_:：$\"`]|\.(?!\w)|\s{0,8}\Z|\s{0,4}\n)"
 _NO_WORD = r"(?![\w'’-])"
 
-# Upper case stands alone or closed. Lower case needs something that closes it: "a dog" is no option.
+# Upper case may stand alone. Lower case must be closed: "a dog" is not an option.
 _LETTER = rf"(?:(?P<upper>{_UPPER}){_NO_WORD}|(?P<closed>{_LOWER}){_CLOSE}{_NO_WORD})"
 _ANNOUNCED = AnnouncementPattern(lambda announcement: rf"{announcement}{_OPEN}{_NAMED}{_OPEN}{_LETTER}")
 _LEADING = re.compile(rf"{_OPEN}{_NAMED}{_OPEN}(?:(?P<upper>{_UPPER})|(?P<closed>{_LOWER})){_CLOSE}{_NO_WORD}")

@@ -1,8 +1,4 @@
-r"""Scorer `math`: formulas are equal if their normal forms are or a judge proves it.
-
-The normal form computes only plain numbers: ``\dfrac12``, ``\frac{1}{2}`` and ``0.5`` are one, ``2x`` and ``x+x`` are
-two unless a `MathJudge` (`edge.math`) proves them equal.
-"""
+r"""Scorer `math`: formulas are equal if their normal forms are, or if a `MathJudge` (`edge.math`) proves it."""
 
 from __future__ import annotations
 
@@ -147,7 +143,8 @@ def normal_formula(written: str) -> str | None:
     r"""Return the normal form of one formula, or of an answer in words; None if it is empty.
 
     It drops dollar signs, spacing, ``\left``, ``\text``, degrees, units after a number and a leading ``x =``. A plain
-    number gets its exact value as in scorer `number`; words are lower-cased.
+    number gets its exact value as in scorer `number`; nothing else is computed: ``x+x`` is not ``2x``. Words are
+    lower-cased.
     """
     if is_digest(written):
         return written

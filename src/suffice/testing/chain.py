@@ -1,8 +1,4 @@
-"""Fake models made of data, whose replies depend only on the request, never on chance or a clock.
-
-Each is called with a `FakeRequest` and returns a `Reply`. A thought that is closed early, by a probe, a prefill, a raw
-continuation or the control endpoint, always gets the same answer.
-"""
+"""Fake models made of data, whose replies depend only on the request, never on chance or a clock."""
 
 from __future__ import annotations
 

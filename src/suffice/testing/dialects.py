@@ -1,8 +1,4 @@
-"""The differences between engines' requests: fields, continued messages, budgets. Strict on purpose.
-
-A real engine ignores unknown fields, so that a wrong request looks like a right one. These fakes refuse what their
-engine would silently misread, so that a test fails where a user would only lose tokens.
-"""
+"""The requests that each engine accepts. A fake refuses what its engine would silently misread, so that tests fail."""
 
 from __future__ import annotations
 

@@ -97,10 +97,7 @@ def _split(text: str) -> Prefix:
 
 
 def told_thought(messages: Sequence[Any], thought: str) -> str | None:
-    """Return the part of `thought` that a re-ask repeats as text, without white space; None if it is not a re-ask.
-
-    A re-ask is an assistant's message that ends in the beginning of the thought, followed by a user's message.
-    """
+    """Return the part of `thought` that a re-ask repeats as text, less white space; None for any other request."""
     pair = messages[-2:]
     if [m.get("role") for m in pair if isinstance(m, Mapping)] != ["assistant", "user"]:
         return None

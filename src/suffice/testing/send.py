@@ -1,8 +1,4 @@
-"""Sends a fake's reply: as OpenAI's JSON, streamed or in one body, as recorded bytes, or cut off.
-
-Two dialects: "llama.cpp" (timings, content never null, log-probabilities of plain completions in chat's shape) and
-"openai" (refusal and logprobs always present, usage null until the last chunk).
-"""
+"""Sends a fake's reply in llama.cpp's or OpenAI's shape: streamed, in one body, as recorded bytes, or cut off."""
 
 from __future__ import annotations
 

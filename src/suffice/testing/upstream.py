@@ -1,8 +1,4 @@
-"""A model server that replies and fails as configured, and counts its requests.
-
-It speaks OpenAI's protocol and llama.cpp's additions over a real socket, without any HTTP package, so that it shares no
-code with what it tests.
-"""
+"""A model server that replies and fails as configured; it shares no HTTP package with the code under test."""
 
 from __future__ import annotations
 

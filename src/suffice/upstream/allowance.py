@@ -21,7 +21,7 @@ Refusal = Literal["paused", "slots", "concurrency", "calls_per_s", "tokens_per_s
 
 MAX_COUNT = 10**15
 MAX_RESET_S = 30 * 86_400.0  # longer windows are ignored
-FIRST_PAUSE_S = 10.0  # after a 429 that does not say for how long
+FIRST_PAUSE_S = 10.0  # after a 429 without a duration
 LONGEST_OWN_PAUSE_S = 300.0
 LONGEST_PAUSE_S = 3_600.0  # after an hour a server that requested more is called again
 MEMORY_S = 60.0  # how long a limit without a reset time is kept

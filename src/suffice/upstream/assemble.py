@@ -373,7 +373,7 @@ def _error_words(error: Any) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-# ---- answers that are relayed as they are: what they say of themselves
+# ---- responses that are relayed unchanged: the usage, id and end that they report
 
 LAST_EVENTS = 6  # usage, end and error are in the last few events of every API's stream
 _ID = re.compile(r'^\s*\{\s*"id"\s*:\s*"([^"\\]{1,200})"')

@@ -50,7 +50,7 @@ class Reachability:
 
     def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
         self._name, self._address, self._now_s = name, address, monotonic_s
-        self._answers: bool | None = None  # None: nobody has called it yet
+        self._answers: bool | None = None  # None: not called yet
         self._answered_s = self._probed_s = self._logged_s = float("-inf")
         self._n_unlogged = 0  # failures since the last line in the log
         self._outage_logged = False

@@ -38,7 +38,7 @@ NESTED_THINKING_FIELDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverFacts:
-    methods: tuple[FinishMethod, ...]  # ways to close a thought, best first, where the settings name none
+    methods: tuple[FinishMethod, ...]  # ways to close a thought, best first, if the settings name none
     prefill: Prefill | None = None  # how it continues an assistant's message; None: it cannot
     prefill_path: str = CHAT_PATH
     budget: Callable[[int, str], Fields] | None = None

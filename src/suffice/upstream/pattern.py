@@ -1,7 +1,4 @@
-"""Reads chunks that differ from an earlier one only in their text, without parsing them again. Pure.
-
-Nearly all chunks of a stream are equal except for one string, so equal bytes around a plain string mean the same.
-"""
+"""Reads chunks that differ from an earlier one only in their text, without parsing the equal bytes again. Pure."""
 
 from __future__ import annotations
 

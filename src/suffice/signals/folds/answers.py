@@ -1,9 +1,8 @@
 """Folds on the answers and their probabilities: votes, stability, confidence and trends.
 
-Ties go to the answer seen first, and a step without an answer does not vote. Such a step breaks the streak, but neither
-counts as a change nor hides one: A, none, B is one change, A, none, A is none. A vote certifies "this is the mode",
-never "this is correct", and a confident model may be wrong; what a threshold costs is measured elsewhere. Numbers that
-cannot be probabilities are unknown, not extreme.
+Ties go to the answer seen first. A step without an answer does not vote and breaks the streak, but neither counts as a
+change nor hides one: A, none, B is one change. A vote certifies "this is the mode", never "this is correct". Numbers
+that cannot be probabilities are unknown, not extreme.
 """
 
 from __future__ import annotations
