@@ -44,8 +44,8 @@ def build_policy(spec: Mapping[str, Any]) -> Policy:
 def version_of(policy: Policy) -> str:
     """The content address of a policy, such as `p-1a2b3c4d5e6f`: equal policies have equal versions.
 
-    48 bits of BLAKE2b over the canonical JSON of `describe`. Parameters marked `Later` count only when they differ from
-    their default, so old versions do not change. A learned model counts by its own address.
+    48 bits of BLAKE2b over the canonical JSON of `describe`, without `Later` parameters at their default and with the
+    address in place of a learned model.
     """
     written = describe(policy, in_full=False)
     canonical = json.dumps(written, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -79,11 +79,9 @@ def _read(parameter: Parameter, where: str, given: Mapping[str, object], depth: 
 
 
 def describe(policy: Policy, *, in_full: bool = True) -> dict[str, Any]:
-    """The mapping from which `build_policy` builds an equal policy.
+    """The mapping from which `build_policy` builds an equal policy. Raise ConfigError for an unknown class.
 
     in_full  write out every parameter and model; otherwise write what `version_of` hashes
-
-    Raise ConfigError for an object whose class is not in POLICIES.
     """
     name = getattr(policy, "name", None)
     if not isinstance(name, str) or POLICIES.get(name) is not type(policy):

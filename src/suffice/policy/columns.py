@@ -34,11 +34,7 @@ CODES: Final[Mapping[StopReason | None, int]] = {
 
 
 class AskedColumns(dict[str, NDArray[np.float64]]):
-    """Columns with the query of each run, for policies that read queries.
-
-    queries  one per run, as known before the first token
-    run      the index into `queries` of each row, shape (n rows,)
-    """
+    """Columns with the query of each run; `run` is the index into `queries` of each row, shape (n rows,)."""
 
     def __init__(self, columns: Columns, *, queries: Sequence[Query | None], run: NDArray[np.int64]) -> None:
         super().__init__(columns)

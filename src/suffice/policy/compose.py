@@ -1,7 +1,4 @@
-"""Policies made of other policies: bounds around one, all of several, any of several.
-
-The log shows the reason of the deciding part. Only the outermost policy chooses the returned answer.
-"""
+"""Policies made of other policies; only the outermost one chooses the returned answer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Policies that read only the counts of answers, so they work with any model behind any API.
-
-They test the mode of the answers, not its correctness.
-"""
+"""Policies over counts of answers: they work with any model, and test the mode of the answers, not its correctness."""
 
 from __future__ import annotations
 
@@ -56,9 +53,8 @@ class BetaVote(ParameterChecks):
 class VoteEntropy(ParameterChecks):
     """Stop when the votes are concentrated: their entropy is at most a share of that of an even vote.
 
-    The entropy variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code). An even vote has
-    the entropy log(number of distinct answers). While all votes agree, the authors count one vote for a second answer.
-    Never stops at the first vote.
+    The entropy variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code). While all votes
+    agree, the authors count one vote for a second answer. Never stops at the first vote.
     """
 
     name: ClassVar[str] = "vote-entropy"
@@ -92,8 +88,7 @@ class VoteEntropy(ParameterChecks):
 class VoteShare(ParameterChecks):
     """Stop when the leading answer has a large share of the votes.
 
-    The majority variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): at least 0.8.
-    Never stops at the first vote.
+    The majority variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code).
     """
 
     name: ClassVar[str] = "vote-share"
@@ -159,11 +154,10 @@ class Esc(ParameterChecks):
 class Momentum(ParameterChecks):
     """Stop when the lead has been safe for a while and is not shrinking.
 
-    The stopping gate of AutoTTS's confidence momentum controller (arXiv:2605.08083): stop when the moving mean of
-    P(lead holds) reaches a bar, falls by no more than a slack, and enough samples are in. One dial in [0, 1] sets all:
-    bar 0.85 + 0.12 dial, alpha 0.7 - 0.4 dial, slack 0.04 - 0.03 dial, and 2 + 3 dial samples. Here: no probing,
-    widening or dropping of branches, which need parallel chains; the fall is that of the last sample, not of a window
-    of 2 to 8 rounds; the mean starts at the first value, not at 0.
+    The stopping gate of AutoTTS's confidence momentum controller (arXiv:2605.08083): the moving mean of P(lead holds)
+    reaches a bar and falls by no more than a slack, with enough samples. One dial in [0, 1] sets all: bar 0.85 + 0.12
+    dial, alpha 0.7 - 0.4 dial, slack 0.04 - 0.03 dial, and 2 + 3 dial samples. Here branches are not managed, the fall
+    is that of the last sample, not of a window of 2 to 8 rounds, and the mean starts at the first value, not at 0.
     """
 
     name: ClassVar[str] = "momentum"
@@ -201,6 +195,5 @@ class Momentum(ParameterChecks):
 
 
 def _entropy_beside_one(n_votes: float) -> float:
-    """Entropy, in bits, of `n_votes` votes for one answer and one for another; 1 at `n_votes` 1."""
     share = n_votes / (n_votes + 1)
     return -share * log2(share) - (1 - share) * log2(1 - share)

@@ -1,7 +1,4 @@
-"""A policy that stops where a learned model predicts too little gain from continuing.
-
-It scores the current step alone: the first step below the threshold is the same as with a running minimum of the risk.
-"""
+"""A policy that stops where a learned model predicts too little gain from continuing, by the current step alone."""
 
 from __future__ import annotations
 
@@ -30,8 +27,6 @@ _ALMOST_0: Final = 1e-12
 
 
 class Risks(NamedTuple):
-    """The output of a model for many steps, before any threshold; each of shape (n rows,)."""
-
     risk: NDArray[np.float64]  # risk of stopping over the cost of a step; NaN: never stop
     code: Stops  # SUFFICES or HOPELESS: the reason of a stop
 

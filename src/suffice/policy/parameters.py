@@ -1,15 +1,7 @@
 """The parameters of policies: their types, and the check that every policy makes of its own.
 
-A parameter is a field of a frozen dataclass:
-
-    streak: Annotated[int, Range(1, 100)] = 3                      a number
-    no_hedges: bool = False                                        a switch
-    effort: Literal["low", "high"] = "low"                         a word
-    grid: Annotated[tuple[float, ...], Range(0.0, 1.0)] = (0.5,)   a list of numbers
-    shapes: Annotated[tuple[tuple[float, ...], ...], Range(0.0, 1.0)]  a list of lists of numbers
-    inner: Nested                                                  a policy, written as a table
-    policies: Annotated[tuple[Nested, ...], Length(2, 16)]         a list of policies
-    model: StopModel                                               a learned model, written as a table
+A parameter is a field of a frozen dataclass: a bool, a Literal of words, a number with a `ParameterRange`, a tuple (or
+a tuple of tuples) of such numbers with a `Length`, a policy (`Nested`), a tuple of policies, or a StopModel.
 """
 
 from __future__ import annotations
@@ -141,8 +133,8 @@ class Parameter:
 class ParameterChecks:
     """Base of policies: raises ConfigError at construction for a parameter out of range.
 
-    docs/reference/policies.md is generated from the first sentence of a policy's docstring ("Stop when …"), the comment
-    behind each parameter, and the two class variables below.
+    docs/reference/policies.md is generated from a policy's first docstring sentence ("Stop when …"), the comment behind
+    each parameter, and the two class variables below.
     """
 
     __slots__ = ()

@@ -38,10 +38,7 @@ def return_step(returns: Returns, answers: Answers, confidences: Confidences) ->
 
 
 def return_steps(returns: Returns, answers: Answers, confidences: Confidences) -> list[int]:
-    """`return_step` after each of the steps, in linear time.
-
-    Raise ValueError if there are more answers than confidences.
-    """
+    """`return_step` after each of the steps, in linear time. Raise ValueError for more answers than confidences."""
     if len(confidences) < len(answers):
         raise ValueError(f"return_steps: {len(answers)} answers and {len(confidences)} confidences; one for each")
     chosen: list[int] = []

@@ -23,8 +23,6 @@ _NODES: Final = 256  # of the quadrature over the prior
 
 
 class _RatioTest(ParameterChecks):
-    """Wald's test on the votes of the two leading answers: one leads, or the two are equally frequent."""
-
     __slots__ = ()
     needs: ClassVar[tuple[str, ...]] = ("votes",)
     alpha: float
@@ -112,10 +110,7 @@ def log_mean_ratio(top_votes: int, second_votes: int, prior_top: float, prior_se
 def _nodes(
     prior_top: float, prior_second: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """ln 2p, ln 2(1 - p) and weights, which sum to 1, at the quadrature nodes p.
-
-    The nodes cover (1/2, 1), or the part of it within twelve standard deviations of the prior's mean.
-    """
+    """ln 2p, ln 2(1 - p) and weights with sum 1, at quadrature nodes p within 12 standard deviations of the mean."""
     total = prior_top + prior_second
     mean, spread = prior_top / total, sqrt(prior_top * prior_second / (total * total * (total + 1)))
     low, high = max(0.5, mean - 12 * spread), min(1.0, max(mean, 0.5) + 12 * spread)

@@ -98,10 +98,7 @@ class ReplayedRun:
 
 
 def replay_run(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRun | None:
-    """Replay one full run; None if it was not recorded to its end.
-
-    wave  samples drawn at once; a stop inside a wave is charged the whole wave, an upper bound of its cost live
-    """
+    """Replay one full run; None if it is incomplete. A stop inside a wave of samples is charged the whole wave."""
     request, outcome = episode.request, episode.outcome
     if outcome.stopped or outcome.usage is None or outcome.end_reason not in ("done", "truncated"):
         return None

@@ -328,11 +328,7 @@ class OnlineOptions:
 def replay_online(
     data: Survey, asked: OnlineOptions, *, later: Survey | None = None, tick: Callable[[], None] = lambda: None
 ) -> OnlineReport:
-    """Replay one set as traffic. Raise TraceError for invalid data and ConfigError for invalid options.
-
-    later  the file of a drift to another set
-    tick   called after each seed
-    """
+    """Replay one set, or for a drift two. Raise TraceError for invalid data and ConfigError for invalid options."""
     longest = max(data.longest, later.longest if later else 0)
     if later is not None and later.kind != data.kind:
         raise ConfigError(f"--drift: {later.set} holds {later.kind}, {data.set} holds {data.kind}; need the same kind")

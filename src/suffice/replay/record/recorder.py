@@ -298,8 +298,6 @@ class RecordedTrial:
 
 
 class Tap(Delivery):
-    """Receives a run's frames in place of a client and keeps the log-probabilities of its tokens."""
-
     def __init__(self) -> None:
         self.logprobs: list[float] = []
 
@@ -391,12 +389,9 @@ async def record_runs(
     tell: Callable[[Progress], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Progress:
-    """Record the questions that are not recorded yet, and return the progress.
+    """Record the questions that are not recorded yet, `concurrency` requests at once, and return the progress.
 
-    concurrency  requests that the upstream serves at once, at least 1
-    tell         called after every question, recorded or not
-
-    Raise StoreError when a run cannot be written. Questions whose upstream fails are skipped and listed in `failed`.
+    Questions whose upstream fails are skipped and listed in `failed`. Raise StoreError when a run cannot be written.
     """
     wave = min(WAVE, concurrency)
     at_once = max(1, concurrency // wave) if recipe.kind == "samples" else concurrency

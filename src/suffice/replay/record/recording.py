@@ -86,10 +86,7 @@ def recording_seed(question_id: str) -> int:
 
 
 def read_recorded_questions(lines: Iterable[str], where: str) -> list[QuestionLine]:
-    """Read JSON lines with `question` or `messages`, `gold`, and optionally `id`, `task` and sampling fields.
-
-    The id defaults to a hash of the messages. Raise ConfigError that names the line.
-    """
+    """Read JSON lines with `question` or `messages`, and `gold`; `id` defaults to a hash. Raise ConfigError."""
     questions: list[QuestionLine] = []
     ids: dict[str, int] = {}
     for number, line in enumerate(lines, 1):

@@ -45,10 +45,7 @@ def join_html(children: Iterable[str]) -> Html:
 
 
 def format_html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, names: int = 1) -> Html:
-    """A scrollable table whose first `names` columns are text and the others numbers.
-
-    A row with a single cell is a heading of the rows after it.
-    """
+    """A table whose first `names` columns are text, the others numbers. A row with one cell is a heading."""
     kinds = ["name" if k < names else "number" for k in range(len(heads))]
     head = tag("tr", *(tag("th", text, class_=kind, scope="col") for text, kind in zip(heads, kinds, strict=True)))
     body: list[Html] = []
@@ -97,11 +94,10 @@ class _SetFigures:
 def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, made: str = "") -> list[Path]:
     """Write the page, the figures and the JSON into a folder; return the files, the page first.
 
-    command  the command line, displayed at the end of the page
-    made     the date to display; "" leaves it out, so that equal results give equal bytes
+    made  the date to display; "" leaves it out, so that equal results give equal bytes
 
-    Everything is rendered before the first file is written. Raise ConfigError without matplotlib, ValueError without a
-    set.
+    Everything is rendered before the first file is written. Raise ConfigError without matplotlib, ValueError without
+    sets.
     """
     if not reports:
         raise ValueError("report: needs at least one set")

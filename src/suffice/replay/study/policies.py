@@ -56,8 +56,6 @@ class ParameterSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Limits of the runs, which bound the drawn parameters."""
-
     kind: Kind
     longest: int  # steps of the longest run
     few_tokens: int  # of a short run
@@ -371,7 +369,6 @@ def list_ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
 
 
 def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
-    """Where a policy's rung ends each run, and for a loop the round whose answer it returns."""
     halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs)
     returns = returns_of(rung.policy)
     if runs.kind != "rounds" or returns == "last":

@@ -183,11 +183,9 @@ def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
 
 
 def find_first_bits(bits: NDArray[np.uint64], runs: Runs, places: Ints) -> Ints:
-    """The row where each run first has each of these bits set, else its last row, shape (places, E).
+    """The row where each run first has each bit set, else its last row, shape (places, E). Settings need no order.
 
     bits  of each row, shape (T,): bit j is set where setting j would stop
-
-    Unlike `learn.audits.find_first_passages`, the settings need no order.
     """
     n_steps, n_runs = runs.n_steps, len(runs)
     padded = np.zeros((int(n_steps.max()), n_runs), dtype=np.uint64)  # (steps, E)

@@ -390,11 +390,7 @@ def build_proposal(
 def write_proposal(
     proposal: PolicyProposal, folder: Path, *, route: str, settings: Mapping[str, Any], head: str
 ) -> list[Path]:
-    """Write the files of a proposal and return their paths. Raise OSError.
-
-    settings  further keys of the route, such as its kind
-    head      comment at the top of the fragment
-    """
+    """Write the files of a proposal; the settings fragment starts with the comment `head`. Raise OSError."""
     written = []
     if proposal.model is not None:
         with whole_file(folder / MODEL_FILE) as part:

@@ -162,8 +162,6 @@ class SearchResult:
 
 @dataclass(slots=True)
 class Bench:
-    """The columns that trials read, computed once, and the results of trials."""
-
     runs: Runs
     asked: TuneOptions
     scores: ScoreTable | None
@@ -370,7 +368,7 @@ def search(
     """Search on the questions outside fold `v`, or on all, for the largest saving within the target.
 
     by_class  allow one level per class for learned scores
-    also      policies to try in addition to drawn ones
+    also      additional policies to try
     """
     asked, size = bench.asked, bench.size(v, by_class=by_class)
     study = _study(asked, size, bench.names)

@@ -128,8 +128,6 @@ class PlotPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetPart:
-    """A part of a set under one policy: a query class, or the runs that halted at the same steps."""
-
     name: str
     n_episodes: int
     n_questions: int

@@ -1,6 +1,6 @@
 """A study of one set: published policies and learned scores, tuned on some questions and judged on others.
 
-Each of five folds by question hash, or all if `fit` runs are given, is judged by scores and points from the others.
+Each of five folds, by question hash, is judged by scores and points from the other four, or all from the `fit` runs.
 *Frozen* points were picked on other questions than the reported ones, *hindsight* points on the same.
 """
 
@@ -88,8 +88,6 @@ class RungSums:
 
 
 class ScoreLevels(NamedTuple):
-    """A learned score over some runs: risk and stop code of each row, and the levels of its ladder."""
-
     risk: Says
     codes: NDArray[np.int8]
     levels: Floats
@@ -136,7 +134,6 @@ class Study:
         self._fits = {asked: CrossFit(runs, seed=options.seed, query_signals=asked, tick=tick) for asked in read}
 
     def risk(self, score: Score, v: int | None) -> tuple[Says, NDArray[np.int8]]:
-        """Risk and stop code of every row, cross-fitted for all rows or as outer fold `v` may use them."""
         p = self._fits[score.query_signals].scores(score.key, v)
         return risk_and_codes(score, p, self._fits[True].scores(HOPELESS_KEY, v), self.runs)
 
@@ -238,9 +235,7 @@ def pick_classed(
 ) -> tuple[ScoreRung, float] | None:
     """The rung by class that saves most on the questions outside fold `v`, or on all, and its saving.
 
-    scores  to pick from; (): all of the study
-
-    None if the runs do not divide into two large classes, or no rung keeps the target.
+    None if the runs do not divide into two large classes, or no rung keeps the target. `scores` (): all of the study.
     """
     train = np.ones(len(study.runs), dtype=bool) if v is None else study.fold != v
     classes, training = find_classes_in(study.runs, train, most), select_runs(study.runs, train)

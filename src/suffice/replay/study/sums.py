@@ -143,7 +143,8 @@ def _grow(array: Floats, n_groups: int) -> Floats:
 def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, ...]:
     """The result of one policy on each run, in the order of FIELDS, shape (E,) each.
 
-    A policy that reads trial answers probes every checkpoint before its stop or the end; any other only where it stops.
+    A policy that reads trial answers probes every checkpoint up to its stop, or all but the last of a full run; any
+    other policy probes only where it stops.
     """
     row, stopped = halt.row, halt.row < runs.last
     ok = np.where(stopped, runs.ok[row if halt.returned is None else halt.returned], runs.full_ok)

@@ -361,7 +361,6 @@ class Batch:
         return len(self.row)
 
     def steps(self, i: int) -> list[Step]:
-        """The steps of run i as a live policy would see them."""
         start, end = int(self.offset[i]), int(self.offset[i + 1])
         source, confidence = _SOURCE[self.kind], _known(self.confidence[start:end])
         unknown: list[float | None] = [None] * (end - start)
