@@ -22,7 +22,7 @@ from suffice.settings import Settings
 from suffice.telemetry import LOG
 
 FIRST_S: Final = 5.0  # before the first start: a new gateway has nothing to decide
-AGAIN_S: Final = (1.0, 60.0)  # before a restart, doubling; reset after a child that lived longer than the second
+AGAIN_S: Final = (1.0, 60.0)  # before a restart, doubling; reset after a child that lived longer than the longest
 END_S: Final = 5.0  # for a child to exit by itself
 _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 

@@ -105,7 +105,7 @@ def standing_of(
         return assessor.see(log, held, read_decided(log).of(held.state.route), now_s=now_s)
 
 
-# --------------------------------------------------------------------------- what keeps it from going forward
+# --------------------------------------------------------------------------- what bars a promotion
 
 
 def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:

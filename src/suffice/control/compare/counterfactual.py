@@ -45,8 +45,6 @@ Stop: TypeAlias = tuple[int, str | None]  # step, from 0, and answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReplay:
-    """What a replay of a route's audits needs: the publication at a position of the log, and versions by address."""
-
     route: Route
     match: Match
     published: Callable[[int], Publication | None] = lambda _: None
@@ -147,7 +145,6 @@ class AuditReplay:
 
 
 def _generated(audit: Audit, stop: int | None) -> float:
-    """Tokens of the run up to a step, with its answer after a thought; None: of the whole run."""
     usage = audit.outcome.usage
     if usage is None:
         return 0.0

@@ -149,7 +149,6 @@ class EvidenceFold:
         remember(self._states, request.episode_id, self._state)
 
     def _count_requests(self, counted: RequestCount) -> None:
-        """Requests without rows count as traffic only; audits and requests of arms always have rows."""
         self.callers.update(counted.senders)
         if counted.route != self._state.route:
             return

@@ -95,7 +95,6 @@ class Audit:
 
     @property
     def is_replayable(self) -> bool:
-        """Whether the full run is known and has a checkpoint before its end."""
         return self.fate == "full" and len(self.outcome.steps) > 1
 
     def kept(self, at: int, epoch_at: int) -> Audit:
@@ -184,7 +183,6 @@ _NOBODY: Final = object()
 
 
 def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers: Collection[str]) -> TrustedLabel:
-    """A label of an audit with its rank. callers: senders that are users, whatever source they name."""
     given = label.feedback
     return TrustedLabel(
         audit=audit,

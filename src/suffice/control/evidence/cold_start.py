@@ -19,7 +19,7 @@ from suffice.settings import Control, Route
 from suffice.types import Epoch
 
 USUAL_PART: Final = 0.25  # of the budget: the typical loss of a certified level
-PATIENCE: Final = 100_000  # requests to the first certificate above which a warning is worth it
+PATIENCE: Final = 100_000  # requests to the first certificate; more cause a warning
 MOST_AUDITS: Final = 10**7  # stands for never: of a budget outside (0, 1)
 
 

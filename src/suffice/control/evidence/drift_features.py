@@ -33,7 +33,7 @@ SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1
 LEAST_SD: Final = 1e-3  # of a batch mean, relative to 1 plus the mean
 N_CLASSES: Final = 5  # query classes with a column of their own
 N_COLUMNS: Final = len(SIGNALS) + N_CLASSES + 2
-CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, which is also its largest: rare classes come and go
+CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, and the largest possible: rare classes come and go
 STEP_SPREAD: Final = 0.1  # smallest sd of log steps: full runs may all be equally long
 MOST_CONVERSATIONS: Final = 20_000  # remembered
 MOST_REPEATS: Final = 900  # skipped in a batch: a route with few prompts needs batches, too
@@ -117,7 +117,6 @@ class DriftFeatures:
         return _weighted(indicators[new], weights[new] / weights[new].mean()) if new else indicators[:0]
 
     def _steady(self, batch: Floats) -> Floats:
-        """The batch, with signals that are constant in the reference set to their reference value."""
         if len(self._reference) < REFERENCE:
             self._reference.append(batch.mean(axis=0))
             return batch
@@ -127,7 +126,6 @@ class DriftFeatures:
 
 
 def _weighted(signals: Floats, weights: Floats) -> Floats:
-    """Signals with the mean and spread that they have when each run counts for the requests that it stands for."""
     if (weights == 1).all():
         return signals
     mean = (weights[:, np.newaxis] * signals).mean(axis=0)

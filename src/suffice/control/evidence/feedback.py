@@ -62,7 +62,6 @@ class Ratings:
 
     @property
     def test(self) -> SatisfactionTest | None:
-        """The test on the ratings so far; None: the route has no floor."""
         return self._test
 
     def begin_anew(self) -> None:

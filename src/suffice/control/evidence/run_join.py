@@ -27,7 +27,6 @@ V = TypeVar("V")
 
 
 def remember(kept: dict[str, V], name: str, value: V, most: int = MOST_OPEN) -> None:
-    """Keep a value under its name, and drop the oldest beyond `most`."""
     kept[name] = value
     if len(kept) > most:
         del kept[next(iter(kept))]
@@ -76,7 +75,7 @@ class StartOrder:
 class UnreturnedAudits:
     """Audits that have begun and not returned: until then they count as lost, or easy audits would count first."""
 
-    observes: bool = False  # mode of the latest request of the route
+    observes: bool = False  # whether the latest request was in observe mode
     _begun: dict[str, tuple[int, float]] = field(default_factory=dict)  # number, and share when drawn, by episode
 
     def began(self, request: Request, number: int, *, probes: bool, windows: Windows) -> None:

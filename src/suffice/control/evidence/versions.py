@@ -138,7 +138,7 @@ def active_version(log: LogReader, held: InForce) -> ServedVersion | None:
     return None if made is None or not made.fit else loader(log)(made.fit)
 
 
-# --------------------------------------------------------------------------- audits at the deployed level
+# --------------------------------------------------------------------------- audits at the active level
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def by_itself(run: RunNumbers) -> AuditAtLevel | None:
     return AuditAtLevel(z / DROP_PER_NEAR, z)
 
 
-# --------------------------------------------------------------------------- a policy that its owner wrote
+# --------------------------------------------------------------------------- fixed policies
 
 _ANY: Final = FeatureSelection(("step_share",), ())  # rows of audits need a feature, which is not used
 

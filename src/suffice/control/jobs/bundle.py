@@ -45,10 +45,7 @@ class Bundle:
 
 
 def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, number: int | None = None) -> Bundle:
-    """Rebuild the evidence of a route's publication; without a number, of the latest one.
-
-    Raises ConfigError where there is none, and StoreError where the log no longer reproduces it.
-    """
+    """Rebuild the evidence of a publication, by default the latest. Raises ConfigError, and StoreError on mismatch."""
     (epoch_seq, epoch), (made_seq, made) = _decided(log, name, number)
 
     def load(address: str) -> ServedVersion:
@@ -77,7 +74,6 @@ def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, num
 
 
 def _decided(log: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
-    """Find a publication and its epoch, each with its position. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
     for seq, kind, body in read_decisions(log, name):
         if kind == "epoch_began":

@@ -45,8 +45,6 @@ S = TypeVar("S", Account, SatisfactionEffect)
 
 @dataclass(slots=True)
 class WatchedRun:
-    """A run without its steps: what a label can still change."""
-
     numbers: RunNumbers
     episode: Episode
     labels: tuple[GivenLabel, ...] = ()

@@ -149,7 +149,6 @@ class ReviewJob(FoldJob[Candidates]):
             self._brief(fold, log)
 
     def build(self, name: str, here: JobPass) -> Candidates:
-        """Read the runs since the route's last draw, or of its latest 20,000 requests, and the labels requested."""
         cap, drawings = self._cap(name), self._reviews.queue.drawings.get(name, ())
         looked_back = place_before(here.log, name, LOOK_BACK)
         fold = Candidates(

@@ -88,7 +88,7 @@ class Rollup(LogJob):
                 sums[key] = sums.get(key, NOTHING).plus(part, sign=sign)
         tallies = rollups.read_tallies(log, {change_route(change) for change in stretch.changes})
         fold_changes(tallies, stretch.changes, self._scoring)
-        # After the last row read, nothing is to be summed up as far as the log reached when the read began.
+        # There are no more such rows up to `to.last`, the end of the log before they were read.
         until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
 
         def keep(writer: LogReader) -> None:

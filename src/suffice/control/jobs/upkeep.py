@@ -36,8 +36,6 @@ from suffice.telemetry import LOG
 
 @dataclass(slots=True, kw_only=True)
 class ExportHeads:
-    """Exports the head of the log's chain to a file and a webhook, signed with `key`."""
-
     name: ClassVar[str] = "audit"
     settings: AuditLog
     path: Path
@@ -148,7 +146,6 @@ class Retain:
         return JobReport(said=said, read_to_seq=self._done.get(part, 0))
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
-        """Yield batches of expired rows, each with the position up to which it completes them."""
         with open_reader(self.writer.path) as log:
             after = self._done.get(part) or erased_until(log, what)
             last = self._needed_from(log) - 1 if part == "steps" else last_place(log)

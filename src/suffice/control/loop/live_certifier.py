@@ -340,7 +340,6 @@ class JudgeCharge:
         return self.heard and self.model is not None and parse_grade(given, self.model) is not None
 
     def _mistakes(self, audit: Audit, model: str, callers: Collection[str]) -> list[bool]:
-        """Whether each grade beside a trusted person's label was wrong; [] where there is none."""
         known = self._compared.get(audit.id)
         if known is not None and known[0] == len(audit.labels):
             return known[1]

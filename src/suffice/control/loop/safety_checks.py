@@ -36,8 +36,6 @@ MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamIdentity:
-    """The model that was requested, and the fingerprint of what answered."""
-
     asked: str
     fingerprint: Fingerprint
 
