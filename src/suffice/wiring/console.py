@@ -140,7 +140,6 @@ def _texts(settings: Settings) -> Callable[[ReviewItem], str | None]:
 
 
 def _opened_once(stack: ExitStack, make: Callable[[], Decisions]) -> Callable[[], Decisions]:
-    """Return a writer that all threads share, opened on first use."""
     opened, lock = list[Decisions](), threading.Lock()
 
     def writer() -> Decisions:

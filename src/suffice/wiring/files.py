@@ -76,7 +76,6 @@ def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
 
 
 def _read_file(file: Path, most_bytes: int, where: str) -> bytes:
-    """Read a file up to one byte beyond the limit. Raises ConfigError, which begins with `where`."""
     try:
         with file.open("rb") as handle:
             return handle.read(most_bytes + 1)

@@ -230,7 +230,6 @@ def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
 async def waiting(
     settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> AsyncIterator[None]:
-    """Retry to open the log during the block, until it succeeds."""
     if begun.problem is None:
         yield
         return
@@ -273,7 +272,6 @@ def _try_again(
 
 
 def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
-    """Write the waiting rows to a log that has been opened, and a row about the outage."""
     n_dropped, n_rows = begun.late.n_dropped, begun.late.attach(log)
     begun.late.append(
         LogOutage(
