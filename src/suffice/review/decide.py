@@ -94,7 +94,6 @@ def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | s
 
 
 def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
-    """Why the route cannot be overridden so; None: it can."""
     if made.kind != "observe" and not now.settings.is_learned:
         levels = f"route {now.route} has no levels that the control loop certifies"
         return f"{levels}: {made.kind} means nothing there; use observe"

@@ -171,8 +171,6 @@ class Source:
 
 @dataclass(slots=True, kw_only=True)
 class Shelf:
-    """Sources of one run while it is running."""
-
     until_s: float  # Unix time at which they expire
     sources: list[Source] = field(default_factory=list)
     is_cut: bool = False  # the sources were longer than what is kept

@@ -80,7 +80,6 @@ def data_of(task: Any) -> Mapping[str, Any]:
 
 
 def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, Any] | BadRequest | None:
-    """Convert an annotation to feedback; None: it was skipped or is empty."""
     if not isinstance(annotation, dict) or annotation.get("id") is None:
         return BadRequest("annotation.id: is needed", param="annotation.id")
     if annotation.get("was_cancelled"):

@@ -155,7 +155,6 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
 
 
 def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> State:
-    """The first of these that holds, in the order of the gateway's checks."""
     route = one.settings
     rests: tuple[tuple[bool, State], ...] = (
         (route.mode == "off", "off"),
@@ -196,7 +195,7 @@ def covers(route: Route, max_em_drop: float, setup: str | None, made: Publicatio
     if not made.may_act or made.level < 1 or evidence.max_em_drop is None or evidence.confidence is None:
         return False
     if made.spending is not None and route.promise != "budgeted":
-        return False  # the owner requires a certificate since
+        return False  # the owner has required a certificate since
     if made.arm and made.arm not in route.arms:
         return False
     keeps = evidence.max_em_drop <= max_em_drop + _ALMOST and evidence.confidence >= route.confidence - _ALMOST
@@ -234,7 +233,6 @@ def _level(made: Publication, holding: InEffect) -> int:
 
 
 def _detection(route: Route, budget: float, made: Publication, *, labelled: bool) -> str:
-    """The time to detect a silent loss, as a sentence; "": not known."""
     seen = made.evidence
     if seen.n_disagreeing is None or not seen.n_audits or not made.share or made.share >= 1:
         return ""

@@ -166,7 +166,6 @@ class CandidateQueue:
         return [one.priority for one in self._first(min(n, MOST_WAITING))]
 
     def choose(self, n: int) -> list[ReviewCandidate]:
-        """Take out the most urgent candidates, at most `n`."""
         result = self._first(min(n, MOST_WAITING))
         for one in result:
             del self._best[one.episode_id]
