@@ -88,7 +88,7 @@ class Segmenter:
             self._tokens = tokens
             return point
         before = len(self._text)
-        whole, self._text = self._text, ""  # held by one name alone, it grows in place
+        whole, self._text = self._text, ""  # referenced by one name only, it grows in place
         whole += text
         self._text = whole
         self._tokens += tokens

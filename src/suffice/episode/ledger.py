@@ -31,7 +31,7 @@ from suffice.types import (
 DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "rerun"})
 NAME_CHARS = 200  # kept of an upstream's own names
 _NO_OVERHEAD = Overhead()
-_STEP_FIELDS = (  # that a step and its record have in common
+_STEP_FIELDS = (  # shared by a step and its record
     *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
     *("stated_confidence", "said_done", "margin", "mass", "closed_entropy", "missing"),
 )
@@ -144,13 +144,13 @@ class CostBasis:
 class ExtraCalls:
     skipped: Counter[str] = field(default_factory=Counter)  # probes that were not sent, by reason
     n_refused: int = 0  # answered with 429, or with 503 and a time to come back
-    n_embeddings: int = 0  # to the route's embedder, which is no upstream of the client's
+    n_embeddings: int = 0  # to the route's embedder, which is not the client's upstream
 
 
 @dataclass(slots=True)
 class Disclosure:
     warnings: list[str] = field(default_factory=list)
-    tells_probes: bool = True  # False: the client hears of no probe, because only an audit is sent any
+    tells_probes: bool = True  # False: the reply mentions no probe, because only audits send any
     promise: Callable[[], str] = str  # wording of the guarantee; "" if no route took the request
     feedback_token: str = ""  # "": none
 

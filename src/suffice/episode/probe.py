@@ -23,7 +23,7 @@ from suffice.upstream.continuation import Continuation, cut_at
 from suffice.upstream.drivers import CHAT_PATH, merge_fields, thinking_is_off
 from suffice.upstream.wire import encode_json
 
-FINISH_TIMEOUT_S = 60.0  # of a whole finish that is requested for the record alone
+FINISH_TIMEOUT_S = 60.0  # of a whole finish that is requested for the record only
 PAIR_TIMEOUT_S = 600.0  # of a whole second run
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
 SITE = "embedder"  # the degraded site of a run whose drafts were compared by words because vectors were missing

@@ -27,7 +27,7 @@ class StepReport:
     answer: str | None = None  # as it would be used now; None: read from `text` by the route's scorer
     tokens: int  # generated in this step alone
     text: str = ""  # the step's own text; read by signals, kept only for reviewers
-    sources: tuple[str, ...] = ()  # passages that the step read; no signal looks at them, kept likewise
+    sources: tuple[str, ...] = ()  # passages that the step read; unused by signals, kept likewise
     confidence: float | None = None  # probability of the answer, [0, 1]
     logprobs: tuple[float, ...] = ()  # of the answer's tokens, natural log
     entropy: float | None = None  # nats, of the answer's first token
@@ -59,7 +59,7 @@ class StepRecordBrief:
     tokens: int
     answer: str | None  # in the scorer's normal form
     confidence: float | None
-    decision: Decision  # as the caller got it
+    decision: Decision  # as returned to the caller
 
 
 @dataclass(slots=True, kw_only=True)
@@ -231,7 +231,7 @@ class RoundsRun:
                 step = self.returning(answers, [s.confidence for s in self.seen])
                 if answers[step - 1] is not None and step >= 1:
                     return step
-            except Exception:  # noqa: BLE001 - which answer is better is our own idea: without it, the last one
+            except Exception:  # noqa: BLE001 - choosing an earlier answer is optional: fall back to the last one
                 self.ledger.fail_open("returning")
         return last_answer(answers)
 

@@ -80,7 +80,7 @@ class SampleRun:
                     if self.is_decided():
                         break
                 if all(s.failure is not None for s in self.seen):
-                    return  # nothing but failures: the first one is the answer
+                    return  # only failures: the first one is returned
                 if any(s.failure is not None for s in self.seen[first - 1 :]):
                     self.ledger.fail_open("sample")
                     if not self.continues_after_failure:

@@ -22,7 +22,7 @@ Known: TypeAlias = int | float | Query | None
 class SignalField:
     """One field of `Signals` as its fold declares it, and its row in docs/reference/signals.md."""
 
-    says: str  # what it is
+    says: str  # description
     low: float = 0.0
     high: float = inf
     unknown: str = "never"  # when its value is None

@@ -32,7 +32,7 @@ class ScriptedThought:
 
     """
 
-    steps: Sequence[At | tuple[str, str] | tuple[str, str, float]]  # a step counts once all its words are out
+    steps: Sequence[At | tuple[str, str] | tuple[str, str, float]]  # a step counts once all its words are generated
     final_answer: str  # the answer when the model ends the thought by itself
     final_p: float = 0.9  # probability of each token of it
     reply: Reply = field(default_factory=Reply)  # everything else: field, delays, usage, faults

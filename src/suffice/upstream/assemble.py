@@ -340,7 +340,7 @@ def _keep(
         if room is not None:
             room.take(_size_of(value))
         if not isinstance(before, list):
-            known[key] = []  # ours, so that it may grow in place
+            known[key] = []  # a copy, so that it may grow in place
         known[key].extend(value)
     elif (not before) if first_wins else (value is not None or key not in known):
         if room is not None and value is not before:

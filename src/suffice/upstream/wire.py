@@ -102,7 +102,7 @@ class SseSplitter:
         for match in _FRAME_END.finditer(data):
             end = match.end()
             if end == len(data) and match.group() != b"\r\r" and data.endswith(b"\r"):
-                break  # its "\n" may still be on the way
+                break  # its "\n" may still follow
             raws.append(data[cut:end])
             cut = end
         del self._rest[:cut]
