@@ -87,7 +87,7 @@ class UpstreamBusy(UpstreamError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"an extra call was not sent: {reason}")
-        self.reason = reason  # a word of `upstream.allowance.Refusal`
+        self.reason = reason  # an `upstream.allowance.Refusal`
 
 
 class StoreError(SufficeError):

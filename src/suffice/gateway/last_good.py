@@ -25,7 +25,7 @@ from suffice.telemetry import LOG
 from suffice.types import Findings
 
 MOST_BYTES: Final = 64 * 2**20
-MOST_AHEAD_S: Final = 60.0  # tolerated difference between the clocks of writer and reader
+MOST_AHEAD_S: Final = 60.0  # how far the file's time may lie ahead of this clock
 _MARK: Final = b"suffice-last-good/1"
 _FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{64})")
 
@@ -34,7 +34,7 @@ _FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{
 class GoodRoute:
     held: InForce  # with the publication actually served
     overrides: tuple[Override, ...] = ()  # not ended by a person; each expires at its own time
-    standing: Mapping[str, Any] | None = None  # policy of the last finished rollout; None: none
+    standing: Mapping[str, Any] | None = None  # policy of the latest complete rollout; None: none
     stands: str = ""  # address of that policy
     instead_of: str = ""  # address of the policy in the settings, which it replaces
     refused: str | None = None  # why the route must not be enforced; None: it may
