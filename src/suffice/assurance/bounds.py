@@ -1,15 +1,8 @@
 """Intervals for rates, means and ratios, each with its source and its domain.
 
-    wilson              a rate, looked at once             reads well, covers on average
-    exact_binomial      a rate, looked at once             covers always, a little wide
-    bootstrap_interval  a function of column sums, once    for ratios; rows of one group stay together
-    mean_interval       a mean, watched all the time       from its range alone
-    mean_between        a mean, watched all the time       from the variance of the data
-    ratio_between       a ratio of means, all the time     likewise
-
-What may be watched all the time is a confidence sequence. It covers the mean of the conditional expectations so far, so
-the world may drift and the deployed level may change meanwhile. For that reason no interval is cut with earlier ones:
-an old one speaks of an old mean. ASSURANCE.md §3.4.
+Those for continuous monitoring are confidence sequences: they cover the mean of the conditional expectations so far,
+also under drift and changes of the deployed level. An earlier interval covers an earlier mean, so intervals of
+different times are never intersected (ASSURANCE.md §3.4).
 """
 
 from __future__ import annotations
@@ -33,9 +26,9 @@ class Interval:
 
 
 def wilson(k: int, n: int, confidence: float) -> Interval:
-    """Score interval for a rate, for one look: Wilson (1927), JASA 22(158).
+    """Score interval for a rate at a single look: Wilson (1927), JASA 22(158).
 
-    It covers near `confidence` on average over rates, and less at some: where a promise hangs on it, `exact_binomial`.
+    Its coverage is near `confidence` on average over rates and below it at some; guarantees use `exact_binomial`.
     """
     _check_counts(k, n, confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -46,15 +39,14 @@ def wilson(k: int, n: int, confidence: float) -> Interval:
 
 
 def exact_binomial(k: int, n: int, confidence: float) -> Interval:
-    """Interval for the rate behind `k` successes in `n` trials that covers at every rate; one look.
+    """Interval for a rate at a single look that covers at every rate: Clopper and Pearson (1934), Biometrika 26(4).
 
-    Clopper and Pearson (1934), Biometrika 26(4): the ends are the rates at which a result as extreme as `k` has
-    probability (1 - confidence)/2, by bisection. A one-sided bound at 95 % is an end of the interval at 90 %.
+    Each end has error (1 - confidence)/2, so a one-sided bound at 95 % is an end of the interval at 90 %.
     """
     _check_counts(k, n, confidence)
     tail = (1 - confidence) / 2
     low = 0.0 if k == 0 else _bisect(lambda p: _upper_tail(k, n, p) < tail)
-    # P(X <= k | p) is P(X' >= n - k) for the failures X', whose rate is 1 - p.
+    # P(X <= k | p) = P(X' >= n - k) for the failures X', whose rate is 1 - p.
     high = 1.0 if k == n else 1 - _bisect(lambda q: _upper_tail(n - k, n, q) < tail)
     return Interval(low, high)
 
@@ -62,9 +54,9 @@ def exact_binomial(k: int, n: int, confidence: float) -> Interval:
 def mean_interval(
     mean: float, n: int, confidence: float, *, low: float = 0.0, high: float = 1.0, n_opt: int = 1_000
 ) -> Interval:
-    """Confidence sequence for the mean of the first `n` data in [low, high]: valid at all n at once.
+    """Confidence sequence for the mean of the first `n` values in [low, high], valid at all n at once.
 
-    Data in an interval are sub-Gaussian with sigma = (high - low)/2 (Hoeffding). It is tightest at `n_opt` data, to be
+    Bounded values are sub-Gaussian with sigma = (high - low)/2 (Hoeffding). Tightest at `n_opt` values, which must be
     chosen before looking at them.
     """
     if not low < high or not low <= mean <= high or n < 0:
@@ -77,7 +69,7 @@ def mean_interval(
 
 
 def mixture_bound(v: float, confidence: float, v_opt: float) -> float:
-    """Bound on |S| that a centred sum S with variance v (n sigma^2 if sigma-sub-Gaussian) leaves at no time.
+    """Time-uniform bound on |S| for a centred sum S of variance v (n sigma^2 if its terms are sigma-sub-Gaussian).
 
     Two-sided normal mixture, tightest at the constant `v_opt`: Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of
     Statistics 49(2), arXiv:1810.08240, equation (14) and section 3.5.
@@ -89,7 +81,7 @@ def mixture_bound(v: float, confidence: float, v_opt: float) -> float:
 
 
 def best_rho(v_opt: float, alpha: float) -> float:
-    """The mixture's width at which a two-sided bound is tightest at `v_opt`; for a one-sided one double alpha."""
+    """Return the mixture width that is tightest at `v_opt` for a two-sided bound; double alpha for a one-sided one."""
     surprise = 2 * log(1 / alpha)
     return v_opt / (surprise + log(1 + surprise))
 
@@ -102,13 +94,11 @@ def bootstrap_interval(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Interval | None:
-    """Percentile interval from resampling whole groups with replacement; for one look only.
+    """Percentile interval from resampling whole groups with replacement, for a single look.
 
-    Rows of one group (one question asked again and again) are not independent; drawing groups keeps them together.
-    Davison and Hinkley (1997), section 3.8. With few groups it is too narrow: below about 20 take it as a sketch. The
-    statistic takes the d column sums of a resample of `values`, shape (n, d); nan: undefined there.
-
-    None: fewer than two groups, or the statistic is undefined in more than 1 % of the draws.
+    Rows of one group (repeats of one question) are dependent and stay together: Davison and Hinkley (1997), section
+    3.8. Below about 20 groups it is too narrow. `statistic` maps the d column sums of a resample of `values`, shape (n,
+    d), to a number, nan where it is undefined. None: fewer than two groups, or undefined in more than 1 % of the draws.
     """
     if values.ndim != 2 or len(values) != len(groups):
         raise ValueError(f"need one group for each row of values; got {values.shape=} {len(groups)=}")
@@ -135,7 +125,7 @@ def binomial_at_most(k: int, n: int, p: float) -> float:
     """P(X <= k) for X binomial(n, p), 0 <= k <= n, n >= 1, p in (0, 1)."""
     if n < 1 or not 0 <= k <= n or not 0 < p < 1:
         raise ValueError(f"need n >= 1, 0 <= k <= n, 0 < p < 1; got {k=} {n=} {p=}")
-    return _upper_tail(n - k, n, 1 - p)  # as many successes or fewer is as many failures or more
+    return _upper_tail(n - k, n, 1 - p)
 
 
 def _check_counts(k: int, n: int, confidence: float) -> None:
@@ -144,7 +134,7 @@ def _check_counts(k: int, n: int, confidence: float) -> None:
 
 
 def _bisect(below: Callable[[float], bool]) -> float:
-    """The point in [0, 1] where `below` turns from true to false, to the last bit."""
+    """Return the point in [0, 1] where `below` turns from true to false, to the last bit."""
     low, high = 0.0, 1.0
     while True:
         middle = (low + high) / 2
@@ -157,12 +147,12 @@ def _upper_tail(k: int, n: int, p: float) -> float:
     """P(X >= k) for X binomial(n, p), 0 < p < 1, summed from the largest term of the smaller side."""
     if k > n * p:
         return _sum_from(k, n, p)
-    # P(X <= k - 1), read as a tail of the failures: n - X >= n - k + 1.
+    # P(X <= k - 1) as a tail of the failures: n - X >= n - k + 1.
     return 1 - _sum_from(n - k + 1, n, 1 - p) if k > 0 else 1.0
 
 
 def _sum_from(k: int, n: int, p: float) -> float:
-    """Sum of the binomial terms from k to n, k at or above the mean: they only get smaller."""
+    """Sum the binomial terms from k to n, for k at or above the mean, where they decrease."""
     if k > n:
         return 0.0
     log_term = lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log1p(-p)
@@ -177,18 +167,16 @@ def _sum_from(k: int, n: int, p: float) -> float:
 
 # --------------------------------------------------------------------------- confidence sequences
 #
-#     values in [low, high], in order ──▶ SequenceState (three sums) ──▶ mean_below, mean_above, mean_between
-#
 # The width follows the variance of the data, which for an EM drop near 0 is far below the range.
 
-V_OPT: Final = 8.0  # squared deviations, of values scaled to [0, 1], where the bound is tightest: 1,000 audits or so
+V_OPT: Final = 8.0  # squared deviations of values scaled to [0, 1] where the bound is tightest: about 1,000 audits
 _DIGITS: Final = 1e-10
-FIRST_GUESS: Final = 0.5  # of the first value, scaled; every later one is guessed by the mean before it
+FIRST_GUESS: Final = 0.5  # prediction of the first scaled value; a later one is predicted by the mean before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceState:
-    """The values so far, scaled to [0, 1]: all that an interval is made of."""
+    """Sums over the values so far, each scaled to [0, 1]."""
 
     n: int = 0
     total: float = 0.0
@@ -196,11 +184,11 @@ class SequenceState:
 
     @property
     def mean(self) -> float:
-        """Of the scaled values; `FIRST_GUESS` before there is one."""
+        """Mean of the scaled values; `FIRST_GUESS` before the first."""
         return self.total / self.n if self.n else FIRST_GUESS
 
     def plus(self, value: float) -> SequenceState:
-        """With one more value, scaled to [0, 1]; `watch` takes many."""
+        """Add one value that is already scaled to [0, 1]."""
         away = value - self.mean
         return SequenceState(n=self.n + 1, total=self.total + value, deviation=self.deviation + away * away)
 
@@ -208,9 +196,9 @@ class SequenceState:
 def watch(
     values: NDArray[np.float64], before: SequenceState | None = None, *, low: float = 0.0, high: float = 1.0
 ) -> SequenceState:
-    """Take in the next values, shape (n,), in their order, behind those `before`.
+    """Add the next values, shape (n,), in their order, to the state `before`.
 
-    Raises ValueError for a value outside of [low, high]: of -1 and 1 for an EM drop.
+    Raise ValueError for a value outside [low, high].
     """
     if not low < high or not ((values >= low) & (values <= high)).all():
         raise ValueError(f"values: need all of them in [{low:g}, {high:g}]")
@@ -231,11 +219,11 @@ def watch(
 def mean_below(
     watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
 ) -> float:
-    """Upper bound: the chance that it is ever below the running mean is at most `alpha`.
+    """Time-uniform upper bound: the chance that it is ever below the running mean is at most `alpha`.
 
     Conjugate-mixture empirical Bernstein: a gamma-exponential mixture over S_t = sum of (X - mean) with V_t the squared
     deviations from predictable guesses, scale c = 1. Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of Statistics
-    49(2), arXiv:1810.08240, theorem 4 and proposition 9. It is tightest at `v_opt` squared deviations, a constant.
+    49(2), arXiv:1810.08240, theorem 4 and proposition 9. Tightest at `v_opt` squared deviations, a constant.
     """
     return low + (high - low) * min(1.0, watched.mean + _radius(watched, alpha, v_opt))
 
@@ -245,7 +233,7 @@ def mean_above(watched: SequenceState, alpha: float, *, low: float = 0.0, high: 
 
 
 def mean_between(watched: SequenceState, confidence: float, *, low: float = 0.0, high: float = 1.0) -> Interval:
-    """Both ends, each with half of what `confidence` leaves."""
+    """Two-sided confidence sequence that gives each end half of 1 - confidence."""
     alpha = (1 - confidence) / 2
     return Interval(mean_above(watched, alpha, low=low, high=high), mean_below(watched, alpha, low=low, high=high))
 
@@ -258,9 +246,9 @@ def _radius(watched: SequenceState, alpha: float, v_opt: float) -> float:
 
 
 def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
-    """Bound above a sub-exponential sum with intrinsic variance v >= 0, one-sided, tightest at `v_opt`.
+    """One-sided bound on a sub-exponential sum with intrinsic variance v >= 0, tightest at `v_opt`.
 
-    alpha  in (0, 1/2): at twice an alpha of one half the tuning of the width has no meaning any more
+    alpha  in (0, 1/2); the tuning of the width has no meaning at 1/2
     scale  c of the sub-exponential law: the largest step down, in the unit of the sum
     """
     if v < 0 or not 0 < alpha < 0.5 or v_opt <= 0:
@@ -274,7 +262,6 @@ def gamma_exponential_log_wealth(s: float, v: float, alpha: float, *, v_opt: flo
 
 
 def _gamma_exponential(v: float, alpha: float, v_opt: float, scale: float) -> Callable[[float], float]:
-    """Its logarithm as a function of the sum alone; what does not depend on that is worked out once."""
     c2 = scale * scale
     start = best_rho(v_opt, 2 * alpha) / c2
     grown, begun = v / c2 + start, _log_lower_gamma(start, start)
@@ -282,10 +269,10 @@ def _gamma_exponential(v: float, alpha: float, v_opt: float, scale: float) -> Ca
 
 
 def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
-    """The smallest s, to ten digits and never below it, at which a wealth that grows with s reaches its goal.
+    """Return the smallest s, rounded up at ten digits, at which an increasing `log_wealth` reaches `goal`.
 
-    False position, the weight of an end that stays put halved each time: the Illinois method (Dowell and Jarratt 1971,
-    BIT 11). A guess keeps a third of the last digit off both ends, so that the two meet.
+    False position by the Illinois method (Dowell and Jarratt 1971, BIT 11). Each guess keeps a third of the last digit
+    off both ends, so that the two meet.
     """
     low, high = 0.0, 1.0
     below, above = log_wealth(low) - goal, log_wealth(high) - goal
@@ -305,10 +292,10 @@ def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
 
 
 def _log_lower_gamma(a: float, x: float) -> float:
-    """Logarithm of e^x x^-a times the lower incomplete gamma function at (a, x), a and x above 0.
+    """Logarithm of e^x x^-a times the lower incomplete gamma function at (a, x), a and x above 0; never overflows.
 
-    Below a + 1 by its power series, whose terms are all positive; above by what the continued fraction of the upper one
-    leaves (Abramowitz and Stegun 6.5.29 and 6.5.31, the fraction by Lentz's method). So scaled, nothing overflows.
+    Below a + 1 by the power series, above by the continued fraction of the upper function (Abramowitz and Stegun 6.5.29
+    and 6.5.31, Lentz's method).
     """
     if x < a + 1:
         term = total = 1 / a
@@ -323,7 +310,7 @@ def _log_lower_gamma(a: float, x: float) -> float:
 
 
 def _upper_gamma_fraction(a: float, x: float) -> float:
-    """The continued fraction behind the upper incomplete gamma function, x >= a + 1."""
+    """The continued fraction of the upper incomplete gamma function, x >= a + 1."""
     tiny = 1e-300
     b = x + 1 - a
     c, d = 1 / tiny, 1 / b
@@ -346,16 +333,15 @@ def _off_zero(number: float, tiny: float) -> float:
 # --------------------------------------------------------------------------- ratios
 #
 # A ratio r of means, such as tokens spent over tokens of the same runs in full, is refuted when part - r whole cannot
-# have mean 0; what is not refuted is the interval. The sums are quadratic in r, so the pairs are read once and every r
-# is asked afterwards. Valid at every look, under drift: the ratio covered is that of the two means of conditional
-# expectations so far.
+# have mean 0; the interval holds every r that is not refuted. The sums are quadratic in r, so one pass over the pairs
+# serves every r. Valid at every look and under drift, for the ratio of both means of conditional expectations so far.
 
-MOST: Final = 4.0  # ratios looked at; stopping that costs more than four full runs needs no finer number
+MOST: Final = 4.0  # the largest ratio considered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedPairs:
-    """The pairs so far, scaled by their cap: all that an interval is made of."""
+    """Sums over the pairs so far, scaled by their cap."""
 
     n: int = 0
     part: float = 0.0
@@ -366,16 +352,16 @@ class WatchedPairs:
 
     @property
     def ratio(self) -> float | None:
-        """Of the sums; None: the whole is nothing yet."""
+        """Ratio of the sums; None while the whole is 0."""
         return self.part / self.whole if self.whole else None
 
 
 def watch_pairs(
     part: NDArray[np.float64], whole: NDArray[np.float64], before: WatchedPairs | None = None, *, cap: float
 ) -> WatchedPairs:
-    """Take in the next pairs, shape (n,) each, in their order, all in [0, cap]; the cap must be known beforehand.
+    """Add the next pairs, shape (n,) each, in their order; `cap` must be fixed before the data.
 
-    Raises ValueError for a value outside of it.
+    Raise ValueError for a value outside [0, cap].
     """
     both = np.stack([part, whole], axis=1)
     if not cap > 0 or not ((both >= 0) & (both <= cap)).all():
@@ -400,7 +386,7 @@ def watch_pairs(
 
 
 def ratio_between(watched: WatchedPairs, confidence: float) -> Interval:
-    """From the smallest to the largest ratio that no look refutes with this confidence, in [0, 4]."""
+    """Confidence sequence for the ratio: every ratio in [0, 4] that the pairs do not refute."""
     ratio = watched.ratio
     if ratio is None:
         return Interval(0.0, MOST)
@@ -417,9 +403,9 @@ def weighted_between(
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[float, Interval]:
-    """A weighted mean of values in [low, high], shape (n,), and its confidence sequence, valid at every look.
+    """Return a weighted mean of values in [low, high], shape (n,), and its confidence sequence.
 
-    A weight is fixed before its value is known, and is in (0, most_weight], which must be known beforehand.
+    A weight is fixed before its value is known and lies in (0, most_weight], a bound that is fixed beforehand.
     """
     mean = float((weights * values).sum() / weights.sum())
     if (weights == 1).all():
@@ -430,7 +416,7 @@ def weighted_between(
 
 
 def _edge(watched: WatchedPairs, alpha: float, inside: float, outside: float) -> float:
-    """Where, on the way from a ratio that holds to one that may not, the first is refuted."""
+    """Bisect from a ratio that is not refuted towards `outside` to the first refuted one."""
     if not _refuted(watched, outside, alpha):
         return outside
     while abs(outside - inside) > 1e-7:
@@ -440,7 +426,7 @@ def _edge(watched: WatchedPairs, alpha: float, inside: float, outside: float) ->
 
 
 def _refuted(watched: WatchedPairs, ratio: float, alpha: float) -> bool:
-    """Is the mean of part - ratio whole surely not 0? The difference lies in an interval of width 1 + ratio."""
+    """Test mean(part - ratio whole) = 0; the difference lies in an interval of width 1 + ratio."""
     width = 1 + ratio
     deviation = (
         watched.part_deviation - 2 * ratio * watched.cross_deviation + ratio * ratio * watched.whole_deviation

@@ -1,12 +1,9 @@
-"""The certificate: which stopping levels have been shown to keep the EM budget, by counts alone.
+"""The certificate: which stopping levels have been shown to keep the EM budget, from counts alone.
 
-    audits ──▶ Counts (per level: gained, same, lost) ──▶ log E ──▶ certified level
-
-Levels are ordered from the safe end: level 0 never stops. Each level has a wealth process that bets against
-"its EM drop is at least epsilon"; wealth of 1/delta refutes that, and it may be looked at after every audit. Levels
-are accepted in order until one fails (fixed-sequence test). Constant bets make wealth a function of three counts, so
-late labels, replicas and replays add up to the same certificate whatever the order. ASSURANCE.md §3.3; betting:
-Waudby-Smith and Ramdas (2024), JRSS B 86(1), arXiv:2010.09686.
+Level 0 never stops. Each higher level has a wealth process that bets against "its EM drop is at least epsilon"; wealth
+of 1/delta refutes that at any look. Levels are accepted in order until one fails (fixed-sequence test). Constant bets
+make wealth a function of three counts, so late labels, replicas and replays give the same certificate in any order
+(ASSURANCE.md §3.3). Betting: Waudby-Smith and Ramdas (2024), JRSS B 86(1), arXiv:2010.09686.
 """
 
 from __future__ import annotations
@@ -22,13 +19,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Fractions of the largest bet that cannot go bankrupt. The best one is near 1 - drop/epsilon, and four cover it.
+# Fractions of the largest bet that cannot go bankrupt. The best bet is near 1 - drop/epsilon; four cover the range.
 BETS: Final = (0.25, 0.45, 0.65, 0.85)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
-    """What audits showed at each of M levels: the sums that certificates are made of."""
+    """Outcomes of audits at each of M levels."""
 
     gained: Ints  # (M,): audits where the stop would have been right and the full run was wrong, Z = -1
     same: Ints  # (M,): Z = 0
@@ -44,13 +41,13 @@ class Counts:
 
     @property
     def drop(self) -> Floats:
-        """Mean EM drop seen at each level, a fraction, shape (M,); not a number without audits."""
+        """Mean EM drop at each level, a fraction, shape (M,); nan without audits."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((self.lost - self.gained) / self.n, dtype=np.float64)
 
 
 def count_outcomes(z: NDArray[np.int8]) -> Counts:
-    """Count the EM drop of each audit at each level, -1, 0 or +1, shape (audits, M)."""
+    """Count the EM drops of audits, each -1, 0 or +1, shape (audits, M)."""
     gained = (z < 0).sum(axis=0, dtype=np.int64)
     lost = (z > 0).sum(axis=0, dtype=np.int64)
     return Counts(gained, len(z) - gained - lost, lost)
@@ -59,11 +56,11 @@ def count_outcomes(z: NDArray[np.int8]) -> Counts:
 def weighted_log_wealth(
     z: NDArray[np.int8], weight: Floats, *, max_em_drop: float | Floats, bets: Sequence[float] = BETS
 ) -> Floats:
-    """As `log_wealth`, of audits that were drawn at different shares: the product of 1 + nu w (eps - Z), shape (M,).
+    """`log_wealth` of audits with different shares: the product of 1 + nu w (eps - Z), shape (M,).
 
     With w = c/rho, c a lower bound of all shares, this is a non-negative supermartingale whenever the mean drop over
-    *all requests* so far is at least eps, whatever their order or dependence (VALIDITY, theorem). `max_em_drop` is of
-    all levels or of each; a level whose eps is 0 or less has no wealth: -infinity.
+    *all requests* so far is at least eps, whatever their order or dependence (VALIDITY, theorem). `max_em_drop` is one
+    for all levels or one for each; a level whose eps is 0 or less gets -infinity.
     """
     eps = np.broadcast_to(np.asarray(max_em_drop, dtype=np.float64), z.shape[1:])
     tested = np.where(eps > 0, eps, 0.5)
@@ -79,18 +76,17 @@ def log_wealth(counts: Counts, *, max_em_drop: float, bets: Sequence[float] = BE
     """Natural logarithm of the e-process of each level, shape (M,): the mean of constant bets.
 
     E_j = mean_b (1 + nu_b (eps + 1))^gained (1 + nu_b eps)^same (1 + nu_b (eps - 1))^lost, nu_b = BETS[b] / (1 - eps).
-    At each look it is an e-value against "the drop is at least eps". It falls with every loss, rises with everything
-    else and with eps; where nothing is gained it never exceeds n KL(drop || eps), the best bet in hindsight.
-    Raises ValueError for a budget outside (0, 1).
+    At each look it is an e-value against "the drop is at least eps". Where nothing is gained it never exceeds n KL(drop
+    || eps), the best bet in hindsight. Raise ValueError for a budget outside (0, 1).
     """
     check_budget(max_em_drop)
     return mixed(log_bets(counts.gained, counts.same, counts.lost, max_em_drop, bets=bets))
 
 
 def certified_level(wealth: Floats, *, delta: float) -> int:
-    """The last level of the unbroken run of passes at `delta` from the safe end; level 0 needs no proof.
+    """Return the last level of the unbroken run of passes from level 1; 0 if level 1 fails.
 
-    The same rule serves p-values, as -log(p). What is not a number has not passed.
+    Also accepts p-values, as -log(p); nan fails.
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta: got {delta}; above 0 and below 1")
@@ -99,9 +95,9 @@ def certified_level(wealth: Floats, *, delta: float) -> int:
 
 
 def spent_delta(delta: float, version: int) -> float:
-    """The part of delta that the v-th version of a window (from 1) may use, so that all versions together keep it.
+    """The delta for version v of a window (from 1) if all versions together must keep `delta`: delta * 6 / (pi^2 v^2).
 
-    delta * 6 / (pi^2 v^2), which sums to delta. For auditors who insist; the plain rule gives each version all of it.
+    The default rule gives each version all of delta; this one is for auditors who require the stricter claim.
     """
     if version < 1:
         raise ValueError(f"version: got {version}; the first is 1")
@@ -109,7 +105,7 @@ def spent_delta(delta: float, version: int) -> float:
 
 
 def smallest_proved_drop(gained: int, same: int, lost: int, *, delta: float) -> float | None:
-    """The smallest drop that these audits refute at `delta`, by bisection; None: no drop below 1 is refuted."""
+    """Return the smallest drop that these audits refute at `delta`; None: no drop below 1 is refuted."""
     counts = Counts(np.array([gained]), np.array([same]), np.array([lost]))
 
     def refutes(drop: float) -> bool:
@@ -125,22 +121,22 @@ def smallest_proved_drop(gained: int, same: int, lost: int, *, delta: float) -> 
 
 
 def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: float = 0.0) -> int:
-    """The smallest number of audits that certifies a level, if they show just what is expected of them.
+    """The smallest number of audits that certifies a level if they show exactly what is expected.
 
-    Real ones come by chance: where there are losses, two in three levels are there by then, half at 0.7 n, nine in ten
-    before 1.75 n (docs/reference/assurance.md). Losses come at `drop + gained`. Raises ValueError where no number would
-    be enough, and for rates that cannot be.
+    With random losses, two thirds of levels are certified by then, half at 0.7 n and nine in ten before 1.75 n
+    (docs/reference/assurance.md). Losses have the rate `drop + gained`. Raise ValueError for impossible rates, and
+    where no number of audits is enough.
     """
     lost = drop + gained
     if gained < 0 or lost < 0 or gained + lost > 1:
         raise ValueError(f"need gained >= 0, drop + gained >= 0 and both together at most 1; got {drop=} {gained=}")
     check_budget(max_em_drop)
     per_audit = log_bets(np.array([gained]), np.array([1 - gained - lost]), np.array([lost]), max_em_drop)
-    growth = float(per_audit.max())  # behind many audits the best bet is all that counts
+    growth = float(per_audit.max())  # for many audits the best bet dominates
     if growth <= 0:
         raise ValueError(f"no number of audits certifies a drop of {drop:g} against a budget of {max_em_drop:g}")
     never, enough = 0, int(np.ceil((log(1 / delta) + log(len(BETS))) / growth)) + 1
-    while enough - never > 1:  # the wealth of expected counts is convex and starts at 1: it passes once
+    while enough - never > 1:  # the wealth of expected counts is convex and starts at 1, so it crosses once
         middle = (never + enough) // 2
         passes = mixed(middle * per_audit)[0] >= log(1 / delta)
         never, enough = (never, middle) if passes else (middle, enough)
@@ -163,8 +159,8 @@ def log_bets(
 ) -> Floats:
     """Log wealth of each bet alone against "the drop is at least `drop`", shape (bets, M).
 
-    The product of 1 + nu (drop - Z). A drop above -1 and below 1 may be tested: a gain is one below 0. Every bet is
-    scaled by `weight`, in (0, 1].
+    The product of 1 + nu (drop - Z), for a drop in (-1, 1); below 0 it is a gain. `weight`, in (0, 1], scales every
+    bet.
     """
     nu = weight * np.array(bets)[:, np.newaxis] / (1 - drop)
     return np.asarray(

@@ -1,12 +1,7 @@
-"""Drift detectors: do the signals and outcomes of the traffic still look as they did when the level was certified?
+"""Drift detectors: compare the signals and outcomes of the traffic with those under which the level was certified.
 
-    changed             a known change: model, prompt, sampling, scorer, index       at once, no statistics
-    Cusum               signals of all traffic, in batches of 100                    drift that can be seen
-    ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot
-
-Each detector holds a few numbers and says True at an alarm; after one, the caller resets it. The loop is a fold over
-the log, so they are kept in memory alone; only `ShiryaevRoberts` gives its sums as plain data and takes them back, for
-guard-rails and tuners, which are written down. ASSURANCE.md §3.5.
+`changed` compares versions, `Cusum` watches the signals of all traffic and `ShiryaevRoberts` the outcomes of audits
+(ASSURANCE.md §3.5). The caller resets a detector after an alarm.
 """
 
 from __future__ import annotations
@@ -33,12 +28,12 @@ Part = Literal["model", "system_fingerprint", "prompt", "sampling", "scorer", "i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What a certificate silently takes for granted. None: nobody told; that is no change and no promise."""
+    """The versions that a certificate assumes. None: unknown, which never counts as a change."""
 
-    model: str | None = None  # the upstream's name for it
-    system_fingerprint: str | None = None  # of the engine and the weights, where the upstream tells it
-    prompt: str | None = None  # version of the prompt or the chat template
-    sampling: str | None = None  # temperature, top_p and their like, in one canonical text
+    model: str | None = None
+    system_fingerprint: str | None = None  # of the engine and the weights, where the upstream reports it
+    prompt: str | None = None  # version of the prompt or chat template
+    sampling: str | None = None  # temperature, top_p and so on, in one canonical text
     scorer: str | None = None  # version of the normaliser and the scorer
     index: str | None = None  # version of the retriever and its index
 
@@ -57,7 +52,7 @@ _PARTS: Final[tuple[Part, ...]] = ("model", "system_fingerprint", "prompt", "sam
 
 
 def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
-    """What is known to have changed. A part that is None on either side is unknown."""
+    """Return the parts that changed, leaving out those that are None on either side."""
     parts = ((part, getattr(before, part), getattr(after, part)) for part in _PARTS)
     return tuple(
         PartChange(part=part, before=old, after=new)
@@ -69,17 +64,15 @@ def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
 # --------------------------------------------------------------------------- signals of all traffic
 
 BATCH: Final = 100  # requests whose signals are averaged
-REFERENCE: Final = 15  # batches that say what is normal
+REFERENCE: Final = 15  # batches that define the normal state
 
 
 class Cusum:
-    """Watch F signals of all traffic, batch by batch, for a shift up or down that stays.
+    """Watch F signals of all traffic, batch by batch, for a lasting shift up or down.
 
-    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first `reference_batches`,
-    at least 2. The sd of a batch mean is taken from the spread between those batches, or from the spread of requests
-    inside them where that says more: 15 means know their own sd to a fifth only, and where they happen to lie close
-    together every later one looks like drift; 1,500 requests know theirs, but not what comes in clusters of several
-    batches. The slack and the limit of a sum are in sd of a batch mean.
+    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first `reference_batches`
+    (at least 2). Slack and limit are in sd of a batch mean: the larger of the spread between the reference batches,
+    which sees clusters but is imprecise (15 means know their sd to a fifth), and the spread of requests inside them.
     """
 
     def __init__(
@@ -93,12 +86,12 @@ class Cusum:
 
     def reset(self) -> None:
         self._means: list[Floats] = []
-        self._within: list[Floats] = []  # variance of each batch's mean, if its requests are independent
+        self._within: list[Floats] = []  # variance of each batch's mean if its requests are independent
         self.up = np.zeros(self._n_features)  # sums towards larger means, shape (F,)
-        self.down = np.zeros(self._n_features)  # … towards smaller ones
+        self.down = np.zeros(self._n_features)  # sums towards smaller means
 
     def add(self, batch: Floats) -> bool:
-        """Take in the signals of the requests of one batch, shape (n, F), all finite; True: alarm."""
+        """Add one batch of signals, shape (n, F), all finite; return True for an alarm."""
         if batch.ndim != 2 or not len(batch) or batch.shape[1] != self._n_features or not np.isfinite(batch).all():
             raise ValueError(f"batch: got {batch!r}; rows of {self._n_features} finite signals")
         mean = batch.mean(axis=0)
@@ -120,9 +113,9 @@ class Cusum:
 class ShiryaevRoberts:
     """Watch the outcomes of audits at the deployed level for an EM drop above the budget.
 
-    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `threshold`.
-    While the drop is within the budget an alarm comes on average after at least `threshold` audits, by construction
-    (Shin, Ramdas, Rinaldo 2023, arXiv:2203.03532).
+    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `threshold`. While
+    the drop is within the budget, the mean number of audits to an alarm is at least `threshold` (Shin, Ramdas, Rinaldo
+    2023, arXiv:2203.03532).
     """
 
     def __init__(self, max_em_drop: float, *, threshold: float = 2_000.0) -> None:
@@ -138,11 +131,14 @@ class ShiryaevRoberts:
 
     @property
     def mean(self) -> float:
-        """The evidence against "within the budget" so far; compare with `threshold`."""
+        """The evidence against "within the budget"; an alarm is raised at `threshold`."""
         return sum(self._sums) / len(self._sums)
 
     def add(self, z: int) -> bool:
-        """Take in one audit: z = -1 the stop gained the right answer, 0 the same, +1 it lost it; True: alarm."""
+        """Add one audit and return True for an alarm.
+
+        z  +1: the stop lost the right answer, -1: it gained it, 0: the same
+        """
         factors = self._factors[z]
         self._sums = tuple((m + 1) * factor for m, factor in zip(self._sums, factors, strict=True))
         return self.mean >= self._threshold
@@ -158,29 +154,24 @@ class ShiryaevRoberts:
 
 # --------------------------------------------------------------------------- drift that only audits show
 #
-# certifying audits ──▶ Reference ─┐
-# audits as they return ───────────┴▶ AuditWatch ──▶ an alarm's sentence, or doubt ──▶ audit_share_in_doubt
-# Reference, budget, audit share ──▶ detection_law ──▶ "a silent loss of 3 points would be noticed within …"
-#
-# The reference is frozen: it is a rate among the audits that certified the first level of the epoch. A refit or a
-# change of level reads the rate of the new level among the same audits, so a slow ramp is never taken for the normal
-# state.
+# The reference is frozen: a rate among the audits that certified the first level of the epoch. After a refit or a
+# change of level it is the new level's rate among the same audits, so a slow ramp never becomes the normal state.
 
 RISES: Final = (1.0, 2.5, 6.0)  # of a rate above its reference, in budgets: the alternatives that are tested
 THRESHOLD: Final = 200.0  # of the wealth of a rate: a guaranteed mean number of audits to a false alarm
-QUANTILE: Final = 0.85  # of what the certifying audits leave possible as the normal rate
-HARMLESS: Final = 0.5  # part of the budget up to which a rate is never called a rise
-LARGEST_RATE: Final = 0.99  # that can be told from its alternatives
-DOUBT_BEGINS: Final = 0.25  # suspicion from which audits are drawn more often …
-DOUBT_ENDS: Final = 0.05  # … and at which they are not any more
+QUANTILE: Final = 0.85  # confidence of the upper bound from the certifying audits that is the normal rate
+HARMLESS: Final = 0.5  # part of the budget up to which a rate is never a rise
+LARGEST_RATE: Final = 0.99  # that can be distinguished from its alternatives
+DOUBT_BEGINS: Final = 0.25  # suspicion from which audits are drawn more often
+DOUBT_ENDS: Final = 0.05  # suspicion at which that ends
 DOUBT_SHARE: Final = 0.5  # of requests that are audited in doubt
-LAW_FIT: Final = 0.87  # of the two delays of `detection_law`: a sum of medians is above the median of a sum
+LAW_FIT: Final = 0.87  # in `detection_law`: the sum of the medians of its two delays is above the median of their sum
 LAW_HORIZON: Final = 20_000  # requests after which a drift counts as not noticed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What the certifying audits showed at one level."""
+    """Counts of the certifying audits at one level."""
 
     n_disagreeing: int
     n_lost: int  # audits with Z = +1
@@ -194,16 +185,16 @@ class Reference:
 class _RateWatch:
     """An e-detector for a Bernoulli rate above `normal`: W_r <- max(1, W_r) LR_r, averaged over the alternatives r.
 
-    The e-CUSUM of Shin, Ramdas, Rinaldo (2023), arXiv:2203.03532: while the rate is at most `normal`, an alarm comes
-    on average after at least `THRESHOLD` audits, and much later in practice.
+    The e-CUSUM of Shin, Ramdas, Rinaldo (2023), arXiv:2203.03532: while the rate is at most `normal`, the mean number
+    of audits to an alarm is at least `THRESHOLD`.
     """
 
     def __init__(self) -> None:
         self._wealth = (1.0,) * len(RISES)
 
     def expect(self, count: int, n: int, max_em_drop: float) -> None:
-        """Set the normal rate from `count` of `n` certifying audits; the wealth stays."""
-        normal = normal_rate(count, n, max_em_drop)  # at LARGEST_RATE all ratios are 1: no rise can be told
+        """Set the normal rate from `count` of `n` certifying audits and keep the wealth."""
+        normal = normal_rate(count, n, max_em_drop)  # at LARGEST_RATE all ratios are 1: no rise can be detected
         rates = [min(normal + rise * max_em_drop, LARGEST_RATE) for rise in RISES]
         self._if_so = tuple(rate / normal for rate in rates)
         self._if_not = tuple((1 - rate) / (1 - normal) for rate in rates)
@@ -221,12 +212,12 @@ class _RateWatch:
 
 
 class AuditWatch:
-    """Watch audits at the active level for a drop above the budget and for a rise above the frozen reference.
+    """Watch audits at the active level for a drop above the budget and for rates above the frozen reference.
 
-    Three e-detectors: the EM drop against the budget (`ShiryaevRoberts`), the rate of disagreement and the rate of
-    losses, each against what the certifying audits leave possible. While no rate is above its reference, the mean
-    number of audits to a false alarm is at least THRESHOLD by construction for each rate; `tests.claims.test_detection`
-    measures it in requests. After an alarm, begin an epoch and a new watch.
+    Three e-detectors: the EM drop against the budget (`ShiryaevRoberts`), and the rates of disagreement and of losses
+    against the certifying audits. While a rate is at most its reference, its mean number of audits to a false alarm is
+    at least THRESHOLD; `tests.claims.test_detection` measures it in requests. After an alarm, begin an epoch and a new
+    watch.
     """
 
     def __init__(self, *, max_em_drop: float, reference: Reference) -> None:
@@ -237,25 +228,25 @@ class AuditWatch:
         self.rebase(reference)
 
     def rebase(self, reference: Reference) -> None:
-        """Compare with another level from now on, counted on the same certifying audits; the evidence stays."""
+        """Compare with another level, counted on the same certifying audits; keep the evidence."""
         self._disagreement.expect(reference.n_disagreeing, reference.n, self._max_em_drop)
         self._loss.expect(reference.n_lost, reference.n, self._max_em_drop)
 
     @property
     def suspicion(self) -> float:
-        """How near the alarm for a rising rate is, in [0, 1]: 0 is no sign of a rise, 1 is an alarm."""
+        """Nearness of the alarm for a rising rate, in [0, 1]; 1 is an alarm."""
         return max(self._disagreement.suspicion, self._loss.suspicion)
 
     @property
     def in_doubt(self) -> bool:
-        """Is there a suspicion that audits should settle? It begins at DOUBT_BEGINS and ends at DOUBT_ENDS."""
+        """True from a suspicion of DOUBT_BEGINS until it falls to DOUBT_ENDS."""
         return self._in_doubt
 
     def add(self, z: int | None, disagrees: bool | None, weight: float = 1.0) -> str | None:
-        """Take in one audit, in the order in which audits return; the alarm's sentence, or None.
+        """Add one audit, in the order in which audits return; return the alarm's sentence or None.
 
-        z          -1 the stop gained the right answer, 0 the same, +1 it lost it; None: not known (yet)
-        disagrees  the stop's answer is not the full run's; None: added before, when the run returned without a label
+        z          +1: the stop lost the right answer, -1: it gained it, 0: the same; None: not known (yet)
+        disagrees  the stop's answer differs from the full run's; None: already added, when the run returned unlabelled
         weight     c/rho in (0, 1] where the audit share depended on the request itself, else 1
         """
         if not 0 < weight <= 1:
@@ -273,9 +264,9 @@ class AuditWatch:
 
 
 def audit_share_in_doubt(watch: AuditWatch, base_share: float, cap: float) -> float:
-    """The share of the next requests to audit: DOUBT_SHARE while the watch is in doubt, `base_share` otherwise.
+    """The share of the next requests to audit: DOUBT_SHARE, at most `cap`, in doubt; never below `base_share`.
 
-    Never above `cap` in doubt, and never below `base_share`. A certificate weights the extra audits with c/rho.
+    A certificate weights the extra audits with c/rho.
     """
     return max(base_share, min(cap, DOUBT_SHARE)) if watch.in_doubt else base_share
 
@@ -296,12 +287,12 @@ class DetectionLaw:
 def detection_law(
     drop: float, *, max_em_drop: float, reference: Reference, audit_share: float, cap: float, labels: bool = True
 ) -> DetectionLaw:
-    """Estimate the delay of the alarm after a sudden loss that no signal shows.
+    """Estimate the median delay of the alarm after a sudden loss that no signal shows.
 
-    The wait for the first audit in trouble, ln 2 / (share p) requests, and then ln(THRESHOLD) / KL(p || normal) audits
-    at the share in doubt (`cap` limits it), where p is the rate after the loss and normal the rate that is expected;
-    the sum of both, times LAW_FIT, is within a quarter of the median in simulations (`tests.claims.test_detection`).
-    Audits return at once here: add the time that a full run takes. Without labels disagreement alone is watched.
+    LAW_FIT times the sum of the wait for the first affected audit, ln 2 / (share p) requests, and of ln(THRESHOLD) /
+    KL(p || normal) audits at the share in doubt (at most `cap`), with p the rate after the loss. Within a quarter of
+    the median in simulations (`tests.claims.test_detection`). Add the duration of a full run, which is 0 here. Without
+    labels only disagreement is watched.
     """
     if not 0 < drop < 1 or not 0 < audit_share < 1:
         raise ValueError(f"need 0 < drop < 1 and 0 < audit_share < 1; got {drop=} {audit_share=}")
@@ -320,6 +311,6 @@ def _delay(drop: float, count: int, n: int, max_em_drop: float, share: float, ca
 
 
 def normal_rate(count: int, n: int, max_em_drop: float) -> float:
-    """The rate that is expected after `count` of `n` certifying audits; one below half the budget is never a rise."""
+    """The expected rate after `count` of `n` certifying audits: at least HARMLESS times the budget."""
     rate = max(exact_binomial(count, n, 2 * QUANTILE - 1).high, HARMLESS * max_em_drop)
     return min(rate, LARGEST_RATE)

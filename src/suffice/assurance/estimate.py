@@ -1,17 +1,14 @@
-"""Estimates for the report of a route, from the sums over its runs.
-
-A number that was not measured is None. Every estimate says how many observations it stands on and how its interval was
-made.
+"""Estimates for the report of a route, from the sums over its runs. What was not measured is None.
 
     full runs     run to their end by design: everything in observe, audits in enforce
-    stopped runs  ended early by the policy. Easier than average, so not to be compared with full
-    live runs     everything in enforce that is no audit, stopped or not: the lot made this group
-                  equal to the audits, so these two may be compared
-    spent tokens  generated: delivered, in probes, or discarded. Prompts are counted separately
-    money         everything, prompts included, at the prices that stood when the request was served
+    stopped runs  ended early by the policy; easier than average, so not comparable with full runs
+    live runs     everything in enforce that is no audit, stopped or not; the random assignment makes
+                  them comparable with audits
+    spent tokens  generated: delivered, in probes, or discarded; prompts are counted separately
+    money         everything, prompts included, at the prices of the time of the request
 
-Where only some requests have rows in the log (`sampling`), a run counts for those that it stands for, and what the
-gateway counted of the others makes counts, tokens and money whole.
+Where only some requests have rows in the log (`sampling`), each run is weighted, and the gateway's counters of the
+others complete counts, tokens and money.
 """
 
 from __future__ import annotations
@@ -32,18 +29,18 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 
 AGAINST_AUDITS = "all enforced runs against audits"
-MIN_AUDITS = 20  # below it, a saving gets no interval and says why
-MIN_GROUPS = 10  # of questions (`tally.N_GROUPS`): with fewer, leaving one out at a time says little
+MIN_AUDITS = 20  # below it, a saving gets a note instead of an interval
+MIN_GROUPS = 10  # of questions (`tally.N_GROUPS`) for a jackknife interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalEstimate:
     value: float
-    low: float | None  # ends of the interval; None: it could not be made
+    low: float | None  # ends of the interval; None: could not be computed
     high: float | None
-    n: int  # observations behind it
-    method: str  # how the interval was made
-    note: str | None = None  # what keeps it from being trusted; None: nothing
+    n: int  # observations
+    method: str  # of the interval
+    note: str | None = None  # a reason not to trust it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,33 +57,33 @@ class TokenTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoneyTotals:
-    governed_usd: float  # everything that governed requests cost
-    overhead_usd: float  # part of it that the runs alone would not have cost
+    governed_usd: float  # cost of governed requests
+    overhead_usd: float  # part of `governed_usd` that the runs alone would not have cost
     ungoverned_usd: float  # requests that passed through untouched
     n_known: int  # requests behind these sums
-    n_unknown: int  # requests without a cost: no prices then, or nobody counted their tokens
+    n_unknown: int  # requests without prices or token counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportEstimates:
-    """Every estimate of a report. None: there was nothing to measure it on."""
+    """Every estimate of a report. None: there was nothing to measure."""
 
     em_full: IntervalEstimate | None
     em_stopped: IntervalEstimate | None
     em_live: IntervalEstimate | None
-    tokens_full: IntervalEstimate | None  # spent a request
+    tokens_full: IntervalEstimate | None  # spent per request
     tokens_stopped: IntervalEstimate | None
-    saving: IntervalEstimate | None  # enforce: share of tokens, as `saving_of` has it
-    # Savings are measured against full runs; of a vote that was decided early that is the vote over all its samples,
-    # estimated from those drawn (`money`).
+    saving: IntervalEstimate | None  # enforce: see `saving_of`
+    # Savings are against full runs; for a vote that was decided early, against all its samples, estimated from those
+    # drawn (`money`).
     decided_saving: IntervalEstimate | None  # full runs: share of tokens not spent because votes were decided
-    would_save: IntervalEstimate | None  # observe: the same with the shadow stops made: tokens behind them saved, too
-    cost_full: IntervalEstimate | None  # US dollars a request, as `tokens_full`
+    would_save: IntervalEstimate | None  # observe: the same, plus the tokens after the shadow stops
+    cost_full: IntervalEstimate | None  # US dollars per request
     cost_stopped: IntervalEstimate | None
-    cost_reduction: IntervalEstimate | None  # enforce: as `saving`, in money, prompts included
+    cost_reduction: IntervalEstimate | None  # enforce: `saving` in money, prompts included
     saved_usd: IntervalEstimate | None  # enforce: all money saved so far, audits and their probes counted as spent
-    would_save_usd: IntervalEstimate | None  # observe: what the stops would have saved, net of handing over
-    disagreement: IntervalEstimate | None  # full runs: the stop would have answered otherwise
+    would_save_usd: IntervalEstimate | None  # observe: saving of the shadow stops, net of their hand-over
+    disagreement: IntervalEstimate | None  # full runs: the stop's answer would have differed
     em_drop: IntervalEstimate | None  # labelled full runs: EM(full) - EM(stopped), paired
     n_lost: int | None  # labelled pairs that the stop would have made wrong
     n_gained: int | None  # labelled pairs that the stop would have made right
@@ -94,7 +91,7 @@ class ReportEstimates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteReport:
-    """What is known about one route. None means not measured, never zero."""
+    """The measurements of one route. None: not measured."""
 
     route: str
     kinds: tuple[str, ...]
@@ -106,24 +103,24 @@ class RouteReport:
     ungoverned: Mapping[str, int]  # reason: requests that passed through untouched
     end_reasons: Mapping[str, int]
     n_audits: int
-    n_abandoned_audits: int  # the client left, or it timed out: counted as losses
-    n_telling_audits: int  # that say whether the stop would have answered the same
-    n_audit_disagreements: int  # … and it would not have
-    audits_at_s: tuple[float, ...]  # when the latest audits came, Unix time, oldest first
+    n_abandoned_audits: int  # client disconnects and time-outs: counted as losses
+    n_telling_audits: int  # whose stop's answer can be compared
+    n_audit_disagreements: int  # of `n_telling_audits`
+    audits_at_s: tuple[float, ...]  # times of the latest audits, Unix time, oldest first
     n_stopped: int
     n_labelled: int  # governed requests with a label that says right or wrong
     n_would_stop: int  # full runs in which the policy would have stopped
     n_trials: int  # probes of a thought that were answered
-    n_trials_read: int  # … with something that the scorer could read
+    n_trials_read: int  # with an answer that the scorer could read
     measured: ReportEstimates
     tokens: TokenTotals
     money: MoneyTotals
-    degraded: Mapping[str, int]  # place: requests in which Suffice failed open there
-    n_dropped: int | None  # events that the log had to drop, if the caller knows
+    degraded: Mapping[str, int]  # place: requests that failed open there
+    n_dropped: int | None  # events that the log had to drop; None: unknown
 
     @property
     def governed_share(self) -> float | None:
-        """Part of the requests that was governed, [0, 1]; None: there were no requests."""
+        """In [0, 1]; None without requests."""
         return self.n_governed / self.n_requests if self.n_requests else None
 
 
@@ -164,17 +161,16 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95, n_dropped: 
 def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None:
     """The share of its tokens that a route has saved; every figure called a saving is this one.
 
-    1 - spent / full, over every enforced request of the log. Spent is all that was generated: delivered, in probes
-    and discarded, the audits that ran in full included. Full is what these requests would have generated without
-    Suffice: their number times the mean of the audits, each weighted by 1/P(it was drawn), without probes. A vote
-    that was decided early counts in full with all of its samples. It can be below 0. None: nothing was enforced, or
-    no audit has ended.
+    1 - spent / full, over every enforced request. Spent is all that was generated: delivered, in probes and discarded,
+    audits included. Full is the number of these requests times the mean of the audits, each weighted by 1/P(audit),
+    without probes; a vote that was decided early counts with all of its samples. It can be negative. None: nothing was
+    enforced, or no audit has ended.
     """
     return _grouped(tally, "saving", _saving, AGAINST_AUDITS, confidence)
 
 
 def pooled_saving(tallies: Iterable[Tally]) -> float | None:
-    """The saving of several routes together: their spent tokens against what all would have spent in full."""
+    """The saving of several routes together; None without a measured one."""
     spent = full = 0.0
     for tally in tallies:
         sums = _sums_by_group(tally, "saving").sum(axis=0)
@@ -184,16 +180,15 @@ def pooled_saving(tallies: Iterable[Tally]) -> float | None:
 
 
 def pooled_would_save(tallies: Iterable[Tally]) -> float | None:
-    """What the shadow stops of several observing routes together would have saved; None: there were no such runs."""
+    """What the shadow stops of several observing routes together would have saved; None without such runs."""
     known = [parts.sum(axis=0) for tally in tallies if len(parts := _sums_by_group(tally, "would_save"))]
     whole = sum(float(sums[2]) for sums in known)
     return 1 - sum(float(sums[1]) for sums in known) / whole if whole else None
 
 
 def _measured(tally: Tally, confidence: float) -> ReportEstimates:
-    """Compare only what may be compared; see the head of this file."""
     count = tally.counts.get
-    # Abandoned audits count as losses, but alone they are no measurement of a drop.
+    # Abandoned audits count as losses, but alone they do not measure a drop.
     n_drops = count("drops", 0) if count("drops_marked", 0) else 0
     n_lost, n_gained = count("lost", 0), count("gained", 0)
     n_decided = sum(one[1] for one in tally.groups.get("decided", {}).values())
@@ -230,7 +225,7 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
 
 
 def _rate(tally: Tally, name: str, confidence: float) -> IntervalEstimate | None:
-    """Share of true marks. Weighted runs count as so many equal ones as tell as much (Kish 1965)."""
+    """Share of true marks. Weighted runs count as their effective sample size (Kish 1965)."""
     n, weights, true, squares = tally.rates.get(name, (0.0, 0.0, 0.0, 0.0))
     if n < 0.5:
         return None
@@ -239,7 +234,7 @@ def _rate(tally: Tally, name: str, confidence: float) -> IntervalEstimate | None
 
 
 def _anytime(value: float, n: int, confidence: float, *, worth: float, low: float) -> IntervalEstimate:
-    """A mean of data in [low, 1] with its interval."""
+    """A mean of values in [low, 1] with its interval; `worth` is the effective sample size."""
     alike = abs(worth - n) < 1e-6 * n
     interval = mean_interval(value, n if alike else max(1, int(worth)), confidence, low=low)
     return IntervalEstimate(
@@ -252,16 +247,16 @@ def _anytime(value: float, n: int, confidence: float, *, worth: float, low: floa
 
 
 def _sums_by_group(tally: Tally, name: str) -> Floats:
-    """Of each group of questions, the number of runs first, shape (groups, sums)."""
+    """Sums of each group of questions, the number of runs first, shape (groups, sums)."""
     return np.array(list(tally.groups.get(name, {0: [0.0] * 6}).values()), dtype=np.float64)
 
 
 def _grouped(
     tally: Tally, name: str, statistic: Statistic, what: str, confidence: float, *, times: int | None = None
 ) -> IntervalEstimate | None:
-    """A statistic of the sums, with an interval if there are audits and questions enough to make one.
+    """A statistic of the sums, with an interval if there are enough audits and questions.
 
-    times  the column whose sum the statistic is multiplied by: a total, of a number of runs that is known
+    times  column whose sum multiplies the statistic, for a total over a known number of runs
     """
     if not tally.groups.get(name):
         return None
@@ -294,7 +289,7 @@ def _grouped(
 
 
 def _jackknife(without: Floats, confidence: float) -> float:
-    """Half the width of an interval, from what the statistic is without each group (Kott 2001)."""
+    """Half the width of an interval, from the statistic without each group (Kott 2001)."""
     n = len(without)
     away = without - without.sum() / n
     deviation = sqrt((n - 1) / n * float(away @ away))
@@ -303,14 +298,14 @@ def _jackknife(without: Floats, confidence: float) -> float:
 
 @lru_cache(maxsize=1_024)
 def _student(confidence: float, freedom: int) -> float:
-    """The two-sided quantile of Student's t, within 0.1 % from 9 degrees of freedom on (Fisher and Cornish 1960)."""
+    """Two-sided quantile of Student's t, within 0.1 % from 9 degrees of freedom on (Fisher and Cornish 1960)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return float(z + sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
-# Statistics of the sums (runs, cost of all, their number) and, against audits, also (what drawn full runs cost alone,
-# their number, audits).
+# Statistics of the sums (runs, their cost, their number), followed against audits by (cost of the drawn full runs
+# without probes, their number, audits).
 
 
 def _mean(sums: Floats) -> Floats:

@@ -1,20 +1,16 @@
 """Bounds how often the delivered answer of a stop differs from the trial answer that was judged.
 
-    delivered beside trial answers ──▶ FinishFidelity ──▶ Fidelity ──▶ Budget ──▶ certify
-                                             └──▶ alarm ──▶ a new epoch
+Audits judge the trial answer at a level; a client gets the answer after the finish. With f the rate at which the two
+differ, E[drop of the delivered answer] <= E[drop of the trial answer] + f. An upper bound on f is subtracted from
+epsilon before any test, and its risk, `FIDELITY_RISK`, is added to that of the certificate. Without a measurement there
+is no certificate (CONTRACT.md §1). A route that returns a recorded answer verbatim (votes, rounds) needs none.
 
-Audits judge the trial answer at a level; a client gets what the finish makes of it. With f the rate at which the two
-differ, E[drop of what is delivered] <= E[drop of the trial answer] + f. An upper bound on f is taken off epsilon before
-anything is tested, and its risk, `FIDELITY_RISK`, is added to that of the certificate. Without a measurement there is
-no certificate (CONTRACT.md §1). A route that returns a recorded answer word for word (votes, rounds) needs none.
-
-`FinishFidelity` measures f for the levels that are served, over the latest comparisons, and raises an alarm when it
-rises above what was measured first. At one moment that was fixed beforehand, the mean rate behind the compared window
-is at most `upper`, with 99 %: the one-sided interval of Clopper and Pearson (1934), exact for equal rates; under drift
-it covers the mean rate (Hoeffding 1956, Annals of Mathematical Statistics 27(3), theorem 4), and at 99 % no bound that
-rises with the count is smaller (Buehler 1957, JASA 52). Over many looks it fails at 1 % of them at most, in
-expectation, which is what a claim about the share of requests needs; `bound_fidelity(…, anytime=True)` is for claims
-about all looks. Dependence beyond the window is not covered; this is what the alarm is for.
+`FinishFidelity` measures f over the latest comparisons at the served levels and raises an alarm when it rises. At one
+moment fixed beforehand, the mean rate in the window is at most `upper` with 99 %: the one-sided interval of Clopper and
+Pearson (1934), exact for equal rates. Under drift it covers the mean rate (Hoeffding 1956, Annals of Mathematical
+Statistics 27(3), theorem 4); at 99 % no bound that rises with the count is smaller (Buehler 1957, JASA 52). Over many
+looks it fails at 1 % of them at most, in expectation, which is what a claim about the share of requests needs;
+`bound_fidelity(…, anytime=True)` is for claims about all looks at once. Dependence beyond the window is not covered.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from typing import Final
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import smallest_proved_drop
 
-FIDELITY_RISK: Final = 0.01  # that the bound on how often a finish changes the answer is too low; add it to delta
+FIDELITY_RISK: Final = 0.01  # probability that the bound is too low; add it to delta
 FIDELITY_CONFIDENCE: Final = 1 - FIDELITY_RISK
 
 MOST_BANDS: Final = 4  # of levels, each with its own measurement
@@ -35,8 +31,8 @@ MOST_BANDS: Final = 4  # of levels, each with its own measurement
 # exceeds 2 % after 180, 480 and 1,130 stops at 5 % (medians, without the alarm).
 FIDELITY_WINDOW: Final = 2_000
 
-STOPS_TO_FALSE_ALARM: Final = 100_000.0  # on average at least, at the reference rate
-FINISH_RISES: Final = (0.02, 0.05, 0.15, 0.5)  # what the detector bets on: parts of the way from the reference to 1
+STOPS_TO_FALSE_ALARM: Final = 100_000.0  # lower bound of the mean number, at the reference rate
+FINISH_RISES: Final = (0.02, 0.05, 0.15, 0.5)  # alternatives: fractions of the way from the reference to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,24 +43,24 @@ class Fidelity:
 
     @property
     def rate(self) -> float:
-        """The rate that was seen, [0, 1]; 0 where nothing had to be measured."""
+        """The observed rate, [0, 1]; 0 without comparisons."""
         return self.n_differing / self.n if self.n else 0.0
 
 
-VERBATIM = Fidelity(n=0, n_differing=0, upper=0.0)  # what is delivered is the recorded answer itself
+VERBATIM = Fidelity(n=0, n_differing=0, upper=0.0)  # the delivered answer is the recorded one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     max_em_drop: float  # fraction; 0: nothing may be certified
-    reason: str  # a sentence for a person
+    reason: str  # a sentence for the operator
 
 
 def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool = True) -> Fidelity | None:
-    """Bound the rate behind `n_differing` of `n` comparisons, one-sided; None: nothing was compared.
+    """One-sided bound on the rate behind `n_differing` of `n` comparisons; None without comparisons.
 
-    `anytime` bounds hold at all looks at once: the rate is tested by the same wealth as a drop. Others, of Clopper and
-    Pearson (1934), are nearer to the rate, for one look after a number of comparisons that was fixed before.
+    `anytime` bounds hold at all looks at once, by the wealth process of `certify`. The others (Clopper and Pearson
+    1934) are tighter, for one look after a number of comparisons that was fixed before.
     """
     if not 0 <= n_differing <= n or not 0.5 < confidence < 1:
         raise ValueError(f"need 0 <= n_differing <= n and 0.5 < confidence < 1; got {n_differing=} {n=} {confidence=}")
@@ -79,9 +75,9 @@ def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool
 
 
 def budget_left(max_em_drop: float, fidelity: Fidelity | None, *, other_charges: float = 0.0) -> Budget:
-    """Take the finish, and whatever else was charged, such as a judge's error, off the budget; all fractions of EM.
+    """Subtract the finish and other charges, such as a judge's error, from the budget; all fractions of EM.
 
-    Without a measurement of the finish nothing may be certified.
+    Without a measurement of the finish nothing is left.
     """
     if other_charges < 0:
         raise ValueError(f"other_charges: got {other_charges}; at least 0")
@@ -98,17 +94,17 @@ def budget_left(max_em_drop: float, fidelity: Fidelity | None, *, other_charges:
 class LevelBand:
     """Comparisons made at neighbouring levels."""
 
-    latest: deque[bool]  # oldest first: did the finish change the answer?
-    reference: float | None = None  # the bound behind the first half window, which never moves; None: not yet
+    latest: deque[bool]  # True: the finish changed the answer; oldest first
+    reference: float | None = None  # bound from the first half window, then frozen; None: not yet
     evidence: tuple[float, ...] = (0.0,) * len(FINISH_RISES)  # that the rate is above the reference, for each rise
     alarmed: bool = False
 
     def note(self, differs: bool) -> bool:
-        """Take in the next comparison; True: it raises the alarm.
+        """Add the next comparison and return True if it raises the alarm.
 
         An e-detector (Shiryaev-Roberts; Shin, Ramdas, Rinaldo 2023, arXiv:2203.03532): M <- (M + 1) LR for each rise,
-        LR the likelihood ratio of the comparison at the higher rate and at the reference. While no comparison has a
-        rate above the reference given those before it, an alarm comes after `STOPS_TO_FALSE_ALARM` on average at least.
+        LR the likelihood ratio of the higher rate to the reference. While no comparison has a conditional rate above
+        the reference, the mean number of comparisons to an alarm is at least `STOPS_TO_FALSE_ALARM`.
         """
         self.latest.append(differs)
         if self.alarmed:
@@ -127,11 +123,11 @@ class LevelBand:
 
 @dataclass(slots=True)
 class FinishFidelity:
-    """How often the finish changed the answer lately, by band of levels; plain data, the same for the same log.
+    """How often the finish changed the answer lately, by band of levels; deterministic in the log.
 
-    The levels of one band are measured together and charged alike. A band with fewer comparisons than a window fills
-    it up from the next higher bands, newest first. Higher levels stop earlier, and this takes for granted that a finish
-    from a shorter prefix changes the answer at least as often.
+    All levels of a band get its bound. A band with fewer comparisons than a window borrows from the next higher bands,
+    newest first. This assumes that a finish from a shorter prefix (a higher level) changes the answer at least as
+    often.
     """
 
     n_levels: int  # of the version, level 0 included; at least 2
@@ -149,18 +145,18 @@ class FinishFidelity:
         return tuple((band + 1) * (self.n_levels - 1) // len(self.bands) for band in range(len(self.bands)))
 
     def note(self, level: int, differs: bool) -> bool:
-        """Take in the next comparison of the log, at the level of the stop, made or not; True: it raises an alarm."""
+        """Add the next comparison of the log, at the level of a real or shadow stop; return True for an alarm."""
         return self.bands[self._band(level)].note(differs)
 
     def charge(self, level: int) -> Fidelity | None:
-        """Bound the rate at which the finish changes the answer of a level that is to be served.
+        """Bound the rate at which the finish changes the answer at `level`.
 
-        It is the largest bound of the bands up to that of the level, because the first level that breaks the budget
-        has to pass before any above it is served. So one bound alone has to hold, whichever level is served, and the
-        risk is `FIDELITY_RISK` once, provided that all levels up to the served one are tested with this charge.
+        The largest bound of all bands up to that of the level: the first level that breaks the budget has to pass
+        before any above it is served. So only one bound has to hold and the risk is `FIDELITY_RISK` once, provided that
+        all levels up to the served one are tested with this charge.
 
-        None: nothing was compared in the band of the level or above it, and the level may not be certified.
-        Level 0 stops nothing and costs nothing.
+        None: no comparison in the level's band or above, so the level may not be certified. Level 0 never stops and
+        costs 0.
         """
         if level == 0:
             return VERBATIM
@@ -170,7 +166,7 @@ class FinishFidelity:
 
     @property
     def alarm(self) -> str | None:
-        """Why what is certified holds no longer, in a sentence; None: no rise was noticed."""
+        """The alarm's sentence; None without an alarm."""
         first = 1
         for band, top in zip(self.bands, self.tops, strict=True):
             if band.alarmed:
@@ -185,7 +181,7 @@ class FinishFidelity:
         return next(band for band, top in enumerate(self.tops) if level <= top)
 
     def _bound(self, band: int) -> Fidelity | None:
-        """The bound of one band; None: nothing was compared there or above."""
+        """Bound one band; None without comparisons there or above."""
         near: list[bool] = []
         for above in self.bands[band:]:
             latest = list(above.latest)
@@ -193,12 +189,12 @@ class FinishFidelity:
         if not near:
             return None
         n, n_differing, own = len(near), sum(near), self.bands[band].latest
-        # What was borrowed must not hide what the band's own comparisons refute.
+        # Borrowed comparisons must not hide a rate that the band's own comparisons prove.
         refuted = _interval(sum(own), len(own)).low if own else 0.0
         return Fidelity(n=n, n_differing=n_differing, upper=max(_interval(n_differing, n).high, refuted))
 
 
 @lru_cache(maxsize=256)
 def _interval(n_differing: int, n: int) -> Interval:
-    """Either end is a bound at FIDELITY_CONFIDENCE; bands ask for the same counts again and again."""
+    """Either end is a bound at FIDELITY_CONFIDENCE. Cached, because the same counts recur."""
     return exact_binomial(n_differing, n, 2 * FIDELITY_CONFIDENCE - 1)

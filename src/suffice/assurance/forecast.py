@@ -1,22 +1,17 @@
 """Forecasts when a route crosses its budget, and alerts only where even the lower end of the interval crosses it.
 
-    windows of all traffic and audits ──▶ trend of the harm ──▶ the request of the crossing, an alert, or doubt
-
 Audits are few and their losses rare: at 5 % of traffic, a drop that climbs from 0.3 to 2 % within 2,000 requests shows
-one loss. So the forecast borrows strength three times, each time for an assumption that is written as a prior:
+one loss. The forecast therefore uses three more sources, each with a prior:
 
-    neighbouring levels   an audit that bolder levels would lose is a loss foreseen. Disagreement at the deployed level
-                          and those above it that disagree up to three times as often counts, and needs no label
-    all traffic           signals far from where they were certified lose trust until audits show that they may keep it;
-                          what the stop model itself predicts to lose is believed until audits contradict
-    time                  a drift that no signal shows may still be under way
+    neighbouring levels   disagreement at the deployed level and at those above it that disagree up to three times as
+                          often; needs no label
+    all traffic           the distance of the signals from where they were certified, and the loss that the stop model
+                          predicts
+    time                  a drift that no signal shows
 
-The model is linear: the mean outcome of a window is a constant, plus a slope for how far its signals lie from where the
-epoch began, plus one for what a stop model predicted, plus one for a ramp in time that nothing shows. With few outcomes
-the forecast says what is believed, and with many what was observed.
-
-How often it warns in time, and how often for nothing: docs/reference/assurance.md. It steers nothing and certifies
-nothing.
+The model is linear: the mean outcome of a window is a constant plus a slope for each source. With few outcomes the
+priors dominate, with many the data. The forecast changes no level and certifies nothing; docs/reference/assurance.md
+gives its rates of timely and false alerts.
 """
 
 from __future__ import annotations
@@ -35,30 +30,30 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Of = Literal["em_drop", "em"]
 
-REFERENCE: Final = 15  # windows, from the beginning of the epoch, that say where its signals were
+REFERENCE: Final = 15  # first windows of the epoch: the origin of its signals
 MEMORY: Final = 200  # latest windows that are fitted
-RECENT: Final = 10  # windows that say where signals are now
+RECENT: Final = 10  # latest windows: the present place of the signals
 TREND: Final = 25  # windows over which the trend of a signal is taken
-RAMP: Final = 4.0  # thousand requests: how long a drift that no signal shows may have been under way
+RAMP: Final = 4.0  # thousand requests: age of a drift that no signal shows
 FARTHEST: Final = 20_000  # requests ahead
-EVERY: Final = 100  # requests between two points of the path ahead
-HORIZON: Final = 3_000  # requests ahead: an alert says that the crossing is nearer
+EVERY: Final = 100  # requests between two points of the path
+HORIZON: Final = 3_000  # requests ahead within which a crossing raises an alert
 MIN_WINDOWS: Final = 30
-SETTLED: Final = 45  # windows from which an alert is raised; what would be one before is doubt
-NEAR: Final = 3.0  # times the deployed level's disagreement: up to there levels are its neighbours
+SETTLED: Final = 45  # windows before which there are no alerts, only doubt
+NEAR: Final = 3.0  # times the deployed level's disagreement: the limit for its neighbours
 DROP_PER_NEAR: Final = 0.6  # EM drop for each rise of disagreement among neighbours
-DROP_VARIANCE: Final = 0.02  # of Z of one audit: losses and gains are about so many
-LOW_SD: Final = 0.3  # lower end of the interval: six in ten that the truth is above
-HIGH_SD: Final = 1.25  # upper end: about nine in ten that it is below
-CALM_SD: Final = 0.6  # a standing alert ends when the mean and so much more stays below
-CALM_PART: Final = 0.9  # … so much of the limit: no flapping
+DROP_VARIANCE: Final = 0.02  # of Z of one audit: about the rate of losses and gains together
+LOW_SD: Final = 0.3  # lower end of the interval: exceeded with probability of about 0.6
+HIGH_SD: Final = 1.25  # upper end: not exceeded with probability of about 0.9
+CALM_SD: Final = 0.6  # an open alert ends when the mean plus this margin
+CALM_PART: Final = 0.9  # stays below this part of the limit (hysteresis)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priors:
-    away: tuple[float, float]  # mean and sd, for one sd (of single requests) that the signals are away
-    predicted: tuple[float, float]  # mean and sd, for each point that the stop model predicts
-    ramp: float  # sd, for 1,000 requests; its mean is 0
+    away: tuple[float, float]  # mean and sd of the slope per sd (of single requests) of distance
+    predicted: tuple[float, float]  # mean and sd of the slope per point that the stop model predicts
+    ramp: float  # sd of the slope per 1,000 requests; its mean is 0
 
 
 DROP_PRIORS: Final = Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.004)
@@ -67,18 +62,18 @@ EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.01)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastWindow:
-    """What about 100 requests of one epoch showed, everything at the level deployed now: audits are replayed at it."""
+    """About 100 requests of one epoch, with audits replayed at the level that is deployed now."""
 
     until: int  # number of the window's last request
     n_requests: int
-    signals: tuple[float, ...]  # means over all traffic of what no stop selects, such as first steps; () for none
-    predicted_drop: float | None  # mean over audits of what the stop model expects to lose; None: no audits, no model
+    signals: tuple[float, ...]  # means over all traffic of signals that no stop selects, such as first steps
+    predicted_drop: float | None  # mean over audits, by the stop model; None: no audits, or no model
     n_audits: int
     near: float  # sum of `near_share` over the audits
     near_squares: float  # sum of its squares
     n_settled: int  # audits whose drop is known or counted (`labels`)
     drop: int  # sum of their Z
-    n_labelled: float = 0  # delivered runs that a label calls right or wrong, as many as tell as much (`worth`)
+    n_labelled: float = 0  # delivered runs labelled right or wrong, as effective sample size (`worth`)
     n_right: float = 0
 
 
@@ -93,7 +88,7 @@ class CrossingForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """A trend and what it leads to. Values are fractions: an EM drop, or an EM."""
+    """The trend of an EM drop or an EM, as fractions."""
 
     of: Of
     limit: float
@@ -103,15 +98,15 @@ class Forecast:
     ahead_low: float
     ahead_high: float
     crossing: CrossingForecast
-    alert: bool  # even the end of the interval that is farther from harm crosses within the horizon
-    doubtful: bool  # the end that is nearer to it does: more audits now would tell
+    alert: bool  # even the better end of the interval crosses within the horizon
+    doubtful: bool  # only the worse end does; more audits would settle it
     reason: str
 
 
 def near_levels(disagrees: Bools, deployed: int) -> range:
     """The deployed level and those above it, up to where three times as many audits disagree, shape (N, M).
 
-    To be chosen once, on the audits of the certificate, and kept while the level stays.
+    Choose them once, on the audits of the certificate, and keep them while the level stays.
     """
     n_disagreeing = disagrees[:, deployed:].sum(axis=0)
     too_many = np.flatnonzero(n_disagreeing > NEAR * max(1, n_disagreeing[0]))
@@ -119,22 +114,22 @@ def near_levels(disagrees: Bools, deployed: int) -> range:
 
 
 def near_share(disagrees: Bools, levels: range) -> Floats:
-    """Part of those levels at which a stop would have answered otherwise, by audit, shape (N, M) to (N,)."""
+    """Share of `levels` at which the stop's answer would differ, per audit, shape (N, M) to (N,)."""
     return np.asarray(disagrees[:, levels.start : levels.stop].mean(axis=1), dtype=np.float64)
 
 
 def forecast_drop(windows: Sequence[ForecastWindow], *, budget: float, alerted: bool = False) -> Forecast | None:
-    """When will the EM drop at the deployed level cross the budget? None: under 30 windows, or no audits.
+    """Forecast when the EM drop at the deployed level crosses the budget. None: under 30 windows, or no audits.
 
     windows  of one epoch, oldest first, all with the same signals
     budget   EM drop, a fraction in (0, 1)
-    alerted  is an alert open? It ends only where the forecast is clearly lower
+    alerted  an alert is open; it ends only where the forecast is clearly lower
     """
     kept = windows[-MEMORY:]
     n_settled = sum(window.n_settled for window in kept)
     if len(windows) < MIN_WINDOWS or not n_settled or not any(window.n_audits for window in kept):
         return None
-    # A certified level loses a quarter of the budget or so; chance has chosen it, so it is not believed at once.
+    # A certified level loses about a quarter of the budget; its observed drop is selected, so shrink it towards that.
     observed, variance, usual = sum(window.drop for window in kept) / n_settled, DROP_VARIANCE / n_settled, budget / 4
     weight = usual**2 / (usual**2 + variance)
     outcomes = _Outcomes(
@@ -148,10 +143,10 @@ def forecast_drop(windows: Sequence[ForecastWindow], *, budget: float, alerted: 
 
 
 def forecast_em(windows: Sequence[ForecastWindow], *, critical_em: float, alerted: bool = False) -> Forecast | None:
-    """When will the EM of delivered answers fall below the critical one? None: under 30 windows, or no labels.
+    """Forecast when the EM of delivered answers falls below the critical one. None: under 30 windows, or no labels.
 
-    Of labelled runs alone: if labels come mostly for mistakes, this EM is too low from the start. Arguments as in
-    `forecast_drop`; `critical_em` is a fraction in (0, 1).
+    If labels come mostly for mistakes, this EM is too low from the start. Arguments as in `forecast_drop`;
+    `critical_em` is a fraction in (0, 1).
     """
     kept = windows[-MEMORY:]
     n_labelled = sum(window.n_labelled for window in kept)
@@ -174,7 +169,7 @@ def forecast_em(windows: Sequence[ForecastWindow], *, critical_em: float, alerte
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Outcomes:
-    """What the latest windows, up to `MEMORY`, showed, and the mean of what is forecast over them."""
+    """Outcomes of the latest windows, up to `MEMORY`, and the mean of the forecast quantity over them."""
 
     n: Floats  # (W,): outcomes
     total: Floats  # (W,): their sum
@@ -192,19 +187,18 @@ class _Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Cause:
-    """One thing that may move the outcomes, over the windows that are fitted."""
+    """One regressor over the fitted windows."""
 
     values: Floats
     prior: tuple[float, float]
-    path: Floats  # where it leads
-    variance: Floats  # … and how well that is known
+    path: Floats  # the values ahead
+    variance: Floats  # of the path
 
 
 def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Priors) -> _Path:
-    """Fit the latest 200 windows and follow what moved into the future.
+    """Fit the latest 200 windows and extrapolate the causes.
 
-    Bayesian linear regression with known noise; the uncertainty of the slopes, of the mean and of the signals' own
-    paths is added up.
+    Bayesian linear regression with known noise; the variances of slopes, mean and signal paths add up.
     """
     until = _column([window.until for window in windows])
     at = (until[-MEMORY:] - until[-1]) / 1_000
@@ -221,14 +215,14 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
     slopes = covariance @ (design.T @ total / noise + precision @ prior_mean)
 
     moved = np.stack([np.ones(len(ahead)), *(cause.path for cause in causes)], axis=1)
-    moved = moved - (design * n[:, np.newaxis]).sum(axis=0) / n.sum()  # against the mean outcome's own place
+    moved = moved - (design * n[:, np.newaxis]).sum(axis=0) / n.sum()  # relative to the design at the mean outcome
     of_paths = sum(slope**2 * cause.variance for slope, cause in zip(slopes[1:], causes, strict=True))
     variance = outcomes.variance + np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
     return _Path(ahead=1_000 * ahead, mean=outcomes.mean + moved @ slopes, sd=np.sqrt(variance))
 
 
 def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead: Floats) -> Iterator[_Cause]:
-    """What all traffic shows, then a drift that nothing shows: none until 4,000 requests ago, then steady."""
+    """The causes that traffic shows, then a hidden ramp: 0 until 4,000 requests ago, then linear."""
     signals = np.array([window.signals for window in windows], dtype=np.float64).reshape(len(windows), -1)
     if signals.shape[1]:
         n_requests = _column([window.n_requests for window in windows])
@@ -244,11 +238,11 @@ def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead
 
 
 def away(signals: Floats, n_requests: float) -> Floats:
-    """How far each window lies in the direction in which the signals have moved, in sd of single requests, shape (W,).
+    """Signed Mahalanobis distance of each window along the direction in which the signals moved, shape (W,).
 
-    A Mahalanobis distance with a sign, of at least 15 windows of `n_requests` requests, shape (W, F). The spread comes
-    from differences of neighbouring windows, which a slow drift hardly touches, and the distance is shrunk by what
-    chance alone would make of it.
+    In sd of single requests, for at least 15 windows of `n_requests` requests, shape (W, F). The covariance comes from
+    differences of neighbouring windows, which a slow drift hardly affects. The distance is shrunk by its expectation
+    under chance.
     """
     steps = np.diff(signals, axis=0)
     covariance = n_requests * (steps.T @ steps) / (2 * len(steps))
@@ -263,9 +257,9 @@ def away(signals: Floats, n_requests: float) -> Floats:
 
 
 def _followed(values: Floats, at: Floats, ahead: Floats) -> tuple[Floats, Floats]:
-    """Where a signal leads if its line of the latest windows goes on, and the variance of that.
+    """Extrapolate the line of the latest windows; return the path and its variance.
 
-    One that is within the range where it has been before does not leave it: a season comes back.
+    A signal within its earlier range stays within it, so that seasonal movements are not extrapolated.
     """
     line = np.stack([np.ones(len(at[-TREND:])), at[-TREND:]], axis=1)
     weights = np.stack([np.ones(len(ahead)), ahead], axis=1) @ np.linalg.inv(line.T @ line) @ line.T
@@ -280,7 +274,7 @@ def _followed(values: Floats, at: Floats, ahead: Floats) -> tuple[Floats, Floats
 
 
 def _predicted(windows: Sequence[ForecastWindow]) -> Floats | None:
-    """What the stop model expected in each window, along a line over those without an audit; None: most have none."""
+    """The drop that the stop model predicted in each window, interpolated; None: most windows have none."""
     known = [window for window in windows if window.predicted_drop is not None]
     if 2 * len(known) < len(windows):
         return None
@@ -296,7 +290,7 @@ def _column(values: Sequence[float]) -> Floats:
 
 
 def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow], *, alerted: bool) -> Forecast:
-    """Read crossings, alert and doubt off a trend of harm: the drop itself, or what an EM lacks to 1."""
+    """Derive crossings, alert and doubt from the path of the drop, or of 1 - EM."""
     now = windows[-1].until
     harm = limit if of == "em_drop" else 1 - limit
     low, high = path.mean - LOW_SD * path.sd, path.mean + HIGH_SD * path.sd
@@ -343,18 +337,16 @@ def _reason(of: Of, limit: float, value: float, per_1000: float, crossing: Cross
 class Outlook:
     route: str
     at: int  # requests of the route so far
-    epoch: int  # 0: no control loop has begun with it
+    epoch: int  # 0: before the control loop's first epoch
     since: int  # requests of the route when the accounts began
     confidence: float  # of each interval by itself, in (0, 1)
-    cap_tokens: float | None  # that a run can count with in the accounts; None: they have not begun
+    cap_tokens: float | None  # cap of a run's tokens in the accounts; None: not begun
     accounts: tuple[Account, ...] = ()
     drop: Forecast | None = None  # of the EM drop at the deployed level; None: too little is known
     em: Forecast | None = None  # of the EM of delivered answers; None: no critical EM, or too little is known
-    alerts: tuple[Of, ...] = ()  # that stand
+    alerts: tuple[Of, ...] = ()  # open
     author: str = ""
-    likings: tuple[
-        SatisfactionEffect, ...
-    ] = ()  # what people say of the same runs, by measure; (): nobody said anything
+    likings: tuple[SatisfactionEffect, ...] = ()  # feedback on the same runs, by measure
 
     @property
     def whole(self) -> Account | None:
@@ -362,7 +354,7 @@ class Outlook:
 
     @property
     def satisfaction(self) -> SatisfactionEffect | None:
-        """What people say of the whole route: ratings, thumbs and surveys; None: nobody said anything."""
+        """Satisfaction with the whole route: ratings, thumbs and surveys; None without feedback."""
         return next((one for one in self.whole_likings if one.measure == SATISFACTION), None)
 
     @property
@@ -371,7 +363,7 @@ class Outlook:
 
     @property
     def classes(self) -> tuple[Account, ...]:
-        """The accounts by class, all versions together; () where there is but one."""
+        """The accounts by class over all versions; () with fewer than two classes."""
         by_class = tuple(one for one in self.accounts if one.query_class is not None and one.version is None)
         return by_class if len(by_class) > 1 else ()
 
@@ -382,13 +374,13 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """A limit will be crossed within 3,000 requests, as far as the forecast can tell."""
+    """A limit is forecast to be crossed within 3,000 requests."""
 
     route: str
     epoch: int
-    at: int  # requests of the route when it was raised
+    at: int  # requests of the route at the alert
     of: Of
     limit: float  # a fraction: the budget, or the critical EM
-    expected: int | None  # number of the request at which the forecast crosses; None: only its worse end does
-    reason: str  # the forecast's sentence
+    expected: int | None  # number of the request at which the forecast mean crosses; None: only its worse end does
+    reason: str  # `Forecast.reason`
     author: str = ""
