@@ -1,9 +1,4 @@
-"""The wording of the guarantee, complete or not at all (CONTRACT.md §8), and how many audits a first one takes.
-
-It names route, scorer, epsilon, confidence, window, pooled or per class, labelled or label-free, and how long an
-unannounced change goes unnoticed. What was not measured is said to be unmeasured; a class that is not known is called
-unknown.
-"""
+"""The wording of the guarantee, complete or not at all (CONTRACT.md §8), and the number of audits for a first one."""
 
 from __future__ import annotations
 
@@ -24,22 +19,22 @@ class Guarantee:
     scorer: str
     max_em_drop: float  # epsilon, a fraction
     confidence: float  # 1 - delta, a fraction
-    n_window: int  # audits that the certificate rests on
-    requests: tuple[int, int] | None  # numbers of the first and the last request that it is about; None: not known
+    n_window: int  # audits of the certificate
+    requests: tuple[int, int] | None  # numbers of the first and last request covered; None: unknown
     per: Literal["pooled", "class"]
     labels: Literal["labelled", "label-free"]
-    detection: str  # how soon a silent loss would be noticed, in a sentence's part; "": nobody knows
+    detection: str  # clause about the delay until a silent loss is noticed; "": unknown
     classes: Mapping[str, int] = field(default_factory=dict)  # audits in the window, by class
-    what: str = "at the level in force"  # under which the requests would have lost less
+    what: str = "at the level in force"  # the condition under which the requests would have lost less
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Classes with too few audits for anything to be said of them."""
+        """Classes with under `KNOWN_AUDITS` audits, for which nothing is claimed."""
         return tuple(sorted(name for name, n_audits in self.classes.items() if n_audits < KNOWN_AUDITS))
 
 
 def sentence(claim: Guarantee) -> str:
-    """The promise for people.
+    """Word the guarantee for people.
 
     >>> print(sentence(Guarantee(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=1600,
     ...     requests=(1, 2400), per="pooled", labels="labelled", classes={"physics": 1440, "law": 160},
@@ -70,13 +65,13 @@ class Average:
     route: str
     scorer: str
     max_em_drop: float  # epsilon, a fraction
-    level: int  # in force
+    level: int  # active
     account: BudgetAccount
     labels: Literal["labelled", "label-free"]
 
 
 def average_sentence(average: Average) -> str:
-    """The promise of the budgeted mode for people: what is kept, how far it is kept, and what nobody promises."""
+    """Word the target of the budgeted mode for people, with its limits."""
     account = average.account
     how = "with labels" if average.labels == "labelled" else "without labels (every other answer counts as lost)"
     so_far = (
@@ -99,28 +94,27 @@ def _points(fraction: float) -> str:
 
 # --------------------------------------------------------------------------- how many audits a first certificate takes
 #
-# The least that any test needs, so that an owner knows whether to wait hours or months. Nothing here certifies
-# anything.
+# The least that any test needs: an estimate of the waiting time, never a certificate.
 
-RECENT_AUDITS = 100  # the rate at which audits come is read off so many of the latest
-MAX_AUDITS = 2**40  # beyond any log: a promise that needs more is refused
+RECENT_AUDITS = 100  # latest audits that give their rate
+MAX_AUDITS = 2**40  # a guarantee that needs more is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEvidence:
-    n_audits: int  # that ended and say whether the stop would have answered the same
-    n_disagreements: int  # among them: the stop would have answered otherwise
-    n_needed: int | None  # in all, if no further audit disagrees; None: no number is enough
-    audits_per_s: float | None  # at which they came lately; None: fewer than two came
+    n_audits: int  # that ended and whose stop's answer can be compared
+    n_disagreements: int  # among them: the stop's answer would have differed
+    n_needed: int | None  # in total, if no further audit disagrees; None: no number is enough
+    audits_per_s: float | None  # recent rate; None: fewer than two audits
 
     @property
     def n_missing(self) -> int | None:
-        """Audits still to come; 0: there are enough; None: no number is enough."""
+        """Audits still to come; None: no number is enough."""
         return None if self.n_needed is None else max(0, self.n_needed - self.n_audits)
 
     @property
     def wait_s(self) -> float | None:
-        """Seconds until they are there at the present rate; None: nobody can say."""
+        """Seconds until they are there at the present rate; None: unknown."""
         if self.n_missing == 0:
             return 0.0
         if self.n_missing is None or not self.audits_per_s:
@@ -130,14 +124,13 @@ class AuditEvidence:
 
 @lru_cache(maxsize=4_096)
 def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0) -> int:
-    """The least number of audits whose upper bound on the disagreement rate is within `max_em_drop`.
+    """The smallest number of audits whose upper bound on the disagreement rate is within `max_em_drop`.
 
-    The EM drop is at most the rate at which a stop would have answered otherwise, so this many audits
-    with `disagreements` among them support "the drop is at most `max_em_drop`". One-sided exact
-    binomial bound, Clopper and Pearson (1934), Biometrika 26(4), looked at once: with none,
-    log(1 - confidence) / log(1 - max_em_drop). A test that may be watched all the time needs more.
+    The EM drop is at most the disagreement rate, so these audits support "the drop is at most `max_em_drop`". One-sided
+    exact binomial bound at a single look, Clopper and Pearson (1934), Biometrika 26(4): without disagreements, log(1 -
+    confidence) / log(1 - max_em_drop). A test that is valid at every look needs more.
 
-    Raises ValueError outside of (0, 1) and of at least 0, and where more than 2^40 audits would be needed.
+    Raise ValueError for arguments out of range, and where more than 2^40 audits would be needed.
     """
     if not 0 < max_em_drop < 1 or not 0 < confidence < 1 or disagreements < 0:
         raise ValueError(
@@ -153,7 +146,7 @@ def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0)
         high *= 2
         if high > MAX_AUDITS:
             raise ValueError(f"{max_em_drop=} at {confidence=} would need more than {MAX_AUDITS} audits")
-    low = disagreements  # never enough
+    low = disagreements
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -168,21 +161,21 @@ def evidence(
     n_disagreements: int,
     audits_at_s: Sequence[float] = (),
 ) -> AuditEvidence:
-    """What is there and what is missing, from counts alone; never raises for a route's own settings.
+    """Compare the audits so far with those needed; never raises for a route's own settings.
 
     Audits came at the Unix times `audits_at_s`, in any order.
     """
     try:
         needed = audits_needed(max_em_drop, confidence, n_disagreements)
     except ValueError:
-        needed = None  # a drop of exactly 0, or certainty, is proved by no number
+        needed = None  # no number proves a drop of exactly 0, or certainty
     return AuditEvidence(
         n_audits=n_audits, n_disagreements=n_disagreements, n_needed=needed, audits_per_s=rate_of(audits_at_s)
     )
 
 
 def rate_of(at_s: Sequence[float]) -> float | None:
-    """Events a second among the latest; None when there are too few of them to say."""
+    """Events per second among the latest; None with fewer than two times."""
     recent = sorted(at_s)[-RECENT_AUDITS:]
     if len(recent) < 2 or recent[-1] <= recent[0]:
         return None
@@ -191,17 +184,17 @@ def rate_of(at_s: Sequence[float]) -> float | None:
 
 # --------------------------------------------------------------------------- may a route be enforced at all?
 #
-# Where a route's scorer cannot read the answers of full runs, nobody can say whether a stop changed them.
+# Where the scorer cannot read the answers of full runs, a changed answer cannot be detected.
 
 MIN_SHARE = 0.80  # of full runs with an answer that can be read
-MIN_RUNS = 30  # fewer say nothing yet
+MIN_RUNS = 30  # below it, nothing is refused
 WINDOW_RUNS = 500  # the latest that count
 
 
 def extractability_refusal(extracted: Sequence[bool], scorer: str) -> str | None:
-    """Why a route must not be enforced; None: it may, or too little is known.
+    """Why a route must not be enforced; None: it may, or too few runs are known.
 
-    extracted  for each full run, oldest first: could its answer be read by the scorer?
+    extracted  for each full run, oldest first: True if the scorer could read its answer
     """
     latest = extracted[-WINDOW_RUNS:]
     n, n_read = len(latest), sum(latest)

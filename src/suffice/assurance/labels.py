@@ -1,12 +1,9 @@
 """Labels: when an audit counts and as what, whose label counts, and what a judge model's mistakes cost.
 
-    audits and labels so far ──▶ mature ──▶ which audits enter, and Z of each at each level ──▶ certify.count
-
-Audits enter by age alone, never by what they showed. If those that are known to be harmless entered at once and those
-that wait for a label entered later, the window would be full of harmless ones: in a simulation that rule certified
-levels that break the budget far more often than delta (tests/claims/test_certificate.py). An audit whose label never
-came counts as lost where it disagrees, so labels that are missing on purpose cost saving and not the promise.
-ASSURANCE.md §3.3, F1: EM drop is at most disagreement.
+Audits mature by age alone, never by outcome. If known harmless audits counted at once and unlabelled ones later, the
+window would be full of harmless ones: in simulation that rule certified levels above the budget far more often than
+delta (tests/claims/test_certificate.py). An audit whose label never came counts as lost where it disagrees, so labels
+withheld on purpose cost savings and not validity. ASSURANCE.md §3.3, F1: EM drop is at most disagreement.
 """
 
 from __future__ import annotations
@@ -30,22 +27,22 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Small = NDArray[np.int8]
 
-AHEAD: Final = 2  # levels above the deployed one whose disagreements are worth a label
+AHEAD: Final = 2  # levels above the deployed one for which labels are requested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Audits:
-    """N audits of one epoch at M levels, as they are known now; level 0 never stops."""
+    """N audits of one epoch at M levels, as known now; level 0 never stops."""
 
     z: Small  # (N, M): EM drop, -1, 0 or +1; read only where labelled
     disagrees: Bools  # (N, M): the answer at the level is not the full run's
-    labelled: Bools  # (N,): somebody who counts said what is right
+    labelled: Bools  # (N,): has a verdict
     age: Floats  # (N,): since the run ended, in the unit of the time-out: seconds or requests
-    abandoned: Bools  # (N,): broken off or timed out
+    abandoned: Bools  # (N,): disconnected or timed out
     missing: Bools | None = None  # (N, M): the level's checkpoint was never recorded; None: all were
 
     def __post_init__(self) -> None:
-        # Checked here: numpy would stretch arrays that do not fit together.
+        # numpy would broadcast arrays of wrong shapes.
         n = len(self.z)
         each = (self.labelled.shape, self.age.shape, self.abandoned.shape)
         at_levels = (self.disagrees.shape, self.z.shape if self.missing is None else self.missing.shape)
@@ -59,28 +56,28 @@ class Audits:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MatureAudits:
     enters: Bools  # (N,)
-    z: Small  # (N, M): what each counts as now, whether it enters or not
+    z: Small  # (N, M): of every audit, mature or not
 
     @property
     def counted(self) -> Small:
-        """Z of those that enter, shape (entering, M): what `certify.count_outcomes` takes."""
+        """Z of the mature audits, shape (mature, M), for `certify.count_outcomes`."""
         return self.z[self.enters]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelNeeds:
-    """Audits whose label could change what is certified, the most urgent first."""
+    """Audits whose label could change the certificate, most urgent first."""
 
-    rows: Ints  # (K,): numbers of the audits
-    left: Floats  # (K,): until the audit counts as lost; at most 0: it does already, and a label still corrects it
+    rows: Ints  # (K,): indices of the audits
+    left: Floats  # (K,): time until the audit counts as lost; at most 0: it does, and a label still corrects it
 
 
 def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
-    """What each audit counts as at each level, shape (N, M), whatever its age.
+    """Z of each audit at each level, shape (N, M), whatever its age.
 
-    A label decides. Without one a disagreement, or a checkpoint that is missing, is a loss, and agreement is none. An
-    abandoned audit is a loss at every level but 0, and level 0 loses nothing. Label-free, no label is looked at: Z is
-    disagreement, which is never smaller than the drop.
+    A label decides. Without one, a disagreement or a missing checkpoint is a loss and agreement is 0. An abandoned
+    audit is a loss at every level but 0; level 0 loses nothing. Label-free, Z is the disagreement, which is never below
+    the drop.
     """
     unseen = np.zeros(audits.z.shape, dtype=np.bool_) if audits.missing is None else audits.missing
     worst = audits.disagrees | unseen
@@ -92,10 +89,10 @@ def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
 
 
 def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> MatureAudits:
-    """Say which audits are old enough to be news, and what each counts as; its age decides, not what it showed.
+    """Return which audits are old enough to count, by age and never by outcome, and as what each counts.
 
-    By the time-out, the longest normal delay of a label in the unit of `age`, the label of an audit is there, or the
-    audit counts as lost where it disagrees. Label-free there is nothing to wait for.
+    `timeout` is the longest normal delay of a label, in the unit of `age`; after it an unlabelled disagreement counts
+    as lost. Label-free, every audit counts at once.
     """
     if not timeout >= 0:
         raise ValueError(f"timeout: got {timeout}; at least 0")
@@ -103,45 +100,42 @@ def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> Matur
 
 
 def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> LabelNeeds:
-    """Ask for gold only where it pays: at audits that disagree at an eligible level and have no label yet.
+    """Select the unlabelled audits that disagree at an eligible level.
 
-    Eligible are the deployed level, the `ahead` levels above it, and all below. Agreement needs no label, an abandoned
-    audit is lost with or without one, and behind a missing checkpoint there is no answer to judge.
+    Eligible are all levels up to the deployed one and `ahead` levels above it. An abandoned audit is lost in any case,
+    and a missing checkpoint has no answer to judge.
     """
     differs = audits.disagrees if audits.missing is None else audits.disagrees & ~audits.missing
     eligible = differs[:, 1 : deployed + ahead + 1].any(axis=1)
     rows = np.flatnonzero(eligible & ~audits.labelled & ~audits.abandoned)
     left = timeout - audits.age[rows]
-    # Those that still have time come first, by deadline; then those that are late, the latest arrivals first: they
-    # stay in the window for longest.
+    # First those before their deadline, by deadline; then the late ones, newest first, because they stay in the
+    # window longest.
     order = np.lexsort((rows, np.abs(left), left <= 0))
     return LabelNeeds(rows=rows[order], left=left[order])
 
 
 # --------------------------------------------------------------------------- label precedence
 #
-# labels, audits of a window that differ ──▶ resolve_labels ──▶ verdicts; contested audits, to be asked again
+# 1. Of the labels from one key and source for an audit, the last in the log counts.
+# 2. A capped key labels at most a share of the audits that can use a label, and at least one. It is a share of the
+#    audits and not of the labels, because no sender can add audits.
+# 3. The highest trust present decides. If labels of that trust contradict each other, there is no verdict.
 #
-# 1. A voice (a key speaking for a source) may change its mind: its last label counts, by the log's own sequence.
-# 2. A key that is not trusted outright speaks for at most a share of the audits that can use a label, and for one at
-#    least. The share is one of the audits and not of the labels, because nobody can send more audits.
-# 3. The highest trust present decides. Voices of that trust that contradict each other leave no verdict.
-#
-# An audit without a verdict counts as lost where it disagrees, so whoever is silenced or quarrels costs saving and
-# never the promise. The result depends on the set of labels alone. One lying key decides at most
-# `LabelSummary.allowed` audits; a certificate from counts that are `hardened` by so many holds in spite of it. Against
-# many keys that lie together the cap only makes many keys necessary (docs/reference/assurance.md).
+# An audit without a verdict counts as lost where it disagrees, so ignored or contradictory labels cost savings and
+# never validity. One lying key decides at most `LabelSummary.allowed` audits; a certificate from counts `hardened` by
+# that number still holds. Against colluding keys the cap only raises the number needed (docs/reference/assurance.md).
 
-MAX_SHARE: Final = 0.05  # of the audits that can use a label, for one key
-TRUSTED: Final = 2  # keys that speak with this trust or more are not capped
-INFERENCE_KEY: Final = "key"  # the door (`Feedback.door`) of keys that may ask the model
-BEHAVIOUR: Final = "behaviour"  # the source of what a user did without a word: asked again, left
+MAX_SHARE: Final = 0.05  # of the audits that can use a label, for one capped key
+TRUSTED: Final = 2  # labels of this trust or more are not capped
+INFERENCE_KEY: Final = "key"  # value of `Feedback.door` for keys that may ask the model
+BEHAVIOUR: Final = "behaviour"  # the source of implicit feedback: a repeated question, a user who left
 RANKS: Final[Mapping[str, int]] = MappingProxyType(
     {
-        "reviewer": 3,  # a person whom the owner asked
+        "reviewer": 3,  # a person appointed by the owner
         "exact-match": 2,  # compared with a known reference by the owner's own system
-        "judge": 1,  # a judge model
-        BEHAVIOUR: -1,  # weaker than what anybody says, users included
+        "judge": 1,
+        BEHAVIOUR: -1,  # weaker than any explicit label
     }
 )
 
@@ -149,45 +143,45 @@ RANKS: Final[Mapping[str, int]] = MappingProxyType(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedLabel:
     audit: str
-    seq: int  # place in the log, unique; the order in which words were received
+    seq: int  # place in the log, unique; the order of receipt
     source: str  # "reviewer", "user" …
-    key: str  # who sent it
-    trust: int  # rank of that source, from this key, on this route; see `trust_of`
-    verdict: Hashable  # what it makes of the audit; equal where it means the same, such as the audit's row of Z
+    key: str  # of the sender
+    trust: int  # see `trust_of`
+    verdict: Hashable  # compared for equality, such as the audit's row of Z
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSummary:
-    verdicts: Mapping[str, Hashable]  # by audit; one that is not here is unlabelled
-    contested: frozenset[str]  # audits on which voices of equal trust contradict each other: ask again
-    set_aside: Mapping[str, int]  # by key: words beyond its share
-    allowed: int  # audits that one capped key may speak for
+    verdicts: Mapping[str, Hashable]  # by audit; a missing one is unlabelled
+    contested: frozenset[str]  # audits on which labels of the highest trust contradict each other: request another
+    set_aside: Mapping[str, int]  # by key: labels beyond its share
+    allowed: int  # audits that one capped key may label
 
 
 def trust_of(source: str, *, asks: bool = False) -> int:
-    """The usual rank of a source; 0 for users and for whatever is not known, below it for what they only did.
+    """The default rank of a source: 0 for users and unknown sources, below 0 for behaviour.
 
-    A source is a claim: whoever also asks the model with the same key, or may, is a user, whatever he calls himself.
+    A sender claims a source; if its key also asks the model, or may, the rank is at most that of a user.
     """
     rank = RANKS.get(source, 0)
     return min(rank, 0) if asks else rank
 
 
 def rank_of(given: Feedback, callers: Collection[str] = ()) -> int:
-    """The rank of a label: that of its source, unless its key asks the model, or may; `callers` are known to."""
+    """The rank of a label by its source, capped if its key is one of `callers`, which ask the model, or may ask it."""
     return trust_of(given.source, asks=given.door == INFERENCE_KEY or given.sender in callers)
 
 
 def resolve_labels(
     labels: Iterable[TrustedLabel], *, differing: Collection[str], max_share: float = MAX_SHARE, trusted: int = TRUSTED
 ) -> LabelSummary:
-    """Find the one verdict of each audit that can use one; the order of `labels` does not matter.
+    """Find the verdict of each audit in `differing`; the order of `labels` does not matter.
 
-    differing  audits of the window whose answers differ at an eligible level; labels of others are ignored. All audits
-               of the window in their place would give each key ten times the weight
-    max_share  largest part of `differing` that one capped key may speak for, [0, 1]. At 0.05 it takes twenty keys of
-               equal weight to label everything: a route whose labels all come through one key has to trust that key
-    trusted    rank from which on a key is not capped
+    differing  audits of the window whose answers differ at an eligible level; labels of others are ignored. Counting
+               all audits of the window here would give each key ten times the weight
+    max_share  largest part of `differing` that one capped key may label, [0, 1]. At 0.05 it takes twenty keys of equal
+               weight to label everything, so a route whose labels all come from one key has to trust that key
+    trusted    lowest rank that is not capped
     """
     if not 0 <= max_share <= 1:
         raise ValueError(f"max_share: got {max_share}; a fraction")
@@ -214,9 +208,9 @@ def resolve_labels(
 
 
 def hardened(counts: Counts, n_lies: int) -> Counts:
-    """The worst that the truth can be if `n_lies` audits were lied about: so many count as lost, gained ones first.
+    """The worst true counts if `n_lies` audits have false labels: that many count as lost, gained ones first.
 
-    Their wealth is at most that of the true counts at every level, so what they certify is certified in truth.
+    Their wealth is at most that of the true counts at every level, so what they certify holds for the true counts.
     """
     if n_lies < 0:
         raise ValueError(f"n_lies: got {n_lies}; at least 0")
@@ -226,7 +220,7 @@ def hardened(counts: Counts, n_lies: int) -> Counts:
 
 
 def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozenset[str]]:
-    """One verdict for each audit by the highest trust present; audits on which that trust is of two minds."""
+    """Return verdicts by the highest trust present, and the audits on which labels of that trust contradict each other."""
     highest: dict[str, int] = {}
     for label in words:
         highest[label.audit] = max(label.trust, highest.get(label.audit, label.trust))
@@ -240,20 +234,18 @@ def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozens
 
 # --------------------------------------------------------------------------- a judge model's mistakes
 #
-# Its error against people, with a bound, in points of EM.
-
 JUDGE: Final = "judge"  # the source of its labels
-CHARGE_CONFIDENCE: Final = 0.995  # of each of the two bounds that a certificate's charge is made of …
-AT_RISK: Final = 2 * (1 - CHARGE_CONFIDENCE)  # … and their risks add up
+CHARGE_CONFIDENCE: Final = 0.995  # of each of the two bounds in the charge
+AT_RISK: Final = 2 * (1 - CHARGE_CONFIDENCE)  # of both together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeError:
-    """How often a judge and people differ over one answer, and what that takes off the EM budget."""
+    """How often a judge and people differ about one answer, and the charge to the EM budget."""
 
-    n: int  # answers that both judged
-    n_wrong: int  # of them: the judge said otherwise than the person
-    n_ungraded: int  # left out: the judge gave no grade
+    n: int  # answers with a grade and a person's label
+    n_wrong: int  # of them: grade and label differ
+    n_ungraded: int  # left out
     rate: float  # n_wrong / n
     upper: float  # upper bound on the rate, [0, 1]
     charge: float  # to be subtracted from epsilon, a fraction of EM
@@ -262,20 +254,19 @@ class JudgeError:
 def judge_error_bound(
     pairs: Iterable[tuple[float | None, bool]], *, confidence: float, disagreement: float = 1.0
 ) -> JudgeError:
-    """Compare a judge's grades with people's labels, and say how far judged drops may be from true ones.
+    """Compare a judge's grades with people's labels, and bound how far judged drops may be from true ones.
 
-    A drop is the mean of Z = right(full) - right(stopped) over audits. Where both answers are the same, Z is 0 whoever
-    judges. Where they differ, a wrong grade of either moves Z by at most 1, so with e the judge's error rate on such
+    A drop is the mean of Z = right(full) - right(stopped) over audits. Where both answers agree, Z is 0 under any
+    judge. Where they differ, a wrong grade of either moves Z by at most 1, so with e the judge's error rate on such
     answers and d the rate of disagreement, E[Z by people] <= E[Z by the judge] + 2 d e. The charge 2 * d * upper(e) is
-    subtracted from epsilon before anything is tested, and the risks of both tests add up.
+    subtracted from epsilon before any test, and the risks of both tests add up.
 
-    pairs         (grade in [-1, 1], was the answer right in a person's eyes?) of answers drawn at random from both
-                  sides of disagreeing audits; above 0 the judge says right. A grade None is left out: an audit with an
-                  ungraded answer counts as lost, which needs no charge
+    pairs         (grade in [-1, 1], label by a person) of answers drawn at random from both sides of disagreeing
+                  audits; above 0 means right. None is left out: an audit with an ungraded answer counts as lost
     confidence    one-sided, in (0, 1): Clopper and Pearson (1934), Biometrika 26(4)
     disagreement  upper bound on the rate d; 1 when none is known
 
-    Raises ValueError without a single pair, or for a grade or a rate out of range.
+    Raise ValueError without a graded pair, or for a grade or a rate out of range.
     """
     if not 0 <= disagreement <= 1 or not 0 < confidence < 1:
         raise ValueError(f"need 0 <= disagreement <= 1 and 0 < confidence < 1; got {disagreement=} {confidence=}")
@@ -290,7 +281,7 @@ def judge_error_bound(
         n_wrong += (grade > 0) != is_right
     if n == 0:
         raise ValueError(f"pairs: no answer has both a grade and a person's word ({n_ungraded} without a grade)")
-    # The upper end of a two-sided interval at 1 - 2 (1 - confidence); below one half there is none, so take half.
+    # The upper end of a two-sided interval at 1 - 2 (1 - confidence), which exists for a confidence above one half.
     upper = exact_binomial(n_wrong, n, max(2 * confidence - 1, 1e-9)).high
     return JudgeError(
         n=n,

@@ -1,11 +1,8 @@
-"""The ledger: per route, class and version, EM, tokens and saving of full and stopped runs.
+"""The ledger: EM, tokens and saving of full and stopped runs, per route, class and version.
 
-    entries, oldest first ──▶ accounts: EM of full and stopped runs, EM drop, tokens, saving, each with its interval
-    counts by level       ──▶ how many audits the next level still takes
-
-Every interval is a confidence sequence (`bounds`): it may be read at any moment, also under drift and while
-levels change, and speaks of the average so far. It is wide, and it reports; what steers is the certificate. `estimate`
-measures a stretch of log once, in money too, with a jackknife; this is what may be watched. ASSURANCE.md §3.4.
+Every interval is a confidence sequence (`bounds`) for the average so far, valid at every look, also under drift and
+changes of level. It is wide and only reports; the certificate decides. `estimate` measures a stretch of log once, in
+money too, with tighter intervals. ASSURANCE.md §3.4.
 """
 
 from __future__ import annotations
@@ -32,27 +29,27 @@ METHOD: Final = "valid at every look, empirical Bernstein"
 class LedgerEntry:
     route: str
     query_class: str  # "": none
-    version: str  # of the policy that was pinned for it
+    version: str  # of the policy
     run: RunNumbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What is known of one route, or of one class or version in it. None: nothing to measure it on."""
+    """Measurements of one route, or of one class or version in it. None: nothing to measure."""
 
     route: str
-    query_class: str | None  # None: all of them together
-    version: str | None  # None: all of them together
-    n_runs: int  # those whose rows are not kept included, as the kept ones stand for them
-    n_audits: int  # full runs that show what the stop would have answered
-    n_pending: int  # of them: it would have answered otherwise, and no label says what that cost
-    n_cut: int  # runs with more tokens than the cap, counted as the cap
+    query_class: str | None  # None: all classes
+    version: str | None  # None: all versions
+    n_runs: int  # including those without rows, by the weights of the others
+    n_audits: int  # full runs whose stop's answer is known
+    n_pending: int  # of them: disagreements without a label
+    n_cut: int  # runs counted with the cap instead of their tokens
     em_full: IntervalEstimate | None
-    em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
-    em_drop: IntervalEstimate | None  # over audits, at the level deployed at each
-    tokens_full: IntervalEstimate | None  # spent a run
-    tokens_live: IntervalEstimate | None  # … of runs that are no audits, stopped or not
-    saving: IntervalEstimate | None  # of tokens, on the same audits: 1 - with the stop made / in full
+    em_stopped: IntervalEstimate | None  # not comparable with `em_full`: stopped runs are easier
+    em_drop: IntervalEstimate | None  # over audits, each at the level deployed at its time
+    tokens_full: IntervalEstimate | None  # spent per run
+    tokens_live: IntervalEstimate | None  # per enforced run that is no audit, stopped or not
+    saving: IntervalEstimate | None  # 1 - tokens with the stop / tokens in full, over the same audits
 
     @property
     def known(self) -> bool:
@@ -60,10 +57,10 @@ class Account:
 
 
 def accounts(entries: Iterable[LedgerEntry], *, cap_tokens: float, confidence: float = 0.95) -> tuple[Account, ...]:
-    """Book runs by route, by class, by version, and by class and version, each group with all of its numbers.
+    """Book runs by route, by class, by version, and by class and version.
 
-    entries     in the log's own order; intervals depend on it, sums do not
-    cap_tokens  that a run can spend: the upstream's or the client's limit. A bound needs one, known beforehand
+    entries     in the log's order; intervals depend on it, sums do not
+    cap_tokens  most that a run can spend: the limit of the upstream or the client, known beforehand
     confidence  of each interval by itself, in (0, 1)
     """
     groups: dict[tuple[str, str | None, str | None], list[RunNumbers]] = {}
@@ -119,11 +116,11 @@ def _tokens(runs: Sequence[RunNumbers], cap_tokens: float, confidence: float) ->
 def _mean(
     values: Sequence[tuple[RunNumbers, float]], confidence: float, *, high: float, note: str | None = None
 ) -> IntervalEstimate | None:
-    """Mean of a value of each run, by what the runs stand for, and its interval."""
+    """Mean over the runs, weighted by `stands_for`, with its interval."""
     if not values:
         return None
     weights = np.array([run.stands_for for run, _ in values], dtype=np.float64)
-    # Rates have a floor that is in the settings, so the largest weight was known beforehand.
+    # The settings put a floor under the rates, so the largest weight is known beforehand.
     mean, interval = weighted_between(
         np.array([value for _, value in values]), weights, confidence, most_weight=float(weights.max()), high=high
     )
@@ -131,10 +128,9 @@ def _mean(
 
 
 def _drop(audits: Sequence[RunNumbers], confidence: float) -> IntervalEstimate | None:
-    """Unlabelled disagreement counts as lost, and at the lower end as gained: the truth lies between."""
+    """Count an unlabelled disagreement as lost, and as gained for the lower end."""
     if not audits:
         return None
-    # An answer that agrees loses nothing, with or without a label.
     worst, best = (
         np.array([run.drop if run.drop is not None else pending * bool(run.disagrees) for run in audits], np.float64)
         for pending in (1, -1)
@@ -177,17 +173,17 @@ class NextLevel:
     """The first level that the certificate does not allow yet, and what it takes."""
 
     level: int
-    drop: float | None  # seen at it, a fraction; None: no audits
+    drop: float | None  # observed, a fraction; None: no audits
     n_audits: int
-    n_missing: int | None  # audits, if they go on as they have; None: so many do not fit into the window
+    n_missing: int | None  # audits, in the proportions so far; None: more than the window holds
     reason: str
 
 
 def next_level(counts: Counts, *, max_em_drop: float, delta: float, window: int) -> NextLevel | None:
-    """How many audits the next level still takes, from the counts alone; None: all levels are certified.
+    """Estimate how many audits the next level still takes; None: all levels are certified.
 
-    The number at which audits in the proportions seen so far pass (`certify.audits_to_certify`). Real ones come by
-    chance, so this is a middle and no promise. A certificate looks at `window` audits at most.
+    Assumes audits in the proportions seen so far (`certify.audits_to_certify`), so it is a typical number and no
+    promise. A certificate uses at most `window` audits.
     """
     certified = certified_level(log_wealth(counts, max_em_drop=max_em_drop), delta=delta)
     level = certified + 1

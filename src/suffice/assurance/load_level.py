@@ -1,11 +1,7 @@
-"""At which level a route operates under load: safer with slack, thriftier under pressure, and with nothing certified.
+"""The level at which a route operates under load: safer with slack, thriftier under pressure.
 
-    slack ──the load is back──▶ usual ──over a target──▶ spike
-          ◀──far below all────        ◀──well below all──
-
-Every level up to the certified one keeps the promise, so where to operate between them is a matter of load alone. Moves
-to the thrifty side come fast, moves back slowly, and slower each time one turns out to have been too early: a load that
-hangs about a threshold, by itself or because of our own moves, does not make the level swing.
+Every level up to the certified one keeps the promise, so load alone chooses between them. Moves to the thrifty side are
+fast, moves back slow, and slower each time one was too early, so that the level does not oscillate.
 """
 
 from __future__ import annotations
@@ -16,22 +12,22 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from suffice.settings import OnFallback, Pressure
 
-Stance: TypeAlias = Literal["slack", "usual", "spike"]  # from the safe side to the thrifty one
+Stance: TypeAlias = Literal["slack", "usual", "spike"]  # from safe to thrifty
 
-# Shares of a target, of the load that is nearest to its own. Each pair leaves room for noise, and for what a move
-# itself does to the load.
+# Shares of the target, for the load with the largest share. Each pair leaves room for noise and for the effect of a
+# move on the load.
 SPIKE_FROM: Final = 1.0
 SPIKE_UNTIL: Final = 0.7
 SLACK_UNTIL: Final = 0.6
 SLACK_FROM: Final = 0.3
-RAISE_AFTER_S: Final = 2.0  # a load must ask for the thrifty side so long
-BLIND_S: Final = 5.0  # after a longer pause nobody knows what the load did meanwhile
+RAISE_AFTER_S: Final = 2.0  # how long a load must call for the thrifty side
+BLIND_S: Final = 5.0  # after a longer pause between measurements, these times start anew
 MOST_DOUBLINGS: Final = 4  # of `hold_s`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSample:
-    """What was measured. None: unknown, which is neither pressure nor slack."""
+    """Measured load. None: unknown, which is neither pressure nor slack."""
 
     queue: float | None = None  # calls open at the upstream, over its slots
     latency_s: float | None = None  # 95th percentile
@@ -51,20 +47,20 @@ class Strain(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """Where a route operates, and since when its load has asked for something else. Times in seconds, monotonic."""
+    """The stance of a route and the state of its hysteresis. Times in seconds, monotonic."""
 
     stance: Stance = "usual"
     reason: str = "no load was measured yet"
     n_moves: int = 0
-    at_s: float = 0.0  # of the last look
-    more_since_s: float | None = None  # the load has asked for the thrifty side since; None: it does not
-    less_since_s: float | None = None  # … for the safe side
+    at_s: float = 0.0  # of the last measurement
+    more_since_s: float | None = None  # since when the load calls for the thrifty side; None: it does not
+    less_since_s: float | None = None  # likewise, for the safe side
     lowered_s: float | None = None  # when the last move was made, if it was to the safe side; else None
-    n_doublings: int = 0  # how often the hold was doubled, because such a move came too early
+    n_doublings: int = 0  # doublings of the hold after early moves
 
 
 def strain(targets: Pressure, load: LoadSample) -> Strain | None:
-    """The largest load in shares of its target; None: nothing that has a target was measured."""
+    """The largest load as a share of its target; None: nothing with a target was measured."""
     strains = [
         Strain(measured / target, name, measured, target)
         for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")
@@ -76,10 +72,10 @@ def strain(targets: Pressure, load: LoadSample) -> Strain | None:
 
 
 def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float) -> Operation:
-    """Take one measurement in, and move if it is time to.
+    """Add one measurement and move if one is due.
 
-    To be called every second or oftener; the time may stand still, and is not believed when it goes back. At most one
-    move to the safe side in `hold_s`, and at most two to the other side between two of those.
+    Call it at least once a second; a clock that goes back is held. At most one move to the safe side in `hold_s`, and
+    at most two to the other side between two of those.
     """
     now_s = max(now_s, before.at_s)
     measured, blind = strain(targets, load), now_s - before.at_s > BLIND_S
@@ -103,10 +99,10 @@ def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, n
 
 
 def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: int = 0) -> int:
-    """The level that new requests get: from `safe` (point 0) to `certified`, or `certified` where that is lower.
+    """The level of new requests: from `safe` (point 0) to `certified` (point 1), or `certified` where that is lower.
 
-    Levels are cut evenly by the tokens that they save, so a point is about the share of the certified saving that is
-    kept. What falls between two levels goes to the safer one. Without targets the route saves what it may.
+    Levels are spaced evenly by the tokens that they save, so a point is about the share of the certified saving that is
+    kept; fractions round to the safer level. Without targets the route uses the certified level.
     """
     if targets is None or stance == "spike" or certified <= safe:
         return certified
@@ -116,9 +112,9 @@ def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: 
 
 
 def _asks(stance: Stance, targets: Pressure, seen: Strain | None) -> tuple[bool, bool]:
-    """Does the load ask for the thrifty side, or for the safe one?"""
+    """Return whether the load calls for the thrifty side, and whether for the safe one."""
     if seen is None:
-        return False, stance == "spike"  # no evidence of pressure any more, and none of slack
+        return False, stance == "spike"  # evidence of neither pressure nor slack
     if stance == "spike":
         return False, seen.share < SPIKE_UNTIL
     if stance == "slack":
@@ -128,7 +124,7 @@ def _asks(stance: Stance, targets: Pressure, seen: Strain | None) -> tuple[bool,
 
 
 def _raised(now: Operation, targets: Pressure, measured: Strain) -> Operation:
-    """One move to the thrifty side. Soon after one to the safe side, the next of those takes twice as long."""
+    """Move to the thrifty side; double the hold if the last move to the safe side was too early."""
     n_doublings = now.n_doublings
     if now.lowered_s is not None:
         early = now.at_s - now.lowered_s < 2 * targets.hold_s * 2**n_doublings
@@ -152,54 +148,54 @@ def _moved(now: Operation, stance: Stance, reason: str, *, lowered_s: float | No
 
 # --------------------------------------------------------------------------- when everything must run in full
 #
-# ratio     tokens/s if all that is asked for ran in full, over tokens/s while the policy still stopped
-# capacity  the same ratio, as the owner says that the upstream could bear it
+# ratio     tokens/s if all requests ran in full, over tokens/s while the policy still stopped
+# capacity  the largest ratio that the upstream can bear, declared by the owner
 #
-# ratio <= capacity   nothing gives way: all run in full
-# quality_first       part of the new requests is turned away, so that the rest fits and runs in full
-# availability_first  all are taken, at the next safer level or a safer one that fits; nothing is certified then
+# ratio <= capacity   all requests run in full
+# quality_first       part of the new requests is rejected, so that the rest runs in full
+# availability_first  all are admitted, at the next safer level or a safer one that fits, uncertified
 
-RETRY_AFTER_S: Final = (5, 15)  # who was turned away is spread over so long, or all would come back at once
+RETRY_AFTER_S: Final = (5, 15)  # range over which retries are spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fallback:
-    """A route whose brake has fired: what was in force, and what its owner wants to give way."""
+    """A route whose brake has fired."""
 
-    level: int  # in force when the brake fired
+    level: int  # active when the brake fired
     on_fallback: OnFallback
-    capacity: float | None  # ratio, above 0; None: nobody said
-    loads: tuple[float, ...] = ()  # by level, from 0: tokens/s there, as a ratio, when it fired; (): unknown
+    capacity: float | None  # ratio, above 0; None: not declared
+    loads: tuple[float, ...] = ()  # tokens/s by level, from 0, as a ratio, when it fired; (): unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    level: int | None  # it runs at; 0 runs in full; None: it is turned away
-    certified: bool  # may the reply be called certified? Only of full runs, which keep the promise anyhow
+    level: int | None  # 0 runs in full; None: rejected
+    certified: bool  # only for full runs
     reason: str
-    retry_after_s: int = 0  # for one that is turned away
+    retry_after_s: int = 0  # for a rejected request
 
 
 IN_FULL: Final = Admission(level=0, certified=True, reason="in full while the brake holds")
 
 
 def shed_share(ratio: float, capacity: float | None) -> float:
-    """The share of requests to turn away so that the others, in full, are no more than `capacity`: [0, 1)."""
+    """The share of requests to reject, in [0, 1), so that the others fit `capacity` in full."""
     return 0.0 if capacity is None or ratio <= capacity else 1 - capacity / ratio
 
 
 def even_loads(ratio: float | None, level: int) -> tuple[float, ...]:
-    """What each level takes, along a line from `ratio` in full to 1 at the active level; (): unknown."""
+    """Interpolate the load of each level between `ratio` in full and 1 at the active level; (): unknown."""
     if ratio is None or level < 1:
         return ()
     return tuple(ratio + (1 - ratio) * at / level for at in range(level + 1))
 
 
 def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: float) -> Admission:
-    """Admit or turn away one new request of the route, and say at which level it runs.
+    """Admit or reject one new request of the route, and choose its level.
 
-    queue  calls open at the upstream over its slots; while slots are free nobody is turned away. None: unknown
-    point  a random number in [0, 1), drawn anew for each try, or the same clients would be turned away for good
+    queue  calls open at the upstream over its slots; below 1 nothing is rejected. None: unknown
+    point  a random number in [0, 1), drawn anew for each try, so that no client is rejected for good
     """
     if not 0 <= point < 1:
         raise ValueError(f"point: got {point}; a lot from 0 up to, but not, 1")
@@ -221,10 +217,9 @@ def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: f
 
 
 def safer_level(fallback: Fallback, ratio: float) -> int:
-    """The safest level that the upstream bears; where that cannot be told, or none does, the next safer one.
+    """The safest level whose load fits the capacity; the next safer one if that is unknown or none fits.
 
-    Never the level that was active, unless that was 0. What levels take grows with what is asked for, as the full
-    runs do.
+    Never the level that was active, unless that was 0. Loads of levels scale with demand, as full runs do.
     """
     next_safer = max(0, fallback.level - 1)
     if fallback.capacity is None:

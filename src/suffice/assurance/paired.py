@@ -1,13 +1,10 @@
-"""Paired calls: what an arm loses where nothing can be replayed, so that the same question is asked twice.
+"""Paired calls: the EM drop of an arm that cannot be replayed, from a second call for the same question.
 
-    audit ──▶ the full run, shown  +  one more call with the arm, not shown ──▶ Z = c_full - c_arm, in {-1, 0, +1}
-          ──▶ or, now and then, a second full run                         ──▶ Repeats: how often it differs from itself
-
-The two answers are independent draws, whose noise has mean 0: a certificate on E Z is right for EM. The noise costs
-audits (`pairs_to_certify`), never validity. "Against this very run" (ASSURANCE.md §6.11) cannot be told from it: two
-full runs say how large the model's disagreement with itself is. Still Z <= D, so disagreement bounds the drop without
-labels. **Its excess over the noise does not**: a model that is right half of the time differs from itself on half of
-the questions, and as often from an arm that is never right.
+An audit delivers the full run and sends one more call, mostly with the arm, for Z = c_full - c_arm in {-1, 0, +1}, and
+sometimes in full, for the model's disagreement with itself (`Repeats`). Independent draws add noise of mean 0, which
+costs audits (`pairs_to_certify`) and not validity. Z <= D, so disagreement bounds the drop without labels. **Its excess
+over that of repeats does not**: a model that is right half of the time differs from itself on half of the questions,
+and as often from an arm that is never right. A drop against this very run (ASSURANCE.md §6.11) is not identified.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from suffice.assurance.certify import Counts, check_budget, log_bets, mixed
 
 Floats = NDArray[np.float64]
 
-# Fractions of the largest bet. Those of `certify` begin at 0.25, which loses on pairs that differ by chance on every
-# sixth question: the best fraction is about (epsilon - drop) / (lost + gained), and noise makes that small.
+# Fractions of the largest bet. The best one is about (epsilon - drop) / (lost + gained), which noise makes small: the
+# 0.25 of `certify` loses on pairs that differ by chance on every sixth question.
 BETS: Final = (0.04, 0.1, 0.25, 0.5, 0.8)
 
 
 def upper_drop(counts: Counts, *, delta: float) -> Floats:
-    """The smallest drop that the pairs of each arm refute at `delta`, at every look, shape (M,); 1: none is."""
+    """The smallest drop that the pairs of each arm refute at `delta`, at every look, shape (M,); 1: none."""
     if not 0 < delta < 1:
         raise ValueError(f"delta: got {delta}; above 0 and below 1")
     low, high = np.zeros(len(counts.same)), np.ones(len(counts.same))
@@ -42,13 +39,12 @@ def upper_drop(counts: Counts, *, delta: float) -> Floats:
 
 
 def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: float) -> int:
-    """About how many pairs certify an arm: the mixture must earn 1/delta at the growth of its best bet.
+    """Approximate number of pairs that certify an arm: the mixture earns 1/delta at the growth of its best bet.
 
     drop   E Z of the arm, a fraction below `max_em_drop`
-    flips  P(Z = -1): how often the arm alone is right; between two full runs half of the rate at which one is right
-           alone
+    flips  P(Z = -1): the arm alone is right; for two full runs, half of the rate at which exactly one is right
 
-    Raises ValueError where no number would be enough, and for rates that cannot be.
+    Raise ValueError for impossible rates, and where no number is enough.
     """
     lost = drop + flips
     if flips < 0 or lost < 0 or lost + flips > 1 or not 0 < delta < 1:
@@ -63,33 +59,32 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeats:
-    """Pairs of two full runs of the same question: how much of any difference is no difference between arms."""
+    """Pairs of two full runs of the same question."""
 
     n: int  # pairs
     n_disagree: int  # with different answers
 
     @property
     def disagreement(self) -> float:
-        """Rate of different answers; not a number without pairs."""
+        """Rate of different answers; nan without pairs."""
         return self.n_disagree / self.n if self.n else float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedView:
-    """What double calls say of one arm, with the noise beside it: for people, at one look."""
+    """Paired calls of one arm beside the noise between full runs, for people."""
 
     n: int  # pairs
-    drop: float  # mean of Z; not a number without pairs
-    drop_high: float  # smallest drop that is refuted at the confidence, at every look
-    disagreement: float  # rate of other answers than the full run's; an upper bound of the drop
-    repeats: Repeats  # the same between two full runs
+    drop: float  # mean of Z; nan without pairs
+    drop_high: float  # smallest refuted drop, valid at every look
+    disagreement: float  # rate of answers that differ from the full run's; an upper bound of the drop
+    repeats: Repeats  # of two full runs
     saved_share: float | None  # 1 - tokens of the arm / tokens of the full runs; None: not counted
     n_disagree: int = 0  # pairs with different answers
     n_gained: int = 0  # pairs in which the arm alone was right
-    n_lost: int = 0  # pairs in which it lost the right answer, or is held to have lost it
+    n_lost: int = 0  # pairs in which it lost the right answer, or is assumed to
 
     def sentence(self, arm: str) -> str:
-        """One sentence that does not let noise pass for loss, nor loss for noise."""
         own = f"{self.repeats.disagreement:.1%}" if self.repeats.n else "unknown"
         return (
             f"{arm}: EM lower by {100 * self.drop:.2f} points on {self.n} pairs, less than {100 * self.drop_high:.2f}"
@@ -99,12 +94,12 @@ class PairedView:
 
 # --------------------------------------------------------------------------- importance-weighted terms
 #
-# Bounds for the mean of importance-weighted terms: valid at every look, and without a largest weight. A term such as
-# weight x reward can be huge and is never far below 0. That is enough for a lower bound; an upper bound of a reward in
-# [0, 1] is one minus the lower bound of what is missing to 1. Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro (2024),
-# ACM/IMS J. Data Sci. 1(3), arXiv:2210.10768.
+# Lower bounds for the mean of importance-weighted terms, valid at every look and without a largest weight: a term such
+# as weight x reward can be huge but is never far below 0. An upper bound of a reward in [0, 1] is one minus the lower
+# bound of 1 - reward. Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro (2024), ACM/IMS J. Data Sci. 1(3),
+# arXiv:2210.10768.
 
-# At which the evidence may grow: any mixture is valid, this one is near the best for 30 to 100,000 terms.
+# Any mixture of speeds is valid; this one is near the best for 30 to 100,000 terms.
 SPEEDS: Final = tuple(float(speed) for speed in np.geomspace(0.006, 0.9, 10))
 
 
@@ -114,8 +109,8 @@ def lower_sequence(terms: Floats, *, floor: float, alpha: float) -> Floats:
     The mean is that of the terms' conditional expectations so far, so it may drift, and terms may depend on earlier
     ones. It must lie in [0, 1]. Empirical Bernstein: with y = (term - centre) / (1 + floor) at least -1, and the centre
     a shrunken mean of earlier terms, exp(speed y - psi(speed) y^2) <= 1 + speed y for psi(s) = -log(1 - s) - s (Fan,
-    Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is inverted by bisection. Raises ValueError for a term
-    below -floor or one that is not finite.
+    Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is inverted by bisection. Raise ValueError for a term below
+    -floor or one that is not finite.
     """
     _check(terms, floor, alpha)
     n = np.arange(1, len(terms) + 1)
@@ -142,13 +137,13 @@ def _check(terms: Floats, floor: float, alpha: float) -> None:
 
 
 def _centres(terms: Floats) -> Floats:
-    """Before each term, the mean of those before it, one of 1/2 added, cut to [0, 1]."""
+    """Before each term, the mean of 1/2 and all earlier terms, clipped to [0, 1]."""
     before = np.cumsum(terms) - terms
     return np.clip((before + 0.5) / np.arange(1, len(terms) + 1), 0.0, 1.0)
 
 
 def _inverted(sums: Floats, spread: Floats, n: NDArray[np.int64], floor: float, alpha: float) -> Floats:
-    """The mean at which the mixture reaches 1/alpha, at each time; it falls with the mean."""
+    """The mean at which the mixture, decreasing in it, reaches 1/alpha, at each time."""
     speeds = np.array(SPEEDS)
     psi = -np.log1p(-speeds) - speeds
     fixed = speeds * sums[:, np.newaxis] - psi * spread[:, np.newaxis] - log(len(speeds))

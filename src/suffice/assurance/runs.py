@@ -1,7 +1,4 @@
-"""The numbers of one run that a report adds up, and the sums over runs.
-
-Means and intervals are made in `estimate`.
-"""
+"""The numbers of one run in a report, and their sums over runs; `estimate` makes means and intervals."""
 
 from __future__ import annotations
 
@@ -18,19 +15,19 @@ from suffice.assurance.money import undrawn_factor, undrawn_tokens
 from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
-UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
-ABANDONED_ENDS = ("client_left", "timeout")  # an audit that ends so counts as a loss (CONTRACT.md §3)
-FINISHED_ENDS = ("done", "truncated")  # a full run that shows what the model answers
-ENDED = (*FINISHED_ENDS, "stopped")  # any run that came to an answer, or to none, by itself or by a stop
-# What labels were asked for that say something of the average answer: nothing, or a draw at random. Runs that people
-# were asked about because they were doubtful are worse than the average one.
+UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # the model was not called, or its reply is unknown
+ABANDONED_ENDS = ("client_left", "timeout")  # audits with these ends count as losses (CONTRACT.md §3)
+FINISHED_ENDS = ("done", "truncated")  # full runs with the model's answer
+ENDED = (*FINISHED_ENDS, "stopped")  # runs that ended by themselves or by a stop
+# Values of `Feedback.asked_for` whose labels represent the average run: unsolicited, or a random draw. Labels requested
+# because a run was doubtful are biased.
 REPRESENTATIVE = ("", "control")
 
 Match = Callable[[str | None, str], bool]
 
 
 class SequencedLabel(Protocol):
-    """One piece of feedback; a higher `seq` came later and replaces a lower one."""
+    """One piece of feedback; a higher `seq` replaces a lower one."""
 
     @property
     def seq(self) -> int: ...
@@ -49,42 +46,42 @@ class LabelledEpisode(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNumbers:
-    """One governed request, boiled down to the numbers that the report needs."""
+    """The numbers of one governed request that a report needs."""
 
-    group: str  # runs of one question are not independent
+    group: str  # the question: its runs are dependent
     full: bool
     enforce: bool
     audit: bool
-    weight: float  # 1/P(lot): makes the two arms comparable when the audit share moved
+    weight: float  # 1/P(assignment): makes the arms comparable when the audit share changed
     stopped: bool
     would_stop: bool
-    spent: float | None  # tokens generated for the delivered run, in probes, and discarded
-    # What the run alone would have taken; where a vote was decided early, all of its samples (`money`).
+    spent: float | None  # tokens: delivered, in probes, and discarded
+    # Of the run alone; for a vote that was decided early, of all its samples (`money`).
     baseline_tokens: float | None
     would_spend: float | None
-    cost_usd: float | None  # of everything, at the prices of its time; None: unknown
-    baseline_usd: float | None  # what the run alone would have cost, as `baseline_tokens`
+    cost_usd: float | None  # total, at the prices of its time; None: unknown
+    baseline_usd: float | None  # cost of `baseline_tokens`
     would_cost_usd: float | None  # with the shadow stop made
-    correct: bool | None  # None: no label says so, it was picked on purpose, or nobody knows the answer
-    disagrees: bool | None  # None: this run says nothing about it
-    drop: int | None  # -1, 0, +1; None: as above, or no label
+    correct: bool | None  # None: no representative label, or the reply is unknown
+    disagrees: bool | None  # None: unknown
+    drop: int | None  # -1, 0, +1; None: unknown
     abandoned_audit: bool  # counted as a loss, labelled or not
-    undrawn_tokens: float = 0.0  # estimate: of the samples that a decided vote did not draw
-    undrawn_usd: float = 0.0  # … and what these would have cost; 0 where prices are unknown
-    stands_for: float = 1.0  # so many runs like it, those whose rows are not kept included (`sampling.weight_of`)
+    undrawn_tokens: float = 0.0  # estimate, for the samples that a decided vote did not draw
+    undrawn_usd: float = 0.0  # their cost; 0 where prices are unknown
+    stands_for: float = 1.0  # `sampling.weight_of`
 
     @property
     def would_save_usd(self) -> float | None:
-        """Money that the run costs less than a full vote, or a full run, with its shadow stop made; None: unknown."""
+        """Money that the shadow stop saves against a full run or full vote; None: unknown."""
         if self.cost_usd is None or self.would_cost_usd is None:
             return None
         return self.cost_usd + self.undrawn_usd - self.would_cost_usd
 
 
 def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The last feedback received that says what is right; thumbs and ratings do not overrule it.
+    """The last feedback with a verdict or a reference answer; thumbs and ratings are neither.
 
-    A judge model's label counts only where nobody else said anything, however late it came.
+    A judge model's label counts only if there is no other, whatever their order.
     """
     ordered = sorted(labels, key=lambda label: label.seq)
     telling = [x.feedback for x in ordered if x.feedback.correct is not None or x.feedback.gold is not None]
@@ -93,9 +90,9 @@ def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
 
 
 def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
-    """Boil one governed run down; `match` is never asked about a missing answer.
+    """Derive the numbers of one governed run; `match` is never called for a missing answer.
 
-    No policy can stop a repeated delivery, so its run counts as one that the policy let go, and never as evidence.
+    No policy can stop a repeated delivery, so its run counts as not stopped, and never as evidence.
     """
     request, outcome = item.episode.request, item.episode.outcome
     full = (request.mode == "observe" or request.audit) and request.delivery == 1
@@ -138,7 +135,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
 
 
 def _would_spend(outcome: Outcome, delivered: int) -> int:
-    """Tokens had the shadow stop been made: without the later steps, with the probes up to it."""
+    """Tokens with the shadow stop made: without the later steps, with the probes up to it."""
     stop = outcome.stop_step
     later = 0 if stop is None else sum(step.tokens for step in outcome.steps if step.index > stop)
     probes = sum(step.probe_tokens for step in outcome.steps if stop is None or step.index <= stop)
@@ -146,7 +143,7 @@ def _would_spend(outcome: Outcome, delivered: int) -> int:
 
 
 def _is_right(answer: str | None, label: Feedback, match: Match) -> bool:
-    """Was the delivered answer right? No answer is a wrong answer."""
+    """Whether the delivered answer is right; no answer is wrong."""
     if label.correct is not None:
         return label.correct
     return answer is not None and label.gold is not None and match(answer, label.gold)
@@ -175,8 +172,7 @@ def _drop(request: Request, outcome: Outcome, label: Feedback | None, match: Mat
         return 0
     full_right = _is_right(outcome.answer, label, match)
     if label.gold is None:
-        # Nobody judged the other answer. It differs from the delivered one: lost if that was
-        # right, and never counted as gained.
+        # The stop's answer is unlabelled and differs: lost if the delivered one was right, never gained.
         return int(full_right)
     stop_right = outcome.would_answer is not None and match(outcome.would_answer, label.gold)
     return int(full_right) - int(stop_right)
@@ -184,14 +180,13 @@ def _drop(request: Request, outcome: Outcome, label: Feedback | None, match: Mat
 
 # --------------------------------------------------------------------------- sums over runs
 #
-# Sums that become estimates are kept in `N_GROUPS` random groups of questions. All runs of one question are in the
-# same group, so leaving one group out at a time gives an interval that respects repeated questions (the delete-a-
-# group jackknife: Kott 2001, Journal of Official Statistics 17(4)) without keeping the runs. Tallies are additive: a
-# run can be added whenever it ends, and a label that comes later exchanges what its run said.
+# Sums are kept in `N_GROUPS` random groups of questions, so that leaving one group out at a time gives an interval that
+# respects repeated questions without keeping the runs (the delete-a-group jackknife: Kott 2001, Journal of Official
+# Statistics 17(4)). Tallies are additive: a run is added when it ends, and a later label replaces its marks.
 
-N_GROUPS: Final = 32  # of questions, by a hash of their key
-MOST_VERSIONS: Final = 50  # of policies that are named, the first ones
-# Fields of `estimate.TokenTotals`, with those of `Usage` and `Overhead` that `UnloggedRequests` has too.
+N_GROUPS: Final = 32  # of questions, by hash of their key
+MOST_VERSIONS: Final = 50  # policies that are named: the first ones
+# Fields of `estimate.TokenTotals`, with their names in `Usage`, `Overhead` and `UnloggedRequests`.
 _USAGE: Final = {
     "client_prompt": "prompt_tokens",
     "client_completion": "completion_tokens",
@@ -206,8 +201,8 @@ _OVERHEAD: Final = {
 
 
 class Tally(msgspec.Struct, kw_only=True):
-    scorer: str = ""  # by which answers were compared with labels
-    n_asked: int = 0  # requests, ended or not; what one brings is added when it ends
+    scorer: str = ""  # that compared answers with labels
+    n_asked: int = 0  # requests, ended or not
     certified: bool = True  # every governed request ran under a certified policy
     kinds: list[str] = []  # oldest first
     modes: list[str] = []
@@ -218,16 +213,16 @@ class Tally(msgspec.Struct, kw_only=True):
     tokens: dict[str, int] = {}  # by field of `TokenTotals`
     money: dict[str, float] = {}  # by field of `MoneyTotals`
     counts: dict[str, int] = {}  # of governed runs, by name
-    audits_at_s: list[float] = []  # the latest, oldest first
-    extracted: str = ""  # of the latest full runs, oldest first: "1", its answer could be read, or "0"
-    rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of weights of true marks, of squares
+    audits_at_s: list[float] = []  # of the latest, oldest first
+    extracted: str = ""  # of the latest full runs, oldest first: "1" if the scorer could read the answer, else "0"
+    rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of true weights, of squared weights
     groups: dict[str, dict[int, list[float]]] = {}  # by name and group of questions: runs, then sums
 
     def ask(self) -> None:
         self.n_asked += 1
 
     def add(self, request: Request, outcome: Outcome, run: RunNumbers | None) -> None:
-        """Add a request that has ended, as `measure_run` has it; None: it passed through."""
+        """Add a request that has ended; `run` is None if it passed through."""
         _count(self.ends, outcome.end_reason)
         for place in outcome.degraded:
             _count(self.degraded, place)
@@ -253,12 +248,12 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_spent(run)
 
     def relabel(self, before: RunNumbers, after: RunNumbers) -> None:
-        """Exchange what the labels of one governed run say; everything else about it is as it was."""
+        """Replace the marks of one governed run after a label changed."""
         self._add_marks(before, sign=-1)
         self._add_marks(after)
 
     def add_unkept(self, cell: UnloggedRequests) -> None:
-        """Add requests that have no rows, to all that needs none."""
+        """Add requests without rows to the sums that need none."""
         self.n_asked += cell.n
         for end, n in cell.ends:
             _count(self.ends, end, n)
@@ -285,8 +280,8 @@ class Tally(msgspec.Struct, kw_only=True):
         whole = outcome.end_reason in FINISHED_ENDS and not outcome.stopped
         if whole and (request.mode != "enforce" or request.audit):
             self.extracted = f"{self.extracted}{int(outcome.answer is not None)}"[-WINDOW_RUNS:]
-        if request.kind == "reasoning":  # elsewhere an answer without words to read names no source
-            # A probe that was not sent or failed names no source either: nobody knows what it would have said.
+        if request.kind == "reasoning":  # elsewhere a missing answer has no source
+            # A probe that was not sent or failed has no source either.
             trials = [step.answer for step in outcome.steps if step.answer_source == "probe"]
             _count(self.counts, "trials", len(trials))
             _count(self.counts, "trials_read", len(trials) - trials.count(None))
@@ -326,7 +321,6 @@ class Tally(msgspec.Struct, kw_only=True):
             _count(self.counts, "drops_marked", sign * (correct is not None))
 
     def _add_rate(self, name: str, mark: bool | None, weight: float, *, sign: int = 1) -> None:
-        """Unknown marks are left out, neither one nor the other."""
         if mark is not None:
             sums = self.rates.setdefault(name, [0.0] * 4)
             for at, one in enumerate((1.0, weight, weight * mark, weight * weight)):

@@ -1,12 +1,10 @@
-"""Do people like stopped answers less than full ones? Paired by the audit draw, valid at every look.
+"""Tests whether people rate stopped answers lower than full ones: paired by the audit draw, valid at every look.
 
-    ratings, in order ──▶ pairs (audits against the stopped runs between them) ──▶ e-process ──▶ a safer level, or not
-
-Exact Match can hold while people are served worse: shorter explanations, a colder tone. Audits were drawn by lot and
-got the full answer, so ratings of both differ by what stopping did to them, as far as people rate both alike often.
-Each pair is a bet that audits are rated better; while they are not, such bets have no growth to expect, and may be
-looked at for ever (Waudby-Smith and Ramdas 2024, JRSS B 86(1), arXiv:2010.09686; Ville's inequality). A bound for means
-of any data in [-1, 1], such as `bounds.mean_interval`, needs about four times the audits for the same fall.
+Exact Match can hold while answers get worse: shorter explanations, a colder tone. Audits are random and deliver the
+full answer, so the difference in ratings is the effect of stopping, as far as both are rated equally often. Each pair
+is a bet that audits are rated better; while they are not, the bets have no expected growth (Waudby-Smith and Ramdas
+2024, JRSS B 86(1), arXiv:2010.09686; Ville's inequality). A bound for means in [-1, 1], such as `bounds.mean_interval`,
+needs about four times the audits.
 """
 
 from __future__ import annotations
@@ -27,35 +25,35 @@ from suffice.settings import Metric
 from suffice.settings.checks import span_of
 from suffice.types import Feedback
 
-BETS: Final = (0.1, 0.3, 0.6, 0.9)  # parts of the wealth; small ones find small falls, large ones large falls quickly
-START_EVERY: Final = 50  # pairs after which new bets begin, so that a long peace costs no old wealth
-MEMORY_RATINGS: Final = 200  # of stopped runs: the mean that is compared with the floor forgets older ones
+BETS: Final = (0.1, 0.3, 0.6, 0.9)  # parts of the wealth: small ones for small drops, large ones for large drops
+START_EVERY: Final = 50  # pairs after which new bets begin, so that a drop after a long calm is still noticed
+MEMORY_RATINGS: Final = 200  # latest ratings of stopped runs in the mean that is compared with the floor
 MOST_WEALTH: Final = 1e100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatedRun:
-    """One rated run that the lottery could have made an audit, and that was stopped if it was none."""
+    """One rated run: an audit, or a stopped run that could have been drawn as one."""
 
     audit: bool
     satisfaction: float  # [0, 1]
-    stands_for: float = 1.0  # so many runs like it, at least 1 (`sampling`)
+    stands_for: float = 1.0  # at least 1 (`sampling`)
 
 
 def satisfaction_of(feedback: Feedback) -> float | None:
-    """How satisfied somebody was, [0, 1]: a rating from 1 to 5, else a thumb, else a survey; None: nobody said so."""
+    """Satisfaction in [0, 1]: a rating from 1 to 5, else a thumb, else a survey; None without any."""
     if feedback.rating is not None:
         return (feedback.rating - 1) / 4
     return feedback.satisfaction if feedback.thumbs is None else float(feedback.thumbs == "up")
 
 
 def by_people(feedback: Feedback) -> float | None:
-    """The same, where it was no judge model that said so."""
+    """`satisfaction_of`, without judge models."""
     return None if feedback.source == JUDGE else satisfaction_of(feedback)
 
 
 def scaled(value: float, metric: Metric) -> float:
-    """A declared metric's value from 0, the worst that it can be, to 1, the best. Raises ValueError for a category."""
+    """Scale a declared metric to [0, 1], 1 being best. Raise ValueError for a category."""
     span = span_of(metric)
     if span is None:
         raise ValueError("metric: a category has no best value")
@@ -85,15 +83,15 @@ class _Mean:
 
 @dataclass(slots=True)
 class RatingPairs:
-    """Audits against the stopped runs between them, in the order in which they came."""
+    """Pair audits with the stopped runs between them, in order."""
 
-    _audits: _Mean = field(default_factory=_Mean)  # that wait for a partner
+    _audits: _Mean = field(default_factory=_Mean)  # without a partner yet
     _partners: _Mean = field(default_factory=_Mean)  # stopped runs since the last pair
 
     def add(self, value: float, *, audit: bool, weight: float = 1.0) -> tuple[float, float] | None:
-        """Take the next run in: the pair that it completes, as audits minus partners, and its weight; None: none yet.
+        """Add the next run and return the pair that it completes, as (audits minus partners, weight), or None.
 
-        weight  above 0: one over the share of people who were asked
+        weight  above 0: the inverse of the sampling probability of the rating
         """
         (self._audits if audit else self._partners).add(value, weight)
         audits, partners = self._audits.mean, self._partners.mean
@@ -106,23 +104,23 @@ class RatingPairs:
 
 @dataclass(slots=True, kw_only=True)
 class SatisfactionTest:
-    """Judge ratings that arrive one by one: stopped runs are rated worse than audits, and below the floor.
+    """Test whether stopped runs are rated worse than audits and below the floor, one rating at a time.
 
-    The fall must be proven, for a floor alone cannot tell stopping from a harder week: the level goes down only where
-    that can help. Where stopping changes nothing, whatever the floor, a move is ever asked for with probability at most
-    `delta`. After a move begin anew. Raises ValueError for parameters out of range.
+    A floor alone cannot distinguish stopping from harder questions, so the drop must be proven, too. Where stopping has
+    no effect, a move is ever requested with probability of at most `delta`. Use a new test after a move. Raise
+    ValueError for parameters out of range.
     """
 
-    min_satisfaction: float  # as in the settings: a fraction up to 1, or a rating above 1 and up to 5
+    min_satisfaction: float  # as in the settings: a fraction up to 1, or a rating in (1, 5]
     delta: float  # in (0, 1)
-    asks: str | None = None  # why the next safer level is due, from the rating on that proved it; None: it is not
+    asks: str | None = None  # why the next safer level is due; None: it is not
     n_pairs: int = 0
-    e_value: float = 1.0  # evidence against "stopped runs are rated as well"; 1/delta proves a fall
-    stopped: float | None = None  # mean satisfaction of the latest stopped runs; None: none was rated
+    e_value: float = 1.0  # against "stopped runs are rated as well"; 1/delta proves a drop
+    stopped: float | None = None  # mean satisfaction of the latest stopped runs; None: unrated
     drops: _Mean = field(default_factory=_Mean)  # of audits minus stopped runs, over pairs
     _pairing: RatingPairs = field(default_factory=RatingPairs)
-    _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the bets that have begun
-    _unspent: float = 1.0  # weight of those that have not
+    _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the begun bets
+    _unspent: float = 1.0  # reserved for later bets
     _n_stopped: int = 0
     _mean_weight: float = 0.0  # of the latest stopped runs
 
@@ -133,12 +131,12 @@ class SatisfactionTest:
 
     @property
     def floor(self) -> float:
-        """What stopped runs must not be rated below, as a fraction."""
+        """`min_satisfaction` as a fraction."""
         given = self.min_satisfaction
         return given if given <= 1 else (given - 1) / 4
 
     def add(self, rated: RatedRun) -> None:
-        """Take the next rating in. Raises ValueError for one that is no fraction."""
+        """Add the next rating. Raise ValueError unless it is in [0, 1]."""
         if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):
             raise ValueError(f"satisfaction: got {rated.satisfaction}; a fraction from 0 to 1")
         if not rated.audit:
@@ -158,7 +156,7 @@ class SatisfactionTest:
             )
 
     def _bet(self, drop: float) -> None:
-        """Bet on one pair. Bets that begin later have their own wealth, set aside at the start: sum 6/(pi v)^2 = 1."""
+        """Bet on one pair. Bets that begin later have a reserved part of the wealth: sum of 6/(pi v)^2 = 1."""
         if self.n_pairs % START_EVERY == 0:
             start = 6 / (pi * (1 + self.n_pairs // START_EVERY)) ** 2
             self._unspent -= start
@@ -171,17 +169,13 @@ class SatisfactionTest:
 
 # --------------------------------------------------------------------------- effect of stopping
 #
-# runs with what was said of them, in the log's order ──▶ means of full and of stopped runs, effect of stopping
-#
-# The effect is paired by the audit draw: of runs in which a stop was asked for, audits went on and the others stopped.
-# Votes are missing not at random: angry people vote more often. Silence is therefore never counted; a mean speaks of
-# those who spoke. The *effect* needs less: that whoever votes does so by how the answer was and not by whether it was
-# stopped. The shares of audits and of stopped runs that were rated are reported beside it, and where they surely differ
-# a note says so. Where people are asked by a draw, each vote is weighted by one over the share that was asked; where
-# only some runs have rows in the log, each counts for those that have none (`sampling`).
+# The effect is paired by the audit draw: of runs in which the policy stopped, audits ran on. Ratings are not missing at
+# random (angry people rate more often), so a mean is that of the raters. The *effect* assumes less: that rating depends
+# on the answer and not on whether it was stopped. The rated shares of audits and stopped runs are reported, with a note
+# where they provably differ. Ratings are weighted by the inverse probability of a survey and by `sampling`.
 
 SATISFACTION: Final = "satisfaction"
-EVENTS: Final[Mapping[str, str]] = {"regenerate": "regenerated", "abandon": "abandoned"}  # event: name of its measure
+EVENTS: Final[Mapping[str, str]] = {"regenerate": "regenerated", "abandon": "abandoned"}  # event: its measure
 METHOD: Final = "valid at every look, empirical Bernstein"
 PAIRED: Final = "paired by the audit lottery, valid at every look, empirical Bernstein"
 
@@ -192,17 +186,17 @@ class Measure:
     low: float = 0.0
     high: float = 1.0
     better: Literal["higher", "lower"] = "higher"
-    level: Literal["request", "conversation", "user"] = "request"  # what one value speaks of
-    silent: float | None = None  # of a run of which nothing was said; None: unknown, and left out
+    level: Literal["request", "conversation", "user"] = "request"  # the unit of one value
+    silent: float | None = None  # value of a run without feedback; None: left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackValue:
-    seq: int  # place in the log: the order in which words were received
-    voice: str  # who says it: a later word of the same voice replaces an earlier one
+    seq: int  # place in the log: the order of receipt
+    voice: str  # label source; its later label replaces an earlier one
     values: tuple[tuple[str, float], ...]  # measure and value, in the measure's own unit
-    capped: bool = False  # its key speaks for a share of the runs at most
-    weight: float = 1.0  # one over the share of people who were asked, at least 1
+    capped: bool = False  # its key counts for at most a share of the runs
+    weight: float = 1.0  # inverse probability of the survey, at least 1
     user: str = ""  # the person, where named
 
 
@@ -212,40 +206,40 @@ class RunFeedback:
     version: str
     full: bool  # it ran in full by design
     stopped: bool  # the policy ended it early
-    drawn: bool  # a stop was asked for, and the lottery could have made it an audit or none
+    drawn: bool  # the policy stopped, and the audit assignment was random
     audit: bool
-    conversation: str  # that the run belongs to, or the run itself
+    conversation: str  # of the run, or the run itself
     words: tuple[FeedbackValue, ...] = ()
-    stands_for: float = 1.0  # so many runs like it, those whose rows are not kept included
+    stands_for: float = 1.0  # at least 1 (`sampling`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SatisfactionEffect:
-    """One measure on one route, or one class or version of it. None: nothing to measure it on."""
+    """One measure on one route, or on one class or version of it. None: nothing to measure."""
 
     measure: str
     better: Literal["higher", "lower"]
-    query_class: str | None  # None: all of them together
-    version: str | None  # None: all of them together
+    query_class: str | None  # None: all classes
+    version: str | None  # None: all versions
     n_runs: int
-    n_heard: int  # of them: somebody said something of the kind
+    n_heard: int  # of them with feedback of this measure
     everybody: IntervalEstimate | None  # full and stopped runs together
     full: IntervalEstimate | None
-    stopped: IntervalEstimate | None  # stopped runs are the easy ones: not to be compared with `full`
-    effect: IntervalEstimate | None  # stopped minus full, paired; None: no pair, or the measure speaks of users
-    rated_audits: float | None  # share of drawn audits of which something was said; None: there was none
-    rated_stopped: float | None  # likewise, of the runs that were stopped in their place
-    n_set_aside: int = 0  # words beyond the share of one key
+    stopped: IntervalEstimate | None  # not comparable with `full`: stopped runs are easier
+    effect: IntervalEstimate | None  # stopped minus full, paired; None: no pair, or a measure of users
+    rated_audits: float | None  # share of drawn audits with feedback; None: no drawn audits
+    rated_stopped: float | None  # likewise, of drawn stopped runs
+    n_set_aside: int = 0  # labels beyond the share of one key
 
 
 def estimate_satisfaction(
     runs: Sequence[RunFeedback], measures: Iterable[Measure], *, confidence: float = 0.95, most_weight: float = 1.0
 ) -> tuple[SatisfactionEffect, ...]:
-    """Every measure of which something was said: of the route, then of each class and version where there are several.
+    """Estimate every measure that has feedback, for the route and, where there are several, each class and version.
 
-    runs         in the log's own order; intervals depend on it
+    runs         in the log's order; intervals depend on it
     confidence   of each interval by itself, in (0, 1)
-    most_weight  that a label can have, at least 1; larger ones count as this. What runs stand for comes on top
+    most_weight  cap of a label's weight, at least 1; the weights of runs multiply it
     """
     most_weight *= max((run.stands_for for run in runs), default=1.0)
     whole = list(enumerate(runs))
@@ -268,21 +262,21 @@ def estimate_satisfaction(
     return tuple(effects)
 
 
-# --------------------------------------------------------------------------- what counts as said
+# --------------------------------------------------------------------------- feedback that counts
 
 
 class _Value(NamedTuple):
-    """What the voices of one run, conversation or user come to."""
+    """The mean value of one run, conversation or user."""
 
     value: float
     weight: float
 
 
 def _values(runs: Sequence[RunFeedback], measure: Measure, most_weight: float) -> tuple[dict[int, _Value], int]:
-    """What was said, at the place of the run that it counts for, and how many words were set aside.
+    """Return the values by place of their run, and the number of labels set aside.
 
-    The last word of each voice counts; a capped one speaks for a share of the runs, and for one at least; voices that
-    remain are averaged. A conversation, or a user, counts once, at its first run.
+    The last label of each source counts; a capped source counts for a share of the runs, at least one; the rest is
+    averaged. A conversation or a user counts once, at its first run.
     """
     last: dict[tuple[int, str], tuple[FeedbackValue, float]] = {}
     place_of: dict[str, int] = {}
@@ -322,7 +316,7 @@ class _Estimator:
     def effect_in(
         self, members: Sequence[tuple[int, RunFeedback]], query_class: str | None, version: str | None
     ) -> SatisfactionEffect:
-        """One group's numbers. A run of which nobody says anything has the measure's value of silence, or none."""
+        """Estimate one group; a run without feedback gets the measure's `silent` value or is left out."""
         silent = self._measure.silent
         values = [
             (run, self._values.get(place) or (None if silent is None else _Value(silent, run.stands_for)))
@@ -382,7 +376,7 @@ class _Estimator:
         )
 
     def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
-        """A warning where audits and stopped runs are surely not rated alike often."""
+        """A warning if audits and stopped runs are provably not rated equally often."""
         drops = np.array([drop for drop, _ in _paired([(audit, float(voted), 1.0) for audit, voted in heard])])
         between = mean_between(watch(drops, low=-1.0), self._confidence, low=-1.0)
         if between.low <= 0 <= between.high:
@@ -396,7 +390,7 @@ class _Estimator:
 
 
 def _paired(runs: Iterable[tuple[bool, float, float]]) -> list[tuple[float, float]]:
-    """The pairs that audits and stopped runs (audit, value, weight) complete, in their order."""
+    """The pairs of (audit, value, weight) runs, in order."""
     pairing = RatingPairs()
     made = (pairing.add(value, audit=audit, weight=weight) for audit, value, weight in runs)
     return [pair for pair in made if pair is not None]

@@ -1,9 +1,8 @@
-"""Compares runs class by class, and guards each class: a mean over all may say the opposite of every class (Simpson).
+"""Compares runs class by class, and guards each class: a pooled mean may contradict every class (Simpson's paradox).
 
-Audits are compared with themselves, so their mean drop is a weighted mean of those of the classes and cannot lie like
-this, though gains can still hide harm (`ClassGuards`). Stopped runs against full ones, or two arms, are different
-questions: if one side has more of the easy ones, it looks better and is worse. Standardised to one mix of classes, it
-is not. Audits of the past speak of the past mix; `post_stratify` weights them to the present one.
+Audits are compared with themselves, so their pooled drop is a weighted mean of those of the classes, though gains can
+hide harm (`ClassGuards`). Stopped against full runs, or two arms, need standardising to one mix of classes.
+`post_stratify` weights earlier audits to the present mix.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from suffice.assurance.certify import Counts, count_outcomes, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.guarantee import KNOWN_AUDITS
 
-MIN_STRATUM: Final = 20  # audits of a class; smaller classes are taken together
-POST_CONFIDENCE: Final = 0.99  # of the lower bound: it is looked at again and again
+MIN_STRATUM: Final = 20  # audits of a class; smaller classes are merged
+POST_CONFIDENCE: Final = 0.99  # of the lower bound, high because it is checked repeatedly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,7 @@ class Cell:
     query_class: str
     n_full: int
     n_full_right: int
-    n_stopping: int  # of the side that stops, whether this run was stopped or not
+    n_stopping: int  # runs of the side that may stop, stopped or not
     n_stopping_right: int
 
     @property
@@ -43,7 +42,7 @@ class Cell:
 
     @property
     def drop(self) -> float | None:
-        """EM(full) - EM(stopping) in this class; None: one side has no runs."""
+        """EM(full) - EM(stopping); None: one side has no runs."""
         if not self.n_full or not self.n_stopping:
             return None
         return self.n_full_right / self.n_full - self.n_stopping_right / self.n_stopping
@@ -51,24 +50,24 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandardisedDrop:
-    """The same comparison made twice. Believe the second."""
+    """The pooled and the standardised comparison; trust the latter."""
 
-    pooled_drop: float | None  # all runs of one side against all of the other
-    standardised_drop: float | None  # drops of the classes, weighted by their part of all runs; None: not for each
+    pooled_drop: float | None  # over all runs
+    standardised_drop: float | None  # drops of classes, weighted by their runs; None: unknown for a class
     harmed: tuple[str, ...]  # known classes that lose more than the margin
-    unknown: tuple[str, ...]  # classes with under 200 runs on a side
+    unknown: tuple[str, ...]  # classes with under `KNOWN_AUDITS` runs on a side
 
     @property
     def misleading(self) -> bool:
-        """Does the pooled number promise a gain, or no loss, where the classes lose?"""
+        """True if the pooled drop is at most 0 and the standardised one above 0."""
         pooled, true = self.pooled_drop, self.standardised_drop
         return pooled is not None and true is not None and pooled <= 0 < true
 
 
 def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> StandardisedDrop:
-    """Compare both sides over all runs, and over the classes as they are mixed in all runs together.
+    """Compare both sides pooled, and standardised to the class mix of all runs.
 
-    A class may lose `margin` of EM; point estimates are compared, no interval is made.
+    A class counts as harmed above a drop of `margin`; these are point estimates without intervals.
     """
     sums = {name: sum(getattr(cell, name) for cell in cells) for name in _CELL_COUNTS}
     everything = Cell(query_class="", **sums)
@@ -96,11 +95,11 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostStratifiedDrop:
-    """The drop of a mix of classes, from audits of another mix."""
+    """The drop for a mix of classes, from audits of another mix."""
 
-    drop: float  # fraction, of the classes that audits know
+    drop: float  # fraction, over the classes with audits
     low: float  # lower confidence bound of the drop, at least 0
-    unseen: float  # part of the mix in classes without audits, [0, 1]; 1: nothing is known and the drop is 0
+    unseen: float  # part of the mix in classes without audits, [0, 1]; at 1 the drop is unknown and given as 0
 
     def alarm(self, max_em_drop: float) -> str | None:
         if self.low <= max_em_drop:
@@ -113,13 +112,11 @@ def post_stratify(
 ) -> PostStratifiedDrop:
     """Estimate the drop of recent traffic from audits and from the class mix of that traffic.
 
-    The drops of the classes are weighted with their shares of the mix (Holt and Smith 1979, JRSS A 142(1)). Classes
-    with fewer than MIN_STRATUM audits form one class. Classes without audits cannot be estimated: they are taken to be
-    like the others, and `unseen` says how much that is. The bound is the gamma interval of Fay and Feuer (1997,
-    Statistics in Medicine 16, 791-801) with the variance of losses and gains, its quantile by Wilson and Hilferty
-    (1931). It holds for one look and weights that are known.
+    Drops of classes are weighted with their shares of the mix (Holt and Smith 1979, JRSS A 142(1)). Classes with fewer
+    than MIN_STRATUM audits form one class. Classes without audits are assumed to be like the others; `unseen` is their
+    share. The bound is the gamma interval of Fay and Feuer (1997, Statistics in Medicine 16, 791-801) with the variance
+    of losses and gains, its quantile by Wilson and Hilferty (1931). It holds for one look and known weights.
 
-    audits      by class
     mix         weight of each class in recent traffic, at least 0; need not sum to 1
     confidence  of the one-sided bound, in (0.5, 1)
     """
@@ -147,24 +144,24 @@ def post_stratify(
     return PostStratifiedDrop(drop=mean / (1 - unseen), low=mean / (1 - unseen) * max(0.0, root) ** 3, unseen=unseen)
 
 
-# --------------------------------------------------------------------------- guard-rails per class
+# --------------------------------------------------------------------------- guardrails per class
 #
-# An e-detector for each class watches for "it loses more than twice the budget". An alarm moves this class alone a
-# third of all levels down, and fresh audits that prove the level that it would return to, a third up again: audits show
-# every level, so that is proved while nobody is exposed to it. A pooled certificate may be right and one class badly
-# off; a class with under 200 audits is unknown and has no alarm. ASSURANCE.md §3.7.
+# A pooled certificate can hold while one class is harmed. An e-detector for each class watches for a loss above twice
+# the budget. An alarm moves this class alone a third of all levels down; fresh audits that prove the higher level move
+# it up again, without exposing traffic, because audits show every level. A class with under 200 audits has no alarm.
+# ASSURANCE.md §3.7.
 
-FACTOR: Final = 2.0  # a class may lose this many budgets: small classes cannot prove less, and the pool does
+FACTOR: Final = 2.0  # budgets that a class may lose: small classes cannot prove less
 STEPS: Final = 3  # alarms from the top level to level 0
-MAX_CLASS_DROP: Final = 0.9  # the bets need room above what is put up with
+MAX_CLASS_DROP: Final = 0.9  # the bets need room above the allowed drop
 
 
 class ClassGuards:
-    """The guard-rails of one route.
+    """The guardrails of one route.
 
     n_levels     M: levels 0 … M - 1
-    max_em_drop  the route's budget, a fraction; a class is held when it loses more than twice as much
-    delta        of the proof that lets a class back, in (0, 1)
+    max_em_drop  the route's budget, a fraction; a class is moved down when it loses more than twice as much
+    delta        of the proof that moves a class up again, in (0, 1)
     threshold    mean number of audits of a class to a false alarm
     """
 
@@ -178,16 +175,16 @@ class ClassGuards:
         self._classes: dict[str, _Guard] = {}
 
     def level(self, query_class: str, pooled: int) -> int:
-        """The level that this class runs at while the pooled certificate allows `pooled`."""
+        """The level of this class while the pooled certificate allows `pooled`."""
         return self._below(pooled, self.steps_down(query_class))
 
     def steps_down(self, query_class: str) -> int:
-        """How many thirds of all levels a class is below the pooled level; 0: it is not held."""
+        """How many thirds of all levels the class is below the pooled level."""
         guard = self._classes.get(query_class)
         return 0 if guard is None else guard.steps_down
 
     def add(self, query_class: str, z: NDArray[np.int8], pooled: int) -> bool:
-        """Take in one audit of a class; True: the class has just stepped down.
+        """Add one audit of a class and return True if the class moves down.
 
         z       EM drop at each level, -1, 0 or +1, shape (M,)
         pooled  level that the certificate allowed when it was drawn
@@ -207,20 +204,20 @@ class ClassGuards:
             self._step(guard, +1)
         elif guard.steps_down:
             wealth = log_wealth(guard.since, max_em_drop=self._allowed)
-            # Do the audits since the last move prove that the class keeps its bound one step further up?
+            # Move up if the audits since the last move prove that the class keeps its bound one step up.
             if wealth[self._below(pooled, guard.steps_down - 1)] >= log(1 / self._delta):
                 self._step(guard, -1)
         return alarm
 
     def judge_anew(self, query_class: str, z: NDArray[np.int8]) -> None:
-        """Count the audits since the last move of a held class at the levels of another version, shape (n, M)."""
+        """Replace the audits since the last move of a held class by their Z at another version's levels, (n, M)."""
         self._classes[query_class].since = count_outcomes(z)
 
     def _below(self, pooled: int, steps_down: int) -> int:
         return max(0, pooled - steps_down * ceil(self._n_levels / STEPS))
 
     def _step(self, guard: _Guard, by: int) -> None:
-        """Move down or up; what was seen before the move proves nothing behind it."""
+        """Move, and discard the evidence from before."""
         guard.steps_down = min(STEPS, guard.steps_down + by)
         guard.detector.reset()
         guard.since = count_outcomes(np.zeros((0, self._n_levels), dtype=np.int8))
