@@ -220,7 +220,7 @@ def hardened(counts: Counts, n_lies: int) -> Counts:
 
 
 def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozenset[str]]:
-    """Return verdicts by the highest trust present, and the audits on which labels of that trust contradict each other."""
+    """Return verdicts by the highest trust present, and the audits on which labels of that trust are contradictory."""
     highest: dict[str, int] = {}
     for label in words:
         highest[label.audit] = max(label.trust, highest.get(label.audit, label.trust))

@@ -1,18 +1,13 @@
-"""Evidence about arms, what they are worth, and how they are drawn: losses, the price of tokens, values, odds.
+"""Evidence about arms, their values, and the odds with which they are drawn.
 
-An audit shows the full answer and asks one arm beside it, unseen. Three rules keep that evidence honest:
-
-- late labels: an audit counts once its label is due, whether it disagrees or not; unlabelled it then counts as lost
-- poisoned labels: proofs believe trusted sources alone; guesses believe others too, each key for a small part of the
-  audits at most (`assurance.labels`)
-- old data: the latest `window` audits of a class and arm count; an alarm forgets the class
+An audit delivers the full answer and calls one arm beside it. It counts once its label is due, whether it disagrees or
+not; unlabelled it counts as lost where it disagrees. Proofs use trusted sources alone; guesses use others, too, with a
+cap on each key (`assurance.labels`). The latest `window` audits of a class and arm count; an alarm discards the class.
 
     value = -(EM drop) - price x (tokens / tokens of a mean full run) - latency price x seconds
 
-"At most epsilon of EM" and "as few tokens as possible" become one number, EM - price x tokens. Dual ascent on audits
-finds the price that makes both hold; the owner bounds it. All odds are tables that are computed before anything is
-drawn, so the logged propensity is the true one. (Thompson sampling has no such table: its odds are integrals that one
-can only estimate.)
+Dual ascent on audits finds the price at which the EM budget holds, within the owner's bounds. All odds are tables that
+are computed before the draw, so the logged propensity is exact; Thompson sampling has only estimates of its odds.
 """
 
 from __future__ import annotations
@@ -39,26 +34,26 @@ class ShadowAudit:
     audit_id: str
     query_class: str
     arm: int  # 1 … K - 1
-    odds: tuple[float, ...]  # of every arm in the lottery that drew this one; the full run has 0
-    disagrees: bool  # does the arm answer otherwise than the full run? True where either was broken off
-    due_s: float  # from when on it counts; without a label, as lost where it disagrees
+    odds: tuple[float, ...]  # of every arm in this draw; the full run has 0
+    disagrees: bool  # the answers differ, or either call was aborted
+    due_s: float  # when it begins to count; without a label, as lost where it disagrees
     full_tokens: float
     arm_tokens: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowAudits:
-    """Audits that count now, oldest first, with what each lost: -1, 0 or +1."""
+    """Audits that count now, oldest first, with the loss of each: -1, 0 or +1."""
 
     audits: Sequence[ShadowAudit]
-    proved: Sequence[int]  # by trusted labels; what nobody trusted has spoken of is lost
-    guessed: Sequence[int]  # by all labels that are believed
+    proved: Sequence[int]  # by trusted labels; a disagreement without one is lost
+    guessed: Sequence[int]  # by all labels with trust of at least 0
 
 
 class ShadowLog:
-    """The latest `window` audits of each class and arm, in the order in which they came, with their labels.
+    """The latest `window` audits of each class and arm, in order, with their labels.
 
-    One untrusted key may speak for `key_cap` of the disagreeing audits, [0, 1].
+    One untrusted key may label at most `key_cap` of the disagreeing audits, [0, 1].
     """
 
     def __init__(self, n_arms: int, *, window: int, key_cap: float) -> None:
@@ -71,7 +66,7 @@ class ShadowLog:
         return len(self._audits)
 
     def add(self, audit: ShadowAudit) -> bool:
-        """Take an audit in; False: it was there already. Raises ValueError for an arm that its lottery cannot draw."""
+        """Add an audit; False: a duplicate. Raise ValueError for an arm that could not be drawn."""
         if audit.audit_id in self._audits:
             return False
         if not 0 < audit.arm < self._n_arms or len(audit.odds) != self._n_arms or not audit.odds[audit.arm] > 0:
@@ -84,7 +79,7 @@ class ShadowLog:
         return self._audits.get(audit_id)
 
     def label(self, label: TrustedLabel) -> bool:
-        """Take in a label, whose verdict is what the audit lost; False: the audit is not here, or needs no label."""
+        """Add a label, whose verdict is the audit's loss; False: the audit is unknown or needs no label."""
         audit = self._audits.get(label.audit)
         if audit is None or not audit.disagrees:
             return False
@@ -94,13 +89,13 @@ class ShadowLog:
         return True
 
     def forget(self, query_class: str, *, from_arm: int = 0) -> None:
-        """Drop what is known of a class, or of its arms from one on: it belongs to another regime."""
+        """Drop the audits of a class, or of its arms from one on, after a change of regime."""
         for cell in [cell for cell in self._cells if cell[0] == query_class and cell[1] >= from_arm]:
             for audit_id in self._cells.pop(cell):
                 self._drop(audit_id)
 
     def evidence(self, now_s: float) -> ShadowAudits:
-        """What counts now. Audits that no window holds any more are dropped."""
+        """Return the audits that count now, and drop those outside the windows."""
         for cell in self._cells.values():
             for _ in range(self._n_due(cell, now_s) - self._window):
                 self._drop(cell.popleft())
@@ -145,7 +140,7 @@ class ShadowLog:
 
 
 def count_losses(evidence: ShadowAudits, classes: Sequence[str], n_arms: int) -> list[Counts]:
-    """Proved losses of each arm, shape (K,), class by class: what certificates are made of."""
+    """Counts of proved losses of each arm, shape (K,), for each class."""
     tables = {name: [[0] * n_arms for _ in range(3)] for name in classes}
     for audit, loss in zip(evidence.audits, evidence.proved, strict=True):
         tables[audit.query_class][loss + 1][audit.arm] += 1
@@ -158,12 +153,12 @@ def _loss(audit: ShadowAudit, verdicts: Mapping[str, Any]) -> int:
 
 # --------------------------------------------------------------------------- prices and odds
 
-STEP: Final = 0.2  # of the logarithm of the price for a whole answer: a loss takes about a sixth off the price
+STEP: Final = 0.2  # of the logarithm of the price: a lost answer lowers the price by about a sixth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceBounds:
-    """What the tokens of a mean full run may be worth in EM, as fractions: 0.1 is ten points for all of them."""
+    """Bounds of the EM that the tokens of a mean full run are worth, fractions: 0.1 is ten points."""
 
     least: float = 0.01
     start: float = 0.05
@@ -175,11 +170,10 @@ class PriceBounds:
 
 
 def next_price(price: float, z: int, *, max_em_drop: float, bounds: PriceBounds) -> float:
-    """The price after an audit of the active arm with EM drop z: log price += STEP x (epsilon - z), kept in its bounds.
+    """The price after an audit of the active arm with EM drop z: log price += STEP x (epsilon - z), within its bounds.
 
-    Exponentiated gradient on the dual. Over N audits in which the price did not touch its bounds, the mean of z is
-    epsilon + (log first price - log last price) / (STEP x N), whatever the audits say: so it is near epsilon, and while
-    it stays below, the price ends at the largest that the owner allows.
+    Exponentiated gradient on the dual. Over N audits in which the price stayed inside its bounds, the mean of z is
+    epsilon + (log first price - log last price) / (STEP x N), for any sequence of audits.
     """
     if not 0 < max_em_drop < 1:
         raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
@@ -196,16 +190,16 @@ def weigh_by_inverse_gap(
     ceiling: float,
     sharpness: float = 4.0,
 ) -> tuple[float, ...]:
-    """Odds of each arm for a live request, shape (K,): the incumbent, and a bounded share of arms that look good.
+    """Odds of each arm for a live request, shape (K,): the incumbent, and a bounded share for the other eligible arms.
 
-    Inverse gap weighting (SquareCB: Foster and Rakhlin 2020, arXiv:2002.04926): of the share that explores, an arm
-    gets 1/(K + gamma x gap to the best value), the best the rest; gamma grows with the root of the draws. An arm in
-    play keeps the floor, so that a change for the better is noticed; the incumbent never gets less than 1 - ceiling.
+    Inverse gap weighting (SquareCB: Foster and Rakhlin 2020, arXiv:2002.04926): of the exploring share, an arm gets
+    1/(K + gamma x gap to the best value), the best arm the rest; gamma grows with the root of the draws. An eligible
+    arm keeps the floor, so that improvements are noticed; the incumbent gets at least 1 - ceiling.
 
-    n_draws    discounted number of draws behind the values: bounded, so that exploring never ends
-    floor      least share of an arm in play; lowered where all floors together would exceed the ceiling
+    n_draws    discounted number of draws behind the values; bounded, so that exploration never ends
+    floor      least share of an eligible arm; lowered where all floors together would exceed the ceiling
     ceiling    largest share of all arms but the incumbent, in [0, 1)
-    sharpness  how fast gamma grows, at least 0; 0: all arms in play alike
+    sharpness  growth of gamma, at least 0; 0: all eligible arms alike
     """
     if incumbent not in in_play or not 0 <= floor <= ceiling < 1 or sharpness < 0:
         raise ValueError(f"need the incumbent in play, 0 <= floor <= ceiling < 1; got {incumbent=} {in_play=} {floor=}")
@@ -228,7 +222,7 @@ def weigh_by_inverse_gap(
 
 
 def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
-    """Odds of each arm in proportion to its promise, each that has any with the floor at least, shape (K,)."""
+    """Odds of each arm in proportion to its promise, with a floor for each positive one, shape (K,)."""
     size = np.array(promise, dtype=np.float64)
     if (size < 0).any() or not size.sum() > 0:
         raise ValueError(f"promise: got {list(promise)}; at least 0, one of them above")
@@ -239,7 +233,7 @@ def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ..
 
 
 def pick_arm(odds: Sequence[float], point: float) -> int:
-    """The arm on which a point in [0, 1) falls; arms without odds are never picked."""
+    """The arm at a point in [0, 1) of the cumulated odds; never one with odds of 0."""
     if not 0 <= point < 1:
         raise ValueError(f"point: got {point}; in [0, 1)")
     edges = np.cumsum(odds)
@@ -247,13 +241,13 @@ def pick_arm(odds: Sequence[float], point: float) -> int:
     return min(int(np.searchsorted(edges, point, side="right")), last)
 
 
-PRIOR_LOSS: Final = 0.1  # EM lost by an arm that saves everything, in proportion: the guess before audits
-PRIOR_AUDITS: Final = 10.0  # that the guess is worth against the arm's own
-CLASS_AUDITS: Final = 30.0  # that the arm's mean is worth against the class's own
+PRIOR_LOSS: Final = 0.1  # prior EM drop of an arm that saves everything; proportional to the saving
+PRIOR_AUDITS: Final = 10.0  # weight of the prior against the arm's audits
+CLASS_AUDITS: Final = 30.0  # weight of the arm's mean against the class's audits
 
 
 class Costs:
-    """Means of tokens and seconds, by class and arm, that fade by half in `half_life` observations of a class."""
+    """Means of tokens and seconds by class and arm, with a half-life in observations."""
 
     def __init__(self, arms: Sequence[TunedArm], n_classes: int, *, half_life: float) -> None:
         self._keep = 0.5 ** (1 / half_life)
@@ -273,17 +267,17 @@ class Costs:
         self._sums[1, query_class, arm] += seconds
 
     def n_draws(self, query_class: int) -> float:
-        """Discounted number of observations of a class; never above half_life / ln 2 or so."""
+        """Discounted number of observations of a class; at most about half_life / ln 2."""
         return float(self._weight[query_class].sum())
 
     def class_share(self, query_class: int) -> float:
-        """Part of all requests that belong to a class, by what was seen; an even part before anything was."""
+        """Observed share of a class in all requests; equal shares before any."""
         total = self._seen.sum()
         return float(self._seen[query_class] / total) if total else 1 / len(self._seen)
 
     @property
     def full_tokens(self) -> float:
-        """Tokens of a mean full run, all classes together; 1 before anything was seen."""
+        """Tokens of a mean full run over all classes; 1 before any."""
         weight = self._weight[:, 0].sum()
         return float(self._sums[0, :, 0].sum() / weight) if weight else 1.0
 
@@ -294,7 +288,7 @@ class Costs:
         return np.where(self._weight > 0, self._mean(0) / self.full_tokens, guess)
 
     def seconds(self) -> Floats:
-        """Expected seconds, shape (C, K); where an arm was never seen, the full run's times its expected share."""
+        """Expected seconds, shape (C, K); for an unused arm, the full run's times its expected share."""
         return np.where(self._weight > 0, self._mean(1), self._mean(1)[:, :1] * self._expected)
 
     def _mean(self, what: int) -> Floats:
@@ -304,7 +298,7 @@ class Costs:
         return {"weight": self._weight.tolist(), "sums": self._sums.tolist(), "seen": self._seen.tolist()}
 
     def restore(self, plain: dict[str, Any]) -> None:
-        """Go on from `plain`. Raises ValueError for another shape."""
+        """Raise ValueError for another shape."""
         weight, sums = np.array(plain["weight"]), np.array(plain["sums"])
         if weight.shape != self._weight.shape or sums.shape != self._sums.shape:
             raise ValueError(f"costs: got shape {weight.shape}; {self._weight.shape}")
@@ -312,7 +306,7 @@ class Costs:
 
 
 def estimate_losses(n: Floats, lost: Floats, shares: Floats) -> Floats:
-    """Expected EM drop of each class and arm, shape (C, K): what saves much is guessed to lose much."""
+    """Expected EM drop of each class and arm, shape (C, K), shrunk to a guess in proportion to the saving."""
     guess = PRIOR_LOSS * np.clip(1 - shares.mean(axis=0) / shares[:, 0].mean(), 0.0, 1.0)
     of_arm = (lost.sum(axis=0) + PRIOR_AUDITS * guess) / (n.sum(axis=0) + PRIOR_AUDITS)
     means = (lost + CLASS_AUDITS * of_arm) / (n + CLASS_AUDITS)
@@ -320,39 +314,39 @@ def estimate_losses(n: Floats, lost: Floats, shares: Floats) -> Floats:
     return np.asarray(means)
 
 
-PAYBACK: Final = 3.0  # the hopes are optimistic, and not every arm that is tried is certified
-NEVER: Final = 1e6  # pairs, for an arm that could not be certified if it went on as it is expected to
-FEWEST: Final = 20.0  # still needed, for an arm that is almost there
-WATCHED: Final = 0.3  # of a class's audits ask its arm in force while others promise something
-WATCHED_ALONE: Final = 0.8  # … and while none does
+PAYBACK: Final = 3.0  # above 1: the estimates are optimistic, and not every tried arm is certified
+NEVER: Final = 1e6  # pairs, for an arm that is not expected to be certified
+FEWEST: Final = 20.0  # audits added to those needed, so that weights stay finite
+WATCHED: Final = 0.3  # of a class's audits call its active arm while evidence pays
+WATCHED_ALONE: Final = 0.8  # likewise, while none pays
 SHADOW_FLOOR: Final = 0.03  # least share of the other audits that each other arm gets
-LEAST_PROMISE: Final = 1e-12  # of an arm that promises nothing: it keeps the floor, in case the world changes
-FLIPS_PRIOR: Final = 10.0  # audits without a gain that stand before the first
+LEAST_PROMISE: Final = 1e-12  # of an arm without potential: it keeps the floor, in case the regime changes
+FLIPS_PRIOR: Final = 10.0  # prior audits without a gain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ArmPotential:
-    """What each arm of a class may bring, shape (K,) each; 0 gain: nothing to hope for."""
+    """The possible gain of each arm of a class and the audits that it still needs, shape (K,) each."""
 
-    gain: Floats  # EM value a request over the arm in force, if the arm is as good as it may still be
-    needed: Floats  # audits still to be made for its certificate
+    gain: Floats  # optimistic EM value per request over the active arm; 0: none
+    needed: Floats  # further audits for its certificate
 
     @property
     def wanted(self) -> Floats:
-        """EM value that each arm would add to those whose audits have all been made; 0 for these, shape (K,)."""
+        """EM value of each arm above that of the arms with complete audits; 0 for the latter, shape (K,)."""
         underway = self.needed == 0
         hoped = float(self.gain[underway].max(initial=0.0))
         return np.where(underway, 0.0, np.maximum(0.0, self.gain - hoped))
 
     @property
     def lots(self) -> Floats:
-        """Weights of the audits' lottery: value over audits, squared."""
+        """Weights of the arms in the draw of audits: value over audits, squared."""
         return np.asarray((self.wanted / (FEWEST + self.needed)) ** 2)
 
     def pays(self, *, n_requests: float, audit_cost: Floats) -> bool:
-        """Would the evidence for some arm come back PAYBACK times over the class's requests to come?
+        """Whether the evidence for some arm pays back PAYBACK times over the class's future requests.
 
-        `audit_cost` is the EM value that one audit of each arm costs beside what the request would have cost.
+        `audit_cost` is the EM value that one audit of each arm costs above the request itself.
         """
         left = np.maximum(0.0, n_requests - self.needed)
         return bool((self.wanted * left > PAYBACK * self.needed * audit_cost).any())
@@ -369,11 +363,11 @@ def estimate_potential(
     max_em_drop: float,
     delta: float,
 ) -> ArmPotential:
-    """What may be hoped of each arm of a class, where a full run's tokens are worth `price` of EM.
+    """Estimate the potential of each arm of a class, with a full run's tokens worth `price` of EM.
 
-    expected_loss  EM drop of each arm; lowered by one standard error, the benefit of the doubt
-    saved          share of a full run's tokens that each arm saves over the active one; 0 or less promises nothing
-    n_waiting      audits that were made and do not count yet, because their labels are not due
+    expected_loss  EM drop of each arm; lowered by one standard error here
+    saved          share of a full run's tokens that each arm saves over the active one
+    n_waiting      audits that do not count yet, because their labels are not due
     """
     n, gains, needed = counts.n, np.zeros(len(log_e)), np.full(len(log_e), NEVER)
     for arm in np.flatnonzero(saved > 0):
@@ -389,7 +383,7 @@ def estimate_potential(
 
 
 def weigh_audits(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
-    """Which arm an audit asks, shape (K,), never the full run: a fixed part the active one, the rest by promise."""
+    """Odds of the arm that an audit calls, shape (K,): a fixed part for the active arm, the rest by promise."""
     lots = np.maximum(hopes.lots, LEAST_PROMISE)
     lots[0] = 0.0
     odds = np.array(weigh_promises(lots.tolist(), floor=SHADOW_FLOOR))
@@ -400,16 +394,16 @@ def weigh_audits(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[flo
     return tuple((odds / odds.sum()).tolist())
 
 
-MOST_SAVED, MOST_WASTED = 2.0, 1.0  # in mean full runs: what one audit may show at most, cut beyond
+MOST_SAVED, MOST_WASTED = 2.0, 1.0  # in mean full runs: bounds to which the saving of one audit is clipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GainComparison:
-    """Two maps compared on the same audits, in EM: gain over running everything in full."""
+    """Two maps compared on the same audits: gain over full runs, in EM."""
 
     before: PolicyValue
     after: PolicyValue
-    error: float  # standard error of the difference, for one look; the intervals hold at every look
+    error: float  # standard error of the difference, for a single look; the intervals hold at every look
 
     @property
     def value(self) -> float:
@@ -417,7 +411,7 @@ class GainComparison:
 
     @property
     def is_worse(self) -> bool:
-        """Does the evaluation speak against the change: by a standard error at this look, or by the intervals?"""
+        """True if the change is worse by a standard error now, or by the intervals."""
         return self.value < -self.error or self.after.high < self.before.low
 
 
@@ -431,7 +425,7 @@ def compare_gain(
     full_tokens: float,
     confidence: float,
 ) -> GainComparison:
-    """Estimate both maps on at least one audit, where a full run's tokens are worth `price` of EM."""
+    """Estimate both maps on at least one audit, with a full run's tokens worth `price` of EM."""
     logs = [_logged(evidence, arms, n_arms=n_arms, price=price, full_tokens=full_tokens) for arms in (before, after)]
     terms = [compute_dr_terms(logged, target) for logged, target in logs]
     old, new = (estimate_value(logged, target, confidence=confidence) for logged, target in logs)
@@ -442,7 +436,7 @@ def compare_gain(
 def _logged(
     evidence: ShadowAudits, arms: Mapping[str, int], *, n_arms: int, price: float, full_tokens: float
 ) -> tuple[LoggedDraws, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
-    """The audits as draws, and the map's own odds: an audit of a class that it runs in full drew the full run."""
+    """The audits as draws, and the map's odds; where the map runs a class in full, its audits count as full runs."""
     audits = evidence.audits
     names = sorted({audit.query_class for audit in audits})
     wanted = np.array([arms[audit.query_class] for audit in audits])

@@ -1,8 +1,6 @@
-"""Full runs as evidence: every checkpoint of every run, with what a stop there would have cost and lost.
+"""Full runs as evidence: every checkpoint of every run, with the cost and loss of a stop there.
 
-    log, traces or simulation ──▶ AuditRuns ──▶ FoldedModels (fit) ──▶ Certifier (certify, brake)
-
-Live audits, recorded traces and simulations share one columnar record, so the same code judges all three.
+Live audits, recorded traces and simulations share this columnar record, so the same code judges all three.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ Small: TypeAlias = NDArray[np.int8]
 
 
 class RaggedRuns:
-    """N runs in T rows: run i has the rows starts[i] … starts[i + 1] - 1. A record that has `starts` may be one."""
+    """N runs in T rows: run i has the rows starts[i] … starts[i + 1] - 1."""
 
     __slots__ = ()
     starts: Ints  # (N + 1,)
@@ -40,23 +38,23 @@ class RaggedRuns:
 
     @property
     def inner(self) -> Bools:
-        """Rows that are no last row of their run, shape (T,): only there is something to decide."""
+        """Rows that are not the last of their run, shape (T,): only there may a policy stop."""
         inner = np.ones(int(self.starts[-1]), dtype=bool)
         inner[self.last] = False
         return inner
 
     def rows_of(self, which: Ints) -> tuple[Ints, Ints]:
-        """Where runs begin when they stand alone, shape (n + 1,), and their rows here; a run may come several times."""
+        """Return the starts of the selected runs, shape (n + 1,), and their rows here; runs may repeat."""
         sizes = self.n_steps[which]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         return starts, np.repeat(self.starts[which] - starts[:-1], sizes) + np.arange(starts[-1])
 
 
 def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
-    """Row where each run's risk, shape (T,), first is at or below each level, else its last, shape (M, N).
+    """Row where each run's risk, shape (T,), first is at or below each level, else its last row, shape (M, N).
 
-    A risk that is not a number is unknown and never stops. The lowest risk so far falls from row to row, so a level's
-    first passage is the number of rows whose lowest so far is above it: one comparison for each row and level.
+    A nan is unknown and never stops. The running minimum falls, so a level's first passage is the number of rows whose
+    running minimum is above it: one comparison for each row and level.
     """
     sizes, n_runs = np.diff(starts), len(starts) - 1
     padded = np.full((int(sizes.max(initial=1)), n_runs), np.inf)  # (steps, N)
@@ -71,22 +69,22 @@ def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AuditRuns(RaggedRuns):
-    """N full runs with T checkpoints in all; run i has the rows starts[i] … starts[i + 1] - 1, its last is its end."""
+    """N full runs with T checkpoints; the last row of a run is its end."""
 
     x: Floats  # (T, P): features, see `signals.features`
     starts: Ints  # (N + 1,)
-    z: Small  # (T,): EM drop if the run were stopped after the row, -1, 0 or +1; trusted once labelled
-    d: Bools  # (T,): the answer after the row is not the full run's; a missing checkpoint disagrees
-    may_stop: Bools  # (T,): there is something to deliver
-    cost: Floats  # (T,): tokens if stopped after the row, its probes and the written answer among them
-    per_step: Floats  # (T,): tokens that a step of this run costs so far, at least 1
+    z: Small  # (T,): EM drop of a stop after the row, -1, 0 or +1; valid once labelled
+    d: Bools  # (T,): the answer after the row differs from the full run's; a missing checkpoint disagrees
+    may_stop: Bools  # (T,): there is an answer to deliver
+    cost: Floats  # (T,): tokens if stopped after the row, including probes and the written answer
+    per_step: Floats  # (T,): mean tokens per step so far, at least 1
     full: Floats  # (N,): tokens of the full run alone
-    fold: Small  # (N,): 0 … N_FOLDS - 1 by hash of the unit: which model serves and judges the run
-    at: Floats  # (N,): when it began: number of the request, or seconds; runs are in the order of their ends
-    share: Floats  # (N,): P(audit) when it was drawn, in (0, 1]
-    label_at: Floats  # (N,): when its label came, same unit; infinite: none yet
-    query_class: Ints  # (N,): number of its class
-    abandoned: Bools  # (N,): broken off or timed out, which counts as a loss at every level
+    fold: Small  # (N,): 0 … N_FOLDS - 1, by hash of the unit; selects the model that serves and judges the run
+    at: Floats  # (N,): start: number of the request, or seconds; runs are ordered by their ends
+    share: Floats  # (N,): P(audit) at the draw, in (0, 1]
+    label_at: Floats  # (N,): time of its label, in the unit of `at`; infinite: none yet
+    query_class: Ints  # (N,): index of its class
+    abandoned: Bools  # (N,): disconnected or timed out: a loss at every level
 
     def __len__(self) -> int:
         return len(self.full)
@@ -106,7 +104,7 @@ _BY_RUN = ("full", "fold", "at", "share", "label_at", "query_class", "abandoned"
 
 
 def concatenate_audits(parts: Sequence[AuditRuns]) -> AuditRuns:
-    """Several batches as one, in order. Raises ValueError without batches."""
+    """Join batches in order. Raise ValueError without batches."""
     if not parts:
         raise ValueError("audits: needs at least one batch")
     if len(parts) == 1:

@@ -1,18 +1,14 @@
 """The budgeted mode: a level that moves with the audits, so that the *average* drop keeps to the budget.
 
-    audit ──▶ audited ──▶ theta moves at once by what disagreement costs on average
-    label ──▶ labelled ──▶ the difference to what it really cost
-    look ──▶ kept_between ──▶ theta stays between the certified level and the last that looks affordable
-
-Guarantee B of ASSURANCE.md §3.6, deterministic, for any sequence of questions, also an adversary's: after N audits
-whose labels have landed, with Z at the level that was deployed at each,
+Guarantee B of ASSURANCE.md §3.6, deterministic, for any sequence of questions, also an adversary's: after N audits with
+all labels, with Z at the level that was deployed at each,
 
     mean(Z) - eps = (theta_1 - theta_{N+1} + clipped) / (eta N)
 
-There is no delta: nothing is promised of the level deployed now, nor of any shorter stretch of time (after a drift that
-no signal shows the mean over a phase was above eps in 16 to 46 % of the seeds). Labels that never come count as losses.
-It is the integrator of adaptive conformal inference (Gibbs and Candes 2021, arXiv:2106.00170) with feedback in two
-parts. A `Spender` keeps the account of one epoch, which begins with the first certified level.
+There is no delta: it guarantees nothing about the level that is deployed now, nor about any shorter period (after a
+drift that no signal shows, the mean over a phase was above eps in 16 to 46 % of the seeds). Missing labels count as
+losses. It is the integrator of adaptive conformal inference (Gibbs and Candes 2021, arXiv:2106.00170) with feedback in
+two parts: an audit moves theta by the expected loss of a disagreement, its label by the rest.
 """
 
 from __future__ import annotations
@@ -31,31 +27,31 @@ from suffice.types import BudgetAccount
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegratorState:
-    theta: float  # level, a real number; `level` is deployed
+    theta: float  # a real-valued level; `level` is deployed
     started: float  # theta before the first audit
     n_audits: int = 0
-    n_waiting: int = 0  # disagreements whose label has not landed
-    lost: float = 0.0  # sum of Z, with what was guessed for those that wait
-    clipped: float = 0.0  # sum of all moves that the bounds made, levels
+    n_waiting: int = 0  # disagreements without a label yet
+    lost: float = 0.0  # sum of Z, with guesses for the waiting ones
+    clipped: float = 0.0  # sum of all moves by clipping, in levels
 
     @property
     def level(self) -> int:
-        """The level to deploy: theta, rounded to the safe side."""
+        """The level to deploy: theta, rounded down."""
         return floor(self.theta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integrator:
     max_em_drop: float  # eps, a fraction in (0, 1)
-    eta: float = 4.0  # levels that a whole lost answer costs, above 0
-    drop_per_disagreement: float = 0.45  # guess of Z where answers differ, until the label is there, [0, 1]
+    eta: float = 4.0  # levels that a lost answer costs, above 0
+    drop_per_disagreement: float = 0.45  # expected Z of a disagreement, until its label comes, [0, 1]
 
     def __post_init__(self) -> None:
         if not 0 < self.max_em_drop < 1 or self.eta <= 0 or not 0 <= self.drop_per_disagreement <= 1:
             raise ValueError(f"need 0 < max_em_drop < 1, eta > 0, 0 <= drop_per_disagreement <= 1; got {self}")
 
     def audited(self, state: IntegratorState, *, disagrees: bool) -> IntegratorState:
-        """Take in an audit, whose stop would have answered otherwise or not: theta + eta (eps - D g)."""
+        """Add an audit whose stop's answer differs (D = 1) or not: theta + eta (eps - D g)."""
         guess = self.drop_per_disagreement if disagrees else 0.0
         return replace(
             state,
@@ -66,7 +62,7 @@ class Integrator:
         )
 
     def labelled(self, state: IntegratorState, *, z: int) -> IntegratorState:
-        """Take in the label of a disagreement at its level, or z = 1 where its time-out passed: theta - eta (Z - g)."""
+        """Add the label of a disagreement at its level, or z = 1 after its time-out: theta - eta (Z - g)."""
         if state.n_waiting < 1:
             raise ValueError("labelled: no disagreement waits for a label")
         surprise = z - self.drop_per_disagreement
@@ -75,7 +71,7 @@ class Integrator:
         )
 
 
-_RULE: Final = Integrator(max_em_drop=0.5)  # a label that lands moves theta alike under every budget
+_RULE: Final = Integrator(max_em_drop=0.5)  # a label moves theta by the same amount under every budget
 
 
 def start_budget(level: int) -> IntegratorState:
@@ -83,29 +79,29 @@ def start_budget(level: int) -> IntegratorState:
 
 
 def kept_between(state: IntegratorState, *, certified: int, affordable: int) -> IntegratorState:
-    """Move theta back between the two levels, or to the certified one where they cross, and count how far."""
+    """Clip theta to the two levels, or to the certified one where they cross, and record the move."""
     theta = max(min(state.theta, float(affordable)), float(certified))
     return replace(state, theta=theta, clipped=state.clipped + theta - state.theta)
 
 
 def affordable_level(counts: Counts, *, max_em_drop: float) -> int:
-    """The last level of the unbroken run from the safe end whose mean drop in the window is within the budget.
+    """The last level of the unbroken run from level 0 whose mean drop in the window is within the budget.
 
-    No bound is put on the mean, so it is no promise; it keeps theta from wandering where the window already shows harm.
+    A point estimate without a bound; it stops theta from rising where the window already shows harm.
     """
-    within = counts.drop[1:] <= max_em_drop  # not a number, without audits, is not within
+    within = counts.drop[1:] <= max_em_drop  # nan, without audits, is False
     beyond = np.flatnonzero(~within)
     return int(beyond[0]) if len(beyond) else max(0, len(counts.same) - 1)
 
 
 @dataclass(slots=True)
 class Spender:
-    state: IntegratorState | None = None  # None: nothing has been certified yet
+    state: IntegratorState | None = None  # None: nothing certified yet
     allowed: float = 0.0  # sum of the budgets under which audits were booked
-    floor: int = 0  # certified at the last look
-    affordable: int = 0  # at the last look
-    _n_booked: int = 0  # audits of the certifier that were looked at
-    _waiting: dict[int, int] = field(default_factory=dict)  # by audit: checkpoint, from 0, where its level ends it
+    floor: int = 0  # certified level at the last call
+    affordable: int = 0  # at the last call
+    _n_booked: int = 0  # audits of the certifier that are booked
+    _waiting: dict[int, int] = field(default_factory=dict)  # by audit: checkpoint, from 0, of its level's stop
 
     def book(
         self,
@@ -119,10 +115,10 @@ class Spender:
         timeout: float,
         label_free: bool,
     ) -> None:
-        """Take in the audits since the last look, and labels that have landed since, or will never within `timeout`.
+        """Add the audits since the last call, and labels that have come since or are later than `timeout`.
 
-        d       does the stop of each level answer otherwise? As `served` has it, shape (N, M)
-        served  the version that was active since the last look, at `level`; None: there was none, and d neither
+        d       disagreement of the stop of each level, by `served`, shape (N, M)
+        served  the version that was active since the last call, at `level`; None: none, and no `d`
         """
         new = np.arange(self._n_booked, len(runs))
         self._n_booked = len(runs)
@@ -142,7 +138,7 @@ class Spender:
         for disagrees in (differs | lost).tolist():
             self.state = rule.audited(self.state, disagrees=disagrees)
         self.allowed += rule.max_em_drop * len(new)
-        for _ in range(int(lost.sum())):  # nobody will ever say what they would have answered
+        for _ in range(int(lost.sum())):  # abandoned audits get no label
             self._label(1)
         waiting = new[differs & ~lost]
         if len(waiting):
@@ -155,7 +151,7 @@ class Spender:
         self.state = _RULE.labelled(self.state, z=z)
 
     def place(self, counts: Counts, *, certified: int, max_em_drop: float) -> int:
-        """The level to deploy until the next look, by the counts of the certificate; 0: nothing is certified."""
+        """Return the level to deploy until the next call; 0: nothing is certified."""
         self.floor = certified
         self.affordable = affordable_level(counts, max_em_drop=max_em_drop) if certified else 0
         if self.state is None:
@@ -166,7 +162,7 @@ class Spender:
         return self.state.level
 
     def let_go(self, n: int) -> None:
-        """The certifier has forgotten its `n` oldest audits; what still waits among them counts as lost."""
+        """Follow the certifier in dropping its `n` oldest audits; those without a label count as lost."""
         self._n_booked = max(0, self._n_booked - n)
         n_gone = sum(audit < n for audit in self._waiting)
         self._waiting = {audit - n: row for audit, row in self._waiting.items() if audit >= n}

@@ -1,11 +1,7 @@
-"""Certifies levels over time: audits in; the certified level, bursts of full runs and alarms out.
+"""Certifies levels over time, from audits: the certified level, bursts of full runs, alarms and epochs.
 
-    cold start ──▶ burst of full runs ──▶ fit, certify, deploy ──▶ each period: count, certify, watch
-                        ▲                                                     │ alarm, known change
-                        └─────────────── new epoch ◀──────────────────────────┘
-
-One state machine for live traffic (`control`), recorded traces (`replay.online`) and simulations; ASSURANCE.md §3.8 in
-code. It is given the time and the evidence, and reads nothing by itself. When it cannot say more it says level 0, which
+One state machine for live traffic (`control`), recorded traces (`replay.online`) and simulations (ASSURANCE.md §3.8).
+It gets time and evidence from its caller and reads nothing by itself. Without enough evidence the level is 0, which
 never stops.
 """
 
@@ -28,32 +24,32 @@ from suffice.learn.served import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, S
 from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
-KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept: all had changed already
-BURST_LAW: Final = 24.0  # full runs of an epoch's beginning, times the budget
-HORIZON: Final = 20_000  # requests over which the full runs of a live route shall pay for themselves
-BURST_PART: Final = 0.4  # of the horizon: more full runs than that do not pay for themselves
-MOST_DURATIONS: Final = 500  # latest audits that say how long a run takes
-SLOW_RUN: Final = 0.99  # of them that have returned within the run time-out, before its margin
+KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept, since they are after the change
+BURST_LAW: Final = 24.0  # full runs at the start of an epoch, times the budget
+HORIZON: Final = 20_000  # requests over which the full runs of a live route must pay for themselves
+BURST_PART: Final = 0.4  # of the horizon: the most full runs that pay for themselves
+MOST_DURATIONS: Final = 500  # latest durations for the run time-out
+SLOW_RUN: Final = 0.99  # quantile of durations that is the run time-out, before its margin
 SLOW_MARGIN: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`."""
+    """The guarantee and the settings of the control loop; times in the unit of `AuditRuns.at`."""
 
     max_em_drop: float = 0.02  # fraction
     confidence: float = 0.95  # fraction
-    promise: Promise = "certified"  # or "budgeted": an average, see `learn.budgeting`
+    promise: Promise = "certified"  # "budgeted": an average, see `learn.budgeting`
     label_free: bool = False  # disagreement instead of the drop: needs no label, costs half the saving
     split: Split = "folds"
     warm_up: float = 1_000  # full runs at a cold start
     burst: float = 1_000  # full runs after an alarm
-    window: int = 800  # audits that a certificate looks back on
-    share: float = 0.05  # of requests that are audited once there is evidence, in quiet times
-    most_share: float = 0.5  # of requests that are audited while audits look worse than they did
-    free_audits: bool = True  # while nothing is certified all requests are audits: they run in full anyway
+    window: int = 800  # audits of a certificate
+    share: float = 0.05  # of requests that are audited in normal operation
+    most_share: float = 0.5  # of requests that are audited in doubt
+    free_audits: bool = True  # audit all requests while nothing is certified: they run in full anyway
     refit_every: float = 1_000
-    label_timeout: float = 0.0  # behind an audit's return: it counts then, whether its label has come or not
+    label_timeout: float = 0.0  # after an audit's return; then it counts with or without a label
     n_levels: int = N_LEVELS
     cost_exponent: float = 0.5
     watches_signals: bool = True
@@ -64,26 +60,26 @@ class Plan:
         return 1 - self.confidence
 
     def restart_share(self, n_requests: float) -> float:
-        """Part of delta for an epoch that audits asked for so many requests behind the start of the one before."""
+        """Part of delta for an epoch that an alarm from audits begins `n_requests` after the last one began."""
         return restart_share(n_requests, longest_use(self.window, self.share))
 
 
 def full_runs(max_em_drop: float, horizon: float) -> int:
-    """Requests that run in full at the start of an epoch: 24 over the budget, of a short horizon about a third.
+    """Requests that run in full at the start of an epoch: 24 over the budget, at most BURST_PART of the horizon.
 
-    A full run costs what its stop would save, however many requests the audits are spread over, so the fewer requests
-    pass until the evidence is there, the sooner all others are served at the level that it proves.
+    A full run costs the saving of its stop wherever the audits are placed, so early audits let all later requests
+    profit.
     """
     return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PendingAudits:
-    at: Floats  # (K,): when each began, in the unit of `AuditRuns.at`
-    share: Floats  # (K,): P(audit) when it was drawn
+    at: Floats  # (K,): start, in the unit of `AuditRuns.at`
+    share: Floats  # (K,): P(audit) at the draw
 
     def lost(self, n_levels: int) -> Small:
-        """What each counts as at each level: lost wherever a stop is possible, shape (K, M)."""
+        """Z of each at each level, shape (K, M): lost at every level but 0."""
         z = np.ones((len(self.at), n_levels), dtype=np.int8)
         z[:, :1] = 0
         return z
@@ -93,7 +89,7 @@ class PendingAudits:
 
 
 def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
-    """Pending audits from the number of each request and the share that it was drawn at."""
+    """Build from (number of the request, share at its draw) pairs."""
     at, share = np.array(list(began), dtype=np.float64).reshape(-1, 2).T
     return PendingAudits(at=at, share=share)
 
@@ -105,20 +101,20 @@ NO_PENDING: Final = pending_audits(())
 class CertifierDecision:
     kind: ChangeKind
     at: float
-    level: int  # in force from now on
+    level: int  # active from now on
     reason: str  # a short sentence for the log
-    version: int = 0  # number of the fit in force; 0: none
+    version: int = 0  # number of the active fit; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Certificate:
-    level: int  # the last of the unbroken run of levels that pass
+    level: int  # last of the unbroken run of levels that pass
     log_e: Floats  # (M,): log wealth of each level
-    z: Small  # (n, M): what each audit counts as, those that have not returned among them
+    z: Small  # (n, M): of each audit, including pending ones
     weight: Floats  # (n,): c/rho
-    inside: Bools  # (N,): which audits of the epoch these are; pending ones come behind them
-    window: Window | None  # None: no audit has begun
-    until: float  # the claim is about the requests of the window that began before
+    inside: Bools  # (N,): which audits of the epoch these are; pending ones follow them in `z`
+    window: Window | None  # None: no audit yet
+    until: float  # the claim covers requests of the window that began before
 
     @property
     def n_pending(self) -> int:
@@ -128,7 +124,7 @@ class Certificate:
 
 @dataclass(slots=True, eq=False)
 class _Judged:
-    """The audits of the epoch as one version's levels see them."""
+    """Outcomes of the epoch's audits at the levels of one version."""
 
     z: Small  # (N, M)
     d: Bools  # (N, M)
@@ -152,13 +148,13 @@ class _Epoch:
     served: FoldedModels | None = None
     judged: _Judged | None = None
     refit_at: float = 0.0
-    n_seen: int = 0  # audits that the detectors have had
-    watched_from: float = 0.0  # they have only those that began later
-    unheard: list[int] = field(default_factory=list)  # those of them whose outcome the watch has not had yet
+    n_seen: int = 0  # audits that the detectors have processed
+    watched_from: float = 0.0  # the detectors get only audits that began later
+    unheard: list[int] = field(default_factory=list)  # processed audits whose outcome is not in the watch yet
     spender: Spender = field(default_factory=Spender)
     watch: AuditWatch | None = None  # since a level was first certified
-    certifying: AuditRuns | None = None  # the audits that certified it: what is normal is read off them for good
-    watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level that the watch compares with
+    certifying: AuditRuns | None = None  # the audits that certified it: the frozen reference
+    watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level of the watch's reference
 
 
 @dataclass(slots=True, eq=False)
@@ -166,14 +162,14 @@ class Certifier:
     plan: Plan
     learner: Learner
     fit: Callable[..., FoldedModels | None] = fit_served
-    first: float | None = 0.0  # number of the first request of all; None: somebody else notes the share of each request
-    level: int = field(init=False, default=0)  # in force; 0 never stops
+    first: float | None = 0.0  # number of the first request; None: the caller records the share of each request
+    level: int = field(init=False, default=0)  # active; 0 never stops
     version: int = field(init=False, default=0)  # fits so far
     now: float = field(init=False, default=0.0)
     n_epochs: int = field(init=False, default=0)
     pending: PendingAudits = field(init=False, default=NO_PENDING)
-    charge: float | Floats = field(init=False, default=0.0)  # part of the budget that is spent otherwise; or (M,)
-    certificate: Certificate | None = field(init=False, default=None)  # of the last look; None: nothing to look at
+    charge: float | Floats = field(init=False, default=0.0)  # part of the budget that is spent elsewhere; or (M,)
+    certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
     _epoch: _Epoch = field(init=False)
     _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
     _cusum: Cusum | None = field(init=False, default=None)
@@ -182,7 +178,7 @@ class Certifier:
         start = self.plan.warm_up
         self._epoch = _Epoch(burst_until=start, refit_at=start, windows=Windows([Window(start=0.0, share=1.0)]))
 
-    # ---- what requests read --------------------------------------------------------------------
+    # ---- read by requests ----------------------------------------------------------------------
 
     @property
     def served(self) -> FoldedModels | None:
@@ -198,7 +194,7 @@ class Certifier:
 
     @property
     def share(self) -> float:
-        """Share of the next requests to audit: known before they come, whatever is in them."""
+        """Share of the next requests to audit, independent of their content."""
         if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
         watch = self._epoch.watch
@@ -208,7 +204,7 @@ class Certifier:
 
     @property
     def reference(self) -> Reference | None:
-        """What is normal at the level in force, on the audits that certified the first level; None: none was."""
+        """Counts at the active level among the audits that certified the first level; None: none was certified."""
         epoch = self._epoch
         if epoch.certifying is None or epoch.served is None or not self.level:
             return None
@@ -220,7 +216,7 @@ class Certifier:
 
     @property
     def windows(self) -> Windows:
-        """The windows of this epoch, which whoever draws audits keeps up to date."""
+        """The windows of this epoch; the caller that draws audits updates them."""
         return self._epoch.windows
 
     @property
@@ -229,12 +225,12 @@ class Certifier:
 
     @property
     def run_timeout(self) -> float:
-        """Age at which nearly all audits have returned; one that has not counts as lost."""
+        """Age at which nearly all audits have returned; a later one counts as lost."""
         if not self._durations:
             return 0.0
         return SLOW_MARGIN * float(np.quantile(np.array(self._durations), SLOW_RUN))
 
-    # ---- what happens --------------------------------------------------------------------------
+    # ---- events --------------------------------------------------------------------------------
 
     def take(self, runs: AuditRuns) -> None:
         if not len(runs):
@@ -247,15 +243,15 @@ class Certifier:
 
     @property
     def label_age(self) -> float:
-        """Age at which an audit has returned, and its label is there or late."""
+        """Age at which an audit has returned and its label is there or late."""
         return self.run_timeout + self.plan.label_timeout
 
     def returned(self, durations: Iterable[float]) -> None:
-        """Note how long audits took that have returned, in the unit of `AuditRuns.at`."""
+        """Add the durations of returned audits, in the unit of `AuditRuns.at`."""
         self._durations.extend(durations)
 
     def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
-        """Look at what all traffic showed: the early signals of the requests of one batch, shape (n, F)."""
+        """Check one batch of early signals of all traffic, shape (n, F), for drift."""
         if not self.plan.watches_signals:
             return ()
         if self._cusum is None:
@@ -263,7 +259,7 @@ class Certifier:
         return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
 
     def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[CertifierDecision, ...]:
-        """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests."""
+        """Begin a new epoch at level 0 with a burst of full runs; keep the audits of the last `keep` requests."""
         part = self.plan.restart_share(self.now - self._epoch.began) if by_audits else 1.0
         runs = self._epoch.runs
         kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
@@ -276,7 +272,7 @@ class Certifier:
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        """Look at the evidence: refit if it is time, certify, watch. Returns what changed."""
+        """Refit if due, certify and watch; return the changes."""
         self.now = now
         epoch, changes = self._epoch, list[CertifierDecision]()
         if self.in_burst or epoch.runs is None:
@@ -285,20 +281,19 @@ class Certifier:
         if alarm:
             return self.reset(alarm, by_audits=True)
         if self.plan.promise == "budgeted":
-            self._book(epoch.runs)  # before a fit: these audits met levels of the version until now
+            self._book(epoch.runs)  # before a refit: these audits ran under the levels of the previous version
         if now >= epoch.refit_at:
             epoch.refit_at = now + self.plan.refit_every
             changes += self._refit()
         if epoch.judged is not None:
             changes += self._certify(epoch.judged)
-        if self.first is not None:  # requests from here on are audited at the share that was just computed
+        if self.first is not None:  # later requests are audited at the new share
             self.windows.note(self.now + self.first, self.share)
         return tuple(changes)
 
     # ---- inside --------------------------------------------------------------------------------
 
     def _book(self, runs: AuditRuns) -> None:
-        """Account for the audits since the last look."""
         epoch, plan = self._epoch, self.plan
         epoch.spender.book(
             runs,
@@ -315,7 +310,7 @@ class Certifier:
         return CertifierDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
 
     def _refit(self) -> list[CertifierDecision]:
-        """Fit anew; the new version serves if its certified level saves more on the window."""
+        """Refit; the new version serves if its certified level saves more on the window."""
         epoch, plan = self._epoch, self.plan
         self._forget_old()
         served = self.fit(
@@ -337,7 +332,7 @@ class Certifier:
         return [self._change("refit", f"fitted on {len(self._runs):,} audits")]
 
     def _forget_old(self) -> None:
-        """Let go of audits that neither a fit nor a window will read again."""
+        """Drop audits that neither a fit nor a window will read again."""
         epoch, certificate, runs = self._epoch, self.certificate, self._runs
         most = max(MOST_AUDITS, 2 * self.plan.window)
         if len(runs) <= 2 * most:
@@ -355,14 +350,14 @@ class Certifier:
     def _certificate(self, judged: _Judged) -> Certificate:
         """The better of two claims: about all requests so far, or about those old enough to have returned.
 
-        The test holds at all times at once, so it may speak of the window as it was at any earlier request, whatever
-        made that one be chosen. The window is one for both, and how it is chosen depends on draws and on times alone.
+        The test holds at all times at once, so it may claim the window up to any earlier request, however that was
+        chosen. Both use one window, whose choice depends on draws and times alone.
         """
         age = self.run_timeout if self.plan.label_free else self.label_age
         at = np.concatenate([self._runs.at, self.pending.at])
         share = np.concatenate([self._runs.share, self.pending.share])
         old, window = np.zeros(len(at), dtype=bool), None
-        for least_age in (age, self.run_timeout):  # where labels take long, too few audits may be as old as that
+        for least_age in (age, self.run_timeout):  # with slow labels, too few audits may reach that age
             if window is None or window.n_audits(at[old], share[old]) < self.plan.window:
                 old = at <= self.now - least_age
                 window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
@@ -372,7 +367,7 @@ class Certifier:
         return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
 
     def _certified_until(self, judged: _Judged, until: float, window: Window | None) -> Certificate:
-        """What the audits of a window prove that began up to then, those that have not returned counted as lost."""
+        """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
         plan, runs, pending = self.plan, self._runs, self.pending
         if window is None:
             inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
@@ -409,8 +404,7 @@ class Certifier:
             counts = count_outcomes(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
         if self.level and epoch.watch is None and inside.any():
-            # What the level was certified on is no news about it. Of the audits that were on their way then, only
-            # the slow ones would be: they have returned last.
+            # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.
             epoch.n_seen, epoch.watched_from = len(judged.z), self.now
             epoch.certifying = self._runs.take(np.flatnonzero(inside))
         self._rebase()
@@ -420,7 +414,7 @@ class Certifier:
         return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {n} audits")]
 
     def _rebase(self) -> None:
-        """Compare audits with what was normal at the level that is now active; the evidence so far stays."""
+        """Compare audits with the reference of the active level; keep the evidence."""
         epoch = self._epoch
         reference = None if (epoch.served, self.level) == epoch.watched else self.reference
         if reference is None:
@@ -437,7 +431,7 @@ class Certifier:
         return self._epoch.runs
 
     def _watch(self) -> str | None:
-        """Show the watch what is new at the active level; the alarm's reason, or None."""
+        """Add the new audits at the active level to the watch; return the alarm's reason or None."""
         epoch, plan, level = self._epoch, self.plan, self.level
         judged, runs, watch = epoch.judged, epoch.runs, epoch.watch
         if not plan.watches_outcomes or judged is None or runs is None or watch is None or not level:
@@ -448,8 +442,8 @@ class Certifier:
                 return alarm
         epoch.unheard += new
         epoch.n_seen = len(runs)
-        # A loss that a label may still deny is none before its time is over, or a route whose labels are late would be
-        # alarmed by disagreement alone, which has a detector of its own.
+        # An unlabelled disagreement is a loss only after its time-out; otherwise late labels would raise an alarm by
+        # disagreement alone, which has its own detector.
         at = [0, level]
         news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, run_timeout=self.run_timeout)
         for place in [place for place in epoch.unheard if news.enters[place]]:
@@ -460,12 +454,12 @@ class Certifier:
 
 
 def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Small:
-    """What each audit counts as now at M levels, level 0 first, shape (N, M)."""
+    """Z of each audit now at M levels, level 0 first, shape (N, M)."""
     return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
 
 
 def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
-    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.labels`."""
+    """Which audits are old enough for a detector, and their Z; see `assurance.labels`."""
     timeout = run_timeout + plan.label_timeout
     return mature(_audits(z, d, runs, now), timeout=timeout, label_free=plan.label_free)
 
@@ -480,7 +474,7 @@ def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
 
 
 def missing_audits(z: Small, level: int, *, max_em_drop: float, delta: float) -> int | None:
-    """Audits still to come until a level passes, if they go on as outcomes z, shape (n, M); None: none would do."""
+    """Further audits until a level passes, if outcomes continue as z, shape (n, M); None: no number is enough."""
     n = len(z)
     if level >= z.shape[1] or not n:
         return None

@@ -1,29 +1,20 @@
-"""From episodes in the log to the rows that models are fitted on, with what each row may be used for.
+"""Builds the rows that models are fitted on from episodes in the log.
 
-    episodes ──▶ Dataset ──▶ rows.build_examples, rows.build_trajectories ──▶ stop, hopeless and value models
-    log          columns └─▶ rows.audit_runs                              ──▶ frontier, certificate
+The observer of live traffic computes the features from the log. An outcome is known or unknown, never guessed; a
+stopped run does not show the full run's answer:
 
-The observer that serves live traffic computes the features from what the log kept. An outcome is known or unknown,
-never guessed. A stopped run never shows what the full run would have answered:
+    run                          rows up to the stop    later rows    the full run's answer
+    full by design               known                  known         known
+    live, not stopped            known                  none          known
+    live, stopped                known                  hidden        hidden
 
-    run                          rows before and at the stop    rows behind it    the full run's answer
-    full by design               all                            all               yes
-    live, the policy let it run  all                            there is none     yes
-    live, stopped                all                            hidden            hidden
+"Full by design" is everything in `observe`, and audits in `enforce`. A labelled stopped run shows P(right | stop now)
+and nothing else. Whether its stop was as good as the full run is known only where its answer was right, which would
+teach that all stops are good, so such rows are left out of stop models.
 
-"Full by design" is everything in `observe`, and audits in `enforce`. Of a stopped run we know the features up to its
-stop and, with a label, whether the answer there was right: P(right | stop now), and nothing else. Whether the stop was
-as good as the full run is known where its answer was right and hidden where it was wrong; learning from the known half
-would teach that all stops are good. Such rows teach no stop model.
-
-Full runs of both kinds are combined by the odds with which a run like it is seen in full (Horvitz and Thompson 1952,
-JASA 47; complete cases by inverse probability: Seaman and White 2013, SMMR 22):
-
-    the policy stops this run, or would have    the audit share: only its audits are seen in full
-    the policy lets it run                      1: audit or not, it is seen
-
-Live runs that were not stopped are the hard ones. With weight 1 beside audits of weight 1/share they stand for
-themselves; unweighted they would teach that nothing suffices.
+Full runs are weighted by 1/P(seen in full) (Horvitz and Thompson 1952, JASA 47; complete cases by inverse probability:
+Seaman and White 2013, SMMR 22): the audit share where the policy stops or would have, else 1. Unweighted, the live runs
+that were not stopped, which are the hard ones, would teach that nothing suffices.
 """
 
 from __future__ import annotations
@@ -50,13 +41,13 @@ from suffice.signals.observe import SignalColumns, observe_columns
 from suffice.types import Feedback, Kind, Outcome, Query, Request, Step, StepRecord
 
 Fate: TypeAlias = Literal[
-    "full",  # ran to its own end, and is seen in full by design or because the policy let it run
-    "stopped",  # ended by the policy
-    "abandoned",  # an audit that the client left or that timed out: a loss wherever it would have been stopped
+    "full",  # ran to its own end, by design or because the policy did not stop it
+    "stopped",  # stopped by the policy
+    "abandoned",  # an audit that disconnected or timed out: a loss wherever it would have been stopped
     "ungoverned",  # nothing was observed
-    "unprobed",  # ran to its end, and nobody asked it for a trial answer on the way
-    "by failure",  # live, should have been stopped and could not be: no lot let it run
-    "broken",  # no end that says anything, or the run repeats a delivery: it speaks for no request of its own
+    "unprobed",  # ran to its end without a trial answer
+    "by failure",  # live, and not stopped because of a failure
+    "broken",  # no usable end, or a repeated delivery
 ]
 
 
@@ -79,30 +70,30 @@ def fate(request: Request, outcome: Outcome) -> Fate:
 
 
 def by_design(request: Request) -> bool:
-    """Is it run in full whatever the policy says?"""
+    """Whether it runs in full under any policy."""
     return request.mode == "observe" or request.audit
 
 
 def p_full(request: Request, outcome: Outcome, *, live_share: float = 1.0) -> float:
-    """P(a run that goes as this one is kept in full), in (0, 1]; for runs of fate `full` or `abandoned` alone.
+    """P(a run like this one is kept in full), in (0, 1]; for runs of fate `full` or `abandoned`.
 
-    Of live runs that were not stopped `live_share` is kept; 0: none, so that their audits stand for them, too.
+    live_share  part of live runs without a stop that is kept; 0: none, so that audits represent them, too
     """
     if request.mode == "observe":
         return 1.0
     audit_share = request.propensity if request.audit else 1.0 - request.propensity
-    live_share *= p_kept(request, outcome)  # those without rows in the log cannot be kept by anybody
+    live_share *= p_kept(request, outcome)  # those without rows in the log cannot be kept
     return audit_share + (1.0 - audit_share) * (live_share if outcome.stop_step is None else 0.0)
 
 
 LabelOf: TypeAlias = Callable[[Sequence[SequencedLabel]], Feedback | None]
 
 WAVE: Final = 4  # samples that are launched together
-MOST_LIVE: Final = 1_000  # of live runs that were not stopped: more only take time
-_MOST_UNPROBED: Final = 0.1  # of live runs that were not stopped; above it they stand for nothing
-UNPROBED: Final = "live, unprobed"  # reasons under which runs are counted
+MOST_LIVE: Final = 1_000  # live runs that were not stopped; more only cost time
+_MOST_UNPROBED: Final = 0.1  # of live runs that were not stopped; above it they are left out
+UNPROBED: Final = "live, unprobed"  # a reason of `left_out`, as the next
 MOST_ARE_UNPROBED: Final = "live, not stopped, most of them unprobed"
-_OF_THE_TEXT: Final = ("hedges", "hedge_rate", "loop_share", "draft_distance")  # kept as signals, for the text is not
+_OF_THE_TEXT: Final = ("hedges", "hedge_rate", "loop_share", "draft_distance")  # recorded, for the log has no text
 _KEPT: Final = tuple({f.name for f in fields(Step)} & {f.name for f in fields(StepRecord)} - {"action"})
 
 
@@ -113,37 +104,37 @@ class RecordedRun(LabelledEpisode, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dataset(RaggedRuns):
-    """N runs of one route with T checkpoints in all; run i has the rows starts[i] … starts[i + 1] - 1.
+    """N runs of one route with T checkpoints; run i has the rows starts[i] … starts[i + 1] - 1.
 
-    A full run's last row is its end; the last row of a run that was stopped is its stop.
+    A full run's last row is its end, a stopped run's its stop.
     """
 
     kind: Kind
     chosen: FeatureSelection
-    x: Floats  # (T, P + E): features, in the order of `chosen.names`, and behind them of `also`
+    x: Floats  # (T, P + E): features, in the order of `chosen.names`, then of `also`
     starts: Ints  # (N + 1,)
-    same: Bools  # (T,): the answer after the row is the full run's; False where that is hidden
-    right: Small  # (T,): 1 the answer after the row is right, 0 it is not, -1 nobody knows
+    same: Bools  # (T,): the answer after the row is the full run's; False where hidden
+    right: Small  # (T,): the answer after the row is right (1), wrong (0) or unknown (-1)
     may_stop: Bools  # (T,): there is an answer to deliver
-    cost: Floats  # (T,): tokens if stopped after the row, its probes and the written answer among them
-    per_step: Floats  # (T,): tokens of a step so far, at least 1
-    full: Bools  # (N,): seen to its own end
-    abandoned: Bools  # (N,): an audit that was broken off; a loss wherever it would have been stopped
-    by_design: Bools  # (N,): run in full whatever the policy says: these may be certified on
-    p_full: Floats  # (N,): P(a run that goes so is seen in full); not a number where it is hidden
-    stop: Ints  # (N,): row of the policy's stop, made or not; -1: it made none
-    full_right: Small  # (N,): 1, 0 or -1 as `right`, of the full run's answer
-    full_tokens: Floats  # (N,): of the full run alone, a vote with all its samples; not a number where it is hidden
-    age: Floats  # (N,): runs by design that came after it
+    cost: Floats  # (T,): tokens if stopped after the row, including probes and the written answer
+    per_step: Floats  # (T,): mean tokens per step so far, at least 1
+    full: Bools  # (N,): ran to its own end
+    abandoned: Bools  # (N,): an audit that disconnected or timed out
+    by_design: Bools  # (N,): runs in full under any policy; only these may certify
+    p_full: Floats  # (N,): P(such a run is seen in full); nan where hidden
+    stop: Ints  # (N,): row of the policy's stop, real or shadow; -1: none
+    full_right: Small  # (N,): as `right`, of the full run's answer
+    full_tokens: Floats  # (N,): of the full run alone, or of a vote over all samples; nan where hidden
+    age: Floats  # (N,): later runs by design
     seq: Ints  # (N,): place in the log, rising
-    at_s: Floats  # (N,): when it came, Unix time; informative
-    fold: Small  # (N,): of its prompt: runs of one prompt are in one fold, in every version
+    at_s: Floats  # (N,): receipt, Unix time; informative
+    fold: Small  # (N,): of its prompt, the same in every version
     key: tuple[str, ...]  # (N,): hash of the prompt
     query_class: tuple[str, ...]  # (N,): "" for none
-    n_stopped: int  # runs that were stopped in the same time, with or without a label
-    also: tuple[str, ...]  # E further features, for versions that read others
-    last_seq: int  # of the log's rows behind it, labels among them
-    left_out: Mapping[str, int]  # reason: runs that teach nothing here
+    n_stopped: int  # stopped runs of the same period, with or without a label
+    also: tuple[str, ...]  # E further features, for other versions
+    last_seq: int  # last row of the log that was used, labels included
+    left_out: Mapping[str, int]  # reason: unusable runs
 
     def __len__(self) -> int:
         return len(self.full)
@@ -154,7 +145,7 @@ class Dataset(RaggedRuns):
         return self.x[:, : len(self.chosen.names)]
 
     def columns(self, names: Sequence[str]) -> Floats:
-        """Some features in their order, shape (T, names). Raises ConfigError for one that is not here."""
+        """Select features in order, shape (T, names). Raise ConfigError for one that is missing."""
         place = {name: at for at, name in enumerate((*self.chosen.names, *self.also))}
         missing = [name for name in names if name not in place]
         if missing:
@@ -163,12 +154,12 @@ class Dataset(RaggedRuns):
 
     @property
     def labelled(self) -> Bools:
-        """Runs of which a label says whether the delivered answer is right, shape (N,)."""
+        """Runs with a known correctness of the delivered answer, shape (N,)."""
         delivered = np.where(self.full, self.full_right, self.right[self.last] if len(self) else 0)
         return np.asarray((delivered >= 0) & ~self.abandoned)
 
     def digest(self) -> str:
-        """Address of everything in it: equal runs with equal labels, equal digests. O(all of it)."""
+        """Content hash of runs and labels. O(size of the dataset)."""
         parts = hashlib.blake2b(digest_size=12)
         parts.update(json.dumps([self.kind, self.chosen.names, self.also, self.key, self.query_class]).encode())
         for column in fields(self):
@@ -190,16 +181,16 @@ def build_dataset(
     label_of: LabelOf = current_label,
     stopped_labels: bool = False,
 ) -> Dataset:
-    """Make columns of the episodes of one route, in any order. Raises ValueError without a run that teaches anything.
+    """Build columns from the episodes of one route, in any order. Raise ValueError without a usable run.
 
     chosen          features; None: the default ones of the kind
-    also            further features: those of the active version, so that the two can be compared
+    also            further features: those of the active version, for comparison
     wave            samples launched together: a stop inside a wave pays for all of it
-    most_audits     look back on so many runs in full by design, and on what came since the first of them
-    most_live       live runs that were not stopped, beside these; of more a part is drawn that stands for all
-    label_of        which label of a run counts; None where none may be believed
-    stopped_labels  keep labelled runs that were stopped, too: their labels came by design (a scorer, a drawn
-                    reviewer). Where users speak up mostly when an answer was wrong, leave it False
+    most_audits     latest runs in full by design that are kept, with everything since the first of them
+    most_live       most live runs that were not stopped; of more, a random part represents all
+    label_of        selects the label of a run; None where no label is valid
+    stopped_labels  keep labelled runs that were stopped, too. Only if their labels come by design (a scorer, a drawn
+                    reviewer) and not mostly from users with wrong answers
     """
     kept, stopped, left = _sort_out(episodes, label_of, stopped_labels=stopped_labels)
     last_seq = max((run.label_seq for run in kept), default=0)
@@ -237,7 +228,7 @@ def build_dataset(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run that teaches something; the steps behind a stop are cut off."""
+    """One usable run, without the steps after a stop."""
 
     request: Request
     outcome: Outcome
@@ -259,7 +250,7 @@ class _Run:
 def _sort_out(
     episodes: Iterable[RecordedRun], label_of: LabelOf, *, stopped_labels: bool
 ) -> tuple[list[_Run], list[int], Counter[str]]:
-    """Runs that teach something, oldest first; where runs were stopped; and the number of the others by reason."""
+    """Return usable runs, oldest first, the places of stopped runs, and the others by reason."""
     kept, stopped, left = list[_Run](), list[int](), Counter[str]()
     for item in episodes:
         request, outcome = item.episode.request, item.episode.outcome
@@ -279,10 +270,10 @@ def _sort_out(
 
 
 def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[str]) -> tuple[list[_Run], float]:
-    """What came since the first of the latest audits, under the latest settings, and the share of live runs kept.
+    """Keep runs since the first of the latest audits, under the latest settings; return them and the share of live runs.
 
-    Of live runs that were not stopped a share is drawn by hash: more than `most_live` only take time. It is 0 where
-    most of them were not asked for an answer on the way: the others then stand for nothing.
+    Live runs that were not stopped are sampled by hash down to `most_live`. The share is 0 if most of them were
+    unprobed, since the others then represent nothing.
     """
     if not runs:
         return [], 0.0
@@ -300,7 +291,7 @@ def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[st
     return kept, share
 
 
-# --------------------------------------------------------------------------- what a policy could have read
+# --------------------------------------------------------------------------- signals
 
 
 def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Floats:
@@ -319,7 +310,7 @@ def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Flo
 
 
 def as_step(record: StepRecord) -> Step:
-    """The step as a live policy saw it, as far as the log kept it: its text is gone."""
+    """The step as a live policy saw it, without its text, which the log does not keep."""
     kept: dict[str, Any] = {name: getattr(record, name) for name in _KEPT}  # each field has its own type
     return Step(**kept, action=record.caller_action)
 
@@ -327,7 +318,7 @@ def as_step(record: StepRecord) -> Step:
 def recorded_columns(
     needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
 ) -> SignalColumns:
-    """The signals of runs, those of the text as they were recorded; how long a draft stood still was not."""
+    """Signals of runs, with recorded values for those of the text; `draft_patience` was not recorded and is nan."""
     columns = observe_columns(needs, kind, ((query, [as_step(step) for step in steps]) for query, steps in runs))
     recorded = [step for _, steps in runs for step in steps]
     values = dict(columns.values)
@@ -339,11 +330,11 @@ def recorded_columns(
     return SignalColumns(values=values, answer=columns.answer, answers=columns.answers, starts=columns.starts)
 
 
-# --------------------------------------------------------------------------- what came of it
+# --------------------------------------------------------------------------- outcomes
 
 
 def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple[Bools, Small]:
-    """Of the answer after each row: is it the full run's, is it right; shape (T,) each."""
+    """Whether the answer after each row is the full run's, and whether it is right; shape (T,) each."""
     same = np.zeros(len(columns.answer), dtype=bool)
     right = np.full(len(columns.answer), -1, dtype=np.int8)
     for run, start, end in zip(runs, columns.starts[:-1], columns.starts[1:], strict=True):
@@ -355,7 +346,7 @@ def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple
             if answer not in known:
                 known[answer] = _is_right(answer, run, match)
             right[row] = known[answer]
-        if run.fate == "full":  # a stop at the end is the full run
+        if run.fate == "full":  # a stop at the last row is the full run
             same[end - 1], right[end - 1] = True, _is_right(run.outcome.answer, run, match)
     return same, right
 
@@ -366,14 +357,14 @@ def _is_right(answer: str | None, run: _Run, match: Match) -> int:
 
 
 def is_right(answer: str | None, delivered: str | None, label: Feedback | None, match: Match) -> bool | None:
-    """Is an answer of a run right, the delivered one or another, by the run's label? None: nobody says."""
+    """Whether an answer of a run, delivered or not, is right by the run's label; None: unknown."""
     if label is None:
         return None
     if answer == delivered and label.correct is not None:
         return label.correct
     if label.gold is not None:
         return answer is not None and match(answer, label.gold)
-    # Of an answer that was not delivered only a reference tells; another answer than the right one is wrong.
+    # Without a reference, an answer that differs from a right one is wrong, and any other is unknown.
     return False if label.correct or answer is None else None
 
 
@@ -404,14 +395,14 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: flo
 
 
 def _odds(run: _Run, live_share: float) -> float:
-    """P(a run that goes as this one is kept in full); of a live run that was broken off nothing is kept."""
+    """P(a run like this one is kept in full); abandoned live runs are never kept."""
     if run.fate == "stopped":
         return np.nan
     return p_full(run.request, run.outcome, live_share=live_share if run.fate == "full" else 0.0)
 
 
 def _stop_row(run: _Run, start: int) -> int:
-    """Row of the first step at or behind the policy's stop; -1: it made none."""
+    """Row of the first step at or after the policy's stop; -1 without a stop."""
     stop = run.outcome.stop_step
     if stop is None:
         return -1
@@ -419,7 +410,7 @@ def _stop_row(run: _Run, start: int) -> int:
 
 
 def _generated(run: _Run) -> float:
-    """Generated by the run alone, context read again among it, probes not."""
+    """Tokens generated by the run alone, including context read again, without probes."""
     usage, context = run.outcome.usage, sum(step.ctx_tokens for step in run.steps)
     generated = usage.completion_tokens if usage is not None else sum(step.tokens for step in run.steps)
     return float(generated + context)
@@ -435,8 +426,8 @@ def _costs(run: _Run, wave: int) -> Floats:
         launched = np.minimum(-(-launched // wave) * wave, len(spent))
         spent = spent[launched - 1]
     if run.request.kind == "reasoning" and usage is not None:
-        spent = spent + max(0, usage.completion_tokens - usage.reasoning_tokens)  # the answer is written all the same
+        spent = spent + max(0, usage.completion_tokens - usage.reasoning_tokens)  # the answer is written in any case
     if run.fate != "stopped":
-        # Of a vote that was decided inside its last wave, the rest of that wave was cancelled, and what came is spent.
+        # The rest of the last wave of a decided vote was cancelled, so only what was generated counts.
         spent[launched == len(spent)] = _generated(run)
     return spent + probes

@@ -1,10 +1,8 @@
-"""Arms: settings of a route that a recorded audit cannot replay, and their certificate from audits asked twice.
-
-    audit ──▶ rollout.pairs ──▶ one more call: an arm, or a second full run ──▶ PairedAudit ──▶ certify_arms
+"""Arms: settings of a route that a recorded audit cannot replay, certified from paired calls.
 
 Probe schedule and wording, closing message, wave size, cap on retrieval rounds, and, where the upstream cannot be cut,
-reasoning effort and thinking budget change what the model does next, so each has to be tried. Arms are ordered from
-the safe end; arm 0 is the full run. They are accepted in this order until one fails, by the e-process of
+reasoning effort and thinking budget change what the model does next, so each has to be tried. Arms are ordered from the
+safe end; arm 0 is the full run. They are accepted in this order until one fails, by the e-process of
 `assurance.paired`. The audit's client gets the full answer; both calls are paid for.
 """
 
@@ -26,7 +24,7 @@ Knob: TypeAlias = str | int | float | bool | None
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedArm:
     name: str
-    expected_share: float = 1.0  # of a full run's tokens: a guess for the time before anything was seen, above 0
+    expected_share: float = 1.0  # of a full run's tokens: a guess before the first observation, above 0
     knobs: Mapping[str, Knob] = field(default_factory=dict)  # settings of the route that differ from the full run's
 
     def __post_init__(self) -> None:
@@ -35,7 +33,7 @@ class TunedArm:
 
 
 def check_arms(arms: Sequence[TunedArm]) -> None:
-    """Raise ValueError unless the arms can be tuned over: two or more, names once, the first without knobs."""
+    """Raise ValueError unless there are two or more arms with distinct names, the first without knobs."""
     names = [arm.name for arm in arms]
     if len(arms) < 2 or len(set(names)) < len(names):
         raise ValueError(f"arms: got {names}; two or more, each name once")
@@ -44,7 +42,7 @@ def check_arms(arms: Sequence[TunedArm]) -> None:
 
 
 def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[TunedArm, ...]:
-    """The full run, efforts from high to low, budgets from large to small. Raises ValueError for none, or one twice."""
+    """The full run, efforts from high to low, budgets from large to small. Raise ValueError for no arms or duplicates."""
     knobs: list[tuple[str, Knob]] = [("effort", effort) for effort in efforts]
     knobs += [("budget_tokens", budget) for budget in sorted(budgets_tokens, reverse=True)]
     arms = [TunedArm(name="full")]
@@ -60,9 +58,9 @@ WINDOW: Final = 2_000  # latest pairs of an arm that count
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedAudit:
     arm: int  # of the second call; 0: a second full run
-    disagrees: bool  # do the two answers differ?
-    z: int | None  # full right - arm right; None: they differ, and no label says who is right
-    due: float  # when a label that is still missing counts as a loss, in any unit of time
+    disagrees: bool  # the answers differ
+    z: int | None  # full right - arm right; None: they differ without a label
+    due: float  # when a missing label counts as a loss, in any unit of time
     weight: float = 1.0  # c/rho of its audit, see `assurance.windows`
     full_tokens: int = 0
     arm_tokens: int = 0
@@ -70,16 +68,16 @@ class PairedAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedArms:
-    in_force: int  # the most aggressive arm that is certified; 0: the full run
-    views: tuple[PairedView, ...]  # one for each arm behind the full run
-    log_e: tuple[float, ...]  # evidence against "loses the budget or more", likewise
+    in_force: int  # the most aggressive certified arm; 0: the full run
+    views: tuple[PairedView, ...]  # for each arm after the full run
+    log_e: tuple[float, ...]  # against "loses the budget or more", likewise
     repeats: Repeats
 
 
 def judge_pair(
     full: str | None, arm: str | None, gold: str | None, match: Callable[[str | None, str], bool]
 ) -> tuple[bool, int | None]:
-    """Do the two normalised answers differ, and what did the arm lose? None: nobody knows. No answer is a wrong one."""
+    """Return whether the normalised answers differ, and the arm's loss; None: unknown. No answer is wrong."""
     if full == arm:
         return False, 0
     if gold is None:
@@ -90,10 +88,10 @@ def judge_pair(
 def certify_arms(
     pairs: Sequence[PairedAudit], *, n_arms: int, max_em_drop: float, delta: float, now: float, window: int = WINDOW
 ) -> CertifiedArms:
-    """What the pairs prove, oldest first, in any order of arms; the latest `window` of each arm count.
+    """Certify arms from pairs, oldest first, in any order of arms; the latest `window` of each arm count.
 
-    A pair counts once its label is due, whether it differs or not: to count the equal ones at once and wait for the
-    others would be optimistic. One that differs and has no label by then is a loss.
+    A pair counts once its label is due, whether it differs or not, since counting equal ones earlier would be
+    optimistic. A difference without a label by then is a loss.
     """
     due = [pair for pair in pairs if pair.due <= now]
     of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]
@@ -120,7 +118,7 @@ def certify_arms(
 
 
 def pairs_missing(certified: CertifiedArms, *, max_em_drop: float, delta: float) -> int | None:
-    """Pairs until the next arm is certified, if they go on so; 0: the last is; None: nobody can say."""
+    """Pairs until the next arm is certified, in the proportions so far; 0: all are; None: unknown."""
     if certified.in_force >= len(certified.views):
         return 0
     view = certified.views[certified.in_force]

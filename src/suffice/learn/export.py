@@ -1,7 +1,4 @@
-"""From fitted objects, scikit-learn's and our own, to plain data: no pickle, no code.
-
-Tested against scikit-learn 1.7 and later, to 1e-6.
-"""
+"""Exports fitted objects, scikit-learn's and our own, to plain data; tested with scikit-learn 1.7 and later, to 1e-6."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ from suffice.model.ensemble import Ensemble, Isotonic, Linear, ModelPart
 from suffice.model.trees import LEAF, Tree, Trees
 from suffice.signals.classes import Classes
 
-_LAST_DIGITS = 1e-10  # relative: more than rounding, less than any two values that a tree was to tell apart
+_LAST_DIGITS = 1e-10  # relative: above rounding errors, below the distance of values that a tree separates
 
-# Any, throughout: scikit-learn has no types, and it is imported by whoever fitted, not here.
+# Any, throughout: scikit-learn has no types, and this module does not import it.
 
 
 def export_stop_model(
@@ -36,9 +33,10 @@ def export_stop_model(
     classes: Sequence[tuple[str, float]] = (),
     found: Classes | None = None,
 ) -> StopModel:
-    """What `learn.models` fitted, as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
+    """Export models of `learn.models` as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
 
-    `classes` are thresholds by query class, and `found` says a query's class; None: it is the declared one.
+    classes  thresholds by query class
+    found    rules for a query's class; None: the declared one
     """
     return StopModel(
         features=chosen.names,
@@ -54,7 +52,7 @@ def export_stop_model(
 def export_value_model(
     chosen: FeatureSelection, values: Values, at: int, hopeless: FitResult | None = None, *, trained: TrainingRecord
 ) -> StopModel:
-    """A value model at its price number `at`: at a threshold of 0.5 the artefact stops where Q(stop) is larger."""
+    """Export a value model at its price number `at`: with a threshold of 0.5 it stops where that is worth most."""
     return StopModel(
         features=chosen.names,
         suffices=Ensemble((export_advantage(values, at),)),
@@ -65,7 +63,7 @@ def export_value_model(
 
 def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
     n_features = len(chosen.names)
-    constant = float(fitted.scores(np.zeros((1, n_features)))[0])  # what it always says, if nothing was trained
+    constant = float(fitted.scores(np.zeros((1, n_features)))[0])  # the constant probability of an untrained model
     return export_ensemble(fitted.trained, n_features=n_features, otherwise=constant)
 
 
@@ -77,10 +75,10 @@ def _with_versions(trained: TrainingRecord) -> TrainingRecord:
 
 
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:
-    """The mean of the logits of several fitted models, each cut to that of 0.0001 … 0.9999.
+    """The mean of the logits of several fitted models, each clipped to that of 0.0001 … 0.9999.
 
-    Each was fitted on the first features of a row; `otherwise` is the probability where nothing was trained. Raises
-    ValueError as `export_linear` and `export_trees` do, and for a model of more features than there are.
+    Each was fitted on the first features of a row; `otherwise` is the probability without models. Raise ValueError as
+    `export_linear` and `export_trees` do, and for a model of more features than there are.
     """
     if not trained:
         return Ensemble((Linear((0.0,) * n_features, math.log(otherwise / (1.0 - otherwise))),))
@@ -99,8 +97,8 @@ def _part(fitted: Any, n_features: int) -> ModelPart:
 def export_advantage(values: Values, at: int) -> Linear:
     """Q(stop) - Q(continue) of a value model at its price number `at`, on raw features.
 
-    As the only part of an ensemble, and with a threshold of 0.5, the policy `learned` stops where it is at least 0:
-    the sigmoid of 0 is 1/2. Raises IndexError for a price that there is not.
+    As the only part of an ensemble with a threshold of 0.5, it stops where this is at least 0. Raise IndexError for a
+    price out of range.
     """
     if not 0 <= at < len(values.prices):
         raise IndexError(f"price: got number {at}; 0 to {len(values.prices) - 1}")
@@ -110,7 +108,7 @@ def export_advantage(values: Values, at: int) -> Linear:
 
 
 def export_linear(fitted: Any) -> Linear:
-    """A linear model on raw features, alone or in a Pipeline behind StandardScalers; ValueError for any other."""
+    """A linear model on raw features, alone or in a Pipeline after StandardScalers; ValueError for any other."""
     *scalers, (_, last) = getattr(fitted, "steps", [("", fitted)])
     _check_classes(last)
     weights = np.array(last.coef_, dtype=np.float64).reshape(-1)
@@ -126,12 +124,12 @@ def export_linear(fitted: Any) -> Linear:
 
 
 def export_trees(fitted: Any) -> Trees:
-    """A HistGradientBoostingClassifier of two classes (its raw number is a logit) or Regressor (its prediction).
+    """A HistGradientBoostingClassifier of two classes (as logit) or Regressor (as prediction).
 
-    Raises ValueError for more classes, for splits on categories, and for a link other than logit or identity.
+    Raise ValueError for more classes, for splits on categories, and for a link other than logit or identity.
     """
     _check_classes(fitted)
-    # scikit-learn keeps these under private names; the tests compare with its predictions, so a change is seen.
+    # scikit-learn keeps these private; tests compare with its predictions and so notice a change.
     loss, predictors = fitted._loss, fitted._predictors  # noqa: SLF001
     baseline = float(np.array(fitted._baseline_prediction).reshape(-1)[0])  # noqa: SLF001
     link = type(loss.link).__name__
@@ -154,12 +152,12 @@ def _check_classes(fitted: Any) -> None:
 
 
 def _tree(nodes: Any) -> Tree:
-    """One tree of a fitted HistGradientBoosting model, from its structured array of nodes."""
+    """Convert the structured array of nodes of one HistGradientBoosting tree."""
     if nodes["is_categorical"].any():
         raise ValueError("HistGradientBoosting: splits on categories; features must be numbers")
     is_leaf = nodes["is_leaf"].astype(bool)
-    # A split of what is missing from all the rest has an infinite threshold. Nothing is missing here: all go left.
-    # A threshold is often a value that was seen, and live the same value may differ in its last digit.
+    # A split for missing values has an infinite threshold; here nothing is missing and all rows go left. A threshold is
+    # often a value of the training data, which may differ in its last digit when computed live.
     exact = nodes["num_threshold"]
     threshold = np.clip(exact + _LAST_DIGITS * np.maximum(1.0, np.abs(exact)), -1e300, 1e300)
     return Tree(

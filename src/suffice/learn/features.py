@@ -1,8 +1,7 @@
-"""Which features a stop model reads, by kind of run, and query classes found in the data. Features depend on no labels.
+"""Chooses the features of a stop model, by kind of run, and finds query classes. Features depend on no labels.
 
-*Dense* features are numbers of the run so far; both parts of the model read them. *Marks* say what was known before
-the first token (which model, which task), with a few products. Only the linear part reads them: trees over dozens of
-rare marks learn slowly.
+*Dense* features are numbers of the run so far; both parts of the model read them. *Marks* are known before the first
+token (model, task), with a few products. Only the linear part reads them: trees over dozens of rare marks learn slowly.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet, found, mark, product
 from suffice.types import Kind, Query
 
-MIN_RUNS = 10  # a mark that fewer runs carry says nothing that can be learned
+MIN_RUNS = 10  # of a mark
 MAX_MARKS = 200
 MARKED = ("model", "task")
-MIN_CLASS_RUNS = 200  # below it a class is "unknown" and pooled
+MIN_CLASS_RUNS = 200  # below it a class is pooled
 MAX_CLASSES = 8
 
 _EVERY = (
@@ -92,7 +91,7 @@ DENSE: Mapping[Kind, tuple[str, ...]] = {
     ),
 }
 
-# What a mark may change the weight of: how much agreement, or confidence, is worth with this model or task.
+# Features whose weight may depend on a mark (model, task).
 _MARKED_PRODUCTS: Mapping[Kind, tuple[str, ...]] = {
     "samples": ("logit(p_majority)", "agreement"),
     "reasoning": ("logit(p_majority)", "agreement", "logit(confidence)"),
@@ -112,7 +111,7 @@ class FeatureSelection:
 
 
 def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool = True) -> FeatureSelection:
-    """The default features of a kind, with marks for the models, tasks and classes that enough runs carry."""
+    """The default features of a kind, with marks for models, tasks and classes with enough runs."""
     dense = DENSE[kind]
     if not query_signals:
         return FeatureSelection(dense, ())
@@ -130,7 +129,7 @@ def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool
 
 
 def sklearn(module: str) -> Any:
-    """A module of scikit-learn, which brings no types. Raises ConfigError where it is not installed."""
+    """Import a module of scikit-learn. Raise ConfigError where it is not installed."""
     try:
         return import_module(f"sklearn.{module}")
     except ImportError:
@@ -140,10 +139,11 @@ def sklearn(module: str) -> Any:
 def find_classes(
     queries: Sequence[Query], good: NDArray[np.bool_], *, min_runs: int = MIN_CLASS_RUNS, max_classes: int = MAX_CLASSES
 ) -> Classes:
-    """Find classes of `min_runs` or more in which an early answer is about equally safe, or one of all.
+    """Find classes of at least `min_runs` with similar safety of an early answer; else one class.
 
-    Of each query, was its run's first answer as good as its full run, shape (runs,)? Raises ConfigError without
-    scikit-learn, ValueError for unequal lengths.
+    good  whether the first answer of each query's run was as good as its full run, shape (runs,)
+
+    Raise ConfigError without scikit-learn, ValueError for unequal lengths.
     """
     if len(queries) != len(good):
         raise ValueError(f"find_classes: {len(queries)} queries and {len(good)} outcomes; one for each")
@@ -156,7 +156,7 @@ def find_classes(
 
 
 def _candidates(queries: Sequence[Query]) -> list[str]:
-    """Features of the query that differ between enough runs to divide them."""
+    """Features of the query that differ between enough runs."""
     marks: Counter[str] = Counter()
     for query in queries:
         marks.update(mark(key, value) for key, value in query.metadata if key in ("task", "model"))
@@ -172,7 +172,7 @@ def _candidates(queries: Sequence[Query]) -> list[str]:
 def _leaves(
     tree: Any, names: Sequence[str], node: int, tests: tuple[FeatureTest, ...]
 ) -> Iterator[tuple[FeatureTest, ...]]:
-    """The tests on the way to each leaf below a node."""
+    """The tests on the path to each leaf below a node."""
     left, right = tree.children_left[node], tree.children_right[node]
     if left == right:
         yield tests
@@ -183,7 +183,7 @@ def _leaves(
 
 
 def _merged(tests: tuple[FeatureTest, ...]) -> tuple[FeatureTest, ...]:
-    """Of several tests of one feature in one direction the strictest."""
+    """Keep the strictest test of each feature and direction."""
     kept: dict[tuple[str, bool], FeatureTest] = {}
     for test in tests:
         other = kept.setdefault((test.feature, test.above), test)

@@ -1,7 +1,7 @@
 """Prompts as the unit of every split, weight and bootstrap draw.
 
-A prompt's hash decides its fold, so a model, its successor and its judge never share a question (FAULTS.md F52).
-One set of bootstrap draws serves every number of a report, so differences between them are paired.
+A prompt's hash decides its fold, so a model, its successor and its judge never share a question (FAULTS.md F52). One
+set of bootstrap draws serves every number of a report, so differences between them are paired.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.audits import Floats
 
-MOST_REPEATS: Final = 5  # runs that one prompt may count for, however often it was asked
+MOST_REPEATS: Final = 5  # total weight of one prompt, in runs
 N_DRAWS: Final = 400
-_LEAST_DEFINED: Final = 0.99  # of the draws; below it there is no interval
-_FEW: Final = 20  # prompts below which an interval is a sketch
+_LEAST_DEFINED: Final = 0.99  # share of draws; below it there is no interval
+_FEW: Final = 20  # prompts below which an interval is only a sketch
 
 Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) → (draws,); nan: undefined there
 
 
 def place_of(key: str, *, purpose: str) -> float:
-    """Where a prompt falls, in [0, 1). Another purpose is an independent draw."""
-    # Broken Unicode must fall somewhere like anything else.
+    """Hash of a prompt in [0, 1), independent for each purpose."""
+    # Invalid Unicode needs a place, too.
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), person=purpose.encode()[:16], digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # a float holds 53 bits
 
 
 def prompt_fold(key: str, n_folds: int) -> int:
-    """0 … n_folds - 1: which of a version's models serves and judges this prompt. It was fitted on the other folds."""
+    """The fold of a prompt, 0 … n_folds - 1: its model was fitted on the other folds."""
     return int(place_of(key, purpose="fold") * n_folds)
 
 
 def weigh_repeats(keys: Sequence[str]) -> NDArray[np.float64]:
-    """What each run counts for, (0, 1], so that all runs of one prompt count for at most `MOST_REPEATS`."""
+    """Weight of each run, (0, 1], so that all runs of one prompt count for at most `MOST_REPEATS`."""
     number, n_groups = _numbered(keys)
     size = np.bincount(number, minlength=n_groups)[number] if len(keys) else np.zeros(0)
     return np.asarray(np.minimum(1.0, MOST_REPEATS / np.maximum(size, 1)))
 
 
 def _numbered(groups: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
-    """The number of each member's group, by first appearance, and how many groups there are."""
+    """Index of each member's group, by first appearance, and the number of groups."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64), len(numbers)
 
@@ -58,7 +58,7 @@ class BootstrapSums(NamedTuple):
 
 
 class Resamples:
-    """Prompts (`groups`, one a run) drawn with replacement, as often as there are (Davison and Hinkley 1997, §3.8)."""
+    """Bootstrap over prompts (`groups`, one per run) with replacement (Davison and Hinkley 1997, §3.8)."""
 
     def __init__(
         self, groups: Sequence[Hashable], rng: np.random.Generator, *, n_draws: int = N_DRAWS, confidence: float = 0.95
@@ -70,7 +70,7 @@ class Resamples:
         self._times = np.bincount(flat, minlength=n_draws * n).reshape(n_draws, n).astype(np.float64)
 
     def sums(self, columns: Floats) -> BootstrapSums:
-        """Column sums as they are and in each draw. `columns` has a row a run, shape (n, d)."""
+        """Column sums, observed and in each draw; `columns` has one row per run, shape (n, d)."""
         of_columns = [np.bincount(self._member, weights=column, minlength=self.n_groups) for column in columns.T]
         by_group = np.stack(of_columns, axis=1).astype(np.float64)
         return BootstrapSums(by_group, by_group.sum(axis=0)[None, :], self._times @ by_group)
@@ -78,8 +78,7 @@ class Resamples:
     def estimate(self, sums: BootstrapSums, statistic: Statistic, *, n: int, pivot: bool = False) -> IntervalEstimate:
         """A statistic of column sums of `n` observations, with its interval.
 
-        With `pivot` draws are mirrored at the value (basic interval, ibid. §5.2): for what they alone would make
-        larger.
+        `pivot` mirrors the draws at the value (basic interval, ibid. §5.2), for statistics that resampling inflates.
         """
         value = float(statistic(sums.observed)[0])
         drawn = statistic(sums.drawn)
@@ -96,10 +95,9 @@ class Resamples:
         return IntervalEstimate(value=value, low=low, high=high, n=n, method=method, note=note)
 
     def rate(self, sums: BootstrapSums, above: int, below: int, *, n: int) -> IntervalEstimate:
-        """The share of one column's weight in another's, [0, 1]; what was never seen, or always, is still not certain.
+        """One column's weight over another's, [0, 1]. At 0 and 1 the interval is exact, since all draws agree.
 
-        Draws of runs without an event hold none either. Then the open end is exact for as many prompts as their
-        weights are worth (Clopper and Pearson 1934; Kish 1965).
+        It is that of Clopper and Pearson (1934) for the effective number of prompts (Kish 1965).
         """
         estimate = self.estimate(sums, ratio(above, below), n=n)
         if estimate.low is None or estimate.high is None or 0.0 < estimate.value < 1.0:
@@ -121,10 +119,10 @@ def ratio(above: int, below: int) -> Statistic:
 
 
 def pick_level(z: Floats, weight: Floats, target: float) -> int:
-    """Number of the last level, counted from the safe end, whose drop is a standard error below the target.
+    """The last level, counted from the safe end, whose drop is a standard error below the target.
 
-    A level that has hurt nobody yet has an error, too: as if one of its runs had been lost. Runs stand for `weight`
-    runs each, and z is the drop of each at each level, shape (n, M).
+    The standard error is at least that of one lost run. `weight` is that of each run, and z its drop at each level,
+    shape (n, M).
     """
     if not len(z) or not weight.sum() > 0:
         return 0

@@ -1,27 +1,25 @@
-"""The stop model and the value model, fitted on the checkpoints of full runs, and the prior of the Bayesian stop.
+"""Fits the stop model and the value model on the checkpoints of full runs, and the prior of the policy `bayes`.
 
 The stop model is P(stopping now is as good as the full run). Its targets:
 
-    target     a row is good when …                           which side of the rule it learns
-    as-good    the full run is wrong, or stopping is right    both: suffices, and hopeless (needs labels)
-    suffices   stopping gives the full run's answer, or       the answer suffices; with `same` alone it
-               a right one                                    needs no label
-    hopeless   the full run is wrong                          the run will fail anyway
+    target     a row is good when …                           the model learns
+    as-good    the full run is wrong, or stopping is right    both below (needs labels for the hopeless side)
+    suffices   stopping gives the full run's answer, or       that the answer suffices; without labels,
+               a right one                                    by agreement alone
+    hopeless   the full run is wrong                          that the run will fail anyway
 
-The value model learns when to stop as a finite-horizon decision process. State: the features after a step. Actions:
-stop, and earn EM minus the price of the tokens so far; or continue, and decide again after the next step. Q of both
-actions is fitted on full trajectories with forward-view Q(λ) targets (Stop-RAG, arXiv:2510.14337, which has no price
-on tokens):
+The value model is a finite-horizon decision process. State: the features after a step. Actions: stop, and earn EM minus
+the price of the tokens so far; or continue. Q of both is fitted on full trajectories with forward-view Q(λ) targets
+(Stop-RAG, arXiv:2510.14337, which has no price on tokens):
 
     stop      r_k = ok_k − price · tokens_k / mean full tokens
     continue  target_k = (1 − λ) · max(Q_stop, Q_continue)_{k+1} + λ · target_{k+1},  target_{n−1} = r_n
 
-Full runs show every reward that any policy would have got, so nothing is off-policy here. A run that was stopped early
-shows what stopping pays up to its stop, and nothing of going on: it has a weight in one fit and none in the other. One
-model is fitted for all prices of a sweep at once (a linear Q has one factorisation for all targets). The sweep is a
-ladder: a low price stops late.
+Full runs show every reward of any policy, so nothing is off-policy. A stopped run shows the rewards of stopping up to
+its stop and none of continuing, so it has a weight in one fit only. A linear Q for all prices shares one factorisation;
+a low price stops late.
 
-No request imports this module; `learn.export` turns what is fitted into plain data.
+No request imports this module; `learn.export` makes plain data of the fits.
 """
 
 from __future__ import annotations
@@ -42,9 +40,9 @@ from suffice.learn.features import FeatureSelection, sklearn
 Target: TypeAlias = Literal["as-good", "suffices", "hopeless"]
 Parts: TypeAlias = Literal["ensemble", "linear", "trees"]
 
-# Inverse strength of the linear part's L2 penalty: enough for dozens of marks with a few hundred rows each.
+# Inverse strength of the linear part's L2 penalty, for dozens of marks with a few hundred rows each.
 LINEAR_C = 0.02
-# Small trees, many rows a leaf: a few hundred questions do not carry more (ASSURANCE 4.1 found the same).
+# Small trees with many rows per leaf: a few hundred questions support no more (as in ASSURANCE 4.1).
 TREES: Mapping[str, float] = {
     "max_iter": 60,
     "learning_rate": 0.06,
@@ -52,17 +50,17 @@ TREES: Mapping[str, float] = {
     "min_samples_leaf": 100,
     "l2_regularization": 20.0,
 }
-MAX_ROWS = 40_000  # more rows are thinned evenly: they repeat questions, and fitting time is bounded
+MAX_ROWS = 40_000  # more rows are thinned evenly, to bound the fitting time
 _CLIP = 1e-4  # of a part's probability, before logits are averaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Checkpoints of full runs, one row each; the last step of a run is none, for stopping there is the full run."""
+    """Checkpoints of full runs, one row each, without the last step of a run: a stop there is the full run."""
 
     x: Floats  # (R, P): features, the dense ones first
     good: Mapping[Target, Bools]  # R each
-    weight: Floats | None = None  # R, at least 0: how many rows each stands for; None: one
+    weight: Floats | None = None  # R, at least 0; None: 1 each
 
     def __len__(self) -> int:
         return len(self.x)
@@ -86,10 +84,10 @@ def fit(
 ) -> FitResult:
     """Fit P(good).
 
-    The default is a penalised logistic regression on all features beside small boosted trees on the dense ones, their
-    logits averaged, because the two err in different places. With fewer than 20 rows of either outcome the model is a
-    constant, the share of good rows. Raises ConfigError when scikit-learn is not installed, ValueError for weights that
-    are not finite, below 0, or not one a row.
+    The default averages the logits of a penalised logistic regression on all features and of small boosted trees on the
+    dense ones, because the two err in different places. With fewer than 20 rows of either outcome the model is a
+    constant, the share of good rows. Raise ConfigError without scikit-learn, ValueError for weights that are not
+    finite, below 0, or not one per row.
     """
     x, y, weight = _rows(examples, target)
     if min(int(y.sum()), int((~y).sum())) < 20:
@@ -103,8 +101,8 @@ def fit(
     trained: list[object] = []
     with one_thread():
         if parts != "trees":
-            # The scale only shapes the penalty; weighted, scikit-learn's own is not a number for what never moves.
-            # newton-cholesky is seven times as fast; what is fitted without weights stays what it was to the last bit.
+            # The scaler is unweighted: with weights, scikit-learn's is nan for constant features, and the scale only
+            # shapes the penalty. newton-cholesky is seven times as fast; lbfgs keeps unweighted fits bit-identical.
             solver = "lbfgs" if weight is None else "newton-cholesky"
             regression = sklearn("linear_model").LogisticRegression(C=LINEAR_C, max_iter=300, solver=solver)
             linear = sklearn("pipeline").make_pipeline(sklearn("preprocessing").StandardScaler(), regression)
@@ -131,9 +129,9 @@ def _rows(examples: Examples, target: Target) -> tuple[Floats, Bools, Floats | N
 
 
 def _systematic_sample(weight: Floats | None, n_rows: int) -> Ints:
-    """As many rows as the weights sum to, each as often as its weight says, to less than one.
+    """Repeat rows in proportion to their weights, to less than one, as many as the weights sum to.
 
-    scikit-learn takes ten times as long to sort weighted rows into bins, and counts the rows of a leaf without weights.
+    scikit-learn is ten times slower at binning weighted rows, and counts the rows of a leaf without weights.
     """
     if weight is None:
         return np.arange(n_rows)
@@ -143,7 +141,7 @@ def _systematic_sample(weight: Floats | None, n_rows: int) -> Ints:
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """Numerics on one thread: on small data more threads only wait for each other, and on a busy machine for long."""
+    """Limit numerics to one thread: on small data more threads only wait for each other."""
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
@@ -156,34 +154,34 @@ def one_thread() -> AbstractContextManager[object]:
 
 Bits = NDArray[np.uint64]
 
-# EM that the tokens of one mean full run are worth: from "hardly anything" to "more than any answer".
+# EM that the tokens of one mean full run are worth.
 PRICES: Floats = np.geomspace(0.01, 10.0, 61)
-LAMBDA = 0.8  # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own value
+LAMBDA = 0.8  # near 1: recorded returns; near 0: one step, then the model's value
 N_SWEEPS = 4  # of policy improvement; the targets hardly move after the third
-MAX_VALUE_ROWS = 120_000  # that are worth fitting on: each is held once for every price, several times over
+MAX_VALUE_ROWS = 120_000  # bounds the memory: each row is held several times per price
 RIDGE = 300.0  # in rows: with standardised features, about one question's worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectories:
-    """Full runs as arrays: R rows in all, run after run, the last row of each being its end."""
+    """Full runs as arrays: R rows, run after run; the last row of each is its end."""
 
     x: Floats  # (R, P): features
     starts: NDArray[np.int64]  # (runs + 1,)
-    ok: NDArray[np.bool_]  # R: would the answer be right if the run were stopped after the step
-    tokens: Floats  # R: spent up to and with the step
-    stop_weight: Floats | None = None  # R, at least 0: of what stopping pays; None: 1, and 0 at the ends
-    go_on_weight: Floats | None = None  # R, at least 0: of what going on pays; a run without any has no known end
+    ok: NDArray[np.bool_]  # R: the answer after the step is right
+    tokens: Floats  # R: spent up to and including the step
+    stop_weight: Floats | None = None  # R, at least 0, for Q(stop); None: 1, and 0 at the ends
+    go_on_weight: Floats | None = None  # R, at least 0, for Q(continue); a run without any has no known end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
-    """Fitted linear Q for each price: plain arrays."""
+    """Fitted linear Q for each price."""
 
     mean: Floats  # P
     scale: Floats  # P
-    stop: Floats  # (P + 1, 1): P(right) if stopped; the last weight is the constant
-    go_on: Floats  # (P + 1, prices): EM to come minus the price of the tokens still to come, if continued
+    stop: Floats  # (P + 1, 1): P(right) if stopped; the last weight is the intercept
+    go_on: Floats  # (P + 1, prices): EM minus the price of further tokens, if continued
     mean_tokens: float  # of a full run: the unit of prices
     prices: Floats
 
@@ -195,7 +193,7 @@ class Values:
         return gain
 
     def stopping_prices(self, x: Floats) -> Bits:
-        """At which prices each row would stop, shape (R,): bit j stands for price j, of at most 64."""
+        """The prices at which each row would stop, shape (R,), as bits: bit j is price j, of at most 64."""
         stops = self.advantage(x) >= 0
         bits = np.zeros(len(x), dtype=np.uint64)
         for at in range(stops.shape[1]):
@@ -204,9 +202,9 @@ class Values:
 
 
 def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA, sweeps: int = N_SWEEPS) -> Values:
-    """Fit Q(stop) and Q(continue) on full trajectories for each price, targets rebuilt in `sweeps`.
+    """Fit Q(stop) and Q(continue) on full trajectories for each price, rebuilding the targets in `sweeps`.
 
-    Raises ValueError without a run of two steps, for lam outside [0, 1], and for weights that are none.
+    Raise ValueError without a run of two steps, for lam outside [0, 1], and for invalid weights.
     """
     if not 0 <= lam <= 1 or sweeps < 1:
         raise ValueError(f"need 0 <= lam <= 1 and sweeps >= 1; got {lam=} {sweeps=}")
@@ -221,24 +219,24 @@ def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA,
 def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
     last = t.starts[1:] - 1
     inner = np.ones(len(t.x))
-    inner[last] = 0.0  # at its end a run has nothing left to decide
+    inner[last] = 0.0  # no decision at the end of a run
     stop_weight = inner if t.stop_weight is None else t.stop_weight
     go_on_weight = inner if t.go_on_weight is None else t.go_on_weight * inner
     rows, stops = np.flatnonzero(go_on_weight), np.flatnonzero(stop_weight)
     if not len(rows):
         raise ValueError("value model: needs at least one run of two steps")
-    # A run without an end has no length.
+    # Runs without a known end have no length.
     lengths_count = None if t.go_on_weight is None else np.maximum.reduceat(t.go_on_weight, t.starts[:-1])
     mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=lengths_count), 1.0))
     mean = np.average(t.x[rows], axis=0, weights=go_on_weight[rows])
     scale = np.sqrt(np.average((t.x[rows] - mean) ** 2, axis=0, weights=go_on_weight[rows]))
-    scale = np.where(scale > 0, scale, 1.0)  # of a feature that never moves
+    scale = np.where(scale > 0, scale, 1.0)  # constant features
     z = _with_one((t.x - mean) / scale)
     solve = _solver(z[rows], go_on_weight[rows])
     spent = np.outer(t.tokens / mean_tokens, prices)  # (R, prices)
-    reward = t.ok[:, None] - spent  # what stopping after the row pays
+    reward = t.ok[:, None] - spent  # of stopping after the row
     stop = _solver(z[stops], stop_weight[stops])(t.ok[stops].astype(np.float64)[:, None])
-    value = reward.copy()  # of each row as its successor sees it
+    value = reward.copy()  # of being at each row
     go_on = np.zeros((z.shape[1], len(prices)))
     for sweep in range(sweeps):
         if sweep:
@@ -250,10 +248,10 @@ def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
 
 
 def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: float) -> Floats:
-    """Forward-view λ-returns of continuing after each row, shape (R, prices); all runs step back together."""
+    """Forward-view λ-returns of continuing after each row, shape (R, prices), for all runs in parallel."""
     target = np.zeros_like(value)
     last = starts[1:] - 1
-    later = reward[last]  # a run's end pays what it pays
+    later = reward[last]
     for back in range(1, int(np.diff(starts).max())):
         runs = np.flatnonzero(last - back >= starts[:-1])
         row = last[runs] - back
@@ -267,7 +265,7 @@ def _solver(z: Floats, weight: Floats) -> Callable[[Floats], Floats]:
     """Ridge regression on these rows for any number of targets, from one factorisation."""
     weighted = z * weight[:, None]
     gram = weighted.T @ z + RIDGE * np.eye(z.shape[1])
-    gram[-1, -1] -= RIDGE  # the constant is not shrunk
+    gram[-1, -1] -= RIDGE  # the intercept is not shrunk
     inverse = np.linalg.inv(gram)
     return lambda y: np.asarray(inverse @ (weighted.T @ y))
 
@@ -278,21 +276,21 @@ def _with_one(z: Floats) -> Floats:
 
 # --------------------------------------------------------------------------- the prior of `bayes`
 
-_UNSEEN = 0.5  # of a vote, given to each answer and to one that nobody gave: Jeffreys' prior
+_UNSEEN = 0.5  # of a vote, added to each answer and to one unseen answer: Jeffreys' prior
 
 
 def learn_prior(
     runs: Sequence[Sequence[int]], *, n_shapes: int = 25, n_answers: int = 12
 ) -> tuple[tuple[float, ...], ...]:
-    """Shapes of answer distributions with their weights, as the policy `bayes` takes them; a shape's sum is its weight.
+    """Shapes of answer distributions for the policy `bayes`; the sum of a shape is its weight.
 
-    Each run's votes, sorted and smoothed by half a vote, say how probable the most frequent answer is, the second, and
-    so on. Runs are cut into groups of equal size by their leader's share, and each group by the runner-up's: a group's
-    mean is a shape, its size the weight. Groups by the leader's share alone average near ties away, and such a prior
-    promises too much. This is the uncertain prior of Huang, Ma, Zhou (2026, arXiv:2602.05395) with fewer candidates
-    than training questions. Raises ConfigError for no runs, a run without votes, and numbers out of range.
+    Each run's votes, sorted and smoothed by half a vote, are the probabilities of its most frequent answer, the second,
+    and so on. Runs are grouped by the leader's share and then by the runner-up's; a group's mean is a shape. Groups by
+    the leader alone average near ties away, and such a prior is overconfident. This is the uncertain prior of Huang,
+    Ma, Zhou (2026, arXiv:2602.05395) with fewer candidates than training questions. Raise ConfigError for no runs, a
+    run without votes, and numbers out of range.
 
-    runs       the votes of each answer of a run, in any order, each at least 1; one run a question is best
+    runs       the votes of each answer of a run, in any order, each at least 1; one run per question is best
     n_shapes   at most this many shapes, from 1 to 64; fewer where there are fewer runs
     n_answers  answers kept in a shape, from 2 to 32
     """
@@ -312,7 +310,7 @@ def _groups(rows: Floats, n_groups: int) -> list[Floats]:
 
 
 def _shape(at: int, votes: Sequence[int], n_answers: int) -> list[float]:
-    """Probabilities of a run's answers, falling, filled up with zeros."""
+    """Probabilities of a run's answers, falling, padded with zeros."""
     if not votes or any(type(count) is not int or count < 1 for count in votes):
         raise ConfigError(f"learn_prior: run {at}: votes must be whole numbers of at least 1, and at least one")
     smoothed = [count + _UNSEEN for count in sorted(votes, reverse=True)[: n_answers - 1]] + [_UNSEEN]

@@ -1,17 +1,15 @@
-"""Off-policy evaluation: what another policy would have earned, from the draws of the one that ran.
+"""Off-policy evaluation: the value of another policy, from the logged draws of the one that ran.
 
-    LoggedDraws (context, arm, odds of all arms, reward, learned by lot?) ──▶ PolicyValue (value, interval, n_effective)
-
-    naive    mean of the known rewards under the target's arms  biased by who is drawn and by who complains; to compare
+    naive    mean of the known rewards under the target's arms  biased by draws and selective feedback; for comparison
     ips      weight x reward                                    unbiased, noisy
-    snips    the same over the sum of weights                   a little biased, calmer, always in range
-    dr       a guess for every arm, corrected by weight x miss  unbiased whatever the guess, calm where it is good
+    snips    ips over the sum of weights                        slightly biased, less noisy, always in range
+    dr       a guess for every arm, corrected by weight x error unbiased with any guess, precise with a good one
 
-The weight is P(arm | target) / P(arm | logged odds) / P(reward learned by lot), and 0 where it was not. Unbiased means:
-the odds are the true ones, and each reward was either learned by a lot of known odds or is ignored. Rewards that came
-by themselves (who complains?) fit the guess of `dr` and never correct it. Intervals hold at every look and under drift:
-they cover the mean, over the rows so far, of what the target earns (`assurance.paired`); that of `snips` is that of
-`dr` with the mean so far as its guess, and that of `naive` is as wrong as its mean.
+The weight is P(arm | target) / P(arm | logged odds) / P(reward sampled), and 0 where the reward was not sampled.
+Unbiased requires true odds and ignores unsampled rewards: feedback that users chose to give fits the guess of `dr` and
+never corrects it. Intervals hold at every look and under drift: they cover the mean value of the target over the rows
+so far (`assurance.paired`). That of `snips` is the interval of `dr` with the mean so far as its guess; that of `naive`
+shares its bias.
 
 Dudik, Langford, Li (2011), arXiv:1103.4601; `snips`: Swaminathan and Joachims (2015), NeurIPS 28; intervals: Waudby-
 Smith et al. (2024), arXiv:2210.10768.
@@ -31,17 +29,17 @@ from suffice.learn.audits import Bools, Floats, Ints
 ModelKind: TypeAlias = Literal["ridge", "logistic"]
 Guess: TypeAlias = Callable[[Floats], Floats]  # (n, d) contexts → (n, K) guessed rewards in [0, 1]
 
-RIDGE: Final = 4.0  # in rows: what an arm's own part must outweigh
+RIDGE: Final = 4.0  # in rows
 _NEWTON_STEPS: Final = 12
 _LARGEST_LOGIT: Final = 12.0
 
 
 def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: ModelKind, ridge: float = RIDGE) -> Guess:
-    """Fit the mean reward of every arm as a function of the context: the part of doubly robust that may be wrong.
+    """Fit the mean reward of every arm as a function of the context.
 
-    One linear model over context x arm: what all arms share, and for each arm its own intercept and slopes, held back
-    by a ridge (on all but the common intercept) so that an arm with few draws stays near the others. Without rows every
-    guess is 1/2. Raises ValueError for shapes that do not fit and for rewards outside [0, 1].
+    One linear model with shared weights and, for each arm, its own intercept and slopes. The ridge, on all but the
+    common intercept, keeps an arm with few draws near the others. Without rows every guess is 1/2. Raise ValueError for
+    shapes that do not fit and for rewards outside [0, 1].
     """
     if x.ndim != 2 or not len(x) == len(arm) == len(reward):
         raise ValueError(f"need one arm and one reward a row; got {x.shape=} {len(arm)=} {len(reward)=}")
@@ -65,7 +63,7 @@ def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: Mode
 
 
 def _design(x: Floats, arm: Ints, n_arms: int) -> Floats:
-    """Rows of: 1, context, then for each arm its own 1 and context, 0 where another arm was drawn."""
+    """Rows of: 1, context, then for each arm its own 1 and context, 0 for arms that were not drawn."""
     shared = np.column_stack([np.ones(len(x)), x])
     own = np.zeros((len(x), n_arms, shared.shape[1]))
     own[np.arange(len(x)), arm] = shared
@@ -73,7 +71,7 @@ def _design(x: Floats, arm: Ints, n_arms: int) -> Floats:
 
 
 def _newton(design: Floats, reward: Floats, penalty: Floats) -> Floats:
-    """Penalised logistic regression, by steps of weighted least squares."""
+    """Penalised logistic regression by iteratively reweighted least squares."""
     weights = np.zeros(design.shape[1])
     for _ in range(_NEWTON_STEPS):
         p = _sigmoid(design @ weights)
@@ -89,20 +87,20 @@ def _sigmoid(logits: Floats) -> Floats:
 
 Method: TypeAlias = Literal["naive", "ips", "snips", "dr"]
 
-FIRST_FIT: Final = 32  # rows before the first guess is fitted; refitted whenever they have doubled
-REACH: Final = 8.0  # weight up to which the guess is used in full; any fixed number gives a valid interval
+FIRST_FIT: Final = 32  # rows before the first fit; refitted whenever they have doubled
+REACH: Final = 8.0  # weight up to which the guess is used in full; the interval is valid with any constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoggedDraws:
-    x: Floats  # (N, d): contexts, as a reward model reads them; no intercept
-    arm: Ints  # (N,): what was drawn, 0 … K - 1
-    odds: Floats  # (N, K): P(arm) of every arm when it was drawn; rows sum to 1
-    reward: Floats  # (N,): not a number: unknown
-    by_lot: Bools  # (N,): was the reward learned because a lot chose this row? False for who complained
-    p_by_lot: Floats  # (N,): the odds of that lot, the same whatever the arm, in (0, 1]; 1: always learned
-    low: float = 0.0  # smallest reward there can be
-    high: float = 1.0  # largest
+    x: Floats  # (N, d): contexts, without intercept
+    arm: Ints  # (N,): the drawn arm, 0 … K - 1
+    odds: Floats  # (N, K): P(arm) of every arm at the draw; rows sum to 1
+    reward: Floats  # (N,): nan: unknown
+    by_lot: Bools  # (N,): the reward was sampled at random; False for feedback that users chose to give
+    p_by_lot: Floats  # (N,): probability of that sample, the same for every arm, in (0, 1]; 1: always sampled
+    low: float = 0.0  # smallest possible reward
+    high: float = 1.0  # largest possible reward
 
     def __post_init__(self) -> None:
         n = len(self.odds)
@@ -130,17 +128,17 @@ class LoggedDraws:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyValue:
-    """What a policy would have earned, in the unit of the rewards."""
+    """The estimated value of a policy, in the unit of the rewards."""
 
     method: Method
-    value: float  # not a number: no row says anything
-    low: float  # with `confidence` the mean lies between the two, at every look
+    value: float  # nan: no usable row
+    low: float  # ends of the interval, valid at every look
     high: float
     confidence: float
     n: int  # rows
-    n_effective: float  # Kish: (sum of weights)^2 / sum of squares; few of many: the interval rests on few rows
+    n_effective: float  # Kish: (sum of weights)^2 / sum of squares
     largest_weight: float
-    clipped_share: float = 0.0  # of the weight, cut off by `clip`: bias of the value, never of the interval
+    clipped_share: float = 0.0  # of the weight, cut off by `clip`: biases the value, never the interval
 
 
 def estimate_value(
@@ -152,21 +150,20 @@ def estimate_value(
     clip: float | None = None,
     kind: ModelKind = "ridge",
 ) -> PolicyValue:
-    """Estimate what a target policy would have earned, by one of the methods at the head of this file.
+    """Estimate the value of a target policy by one of the methods at the head of this file.
 
-    target  (N, K): the odds that it would have given, known without looking at rewards
-    clip    of `ips` and `snips`: largest weight in `value`, which it can only make too small; `low` and `high` never
-            clip
-    kind    of the guesses of `dr`: logistic where rewards are right or wrong
+    target  (N, K): its odds, known without looking at rewards
+    clip    of `ips` and `snips`: largest weight in `value`, which it biases downwards; `low` and `high` never clip
+    kind    of the guesses of `dr`: logistic for rewards of 0 or 1
 
-    Raises ValueError for shapes that do not fit, and for a target of arms that could not be drawn.
+    Raise ValueError for shapes that do not fit, and for a target of arms that could not be drawn.
     """
     weights = _weights(logged, target, confidence)
     if method == "naive":
         return _naive(logged, target, confidence)
     counted = weights if clip is None or method == "dr" else np.minimum(weights, clip)
     guess = guess_in_sequence(logged, kind=kind) if method == "dr" else np.zeros_like(logged.odds)
-    if method == "snips":  # the mean so far, of one row added
+    if method == "snips":  # the mean so far, shrunk to 1/2 by one row
         gained = weights * _unit(logged)
         guess += ((np.cumsum(gained) - gained + 0.5) / (np.cumsum(weights) - weights + 1))[:, np.newaxis]
     if method == "snips":
@@ -175,7 +172,7 @@ def estimate_value(
         value = float(_terms(logged, target, counted, guess).mean()) if len(logged) else float("nan")
     alpha = (1 - confidence) / 2
     low = _lower_end(logged, target, weights, guess, alpha)
-    # The upper end is one minus the lower end of what is missing to 1.
+    # The upper end is one minus the lower end of 1 - reward.
     missing = replace(logged, reward=logged.low + logged.high - logged.reward)
     high = 1 - _lower_end(missing, target, weights, 1 - guess, alpha)
     return PolicyValue(
@@ -210,15 +207,15 @@ def _naive(logged: LoggedDraws, target: Floats, confidence: float) -> PolicyValu
 
 
 def compute_dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
-    """Terms whose mean is the value of `dr`, shape (N,): for differences of two targets on the same rows."""
+    """Terms whose mean is the value of `dr`, shape (N,), for differences of two targets on the same rows."""
     terms = _terms(logged, target, _weights(logged, target, 0.5), guess_in_sequence(logged, kind=kind))
     return logged.low + (logged.high - logged.low) * terms
 
 
 def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
-    """Rewards of all arms in every row, in [0, 1], guessed from all that earlier rows know, shape (N, K).
+    """Guess the rewards of all arms in every row, in [0, 1], from earlier rows alone, shape (N, K).
 
-    Fitted again whenever the rows have doubled, so the value is unbiased and the interval exact at every look.
+    Refitted whenever the rows have doubled, so the value stays unbiased and the interval valid at every look.
     """
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)
@@ -234,7 +231,7 @@ def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = 
 
 
 def _weights(logged: LoggedDraws, target: Floats, confidence: float) -> Floats:
-    """Weight of each row, shape (N,). Raises ValueError as `estimate_value` does."""
+    """Weight of each row, shape (N,). Raise ValueError as `estimate_value` does."""
     if target.shape != logged.odds.shape or not 0 < confidence < 1:
         raise ValueError(f"need a target of shape {logged.odds.shape}, 0 < confidence < 1; got {target.shape=}")
     if len(logged) and ((target < 0).any() or not (np.abs(target.sum(axis=1) - 1) < 1e-6).all()):
@@ -247,7 +244,7 @@ def _weights(logged: LoggedDraws, target: Floats, confidence: float) -> Floats:
 
 
 def _unit(logged: LoggedDraws) -> Floats:
-    """Rewards in [0, 1]; 0 where unknown, which only ever meets a weight of 0."""
+    """Rewards scaled to [0, 1]; 0 where unknown, since its weight is 0."""
     return np.asarray(np.nan_to_num((logged.reward - logged.low) / (logged.high - logged.low)))
 
 
@@ -256,13 +253,13 @@ def _in_rewards(logged: LoggedDraws, unit: float) -> float:
 
 
 def _terms(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats) -> Floats:
-    """One term a row, in the unit [0, 1], whose mean is the doubly robust value."""
+    """One term per row, in the unit [0, 1], whose mean is the doubly robust value."""
     of_arm = guess[np.arange(len(logged)), logged.arm]
     return np.asarray((target * guess).sum(axis=1) + weights * (_unit(logged) - of_arm))
 
 
 def _lower_end(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, alpha: float) -> float:
-    """In the unit [0, 1]. The guess is cut where a weight could make a term fall below -REACH."""
+    """In the unit [0, 1]. The guess is cut where a weight could bring a term below -REACH."""
     could_be = np.divide(target, logged.odds, out=np.zeros_like(target), where=logged.odds > 0)
     could_be /= logged.p_by_lot[:, np.newaxis]
     cut = np.minimum(guess, np.divide(REACH, could_be, out=np.ones_like(guess), where=could_be > 0))

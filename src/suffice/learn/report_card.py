@@ -1,8 +1,8 @@
-"""The report card of a version: is it calibrated, what would it save and lose, whom would it harm, is it better.
+"""The report card of a version: calibration, savings, harm, and a comparison with its parent.
 
 Every number is of prompts that the judged model has not seen: the model that was fitted on the other folds judges a
-fold, and the fold's level is picked on the other folds. Runs count for as many as they stand for (`learn.rows`).
-A card decides nothing; certificates and rollouts do.
+fold, and the fold's level is picked on the other folds. Runs are weighted (`learn.rows`). Certificates and rollouts
+decide, not this card.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from suffice.model.ensemble import Isotonic
 Learned: TypeAlias = Literal["as-good", "hopeless"]
 
 N_BINS: Final = 10
-_MOST_KNOTS: Final = 20  # of the curve that is shown to people
+_MOST_KNOTS: Final = 20  # points of the curve for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    low: float  # the first and the last probability in the bin
+    low: float  # first and last probability in the bin
     high: float
     n: int  # rows
-    said: float  # mean probability
-    seen: IntervalEstimate  # share of rows where it came true
+    said: float  # mean predicted probability
+    seen: IntervalEstimate  # observed share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     bins: tuple[Bin, ...]
-    ece: IntervalEstimate  # expected calibration error: mean |said - seen| over the bins, weighted by their rows
-    bias: IntervalEstimate  # mean said - mean seen: above 0 the model is too sure
-    shown: Isotonic | None  # from what the model says to what was seen: for people; thresholds do not need it
+    ece: IntervalEstimate  # expected calibration error: mean |said - seen| over the bins, weighted by rows
+    bias: IntervalEstimate  # mean said - mean seen; above 0 the model is overconfident
+    shown: Isotonic | None  # from predicted to observed, for people; thresholds do not use it
 
 
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
@@ -54,7 +54,7 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
     if target == "hopeless":
         labels = weigh_labels(data)
         of_run = of_run * (0.0 if labels is None else labels)
-    rows = np.flatnonzero(data.inner & data.may_stop & (of_run > 0)[data.run_of_row])  # something could be decided
+    rows = np.flatnonzero(data.inner & data.may_stop & (of_run > 0)[data.run_of_row])  # rows with a decision
     run = data.run_of_row[rows]
     weight, fold, p = of_run[run], data.fold[run], np.empty(len(rows))
     x = data.columns(version.models[0].features)
@@ -97,7 +97,7 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
 
 
 def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
-    """A rising curve of a few points, for people; None where all rows say the same."""
+    """A rising curve of a few points, for people; None where all probabilities are equal."""
     if len(np.unique(p)) < 2:
         return None
     regression = sklearn("isotonic").IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0)
@@ -111,19 +111,19 @@ def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
 Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
 ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
 
-TARGETS: Final = (0.005, 0.01, 0.02)  # EM drops at which a frontier is read, beside the route's own
-_STRIDE: Final = 2  # of the levels that two versions are compared at
+TARGETS: Final = (0.005, 0.01, 0.02)  # EM drops of the frontier, beside the route's own
+_STRIDE: Final = 2  # of the levels at which two versions are compared
 LEAST_CLASS_RUNS: Final = 200  # below it a class is unknown (CONTRACT.md §8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    max_em_drop: float  # that was aimed at, a fraction
-    levels: tuple[int, ...]  # picked for each fold on the runs of the others
+    max_em_drop: float  # target, a fraction
+    levels: tuple[int, ...]  # of each fold, picked on the others
     saving: IntervalEstimate  # token reduction, probes counted
     drop: IntervalEstimate  # EM(full) - EM(stopped)
     lost: IntervalEstimate  # share of runs that the stop makes wrong
-    gained: IntervalEstimate  # … and right
+    gained: IntervalEstimate  # share of runs that the stop makes right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,17 +134,17 @@ class ClassHarm:
     saving: IntervalEstimate
     drop: IntervalEstimate
     lost: IntervalEstimate
-    gained: IntervalEstimate  # gains do not pay for losses of others, so both are reported
+    gained: IntervalEstimate  # reported beside losses, since one does not offset the other
     status: ClassStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentComparison:
-    """Against the parent on the same runs, at the route's own target: paired by prompt."""
+    """A version against its parent on the same runs, at the route's own target: paired by prompt."""
 
-    parent: str  # its address
-    gain: IntervalEstimate  # saving of the version minus the parent's, at drops that are no larger
-    saving: IntervalEstimate  # the same of the two as they were picked
+    parent: str  # address
+    gain: IntervalEstimate  # saving of the version minus the parent's, at equal drops
+    saving: IntervalEstimate  # difference at the picked levels
     drop: IntervalEstimate  # likewise
     parent_point: FrontierPoint
     newly_harmed: tuple[str, ...]  # classes that the parent does not harm
@@ -156,22 +156,22 @@ class ParentComparison:
 class ReportCard:
     version: str
     max_em_drop: float  # the route's own target
-    n_runs: int  # full runs, and audits that were broken off
+    n_runs: int  # full runs and abandoned audits
     n_prompts: int
-    n_labelled: int  # of the others a stop is judged by agreement, which can only look worse
+    n_labelled: int  # a stop of the others is judged by agreement, which is conservative
     calibration: Calibration  # of P(as good)
     failing: Calibration | None  # of P(the full run fails); None: not learned
     curve: tuple[tuple[float, float], ...]  # (saving, drop) of each level, safe first; no interval
     frontier: tuple[FrontierPoint, ...]
     value: tuple[FrontierPoint, ...]  # of the value model at its price; () without one
     classes: tuple[ClassHarm, ...]
-    compared: ParentComparison | None  # None: there is no parent, or it cannot read these runs
+    compared: ParentComparison | None  # None: no parent, or it cannot read these runs
 
 
 def make_card(
     data: Dataset, version: FoldedVersion, parent: FoldedVersion | None, *, max_em_drop: float, rng: np.random.Generator
 ) -> ReportCard:
-    """Judge a version on runs that its models have not seen, beside its parent; equal seeds give equal cards."""
+    """Judge a version on prompts that its models have not seen, beside its parent; equal seeds give equal cards."""
     judge = _Judge(data, max_em_drop, rng)
     outcome = judge.outcome(version)
     own = judge.point(outcome, max_em_drop)
@@ -197,7 +197,7 @@ def make_card(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outcome:
-    """What each level does with each run: n runs, M levels, level 0 among them."""
+    """Outcome of each of n runs at each of M levels, level 0 included."""
 
     z: Floats  # (n, M): EM drop
     cost: Floats  # (n, M): tokens
@@ -213,7 +213,7 @@ class _Judge:
         self.draws = Resamples([data.key[i] for i in self.which], rng)
 
     def outcome(self, version: FoldedVersion) -> _Outcome:
-        """What a version's levels do. Raises ConfigError where its models read other features than the data has."""
+        """Raise ConfigError where the version's models read features that the data lacks."""
         if len(version.models) != N_FOLDS:
             raise ConfigError(f"version {version.address}: has {len(version.models)} folds; {N_FOLDS} are judged")
         runs = as_served(self._read_by(version), version)
@@ -225,7 +225,7 @@ class _Judge:
 
     def _at(self, runs: AuditRuns, rows: Ints) -> _Outcome:
         z = runs.z[rows].astype(np.float64)
-        z[:, 1:][runs.abandoned] = 1.0  # broken off: lost at every level that may stop
+        z[:, 1:][runs.abandoned] = 1.0  # abandoned: lost at every level that may stop
         return _Outcome(z, runs.cost[rows])
 
     def curve(self, outcome: _Outcome) -> tuple[tuple[float, float], ...]:
@@ -241,9 +241,9 @@ class _Judge:
         return self._measured(z, cost, np.ones(len(z), dtype=bool), target, levels)
 
     def value_point(self, version: FoldedVersion) -> FrontierPoint:
-        """The value models, each at the price that was picked on the runs of the other folds."""
+        """The value models, each at the price that was picked on the other folds."""
         assert version.values is not None
-        ladders = ((0.5,),) * len(version.values)  # its sigmoid is 1/2 where stopping and going on are worth the same
+        ladders = ((0.5,),) * len(version.values)  # its sigmoid is 1/2 where both actions have equal value
         at_price = replace(version, models=version.values, levels=ladders, values=None)
         runs = self._read_by(at_price)
         outcome = self._at(runs, fold_version(at_price).rows(runs))
@@ -308,10 +308,10 @@ class _Judge:
         )
 
     def gain(self, outcome: _Outcome, before: _Outcome) -> IntervalEstimate:
-        """Saving of one minus the other at equal harm: the best level within a drop, mean over drops up to the target.
+        """Difference of savings at equal harm: the best level within a drop, averaged over drops up to the target.
 
-        Two versions are picked at different places of their curves, and less saving for less harm is no loss.
-        Best in hindsight, for both alike.
+        Two versions are picked at different points of their curves, where less saving for less harm is no loss. The
+        best level is chosen in hindsight for both.
         """
         w = self.weight[:, None]
         parts = [w * one for o in (outcome, before) for one in (o.z[:, ::_STRIDE], o.cost[:, ::_STRIDE])]
@@ -349,7 +349,7 @@ class _Judge:
 
 
 def _as_open(drop: IntervalEstimate, lost: IntervalEstimate, gained: IntervalEstimate) -> IntervalEstimate:
-    """The drop with ends as open as those of losses and gains that were never seen."""
+    """Widen the drop's interval by the open ends of losses and gains that were never seen."""
     if drop.low is None or drop.high is None or lost.high is None or gained.high is None:
         return drop
     low = drop.low if gained.value > 0 else drop.low - gained.high
@@ -358,7 +358,6 @@ def _as_open(drop: IntervalEstimate, lost: IntervalEstimate, gained: IntervalEst
 
 
 def _verdict(gain: IntervalEstimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:
-    """What a paired comparison allows to say; "inconclusive" is a result."""
     if newly_harmed:
         return "worse", f"harms what the parent does not: {', '.join(newly_harmed)}"
     if gain.low is None or gain.high is None:

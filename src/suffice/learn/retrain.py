@@ -1,10 +1,4 @@
-"""Refits: when one is due, and how it becomes a proposal with a report card and a lineage.
-
-    Dataset, parent ──▶ retrain ──▶ VersionProposal ──▶ certificate, rollout (elsewhere)
-
-A proposal says what was fitted on what, by which programs, how it did on prompts that it had not seen, and what it
-would replace.
-"""
+"""Refits: when one is due, and how it becomes a proposal with a report card and a lineage."""
 
 from __future__ import annotations
 
@@ -27,7 +21,7 @@ from suffice.learn.version import FoldedVersion
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
 
 Reason: TypeAlias = Literal["schedule", "drift", "by hand"]
-_PRICES: Final = PRICES[::3]  # one is picked; a finer sweep takes three times as long and picks its neighbour
+_PRICES: Final = PRICES[::3]  # a finer sweep takes three times as long and picks a neighbour
 
 
 # --------------------------------------------------------------------------- when
@@ -38,17 +32,17 @@ class Schedule:
     """When a route's models are refitted (ASSURANCE.md §3.8)."""
 
     every_requests: int = 1_000  # since the last refit
-    least_new_runs: int = 30  # full runs since then; with fewer a refit would find what it found
-    burst_runs: int = 300  # full runs since an alarm that a refit on drift waits for
-    rest_requests: int = 500  # between two refits, whatever happens: no flapping
+    least_new_runs: int = 30  # full runs since then
+    burst_runs: int = 300  # full runs after an alarm before a refit on drift
+    rest_requests: int = 500  # least distance of two refits
 
 
 def refit_reason(
     schedule: Schedule, *, n_requests: int, n_new_runs: int, n_runs_since_alarm: int | None = None
 ) -> Reason | None:
-    """Why a refit is due now, so many requests and full runs behind the last; None: it is not.
+    """Why a refit is due, `n_requests` and `n_new_runs` full runs after the last; None: it is not.
 
-    n_runs_since_alarm  full runs since an alarm that no refit has followed yet; None: there was none
+    n_runs_since_alarm  full runs since an alarm that no refit has followed yet; None: no such alarm
     """
     if n_requests < schedule.rest_requests:
         return None
@@ -64,40 +58,40 @@ def refit_reason(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRecipe:
-    """How models are fitted: part of the lineage."""
+    """Settings of a fit: part of the lineage."""
 
     parts: Parts = "ensemble"
     half_life: float = HALF_LIFE  # in audits
     cost_exponent: float = 0.5  # of the tokens of a step, in the risk
-    n_levels: int = N_LEVELS  # level 0 among them
+    n_levels: int = N_LEVELS  # including level 0
     with_values: bool = True
     seed: int = 0  # of trees and bootstrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitLineage:
-    """Where a version comes from: enough to make it again, and to see that it is the same."""
+    """The origin of a version: enough to reproduce and verify it."""
 
-    parent: str | None  # address of the version in force; None: none was
+    parent: str | None  # address of the active version; None: none
     reason: Reason
     digest: str  # of the dataset
-    first_seq: int  # of the log's rows behind it
+    first_seq: int  # range of the log's rows
     last_seq: int
-    n_runs: int  # that were learned from
-    n_by_design: int  # observed runs and audits among them
-    n_stopped: int  # stopped runs that took part, for what stopping pays alone
+    n_runs: int  # full runs
+    n_by_design: int  # observed runs and audits among `n_runs`
+    n_stopped: int  # stopped runs, used for Q(stop) alone
     n_prompts: int
     n_labelled: int
-    left_out: tuple[tuple[str, int], ...]  # reason and number of the runs that teach nothing, sorted
+    left_out: tuple[tuple[str, int], ...]  # reason and number of unusable runs, sorted
     recipe: FitRecipe
     versions: tuple[tuple[str, str], ...]  # package and version, sorted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionProposal:
-    """What a refit found. It takes effect nowhere by itself: a rollout may take it up, and a certificate must."""
+    """The result of a refit. It has no effect before a certificate and a rollout."""
 
-    version: FoldedVersion | None  # None: there was too little to learn from
+    version: FoldedVersion | None  # None: too little data
     lineage: FitLineage
     card: ReportCard | None  # None with `version`
     verdict: Verdict  # against the parent; "inconclusive" without a version
@@ -112,10 +106,10 @@ def retrain(
     reason: Reason = "schedule",
     recipe: FitRecipe | None = None,
 ) -> VersionProposal:
-    """Refit stop, hopeless and value models, and propose them with their report card, read at the route's own target.
+    """Refit stop, hopeless and value models, and propose them with their report card at the route's own target.
 
-    The same data, parent and recipe give the same proposal on the same packages. Raises ConfigError when
-    scikit-learn is not installed.
+    The same data, parent and recipe give the same proposal on the same packages. Raise ConfigError without
+    scikit-learn.
     """
     recipe = recipe or FitRecipe()
     lineage = _lineage(data, parent, reason, recipe)
@@ -160,7 +154,7 @@ def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe
 
 
 def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest: str) -> FoldedVersion | None:
-    """Fit each fold's models on the other folds and cut their levels; None: there is too little to learn from."""
+    """Fit each fold's models on the other folds and cut their levels; None: too little data."""
     models, levels = list[StopModel](), list[tuple[float, ...]]()
     for fold in range(N_FOLDS):
         learn_from = data.fold != fold
@@ -183,7 +177,7 @@ def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str
     failing = build_examples(data, learn_from, "hopeless", half_life=recipe.half_life)
     hopeless: FitResult | None = None
     if failing is not None:
-        # It names a stop and never makes a risky one, so the part that takes the least time is enough.
+        # It only classifies stops and never causes a risky one, so the fastest part is enough.
         hopeless = fit(failing, data.chosen, "hopeless", parts="linear", seed=recipe.seed)
     facts = _facts(data, learn_from, "as-good", recipe, digest)
     return export_stop_model(data.chosen, suffices, hopeless, trained=facts, cost=StepCost(recipe.cost_exponent))

@@ -1,15 +1,14 @@
-"""Rows and weights of a dataset for each model: what a run may teach it, and how much.
+"""Rows and weights of a dataset for each model.
 
     as-good, suffices   full runs                                1 / p_full
-    hopeless            full runs with a label                   1 / p_full, 1 / share of its like that is labelled
-    P(right | stop)     rows up to the stop, of all labelled     1: they are seen whatever the lot
-                        … and behind it, of audits               1 / p_full
+    hopeless            full runs with a label                   1 / p_full, 1 / labelled share of its group
+    P(right | stop)     rows up to the stop, of all labelled     1: seen under any assignment
+                        later rows, of audits                    1 / p_full
     Q(go on)            full runs with a label                   as hopeless
 
-Labels are asked for where audits disagree, so labelled runs are not like the others: each stands for the runs that
-agree and disagree as it does. Where one such group has hardly a label, what needs labels is not fitted. No weight
-corrects labels that come because an answer was wrong. Weights fade with age and are shared among repeats of a prompt.
-`learn.dataset` has the reasons.
+Labels are requested where audits disagree, so each labelled run represents runs with the same kind of disagreement.
+Where such a group has too few labels, models that need labels are not fitted. No weight corrects for labels given
+because an answer was wrong. Weights fade with age and are shared among repeats of a prompt. See `learn.dataset`.
 """
 
 from __future__ import annotations
@@ -24,21 +23,20 @@ from suffice.learn.groups import weigh_repeats
 from suffice.learn.models import Examples, Target, Trajectories
 from suffice.learn.served import HALF_LIFE
 
-LEAST_LABELS: Final = 20  # of a group of runs, if it is to speak for those without a label
-_RARE: Final = 0.01  # of all full runs: a smaller group may go without
+LEAST_LABELS: Final = 20  # of a group of runs, to represent the unlabelled ones
+_RARE: Final = 0.01  # of all full runs: a smaller group needs no labels
 
 
 def weigh_full_runs(data: Dataset) -> Floats:
-    """How many runs each full run stands for, at least 1, shape (N,); 0 for runs that are not seen in full."""
+    """How many runs each full run represents, at least 1, shape (N,); 0 for runs that are not seen in full."""
     complete = data.full | data.abandoned
     return np.where(complete, 1.0 / np.where(complete, data.p_full, 1.0), 0.0)
 
 
 def weigh_labels(data: Dataset) -> Floats | None:
-    """How many full runs each labelled one stands for, shape (N,), 0 for the others; None: labels are too few.
+    """How many full runs each labelled one represents, shape (N,), 0 for the others; None: too few labels.
 
-    Within runs that would have been stopped with another answer, that give another answer elsewhere on the way, and
-    that never do, a label must not depend on the outcome: the question is asked of disagreements, not of mistakes.
+    Within each group of `_disagreement`, labelling must be independent of the outcome.
     """
     full = data.full
     if not full.any():
@@ -57,10 +55,9 @@ def weigh_labels(data: Dataset) -> Floats | None:
 
 
 def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
-    """Checkpoints of some runs, shape (N,), for a stop model; None: the target needs labels, and there are too few.
+    """Checkpoints of the selected runs, shape (N,), for a stop model; None: too few labels for the target.
 
-    Weights are those of runs: they fade with age, by half in `half_life` audits, and sum to as many runs as there are
-    so far as they have faded.
+    Weights are those of runs, with a half-life of `half_life` audits; their sum is the faded number of runs.
     """
     runs_each = weigh_full_runs(data) * data.full * runs
     if target == "hopeless":
@@ -75,7 +72,7 @@ def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: flo
 
 
 def good_rows_of_run(data: Dataset, target: Target) -> Bools:
-    """What makes a row of a full run good, shape (T,): by its label, else by agreement; False where it is hidden."""
+    """Whether each row of a full run is good, shape (T,): by its label, else by agreement; False where hidden."""
     full_right, right = data.full_right[data.run_of_row], data.right == 1
     full = data.full[data.run_of_row]
     if target == "hopeless":
@@ -86,11 +83,10 @@ def good_rows_of_run(data: Dataset, target: Target) -> Bools:
 
 
 def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
-    """Some runs for the value model; None: there are too few labels.
+    """The selected runs for the value model; None: too few labels.
 
-    Rows up to a stop are seen whether the lot let the run go on or not, so with labels by design they count once each,
-    and those of stopped runs are among them; only rows behind it must stand for the ones that nobody saw. An answer
-    of which a label does not say whether it is right counts as wrong.
+    Rows up to a stop are seen under any assignment, so with labels by design they count once each, those of stopped
+    runs included; only later rows represent unseen ones. An answer of unknown correctness counts as wrong.
     """
     labels = weigh_labels(data)
     if labels is None:
@@ -98,7 +94,7 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
     run, fading = data.run_of_row, _fading(data, half_life)
     odds = weigh_full_runs(data) * data.full
     go_on = _scaled(odds * labels * runs, fading)[run]
-    # How many stopped runs each labelled one stands for, 0 for the others; None: too few have a label.
+    # How many stopped runs each labelled one represents, 0 for the others; None: too few labels.
     labelled = ~data.full & ~data.abandoned & data.labelled
     n = int(labelled.sum())
     stopped = None if n < LEAST_LABELS else np.where(labelled, max(data.n_stopped, n) / n, 0.0)
@@ -106,7 +102,7 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
     if stopped is not None:
         before = (np.arange(len(run)) <= data.stop[run]) & data.full[run]
         runs_each = np.where(before, labels[run], runs_each) + stopped[run]
-    decides = data.inner | ~data.full[run]  # a stop at a run's end decides nothing; where it was stopped, it did
+    decides = data.inner | ~data.full[run]  # the last row has a decision only in a stopped run
     stop = _scaled(runs_each * runs[run] * decides, fading[run])
     rows = np.flatnonzero(((labels > 0) | (stopped > 0 if stopped is not None else False))[run] & runs[run])
     starts = np.concatenate([np.flatnonzero(np.diff(run[rows], prepend=-1)), [len(rows)]])
@@ -121,7 +117,7 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
 
 
 def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
-    """Some full or abandoned runs as evidence, with their labels now; only those `by_design` are a plain sample."""
+    """Some full or abandoned runs as evidence, with their labels now; only those `by_design` are a random sample."""
     full_right = data.full_right[data.run_of_row]
     z = np.where(full_right < 0, ~data.same, full_right == 1).astype(np.int8)
     z -= ((full_right >= 0) & (data.right == 1)).astype(np.int8)
@@ -146,7 +142,7 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
 
 
 def _scaled(runs_each: Floats, fading: Floats) -> Floats:
-    """Both together, so that in sum they are as much evidence as the fading alone of what takes part."""
+    """The product, scaled so that its sum equals that of the fading over the selected runs."""
     weight = runs_each * fading
     total = weight.sum()
     return weight * (fading[runs_each > 0].sum() / total) if total > 0 else weight
@@ -157,7 +153,7 @@ def _fading(data: Dataset, half_life: float) -> Floats:
 
 
 def _disagreement(data: Dataset) -> Small:
-    """Of each run: 2 its stop would have answered otherwise, 1 another row would have, 0 none would; shape (N,)."""
+    """For each run, shape (N,): 2 the answer at its stop differs, 1 that of another row does, 0 none does."""
     other = ~data.same & data.may_stop
     anywhere = np.logical_or.reduceat(other, data.starts[:-1])
     at_stop = (data.stop >= 0) & ~data.same[np.maximum(data.stop, 0)]

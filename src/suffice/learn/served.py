@@ -1,9 +1,8 @@
 """A version as it is served and certified: a few stop models, each for the part of the traffic it has not seen.
 
-A hash of the unit puts every request, audit or not, into one of five folds. The model that serves and judges a fold
-was fitted on the audits of the other four, so a model that never saw an audit scores it, and what is certified is what
-is served. ASSURANCE.md §3.1 does this with two folds, where each model learns from half of the audits; with five it
-learns from four fifths. Levels run from 0, never stop, to the most aggressive one.
+A hash of the unit assigns every request, audit or not, to one of five folds. The model that serves and judges a fold
+was fitted on the audits of the other four, so the certified model is the served one and never saw the audits that judge
+it. ASSURANCE.md §3.1 uses two folds. Levels run from 0, which never stops, to the most aggressive one.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small, find_fir
 
 N_FOLDS: Final = 5
 N_LEVELS: Final = 41
-LEAST_AUDITS: Final = 40  # to learn from
-N_CANDIDATES: Final = 400  # thresholds that levels are picked from
-HALF_LIFE: Final = 800.0  # audits after which a row weighs half
-MOST_AUDITS: Final = 3_000  # that a fit looks back on
+LEAST_AUDITS: Final = 40  # for a fit
+N_CANDIDATES: Final = 400  # thresholds from which levels are picked
+HALF_LIFE: Final = 800.0  # of a row's weight, in audits
+MOST_AUDITS: Final = 3_000  # of a fit
 
-PGood: TypeAlias = Callable[[Floats], Floats]  # rows of features → P(stopping is as good), (R,)
+PGood: TypeAlias = Callable[[Floats], Floats]  # features (R, P) → P(stopping is as good), (R,)
 Learner: TypeAlias = Callable[[Floats, Bools, Floats], PGood]  # rows, good, weights → the fitted model
 Split: TypeAlias = Literal["folds", "half"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FoldedModels:
-    """The models with their levels: fold f is served by models[f], which was fitted on all others."""
+    """Models with their levels: models[f], fitted on all other folds, serves fold f."""
 
     models: tuple[PGood, ...]  # K
-    levels: Floats  # (K, M): risks at or below which a run of that fold stops; level 0 is below all
+    levels: Floats  # (K, M): risk at or below which a run of the fold stops; level 0 is below all
     cost_exponent: float  # the risk is 1 - P over the tokens of a step to this power
 
     @property
@@ -41,7 +40,7 @@ class FoldedModels:
         return int(self.levels.shape[1])
 
     def risk(self, runs: AuditRuns) -> Floats:
-        """Risk of a stop after each row by the model that serves its run, shape (T,)."""
+        """Risk of a stop after each row by the model of its fold, shape (T,)."""
         one_minus_p = self._one_minus_p(runs.x, runs.fold[runs.run_of_row])
         return level_risk(one_minus_p, runs, self.cost_exponent)
 
@@ -56,7 +55,7 @@ class FoldedModels:
         return self._passages(runs, self.levels[:, level : level + 1])[:, 0]
 
     def expected(self, runs: AuditRuns, stops: Ints) -> Floats:
-        """What the models expect each run to lose by its stop at a row, shape (N,); 0 where it is not stopped."""
+        """Expected loss of each run stopped at a row, shape (N,); 0 for its last row."""
         lost, stopped = np.zeros(len(runs)), np.flatnonzero(stops < runs.last)
         lost[stopped] = self._one_minus_p(runs.x[stops[stopped]], runs.fold[stopped])
         return lost
@@ -71,18 +70,18 @@ class FoldedModels:
         return missing
 
     def _passages(self, runs: AuditRuns, levels: Floats) -> Ints:
-        """A run's risk over its fold's level of rank r: all folds share the ranks, so one pass serves them all."""
+        """Replace risks by ranks of levels, which all folds share, so that one pass serves them all."""
         risk, rank = self.risk(runs), np.empty(len(runs.x))
         fold = runs.fold[runs.run_of_row]
         for f in range(len(self.models)):
             rows = np.flatnonzero(fold == f)
-            # How many levels, from the safe end, are below the risk: the first that would stop here has this rank.
+            # The rank of the first level that would stop here.
             rank[rows] = np.searchsorted(levels[f], np.where(np.isnan(risk[rows]), np.inf, risk[rows]), side="left")
         return find_first_passages(rank, runs.starts, np.arange(levels.shape[1], dtype=np.float64)).T
 
 
 def level_risk(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:
-    """1 - P(as good) over a power of what a step costs: a stop that saves more may risk more; nan: it may not stop."""
+    """1 - P(as good) over a power of the step's cost: a stop that saves more may risk more; nan: may not stop."""
     risk = one_minus_p / runs.per_step**exponent if exponent else one_minus_p
     return np.where(runs.may_stop, risk, np.nan)
 
@@ -97,14 +96,14 @@ def fit_served(
     n_levels: int = N_LEVELS,
     cost_exponent: float = 0.5,
 ) -> FoldedModels | None:
-    """Fit the models and cut their levels; None while there is too little to learn from.
+    """Fit the models and cut their levels; None: too little data.
 
-    The target is "stopping here is as good as the full run": the drop is not positive where a label has come, else
-    the answers agree. Levels of a model are cut on the runs that it was fitted on, never on those it will be judged by.
+    The target is "stopping here is as good as the full run": by label where there is one, else by agreement. Levels of
+    a model are cut on the runs that it was fitted on, never on those that will judge it.
 
-    now    in the unit of `runs.at`; labels that came later are not read
-    split  "folds": a model for each fold, every audit certifies; "half": one model, fitted on the even folds for
-           all, and only odd folds certify, which is exact
+    now    in the unit of `runs.at`; later labels are not read
+    split  "folds": a model for each fold, and every audit certifies; "half": one model, fitted on the even folds, and
+           only odd folds certify, which is exact
     """
     recent = runs.take(np.arange(max(0, len(runs) - MOST_AUDITS), len(runs)))
     kept_out = [recent.fold % 2 == 1] if split == "half" else [recent.fold == f for f in range(N_FOLDS)]
@@ -122,11 +121,7 @@ def fit_served(
 
 
 def cut_levels(risk: Floats, runs: AuditRuns, n_levels: int) -> Floats:
-    """Thresholds of M levels, safe first, evenly spaced in the tokens that they would save on these runs.
-
-    Level 0 is minus infinity. Levels that save alike teach alike: even steps in saving waste no audit at the safe end
-    and miss nothing at the other.
-    """
+    """Thresholds of M levels, evenly spaced in the tokens that they save on these runs; level 0 is -infinity."""
     known = risk[np.isfinite(risk)]
     if not len(known):
         return np.full(n_levels, -np.inf)
@@ -141,8 +136,8 @@ def cut_levels(risk: Floats, runs: AuditRuns, n_levels: int) -> Floats:
 def _saved(risk: Floats, runs: AuditRuns, thresholds: Floats) -> Floats:
     """Tokens that each threshold saves on these runs, shape (thresholds,).
 
-    A run stops at its first row at or below the threshold, and that is one of its record lows: a record takes the
-    stop over from the next one, further on, once the threshold reaches it. So one sort serves all thresholds.
+    A run stops at its first row at or below the threshold, which is one of its record lows. As the threshold falls
+    below a record, the stop moves to the next one, so one sort serves all thresholds.
     """
     run, sizes = runs.run_of_row, np.diff(runs.starts)
     padded = np.full((len(runs), int(sizes.max(initial=1)) + 1), np.inf)
@@ -158,7 +153,7 @@ def _saved(risk: Floats, runs: AuditRuns, thresholds: Floats) -> Floats:
 
 
 def _examples(runs: AuditRuns, now: float, label_free: bool) -> tuple[Floats, Bools, Floats]:
-    """Rows, targets and weights; a run's last row is no example, for stopping there is the full run."""
+    """Rows, targets and weights, without the last row of a run: a stop there is the full run."""
     run, example = runs.run_of_row, runs.inner
     labelled = (runs.label_at <= now)[run] & (not label_free)
     good = np.where(labelled, runs.z <= 0, ~runs.d)

@@ -1,17 +1,12 @@
-"""The tuner: a contextual bandit over arms that no audit can replay, kept inside certificates.
+"""The tuner: a contextual bandit over arms that no audit can replay, restricted by certificates.
 
-    audits, asked twice ──▶ ShadowLog ──▶ certificate of every class and arm ──▶ arms that clients may get (in play)
-    all runs ──▶ Costs, price ──▶ value of every arm ──▶ odds of live draws, and of the audits' second calls
-    tick ──▶ a TuningProposal with its evidence, or why there is none; withdrawals at once
+By itself it only draws among eligible arms, between a floor and a ceiling, and falls back to a safer arm when one loses
+its certificate. Anything else is a proposal that the caller accepts. Only audits make an arm eligible: they deliver the
+full run, and their labels come from elsewhere. An arm that keeps next to nothing ("stop everything") is never eligible.
 
-On its own it may only draw among arms in play, within a floor and a ceiling, and fall back to a safer arm when one
-loses its certificate. Everything else it proposes, and somebody else accepts. It cannot put an arm in play: only audits
-can, whose full run was shown and whose labels it does not write. An arm that keeps next to nothing ("stop
-everything") never leaves the shadow, however well its audits look.
-
-Certificates are by class and arm, so audits may be drawn more often for promising arms without any weighting, and no
-class pays for another. Contexts are query classes; unknown ones run in full. Pure: time and points in [0, 1) come in,
-and all it knows is `plain()` data that a new tuner takes back.
+Certificates are by class and arm, so audits of promising arms may be more frequent without weighting, and no class pays
+for another. Contexts are query classes; unknown ones run in full. Pure: the caller passes time and points in [0, 1),
+and the state is `plain()` data.
 """
 
 from __future__ import annotations
@@ -47,37 +42,37 @@ from suffice.learn.arm_values import (
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.effort import TunedArm, check_arms
 
-OFF_BELOW_REQUESTS: Final = 20_000  # measured: with 10,000 the evidence costs what it brings (docs/reference/tuner.md)
+OFF_BELOW_REQUESTS: Final = 20_000  # with 10,000 the evidence costs what it brings (docs/reference/tuner.md)
 
 Refusal = Literal[
     "cooling_down",  # too soon after the last proposal
-    "day_is_full",  # as many proposals as a day may have
-    "none_better",  # no certified arm is worth more than those in force
-    "not_shown",  # off-policy evaluation does not say that the change is one for the better
+    "day_is_full",  # the most proposals of a day
+    "none_better",  # no certified arm is worth more than the active ones
+    "not_shown",  # off-policy evaluation speaks against the change
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningBounds:
-    arms: tuple[TunedArm, ...]  # 0 is the full run, the others in order from the safe end
-    classes: tuple[str, ...]  # query classes that may have an arm of their own; others run in full
+    arms: tuple[TunedArm, ...]  # 0 is the full run; ordered from the safe end
+    classes: tuple[str, ...]  # query classes that are tuned; others run in full
     max_em_drop: float = 0.02  # of every class, a fraction
-    confidence: float = 0.95  # that no class loses more
-    expected_requests: int = 0  # over which a change is expected to last; below OFF_BELOW_REQUESTS: off
+    confidence: float = 0.95  # of the certificates of all classes together
+    expected_requests: int = 0  # expected lifetime of a change; below OFF_BELOW_REQUESTS: off
     burst_share: float = 1.0  # of requests that are audits while evidence pays
     watch_share: float = 0.03  # of requests that are audits while it does not
     price: PriceBounds = field(default_factory=PriceBounds)
     latency_price: float = 0.0  # EM that a second is worth, a fraction
-    explore_floor: float = 0.02  # least share of live requests of an arm in play
-    explore_ceiling: float = 0.15  # largest share of live requests that do not get the arm in force
-    explore_sharpness: float = 4.0  # how much better arms are preferred in exploring; 0: all alike
-    least_kept: float = 0.1  # arms that keep a smaller part of the tokens are never shown to a client
-    largest_step: float = 0.6  # part of a class's full runs' tokens that one proposal may take off it
-    least_gain: float = 0.002  # EM value that a change of arm must promise, a fraction
+    explore_floor: float = 0.02  # least share of live requests of an eligible arm
+    explore_ceiling: float = 0.15  # largest share of live requests without the active arm
+    explore_sharpness: float = 4.0  # preference for better arms in exploration; 0: all alike
+    least_kept: float = 0.1  # arms that keep a smaller part of the tokens are never eligible
+    largest_step: float = 0.6  # part of a class's full tokens that one proposal may save
+    least_gain: float = 0.002  # expected EM value of a change, a fraction
     window: int = 1_500  # audits of a class and arm that count
     half_life: float = 4_000.0  # draws after which a cost counts half
-    least_audits: int = 200  # of a class and arm before it may be in play
-    key_cap: float = 0.05  # part of the labels that one untrusted key may account for
+    least_audits: int = 200  # of a class and arm before it may be eligible
+    key_cap: float = 0.05  # part of the disagreeing audits that one untrusted key may label
     cool_down_s: float = 3_600.0  # between two proposals
     proposals_a_day: int = 6
 
@@ -101,12 +96,12 @@ class TuningBounds:
 
     @property
     def lasting_requests(self) -> int:
-        """Requests over which evidence may pay back; 0: too few for it ever to, so the tuner is off."""
+        """Requests over which evidence may pay back; 0: too few, so the tuner is off."""
         return self.expected_requests if self.expected_requests >= OFF_BELOW_REQUESTS else 0
 
     @property
     def cell_delta(self) -> float:
-        """Chance of a false certificate that one class and arm may take: all of them together keep 1 - confidence."""
+        """Error probability of one class and arm: all of them together keep 1 - confidence."""
         return (1 - self.confidence) / (len(self.classes) * (len(self.arms) - 1))
 
 
@@ -114,7 +109,7 @@ class TuningBounds:
 class TuningDraw:
     query_class: str
     arm: int
-    odds: tuple[float, ...]  # of every arm when it was drawn; they sum to 1
+    odds: tuple[float, ...]  # of every arm at the draw; they sum to 1
 
     @property
     def propensity(self) -> float:
@@ -123,23 +118,23 @@ class TuningDraw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningProposal:
-    """A change that the tuner would make. It is in force only after somebody accepted it."""
+    """A proposed change; it becomes active only when the caller accepts it."""
 
     number: int  # of this tuner's proposals, from 1
-    before: Mapping[str, int]  # arm in force by class: what this follows, and is void without
+    before: Mapping[str, int]  # active arm by class; the proposal is void after a change
     after: Mapping[str, int]
-    log_e: Mapping[str, float]  # of each changed class: evidence that its arm keeps the budget
-    n_audits: Mapping[str, int]  # behind it
-    change: GainComparison  # what it is worth by off-policy evaluation
-    price: float  # EM that the tokens of a mean full run were worth
-    epoch: int  # how often evidence had been forgotten; another one voids this
+    log_e: Mapping[str, float]  # by changed class with a new arm above 0: evidence that it keeps the budget
+    n_audits: Mapping[str, int]  # of that evidence
+    change: GainComparison  # by off-policy evaluation
+    price: float  # of the tokens of a mean full run, in EM
+    epoch: int  # count of discards of evidence; the proposal is void in another epoch
     at_s: float
     reason: str  # one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withdrawal:
-    """An arm that was in force and lost its certificate: its class fell back to a safer one at once."""
+    """An active arm that lost its certificate; its class fell back to a safer one immediately."""
 
     query_class: str
     arm: int
@@ -151,16 +146,16 @@ class Withdrawal:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     proposal: TuningProposal | None = None
-    refusal: Refusal | None = None  # why there is none
+    refusal: Refusal | None = None  # reason for no proposal
     withdrawn: tuple[Withdrawal, ...] = ()
-    in_play: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # arms that clients may get, by class
+    in_play: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # eligible arms by class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Proof:
     counts: Counts
     log_e: Floats  # (K,): against "this arm loses the budget or more"
-    n_waiting: Sequence[int]  # audits of each arm that do not count yet
+    n_waiting: Sequence[int]  # audits of each arm that do not count yet, shape (K,)
 
     def passes(self, delta: float) -> Bools:
         """Which arms are proved at `delta`, shape (K,)."""
@@ -173,15 +168,15 @@ def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Pro
 
 
 def find_shadow_arms(shares: Floats, tuning: TuningBounds) -> Bools:
-    """Arms that keep too little of a mean full run's tokens ever to be shown, shape (K,)."""
+    """Arms that keep too little of a mean full run's tokens to be eligible, shape (K,)."""
     return np.asarray(shares < tuning.least_kept * shares[0])
 
 
 def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
-    """Arms that clients may get, the full run always among them; `before` were in play until now.
+    """The eligible arms, always including the full run; `before` were eligible until now.
 
-    An arm enters when it is proved at its part of delta, and stays while its latest audits prove it at all of delta:
-    with one threshold it would enter and leave at the edge.
+    An arm becomes eligible when it is proved at its part of delta, and stays while its latest audits prove it at all of
+    delta (hysteresis).
     """
     stays = np.isin(np.arange(len(shares)), before)
     proved = proof.passes(tuning.cell_delta) | (stays & proof.passes(1 - tuning.confidence))
@@ -191,7 +186,7 @@ def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tun
 
 
 def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds) -> Bools:
-    """Arms that one proposal may put in force, shape (K,): none that takes too much away at once."""
+    """Arms that one proposal may activate, shape (K,): none that saves too much more at once."""
     near = shares[in_force] - shares <= tuning.largest_step * shares[0]
     return np.asarray(near & ~find_shadow_arms(shares, tuning))
 
@@ -199,9 +194,9 @@ def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds)
 def pick_best_arm(
     proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: TuningBounds
 ) -> int:
-    """The most valuable arm in play that may be proposed; the one in force where none is worth the change.
+    """The most valuable eligible arm that may be proposed; the active one where no change is worth it.
 
-    An arm that saves more than the one in force must be proved now at its own part of delta; a safer one need not.
+    An arm that saves more than the active one must be proved now at its own part of delta; a safer one need not.
     """
     may = find_arms_within_a_step(shares, in_force, tuning) & np.isin(np.arange(len(shares)), allowed)
     may &= proof.passes(tuning.cell_delta) | (np.arange(len(shares)) <= in_force)
@@ -213,25 +208,25 @@ def pick_best_arm(
 Odds = tuple[float, ...]
 
 DAY_S: Final = 86_400.0
-SEEKING: Final = 0.3  # of the watch share: audits of a class that runs in full beside tuned ones
+SEEKING: Final = 0.3  # part of the watch share for a class in full beside tuned ones
 SCHEMA: Final = 1
 NEVER_S: Final = float("-inf")
 
 
 class TunedClass(msgspec.Struct, kw_only=True):
-    """What holds for one class until the next look."""
+    """The state of one class until the next tick."""
 
-    live: Odds  # of draws for clients
-    shadowed: Odds  # of the arm that an audit asks
+    live: Odds  # of draws for live requests
+    shadowed: Odds  # of the arm that an audit calls
     active: int = 0
     eligible: tuple[int, ...] = (0,)
-    pays: bool = False  # is some arm worth its evidence?
+    pays: bool = False  # some arm is worth its evidence
 
 
 class Tuner:
-    """Tunes one route, from a state that `plain()` gave or from nothing, when everything runs in full.
+    """Tunes one route, from the state of `plain()` or, without one, from full runs.
 
-    Raises ValueError for a state of other arms or classes.
+    Raise ValueError for a state of other arms or classes.
     """
 
     def __init__(self, tuning: TuningBounds, state: Mapping[str, Any] | None = None) -> None:
@@ -241,7 +236,7 @@ class Tuner:
         self._shadow = ShadowLog(self._n_arms, window=tuning.window, key_cap=tuning.key_cap)
         self._alarms = [ShiryaevRoberts(tuning.max_em_drop) for _ in tuning.classes]
         self._classes = [TunedClass(live=self._only(0), shadowed=self._only(0)) for _ in tuning.classes]
-        self._unwatched: list[str] = []  # audits that alarms and price have not met yet
+        self._unwatched: list[str] = []  # audits not yet applied to alarms and price
         self._price = tuning.price.start
         self._epoch, self._n_proposals = 1, 0
         self._proposed_at_s: list[float] = []
@@ -254,20 +249,20 @@ class Tuner:
     # ------------------------------------------------------------------ draws
 
     def draw(self, query_class: str, point: float) -> TuningDraw:
-        """The arm of a live request at the unit's keyed hash in [0, 1), so that a retry draws the same."""
+        """The arm of a live request; `point` is the unit's keyed hash in [0, 1), so that a retry draws the same."""
         tuned = self._class(query_class)
         return self._draw(query_class, point, self._only(0) if tuned is None else tuned.live)
 
     def draw_audit(self, query_class: str, point: float) -> TuningDraw:
-        """The arm that an audit asks beside its full run; 0 for an unknown class: none."""
+        """The arm that an audit calls beside its full run; 0, none, for an unknown class."""
         tuned = self._class(query_class)
         return self._draw(query_class, point, self._only(0) if tuned is None else tuned.shadowed)
 
     def audit_share(self, query_class: str) -> float:
-        """The share of a class's requests that should be audits now; 0: tuning would not pay here, so it is off.
+        """The share of a class's requests to audit now; 0: tuning would not pay.
 
-        While an arm is worth its evidence: much; with an arm in force: enough to notice that it has become worse; while
-        other classes are tuned: a little, so that a change for the better is seen here too.
+        High while an arm is worth its evidence; enough to notice a decline while an arm is active; low, to notice
+        improvements, while only other classes are tuned.
         """
         tuned = self._class(query_class)
         if tuned is None:
@@ -288,16 +283,16 @@ class Tuner:
     def _only(self, arm: int) -> Odds:
         return tuple(float(other == arm) for other in range(self._n_arms))
 
-    # ------------------------------------------------------------------ what comes back
+    # ------------------------------------------------------------------ evidence
 
     def spent(self, query_class: str, arm: int, *, tokens: float, seconds: float = 0.0, n_runs: int = 1) -> None:
-        """Take in what runs cost together: live ones, and both runs of audits."""
+        """Add the total cost of runs: live ones, and both runs of audits."""
         at = self._at.get(query_class)
         if at is not None:
             self._costs.add(at, arm, tokens=tokens, seconds=seconds, n_runs=n_runs)
 
     def audited(self, audit: ShadowAudit) -> bool:
-        """Take in an audit that asked an arm; False: it was known, or its class is not tuned."""
+        """Add an audit of an arm; False: a duplicate, or its class is not tuned."""
         if audit.query_class not in self._at or not self._shadow.add(audit):
             return False
         self._unwatched.append(audit.audit_id)
@@ -306,21 +301,21 @@ class Tuner:
     def labelled(self, label: TrustedLabel) -> bool:
         return self._shadow.label(label)
 
-    # ------------------------------------------------------------------ the look
+    # ------------------------------------------------------------------ tick
 
     def tick(self, now_s: float) -> Tick:
-        """Look at the evidence: withdraw what lost its certificate, propose what would be better."""
+        """Withdraw arms that lost their certificate, and propose a better assignment."""
         evidence = self._shadow.evidence(now_s)
         withdrawn = self._watch(evidence, now_s)
         if withdrawn:
-            evidence = self._shadow.evidence(now_s)  # their classes have been forgotten
+            evidence = self._shadow.evidence(now_s)  # without those of the withdrawn classes
         lost, shares = self._losses(evidence), self._costs.shares()
         proofs = self._prove(evidence, now_s)
         for tuned, proof, of_class in zip(self._classes, proofs, shares, strict=True):
             tuned.eligible = select_arms_in_play(proof, of_class, tuned.eligible, self.tuning)
         values = self._values(lost)
         for at, tuned in enumerate(self._classes):
-            if tuned.active not in tuned.eligible:  # back to the best safer arm, or to the full run
+            if tuned.active not in tuned.eligible:  # fall back to the best safer arm, or to the full run
                 safer = [arm for arm in tuned.eligible if arm < tuned.active]
                 to = max(safer, key=values[at].tolist().__getitem__)
                 reason = "its latest audits do not prove any more that it keeps the budget"
@@ -336,7 +331,7 @@ class Tuner:
         )
 
     def accept(self, proposal: TuningProposal) -> bool:
-        """Put a proposal in force; False: it is void, because what it rests on has changed."""
+        """Activate a proposal; False: it is void, because its basis has changed."""
         after = [proposal.after[name] for name in self.tuning.classes]
         if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
             return False
@@ -348,7 +343,7 @@ class Tuner:
         return True
 
     def forget(self, query_class: str | None = None) -> None:
-        """The regime of a class, or of all (None), has changed: back to full runs, evidence begins anew."""
+        """Return a class, or all (None), to full runs without evidence after a change of regime."""
         for at, name in enumerate(self.tuning.classes):
             if query_class in (None, name):
                 self._shadow.forget(name)
@@ -366,7 +361,7 @@ class Tuner:
         """EM that the tokens of a mean full run are worth now, a fraction."""
         return self._price
 
-    # ------------------------------------------------------------------ the parts of a look
+    # ------------------------------------------------------------------ parts of a tick
 
     def _watch(self, evidence: ShadowAudits, now_s: float) -> list[Withdrawal]:
         lost = {audit.audit_id: loss for audit, loss in zip(evidence.audits, evidence.proved, strict=True)}
@@ -398,11 +393,11 @@ class Tuner:
         return Withdrawal(query_class=name, arm=arm, to=to, at_s=now_s, reason=reason)
 
     def _move(self, at: int, arm: int) -> None:
-        """Put another arm in force. One that was left for a safer one, and all behind it, must be proved anew."""
+        """Activate another arm. If it is safer, the arm that was left and all behind it must be proved anew."""
         tuned = self._classes[at]
         left, tuned.active = tuned.active, arm
         self._alarms[at].reset()
-        tuned.live = self._only(arm)  # until the next look
+        tuned.live = self._only(arm)  # until the next tick
         if arm < left:
             self._shadow.forget(self.tuning.classes[at], from_arm=left)
             tuned.eligible = tuple(other for other in tuned.eligible if other < left)
@@ -416,11 +411,11 @@ class Tuner:
         return estimate_losses(n, lost, self._costs.shares())
 
     def _values(self, lost: Floats) -> Floats:
-        """EM value less prices of each class and arm, shape (C, K)."""
+        """Value of each class and arm, in EM, shape (C, K)."""
         return -lost - self._price * self._costs.shares() - self.tuning.latency_price * self._costs.seconds()
 
     def _tabulate(self, proofs: Sequence[Proof], lost: Floats) -> None:
-        """The odds of all draws until the next look, and whether evidence pays."""
+        """Compute the odds of all draws until the next tick, and whether evidence pays."""
         tuning, values, all_shares = self.tuning, self._values(lost), self._costs.shares()
         for at, (tuned, proof) in enumerate(zip(self._classes, proofs, strict=True)):
             shares, in_force = all_shares[at], tuned.active
@@ -494,7 +489,7 @@ class Tuner:
             reason=f"proved and worth more at a price of {self._price:.3g}: {'; '.join(moves)}",
         )
 
-    # ------------------------------------------------------------------ kept state
+    # ------------------------------------------------------------------ state
 
     def plain(self) -> dict[str, Any]:
         return {

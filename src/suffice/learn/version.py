@@ -1,4 +1,4 @@
-"""A version: a few stop models as plain data, each for the fold of the prompts that it has not seen, with their levels.
+"""A version: stop models as plain data with their levels, each for the fold of prompts that it has not seen.
 
 A refit proposes it, a rollout may adopt it, and its address is a hash of its content.
 """
@@ -22,16 +22,16 @@ from suffice.signals.features import FeatureSet
 
 SCHEMA: Final = 1
 MOST_FOLDS: Final = 20
-_LOST: Final = 0.5  # P(fails) from which a stop is called hopeless and needs no answer (`policy.learned`)
+_LOST: Final = 0.5  # P(fails) from which a run is hopeless and a stop needs no answer (`policy.learned`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldedVersion:
-    """K models with their levels; fold f of the prompts (`groups.prompt_fold`) is served by models[f]."""
+    """K models with their levels; models[f] serves fold f of the prompts (`groups.prompt_fold`)."""
 
     models: tuple[StopModel, ...]  # each fitted on the other folds; all of the same features and cost
-    levels: tuple[tuple[float, ...], ...]  # for each fold the risks of levels 1, 2 …, rising; level 0 never stops
-    values: tuple[StopModel, ...] | None = None  # at one price each, threshold 0.5; None: labels did not allow them
+    levels: tuple[tuple[float, ...], ...]  # by fold: risks of levels 1, 2 …, rising; level 0 never stops
+    values: tuple[StopModel, ...] | None = None  # at one price each, threshold 0.5; None: too few labels
     address: str = field(init=False, compare=False, repr=False)  # `v-` and twelve hexadecimal digits of the content
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class FoldedVersion:
         }
 
     def policy(self, key: str, level: int) -> dict[str, Any]:
-        """The policy that serves the prompt of a `Request.question_key` at a level, as `build_policy` takes it.
+        """The policy for `build_policy` that serves a prompt (`Request.question_key`) at a level.
 
-        Raises IndexError for a level that there is not.
+        Raise IndexError for a level out of range.
         """
         if not 0 <= level < self.n_levels:
             raise IndexError(f"level: got {level}; 0 to {self.n_levels - 1}")
@@ -78,7 +78,7 @@ class FoldedVersion:
 
 
 def fold_version(version: FoldedVersion) -> FoldedModels:
-    """The version as it serves and is certified; rows of features must be in the order of its models' features."""
+    """The version as it serves and is certified; feature rows must be in the order of its models' features."""
     levels = np.array(version.levels, dtype=np.float64)
     cost = version.models[0].cost
     return FoldedModels(
@@ -89,7 +89,7 @@ def fold_version(version: FoldedVersion) -> FoldedModels:
 
 
 def as_served(runs: AuditRuns, version: FoldedVersion) -> AuditRuns:
-    """The runs with the stops that the version may make: where it holds a run for lost, also without an answer."""
+    """The runs with `may_stop` extended to rows that the version calls hopeless, which need no answer."""
     lost = np.zeros(len(runs.x), dtype=bool)
     fold = runs.fold[runs.run_of_row]
     for f, model in enumerate(version.models):
@@ -100,13 +100,13 @@ def as_served(runs: AuditRuns, version: FoldedVersion) -> AuditRuns:
 
 
 def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
-    """The version that was written (`plain`), every number checked. Raises ConfigError with the place."""
+    """Read a version from its `plain` form. Raise ConfigError with the place for any invalid value."""
     if plain.get("schema") != SCHEMA:
         raise ConfigError(f"version.schema: got {describe_value(plain.get('schema'))}; this one reads {SCHEMA}")
     unknown = set(plain) - {"schema", "models", "levels", "values"}
     if unknown:
         raise ConfigError(f"version.{min(unknown):.60}: unknown; schema, models, levels, values")
-    each: dict[str, list[Any]] = {}  # Any: nothing is checked yet
+    each: dict[str, list[Any]] = {}  # Any: unchecked
     for name in ("models", "levels", "values"):
         value = plain.get(name)
         if name == "values" and value is None:
@@ -128,7 +128,7 @@ def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
 
 
 def read_version(address: str, body: str | None) -> FoldedVersion:
-    """The version that was kept under an address, as JSON. Raises ConfigError where it is gone, or is another one."""
+    """Read the version at an address from JSON. Raise ConfigError where it is missing or has another address."""
     if body is None:
         raise ConfigError(f"version {address}: cannot be read, it is not kept in this log")
     try:

@@ -1,7 +1,7 @@
-"""Stop models as plain data: what is in one, what it came from, and its address by content.
+"""Stop models as plain data: their content, their origin, and their address by content.
 
-A file is numbers and texts in tables, written canonically and read with suspicion: what is wrong is a ConfigError that
-names the place. Feature names are looked up by `signals.features`, which the policy asks before it serves.
+Reading checks everything and raises a ConfigError that names the place. `signals.features` resolves feature names when
+the policy is built.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _PARTS: Final = ("linear", "trees")
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """What a further step costs, so that cheap steps are not risked for: tokens_per_step ** exponent / scale."""
+    """Cost of a further step, so that cheap steps are not risked for: tokens_per_step ** exponent / scale."""
 
-    exponent: float = 0.0  # 0: every step costs 1 / scale; 1: as many as its tokens
-    scale: float = 1.0  # makes the usual cost about 1
+    exponent: float = 0.0  # 0: every step costs 1 / scale; 1: proportional to its tokens
+    scale: float = 1.0  # normalises the usual cost to about 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exponent", exact_float("exponent", self.exponent, least=0.0, most=4.0))
         object.__setattr__(self, "scale", exact_float("scale", self.scale, least=1e-12, most=1e36))
 
     def of(self, tokens_per_step: float) -> float:
-        """The cost at so many tokens a step; below one token a step, that of one."""
+        """At least the cost of one token per step."""
         return math.pow(max(1.0, tokens_per_step), self.exponent) / self.scale
 
     def of_many(self, tokens_per_step: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -54,10 +54,10 @@ class StepCost:
 class TrainingRecord:
     n_episodes: int
     n_questions: int
-    digest: str  # of the data, in the fitting program's own words
-    target: str  # what the probability is of
+    digest: str  # of the data, as defined by the fitting program
+    target: str  # of the probability
     seed: int
-    versions: tuple[tuple[str, str], ...] = ()  # package and version, sorted: what fitted it
+    versions: tuple[tuple[str, str], ...] = ()  # package and version, sorted
 
     def __post_init__(self) -> None:
         for name in ("n_episodes", "n_questions", "seed"):
@@ -67,16 +67,16 @@ class TrainingRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopModel:
-    """P(stopping now is as good as the full run), and perhaps P(the full run fails anyway), from a row of features."""
+    """P(stopping now is as good as the full run), and optionally P(the full run fails), from a row of features."""
 
-    features: tuple[str, ...]  # names, as `signals.features` reads them; the order of a row
+    features: tuple[str, ...]  # names for `signals.features`, in the order of a row
     suffices: Ensemble
     trained: TrainingRecord
     hopeless: Ensemble | None = None  # None: not learned
     classes: tuple[tuple[str, float], ...] = ()  # thresholds that replace the policy's, by query class, sorted
-    # Rules that say a query's class, the first that holds; a test is (feature, above, value). (): the declared class.
+    # Rules for a query's class; the first match counts; a test is (feature, above, value). (): the declared class.
     found: tuple[tuple[tuple[str, bool, float], ...], ...] = ()
-    cost: StepCost = StepCost()  # what the risk of a step is measured against
+    cost: StepCost = StepCost()  # divides the risk of a step
     address: str = field(init=False, compare=False, repr=False)  # `m-` and twelve hexadecimal digits of the content
 
     def __post_init__(self) -> None:
@@ -125,20 +125,19 @@ def _tests(where: str, rule: Sequence[object]) -> tuple[tuple[str, bool, float],
 
 
 def canonical(plain: Mapping[str, Any]) -> bytes:
-    """The one way to write a mapping: keys sorted, no spaces, ASCII, every float by its shortest exact form."""
+    """Canonical JSON: sorted keys, no spaces, ASCII, shortest exact floats."""
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def dump_model(model: StopModel) -> bytes:
-    """The model as canonical JSON; `load_model` gives an equal one with the same address."""
     return canonical(model.plain())
 
 
 def load_model(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopModel:
-    """The model that was written, checked in every number.
+    """Read a model and check every value.
 
-    Raises ConfigError, with the place behind `where`: for what is no JSON of this schema, a key that is missing,
-    unknown or given twice, a number that is not finite or out of its range, a tree that is none, and what is too large.
+    Raise ConfigError, with the place after `where`, for invalid JSON or schema, a key that is missing, unknown or
+    duplicate, a number that is not finite or out of range, an invalid tree, and excessive size.
     """
     table = ModelTable(where, parse_json(where, source) if isinstance(source, bytes) else source)
     schema = table.take("schema")

@@ -1,4 +1,4 @@
-"""One probability from several models, their logits averaged and perhaps calibrated."""
+"""One probability from several models: the mean of their logits, optionally calibrated."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
 
 
 class ModelPart(Protocol):
-    """A model of one number, a logit or a value, from a row of features."""
+    """Computes one number, a logit or a value, from a row of features."""
 
     def check(self, n_features: int) -> None:
-        """Raise ConfigError unless rows of that many features can be read."""
+        """Raise ConfigError unless rows have a valid number of features."""
         ...
 
     def plain(self) -> dict[str, Any]:
-        """The part as JSON has it; `kind` says which it is."""
+        """The part as JSON data; `kind` names its type."""
         ...
 
     def raw(self, row: Sequence[float]) -> float: ...
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The number for each row, shape (rows, features) to (rows,)."""
+        """Shape (rows, features) to (rows,)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weights · row + intercept, on raw features: whatever scaling a trainer used is in the weights."""
+    """weights · row + intercept, on raw features; the weights include any scaling of the trainer."""
 
     weights: tuple[float, ...]
     intercept: float
@@ -64,7 +64,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Isotonic:
-    """A rising curve from scores to probabilities: straight between its points, flat beyond the ends."""
+    """A rising curve from scores to probabilities: linear between its points, constant beyond the ends."""
 
     scores: tuple[float, ...]  # strictly rising
     probabilities: tuple[float, ...]  # one for each, in [0, 1], never falling
@@ -103,8 +103,8 @@ class Isotonic:
 class Ensemble:
     """The sigmoid of the mean of the parts' logits, then the calibration if there is one.
 
-    No part is surer than 1 in 10,000: beyond, its logit is cut, so that none outvotes the others alone. A logit that is
-    no number, of weights that overflow, counts as the lowest: nothing is stopped for it.
+    Logits are clipped to those of 0.0001 and 0.9999, so that no part outvotes the others. A nan, from overflow, counts
+    as the lowest logit and never stops.
     """
 
     parts: tuple[ModelPart, ...]
@@ -115,7 +115,7 @@ class Ensemble:
             raise ConfigError(f"parts: got {len(self.parts)}; 1 to {MOST_PARTS}")
 
     def check(self, n_features: int) -> None:
-        """Raise ConfigError unless every part can read rows of that many features."""
+        """Raise ConfigError unless every part can read rows of `n_features` features."""
         for i, part in enumerate(self.parts):
             with at(f"parts[{i}]"):
                 part.check(n_features)
@@ -136,7 +136,7 @@ class Ensemble:
         return np.asarray(np.mean(logits, axis=0))
 
     def score(self, row: Sequence[float]) -> float:
-        p = 1.0 / (1.0 + math.exp(-self.raw(row)))  # logits are cut, so this cannot overflow
+        p = 1.0 / (1.0 + math.exp(-self.raw(row)))  # logits are clipped, so this cannot overflow
         return p if self.calibration is None else self.calibration.one(p)
 
     def scores(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:

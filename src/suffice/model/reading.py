@@ -1,7 +1,4 @@
-"""Reads a model from plain data: nothing is missing, nothing is extra, and every error names its place.
-
-Numbers are finite, in their range, and the same on every machine.
-"""
+"""Reads a model from plain data: no missing or extra keys, finite numbers in range, errors that name the place."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ T = TypeVar("T")
 
 
 class ModelTable:
-    """One table of what was read. Any: its values are what came in, until they are taken."""
+    """One table of unchecked input. Any: values are untyped until they are taken."""
 
     def __init__(self, where: str, content: object) -> None:
         if not isinstance(content, Mapping):
@@ -53,7 +50,6 @@ class ModelTable:
         return ModelTable(f"{self.where}.{key}", self.take(key))
 
     def table_or_none(self, key: str) -> ModelTable | None:
-        """The table at a key; None for null."""
         return None if self.take(key) is None else self.table(key)
 
     def tables(self, key: str) -> tuple[ModelTable, ...]:
@@ -64,13 +60,13 @@ class ModelTable:
         return tuple(self.content.items())
 
     def done(self) -> None:
-        """Refuse keys that nobody took."""
+        """Raise ConfigError for a key that was not taken."""
         for key in self._left:
             known = sorted(set(self.content) - set(self._left))
             raise ConfigError(f"{self.where}: unknown key {key!r:.60}; known: {', '.join(known)}")
 
     def build(self, make: Callable[..., T], *keys: str, **values: Any) -> T:
-        """Make a record of the values at some keys and of others; refuse further keys."""
+        """Call `make` with the values of `keys` and with `values`. Raise ConfigError for any other key."""
         arguments = {key: self.take(key) for key in keys} | values
         self.done()
         with at(self.where):
@@ -79,7 +75,7 @@ class ModelTable:
 
 @contextmanager
 def at(where: str) -> Iterator[None]:
-    """Put the place before the errors of what is built here."""
+    """Prefix ConfigErrors of the block with the place."""
     try:
         yield
     except ConfigError as error:
@@ -87,7 +83,7 @@ def at(where: str) -> Iterator[None]:
 
 
 def parse_json(where: str, source: bytes) -> object:
-    """The JSON in some bytes. Raises ConfigError for what is none, too long, too deep or has a key twice."""
+    """Raise ConfigError for invalid JSON, or if it is too long, too deep, or has a duplicate key."""
     if len(source) > MOST_BYTES:
         raise ConfigError(f"{where}: got {len(source):,} bytes; at most {MOST_BYTES:,}")
 
@@ -124,8 +120,8 @@ def _text(where: str, value: object) -> str:
 
 
 def exact_float(where: str, value: object, *, least: float = -MOST, most: float = MOST) -> float:
-    """The value as a float that equals no other when written. Raises ConfigError that names `where` it stands."""
-    # Whole numbers may be too large for a float, so the range is looked at first; not-a-number is in none.
+    """Return the value as a float that is equal after writing and reading. Raise ConfigError if it is out of range."""
+    # Check the range before converting: an integer may be too large for a float. nan is in no range.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most:
         return float(value) + 0.0  # -0.0 becomes 0.0
     allowed = "a finite number" if (least, most) == (-MOST, MOST) else f"a number from {least:g} to {most:g}"
@@ -144,7 +140,7 @@ def parse_whole(where: str, value: object, *, least: int, most: int) -> int:
 
 
 def describe_value(value: object) -> str:
-    """The value for an error: short, and nothing of a text or a table but what it is."""
+    """Describe a value for an error, without the content of texts and tables."""
     if value is None or isinstance(value, (bool, float)):
         return repr(value)
     if isinstance(value, int):

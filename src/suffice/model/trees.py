@@ -1,9 +1,9 @@
-"""Trees of simple splits, whose values are added up. Features are never unknown here: no third way at a split.
+"""Sums of binary trees over features that are never missing.
 
-Small trees are evaluated all at once by QuickScorer (Lucchese et al. 2015, SIGIR, doi:10.1145/2766462.2767733): every
-tree has a byte, each of its leaves a bit, the first leaf the lowest. A split that sends the row to the right rules out
-the leaves on its left. The splits on one feature are sorted by threshold, so those that rule something out are a
-prefix, and what a prefix rules out is computed beforehand. Of the leaves that remain the first is the one reached.
+QuickScorer (Lucchese et al. 2015, SIGIR, doi:10.1145/2766462.2767733) evaluates small trees all at once: every tree has
+a byte with a bit for each leaf, the first leaf the lowest. A split that sends the row to the right excludes the leaves
+on its left. Splits on one feature are sorted by threshold, so the excluding ones are a prefix with a precomputed mask.
+The first remaining leaf is the one reached.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MOST_NODES: Final = 2_047  # of one tree
 MOST_DEPTH: Final = 64
 MOST_LEAVES: Final = 8  # of a tree that QuickScorer evaluates
 _MOST_FEATURES: Final = 1_000_000
-_CHUNK: Final = 8_192  # rows at once, so that their bytes stay near the processor
+_CHUNK: Final = 8_192  # rows at once, to fit the processor's cache
 COLUMNS: Final = ("feature", "threshold", "left", "right", "value")
-LEAF: Final = -1  # in the place of a feature
+LEAF: Final = -1  # marks a leaf in `feature`
 
 Nested: TypeAlias = tuple[int, float, "Nested | None", "Nested | None"]  # feature, threshold or value, left, right
 Split: TypeAlias = tuple[int, float, int]  # feature, threshold, bits of the leaves that a larger value cannot reach
@@ -35,10 +35,10 @@ Split: TypeAlias = tuple[int, float, int]  # feature, threshold, bits of the lea
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One tree as columns, one entry a node, the root first and children behind their parents.
+    """One tree as columns with an entry per node, the root first and children after their parents.
 
-    A row goes left at a node where row[feature] <= threshold. A leaf has the feature -1, its value in `value`
-    and 0 for what it lacks; so has an inner node in `value`.
+    A row goes left where row[feature] <= threshold. A leaf has the feature -1 and its value in `value`; unused entries
+    are 0.
     """
 
     feature: tuple[int, ...]
@@ -79,7 +79,7 @@ class Tree:
 
     @property
     def depth(self) -> int:
-        """Splits on the longest way to a leaf."""
+        """Splits on the longest path to a leaf."""
         depths = [0] * len(self.feature)
         for at, feature in enumerate(self.feature):
             if feature != LEAF:
@@ -94,13 +94,13 @@ class Tree:
         return {name: list(getattr(self, name)) for name in COLUMNS}
 
     def nested(self, at: int = 0) -> Nested:
-        """The tree below a node, as tuples inside tuples: what walks fastest."""
+        """The tree below a node as nested tuples, the fastest form to walk."""
         if self.feature[at] == LEAF:
             return (LEAF, self.value[at], None, None)
         return (self.feature[at], self.threshold[at], self.nested(self.left[at]), self.nested(self.right[at]))
 
     def leafed(self) -> tuple[list[Split], list[float]]:
-        """The tree as splits that rule leaves out, and its leaves' values from left to right."""
+        """The splits with the leaves they exclude, and the leaves' values from left to right."""
         splits: list[Split] = []
         values: list[float] = []
 
@@ -119,7 +119,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """A baseline plus the values of the leaves that a row reaches, one in each tree."""
+    """A baseline plus the value of the reached leaf of each tree."""
 
     baseline: float
     trees: tuple[Tree, ...]
@@ -163,7 +163,7 @@ def _walk(node: Nested, row: Sequence[float]) -> float:
 
 
 def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """All rows go down together, level by level; a leaf leads to itself."""
+    """Move all rows down level by level; a leaf leads to itself."""
     itself = np.arange(len(tree.feature))
     is_leaf = np.array(tree.feature) == LEAF
     feature, threshold = np.where(is_leaf, 0, tree.feature), np.array(tree.threshold)
@@ -176,7 +176,7 @@ def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _QuickScorer:
-    """The sum of some trees of at most eight leaves each."""
+    """The sum of trees of at most eight leaves each."""
 
     __slots__ = ("_all", "_n_bytes", "_plan", "_tables")
 
@@ -193,7 +193,7 @@ class _QuickScorer:
 
     def one(self, row: Sequence[float]) -> float:
         left = self._all
-        # Measured against map and reduce, which are slower here: calls from a loop are specialised.
+        # Measured: map and reduce are slower, because calls from a loop are specialised.
         for feature, thresholds, masks in self._plan:
             left &= masks[bisect_left(thresholds, row[feature])]
         return sum(map(getitem, self._tables, left.to_bytes(self._n_bytes, "little")))
@@ -218,13 +218,13 @@ class _QuickScorer:
 
 
 def _table(values: Sequence[float]) -> list[float]:
-    """For each byte the value of its lowest bit's leaf. No byte is ever 0."""
+    """For each byte, the value of its lowest bit's leaf. No byte is ever 0."""
     padded = [0.0, *values, *(0.0,) * (MOST_LEAVES - len(values))]
     return [padded[(byte & -byte).bit_length()] for byte in range(256)]
 
 
 def _prefixes(cuts: Iterable[tuple[float, int]], everything: int) -> tuple[list[float], list[int]]:
-    """Thresholds, rising, and what remains when the first 0, 1, 2 … of them are passed."""
+    """Thresholds, rising, and the leaves that remain after the first 0, 1, 2 … of them."""
     ordered = sorted(cuts)
     masks = [everything]
     for _, excluded in ordered:
@@ -233,6 +233,6 @@ def _prefixes(cuts: Iterable[tuple[float, int]], everything: int) -> tuple[list[
 
 
 def _words(numbers: Iterable[int], n_words: int) -> NDArray[np.uint64]:
-    """Long numbers as rows of 64-bit words, the lowest first."""
+    """Large integers as rows of 64-bit words, lowest first."""
     packed = b"".join(number.to_bytes(8 * n_words, "little") for number in numbers)
     return np.frombuffer(packed, dtype="<u8").reshape(-1, n_words)
