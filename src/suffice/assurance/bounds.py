@@ -1,8 +1,7 @@
 """Intervals for rates, means and ratios, each with its source and its domain.
 
-Those for continuous monitoring are confidence sequences: they cover the mean of the conditional expectations so far,
-also under drift and changes of the deployed level. An earlier interval covers an earlier mean, so intervals of
-different times are never intersected (ASSURANCE.md §3.4).
+A confidence sequence covers the mean of the conditional expectations so far, also under drift and changes of the level.
+An earlier one covers an earlier mean, so they are never intersected (ASSURANCE.md §3.4).
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ class Interval:
 
 
 def wilson(k: int, n: int, confidence: float) -> Interval:
-    """Score interval for a rate at a single look: Wilson (1927), JASA 22(158).
-
-    Its coverage is near `confidence` on average over rates and below it at some; guarantees use `exact_binomial`.
-    """
+    """Score interval for a single look: Wilson (1927), JASA 22(158). Guarantees need `exact_binomial` instead."""
     _check_counts(k, n, confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     rate, z2 = k / n, z * z
@@ -54,10 +50,9 @@ def exact_binomial(k: int, n: int, confidence: float) -> Interval:
 def mean_interval(
     mean: float, n: int, confidence: float, *, low: float = 0.0, high: float = 1.0, n_opt: int = 1_000
 ) -> Interval:
-    """Confidence sequence for the mean of the first `n` values in [low, high], valid at all n at once.
+    """Confidence sequence for the mean of `n` values in [low, high], sub-Gaussian with sigma = (high - low)/2.
 
-    Bounded values are sub-Gaussian with sigma = (high - low)/2 (Hoeffding). Tightest at `n_opt` values, which must be
-    chosen before looking at them.
+    Tightest at `n_opt` values, which must be chosen before looking at them.
     """
     if not low < high or not low <= mean <= high or n < 0:
         raise ValueError(f"need low <= mean <= high and n >= 0; got {mean=} {low=} {high=} {n=}")
@@ -69,10 +64,10 @@ def mean_interval(
 
 
 def mixture_bound(v: float, confidence: float, v_opt: float) -> float:
-    """Time-uniform bound on |S| for a centred sum S of variance v (n sigma^2 if its terms are sigma-sub-Gaussian).
+    """Time-uniform bound on |S|, S a centred sum of variance v (n sigma^2 if sigma-sub-Gaussian); tightest at `v_opt`.
 
-    Two-sided normal mixture, tightest at the constant `v_opt`: Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of
-    Statistics 49(2), arXiv:1810.08240, equation (14) and section 3.5.
+    Two-sided normal mixture: Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of Statistics 49(2), arXiv:1810.08240,
+    equation (14) and section 3.5.
     """
     if v <= 0 or v_opt <= 0 or not 0 < confidence < 1:
         raise ValueError(f"need v > 0, v_opt > 0, 0 < confidence < 1; got {v=} {v_opt=} {confidence=}")
@@ -134,7 +129,6 @@ def _check_counts(k: int, n: int, confidence: float) -> None:
 
 
 def _bisect(below: Callable[[float], bool]) -> float:
-    """Return the point in [0, 1] where `below` turns from true to false, to the last bit."""
     low, high = 0.0, 1.0
     while True:
         middle = (low + high) / 2
@@ -176,19 +170,16 @@ FIRST_GUESS: Final = 0.5  # prediction of the first scaled value; a later one is
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceState:
-    """Sums over the values so far, each scaled to [0, 1]."""
-
     n: int = 0
     total: float = 0.0
     deviation: float = 0.0  # squared, each value from the mean of those before it
 
     @property
     def mean(self) -> float:
-        """Mean of the scaled values; `FIRST_GUESS` before the first."""
+        """`FIRST_GUESS` before the first value."""
         return self.total / self.n if self.n else FIRST_GUESS
 
     def plus(self, value: float) -> SequenceState:
-        """Add one value that is already scaled to [0, 1]."""
         away = value - self.mean
         return SequenceState(n=self.n + 1, total=self.total + value, deviation=self.deviation + away * away)
 
@@ -196,10 +187,7 @@ class SequenceState:
 def watch(
     values: NDArray[np.float64], before: SequenceState | None = None, *, low: float = 0.0, high: float = 1.0
 ) -> SequenceState:
-    """Add the next values, shape (n,), in their order, to the state `before`.
-
-    Raise ValueError for a value outside [low, high].
-    """
+    """Add the next values, shape (n,), in their order. Raise ValueError for one outside [low, high]."""
     if not low < high or not ((values >= low) & (values <= high)).all():
         raise ValueError(f"values: need all of them in [{low:g}, {high:g}]")
     start = before or SequenceState()
@@ -233,7 +221,6 @@ def mean_above(watched: SequenceState, alpha: float, *, low: float = 0.0, high: 
 
 
 def mean_between(watched: SequenceState, confidence: float, *, low: float = 0.0, high: float = 1.0) -> Interval:
-    """Two-sided confidence sequence that gives each end half of 1 - confidence."""
     alpha = (1 - confidence) / 2
     return Interval(mean_above(watched, alpha, low=low, high=high), mean_below(watched, alpha, low=low, high=high))
 
@@ -248,7 +235,7 @@ def _radius(watched: SequenceState, alpha: float, v_opt: float) -> float:
 def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
     """One-sided bound on a sub-exponential sum with intrinsic variance v >= 0, tightest at `v_opt`.
 
-    alpha  in (0, 1/2); the tuning of the width has no meaning at 1/2
+    alpha  in (0, 1/2)
     scale  c of the sub-exponential law: the largest step down, in the unit of the sum
     """
     if v < 0 or not 0 < alpha < 0.5 or v_opt <= 0:
@@ -271,17 +258,16 @@ def _gamma_exponential(v: float, alpha: float, v_opt: float, scale: float) -> Ca
 def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
     """Return the smallest s, rounded up at ten digits, at which an increasing `log_wealth` reaches `goal`.
 
-    False position by the Illinois method (Dowell and Jarratt 1971, BIT 11). Each guess keeps a third of the last digit
-    off both ends, so that the two meet.
+    False position by the Illinois method (Dowell and Jarratt 1971, BIT 11).
     """
     low, high = 0.0, 1.0
     below, above = log_wealth(low) - goal, log_wealth(high) - goal
     while above < 0:
         low, below, high = high, above, 2 * high
         above = log_wealth(high) - goal
-    moved = 0  # -1: the lower end came last, 1: the upper one
+    moved = 0  # last end that moved: -1 the lower, 1 the upper
     while high - low > _DIGITS * high:
-        off = _DIGITS * high / 3
+        off = _DIGITS * high / 3  # keeps guesses off both ends, so that the two meet
         s = min(max((low * above - high * below) / (above - below), low + off), high - off)
         away = log_wealth(s) - goal
         if away < 0:
@@ -341,8 +327,6 @@ MOST: Final = 4.0  # the largest ratio considered
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedPairs:
-    """Sums over the pairs so far, scaled by their cap."""
-
     n: int = 0
     part: float = 0.0
     whole: float = 0.0
@@ -352,17 +336,13 @@ class WatchedPairs:
 
     @property
     def ratio(self) -> float | None:
-        """Ratio of the sums; None while the whole is 0."""
         return self.part / self.whole if self.whole else None
 
 
 def watch_pairs(
     part: NDArray[np.float64], whole: NDArray[np.float64], before: WatchedPairs | None = None, *, cap: float
 ) -> WatchedPairs:
-    """Add the next pairs, shape (n,) each, in their order; `cap` must be fixed before the data.
-
-    Raise ValueError for a value outside [0, cap].
-    """
+    """Add the next pairs, shape (n,) each. Raise ValueError for one outside [0, cap]; fix `cap` before the data."""
     both = np.stack([part, whole], axis=1)
     if not cap > 0 or not ((both >= 0) & (both <= cap)).all():
         raise ValueError(f"pairs: need all of them in [0, {cap:g}]")
@@ -386,7 +366,7 @@ def watch_pairs(
 
 
 def ratio_between(watched: WatchedPairs, confidence: float) -> Interval:
-    """Confidence sequence for the ratio: every ratio in [0, 4] that the pairs do not refute."""
+    """Confidence sequence for the ratio, within [0, 4]."""
     ratio = watched.ratio
     if ratio is None:
         return Interval(0.0, MOST)
@@ -403,7 +383,7 @@ def weighted_between(
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[float, Interval]:
-    """Return a weighted mean of values in [low, high], shape (n,), and its confidence sequence.
+    """A weighted mean of values in [low, high], shape (n,), and its confidence sequence.
 
     A weight is fixed before its value is known and lies in (0, most_weight], a bound that is fixed beforehand.
     """
@@ -416,7 +396,6 @@ def weighted_between(
 
 
 def _edge(watched: WatchedPairs, alpha: float, inside: float, outside: float) -> float:
-    """Bisect from a ratio that is not refuted towards `outside` to the first refuted one."""
     if not _refuted(watched, outside, alpha):
         return outside
     while abs(outside - inside) > 1e-7:
@@ -426,7 +405,6 @@ def _edge(watched: WatchedPairs, alpha: float, inside: float, outside: float) ->
 
 
 def _refuted(watched: WatchedPairs, ratio: float, alpha: float) -> bool:
-    """Test mean(part - ratio whole) = 0; the difference lies in an interval of width 1 + ratio."""
     width = 1 + ratio
     deviation = (
         watched.part_deviation - 2 * ratio * watched.cross_deviation + ratio * ratio * watched.whole_deviation

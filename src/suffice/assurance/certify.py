@@ -25,8 +25,6 @@ BETS: Final = (0.25, 0.45, 0.65, 0.85)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
-    """Outcomes of audits at each of M levels."""
-
     gained: Ints  # (M,): audits where the stop would have been right and the full run was wrong, Z = -1
     same: Ints  # (M,): Z = 0
     lost: Ints  # (M,): Z = +1
@@ -36,12 +34,11 @@ class Counts:
 
     @property
     def n(self) -> Ints:
-        """Audits at each level, shape (M,)."""
         return self.gained + self.same + self.lost
 
     @property
     def drop(self) -> Floats:
-        """Mean EM drop at each level, a fraction, shape (M,); nan without audits."""
+        """Mean EM drop, a fraction, shape (M,); nan without audits."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((self.lost - self.gained) / self.n, dtype=np.float64)
 
@@ -84,10 +81,7 @@ def log_wealth(counts: Counts, *, max_em_drop: float, bets: Sequence[float] = BE
 
 
 def certified_level(wealth: Floats, *, delta: float) -> int:
-    """Return the last level of the unbroken run of passes from level 1; 0 if level 1 fails.
-
-    Also accepts p-values, as -log(p); nan fails.
-    """
+    """The last of the unbroken run of levels that pass at `delta`. Also accepts p-values, as -log(p); nan fails."""
     if not 0 < delta < 1:
         raise ValueError(f"delta: got {delta}; above 0 and below 1")
     failed = np.flatnonzero(~(wealth[1:] >= log(1 / delta)))
@@ -95,17 +89,14 @@ def certified_level(wealth: Floats, *, delta: float) -> int:
 
 
 def spent_delta(delta: float, version: int) -> float:
-    """The delta for version v of a window (from 1) if all versions together must keep `delta`: delta * 6 / (pi^2 v^2).
-
-    The default rule gives each version all of delta; this one is for auditors who require the stricter claim.
-    """
+    """The delta of version v (from 1) if all versions of a window together must keep it: delta * 6 / (pi^2 v^2)."""
     if version < 1:
         raise ValueError(f"version: got {version}; the first is 1")
     return delta * 6 / (np.pi**2 * version**2)
 
 
 def smallest_proved_drop(gained: int, same: int, lost: int, *, delta: float) -> float | None:
-    """Return the smallest drop that these audits refute at `delta`; None: no drop below 1 is refuted."""
+    """The smallest drop that these audits refute at `delta`; None: no drop below 1."""
     counts = Counts(np.array([gained]), np.array([same]), np.array([lost]))
 
     def refutes(drop: float) -> bool:

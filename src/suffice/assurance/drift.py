@@ -52,7 +52,6 @@ _PARTS: Final[tuple[Part, ...]] = ("model", "system_fingerprint", "prompt", "sam
 
 
 def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
-    """Return the parts that changed, leaving out those that are None on either side."""
     parts = ((part, getattr(before, part), getattr(after, part)) for part in _PARTS)
     return tuple(
         PartChange(part=part, before=old, after=new)
@@ -91,7 +90,7 @@ class Cusum:
         self.down = np.zeros(self._n_features)  # sums towards smaller means
 
     def add(self, batch: Floats) -> bool:
-        """Add one batch of signals, shape (n, F), all finite; return True for an alarm."""
+        """Add one batch of finite signals, shape (n, F); return True for an alarm."""
         if batch.ndim != 2 or not len(batch) or batch.shape[1] != self._n_features or not np.isfinite(batch).all():
             raise ValueError(f"batch: got {batch!r}; rows of {self._n_features} finite signals")
         mean = batch.mean(axis=0)
@@ -131,14 +130,10 @@ class ShiryaevRoberts:
 
     @property
     def mean(self) -> float:
-        """The evidence against "within the budget"; an alarm is raised at `threshold`."""
         return sum(self._sums) / len(self._sums)
 
     def add(self, z: int) -> bool:
-        """Add one audit and return True for an alarm.
-
-        z  +1: the stop lost the right answer, -1: it gained it, 0: the same
-        """
+        """Add Z of one audit (+1 the stop lost the right answer, -1 it gained it, 0 neither); True is an alarm."""
         factors = self._factors[z]
         self._sums = tuple((m + 1) * factor for m, factor in zip(self._sums, factors, strict=True))
         return self.mean >= self._threshold
@@ -171,8 +166,6 @@ LAW_HORIZON: Final = 20_000  # requests after which a drift counts as not notice
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """Counts of the certifying audits at one level."""
-
     n_disagreeing: int
     n_lost: int  # audits with Z = +1
     n: int
@@ -185,15 +178,14 @@ class Reference:
 class _RateWatch:
     """An e-detector for a Bernoulli rate above `normal`: W_r <- max(1, W_r) LR_r, averaged over the alternatives r.
 
-    The e-CUSUM of Shin, Ramdas, Rinaldo (2023), arXiv:2203.03532: while the rate is at most `normal`, the mean number
-    of audits to an alarm is at least `THRESHOLD`.
+    The e-CUSUM of Shin, Ramdas, Rinaldo (2023), arXiv:2203.03532; mean number of audits to a false alarm >=
+    `THRESHOLD`.
     """
 
     def __init__(self) -> None:
         self._wealth = (1.0,) * len(RISES)
 
     def expect(self, count: int, n: int, max_em_drop: float) -> None:
-        """Set the normal rate from `count` of `n` certifying audits and keep the wealth."""
         normal = normal_rate(count, n, max_em_drop)  # at LARGEST_RATE all ratios are 1: no rise can be detected
         rates = [min(normal + rise * max_em_drop, LARGEST_RATE) for rise in RISES]
         self._if_so = tuple(rate / normal for rate in rates)
@@ -228,7 +220,6 @@ class AuditWatch:
         self.rebase(reference)
 
     def rebase(self, reference: Reference) -> None:
-        """Compare with another level, counted on the same certifying audits; keep the evidence."""
         self._disagreement.expect(reference.n_disagreeing, reference.n, self._max_em_drop)
         self._loss.expect(reference.n_lost, reference.n, self._max_em_drop)
 
@@ -239,7 +230,6 @@ class AuditWatch:
 
     @property
     def in_doubt(self) -> bool:
-        """True from a suspicion of DOUBT_BEGINS until it falls to DOUBT_ENDS."""
         return self._in_doubt
 
     def add(self, z: int | None, disagrees: bool | None, weight: float = 1.0) -> str | None:
@@ -264,10 +254,7 @@ class AuditWatch:
 
 
 def audit_share_in_doubt(watch: AuditWatch, base_share: float, cap: float) -> float:
-    """The share of the next requests to audit: DOUBT_SHARE, at most `cap`, in doubt; never below `base_share`.
-
-    A certificate weights the extra audits with c/rho.
-    """
+    """DOUBT_SHARE, at most `cap`, in doubt; never below `base_share`. Certificates weight extra audits with c/rho."""
     return max(base_share, min(cap, DOUBT_SHARE)) if watch.in_doubt else base_share
 
 
@@ -311,6 +298,6 @@ def _delay(drop: float, count: int, n: int, max_em_drop: float, share: float, ca
 
 
 def normal_rate(count: int, n: int, max_em_drop: float) -> float:
-    """The expected rate after `count` of `n` certifying audits: at least HARMLESS times the budget."""
+    """The expected rate after `count` of `n` certifying audits; at least HARMLESS times the budget."""
     rate = max(exact_binomial(count, n, 2 * QUANTILE - 1).high, HARMLESS * max_em_drop)
     return min(rate, LARGEST_RATE)

@@ -66,8 +66,6 @@ class MoneyTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportEstimates:
-    """Every estimate of a report. None: there was nothing to measure."""
-
     em_full: IntervalEstimate | None
     em_stopped: IntervalEstimate | None
     em_live: IntervalEstimate | None
@@ -91,8 +89,6 @@ class ReportEstimates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteReport:
-    """The measurements of one route. None: not measured."""
-
     route: str
     kinds: tuple[str, ...]
     modes: tuple[str, ...]  # seen, oldest first
@@ -120,7 +116,6 @@ class RouteReport:
 
     @property
     def governed_share(self) -> float | None:
-        """In [0, 1]; None without requests."""
         return self.n_governed / self.n_requests if self.n_requests else None
 
 
@@ -170,7 +165,6 @@ def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None
 
 
 def pooled_saving(tallies: Iterable[Tally]) -> float | None:
-    """The saving of several routes together; None without a measured one."""
     spent = full = 0.0
     for tally in tallies:
         sums = _sums_by_group(tally, "saving").sum(axis=0)
@@ -180,7 +174,6 @@ def pooled_saving(tallies: Iterable[Tally]) -> float | None:
 
 
 def pooled_would_save(tallies: Iterable[Tally]) -> float | None:
-    """What the shadow stops of several observing routes together would have saved; None without such runs."""
     known = [parts.sum(axis=0) for tally in tallies if len(parts := _sums_by_group(tally, "would_save"))]
     whole = sum(float(sums[2]) for sums in known)
     return 1 - sum(float(sums[1]) for sums in known) / whole if whole else None
@@ -234,7 +227,7 @@ def _rate(tally: Tally, name: str, confidence: float) -> IntervalEstimate | None
 
 
 def _anytime(value: float, n: int, confidence: float, *, worth: float, low: float) -> IntervalEstimate:
-    """A mean of values in [low, 1] with its interval; `worth` is the effective sample size."""
+    """`worth` is the effective sample size of values in [low, 1]."""
     alike = abs(worth - n) < 1e-6 * n
     interval = mean_interval(value, n if alike else max(1, int(worth)), confidence, low=low)
     return IntervalEstimate(
@@ -247,17 +240,14 @@ def _anytime(value: float, n: int, confidence: float, *, worth: float, low: floa
 
 
 def _sums_by_group(tally: Tally, name: str) -> Floats:
-    """Sums of each group of questions, the number of runs first, shape (groups, sums)."""
+    """Shape (groups, sums), the number of runs first."""
     return np.array(list(tally.groups.get(name, {0: [0.0] * 6}).values()), dtype=np.float64)
 
 
 def _grouped(
     tally: Tally, name: str, statistic: Statistic, what: str, confidence: float, *, times: int | None = None
 ) -> IntervalEstimate | None:
-    """A statistic of the sums, with an interval if there are enough audits and questions.
-
-    times  column whose sum multiplies the statistic, for a total over a known number of runs
-    """
+    """An interval needs enough audits and questions. `times` is the column whose sum multiplies the statistic."""
     if not tally.groups.get(name):
         return None
     parts = _sums_by_group(tally, name)

@@ -1,16 +1,15 @@
 """Bounds how often the delivered answer of a stop differs from the trial answer that was judged.
 
-Audits judge the trial answer at a level; a client gets the answer after the finish. With f the rate at which the two
+Audits judge the trial answer at a level; a client gets the answer after the finish. With f the rate at which they
 differ, E[drop of the delivered answer] <= E[drop of the trial answer] + f. An upper bound on f is subtracted from
-epsilon before any test, and its risk, `FIDELITY_RISK`, is added to that of the certificate. Without a measurement there
-is no certificate (CONTRACT.md §1). A route that returns a recorded answer verbatim (votes, rounds) needs none.
+epsilon before any test, and `FIDELITY_RISK` is added to delta. Without a measurement there is no certificate
+(CONTRACT.md §1). A route that returns a recorded answer verbatim (votes, rounds) needs none.
 
-`FinishFidelity` measures f over the latest comparisons at the served levels and raises an alarm when it rises. At one
-moment fixed beforehand, the mean rate in the window is at most `upper` with 99 %: the one-sided interval of Clopper and
-Pearson (1934), exact for equal rates. Under drift it covers the mean rate (Hoeffding 1956, Annals of Mathematical
-Statistics 27(3), theorem 4); at 99 % no bound that rises with the count is smaller (Buehler 1957, JASA 52). Over many
-looks it fails at 1 % of them at most, in expectation, which is what a claim about the share of requests needs;
-`bound_fidelity(…, anytime=True)` is for claims about all looks at once. Dependence beyond the window is not covered.
+At one moment fixed beforehand, the mean rate in the window is at most `upper` with 99 %: Clopper and Pearson (1934),
+exact for equal rates; under drift for the mean rate (Hoeffding 1956, Annals of Mathematical Statistics 27(3), theorem
+4), and the smallest bound that rises with the count (Buehler 1957, JASA 52). Over many looks it fails at 1 % of them in
+expectation, enough for a claim about the share of requests; `bound_fidelity(…, anytime=True)` holds at all looks at
+once. Dependence beyond the window is not covered.
 """
 
 from __future__ import annotations
@@ -43,7 +42,6 @@ class Fidelity:
 
     @property
     def rate(self) -> float:
-        """The observed rate, [0, 1]; 0 without comparisons."""
         return self.n_differing / self.n if self.n else 0.0
 
 
@@ -59,8 +57,7 @@ class Budget:
 def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool = True) -> Fidelity | None:
     """One-sided bound on the rate behind `n_differing` of `n` comparisons; None without comparisons.
 
-    `anytime` bounds hold at all looks at once, by the wealth process of `certify`. The others (Clopper and Pearson
-    1934) are tighter, for one look after a number of comparisons that was fixed before.
+    `anytime` bounds hold at all looks at once; the others (Clopper and Pearson 1934) at one, after a fixed number.
     """
     if not 0 <= n_differing <= n or not 0.5 < confidence < 1:
         raise ValueError(f"need 0 <= n_differing <= n and 0.5 < confidence < 1; got {n_differing=} {n=} {confidence=}")
@@ -75,10 +72,7 @@ def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool
 
 
 def budget_left(max_em_drop: float, fidelity: Fidelity | None, *, other_charges: float = 0.0) -> Budget:
-    """Subtract the finish and other charges, such as a judge's error, from the budget; all fractions of EM.
-
-    Without a measurement of the finish nothing is left.
-    """
+    """Subtract the finish and other charges, such as a judge's error. Nothing is left if the finish is unmeasured."""
     if other_charges < 0:
         raise ValueError(f"other_charges: got {other_charges}; at least 0")
     if fidelity is None:
@@ -92,8 +86,6 @@ def budget_left(max_em_drop: float, fidelity: Fidelity | None, *, other_charges:
 
 @dataclass(slots=True)
 class LevelBand:
-    """Comparisons made at neighbouring levels."""
-
     latest: deque[bool]  # True: the finish changed the answer; oldest first
     reference: float | None = None  # bound from the first half window, then frozen; None: not yet
     evidence: tuple[float, ...] = (0.0,) * len(FINISH_RISES)  # that the rate is above the reference, for each rise
@@ -141,11 +133,11 @@ class FinishFidelity:
 
     @property
     def tops(self) -> tuple[int, ...]:
-        """The highest level of each band, ascending; the last is n_levels - 1."""
+        """The highest level of each band, ascending."""
         return tuple((band + 1) * (self.n_levels - 1) // len(self.bands) for band in range(len(self.bands)))
 
     def note(self, level: int, differs: bool) -> bool:
-        """Add the next comparison of the log, at the level of a real or shadow stop; return True for an alarm."""
+        """Add a comparison at the level of a real or shadow stop; True: alarm."""
         return self.bands[self._band(level)].note(differs)
 
     def charge(self, level: int) -> Fidelity | None:
@@ -166,7 +158,6 @@ class FinishFidelity:
 
     @property
     def alarm(self) -> str | None:
-        """The alarm's sentence; None without an alarm."""
         first = 1
         for band, top in zip(self.bands, self.tops, strict=True):
             if band.alarmed:
@@ -181,7 +172,6 @@ class FinishFidelity:
         return next(band for band, top in enumerate(self.tops) if level <= top)
 
     def _bound(self, band: int) -> Fidelity | None:
-        """Bound one band; None without comparisons there or above."""
         near: list[bool] = []
         for above in self.bands[band:]:
             latest = list(above.latest)
@@ -196,5 +186,4 @@ class FinishFidelity:
 
 @lru_cache(maxsize=256)
 def _interval(n_differing: int, n: int) -> Interval:
-    """Either end is a bound at FIDELITY_CONFIDENCE. Cached, because the same counts recur."""
     return exact_binomial(n_differing, n, 2 * FIDELITY_CONFIDENCE - 1)

@@ -1,17 +1,9 @@
 """Forecasts when a route crosses its budget, and alerts only where even the lower end of the interval crosses it.
 
-Audits are few and their losses rare: at 5 % of traffic, a drop that climbs from 0.3 to 2 % within 2,000 requests shows
-one loss. The forecast therefore uses three more sources, each with a prior:
-
-    neighbouring levels   disagreement at the deployed level and at those above it that disagree up to three times as
-                          often; needs no label
-    all traffic           the distance of the signals from where they were certified, and the loss that the stop model
-                          predicts
-    time                  a drift that no signal shows
-
-The model is linear: the mean outcome of a window is a constant plus a slope for each source. With few outcomes the
-priors dominate, with many the data. The forecast changes no level and certifies nothing; docs/reference/assurance.md
-gives its rates of timely and false alerts.
+Audits are few and their losses rare, so the forecast uses three more sources, each with a prior: disagreement at the
+deployed level and at those above it (needs no label), the signals of all traffic with the loss that the stop model
+predicts, and a ramp in time that no signal shows. The mean outcome of a window is linear in these. The forecast changes
+no level and certifies nothing; docs/reference/assurance.md gives its rates of timely and false alerts.
 """
 
 from __future__ import annotations
@@ -88,8 +80,6 @@ class CrossingForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """The trend of an EM drop or an EM, as fractions."""
-
     of: Of
     limit: float
     now: float
@@ -104,10 +94,7 @@ class Forecast:
 
 
 def near_levels(disagrees: Bools, deployed: int) -> range:
-    """The deployed level and those above it, up to where three times as many audits disagree, shape (N, M).
-
-    Choose them once, on the audits of the certificate, and keep them while the level stays.
-    """
+    """The levels from the deployed one up to three times its disagreement, shape (N, M); keep them while it stays."""
     n_disagreeing = disagrees[:, deployed:].sum(axis=0)
     too_many = np.flatnonzero(n_disagreeing > NEAR * max(1, n_disagreeing[0]))
     return range(deployed, deployed + (int(too_many[0]) if len(too_many) else len(n_disagreeing)))
@@ -143,10 +130,9 @@ def forecast_drop(windows: Sequence[ForecastWindow], *, budget: float, alerted: 
 
 
 def forecast_em(windows: Sequence[ForecastWindow], *, critical_em: float, alerted: bool = False) -> Forecast | None:
-    """Forecast when the EM of delivered answers falls below the critical one. None: under 30 windows, or no labels.
+    """As `forecast_drop`, for the EM of delivered answers below `critical_em`, a fraction. None: also without labels.
 
-    If labels come mostly for mistakes, this EM is too low from the start. Arguments as in `forecast_drop`;
-    `critical_em` is a fraction in (0, 1).
+    If labels come mostly for mistakes, this EM is too low from the start.
     """
     kept = windows[-MEMORY:]
     n_labelled = sum(window.n_labelled for window in kept)
@@ -169,8 +155,6 @@ def forecast_em(windows: Sequence[ForecastWindow], *, critical_em: float, alerte
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Outcomes:
-    """Outcomes of the latest windows, up to `MEMORY`, and the mean of the forecast quantity over them."""
-
     n: Floats  # (W,): outcomes
     total: Floats  # (W,): their sum
     squares: Floats  # (W,): sum of their squares
@@ -187,8 +171,6 @@ class _Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Cause:
-    """One regressor over the fitted windows."""
-
     values: Floats
     prior: tuple[float, float]
     path: Floats  # the values ahead
@@ -196,10 +178,7 @@ class _Cause:
 
 
 def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Priors) -> _Path:
-    """Fit the latest 200 windows and extrapolate the causes.
-
-    Bayesian linear regression with known noise; the variances of slopes, mean and signal paths add up.
-    """
+    """Bayesian linear regression with known noise; the variances of slopes, mean and signal paths add up."""
     until = _column([window.until for window in windows])
     at = (until[-MEMORY:] - until[-1]) / 1_000
     ahead = np.arange(0, FARTHEST + 1, EVERY) / 1_000
@@ -222,7 +201,6 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
 
 
 def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead: Floats) -> Iterator[_Cause]:
-    """The causes that traffic shows, then a hidden ramp: 0 until 4,000 requests ago, then linear."""
     signals = np.array([window.signals for window in windows], dtype=np.float64).reshape(len(windows), -1)
     if signals.shape[1]:
         n_requests = _column([window.n_requests for window in windows])
@@ -240,9 +218,8 @@ def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead
 def away(signals: Floats, n_requests: float) -> Floats:
     """Signed Mahalanobis distance of each window along the direction in which the signals moved, shape (W,).
 
-    In sd of single requests, for at least 15 windows of `n_requests` requests, shape (W, F). The covariance comes from
-    differences of neighbouring windows, which a slow drift hardly affects. The distance is shrunk by its expectation
-    under chance.
+    In sd of single requests, for at least 15 windows of `n_requests` requests, shape (W, F). The covariance is that of
+    differences of neighbouring windows; the distance is shrunk by its expectation under chance.
     """
     steps = np.diff(signals, axis=0)
     covariance = n_requests * (steps.T @ steps) / (2 * len(steps))
@@ -257,10 +234,7 @@ def away(signals: Floats, n_requests: float) -> Floats:
 
 
 def _followed(values: Floats, at: Floats, ahead: Floats) -> tuple[Floats, Floats]:
-    """Extrapolate the line of the latest windows; return the path and its variance.
-
-    A signal within its earlier range stays within it, so that seasonal movements are not extrapolated.
-    """
+    """Extrapolate the latest line. A signal within its earlier range stays there: seasons are not extrapolated."""
     line = np.stack([np.ones(len(at[-TREND:])), at[-TREND:]], axis=1)
     weights = np.stack([np.ones(len(ahead)), ahead], axis=1) @ np.linalg.inv(line.T @ line) @ line.T
     noise = float(np.mean(np.diff(values) ** 2)) / 2
@@ -274,7 +248,6 @@ def _followed(values: Floats, at: Floats, ahead: Floats) -> tuple[Floats, Floats
 
 
 def _predicted(windows: Sequence[ForecastWindow]) -> Floats | None:
-    """The drop that the stop model predicted in each window, interpolated; None: most windows have none."""
     known = [window for window in windows if window.predicted_drop is not None]
     if 2 * len(known) < len(windows):
         return None
@@ -290,7 +263,6 @@ def _column(values: Sequence[float]) -> Floats:
 
 
 def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow], *, alerted: bool) -> Forecast:
-    """Derive crossings, alert and doubt from the path of the drop, or of 1 - EM."""
     now = windows[-1].until
     harm = limit if of == "em_drop" else 1 - limit
     low, high = path.mean - LOW_SD * path.sd, path.mean + HIGH_SD * path.sd
@@ -354,7 +326,6 @@ class Outlook:
 
     @property
     def satisfaction(self) -> SatisfactionEffect | None:
-        """Satisfaction with the whole route: ratings, thumbs and surveys; None without feedback."""
         return next((one for one in self.whole_likings if one.measure == SATISFACTION), None)
 
     @property
@@ -363,7 +334,6 @@ class Outlook:
 
     @property
     def classes(self) -> tuple[Account, ...]:
-        """The accounts by class over all versions; () with fewer than two classes."""
         by_class = tuple(one for one in self.accounts if one.query_class is not None and one.version is None)
         return by_class if len(by_class) > 1 else ()
 
@@ -374,8 +344,6 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """A limit is forecast to be crossed within 3,000 requests."""
-
     route: str
     epoch: int
     at: int  # requests of the route at the alert

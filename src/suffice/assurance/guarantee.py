@@ -29,7 +29,6 @@ class Guarantee:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Classes with under `KNOWN_AUDITS` audits, for which nothing is claimed."""
         return tuple(sorted(name for name, n_audits in self.classes.items() if n_audits < KNOWN_AUDITS))
 
 
@@ -71,7 +70,6 @@ class Average:
 
 
 def average_sentence(average: Average) -> str:
-    """Word the target of the budgeted mode for people, with its limits."""
     account = average.account
     how = "with labels" if average.labels == "labelled" else "without labels (every other answer counts as lost)"
     so_far = (
@@ -109,12 +107,11 @@ class AuditEvidence:
 
     @property
     def n_missing(self) -> int | None:
-        """Audits still to come; None: no number is enough."""
         return None if self.n_needed is None else max(0, self.n_needed - self.n_audits)
 
     @property
     def wait_s(self) -> float | None:
-        """Seconds until they are there at the present rate; None: unknown."""
+        """At the present rate of audits; None: unknown."""
         if self.n_missing == 0:
             return 0.0
         if self.n_missing is None or not self.audits_per_s:
@@ -124,13 +121,10 @@ class AuditEvidence:
 
 @lru_cache(maxsize=4_096)
 def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0) -> int:
-    """The smallest number of audits whose upper bound on the disagreement rate is within `max_em_drop`.
+    """The smallest number of audits whose upper bound on the disagreement rate, and so the EM drop, is `max_em_drop`.
 
-    The EM drop is at most the disagreement rate, so these audits support "the drop is at most `max_em_drop`". One-sided
-    exact binomial bound at a single look, Clopper and Pearson (1934), Biometrika 26(4): without disagreements, log(1 -
-    confidence) / log(1 - max_em_drop). A test that is valid at every look needs more.
-
-    Raise ValueError for arguments out of range, and where more than 2^40 audits would be needed.
+    One-sided exact binomial bound at a single look, Clopper and Pearson (1934), Biometrika 26(4); a test that is valid
+    at every look needs more. Raise ValueError out of range, and above 2^40 audits.
     """
     if not 0 < max_em_drop < 1 or not 0 < confidence < 1 or disagreements < 0:
         raise ValueError(
@@ -161,10 +155,7 @@ def evidence(
     n_disagreements: int,
     audits_at_s: Sequence[float] = (),
 ) -> AuditEvidence:
-    """Compare the audits so far with those needed; never raises for a route's own settings.
-
-    Audits came at the Unix times `audits_at_s`, in any order.
-    """
+    """Never raises for a route's own settings. `audits_at_s` are Unix times, in any order."""
     try:
         needed = audits_needed(max_em_drop, confidence, n_disagreements)
     except ValueError:
@@ -175,7 +166,6 @@ def evidence(
 
 
 def rate_of(at_s: Sequence[float]) -> float | None:
-    """Events per second among the latest; None with fewer than two times."""
     recent = sorted(at_s)[-RECENT_AUDITS:]
     if len(recent) < 2 or recent[-1] <= recent[0]:
         return None
@@ -192,10 +182,7 @@ WINDOW_RUNS = 500  # the latest that count
 
 
 def extractability_refusal(extracted: Sequence[bool], scorer: str) -> str | None:
-    """Why a route must not be enforced; None: it may, or too few runs are known.
-
-    extracted  for each full run, oldest first: True if the scorer could read its answer
-    """
+    """Why a route must not be enforced, from whether its scorer read the answer of each full run, oldest first."""
     latest = extracted[-WINDOW_RUNS:]
     n, n_read = len(latest), sum(latest)
     if n < MIN_RUNS or n_read >= MIN_SHARE * n:

@@ -60,7 +60,6 @@ class MatureAudits:
 
     @property
     def counted(self) -> Small:
-        """Z of the mature audits, shape (mature, M), for `certify.count_outcomes`."""
         return self.z[self.enters]
 
 
@@ -73,11 +72,10 @@ class LabelNeeds:
 
 
 def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
-    """Z of each audit at each level, shape (N, M), whatever its age.
+    """Z of each audit at each level, shape (N, M). Level 0 loses nothing, an abandoned audit all the others.
 
-    A label decides. Without one, a disagreement or a missing checkpoint is a loss and agreement is 0. An abandoned
-    audit is a loss at every level but 0; level 0 loses nothing. Label-free, Z is the disagreement, which is never below
-    the drop.
+    Without a label, a disagreement or a missing checkpoint is a loss. Label-free, Z is the disagreement, which is never
+    below the drop.
     """
     unseen = np.zeros(audits.z.shape, dtype=np.bool_) if audits.missing is None else audits.missing
     worst = audits.disagrees | unseen
@@ -89,22 +87,14 @@ def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
 
 
 def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> MatureAudits:
-    """Return which audits are old enough to count, by age and never by outcome, and as what each counts.
-
-    `timeout` is the longest normal delay of a label, in the unit of `age`; after it an unlabelled disagreement counts
-    as lost. Label-free, every audit counts at once.
-    """
+    """Select audits by age, never by outcome. `timeout`: the longest normal delay of a label, in the unit of `age`."""
     if not timeout >= 0:
         raise ValueError(f"timeout: got {timeout}; at least 0")
     return MatureAudits(enters=(audits.age >= timeout) | label_free, z=counted_as(audits, label_free=label_free))
 
 
 def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> LabelNeeds:
-    """Select the unlabelled audits that disagree at an eligible level.
-
-    Eligible are all levels up to the deployed one and `ahead` levels above it. An abandoned audit is lost in any case,
-    and a missing checkpoint has no answer to judge.
-    """
+    """Select unlabelled audits that disagree at an eligible level: up to `ahead` levels above the deployed one."""
     differs = audits.disagrees if audits.missing is None else audits.disagrees & ~audits.missing
     eligible = differs[:, 1 : deployed + ahead + 1].any(axis=1)
     rows = np.flatnonzero(eligible & ~audits.labelled & ~audits.abandoned)
@@ -159,16 +149,13 @@ class LabelSummary:
 
 
 def trust_of(source: str, *, asks: bool = False) -> int:
-    """The default rank of a source: 0 for users and unknown sources, below 0 for behaviour.
-
-    A sender claims a source; if its key also asks the model, or may, the rank is at most that of a user.
-    """
+    """The default rank of a source: 0 for users and unknown sources. A key that also `asks` the model gets no more."""
     rank = RANKS.get(source, 0)
     return min(rank, 0) if asks else rank
 
 
 def rank_of(given: Feedback, callers: Collection[str] = ()) -> int:
-    """The rank of a label by its source, capped if its key is one of `callers`, which ask the model, or may ask it."""
+    """The rank of a label; `callers` are keys that may ask the model."""
     return trust_of(given.source, asks=given.door == INFERENCE_KEY or given.sender in callers)
 
 
@@ -208,10 +195,7 @@ def resolve_labels(
 
 
 def hardened(counts: Counts, n_lies: int) -> Counts:
-    """The worst true counts if `n_lies` audits have false labels: that many count as lost, gained ones first.
-
-    Their wealth is at most that of the true counts at every level, so what they certify holds for the true counts.
-    """
+    """The worst true counts if `n_lies` audits have false labels; what they certify holds for the true counts."""
     if n_lies < 0:
         raise ValueError(f"n_lies: got {n_lies}; at least 0")
     gained = np.minimum(counts.gained, n_lies)
@@ -220,7 +204,6 @@ def hardened(counts: Counts, n_lies: int) -> Counts:
 
 
 def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozenset[str]]:
-    """Return verdicts by the highest trust present, and the audits on which labels of that trust are contradictory."""
     highest: dict[str, int] = {}
     for label in words:
         highest[label.audit] = max(label.trust, highest.get(label.audit, label.trust))
@@ -241,8 +224,6 @@ AT_RISK: Final = 2 * (1 - CHARGE_CONFIDENCE)  # of both together
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeError:
-    """How often a judge and people differ about one answer, and the charge to the EM budget."""
-
     n: int  # answers with a grade and a person's label
     n_wrong: int  # of them: grade and label differ
     n_ungraded: int  # left out
@@ -256,9 +237,8 @@ def judge_error_bound(
 ) -> JudgeError:
     """Compare a judge's grades with people's labels, and bound how far judged drops may be from true ones.
 
-    A drop is the mean of Z = right(full) - right(stopped) over audits. Where both answers agree, Z is 0 under any
-    judge. Where they differ, a wrong grade of either moves Z by at most 1, so with e the judge's error rate on such
-    answers and d the rate of disagreement, E[Z by people] <= E[Z by the judge] + 2 d e. The charge 2 * d * upper(e) is
+    With e the judge's error rate where the answers of an audit differ and d the rate of disagreement, a wrong grade of
+    either answer moves Z by at most 1, so E[Z by people] <= E[Z by the judge] + 2 d e. The charge 2 * d * upper(e) is
     subtracted from epsilon before any test, and the risks of both tests add up.
 
     pairs         (grade in [-1, 1], label by a person) of answers drawn at random from both sides of disagreeing

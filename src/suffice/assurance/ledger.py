@@ -1,8 +1,7 @@
 """The ledger: EM, tokens and saving of full and stopped runs, per route, class and version.
 
-Every interval is a confidence sequence (`bounds`) for the average so far, valid at every look, also under drift and
-changes of level. It is wide and only reports; the certificate decides. `estimate` measures a stretch of log once, in
-money too, with tighter intervals. ASSURANCE.md §3.4.
+Every interval is a confidence sequence (`bounds`) for the average so far, wider than those of `estimate`, which are for
+one look. It only reports; the certificate decides (ASSURANCE.md §3.4).
 """
 
 from __future__ import annotations
@@ -35,8 +34,6 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Measurements of one route, or of one class or version in it. None: nothing to measure."""
-
     route: str
     query_class: str | None  # None: all classes
     version: str | None  # None: all versions
@@ -59,7 +56,7 @@ class Account:
 def accounts(entries: Iterable[LedgerEntry], *, cap_tokens: float, confidence: float = 0.95) -> tuple[Account, ...]:
     """Book runs by route, by class, by version, and by class and version.
 
-    entries     in the log's order; intervals depend on it, sums do not
+    entries     in the log's order; intervals depend on it
     cap_tokens  most that a run can spend: the limit of the upstream or the client, known beforehand
     confidence  of each interval by itself, in (0, 1)
     """
@@ -116,7 +113,6 @@ def _tokens(runs: Sequence[RunNumbers], cap_tokens: float, confidence: float) ->
 def _mean(
     values: Sequence[tuple[RunNumbers, float]], confidence: float, *, high: float, note: str | None = None
 ) -> IntervalEstimate | None:
-    """Mean over the runs, weighted by `stands_for`, with its interval."""
     if not values:
         return None
     weights = np.array([run.stands_for for run, _ in values], dtype=np.float64)
@@ -170,8 +166,6 @@ def _saving(full: Sequence[RunNumbers], cap_tokens: float, confidence: float) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextLevel:
-    """The first level that the certificate does not allow yet, and what it takes."""
-
     level: int
     drop: float | None  # observed, a fraction; None: no audits
     n_audits: int
@@ -180,11 +174,7 @@ class NextLevel:
 
 
 def next_level(counts: Counts, *, max_em_drop: float, delta: float, window: int) -> NextLevel | None:
-    """Estimate how many audits the next level still takes; None: all levels are certified.
-
-    Assumes audits in the proportions seen so far (`certify.audits_to_certify`), so it is a typical number and no
-    promise. A certificate uses at most `window` audits.
-    """
+    """Estimate the audits for the next level from the proportions so far; None: all are certified."""
     certified = certified_level(log_wealth(counts, max_em_drop=max_em_drop), delta=delta)
     level = certified + 1
     if level >= len(counts.same):

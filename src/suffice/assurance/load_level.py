@@ -1,7 +1,6 @@
-"""The level at which a route operates under load: safer with slack, thriftier under pressure.
+"""The level at which a route operates under load; every level up to the certified one keeps the promise.
 
-Every level up to the certified one keeps the promise, so load alone chooses between them. Moves to the thrifty side are
-fast, moves back slow, and slower each time one was too early, so that the level does not oscillate.
+Moves to the thrifty side are fast, moves back slow, and slower each time one was too early, against oscillation.
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ class Operation:
 
 
 def strain(targets: Pressure, load: LoadSample) -> Strain | None:
-    """The largest load as a share of its target; None: nothing with a target was measured."""
     strains = [
         Strain(measured / target, name, measured, target)
         for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")
@@ -72,10 +70,9 @@ def strain(targets: Pressure, load: LoadSample) -> Strain | None:
 
 
 def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float) -> Operation:
-    """Add one measurement and move if one is due.
+    """Add a measurement, at least once a second, and move if one is due; a clock that goes back is held.
 
-    Call it at least once a second; a clock that goes back is held. At most one move to the safe side in `hold_s`, and
-    at most two to the other side between two of those.
+    At most one move to the safe side in `hold_s`, and at most two to the other side between two of those.
     """
     now_s = max(now_s, before.at_s)
     measured, blind = strain(targets, load), now_s - before.at_s > BLIND_S
@@ -99,10 +96,9 @@ def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, n
 
 
 def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: int = 0) -> int:
-    """The level of new requests: from `safe` (point 0) to `certified` (point 1), or `certified` where that is lower.
+    """The level at a point from `safe` (0) to `certified` (1), rounded down, or `certified` where that is lower.
 
-    Levels are spaced evenly by the tokens that they save, so a point is about the share of the certified saving that is
-    kept; fractions round to the safer level. Without targets the route uses the certified level.
+    Levels are spaced evenly by the tokens that they save. Without targets it is the certified level.
     """
     if targets is None or stance == "spike" or certified <= safe:
         return certified
@@ -112,7 +108,6 @@ def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: 
 
 
 def _asks(stance: Stance, targets: Pressure, seen: Strain | None) -> tuple[bool, bool]:
-    """Return whether the load calls for the thrifty side, and whether for the safe one."""
     if seen is None:
         return False, stance == "spike"  # evidence of neither pressure nor slack
     if stance == "spike":
@@ -124,7 +119,6 @@ def _asks(stance: Stance, targets: Pressure, seen: Strain | None) -> tuple[bool,
 
 
 def _raised(now: Operation, targets: Pressure, measured: Strain) -> Operation:
-    """Move to the thrifty side; double the hold if the last move to the safe side was too early."""
     n_doublings = now.n_doublings
     if now.lowered_s is not None:
         early = now.at_s - now.lowered_s < 2 * targets.hold_s * 2**n_doublings
@@ -160,8 +154,6 @@ RETRY_AFTER_S: Final = (5, 15)  # range over which retries are spread
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fallback:
-    """A route whose brake has fired."""
-
     level: int  # active when the brake fired
     on_fallback: OnFallback
     capacity: float | None  # ratio, above 0; None: not declared
@@ -180,7 +172,6 @@ IN_FULL: Final = Admission(level=0, certified=True, reason="in full while the br
 
 
 def shed_share(ratio: float, capacity: float | None) -> float:
-    """The share of requests to reject, in [0, 1), so that the others fit `capacity` in full."""
     return 0.0 if capacity is None or ratio <= capacity else 1 - capacity / ratio
 
 
@@ -217,10 +208,7 @@ def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: f
 
 
 def safer_level(fallback: Fallback, ratio: float) -> int:
-    """The safest level whose load fits the capacity; the next safer one if that is unknown or none fits.
-
-    Never the level that was active, unless that was 0. Loads of levels scale with demand, as full runs do.
-    """
+    """The safest level whose load fits; the next safer one if none is known to. Not the active one, unless it is 0."""
     next_safer = max(0, fallback.level - 1)
     if fallback.capacity is None:
         return next_safer

@@ -17,8 +17,6 @@ MTOK = 1_000_000  # unit of the prices, in tokens
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """US dollars by kind of token, never negative."""
-
     input_usd: float = 0.0  # prompts without their cached part
     cached_input_usd: float = 0.0
     output_usd: float = 0.0
@@ -42,7 +40,6 @@ class TokenCost:
 def cost_of(
     prices: Prices, *, prompt_tokens: float = 0, cached_tokens: float = 0, completion_tokens: float = 0
 ) -> TokenCost:
-    """Price these tokens; `cached_tokens` are part of `prompt_tokens` and at most all of them."""
     cached = min(cached_tokens, prompt_tokens)
     cached_price = prices.cached_input_usd_per_mtok
     if cached_price is None:
@@ -55,7 +52,7 @@ def cost_of(
 
 
 def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
-    """None: the prompt was never counted."""
+    """Return None if the prompt was never counted."""
     if call.prompt_tokens is None:
         return None
     return cost_of(
@@ -67,7 +64,6 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
 
 
 def total(costs: Iterable[TokenCost | None]) -> TokenCost | None:
-    """The sum, 0 for nothing; None if any part is unknown."""
     summed = TokenCost()
     for cost in costs:
         if cost is None:
@@ -81,8 +77,6 @@ def total(costs: Iterable[TokenCost | None]) -> TokenCost | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """Expected tokens for closing a thought now."""
-
     method: FinishMethod
     prompt_tokens: float  # of the client's prompt
     thought_tokens: float  # so far; sent again, unless the engine closes the thought in place
@@ -93,10 +87,7 @@ class Finish:
 
 
 def finishing_cost(prices: Prices, finish: Finish) -> TokenCost:
-    """Expected cost of the stop itself: for a native one, the answer.
-
-    Raw and prefill send prompt, thought and closing again, and discard what the original generated meanwhile.
-    """
+    """Expected cost of a stop. Raw and prefill send prompt and thought again; a native one costs the answer alone."""
     if finish.method == "native":
         return cost_of(prices, completion_tokens=finish.answer_tokens)
     sent = finish.prompt_tokens + finish.thought_tokens + finish.closing_tokens
@@ -109,17 +100,15 @@ def finishing_cost(prices: Prices, finish: Finish) -> TokenCost:
 
 
 def closing_cost(prices: Prices, finish: Finish) -> TokenCost:
-    """The part of `finishing_cost` that a full run would not have: all but the answer."""
     return finishing_cost(prices, replace(finish, answer_tokens=0))
 
 
 def remaining_cost(prices: Prices, remaining_tokens: float) -> TokenCost:
-    """Expected cost of the run from here to its own end; its prompt has been paid for."""
     return cost_of(prices, completion_tokens=remaining_tokens)
 
 
 def not_worth_it(prices: Prices, finish: Finish, remaining_tokens: float) -> str | None:
-    """Why the stop should not be made, as a sentence; None: it costs no more than `remaining_tokens` more tokens."""
+    """Why the stop should not be made; None: it costs no more than `remaining_tokens` more tokens."""
     stop, go_on = finishing_cost(prices, finish).total_usd, remaining_cost(prices, remaining_tokens).total_usd
     if stop <= go_on:
         return None
@@ -159,8 +148,6 @@ MIN_LONGER = 5  # runs that thought longer, for an estimate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemainingTokens:
-    """Tokens that a run which is still thinking is expected to generate."""
-
     thought_tokens: float  # until it closes its thought by itself
     answer_tokens: float  # after that
     n: int  # full runs that thought longer
@@ -172,8 +159,6 @@ class RemainingTokens:
 
 @dataclass(slots=True)
 class RunLengths:
-    """Recent full runs of one route."""
-
     n: int = 0  # ever added
     mean_prompt_tokens: float = 0.0  # running mean over all
     _recent: deque[tuple[int, int]] = field(default_factory=deque)  # (thought, answer), oldest first
@@ -219,34 +204,30 @@ class HandOvers:
 
     @property
     def cached_share(self) -> float:
-        """Cached part of a prompt that is sent again, [0, 1]; 1 before the first measurement."""
+        """In [0, 1]; 1 before the first measurement."""
         return self._cached / self._prompts if self._prompts else 1.0
 
     @property
     def overlap_tokens(self) -> float:
-        """Mean tokens that an original still generates; 0 before the first measurement."""
         return self._overlap / self._n if self._n else 0.0
 
     def add_resent(self, prompt_tokens: int, cached_tokens: int) -> None:
-        """Add one call that sent a thought again: a probe or a continuation."""
         keep = 1 - 1 / self.memory
         self._prompts = keep * self._prompts + prompt_tokens
         self._cached = keep * self._cached + min(cached_tokens, prompt_tokens)
 
     def add_overlap(self, tokens: int) -> None:
-        """Add the tokens that the original generated between the stop and its cancellation."""
         keep = 1 - 1 / self.memory
         self._n = keep * self._n + 1
         self._overlap = keep * self._overlap + tokens
 
 
 def full_vote_tokens(drawn: Sequence[int], n_samples: int) -> float:
-    """Tokens of a vote over all `n_samples`, from the complete samples drawn."""
     return n_samples * sum(drawn) / len(drawn)
 
 
 def undrawn_tokens(request: Request, outcome: Outcome) -> float:
-    """Estimated tokens of the samples that a full vote did not draw because it was decided; 0 for all other runs."""
+    """Estimated tokens that a decided full vote did not draw; 0 for all other runs."""
     if outcome.usage is None or not _is_cut_short(request, outcome):
         return 0.0
     drawn = [step.tokens for step in outcome.steps]
@@ -254,10 +235,7 @@ def undrawn_tokens(request: Request, outcome: Outcome) -> float:
 
 
 def undrawn_factor(request: Request, outcome: Outcome) -> float:
-    """Ratio of the cost of a vote over all samples to that of a decided vote; 1 for other runs.
-
-    A cancelled sample counts as a complete one, so that savings are never overstated.
-    """
+    """Cost of all samples over that of a decided vote; 1 for other runs. A cancelled sample counts as complete."""
     if not _is_cut_short(request, outcome):
         return 1.0
     n_launched = sum(call.purpose == "sample" for call in outcome.calls)
@@ -265,7 +243,6 @@ def undrawn_factor(request: Request, outcome: Outcome) -> float:
 
 
 def _is_cut_short(request: Request, outcome: Outcome) -> bool:
-    """Did a full vote end before its last sample because it was decided, and not by a failure or at temperature 0?"""
     n_remaining = request.n_samples - len(outcome.steps)
     if request.kind != "samples" or outcome.stopped or n_remaining <= 0 or not outcome.vote or not outcome.steps:
         return False  # a run without steps was kept for its labels alone

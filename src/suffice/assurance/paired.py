@@ -1,10 +1,10 @@
 """Paired calls: the EM drop of an arm that cannot be replayed, from a second call for the same question.
 
-An audit delivers the full run and sends one more call, mostly with the arm, for Z = c_full - c_arm in {-1, 0, +1}, and
-sometimes in full, for the model's disagreement with itself (`Repeats`). Independent draws add noise of mean 0, which
-costs audits (`pairs_to_certify`) and not validity. Z <= D, so disagreement bounds the drop without labels. **Its excess
-over that of repeats does not**: a model that is right half of the time differs from itself on half of the questions,
-and as often from an arm that is never right. A drop against this very run (ASSURANCE.md §6.11) is not identified.
+An audit delivers the full run and calls the arm, for Z = c_full - c_arm in {-1, 0, +1}, or sometimes a second full run,
+for the model's disagreement with itself (`Repeats`). Independent draws add noise of mean 0, which costs audits
+(`pairs_to_certify`) and not validity. Z <= D, so disagreement bounds the drop without labels. **Its excess over that of
+repeats does not**: a model that is right half of the time differs from itself on half of the questions, and as often
+from an arm that is never right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BETS: Final = (0.04, 0.1, 0.25, 0.5, 0.8)
 
 
 def upper_drop(counts: Counts, *, delta: float) -> Floats:
-    """The smallest drop that the pairs of each arm refute at `delta`, at every look, shape (M,); 1: none."""
+    """The smallest drop that the pairs of each arm refute at `delta`, at every look, shape (M,); 1 if none."""
     if not 0 < delta < 1:
         raise ValueError(f"delta: got {delta}; above 0 and below 1")
     low, high = np.zeros(len(counts.same)), np.ones(len(counts.same))
@@ -59,21 +59,16 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeats:
-    """Pairs of two full runs of the same question."""
-
     n: int  # pairs
     n_disagree: int  # with different answers
 
     @property
     def disagreement(self) -> float:
-        """Rate of different answers; nan without pairs."""
         return self.n_disagree / self.n if self.n else float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedView:
-    """Paired calls of one arm beside the noise between full runs, for people."""
-
     n: int  # pairs
     drop: float  # mean of Z; nan without pairs
     drop_high: float  # smallest refuted drop, valid at every look
@@ -106,11 +101,10 @@ SPEEDS: Final = tuple(float(speed) for speed in np.geomspace(0.006, 0.9, 10))
 def lower_sequence(terms: Floats, *, floor: float, alpha: float) -> Floats:
     """Lower bounds for the mean of 1, 2 … n terms, each at least -floor; the chance that any is too high is alpha.
 
-    The mean is that of the terms' conditional expectations so far, so it may drift, and terms may depend on earlier
-    ones. It must lie in [0, 1]. Empirical Bernstein: with y = (term - centre) / (1 + floor) at least -1, and the centre
-    a shrunken mean of earlier terms, exp(speed y - psi(speed) y^2) <= 1 + speed y for psi(s) = -log(1 - s) - s (Fan,
-    Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is inverted by bisection. Raise ValueError for a term below
-    -floor or one that is not finite.
+    Covers the mean of the terms' conditional expectations so far, which must lie in [0, 1]. Empirical Bernstein: with y
+    = (term - centre) / (1 + floor) >= -1, the centre a shrunken mean of earlier terms, and psi(s) = -log(1 - s) - s,
+    exp(speed y - psi(speed) y^2) <= 1 + speed y (Fan, Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is
+    inverted by bisection. Raise ValueError for a term below -floor or one that is not finite.
     """
     _check(terms, floor, alpha)
     n = np.arange(1, len(terms) + 1)
@@ -120,7 +114,6 @@ def lower_sequence(terms: Floats, *, floor: float, alpha: float) -> Floats:
 
 
 def lower_bound(terms: Floats, *, floor: float, alpha: float) -> float:
-    """The last of `lower_sequence`; 0 without terms."""
     _check(terms, floor, alpha)
     if not len(terms):
         return 0.0

@@ -27,8 +27,6 @@ Match = Callable[[str | None, str], bool]
 
 
 class SequencedLabel(Protocol):
-    """One piece of feedback; a higher `seq` replaces a lower one."""
-
     @property
     def seq(self) -> int: ...
 
@@ -46,8 +44,6 @@ class LabelledEpisode(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNumbers:
-    """The numbers of one governed request that a report needs."""
-
     group: str  # the question: its runs are dependent
     full: bool
     enforce: bool
@@ -72,17 +68,13 @@ class RunNumbers:
 
     @property
     def would_save_usd(self) -> float | None:
-        """Money that the shadow stop saves against a full run or full vote; None: unknown."""
         if self.cost_usd is None or self.would_cost_usd is None:
             return None
         return self.cost_usd + self.undrawn_usd - self.would_cost_usd
 
 
 def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The last feedback with a verdict or a reference answer; thumbs and ratings are neither.
-
-    A judge model's label counts only if there is no other, whatever their order.
-    """
+    """The last label with a verdict or a reference answer; one of a judge model only without any other."""
     ordered = sorted(labels, key=lambda label: label.seq)
     telling = [x.feedback for x in ordered if x.feedback.correct is not None or x.feedback.gold is not None]
     people = [feedback for feedback in telling if feedback.source != JUDGE]
@@ -90,10 +82,7 @@ def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
 
 
 def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
-    """Derive the numbers of one governed run; `match` is never called for a missing answer.
-
-    No policy can stop a repeated delivery, so its run counts as not stopped, and never as evidence.
-    """
+    """`match` is never called for a missing answer. A repeated delivery is not stopped, and is never evidence."""
     request, outcome = item.episode.request, item.episode.outcome
     full = (request.mode == "observe" or request.audit) and request.delivery == 1
     if request.delivery > 1:
@@ -135,7 +124,6 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
 
 
 def _would_spend(outcome: Outcome, delivered: int) -> int:
-    """Tokens with the shadow stop made: without the later steps, with the probes up to it."""
     stop = outcome.stop_step
     later = 0 if stop is None else sum(step.tokens for step in outcome.steps if step.index > stop)
     probes = sum(step.probe_tokens for step in outcome.steps if stop is None or step.index <= stop)
@@ -143,7 +131,6 @@ def _would_spend(outcome: Outcome, delivered: int) -> int:
 
 
 def _is_right(answer: str | None, label: Feedback, match: Match) -> bool:
-    """Whether the delivered answer is right; no answer is wrong."""
     if label.correct is not None:
         return label.correct
     return answer is not None and label.gold is not None and match(answer, label.gold)
@@ -222,7 +209,7 @@ class Tally(msgspec.Struct, kw_only=True):
         self.n_asked += 1
 
     def add(self, request: Request, outcome: Outcome, run: RunNumbers | None) -> None:
-        """Add a request that has ended; `run` is None if it passed through."""
+        """`run` is None if the request passed through."""
         _count(self.ends, outcome.end_reason)
         for place in outcome.degraded:
             _count(self.degraded, place)
@@ -248,12 +235,10 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_spent(run)
 
     def relabel(self, before: RunNumbers, after: RunNumbers) -> None:
-        """Replace the marks of one governed run after a label changed."""
         self._add_marks(before, sign=-1)
         self._add_marks(after)
 
     def add_unkept(self, cell: UnloggedRequests) -> None:
-        """Add requests without rows to the sums that need none."""
         self.n_asked += cell.n
         for end, n in cell.ends:
             _count(self.ends, end, n)

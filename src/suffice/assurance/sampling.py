@@ -1,13 +1,9 @@
 """Which requests leave rows in the log, how many requests each row stands for, and the sample-ratio test.
 
-Always kept: runs in full, which are the evidence; runs with an arm of an experiment or a rollout; runs that failed or
-failed open; and all rows that are no requests. Of other live runs a random sample is kept, and the gateway counts ends,
-tokens and money of the rest (`store.rows.records`).
-
-The draw is made before the first step, by declared class alone, and is independent for each turn of a conversation,
-because the test of audit assignments needs independent requests. The rate comes from earlier requests and is written
-into the row. Each kept run stands for 1/rate runs, so weighted sums are unbiased under changing rates (Horvitz and
-Thompson 1952, JASA 47(260)).
+Always kept: runs in full, which are the evidence; runs with an arm of an experiment or a rollout; and failures. Other
+live runs are sampled before the first step, by declared class alone, independently for each turn of a conversation, and
+the gateway counts the rest (`store.rows.records`). The rate comes from earlier requests and is written into the row, so
+weights of 1/rate give unbiased sums under changing rates (Horvitz and Thompson 1952, JASA 47(260)).
 """
 
 from __future__ import annotations
@@ -46,14 +42,13 @@ def p_kept(request: Request, outcome: Outcome) -> float:
 
 
 def weight_of(request: Request, outcome: Outcome) -> float:
-    """How many requests a run with rows stands for, at least 1."""
     return 1.0 if is_certain(request) else 1 / p_kept(request, outcome)
 
 
 def lot_of(request: Request) -> tuple[bool, float] | None:
-    """The audit assignment and its probability among kept requests; None: the row was kept because of its end.
+    """The audit assignment and its probability among kept requests, of which audits are a larger share.
 
-    All audits are kept and only a sample of the others, so audits are more frequent among rows than they were drawn.
+    None: the row was kept because of its end.
     """
     if request.kept_by == "end":
         return None
@@ -63,7 +58,6 @@ def lot_of(request: Request) -> tuple[bool, float] | None:
 
 
 def _rate(request: Request) -> float:
-    """The rate at which such a request is kept if it is no audit."""
     whole = request.ungoverned is None and (request.mode != "enforce" or request.arms)
     return 1.0 if whole else request.keep_rate
 
@@ -105,13 +99,12 @@ class UnloggedRequests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """The rates at which live requests of one route are kept, each in (0, 1]."""
+    """Rates of kept live requests, each in (0, 1]."""
 
     other: float  # of classes not in `by_class`
     by_class: tuple[tuple[str, float], ...] = ()  # sorted by class
 
     def of(self, query_class: str) -> float:
-        """The rate of a class; "": of requests without one."""
         return dict(self.by_class).get(query_class, self.other)
 
 
@@ -125,8 +118,6 @@ def live_rate(sample_rate: float, audit_share: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stratum:
-    """Sums over kept live runs of one class."""
-
     query_class: str
     n_requests: float  # live, kept or not
     n_runs: float = 0.0  # kept, with known tokens
@@ -144,7 +135,7 @@ class Stratum:
 
     @property
     def label_variance(self) -> float:
-        """Variance of correctness per kept run: larger where fewer of them are labelled."""
+        """Per kept run: larger where fewer of them are labelled."""
         if not self.n_labelled:
             return 0.0
         right = min(1.0, self.n_right / self.n_labelled)
@@ -152,11 +143,10 @@ class Stratum:
 
 
 def allocate(strata: Sequence[Stratum], *, rate: float) -> Rates:
-    """Spread a rate over classes for the smallest variance of the overall EM and tokens (Neyman 1934).
+    """Spread a rate in (0, 1] over classes for the smallest variance of the overall EM and tokens (Neyman 1934).
 
-    A class is kept in proportion to its standard deviation; both measures have equal weight, each relative to its mean
-    over classes. Classes with few runs are shrunk to the mean. No class gets under a quarter of the rate or above 1;
-    the other classes make up the difference. The overall rate, in (0, 1], is met as far as these limits allow; rates
+    Rates are in proportion to standard deviations, with equal weight for both measures; classes with few runs are
+    shrunk to the mean. No class gets under a quarter of the rate or above 1; the others make up the difference. Rates
     have two digits.
     """
     if not 0 < rate <= 1:
@@ -176,14 +166,12 @@ def allocate(strata: Sequence[Stratum], *, rate: float) -> Rates:
 
 
 def moved(before: Rates, after: Rates, *, by: float) -> bool:
-    """Whether any rate changed by more than the fraction `by` of its old value."""
     names = {name for name, _ in (*before.by_class, *after.by_class)}
     pairs = [(before.other, after.other), *((before.of(name), after.of(name)) for name in names)]
     return any(abs(new - old) > by * old for old, new in pairs)
 
 
 def _spreads(known: Sequence[Stratum]) -> list[float]:
-    """The standard deviation of each class, relative to that of all."""
     variances = [_relative(known, [(one.token_variance, one.n_runs) for one in known])]
     if any(one.n_labelled for one in known):
         variances.append(_relative(known, [(one.label_variance, one.n_labelled) for one in known]))
@@ -201,7 +189,6 @@ def _relative(known: Sequence[Stratum], variances: Sequence[tuple[float, float]]
 
 
 def _scale(spreads: Sequence[float], n: Sequence[float], *, rate: float, least: float) -> float:
-    """The factor of the spreads with which the overall rate is `rate` within the limits, by bisection."""
     wanted = rate * sum(n)
     low, high = 0.0, 1 / min(spread for spread in spreads if spread > 0) if any(spreads) else 1.0
     for _ in range(60):
@@ -231,8 +218,6 @@ _DIGITS: Final = 9  # shares that agree to nine digits are one share: 1 - (1 - 0
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Requests and audits by the share at which they were drawn."""
-
     by_share: tuple[tuple[float, int, int], ...] = ()  # (share, requests, audits among them), shares rising
 
     def __add__(self, other: Draws) -> Draws:
@@ -244,10 +229,7 @@ class Draws:
 
 
 def count_draws(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
-    """Count audit draws, shape (n,), by share, from the logged P(this value of `audit`).
-
-    Raise ValueError for a probability outside (0, 1].
-    """
+    """Count audit draws, shape (n,), by share. Raise ValueError for a logged probability outside (0, 1]."""
     if not ((propensity > 0) & (propensity <= 1)).all():
         raise ValueError("propensity: need odds above 0 and at most 1 for every lot")
     shares, at = np.unique(np.round(np.where(audit, propensity, 1 - propensity), _DIGITS), return_inverse=True)
@@ -260,8 +242,8 @@ def log_sample_ratio(draws: Draws, *, weight: float = WEIGHT) -> float:
     """Natural logarithm of the e-value against "every audit was drawn at its logged share".
 
     For one share rho with k audits in n: B(a + k, b + n - k) / (B(a, b) rho^k (1 - rho)^(n - k)), a = weight rho, b =
-    weight (1 - rho); summed over shares. At a share of 0 or 1 a single exception is proof, and the result infinite. The
-    alternative is worth `weight` requests, above 0: the fewer, the further from the share it looks.
+    weight (1 - rho); summed over shares. At a share of 0 or 1 a single exception makes it infinite. `weight`, above 0,
+    is in requests: a smaller one looks further from the share.
     """
     return sum((_log_e(share, n, n_audits, weight) for share, n, n_audits in draws.by_share), 0.0)
 

@@ -1,10 +1,8 @@
 """Tests whether people rate stopped answers lower than full ones: paired by the audit draw, valid at every look.
 
-Exact Match can hold while answers get worse: shorter explanations, a colder tone. Audits are random and deliver the
-full answer, so the difference in ratings is the effect of stopping, as far as both are rated equally often. Each pair
-is a bet that audits are rated better; while they are not, the bets have no expected growth (Waudby-Smith and Ramdas
-2024, JRSS B 86(1), arXiv:2010.09686; Ville's inequality). A bound for means in [-1, 1], such as `bounds.mean_interval`,
-needs about four times the audits.
+Audits are random and deliver the full answer, so the difference in ratings is the effect of stopping, as far as both
+are rated equally often. Each pair is a bet that audits are rated better; while they are not, the bets have no expected
+growth (Waudby-Smith and Ramdas 2024, JRSS B 86(1), arXiv:2010.09686; Ville's inequality).
 """
 
 from __future__ import annotations
@@ -48,7 +46,6 @@ def satisfaction_of(feedback: Feedback) -> float | None:
 
 
 def by_people(feedback: Feedback) -> float | None:
-    """`satisfaction_of`, without judge models."""
     return None if feedback.source == JUDGE else satisfaction_of(feedback)
 
 
@@ -83,16 +80,11 @@ class _Mean:
 
 @dataclass(slots=True)
 class RatingPairs:
-    """Pair audits with the stopped runs between them, in order."""
-
     _audits: _Mean = field(default_factory=_Mean)  # without a partner yet
     _partners: _Mean = field(default_factory=_Mean)  # stopped runs since the last pair
 
     def add(self, value: float, *, audit: bool, weight: float = 1.0) -> tuple[float, float] | None:
-        """Add the next run and return the pair that it completes, as (audits minus partners, weight), or None.
-
-        weight  above 0: the inverse of the sampling probability of the rating
-        """
+        """Add a run; return the pair that it completes, as (audits minus partners, weight), or None."""
         (self._audits if audit else self._partners).add(value, weight)
         audits, partners = self._audits.mean, self._partners.mean
         if not audit or audits is None or partners is None:
@@ -106,9 +98,8 @@ class RatingPairs:
 class SatisfactionTest:
     """Test whether stopped runs are rated worse than audits and below the floor, one rating at a time.
 
-    A floor alone cannot distinguish stopping from harder questions, so the drop must be proven, too. Where stopping has
-    no effect, a move is ever requested with probability of at most `delta`. Use a new test after a move. Raise
-    ValueError for parameters out of range.
+    Without an effect of stopping, a move is ever requested with probability of at most `delta`. Use a new test after a
+    move. Raise ValueError for parameters out of range.
     """
 
     min_satisfaction: float  # as in the settings: a fraction up to 1, or a rating in (1, 5]
@@ -131,12 +122,11 @@ class SatisfactionTest:
 
     @property
     def floor(self) -> float:
-        """`min_satisfaction` as a fraction."""
         given = self.min_satisfaction
         return given if given <= 1 else (given - 1) / 4
 
     def add(self, rated: RatedRun) -> None:
-        """Add the next rating. Raise ValueError unless it is in [0, 1]."""
+        """Raise ValueError unless the rating is in [0, 1]."""
         if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):
             raise ValueError(f"satisfaction: got {rated.satisfaction}; a fraction from 0 to 1")
         if not rated.audit:
@@ -215,8 +205,6 @@ class RunFeedback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SatisfactionEffect:
-    """One measure on one route, or on one class or version of it. None: nothing to measure."""
-
     measure: str
     better: Literal["higher", "lower"]
     query_class: str | None  # None: all classes
@@ -266,8 +254,6 @@ def estimate_satisfaction(
 
 
 class _Value(NamedTuple):
-    """The mean value of one run, conversation or user."""
-
     value: float
     weight: float
 
@@ -275,8 +261,8 @@ class _Value(NamedTuple):
 def _values(runs: Sequence[RunFeedback], measure: Measure, most_weight: float) -> tuple[dict[int, _Value], int]:
     """Return the values by place of their run, and the number of labels set aside.
 
-    The last label of each source counts; a capped source counts for a share of the runs, at least one; the rest is
-    averaged. A conversation or a user counts once, at its first run.
+    The last label of each source counts; a capped source counts for at most a share of the runs. A conversation or a
+    user counts once, at its first run.
     """
     last: dict[tuple[int, str], tuple[FeedbackValue, float]] = {}
     place_of: dict[str, int] = {}
@@ -316,7 +302,7 @@ class _Estimator:
     def effect_in(
         self, members: Sequence[tuple[int, RunFeedback]], query_class: str | None, version: str | None
     ) -> SatisfactionEffect:
-        """Estimate one group; a run without feedback gets the measure's `silent` value or is left out."""
+        """A run without feedback gets the measure's `silent` value or is left out."""
         silent = self._measure.silent
         values = [
             (run, self._values.get(place) or (None if silent is None else _Value(silent, run.stands_for)))
@@ -376,7 +362,6 @@ class _Estimator:
         )
 
     def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
-        """A warning if audits and stopped runs are provably not rated equally often."""
         drops = np.array([drop for drop, _ in _paired([(audit, float(voted), 1.0) for audit, voted in heard])])
         between = mean_between(watch(drops, low=-1.0), self._confidence, low=-1.0)
         if between.low <= 0 <= between.high:
@@ -390,7 +375,6 @@ class _Estimator:
 
 
 def _paired(runs: Iterable[tuple[bool, float, float]]) -> list[tuple[float, float]]:
-    """The pairs of (audit, value, weight) runs, in order."""
     pairing = RatingPairs()
     made = (pairing.add(value, audit=audit, weight=weight) for audit, value, weight in runs)
     return [pair for pair in made if pair is not None]

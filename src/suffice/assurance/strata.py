@@ -1,8 +1,7 @@
 """Compares runs class by class, and guards each class: a pooled mean may contradict every class (Simpson's paradox).
 
-Audits are compared with themselves, so their pooled drop is a weighted mean of those of the classes, though gains can
-hide harm (`ClassGuards`). Stopped against full runs, or two arms, need standardising to one mix of classes.
-`post_stratify` weights earlier audits to the present mix.
+Stopped against full runs, or two arms, need standardising to one mix of classes; audits, compared with themselves, need
+`post_stratify` to the present mix and `ClassGuards` where gains hide harm.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ class Cell:
 
     @property
     def drop(self) -> float | None:
-        """EM(full) - EM(stopping); None: one side has no runs."""
         if not self.n_full or not self.n_stopping:
             return None
         return self.n_full_right / self.n_full - self.n_stopping_right / self.n_stopping
@@ -50,8 +48,6 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandardisedDrop:
-    """The pooled and the standardised comparison; trust the latter."""
-
     pooled_drop: float | None  # over all runs
     standardised_drop: float | None  # drops of classes, weighted by their runs; None: unknown for a class
     harmed: tuple[str, ...]  # known classes that lose more than the margin
@@ -59,16 +55,12 @@ class StandardisedDrop:
 
     @property
     def misleading(self) -> bool:
-        """True if the pooled drop is at most 0 and the standardised one above 0."""
         pooled, true = self.pooled_drop, self.standardised_drop
         return pooled is not None and true is not None and pooled <= 0 < true
 
 
 def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> StandardisedDrop:
-    """Compare both sides pooled, and standardised to the class mix of all runs.
-
-    A class counts as harmed above a drop of `margin`; these are point estimates without intervals.
-    """
+    """A class counts as harmed above a drop of `margin`; these are point estimates without intervals."""
     sums = {name: sum(getattr(cell, name) for cell in cells) for name in _CELL_COUNTS}
     everything = Cell(query_class="", **sums)
     filled = [cell for cell in cells if cell.n]
@@ -95,8 +87,6 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostStratifiedDrop:
-    """The drop for a mix of classes, from audits of another mix."""
-
     drop: float  # fraction, over the classes with audits
     low: float  # lower confidence bound of the drop, at least 0
     unseen: float  # part of the mix in classes without audits, [0, 1]; at 1 the drop is unknown and given as 0
@@ -113,9 +103,9 @@ def post_stratify(
     """Estimate the drop of recent traffic from audits and from the class mix of that traffic.
 
     Drops of classes are weighted with their shares of the mix (Holt and Smith 1979, JRSS A 142(1)). Classes with fewer
-    than MIN_STRATUM audits form one class. Classes without audits are assumed to be like the others; `unseen` is their
-    share. The bound is the gamma interval of Fay and Feuer (1997, Statistics in Medicine 16, 791-801) with the variance
-    of losses and gains, its quantile by Wilson and Hilferty (1931). It holds for one look and known weights.
+    than MIN_STRATUM audits form one class; those without any are assumed to be like the others. The bound is the gamma
+    interval of Fay and Feuer (1997, Statistics in Medicine 16, 791-801), its quantile by Wilson and Hilferty (1931),
+    for one look and known weights.
 
     mix         weight of each class in recent traffic, at least 0; need not sum to 1
     confidence  of the one-sided bound, in (0.5, 1)
@@ -175,7 +165,6 @@ class ClassGuards:
         self._classes: dict[str, _Guard] = {}
 
     def level(self, query_class: str, pooled: int) -> int:
-        """The level of this class while the pooled certificate allows `pooled`."""
         return self._below(pooled, self.steps_down(query_class))
 
     def steps_down(self, query_class: str) -> int:
@@ -184,10 +173,10 @@ class ClassGuards:
         return 0 if guard is None else guard.steps_down
 
     def add(self, query_class: str, z: NDArray[np.int8], pooled: int) -> bool:
-        """Add one audit of a class and return True if the class moves down.
+        """Add one audit; True: the class moves down.
 
         z       EM drop at each level, -1, 0 or +1, shape (M,)
-        pooled  level that the certificate allowed when it was drawn
+        pooled  level that the certificate allowed at the draw
         """
         if z.shape != (self._n_levels,) or not 0 <= pooled < self._n_levels:
             raise ValueError(f"need z at {self._n_levels} levels and pooled among them; got {z.shape} {pooled=}")
@@ -210,14 +199,13 @@ class ClassGuards:
         return alarm
 
     def judge_anew(self, query_class: str, z: NDArray[np.int8]) -> None:
-        """Replace the audits since the last move of a held class by their Z at another version's levels, (n, M)."""
+        """Replace the audits since the last move of a held class by Z of another version, shape (n, M)."""
         self._classes[query_class].since = count_outcomes(z)
 
     def _below(self, pooled: int, steps_down: int) -> int:
         return max(0, pooled - steps_down * ceil(self._n_levels / STEPS))
 
     def _step(self, guard: _Guard, by: int) -> None:
-        """Move, and discard the evidence from before."""
         guard.steps_down = min(STEPS, guard.steps_down + by)
         guard.detector.reset()
         guard.since = count_outcomes(np.zeros((0, self._n_levels), dtype=np.int8))

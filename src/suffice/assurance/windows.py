@@ -1,9 +1,8 @@
 """Windows: stretches of requests with a fixed start, whose audits a certificate counts.
 
-Inside a window every request was audited with probability rho >= c, the window's *share*. An audit drawn at rho bets
-with weight c/rho, so that each request counts alike (VALIDITY, theorem). A share below c closes the window. A share of
-twice c or more opens another window, whose audits count in full. The choice of window depends on the number of audits
-and never on their outcomes, so one window is consulted at any moment and its claim has all of delta.
+In a window every request was audited with probability rho >= c, its *share*; an audit has weight c/rho, so that each
+request counts alike (VALIDITY, theorem). A share below c closes the window; one of twice c or more opens another. The
+choice of window depends on the draws and never on outcomes, so its claim has all of delta.
 """
 
 from __future__ import annotations
@@ -46,22 +45,18 @@ class Window:
         return (at >= self.start) & (at < self.end)
 
     def n_audits(self, at: Floats, share: Floats) -> float:
-        """Weighted audits inside, from the request number and share of each audit, shape (n,)."""
         return float(self.weights(share[self.holds(at)]).sum())
 
     def weights(self, share: Floats) -> Floats:
-        """Weight c/rho, at most 1, of audits drawn at these shares, shape (n,)."""
+        """c/rho, at most 1, of audits drawn at these shares, shape (n,)."""
         return np.minimum(1.0, self.share / share)
 
 
 @dataclass(slots=True)
 class Windows:
-    """All windows of an epoch, by start."""
-
     known: list[Window] = field(default_factory=list)
 
     def plain(self) -> tuple[tuple[float, float, float | None], ...]:
-        """As written to the log; see `read_windows`."""
         return tuple((one.start, one.share, None if one.end == inf else one.end) for one in self.known)
 
     @property
@@ -72,8 +67,7 @@ class Windows:
     def note(self, at: float, share: float) -> None:
         """From request `at` on, requests are audited with at least this probability, until the next call.
 
-        Call it for each request, or at each change of the share. A share of 0 closes all windows. Raise ValueError for
-        a share outside [0, 1].
+        A share of 0 closes all windows. Raise ValueError for a share outside [0, 1].
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share: got {share}; at least 0 and at most 1")
@@ -89,15 +83,15 @@ class Windows:
         self.known = self.known[-MOST_WINDOWS:]
 
     def lower(self, at: float, share: float) -> None:
-        """From request `at` on, requests may be audited with as low a probability as this; ignores a rise."""
+        """As `note`, but ignores a rise."""
         if share < self.lowest_share:
             self.note(at, share)
 
     def chosen(self, at: Floats, share: Floats, *, wanted: int) -> Window | None:
         """The newest window with `wanted` weighted audits, else the one with the most; None without windows.
 
-        A window with more than STRETCH times `wanted` audits is cut to a later start, on an even grid, so that a
-        long-running route forgets. Depends on the draws alone.
+        One with more than STRETCH times `wanted` is cut to a later start on an even grid, so that a long-running route
+        forgets.
         """
         best, most = None, -1.0
         for base in reversed(self.known):
@@ -113,7 +107,6 @@ class Windows:
 
 
 def _moved_up(base: Window, began: Floats, weight: Floats, wanted: int) -> Window:
-    """Move to the latest start on the grid that leaves STRETCH times `wanted` audits."""
     order = np.argsort(-began, kind="stable")
     latest = began[order][int(np.searchsorted(np.cumsum(weight[order]), STRETCH * wanted - SAME_SHARE))]
     step = wanted / (STARTS * base.share)
@@ -121,7 +114,7 @@ def _moved_up(base: Window, began: Floats, weight: Floats, wanted: int) -> Windo
 
 
 def longest_use(wanted: int, share: float) -> float:
-    """The most requests during which one window is consulted: until the next has its audits at the usual share."""
+    """The most requests during which one window is used: until the next has its audits at the usual share."""
     return wanted / share if share else inf
 
 
@@ -137,5 +130,4 @@ def restart_share(n_requests: float, longest: float) -> float:
 
 
 def read_windows(written: Sequence[tuple[float, float, float | None]]) -> Windows:
-    """Read the (start, share, end) of windows from the log; an end of None is open."""
     return Windows([Window(start=start, share=share, end=inf if end is None else end) for start, share, end in written])

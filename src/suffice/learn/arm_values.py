@@ -1,13 +1,12 @@
 """Evidence about arms, their values, and the odds with which they are drawn.
 
-An audit delivers the full answer and calls one arm beside it. It counts once its label is due, whether it disagrees or
-not; unlabelled it counts as lost where it disagrees. Proofs use trusted sources alone; guesses use others, too, with a
-cap on each key (`assurance.labels`). The latest `window` audits of a class and arm count; an alarm discards the class.
+An audit delivers the full answer and calls one arm beside it. Proofs use trusted labels alone; guesses use others, too,
+with a cap on each key (`assurance.labels`).
 
     value = -(EM drop) - price x (tokens / tokens of a mean full run) - latency price x seconds
 
 Dual ascent on audits finds the price at which the EM budget holds, within the owner's bounds. All odds are tables that
-are computed before the draw, so the logged propensity is exact; Thompson sampling has only estimates of its odds.
+are computed before the draw, so the logged propensity is exact, unlike with Thompson sampling.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class ShadowAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowAudits:
-    """Audits that count now, oldest first, with the loss of each: -1, 0 or +1."""
+    """Audits that count now, oldest first, and their losses: -1, 0 or +1."""
 
     audits: Sequence[ShadowAudit]
     proved: Sequence[int]  # by trusted labels; a disagreement without one is lost
@@ -51,10 +50,7 @@ class ShadowAudits:
 
 
 class ShadowLog:
-    """The latest `window` audits of each class and arm, in order, with their labels.
-
-    One untrusted key may label at most `key_cap` of the disagreeing audits, [0, 1].
-    """
+    """The latest `window` audits of each class and arm; an untrusted key labels at most `key_cap` of differing ones."""
 
     def __init__(self, n_arms: int, *, window: int, key_cap: float) -> None:
         self._n_arms, self._window, self._key_cap = n_arms, window, key_cap
@@ -89,13 +85,11 @@ class ShadowLog:
         return True
 
     def forget(self, query_class: str, *, from_arm: int = 0) -> None:
-        """Drop the audits of a class, or of its arms from one on, after a change of regime."""
         for cell in [cell for cell in self._cells if cell[0] == query_class and cell[1] >= from_arm]:
             for audit_id in self._cells.pop(cell):
                 self._drop(audit_id)
 
     def evidence(self, now_s: float) -> ShadowAudits:
-        """Return the audits that count now, and drop those outside the windows."""
         for cell in self._cells.values():
             for _ in range(self._n_due(cell, now_s) - self._window):
                 self._drop(cell.popleft())
@@ -108,7 +102,6 @@ class ShadowLog:
         )
 
     def n_waiting(self, query_class: str, now_s: float) -> list[int]:
-        """Audits of each arm of a class that do not count yet, shape (K,)."""
         n = [0] * self._n_arms
         for (name, arm), cell in self._cells.items():
             if name == query_class:
@@ -140,7 +133,6 @@ class ShadowLog:
 
 
 def count_losses(evidence: ShadowAudits, classes: Sequence[str], n_arms: int) -> list[Counts]:
-    """Counts of proved losses of each arm, shape (K,), for each class."""
     tables = {name: [[0] * n_arms for _ in range(3)] for name in classes}
     for audit, loss in zip(evidence.audits, evidence.proved, strict=True):
         tables[audit.query_class][loss + 1][audit.arm] += 1
@@ -172,8 +164,8 @@ class PriceBounds:
 def next_price(price: float, z: int, *, max_em_drop: float, bounds: PriceBounds) -> float:
     """The price after an audit of the active arm with EM drop z: log price += STEP x (epsilon - z), within its bounds.
 
-    Exponentiated gradient on the dual. Over N audits in which the price stayed inside its bounds, the mean of z is
-    epsilon + (log first price - log last price) / (STEP x N), for any sequence of audits.
+    Exponentiated gradient on the dual. Over N audits inside the bounds, the mean of z is epsilon + (log first price -
+    log last price) / (STEP x N), for any sequence.
     """
     if not 0 < max_em_drop < 1:
         raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
@@ -222,7 +214,6 @@ def weigh_by_inverse_gap(
 
 
 def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
-    """Odds of each arm in proportion to its promise, with a floor for each positive one, shape (K,)."""
     size = np.array(promise, dtype=np.float64)
     if (size < 0).any() or not size.sum() > 0:
         raise ValueError(f"promise: got {list(promise)}; at least 0, one of them above")
@@ -233,7 +224,7 @@ def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ..
 
 
 def pick_arm(odds: Sequence[float], point: float) -> int:
-    """The arm at a point in [0, 1) of the cumulated odds; never one with odds of 0."""
+    """Never an arm with odds of 0; `point` is in [0, 1)."""
     if not 0 <= point < 1:
         raise ValueError(f"point: got {point}; in [0, 1)")
     edges = np.cumsum(odds)
@@ -247,8 +238,6 @@ CLASS_AUDITS: Final = 30.0  # weight of the arm's mean against the class's audit
 
 
 class Costs:
-    """Means of tokens and seconds by class and arm, with a half-life in observations."""
-
     def __init__(self, arms: Sequence[TunedArm], n_classes: int, *, half_life: float) -> None:
         self._keep = 0.5 ** (1 / half_life)
         self._expected = np.array([arm.expected_share / arms[0].expected_share for arm in arms])
@@ -271,18 +260,17 @@ class Costs:
         return float(self._weight[query_class].sum())
 
     def class_share(self, query_class: int) -> float:
-        """Observed share of a class in all requests; equal shares before any."""
         total = self._seen.sum()
         return float(self._seen[query_class] / total) if total else 1 / len(self._seen)
 
     @property
     def full_tokens(self) -> float:
-        """Tokens of a mean full run over all classes; 1 before any."""
+        """Over all classes; 1 before any."""
         weight = self._weight[:, 0].sum()
         return float(self._sums[0, :, 0].sum() / weight) if weight else 1.0
 
     def shares(self) -> Floats:
-        """Expected tokens of each class and arm over those of a mean full run, shape (C, K)."""
+        """Expected tokens over those of a mean full run, shape (C, K)."""
         of_class = self._mean(0)[:, :1] / self.full_tokens
         guess = np.where(self._weight[:, :1] > 0, of_class, 1.0) * self._expected
         return np.where(self._weight > 0, self._mean(0) / self.full_tokens, guess)
@@ -298,7 +286,6 @@ class Costs:
         return {"weight": self._weight.tolist(), "sums": self._sums.tolist(), "seen": self._seen.tolist()}
 
     def restore(self, plain: dict[str, Any]) -> None:
-        """Raise ValueError for another shape."""
         weight, sums = np.array(plain["weight"]), np.array(plain["sums"])
         if weight.shape != self._weight.shape or sums.shape != self._sums.shape:
             raise ValueError(f"costs: got shape {weight.shape}; {self._weight.shape}")
@@ -326,8 +313,6 @@ FLIPS_PRIOR: Final = 10.0  # prior audits without a gain
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ArmPotential:
-    """The possible gain of each arm of a class and the audits that it still needs, shape (K,) each."""
-
     gain: Floats  # optimistic EM value per request over the active arm; 0: none
     needed: Floats  # further audits for its certificate
 
@@ -340,14 +325,10 @@ class ArmPotential:
 
     @property
     def lots(self) -> Floats:
-        """Weights of the arms in the draw of audits: value over audits, squared."""
         return np.asarray((self.wanted / (FEWEST + self.needed)) ** 2)
 
     def pays(self, *, n_requests: float, audit_cost: Floats) -> bool:
-        """Whether the evidence for some arm pays back PAYBACK times over the class's future requests.
-
-        `audit_cost` is the EM value that one audit of each arm costs above the request itself.
-        """
+        """Does the evidence for some arm pay back PAYBACK times? `audit_cost` is EM per audit, above the request."""
         left = np.maximum(0.0, n_requests - self.needed)
         return bool((self.wanted * left > PAYBACK * self.needed * audit_cost).any())
 
@@ -383,7 +364,7 @@ def estimate_potential(
 
 
 def weigh_audits(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
-    """Odds of the arm that an audit calls, shape (K,): a fixed part for the active arm, the rest by promise."""
+    """Odds of the arm that an audit calls, shape (K,): a fixed part for the active arm, the rest by potential."""
     lots = np.maximum(hopes.lots, LEAST_PROMISE)
     lots[0] = 0.0
     odds = np.array(weigh_promises(lots.tolist(), floor=SHADOW_FLOOR))
@@ -399,8 +380,6 @@ MOST_SAVED, MOST_WASTED = 2.0, 1.0  # in mean full runs: bounds to which the sav
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GainComparison:
-    """Two maps compared on the same audits: gain over full runs, in EM."""
-
     before: PolicyValue
     after: PolicyValue
     error: float  # standard error of the difference, for a single look; the intervals hold at every look
@@ -411,7 +390,6 @@ class GainComparison:
 
     @property
     def is_worse(self) -> bool:
-        """True if the change is worse by a standard error now, or by the intervals."""
         return self.value < -self.error or self.after.high < self.before.low
 
 
@@ -425,7 +403,7 @@ def compare_gain(
     full_tokens: float,
     confidence: float,
 ) -> GainComparison:
-    """Estimate both maps on at least one audit, with a full run's tokens worth `price` of EM."""
+    """Needs at least one audit; a full run's tokens are worth `price` of EM."""
     logs = [_logged(evidence, arms, n_arms=n_arms, price=price, full_tokens=full_tokens) for arms in (before, after)]
     terms = [compute_dr_terms(logged, target) for logged, target in logs]
     old, new = (estimate_value(logged, target, confidence=confidence) for logged, target in logs)
@@ -436,7 +414,7 @@ def compare_gain(
 def _logged(
     evidence: ShadowAudits, arms: Mapping[str, int], *, n_arms: int, price: float, full_tokens: float
 ) -> tuple[LoggedDraws, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
-    """The audits as draws, and the map's odds; where the map runs a class in full, its audits count as full runs."""
+    """Where the map runs a class in full, its audits count as full runs."""
     audits = evidence.audits
     names = sorted({audit.query_class for audit in audits})
     wanted = np.array([arms[audit.query_class] for audit in audits])

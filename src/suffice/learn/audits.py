@@ -1,7 +1,4 @@
-"""Full runs as evidence: every checkpoint of every run, with the cost and loss of a stop there.
-
-Live audits, recorded traces and simulations share this columnar record, so the same code judges all three.
-"""
+"""Full runs as evidence, in one columnar record for live audits, recorded traces and simulations."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ class RaggedRuns:
         return inner
 
     def rows_of(self, which: Ints) -> tuple[Ints, Ints]:
-        """Return the starts of the selected runs, shape (n + 1,), and their rows here; runs may repeat."""
+        """The starts of the selected runs, shape (n + 1,), and their rows here; runs may repeat."""
         sizes = self.n_steps[which]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         return starts, np.repeat(self.starts[which] - starts[:-1], sizes) + np.arange(starts[-1])
@@ -53,8 +50,7 @@ class RaggedRuns:
 def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
     """Row where each run's risk, shape (T,), first is at or below each level, else its last row, shape (M, N).
 
-    A nan is unknown and never stops. The running minimum falls, so a level's first passage is the number of rows whose
-    running minimum is above it: one comparison for each row and level.
+    A nan never stops. The running minimum falls, so counting its values above a level finds the row.
     """
     sizes, n_runs = np.diff(starts), len(starts) - 1
     padded = np.full((int(sizes.max(initial=1)), n_runs), np.inf)  # (steps, N)
@@ -69,8 +65,6 @@ def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AuditRuns(RaggedRuns):
-    """N full runs with T checkpoints; the last row of a run is its end."""
-
     x: Floats  # (T, P): features, see `signals.features`
     starts: Ints  # (N + 1,)
     z: Small  # (T,): EM drop of a stop after the row, -1, 0 or +1; valid once labelled
@@ -90,7 +84,6 @@ class AuditRuns(RaggedRuns):
         return len(self.full)
 
     def take(self, which: Ints) -> AuditRuns:
-        """The runs of these numbers, in the given order."""
         starts, rows = self.rows_of(which)
         return AuditRuns(
             starts=starts,
@@ -104,7 +97,6 @@ _BY_RUN = ("full", "fold", "at", "share", "label_at", "query_class", "abandoned"
 
 
 def concatenate_audits(parts: Sequence[AuditRuns]) -> AuditRuns:
-    """Join batches in order. Raise ValueError without batches."""
     if not parts:
         raise ValueError("audits: needs at least one batch")
     if len(parts) == 1:

@@ -36,7 +36,6 @@ class IntegratorState:
 
     @property
     def level(self) -> int:
-        """The level to deploy: theta, rounded down."""
         return floor(self.theta)
 
 
@@ -79,16 +78,13 @@ def start_budget(level: int) -> IntegratorState:
 
 
 def kept_between(state: IntegratorState, *, certified: int, affordable: int) -> IntegratorState:
-    """Clip theta to the two levels, or to the certified one where they cross, and record the move."""
+    """Clip theta to the two levels (the certified one where they cross), and record the move."""
     theta = max(min(state.theta, float(affordable)), float(certified))
     return replace(state, theta=theta, clipped=state.clipped + theta - state.theta)
 
 
 def affordable_level(counts: Counts, *, max_em_drop: float) -> int:
-    """The last level of the unbroken run from level 0 whose mean drop in the window is within the budget.
-
-    A point estimate without a bound; it stops theta from rising where the window already shows harm.
-    """
+    """The last of the unbroken run of levels with a mean drop within the budget: a point estimate that bounds theta."""
     within = counts.drop[1:] <= max_em_drop  # nan, without audits, is False
     beyond = np.flatnonzero(~within)
     return int(beyond[0]) if len(beyond) else max(0, len(counts.same) - 1)
@@ -151,7 +147,7 @@ class Spender:
         self.state = _RULE.labelled(self.state, z=z)
 
     def place(self, counts: Counts, *, certified: int, max_em_drop: float) -> int:
-        """Return the level to deploy until the next call; 0: nothing is certified."""
+        """The level until the next call; 0: nothing is certified."""
         self.floor = certified
         self.affordable = affordable_level(counts, max_em_drop=max_em_drop) if certified else 0
         if self.state is None:

@@ -65,11 +65,7 @@ class Plan:
 
 
 def full_runs(max_em_drop: float, horizon: float) -> int:
-    """Requests that run in full at the start of an epoch: 24 over the budget, at most BURST_PART of the horizon.
-
-    A full run costs the saving of its stop wherever the audits are placed, so early audits let all later requests
-    profit.
-    """
+    """Requests that run in full at the start of an epoch, early so that all later ones profit from the evidence."""
     return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
 
 
@@ -79,7 +75,7 @@ class PendingAudits:
     share: Floats  # (K,): P(audit) at the draw
 
     def lost(self, n_levels: int) -> Small:
-        """Z of each at each level, shape (K, M): lost at every level but 0."""
+        """Z, shape (K, M): lost at every level but 0."""
         z = np.ones((len(self.at), n_levels), dtype=np.int8)
         z[:, :1] = 0
         return z
@@ -118,14 +114,11 @@ class Certificate:
 
     @property
     def n_pending(self) -> int:
-        """Audits that count as lost because they have not returned."""
         return len(self.z) - int(self.inside.sum())
 
 
 @dataclass(slots=True, eq=False)
 class _Judged:
-    """Outcomes of the epoch's audits at the levels of one version."""
-
     z: Small  # (N, M)
     d: Bools  # (N, M)
     saved: Floats  # (N, M): tokens
@@ -216,7 +209,6 @@ class Certifier:
 
     @property
     def windows(self) -> Windows:
-        """The windows of this epoch; the caller that draws audits updates them."""
         return self._epoch.windows
 
     @property
@@ -247,11 +239,10 @@ class Certifier:
         return self.run_timeout + self.plan.label_timeout
 
     def returned(self, durations: Iterable[float]) -> None:
-        """Add the durations of returned audits, in the unit of `AuditRuns.at`."""
+        """In the unit of `AuditRuns.at`."""
         self._durations.extend(durations)
 
     def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
-        """Check one batch of early signals of all traffic, shape (n, F), for drift."""
         if not self.plan.watches_signals:
             return ()
         if self._cusum is None:
@@ -272,7 +263,6 @@ class Certifier:
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
-        """Refit if due, certify and watch; return the changes."""
         self.now = now
         epoch, changes = self._epoch, list[CertifierDecision]()
         if self.in_burst or epoch.runs is None:
@@ -310,7 +300,6 @@ class Certifier:
         return CertifierDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
 
     def _refit(self) -> list[CertifierDecision]:
-        """Refit; the new version serves if its certified level saves more on the window."""
         epoch, plan = self._epoch, self.plan
         self._forget_old()
         served = self.fit(
@@ -332,7 +321,6 @@ class Certifier:
         return [self._change("refit", f"fitted on {len(self._runs):,} audits")]
 
     def _forget_old(self) -> None:
-        """Drop audits that neither a fit nor a window will read again."""
         epoch, certificate, runs = self._epoch, self.certificate, self._runs
         most = max(MOST_AUDITS, 2 * self.plan.window)
         if len(runs) <= 2 * most:
@@ -350,8 +338,7 @@ class Certifier:
     def _certificate(self, judged: _Judged) -> Certificate:
         """The better of two claims: about all requests so far, or about those old enough to have returned.
 
-        The test holds at all times at once, so it may claim the window up to any earlier request, however that was
-        chosen. Both use one window, whose choice depends on draws and times alone.
+        The test holds at all times at once, so both are valid. Their one window is chosen by draws and times alone.
         """
         age = self.run_timeout if self.plan.label_free else self.label_age
         at = np.concatenate([self._runs.at, self.pending.at])
@@ -391,7 +378,6 @@ class Certifier:
         )
 
     def _saving(self, judged: _Judged) -> float:
-        """Tokens that the certified level saves on its window."""
         certificate = self._certificate(judged)
         return float(judged.saved[certificate.inside, certificate.level].sum())
 
@@ -414,7 +400,6 @@ class Certifier:
         return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {n} audits")]
 
     def _rebase(self) -> None:
-        """Compare audits with the reference of the active level; keep the evidence."""
         epoch = self._epoch
         reference = None if (epoch.served, self.level) == epoch.watched else self.reference
         if reference is None:
@@ -431,7 +416,6 @@ class Certifier:
         return self._epoch.runs
 
     def _watch(self) -> str | None:
-        """Add the new audits at the active level to the watch; return the alarm's reason or None."""
         epoch, plan, level = self._epoch, self.plan, self.level
         judged, runs, watch = epoch.judged, epoch.runs, epoch.watch
         if not plan.watches_outcomes or judged is None or runs is None or watch is None or not level:
@@ -459,7 +443,6 @@ def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Smal
 
 
 def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
-    """Which audits are old enough for a detector, and their Z; see `assurance.labels`."""
     timeout = run_timeout + plan.label_timeout
     return mature(_audits(z, d, runs, now), timeout=timeout, label_free=plan.label_free)
 

@@ -1,20 +1,15 @@
-"""Builds the rows that models are fitted on from episodes in the log.
-
-The observer of live traffic computes the features from the log. An outcome is known or unknown, never guessed; a
-stopped run does not show the full run's answer:
+"""Builds the rows that models are fitted on from episodes in the log. An outcome is known or unknown, never guessed:
 
     run                          rows up to the stop    later rows    the full run's answer
     full by design               known                  known         known
     live, not stopped            known                  none          known
     live, stopped                known                  hidden        hidden
 
-"Full by design" is everything in `observe`, and audits in `enforce`. A labelled stopped run shows P(right | stop now)
-and nothing else. Whether its stop was as good as the full run is known only where its answer was right, which would
-teach that all stops are good, so such rows are left out of stop models.
-
-Full runs are weighted by 1/P(seen in full) (Horvitz and Thompson 1952, JASA 47; complete cases by inverse probability:
-Seaman and White 2013, SMMR 22): the audit share where the policy stops or would have, else 1. Unweighted, the live runs
-that were not stopped, which are the hard ones, would teach that nothing suffices.
+"Full by design" is everything in `observe`, and audits in `enforce`. A stop of a live run is known to be as good as the
+full run only where its answer was right, so its rows are left out of stop models, which would learn that all stops are
+good. Full runs are weighted by 1/P(seen in full): the audit share where the policy stops, else 1 (Horvitz and Thompson
+1952, JASA 47; Seaman and White 2013, SMMR 22). Unweighted, live runs that were not stopped, the hard ones, would
+dominate.
 """
 
 from __future__ import annotations
@@ -70,15 +65,12 @@ def fate(request: Request, outcome: Outcome) -> Fate:
 
 
 def by_design(request: Request) -> bool:
-    """Whether it runs in full under any policy."""
+    """Whether the request runs in full under any policy."""
     return request.mode == "observe" or request.audit
 
 
 def p_full(request: Request, outcome: Outcome, *, live_share: float = 1.0) -> float:
-    """P(a run like this one is kept in full), in (0, 1]; for runs of fate `full` or `abandoned`.
-
-    live_share  part of live runs without a stop that is kept; 0: none, so that audits represent them, too
-    """
+    """P(such a run is kept in full), in (0, 1], for fates `full` and `abandoned`, if `live_share` of others is kept."""
     if request.mode == "observe":
         return 1.0
     audit_share = request.propensity if request.audit else 1.0 - request.propensity
@@ -141,11 +133,10 @@ class Dataset(RaggedRuns):
 
     @property
     def own(self) -> Floats:
-        """The features of `chosen` alone, shape (T, P)."""
         return self.x[:, : len(self.chosen.names)]
 
     def columns(self, names: Sequence[str]) -> Floats:
-        """Select features in order, shape (T, names). Raise ConfigError for one that is missing."""
+        """Shape (T, names), in order. Raise ConfigError for a missing one."""
         place = {name: at for at, name in enumerate((*self.chosen.names, *self.also))}
         missing = [name for name in names if name not in place]
         if missing:
@@ -154,12 +145,11 @@ class Dataset(RaggedRuns):
 
     @property
     def labelled(self) -> Bools:
-        """Runs with a known correctness of the delivered answer, shape (N,)."""
+        """Shape (N,): the delivered answer is known to be right or wrong."""
         delivered = np.where(self.full, self.full_right, self.right[self.last] if len(self) else 0)
         return np.asarray((delivered >= 0) & ~self.abandoned)
 
     def digest(self) -> str:
-        """Content hash of runs and labels. O(size of the dataset)."""
         parts = hashlib.blake2b(digest_size=12)
         parts.update(json.dumps([self.kind, self.chosen.names, self.also, self.key, self.query_class]).encode())
         for column in fields(self):
@@ -228,8 +218,6 @@ def build_dataset(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One usable run, without the steps after a stop."""
-
     request: Request
     outcome: Outcome
     steps: tuple[StepRecord, ...]
@@ -250,7 +238,6 @@ class _Run:
 def _sort_out(
     episodes: Iterable[RecordedRun], label_of: LabelOf, *, stopped_labels: bool
 ) -> tuple[list[_Run], list[int], Counter[str]]:
-    """Return usable runs, oldest first, the places of stopped runs, and the others by reason."""
     kept, stopped, left = list[_Run](), list[int](), Counter[str]()
     for item in episodes:
         request, outcome = item.episode.request, item.episode.outcome
@@ -270,11 +257,7 @@ def _sort_out(
 
 
 def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[str]) -> tuple[list[_Run], float]:
-    """Keep runs since the first of the latest audits, under the latest settings; return them and the share of live runs.
-
-    Live runs that were not stopped are sampled by hash down to `most_live`. The share is 0 if most of them were
-    unprobed, since the others then represent nothing.
-    """
+    """Apply the windows of audits and live runs; the share of live runs is 0 if most were unprobed."""
     if not runs:
         return [], 0.0
     latest = runs[-1].request
@@ -295,7 +278,7 @@ def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[st
 
 
 def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Floats:
-    """Features after the first step of every governed run, stopped or not, shape (runs, names)."""
+    """After the first step of every governed run, stopped or not, shape (runs, names)."""
     features = FeatureSet(names)
     firsts = [
         (item.episode.request, item.episode.outcome.steps[:1])
@@ -310,7 +293,6 @@ def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Flo
 
 
 def as_step(record: StepRecord) -> Step:
-    """The step as a live policy saw it, without its text, which the log does not keep."""
     kept: dict[str, Any] = {name: getattr(record, name) for name in _KEPT}  # each field has its own type
     return Step(**kept, action=record.caller_action)
 
@@ -318,7 +300,7 @@ def as_step(record: StepRecord) -> Step:
 def recorded_columns(
     needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
 ) -> SignalColumns:
-    """Signals of runs, with recorded values for those of the text; `draft_patience` was not recorded and is nan."""
+    """Signals with recorded values for those of the text; `draft_patience` was not recorded and is nan."""
     columns = observe_columns(needs, kind, ((query, [as_step(step) for step in steps]) for query, steps in runs))
     recorded = [step for _, steps in runs for step in steps]
     values = dict(columns.values)
@@ -334,7 +316,6 @@ def recorded_columns(
 
 
 def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple[Bools, Small]:
-    """Whether the answer after each row is the full run's, and whether it is right; shape (T,) each."""
     same = np.zeros(len(columns.answer), dtype=bool)
     right = np.full(len(columns.answer), -1, dtype=np.int8)
     for run, start, end in zip(runs, columns.starts[:-1], columns.starts[1:], strict=True):
@@ -357,7 +338,7 @@ def _is_right(answer: str | None, run: _Run, match: Match) -> int:
 
 
 def is_right(answer: str | None, delivered: str | None, label: Feedback | None, match: Match) -> bool | None:
-    """Whether an answer of a run, delivered or not, is right by the run's label; None: unknown."""
+    """Return None if the label does not tell."""
     if label is None:
         return None
     if answer == delivered and label.correct is not None:
@@ -395,14 +376,13 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: flo
 
 
 def _odds(run: _Run, live_share: float) -> float:
-    """P(a run like this one is kept in full); abandoned live runs are never kept."""
+    """Abandoned live runs are never kept."""
     if run.fate == "stopped":
         return np.nan
     return p_full(run.request, run.outcome, live_share=live_share if run.fate == "full" else 0.0)
 
 
 def _stop_row(run: _Run, start: int) -> int:
-    """Row of the first step at or after the policy's stop; -1 without a stop."""
     stop = run.outcome.stop_step
     if stop is None:
         return -1
@@ -410,14 +390,14 @@ def _stop_row(run: _Run, start: int) -> int:
 
 
 def _generated(run: _Run) -> float:
-    """Tokens generated by the run alone, including context read again, without probes."""
+    """Tokens of the run alone, with context read again, without probes."""
     usage, context = run.outcome.usage, sum(step.ctx_tokens for step in run.steps)
     generated = usage.completion_tokens if usage is not None else sum(step.tokens for step in run.steps)
     return float(generated + context)
 
 
 def _costs(run: _Run, wave: int) -> Floats:
-    """Tokens if the run were stopped after each of its steps, shape (steps,)."""
+    """Shape (steps,): tokens if the run were stopped after each step."""
     spent = np.cumsum([step.tokens + step.ctx_tokens for step in run.steps], dtype=np.float64)
     probes = np.cumsum([step.probe_tokens for step in run.steps], dtype=np.float64)
     usage = run.outcome.usage

@@ -1,9 +1,7 @@
-"""Arms: settings of a route that a recorded audit cannot replay, certified from paired calls.
+"""Arms: settings that a recorded audit cannot replay, since they change what the model does; from paired calls.
 
-Probe schedule and wording, closing message, wave size, cap on retrieval rounds, and, where the upstream cannot be cut,
-reasoning effort and thinking budget change what the model does next, so each has to be tried. Arms are ordered from the
-safe end; arm 0 is the full run. They are accepted in this order until one fails, by the e-process of
-`assurance.paired`. The audit's client gets the full answer; both calls are paid for.
+Arms are ordered from the safe end; arm 0 is the full run. They are accepted in order until one fails, by the e-process
+of `assurance.paired`. The audit's client gets the full answer; both calls are paid for.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ def check_arms(arms: Sequence[TunedArm]) -> None:
 
 
 def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[TunedArm, ...]:
-    """The full run, efforts from high to low, budgets from large to small. Raise ValueError for no arms or duplicates."""
+    """The full run, then efforts as given, then falling budgets. Raise ValueError for no arms or duplicates."""
     knobs: list[tuple[str, Knob]] = [("effort", effort) for effort in efforts]
     knobs += [("budget_tokens", budget) for budget in sorted(budgets_tokens, reverse=True)]
     arms = [TunedArm(name="full")]
@@ -77,7 +75,7 @@ class CertifiedArms:
 def judge_pair(
     full: str | None, arm: str | None, gold: str | None, match: Callable[[str | None, str], bool]
 ) -> tuple[bool, int | None]:
-    """Return whether the normalised answers differ, and the arm's loss; None: unknown. No answer is wrong."""
+    """Do the normalised answers differ, and what did the arm lose (None: unknown)? No answer is wrong."""
     if full == arm:
         return False, 0
     if gold is None:
@@ -88,10 +86,9 @@ def judge_pair(
 def certify_arms(
     pairs: Sequence[PairedAudit], *, n_arms: int, max_em_drop: float, delta: float, now: float, window: int = WINDOW
 ) -> CertifiedArms:
-    """Certify arms from pairs, oldest first, in any order of arms; the latest `window` of each arm count.
+    """Certify arms from pairs, oldest first; the latest `window` of each arm count.
 
-    A pair counts once its label is due, whether it differs or not, since counting equal ones earlier would be
-    optimistic. A difference without a label by then is a loss.
+    A pair counts once its label is due, whether it differs or not; a difference without a label by then is a loss.
     """
     due = [pair for pair in pairs if pair.due <= now]
     of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]
@@ -118,7 +115,7 @@ def certify_arms(
 
 
 def pairs_missing(certified: CertifiedArms, *, max_em_drop: float, delta: float) -> int | None:
-    """Pairs until the next arm is certified, in the proportions so far; 0: all are; None: unknown."""
+    """In the proportions so far; 0: all arms are certified; None: unknown."""
     if certified.in_force >= len(certified.views):
         return 0
     view = certified.views[certified.in_force]

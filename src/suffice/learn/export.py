@@ -1,4 +1,4 @@
-"""Exports fitted objects, scikit-learn's and our own, to plain data; tested with scikit-learn 1.7 and later, to 1e-6."""
+"""Exports fitted objects to plain data; tested with scikit-learn 1.7 and later, to 1e-6."""
 
 from __future__ import annotations
 
@@ -33,11 +33,7 @@ def export_stop_model(
     classes: Sequence[tuple[str, float]] = (),
     found: Classes | None = None,
 ) -> StopModel:
-    """Export models of `learn.models` as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
-
-    classes  thresholds by query class
-    found    rules for a query's class; None: the declared one
-    """
+    """Export for the policy `learned`. `classes` are thresholds by class, `found` the rules for a query's class."""
     return StopModel(
         features=chosen.names,
         suffices=_fitted(suffices, chosen),
@@ -52,7 +48,6 @@ def export_stop_model(
 def export_value_model(
     chosen: FeatureSelection, values: Values, at: int, hopeless: FitResult | None = None, *, trained: TrainingRecord
 ) -> StopModel:
-    """Export a value model at its price number `at`: with a threshold of 0.5 it stops where that is worth most."""
     return StopModel(
         features=chosen.names,
         suffices=Ensemble((export_advantage(values, at),)),
@@ -75,10 +70,9 @@ def _with_versions(trained: TrainingRecord) -> TrainingRecord:
 
 
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:
-    """The mean of the logits of several fitted models, each clipped to that of 0.0001 … 0.9999.
+    """The mean of the logits of fitted models, each clipped to that of 0.0001 … 0.9999; `otherwise` without models.
 
-    Each was fitted on the first features of a row; `otherwise` is the probability without models. Raise ValueError as
-    `export_linear` and `export_trees` do, and for a model of more features than there are.
+    Each reads the first features of a row. Raise ValueError for a model of more features, or that cannot be exported.
     """
     if not trained:
         return Ensemble((Linear((0.0,) * n_features, math.log(otherwise / (1.0 - otherwise))),))
@@ -95,11 +89,7 @@ def _part(fitted: Any, n_features: int) -> ModelPart:
 
 
 def export_advantage(values: Values, at: int) -> Linear:
-    """Q(stop) - Q(continue) of a value model at its price number `at`, on raw features.
-
-    As the only part of an ensemble with a threshold of 0.5, it stops where this is at least 0. Raise IndexError for a
-    price out of range.
-    """
+    """Q(stop) - Q(continue) at the price number `at`, on raw features. Raise IndexError for a price out of range."""
     if not 0 <= at < len(values.prices):
         raise IndexError(f"price: got number {at}; 0 to {len(values.prices) - 1}")
     gain = values.stop[:, 0] - values.go_on[:, at]
@@ -108,7 +98,7 @@ def export_advantage(values: Values, at: int) -> Linear:
 
 
 def export_linear(fitted: Any) -> Linear:
-    """A linear model on raw features, alone or in a Pipeline after StandardScalers; ValueError for any other."""
+    """Export a linear model, alone or in a Pipeline after StandardScalers. Raise ValueError for any other."""
     *scalers, (_, last) = getattr(fitted, "steps", [("", fitted)])
     _check_classes(last)
     weights = np.array(last.coef_, dtype=np.float64).reshape(-1)
@@ -139,7 +129,7 @@ def export_trees(fitted: Any) -> Trees:
 
 
 def export_isotonic(fitted: Any) -> Isotonic:
-    """A rising IsotonicRegression of predictions in [0, 1] with `out_of_bounds="clip"`; ValueError for any other."""
+    """Export rising predictions in [0, 1] with `out_of_bounds="clip"`. Raise ValueError for any other regression."""
     if not fitted.increasing_ or fitted.out_of_bounds != "clip":
         raise ValueError("IsotonicRegression: needs increasing=True and out_of_bounds='clip'")
     return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
@@ -152,7 +142,6 @@ def _check_classes(fitted: Any) -> None:
 
 
 def _tree(nodes: Any) -> Tree:
-    """Convert the structured array of nodes of one HistGradientBoosting tree."""
     if nodes["is_categorical"].any():
         raise ValueError("HistGradientBoosting: splits on categories; features must be numbers")
     is_leaf = nodes["is_leaf"].astype(bool)

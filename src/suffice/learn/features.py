@@ -111,7 +111,6 @@ class FeatureSelection:
 
 
 def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool = True) -> FeatureSelection:
-    """The default features of a kind, with marks for models, tasks and classes with enough runs."""
     dense = DENSE[kind]
     if not query_signals:
         return FeatureSelection(dense, ())
@@ -129,7 +128,6 @@ def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool
 
 
 def sklearn(module: str) -> Any:
-    """Import a module of scikit-learn. Raise ConfigError where it is not installed."""
     try:
         return import_module(f"sklearn.{module}")
     except ImportError:
@@ -139,9 +137,7 @@ def sklearn(module: str) -> Any:
 def find_classes(
     queries: Sequence[Query], good: NDArray[np.bool_], *, min_runs: int = MIN_CLASS_RUNS, max_classes: int = MAX_CLASSES
 ) -> Classes:
-    """Find classes of at least `min_runs` with similar safety of an early answer; else one class.
-
-    good  whether the first answer of each query's run was as good as its full run, shape (runs,)
+    """Find classes of at least `min_runs` with similar shares of `good` first answers, shape (runs,); else one class.
 
     Raise ConfigError without scikit-learn, ValueError for unequal lengths.
     """
@@ -156,7 +152,6 @@ def find_classes(
 
 
 def _candidates(queries: Sequence[Query]) -> list[str]:
-    """Features of the query that differ between enough runs."""
     marks: Counter[str] = Counter()
     for query in queries:
         marks.update(mark(key, value) for key, value in query.metadata if key in ("task", "model"))
@@ -172,7 +167,6 @@ def _candidates(queries: Sequence[Query]) -> list[str]:
 def _leaves(
     tree: Any, names: Sequence[str], node: int, tests: tuple[FeatureTest, ...]
 ) -> Iterator[tuple[FeatureTest, ...]]:
-    """The tests on the path to each leaf below a node."""
     left, right = tree.children_left[node], tree.children_right[node]
     if left == right:
         yield tests
@@ -183,7 +177,6 @@ def _leaves(
 
 
 def _merged(tests: tuple[FeatureTest, ...]) -> tuple[FeatureTest, ...]:
-    """Keep the strictest test of each feature and direction."""
     kept: dict[tuple[str, bool], FeatureTest] = {}
     for test in tests:
         other = kept.setdefault((test.feature, test.above), test)

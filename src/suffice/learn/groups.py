@@ -27,26 +27,24 @@ Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) →
 
 
 def place_of(key: str, *, purpose: str) -> float:
-    """Hash of a prompt in [0, 1), independent for each purpose."""
+    """A hash in [0, 1), independent for each purpose."""
     # Invalid Unicode needs a place, too.
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), person=purpose.encode()[:16], digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # a float holds 53 bits
 
 
 def prompt_fold(key: str, n_folds: int) -> int:
-    """The fold of a prompt, 0 … n_folds - 1: its model was fitted on the other folds."""
     return int(place_of(key, purpose="fold") * n_folds)
 
 
 def weigh_repeats(keys: Sequence[str]) -> NDArray[np.float64]:
-    """Weight of each run, (0, 1], so that all runs of one prompt count for at most `MOST_REPEATS`."""
+    """In (0, 1]: all runs of one prompt count for at most `MOST_REPEATS`."""
     number, n_groups = _numbered(keys)
     size = np.bincount(number, minlength=n_groups)[number] if len(keys) else np.zeros(0)
     return np.asarray(np.minimum(1.0, MOST_REPEATS / np.maximum(size, 1)))
 
 
 def _numbered(groups: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
-    """Index of each member's group, by first appearance, and the number of groups."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64), len(numbers)
 
@@ -70,16 +68,13 @@ class Resamples:
         self._times = np.bincount(flat, minlength=n_draws * n).reshape(n_draws, n).astype(np.float64)
 
     def sums(self, columns: Floats) -> BootstrapSums:
-        """Column sums, observed and in each draw; `columns` has one row per run, shape (n, d)."""
+        """Observed and in each draw; `columns` has one row per run, shape (n, d)."""
         of_columns = [np.bincount(self._member, weights=column, minlength=self.n_groups) for column in columns.T]
         by_group = np.stack(of_columns, axis=1).astype(np.float64)
         return BootstrapSums(by_group, by_group.sum(axis=0)[None, :], self._times @ by_group)
 
     def estimate(self, sums: BootstrapSums, statistic: Statistic, *, n: int, pivot: bool = False) -> IntervalEstimate:
-        """A statistic of column sums of `n` observations, with its interval.
-
-        `pivot` mirrors the draws at the value (basic interval, ibid. §5.2), for statistics that resampling inflates.
-        """
+        """`pivot` mirrors the draws at the value (basic interval, ibid. §5.2): resampling inflates some statistics."""
         value = float(statistic(sums.observed)[0])
         drawn = statistic(sums.drawn)
         drawn = drawn[np.isfinite(drawn)]
@@ -95,10 +90,7 @@ class Resamples:
         return IntervalEstimate(value=value, low=low, high=high, n=n, method=method, note=note)
 
     def rate(self, sums: BootstrapSums, above: int, below: int, *, n: int) -> IntervalEstimate:
-        """One column's weight over another's, [0, 1]. At 0 and 1 the interval is exact, since all draws agree.
-
-        It is that of Clopper and Pearson (1934) for the effective number of prompts (Kish 1965).
-        """
+        """In [0, 1]; at 0 and 1 exact for the effective number of prompts (Clopper and Pearson 1934; Kish 1965)."""
         estimate = self.estimate(sums, ratio(above, below), n=n)
         if estimate.low is None or estimate.high is None or 0.0 < estimate.value < 1.0:
             return estimate
@@ -109,8 +101,6 @@ class Resamples:
 
 
 def ratio(above: int, below: int) -> Statistic:
-    """Sum of one column over the sum of another; nan where that is 0."""
-
     def of(sums: Floats) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.where(sums[:, below] > 0, sums[:, above] / sums[:, below], np.nan))
@@ -119,11 +109,7 @@ def ratio(above: int, below: int) -> Statistic:
 
 
 def pick_level(z: Floats, weight: Floats, target: float) -> int:
-    """The last level, counted from the safe end, whose drop is a standard error below the target.
-
-    The standard error is at least that of one lost run. `weight` is that of each run, and z its drop at each level,
-    shape (n, M).
-    """
+    """The last level whose drop is a standard error (at least of one lost run) below the target; z: (n, M)."""
     if not len(z) or not weight.sum() > 0:
         return 0
     drop = weight @ z / weight.sum()

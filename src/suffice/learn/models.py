@@ -2,24 +2,20 @@
 
 The stop model is P(stopping now is as good as the full run). Its targets:
 
-    target     a row is good when …                           the model learns
-    as-good    the full run is wrong, or stopping is right    both below (needs labels for the hopeless side)
-    suffices   stopping gives the full run's answer, or       that the answer suffices; without labels,
-               a right one                                    by agreement alone
-    hopeless   the full run is wrong                          that the run will fail anyway
+    target     a row is good when …
+    as-good    the full run is wrong, or stopping is right; needs labels
+    suffices   stopping gives the full run's answer, or a right one; with agreement alone it needs no label
+    hopeless   the full run is wrong
 
-The value model is a finite-horizon decision process. State: the features after a step. Actions: stop, and earn EM minus
-the price of the tokens so far; or continue. Q of both is fitted on full trajectories with forward-view Q(λ) targets
-(Stop-RAG, arXiv:2510.14337, which has no price on tokens):
+The value model is a finite-horizon decision process: stop, and earn EM minus the price of the tokens so far, or
+continue. Q of both is fitted on full trajectories with forward-view Q(λ) targets (Stop-RAG, arXiv:2510.14337, which has
+no price on tokens):
 
     stop      r_k = ok_k − price · tokens_k / mean full tokens
     continue  target_k = (1 − λ) · max(Q_stop, Q_continue)_{k+1} + λ · target_{k+1},  target_{n−1} = r_n
 
-Full runs show every reward of any policy, so nothing is off-policy. A stopped run shows the rewards of stopping up to
-its stop and none of continuing, so it has a weight in one fit only. A linear Q for all prices shares one factorisation;
-a low price stops late.
-
-No request imports this module; `learn.export` makes plain data of the fits.
+Full runs show every reward of any policy, so nothing is off-policy; a stopped run has weight in the fit of Q(stop)
+only.
 """
 
 from __future__ import annotations
@@ -72,7 +68,7 @@ class FitResult:
     trained: tuple[object, ...]  # the trainer's own objects, for `learn.export`; () for a constant
 
     def scores(self, x: Floats) -> Floats:
-        """P(good) of each row: the mean of the parts' logits, as a probability, shape (R,)."""
+        """P(good), from the mean of the parts' logits, shape (R,)."""
         with one_thread():
             logits = [np.log(p / (1 - p)) for p in (np.clip(part(x), _CLIP, 1 - _CLIP) for part in self.parts)]
         mean: Floats = 1 / (1 + np.exp(-np.mean(logits, axis=0)))
@@ -82,12 +78,10 @@ class FitResult:
 def fit(
     examples: Examples, chosen: FeatureSelection, target: Target, *, parts: Parts = "ensemble", seed: int = 0
 ) -> FitResult:
-    """Fit P(good).
+    """Fit P(good): by default, mean logits of a penalised logistic regression and of boosted trees on dense features.
 
-    The default averages the logits of a penalised logistic regression on all features and of small boosted trees on the
-    dense ones, because the two err in different places. With fewer than 20 rows of either outcome the model is a
-    constant, the share of good rows. Raise ConfigError without scikit-learn, ValueError for weights that are not
-    finite, below 0, or not one per row.
+    With fewer than 20 rows of either outcome the model is a constant, the share of good rows. Raise ConfigError without
+    scikit-learn, ValueError for weights that are not finite, below 0, or not one per row.
     """
     x, y, weight = _rows(examples, target)
     if min(int(y.sum()), int((~y).sum())) < 20:
@@ -129,10 +123,7 @@ def _rows(examples: Examples, target: Target) -> tuple[Floats, Bools, Floats | N
 
 
 def _systematic_sample(weight: Floats | None, n_rows: int) -> Ints:
-    """Repeat rows in proportion to their weights, to less than one, as many as the weights sum to.
-
-    scikit-learn is ten times slower at binning weighted rows, and counts the rows of a leaf without weights.
-    """
+    """Repeat rows by weight: scikit-learn is ten times slower with weights, and ignores them in the rows of a leaf."""
     if weight is None:
         return np.arange(n_rows)
     reached = np.cumsum(weight)
@@ -141,7 +132,7 @@ def _systematic_sample(weight: Floats | None, n_rows: int) -> Ints:
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """Limit numerics to one thread: on small data more threads only wait for each other."""
+    """On small data more threads only wait for each other."""
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
@@ -176,8 +167,6 @@ class Trajectories:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
-    """Fitted linear Q for each price."""
-
     mean: Floats  # P
     scale: Floats  # P
     stop: Floats  # (P + 1, 1): P(right) if stopped; the last weight is the intercept
@@ -186,14 +175,14 @@ class Values:
     prices: Floats
 
     def advantage(self, x: Floats) -> Floats:
-        """Q(stop) − Q(continue) of each row at each price, shape (R, prices): stop where it is at least 0."""
+        """Q(stop) − Q(continue), shape (R, prices): stop where it is at least 0."""
         z = _with_one((x - self.mean) / self.scale)
         with one_thread():
             gain: Floats = z @ self.stop - z @ self.go_on
         return gain
 
     def stopping_prices(self, x: Floats) -> Bits:
-        """The prices at which each row would stop, shape (R,), as bits: bit j is price j, of at most 64."""
+        """Return bits, shape (R,): bit j is set where the row would stop at price j, of at most 64."""
         stops = self.advantage(x) >= 0
         bits = np.zeros(len(x), dtype=np.uint64)
         for at in range(stops.shape[1]):
@@ -202,7 +191,7 @@ class Values:
 
 
 def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA, sweeps: int = N_SWEEPS) -> Values:
-    """Fit Q(stop) and Q(continue) on full trajectories for each price, rebuilding the targets in `sweeps`.
+    """Fit Q(stop) and Q(continue) for each price, rebuilding the targets in `sweeps`.
 
     Raise ValueError without a run of two steps, for lam outside [0, 1], and for invalid weights.
     """
@@ -248,7 +237,6 @@ def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
 
 
 def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: float) -> Floats:
-    """Forward-view λ-returns of continuing after each row, shape (R, prices), for all runs in parallel."""
     target = np.zeros_like(value)
     last = starts[1:] - 1
     later = reward[last]
@@ -262,7 +250,6 @@ def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: floa
 
 
 def _solver(z: Floats, weight: Floats) -> Callable[[Floats], Floats]:
-    """Ridge regression on these rows for any number of targets, from one factorisation."""
     weighted = z * weight[:, None]
     gram = weighted.T @ z + RIDGE * np.eye(z.shape[1])
     gram[-1, -1] -= RIDGE  # the intercept is not shrunk
@@ -284,14 +271,12 @@ def learn_prior(
 ) -> tuple[tuple[float, ...], ...]:
     """Shapes of answer distributions for the policy `bayes`; the sum of a shape is its weight.
 
-    Each run's votes, sorted and smoothed by half a vote, are the probabilities of its most frequent answer, the second,
-    and so on. Runs are grouped by the leader's share and then by the runner-up's; a group's mean is a shape. Groups by
-    the leader alone average near ties away, and such a prior is overconfident. This is the uncertain prior of Huang,
-    Ma, Zhou (2026, arXiv:2602.05395) with fewer candidates than training questions. Raise ConfigError for no runs, a
-    run without votes, and numbers out of range.
+    Runs are grouped by the leader's share and then by the runner-up's, so that near ties stay; a group's mean of votes,
+    smoothed by half a vote, is a shape. This is the uncertain prior of Huang, Ma, Zhou (2026, arXiv:2602.05395) with
+    fewer candidates. Raise ConfigError for no runs, a run without votes, and numbers out of range.
 
     runs       the votes of each answer of a run, in any order, each at least 1; one run per question is best
-    n_shapes   at most this many shapes, from 1 to 64; fewer where there are fewer runs
+    n_shapes   at most this many shapes, from 1 to 64
     n_answers  answers kept in a shape, from 2 to 32
     """
     if not runs or not 1 <= n_shapes <= 64 or not 2 <= n_answers <= 32:
@@ -310,7 +295,6 @@ def _groups(rows: Floats, n_groups: int) -> list[Floats]:
 
 
 def _shape(at: int, votes: Sequence[int], n_answers: int) -> list[float]:
-    """Probabilities of a run's answers, falling, padded with zeros."""
     if not votes or any(type(count) is not int or count < 1 for count in votes):
         raise ConfigError(f"learn_prior: run {at}: votes must be whole numbers of at least 1, and at least one")
     smoothed = [count + _UNSEEN for count in sorted(votes, reverse=True)[: n_answers - 1]] + [_UNSEEN]

@@ -35,11 +35,9 @@ _LARGEST_LOGIT: Final = 12.0
 
 
 def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: ModelKind, ridge: float = RIDGE) -> Guess:
-    """Fit the mean reward of every arm as a function of the context.
+    """Fit the mean reward of every arm by one linear model with shared and, under the ridge, own weights of each arm.
 
-    One linear model with shared weights and, for each arm, its own intercept and slopes. The ridge, on all but the
-    common intercept, keeps an arm with few draws near the others. Without rows every guess is 1/2. Raise ValueError for
-    shapes that do not fit and for rewards outside [0, 1].
+    Without rows every guess is 1/2. Raise ValueError for shapes that do not fit and for rewards outside [0, 1].
     """
     if x.ndim != 2 or not len(x) == len(arm) == len(reward):
         raise ValueError(f"need one arm and one reward a row; got {x.shape=} {len(arm)=} {len(reward)=}")
@@ -63,7 +61,6 @@ def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: Mode
 
 
 def _design(x: Floats, arm: Ints, n_arms: int) -> Floats:
-    """Rows of: 1, context, then for each arm its own 1 and context, 0 for arms that were not drawn."""
     shared = np.column_stack([np.ones(len(x)), x])
     own = np.zeros((len(x), n_arms, shared.shape[1]))
     own[np.arange(len(x)), arm] = shared
@@ -71,7 +68,6 @@ def _design(x: Floats, arm: Ints, n_arms: int) -> Floats:
 
 
 def _newton(design: Floats, reward: Floats, penalty: Floats) -> Floats:
-    """Penalised logistic regression by iteratively reweighted least squares."""
     weights = np.zeros(design.shape[1])
     for _ in range(_NEWTON_STEPS):
         p = _sigmoid(design @ weights)
@@ -128,8 +124,6 @@ class LoggedDraws:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyValue:
-    """The estimated value of a policy, in the unit of the rewards."""
-
     method: Method
     value: float  # nan: no usable row
     low: float  # ends of the interval, valid at every look
@@ -207,16 +201,13 @@ def _naive(logged: LoggedDraws, target: Floats, confidence: float) -> PolicyValu
 
 
 def compute_dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
-    """Terms whose mean is the value of `dr`, shape (N,), for differences of two targets on the same rows."""
+    """Terms whose mean is the value of `dr`, shape (N,)."""
     terms = _terms(logged, target, _weights(logged, target, 0.5), guess_in_sequence(logged, kind=kind))
     return logged.low + (logged.high - logged.low) * terms
 
 
 def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
-    """Guess the rewards of all arms in every row, in [0, 1], from earlier rows alone, shape (N, K).
-
-    Refitted whenever the rows have doubled, so the value stays unbiased and the interval valid at every look.
-    """
+    """Guess the rewards of all arms in every row, in [0, 1], from earlier rows alone, shape (N, K)."""
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)
     unit = _unit(logged)
@@ -231,7 +222,6 @@ def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = 
 
 
 def _weights(logged: LoggedDraws, target: Floats, confidence: float) -> Floats:
-    """Weight of each row, shape (N,). Raise ValueError as `estimate_value` does."""
     if target.shape != logged.odds.shape or not 0 < confidence < 1:
         raise ValueError(f"need a target of shape {logged.odds.shape}, 0 < confidence < 1; got {target.shape=}")
     if len(logged) and ((target < 0).any() or not (np.abs(target.sum(axis=1) - 1) < 1e-6).all()):
@@ -244,7 +234,7 @@ def _weights(logged: LoggedDraws, target: Floats, confidence: float) -> Floats:
 
 
 def _unit(logged: LoggedDraws) -> Floats:
-    """Rewards scaled to [0, 1]; 0 where unknown, since its weight is 0."""
+    """In [0, 1]; 0 where unknown, since its weight is 0."""
     return np.asarray(np.nan_to_num((logged.reward - logged.low) / (logged.high - logged.low)))
 
 
@@ -253,7 +243,6 @@ def _in_rewards(logged: LoggedDraws, unit: float) -> float:
 
 
 def _terms(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats) -> Floats:
-    """One term per row, in the unit [0, 1], whose mean is the doubly robust value."""
     of_arm = guess[np.arange(len(logged)), logged.arm]
     return np.asarray((target * guess).sum(axis=1) + weights * (_unit(logged) - of_arm))
 

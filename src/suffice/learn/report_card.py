@@ -1,8 +1,6 @@
 """The report card of a version: calibration, savings, harm, and a comparison with its parent.
 
-Every number is of prompts that the judged model has not seen: the model that was fitted on the other folds judges a
-fold, and the fold's level is picked on the other folds. Runs are weighted (`learn.rows`). Certificates and rollouts
-decide, not this card.
+The model that was fitted on the other folds judges a fold, at the level that was picked on the other folds.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ class Calibration:
 
 
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
-    """Judge one probability on the checkpoints of full runs, each by the model that has not seen its prompt."""
+    """Judge one probability on full runs, by models that have not seen the prompts."""
     of_run = weigh_full_runs(data) * data.full
     if target == "hopeless":
         labels = weigh_labels(data)
@@ -84,7 +82,6 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
         )
 
     def gap(sums: Floats, magnitude: Callable[[Floats], Floats]) -> Floats:
-        """Mean of stated - observed over the bins, weighted by their rows."""
         stated, observed, total = np.split(sums, 3, axis=1)
         return np.asarray(magnitude(stated - observed).sum(axis=1) / total.sum(axis=1))
 
@@ -97,7 +94,6 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
 
 
 def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
-    """A rising curve of a few points, for people; None where all probabilities are equal."""
     if len(np.unique(p)) < 2:
         return None
     regression = sklearn("isotonic").IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0)
@@ -140,8 +136,6 @@ class ClassHarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentComparison:
-    """A version against its parent on the same runs, at the route's own target: paired by prompt."""
-
     parent: str  # address
     gain: IntervalEstimate  # saving of the version minus the parent's, at equal drops
     saving: IntervalEstimate  # difference at the picked levels
@@ -171,7 +165,7 @@ class ReportCard:
 def make_card(
     data: Dataset, version: FoldedVersion, parent: FoldedVersion | None, *, max_em_drop: float, rng: np.random.Generator
 ) -> ReportCard:
-    """Judge a version on prompts that its models have not seen, beside its parent; equal seeds give equal cards."""
+    """Equal seeds give equal cards."""
     judge = _Judge(data, max_em_drop, rng)
     outcome = judge.outcome(version)
     own = judge.point(outcome, max_em_drop)
@@ -197,8 +191,6 @@ def make_card(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outcome:
-    """Outcome of each of n runs at each of M levels, level 0 included."""
-
     z: Floats  # (n, M): EM drop
     cost: Floats  # (n, M): tokens
 
@@ -213,7 +205,6 @@ class _Judge:
         self.draws = Resamples([data.key[i] for i in self.which], rng)
 
     def outcome(self, version: FoldedVersion) -> _Outcome:
-        """Raise ConfigError where the version's models read features that the data lacks."""
         if len(version.models) != N_FOLDS:
             raise ConfigError(f"version {version.address}: has {len(version.models)} folds; {N_FOLDS} are judged")
         runs = as_served(self._read_by(version), version)
@@ -241,7 +232,6 @@ class _Judge:
         return self._measured(z, cost, np.ones(len(z), dtype=bool), target, levels)
 
     def value_point(self, version: FoldedVersion) -> FrontierPoint:
-        """The value models, each at the price that was picked on the other folds."""
         assert version.values is not None
         ladders = ((0.5,),) * len(version.values)  # its sigmoid is 1/2 where both actions have equal value
         at_price = replace(version, models=version.values, levels=ladders, values=None)
@@ -277,7 +267,7 @@ class _Judge:
         return tuple(harms)
 
     def compared(self, outcome: _Outcome, own: FrontierPoint, parent: FoldedVersion) -> ParentComparison | None:
-        """Version minus parent; None: the parent cannot read these runs."""
+        """Return None if the parent cannot read these runs."""
         try:
             before = self.outcome(parent)
         except ConfigError:
@@ -308,11 +298,7 @@ class _Judge:
         )
 
     def gain(self, outcome: _Outcome, before: _Outcome) -> IntervalEstimate:
-        """Difference of savings at equal harm: the best level within a drop, averaged over drops up to the target.
-
-        Two versions are picked at different points of their curves, where less saving for less harm is no loss. The
-        best level is chosen in hindsight for both.
-        """
+        """Difference of savings at equal harm: best level (in hindsight) within a drop, mean over drops to target."""
         w = self.weight[:, None]
         parts = [w * one for o in (outcome, before) for one in (o.z[:, ::_STRIDE], o.cost[:, ::_STRIDE])]
         columns = np.concatenate([*parts, w, w * self.runs.full[:, None]], axis=1)
@@ -331,13 +317,11 @@ class _Judge:
         return self.draws.estimate(self.draws.sums(columns), of, n=len(self.runs))
 
     def _chosen(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[Floats, Floats]:
-        """Drop and cost of each run at the level of its fold, shape (n,) each."""
         level = np.array(levels)[self.runs.fold]
         run = np.arange(len(level))
         return outcome.z[run, level], outcome.cost[run, level]
 
     def _measured(self, z: Floats, cost: Floats, member: Any, target: float, levels: tuple[int, ...]) -> FrontierPoint:
-        """Saving and harm over some of the runs, shape (n,) each. Any: numpy's own booleans."""
         w = self.weight * member
         saved, full = w * (self.runs.full - cost), w * self.runs.full
         columns = np.stack([w * z, w * (z > 0), w * (z < 0), w, saved, full], axis=1)

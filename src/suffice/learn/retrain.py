@@ -29,8 +29,6 @@ _PRICES: Final = PRICES[::3]  # a finer sweep takes three times as long and pick
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When a route's models are refitted (ASSURANCE.md §3.8)."""
-
     every_requests: int = 1_000  # since the last refit
     least_new_runs: int = 30  # full runs since then
     burst_runs: int = 300  # full runs after an alarm before a refit on drift
@@ -40,10 +38,7 @@ class Schedule:
 def refit_reason(
     schedule: Schedule, *, n_requests: int, n_new_runs: int, n_runs_since_alarm: int | None = None
 ) -> Reason | None:
-    """Why a refit is due, `n_requests` and `n_new_runs` full runs after the last; None: it is not.
-
-    n_runs_since_alarm  full runs since an alarm that no refit has followed yet; None: no such alarm
-    """
+    """Why a refit is due; None: it is not. `n_runs_since_alarm` counts full runs since an alarm without a refit."""
     if n_requests < schedule.rest_requests:
         return None
     if n_runs_since_alarm is not None:
@@ -58,8 +53,6 @@ def refit_reason(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRecipe:
-    """Settings of a fit: part of the lineage."""
-
     parts: Parts = "ensemble"
     half_life: float = HALF_LIFE  # in audits
     cost_exponent: float = 0.5  # of the tokens of a step, in the risk
@@ -70,8 +63,6 @@ class FitRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitLineage:
-    """The origin of a version: enough to reproduce and verify it."""
-
     parent: str | None  # address of the active version; None: none
     reason: Reason
     digest: str  # of the dataset
@@ -106,11 +97,7 @@ def retrain(
     reason: Reason = "schedule",
     recipe: FitRecipe | None = None,
 ) -> VersionProposal:
-    """Refit stop, hopeless and value models, and propose them with their report card at the route's own target.
-
-    The same data, parent and recipe give the same proposal on the same packages. Raise ConfigError without
-    scikit-learn.
-    """
+    """Equal data, parent, recipe and packages give equal proposals. Raise ConfigError without scikit-learn."""
     recipe = recipe or FitRecipe()
     lineage = _lineage(data, parent, reason, recipe)
     version = fit_version(data, recipe, max_em_drop=max_em_drop, digest=lineage.digest)
@@ -154,7 +141,7 @@ def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe
 
 
 def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest: str) -> FoldedVersion | None:
-    """Fit each fold's models on the other folds and cut their levels; None: too little data."""
+    """Return None if there is too little data."""
     models, levels = list[StopModel](), list[tuple[float, ...]]()
     for fold in range(N_FOLDS):
         learn_from = data.fold != fold
@@ -184,7 +171,6 @@ def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str
 
 
 def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: FitRecipe) -> tuple[float, ...] | None:
-    """Risks of levels 1, 2 …, cut on the runs that the model was fitted on; None: no row may stop."""
     runs = audit_runs(data, np.flatnonzero(data.full & learn_from))
     risk = level_risk(1.0 - model.suffices.scores(runs.x), runs, recipe.cost_exponent)
     levels = cut_levels(risk, runs, recipe.n_levels)[1:]
@@ -214,7 +200,6 @@ def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: 
 
 
 def _drops_at_prices(values: Values, runs: AuditRuns) -> Floats:
-    """EM drop of each run at each price, shape (n, prices)."""
     stops = (values.advantage(runs.x) >= 0) & runs.may_stop[:, None]
     row = np.where(stops, np.arange(len(runs.x))[:, None], runs.last[runs.run_of_row][:, None])
     z = runs.z[np.minimum.reduceat(row, runs.starts[:-1], axis=0)] if len(runs) else np.zeros((0, stops.shape[1]))

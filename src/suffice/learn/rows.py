@@ -6,9 +6,9 @@
                         later rows, of audits                    1 / p_full
     Q(go on)            full runs with a label                   as hopeless
 
-Labels are requested where audits disagree, so each labelled run represents runs with the same kind of disagreement.
-Where such a group has too few labels, models that need labels are not fitted. No weight corrects for labels given
-because an answer was wrong. Weights fade with age and are shared among repeats of a prompt. See `learn.dataset`.
+Labels are requested where audits disagree, so each labelled run represents runs with the same kind of disagreement. No
+weight corrects for labels given because an answer was wrong. Weights fade with age and are shared by repeats of a
+prompt.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def weigh_full_runs(data: Dataset) -> Floats:
 
 
 def weigh_labels(data: Dataset) -> Floats | None:
-    """How many full runs each labelled one represents, shape (N,), 0 for the others; None: too few labels.
+    """How many full runs each labelled one represents, shape (N,); None: a group of `_disagreement` has too few labels.
 
-    Within each group of `_disagreement`, labelling must be independent of the outcome.
+    Within a group, labelling must be independent of the outcome.
     """
     full = data.full
     if not full.any():
@@ -55,10 +55,7 @@ def weigh_labels(data: Dataset) -> Floats | None:
 
 
 def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
-    """Checkpoints of the selected runs, shape (N,), for a stop model; None: too few labels for the target.
-
-    Weights are those of runs, with a half-life of `half_life` audits; their sum is the faded number of runs.
-    """
+    """Checkpoints of the selected runs, shape (N,); None: too few labels. Weights halve in `half_life` audits."""
     runs_each = weigh_full_runs(data) * data.full * runs
     if target == "hopeless":
         labels = weigh_labels(data)
@@ -142,7 +139,6 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
 
 
 def _scaled(runs_each: Floats, fading: Floats) -> Floats:
-    """The product, scaled so that its sum equals that of the fading over the selected runs."""
     weight = runs_each * fading
     total = weight.sum()
     return weight * (fading[runs_each > 0].sum() / total) if total > 0 else weight

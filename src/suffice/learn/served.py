@@ -1,8 +1,7 @@
-"""A version as it is served and certified: a few stop models, each for the part of the traffic it has not seen.
+"""A version as it is served and certified: models[f], fitted on the other folds, serves and judges fold f.
 
-A hash of the unit assigns every request, audit or not, to one of five folds. The model that serves and judges a fold
-was fitted on the audits of the other four, so the certified model is the served one and never saw the audits that judge
-it. ASSURANCE.md §3.1 uses two folds. Levels run from 0, which never stops, to the most aggressive one.
+A hash of the unit assigns every request, audit or not, to a fold, so the certified models are the served ones. Levels
+run from 0, which never stops, to the most aggressive one (ASSURANCE.md §3.1).
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ Split: TypeAlias = Literal["folds", "half"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FoldedModels:
-    """Models with their levels: models[f], fitted on all other folds, serves fold f."""
-
     models: tuple[PGood, ...]  # K
     levels: Floats  # (K, M): risk at or below which a run of the fold stops; level 0 is below all
     cost_exponent: float  # the risk is 1 - P over the tokens of a step to this power
@@ -40,7 +37,6 @@ class FoldedModels:
         return int(self.levels.shape[1])
 
     def risk(self, runs: AuditRuns) -> Floats:
-        """Risk of a stop after each row by the model of its fold, shape (T,)."""
         one_minus_p = self._one_minus_p(runs.x, runs.fold[runs.run_of_row])
         return level_risk(one_minus_p, runs, self.cost_exponent)
 
@@ -49,19 +45,16 @@ class FoldedModels:
         return self._passages(runs, self.levels)
 
     def rows_at(self, runs: AuditRuns, level: int) -> Ints:
-        """Row where one level ends each run, shape (N,)."""
         if level == 0 or not len(runs):
             return runs.last
         return self._passages(runs, self.levels[:, level : level + 1])[:, 0]
 
     def expected(self, runs: AuditRuns, stops: Ints) -> Floats:
-        """Expected loss of each run stopped at a row, shape (N,); 0 for its last row."""
         lost, stopped = np.zeros(len(runs)), np.flatnonzero(stops < runs.last)
         lost[stopped] = self._one_minus_p(runs.x[stops[stopped]], runs.fold[stopped])
         return lost
 
     def _one_minus_p(self, x: Floats, fold: Small) -> Floats:
-        """1 - P(as good) of each row by the model of its fold."""
         missing = np.empty(len(fold))
         for f, model in enumerate(self.models):
             rows = np.flatnonzero(fold == f)
@@ -70,7 +63,7 @@ class FoldedModels:
         return missing
 
     def _passages(self, runs: AuditRuns, levels: Floats) -> Ints:
-        """Replace risks by ranks of levels, which all folds share, so that one pass serves them all."""
+        """All folds share ranks of levels, so one pass serves them all."""
         risk, rank = self.risk(runs), np.empty(len(runs.x))
         fold = runs.fold[runs.run_of_row]
         for f in range(len(self.models)):
@@ -134,10 +127,9 @@ def cut_levels(risk: Floats, runs: AuditRuns, n_levels: int) -> Floats:
 
 
 def _saved(risk: Floats, runs: AuditRuns, thresholds: Floats) -> Floats:
-    """Tokens that each threshold saves on these runs, shape (thresholds,).
+    """Tokens that each threshold saves, shape (thresholds,).
 
-    A run stops at its first row at or below the threshold, which is one of its record lows. As the threshold falls
-    below a record, the stop moves to the next one, so one sort serves all thresholds.
+    A run stops at one of its record lows; when the threshold falls below it, the stop moves to the next one.
     """
     run, sizes = runs.run_of_row, np.diff(runs.starts)
     padded = np.full((len(runs), int(sizes.max(initial=1)) + 1), np.inf)
@@ -153,7 +145,6 @@ def _saved(risk: Floats, runs: AuditRuns, thresholds: Floats) -> Floats:
 
 
 def _examples(runs: AuditRuns, now: float, label_free: bool) -> tuple[Floats, Bools, Floats]:
-    """Rows, targets and weights, without the last row of a run: a stop there is the full run."""
     run, example = runs.run_of_row, runs.inner
     labelled = (runs.label_at <= now)[run] & (not label_free)
     good = np.where(labelled, runs.z <= 0, ~runs.d)

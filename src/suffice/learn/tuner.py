@@ -1,12 +1,9 @@
 """The tuner: a contextual bandit over arms that no audit can replay, restricted by certificates.
 
 By itself it only draws among eligible arms, between a floor and a ceiling, and falls back to a safer arm when one loses
-its certificate. Anything else is a proposal that the caller accepts. Only audits make an arm eligible: they deliver the
-full run, and their labels come from elsewhere. An arm that keeps next to nothing ("stop everything") is never eligible.
-
-Certificates are by class and arm, so audits of promising arms may be more frequent without weighting, and no class pays
-for another. Contexts are query classes; unknown ones run in full. Pure: the caller passes time and points in [0, 1),
-and the state is `plain()` data.
+its certificate. Anything else is a proposal that the caller accepts. Only audits make an arm eligible, and never one
+that keeps next to nothing. Certificates are by class and arm, so audits need no weighting. Pure: the caller passes time
+and points in [0, 1), and the state is `plain()` data.
 """
 
 from __future__ import annotations
@@ -118,8 +115,6 @@ class TuningDraw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningProposal:
-    """A proposed change; it becomes active only when the caller accepts it."""
-
     number: int  # of this tuner's proposals, from 1
     before: Mapping[str, int]  # active arm by class; the proposal is void after a change
     after: Mapping[str, int]
@@ -134,8 +129,6 @@ class TuningProposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withdrawal:
-    """An active arm that lost its certificate; its class fell back to a safer one immediately."""
-
     query_class: str
     arm: int
     to: int
@@ -158,7 +151,6 @@ class Proof:
     n_waiting: Sequence[int]  # audits of each arm that do not count yet, shape (K,)
 
     def passes(self, delta: float) -> Bools:
-        """Which arms are proved at `delta`, shape (K,)."""
         return np.asarray(self.log_e >= log(1 / delta))
 
 
@@ -168,16 +160,11 @@ def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Pro
 
 
 def find_shadow_arms(shares: Floats, tuning: TuningBounds) -> Bools:
-    """Arms that keep too little of a mean full run's tokens to be eligible, shape (K,)."""
     return np.asarray(shares < tuning.least_kept * shares[0])
 
 
 def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
-    """The eligible arms, always including the full run; `before` were eligible until now.
-
-    An arm becomes eligible when it is proved at its part of delta, and stays while its latest audits prove it at all of
-    delta (hysteresis).
-    """
+    """An arm becomes eligible when proved at its part of delta, and stays while proved at all of delta (hysteresis)."""
     stays = np.isin(np.arange(len(shares)), before)
     proved = proof.passes(tuning.cell_delta) | (stays & proof.passes(1 - tuning.confidence))
     proved &= (proof.counts.n >= tuning.least_audits) & ~find_shadow_arms(shares, tuning)
@@ -186,7 +173,6 @@ def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tun
 
 
 def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds) -> Bools:
-    """Arms that one proposal may activate, shape (K,): none that saves too much more at once."""
     near = shares[in_force] - shares <= tuning.largest_step * shares[0]
     return np.asarray(near & ~find_shadow_arms(shares, tuning))
 
@@ -194,10 +180,7 @@ def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds)
 def pick_best_arm(
     proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: TuningBounds
 ) -> int:
-    """The most valuable eligible arm that may be proposed; the active one where no change is worth it.
-
-    An arm that saves more than the active one must be proved now at its own part of delta; a safer one need not.
-    """
+    """An arm that saves more than the active one must be proved now at its own part of delta; a safer one need not."""
     may = find_arms_within_a_step(shares, in_force, tuning) & np.isin(np.arange(len(shares)), allowed)
     may &= proof.passes(tuning.cell_delta) | (np.arange(len(shares)) <= in_force)
     may[in_force] = True
@@ -214,8 +197,6 @@ NEVER_S: Final = float("-inf")
 
 
 class TunedClass(msgspec.Struct, kw_only=True):
-    """The state of one class until the next tick."""
-
     live: Odds  # of draws for live requests
     shadowed: Odds  # of the arm that an audit calls
     active: int = 0
@@ -224,10 +205,7 @@ class TunedClass(msgspec.Struct, kw_only=True):
 
 
 class Tuner:
-    """Tunes one route, from the state of `plain()` or, without one, from full runs.
-
-    Raise ValueError for a state of other arms or classes.
-    """
+    """From the state of `plain()` or from full runs. Raise ValueError for a state of other arms or classes."""
 
     def __init__(self, tuning: TuningBounds, state: Mapping[str, Any] | None = None) -> None:
         self.tuning, self._n_arms = tuning, len(tuning.arms)
@@ -254,16 +232,11 @@ class Tuner:
         return self._draw(query_class, point, self._only(0) if tuned is None else tuned.live)
 
     def draw_audit(self, query_class: str, point: float) -> TuningDraw:
-        """The arm that an audit calls beside its full run; 0, none, for an unknown class."""
         tuned = self._class(query_class)
         return self._draw(query_class, point, self._only(0) if tuned is None else tuned.shadowed)
 
     def audit_share(self, query_class: str) -> float:
-        """The share of a class's requests to audit now; 0: tuning would not pay.
-
-        High while an arm is worth its evidence; enough to notice a decline while an arm is active; low, to notice
-        improvements, while only other classes are tuned.
-        """
+        """High while an arm is worth its evidence, low to notice changes, 0 where tuning would not pay."""
         tuned = self._class(query_class)
         if tuned is None:
             return 0.0
@@ -286,7 +259,6 @@ class Tuner:
     # ------------------------------------------------------------------ evidence
 
     def spent(self, query_class: str, arm: int, *, tokens: float, seconds: float = 0.0, n_runs: int = 1) -> None:
-        """Add the total cost of runs: live ones, and both runs of audits."""
         at = self._at.get(query_class)
         if at is not None:
             self._costs.add(at, arm, tokens=tokens, seconds=seconds, n_runs=n_runs)
@@ -304,7 +276,6 @@ class Tuner:
     # ------------------------------------------------------------------ tick
 
     def tick(self, now_s: float) -> Tick:
-        """Withdraw arms that lost their certificate, and propose a better assignment."""
         evidence = self._shadow.evidence(now_s)
         withdrawn = self._watch(evidence, now_s)
         if withdrawn:
@@ -331,7 +302,7 @@ class Tuner:
         )
 
     def accept(self, proposal: TuningProposal) -> bool:
-        """Activate a proposal; False: it is void, because its basis has changed."""
+        """Return False if the proposal is void, because its basis has changed."""
         after = [proposal.after[name] for name in self.tuning.classes]
         if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
             return False
@@ -343,7 +314,6 @@ class Tuner:
         return True
 
     def forget(self, query_class: str | None = None) -> None:
-        """Return a class, or all (None), to full runs without evidence after a change of regime."""
         for at, name in enumerate(self.tuning.classes):
             if query_class in (None, name):
                 self._shadow.forget(name)
@@ -358,7 +328,7 @@ class Tuner:
 
     @property
     def price(self) -> float:
-        """EM that the tokens of a mean full run are worth now, a fraction."""
+        """EM that the tokens of a mean full run are worth now."""
         return self._price
 
     # ------------------------------------------------------------------ parts of a tick
@@ -403,7 +373,6 @@ class Tuner:
             tuned.eligible = tuple(other for other in tuned.eligible if other < left)
 
     def _losses(self, evidence: ShadowAudits) -> Floats:
-        """Expected EM drop of each class and arm, shape (C, K)."""
         n, lost = (np.zeros((len(self._at), self._n_arms)) for _ in range(2))
         for audit, loss in zip(evidence.audits, evidence.guessed, strict=True):
             n[self._at[audit.query_class], audit.arm] += 1
@@ -411,11 +380,9 @@ class Tuner:
         return estimate_losses(n, lost, self._costs.shares())
 
     def _values(self, lost: Floats) -> Floats:
-        """Value of each class and arm, in EM, shape (C, K)."""
         return -lost - self._price * self._costs.shares() - self.tuning.latency_price * self._costs.seconds()
 
     def _tabulate(self, proofs: Sequence[Proof], lost: Floats) -> None:
-        """Compute the odds of all draws until the next tick, and whether evidence pays."""
         tuning, values, all_shares = self.tuning, self._values(lost), self._costs.shares()
         for at, (tuned, proof) in enumerate(zip(self._classes, proofs, strict=True)):
             shares, in_force = all_shares[at], tuned.active

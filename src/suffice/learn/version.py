@@ -1,7 +1,4 @@
-"""A version: stop models as plain data with their levels, each for the fold of prompts that it has not seen.
-
-A refit proposes it, a rollout may adopt it, and its address is a hash of its content.
-"""
+"""A version: stop models as plain data with their levels. Its address is a hash of its content."""
 
 from __future__ import annotations
 
@@ -64,10 +61,7 @@ class FoldedVersion:
         }
 
     def policy(self, key: str, level: int) -> dict[str, Any]:
-        """The policy for `build_policy` that serves a prompt (`Request.question_key`) at a level.
-
-        Raise IndexError for a level out of range.
-        """
+        """Spec for `build_policy` that serves a `Request.question_key`. Raise IndexError for a level out of range."""
         if not 0 <= level < self.n_levels:
             raise IndexError(f"level: got {level}; 0 to {self.n_levels - 1}")
         if level == 0:
@@ -100,7 +94,7 @@ def as_served(runs: AuditRuns, version: FoldedVersion) -> AuditRuns:
 
 
 def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
-    """Read a version from its `plain` form. Raise ConfigError with the place for any invalid value."""
+    """Raise ConfigError with the place of any invalid value."""
     if plain.get("schema") != SCHEMA:
         raise ConfigError(f"version.schema: got {describe_value(plain.get('schema'))}; this one reads {SCHEMA}")
     unknown = set(plain) - {"schema", "models", "levels", "values"}
@@ -128,7 +122,7 @@ def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
 
 
 def read_version(address: str, body: str | None) -> FoldedVersion:
-    """Read the version at an address from JSON. Raise ConfigError where it is missing or has another address."""
+    """Raise ConfigError if it is missing, invalid or has another address."""
     if body is None:
         raise ConfigError(f"version {address}: cannot be read, it is not kept in this log")
     try:

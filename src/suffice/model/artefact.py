@@ -1,8 +1,4 @@
-"""Stop models as plain data: their content, their origin, and their address by content.
-
-Reading checks everything and raises a ConfigError that names the place. `signals.features` resolves feature names when
-the policy is built.
-"""
+"""Stop models as plain data: their content, their origin, and their address by content."""
 
 from __future__ import annotations
 
@@ -33,7 +29,7 @@ _PARTS: Final = ("linear", "trees")
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Cost of a further step, so that cheap steps are not risked for: tokens_per_step ** exponent / scale."""
+    """Cost of a further step, which divides the risk of a stop: tokens_per_step ** exponent / scale."""
 
     exponent: float = 0.0  # 0: every step costs 1 / scale; 1: proportional to its tokens
     scale: float = 1.0  # normalises the usual cost to about 1
@@ -43,7 +39,6 @@ class StepCost:
         object.__setattr__(self, "scale", exact_float("scale", self.scale, least=1e-12, most=1e36))
 
     def of(self, tokens_per_step: float) -> float:
-        """At least the cost of one token per step."""
         return math.pow(max(1.0, tokens_per_step), self.exponent) / self.scale
 
     def of_many(self, tokens_per_step: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -125,7 +120,6 @@ def _tests(where: str, rule: Sequence[object]) -> tuple[tuple[str, bool, float],
 
 
 def canonical(plain: Mapping[str, Any]) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, ASCII, shortest exact floats."""
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
@@ -134,11 +128,7 @@ def dump_model(model: StopModel) -> bytes:
 
 
 def load_model(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopModel:
-    """Read a model and check every value.
-
-    Raise ConfigError, with the place after `where`, for invalid JSON or schema, a key that is missing, unknown or
-    duplicate, a number that is not finite or out of range, an invalid tree, and excessive size.
-    """
+    """Raise ConfigError, with the place after `where`, for anything invalid, unknown, missing, duplicate or too big."""
     table = ModelTable(where, parse_json(where, source) if isinstance(source, bytes) else source)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:

@@ -20,8 +20,6 @@ MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
 
 
 class ModelPart(Protocol):
-    """Computes one number, a logit or a value, from a row of features."""
-
     def check(self, n_features: int) -> None:
         """Raise ConfigError unless rows have a valid number of features."""
         ...
@@ -39,7 +37,7 @@ class ModelPart(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weights · row + intercept, on raw features; the weights include any scaling of the trainer."""
+    """weights · row + intercept; the weights include any scaling of the trainer."""
 
     weights: tuple[float, ...]
     intercept: float
@@ -64,7 +62,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Isotonic:
-    """A rising curve from scores to probabilities: linear between its points, constant beyond the ends."""
+    """A rising curve: linear between its points, constant beyond the ends."""
 
     scores: tuple[float, ...]  # strictly rising
     probabilities: tuple[float, ...]  # one for each, in [0, 1], never falling
@@ -101,11 +99,7 @@ class Isotonic:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The sigmoid of the mean of the parts' logits, then the calibration if there is one.
-
-    Logits are clipped to those of 0.0001 and 0.9999, so that no part outvotes the others. A nan, from overflow, counts
-    as the lowest logit and never stops.
-    """
+    """The sigmoid of the mean of the parts' clipped logits, then calibration. A nan is the lowest logit."""
 
     parts: tuple[ModelPart, ...]
     calibration: Isotonic | None = None
@@ -115,7 +109,6 @@ class Ensemble:
             raise ConfigError(f"parts: got {len(self.parts)}; 1 to {MOST_PARTS}")
 
     def check(self, n_features: int) -> None:
-        """Raise ConfigError unless every part can read rows of `n_features` features."""
         for i, part in enumerate(self.parts):
             with at(f"parts[{i}]"):
                 part.check(n_features)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class ModelTable:
-    """One table of unchecked input. Any: values are untyped until they are taken."""
+    """Any: values are unchecked until they are taken."""
 
     def __init__(self, where: str, content: object) -> None:
         if not isinstance(content, Mapping):
@@ -60,13 +60,12 @@ class ModelTable:
         return tuple(self.content.items())
 
     def done(self) -> None:
-        """Raise ConfigError for a key that was not taken."""
         for key in self._left:
             known = sorted(set(self.content) - set(self._left))
             raise ConfigError(f"{self.where}: unknown key {key!r:.60}; known: {', '.join(known)}")
 
     def build(self, make: Callable[..., T], *keys: str, **values: Any) -> T:
-        """Call `make` with the values of `keys` and with `values`. Raise ConfigError for any other key."""
+        """Raise ConfigError for any key besides `keys` and `values`."""
         arguments = {key: self.take(key) for key in keys} | values
         self.done()
         with at(self.where):
@@ -140,7 +139,7 @@ def parse_whole(where: str, value: object, *, least: int, most: int) -> int:
 
 
 def describe_value(value: object) -> str:
-    """Describe a value for an error, without the content of texts and tables."""
+    """Describe a value without the content of texts and tables."""
     if value is None or isinstance(value, (bool, float)):
         return repr(value)
     if isinstance(value, int):

@@ -1,9 +1,8 @@
 """Sums of binary trees over features that are never missing.
 
-QuickScorer (Lucchese et al. 2015, SIGIR, doi:10.1145/2766462.2767733) evaluates small trees all at once: every tree has
-a byte with a bit for each leaf, the first leaf the lowest. A split that sends the row to the right excludes the leaves
-on its left. Splits on one feature are sorted by threshold, so the excluding ones are a prefix with a precomputed mask.
-The first remaining leaf is the one reached.
+QuickScorer (Lucchese et al. 2015, SIGIR, doi:10.1145/2766462.2767733) evaluates small trees at once: every tree has a
+byte with a bit for each leaf, the first leaf the lowest. A split that sends the row to the right excludes the leaves on
+its left; masks are precomputed by feature and threshold. The first remaining leaf is the one reached.
 """
 
 from __future__ import annotations
@@ -35,11 +34,7 @@ Split: TypeAlias = tuple[int, float, int]  # feature, threshold, bits of the lea
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One tree as columns with an entry per node, the root first and children after their parents.
-
-    A row goes left where row[feature] <= threshold. A leaf has the feature -1 and its value in `value`; unused entries
-    are 0.
-    """
+    """Columns with an entry per node, the root first. row[feature] <= threshold goes left; unused entries are 0."""
 
     feature: tuple[int, ...]
     threshold: tuple[float, ...]
@@ -79,7 +74,6 @@ class Tree:
 
     @property
     def depth(self) -> int:
-        """Splits on the longest path to a leaf."""
         depths = [0] * len(self.feature)
         for at, feature in enumerate(self.feature):
             if feature != LEAF:
@@ -94,7 +88,6 @@ class Tree:
         return {name: list(getattr(self, name)) for name in COLUMNS}
 
     def nested(self, at: int = 0) -> Nested:
-        """The tree below a node as nested tuples, the fastest form to walk."""
         if self.feature[at] == LEAF:
             return (LEAF, self.value[at], None, None)
         return (self.feature[at], self.threshold[at], self.nested(self.left[at]), self.nested(self.right[at]))
@@ -119,8 +112,6 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """A baseline plus the value of the reached leaf of each tree."""
-
     baseline: float
     trees: tuple[Tree, ...]
     _small: _QuickScorer = field(init=False, repr=False, compare=False)
@@ -163,7 +154,6 @@ def _walk(node: Nested, row: Sequence[float]) -> float:
 
 
 def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Move all rows down level by level; a leaf leads to itself."""
     itself = np.arange(len(tree.feature))
     is_leaf = np.array(tree.feature) == LEAF
     feature, threshold = np.where(is_leaf, 0, tree.feature), np.array(tree.threshold)
@@ -176,8 +166,6 @@ def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _QuickScorer:
-    """The sum of trees of at most eight leaves each."""
-
     __slots__ = ("_all", "_n_bytes", "_plan", "_tables")
 
     def __init__(self, small: Sequence[Tree]) -> None:
@@ -218,7 +206,7 @@ class _QuickScorer:
 
 
 def _table(values: Sequence[float]) -> list[float]:
-    """For each byte, the value of its lowest bit's leaf. No byte is ever 0."""
+    """Value of the lowest bit's leaf for each byte; no byte is ever 0."""
     padded = [0.0, *values, *(0.0,) * (MOST_LEAVES - len(values))]
     return [padded[(byte & -byte).bit_length()] for byte in range(256)]
 
@@ -233,6 +221,5 @@ def _prefixes(cuts: Iterable[tuple[float, int]], everything: int) -> tuple[list[
 
 
 def _words(numbers: Iterable[int], n_words: int) -> NDArray[np.uint64]:
-    """Large integers as rows of 64-bit words, lowest first."""
     packed = b"".join(number.to_bytes(8 * n_words, "little") for number in numbers)
     return np.frombuffer(packed, dtype="<u8").reshape(-1, n_words)
