@@ -117,5 +117,4 @@ def static(name: str) -> tuple[bytes, str]:
 
 @lru_cache(maxsize=len(STATIC))
 def asset_url(name: str) -> str:
-    """The URL of a static file, which changes with its content."""
     return f"/console/static/{hashlib.sha256(static(name)[0]).hexdigest()[:12]}/{name}"

@@ -64,7 +64,6 @@ class ItemState:
         return next((one for one in reversed(self.leases) if one.slot == slot), None)
 
     def holder(self, slot: int, now_s: float) -> ReviewLease | None:
-        """The active lease of an empty slot."""
         lease = self.lease_of(slot)
         if lease is None or self.filled(slot) is not None or (slot, lease.turn) in self.returned:
             return None

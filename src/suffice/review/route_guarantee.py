@@ -1,7 +1,6 @@
 """The guarantee on a route now, and the sentence that `suffice status`, the console and the API print for it.
 
-The states are in the order of the gateway's checks: whatever disables enforcement comes first, a certificate last.
-Pure.
+The states are in the order of the gateway's checks: what disables enforcement comes first, a certificate last. Pure.
 """
 
 from __future__ import annotations

@@ -106,8 +106,7 @@ def share_out(room: int, demands: Iterable[Demand], *, day: int) -> dict[str, tu
     """Divide the deployment's remaining cap `room`, at least 0: how many runs each route may pick and draw.
 
     Runs are granted one by one to the route with the fewest items today (max-min fairness); ties go to the most urgent
-    run, then by a hash of the day and the name. Within a route, draws keep to the control share while there are runs to
-    draw.
+    run, then by a hash of the day and the name. Within a route, draws keep to the control share while there are runs.
     """
     granted = dict[str, tuple[int, int]]()
     turns = list[tuple[int, float, bytes, str, Demand]]()
@@ -183,8 +182,7 @@ def _order(one: ReviewCandidate) -> tuple[float, float, str]:
 class Urn:
     """All runs of one stretch of the log; those with the smallest points are drawn.
 
-    Points are uniform and independent, so drawing k of n runs gives each odds of k/n. Only the `most` smallest are
-    kept.
+    Points are uniform and independent, so drawing k of n runs gives each odds of k/n. Only the `most` smallest stay.
     """
 
     most: int

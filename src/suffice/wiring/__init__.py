@@ -1,4 +1,4 @@
-"""The composition root: builds running objects from settings, and alone reads the environment and the clock."""
+"""The composition root: builds running objects; no package below it reads the environment or the clock."""
 
 from __future__ import annotations
 

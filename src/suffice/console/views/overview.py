@@ -67,7 +67,6 @@ class RouteState(ViewRecord, frozen=True):
 
 
 def standings(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
-    """Every route of the settings, and those that only the log has."""
     log = view.connection
     sums = _sums_by_route(log, window.since_hour)
     recent = _sums_by_route(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))

@@ -1,7 +1,7 @@
 """Replays audits under both versions of a rollout, and under the arms of an experiment.
 
-A learned candidate is replayed at the level that its certificate allowed when the request arrived; without one, there
-is no pair.
+A learned candidate is replayed at the level that its certificate allowed when the request arrived; else there is no
+pair.
 """
 
 from __future__ import annotations

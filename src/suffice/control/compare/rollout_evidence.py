@@ -252,7 +252,7 @@ def _unit_run(episode: Episode) -> UnitRun:
 
 
 def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
-    """EM of the active version minus the candidate's, 1 if that is unknown; None: they differ without a label."""
+    """EM of the active version minus the candidate's, of which an unknown one is a loss; None: unlabelled."""
     if not candidate.seen:
         return 1 if in_force.seen else 0
     if candidate.answer == in_force.answer or not in_force.seen:

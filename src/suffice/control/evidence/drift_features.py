@@ -44,8 +44,8 @@ _ALTERNATING: Final = np.resize([1.0, -1.0], BATCH)  # mean 0 and sd 1 over a ba
 class _PartialColumns:
     """Values of some runs of each batch, with the deviation and noise that all runs would show.
 
-    The mean of n of 100 runs deviates by chance by a factor of the square root of 100/n, by which deviations are
-    shrunk.
+    The mean of n of 100 runs deviates by chance by the square root of 100/n more, so deviations are shrunk by that
+    factor.
     """
 
     spread: float  # smallest sd of a value

@@ -192,7 +192,6 @@ def _id(item: LabelledEpisode) -> str:
 
 
 def is_full(item: LabelledEpisode) -> bool:
-    """Whether nothing could stop the run and it came to its end."""
     request, outcome = item.episode.request, item.episode.outcome
     by_design = request.audit or request.mode == "observe"
     return request.ungoverned is None and by_design and outcome.end_reason in FINISHED_ENDS

@@ -61,7 +61,7 @@ class StartOrder:
         return run
 
     def take_ended(self, now: int) -> Iterator[Episode]:
-        """Yield runs in the order of starts up to the first still running, which MOST_LATE later starts skip."""
+        """Yield runs in the order of starts, up to the first still running; MOST_LATE later starts skip that one."""
         while self._line:
             name, run = next(iter(self._line.items()))
             if run.episode is None and run.number + MOST_LATE > now:

@@ -132,7 +132,6 @@ class Worker:
         self._desks = {job.name: (job, JobWriter(self.decisions, job.name, self.monotonic_s)) for job in self.jobs}
 
     def round(self) -> list[JobReport]:
-        """Run every job whose lease is free, and return their reports."""
         reports = list[JobReport]()
         for job, desk in self._desks.values():
             try:

@@ -141,8 +141,6 @@ class Draft(NamedTuple):
 
 
 class EvidenceSource:
-    """Proves what may act on a route in one epoch."""
-
     def __init__(self, state: EpochState) -> None:
         self.state = state
         self.level = 0  # active; 0 never stops

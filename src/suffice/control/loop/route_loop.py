@@ -131,7 +131,7 @@ class RouteLoop:
         return self._pass_requests(1, stored)
 
     def _count_requests(self, counted: RequestCount, stored: StoredEvent) -> Resolution | None:
-        """Requests without rows are no audits; the lowest audit share among them is known."""
+        """Requests without rows are no audits, and come with the lowest audit share among them."""
         if counted.audit_share is not None:
             self.certifier.windows.lower(self.n + 1.0, counted.audit_share)
         self.state.traffic.mix.count(counted.cells)
