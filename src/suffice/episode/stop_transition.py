@@ -83,7 +83,7 @@ class StopTransition:
         return True
 
     async def _let_slot_go(self) -> None:
-        """Wait until llama.cpp has freed the cancelled call's slot; an earlier request would read the prompt anew."""
+        """Give llama.cpp a moment to free the cancelled call's slot; an earlier request would read the prompt anew."""
         if self.continuer.facts.caches_by_slot:
             a_token_s = (self.monotonic_s() - self.began_s) / max(1, self.relay.reader.account.received_tokens)
             await asyncio.sleep(min(SLOT_TOKENS * a_token_s, SLOT_S))

@@ -281,7 +281,7 @@ def is_given(raw: msgspec.Raw) -> bool:
 
 
 def decode_chunk(data: bytes) -> Chunk:
-    """Decode an event leniently: odd values become None, other JSON is empty. Raise UpstreamProtocol for bad JSON."""
+    """Decode an event: odd values become None, other JSON is empty. Raise UpstreamProtocol for bad or huge JSON."""
     _check_items(data)
     try:
         return _decode_fast(data)
