@@ -30,7 +30,6 @@ WIDTH: Final = 100  # of wrapped sentences
 
 
 def option(*names: str, **more: Any) -> Callable[[F], F]:
-    """`click.option` with the default in its help."""
     shows = more.get("default") not in (None, "", False)
     return click.option(*names, **({"show_default": shows} | more))
 
@@ -140,7 +139,7 @@ class CommandGroup(click.Group):
 def fail(why: object, status: int = 2) -> NoReturn:
     """Exit with a sentence on standard error, after the command's name.
 
-    status  2: it cannot be done, or the log or the settings cannot be read; 1: it was done and the answer is no
+    status  2: it cannot be done; 1: it was done and the answer is no
     """
     context, names = click.get_current_context(silent=True), list[str]()
     while context is not None and (context.parent is not None or not names):
@@ -237,9 +236,9 @@ def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
 
 
 def find_upstream(settings: Settings | None, target: str, *, api_key_env: str) -> tuple[str, Upstream]:
-    """Return the name and the settings of an upstream given by name or by address; the name of an address is "".
+    """Return name and settings of an upstream given by name, or by address (name "", key in `api_key_env`).
 
-    Raises ConfigError. `api_key_env` is the environment variable with the key of an address.
+    Raises ConfigError.
     """
     from suffice.errors import ConfigError
     from suffice.settings import Upstream
@@ -322,8 +321,6 @@ def deployment_log(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingDecision:
-    """A person's decision on a deployment: its settings, its open log, author, reason and time."""
-
     settings: Settings
     writer: Decisions
     author: str

@@ -73,7 +73,6 @@ def compared_metrics(one: RunningExperiment) -> tuple[str, ...]:
 
 
 def alphas(one: RunningExperiment) -> Mapping[str, float]:
-    """Return each arm's part of the error by metric: half for the primary one, half shared by the others."""
     metrics, error = compared_metrics(one), (1 - one.confidence) / max(1, len(one.arms) - 1)
     return {one.primary: error / 2, **dict.fromkeys(metrics[1:], error / 2 / (len(metrics) - 1))}
 

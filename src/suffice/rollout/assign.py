@@ -31,7 +31,6 @@ UNASSIGNED = AuditAssignment(audit=False, propensity=1.0, point=0.0)  # of an un
 def assign_audit(unit: str, *, share: float, salt: str) -> AuditAssignment:
     """Assign a unit to an audit or not. A unit audited at one share is audited at every larger share too.
 
-    unit   what is assigned, such as one request with its retries
     share  probability of an audit, in [0, 1]; exact at 0 and 1
     salt   secret of the deployment and name of the assignment; assignments with different salts are independent
 
@@ -46,12 +45,9 @@ def assign_audit(unit: str, *, share: float, salt: str) -> AuditAssignment:
 
 
 def audit_share(n_requests_so_far: int, configured: float | None) -> float:
-    """Return the share of a route's requests to audit now: as configured, else 10 %, later 5 %.
+    """Return the share of a route's requests to audit now: as configured, else 0.10 for the first 20,000, then 0.05.
 
-    n_requests_so_far  of this route, without the present one; the first 20,000 use 0.10
-    configured         fraction from the settings; None: not set
-
-    Raises ValueError for a negative count or a fraction outside [0, 1].
+    Raises ValueError for a negative count of requests before this one or a fraction outside [0, 1].
     """
     if n_requests_so_far < 0:
         raise ValueError(f"audit_share: n_requests_so_far must be at least 0, got {n_requests_so_far}")

@@ -144,10 +144,7 @@ class ComparisonState:
     v_opt: float
 
     def between(self, alpha: float, *, times: float = 1.0) -> Interval:
-        """Return the interval; each end is wrong at any look with probability at most `alpha` / 2.
-
-        times  extrapolate to so many times the units
-        """
+        """Return the interval, extrapolated to `times` the units; each end is ever wrong with P <= `alpha` / 2."""
         whole = Interval(-self.width, self.width)
         if self.weight <= 0:
             return whole
@@ -212,10 +209,7 @@ def _smallest_refuted(gained: float, same: float, lost: float, alpha: float) -> 
 
 
 def ratio_of(part: Interval, whole: Interval) -> Interval | None:
-    """Return all ratios of a number in one interval and a number in the other; None: the second may be 0.
-
-    It holds if both intervals hold: their errors add up, under any dependence.
-    """
+    """Return all ratios of numbers in two intervals, under any dependence; None: the second may be 0."""
     if whole.low <= 0 <= whole.high:
         return None
     corners = [part.low / whole.low, part.low / whole.high, part.high / whole.low, part.high / whole.high]
@@ -286,15 +280,11 @@ class PairDraw:
 
 
 def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> PairDraw:
-    """Choose the second call of one audit. Raises ValueError outside of the ranges below.
+    """Choose the second call of one audit, by the unit's point in [0, 1), so that a retry chooses the same.
 
     The first uncertified arm gets the largest share; certified ones are monitored, half of that the active one; later
-    arms get nothing yet.
-
-    point         the unit's point in [0, 1), by keyed hash, so that a retry chooses the same
-    n_arms        the full run included, at least 2
-    in_force      0 … n_arms - 1
-    repeat_share  in [0, 1)
+    arms get nothing yet. `n_arms` >= 2 includes the full run; `in_force` is in 0 … n_arms - 1, `repeat_share` in [0,
+    1): raises ValueError outside.
     """
     odds = pair_odds(n_arms=n_arms, in_force=in_force, repeat_share=repeat_share)
     last = max(arm for arm, share in enumerate(odds) if share > 0)  # rounding may leave the last edge below the point
@@ -303,7 +293,6 @@ def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: flo
 
 
 def pair_odds(*, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
-    """Return the odds of each second call in `draw_pair`; they sum to 1."""
     if n_arms < 2 or not 0 <= in_force < n_arms or not 0 <= repeat_share < 1:
         raise ValueError(f"need n_arms >= 2, 0 <= in_force < n_arms, repeat_share in [0, 1); got {n_arms=} {in_force=}")
     is_last = in_force == n_arms - 1

@@ -33,10 +33,9 @@ _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", Non
 
 
 class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """The steps, margins and required amounts of evidence of a rollout.
+    """The rules of a rollout, fixed at its start: a margin moved after looking at the evidence proves nothing.
 
-    A rollout keeps the rules that it started with: a margin moved after looking at the evidence proves nothing. Rules
-    of a later version may have more fields. Raises ConfigError for values out of range.
+    Rules of a later version may have more fields. Raises ConfigError for values out of range.
     """
 
     def __post_init__(self) -> None:
@@ -57,8 +56,6 @@ def rules_of(route: Route) -> Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassAudits:
-    """Audits of one query class, by how the candidate's answer differs from the active version's."""
-
     query_class: str  # "": none
     gained: int = 0  # the candidate's answer is right and the other's was wrong
     same: int = 0
@@ -106,11 +103,9 @@ class Contrast:
         return min(1.0, CAP_MEANS * self.control / self.n_control)
 
     def plus(self, arm: ArmName, value: float, *, margin: float = 0.0, cap: float = 1.0) -> Contrast:
-        """Add one run.
+        """Add a run's value in [0, 1], capped at `cap` in (0, 1], which must be chosen before the run is seen.
 
-        value   in [0, 1]
         margin  of `beyond`, relative, at least 0; the same for every run of a rollout
-        cap     in (0, 1], the largest value that counts; chosen before the run was seen
         """
         n, capped = self.n_candidate + self.n_control, min(cap, value)
         part, guess = capped / cap, min(1.0, (self.candidate + self.control) / n / cap) if n else 0.0
@@ -184,12 +179,9 @@ class RolloutEvidence:
     def with_audit(
         self, query_class: str, z: Z | None, *, full: float = 0.0, in_force: float = 0.0, candidate: float = 0.0
     ) -> RolloutEvidence:
-        """Add one audit.
+        """Add one audit, with the tokens of its run and those that each version would have kept.
 
-        z          EM of the active version minus the candidate's: -1, 0, +1; None: they differ without a label
-        full       tokens of the run
-        in_force   of them, kept by the active version
-        candidate  of them, kept by the candidate
+        z  EM of the active version minus the candidate's; None: they differ without a label
         """
         kept = TokensKept(
             n=self.kept.n + 1,
@@ -200,7 +192,6 @@ class RolloutEvidence:
         return replace(self, audits=self._moved(query_class, {_OUTCOMES[z]: 1}), kept=kept)
 
     def with_label(self, query_class: str, z: Z) -> RolloutEvidence:
-        """Add the label of a pending audit. Without a label it stays pending."""
         audits = next((one for one in self.audits if one.query_class == query_class), None)
         if audits is None or not audits.pending:
             raise ValueError(f"with_label: no audit of class {query_class!r} is pending")

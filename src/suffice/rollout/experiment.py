@@ -43,8 +43,6 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningExperiment:
-    """An experiment as it was started; later changes of the settings do not affect it."""
-
     name: str
     run: int  # of this name; 1 is the first
     routes: tuple[str, ...]
@@ -83,7 +81,6 @@ class UnitIds:
     tenant: str | None = None
 
     def of(self, unit: ExperimentUnit) -> str | None:
-        """Return the unit of that kind, or None; a request without a conversation is a conversation of its own."""
         if unit == "request":
             return self.request
         if unit == "conversation":
@@ -137,10 +134,7 @@ def draw_arm(one: RunningExperiment, unit: str, *, salt: str) -> ArmDraw:
 
 
 def with_arm(route: Route, arm: Arm) -> Route:
-    """Return the route as an arm serves it; the caller applies the arm's `level`.
-
-    The full run is the route in `observe`: its policy decides, and the decision is not acted on.
-    """
+    """Return the route as an arm serves it; the caller applies its `level`. A full run is a route in `observe`."""
     if arm.full:
         return msgspec.structs.replace(route, mode="observe" if route.mode == "enforce" else route.mode)
     changed: dict[str, object] = {}
@@ -159,7 +153,6 @@ def with_arm(route: Route, arm: Arm) -> Route:
 
 @lru_cache(maxsize=256)
 def _policy_of(written: str) -> Mapping[str, object]:
-    """Parse a policy once: every request needs it, and one with a model is long. Do not modify the result."""
     table: Mapping[str, object] = json.loads(written)
     return table
 

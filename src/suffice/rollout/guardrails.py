@@ -109,7 +109,6 @@ def _drop(audits: ClassAudits) -> float:
 
 
 def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> GuardrailValue:
-    """Read one group; a pending audit counts as lost for the proof and as no loss for harm."""
     proof = float(
         log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin, bets=BETS)[0]
     )

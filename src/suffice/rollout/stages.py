@@ -37,8 +37,6 @@ EVIDENCE: Final = "evidence"  # `Transition.by` where no person decided
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The state of a rollout. It changes by transitions only (`after`)."""
-
     rollout: str  # a unique name of this attempt; also the salt of its assignment
     route: str
     candidate: str  # address of the version under test
@@ -209,13 +207,12 @@ def resume_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
 
 
 def promote_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
-    """Take the next step for a person. Later steps on evidence still need the proof that this one skips."""
+    """Take the next step for a person; later steps on evidence still need the proof that this one skips."""
     _check_running(state, "promote")
     return _forward(state, rules, order)
 
 
 def roll_back(state: State, order: StepOrder) -> Transition:
-    """End a rollout for a person: the active version serves everybody again."""
     _check_running(state, "roll back")
     return _back(state, order)
 
@@ -407,7 +404,7 @@ def cool_down_refusal(
     """Return why a rollout may not begin now, as a sentence; None: it may.
 
     held       why a person holds the route; "": not held
-    by_person  a person requests it: only a hold and a running rollout refuse it, not the cool-down or the count
+    by_person  only a hold and a running rollout refuse it, not the cool-down or the count
     """
     if held:
         return f"a person holds this route: {held}"
@@ -429,10 +426,7 @@ def cool_down_refusal(
 
 
 def cool_down_left(past: Sequence[PastRollout], *, now_s: float, rules: Rules) -> float:
-    """Return seconds until the cool-down after the latest rollback ends; 0: none.
-
-    It doubles with every consecutive rollback, up to `most_cool_down_s`; a completed rollout resets it.
-    """
+    """Return seconds left of the cool-down, doubled by consecutive rollbacks up to `most_cool_down_s`; 0: none."""
     ended = [one for one in past if one.ended_s is not None]
     in_a_row = 0
     for one in reversed(ended):

@@ -112,7 +112,6 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
 
 
 def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPairs, LineFormat]:
-    """Return all lines, and counts of what was left out. Raises ConfigError without lines."""
     if not traces and not given.texts:
         raise ConfigError("needs recorded TRACES, or --texts for the runs of the log: the log itself holds no text")
     if ANSWER not in given.answer:
@@ -154,7 +153,6 @@ def _settings(given: FinetuneOptions) -> Settings | None:
 
 
 def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
-    """Return the route to export. Raises ConfigError where that is ambiguous."""
     if given.route is not None:
         return given.route, find_settings(settings, given.route, option="--route")
     entries = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
@@ -272,7 +270,6 @@ def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], gi
 
 
 def _note(given: FinetuneOptions, *, n_rows: int) -> None:
-    """Log the export. Raises StoreError."""
     path = _database(_settings(given), given)
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic, create=False) as writer:
         note_export(writer, what="training lines", where=str(given.out), n_rows=n_rows, author=None, reason="")

@@ -1,10 +1,9 @@
-"""Runs cut at their stop, with their texts: from the event log and its owner's texts, or from recorded traces.
+"""Runs cut at their stop, from the event log with the texts that its owner supplies, or from recorded traces.
 
-The log holds no text by design, so the owner supplies it: JSON lines of our own form, or logs of OpenAI requests with
-their responses. A line is used only with consent, and a withdrawal beats every agreement.
-
-Whether a cut kept the answer is known for full runs, and for stopped runs only where a label says that their answer is
-right. What a wrong stopped run would have answered is unknown, so it is left out, never guessed.
+A line is used only with consent, and a withdrawal beats every agreement. Whether a cut kept the answer is known for
+full
+runs, and for stopped runs only where a label says that their answer is right. What a wrong stopped run would have
+answered is unknown, so it is left out, never guessed.
 """
 
 from __future__ import annotations
@@ -77,11 +76,7 @@ class Consent:
     listed: dict[str, bool] = field(default_factory=dict)  # id → agreed or withdrawn; the last line counts
 
     def given(self, stated: bool | None, ids: Iterable[str | None]) -> bool:
-        """Return whether the run may be trained on.
-
-        stated  by its own text
-        ids     by which it may be listed
-        """
+        """Return whether a run with one of these ids may be trained on; `stated` is its own text's answer."""
         listed = [self.listed[one] for one in ids if one is not None and one in self.listed]
         if stated is False or not all(listed):
             return False
@@ -163,7 +158,6 @@ def _ids_of_response(response: object) -> list[str]:
 
 
 def _messages(item: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...] | None:
-    """Return the prompt's messages; a plain text is the user's message."""
     prompt = _text(item, "prompt", where)
     if prompt is not None:
         return ({"role": "user", "content": prompt},)
@@ -195,7 +189,6 @@ def _text(item: Mapping[str, Any], name: str, where: str) -> str | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield non-blank lines with their numbers. Raises ConfigError when the file cannot be read."""
     try:
         with open_unpacked(path) as file:
             for number, line in enumerate(file, 1):
@@ -236,11 +229,7 @@ Chooses: TypeAlias = Callable[[str], StoppingPolicy]  # the stopping policy for 
 def cut_log(
     episodes: Iterable[EpisodeWithLabels], texts: Texts, terms: Terms, *, match: Match, left_out: Counter[str]
 ) -> Iterator[CutRun]:
-    """Cut the runs of a route of kind `reasoning` where its policy stopped them, or would have.
-
-    match     the route's scorer
-    left_out  counts the runs that are left out, by reason
-    """
+    """Cut the runs of a route of kind `reasoning` where its policy stops; count others in `left_out`."""
     for item in episodes:
         cut = _of_run(item, texts, terms, match)
         if isinstance(cut, CutRun):
@@ -283,7 +272,6 @@ class _StopEffect:
 
 
 def _judged(item: EpisodeWithLabels, match: Match) -> _StopEffect | str:
-    """Return the effect of the stop, or why it cannot be used."""
     run = measure_run(item, match)
     if run.stopped:
         if run.correct is None:
@@ -377,10 +365,7 @@ def _boundary(thought: str, at: int) -> int:
 def cut_traces(
     files: Iterable[Path], chooses: Chooses, terms: Terms, *, where: str | None, left_out: Counter[str]
 ) -> Iterator[CutRun]:
-    """Cut recorded chains where a policy stops them, replayed step by step as if live.
-
-    where     which runs, see `replay.traces.read`; None: all
-    left_out  counts the runs that are left out, by reason
+    """Cut recorded chains where a policy stops them, replayed step by step as if live; count others in `left_out`.
 
     Raises TraceError as `read_traces` does, and ConfigError for runs that are no chains or have no texts.
     """
@@ -481,7 +466,6 @@ def _trace_cut(batch: Batch, i: int, at: int, judged: _StopEffect, terms: Terms,
 
 
 def _meta(meta: str | None) -> Mapping[str, Any]:
-    """Return a recording's metadata; empty if it is not in our format."""
     try:
         noted = msgspec.json.decode(meta or "{}")
     except (msgspec.DecodeError, UnicodeError):

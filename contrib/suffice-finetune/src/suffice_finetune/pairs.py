@@ -1,8 +1,8 @@
 """Training lines for a language model from runs cut at a stop, so that its answers survive early termination.
 
-A supervised line teaches the right answer from the reasoning so far. A preference line compares closing at the cut with
-continuing: closing is preferred where the cut kept the answer, continuing where it lost it. Prompts are grouped by
-hash, so none is in both files, and no line is made from text that looks like a key.
+A supervised line teaches the right answer from the reasoning so far; a preference line prefers closing at the cut where
+that kept the answer, and continuing where it lost it. No prompt is in both files, and no line has text that looks like
+a key.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ class StopRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutRun:
-    """One run cut at the stop, with the answers of both continuations as far as known."""
-
     messages: tuple[Message, ...]  # the prompt
     thought: str  # up to the cut
     rest: str | None  # after it; None: never generated, or not available
@@ -74,8 +72,6 @@ class LineFormat:
 
 @dataclass(slots=True)
 class TrainingPairs:
-    """The lines from all cuts; filled by `make_pairs`."""
-
     train: list[Line] = field(default_factory=list)
     val: list[Line] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)  # reason: cuts

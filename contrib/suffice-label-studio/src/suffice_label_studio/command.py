@@ -60,8 +60,8 @@ def export_tasks(
 ) -> None:
     """Write runs to judge as tasks of Label Studio, with both answers in a blinded order.
 
-    To a file, or to a project, where existing tasks are skipped. Import the annotations with `suffice feedback import
-    --form label-studio`, `suffice feedback label-studio` or a webhook.
+    To a file, or to a project, where existing tasks are skipped. The annotations come back with a webhook,
+    `suffice feedback label-studio` or `suffice feedback import --form label-studio`.
     """
     if (out is None) == (url is None) or (url is not None and project is None):
         raise ConfigError("where to? Give --out FILE, or --url and --project")

@@ -1,10 +1,6 @@
-"""HTTP client of a Label Studio server.
+"""HTTP client of a Label Studio server, as in its API reference (api.labelstud.io, projects).
 
-    import_tasks   POST /api/projects/{id}/import, in batches
-    export         GET  /api/projects/{id}/export?exportType=JSON
-
-As in its API reference (api.labelstud.io, projects). A legacy token is sent as `Token`; a personal access token, which
-is a JWT, is first exchanged for a short-lived one.
+A legacy token is sent as `Token`; a personal access token, which is a JWT, is first exchanged for a short-lived one.
 """
 
 from __future__ import annotations
@@ -25,11 +21,7 @@ TIMEOUT_S: Final = 60.0
 
 @asynccontextmanager
 async def connect_label_studio(url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[LabelStudio]:
-    """Connect to a server for the duration of the block. Raises ToolError.
-
-    url      base address, such as http://127.0.0.1:8080
-    api_key  a legacy token, or a personal access token
-    """
+    """Connect to a server at a base address, such as http://127.0.0.1:8080, for the block. Raises ToolError."""
     async with helper_client("label studio", url, timeout_s=timeout_s) as client:
         server = LabelStudio(url.rstrip("/"), client, timeout_s=timeout_s)
         await server.log_in(api_key)

@@ -63,8 +63,6 @@ class RouteHoldings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairStatus:
-    """The result of audits with a paired call; a pending pair counts as lost."""
-
     arm: str
     n: int  # pairs with the arm; audits whose client disconnected count as lost
     n_disagree: int
@@ -316,7 +314,6 @@ def _describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[st
 
 
 def read_pairs(connection: LogReader, name: str, route: Route, match: Match, held: InForce) -> PairStatus | None:
-    """Return the paired status of a route's arm; None: no arm is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None
     from suffice.control.jobs.base import since

@@ -262,8 +262,6 @@ def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
 
 
 class _QuestionTexts:
-    """Finds the text of a question in the log, if its route keeps it, else in a file of questions."""
-
     def __init__(self, settings: Settings, log: Path, file: Path | None) -> None:
         self._settings, self._log, self._given = settings, log, file
         self._read: dict[Path, Mapping[str, str]] = {}

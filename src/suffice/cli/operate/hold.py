@@ -96,10 +96,7 @@ def set_(
 def set_route_override(
     by: shell.PendingDecision, route: str, form: OverrideForm, publication: int | None
 ) -> Override | str:
-    """Set an override; return a sentence if it is refused.
-
-    publication  pin: number of the earlier publication to be served; None: the active one
-    """
+    """Set an override, or return why it is refused; `publication`: an earlier one to pin, None: the active one."""
     rules, setup = by.rules(route), setup_of(by.settings, route)
     return deciding.set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
 

@@ -38,7 +38,6 @@ class BackgroundHandler(logging.Handler):
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue one line; `logging` holds this handler's lock."""
         if len(self._lines) >= MOST_LINES:
             self._n_dropped += 1
             return

@@ -93,10 +93,7 @@ def link_of(
 
 
 class Appender:
-    """Adds rows to the log, and to the chain where their kind is chained, inside the caller's transaction.
-
-    The transaction must hold SQLite's write lock (BEGIN IMMEDIATE), so that no other process adds a row in between.
-    """
+    """Adds rows, chaining those of chained kinds, in a transaction that holds SQLite's write lock (BEGIN IMMEDIATE)."""
 
     def __init__(self, connection: sqlite3.Connection, *, owner: int, redact: tuple[Part, ...] = ()) -> None:
         self._connection, self._owner, self._redact = connection, owner, redact
@@ -104,7 +101,6 @@ class Appender:
         self.seq = 0  # seq of the row written last
 
     def add(self, row: Row, at_s: float) -> bool:
-        """Write a row. Return False if a row with its key exists; that row stays unchanged."""
         if self._redact:
             row = redact_row(row, self._redact)
         values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
@@ -236,10 +232,7 @@ _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WH
 
 
 def extract(connection: sqlite3.Connection, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
-    """Return the end of the chain, the rows at `places` and of this export, and all links from the first of them on.
-
-    Raise StoreError if a row is missing or not in the chain.
-    """
+    """Return the end of the chain, the rows at `places` and of this export, and the links between. Raise StoreError."""
     connection.execute("BEGIN")  # read links and head from one snapshot
     try:
         (place,) = connection.execute(_EXPORTED, (exported,)).fetchone()

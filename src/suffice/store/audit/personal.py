@@ -64,10 +64,7 @@ _DECODE: Final = msgspec.json.Decoder().decode
 
 
 def split(kind: str, body: str) -> BodySplit:
-    """Separate the personal parts from a body; splitting the kept part again changes nothing.
-
-    A body that is not in our canonical JSON is kept whole, because a duplicate field would be ambiguous.
-    """
+    """Separate the personal parts from a body; a body that is not our canonical JSON is kept whole."""
     whole = body.encode()
     if kind not in WORDS:
         return BodySplit(whole, {})

@@ -200,7 +200,6 @@ def _link(value: object) -> bytes:
 
 
 def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
-    """Walk the whole chain and compare it with exported heads. Raise StoreError."""
     require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
     connection.execute("BEGIN")  # one snapshot, whatever other processes write

@@ -52,8 +52,6 @@ class _Sight:
 
 
 class Decisions:
-    """A writer of decisions; open it with `Decisions.open`."""
-
     def __init__(
         self,
         path: Path,
@@ -117,7 +115,6 @@ class Decisions:
         return JobLease(job, token)
 
     def renew(self, lease: JobLease) -> bool:
-        """Renew a lease. False: it is lost, and the work under it must stop."""
         with self.transaction() as connection:
             return connection.execute(_RENEW, self._named(lease)).rowcount == 1
 
@@ -180,10 +177,7 @@ class Decisions:
         return new is not None and all(new)
 
     def decide(self, step: Callable[[LogReader], tuple[Sequence[Event], T] | str]) -> T | str:
-        """Decide on the current log and write the decision; decide again if another writer was first.
-
-        step  returns the events to write and the result, or a sentence why no decision is possible
-        """
+        """Decide on the current log and write what `step` returns; decide again if another writer was first."""
         for _ in range(_TRIES):
             with open_reader(self.path) as connection:
                 made = step(connection)

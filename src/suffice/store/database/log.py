@@ -36,8 +36,6 @@ class StoredEvent:
 
 
 class EventLog(Protocol):
-    """An append-only log with one order, shared by any number of processes."""
-
     @property
     def n_written(self) -> int:
         """Rows committed by this process, without duplicates."""
@@ -140,7 +138,6 @@ class EventQueue:
                 item.done.set_exception(error)
 
     def gather(self, most: int, flush_s: float) -> list[QueueItem]:
-        """Wait for events, let a batch collect for `flush_s`, and return it without removing it; empty: closed."""
         with self._wake:
             self._wake.wait_for(lambda: self._queue or self._closing)
             if not self._closing and not self._n_durable:

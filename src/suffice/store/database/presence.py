@@ -203,8 +203,6 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class ProcessLock:
-    """A held lock: this process is alive."""
-
     name: str  # unique for ever
     path: Path  # the lock file
     descriptor: int  # open while the lock is held

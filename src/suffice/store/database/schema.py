@@ -262,7 +262,6 @@ def check_pages(connection: sqlite3.Connection, where: str) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """Split a script into statements; `executescript` would commit our transaction."""
     statements, pending = [], ""
     for line in script.splitlines(keepends=True):
         pending += line

@@ -59,7 +59,7 @@ class OpenRequests:
 
     @property
     def settled(self) -> int:
-        """The place in the log up to which every request has its outcome."""
+        """Every request up to this place in the log has its outcome."""
         return next(iter(self._open.values())) - 1 if self._open else self._newest
 
     def note(self, rows: Iterable[tuple[Event, int]]) -> None:
@@ -117,8 +117,6 @@ def _make_private(path: Path, *, create: bool) -> None:
 
 
 class SqliteLog(EventQueue):
-    """An EventLog in one SQLite file. Open it with `SqliteLog.open`; close it when done."""
-
     def __init__(
         self,
         path: Path,

@@ -151,7 +151,6 @@ def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
 
 
 def read_newer(source: LogSource, index: str, since_seq: int) -> list[StoredEvent]:
-    """Return the events of a partial index after a place, in order."""
     condition = f"seq > ? AND {schema.kinds_in(schema.INDEXED_KINDS[index])} ORDER BY seq"
     return read_events_where(source, condition, (since_seq,), index=index)
 
@@ -188,7 +187,6 @@ def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
 
 
 def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, float, E] | None:
-    """Return place, Unix time and event of the row with this key; None if there is none."""
     query = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
     for seq, at_s, body in query_rows(source, query, (kind_named(payload), key)):
         return seq, at_s, decoded(seq, payload, body)
@@ -376,8 +374,6 @@ _WAITS_MS: Final = 5_000  # a read waits this long for another process that hold
 
 
 class CachedReader:
-    """Reads one log repeatedly. One read at a time, from any thread."""
-
     def __init__(self, path: Path, *, besides: frozenset[str] = frozenset()) -> None:
         """Create a reader; if only rows of kinds in `besides` are new, it reports nothing new."""
         self._path, self._besides = path, besides
@@ -458,5 +454,4 @@ def _file(path: Path) -> tuple[int, int] | None:
 
 
 def _commits(connection: sqlite3.Connection) -> int:
-    """Return a number that changes with each commit of any other connection."""
     return query_number(connection, "PRAGMA data_version")

@@ -191,7 +191,6 @@ def plain(text: str, most: int) -> str:
 
 
 def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
-    """Return the alerts that an event resolves, of all raised before it."""
     match event:
         case Outlook():
             return _after_look(event)
@@ -351,7 +350,6 @@ def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
 
 
 def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog:
-    """Fold more rows into the state: place, Unix time and event of each, in the log's order."""
     raised = {one.seq: one for one in known.raised}
     newest = {one.notice.same: one.seq for one in known.raised}
     sinks, of, last = dict(known.sinks), dict(known.of), known.seq

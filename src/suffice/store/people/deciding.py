@@ -38,7 +38,6 @@ def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> s
 
 
 def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
-    """End a pause, so that certified levels act again. Return why it was refused; None: done."""
     pause = read_decided(writer.path).of(route).pause
     if pause is None:
         return "is not paused"
@@ -212,7 +211,6 @@ def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
 
 
 def kept_question(source: LogSource, episode_id: str, *, now_s: float) -> str | None:
-    """Return a run's question if its route keeps it and it has not expired; else None."""
     question = find_event(source, QuestionText, episode_id)
     return question.text if question is not None and now_s < question.expires_at_s else None
 

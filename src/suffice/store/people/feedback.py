@@ -74,7 +74,6 @@ def would_join(connection: LogReader, episode_id: str | None, response_id: str |
 
 
 def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[str]]:
-    """Return the senders of the requests of each (episode id, response id); empty if the log has no such answer."""
     with open_reader(path) as connection:
         return [_senders(connection, episode_id, response_id) for episode_id, response_id in named]
 

@@ -134,9 +134,9 @@ def read_runs(source: LogSource, one: ExperimentRun) -> Iterator[EpisodeWithLabe
 def start_experiment(
     writer: Decisions, name: str, written: Written, *, author: str, reason: str
 ) -> ExperimentStart | str:
-    """Start an experiment from the settings, or give a running one its new weights and share.
+    """Start an experiment, or change a running one's weights and share; return why it is refused, if it is.
 
-    Return its start, or why it was refused. Raise ConfigError if its layer has no room, and StoreError.
+    Raise ConfigError if its layer has no room, and StoreError.
     """
     held = read_experiments(writer.path)
     now = _running(held, name)

@@ -105,7 +105,6 @@ def read_serving_version(held: Iterable[RolloutRun], route: str, own: str) -> st
 
 
 def own_version(route: Route) -> Version:
-    """Return the policy in the settings as a version. Raise ConfigError if there is none."""
     if not route.policy:
         raise ConfigError("policy: its owner wrote none down; what the control loop has learned needs no rollout")
     lineage = VersionLineage(parent=None, proposed_by="settings", why="written down by the route's owner")
@@ -127,7 +126,6 @@ def proposed_version(
     why: str,
     now_s: float,
 ) -> Version:
-    """Return a proposed policy as a version that follows the one that serves. Raise ConfigError."""
     lineage = VersionLineage(
         parent=read_serving_version(held, name, own_version(route).address),
         proposed_by=f"person:{author}",
@@ -206,7 +204,6 @@ def beginning(
 
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
-    """Return the artefacts to store with the first row, by address; signed with the deployment's secret."""
     return {each.address: seal_version(each, secret=secret).decode() for each in (one.version, *one.beside)}
 
 
@@ -312,7 +309,6 @@ def as_candidate(
     why: str,
     now_s: float,
 ) -> RolloutCandidate | str:
-    """Return a proposal that is already read as a candidate; a sentence if it cannot be one."""
     problem, made, epoch = _cannot_be_compared(name, route, held), held.publication, held.epoch
     if problem is not None or made is None:
         return problem or ""

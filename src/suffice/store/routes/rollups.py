@@ -54,8 +54,6 @@ class RollupKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RollupSums:
-    """Sums over ended runs. Every field is a column of the table, in this order."""
-
     n_requests: int = 0
     n_governed: int = 0
     n_failed: int = 0  # ended neither by the model nor by a stop nor by the client's cap
@@ -174,7 +172,6 @@ def clear(connection: LogReader) -> None:
 
 
 def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *, since: int = 0) -> dict[str, Tally]:
-    """Return the tally of each route, as far as the log is summed up; {} for a cache of another format."""
     if not read_to(connection).seq:
         return {}
     where = "" if routes is None else f" AND route IN ({', '.join('?' * len(routes))})"

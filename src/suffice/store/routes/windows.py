@@ -138,7 +138,6 @@ def read_publications(connection: LogReader, route: str, *, epoch: int | None = 
 
 
 def read_open_label_requests(connection: LogReader, route: str, *, most: int) -> list[LabelRequest]:
-    """Return label requests that nobody has answered or been asked about, latest first."""
     return [
         one for _, one in select_placed(connection, LabelRequest, _OPEN, {"route": route, "most": most}, index="jobs")
     ]

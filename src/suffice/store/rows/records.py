@@ -114,8 +114,6 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """Personal text that was erased from rows."""
-
     erasure_id: str  # of the whole erasure, which may be written in several rows
     number: int  # of this row within it, from 1
     author: str
