@@ -241,7 +241,7 @@ def test_any_thought_in_any_pieces_is_closed_without_a_seam(
     steps = [(" ".join(line) + "\n", " ".join(["7", *said])) for line in lines]
     whole = "".join(text for text, _ in steps)
     n_thought = len([t for text, _ in steps for t in cut(text)]) + (where == "inline")
-    reply = Reply(**WHERE[where], faults=(Fault(stall_after=n_thought, stall_s=3.0), Fault(piece_bytes=size)))
+    reply = Reply(**WHERE[where], faults=(Fault(stall_after=n_thought, stall_s=60.0), Fault(piece_bytes=size)))
     chain = ScriptedThought(steps, "5 dear", reply=reply)
 
     async def go() -> None:
