@@ -74,7 +74,7 @@ class ConsoleApp:
         except SufficeError as error:
             LOG.warning("console: %s", error)
             return self._failure(request, principal, 503, str(error))
-        except Exception as error:  # noqa: BLE001 - a page that breaks must not break anything else
+        except Exception as error:  # noqa: BLE001 - a failing page must not affect the gateway
             LOG.error("console: %s failed (%s)", request.path[:200], type(error).__name__)
             LOG.debug("the same, with its traceback", exc_info=True)
             return self._failure(request, principal, 500, "this page failed; the log of the process says where")

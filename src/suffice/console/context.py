@@ -222,7 +222,7 @@ class Live:
             if is_first:
                 return  # this state is on the watcher's page already
             part = await self._part(window)
-        except Exception as error:  # noqa: BLE001 - the page that is shown stays as it is
+        except Exception as error:  # noqa: BLE001 - the page keeps its last state
             LOG.warning("console: the first page could not be told what is new (%s)", type(error).__name__)
             return
         lines = b"".join(b"data: " + line + b"\n" for line in part.splitlines() if line.strip())

@@ -171,7 +171,7 @@ def _read_yaml(text: str) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except ConfigError:
         raise
     except RecursionError:

@@ -57,7 +57,7 @@ HANDLERS_END_S = 5.0  # for a cancelled handler to write its outcome
 
 async def _handlers_end(gw: GatewayState) -> None:
     end_s = time.monotonic() + HANDLERS_END_S
-    while gw.process.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
+    while gw.process.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - runs once, so polling is simplest
         await asyncio.sleep(0.01)
 
 

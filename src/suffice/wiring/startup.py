@@ -208,7 +208,7 @@ def _tell(settings: Settings, text: str) -> None:
     def tell(sink: Sink) -> None:
         try:
             problem = sink.tell(notice, at_s=time.time(), link=None)
-        except Exception as error:  # noqa: BLE001 - whatever a sink does, the gateway serves
+        except Exception as error:  # noqa: BLE001 - a failing sink must not stop the gateway
             problem = f"the sink broke down ({type(error).__name__})"
         if problem:
             LOG.error("alerts: %s was not told: %s", sink.name, problem)
@@ -266,7 +266,7 @@ def _try_again(
         return open_checked_log(settings, process)
     except StoreError as error:
         begun.late.problem = gw.deployment.log_problem = str(error)
-    except Exception as error:  # noqa: BLE001 - requests are served all the same, and it is tried again
+    except Exception as error:  # noqa: BLE001 - requests are served; the next attempt follows
         LOG.error("the log could not be opened (%s)", type(error).__name__)
     return None
 

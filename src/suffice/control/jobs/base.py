@@ -215,7 +215,7 @@ class JobPass:
 class RouteJob(LogJob, ABC):
     """A job that works route by route. A route that fails rests for a while, and the others continue."""
 
-    failing: ClassVar[str]  # what an error message says of a failed route
+    failing: ClassVar[str]  # effect of a failure on the route, for the error message
     first_rest_s: ClassVar[float] = LONGEST_REST_S  # of a failed route, doubled each time up to the longest
     raises: ClassVar[tuple[type[Exception], ...]] = (LeaseLost, StoreError)  # errors that end the whole pass
     _due_s: dict[str, float] = field(init=False, default_factory=dict)  # when routes may work again, monotonic
@@ -253,7 +253,7 @@ class RouteJob(LogJob, ABC):
                 return work(*arguments)
         except self.raises:
             raise
-        except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
+        except Exception as error:  # noqa: BLE001 - a failing route must not stop the others
             self.leave(name, f"{self.failing}: {why_of(error)}")
             return None
 

@@ -109,7 +109,7 @@ class _Flight:
         def work() -> None:
             try:
                 self.problem = sink.tell(self.notice, at_s=self.at_s, link=link)
-            except Exception as error:  # noqa: BLE001 - whatever a sink does, the others and the jobs go on
+            except Exception as error:  # noqa: BLE001 - a failing sink must not stop the others
                 self.problem = f"the sink broke down ({type(error).__name__})"
 
         self.thread = threading.Thread(target=work, name=f"notify-{sink.name}", daemon=True)

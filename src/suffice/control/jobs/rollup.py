@@ -149,7 +149,7 @@ class Rollup(LogJob):
             return self.match(route)
         except (LeaseLost, StoreError):
             raise
-        except Exception as error:  # noqa: BLE001 - its labels are compared to the letter
+        except Exception as error:  # noqa: BLE001 - labels are then compared exactly
             LOG.error("rollup: route %s: answers are compared to the letter: %s", route, why_of(error))
             self._to_the_letter.add(route)
             return _same

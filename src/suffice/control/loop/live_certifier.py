@@ -53,7 +53,7 @@ class LiveCertifier(Certifier):
 
     def _refit(self) -> list[CertifierDecision]:
         if not self.rests:
-            return Certifier._refit(self)  # noqa: SLF001 - its own, of the class above
+            return Certifier._refit(self)  # noqa: SLF001 - of its own base class
         self._forget_old()  # a rollout's version may serve for months
         return []
 
