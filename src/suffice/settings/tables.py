@@ -178,7 +178,7 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    per_day: int = 200  # runs queued for review per UTC day, at most; 0: none
+    per_day: int = 200  # runs of all routes queued for review per UTC day, at most; 0: none
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
