@@ -1,7 +1,7 @@
 """Intervals for rates, means and ratios, each with its source and its domain.
 
 A confidence sequence covers the mean of the conditional expectations so far, also under drift and changes of the level.
-An earlier one covers an earlier mean, so they are never intersected (ASSURANCE.md §3.4).
+An earlier one covers an earlier mean, so they are never intersected.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Level 0 never stops. Each higher level has a wealth process that bets against "its EM drop is at least epsilon"; wealth
 of 1/delta refutes that at any look. Levels are accepted in order until one fails (fixed-sequence test). Constant bets
-make wealth a function of three counts, so late labels, replicas and replays give the same certificate in any order
-(ASSURANCE.md §3.3). Betting: Waudby-Smith and Ramdas (2024), JRSS B 86(1), arXiv:2010.09686.
+make wealth a function of three counts, so late labels, replicas and replays give the same certificate in any order.
+Theorem and proof: docs/reference/assurance.md. Betting: Waudby-Smith and Ramdas (2024), JRSS B 86(1), arXiv:2010.09686.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def weighted_log_wealth(
     """`log_wealth` of audits with different shares: the product of 1 + nu w (eps - Z), shape (M,).
 
     With w = c/rho, c a lower bound of all shares, this is a non-negative supermartingale whenever the mean drop over
-    *all requests* so far is at least eps, whatever their order or dependence (VALIDITY, theorem). `max_em_drop` is one
-    for all levels or one for each; a level whose eps is 0 or less gets -infinity.
+    *all requests* so far is at least eps, whatever their order or dependence. `max_em_drop` is one for all levels or
+    one for each; a level whose eps is 0 or less gets -infinity.
     """
     eps = np.broadcast_to(np.asarray(max_em_drop, dtype=np.float64), z.shape[1:])
     tested = np.where(eps > 0, eps, 0.5)

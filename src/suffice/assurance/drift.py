@@ -1,7 +1,6 @@
 """Drift detectors: compare the signals and outcomes of the traffic with those under which the level was certified.
 
-`changed` compares versions, `Cusum` watches the signals of all traffic and `ShiryaevRoberts` the outcomes of audits
-(ASSURANCE.md §3.5). The caller resets a detector after an alarm.
+The caller resets a detector after an alarm.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ Statistic = Callable[[Floats], Floats]
 
 AGAINST_AUDITS = "all enforced runs against audits"
 MIN_AUDITS = 20  # below it, a saving gets a note instead of an interval
-MIN_GROUPS = 10  # of questions (`tally.N_GROUPS`) for a jackknife interval
+MIN_GROUPS = 10  # of questions (`runs.N_GROUPS`) for a jackknife interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

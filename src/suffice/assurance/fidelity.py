@@ -2,8 +2,8 @@
 
 Audits judge the trial answer at a level; a client gets the answer after the finish. With f the rate at which they
 differ, E[drop of the delivered answer] <= E[drop of the trial answer] + f. An upper bound on f is subtracted from
-epsilon before any test, and `FIDELITY_RISK` is added to delta. Without a measurement there is no certificate
-(CONTRACT.md §1). A route that returns a recorded answer verbatim (votes, rounds) needs none.
+epsilon before any test, and `FIDELITY_RISK` is added to delta. Without a measurement there is no
+certificate. A route that returns a recorded answer verbatim (votes, rounds) needs none.
 
 At one moment fixed beforehand, the mean rate in the window is at most `upper` with 99 %: Clopper and Pearson (1934),
 exact for equal rates; under drift for the mean rate (Hoeffding 1956, Annals of Mathematical Statistics 27(3), theorem

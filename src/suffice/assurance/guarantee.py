@@ -1,4 +1,4 @@
-"""The wording of the guarantee, complete or not at all (CONTRACT.md §8), and the number of audits for a first one."""
+"""The wording of the guarantee, complete or not at all, and the number of audits that a first one needs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class AuditEvidence:
 
 @lru_cache(maxsize=4_096)
 def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0) -> int:
-    """The smallest number of audits whose upper bound on the disagreement rate, and so the EM drop, is `max_em_drop`.
+    """The smallest number of audits that bound the disagreement rate, and so the EM drop, by `max_em_drop`.
 
     One-sided exact binomial bound at a single look, Clopper and Pearson (1934), Biometrika 26(4); a test that is valid
     at every look needs more. Raise ValueError out of range, and above 2^40 audits.

@@ -3,7 +3,7 @@
 Audits mature by age alone, never by outcome. If known harmless audits counted at once and unlabelled ones later, the
 window would be full of harmless ones: in simulation that rule certified levels above the budget far more often than
 delta (tests/claims/test_certificate.py). An audit whose label never came counts as lost where it disagrees, so labels
-withheld on purpose cost savings and not validity. ASSURANCE.md §3.3, F1: EM drop is at most disagreement.
+withheld on purpose cost savings and not validity: the EM drop is at most the disagreement.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ledger: EM, tokens and saving of full and stopped runs, per route, class and version.
 
 Every interval is a confidence sequence (`bounds`) for the average so far, wider than those of `estimate`, which are for
-one look. It only reports; the certificate decides (ASSURANCE.md §3.4).
+one look. It only reports; the certificate decides.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # the model was not called, or its reply is unknown
-ABANDONED_ENDS = ("client_left", "timeout")  # audits with these ends count as losses (CONTRACT.md §3)
+ABANDONED_ENDS = ("client_left", "timeout")  # audits with these ends count as losses
 FINISHED_ENDS = ("done", "truncated")  # full runs with the model's answer
 ENDED = (*FINISHED_ENDS, "stopped")  # runs that ended by themselves or by a stop
 # Values of `Feedback.asked_for` whose labels represent the average run: unsolicited, or a random draw. Labels requested

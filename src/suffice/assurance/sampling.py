@@ -207,7 +207,7 @@ def _two_digits(rate: float) -> float:
 #
 # Certificates require that audits are a random sample. Under the null hypothesis every request is audited with its
 # logged probability; the alternative at a share is a Beta law around it. The beta-binomial e-value is valid at every
-# look and a function of counts, so replicas add up in any order (ASSURANCE.md §3.7). The e-values of all shares are
+# look and a function of counts, so replicas add up in any order. The e-values of all shares are
 # multiplied, so that a fault of all shares is noticed sooner. A healthy share lowers the logarithm by about half of
 # log(1 + n/100), so count anew in each epoch. If every request has its own share, there is no evidence.
 

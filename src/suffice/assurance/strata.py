@@ -139,7 +139,6 @@ def post_stratify(
 # A pooled certificate can hold while one class is harmed. An e-detector for each class watches for a loss above twice
 # the budget. An alarm moves this class alone a third of all levels down; fresh audits that prove the higher level move
 # it up again, without exposing traffic, because audits show every level. A class with under 200 audits has no alarm.
-# ASSURANCE.md §3.7.
 
 FACTOR: Final = 2.0  # budgets that a class may lose: small classes cannot prove less
 STEPS: Final = 3  # alarms from the top level to level 0

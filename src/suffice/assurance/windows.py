@@ -1,8 +1,8 @@
 """Windows: stretches of requests with a fixed start, whose audits a certificate counts.
 
 In a window every request was audited with probability rho >= c, its *share*; an audit has weight c/rho, so that each
-request counts alike (VALIDITY, theorem). A share below c closes the window; one of twice c or more opens another. The
-choice of window depends on the draws and never on outcomes, so its claim has all of delta.
+request counts alike (theorem in docs/reference/assurance.md). A share below c closes the window; one of twice c or more
+opens another. The choice of window depends on the draws and never on outcomes, so its claim has all of delta.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The budgeted mode: a level that moves with the audits, so that the *average* drop keeps to the budget.
 
-Guarantee B of ASSURANCE.md §3.6, deterministic, for any sequence of questions, also an adversary's: after N audits with
+The guarantee is deterministic, for any sequence of questions, also an adversary's: after N audits with
 all labels, with Z at the level that was deployed at each,
 
     mean(Z) - eps = (theta_1 - theta_{N+1} + clipped) / (eta N)

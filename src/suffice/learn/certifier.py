@@ -1,8 +1,7 @@
 """Certifies levels over time, from audits: the certified level, bursts of full runs, alarms and epochs.
 
-One state machine for live traffic (`control`), recorded traces (`replay.online`) and simulations (ASSURANCE.md §3.8).
-It gets time and evidence from its caller and reads nothing by itself. Without enough evidence the level is 0, which
-never stops.
+One state machine for live traffic (`control`), recorded traces (`replay.online`) and simulations. It gets time and
+evidence from its caller and reads nothing by itself. Without enough evidence the level is 0, which never stops.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prompts as the unit of every split, weight and bootstrap draw.
 
-A prompt's hash decides its fold, so a model, its successor and its judge never share a question (FAULTS.md F52). One
-set of bootstrap draws serves every number of a report, so differences between them are paired.
+A prompt's hash decides its fold, so a model, its successor and its judge never share a question. One set of bootstrap
+draws serves every number of a report, so differences between them are paired.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ Parts: TypeAlias = Literal["ensemble", "linear", "trees"]
 
 # Inverse strength of the linear part's L2 penalty, for dozens of marks with a few hundred rows each.
 LINEAR_C = 0.02
-# Small trees with many rows per leaf: a few hundred questions support no more (as in ASSURANCE 4.1).
+# Small trees with many rows per leaf: a few hundred questions support no more.
 TREES: Mapping[str, float] = {
     "max_iter": 60,
     "learning_rate": 0.06,

@@ -109,7 +109,7 @@ ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"
 
 TARGETS: Final = (0.005, 0.01, 0.02)  # EM drops of the frontier, beside the route's own
 _STRIDE: Final = 2  # of the levels at which two versions are compared
-LEAST_CLASS_RUNS: Final = 200  # below it a class is unknown (CONTRACT.md §8)
+LEAST_CLASS_RUNS: Final = 200  # below it a class is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

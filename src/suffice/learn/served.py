@@ -1,7 +1,7 @@
 """A version as it is served and certified: models[f], fitted on the other folds, serves and judges fold f.
 
 A hash of the unit assigns every request, audit or not, to a fold, so the certified models are the served ones. Levels
-run from 0, which never stops, to the most aggressive one (ASSURANCE.md §3.1).
+run from 0, which never stops, to the most aggressive one.
 """
 
 from __future__ import annotations
