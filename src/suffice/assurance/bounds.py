@@ -180,6 +180,7 @@ class SequenceState:
         return self.total / self.n if self.n else FIRST_GUESS
 
     def plus(self, value: float) -> SequenceState:
+        """Add one value that is already scaled to [0, 1]."""
         away = value - self.mean
         return SequenceState(n=self.n + 1, total=self.total + value, deviation=self.deviation + away * away)
 

@@ -40,6 +40,7 @@ class TokenCost:
 def cost_of(
     prices: Prices, *, prompt_tokens: float = 0, cached_tokens: float = 0, completion_tokens: float = 0
 ) -> TokenCost:
+    """Price these tokens; `cached_tokens` are part of `prompt_tokens`."""
     cached = min(cached_tokens, prompt_tokens)
     cached_price = prices.cached_input_usd_per_mtok
     if cached_price is None:

@@ -84,7 +84,10 @@ class RatingPairs:
     _partners: _Mean = field(default_factory=_Mean)  # stopped runs since the last pair
 
     def add(self, value: float, *, audit: bool, weight: float = 1.0) -> tuple[float, float] | None:
-        """Add a run; return the pair that it completes, as (audits minus partners, weight), or None."""
+        """Add a run; return the pair that it completes, as (audits minus partners, weight), or None.
+
+        weight  above 0: the inverse of the sampling probability of the rating
+        """
         (self._audits if audit else self._partners).add(value, weight)
         audits, partners = self._audits.mean, self._partners.mean
         if not audit or audits is None or partners is None:

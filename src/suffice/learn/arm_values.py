@@ -214,6 +214,7 @@ def weigh_by_inverse_gap(
 
 
 def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
+    """Odds in proportion to the promise, with a floor for each positive one, shape (K,)."""
     size = np.array(promise, dtype=np.float64)
     if (size < 0).any() or not size.sum() > 0:
         raise ValueError(f"promise: got {list(promise)}; at least 0, one of them above")

@@ -242,6 +242,7 @@ class Certifier:
         self._durations.extend(durations)
 
     def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
+        """Check one batch of early signals of all traffic, shape (n, F), for drift."""
         if not self.plan.watches_signals:
             return ()
         if self._cusum is None:

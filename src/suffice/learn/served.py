@@ -37,6 +37,7 @@ class FoldedModels:
         return int(self.levels.shape[1])
 
     def risk(self, runs: AuditRuns) -> Floats:
+        """Risk of a stop after each row, shape (T,)."""
         one_minus_p = self._one_minus_p(runs.x, runs.fold[runs.run_of_row])
         return level_risk(one_minus_p, runs, self.cost_exponent)
 
@@ -45,11 +46,13 @@ class FoldedModels:
         return self._passages(runs, self.levels)
 
     def rows_at(self, runs: AuditRuns, level: int) -> Ints:
+        """Row where one level ends each run, shape (N,)."""
         if level == 0 or not len(runs):
             return runs.last
         return self._passages(runs, self.levels[:, level : level + 1])[:, 0]
 
     def expected(self, runs: AuditRuns, stops: Ints) -> Floats:
+        """Expected loss of each run stopped at a row, shape (N,)."""
         lost, stopped = np.zeros(len(runs)), np.flatnonzero(stops < runs.last)
         lost[stopped] = self._one_minus_p(runs.x[stops[stopped]], runs.fold[stopped])
         return lost
