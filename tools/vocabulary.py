@@ -50,7 +50,7 @@ SMALL_FILE_LINES = 40
 # Where the tree is not clean yet: so many violations at most, never more. A number here only goes down.
 CEILINGS: dict[str, int] = {
     "class named by a participle": 1,
-    "function defined twice": 8,
+    "function defined twice": 7,
     "the word advice in a name": 5,
     "the word asked in a name": 100,
     "the word brought in a name": 3,

@@ -31,10 +31,10 @@ from tests.assurance.reports import estimate_route
 
 from suffice.assurance.bounds import exact_binomial, wilson
 from suffice.assurance.estimate import IntervalEstimate, RouteReport
-from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.proposals import SamplingJob
 from suffice.control.jobs.rollup import Rollup
+from suffice.edge.math import matching
 from suffice.episode.ledger import Ledger
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import KeyLimits

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from suffice.console.render import format_difference
-from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.proposals import Advance
 from suffice.demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
 from suffice.demo.month_traffic import MATH, SUPPORT, make_feedback
 from suffice.demo.month_trials import MonthTrials
+from suffice.edge.math import matching
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog

@@ -10,13 +10,16 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
+from suffice.assurance.runs import Match
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
 from suffice.scoring.base import Scorer, Spec, asks_judge, build_scorer
+from suffice.settings import Route
 from suffice.telemetry import LOG
 
 _ENDED = object()  # end of a worker's output
@@ -30,6 +33,21 @@ def yardstick(spec: Spec) -> Iterator[Scorer]:
         return
     with MathWorkers() as judge:
         yield build_scorer(spec, math_judge=judge)
+
+
+@contextlib.contextmanager
+def matching(route: Route) -> Iterator[Match]:
+    """Open the route's match of an answer with a reference. Raises ConfigError for a scorer that cannot be built."""
+    with yardstick(route.scorer) as scorer:
+
+        def match(answer: str | None, gold: str) -> bool:
+            reference = scorer.normalise(gold)  # labels contain references as people write them
+            return reference is not None and scorer.match(answer, reference)
+
+        yield match
+
+
+Matches: TypeAlias = Callable[[Route], AbstractContextManager[Match]]
 
 
 class MathWorkers:

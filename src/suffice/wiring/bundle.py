@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.bundle import evidence_of
+from suffice.edge.math import matching
 from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.audit.chain import append_line, extract, line_of, signing_key

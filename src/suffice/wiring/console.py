@@ -19,7 +19,7 @@ from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.label_effects import what_it_changed
-from suffice.control.evidence.scorers import matching
+from suffice.edge.math import matching
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
 from suffice.rollout.stages import RolloutState

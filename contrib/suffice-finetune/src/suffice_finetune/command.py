@@ -16,8 +16,8 @@ import click
 
 from suffice import __version__
 from suffice.cli.shell import FILE, JSON_OBJECT, Command, find_settings, option, read_policy
-from suffice.control.evidence.scorers import matching
 from suffice.control.evidence.versions import read_back
+from suffice.edge.math import matching
 from suffice.errors import ConfigError
 from suffice.files import write_whole
 from suffice.learn.groups import prompt_fold

@@ -20,7 +20,7 @@ from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
 from suffice.cli.inspect import route_report
 from suffice.cli.shell import fail, print_facts, print_json
-from suffice.control.evidence.scorers import matching
+from suffice.edge.math import matching
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
 from suffice.review.holds import Override, describe_override, standing

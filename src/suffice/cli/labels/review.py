@@ -14,7 +14,7 @@ import msgspec
 from suffice.cli import shell
 from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.label_effects import what_it_changed
-from suffice.control.evidence.scorers import matching
+from suffice.edge.math import matching
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Source, said_of

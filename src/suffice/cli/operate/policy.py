@@ -13,7 +13,7 @@ import msgspec
 from suffice.cli import shell
 from suffice.cli.operate.hold import set_route_override
 from suffice.control.compare.assessment import Assessment, standing_of
-from suffice.control.evidence.scorers import matching
+from suffice.edge.math import matching
 from suffice.formatting import format_time
 from suffice.review.decide import OverrideForm
 from suffice.rollout.effects import diff_plain

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from suffice.control.compare.candidate_certificate import CandidateCertificate
 from suffice.control.compare.counterfactual import AuditReplay, VersionPair
 from suffice.control.compare.rollout_evidence import EvidenceFold
-from suffice.control.evidence.scorers import Matches
+from suffice.edge.math import Matches
 from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence

@@ -18,8 +18,8 @@ from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import by_people, scaled
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import Audit, is_evidence, recorded_audit
-from suffice.control.evidence.scorers import matching
 from suffice.control.evidence.versions import loader, published_on
+from suffice.edge.math import matching
 from suffice.errors import ConfigError
 from suffice.rollout.analysis import analyse
 from suffice.rollout.experiment import RunningExperiment

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 from suffice.assurance.runs import Match
-from suffice.control.evidence.scorers import Matches, matching
+from suffice.edge.math import Matches, matching
 from suffice.errors import StoreError, SufficeError
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease
