@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.certifier import Certifier, CertifierDecision
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 
 
 class Around:

@@ -12,7 +12,7 @@ from suffice.assurance.certify import count_outcomes
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.budgeting import affordable_level
 from suffice.learn.certifier import CertifierDecision, Plan
-from suffice.learn.served import FoldedModels, fit_served
+from suffice.learn.version import FoldedModels, fit_served
 
 
 class Empirical:

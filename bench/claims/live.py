@@ -29,7 +29,7 @@ from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.loop.epoch import Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.learn.groups import prompt_fold
-from suffice.learn.served import N_FOLDS
+from suffice.learn.version import N_FOLDS
 from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route
 from suffice.store.database.log import StoredEvent

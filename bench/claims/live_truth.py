@@ -22,7 +22,7 @@ from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import build_dataset
 from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
-from suffice.learn.served import N_FOLDS
+from suffice.learn.version import N_FOLDS
 from suffice.types import Episode, Feedback, Outcome, Query, Request, StepRecord, Usage
 
 Floats: TypeAlias = NDArray[np.float64]

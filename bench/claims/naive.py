@@ -25,7 +25,7 @@ from bench.claims.truth import Truth
 
 from suffice.assurance.bounds import binomial_at_most
 from suffice.learn.audits import Bools, Floats, Ints
-from suffice.learn.served import FoldedModels, fit_served
+from suffice.learn.version import FoldedModels, fit_served
 from suffice.replay.online.stream import PERIOD
 
 CALIBRATION: Final = 1_500  # full runs at the start

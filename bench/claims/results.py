@@ -16,12 +16,11 @@ from typing import Any, TypeAlias
 ROOT = Path(__file__).resolve().parents[2]
 MADE_BY = (
     "src/suffice/learn/audits.py",
-    "src/suffice/learn/served.py",
+    "src/suffice/learn/version.py",
     "src/suffice/learn/certifier.py",
     "src/suffice/assurance/certify.py",
     "src/suffice/assurance/windows.py",
     "src/suffice/assurance/labels.py",
-    "src/suffice/assurance/drift.py",
     "src/suffice/assurance/drift.py",
     "tests/simulators/traffic_worlds",
     "bench/claims/streams.py",

@@ -25,7 +25,7 @@ from bench.claims.sweep import Sweep, for_good, over, percents
 from bench.claims.truth import Truth, known
 
 from suffice.learn.certifier import Certifier
-from suffice.learn.served import FoldedModels, fit_served
+from suffice.learn.version import FoldedModels, fit_served
 
 
 class Once:

@@ -9,7 +9,7 @@ import numpy as np
 
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.models import LINEAR_C
-from suffice.learn.served import PGood
+from suffice.learn.version import PGood
 
 N_STEPS = 15  # of Newton; six are usual from nothing, three from the last fit
 CLOSE_ENOUGH = 1e-2  # last change of a coefficient, per sd of its feature; Newton then is right to its square

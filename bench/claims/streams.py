@@ -15,7 +15,7 @@ from tests.simulators.traffic_worlds.traffic import PROBE_TOKENS
 
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small
 from suffice.learn.features import FeatureSelection
-from suffice.learn.served import N_FOLDS
+from suffice.learn.version import N_FOLDS
 from suffice.replay.online.stream import RecordedTraffic
 
 N_REQUESTS: Final = 20_000

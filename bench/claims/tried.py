@@ -31,7 +31,7 @@ from suffice.control.compare.candidate_certificate import MOST_KEPT, CandidateCe
 from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import NO_PENDING, Plan
-from suffice.learn.served import FoldedModels, Learner, PGood, fit_served
+from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.stream import PERIOD
 from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import Transition

@@ -9,7 +9,7 @@ import numpy as np
 from bench.claims.streams import SETTINGS, Setting, online
 
 from suffice.learn.audits import Floats, find_first_passages
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic
 
 N_RUNS = 10_000  # of each world: ± 0.15 points at a drop of 2 %

@@ -6,7 +6,7 @@ import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Small, concatenate_audits
 from suffice.learn.certifier import Plan, matured
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 
 
 class Window:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.forecast import ForecastWindow, forecast_drop, near_levels, near_share
 from suffice.learn.audits import AuditRuns
-from suffice.learn.served import FoldedModels, fit_served
+from suffice.learn.version import FoldedModels, fit_served
 from tests.simulators.traffic_worlds import USUAL, WORLDS, ClassWorld
 from tests.simulators.traffic_worlds.traffic import SimulatedTraffic, draw_traffic
 

@@ -15,7 +15,7 @@ from suffice.assurance.labels import TrustedLabel, resolve_labels
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.ope import estimate_value
-from suffice.learn.served import Learner, PGood
+from suffice.learn.version import Learner, PGood
 from tests.claims.test_ope import TRUTH, complained
 from tests.learn.runs_made import audits, believing
 

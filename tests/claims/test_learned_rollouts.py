@@ -30,7 +30,7 @@ from bench.claims.tried import (
 
 from suffice.assurance.bounds import binomial_at_most
 from suffice.control.loop.live_certifier import LiveCertifier
-from suffice.learn.served import MOST_AUDITS
+from suffice.learn.version import MOST_AUDITS
 
 N_SETS = 2  # of models, which take time to fit
 DELTA = PLAN.delta

@@ -18,7 +18,7 @@ from bench.claims.table import tables
 from bench.claims.truth import KNOTS, Truth
 
 from suffice.learn.certifier import Certifier, Plan
-from suffice.learn.served import FoldedModels, fit_served
+from suffice.learn.version import FoldedModels, fit_served
 from suffice.replay.online.stream import PERIOD, learner_of, run_stream
 
 N = 3_000

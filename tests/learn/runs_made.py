@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.served import N_FOLDS, PGood
+from suffice.learn.version import N_FOLDS, PGood
 
 TOKENS = 100.0  # of a step
 

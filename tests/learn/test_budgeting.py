@@ -13,7 +13,7 @@ from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns
 from suffice.learn.budgeting import Integrator, Spender
 from suffice.learn.certifier import Certifier, Plan
-from suffice.learn.served import N_FOLDS, FoldedModels
+from suffice.learn.version import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount
 from tests.learn.runs_made import audits, believing
 

@@ -26,7 +26,7 @@ from suffice.learn.certifier import (
     matured,
     pending_audits,
 )
-from suffice.learn.served import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, level_risk
+from suffice.learn.version import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing
 
 PLAN = Plan(max_em_drop=0.02, warm_up=400, burst=400, n_levels=9, refit_every=400, watches_signals=False)

@@ -21,7 +21,7 @@ import numpy as np
 
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns, Bools, Ints
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.types import BudgetAccount
 
 

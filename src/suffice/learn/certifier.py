@@ -19,7 +19,7 @@ from suffice.assurance.labels import Audits, MatureAudits, counted_as, mature
 from suffice.assurance.windows import Window, Windows, longest_use, restart_share
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small, concatenate_audits
 from suffice.learn.budgeting import Spender
-from suffice.learn.served import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
+from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]

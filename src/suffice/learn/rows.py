@@ -21,7 +21,7 @@ from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
 from suffice.learn.dataset import Dataset
 from suffice.learn.groups import weigh_repeats
 from suffice.learn.models import Examples, Target, Trajectories
-from suffice.learn.served import HALF_LIFE
+from suffice.learn.version import HALF_LIFE
 
 LEAST_LABELS: Final = 20  # of a group of runs, to represent the unlabelled ones
 _RARE: Final = 0.01  # of all full runs: a smaller group needs no labels

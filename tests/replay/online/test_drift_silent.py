@@ -9,7 +9,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Ints
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import order_requests, parse_drift, relabel, split_worlds
 from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth
 from suffice.replay.online.stream import RecordedTraffic

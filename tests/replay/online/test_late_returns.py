@@ -9,7 +9,7 @@ import pytest
 
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.certifier import Certifier, CertifierDecision, Plan
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.replay.online.protocol import OnlineOptions, _Job
 from suffice.replay.online.stream import RecordedTraffic, run_stream, with_times
 from tests.learn.runs_made import believing

@@ -9,7 +9,7 @@ import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import Certifier, CertifierDecision, Plan
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up

@@ -14,7 +14,7 @@ import pytest
 from suffice.control.evidence.cold_start import burst_of, live_plan
 from suffice.errors import ConfigError
 from suffice.learn.certifier import full_runs
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import draw_order, parse_drift, split_worlds
 from suffice.replay.online.protocol import OnlineOptions, OnlineReport, Seed, _Job, _Truth, replay_online
 from suffice.replay.online.stream import RecordedTraffic

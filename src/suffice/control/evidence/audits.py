@@ -20,7 +20,7 @@ from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
 from suffice.learn.groups import prompt_fold
 from suffice.learn.rows import audit_runs
-from suffice.learn.served import N_FOLDS
+from suffice.learn.version import N_FOLDS
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel

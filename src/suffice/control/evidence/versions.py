@@ -23,8 +23,7 @@ from suffice.learn.dataset import is_right, recorded_columns
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, Parts, fit
-from suffice.learn.served import N_FOLDS, FoldedModels, fit_served
-from suffice.learn.version import FoldedVersion, fold_version, read_version
+from suffice.learn.version import N_FOLDS, FoldedModels, FoldedVersion, fit_served, fold_version, read_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy
 from suffice.policy.columns import AskedColumns, stops_of
@@ -81,7 +80,7 @@ class LiveLearner:
 
 
 def fit_audited_version(runs: AuditRuns, learner: LiveLearner, **options: Any) -> ServedVersion | None:
-    """Fit a version on the audits, with the options of `learn.served.fit_served`; None: there are too few."""
+    """Fit a version on the audits, with the options of `learn.version.fit_served`; None: there are too few."""
     fitted = fit_served(runs, replace(learner, n_runs=len(runs)), **options)
     if fitted is None or not np.isfinite(fitted.levels[:, 1:]).all():
         return None

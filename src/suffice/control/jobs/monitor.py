@@ -23,7 +23,7 @@ from suffice.control.evidence.feedback import heard, measures
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, remember
 from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself, loader
 from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
-from suffice.learn.served import MOST_AUDITS
+from suffice.learn.version import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent

@@ -38,8 +38,7 @@ from suffice.episode import vote
 from suffice.learn.audits import AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.served import FoldedModels
-from suffice.learn.version import FoldedVersion, as_served
+from suffice.learn.version import FoldedModels, FoldedVersion, as_served
 from suffice.policy.base import build_policy
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import own_version

@@ -24,7 +24,7 @@ from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.judging import graded, pair_grades, parse_grade, persons_word
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
 from suffice.learn.certifier import Certifier, CertifierDecision, matured, missing_audits
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.types import BudgetAccount, EvidenceSummary, Feedback, Outcome, Publication, Request
 
 _MOST_LOG: Final = 700.0  # largest exponent that does not overflow

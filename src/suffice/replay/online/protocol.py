@@ -24,7 +24,7 @@ from suffice.files import whole_file
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
-from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedModels
 from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel, split_worlds
 from suffice.replay.online.stream import (
     PERIOD,

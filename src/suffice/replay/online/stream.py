@@ -17,7 +17,7 @@ from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
 from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import Examples, Parts, fit
-from suffice.learn.served import FoldedModels, Learner, PGood
+from suffice.learn.version import FoldedModels, Learner, PGood
 from suffice.replay.study.runs import Runs
 from suffice.replay.study.scores import features_of
 from suffice.replay.study.sums import folds_of

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats, find_first_passages
-from suffice.learn.served import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, level_risk
+from suffice.learn.version import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, drawn
 
 SEEDS = range(5)
