@@ -54,7 +54,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.gateway_process import GatewayProcess
 
 from peers import report
-from suffice.store.routes.in_force import read_phases
+from suffice.store.routes.deployments import read_phases
 
 ROUTE = "quiz"
 N_OPEN = 400  # conversations at once, at least

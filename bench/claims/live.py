@@ -33,7 +33,7 @@ from suffice.learn.version import N_FOLDS
 from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route
 from suffice.store.database.log import StoredEvent
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import Alarm, Epoch, Feedback, Pause, Request
@@ -150,7 +150,7 @@ class Log:
         context = RouteContext(
             name="r", route=self.route, control=self.control, match=right, load=self.load, author="w"
         )
-        self.loop = RouteLoop(context, InForce(epoch=epoch, n_epochs=1))
+        self.loop = RouteLoop(context, RouteDeployment(epoch=epoch, n_epochs=1))
 
     def load(self, address: str) -> ServedVersion:
         """The version under an address."""

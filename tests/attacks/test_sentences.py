@@ -19,7 +19,7 @@ from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route, Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.routes.in_force import InForce, phase_of
+from suffice.store.routes.deployments import RouteDeployment, phase_of
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Request, Resumption, Usage
 from suffice.types import Outcome as Ended
@@ -328,7 +328,7 @@ def test_a_level_that_passes_is_not_certified_because_none_passes() -> None:
 
 def test_a_certified_level_that_nobody_acts_on_says_so() -> None:
     made = published()
-    found = InForce(epoch=began(), publication=made, last=made, n_epochs=1)
+    found = RouteDeployment(epoch=began(), publication=made, last=made, n_epochs=1)
     said = dict(phase_lines(phase_of(found), per_s=None, acts=False))
     assert said["phase"].endswith("; not acted on")
     assert "saves" not in said["phase"]

@@ -25,7 +25,7 @@ from tools import verify_bundle as verifier
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, bound_fidelity
 from suffice.assurance.labels import CHARGE_CONFIDENCE
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.wiring.bundle import write_bundle
 from tests.audit_bundle.made import made_log
 

@@ -20,7 +20,7 @@ from suffice.assurance.sampling import UnloggedRequests
 from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event, key_of
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import Outcome, Request

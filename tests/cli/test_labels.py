@@ -28,7 +28,7 @@ from suffice.rollout.assign import question_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import read_reviews
-from suffice.store.routes.in_force import read_holds
+from suffice.store.routes.deployments import read_holds
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import QuestionText
 from suffice.types import Epoch, Pause

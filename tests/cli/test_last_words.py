@@ -13,7 +13,7 @@ from tests.gateway.test_last_good import GOOD
 from suffice.cli.inspect.status import status
 from suffice.gateway.last_good import GoodRoute
 from suffice.gateway.last_good import write_last_good as write_good
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import Pause
 
 
@@ -39,7 +39,7 @@ url = "sqlite:///{tmp_path}/log.db"
     alone = call("--config", config)
     begins = ["suffice status", "NO GATEWAY", "LOG DAMAGED"]
     assert (alone.exit_code, [line.partition(":")[0] for line in alone.stderr.splitlines()]) == (2, begins)
-    paused = InForce(pause=Pause(route="p", number=1, cause="person", reason="bad\x1b[2J", author="ann"))
+    paused = RouteDeployment(pause=Pause(route="p", number=1, cause="person", reason="bad\x1b[2J", author="ann"))
     good = replace(GOOD, at_s=time.time() - age_s, routes={**GOOD.routes, "p": GoodRoute(held=paused)})
     write_good(tmp_path / "log.db.good", good, secret="ours")
     result = call("--config", config)

@@ -318,7 +318,7 @@ def test_help_does_not_load_the_heavy_parts() -> None:
 
 def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None:
     from suffice.cli.inspect.route_report import phase_lines
-    from suffice.store.routes.in_force import InForce, phase_of
+    from suffice.store.routes.deployments import RouteDeployment, phase_of
     from suffice.types import Epoch, EvidenceSummary, Publication
 
     made = Publication(
@@ -337,7 +337,9 @@ def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None
         evidence=EvidenceSummary(n_audits=400),
         ceiling=6,
     )
-    held = InForce(epoch=Epoch(route="math", number=1, at=0, since_seq=0, reason="x", author="w"), publication=made)
+    held = RouteDeployment(
+        epoch=Epoch(route="math", number=1, at=0, since_seq=0, reason="x", author="w"), publication=made
+    )
     said = dict(phase_lines(phase_of(held), per_s=None, acts=True))
     assert said["next level"] == "none: people's ratings allow no higher one in this epoch"
     assert said["evidence"].endswith("stopped runs are rated worse")

@@ -12,7 +12,7 @@ from suffice.assurance.forecast import Alert, CrossingForecast, Forecast, Of, Ou
 from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader
-from suffice.store.people.alerts import ENDS, MOST, READS, AlertLog, OpenAlert, after, read_told
+from suffice.store.people.alerts import ENDS, MOST, READS, AlertLog, OpenAlert, after, read_alert_log
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import (
     FailOpenCount,
@@ -259,9 +259,9 @@ def test_reading_on_in_any_pieces_says_what_is_over_as_reading_at_once(tmp_path:
         append(database, *(anything(10 * n + k, rng) for k in range(4)), at_s=n * 900.0)
         if rng.random() < 0.5:
             with open_reader(database) as connection:
-                known = read_told(connection, known)
+                known = read_alert_log(connection, known)
     with open_reader(database) as connection:
-        assert read_told(connection, known) == read_told(connection, AlertLog(repeat_s=HOUR_S))
+        assert read_alert_log(connection, known) == read_alert_log(connection, AlertLog(repeat_s=HOUR_S))
     assert any(one.ended is None for one in known.raised)
 
 

@@ -13,7 +13,7 @@ import pytest
 from suffice.console.render import HERE
 from suffice.console.views.overview import STARTS_S, describe_missing, notices
 from suffice.settings import Route
-from suffice.store.routes.in_force import InForce, Phase, phase_of
+from suffice.store.routes.deployments import Phase, RouteDeployment, phase_of
 from suffice.types import BudgetAccount, Epoch, EvidenceSummary, Publication
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run
@@ -54,7 +54,7 @@ LEARNED = Route(upstream="up", kind="samples", samples=8, mode="enforce")
 
 
 def phase(made: Publication | None) -> Phase:
-    return phase_of(InForce(epoch=EPOCH, publication=made, last=made, n_epochs=1), attended=True)
+    return phase_of(RouteDeployment(epoch=EPOCH, publication=made, last=made, n_epochs=1), attended=True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from suffice.control.jobs.notify import Notify
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
-from suffice.store.people.alerts import MOST, AlertLog, Notice, after, read_told
+from suffice.store.people.alerts import MOST, AlertLog, Notice, after, read_alert_log
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import KillSwitchState
 from suffice.types import Alarm
@@ -180,10 +180,10 @@ def test_reading_on_says_what_reading_anew_says_and_forgets_the_oldest(tmp_path:
     for number in range(30):
         append(database, alarm(number, route=f"r{number % 3}"), killed(number), at_s=number * 400.0)
         with open_reader(database) as connection:
-            known = read_told(connection, known)
-            assert read_told(connection, known) is known
+            known = read_alert_log(connection, known)
+            assert read_alert_log(connection, known) is known
     with open_reader(database) as connection:
-        assert read_told(connection, AlertLog(repeat_s=HOUR_S)) == known
+        assert read_alert_log(connection, AlertLog(repeat_s=HOUR_S)) == known
     drifts = [one for one in known.raised if one.notice.kind == "drift"]
     assert sum(1 + one.n_again for one in drifts) == 30
     assert all(one.latest_at_s - one.at_s < HOUR_S for one in drifts)

@@ -18,7 +18,7 @@ from suffice.control.loop.route_loop import RouteLoop
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Feedback, Outcome, Publication, Query, Request, StepRecord, Usage
@@ -115,7 +115,7 @@ def label(number: int, **said: Any) -> FeedbackEvent:
     return FeedbackEvent(Feedback(episode_id=said.pop("episode_id", f"ep_{number:05}"), **fields))
 
 
-def began(route: Route = ROUTE, **changes: Any) -> InForce:
+def began(route: Route = ROUTE, **changes: Any) -> RouteDeployment:
     """A cold start at the beginning of the log."""
     known: dict[str, Any] = {
         "route": "r",
@@ -129,7 +129,7 @@ def began(route: Route = ROUTE, **changes: Any) -> InForce:
         "confidence": route.confidence,
     }
     epoch = Epoch(**(known | changes))
-    return InForce(epoch=epoch, n_epochs=epoch.number)
+    return RouteDeployment(epoch=epoch, n_epochs=epoch.number)
 
 
 @dataclass
@@ -169,7 +169,7 @@ def story(
     route: Route = ROUTE,
     *,
     control: Control = CONTROL,
-    held: InForce | None = None,
+    held: RouteDeployment | None = None,
     expected: Sequence[Publication] = (),
     artefacts: dict[str, str] | None = None,
     **options: Any,

@@ -25,7 +25,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import open_incident, set_override
 from suffice.store.routes import rollouts
-from suffice.store.routes.in_force import NOTHING
+from suffice.store.routes.deployments import NOTHING
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
 from suffice.store.routes.windows import label_requests
 from suffice.store.rows.events import Event

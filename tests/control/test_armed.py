@@ -15,7 +15,7 @@ from suffice.cli.main import main
 from suffice.control.loop.paired import MOST_KEPT, PairedEvidence, is_pair
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Publication, Request

@@ -15,7 +15,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.route import is_servable
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Settings, parse_settings
-from suffice.store.routes.in_force import phase_of
+from suffice.store.routes.deployments import phase_of
 from suffice.types import BudgetAccount, Epoch
 from suffice.wiring import build_route, check_routes
 from tests.control.made import ROUTE, Story, began, rows, story, traffic

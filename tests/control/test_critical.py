@@ -12,7 +12,7 @@ import pytest
 from suffice.control.jobs.base import Worker
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.routes.in_force import read_decided, read_holds
+from suffice.store.routes.deployments import read_decided, read_holds
 from suffice.store.rows.events import Event
 from suffice.types import Resumption
 from suffice.wiring import open_worker

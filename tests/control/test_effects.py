@@ -18,7 +18,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.deciding import add_review, lease_next, read_reviews, submit_verdict
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.windows import read_requested_labels
 from suffice.types import Outcome
 from suffice.wiring import open_worker

@@ -13,7 +13,7 @@ from suffice.assurance.load_level import Admission
 from suffice.control.evidence.versions import read_back
 from suffice.gateway.load_control import place_route
 from suffice.gateway.route import BuiltRoute, deploy_route
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event
 from suffice.types import Publication, Query
 from suffice.wiring import build_route, open_worker

@@ -10,7 +10,7 @@ from suffice.review.decide import OverrideForm
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, RouteHolds
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import set_override
-from suffice.store.routes.in_force import read_decided, read_holds
+from suffice.store.routes.deployments import read_decided, read_holds
 from suffice.types import Epoch, Pause, Resumption
 from suffice.wiring import open_worker
 from tests.control.made import ROUTE, Story, label, rows, story, traffic

@@ -19,7 +19,7 @@ from suffice.learn.version import FoldedVersion
 from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import open_reader
-from suffice.store.routes.in_force import InForce, decisions_of, read_decided
+from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
 from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.events import Event
@@ -87,7 +87,7 @@ class Route:
         return self.folder / "log.db"
 
     @property
-    def held(self) -> InForce:
+    def held(self) -> RouteDeployment:
         return read_decided(self.log).of("r")
 
     @property

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.forecast import Outlook
-from suffice.cli.inspect.route_report import liking_lines, summarize_effect
+from suffice.cli.inspect.route_report import satisfaction_effect_lines, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.feedback import Ratings, heard, measures
 from suffice.control.jobs.monitor import RouteWatch, WatchContext
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
-from suffice.store.routes.windows import newest_outlook
+from suffice.store.routes.windows import newest_forecast
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import Metrics
@@ -172,13 +172,13 @@ def test_the_effect_stands_in_status_with_its_interval_and_who_spoke(disliked: t
     assert told.startswith(f"{said.effect.value:+.3f} [{said.effect.low:+.3f}, {said.effect.high:+.3f}] at 90%, ")
     assert "worse where stopped" in told
     assert "(rated: 100.0% of audits, 100.0% of stopped runs)" in told
-    names = [name.strip() for name, _ in liking_lines(one.outlook)]
+    names = [name.strip() for name, _ in satisfaction_effect_lines(one.outlook)]
     assert names[:3] == ["satisfaction, full", "satisfaction, stopped", "satisfaction, effect"]
 
 
 def test_metrics_have_the_effect_and_both_means(disliked: tuple[Path, Settings]) -> None:
     folder, _ = disliked
-    outlook, metrics = newest_outlook(folder / "log.db", "r"), Metrics()
+    outlook, metrics = newest_forecast(folder / "log.db", "r"), Metrics()
     assert outlook is not None
     assert outlook.satisfaction is not None
     effect, full = outlook.satisfaction.effect, outlook.satisfaction.full
@@ -196,7 +196,7 @@ def test_without_votes_status_says_why_there_is_no_effect() -> None:
     assert summarize_effect(watch(traffic(120))) == "not measured: no watched run was rated"
     only_full = watch([*traffic(120), feedback(110, rating=3)])
     assert summarize_effect(only_full) == "not measured: needs rated audits beside rated stopped runs"
-    assert dict(liking_lines(only_full)).keys() == {"  satisfaction, full"}
+    assert dict(satisfaction_effect_lines(only_full)).keys() == {"  satisfaction, full"}
 
 
 # --------------------------------------------------------------------------- what steers
@@ -250,6 +250,6 @@ def test_a_route_without_a_floor_still_shows_what_people_say(tmp_path: Path) -> 
     found = settings_for(tmp_path)
     with open_worker(found) as here:
         here.once("monitor")
-    outlook = newest_outlook(tmp_path / "log.db", "r")
+    outlook = newest_forecast(tmp_path / "log.db", "r")
     assert outlook is not None
     assert "no difference is proven" in summarize_effect(outlook)

@@ -16,7 +16,7 @@ from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import last_place, open_reader
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Alarm, Epoch

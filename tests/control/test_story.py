@@ -19,7 +19,7 @@ from suffice.gateway.route import deploy_route
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader, read_episodes
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.testing import FakeRequest, FakeUpstream, Reply, cut
 from suffice.wiring import build_route, open_worker
 from tests.gateway.served import Served, chat, served

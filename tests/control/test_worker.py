@@ -26,7 +26,7 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.certify import Certify
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
 from suffice.testing import FakeUpstream

@@ -21,7 +21,7 @@ from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, learned_candidate, read_rollouts
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import ProposedVersion

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.cli.server.demo import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
+from suffice.cli.server.demo import ALIASES, LineScreen, LiveScreen, demo_servers, followed, lines
 from suffice.demo import show, story
 from suffice.demo.story import (
     ROUTE,
@@ -237,7 +237,7 @@ def test_the_swap_of_the_local_model_keeps_its_address_and_changes_its_name(tmp_
         with urllib.request.urlopen(request) as reply:
             return str(json.load(reply)["model"])
 
-    with local_world(Console(file=io.StringIO()), tmp_path) as world:
+    with demo_servers(Console(file=io.StringIO()), tmp_path) as world:
         before = named(world.url)
         world.swap()
         assert (before, named(world.url)) == ALIASES

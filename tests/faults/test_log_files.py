@@ -24,7 +24,7 @@ from suffice.store.database import schema
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_events
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.testing import FakeUpstream, Samples
 from tests.gateway_process import GatewayProcess
 from tests.store.made_chain import found_head, made, open_made, said, story, write
@@ -34,7 +34,7 @@ PUBLISHER = """
 import os, sys, time
 from pathlib import Path
 from suffice.store.database.decisions import Decisions
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.types import Epoch
 from tests.store.made_chain import published
 

@@ -23,7 +23,7 @@ from suffice.gateway.last_good import (
     write_last_good,
 )
 from suffice.review.holds import Override
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import Epoch, Findings, Pause, Publication
 from tests.gateway.test_log_follower import VERSION
 
@@ -43,7 +43,7 @@ PUBLISHED = Publication(
     author="w",
 )
 ROUTE = GoodRoute(
-    held=InForce(
+    held=RouteDeployment(
         epoch=Epoch(route="r", number=1, at=0, since_seq=0, reason="because", author="w"),
         publication=PUBLISHED,
         last=PUBLISHED,
@@ -150,13 +150,13 @@ def test_nothing_is_signed_without_a_secret() -> None:
 @pytest.mark.parametrize(
     ("held", "matters"),
     [
-        (InForce(), False),
-        (InForce(epoch=ROUTE.held.epoch, n_epochs=1), False),
-        (InForce(publication=PUBLISHED), True),
-        (InForce(pause=Pause(route="r", number=1, cause="person", reason="x", author="ann")), True),
+        (RouteDeployment(), False),
+        (RouteDeployment(epoch=ROUTE.held.epoch, n_epochs=1), False),
+        (RouteDeployment(publication=PUBLISHED), True),
+        (RouteDeployment(pause=Pause(route="r", number=1, cause="person", reason="x", author="ann")), True),
     ],
 )
-def test_a_file_matters_where_something_acts_or_a_person_has_spoken(held: InForce, matters: bool) -> None:
+def test_a_file_matters_where_something_acts_or_a_person_has_spoken(held: RouteDeployment, matters: bool) -> None:
     assert LastGood(at_s=0.0, seq=0, routes={"r": GoodRoute(held=held)}).matters is matters
 
 

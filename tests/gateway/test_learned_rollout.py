@@ -18,7 +18,7 @@ from suffice.rollout.evidence import Rules, rules_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import learned_candidate, read_rollouts
 from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.records import ProposedVersion

@@ -13,7 +13,7 @@ from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.holds import InEffect, Override, in_effect
 from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, kept_question, set_override
-from suffice.store.routes.in_force import NOTHING
+from suffice.store.routes.deployments import NOTHING
 from suffice.testing import Samples
 from suffice.types import Pause, Resumption
 from suffice.wiring import open_decisions

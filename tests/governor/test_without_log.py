@@ -17,14 +17,16 @@ from suffice.gateway.last_good import GoodRoute, LastGood, write_last_good
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.records import LogOutage
 from suffice.types import Pause
 from suffice.wiring import startup
 from tests.governor.loops import ROUTE, drive, episodes, local
 
 SAME = ["Danube"] * 5
-PAUSED = InForce(pause=Pause(route=ROUTE, number=1, cause="person", reason="wrong answers", author="ann"), n_pauses=1)
+PAUSED = RouteDeployment(
+    pause=Pause(route=ROUTE, number=1, cause="person", reason="wrong answers", author="ann"), n_pauses=1
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def held(folder: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-def said_last(folder: Path, route: InForce, *, age_s: float = 60.0) -> None:
+def said_last(folder: Path, route: RouteDeployment, *, age_s: float = 60.0) -> None:
     """What a gateway of the same log has left."""
     good = LastGood(at_s=time.time() - age_s, seq=1, routes={ROUTE: GoodRoute(held=route)})
     write_last_good(folder / "log.db.good", good, secret="ours")
@@ -59,14 +61,14 @@ def n_steps(gov: Governor) -> int:
 @pytest.mark.parametrize(
     ("left", "age_s", "n", "served"),
     [
-        (InForce(), 60.0, 2, "the last-good file is served"),
+        (RouteDeployment(), 60.0, 2, "the last-good file is served"),
         (PAUSED, 60.0, 5, "the last-good file is served"),
-        (InForce(), 7_200.0, 5, "everything runs in full"),
+        (RouteDeployment(), 7_200.0, 5, "everything runs in full"),
         (None, 0.0, 5, "everything runs in full"),
     ],
 )
 def test_a_loop_whose_log_cannot_be_opened_goes_on_and_one_warning_says_by_what(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: InForce | None, age_s: float, n: int, served: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: RouteDeployment | None, age_s: float, n: int, served: str
 ) -> None:
     if left is not None:
         said_last(tmp_path, left, age_s=age_s)

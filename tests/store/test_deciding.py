@@ -25,7 +25,7 @@ from suffice.store.people.deciding import (
     read_now,
     set_override,
 )
-from suffice.store.routes.in_force import NOTHING_HELD, read_decided, read_holds
+from suffice.store.routes.deployments import NOTHING_HELD, read_decided, read_holds
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, Pause, Resumption
 from tests.review.test_override import publication

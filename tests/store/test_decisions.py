@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions, JobLease, read_artefact
 from suffice.store.database.views import open_reader
-from suffice.store.routes.in_force import NOTHING, fold_decisions, read_decided
+from suffice.store.routes.deployments import NOTHING, fold_decisions, read_decided
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 

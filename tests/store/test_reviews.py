@@ -17,7 +17,7 @@ from suffice.review.queue import Submission
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.deciding import (
-    NOTHING_ASKED,
+    NO_REVIEWS,
     add_review,
     give_item_back,
     kept_question,
@@ -25,7 +25,7 @@ from suffice.store.people.deciding import (
     read_reviews,
     submit_verdict,
 )
-from suffice.store.routes.in_force import read_holds
+from suffice.store.routes.deployments import read_holds
 from suffice.store.rows.records import FeedbackEvent, QuestionText
 from tests.review.made import item
 from tests.review.test_select import drawing
@@ -156,7 +156,7 @@ def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
 
 
 def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
-    assert read_reviews(database) is NOTHING_ASKED
+    assert read_reviews(database) is NO_REVIEWS
     add_review(writer, item())
     known = read_reviews(database)
     assert read_reviews(database, known) is known

@@ -35,7 +35,7 @@ from suffice.store.people.deciding import (
     submit_verdict,
 )
 from suffice.store.routes import experiments, rollouts
-from suffice.store.routes.in_force import read_holds
+from suffice.store.routes.deployments import read_holds
 
 MOST_CHARS: Final = 2_000  # of a reason
 REVIEW, INCIDENTS = "/console/review", "/console/incidents"

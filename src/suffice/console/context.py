@@ -23,7 +23,7 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.alerts import AlertLog
-from suffice.store.people.deciding import NOTHING_ASKED, Reviews
+from suffice.store.people.deciding import NO_REVIEWS, Reviews
 from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
@@ -49,7 +49,7 @@ class ViewCache:
     """Folds that views continue, so that no row of the log is read twice."""
 
     alerts: AlertLog | None = None
-    reviews: Reviews = NOTHING_ASKED
+    reviews: Reviews = NO_REVIEWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

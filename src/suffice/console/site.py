@@ -43,7 +43,7 @@ from suffice.console.views.settings import SettingsPage, settings_page
 from suffice.errors import BadRequest
 from suffice.store.database.views import newest_of
 from suffice.store.routes import rollups
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 
 HOME: Final = "/console"
 FOREVER: Final = (("cache-control", "public, max-age=31536000, immutable"),)

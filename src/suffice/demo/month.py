@@ -44,7 +44,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
 from suffice.store.people.alerts import Notice, plain
 from suffice.store.people.deciding import ask_about, decide_incident, open_incident
-from suffice.store.routes.in_force import NOTHING, InForce, read_decided
+from suffice.store.routes.deployments import NOTHING, RouteDeployment, read_decided
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, KillSwitchState
 from suffice.types import Episode, Outcome, Request
@@ -86,7 +86,7 @@ class Month:
     rng: random.Random
     loop_rng: random.Random  # of loops, so that their number does not change the draws of other routes
     full_tokens: list[int] = field(default_factory=list)  # of full runs, to estimate the saving of a stop
-    held: InForce = NOTHING
+    held: RouteDeployment = NOTHING
     doubtful: str = ""  # the latest loop whose early answer differs
     killed: bool = False
     n: int = 0
@@ -246,7 +246,9 @@ def month(
             log.close()
 
 
-def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], None] = lambda _n, _held: None) -> None:
+def live(
+    made: Month, *, n: int, until_s: float, told: Callable[[int, RouteDeployment], None] = lambda _n, _held: None
+) -> None:
     """Pass the month in `n` steps, each with a request on the certified route and on the route with experiments."""
     step_s, incident = (until_s - made.clock.at_s) / max(1, n), ""
     switch = {n // 2: True, n // 2 + 2: False, n - 14: True, n - 12: False}

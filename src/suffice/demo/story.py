@@ -27,7 +27,7 @@ from suffice.local.tasks import TaskQuestion
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
-from suffice.store.routes.in_force import NOTHING_DECIDED, DeploymentState, InForce, read_decided
+from suffice.store.routes.deployments import NOTHING_DECIDED, DeploymentState, RouteDeployment, read_decided
 from suffice.types import Episode
 from suffice.wiring.files import load_settings
 
@@ -225,7 +225,7 @@ class DemoWorld:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    held: InForce
+    held: RouteDeployment
     runs: Sequence[CourseRun]
     n_asked: int
     n_until: int  # requests at the end of this part
@@ -242,8 +242,8 @@ class Screen(Protocol):
 class DemoReport:
     plan: DemoPlan
     runs: Sequence[CourseRun]
-    held: InForce  # at the end
-    certified: InForce | None  # at the swap; None: nothing was certified
+    held: RouteDeployment  # at the end
+    certified: RouteDeployment | None  # at the swap; None: nothing was certified
     n_predicted: int | None  # tokens generated, as counted by the model servers; None: not reported
     errors: Sequence[str]
 
@@ -264,7 +264,7 @@ class _Client:
     _decided: DeploymentState = NOTHING_DECIDED
 
     @property
-    def held(self) -> InForce:
+    def held(self) -> RouteDeployment:
         return self._decided.of(ROUTE)
 
     async def ask(self, most: int, *, swapped: bool = False, until: Callable[[], bool] = lambda: False) -> None:
@@ -305,7 +305,7 @@ class _Client:
             await asyncio.to_thread(self._read)
 
 
-def news(before: InForce, now: InForce) -> list[str]:
+def news(before: RouteDeployment, now: RouteDeployment) -> list[str]:
     results = []
     if now.alarm is not None and now.alarm != before.alarm:
         results.append(f"alarm, {now.alarm.cause}: {now.alarm.reason}")

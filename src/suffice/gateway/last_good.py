@@ -20,7 +20,7 @@ import msgspec
 from suffice.errors import ConfigError
 from suffice.files import whole_file
 from suffice.review.holds import Override
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.telemetry import LOG
 from suffice.types import Findings
 
@@ -32,7 +32,7 @@ _FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodRoute:
-    held: InForce  # with the publication actually served
+    held: RouteDeployment  # with the publication actually served
     overrides: tuple[Override, ...] = ()  # not ended by a person; each expires at its own time
     standing: Mapping[str, Any] | None = None  # policy of the latest complete rollout; None: none
     stands: str = ""  # address of that policy

@@ -38,12 +38,19 @@ from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import CachedReader, LogReader, newest_of
 from suffice.store.people.promises import audits_by_class
+from suffice.store.routes.deployments import (
+    NOTHING,
+    NOTHING_DECIDED,
+    NOTHING_HELD,
+    RouteDeployment,
+    read_decided,
+    read_holds,
+)
 from suffice.store.routes.experiments import read_experiments, read_running_experiments
-from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, NOTHING_HELD, InForce, read_decided, read_holds
 from suffice.store.routes.rollouts import models_of, own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.routes.windows import newest_outlook, newest_place, newest_rates
+from suffice.store.routes.windows import newest_forecast, newest_place, newest_rates
 from suffice.store.rows.records import VersionRefusal
 from suffice.telemetry import LOG, Metrics
 
@@ -71,7 +78,7 @@ class VersionCache:
         self._candidates: dict[str, FoldedVersion | None] = {}
         self.refused: set[tuple[str, str]] = set()  # (route, address), each reported once
 
-    def of(self, held: InForce, connection: LogReader | None) -> FoldedVersion | None:
+    def of(self, held: RouteDeployment, connection: LogReader | None) -> FoldedVersion | None:
         """Return the published version. Raise ConfigError if neither the log nor the last-good file has it."""
         made = held.publication
         if made is None or not made.fit or not held.level:
@@ -149,7 +156,7 @@ class MonitorFeed:
             for name, (seq, _) in self._outlooks.items():
                 newest = newest_place(connection, name)
                 if newest != seq:
-                    self._outlooks[name] = newest, newest_outlook(connection, name)
+                    self._outlooks[name] = newest, newest_forecast(connection, name)
 
     def export(self) -> None:
         for name, (_, outlook) in self._outlooks.items():
@@ -185,9 +192,9 @@ def export_gauges(outlook: Outlook, route: str, metrics: Metrics) -> None:
 @dataclass(slots=True)
 class _FollowedRoute:
     base: BuiltRoute  # from the settings, without a publication
-    held: InForce = NOTHING  # publication that the route was built for …
+    held: RouteDeployment = NOTHING  # publication that the route was built for …
     holding: InEffect = NO_OVERRIDES  # … and the overrides
-    served: InForce = NOTHING  # an earlier publication if the newest cannot be loaded
+    served: RouteDeployment = NOTHING  # an earlier publication if the newest cannot be loaded
     own: str = ""  # address of the settings' policy, if a rollout has replaced it …
     stands: str = ""  # … and of its replacement
 
@@ -288,7 +295,7 @@ class Follower:
         return good
 
     def _serving(
-        self, one: _FollowedRoute, held: InForce, holding: InEffect, connection: LogReader | None
+        self, one: _FollowedRoute, held: RouteDeployment, holding: InEffect, connection: LogReader | None
     ) -> BuiltRoute:
         """Never raises: a version that cannot be built is not served."""
         base, settings, before = one.base, one.base.settings, one.served
@@ -481,7 +488,7 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, ConfigError) else f"it crashes at load ({type(error).__name__})"
 
 
-def _earlier(held: InForce, before: InForce) -> InForce | None:
+def _earlier(held: RouteDeployment, before: RouteDeployment) -> RouteDeployment | None:
     """Return `held` with the publication served before it, or None if that may no longer be served."""
     made, served = held.publication, before.publication
     if made is None or served is None or not held.level or not before.level:
@@ -489,7 +496,7 @@ def _earlier(held: InForce, before: InForce) -> InForce | None:
     return replace(held, publication=pin_publication(made, served)) if served.epoch == held.n_epochs else None
 
 
-def _number(held: InForce) -> int:
+def _number(held: RouteDeployment) -> int:
     return 0 if held.publication is None else held.publication.number
 
 

@@ -29,7 +29,7 @@ from suffice.rollout.stages import State, place
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
 from suffice.signals.observe import Observer
-from suffice.store.routes.in_force import NOTHING, InForce
+from suffice.store.routes.deployments import NOTHING, RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.telemetry import LOG, Metrics
 from suffice.types import ArmDraw, Findings, Pause, Promise, Publication
@@ -68,7 +68,7 @@ class BuiltRoute:
     setup: str = ""  # see `route_setup`
     levels: Sequence[Policy] = ()  # the policy at each level, 0 never stops; (): one policy without levels
     folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): no active learned version
-    in_force: InForce = NOTHING  # the control loop's publication
+    in_force: RouteDeployment = NOTHING  # the control loop's publication
     in_burst: bool = False  # every request is an audit now
     arm: str = ""  # the certified active effort or budget, as outcomes name it; "": none
     ceiling: int | None = None  # the highest level for this prompt's class; None: no limit
@@ -244,7 +244,7 @@ def rest_route(base: BuiltRoute, why: str) -> BuiltRoute:
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
-def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None = None) -> BuiltRoute:
+def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion | None = None) -> BuiltRoute:
     """Raise ConfigError for a version that cannot be served."""
     settings, made = base.settings, held.publication
     in_burst = held.epoch is not None and held.in_burst and not settings.is_paired
@@ -267,7 +267,7 @@ def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None 
     return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs, floor=floor)
 
 
-def apply_pin(held: InForce, holding: InEffect) -> InForce:
+def apply_pin(held: RouteDeployment, holding: InEffect) -> RouteDeployment:
     if held.pause is not None or held.publication is None:
         return held
     made = effective_publication(held.publication, held.n_epochs, holding)

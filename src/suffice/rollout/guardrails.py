@@ -20,7 +20,7 @@ from suffice.assurance.paired import BETS, pairs_to_certify
 from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.strata import standardise
 from suffice.rollout.evidence import ClassAudits, Contrast, RailName, RolloutEvidence, Rules
-from suffice.settings.tables import LIVE_RAILS, LiveRail
+from suffice.settings.tables import LIVE_GUARDRAILS, LiveRail
 
 Finding: TypeAlias = Literal["fine", "harm", "open"]
 
@@ -170,7 +170,7 @@ def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
 
 
 def read_live(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
-    return tuple(_read_live(rail, getattr(evidence, rail), rules) for rail in LIVE_RAILS)
+    return tuple(_read_live(rail, getattr(evidence, rail), rules) for rail in LIVE_GUARDRAILS)
 
 
 def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:

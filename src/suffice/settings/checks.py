@@ -225,9 +225,9 @@ def check_rollout(where: str, table: tables.Rollout) -> None:
     _check_ranges(where, table, tables.Rollout)
     if not table.shares or list(table.shares) != sorted(set(table.shares)):
         raise ConfigError(f"{where}.shares: got {list(table.shares)}; at least one, each larger than the one before")
-    unknown = [name for name in table.required if name not in tables.LIVE_RAILS]
+    unknown = [name for name in table.required if name not in tables.LIVE_GUARDRAILS]
     if unknown:
-        raise ConfigError(f"{where}.required: got {unknown[0]!r:.60}; some of {', '.join(tables.LIVE_RAILS)}")
+        raise ConfigError(f"{where}.required: got {unknown[0]!r:.60}; some of {', '.join(tables.LIVE_GUARDRAILS)}")
     if table.most_requests <= table.warmup_requests:
         raise ConfigError(
             f"{where}.most_requests: got {table.most_requests}; more than warmup_requests, {table.warmup_requests}"

@@ -24,7 +24,7 @@ Direction = Literal["higher", "lower"]
 MetricType = Literal["boolean", "rating", "number", "category"]
 MetricLevel = Literal["request", "conversation", "user"]
 LiveRail: TypeAlias = Literal["latency", "errors", "no_answer", "satisfaction"]
-LIVE_RAILS: Final[tuple[LiveRail, ...]] = get_args(LiveRail)
+LIVE_GUARDRAILS: Final[tuple[LiveRail, ...]] = get_args(LiveRail)
 MailTls = Literal[
     "required",  # refuse a mail server without TLS
     "opportunistic",  # TLS if offered: an attacker on the path can strip the offer and read the mail
@@ -436,7 +436,7 @@ class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     link: str | None = None  # URL at which people reach the console's server; None: no links
 
     @property
-    def are_told(self) -> bool:
+    def has_sink(self) -> bool:
         return bool(self.webhook_url_env or self.email_to)
 
     @property
@@ -480,4 +480,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             return True
         if self.adapts_rates:
             return True
-        return self.audit.is_exported or self.alerts.are_told or bool(self.retention.days) or self.console.enabled
+        return self.audit.is_exported or self.alerts.has_sink or bool(self.retention.days) or self.console.enabled

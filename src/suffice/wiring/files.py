@@ -22,7 +22,7 @@ from suffice.review.items import written_out
 from suffice.rollout.assign import question_key
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import database_path
-from suffice.store.routes.in_force import Condition, read_condition
+from suffice.store.routes.deployments import Condition, read_condition
 from suffice.upstream.wire import encode_json
 from suffice.wiring.keys import deployment_salt, kill_file, presence_files
 

@@ -26,7 +26,7 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader, read_episodes
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.wiring.audit import note_export
 from suffice.wiring.files import load_settings, require_log
 from suffice_finetune.cuts import ANSWER, Consent, StoppingPolicy, Terms, cut_log, cut_traces, read_consent, read_texts
@@ -235,7 +235,7 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
     return chooses
 
 
-def _version(path: Path, held: InForce) -> Any:
+def _version(path: Path, held: RouteDeployment) -> Any:
     assert held.publication is not None
     with open_reader(path) as connection:
         body = read_artefact(connection, held.publication.fit)

@@ -13,7 +13,7 @@ from suffice.assurance.money import usd
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable
-from suffice.store.routes.in_force import Phase
+from suffice.store.routes.deployments import Phase
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import BudgetAccount
 
@@ -36,7 +36,7 @@ def status_sections(one: RouteStatus) -> tuple[Lines, ...]:
     report, sure = one.report, f"{one.confidence:.0%}"
     if not report.n_governed and one.control is None:  # without governed requests there is no EM and no saving
         return standing, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
-    outlook = [*outlook_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
+    outlook = [*forecast_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
     return standing, traffic, _exact_match(one, sure), _spending(report, sure), outlook
 
 
@@ -317,7 +317,7 @@ def _paid(money: MoneyTotals) -> str:
 # --------------------------------------------------------------------------- the forecast
 
 
-def outlook_lines(one: Outlook | None) -> Lines:
+def forecast_lines(one: Outlook | None) -> Lines:
     if one is None:
         return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
     if one.cap_tokens is None:
@@ -331,7 +331,7 @@ def outlook_lines(one: Outlook | None) -> Lines:
         lines += _account(one.whole, sure)
         lines += [(f"  class {part.query_class or 'none'}", _account_part(part, sure)) for part in one.classes]
         lines += [(f"  {part.version or 'no version'}", _account_part(part, sure)) for part in one.versions]
-    lines += liking_lines(one)
+    lines += satisfaction_effect_lines(one)
     for forecast in (one.drop, one.em):
         if forecast is not None:
             doubt = " (in doubt: more audits would tell)" if forecast.doubtful else ""
@@ -387,7 +387,7 @@ def summarize_effect(one: Outlook | None) -> str:
     return _effect(one.satisfaction, f"{one.confidence:.0%}") + _rates(one.satisfaction)
 
 
-def liking_lines(one: Outlook) -> Lines:
+def satisfaction_effect_lines(one: Outlook) -> Lines:
     sure, lines = f"{one.confidence:.0%}", list[tuple[str, str]]()
     for effect in one.whole_likings:
         lines += _satisfaction_lines(effect, sure)

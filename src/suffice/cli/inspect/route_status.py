@@ -35,9 +35,9 @@ from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_request, open_reader, read_episodes
 from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, newest_switching, read_promises
-from suffice.store.routes.in_force import NOTHING, Holds, InForce, Phase, phase_of, read_phases
+from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
 from suffice.store.routes.rollups import RouteScorer, read_to, snapshot, tallies_now
-from suffice.store.routes.windows import newest_arm, newest_outlook, newest_proposal
+from suffice.store.routes.windows import newest_arm, newest_forecast, newest_proposal
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, load_settings, require_log
@@ -241,7 +241,7 @@ def _status(
         phase = None  # only a pause by a person: no control loop
     elif phase is None and certifies:
         phase = phase_of(NOTHING)
-    outlook, refused, pairs = newest_outlook(connection, name), None, None
+    outlook, refused, pairs = newest_forecast(connection, name), None, None
     if configured is None:
         promise = _promise_without_settings(name, newest.mode, promises)
     else:
@@ -313,7 +313,9 @@ def _describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[st
     )
 
 
-def read_pairs(connection: LogReader, name: str, route: Route, match: Match, held: InForce) -> PairStatus | None:
+def read_pairs(
+    connection: LogReader, name: str, route: Route, match: Match, held: RouteDeployment
+) -> PairStatus | None:
     if not route.is_paired:
         return None
     from suffice.control.jobs.base import since

@@ -17,7 +17,7 @@ from suffice.review.decide import IncidentForm, OverrideForm, in_words
 from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, describe_override
 from suffice.store.database.views import newest_of, open_reader
 from suffice.store.people import deciding
-from suffice.store.routes.in_force import read_holds
+from suffice.store.routes.deployments import read_holds
 from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import setup_of
 

@@ -20,7 +20,7 @@ from suffice.rollout.effects import diff_plain
 from suffice.rollout.evidence import rules_of
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import RolloutRun, plain_of, propose_learned, take_back
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.routes import check_policy, policy_table

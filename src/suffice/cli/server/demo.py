@@ -37,7 +37,7 @@ from suffice.local.server import LocalServer, ServerSpec
 from suffice.scoring.base import build_scorer
 from suffice.server import run_server
 from suffice.settings import Settings
-from suffice.store.routes.in_force import phase_of
+from suffice.store.routes.deployments import phase_of
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
@@ -117,7 +117,7 @@ def _fetch(console: Console, name: str) -> Path:
 # once. Eight for reasoning: four runs and their probes.
 SLOTS = {"samples": 2, "reasoning": 8}
 AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
-N_ASKED = {"samples": 120, "reasoning": 40}  # questions, unless --full or --questions is given
+QUESTION_COUNTS = {"samples": 120, "reasoning": 40}  # questions, unless --full or --questions is given
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _stages(
             driver=driver,
             slots=slots,
             n_samples=samples or (16 if full else 8),
-            questions=tasks.questions(kind, questions or (300 if full else N_ASKED[kind])),
+            questions=tasks.questions(kind, questions or (300 if full else QUESTION_COUNTS[kind])),
             folder=folder,
             n_at_once=min(AT_ONCE[kind], max(1, slots // 2)),  # a probe is sent only to a free slot
         )
@@ -265,7 +265,7 @@ ALIASES = ("smol-a", "smol-b")  # the server's model names before and after the 
 
 def _run_online(console: Console, folder: Path, *, small: bool) -> int:
     plan = story.SMALL if small else story.DemoPlan()
-    with local_world(console, folder) as world:
+    with demo_servers(console, folder) as world:
         settings = story.story_settings(
             plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db"
         )
@@ -280,7 +280,7 @@ def _run_online(console: Console, folder: Path, *, small: bool) -> int:
 
 
 @contextmanager
-def local_world(console: Console, folder: Path) -> Iterator[story.DemoWorld]:
+def demo_servers(console: Console, folder: Path) -> Iterator[story.DemoWorld]:
     """Run the small model on a server of its own.
 
     The swap restarts it at the same address under another model name. The weights stay the same, which is invisible

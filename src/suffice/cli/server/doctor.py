@@ -155,7 +155,7 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
     else:
         made = f"{len(result.findings)} experiments, {talk.n_calls} calls, made against this server"
         _print_findings(result, f"{upstream.url}, model {result.model}: {made}")
-        _print_advice(advice, kept)
+        _print_recommendations(advice, kept)
     return honoured(result, "reachable")
 
 
@@ -200,7 +200,7 @@ def _verified(verdict: str) -> str:
     return "verified" if verdict in VERIFIED else "not"
 
 
-def _print_advice(advice: Advice, kept: str) -> None:
+def _print_recommendations(advice: Advice, kept: str) -> None:
     _print_list("What Suffice will use here", [*advice.sentences, kept])
     click.echo("For suffice.toml:\n")
     click.echo(textwrap.indent(advice.settings, "    "))

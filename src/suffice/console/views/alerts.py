@@ -9,9 +9,9 @@ from suffice.console.context import DAY_S, ViewContext, ViewRecord
 from suffice.review.decide import in_words
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
-from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, read_told
+from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, read_alert_log
 from suffice.store.people.deciding import fitting, read_now
-from suffice.store.routes.in_force import read_holds
+from suffice.store.routes.deployments import read_holds
 from suffice.store.routes.windows import job_history
 from suffice.types import Publication
 
@@ -64,7 +64,7 @@ def alerts(view: ViewContext) -> AlertsPage:
     log, settings = read_alerts(view), view.settings.alerts
     lines = [_line(one, log, view) for one in _open_first(log.raised, view.now_s)[:MOST_SHOWN]]
     problems = dict[str, str]()
-    for run in job_history(view.path, n=MOST_RUNS) if settings.are_told else ():
+    for run in job_history(view.path, n=MOST_RUNS) if settings.has_sink else ():
         sink, _, sentence = run.said.partition(": ")
         if run.job == "notify" and not run.ok:
             problems[sink] = sentence
@@ -86,7 +86,7 @@ def latest_alerts(view: ViewContext) -> tuple[AlertLine, ...]:
 
 def read_alerts(view: ViewContext) -> AlertLog:
     known = view.cache.alerts or AlertLog(repeat_s=view.settings.alerts.repeat_s)
-    view.cache.alerts = log = read_told(view.connection, known)
+    view.cache.alerts = log = read_alert_log(view.connection, known)
     return log
 
 

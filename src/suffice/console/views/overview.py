@@ -20,9 +20,9 @@ from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import LogReader, has_requests, newest_request
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
-from suffice.store.routes.in_force import NOTHING, Phase, phase_of, read_phases
+from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_phases
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo, RollupSums
-from suffice.store.routes.windows import newest_outlook
+from suffice.store.routes.windows import newest_forecast
 
 RATE_DAYS: Final = 7  # over which the rate of audits is averaged
 
@@ -100,7 +100,7 @@ def _standing(
     sums: RollupSums,
     recent: RollupSums,
 ) -> RouteState:
-    route, outlook = view.route(name), newest_outlook(view.connection, name)
+    route, outlook = view.route(name), newest_forecast(view.connection, name)
     per_day = recent.n_audits / RATE_DAYS if recent.n_audits else None
     whole = outlook.whole if outlook is not None else None
     confidence = route.confidence if route is not None else 0.95

@@ -8,8 +8,8 @@ from typing import Any, Final
 from suffice.console.context import NotThere, ViewContext, ViewRecord
 from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
+from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
-from suffice.store.routes.in_force import InForce, decisions_of, read_decided
 from suffice.store.routes.rollouts import (
     RolloutRun,
     own_version,
@@ -62,7 +62,7 @@ def policies(view: ViewContext) -> PoliciesView:
 
 
 def _policy_of(
-    view: ViewContext, name: str, route: Route, held: InForce, rollouts: tuple[RolloutRun, ...]
+    view: ViewContext, name: str, route: Route, held: RouteDeployment, rollouts: tuple[RolloutRun, ...]
 ) -> RoutePolicy:
     now, own = held.publication, own_version(route).address if route.policy else ""
     serving = read_serving_version(rollouts, name, own) if route.policy else ""

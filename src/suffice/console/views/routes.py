@@ -17,9 +17,9 @@ from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader
 from suffice.store.routes import rollups
-from suffice.store.routes.in_force import InForce, decisions_of, read_decided
+from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.routes.rollups import RollupSums
-from suffice.store.routes.windows import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
+from suffice.store.routes.windows import newest_forecast, newest_proposal, recent_alerts, recent_forecasts
 from suffice.store.rows.events import Event, kind_of
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
@@ -102,7 +102,7 @@ def route(view: ViewContext) -> RoutePage:
     state = next((one for one in standings(view, window) if one.name == name), None)
     if state is None:
         raise NotThere(f"route: nothing is known of {name[:80]!r}")
-    outlook, proposal = newest_outlook(log, name), newest_proposal(log, name)
+    outlook, proposal = newest_forecast(log, name), newest_proposal(log, name)
     decisions = decisions_of(log, name, MOST_DECISIONS)
     classes = {one.query_class or "": one for one in outlook.classes} if outlook is not None else {}
     versions = {one.version or "": one for one in outlook.versions} if outlook is not None else {}
@@ -116,7 +116,7 @@ def route(view: ViewContext) -> RoutePage:
         thresholds=_thresholds(log, decisions),
         classes=_breakdown(view, state, "query_class", classes, outlook),
         versions=_breakdown(view, state, "version", versions, outlook),
-        looks=tuple(_monitored(one) for one in recent_outlooks(log, name, MOST_LOOKS)),
+        looks=tuple(_monitored(one) for one in recent_forecasts(log, name, MOST_LOOKS)),
         decided=tuple(_decision(stored) for stored in decisions),
         forecasts=forecasts_of(outlook),
         alerts=tuple(one.reason for one in recent_alerts(log, name, 20)),
@@ -134,7 +134,7 @@ def _curve(proposal: ProposedVersion | None) -> tuple[LevelRow, ...]:
     return tuple(LevelRow(level=level, saving=saving, drop=drop) for level, (saving, drop) in enumerate(points))
 
 
-def _operating(held: InForce) -> OperatingLevel | None:
+def _operating(held: RouteDeployment) -> OperatingLevel | None:
     made = held.publication
     if made is None or not held.level or not made.evidence.n_audits or made.evidence.share is None:
         return None

@@ -14,7 +14,7 @@ from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.views import LogReader, read_events
-from suffice.store.routes.in_force import InForce, read_decided, read_holds
+from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
 from suffice.store.routes.windows import read_requested_labels
 from suffice.types import LabelRequest
@@ -55,7 +55,7 @@ class RolloutAssessor:
         self.gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
         self.asked = read_requested_labels(log, held.state.route)
 
-    def see(self, log: LogReader, held: RolloutRun, decided: InForce, *, now_s: float) -> Assessment:
+    def see(self, log: LogReader, held: RolloutRun, decided: RouteDeployment, *, now_s: float) -> Assessment:
         """Read new rows and assess the rollout. Raises StoreError."""
         for stored in read_events(log, since_seq=self.gathering.seq):
             self.gathering.feed(stored)
@@ -108,7 +108,7 @@ def standing_of(
 # --------------------------------------------------------------------------- what bars a promotion
 
 
-def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
+def withheld_by(held: RolloutRun, decided: RouteDeployment, holds: RouteHolds, *, now_s: float) -> str:
     """Why the rollout may not be promoted now, such as a new epoch; "": nothing bars it."""
     epoch, made = decided.epoch, decided.publication
     if epoch is not None and epoch.since_seq > held.seq:
@@ -118,7 +118,7 @@ def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s:
     return barred(decided, holds, now_s=now_s)
 
 
-def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
+def barred(decided: RouteDeployment, holds: RouteHolds, *, now_s: float) -> str:
     """The pause, open incident, override or open alarm that bars promotion on a route; "": none."""
     alarm = decided.alarm
     if decided.pause is not None:
@@ -152,7 +152,7 @@ def _of_candidate(
     return "", "", f"it keeps {mine:,.0f} tokens a run, the version in force {other:,.0f}; {said}{more}"
 
 
-def latest_on(log: LogReader, held: RolloutRun, route: Route, decided: InForce) -> int:
+def latest_on(log: LogReader, held: RolloutRun, route: Route, decided: RouteDeployment) -> int:
     """Number of the route's latest publication, as the rollout counts them. Raises StoreError.
 
     For a learned version it is that of the certify loop's latest publication, if its models changed. For a fixed policy

@@ -31,7 +31,7 @@ from suffice.rollout.experiment import Arm, with_arm
 from suffice.rollout.results import ArmEvidence
 from suffice.settings import Control, Route
 from suffice.store.database.views import LogReader
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import RolloutRun, models_of, version_at
 from suffice.types import LabelRequest, Publication
 
@@ -210,7 +210,7 @@ class VersionPair:
         """Add new audits; return the episodes whose labels can still change the candidate's certificate."""
         return set() if self.evidence is None else self.evidence.take(audits)
 
-    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
+    def certify(self, gathering: EvidenceFold, decided: RouteDeployment, budget: float) -> CandidateCertificate | None:
         """Test the candidate on the active version's budget; None: it has no certificate, or cannot be tested now."""
         made, epoch, evidence = decided.publication, decided.epoch, self.evidence
         if evidence is None or made is None or epoch is None:

@@ -21,7 +21,7 @@ from suffice.review.queue import label_of
 from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
 from suffice.store.people.deciding import read_reviews
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.routes.windows import place_before
 
 MOST_REQUESTS: Final = 5_000  # of the route that are read
@@ -66,7 +66,7 @@ def _without(one: EpisodeWithLabels, item: str) -> EpisodeWithLabels:
 @dataclass(frozen=True, slots=True)
 class _Look:
     route: Route
-    held: InForce
+    held: RouteDeployment
     served: ServedVersion | None
     match: Match
     window: int

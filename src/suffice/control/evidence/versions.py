@@ -30,7 +30,7 @@ from suffice.policy.columns import AskedColumns, stops_of
 from suffice.policy.returning import returning
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.windows import read_publications
 from suffice.types import Kind, Publication
 
@@ -131,7 +131,7 @@ def loader(
     return load
 
 
-def active_version(log: LogReader, held: InForce) -> ServedVersion | None:
+def active_version(log: LogReader, held: RouteDeployment) -> ServedVersion | None:
     """The version that serves a route; None: there is none, or it cannot be read."""
     made = held.publication
     return None if made is None or not made.fit else loader(log)(made.fit)

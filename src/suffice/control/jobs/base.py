@@ -21,7 +21,7 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, last_place, open_reader, read_events
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.routes.windows import place_before
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
@@ -279,7 +279,7 @@ class ProposalJob(RouteJob):
     rests_s: ClassVar[float]  # between two looks at a route
 
     @abstractmethod
-    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:
+    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str | None:
         """Look at a route; return what was proposed, or "". None: there was nothing to look at."""
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
@@ -377,7 +377,7 @@ def why_of(error: Exception) -> str:
     return str(error) if isinstance(error, SufficeError) else type(error).__name__
 
 
-def since(name: str, held: InForce, log: LogReader) -> int:
+def since(name: str, held: RouteDeployment, log: LogReader) -> int:
     """Return the position from which a route's runs count: earlier epochs belong to another regime."""
     looked_back = place_before(log, name, LOOK_BACK)
     return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)

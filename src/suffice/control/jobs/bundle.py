@@ -30,7 +30,7 @@ from suffice.settings import Settings
 from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_decisions, read_starts
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, decoded, read_events
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.records import RequestCount
 from suffice.types import Epoch, Outcome, Publication, Request
 
@@ -53,7 +53,7 @@ def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, num
 
     route, control = settings.routes[name], settings.control
     context = RouteContext(name=name, route=route, control=control, match=match, load=load, author="check")
-    loop = loop_of(context, InForce(epoch=epoch, n_epochs=epoch.number), log)
+    loop = loop_of(context, RouteDeployment(epoch=epoch, n_epochs=epoch.number), log)
     if not isinstance(loop.source, LearnedEvidence):
         raise ConfigError(f"route {name}: its effort or budget is certified on pairs of calls, which no bundle holds")
     try:

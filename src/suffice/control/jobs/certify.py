@@ -25,7 +25,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, last_place, open_reader
-from suffice.store.routes.in_force import NOTHING_HELD, Holds, InForce, last_at_s, read_decided, read_holds
+from suffice.store.routes.deployments import NOTHING_HELD, Holds, RouteDeployment, last_at_s, read_decided, read_holds
 from suffice.store.routes.windows import place_before, read_publications, read_requested_labels, whole_episodes
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Epoch, Outcome, Pause, Request, Resumption
@@ -83,8 +83,8 @@ class Certify(FoldJob[RouteLoop]):
             self.say(name, resolution.said)
 
     def _begin_epoch(
-        self, name: str, held: InForce, desk: JobWriter, since_seq: int, reason: str, *, at: int
-    ) -> InForce:
+        self, name: str, held: RouteDeployment, desk: JobWriter, since_seq: int, reason: str, *, at: int
+    ) -> RouteDeployment:
         route = self.settings.routes[name]
         began = Epoch(
             route=name,
@@ -110,7 +110,7 @@ class Certify(FoldJob[RouteLoop]):
             raise ReplayMismatch(str(error)) from None
 
 
-def loop_of(context: RouteContext, held: InForce, log: LogReader) -> RouteLoop:
+def loop_of(context: RouteContext, held: RouteDeployment, log: LogReader) -> RouteLoop:
     """Build a route's loop at the beginning of the epoch in `held`. Raises StoreError and ReplayMismatch."""
     epoch = held.epoch
     assert epoch is not None

@@ -15,7 +15,15 @@ from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.edge.notification import MailServer, post_json, send_mail
 from suffice.settings import Alerts
 from suffice.store.database.views import LogReader, last_place, open_reader
-from suffice.store.people.alerts import AlertLog, Notice, alerts_of, deliveries_to, owed, read_told, rows_worth_telling
+from suffice.store.people.alerts import (
+    AlertLog,
+    Notice,
+    alerts_of,
+    deliveries_to,
+    owed,
+    read_alert_log,
+    rows_worth_telling,
+)
 from suffice.store.routes.rollups import HOUR_S, degraded_runs
 from suffice.store.rows.records import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
@@ -200,7 +208,7 @@ class Notify:
     def _next_over(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
         if not self.settings.tell_over:
             return None
-        self._alerts = read_told(log, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
+        self._alerts = read_alert_log(log, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
         due = owed(self._alerts, name, self.now())
         if due is None:
             return None

@@ -30,7 +30,7 @@ from suffice.rollout.evidence import rules_of
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
-from suffice.store.routes.in_force import InForce, read_decided, read_holds
+from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
 from suffice.store.routes.windows import (
     counted_cells,
@@ -61,7 +61,7 @@ class Advance(ProposalJob):
     def concerns(self, route: Route) -> bool:
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
 
-    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:
+    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str | None:
         """Take the step that the evidence supports; return what was done, or "". None: no rollout is running."""
         trial = read_running_rollouts(read_rollouts(here.log)).get(name)
         # The assessor is put back only after the look: one that failed half-way may have skipped a row.
@@ -109,7 +109,7 @@ class Retrain(ProposalJob):
     def concerns(self, route: Route) -> bool:
         return route.is_learned
 
-    def propose(self, name: str, held: InForce, here: JobPass) -> str:
+    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str:
         route, reason = self.settings.routes[name], self._due(name, held, here.log)
         if reason is None:
             return ""
@@ -177,7 +177,7 @@ class Retrain(ProposalJob):
         here.desk.write([event], kept_with(candidate, secret=self.secret))
         return "tried from here on, in shadow"
 
-    def _due(self, name: str, held: InForce, log: LogReader) -> Reason | None:
+    def _due(self, name: str, held: RouteDeployment, log: LogReader) -> Reason | None:
         before, epoch, alarm = newest_proposal(log, name), held.epoch, held.alarm
         last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
         n_requests, n_full = counts_since(log, name, last or since(name, held, log))
@@ -206,7 +206,7 @@ class Tune(ProposalJob):
     def concerns(self, route: Route) -> bool:
         return self.settings.control.tune and bool(route.arms) and route.mode != "off"
 
-    def propose(self, name: str, held: InForce, here: JobPass) -> str:
+    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str:
         route = self.settings.routes[name]
         items = read_episodes(here.log, name, since(name, held, here.log))
         with self.matches(route) as match:
@@ -343,7 +343,7 @@ class SamplingJob(ProposalJob):
     def concerns(self, route: Route) -> bool:
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
-    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:  # noqa: ARG002 - one signature for all
+    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str | None:  # noqa: ARG002 - one signature for all
         """Read new runs, and set the rates that have changed; None: there are too few new runs."""
         log, seen = here.log, self._looks.get(name)
         if seen is None:

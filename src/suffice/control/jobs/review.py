@@ -34,9 +34,9 @@ from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, find_event
-from suffice.store.people.deciding import NOTHING_ASKED, Reviews, read_reviews
-from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.windows import newest_outlook, place_before, read_open_label_requests
+from suffice.store.people.deciding import NO_REVIEWS, Reviews, read_reviews
+from suffice.store.routes.deployments import RouteDeployment, read_decided
+from suffice.store.routes.windows import newest_forecast, place_before, read_open_label_requests
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, LabelRequest, Outcome, Request
 
@@ -132,7 +132,7 @@ class ReviewJob(FoldJob[Candidates]):
 
     name = "review"
     failing = "nobody is asked"
-    _reviews: Reviews = field(init=False, default=NOTHING_ASKED)
+    _reviews: Reviews = field(init=False, default=NO_REVIEWS)
     _now_s: float = field(init=False, default=0.0)  # of the pass
     _granted: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)  # runs that may be picked and drawn
 
@@ -141,7 +141,7 @@ class ReviewJob(FoldJob[Candidates]):
 
     def forget(self) -> None:
         super().forget()
-        self._reviews = NOTHING_ASKED
+        self._reviews = NO_REVIEWS
 
     def begin(self, log: LogReader) -> None:
         self._reviews = read_reviews(log, self._reviews)
@@ -232,13 +232,13 @@ class ReviewJob(FoldJob[Candidates]):
         return drawing, drawn
 
 
-def harmed_classes(held: InForce, log: LogReader, name: str, route: Route) -> dict[str, str]:
+def harmed_classes(held: RouteDeployment, log: LogReader, name: str, route: Route) -> dict[str, str]:
     """Classes that stopping harms beyond the route's budget, each with the evidence."""
     reasons = {
         query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
         for query_class, _ in held.classes
     }
-    outlook = newest_outlook(log, name)
+    outlook = newest_forecast(log, name)
     for account in () if outlook is None else outlook.classes:
         query_class, drop = account.query_class, account.em_drop
         if query_class is None or not account.known or drop is None or drop.low is None:

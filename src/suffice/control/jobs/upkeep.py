@@ -30,7 +30,7 @@ from suffice.store.database.erasing import (
     select_word_rows,
 )
 from suffice.store.database.views import LogReader, last_place, open_reader
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.deployments import read_decided
 from suffice.telemetry import LOG
 
 

@@ -18,7 +18,7 @@ from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstrea
 from suffice.errors import SufficeError
 from suffice.learn.features import FeatureSelection
 from suffice.settings import Control, Route
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Outcome, Pause, Publication, Request
@@ -98,7 +98,7 @@ class EpochState:
     def index_audits(self) -> None:
         self.places = {audit.id: place for place, audit in enumerate(self.audits)}
 
-    def publication(self, held: InForce, **decided: Any) -> Publication:
+    def publication(self, held: RouteDeployment, **decided: Any) -> Publication:
         """Build a publication that follows the active one; `decided` are the fields set by the source of evidence."""
         return Publication(
             route=self.context.name,
@@ -149,7 +149,7 @@ class EvidenceSource:
         """Whether the end of this run is evidence about the loss of the active level, or of the next one."""
         raise NotImplementedError
 
-    def look(self, held: InForce) -> EpochEnd | Draft | None:
+    def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         """Weigh the evidence so far; None: nothing changes. Raises ReplayMismatch."""
         raise NotImplementedError
 

@@ -40,7 +40,7 @@ from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import FoldedModels, FoldedVersion, as_served
 from suffice.policy.base import build_policy
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
@@ -147,7 +147,7 @@ class LearnedEvidence(EvidenceSource):
 
     # ---- a look ----------------------------------------------------------------------------------
 
-    def look(self, held: InForce) -> EpochEnd | Draft | None:
+    def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         state, certifier = self.state, self.certifier
         certifier.now = float(state.n)
         if any(certifier.notice(batch) for batch in self._drift.batches(state.starts.take_ended(state.n))):
@@ -277,7 +277,7 @@ class LearnedEvidence(EvidenceSource):
         served = self.certifier.served
         return served.version.address if isinstance(served, ServedVersion) else ""
 
-    def _draft(self, held: InForce, changes: Sequence[CertifierDecision], reason: str) -> Draft | None:
+    def _draft(self, held: RouteDeployment, changes: Sequence[CertifierDecision], reason: str) -> Draft | None:
         certifier, before, address = self.certifier, held.publication, self._address()
         served, level = certifier.served, self.level
         share, classes = certifier.share, self._guards.held(level)
@@ -336,7 +336,7 @@ class FixedPolicyEvidence(LearnedEvidence):
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         self._rollouts.after(event)
 
-    def look(self, held: InForce) -> EpochEnd | Draft | None:
+    def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         decision, expected = super().look(held), self.state.expected
         if not isinstance(decision, Draft):
             return decision

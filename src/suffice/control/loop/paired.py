@@ -23,7 +23,7 @@ from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
 from suffice.learn.effort import WINDOW, CertifiedArms, PairedAudit, certify_arms, judge_pair, pairs_missing
 from suffice.rollout.assign import audit_share
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
 
 FULL: Final = "full"  # how outcomes name a second full run
@@ -106,7 +106,7 @@ class PairedEvidence(EvidenceSource):
 
     # ---- a look ----------------------------------------------------------------------------------
 
-    def look(self, held: InForce) -> EpochEnd | Draft | None:
+    def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         state = self.state
         if len(state.audits) > MOST_KEPT:
             state.audits = state.audits[-MOST_KEPT:]
@@ -175,7 +175,7 @@ class PairedEvidence(EvidenceSource):
         delta = self.state.delta
         return delta / COMES_BACK if self._fell and not self.level else delta
 
-    def _draft(self, held: InForce, arms: CertifiedArms) -> Draft | None:
+    def _draft(self, held: RouteDeployment, arms: CertifiedArms) -> Draft | None:
         state, before, view = self.state, held.publication, arms.views[0]
         if (before.level if before is not None else 0) == self.level:
             return None

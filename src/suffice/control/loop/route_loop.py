@@ -30,7 +30,7 @@ from suffice.control.loop.paired import PairedEvidence
 from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
 from suffice.review.holds import NO_HOLDS, RouteHolds, of_pause
 from suffice.store.database.log import StoredEvent
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event, route_of
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Alarm, Epoch, Feedback, Outcome, Pause, Publication, Request, Resumption
@@ -60,7 +60,7 @@ class RouteLoop:
     def __init__(
         self,
         context: RouteContext,
-        held: InForce,
+        held: RouteDeployment,
         *,
         expected: Iterable[Publication] = (),
         kept: Sequence[Audit] = (),

@@ -288,7 +288,7 @@ class OpenAlert:
     n_again: int = 0  # repetitions within the time in which it is not sent again
     latest_at_s: float  # of the last repetition
     taken: tuple[SinkReceipt, ...] = ()  # sinks that received it, in order
-    told_over: tuple[str, ...] = ()  # sinks notified since that it is resolved
+    resolution_sinks: tuple[str, ...] = ()  # sinks notified since that it is resolved
     cause: AlertCause | None = None  # what keeps it open; None: resolved when raised
     ended: Over | None = None  # by a row; None: by none
 
@@ -309,7 +309,7 @@ class OpenAlert:
         if over is None or not over.because or over.replaced or not SETTLED_S <= now_s - over.at_s <= STALE_S:
             return None
         by_itself = self.cause is not None and self.cause.of == "kill_switch"
-        knows = any(one.sink == sink for one in self.taken) and sink not in self.told_over
+        knows = any(one.sink == sink for one in self.taken) and sink not in self.resolution_sinks
         return over if knows and not by_itself else None
 
 
@@ -337,7 +337,7 @@ def owed(told: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | No
     return next(((one, over) for one, over in ends if over is not None), None)
 
 
-def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
+def read_alert_log(connection: LogReader, known: AlertLog) -> AlertLog:
     last = last_place(connection)  # rows written meanwhile are read the next time
     if last <= known.seq:
         return known
@@ -365,7 +365,7 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
         notice, cause = alert
         before = raised.get(newest.get(notice.same, 0))
         # A sink notified of the resolution is notified at once that the alert is back.
-        if before is not None and not before.told_over and at_s - before.at_s < known.repeat_s:
+        if before is not None and not before.resolution_sinks and at_s - before.at_s < known.repeat_s:
             again = before.n_again + 1
             raised[before.seq] = replace(before, n_again=again, latest_at_s=at_s, cause=cause, ended=None)
             of[seq] = before.seq
@@ -413,12 +413,12 @@ def _take(
     if not taken or about is None:
         return
     if event.over:
-        raised[about.seq] = replace(about, told_over=(*about.told_over, event.sink))
+        raised[about.seq] = replace(about, resolution_sinks=(*about.resolution_sinks, event.sink))
         return
     raised[about.seq] = replace(
         about,
         taken=(*about.taken, SinkReceipt(sink=event.sink, at_s=at_s)),
-        told_over=tuple(one for one in about.told_over if one != event.sink),
+        resolution_sinks=tuple(one for one in about.resolution_sinks if one != event.sink),
     )
 
 

@@ -19,7 +19,7 @@ from suffice.settings import Review as ReviewRules
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, LogSource, find_event, open_reader, read_newer
-from suffice.store.routes.in_force import read_decided, read_holds
+from suffice.store.routes.deployments import read_decided, read_holds
 from suffice.store.routes.windows import read_publications
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
@@ -197,10 +197,10 @@ class Reviews:
     queue: Queue
 
 
-NOTHING_ASKED: Final = Reviews(0, EMPTY)
+NO_REVIEWS: Final = Reviews(0, EMPTY)
 
 
-def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
+def read_reviews(source: LogSource, known: Reviews = NO_REVIEWS) -> Reviews:
     """Return the queue, updated from `known`; the same object if nothing is new."""
     rows = read_newer(source, "reviews", known.seq)
     if not rows:

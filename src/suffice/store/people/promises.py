@@ -13,9 +13,9 @@ from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.views import LogReader, LogSource, extracted_answers, newest_event, route_findings
+from suffice.store.routes.deployments import DeploymentState, Holds, read_decided, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import read_running_experiments as running_experiments
-from suffice.store.routes.in_force import DeploymentState, Holds, read_decided, read_holds
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.rows.records import KillSwitchState

@@ -39,7 +39,7 @@ from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import LogReader, LogSource, open_reader, read_kinds, select
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.routes.windows import requests_since
 from suffice.store.rows.records import ProposedVersion, RolloutMove, RolloutStart, RolloutUndo
 
@@ -252,7 +252,7 @@ def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) 
 
 
 def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -> RolloutRun | str:
-    last = brought_by(read_rollouts(writer.path), route, now)
+    last = find_serving_rollout(read_rollouts(writer.path), route, now)
     if last is None:
         return f"what serves route {route} came by no rollout"
     row = RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason)
@@ -261,7 +261,7 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
     return last
 
 
-def brought_by(held: Sequence[RolloutRun], route: str, address: str) -> RolloutRun | None:
+def find_serving_rollout(held: Sequence[RolloutRun], route: str, address: str) -> RolloutRun | None:
     brought = (
         one
         for one in reversed(held)
@@ -271,7 +271,15 @@ def brought_by(held: Sequence[RolloutRun], route: str, address: str) -> RolloutR
 
 
 def learned_candidate(
-    connection: LogReader, name: str, route: Route, held: InForce, address: str, *, by: str, why: str, now_s: float
+    connection: LogReader,
+    name: str,
+    route: Route,
+    held: RouteDeployment,
+    address: str,
+    *,
+    by: str,
+    why: str,
+    now_s: float,
 ) -> RolloutCandidate | str:
     problem = _cannot_be_compared(name, route, held)
     if problem is not None:
@@ -301,7 +309,7 @@ def propose_learned(
 def as_candidate(
     name: str,
     route: Route,
-    held: InForce,
+    held: RouteDeployment,
     proposal: ProposedVersion,
     body: str | None,
     *,
@@ -356,7 +364,7 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
     """
     with open_reader(writer.path) as connection:
         now = serves(connection, name, route)
-        last = brought_by(read_rollouts(connection), name, now)
+        last = find_serving_rollout(read_rollouts(connection), name, now)
         problem = "" if last is None else _cannot_serve(connection, route, last.first.in_force, secret=secret)
     if problem:
         return f"{problem}; `suffice kill` lets everything run in full, and the settings may name another policy"
@@ -377,7 +385,7 @@ def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: 
     return "" if problem is None else f"version {address} {problem}"
 
 
-def _cannot_be_compared(name: str, route: Route, held: InForce) -> str | None:
+def _cannot_be_compared(name: str, route: Route, held: RouteDeployment) -> str | None:
     made = held.publication
     if not route.is_learned:
         return f"route {name} serves what its owner wrote down, and nothing learned"

@@ -101,7 +101,7 @@ def newest_rates(source: LogSource, route: str) -> RowRates | None:
     return newest_event(source, RowRates, route=route)
 
 
-def newest_outlook(source: LogSource, route: str) -> Outlook | None:
+def newest_forecast(source: LogSource, route: str) -> Outlook | None:
     return newest_event(source, Outlook, route=route)
 
 
@@ -117,7 +117,7 @@ def newest_place(connection: LogReader, route: str) -> int:
     return query_number(connection, _PLACE, {"route": route})
 
 
-def recent_outlooks(connection: LogReader, route: str, n: int) -> list[Outlook]:
+def recent_forecasts(connection: LogReader, route: str, n: int) -> list[Outlook]:
     return newest_events(connection, Outlook, n, route=route)[::-1]
 
 

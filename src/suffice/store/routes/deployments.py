@@ -34,7 +34,7 @@ from suffice.types import Alarm, BudgetAccount, Epoch, Pause, Publication, Resum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InForce:
+class RouteDeployment:
     epoch: Epoch | None = None  # the latest; None: no worker has started with this route
     publication: Publication | None = None  # the latest of this epoch; None: no publication
     last: Publication | None = None  # the latest of any epoch
@@ -60,7 +60,7 @@ class InForce:
     def in_burst(self) -> bool:
         return self.publication is None
 
-    def after(self, event: Event) -> InForce:
+    def after(self, event: Event) -> RouteDeployment:
         if isinstance(event, Epoch) and event.number > self.n_epochs:
             return replace(self, epoch=event, publication=None, n_epochs=event.number)
         if isinstance(event, Publication) and event.number > self.n_publications:
@@ -75,15 +75,15 @@ class InForce:
         return self
 
 
-NOTHING: Final = InForce()
+NOTHING: Final = RouteDeployment()
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
     seq: int
-    routes: Mapping[str, InForce]
+    routes: Mapping[str, RouteDeployment]
 
-    def of(self, route: str) -> InForce:
+    def of(self, route: str) -> RouteDeployment:
         return self.routes.get(route, NOTHING)
 
 
@@ -98,7 +98,7 @@ def read_decided(source: LogSource, known: DeploymentState = NOTHING_DECIDED) ->
     return DeploymentState(rows[-1].seq, fold_decisions((stored.event for stored in rows), known.routes))
 
 
-def fold_decisions(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
+def fold_decisions(events: Iterable[Event], known: Mapping[str, RouteDeployment]) -> dict[str, RouteDeployment]:
     routes = dict(known)
     for event in events:
         route = route_of(event)
@@ -212,7 +212,7 @@ def governed_since(connection: LogReader, route: str, seq: int, *, most: int) ->
     return n if n >= most else min(most, n + n_counted(connection, route, seq))
 
 
-def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
+def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
     made, epoch, alarm = held.publication, held.epoch, held.alarm
     known: dict[str, Any] = {}
     if made is not None:
@@ -235,7 +235,7 @@ def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, at
     )
 
 
-def _phase_name(held: InForce) -> PhaseName:
+def _phase_name(held: RouteDeployment) -> PhaseName:
     if held.pause is not None:
         return "paused"
     if held.epoch is None:
