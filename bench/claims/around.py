@@ -37,11 +37,11 @@ class Around:
     def in_burst(self) -> bool:
         return self.keeper.in_burst
 
-    def take(self, runs: AuditRuns) -> None:
-        self.keeper.take(runs)
+    def add_audits(self, runs: AuditRuns) -> None:
+        self.keeper.add_audits(runs)
 
-    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
-        return self.keeper.notice(signals)
+    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
+        return self.keeper.add_signals(signals)
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         return self.keeper.tick(now)

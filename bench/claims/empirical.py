@@ -32,11 +32,11 @@ class Empirical:
     def share(self) -> float:
         return 1.0 if self.in_burst else self._plan.share
 
-    def take(self, runs: AuditRuns) -> None:
+    def add_audits(self, runs: AuditRuns) -> None:
         if len(runs):
             self._window.add(runs)
 
-    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:  # noqa: ARG002 - a keeper's face
+    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:  # noqa: ARG002 - a keeper's face
         return ()
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:

@@ -42,13 +42,13 @@ class Timed(Around):
         yield
         self.cpu_s += time.process_time() - begin
 
-    def take(self, runs: AuditRuns) -> None:
+    def add_audits(self, runs: AuditRuns) -> None:
         with self._timed():
-            super().take(runs)
+            super().add_audits(runs)
 
-    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
+    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
         with self._timed():
-            return super().notice(signals)
+            return super().add_signals(signals)
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         with self._timed():

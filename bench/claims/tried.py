@@ -253,7 +253,7 @@ class Trial(Life):
     def tick(self, now: int) -> None:
         """The loop looks at what is new."""
         if now % PERIOD == 0:
-            self.keeper.take(self.runs.take(np.array(self.new, dtype=np.int64)))
+            self.keeper.add_audits(self.runs.take(np.array(self.new, dtype=np.int64)))
             self.new.clear()
             self.keeper.tick(float(now))
 

@@ -76,7 +76,7 @@ def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRu
 def kept(evidence: AuditRuns, learner: Learner = believing) -> Certifier:
     keeper = Certifier(PLAN, learner)
     keeper.now = float(len(evidence))
-    keeper.take(evidence)
+    keeper.add_audits(evidence)
     keeper.tick(keeper.now)
     return keeper
 

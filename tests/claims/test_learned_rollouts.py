@@ -120,7 +120,7 @@ def test_what_saves_nothing_is_not_audited_for_as_long_as_a_proof_may_take() -> 
 
 def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have() -> None:
     class Hoarding(LiveCertifier):
-        def _forget_old(self) -> None:
+        def _drop_old_audits(self) -> None:
             """Keep everything."""
 
     runs = setting().draw(7_500, 3).traffic.runs
@@ -130,7 +130,7 @@ def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have()
     for keeper, seen in zip(keepers, levels, strict=True):
         keeper.adopt(in_force(0), None)
         for at in range(0, 7_500, 250):
-            keeper.take(runs.take(np.arange(at, at + 250)))
+            keeper.add_audits(runs.take(np.arange(at, at + 250)))
             keeper.tick(float(at + 250))
             seen.append(keeper.level)
     assert levels[0] == levels[1]

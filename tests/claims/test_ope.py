@@ -25,15 +25,15 @@ def complained(rng: np.random.Generator) -> tuple[LoggedDraws, Floats]:
     p_short = np.where(context == 0, 0.7, 0.3)
     arm = (rng.random(N_ROWS) < p_short).astype(np.int64)
     right = rng.random(N_ROWS) < RATES[context, arm]
-    by_lot = rng.random(N_ROWS) < 0.2
+    sampled = rng.random(N_ROWS) < 0.2
     by_itself = rng.random(N_ROWS) < np.where(right, 0.05, 0.6)
     logged = LoggedDraws(
         x=np.eye(2)[context],
         arm=arm,
         odds=np.column_stack([1 - p_short, p_short]),
-        reward=np.where(by_lot | by_itself, right, np.nan),
-        by_lot=by_lot,
-        p_by_lot=np.full(N_ROWS, 0.2),
+        reward=np.where(sampled | by_itself, right, np.nan),
+        sampled=sampled,
+        p_sampled=np.full(N_ROWS, 0.2),
     )
     return logged, np.tile([0.0, 1.0], (N_ROWS, 1))
 
@@ -68,7 +68,7 @@ def test_the_intervals_of_both_estimators_cover_at_every_look() -> None:
         for n in (100, 300, 600, 1_000, 1_600, 2_500):
             part = replace(
                 logged,
-                **{name: getattr(logged, name)[:n] for name in ("x", "arm", "odds", "reward", "by_lot", "p_by_lot")},
+                **{name: getattr(logged, name)[:n] for name in ("x", "arm", "odds", "reward", "sampled", "p_sampled")},
             )
             for method in missed:
                 missed[method] += not covers(estimate_value(part, target[:n], method, confidence=0.8))

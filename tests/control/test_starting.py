@@ -82,7 +82,7 @@ def test_the_keeper_is_certified_when_it_says(share: float) -> None:
         at, drawn_at = began.astype(float), np.full(len(began), 1.0 if now <= 200 else share)
         place += len(began)
         keeper.now = float(now)
-        keeper.take(replace(came, at=at, label_at=at, share=drawn_at))
+        keeper.add_audits(replace(came, at=at, label_at=at, share=drawn_at))
         keeper.tick(float(now))
         if keeper.level and certified is None:
             certified = now

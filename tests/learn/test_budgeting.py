@@ -156,7 +156,7 @@ def test_a_label_counts_at_the_stop_that_was_in_force_when_the_audit_came() -> N
 def test_audits_that_are_forgotten_while_they_wait_count_as_lost() -> None:
     runs = replace(audits([[0.9, 0.9]] * 3, d=[[True, False]] * 3), label_at=np.full(3, np.inf))
     here = booked(running(), runs, level=1, timeout=50)
-    here.let_go(2)
+    here.drop_oldest(2)
     assert here.account.n_waiting == 1
     assert here.account.em_drop == pytest.approx((1 + 1 + 0.45) / 3)
     assert booked(here, replace(runs.take(np.array([2])), label_at=np.zeros(1)), level=1).account.n_waiting == 0
@@ -190,7 +190,7 @@ def lived(plan: Plan, runs: AuditRuns) -> tuple[Certifier, list[int], list[int]]
     keeper, levels, floors = Certifier(plan, believing), [], []
     for begin in range(0, len(runs), 100):
         keeper.now = float(begin + 100)
-        keeper.take(runs.take(np.arange(begin, begin + 100)))
+        keeper.add_audits(runs.take(np.arange(begin, begin + 100)))
         keeper.tick(keeper.now)
         levels.append(keeper.level)
         floors.append(keeper.level if plan.promise == "certified" else keeper._epoch.spender.floor)

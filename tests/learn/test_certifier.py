@@ -39,7 +39,7 @@ def fed(keeper: Certifier, runs: AuditRuns, *, begin: int = 0) -> list[Certifier
     for at in range(0, len(runs), PERIOD):
         block = np.arange(at, min(at + PERIOD, len(runs)))
         keeper.now = float(begin + block[-1] + 1)
-        keeper.take(runs.take(block))
+        keeper.add_audits(runs.take(block))
         changes += keeper.tick(keeper.now)
     return changes
 
@@ -74,7 +74,7 @@ def test_behind_the_burst_audits_are_thin_as_soon_as_a_level_is_certified_or_whe
         n = round(PERIOD * keeper.share)
         runs = two_steps(n, lost=0.5 if begin < 800 else 0.0, first=begin)
         keeper.now = float(begin + PERIOD)
-        keeper.take(drawn_at(runs, np.linspace(begin, begin + PERIOD - 1, n).tolist(), keeper.share))
+        keeper.add_audits(drawn_at(runs, np.linspace(begin, begin + PERIOD - 1, n).tolist(), keeper.share))
         keeper.tick(keeper.now)
     assert [share for _, share in shares[:4]] == [1.0] * 4, "the burst"
     assert not any(certified for certified, _ in shares[:8])
@@ -245,9 +245,9 @@ def test_an_alarm_on_signals_keeps_the_audits_of_the_last_requests_alone() -> No
     alarms: list[int] = []
     for begin in range(0, 2_500, PERIOD):
         keeper.now = float(begin + PERIOD)
-        keeper.take(runs.take(np.arange(begin, begin + PERIOD)))
+        keeper.add_audits(runs.take(np.arange(begin, begin + PERIOD)))
         moved = 0.0 if begin < 2_000 else 1.0
-        changes = keeper.notice(moved + 0.1 * rng.standard_normal((100, 4)))
+        changes = keeper.add_signals(moved + 0.1 * rng.standard_normal((100, 4)))
         if changes:
             alarms.append(begin)
             assert keeper.n_audits == KEPT_BEFORE
@@ -287,7 +287,7 @@ def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_aud
     runs = two_steps(2_000, lost=0.0)
     for begin in range(0, 2_000, PERIOD):
         keeper.now = float(begin + PERIOD)
-        keeper.take(runs.take(np.arange(begin, begin + PERIOD, 1 if begin < 400 else 20)))
+        keeper.add_audits(runs.take(np.arange(begin, begin + PERIOD, 1 if begin < 400 else 20)))
         keeper.tick(keeper.now)
     keeper.reset("signals", keep=KEPT_BEFORE)
     assert keeper.n_audits == 3 * PERIOD // 20, "requests are counted, not audits"
@@ -315,7 +315,7 @@ def served_thinly(n_requests: int, *, lost: float = 0.0, seed: int = 0) -> Certi
     for begin in range(400, n_requests, PERIOD):
         few = two_steps(PERIOD // 20, lost=lost, first=begin, seed=seed + begin)
         keeper.now = float(begin + PERIOD)
-        keeper.take(drawn_at(few, range(begin, begin + PERIOD, 20), 0.05))
+        keeper.add_audits(drawn_at(few, range(begin, begin + PERIOD, 20), 0.05))
         keeper.tick(keeper.now)
     return keeper
 
@@ -347,7 +347,7 @@ def test_the_wealth_is_that_of_the_audits_of_the_window_with_their_weights_and_t
         share = 0.05 if begin % 200 else 0.08
         few = two_steps(round(PERIOD * share), lost=0.0, first=begin)
         keeper.now = float(begin + PERIOD)
-        keeper.take(drawn_at(few, np.linspace(begin, begin + PERIOD - 1, len(few)).tolist(), share))
+        keeper.add_audits(drawn_at(few, np.linspace(begin, begin + PERIOD - 1, len(few)).tolist(), share))
         keeper.tick(keeper.now)
     found = looked(keeper)
     assert set(found.weight.round(9).tolist()) == {1.0, 0.625}
@@ -364,7 +364,7 @@ def test_an_audit_that_has_not_returned_counts_as_lost_at_every_level_above_0() 
     free = keeper.level
     assert free > 0
     keeper.now = 1_000.0
-    keeper.take(runs.take(np.arange(900, 960)))
+    keeper.add_audits(runs.take(np.arange(900, 960)))
     keeper.pending = pending_audits([(960 + number, 1.0) for number in range(40)])
     keeper.tick(1_000.0)
     found = looked(keeper)
@@ -372,7 +372,7 @@ def test_an_audit_that_has_not_returned_counts_as_lost_at_every_level_above_0() 
     assert (found.z[-40:, 1:] == 1).all()
     assert not found.z[:, 0].any()
     assert keeper.level == 0, "40 lost of 1,000 are twice the budget"
-    keeper.take(runs.take(np.arange(960, 1_000)))
+    keeper.add_audits(runs.take(np.arange(960, 1_000)))
     keeper.pending = NO_PENDING
     keeper.tick(1_000.0)
     assert (keeper.level, looked(keeper).n_pending) == (free, 0), "and once they are back they count as what they show"
@@ -385,8 +385,8 @@ def test_what_was_asked_before_a_run_times_out_is_claimed_without_those_that_run
     for now in range(PERIOD, 1_001, PERIOD):
         keeper.now = float(now)
         begun = np.arange(max(0, now - PERIOD - 50), now - 50)
-        keeper.take(runs.take(begun))
-        keeper.returned([50.0] * len(begun))
+        keeper.add_audits(runs.take(begun))
+        keeper.add_durations([50.0] * len(begun))
         keeper.pending = pending_audits([(number, 1.0) for number in range(now - 50, now)])
         keeper.tick(float(now))
     assert keeper.run_timeout == SLOW_MARGIN * 50
@@ -403,8 +403,8 @@ def test_audits_that_hang_for_good_are_lost_for_good() -> None:
     for now in range(PERIOD, 1_201, PERIOD):
         keeper.now = float(now)
         block = np.arange(now - PERIOD, now)
-        keeper.take(runs.take(block[~hanging[block]]))
-        keeper.returned([1.0] * int((~hanging[block]).sum()))
+        keeper.add_audits(runs.take(block[~hanging[block]]))
+        keeper.add_durations([1.0] * int((~hanging[block]).sum()))
         keeper.pending = pending_audits([(number, 1.0) for number in np.flatnonzero(hanging[:now]).tolist()])
         keeper.tick(float(now))
     assert keeper.level == 0, "4 % of the audits never return"
@@ -417,7 +417,7 @@ def test_the_order_in_which_audits_return_changes_nothing() -> None:
         block = np.arange(now - PERIOD, now)
         for keeper, order in ((first, block), (second, np.random.default_rng(now).permutation(block))):
             keeper.now = float(now)
-            keeper.take(runs.take(order))
+            keeper.add_audits(runs.take(order))
             keeper.tick(float(now))
         assert np.array_equal(first.log_e, second.log_e)
         assert first.level == second.level

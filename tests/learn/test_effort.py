@@ -75,7 +75,7 @@ def test_arms_are_accepted_in_order_until_one_fails() -> None:
     good, bad = pairs_of(rng, 1, 900, 0.0, 0.01), pairs_of(rng, 2, 900, 0.3, 0.01)
     behind = pairs_of(rng, 3, 900, 0.0, 0.0)
     found = certify_arms([*behind, *bad, *good], n_arms=4, max_em_drop=EPS, delta=DELTA, now=1.0)
-    assert found.in_force == 1, "arm 3 is as good as can be, and stands behind one that is not"
+    assert found.active == 1, "arm 3 is as good as can be, and stands behind one that is not"
     assert found.log_e[2] > found.log_e[1]
     assert found.views[0].drop_high < EPS < found.views[1].drop_high
     assert found.views[0].saved_share == pytest.approx(0.4)
@@ -87,7 +87,7 @@ def test_late_labels_count_as_losses_once_they_are_due_and_not_before() -> None:
     told = [PairedAudit(arm=1, disagrees=True, z=0, due=10.0)] * 30
 
     def level(pairs: list[PairedAudit], now: float) -> int:
-        return certify_arms(pairs, n_arms=2, max_em_drop=EPS, delta=DELTA, now=now).in_force
+        return certify_arms(pairs, n_arms=2, max_em_drop=EPS, delta=DELTA, now=now).active
 
     assert level([*agree, *told], 9.0) == 0, "nothing has matured"
     assert level([*agree, *told], 10.0) == 1
@@ -99,7 +99,7 @@ def test_only_the_latest_pairs_of_each_arm_count() -> None:
     old, new = pairs_of(rng, 1, 500, 0.4, 0.0), pairs_of(rng, 1, 400, 0.0, 0.0)
     repeats = [PairedAudit(arm=0, disagrees=True, z=-1, due=0.0), PairedAudit(arm=0, disagrees=True, z=None, due=0.0)]
     found = certify_arms([*old, *repeats, *new], n_arms=2, max_em_drop=EPS, delta=DELTA, now=0.0, window=400)
-    assert found.in_force == 1
+    assert found.active == 1
     assert found.views[0].n == 400
     assert (found.repeats.n, found.repeats.n_disagree) == (2, 2)
 
@@ -118,14 +118,14 @@ def test_independent_draws_certify_what_keeps_the_budget_and_hardly_ever_what_do
             PairedAudit(arm=arm + 1, disagrees=bool(one), z=int(one), due=0.0) for arm in range(3) for one in z[arm]
         ]
         found = certify_arms(pairs, n_arms=4, max_em_drop=EPS, delta=DELTA, now=0.0, window=n)
-        certified.append(found.in_force)
+        certified.append(found.active)
     assert np.mean(np.array(certified) == 3) <= DELTA, "its EM is lower by the whole budget"
     assert np.mean(np.array(certified) >= 1) > 0.8, "an arm that loses nothing is found in spite of the noise"
 
 
 def test_nothing_is_proved_of_nothing() -> None:
     found = certify_arms([], n_arms=3, max_em_drop=EPS, delta=DELTA, now=0.0)
-    assert found.in_force == 0
+    assert found.active == 0
     assert [view.n for view in found.views] == [0, 0]
     assert found.views[0].saved_share is None
     assert found.views[0].drop_high == pytest.approx(1.0)

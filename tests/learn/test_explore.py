@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.arm_values import pick_arm, weigh_by_inverse_gap, weigh_promises
+from suffice.learn.arm_values import pick_arm, weigh_by_inverse_gap, weigh_potentials
 
 values = st.lists(st.floats(-1, 1), min_size=2, max_size=6)
 
@@ -17,13 +17,13 @@ def test_live_odds_keep_the_floor_the_ceiling_and_the_rails(
     values: list[float], n_draws: float, floor: float, extra: float, data: st.DataObject
 ) -> None:
     arms = list(range(len(values)))
-    in_play = sorted(data.draw(st.sets(st.sampled_from(arms), min_size=1)))
-    incumbent = data.draw(st.sampled_from(in_play))
+    eligible = sorted(data.draw(st.sets(st.sampled_from(arms), min_size=1)))
+    incumbent = data.draw(st.sampled_from(eligible))
     ceiling = min(0.99, floor + extra)
-    odds = weigh_by_inverse_gap(values, in_play, incumbent, n_draws=n_draws, floor=floor, ceiling=ceiling)
-    others = [arm for arm in in_play if arm != incumbent]
+    odds = weigh_by_inverse_gap(values, eligible, incumbent, n_draws=n_draws, floor=floor, ceiling=ceiling)
+    others = [arm for arm in eligible if arm != incumbent]
     assert sum(odds) == pytest.approx(1)
-    assert all(odds[arm] == 0 for arm in arms if arm not in in_play)
+    assert all(odds[arm] == 0 for arm in arms if arm not in eligible)
     assert sum(odds[arm] for arm in others) <= ceiling + 1e-9
     least = min(floor, ceiling / len(others)) if others else 0.0
     assert all(odds[arm] >= least - 1e-9 for arm in others)
@@ -37,7 +37,7 @@ def test_arms_that_look_better_are_explored_more_and_experience_sharpens_it() ->
     assert old[2] == pytest.approx(0.01, abs=0.005), "the floor stays for ever"
 
 
-def test_without_sharpness_all_arms_in_play_are_explored_alike() -> None:
+def test_without_sharpness_all_eligible_arms_are_explored_alike() -> None:
     odds = weigh_by_inverse_gap(
         [0.0, -0.1, -0.4, 9.0], [0, 1, 2], 0, n_draws=4_000, floor=0.0, ceiling=0.3, sharpness=0.0
     )
@@ -51,16 +51,16 @@ def test_the_odds_are_the_frequencies() -> None:
     assert drawn == pytest.approx(np.array(odds), abs=1e-4)
 
 
-@given(promise=st.lists(st.just(0.0) | st.floats(1e-9, 1e6), min_size=1, max_size=8), floor=st.floats(0, 1))
-def test_promise_shares_and_floors(promise: list[float], floor: float) -> None:
-    if not sum(promise) > 0:
-        with pytest.raises(ValueError, match="promise: got"):
-            weigh_promises(promise, floor=floor)
+@given(potential=st.lists(st.just(0.0) | st.floats(1e-9, 1e6), min_size=1, max_size=8), floor=st.floats(0, 1))
+def test_potential_shares_and_floors(potential: list[float], floor: float) -> None:
+    if not sum(potential) > 0:
+        with pytest.raises(ValueError, match="potential: got"):
+            weigh_potentials(potential, floor=floor)
         return
-    odds = weigh_promises(promise, floor=floor)
+    odds = weigh_potentials(potential, floor=floor)
     assert sum(odds) == pytest.approx(1)
-    n = sum(size > 0 for size in promise)
-    for size, share in zip(promise, odds, strict=True):
+    n = sum(size > 0 for size in potential)
+    for size, share in zip(potential, odds, strict=True):
         assert (share == 0) == (size == 0)
         assert size == 0 or share >= min(floor, 1 / n) - 1e-9
 
@@ -72,7 +72,7 @@ def test_a_point_at_the_very_end_meets_an_arm_that_can_be_drawn() -> None:
         pick_arm((1.0,), 1.0)
 
 
-@pytest.mark.parametrize(("in_play", "floor", "ceiling"), [([1], 0.0, 0.1), ([0], 0.2, 0.1), ([0], 0.0, 1.0)])
-def test_rails_that_contradict_themselves_are_refused(in_play: list[int], floor: float, ceiling: float) -> None:
-    with pytest.raises(ValueError, match="need the incumbent in play"):
-        weigh_by_inverse_gap([0.0, 0.0], in_play, 0, n_draws=1, floor=floor, ceiling=ceiling)
+@pytest.mark.parametrize(("eligible", "floor", "ceiling"), [([1], 0.0, 0.1), ([0], 0.2, 0.1), ([0], 0.0, 1.0)])
+def test_rails_that_contradict_themselves_are_refused(eligible: list[int], floor: float, ceiling: float) -> None:
+    with pytest.raises(ValueError, match="need an eligible incumbent"):
+        weigh_by_inverse_gap([0.0, 0.0], eligible, 0, n_draws=1, floor=floor, ceiling=ceiling)

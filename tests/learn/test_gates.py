@@ -19,7 +19,7 @@ from suffice.learn.tuner import (
     find_shadow_arms,
     pick_best_arm,
     prove,
-    select_arms_in_play,
+    select_eligible_arms,
 )
 
 ARMS = tuple(
@@ -36,10 +36,10 @@ def counts(*arms: tuple[int, int, int]) -> Counts:
 
 
 def play(table: Counts, before: tuple[int, ...] = (0,)) -> tuple[int, ...]:
-    return select_arms_in_play(prove(table, [0] * 4, TUNING), SHARES, before, TUNING)
+    return select_eligible_arms(prove(table, [0] * 4, TUNING), SHARES, before, TUNING)
 
 
-def test_an_arm_is_in_play_when_it_is_proved_and_not_before() -> None:
+def test_an_arm_is_eligible_when_it_is_proved_and_not_before() -> None:
     assert play(counts(CLEAN, DIRTY, CLEAN)) == (0, 1)
     assert play(counts((0, 100, 0), (0, 7, 0), CLEAN)) == (0,), "F38: seven audits are no proof, nor are a hundred"
 
@@ -61,10 +61,10 @@ def test_in_at_a_part_of_delta_and_out_at_all_of_it() -> None:
     edge = next(n for n in range(60, 600) if prove(counts((0, n, 0), CLEAN, CLEAN), [0] * 4, TUNING).passes(0.05)[1])
     loose = replace(TUNING, least_audits=1)
     proof = prove(counts((0, edge, 0), CLEAN, CLEAN), [0] * 4, loose)
-    assert 1 not in select_arms_in_play(proof, SHARES, (0,), loose)
-    assert 1 in select_arms_in_play(proof, SHARES, (0, 1), loose)
+    assert 1 not in select_eligible_arms(proof, SHARES, (0,), loose)
+    assert 1 in select_eligible_arms(proof, SHARES, (0, 1), loose)
     worse = prove(counts((0, edge, 4), CLEAN, CLEAN), [0] * 4, loose)
-    assert 1 not in select_arms_in_play(worse, SHARES, (0, 1), loose)
+    assert 1 not in select_eligible_arms(worse, SHARES, (0, 1), loose)
 
 
 def test_no_step_takes_more_than_the_owner_allows() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, certified_level, log_wealth
-from suffice.learn.budgeting import Integrator, IntegratorState, affordable_level, kept_between, start_budget
+from suffice.learn.budgeting import Integrator, IntegratorState, affordable_level, clip_theta, start_budget
 
 RULE = Integrator(max_em_drop=0.02)
 
@@ -39,9 +39,9 @@ def test_the_mean_of_any_stream_is_the_budget_and_where_theta_has_gone(
     rule = Integrator(max_em_drop=max_em_drop, eta=4.0, drop_per_disagreement=guess)
     state = start_budget(first)
     for lost in stream:
-        state = rule.audited(state, disagrees=lost)
+        state = rule.add_audit(state, disagrees=lost)
         if lost:
-            state = rule.labelled(state, z=1)
+            state = rule.add_label(state, z=1)
     n = len(stream)
     assert np.mean(stream) - max_em_drop == pytest.approx((first - state.theta) / (4 * n), abs=1e-12)
     assert identity_gap(rule, state) == pytest.approx(0, abs=1e-12)
@@ -62,13 +62,13 @@ def test_the_identity_holds_with_late_labels_and_clipping_too(story: list[tuple[
     state, known, certified, affordable = start_budget(first), 0, 5, 20
     for event, z in story:
         if event in {"same", "differs"}:
-            state = RULE.audited(state, disagrees=event == "differs")
+            state = RULE.add_audit(state, disagrees=event == "differs")
         elif event == "look":
-            state = kept_between(state, certified=certified, affordable=affordable)
+            state = clip_theta(state, certified=certified, affordable=affordable)
             assert certified <= state.theta <= affordable
             certified, affordable = (affordable - 10, certified + 20) if z else (certified, affordable)
         elif state.n_waiting:
-            state, known = RULE.labelled(state, z=z), known + z
+            state, known = RULE.add_label(state, z=z), known + z
         assert identity_gap(RULE, state) == pytest.approx(0, abs=1e-12)
     assert state.lost == pytest.approx(known + 0.45 * state.n_waiting, abs=1e-9)
 
@@ -79,17 +79,17 @@ def test_while_nothing_is_clipped_the_mean_keeps_to_the_budget_with_late_labels(
     steepness = np.linspace(0, 0.12, N_LEVELS)  # disagreement by level; half of it is a loss
     state, due = start_budget(0), []
     for i in range(6_000):
-        state = kept_between(state, certified=0, affordable=N_LEVELS - 1)
+        state = clip_theta(state, certified=0, affordable=N_LEVELS - 1)
         worse = 3.0 if drift and i >= 3_000 else 1.0
         disagrees = bool(rng.random() < worse * steepness[state.level])
-        state = RULE.audited(state, disagrees=disagrees)
+        state = RULE.add_audit(state, disagrees=disagrees)
         if disagrees:
             due.append((i + 40, int(rng.random() < 0.5)))
         while due and due[0][0] <= i:
-            state = RULE.labelled(state, z=due.pop(0)[1])
+            state = RULE.add_label(state, z=due.pop(0)[1])
     assert state.n_waiting == len(due)
     for _, z in due:
-        state = RULE.labelled(state, z=z)
+        state = RULE.add_label(state, z=z)
     mean = state.lost / state.n_audits
     print(f"drift {drift}: mean drop {mean:.2%} for a budget of 2 %, clipped {state.clipped:.1f} levels in all")
     assert abs(mean - 0.02) <= (N_LEVELS + 4 + abs(state.clipped)) / (4 * 6_000) + 1e-12
@@ -97,19 +97,19 @@ def test_while_nothing_is_clipped_the_mean_keeps_to_the_budget_with_late_labels(
 
 
 def test_a_disagreement_is_felt_at_once_and_a_harmless_one_is_given_back() -> None:
-    felt = RULE.audited(start_budget(10), disagrees=True)
+    felt = RULE.add_audit(start_budget(10), disagrees=True)
     assert felt.theta == pytest.approx(10 + 4 * (0.02 - 0.45))
     assert felt.level == 8, "rounded to the safe side"
-    assert RULE.labelled(felt, z=0).theta == pytest.approx(10 + 4 * 0.02), "as if it had agreed"
-    assert RULE.labelled(felt, z=1).theta == pytest.approx(10 - 4 * 0.98)
-    assert RULE.labelled(felt, z=-1).theta > RULE.labelled(felt, z=0).theta
+    assert RULE.add_label(felt, z=0).theta == pytest.approx(10 + 4 * 0.02), "as if it had agreed"
+    assert RULE.add_label(felt, z=1).theta == pytest.approx(10 - 4 * 0.98)
+    assert RULE.add_label(felt, z=-1).theta > RULE.add_label(felt, z=0).theta
 
 
 def test_clipping_at_the_certified_level_is_owned_up_to() -> None:
     state = start_budget(12)
     for _ in range(10):
-        state = RULE.labelled(RULE.audited(state, disagrees=True), z=1)
-        state = kept_between(state, certified=12, affordable=20)
+        state = RULE.add_label(RULE.add_audit(state, disagrees=True), z=1)
+        state = clip_theta(state, certified=12, affordable=20)
     assert state.level == 12
     assert state.clipped > 30
     assert state.lost / state.n_audits == 1.0, "the mean is far above the budget, and the state says why"
@@ -147,7 +147,7 @@ def test_what_is_certified_is_affordable(rows: list[tuple[int, int, int]]) -> No
 
 
 def test_the_certified_level_holds_where_the_two_cross() -> None:
-    assert kept_between(start_budget(30), certified=8, affordable=3).level == 8
+    assert clip_theta(start_budget(30), certified=8, affordable=3).level == 8
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_certified_level_holds_where_the_two_cross() -> None:
         lambda: Integrator(max_em_drop=0.0),
         lambda: Integrator(max_em_drop=0.02, eta=0),
         lambda: Integrator(max_em_drop=0.02, drop_per_disagreement=1.1),
-        lambda: RULE.labelled(start_budget(0), z=1),
+        lambda: RULE.add_label(start_budget(0), z=1),
     ],
 )
 def test_what_has_no_meaning_is_refused(bad: object) -> None:
@@ -166,7 +166,7 @@ def test_what_has_no_meaning_is_refused(bad: object) -> None:
 
 
 def test_a_state_can_be_written_down_and_taken_up_again() -> None:
-    state = RULE.audited(start_budget(3), disagrees=True)
+    state = RULE.add_audit(start_budget(3), disagrees=True)
     assert identity_gap(RULE, start_budget(3)) == 0
     assert (
         replace(IntegratorState(theta=3.0, started=3.0), theta=state.theta, n_audits=1, n_waiting=1, lost=0.45) == state

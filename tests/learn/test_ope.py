@@ -23,7 +23,7 @@ TRUTH = (RATES[0, 1] + RATES[1, 0]) / 2
 
 
 def log_of(
-    rng: np.random.Generator, n: int, *, explores: float = 0.3, p_by_lot: float = 1.0
+    rng: np.random.Generator, n: int, *, explores: float = 0.3, p_sampled: float = 1.0
 ) -> tuple[LoggedDraws, Floats]:
     """Draws of a policy that likes arm 0 in one context and arm 2 in the other, and the target's odds."""
     context = rng.integers(0, 2, n)
@@ -31,26 +31,26 @@ def log_of(
     odds[np.arange(n), np.where(context == 0, 0, 2)] += 1 - explores
     arm = (rng.random(n)[:, np.newaxis] > np.cumsum(odds, axis=1)).sum(axis=1)
     reward = (rng.random(n) < RATES[context, arm]).astype(np.float64)
-    by_lot = rng.random(n) < p_by_lot
+    sampled = rng.random(n) < p_sampled
     logged = LoggedDraws(
         x=np.eye(2)[context],
         arm=arm,
         odds=odds,
-        reward=np.where(by_lot, reward, np.nan),
-        by_lot=by_lot,
-        p_by_lot=np.full(n, p_by_lot),
+        reward=np.where(sampled, reward, np.nan),
+        sampled=sampled,
+        p_sampled=np.full(n, p_sampled),
     )
     return logged, np.eye(3)[np.array(TARGET)[context]]
 
 
 @pytest.mark.slow(keep=1)
-@pytest.mark.parametrize("p_by_lot", [1.0, 0.4])
+@pytest.mark.parametrize("p_sampled", [1.0, 0.4])
 @pytest.mark.parametrize("method", ["ips", "dr"])
-def test_the_mean_over_many_logs_is_the_truth(method: Method, p_by_lot: float) -> None:
+def test_the_mean_over_many_logs_is_the_truth(method: Method, p_sampled: float) -> None:
     rng = np.random.default_rng(1)
     values = []
     for _ in range(300):
-        logged, target = log_of(rng, 150, p_by_lot=p_by_lot)
+        logged, target = log_of(rng, 150, p_sampled=p_sampled)
         values.append(estimate_value(logged, target, method).value)
     error = np.std(values) / np.sqrt(300)
     assert abs(np.mean(values) - TRUTH) < 3.5 * error
@@ -85,8 +85,8 @@ def test_a_policy_that_is_its_own_target_is_worth_what_it_earned() -> None:
 def test_rewards_that_came_by_themselves_never_weigh() -> None:
     """Whoever complains moves the guess alone; with a guess of 0 it moves nothing."""
     rng = np.random.default_rng(4)
-    logged, target = log_of(rng, 500, p_by_lot=0.3)
-    volunteered = replace(logged, reward=np.where(logged.by_lot, logged.reward, 0.0))
+    logged, target = log_of(rng, 500, p_sampled=0.3)
+    volunteered = replace(logged, reward=np.where(logged.sampled, logged.reward, 0.0))
     assert estimate_value(volunteered, target, "ips") == estimate_value(logged, target, "ips")
     assert estimate_value(volunteered, target, "naive").value < estimate_value(logged, target, "naive").value - 0.3
 
@@ -134,8 +134,8 @@ def test_without_rows_everything_is_possible() -> None:
         arm=np.zeros(0, dtype=np.int64),
         odds=np.zeros((0, 2)),
         reward=np.zeros(0),
-        by_lot=np.zeros(0, dtype=bool),
-        p_by_lot=np.zeros(0),
+        sampled=np.zeros(0, dtype=bool),
+        p_sampled=np.zeros(0),
     )
     found: PolicyValue = estimate_value(empty, np.zeros((0, 2)))
     assert np.isnan(found.value)
@@ -158,7 +158,7 @@ def test_a_target_without_support_is_refused() -> None:
     [
         ("odds", np.full((4, 2), 0.6), "sum to 1"),
         ("arm", np.array([0, 1, 1, 1]), "for an arm that was drawn"),
-        ("p_by_lot", np.array([0.0, 1, 1, 1]), "p_by_lot"),
+        ("p_sampled", np.array([0.0, 1, 1, 1]), "p_sampled"),
         ("reward", np.array([0.0, 2, 1, 1]), "outside"),
         ("reward", np.array([0.0, np.nan, 1, 1]), "time-outs need a value"),
         ("x", np.zeros((3, 1)), "one of everything"),
@@ -170,8 +170,8 @@ def test_a_log_that_contradicts_itself_is_refused(field: str, value: object, sai
         "arm": np.array([0, 0, 1, 1]),
         "odds": np.array([[1.0, 0], *[[0.5, 0.5]] * 3]),
         "reward": np.array([0.0, 1, 1, 1]),
-        "by_lot": np.ones(4, dtype=bool),
-        "p_by_lot": np.ones(4),
+        "sampled": np.ones(4, dtype=bool),
+        "p_sampled": np.ones(4),
     }
     if field == "arm":
         fields["arm"] = np.array([1, 0, 1, 1])

@@ -13,7 +13,7 @@ import pytest
 from suffice.assurance.labels import TrustedLabel
 from suffice.learn.arm_values import PriceBounds, ShadowAudit
 from suffice.learn.effort import TunedArm
-from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal
+from suffice.learn.tuner import Tuner, TunerTick, TuningBounds, TuningProposal
 
 ARMS = tuple(
     TunedArm(name=name, expected_share=share)
@@ -46,7 +46,7 @@ class Life:
             name = self.rng.choice(self.tuner.tuning.classes)
             draw = self.tuner.draw_audit(name, self.rng.random())
             lose = self.rng.random() < lost[name][draw.arm]
-            self.tuner.audited(
+            self.tuner.add_audit(
                 ShadowAudit(
                     audit_id=str(self.n),
                     query_class=name,
@@ -58,11 +58,11 @@ class Life:
                     arm_tokens=100 * ARMS[draw.arm].expected_share,
                 )
             )
-            self.tuner.spent(name, 0, tokens=100.0)
-            self.tuner.spent(name, draw.arm, tokens=100 * ARMS[draw.arm].expected_share)
+            self.tuner.add_cost(name, 0, tokens=100.0)
+            self.tuner.add_cost(name, draw.arm, tokens=100 * ARMS[draw.arm].expected_share)
             if lose:
                 trust = 3 if says is None else 0
-                self.tuner.labelled(
+                self.tuner.add_label(
                     TrustedLabel(
                         audit=str(self.n),
                         seq=self.n,
@@ -73,7 +73,7 @@ class Life:
                     )
                 )
 
-    def tick(self, after_s: float = 1_000.0) -> Tick:
+    def tick(self, after_s: float = 1_000.0) -> TunerTick:
         self.now_s += after_s
         return self.tuner.tick(self.now_s)
 
@@ -90,7 +90,7 @@ class Life:
 def test_it_finds_the_arm_of_each_class_and_says_what_that_stands_on() -> None:
     life = Life()
     proposals = life.accept_all(25, SAFE)
-    assert life.tuner.in_force == {"easy": 2, "hard": 1}
+    assert life.tuner.active == {"easy": 2, "hard": 1}
     assert [proposal.number for proposal in proposals] == list(range(1, len(proposals) + 1))
     assert dict(proposals[0].before) == {"easy": 0, "hard": 0}
     for earlier, later in pairwise(proposals):
@@ -112,14 +112,14 @@ def test_nothing_changes_until_a_proposal_is_accepted() -> None:
     for _ in range(10):
         life.audits(200, SAFE)
         life.tick()
-    assert life.tuner.in_force == {"easy": 0, "hard": 0}
+    assert life.tuner.active == {"easy": 0, "hard": 0}
 
 
 def test_stopping_everything_never_leaves_the_shadow() -> None:
     """F34: no loss at all, ever, and the largest saving; it is asked on audits and shown to nobody."""
     life = Life()
     life.accept_all(30, dict.fromkeys(SAFE, (0.0,) * 4))
-    assert life.tuner.in_force == {"easy": 2, "hard": 2}
+    assert life.tuner.active == {"easy": 2, "hard": 2}
     points = [i / 200 for i in range(200)]
     assert {life.tuner.draw(name, point).arm for name in SAFE for point in points} <= {0, 1, 2}
     assert any(life.tuner.draw_audit("easy", point).arm == 3 for point in points)
@@ -132,7 +132,7 @@ def test_liars_cannot_prove_anything() -> None:
         life.audits(200, {"easy": (0.0, 0.2, 0.2, 0.2), "hard": (0.0, 0.2, 0.2, 0.2)}, says=0)
         tick = life.tick()
         assert tick.proposal is None
-        assert set(tick.in_play.values()) == {(0,)}
+        assert set(tick.eligible.values()) == {(0,)}
 
 
 def test_it_rests_between_proposals_and_has_a_largest_number_a_day() -> None:
@@ -162,9 +162,9 @@ def test_an_arm_that_becomes_worse_is_withdrawn_at_once_and_has_to_be_proved_ane
         ticks.append(life.tick())
     (withdrawn,) = [w for tick in ticks for w in tick.withdrawn if w.to == 0][:1]
     assert withdrawn.query_class == "easy"
-    assert life.tuner.in_force["easy"] == 0
-    assert life.tuner.in_force["hard"] == 1, "the other class is not touched"
-    assert 2 not in ticks[-1].in_play["easy"]
+    assert life.tuner.active["easy"] == 0
+    assert life.tuner.active["hard"] == 1, "the other class is not touched"
+    assert 2 not in ticks[-1].eligible["easy"]
 
 
 def test_a_proposal_is_void_when_what_it_stands_on_has_changed() -> None:
@@ -177,14 +177,14 @@ def test_a_proposal_is_void_when_what_it_stands_on_has_changed() -> None:
     assert not life.tuner.accept(replace(found, after={"easy": 3, "hard": 3})), "not in play"
     life.tuner.forget()
     assert not life.tuner.accept(found), "another epoch"
-    assert life.tuner.in_force == {"easy": 0, "hard": 0}
+    assert life.tuner.active == {"easy": 0, "hard": 0}
 
 
 def test_a_known_change_brings_full_runs_back() -> None:
     life = Life()
     life.accept_all(25, SAFE)
     life.tuner.forget("easy")
-    assert life.tuner.in_force == {"easy": 0, "hard": 1}
+    assert life.tuner.active == {"easy": 0, "hard": 1}
     assert {life.tuner.draw("easy", i / 50).arm for i in range(50)} == {0}
 
 
@@ -204,7 +204,7 @@ def test_classes_that_are_not_tuned_run_in_full() -> None:
     assert (draw.arm, draw.propensity) == (0, 1.0)
     assert life.tuner.draw_audit("unheard", 0.9).arm == 0
     assert life.tuner.audit_share("unheard") == 0.0
-    life.tuner.spent("unheard", 0, tokens=1.0)
+    life.tuner.add_cost("unheard", 0, tokens=1.0)
     audit = ShadowAudit(
         audit_id="x",
         query_class="unheard",
@@ -215,9 +215,9 @@ def test_classes_that_are_not_tuned_run_in_full() -> None:
         full_tokens=1.0,
         arm_tokens=1.0,
     )
-    assert not life.tuner.audited(audit)
-    assert life.tuner.audited(replace(audit, query_class="easy"))
-    assert not life.tuner.audited(replace(audit, query_class="easy")), "known"
+    assert not life.tuner.add_audit(audit)
+    assert life.tuner.add_audit(replace(audit, query_class="easy"))
+    assert not life.tuner.add_audit(replace(audit, query_class="easy")), "known"
 
 
 @pytest.mark.parametrize("expected", [0, 19_999])
@@ -248,7 +248,7 @@ def test_it_goes_on_from_json_as_if_it_had_never_been_away() -> None:
     for one in (life, again):
         one.accept_all(10, SAFE)
     assert again.tuner.plain() == life.tuner.plain()
-    assert again.tuner.in_force != {"easy": 0, "hard": 0}
+    assert again.tuner.active != {"easy": 0, "hard": 0}
 
 
 def test_a_state_of_other_arms_is_refused() -> None:

@@ -174,7 +174,7 @@ def next_price(price: float, z: int, *, max_em_drop: float, bounds: PriceBounds)
 
 def weigh_by_inverse_gap(
     values: Sequence[float],
-    in_play: Sequence[int],
+    eligible: Sequence[int],
     incumbent: int,
     *,
     n_draws: float,
@@ -193,31 +193,33 @@ def weigh_by_inverse_gap(
     ceiling    largest share of all arms but the incumbent, in [0, 1)
     sharpness  growth of gamma, at least 0; 0: all eligible arms alike
     """
-    if incumbent not in in_play or not 0 <= floor <= ceiling < 1 or sharpness < 0:
-        raise ValueError(f"need the incumbent in play, 0 <= floor <= ceiling < 1; got {incumbent=} {in_play=} {floor=}")
+    if incumbent not in eligible or not 0 <= floor <= ceiling < 1 or sharpness < 0:
+        raise ValueError(
+            f"need an eligible incumbent, 0 <= floor <= ceiling < 1; got {incumbent=} {eligible=} {floor=}"
+        )
     odds = np.zeros(len(values))
-    others = [arm for arm in in_play if arm != incumbent]
+    others = [arm for arm in eligible if arm != incumbent]
     if not others:
         odds[incumbent] = 1.0
         return tuple(odds.tolist())
     floor = min(floor, ceiling / len(others))
-    best = max(values[arm] for arm in in_play)
-    gamma = sharpness * sqrt(len(in_play) * n_draws)
-    gaps = np.array([best - values[arm] for arm in in_play])
-    weights = 1 / (len(in_play) + gamma * gaps)
+    best = max(values[arm] for arm in eligible)
+    gamma = sharpness * sqrt(len(eligible) * n_draws)
+    gaps = np.array([best - values[arm] for arm in eligible])
+    weights = 1 / (len(eligible) + gamma * gaps)
     weights[int(gaps.argmin())] += 1 - weights.sum()
     free = ceiling - floor * len(others)
-    for arm, weight in zip(in_play, weights, strict=True):
+    for arm, weight in zip(eligible, weights, strict=True):
         odds[arm] += free * weight + (floor if arm != incumbent else 0.0)
     odds[incumbent] += 1 - ceiling
     return tuple((odds / odds.sum()).tolist())
 
 
-def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
-    """Odds in proportion to the promise, with a floor for each positive one, shape (K,)."""
-    size = np.array(promise, dtype=np.float64)
+def weigh_potentials(potential: Sequence[float], *, floor: float) -> tuple[float, ...]:
+    """Odds in proportion to the potential, with a floor for each positive one, shape (K,)."""
+    size = np.array(potential, dtype=np.float64)
     if (size < 0).any() or not size.sum() > 0:
-        raise ValueError(f"promise: got {list(promise)}; at least 0, one of them above")
+        raise ValueError(f"potential: got {list(potential)}; at least 0, one of them above")
     n = int((size > 0).sum())
     floor = min(floor, 1 / n)
     odds = np.where(size > 0, floor + (1 - n * floor) * size / size.sum(), 0.0)
@@ -308,7 +310,7 @@ FEWEST: Final = 20.0  # audits added to those needed, so that weights stay finit
 WATCHED: Final = 0.3  # of a class's audits call its active arm while evidence pays
 WATCHED_ALONE: Final = 0.8  # likewise, while none pays
 SHADOW_FLOOR: Final = 0.03  # least share of the other audits that each other arm gets
-LEAST_PROMISE: Final = 1e-12  # of an arm without potential: it keeps the floor, in case the regime changes
+LEAST_POTENTIAL: Final = 1e-12  # of an arm without potential: it keeps the floor, in case the regime changes
 FLIPS_PRIOR: Final = 10.0  # prior audits without a gain
 
 
@@ -325,7 +327,7 @@ class ArmPotential:
         return np.where(underway, 0.0, np.maximum(0.0, self.gain - hoped))
 
     @property
-    def lots(self) -> Floats:
+    def draw_weights(self) -> Floats:
         return np.asarray((self.wanted / (FEWEST + self.needed)) ** 2)
 
     def pays(self, *, n_requests: float, audit_cost: Floats) -> bool:
@@ -364,15 +366,15 @@ def estimate_potential(
     return ArmPotential(gain=gains, needed=needed)
 
 
-def weigh_audits(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
+def weigh_audits(potential: ArmPotential, active: int, *, pays: bool) -> tuple[float, ...]:
     """Odds of the arm that an audit calls, shape (K,): a fixed part for the active arm, the rest by potential."""
-    lots = np.maximum(hopes.lots, LEAST_PROMISE)
-    lots[0] = 0.0
-    odds = np.array(weigh_promises(lots.tolist(), floor=SHADOW_FLOOR))
-    if in_force:
+    draw_weights = np.maximum(potential.draw_weights, LEAST_POTENTIAL)
+    draw_weights[0] = 0.0
+    odds = np.array(weigh_potentials(draw_weights.tolist(), floor=SHADOW_FLOOR))
+    if active:
         watched = WATCHED if pays else WATCHED_ALONE
         odds *= 1 - watched
-        odds[in_force] += watched
+        odds[active] += watched
     return tuple((odds / odds.sum()).tolist())
 
 
@@ -429,8 +431,8 @@ def _logged(
         arm=np.where(in_full, 0, [audit.arm for audit in audits]).astype(np.int64),
         odds=odds,
         reward=np.where(in_full, 0.0, reward),
-        by_lot=np.ones(len(audits), dtype=bool),
-        p_by_lot=np.ones(len(audits)),
+        sampled=np.ones(len(audits), dtype=bool),
+        p_sampled=np.ones(len(audits)),
         low=-1 - price * MOST_WASTED,
         high=1 + price * MOST_SAVED,
     )

@@ -49,7 +49,7 @@ class Integrator:
         if not 0 < self.max_em_drop < 1 or self.eta <= 0 or not 0 <= self.drop_per_disagreement <= 1:
             raise ValueError(f"need 0 < max_em_drop < 1, eta > 0, 0 <= drop_per_disagreement <= 1; got {self}")
 
-    def audited(self, state: IntegratorState, *, disagrees: bool) -> IntegratorState:
+    def add_audit(self, state: IntegratorState, *, disagrees: bool) -> IntegratorState:
         """Add an audit whose stop's answer differs (D = 1) or not: theta + eta (eps - D g)."""
         guess = self.drop_per_disagreement if disagrees else 0.0
         return replace(
@@ -60,10 +60,10 @@ class Integrator:
             lost=state.lost + guess,
         )
 
-    def labelled(self, state: IntegratorState, *, z: int) -> IntegratorState:
+    def add_label(self, state: IntegratorState, *, z: int) -> IntegratorState:
         """Add the label of a disagreement at its level, or z = 1 after its time-out: theta - eta (Z - g)."""
         if state.n_waiting < 1:
-            raise ValueError("labelled: no disagreement waits for a label")
+            raise ValueError("add_label: no disagreement waits for a label")
         surprise = z - self.drop_per_disagreement
         return replace(
             state, theta=state.theta - self.eta * surprise, n_waiting=state.n_waiting - 1, lost=state.lost + surprise
@@ -77,7 +77,7 @@ def start_budget(level: int) -> IntegratorState:
     return IntegratorState(theta=float(level), started=float(level))
 
 
-def kept_between(state: IntegratorState, *, certified: int, affordable: int) -> IntegratorState:
+def clip_theta(state: IntegratorState, *, certified: int, affordable: int) -> IntegratorState:
     """Clip theta to the two levels (the certified one where they cross), and record the move."""
     theta = max(min(state.theta, float(affordable)), float(certified))
     return replace(state, theta=theta, clipped=state.clipped + theta - state.theta)
@@ -119,32 +119,32 @@ class Spender:
         new = np.arange(self._n_booked, len(runs))
         self._n_booked = len(runs)
         if self.state is not None and level and len(new) and d is not None and served is not None:
-            self._audited(Integrator(max_em_drop=max_em_drop), runs, new, d[new, level], served, level)
+            self._add_audits(Integrator(max_em_drop=max_em_drop), runs, new, d[new, level], served, level)
         for audit, row in list(self._waiting.items()):
             labelled = runs.label_at[audit] <= now and not label_free
             if labelled or label_free or runs.at[audit] <= now - timeout:
-                self._label(int(runs.z[runs.starts[audit] + row]) if labelled else 1)
+                self._add_label(int(runs.z[runs.starts[audit] + row]) if labelled else 1)
                 del self._waiting[audit]
 
-    def _audited(
+    def _add_audits(
         self, rule: Integrator, runs: AuditRuns, new: Ints, differs: Bools, served: FoldedModels, level: int
     ) -> None:
         assert self.state is not None
         lost = runs.abandoned[new]
         for disagrees in (differs | lost).tolist():
-            self.state = rule.audited(self.state, disagrees=disagrees)
+            self.state = rule.add_audit(self.state, disagrees=disagrees)
         self.allowed += rule.max_em_drop * len(new)
         for _ in range(int(lost.sum())):  # abandoned audits get no label
-            self._label(1)
+            self._add_label(1)
         waiting = new[differs & ~lost]
         if len(waiting):
             part = runs.take(waiting)
             rows = served.rows_at(part, level) - part.starts[:-1]
             self._waiting.update(zip(waiting.tolist(), rows.tolist(), strict=True))
 
-    def _label(self, z: int) -> None:
+    def _add_label(self, z: int) -> None:
         assert self.state is not None
-        self.state = _RULE.labelled(self.state, z=z)
+        self.state = _RULE.add_label(self.state, z=z)
 
     def place(self, counts: Counts, *, certified: int, max_em_drop: float) -> int:
         """The level until the next call; 0: nothing is certified."""
@@ -154,16 +154,16 @@ class Spender:
             if not certified:
                 return 0
             self.state = start_budget(certified)
-        self.state = kept_between(self.state, certified=certified, affordable=self.affordable)
+        self.state = clip_theta(self.state, certified=certified, affordable=self.affordable)
         return self.state.level
 
-    def let_go(self, n: int) -> None:
+    def drop_oldest(self, n: int) -> None:
         """Follow the certifier in dropping its `n` oldest audits; those without a label count as lost."""
         self._n_booked = max(0, self._n_booked - n)
-        n_gone = sum(audit < n for audit in self._waiting)
+        n_dropped = sum(audit < n for audit in self._waiting)
         self._waiting = {audit - n: row for audit, row in self._waiting.items() if audit >= n}
-        for _ in range(n_gone):
-            self._label(1)
+        for _ in range(n_dropped):
+            self._add_label(1)
 
     @property
     def account(self) -> BudgetAccount:

@@ -117,17 +117,17 @@ class Certificate:
 
 
 @dataclass(slots=True, eq=False)
-class _Judged:
+class _JudgedAudits:
     z: Small  # (N, M)
     d: Bools  # (N, M)
     saved: Floats  # (N, M): tokens
 
-    def plus(self, new: _Judged) -> _Judged:
+    def plus(self, new: _JudgedAudits) -> _JudgedAudits:
         join = np.concatenate
-        return _Judged(join([self.z, new.z]), join([self.d, new.d]), join([self.saved, new.saved]))
+        return _JudgedAudits(join([self.z, new.z]), join([self.d, new.d]), join([self.saved, new.saved]))
 
-    def without_oldest(self, n: int) -> _Judged:
-        return _Judged(self.z[n:], self.d[n:], self.saved[n:])
+    def drop_oldest(self, n: int) -> _JudgedAudits:
+        return _JudgedAudits(self.z[n:], self.d[n:], self.saved[n:])
 
 
 @dataclass(slots=True, eq=False)
@@ -138,11 +138,11 @@ class _Epoch:
     delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
     runs: AuditRuns | None = None
     served: FoldedModels | None = None
-    judged: _Judged | None = None
+    judged: _JudgedAudits | None = None
     refit_at: float = 0.0
     n_seen: int = 0  # audits that the detectors have processed
     watched_from: float = 0.0  # the detectors get only audits that began later
-    unheard: list[int] = field(default_factory=list)  # processed audits whose outcome is not in the watch yet
+    unsettled: list[int] = field(default_factory=list)  # processed audits whose outcome is not in the watch yet
     spender: Spender = field(default_factory=Spender)
     watch: AuditWatch | None = None  # since a level was first certified
     certifying: AuditRuns | None = None  # the audits that certified it: the frozen reference
@@ -223,7 +223,7 @@ class Certifier:
 
     # ---- events --------------------------------------------------------------------------------
 
-    def take(self, runs: AuditRuns) -> None:
+    def add_audits(self, runs: AuditRuns) -> None:
         if not len(runs):
             return
         epoch = self._epoch
@@ -237,11 +237,11 @@ class Certifier:
         """Age at which an audit has returned and its label is there or late."""
         return self.run_timeout + self.plan.label_timeout
 
-    def returned(self, durations: Iterable[float]) -> None:
+    def add_durations(self, durations: Iterable[float]) -> None:
         """In the unit of `AuditRuns.at`."""
         self._durations.extend(durations)
 
-    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
+    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
         """Check one batch of early signals of all traffic, shape (n, F), for drift."""
         if not self.plan.watches_signals:
             return ()
@@ -301,7 +301,7 @@ class Certifier:
 
     def _refit(self) -> list[CertifierDecision]:
         epoch, plan = self._epoch, self.plan
-        self._forget_old()
+        self._drop_old_audits()
         served = self.fit(
             self._runs,
             self.learner,
@@ -320,22 +320,22 @@ class Certifier:
         self.version += 1
         return [self._change("refit", f"fitted on {len(self._runs):,} audits")]
 
-    def _forget_old(self) -> None:
+    def _drop_old_audits(self) -> None:
         epoch, certificate, runs = self._epoch, self.certificate, self._runs
         most = max(MOST_AUDITS, 2 * self.plan.window)
         if len(runs) <= 2 * most:
             return
-        n_gone = len(runs) - most
+        n_dropped = len(runs) - most
         if certificate is not None and certificate.inside.any():
-            n_gone = min(n_gone, int(np.flatnonzero(certificate.inside)[0]))
-        epoch.runs = runs.take(np.arange(n_gone, len(runs)))
+            n_dropped = min(n_dropped, int(np.flatnonzero(certificate.inside)[0]))
+        epoch.runs = runs.take(np.arange(n_dropped, len(runs)))
         if epoch.judged is not None:
-            epoch.judged = epoch.judged.without_oldest(n_gone)
-        epoch.n_seen = max(0, epoch.n_seen - n_gone)
-        epoch.unheard = [place - n_gone for place in epoch.unheard if place >= n_gone]
-        epoch.spender.let_go(n_gone)
+            epoch.judged = epoch.judged.drop_oldest(n_dropped)
+        epoch.n_seen = max(0, epoch.n_seen - n_dropped)
+        epoch.unsettled = [place - n_dropped for place in epoch.unsettled if place >= n_dropped]
+        epoch.spender.drop_oldest(n_dropped)
 
-    def _certificate(self, judged: _Judged) -> Certificate:
+    def _certificate(self, judged: _JudgedAudits) -> Certificate:
         """The better of two claims: about all requests so far, or about those old enough to have returned.
 
         The test holds at all times at once, so both are valid. Their one window is chosen by draws and times alone.
@@ -353,7 +353,7 @@ class Certifier:
             claims.append(self._certified_until(judged, self.now, window))
         return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
 
-    def _certified_until(self, judged: _Judged, until: float, window: Window | None) -> Certificate:
+    def _certified_until(self, judged: _JudgedAudits, until: float, window: Window | None) -> Certificate:
         """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
         plan, runs, pending = self.plan, self._runs, self.pending
         if window is None:
@@ -377,11 +377,11 @@ class Certifier:
             until=until,
         )
 
-    def _saving(self, judged: _Judged) -> float:
+    def _saving(self, judged: _JudgedAudits) -> float:
         certificate = self._certificate(judged)
         return float(judged.saved[certificate.inside, certificate.level].sum())
 
-    def _certify(self, judged: _Judged) -> list[CertifierDecision]:
+    def _certify(self, judged: _JudgedAudits) -> list[CertifierDecision]:
         before = self.level
         self.certificate = self._certificate(judged)
         self.level, inside = self.certificate.level, self.certificate.inside
@@ -424,16 +424,16 @@ class Certifier:
         for place in new:
             if alarm := watch.add(None, bool(judged.d[place, level])):
                 return alarm
-        epoch.unheard += new
+        epoch.unsettled += new
         epoch.n_seen = len(runs)
         # An unlabelled disagreement is a loss only after its time-out; otherwise late labels would raise an alarm by
         # disagreement alone, which has its own detector.
         at = [0, level]
         news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, run_timeout=self.run_timeout)
-        for place in [place for place in epoch.unheard if news.enters[place]]:
+        for place in [place for place in epoch.unsettled if news.enters[place]]:
             if alarm := watch.add(int(news.z[place, 1]), None):
                 return alarm
-        epoch.unheard = [place for place in epoch.unheard if not news.enters[place]]
+        epoch.unsettled = [place for place in epoch.unsettled if not news.enters[place]]
         return None
 
 
@@ -451,9 +451,9 @@ def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
     return Audits(z=z, disagrees=d, labelled=runs.label_at <= now, age=now - runs.at, abandoned=runs.abandoned)
 
 
-def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
+def _judge(served: FoldedModels, runs: AuditRuns) -> _JudgedAudits:
     rows = served.rows(runs)
-    return _Judged(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
+    return _JudgedAudits(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
 
 
 def missing_audits(z: Small, level: int, *, max_em_drop: float, delta: float) -> int | None:

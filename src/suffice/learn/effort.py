@@ -66,7 +66,7 @@ class PairedAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedArms:
-    in_force: int  # the most aggressive certified arm; 0: the full run
+    active: int  # the most aggressive certified arm; 0: the full run
     views: tuple[PairedView, ...]  # for each arm after the full run
     log_e: tuple[float, ...]  # against "loses the budget or more", likewise
     repeats: Repeats
@@ -107,7 +107,7 @@ def certify_arms(
     )
     highs = upper_drop(counts, delta=delta).tolist()
     return CertifiedArms(
-        in_force=certified_level(wealth, delta=delta),
+        active=certified_level(wealth, delta=delta),
         views=tuple(_view(of_arm[arm], z_of_arm[arm], highs[arm], repeats) for arm in range(1, n_arms)),
         log_e=tuple(wealth[1:].tolist()),
         repeats=repeats,
@@ -116,9 +116,9 @@ def certify_arms(
 
 def pairs_missing(certified: CertifiedArms, *, max_em_drop: float, delta: float) -> int | None:
     """In the proportions so far; 0: all arms are certified; None: unknown."""
-    if certified.in_force >= len(certified.views):
+    if certified.active >= len(certified.views):
         return 0
-    view = certified.views[certified.in_force]
+    view = certified.views[certified.active]
     if not view.n:
         return None
     try:

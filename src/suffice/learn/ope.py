@@ -93,26 +93,26 @@ class LoggedDraws:
     arm: Ints  # (N,): the drawn arm, 0 … K - 1
     odds: Floats  # (N, K): P(arm) of every arm at the draw; rows sum to 1
     reward: Floats  # (N,): nan: unknown
-    by_lot: Bools  # (N,): the reward was sampled at random; False for feedback that users chose to give
-    p_by_lot: Floats  # (N,): probability of that sample, the same for every arm, in (0, 1]; 1: always sampled
+    sampled: Bools  # (N,): the reward was sampled at random; False for feedback that users chose to give
+    p_sampled: Floats  # (N,): probability of that sample, the same for every arm, in (0, 1]; 1: always sampled
     low: float = 0.0  # smallest possible reward
     high: float = 1.0  # largest possible reward
 
     def __post_init__(self) -> None:
         n = len(self.odds)
-        if not n == len(self.x) == len(self.arm) == len(self.reward) == len(self.by_lot) == len(self.p_by_lot):
+        if not n == len(self.x) == len(self.arm) == len(self.reward) == len(self.sampled) == len(self.p_sampled):
             raise ValueError(f"logged: need one of everything for each of {n} rows")
         if n and not (np.abs(self.odds.sum(axis=1) - 1) < 1e-6).all():
             raise ValueError("logged.odds: each row must sum to 1")
         if n and (self.odds[np.arange(n), self.arm] <= 0).any():
             raise ValueError("logged.odds: got 0 for an arm that was drawn; above 0")
-        if (self.p_by_lot <= 0).any() or (self.p_by_lot > 1).any():
-            raise ValueError("logged.p_by_lot: above 0, at most 1")
+        if (self.p_sampled <= 0).any() or (self.p_sampled > 1).any():
+            raise ValueError("logged.p_sampled: above 0, at most 1")
         known = self.reward[~np.isnan(self.reward)]
         if not self.low < self.high or (known < self.low).any() or (known > self.high).any():
             raise ValueError(f"logged.reward: outside [{self.low:g}, {self.high:g}]")
-        if np.isnan(self.reward[self.by_lot]).any():
-            raise ValueError("logged.reward: unknown in a row whose lot was drawn; time-outs need a value, the bad one")
+        if np.isnan(self.reward[self.sampled]).any():
+            raise ValueError("logged.reward: unknown in a sampled row; give time-outs the lowest value")
 
     def __len__(self) -> int:
         return len(self.arm)
@@ -227,10 +227,10 @@ def _weights(logged: LoggedDraws, target: Floats, confidence: float) -> Floats:
     if len(logged) and ((target < 0).any() or not (np.abs(target.sum(axis=1) - 1) < 1e-6).all()):
         raise ValueError("target: each row must be odds that sum to 1")
     if ((target > 0) & (logged.odds <= 0)).any():
-        raise ValueError("target: gives odds to an arm that the lottery could not draw; nothing was learned of it")
+        raise ValueError("target: gives odds to an arm that could not be drawn, about which nothing is known")
     rows = np.arange(len(logged))
-    ratio = target[rows, logged.arm] / logged.odds[rows, logged.arm] / logged.p_by_lot
-    return np.where(logged.by_lot, ratio, 0.0)
+    ratio = target[rows, logged.arm] / logged.odds[rows, logged.arm] / logged.p_sampled
+    return np.where(logged.sampled, ratio, 0.0)
 
 
 def _unit(logged: LoggedDraws) -> Floats:
@@ -250,7 +250,7 @@ def _terms(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats) 
 def _lower_end(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, alpha: float) -> float:
     """In the unit [0, 1]. The guess is cut where a weight could bring a term below -REACH."""
     could_be = np.divide(target, logged.odds, out=np.zeros_like(target), where=logged.odds > 0)
-    could_be /= logged.p_by_lot[:, np.newaxis]
+    could_be /= logged.p_sampled[:, np.newaxis]
     cut = np.minimum(guess, np.divide(REACH, could_be, out=np.ones_like(guess), where=could_be > 0))
     return lower_bound(_terms(logged, target, weights, cut), floor=REACH if cut.any() else 0.0, alpha=alpha)
 

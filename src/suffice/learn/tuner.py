@@ -137,11 +137,11 @@ class Withdrawal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
+class TunerTick:
     proposal: TuningProposal | None = None
     refusal: Refusal | None = None  # reason for no proposal
     withdrawn: tuple[Withdrawal, ...] = ()
-    in_play: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # eligible arms by class
+    eligible: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # eligible arms by class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -163,7 +163,7 @@ def find_shadow_arms(shares: Floats, tuning: TuningBounds) -> Bools:
     return np.asarray(shares < tuning.least_kept * shares[0])
 
 
-def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
+def select_eligible_arms(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
     """An arm becomes eligible when proved at its part of delta, and stays while proved at all of delta (hysteresis)."""
     stays = np.isin(np.arange(len(shares)), before)
     proved = proof.passes(tuning.cell_delta) | (stays & proof.passes(1 - tuning.confidence))
@@ -172,20 +172,20 @@ def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tun
     return tuple(np.flatnonzero(proved).tolist())
 
 
-def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds) -> Bools:
-    near = shares[in_force] - shares <= tuning.largest_step * shares[0]
+def find_arms_within_a_step(shares: Floats, active: int, tuning: TuningBounds) -> Bools:
+    near = shares[active] - shares <= tuning.largest_step * shares[0]
     return np.asarray(near & ~find_shadow_arms(shares, tuning))
 
 
 def pick_best_arm(
-    proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: TuningBounds
+    proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], active: int, tuning: TuningBounds
 ) -> int:
     """An arm that saves more than the active one must be proved now at its own part of delta; a safer one need not."""
-    may = find_arms_within_a_step(shares, in_force, tuning) & np.isin(np.arange(len(shares)), allowed)
-    may &= proof.passes(tuning.cell_delta) | (np.arange(len(shares)) <= in_force)
-    may[in_force] = True
+    may = find_arms_within_a_step(shares, active, tuning) & np.isin(np.arange(len(shares)), allowed)
+    may &= proof.passes(tuning.cell_delta) | (np.arange(len(shares)) <= active)
+    may[active] = True
     best = int(np.argmax(np.where(may, values, -np.inf)))
-    return best if values[best] > values[in_force] + tuning.least_gain else in_force
+    return best if values[best] > values[active] + tuning.least_gain else active
 
 
 Odds = tuple[float, ...]
@@ -258,24 +258,24 @@ class Tuner:
 
     # ------------------------------------------------------------------ evidence
 
-    def spent(self, query_class: str, arm: int, *, tokens: float, seconds: float = 0.0, n_runs: int = 1) -> None:
+    def add_cost(self, query_class: str, arm: int, *, tokens: float, seconds: float = 0.0, n_runs: int = 1) -> None:
         at = self._at.get(query_class)
         if at is not None:
             self._costs.add(at, arm, tokens=tokens, seconds=seconds, n_runs=n_runs)
 
-    def audited(self, audit: ShadowAudit) -> bool:
+    def add_audit(self, audit: ShadowAudit) -> bool:
         """Add an audit of an arm; False: a duplicate, or its class is not tuned."""
         if audit.query_class not in self._at or not self._shadow.add(audit):
             return False
         self._unwatched.append(audit.audit_id)
         return True
 
-    def labelled(self, label: TrustedLabel) -> bool:
+    def add_label(self, label: TrustedLabel) -> bool:
         return self._shadow.label(label)
 
     # ------------------------------------------------------------------ tick
 
-    def tick(self, now_s: float) -> Tick:
+    def tick(self, now_s: float) -> TunerTick:
         evidence = self._shadow.evidence(now_s)
         withdrawn = self._watch(evidence, now_s)
         if withdrawn:
@@ -283,7 +283,7 @@ class Tuner:
         lost, shares = self._losses(evidence), self._costs.shares()
         proofs = self._prove(evidence, now_s)
         for tuned, proof, of_class in zip(self._classes, proofs, shares, strict=True):
-            tuned.eligible = select_arms_in_play(proof, of_class, tuned.eligible, self.tuning)
+            tuned.eligible = select_eligible_arms(proof, of_class, tuned.eligible, self.tuning)
         values = self._values(lost)
         for at, tuned in enumerate(self._classes):
             if tuned.active not in tuned.eligible:  # fall back to the best safer arm, or to the full run
@@ -294,17 +294,17 @@ class Tuner:
                 self._move(at, to)
         self._tabulate(proofs, lost)
         result = self._propose(proofs, values, evidence, now_s)
-        return Tick(
+        return TunerTick(
             proposal=result if isinstance(result, TuningProposal) else None,
             refusal=None if isinstance(result, TuningProposal) else result,
             withdrawn=tuple(withdrawn),
-            in_play={name: tuned.eligible for name, tuned in zip(self.tuning.classes, self._classes, strict=True)},
+            eligible={name: tuned.eligible for name, tuned in zip(self.tuning.classes, self._classes, strict=True)},
         )
 
     def accept(self, proposal: TuningProposal) -> bool:
         """Return False if the proposal is void, because its basis has changed."""
         after = [proposal.after[name] for name in self.tuning.classes]
-        if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
+        if proposal.epoch != self._epoch or dict(proposal.before) != self.active:
             return False
         if any(arm not in tuned.eligible for arm, tuned in zip(after, self._classes, strict=True)):
             return False
@@ -323,7 +323,7 @@ class Tuner:
         self._epoch += 1
 
     @property
-    def in_force(self) -> dict[str, int]:
+    def active(self) -> dict[str, int]:
         return {name: tuned.active for name, tuned in zip(self.tuning.classes, self._classes, strict=True)}
 
     @property
@@ -385,19 +385,19 @@ class Tuner:
     def _tabulate(self, proofs: Sequence[Proof], lost: Floats) -> None:
         tuning, values, all_shares = self.tuning, self._values(lost), self._costs.shares()
         for at, (tuned, proof) in enumerate(zip(self._classes, proofs, strict=True)):
-            shares, in_force = all_shares[at], tuned.active
+            shares, active = all_shares[at], tuned.active
             tuned.live = weigh_by_inverse_gap(
                 values[at].tolist(),
                 tuned.eligible,
-                in_force,
+                active,
                 n_draws=self._costs.n_draws(at),
                 floor=tuning.explore_floor,
                 ceiling=tuning.explore_ceiling,
                 sharpness=tuning.explore_sharpness,
             )
-            within = find_arms_within_a_step(shares, in_force, tuning)
+            within = find_arms_within_a_step(shares, active, tuning)
             saved = np.where(within, min(shares[arm] for arm in tuned.eligible if within[arm]) - shares, 0.0)
-            hopes = estimate_potential(
+            potential = estimate_potential(
                 proof.counts,
                 lost[at],
                 proof.log_e,
@@ -407,16 +407,16 @@ class Tuner:
                 max_em_drop=tuning.max_em_drop,
                 delta=tuning.cell_delta,
             )
-            tuned.pays = hopes.pays(
+            tuned.pays = potential.pays(
                 n_requests=tuning.lasting_requests * self._costs.class_share(at),
-                audit_cost=self._price * np.maximum(0.0, shares[0] - shares[in_force] + shares),
+                audit_cost=self._price * np.maximum(0.0, shares[0] - shares[active] + shares),
             )
-            tuned.shadowed = weigh_audits(hopes, in_force, pays=tuned.pays)
+            tuned.shadowed = weigh_audits(potential, active, pays=tuned.pays)
 
     def _propose(
         self, proofs: Sequence[Proof], values: Floats, evidence: ShadowAudits, now_s: float
     ) -> TuningProposal | Refusal:
-        tuning, shares, before = self.tuning, self._costs.shares(), self.in_force
+        tuning, shares, before = self.tuning, self._costs.shares(), self.active
         after = {
             name: pick_best_arm(proofs[at], values[at], shares[at], self._classes[at].eligible, before[name], tuning)
             for name, at in self._at.items()

@@ -106,10 +106,10 @@ class OneAlarm:
         self.served: FoldedModels | None = None
         self.taken: list[float] = []
 
-    def take(self, runs: AuditRuns) -> None:
+    def add_audits(self, runs: AuditRuns) -> None:
         self.taken += runs.at.tolist()
 
-    def notice(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
+    def add_signals(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
         return ()
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:

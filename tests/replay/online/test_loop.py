@@ -211,7 +211,7 @@ def test_a_stream_of_any_length_is_served_to_its_end(n: int) -> None:
 class Noticing(Certifier):
     """A keeper that writes down what it is shown of all traffic, and when."""
 
-    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
+    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]:
         self.seen.append((self.now, signals))
         return ()
 
@@ -251,10 +251,10 @@ def test_a_design_of_ones_own_is_served_as_the_keeper_is() -> None:
         def share(self) -> float:
             return 1.0 if self.in_burst else 0.5
 
-        def take(self, runs: AuditRuns) -> None:
+        def add_audits(self, runs: AuditRuns) -> None:
             self.n_taken += len(runs)
 
-        def notice(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
+        def add_signals(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
             return (CertifierDecision(kind="alarm", at=self.now, level=0, reason="always"),)
 
         def tick(self, _now: float) -> tuple[CertifierDecision, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.labels import TrustedLabel
 from suffice.learn.arm_values import PriceBounds, ShadowAudit
-from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal
+from suffice.learn.tuner import Tuner, TunerTick, TuningBounds, TuningProposal
 from tests.simulators.arm_worlds.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,7 @@ class LearnerHistory:
     reward: Floats  # (N,): expected EM minus the full run's, minus price x tokens of all calls
     drop: Floats  # (N,): expected EM drop of the client's answer
     n_audits: int = 0
-    ticks: tuple[Tick, ...] = ()
+    ticks: tuple[TunerTick, ...] = ()
 
     @property
     def proposals(self) -> tuple[TuningProposal, ...]:
@@ -131,7 +131,7 @@ def _live(life: _Life, world: ArmWorld, at: int, n: int) -> Ints:
     for arm, n_runs in enumerate(np.bincount(arms, minlength=len(ARMS)).tolist()):
         if n_runs:
             tokens = FULL_TOKENS * float(world.shares[at, arm]) * n_runs
-            life.tuner.spent(CLASSES[at], arm, tokens=tokens, n_runs=n_runs)
+            life.tuner.add_cost(CLASSES[at], arm, tokens=tokens, n_runs=n_runs)
     return arms
 
 
@@ -142,7 +142,7 @@ def _audit(life: _Life, world: ArmWorld, at: int, audit_id: str, now_s: float) -
     tokens = FULL_TOKENS * world.shares[at, [0, draw.arm]] * rng.uniform(0.5, 1.5, size=2)
     rates = np.cumsum([world.lost[at, draw.arm], world.gained[at, draw.arm], world.differ[at, draw.arm]])
     happened = int(np.searchsorted(rates, rng.random(), side="right"))  # lost, gained, differs, same
-    life.tuner.audited(
+    life.tuner.add_audit(
         ShadowAudit(
             audit_id=audit_id,
             query_class=CLASSES[at],
@@ -154,8 +154,8 @@ def _audit(life: _Life, world: ArmWorld, at: int, audit_id: str, now_s: float) -
             arm_tokens=float(tokens[1]),
         )
     )
-    life.tuner.spent(CLASSES[at], 0, tokens=float(tokens[0]))
-    life.tuner.spent(CLASSES[at], draw.arm, tokens=float(tokens[1]))
+    life.tuner.add_cost(CLASSES[at], 0, tokens=float(tokens[0]))
+    life.tuner.add_cost(CLASSES[at], draw.arm, tokens=float(tokens[1]))
     life.n_audits += 1
     if happened < 3 and rng.random() < (labels.p_if_lost if happened == 0 else labels.p_otherwise):
         comes_s = now_s + labels.delay_s * rng.uniform(0.5, 1.5)
@@ -176,7 +176,7 @@ def _deliver_labels(life: _Life, now_s: float) -> None:
     come = [label for at_s, label in life.waiting if at_s <= now_s]
     life.waiting = [pair for pair in life.waiting if pair[0] > now_s]
     for label in come:
-        life.tuner.labelled(label)
+        life.tuner.add_label(label)
 
 
 # ---- naive

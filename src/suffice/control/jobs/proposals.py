@@ -235,7 +235,7 @@ def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], mat
             if loss is not None:
                 labels.append((outcome.episode_id, GivenLabel(label.seq, label.feedback), loss))
     for episode, given, loss in labels:
-        tuner.labelled(trusted_label(episode, given, loss, callers - {""}))
+        tuner.add_label(trusted_label(episode, given, loss, callers - {""}))
     tick = tuner.tick(now_s)
     made = tick.proposal
     if made is None:
@@ -260,7 +260,7 @@ def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> 
         return False
     full = float(outcome.usage.completion_tokens if outcome.usage is not None else 0)
     short = float(outcome.pair_tokens or 0)
-    tuner.audited(
+    tuner.add_audit(
         ShadowAudit(
             audit_id=request.episode_id,
             query_class=EVERYBODY,
@@ -273,8 +273,8 @@ def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> 
             arm_tokens=short,
         )
     )
-    tuner.spent(EVERYBODY, 0, tokens=full)
-    tuner.spent(EVERYBODY, 1, tokens=short)
+    tuner.add_cost(EVERYBODY, 0, tokens=full)
+    tuner.add_cost(EVERYBODY, 1, tokens=short)
     return True
 
 

@@ -150,7 +150,7 @@ class LearnedEvidence(EvidenceSource):
     def look(self, held: RouteDeployment) -> EpochEnd | Draft | None:
         state, certifier = self.state, self.certifier
         certifier.now = float(state.n)
-        if any(certifier.notice(batch) for batch in self._drift.batches(state.starts.take_ended(state.n))):
+        if any(certifier.add_signals(batch) for batch in self._drift.batches(state.starts.take_ended(state.n))):
             return EpochEnd("signals", "signals of all traffic drifted", keep=KEPT_BEFORE)
         if certifier.in_burst:
             return None
@@ -216,7 +216,7 @@ class LearnedEvidence(EvidenceSource):
             self._judge_labels()
         runs = self._rows(audits[self._n_taken :])
         if runs is not None:
-            certifier.take(runs)
+            certifier.add_audits(runs)
         self._n_taken = len(audits)
 
     def _judge_labels(self) -> None:

@@ -49,12 +49,12 @@ class LiveCertifier(Certifier):
         epoch.served, epoch.runs, epoch.judged = served, None, None
         self.version += 1
         if runs is not None:
-            self.take(runs)
+            self.add_audits(runs)
 
     def _refit(self) -> list[CertifierDecision]:
         if not self.rests:
             return Certifier._refit(self)  # noqa: SLF001 - of its own base class
-        self._forget_old()  # a rollout's version may serve for months
+        self._drop_old_audits()  # a rollout's version may serve for months
         return []
 
     def amend(self, which: Ints, runs: AuditRuns) -> None:

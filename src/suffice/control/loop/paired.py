@@ -118,7 +118,7 @@ class PairedEvidence(EvidenceSource):
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
         budget, delta = state.epoch.max_em_drop, self._arm_delta
         arms = certify_arms(self._windowed(), n_arms=2, max_em_drop=budget, delta=delta, now=now)
-        self._fell, self.level = self._fell or arms.in_force < self.level, arms.in_force
+        self._fell, self.level = self._fell or arms.active < self.level, arms.active
         if self.level and self._watch is None:  # the audits that certified the arm are no news about it
             view = arms.views[0]
             reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)

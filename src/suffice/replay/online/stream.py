@@ -155,9 +155,9 @@ class Design(Protocol):
     @property
     def in_burst(self) -> bool: ...
 
-    def take(self, runs: AuditRuns) -> None: ...
+    def add_audits(self, runs: AuditRuns) -> None: ...
 
-    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]: ...
+    def add_signals(self, signals: Floats) -> tuple[CertifierDecision, ...]: ...
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]: ...
 
@@ -203,9 +203,9 @@ class _OpenAudits:
         order = np.argsort(self.which[back] + duration[back], kind="stable")
         returned = self.traffic.runs.take(self.which[back][order])
         if isinstance(design, Certifier):
-            design.returned(duration[back])
+            design.add_durations(duration[back])
             design.pending = PendingAudits(at=self.which[~back].astype(np.float64), share=self.share[~back])
-        design.take(replace(returned, share=self.share[back][order]))
+        design.add_audits(replace(returned, share=self.share[back][order]))
         self.which, self.share = self.which[~back], self.share[~back]
 
 
@@ -246,7 +246,7 @@ def run_stream(
         waiting.give(design, now)
         n_changes = len(changes)
         while n_noticed + BATCH <= now:
-            changes += design.notice(traffic.early[n_noticed : n_noticed + BATCH])
+            changes += design.add_signals(traffic.early[n_noticed : n_noticed + BATCH])
             n_noticed += BATCH
         changes += design.tick(float(now))
         if any(change.kind == "epoch" for change in changes[n_changes:]):
