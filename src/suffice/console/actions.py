@@ -12,9 +12,9 @@ from urllib.parse import urlencode
 
 from suffice.console.auth import Principal
 from suffice.console.context import Action, ActionResult, ConsoleContext, ConsoleEndpoint, Handler, ViewContext
-from suffice.console.exchange import Answer, ConsoleRequest
+from suffice.console.exchange import ConsoleRequest, ConsoleResponse
 from suffice.console.views.episodes import MOST_PAGE, changes, episodes
-from suffice.console.views.review import no_such_item
+from suffice.console.views.review import unknown_item
 from suffice.errors import BadRequest, ConfigError
 from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm
@@ -43,7 +43,7 @@ EXPERIMENTS, POLICIES = "/console/experiments", "/console/policies"
 T = TypeVar("T")
 
 
-def unless_refused(result: T | str, where: str = "") -> T:
+def raise_if_refused(result: T | str, where: str = "") -> T:
     """Return the result. Raises BadRequest if it is a sentence that explains a refusal."""
     if isinstance(result, str):
         raise BadRequest(f"{where}{result}", status=409, code="conflict")
@@ -145,10 +145,10 @@ def _submit(form: ActionForm) -> ActionResult:
     name, writer = form.get("item"), form.writer
     place = read_reviews(writer.path).queue.places.get(name)
     if place is None:
-        raise no_such_item(name)
+        raise unknown_item(name)
     corrected, reason = form.text("corrected") or None, form.text("reason")
     verdict = said_of(place.item, form.get("verdict"), reviewer=form.author, corrected=corrected, reason=reason)
-    submission = unless_refused(submit_verdict(writer, unless_refused(verdict), now_s=form.now_s))
+    submission = raise_if_refused(submit_verdict(writer, raise_if_refused(verdict), now_s=form.now_s))
     if form.get("next"):  # the form may request the next item at once
         lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)
     return ActionResult(submission.told, f"{REVIEW}?{urlencode({'changed': name})}")
@@ -169,7 +169,7 @@ def _open_incident(form: ActionForm) -> ActionResult:
     incident = open_incident(
         form.writer, name, form.settings_of(name), form.reason, form.author, now_s=form.now_s, pauses=pauses
     )
-    return ActionResult(f"Incident {unless_refused(incident).incident} is open.", INCIDENTS)
+    return ActionResult(f"Incident {raise_if_refused(incident).incident} is open.", INCIDENTS)
 
 
 def _decide_incident(form: ActionForm) -> ActionResult:
@@ -196,13 +196,13 @@ def _decide_incident(form: ActionForm) -> ActionResult:
         publication=form.count("publication"),
         setup=form.context.services.setup_of(route),
     )
-    rows = unless_refused(decided, f"{name} " if isinstance(decided, str) and decided.startswith("is ") else "")
+    rows = raise_if_refused(decided, f"{name} " if isinstance(decided, str) and decided.startswith("is ") else "")
     return ActionResult(f"{name}: {decision.replace('_', ' ')}. Now: {rows.decision.after}", INCIDENTS)
 
 
 def _end_override(form: ActionForm) -> ActionResult:
     name, number = form.route, form.count("number") or 0
-    ended = unless_refused(
+    ended = raise_if_refused(
         end_override(form.writer, name, form.settings_of(name), number, form.reason, form.author, now_s=form.now_s)
     )
     return ActionResult(f"Override {number} of {name} is over. Now: {ended.after}", INCIDENTS)
@@ -210,13 +210,13 @@ def _end_override(form: ActionForm) -> ActionResult:
 
 def _pause(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
-    unless_refused(start_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    raise_if_refused(start_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is paused.")
 
 
 def _resume(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
-    unless_refused(end_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
+    raise_if_refused(end_pause(form.writer, name, reason=reason, author=form.author), f"route {name} ")
     return ActionResult(f"Route {name} is resumed.")
 
 
@@ -227,16 +227,16 @@ def _move_rollout(form: ActionForm) -> ActionResult:
     name, reason, move = form.route, form.reason, form.one_of("move", rollouts.STEPS)
     writer = form.writer
     if move == "rollback" and name not in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path)):
-        undone = unless_refused(form.context.services.take_back(name, reason, form.author))
+        undone = raise_if_refused(form.context.services.take_back(name, reason, form.author))
         return ActionResult(f"Route {name}: {undone.first.in_force} serves again.", POLICIES)
-    moved = unless_refused(rollouts.step(writer, name, move, author=form.author, reason=reason))
+    moved = raise_if_refused(rollouts.step(writer, name, move, author=form.author, reason=reason))
     return ActionResult(f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units.", POLICIES)
 
 
 def _propose(form: ActionForm) -> ActionResult:
     name, reason = form.route, form.reason
     try:
-        begun = unless_refused(form.context.services.propose(name, form.get("address"), reason, form.author))
+        begun = raise_if_refused(form.context.services.propose(name, form.get("address"), reason, form.author))
     except ConfigError as error:  # its models are missing, or have changed
         raise BadRequest(str(error), status=409, code="conflict") from None
     return ActionResult(f"Route {name}: {begun.state.fit} is tried, in shadow.", POLICIES)
@@ -250,14 +250,14 @@ def _start_experiment(form: ActionForm) -> ActionResult:
         run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
     except ConfigError as error:  # its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
-    started = unless_refused(run, f"experiment {name} ")
+    started = raise_if_refused(run, f"experiment {name} ")
     return ActionResult(f"Experiment {name} runs, run {started.experiment.run}.", EXPERIMENTS)
 
 
 def _stop_experiment(form: ActionForm) -> ActionResult:
     name = form.get("name")
     run = experiments.stop_experiment(form.writer, name, author=form.author, reason=form.reason)
-    unless_refused(run, f"experiment {name[:80]} ")
+    raise_if_refused(run, f"experiment {name[:80]} ")
     return ActionResult(f"Experiment {name} is stopped.", EXPERIMENTS)
 
 
@@ -351,12 +351,14 @@ def format_csv_cell(value: object) -> str:
 
 
 def _export(name: str, columns: Mapping[str, str], lines: Callable[[ViewContext], tuple[object, ...]]) -> Handler:
-    async def run(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+    async def run(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
         whole = replace(request, query={**request.query, "limit": str(MOST_PAGE)})
         records = await context.read(whole, principal, lines)
         await context.in_thread(lambda: context.services.note_export(name, len(records), principal.name))
         body = format_csv_table(columns, records)
-        return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
+        return ConsoleResponse(
+            kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),)
+        )
 
     return run
 

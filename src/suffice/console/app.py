@@ -15,7 +15,7 @@ from suffice.asgi import Receive, Scope, Send
 from suffice.console import exchange, site
 from suffice.console.auth import NOBODY, Principal
 from suffice.console.context import ConsoleContext, ConsoleEndpoint, Live
-from suffice.console.exchange import JSON, Answer, ConsoleRequest
+from suffice.console.exchange import JSON, ConsoleRequest, ConsoleResponse
 from suffice.errors import BadRequest, SufficeError
 from suffice.telemetry import LOG
 from suffice.upstream.wire import error_body
@@ -50,9 +50,9 @@ class ConsoleApp:
         if answer.stream is None or head_only:
             await sending
         else:
-            await _until_gone(sending, receive)
+            await _send_until_disconnect(sending, receive)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def _answer(self, scope: Scope, receive: Receive) -> ConsoleResponse:
         request, principal, auth = ConsoleRequest(method=scope["method"], path=scope["path"]), NOBODY, self.context.auth
         try:
             request = exchange.read_head(scope)
@@ -61,7 +61,7 @@ class ConsoleApp:
             if endpoint is None:
                 # Unauthenticated clients do not learn which paths exist.
                 principal = auth.admit(request, "reviewer")
-                raise _no_such(request, by_method)
+                raise _no_such_path(request, by_method)
             request = replace(request, fields=fields)
             principal = auth.admit(request, endpoint.needs)
             if endpoint.method == "POST":  # no body is read before authorisation
@@ -87,32 +87,34 @@ class ConsoleApp:
                 return by_method, matched.groupdict()
         return {}, {}
 
-    def _refusal(self, request: ConsoleRequest, principal: Principal, error: BadRequest) -> Answer:
+    def _refusal(self, request: ConsoleRequest, principal: Principal, error: BadRequest) -> ConsoleResponse:
         headers = (("retry-after", "12"),) if error.status == 429 else ()
         if request.is_api:
             kind = _KINDS.get(error.status, "invalid_request_error")
             if error.status == 401:
                 headers = (*headers, ("www-authenticate", "Bearer"))
             body = error_body(str(error), kind, error.param, error.code)
-            return Answer(status=error.status, kind=JSON, body=body, headers=headers)
+            return ConsoleResponse(status=error.status, kind=JSON, body=body, headers=headers)
         if error.status == 401 and error.code == "not_logged_in":
-            return site.to_login(request)
+            return site.redirect_to_login(request)
         return site.error_page(self.context, request, principal, error.status, str(error)).with_headers(*headers)
 
-    def _failure(self, request: ConsoleRequest, principal: Principal, status: int, message: str) -> Answer:
+    def _failure(self, request: ConsoleRequest, principal: Principal, status: int, message: str) -> ConsoleResponse:
         if request.is_api:
-            return Answer(status=status, kind=JSON, body=error_body(message, "server_error", None, "server_error"))
+            return ConsoleResponse(
+                status=status, kind=JSON, body=error_body(message, "server_error", None, "server_error")
+            )
         return site.error_page(self.context, request, principal, status, message)
 
 
-def _no_such(request: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) -> BadRequest:
+def _no_such_path(request: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) -> BadRequest:
     if by_method:
         message = f"this path answers {', '.join(sorted(by_method))} only"
         return BadRequest(message, status=405, code="method_not_allowed")
     return BadRequest(f"no such path: {request.path[:200]}", status=404, code="not_found")
 
 
-async def _until_gone(sending: Coroutine[Any, Any, None], receive: Receive) -> None:
+async def _send_until_disconnect(sending: Coroutine[Any, Any, None], receive: Receive) -> None:
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -59,7 +59,7 @@ def may(role: Role, needs: Role) -> bool:
     return ROLES.index(role) >= ROLES.index(needs)
 
 
-def problem_of(name: str) -> str | None:
+def name_problem(name: str) -> str | None:
     if _NAME.fullmatch(name):
         return None
     return f"got {name[:80]!r}; 1 to 64 letters, digits and . _ @ -, the first a letter or a digit"

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from suffice.console.auth import ConsoleAuth, Needs, Person, Principal, Role
-from suffice.console.exchange import JSON, Answer, ConsoleRequest
+from suffice.console.exchange import JSON, ConsoleRequest, ConsoleResponse
 from suffice.errors import BadRequest, StoreError
 from suffice.review.items import ReviewItem
 from suffice.rollout.results import ExperimentResult
@@ -109,7 +109,7 @@ class TimeRange(ViewRecord, frozen=True):
     since_hour: int  # since 1970, UTC
 
     @property
-    def said(self) -> str:
+    def label(self) -> str:
         return {0: "since the beginning", 1: "last 24 hours"}.get(self.days, f"last {self.days} days")
 
 
@@ -129,7 +129,7 @@ def page_of(
     return tuple(lines), None, False
 
 
-class NotThere(BadRequest):
+class UnknownNameError(BadRequest):
     def __init__(self, message: str) -> None:
         super().__init__(message, status=404, code="not_found")
 
@@ -309,7 +309,7 @@ class ConsoleContext:
         return "" if principal.session is None else self._messages.pop(principal.session.nonce, "")
 
 
-Handler: TypeAlias = Callable[[ConsoleContext, ConsoleRequest, Principal], Awaitable[Answer]]
+Handler: TypeAlias = Callable[[ConsoleContext, ConsoleRequest, Principal], Awaitable[ConsoleResponse]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,14 +65,14 @@ class ConsoleRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ConsoleResponse:
     status: int = 200
     kind: str = HTML
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     stream: AsyncIterator[bytes] | None = None
 
-    def with_headers(self, *headers: tuple[str, str]) -> Answer:
+    def with_headers(self, *headers: tuple[str, str]) -> ConsoleResponse:
         return replace(self, headers=(*self.headers, *headers))
 
     async def send(self, send: Send, *, head_only: bool = False) -> None:
@@ -90,12 +90,12 @@ class Answer:
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def json_answer(value: Any) -> Answer:
-    return Answer(kind=JSON, body=msgspec.json.encode(value))
+def json_response(value: Any) -> ConsoleResponse:
+    return ConsoleResponse(kind=JSON, body=msgspec.json.encode(value))
 
 
-def redirect(place: str) -> Answer:
-    return Answer(status=303, headers=(("location", quote(place, safe="/?=&%#:")),))
+def redirect(place: str) -> ConsoleResponse:
+    return ConsoleResponse(status=303, headers=(("location", quote(place, safe="/?=&%#:")),))
 
 
 def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str]:

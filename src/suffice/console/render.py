@@ -34,15 +34,15 @@ def format_difference(value: float | None, metric: str) -> str:
     return f"{sign}{size}"
 
 
-def format_verdict(liking: SatisfactionEffect) -> str:
-    effect = liking.effect
+def format_verdict(satisfaction: SatisfactionEffect) -> str:
+    effect = satisfaction.effect
     if effect is None or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
         return ""
-    return "better" if (effect.low > 0) == (liking.better == "higher") else "worse"
+    return "better" if (effect.low > 0) == (satisfaction.better == "higher") else "worse"
 
 
-def is_rate(liking: SatisfactionEffect) -> bool:
-    return liking.measure in (SATISFACTION, *EVENTS.values()) or "=" in liking.measure
+def is_rate(satisfaction: SatisfactionEffect) -> bool:
+    return satisfaction.measure in (SATISFACTION, *EVENTS.values()) or "=" in satisfaction.measure
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
@@ -79,7 +79,7 @@ def can_render() -> bool:
     return find_spec("jinja2") is not None
 
 
-def no_pages() -> bytes:
+def missing_package_page() -> bytes:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Suffice</title><h1>The console needs a package</h1>"
         f"<p>Run <code>{html.escape(how_to_install('console'))}</code>, and start again."

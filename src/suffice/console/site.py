@@ -23,9 +23,18 @@ from suffice.console.context import (
     ViewContext,
     parse_window,
 )
-from suffice.console.exchange import HTML, JSON, SSE, Answer, ConsoleRequest, json_answer, redirect
+from suffice.console.exchange import HTML, JSON, SSE, ConsoleRequest, ConsoleResponse, json_response, redirect
 from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
-from suffice.console.views.episodes import ENDS, SAID, Changes, EpisodePage, Episodes, changes, episode, episodes
+from suffice.console.views.episodes import (
+    ENDS,
+    LABEL_FILTERS,
+    Changes,
+    EpisodePage,
+    Episodes,
+    changes,
+    episode,
+    episodes,
+)
 from suffice.console.views.overview import Overview, overview
 from suffice.console.views.policies import (
     Experiments,
@@ -54,9 +63,9 @@ _BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
 
 
 def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
-    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
         if not render.can_render():
-            return Answer(status=501, body=render.no_pages())
+            return ConsoleResponse(status=501, body=render.missing_package_page())
         record = await context.read(request, principal, view.read)
         values = _values(context, request, principal, view.title)
         values |= {"it": record, "places": navigation(views, principal, view.place or view.title)}
@@ -65,10 +74,10 @@ def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpo
         # A part of a page that is requested alone is rendered as a page of its own.
         own = view.template or f"{view.path[1:]}.html"
         template = "part.html" if own.startswith("_") and not request.is_partial else own
-        return Answer(body=await context.in_thread(lambda: render.page(template, values | {"part": own})))
+        return ConsoleResponse(body=await context.in_thread(lambda: render.page(template, values | {"part": own})))
 
-    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
-        return await context.read(request, principal, lambda look: json_answer(view.read(look)))
+    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
+        return await context.read(request, principal, lambda look: json_response(view.read(look)))
 
     path = f"/api{view.path if view.api_path is None else view.api_path}"
     return (
@@ -83,15 +92,15 @@ def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoin
         context.services.notify()
         return result
 
-    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
         result = await run(context, request, principal)
         if result.message:
             context.leave_message(principal, result.message)
         return redirect(result.goes_to or _back_of(request))
 
-    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
         result = await run(context, request, principal)
-        return json_answer({"done": True, "said": result.message})
+        return json_response({"done": True, "said": result.message})
 
     needs, summary, fields = action.needs, action.summary, action.fields
     return (
@@ -143,21 +152,21 @@ def _back_of(request: ConsoleRequest) -> str:
 # ---- login and errors ------------------------------------------------------------------------------
 
 
-def to_login(request: ConsoleRequest) -> Answer:
+def redirect_to_login(request: ConsoleRequest) -> ConsoleResponse:
     if request.is_partial:
-        return Answer(status=401, headers=(("hx-redirect", "/console/login"),))
+        return ConsoleResponse(status=401, headers=(("hx-redirect", "/console/login"),))
     here = _address(request)
     is_page = request.method in ("GET", "HEAD") and _BACK.fullmatch(here) and here != HOME
     return redirect(f"/console/login?back={quote(here, safe='')}" if is_page else "/console/login")
 
 
-async def _login_page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+async def _login_page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
     if principal.person is not None:
         return redirect(HOME)
     return _login_form(context, request, back=request.query.get("back", HOME), problem="", status=200)
 
 
-async def _login(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> Answer:
+async def _login(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
     cookies = context.auth.login(request)
     if cookies is None:
         problem = "That secret opens nothing here."
@@ -165,39 +174,41 @@ async def _login(context: ConsoleContext, request: ConsoleRequest, _principal: P
     return redirect(_back_of(request)).with_headers(*cookies)
 
 
-def _login_form(context: ConsoleContext, request: ConsoleRequest, *, back: str, problem: str, status: int) -> Answer:
+def _login_form(
+    context: ConsoleContext, request: ConsoleRequest, *, back: str, problem: str, status: int
+) -> ConsoleResponse:
     if not render.can_render():
-        return Answer(status=501, body=render.no_pages())
+        return ConsoleResponse(status=501, body=render.missing_package_page())
     values = _values(context, request, NOBODY, "Log in")
     if context.auth.roster() is None:
-        return Answer(body=render.page("login.html", values | {"back": "", "problem": "", "is_open": False}))
+        return ConsoleResponse(body=render.page("login.html", values | {"back": "", "problem": "", "is_open": False}))
     token, cookie = context.auth.login_page(request)
     values |= {"back": back, "problem": problem, "is_open": True, "csrf": token}
-    return Answer(status=status, body=render.page("login.html", values), headers=(cookie,))
+    return ConsoleResponse(status=status, body=render.page("login.html", values), headers=(cookie,))
 
 
-async def _logout(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+async def _logout(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
     return redirect("/console/login").with_headers(context.auth.logout(principal, request))
 
 
 def error_page(
     context: ConsoleContext, request: ConsoleRequest, principal: Principal, status: int, message: str
-) -> Answer:
+) -> ConsoleResponse:
     if not render.can_render():
-        return Answer(status=status if status < 500 else 501, body=render.no_pages())
+        return ConsoleResponse(status=status if status < 500 else 501, body=render.missing_package_page())
     values = _values(context, request, principal, "That did not work") | {"status": status, "message": message}
-    return Answer(status=status, body=render.page("sorry.html", values))
+    return ConsoleResponse(status=status, body=render.page("sorry.html", values))
 
 
 # ---- files, the description, the first page live ---------------------------------------------------
 
 
-async def _static(_context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> Answer:
+async def _static(_context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
     try:
         body, kind = render.static(request.fields["name"])
     except (KeyError, OSError):
         raise BadRequest("no such file", status=404, code="not_found") from None
-    return Answer(kind=kind, body=body, headers=FOREVER)
+    return ConsoleResponse(kind=kind, body=body, headers=FOREVER)
 
 
 @cache
@@ -205,24 +216,24 @@ def _description() -> bytes:
     return msgspec.json.encode(openapi.document(ENDPOINTS))
 
 
-async def _describe(context: ConsoleContext, _request: ConsoleRequest, _principal: Principal) -> Answer:
+async def _describe(context: ConsoleContext, _request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
     """Generated on first use and in a thread: it takes longer than the rest of a gateway's start."""
-    return Answer(kind=JSON, body=await context.in_thread(_description))
+    return ConsoleResponse(kind=JSON, body=await context.in_thread(_description))
 
 
-async def _changed(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> Answer:
+async def _changed(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
     effect = await context.in_thread(lambda: context.services.effect_of(request.query.get("item", "")))
-    return Answer(body=html.escape(effect).encode())
+    return ConsoleResponse(body=html.escape(effect).encode())
 
 
-async def _live(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> Answer:
+async def _live(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
     window, session = parse_window(request.query, context.now()).name, principal.session
     if context.live.is_full:
         raise BadRequest("too many pages watch already; load the page again later", status=503, code="too_many")
     if session is None:
         raise BadRequest("only a page may watch", status=403, code="no_session")
     stream = context.live.watch(window, lambda: context.auth.is_valid(session))
-    return Answer(kind=SSE, stream=stream, headers=(("x-accel-buffering", "no"),))
+    return ConsoleResponse(kind=SSE, stream=stream, headers=(("x-accel-buffering", "no"),))
 
 
 async def mark_of(context: ConsoleContext, window: str) -> object:
@@ -251,7 +262,7 @@ DAYS: Final = {"days": f"of the totals: {', '.join(WINDOWS)}"}
 RUNS: Final = {
     "route": "only this one",
     "end": f"how it ended: {', '.join(one for one in ENDS if one)}",
-    "said": f"what was said of it: {', '.join(one for one in SAID if one)}",
+    "said": f"what was said of it: {', '.join(one for one in LABEL_FILTERS if one)}",
     "class": "of questions",
     "before": "place in the log to go on from, `older` of the page before",
     "limit": "runs in one answer, at most 500",

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from suffice.console.auth import Person, Role, Roster, invite, problem_of
+from suffice.console.auth import Person, Role, Roster, invite, name_problem
 from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.database.presence import try_lock
@@ -66,7 +66,7 @@ class People:
 
     def add(self, name: str, role: Role) -> str:
         """Add a person; return the secret, to be shown once. Raises ConfigError for a name that is taken or invalid."""
-        if (problem := problem_of(name)) is not None:
+        if (problem := name_problem(name)) is not None:
             raise ConfigError(f"name: {problem}")
         with self._held():
             roster = self._read() or Roster(key=secrets.token_hex(32))

@@ -1,4 +1,4 @@
 """The pages' content as plain records, the same for people and for programs.
 
-A view raises StoreError, NotThere for an unknown name, and BadRequest for an invalid query.
+A view raises StoreError, UnknownNameError for an unknown name, and BadRequest for an invalid query.
 """

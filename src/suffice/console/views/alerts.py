@@ -15,8 +15,8 @@ from suffice.store.routes.deployments import read_holds
 from suffice.store.routes.windows import job_history
 from suffice.types import Publication
 
-MOST_SHOWN: Final = 100
-MOST_LATELY: Final = 5  # on the overview page
+MOST_LISTED: Final = 100
+MOST_RECENT: Final = 5  # on the overview page
 MOST_RUNS: Final = 200  # job runs searched for a sink's last report
 
 
@@ -52,17 +52,17 @@ class AlertsPage(ViewRecord, frozen=True):
     unwanted: tuple[str, ...]  # kinds that the settings exclude
 
     @property
-    def stand(self) -> tuple[AlertLine, ...]:
+    def active(self) -> tuple[AlertLine, ...]:
         return tuple(one for one in self.lines if one.over is None)
 
     @property
-    def ended(self) -> tuple[AlertLine, ...]:
+    def resolved(self) -> tuple[AlertLine, ...]:
         return tuple(one for one in self.lines if one.over is not None)
 
 
 def alerts(view: ViewContext) -> AlertsPage:
     log, settings = read_alerts(view), view.settings.alerts
-    lines = [_line(one, log, view) for one in _open_first(log.raised, view.now_s)[:MOST_SHOWN]]
+    lines = [_line(one, log, view) for one in _open_first(log.raised, view.now_s)[:MOST_LISTED]]
     problems = dict[str, str]()
     for run in job_history(view.path, n=MOST_RUNS) if settings.has_sink else ():
         sink, _, sentence = run.said.partition(": ")
@@ -81,7 +81,7 @@ def latest_alerts(view: ViewContext) -> tuple[AlertLine, ...]:
     """Open alerts and those of the last 24 hours, as on their page, a few at most."""
     log, now_s = read_alerts(view), view.now_s
     recent = [one for one in log.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
-    return tuple(_line(one, log, view) for one in _open_first(recent, now_s)[:MOST_LATELY])
+    return tuple(_line(one, log, view) for one in _open_first(recent, now_s)[:MOST_RECENT])
 
 
 def read_alerts(view: ViewContext) -> AlertLog:

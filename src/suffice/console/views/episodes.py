@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.assurance.runs import Match, current_label, measure_run
-from suffice.console.context import NotThere, ViewContext, ViewRecord, page_of
+from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
@@ -38,7 +38,7 @@ ENDS: Final[Mapping[str, str]] = {
     "failed": "failed or broken off",
     "degraded": "Suffice failed open",
 }
-SAID: Final[Mapping[str, str]] = {
+LABEL_FILTERS: Final[Mapping[str, str]] = {
     "": "labelled or not",
     "labelled": "labelled",
     "unlabelled": "not labelled",
@@ -49,7 +49,7 @@ SAID: Final[Mapping[str, str]] = {
 class Filter(ViewRecord, frozen=True):
     route: str | None  # None: all
     end: str  # a key of ENDS
-    said: str  # a key of SAID
+    said: str  # a key of LABEL_FILTERS
     query_class: str  # "": any
     before: int  # position in the log before which runs are listed; 0: the latest
 
@@ -91,8 +91,8 @@ class Episodes(ViewRecord, frozen=True):
         return ENDS
 
     @property
-    def saids(self) -> Mapping[str, str]:
-        return SAID
+    def label_filters(self) -> Mapping[str, str]:
+        return LABEL_FILTERS
 
 
 class FeedbackRow(ViewRecord, frozen=True):
@@ -114,14 +114,14 @@ class EpisodePage(ViewRecord, frozen=True):
 
 
 def episodes(view: ViewContext) -> Episodes:
-    wanted = filter_of(view.query)
-    limit = whole_of(view.query, "limit", PAGE, most=MOST_PAGE)
+    wanted = parse_filter(view.query)
+    limit = parse_whole_number(view.query, "limit", PAGE, most=MOST_PAGE)
     lines, older, cut_short = page_of(view, _search(view, wanted), limit)
     return Episodes(wanted=wanted, lines=lines, older=older, cut_short=cut_short, routes=tuple(view.settings.routes))
 
 
-def filter_of(query: Mapping[str, str]) -> Filter:
-    for name, allowed in (("end", ENDS), ("said", SAID)):
+def parse_filter(query: Mapping[str, str]) -> Filter:
+    for name, allowed in (("end", ENDS), ("said", LABEL_FILTERS)):
         if query.get(name, "") not in allowed:
             known = ", ".join(one for one in allowed if one)
             raise BadRequest(f"{name}: got {query[name][:40]!r}; allowed: {known}", param=name)
@@ -131,11 +131,11 @@ def filter_of(query: Mapping[str, str]) -> Filter:
         end=query.get("end", ""),
         said=query.get("said", ""),
         query_class=query.get("class", ""),
-        before=whole_of(query, "before", 0, most=2**53),
+        before=parse_whole_number(query, "before", 0, most=2**53),
     )
 
 
-def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> int:
+def parse_whole_number(query: Mapping[str, str], name: str, usual: int, *, most: int) -> int:
     """Parse an integer of a query string. Raises BadRequest."""
     text = query.get(name) or str(usual)
     if not text.isascii() or not text.isdecimal() or len(text) > 16 or int(text) > most:
@@ -148,11 +148,11 @@ def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow
     labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.said)
     while True:
         rows = read_runs_before(view.connection, before, wanted.route, CHUNK)
-        for seq, at_s, ended, asked, is_labelled in rows:
+        for seq, at_s, outcome, request, is_labelled in rows:
             if labelled is not None and bool(is_labelled) != labelled:
                 yield seq, None
                 continue
-            episode = Episode(request=decoded(seq, Request, asked), outcome=decoded(seq, Outcome, ended))
+            episode = Episode(request=decoded(seq, Request, request), outcome=decoded(seq, Outcome, outcome))
             if not _fits(wanted, episode):
                 yield seq, None
                 continue
@@ -240,7 +240,7 @@ def episode(view: ViewContext) -> EpisodePage:
     name, log = view.request.fields["id"], view.connection
     located = locate_event(log, Request, name)
     if located is None:
-        raise NotThere(f"episode: the log has none called {name[:80]!r}")
+        raise UnknownNameError(f"episode: the log has none called {name[:80]!r}")
     _, at_s, request = located
     outcome, route, judge = find_event(log, Outcome, name), view.route(request.route), Correctness(view)
     labels = read_labels(log, name, outcome.response_id if outcome is not None else None)
@@ -311,7 +311,7 @@ def changes(view: ViewContext) -> Changes:
     kinds = tuple(sorted(set(EVENTS) - HIDDEN))
     if kind and kind not in kinds and kind != "feedback":
         raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
-    before, end = whole_of(view.query, "before", 0, most=2**53) or 2**62, head(view.connection)
+    before, end = parse_whole_number(view.query, "before", 0, most=2**53) or 2**62, head(view.connection)
     rows = _search_changes(view, before, kind, route, chained=end is not None)
     lines, older, cut_short = page_of(view, rows, PAGE)
     return Changes(

@@ -55,7 +55,7 @@ class RouteState(ViewRecord, frozen=True):
         return self.promise_state == "certified"
 
     @property
-    def liking_effect(self) -> IntervalEstimate | None:
+    def satisfaction_effect(self) -> IntervalEstimate | None:
         """Satisfaction of stopped runs minus full ones, paired by the audit draw; None: not measured."""
         return self.liking.effect if self.liking is not None else None
 
@@ -66,7 +66,7 @@ class RouteState(ViewRecord, frozen=True):
         return None if high is None or not self.max_em_drop else high / self.max_em_drop
 
 
-def standings(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
+def route_states(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
     log = view.connection
     sums = _sums_by_route(log, window.since_hour)
     recent = _sums_by_route(log, DAY_HOURS * (int(view.now_s // DAY_S) - RATE_DAYS + 1))
@@ -74,7 +74,7 @@ def standings(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
     attended, tallies = is_attended(log, view.path), rollups.read_tallies(log)
     phases = read_phases(log, promises.decided, attended=attended)
     return tuple(
-        _standing(
+        _route_state(
             view,
             name,
             phases.get(name) or phase_of(NOTHING, attended=attended),
@@ -91,7 +91,7 @@ def _sums_by_route(log: LogReader, since_hour: int) -> dict[str, RollupSums]:
     return {str(key[0]): one for key, one in rollups.read_rollups(log, ("route",), since_hour=since_hour).items()}
 
 
-def _standing(
+def _route_state(
     view: LogView,
     name: str,
     phase: Phase,
@@ -100,11 +100,11 @@ def _standing(
     sums: RollupSums,
     recent: RollupSums,
 ) -> RouteState:
-    route, outlook = view.route(name), newest_forecast(view.connection, name)
+    route, report = view.route(name), newest_forecast(view.connection, name)
     per_day = recent.n_audits / RATE_DAYS if recent.n_audits else None
-    whole = outlook.whole if outlook is not None else None
+    whole = report.whole if report is not None else None
     confidence = route.confidence if route is not None else 0.95
-    promise = _promise(view, name, promises, tally, outlook)
+    promise = _promise(view, name, promises, tally, report)
     return RouteState(
         name=name,
         mode=route.mode if route is not None else "not configured",
@@ -121,21 +121,21 @@ def _standing(
         em_stopped=whole.em_stopped if whole is not None else _rate(*sums.stopped_marks),
         em_drop=whole.em_drop if whole is not None else None,
         saving=saving_of(tally, confidence) if tally is not None else None,
-        liking=outlook.satisfaction if outlook is not None else None,
-        seen_at=outlook.at if outlook is not None else None,
-        alerts=tuple(one.reason for one in forecasts_of(outlook) if one.alert),
+        liking=report.satisfaction if report is not None else None,
+        seen_at=report.at if report is not None else None,
+        alerts=tuple(one.reason for one in forecasts_of(report) if one.alert),
         sums=sums,
         audits_a_day=per_day,
         missing=describe_missing(phase, route, per_day),
     )
 
 
-def forecasts_of(outlook: Outlook | None) -> tuple[Forecast, ...]:
-    return () if outlook is None else tuple(one for one in (outlook.drop, outlook.em) if one is not None)
+def forecasts_of(report: Outlook | None) -> tuple[Forecast, ...]:
+    return () if report is None else tuple(one for one in (report.drop, report.em) if one is not None)
 
 
 def _promise(
-    view: LogView, name: str, promises: Promises, tally: Tally | None, outlook: Outlook | None
+    view: LogView, name: str, promises: Promises, tally: Tally | None, report: Outlook | None
 ) -> RouteGuarantee:
     route = view.route(name)
     if route is None:  # only in the log
@@ -143,7 +143,7 @@ def _promise(
     newest = newest_request(view.connection, name)
     setup = newest.setup or None if newest is not None else None
     refused = promises.refusal(view.connection, name, route, tally)
-    return promises.of(name, route, outlook, setup=setup, unreadable=refused is not None)
+    return promises.of(name, route, report, setup=setup, unreadable=refused is not None)
 
 
 def _rate(k: int, n: int) -> IntervalEstimate | None:
@@ -168,16 +168,16 @@ def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | No
     if phase.phase == "paused":
         return "Paused: every request runs in full until somebody resumes it."
     if route.is_owned:
-        return _owners(phase, audits_a_day)
+        return _describe_fixed_policy(phase, audits_a_day)
     if route.is_paired or phase.spending is not None:
-        return _no_next_level(phase, route)
+        return _describe_no_next_level(phase, route)
     if phase.phase in ("unattended", "cold start", "burst"):
         left = max(0, phase.n_burst - phase.n_requests)
         return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
-    return _next_level(phase, audits_a_day)
+    return _describe_next_level(phase, audits_a_day)
 
 
-def _owners(phase: Phase, audits_a_day: float | None) -> str:
+def _describe_fixed_policy(phase: Phase, audits_a_day: float | None) -> str:
     if phase.level:
         return "Nothing: its owner's policy is proved."
     if phase.n_missing is None:
@@ -186,7 +186,7 @@ def _owners(phase: Phase, audits_a_day: float | None) -> str:
     return f"About {phase.n_missing:,} more audits{days} until its owner's policy is proved."
 
 
-def _next_level(phase: Phase, audits_a_day: float | None) -> str:
+def _describe_next_level(phase: Phase, audits_a_day: float | None) -> str:
     if phase.level and phase.level == phase.n_levels:
         return "Nothing: the last level is certified."
     if phase.ceiling is not None and phase.level == phase.ceiling:
@@ -196,7 +196,7 @@ def _next_level(phase: Phase, audits_a_day: float | None) -> str:
     return f"About {phase.n_missing:,} more audits{_in_days(phase.n_missing, audits_a_day)} to the next level."
 
 
-def _no_next_level(phase: Phase, route: Route) -> str:
+def _describe_no_next_level(phase: Phase, route: Route) -> str:
     if phase.spending is not None:
         return f"Certified is level {phase.spending.floor}; above it the drop is kept on average, with no confidence."
     arm = phase.arm or " or ".join(route.arms)
@@ -259,13 +259,13 @@ class Overview(ViewRecord, frozen=True):
 
 def overview(view: ViewContext) -> Overview:
     window, log, alerts = view.window, view.connection, latest_alerts(view)
-    states, tallies, read_to = standings(view, window), rollups.read_tallies(log).values(), rollups.read_to(log)
+    states, tallies, read_to = route_states(view, window), rollups.read_tallies(log).values(), rollups.read_to(log)
     total = rollups.NOTHING
     for one in states:
         total = total.plus(one.sums)
     measured = [one for one in states if one.budget_used is not None]
     measured = [one for one in measured if one.phase.level] or measured  # routes that stop runs take precedence
-    liked = [(one.liking_effect.value, one) for one in states if one.liking_effect is not None]
+    liked = [(one.satisfaction_effect.value, one) for one in states if one.satisfaction_effect is not None]
     return Overview(
         window=window,
         read_to=read_to,
@@ -312,7 +312,7 @@ def notices(
     states: tuple[RouteState, ...], read_to: ReadTo, view: LogView, alerts: tuple[AlertLine, ...]
 ) -> tuple[OverviewNotice, ...]:
     late = [name for one in alerts if view.now_s - one.at_s > LATE_S for name in one.waits_for]
-    shown = [
+    result = [
         OverviewNotice(
             "alarm",
             f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet",
@@ -322,12 +322,12 @@ def notices(
         for name in dict.fromkeys(late)
     ]
     for one in states:
-        shown += _notices_of(one, view)
+        result += _notices_of(one, view)
     if read_to.n_behind > 50_000:
         text = f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up"
-        shown.append(OverviewNotice("info", text, "/console/settings", "See jobs"))
+        result.append(OverviewNotice("info", text, "/console/settings", "See jobs"))
     order = {"alarm": 0, "warn": 1, "info": 2}
-    return tuple(sorted(shown, key=lambda notice: order[notice.level]))
+    return tuple(sorted(result, key=lambda notice: order[notice.level]))
 
 
 def _notices_of(one: RouteState, view: LogView) -> Iterator[OverviewNotice]:

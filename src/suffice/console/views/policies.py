@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from suffice.console.context import NotThere, ViewContext, ViewRecord
+from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
@@ -102,7 +102,7 @@ def view_assessment(view: ViewContext) -> RolloutAssessment:
     name = view.query.get("route", "")
     run = read_running_rollouts(read_rollouts(view.connection)).get(name)
     if run is None or name not in view.settings.routes:
-        raise NotThere(f"rollout: none runs on {name[:80]!r}")
+        raise UnknownNameError(f"rollout: none runs on {name[:80]!r}")
     state = view.services.assess(name, run)
     return RolloutAssessment(
         word=state.word,
@@ -187,7 +187,7 @@ def view_experiment(view: ViewContext) -> ExperimentView:
     name = view.query.get("name", "")
     runs = [one for one in read_experiments(view.connection) if one.experiment.name == name]
     if not runs:
-        raise NotThere(f"experiment: no run of {name[:80]!r} was ever started")
+        raise UnknownNameError(f"experiment: no run of {name[:80]!r} was ever started")
     result = view.services.analyse(runs[-1])
     metrics = {comparison.metric for arm in result.arms for comparison in arm.comparisons}
     return ExperimentView(

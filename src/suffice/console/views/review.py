@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.console.context import NotThere, ViewContext, ViewRecord
+from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
 from suffice.review.queue import ItemState, State
@@ -154,5 +154,5 @@ def _loop(view: ViewContext, item: ReviewItem) -> LoopView | None:
     return LoopView(steps=steps, sources_from="texts are kept in the log", is_cut=kept.is_cut)
 
 
-def no_such_item(item: str) -> NotThere:
-    return NotThere(f"review: nobody was asked about {item[:80]!r}")
+def unknown_item(item: str) -> UnknownNameError:
+    return UnknownNameError(f"review: nobody was asked about {item[:80]!r}")

@@ -11,8 +11,8 @@ import msgspec
 from suffice.assurance.forecast import Forecast, Outlook
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
-from suffice.console.context import NotThere, TimeRange, ViewContext, ViewRecord
-from suffice.console.views.overview import Day, RouteState, days_of, forecasts_of, standings
+from suffice.console.context import TimeRange, UnknownNameError, ViewContext, ViewRecord
+from suffice.console.views.overview import Day, RouteState, days_of, forecasts_of, route_states
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader
@@ -94,18 +94,18 @@ class RoutePage(ViewRecord, frozen=True):
 
 def routes(view: ViewContext) -> Routes:
     window = view.window
-    return Routes(window=window, routes=standings(view, window))
+    return Routes(window=window, routes=route_states(view, window))
 
 
 def route(view: ViewContext) -> RoutePage:
     window, name, log = view.window, view.query.get("name", ""), view.connection
-    state = next((one for one in standings(view, window) if one.name == name), None)
+    state = next((one for one in route_states(view, window) if one.name == name), None)
     if state is None:
-        raise NotThere(f"route: nothing is known of {name[:80]!r}")
-    outlook, proposal = newest_forecast(log, name), newest_proposal(log, name)
+        raise UnknownNameError(f"route: nothing is known of {name[:80]!r}")
+    report, proposal = newest_forecast(log, name), newest_proposal(log, name)
     decisions = decisions_of(log, name, MOST_DECISIONS)
-    classes = {one.query_class or "": one for one in outlook.classes} if outlook is not None else {}
-    versions = {one.version or "": one for one in outlook.versions} if outlook is not None else {}
+    classes = {one.query_class or "": one for one in report.classes} if report is not None else {}
+    versions = {one.version or "": one for one in report.versions} if report is not None else {}
     return RoutePage(
         window=window,
         route=state,
@@ -114,14 +114,14 @@ def route(view: ViewContext) -> RoutePage:
         frontier_of=proposal.address if proposal is not None else "",
         operating=_operating(read_decided(log).of(name)),
         thresholds=_thresholds(log, decisions),
-        classes=_breakdown(view, state, "query_class", classes, outlook),
-        versions=_breakdown(view, state, "version", versions, outlook),
+        classes=_breakdown(view, state, "query_class", classes, report),
+        versions=_breakdown(view, state, "version", versions, report),
         looks=tuple(_monitored(one) for one in recent_forecasts(log, name, MOST_LOOKS)),
         decided=tuple(_decision(stored) for stored in decisions),
-        forecasts=forecasts_of(outlook),
+        forecasts=forecasts_of(report),
         alerts=tuple(one.reason for one in recent_alerts(log, name, 20)),
-        likings=outlook.whole_likings if outlook is not None else (),
-        confidence=outlook.confidence if outlook is not None else state.confidence,
+        likings=report.whole_likings if report is not None else (),
+        confidence=report.confidence if report is not None else state.confidence,
     )
 
 
@@ -158,7 +158,7 @@ def _breakdown(
     state: RouteState,
     by: Literal["query_class", "version"],
     accounts: Mapping[str, Account],
-    outlook: Outlook | None,
+    report: Outlook | None,
 ) -> tuple[RouteBreakdown, ...]:
     log, since_hour = view.connection, view.window.since_hour
     sums = {
@@ -166,7 +166,7 @@ def _breakdown(
         for key, one in rollups.read_rollups(log, (by,), route=state.name, since_hour=since_hour).items()
     }
     held = dict(state.phase.classes) if by == "query_class" else {}
-    likings = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
+    likings = [one for one in report.likings if one.measure == SATISFACTION] if report is not None else []
     liked = {name: one for one in likings if (name := getattr(one, by)) is not None}
     whole = next((one for one in likings if one.query_class is None and one.version is None), None)
     groups = [

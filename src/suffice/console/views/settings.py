@@ -84,13 +84,13 @@ def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
             continue
         default = info.default if info.default is not msgspec.NODEFAULT else info.required or info.default_factory()
         is_default = not info.required and bool(value == default)
-        plain.append(SettingRow(path=info.name, value=_shown(value), is_default=is_default))
+        plain.append(SettingRow(path=info.name, value=_format_value(value), is_default=is_default))
     yield Section(name=path, settings=tuple(plain))
     for where, value in inner:
         yield from _tables(where, value)
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "not set"
     text = _CREDENTIALS.sub("//***@", msgspec.json.encode(value).decode())
