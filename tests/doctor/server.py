@@ -11,7 +11,7 @@ from typing import Any
 
 from suffice.doctor.examine import examine
 from suffice.doctor.experiments import BEGUN, COUNT, LIST, THINK
-from suffice.doctor.talk import Talk
+from suffice.doctor.session import ServerSession
 from suffice.settings import Upstream
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut
@@ -56,19 +56,19 @@ def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Calla
 
 
 @asynccontextmanager
-async def talking(fake: FakeUpstream, *, timeout_s: float = 30.0) -> AsyncIterator[Talk]:
-    """A talk with a running fake."""
+async def open_session(fake: FakeUpstream, *, timeout_s: float = 30.0) -> AsyncIterator[ServerSession]:
+    """A session with a running fake."""
     nonces = itertools.count()
     async with UpstreamClient("up", Upstream(url=fake.url), None) as client:
-        yield Talk(
+        yield ServerSession(
             client, model="fake", timeout_s=timeout_s, clock_s=time.monotonic, nonce=lambda: f"nonce{next(nonces)}"
         )
 
 
-async def found(fake: FakeUpstream, *, timeout_s: float = 30.0) -> Findings:
+async def examine_fake(fake: FakeUpstream, *, timeout_s: float = 30.0) -> Findings:
     """Examine a running fake."""
-    async with talking(fake, timeout_s=timeout_s) as talk:
-        return await examine(talk, upstream="up", examination_id="ex_1", at_s=0.0)
+    async with open_session(fake, timeout_s=timeout_s) as session:
+        return await examine(session, upstream="up", examination_id="ex_1", at_s=0.0)
 
 
 def verdicts(findings: Findings) -> dict[str, str]:

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from suffice.doctor.examine import advise
+from suffice.doctor.examine import recommend
 from suffice.doctor.experiments import RUN, cancel
-from suffice.doctor.talk import Facts
+from suffice.doctor.session import Facts
 from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream, Reply, ServerBehaviour
 from suffice.testing.chain import SumsModel
 from suffice.testing.reply import Fault
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS, EXPERIMENTS, allows_probes, honoured, url_key
-from tests.doctor.server import evidence, found, model, talking, verdicts
+from tests.doctor.server import evidence, examine_fake, model, open_session, verdicts
 
 GOOD: dict[str, Any] = {"prefix_cache": True, "slots": 2}
 
@@ -28,7 +28,7 @@ def test_every_experiment_has_a_name_that_the_gateway_knows_in_the_order_of_the_
 
 async def test_a_server_that_does_everything_is_believed() -> None:
     async with FakeUpstream(model(delay_s=0.005), ServerBehaviour(**GOOD)) as fake:
-        findings, url = await found(fake), fake.url
+        findings, url = await examine_fake(fake), fake.url
     seen = verdicts(findings)
     # The fake keeps no slot apart, cannot turn its cache off and has neither limits nor a list of contexts.
     other = {"id_slot": "ignored", "cache_prompt": "ignored", "rate_limits": "no", "context": "no"}
@@ -37,14 +37,14 @@ async def test_a_server_that_does_everything_is_believed() -> None:
     assert findings.n_slots == 2
     assert findings.url_key == url_key(url + "/v1")
     assert allows_probes(findings)
-    advice = advise(findings, name="up", url=url, driver=None)
-    assert advice.driver == "llama.cpp"
-    assert 'finish = ["native", "raw", "prefill"]' in advice.settings
+    recommendation = recommend(findings, name="up", url=url, driver=None)
+    assert recommendation.driver == "llama.cpp"
+    assert 'finish = ["native", "raw", "prefill"]' in recommendation.settings
 
 
 async def test_the_pretended_server_for_newcomers_shows_what_a_llama_cpp_server_can_do() -> None:
     async with FakeUpstream(SumsModel(delay_s=0.002), ServerBehaviour(**GOOD)) as fake:
-        findings = await found(fake)
+        findings = await examine_fake(fake)
     assert findings.finish == ("native", "raw", "prefill")
     assert allows_probes(findings)
 
@@ -67,7 +67,7 @@ def lies() -> dict[str, Any]:
 
     async def run() -> Any:
         async with FakeUpstream(model(), ServerBehaviour(ignores=tuple(LIES), slots=2)) as fake:
-            return await found(fake)
+            return await examine_fake(fake)
 
     findings = asyncio.run(run())
     return {"findings": findings, "verdicts": verdicts(findings)}
@@ -86,49 +86,52 @@ def test_what_was_ignored_is_not_used(lies: dict[str, Any]) -> None:
     assert not honoured(findings, "logprobs_stream")
     assert lies["verdicts"]["prefix_cache"] == "no"
     assert not allows_probes(findings)
-    sentences = " ".join(advise(findings, name="up", url="http://h", driver=None).sentences)
+    sentences = " ".join(recommend(findings, name="up", url="http://h", driver=None).sentences)
     assert "accepts a reasoning budget and ignores it" in sentences
     assert "not sent, it caches no prefixes" in sentences
 
 
 async def test_a_plain_server_offers_no_way_to_close_a_thought() -> None:
     async with FakeUpstream(model(), ServerBehaviour(dialect="openai")) as fake:
-        findings = await found(fake)
+        findings = await examine_fake(fake)
     seen = verdicts(findings)
     assert (seen["prefill"], seen["raw"], seen["native_end"]) == ("ignored", "no", "no")
     assert findings.finish == ()
-    advice = advise(findings, name="up", url="http://h", driver=None)
-    assert advice.driver == "openai"
-    assert "finish" not in advice.settings
-    assert any("nothing was seen that closes a thought" in sentence for sentence in advice.sentences)
+    recommendation = recommend(findings, name="up", url="http://h", driver=None)
+    assert recommendation.driver == "openai"
+    assert "finish" not in recommendation.settings
+    assert any("nothing was seen that closes a thought" in sentence for sentence in recommendation.sentences)
 
 
 async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
     async with FakeUpstream(model(cold_s=0.4, usage="none"), ServerBehaviour(dialect="openai")) as fake:
-        findings = await found(fake)
+        findings = await examine_fake(fake)
     assert verdicts(findings)["prefix_cache"] == "yes"
     assert "nothing reported" in evidence(findings, "prefix_cache")
 
 
 @pytest.mark.slow
 async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
-    async with FakeUpstream(model(delay_s=0.1), ServerBehaviour(cancels=False, slots=2)) as fake, talking(fake) as talk:
-        talk.facts = Facts(n_slots=2, can_list_slots=True)
-        saw = await cancel(talk)
-    assert saw.verdict == "no"
-    assert "1 still running" in saw.evidence
+    async with (
+        FakeUpstream(model(delay_s=0.1), ServerBehaviour(cancels=False, slots=2)) as fake,
+        open_session(fake) as session,
+    ):
+        session.facts = Facts(n_slots=2, can_list_slots=True)
+        result = await cancel(session)
+    assert result.verdict == "no"
+    assert "1 still running" in result.evidence
 
 
 async def test_a_server_that_answers_no_chat_is_asked_nothing_more() -> None:
     async with FakeUpstream(Reply(faults=(Fault(status=503),))) as fake:
-        findings = await found(fake)
+        findings = await examine_fake(fake)
     assert verdicts(findings) == {"reachable": "no"}
     assert "503" in evidence(findings, "reachable")
 
 
 async def test_an_experiment_that_takes_too_long_gives_no_verdict_and_the_others_go_on() -> None:
     async with FakeUpstream(model(delay_s=60.0), ServerBehaviour(**GOOD)) as fake:
-        findings = await found(fake, timeout_s=2.0)
+        findings = await examine_fake(fake, timeout_s=2.0)
     seen = verdicts(findings)
     assert seen["max_tokens"] == "unclear"
     assert "not done within 2 s" in evidence(findings, "max_tokens")
@@ -150,8 +153,8 @@ def test_a_message_that_is_continued_is_written_down_with_a_driver_that_asks_for
         finish=("prefill",),
         findings=(Finding(experiment="prefill", verdict="yes", evidence=""),),
     )
-    advice = advise(seen, name="up", url="http://h", driver=None)
-    settings = parse_settings(tomllib.loads(advice.settings)).upstreams["up"]
+    recommendation = recommend(seen, name="up", url="http://h", driver=None)
+    settings = parse_settings(tomllib.loads(recommendation.settings)).upstreams["up"]
     assert DRIVERS[settings.driver].prefill is not None
     assert settings.finish == ("prefill",)
-    assert "finish" not in advise(seen, name="up", url="http://h", driver="openai").settings
+    assert "finish" not in recommend(seen, name="up", url="http://h", driver="openai").settings

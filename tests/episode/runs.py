@@ -82,7 +82,7 @@ class Kept:
         self.got.append(Frame(raw, raw[6:-2], None))
         return True
 
-    def can_begin_again(self) -> bool:
+    def can_rerun(self) -> bool:
         return False
 
     async def end(self) -> None:

@@ -22,8 +22,8 @@ from suffice.signals.features import (
     FeatureSet,
     Mark,
     Number,
-    found,
     mark,
+    match_feature,
     parse_terms,
     product,
 )
@@ -49,7 +49,7 @@ QUERIES = st.none() | st.builds(
     n_operators=st.none() | st.integers(0, 50),
     question_type=st.none() | st.sampled_from(["number", "yes-no"]),
     script=st.none() | st.sampled_from(["latin", "han"]),
-    ngrams=st.sets(st.integers(0, 6)).map(lambda found: tuple(sorted(found))),
+    ngrams=st.sets(st.integers(0, 6)).map(lambda match_feature: tuple(sorted(match_feature))),
 )
 RUNS = st.lists(
     st.builds(
@@ -66,11 +66,11 @@ RUNS = st.lists(
     max_size=8,
 )
 MARKS = [
-    found("class", 'a"b*c'),
-    found("class", "hard"),
-    found("ngram", 3),
-    found("question_type", "yes-no"),
-    found("script", "latin"),
+    match_feature("class", 'a"b*c'),
+    match_feature("class", "hard"),
+    match_feature("ngram", 3),
+    match_feature("question_type", "yes-no"),
+    match_feature("script", "latin"),
     mark("model", "x*y"),
     mark("model", "\ud800"),
     mark("class", "z"),

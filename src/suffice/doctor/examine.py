@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from suffice.doctor.experiments import RUN, Experiment, reachable
-from suffice.doctor.talk import Refusal, Saw, Talk
+from suffice.doctor.session import Refusal, Result, ServerSession
 from suffice.errors import UpstreamError
 from suffice.settings import Driver
 from suffice.types import Finding, Findings
@@ -19,43 +19,48 @@ METHODS: Mapping[str, str] = {"native": "native_end", "raw": "raw", "prefill": "
 
 
 async def examine(
-    talk: Talk, *, upstream: str, examination_id: str, at_s: float, tell: Callable[[str], None] = lambda _: None
+    session: ServerSession,
+    *,
+    upstream: str,
+    examination_id: str,
+    at_s: float,
+    on_start: Callable[[str], None] = lambda _: None,
 ) -> Findings:
     """Run every experiment; stop if the server does not answer a chat request at all.
 
     upstream  its name in the settings, "" if it has none
-    tell      called with each experiment's name before it runs
+    on_start  called with each experiment's name before it runs
     """
     entries = dict[str, Finding]()
     for name, experiment in RUN.items():
-        tell(name)
-        saw = await _within(talk, experiment)
-        entries[name] = Finding(experiment=name, verdict=saw.verdict, evidence=saw.evidence)
-        if name == "reachable" and saw.verdict != "yes":
+        on_start(name)
+        result = await _within(session, experiment)
+        entries[name] = Finding(experiment=name, verdict=result.verdict, evidence=result.evidence)
+        if name == "reachable" and result.verdict != "yes":
             break
     return Findings(
         examination_id=examination_id,
         upstream=upstream,
-        url_key=url_key(talk.settings.url),
-        model=talk.model,
+        url_key=url_key(session.settings.url),
+        model=session.model,
         at_s=at_s,
         findings=tuple(entries.values()),
-        n_slots=talk.facts.n_slots,
-        context_tokens=talk.facts.context_tokens,
+        n_slots=session.facts.n_slots,
+        context_tokens=session.facts.context_tokens,
         finish=ways_to_finish(entries),
     )
 
 
-async def _within(talk: Talk, experiment: Experiment) -> Saw:
+async def _within(session: ServerSession, experiment: Experiment) -> Result:
     try:
-        async with asyncio.timeout(talk.timeout_s):
-            return await experiment(talk)
+        async with asyncio.timeout(session.timeout_s):
+            return await experiment(session)
     except Refusal as refusal:
-        return refusal.saw
+        return refusal.result
     except TimeoutError:
-        return Saw("unclear", f"not done within {talk.timeout_s:g} s (--timeout)")
+        return Result("unclear", f"not done within {session.timeout_s:g} s (--timeout)")
     except UpstreamError as error:
-        return Saw("no" if experiment is reachable else "unclear", error.for_operator())
+        return Result("no" if experiment is reachable else "unclear", error.for_operator())
 
 
 def ways_to_finish(entries: Mapping[str, Finding]) -> tuple[str, ...]:
@@ -79,7 +84,7 @@ def not_verified() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advice:
+class Recommendation:
     driver: Driver
     finish: tuple[str, ...]  # ways to close a thought, best first; (): none
     may_probe: bool  # whether it continues a text and caches prefixes
@@ -87,14 +92,14 @@ class Advice:
     settings: str  # a block for suffice.toml
 
 
-def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) -> Advice:
+def recommend(findings: Findings, *, name: str, url: str, driver: Driver | None) -> Recommendation:
     """Summarise what the upstream supports, with a settings block for it.
 
     name    of the upstream in the settings block
     driver  as the operator chose it; None: the one that offers what was observed
     """
     chosen = driver or _driver(findings)
-    return Advice(
+    return Recommendation(
         driver=chosen,
         finish=findings.finish,
         may_probe=allows_probes(findings),

@@ -10,14 +10,14 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
-from suffice.doctor.talk import CHAT, Saw, StreamTranscript, Talk, parse_number, within
+from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript, parse_number, within
 from suffice.episode.chunk_parsing import PrefillStripper
 from suffice.settings import Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
 from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.wire import REASONING_FIELDS
 
-Experiment: TypeAlias = Callable[[Talk], Awaitable[Saw]]
+Experiment: TypeAlias = Callable[[ServerSession], Awaitable[Result]]
 
 HELLO = "Say hello."
 COUNT = "Write the whole numbers from 1 to 200, one a line, as digits, and nothing else."
@@ -45,149 +45,151 @@ def _quoted(text: str, n_chars: int = 32) -> str:
 # --------------------------------------------------------------------------- single requests
 
 
-async def _models(talk: Talk) -> Saw:
-    status, body = await talk.get("/v1/models")
+async def _models(session: ServerSession) -> Result:
+    status, body = await session.get("/v1/models")
     listed = within(body, "data")
     items = listed if isinstance(listed, list) else []
     if status != 200 or not items:
-        return Saw("no", f"/v1/models answered {status} and listed nothing")
-    mine = next((one for one in items if within(one, "id") == talk.model), None)
-    talk.facts.context_tokens = parse_number(within(mine, "max_model_len"))
-    here = "among them the one asked for" if mine else f"not the one asked for, {talk.model!r}"
-    return Saw("yes", f"{len(items)} listed, {here}")
+        return Result("no", f"/v1/models answered {status} and listed nothing")
+    mine = next((one for one in items if within(one, "id") == session.model), None)
+    session.facts.context_tokens = parse_number(within(mine, "max_model_len"))
+    here = "among them the one asked for" if mine else f"not the one asked for, {session.model!r}"
+    return Result("yes", f"{len(items)} listed, {here}")
 
 
-async def reachable(talk: Talk) -> Saw:
-    answer = await talk.whole(talk.body(HELLO, 8))
+async def reachable(session: ServerSession) -> Result:
+    answer = await session.whole(session.body(HELLO, 8))
     if answer.status == 400:
-        talk.cap_field = "max_completion_tokens"
-        answer = await talk.whole(talk.body(HELLO, 8))
+        session.cap_field = "max_completion_tokens"
+        answer = await session.whole(session.body(HELLO, 8))
     if answer.status != 200 or not answer.choices:
-        return Saw("no", f"a chat of one line was answered {answer.refused}")
-    return Saw("yes", f"200 in {_ms(answer.took_s)}")
+        return Result("no", f"a chat of one line was answered {answer.refused}")
+    return Result("yes", f"200 in {_ms(answer.took_s)}")
 
 
-async def _unknown_fields(talk: Talk) -> Saw:
+async def _unknown_fields(session: ServerSession) -> Result:
     sentence = "a field that no server knows was answered"
-    await talk.whole(talk.body(HELLO, 1, suffice_unknown_field=1), refusal=sentence)
-    return Saw("yes", f"{sentence} 200")
+    await session.whole(session.body(HELLO, 1, suffice_unknown_field=1), refusal=sentence)
+    return Result("yes", f"{sentence} 200")
 
 
-async def _max_tokens(talk: Talk) -> Saw:
-    return await _capped(talk, "max_tokens")
+async def _max_tokens(session: ServerSession) -> Result:
+    return await _capped(session, "max_tokens")
 
 
-async def _max_completion_tokens(talk: Talk) -> Saw:
-    return await _capped(talk, "max_completion_tokens")
+async def _max_completion_tokens(session: ServerSession) -> Result:
+    return await _capped(session, "max_completion_tokens")
 
 
-async def _capped(talk: Talk, name: str) -> Saw:
-    body = talk.body(COUNT, CAP)
-    del body[talk.cap_field]
-    seen = await talk.stream({**body, name: CAP}, enough=lambda s: s.n_pieces >= FAR_OVER, refusal="answered")
+async def _capped(session: ServerSession, name: str) -> Result:
+    body = session.body(COUNT, CAP)
+    del body[session.cap_field]
+    seen = await session.stream({**body, name: CAP}, enough=lambda s: s.n_pieces >= FAR_OVER, refusal="answered")
     if seen.n_pieces >= FAR_OVER:
-        return Saw("ignored", f"a cap of {CAP} was passed: {seen.n_pieces} pieces came before we hung up")
+        return Result("ignored", f"a cap of {CAP} was passed: {seen.n_pieces} pieces came before we hung up")
     if seen.finish_reason == "length":
-        return Saw("yes", f"a cap of {CAP} ended the answer after {seen.n_pieces} pieces, finish reason length")
+        return Result("yes", f"a cap of {CAP} ended the answer after {seen.n_pieces} pieces, finish reason length")
     ended = f"the answer ended by itself after {seen.n_pieces} pieces, finish reason {seen.finish_reason}"
-    return Saw("ignored" if seen.n_pieces > CAP else "unclear", ended)
+    return Result("ignored" if seen.n_pieces > CAP else "unclear", ended)
 
 
-async def _stream_usage(talk: Talk) -> Saw:
-    body = talk.body(HELLO, 8, stream_options={"include_usage": True})
-    seen = await talk.stream(body, refusal="stream_options was answered")
+async def _stream_usage(session: ServerSession) -> Result:
+    body = session.body(HELLO, 8, stream_options={"include_usage": True})
+    seen = await session.stream(body, refusal="stream_options was answered")
     if seen.usage is None or not seen.usage.completion_tokens:
-        return Saw("ignored", f"asked for and not sent: {seen.n_pieces} pieces and no usage")
+        return Result("ignored", f"asked for and not sent: {seen.n_pieces} pieces and no usage")
     elsewhere = "null in the other chunks" if seen.null_usage else "absent from the other chunks"
     counts = f"{seen.n_prompt or 'unknown'} prompt and {seen.usage.completion_tokens} completion tokens"
-    return Saw("yes", f"{counts} at the end, {elsewhere}")
+    return Result("yes", f"{counts} at the end, {elsewhere}")
 
 
-async def _logprobs(talk: Talk) -> Saw:
-    answer = await talk.whole(talk.body(HELLO, 8, logprobs=True, top_logprobs=2), refusal="answered")
+async def _logprobs(session: ServerSession) -> Result:
+    answer = await session.whole(session.body(HELLO, 8, logprobs=True, top_logprobs=2), refusal="answered")
     items = within(answer.choices[0], "logprobs", "content") if answer.choices else None
     if not isinstance(items, list) or not items:
-        return Saw("ignored", "asked for and not sent: the answer has none")
+        return Result("ignored", "asked for and not sent: the answer has none")
     rivals = within(items[0], "top_logprobs")
     n_rivals = len(rivals) if isinstance(rivals, list) else 0
-    return Saw("yes", f"for {len(items)} tokens, {n_rivals} of 2 alternatives each, in chat's shape")
+    return Result("yes", f"for {len(items)} tokens, {n_rivals} of 2 alternatives each, in chat's shape")
 
 
-async def _logprobs_stream(talk: Talk) -> Saw:
-    seen = await talk.stream(talk.body(HELLO, 8, logprobs=True, top_logprobs=2), refusal="answered")
+async def _logprobs_stream(session: ServerSession) -> Result:
+    seen = await session.stream(session.body(HELLO, 8, logprobs=True, top_logprobs=2), refusal="answered")
     if not seen.n_logprobs:
-        return Saw("ignored", f"asked for and not sent: {seen.n_pieces} pieces without any")
-    return Saw("yes", f"for {seen.n_logprobs} tokens in {seen.n_pieces} pieces, {seen.n_rivals} of 2 alternatives each")
+        return Result("ignored", f"asked for and not sent: {seen.n_pieces} pieces without any")
+    return Result(
+        "yes", f"for {seen.n_logprobs} tokens in {seen.n_pieces} pieces, {seen.n_rivals} of 2 alternatives each"
+    )
 
 
-async def _tool_stream(talk: Talk) -> Saw:
+async def _tool_stream(session: ServerSession) -> Result:
     ask = "What is the weather in Reykjavik, the capital of Iceland? Call the tool."
-    seen = await talk.stream(talk.body(ask, 96, tools=[_TOOL], tool_choice="required"))
+    seen = await session.stream(session.body(ask, 96, tools=[_TOOL], tool_choice="required"))
     if seen.status != 200:
-        body = talk.body(ask, 96, tools=[_TOOL], tool_choice="auto")
-        seen = await talk.stream(body, refusal="a request with a tool was answered")
+        body = session.body(ask, 96, tools=[_TOOL], tool_choice="auto")
+        seen = await session.stream(body, refusal="a request with a tool was answered")
     if seen.n_tool_pieces > 1:
-        return Saw("yes", f"{seen.n_tool_pieces} pieces")
+        return Result("yes", f"{seen.n_tool_pieces} pieces")
     if seen.n_tool_pieces == 1:
-        return Saw("no", "the whole call came as one piece")
-    return Saw("unclear", f"the model called no tool; it wrote {seen.n_pieces} pieces of text")
+        return Result("no", "the whole call came as one piece")
+    return Result("unclear", f"the model called no tool; it wrote {seen.n_pieces} pieces of text")
 
 
-async def _n(talk: Talk) -> Saw:
-    answer = await talk.whole(talk.body(HELLO, 8, n=2, temperature=1), refusal="n = 2 was answered")
+async def _n(session: ServerSession) -> Result:
+    answer = await session.whole(session.body(HELLO, 8, n=2, temperature=1), refusal="n = 2 was answered")
     count = len(answer.choices)
-    return Saw("yes" if count == 2 else "ignored", f"n = 2 gave {count} answer{'s' if count != 1 else ''}")
+    return Result("yes" if count == 2 else "ignored", f"n = 2 gave {count} answer{'s' if count != 1 else ''}")
 
 
-async def _seed(talk: Talk) -> Saw:
+async def _seed(session: ServerSession) -> Result:
     """Send the same seed twice, and another one: only the comparison shows whether it matters."""
     ask = "Write one unusual sentence about the sea."
 
     async def text(**more: Any) -> str | None:
-        answer = await talk.whole(talk.body(ask, 16, **more))
+        answer = await session.whole(session.body(ask, 16, **more))
         return answer.text if answer.status == 200 else None
 
     greedy = [await text(seed=7) for _ in range(2)]
     if None in greedy:
-        return Saw("no", "a request with a seed was refused")
+        return Result("no", "a request with a seed was refused")
     first, again, other = [await text(seed=s, temperature=1.5) for s in (7, 7, 8)]
     cold = f"temperature 0: two runs {'the same' if greedy[0] == greedy[1] else 'differ'}"
     if first != again:
         both = f"{_quoted(first or '')} and {_quoted(again or '')}"
-        return Saw("ignored", f"temperature 1.5: the same seed gave {both}; {cold}")
+        return Result("ignored", f"temperature 1.5: the same seed gave {both}; {cold}")
     if first == other:
-        return Saw("unclear", f"temperature 1.5: another seed gave the same text too; {cold}")
-    return Saw("yes", f"temperature 1.5: the same seed gave the same text, another seed another; {cold}")
+        return Result("unclear", f"temperature 1.5: another seed gave the same text too; {cold}")
+    return Result("yes", f"temperature 1.5: the same seed gave the same text, another seed another; {cold}")
 
 
-async def _slots(talk: Talk) -> Saw:
-    facts = talk.facts
-    status, props = await talk.get("/props")
+async def _slots(session: ServerSession) -> Result:
+    facts = session.facts
+    status, props = await session.get("/props")
     if status == 200:
         facts.n_slots = parse_number(within(props, "total_slots"))
         context = parse_number(within(props, "default_generation_settings", "n_ctx"))
         facts.context_tokens = facts.context_tokens or context
-    status, listed = await talk.get("/slots")
+    status, listed = await session.get("/slots")
     if status == 200 and isinstance(listed, list) and listed:
         facts.can_list_slots = True
         facts.n_slots = facts.n_slots or len(listed)
         facts.context_tokens = facts.context_tokens or parse_number(within(listed[0], "n_ctx"))
     if facts.n_slots is None:
-        return Saw("no", "neither /props nor /slots says; write upstreams.NAME.slots yourself")
-    return Saw("yes", f"{facts.n_slots} at once")
+        return Result("no", "neither /props nor /slots says; write upstreams.NAME.slots yourself")
+    return Result("yes", f"{facts.n_slots} at once")
 
 
-async def _context(talk: Talk) -> Saw:
-    if talk.facts.context_tokens is None:
-        return Saw("no", "neither the list of models nor /props says")
-    return Saw("yes", f"{talk.facts.context_tokens:,} tokens a request")
+async def _context(session: ServerSession) -> Result:
+    if session.facts.context_tokens is None:
+        return Result("no", "neither the list of models nor /props says")
+    return Result("yes", f"{session.facts.context_tokens:,} tokens a request")
 
 
-async def _rate_limits(talk: Talk) -> Saw:
-    names = sorted(name for name in talk.headers if "ratelimit" in name or name == "retry-after")
+async def _rate_limits(session: ServerSession) -> Result:
+    names = sorted(name for name in session.headers if "ratelimit" in name or name == "retry-after")
     if not names:
-        return Saw("no", f"no such header on the answers to {talk.n_calls} calls")
-    return Saw("yes", ", ".join(names))
+        return Result("no", f"no such header on the answers to {session.n_calls} calls")
+    return Result("yes", ", ".join(names))
 
 
 # --------------------------------------------------------------------------- ways to end a thought
@@ -206,102 +208,102 @@ CONTROL_AFTER = 6  # pieces of thought before the request to end it
 SLACK = 12  # pieces that may still be in flight, a closing message included
 
 
-async def _reasoning(talk: Talk) -> Saw:
-    seen = talk.facts.thought = await talk.stream(talk.body(THINK, THINK_CAP))
+async def _reasoning(session: ServerSession) -> Result:
+    seen = session.facts.thought = await session.stream(session.body(THINK, THINK_CAP))
     if seen.status != 200:
-        return Saw("unclear", f"answered {seen.refused}")
-    begun, ended = talk.settings.think_open, talk.settings.think_close
+        return Result("unclear", f"answered {seen.refused}")
+    begun, ended = session.settings.think_open, session.settings.think_close
     if seen.thought_field:
         where = f"in the field {seen.thought_field}"
         closed = "then the answer" if seen.content.strip() else f"not ended within {THINK_CAP} tokens"
-        return Saw("yes", f"{where}: {seen.n_thought_pieces} pieces, {closed}")
+        return Result("yes", f"{where}: {seen.n_thought_pieces} pieces, {closed}")
     if seen.content.lstrip().startswith(begun) or ended in seen.content:
-        return Saw("yes", f"inside the content, {'between' if begun in seen.content else 'up to'} its tags")
+        return Result("yes", f"inside the content, {'between' if begun in seen.content else 'up to'} its tags")
     fields = ", ".join(REASONING_FIELDS)
-    return Saw("no", f"{seen.n_pieces} pieces, none in {fields}, and no {begun} in the content")
+    return Result("no", f"{seen.n_pieces} pieces, none in {fields}, and no {begun} in the content")
 
 
-async def _prefill(talk: Talk) -> Saw:
-    made = await _continuation(talk, "prefill", prompt=None)
-    seen = await talk.stream(made.body, made.path, refusal="answered")
+async def _prefill(session: ServerSession) -> Result:
+    made = await _continuation(session, "prefill", prompt=None)
+    seen = await session.stream(made.body, made.path, refusal="answered")
     stripper = PrefillStripper(made.prefill)
     text = stripper.feed(seen.content) + stripper.close()
     repeats = "the reply repeats it, which is stripped" if text != seen.content else "the reply does not repeat it"
     if text.lstrip().startswith(NEXT):
-        return Saw("yes", f"after {BEGUN!r} came {_quoted(text, 16)}; {repeats}")
+        return Result("yes", f"after {BEGUN!r} came {_quoted(text, 16)}; {repeats}")
     if BEGUN in seen.content and seen.content.partition(BEGUN)[2].lstrip().startswith(NEXT):
-        return Saw("unclear", f"it goes on, but repeats {_quoted(seen.content)} in a way that cannot be stripped")
-    return Saw("ignored", f"after {BEGUN!r} it began anew: {_quoted(seen.thought + text)}")
+        return Result("unclear", f"it goes on, but repeats {_quoted(seen.content)} in a way that cannot be stripped")
+    return Result("ignored", f"after {BEGUN!r} it began anew: {_quoted(seen.thought + text)}")
 
 
-async def _raw(talk: Talk) -> Saw:
-    answer = await talk.whole({"messages": [{"role": "user", "content": LIST}]}, "/apply-template")
+async def _raw(session: ServerSession) -> Result:
+    answer = await session.whole({"messages": [{"role": "user", "content": LIST}]}, "/apply-template")
     template = within(answer.body, "prompt") if answer.status == 200 else None
     if not isinstance(template, str) or not template:
-        answer = await talk.whole({"model": talk.model, "prompt": BEGUN, talk.cap_field: 6}, "/v1/completions")
+        answer = await session.whole({"model": session.model, "prompt": BEGUN, session.cap_field: 6}, "/v1/completions")
         plain = "200" if answer.status == 200 else answer.refused
-        return Saw("no", f"no /apply-template to write the prompt with; /v1/completions answered {plain}")
-    made = await _continuation(talk, "raw", prompt=Prompt(text=template, n_tokens=None))
-    seen = await talk.stream(made.body, made.path, refusal="answered")
+        return Result("no", f"no /apply-template to write the prompt with; /v1/completions answered {plain}")
+    made = await _continuation(session, "raw", prompt=Prompt(text=template, n_tokens=None))
+    seen = await session.stream(made.body, made.path, refusal="answered")
     if seen.content.lstrip().startswith(NEXT):
-        return Saw("yes", f"after {BEGUN!r} came {_quoted(seen.content, 16)}")
-    return Saw("ignored", f"after {BEGUN!r} it began anew: {_quoted(seen.thought + seen.content)}")
+        return Result("yes", f"after {BEGUN!r} came {_quoted(seen.content, 16)}")
+    return Result("ignored", f"after {BEGUN!r} it began anew: {_quoted(seen.thought + seen.content)}")
 
 
-async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Continuation:
-    settings = talk.settings
-    begun = await talk.stream(talk.body(LIST, 24), enough=lambda s: s.n_pieces >= 8)
+async def _continuation(session: ServerSession, method: Any, *, prompt: Prompt | None) -> Continuation:
+    settings = session.settings
+    begun = await session.stream(session.body(LIST, 24), enough=lambda s: s.n_pieces >= 8)
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
     thought = thought.partition(settings.think_close)[0]
-    body = {"model": talk.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
+    body = {"model": session.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
     # A server whose driver cannot continue a message is tested with the most common way.
     driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
     upstream, probe = replace(settings, driver=driver), Probe(answer_prefix=BEGUN)
     return build_continuation(method, body, thought, upstream=upstream, probe=probe, prompt=prompt, max_tokens=12)
 
 
-async def _native_end(talk: Talk) -> Saw:
-    base = talk.facts.thought
+async def _native_end(session: ServerSession) -> Result:
+    base = session.facts.thought
     if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
-        return Saw("unclear", f"there is no thought to end: {_length(base)}")
-    seen, start_s = StreamTranscript(), talk.clock_s()
+        return Result("unclear", f"there is no thought to end: {_length(base)}")
+    seen, start_s = StreamTranscript(), session.clock_s()
     status, ended_at, success = 0, 0, False
-    body = talk.body(THINK, THINK_CAP, reasoning_control=True, reasoning_budget_message="\n", stream=True)
-    async with talk.open(CHAT, body) as call:
-        async for _ in talk.pieces(call, seen, start_s):
+    body = session.body(THINK, THINK_CAP, reasoning_control=True, reasoning_budget_message="\n", stream=True)
+    async with session.open(CHAT, body) as call:
+        async for _ in session.pieces(call, seen, start_s):
             if seen.n_thought_pieces >= CONTROL_AFTER and not ended_at:
                 ended_at = seen.n_thought_pieces
-                answer = await talk.whole({"id": seen.completion_id, "action": "reasoning_end"}, f"{CHAT}/control")
+                answer = await session.whole({"id": seen.completion_id, "action": "reasoning_end"}, f"{CHAT}/control")
                 status, success = answer.status, within(answer.body, "success") is True
                 if not success:
                     break
             if seen.content.strip() or (ended_at and seen.n_thought_pieces > ended_at + 3 * SLACK):
                 break
     if not ended_at:
-        return Saw("unclear", f"the thought was over after {seen.n_thought_pieces} pieces, before it was told")
+        return Result("unclear", f"the thought was over after {seen.n_thought_pieces} pieces, before it was told")
     if not success:
-        return Saw("no", f"{CHAT}/control answered {status}" + (" and no success" if status == 200 else ""))
+        return Result("no", f"{CHAT}/control answered {status}" + (" and no success" if status == 200 else ""))
     more, otherwise = seen.n_thought_pieces - ended_at, base.n_thought_pieces - ended_at
     compared = f"{more} more pieces of thought, against {otherwise} when not told"
     if more < otherwise and seen.content.strip():
-        return Saw("yes", f"{compared}, then the answer")
+        return Result("yes", f"{compared}, then the answer")
     if more < otherwise and seen.finish_reason == "stop":
-        return Saw("unclear", f"{compared}: it ends, but the model then wrote no answer")
-    return Saw("ignored", f"it said success, and yet: {compared}")
+        return Result("unclear", f"{compared}: it ends, but the model then wrote no answer")
+    return Result("ignored", f"it said success, and yet: {compared}")
 
 
-async def _native_budget(talk: Talk) -> Saw:
-    base = talk.facts.thought
+async def _native_budget(session: ServerSession) -> Result:
+    base = session.facts.thought
     if base is None or base.n_thought_pieces < MIN_THOUGHT:
-        return Saw("unclear", f"the thought is too short to see a budget: {_length(base)}")
-    budget = DRIVERS[talk.settings.driver].budget or DRIVERS["llama.cpp"].budget
+        return Result("unclear", f"the thought is too short to see a budget: {_length(base)}")
+    budget = DRIVERS[session.settings.driver].budget or DRIVERS["llama.cpp"].budget
     assert budget is not None
     fields = budget(BUDGET_TOKENS, "\n")
-    body = talk.body(THINK, THINK_CAP, **fields)
-    seen = await talk.stream(body, enough=lambda s: bool(s.content.strip()), refusal=f"{', '.join(fields)} answered")
+    body = session.body(THINK, THINK_CAP, **fields)
+    seen = await session.stream(body, enough=lambda s: bool(s.content.strip()), refusal=f"{', '.join(fields)} answered")
     n, n_before = seen.n_thought_pieces, base.n_thought_pieces
     compared = f"{n} pieces of thought with a budget of {BUDGET_TOKENS}, {n_before} without"
-    return Saw("yes" if n <= BUDGET_TOKENS + SLACK and n < n_before else "ignored", compared)
+    return Result("yes" if n <= BUDGET_TOKENS + SLACK and n < n_before else "ignored", compared)
 
 
 def _length(base: StreamTranscript | None) -> str:
@@ -322,20 +324,20 @@ _WORDS = ("river", "stone", "lamp", "garden", "winter", "paper", "music", "bridg
 _RUNNING = re.compile(r"^(?:llamacpp:requests_processing|vllm:num_requests_running)\S* ([\d.]+)", re.MULTILINE)
 
 
-async def _prefix_cache(talk: Talk) -> Saw:
-    pilot = await _first_token(talk, _long_prompt(talk, FEW_WORDS))
+async def _prefix_cache(session: ServerSession) -> Result:
+    pilot = await _first_token(session, _long_prompt(session, FEW_WORDS))
     # A slow server gets a prompt that it can read in an eighth of the time.
     word_s = max(pilot.first_s or pilot.took_s, 1e-6) / FEW_WORDS
-    n_words = max(FEW_WORDS, min(N_WORDS, int(talk.timeout_s / 8 / word_s)))
-    begin_s, rounds = talk.clock_s(), list[list[StreamTranscript]]()
+    n_words = max(FEW_WORDS, min(N_WORDS, int(session.timeout_s / 8 / word_s)))
+    begin_s, rounds = session.clock_s(), list[list[StreamTranscript]]()
     while len(rounds) < ROUNDS:
-        prompt = _long_prompt(talk, n_words)
-        answers = [await _first_token(talk, text) for text in (prompt, prompt, prompt + " And one more word: sea.")]
+        prompt = _long_prompt(session, n_words)
+        answers = [await _first_token(session, text) for text in (prompt, prompt, prompt + " And one more word: sea.")]
         if answers[0].status != 200:
-            return Saw("unclear", f"a long prompt was answered {answers[0].refused}")
+            return Result("unclear", f"a long prompt was answered {answers[0].refused}")
         rounds.append(answers)
-        elapsed_s = talk.clock_s() - begin_s
-        if elapsed_s * (1 + 2 / len(rounds)) > talk.timeout_s:
+        elapsed_s = session.clock_s() - begin_s
+        if elapsed_s * (1 + 2 / len(rounds)) > session.timeout_s:
             break  # one more round might not end in time
     cold_s, warm_s, longer_s = (median(one.first_s or one.took_s for one in same) for same in zip(*rounds, strict=True))
     clock = (
@@ -346,111 +348,113 @@ async def _prefix_cache(talk: Talk) -> Saw:
     faster = max(warm_s, longer_s) <= FASTER * cold_s and cold_s - max(warm_s, longer_s) >= CLEAR_S
     if warm.n_cached is None or longer.n_cached is None or not warm.n_prompt:
         sure = faster or cold_s >= 4 * CLEAR_S  # a quick cold prompt leaves nothing to save
-        return Saw("yes" if faster else "no" if sure else "unclear", f"nothing reported; {clock}")
-    talk.facts.reports_cache = True
+        return Result("yes" if faster else "no" if sure else "unclear", f"nothing reported; {clock}")
+    session.facts.reports_cache = True
     reported = f"cached {warm.n_cached:,} of {warm.n_prompt:,} prompt tokens again, {longer.n_cached:,} with a suffix"
     if min(warm.n_cached, longer.n_cached) < SEEN_SHARE * warm.n_prompt:
-        return Saw("no", f"{reported}; {clock}")
+        return Result("no", f"{reported}; {clock}")
     if not faster and cold_s >= 10 * CLEAR_S:
-        return Saw("unclear", f"{reported}, but the clock does not agree: {clock}")
-    return Saw("yes", f"{reported}; {clock}")
+        return Result("unclear", f"{reported}, but the clock does not agree: {clock}")
+    return Result("yes", f"{reported}; {clock}")
 
 
-def _long_prompt(talk: Talk, most_words: int) -> str:
-    room = talk.facts.context_tokens or 8 * N_WORDS
+def _long_prompt(session: ServerSession, most_words: int) -> str:
+    room = session.facts.context_tokens or 8 * N_WORDS
     n_words = max(64, min(most_words, room // 4))
     words = (_WORDS[(i * i + i // 7) % len(_WORDS)] for i in range(n_words))
-    return f"{talk.nonce()}: here is a list of words. {' '.join(words)}. Say hello."
+    return f"{session.nonce()}: here is a list of words. {' '.join(words)}. Say hello."
 
 
-async def _first_token(talk: Talk, text: str, **more: Any) -> StreamTranscript:
-    return await talk.stream(talk.body(text, 1, stream_options={"include_usage": True}, **more))
+async def _first_token(session: ServerSession, text: str, **more: Any) -> StreamTranscript:
+    return await session.stream(session.body(text, 1, stream_options={"include_usage": True}, **more))
 
 
-async def _cache_prompt(talk: Talk) -> Saw:
-    if not talk.facts.reports_cache:
-        return Saw("unclear", "the server does not report what its cache served")
-    prompt = _long_prompt(talk, FEW_WORDS)
-    await _first_token(talk, prompt)
-    warm = await _first_token(talk, prompt, cache_prompt=True)
+async def _cache_prompt(session: ServerSession) -> Result:
+    if not session.facts.reports_cache:
+        return Result("unclear", "the server does not report what its cache served")
+    prompt = _long_prompt(session, FEW_WORDS)
+    await _first_token(session, prompt)
+    warm = await _first_token(session, prompt, cache_prompt=True)
     if warm.status != 200:
-        return Saw("no", f"answered {warm.refused}")
-    off = await _first_token(talk, prompt, cache_prompt=False)
+        return Result("no", f"answered {warm.refused}")
+    off = await _first_token(session, prompt, cache_prompt=False)
     counts = f"cached {warm.n_cached or 0:,} of {warm.n_prompt or 0:,} with true, {off.n_cached or 0:,} with false"
     if not warm.n_cached:
-        return Saw("unclear", f"{counts}: there is no cache to turn off")
-    return Saw("yes" if (off.n_cached or 0) < warm.n_cached / 2 else "ignored", counts)
+        return Result("unclear", f"{counts}: there is no cache to turn off")
+    return Result("yes" if (off.n_cached or 0) < warm.n_cached / 2 else "ignored", counts)
 
 
-async def _id_slot(talk: Talk) -> Saw:
+async def _id_slot(session: ServerSession) -> Result:
     """Request the last slot, then the first, and check which one works; only if the server is idle.
 
     llama.cpp's server may load another conversation into a busy slot that is requested by number.
     """
-    n_slots = talk.facts.n_slots
-    if not talk.facts.can_list_slots or not n_slots or n_slots < 2:
+    n_slots = session.facts.n_slots
+    if not session.facts.can_list_slots or not n_slots or n_slots < 2:
         why = "the server has one slot" if n_slots == 1 else "/slots does not say which slot works"
-        return Saw("unclear", why)
+        return Result("unclear", why)
     results = []
     for wanted in (n_slots - 1, 0):
-        if await _busy(talk) != []:
-            return Saw("unclear", "somebody else is being served, whose answer the question could spoil")
+        if await _busy(session) != []:
+            return Result("unclear", "somebody else is being served, whose answer the question could spoil")
         seen = StreamTranscript()
-        async with talk.open(CHAT, talk.body(COUNT, LONG_CAP, id_slot=wanted, stream=True)) as call:
-            async for _ in talk.pieces(call, seen, talk.clock_s()):
+        async with session.open(CHAT, session.body(COUNT, LONG_CAP, id_slot=wanted, stream=True)) as call:
+            async for _ in session.pieces(call, seen, session.clock_s()):
                 break
             if seen.status != 200:
-                return Saw("no", f"answered {seen.refused}")
-            results.append((wanted, await _busy(talk) or []))
-        await _quiet(talk)
+                return Result("no", f"answered {seen.refused}")
+            results.append((wanted, await _busy(session) or []))
+        await _quiet(session)
     text = "; ".join(f"asked for {wanted}, working: {busy}" for wanted, busy in results)
-    return Saw("yes" if all(busy == [wanted] for wanted, busy in results) else "ignored", text)
+    return Result("yes" if all(busy == [wanted] for wanted, busy in results) else "ignored", text)
 
 
-async def cancel(talk: Talk) -> Saw:
-    idle_s = median([(await talk.whole(talk.body(HELLO, 1))).took_s for _ in range(ROUNDS)])
+async def cancel(session: ServerSession) -> Result:
+    idle_s = median([(await session.whole(session.body(HELLO, 1))).took_s for _ in range(ROUNDS)])
     seen = StreamTranscript()
-    async with talk.open(CHAT, talk.body(COUNT, LONG_CAP, stream=True)) as call:
-        async for _ in talk.pieces(call, seen, talk.clock_s()):
+    async with session.open(CHAT, session.body(COUNT, LONG_CAP, stream=True)) as call:
+        async for _ in session.pieces(call, seen, session.clock_s()):
             if seen.n_pieces >= 4:
                 break
-        during = await _running(talk)
-    left_s = talk.clock_s()
+        during = await _running(session)
+    left_s = session.clock_s()
     if seen.status != 200 or seen.finish_reason is not None:
-        return Saw("unclear", f"there was no long answer to hang up on ({seen.n_pieces} pieces)")
+        return Result("unclear", f"there was no long answer to hang up on ({seen.n_pieces} pieces)")
     if during:
-        if await _quiet(talk):
-            return Saw("yes", f"{during} running before, none {_ms(talk.clock_s() - left_s)} after the client hung up")
-        return Saw("no", f"{await _running(talk)} still running {CANCEL_WITHIN_S:g} s after the client hung up")
-    after = await talk.whole(talk.body(HELLO, 1))
+        if await _quiet(session):
+            return Result(
+                "yes", f"{during} running before, none {_ms(session.clock_s() - left_s)} after the client hung up"
+            )
+        return Result("no", f"{await _running(session)} still running {CANCEL_WITHIN_S:g} s after the client hung up")
+    after = await session.whole(session.body(HELLO, 1))
     sentence = f"a short request took {_ms(after.took_s)} after a hang-up, {_ms(idle_s)} idle"
     if after.took_s > 3 * idle_s + 0.5:
-        return Saw("no", sentence)
-    if talk.facts.n_slots == 1:
-        return Saw("yes", sentence)
-    return Saw("unclear", f"{sentence}; a server with a free slot would answer so too")
+        return Result("no", sentence)
+    if session.facts.n_slots == 1:
+        return Result("yes", sentence)
+    return Result("unclear", f"{sentence}; a server with a free slot would answer so too")
 
 
-async def _busy(talk: Talk) -> list[int] | None:
-    status, listed = await talk.get("/slots")
+async def _busy(session: ServerSession) -> list[int] | None:
+    status, listed = await session.get("/slots")
     if status != 200 or not isinstance(listed, list):
         return None
     return [int(str(within(s, "id"))) for s in listed if within(s, "is_processing") is True]
 
 
-async def _running(talk: Talk) -> int | None:
-    busy = await _busy(talk)
+async def _running(session: ServerSession) -> int | None:
+    busy = await _busy(session)
     if busy is not None:
         return len(busy)
-    status, text = await talk.get("/metrics")
+    status, text = await session.get("/metrics")
     match = _RUNNING.search(text) if status == 200 and isinstance(text, str) else None
     return None if match is None else int(float(match.group(1)))
 
 
-async def _quiet(talk: Talk) -> bool:
-    end_s = talk.clock_s() + CANCEL_WITHIN_S
-    while await _running(talk):
-        if talk.clock_s() > end_s:
+async def _quiet(session: ServerSession) -> bool:
+    end_s = session.clock_s() + CANCEL_WITHIN_S
+    while await _running(session):
+        if session.clock_s() > end_s:
             return False
         await asyncio.sleep(0.02)
     return True

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from suffice.assurance.guarantee import WINDOW_RUNS
-from suffice.doctor.talk import Talk
+from suffice.doctor.session import ServerSession
 from suffice.errors import ConfigError, UpstreamError
 from suffice.files import json_object
 from suffice.scoring.base import Scorer
@@ -90,14 +90,14 @@ def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any
 
 
 async def run_live(
-    talk: Talk, bodies: Sequence[Mapping[str, Any]], scorer: Scorer, *, n_repeats: int, at_once: int
+    session: ServerSession, bodies: Sequence[Mapping[str, Any]], scorer: Scorer, *, n_repeats: int, at_once: int
 ) -> FullRunCounts:
     """Run every question once and the first `n_repeats` again, `at_once` at a time; count failures and time-outs."""
     counts, gate = FullRunCounts(), asyncio.Semaphore(at_once)
 
     async def answer(body: Mapping[str, Any]) -> tuple[bool, str | None]:
         async with gate:
-            return await _run(talk, body, scorer)
+            return await _run(session, body, scorer)
 
     ended = await asyncio.gather(*(answer(body) for body in (*bodies, *bodies[:n_repeats])))
     for answered, text in ended:
@@ -111,18 +111,18 @@ async def run_live(
     return counts
 
 
-async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[bool, str | None]:
+async def _run(session: ServerSession, body: Mapping[str, Any], scorer: Scorer) -> tuple[bool, str | None]:
     capped = any(name in body for name in ("max_tokens", "max_completion_tokens"))
-    sent = {"model": talk.model, **({} if capped else {talk.cap_field: CAP}), **body}
+    sent = {"model": session.model, **({} if capped else {session.cap_field: CAP}), **body}
     try:
-        async with asyncio.timeout(talk.timeout_s):
-            reply = await talk.whole(sent)
+        async with asyncio.timeout(session.timeout_s):
+            reply = await session.whole(sent)
     except (TimeoutError, UpstreamError):
         return False, None
     message = reply.choices[0].get("message") if reply.status == 200 and reply.choices else None
     if not isinstance(message, Mapping):
         return False, None
-    content, settings = message.get("content"), talk.settings
+    content, settings = message.get("content"), session.settings
     text = content if isinstance(content, str) else ""
     _, closed, after = text.rpartition(settings.think_close)
     if not closed and text.lstrip().startswith(settings.think_open):

@@ -61,7 +61,7 @@ class Continuer:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
         return self._ledger.n_extra_calls + keep < self._max_extra_calls
 
-    def why_no_probe(self, *, keep: int) -> str | None:
+    def probe_refusal(self, *, keep: int) -> str | None:
         return self.client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
 
     async def end_reasoning(self, completion_id: str) -> bool:
@@ -164,8 +164,8 @@ class Continuer:
         account = CallAccount(purpose)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)
         account.is_open = True
-        at_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
-        path = request.path.removeprefix("/beta") if at_beta else request.path
+        is_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
+        path = request.path.removeprefix("/beta") if is_beta else request.path
         async with AsyncExitStack() as stack:
             may_be_refused = purpose == "probe"
             stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=may_be_refused))

@@ -155,8 +155,8 @@ def safe_cut(text: str, following: str = "") -> str:
     and, if `following` is known, a letter whose accents lie after the cut.
     """
     kept, end = text[:-MOST_CUT_CHARS], text[-MOST_CUT_CHARS:]
-    if following and not end.endswith("\u200d") and _clings(following[0]):
-        while end and _clings(end[-1]):
+    if following and not end.endswith("\u200d") and _is_combining(following[0]):
+        while end and _is_combining(end[-1]):
             end = end[:-1]
         end = end[:-1]
     while end and _is_open(end):
@@ -164,7 +164,7 @@ def safe_cut(text: str, following: str = "") -> str:
     return kept + end
 
 
-def _clings(char: str) -> bool:
+def _is_combining(char: str) -> bool:
     """Return whether this character is drawn as part of the one before it (accent, joiner, variation, skin tone)."""
     return char == "\u200d" or "\U0001f3fb" <= char <= "\U0001f3ff" or unicodedata.category(char).startswith("M")
 
@@ -218,7 +218,7 @@ class ChainReader:
         self.close_tag = tags[1]
         self._segmenter, self._scorer = segmenter, scorer
         self._think = ThinkTag(*tags, opened=opened)
-        self._is_blind = False
+        self._has_stopped_reading = False
         self._unplaced_tokens = 0  # of an inline thought, whose text is held back for now
         self._tail = ""  # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
@@ -266,16 +266,16 @@ class ChainReader:
 
     def fold(self, choice: Choice, points: list[Checkpoint]) -> str | None:
         """Classify and count the text of a choice; return its answer text, or None after the reader has failed."""
-        if self._is_blind:
+        if self._has_stopped_reading:
             return None
         try:
             return self._fold(choice, points)
         except Exception:  # noqa: BLE001 - an error in signals costs tokens, never an answer
-            self._go_blind()
+            self._stop_reading()
             return None
 
     def fold_repeated(self, field: str, texts: Sequence[str], points: list[Checkpoint]) -> None:
-        if self._is_blind:
+        if self._has_stopped_reading:
             return
         n = len(texts)
         self.account.received_tokens += n
@@ -287,7 +287,7 @@ class ChainReader:
             self.account.reasoning_tokens += n
             self._take_thought(texts, 1, points)
         except Exception:  # noqa: BLE001 - as above
-            self._go_blind()
+            self._stop_reading()
 
     def finish(self) -> None:
         state, reply = self.state, self.ledger.reply
@@ -311,8 +311,8 @@ class ChainReader:
         stop.acted, stop.reason, stop.finish_method = True, "budget", "budget"
         stop.decision = stop.decision or f"budget of {budget.tokens} tokens, kept by the engine"
 
-    def _go_blind(self) -> None:
-        self._is_blind = True
+    def _stop_reading(self) -> None:
+        self._has_stopped_reading = True
         self.state.phase = "answering"  # nothing can be stopped from here on
         self.ledger.fail_open("segment")
 
@@ -367,7 +367,7 @@ class ChainReader:
                 self._cuts[point.index] = len(point.prefix), point.tokens_used
                 points.append(point)
         if self._thought_chars > THOUGHT_LIMIT_CHARS:
-            self._go_blind()
+            self._stop_reading()
 
     def _take_answer(self, text: str) -> None:
         # White space before everything means nothing; after a thought it means that the thought is over.

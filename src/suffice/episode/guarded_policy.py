@@ -92,7 +92,7 @@ class GuardedPolicy:
             return Decision(action="continue", reason="signals and policy were too slow: not asked any more")
         start_s = self._now_s()
         try:
-            decision: object = self._weigh(self._policy.decide(s), s)
+            decision: object = self._apply_cost_guard(self._policy.decide(s), s)
         except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
             decision = error
         if not isinstance(decision, Decision):
@@ -105,7 +105,7 @@ class GuardedPolicy:
             self._ledger.fail_open("slow")
         return decision
 
-    def _weigh(self, decision: Decision, s: Signals) -> Decision:
+    def _apply_cost_guard(self, decision: Decision, s: Signals) -> Decision:
         why = self._cost.objection(s) if self._cost is not None and decision.action == "stop" else None
         if why is None or self._cost is None:
             return decision

@@ -150,7 +150,7 @@ class ExtraCalls:
 @dataclass(slots=True)
 class Disclosure:
     warnings: list[str] = field(default_factory=list)
-    tells_probes: bool = True  # False: the reply mentions no probe, because only audits send any
+    includes_probes: bool = True  # False: the reply mentions no probe, because only audits send any
     promise: Callable[[], str] = str  # wording of the guarantee; "" if no route took the request
     feedback_token: str = ""  # "": none
 
@@ -376,9 +376,9 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     is still running. The log has them all.
     """
     request, stop, costs, disclosure = ledger.request, ledger.stop, ledger.costs, ledger.disclosure
-    tells = disclosure.tells_probes
-    calls = [call for call in ledger.calls if call.purpose != "probe" or (tells and not call.is_open)]
-    degraded = [site for site in ledger.degraded if tells or site != "probe"]
+    includes_probes = disclosure.includes_probes
+    calls = [call for call in ledger.calls if call.purpose != "probe" or (includes_probes and not call.is_open)]
+    degraded = [site for site in ledger.degraded if includes_probes or site != "probe"]
     ledger = replace(ledger, calls=calls, degraded=degraded)
     overhead, cost, saved_usd = ledger.overhead(), ledger.cost(), ledger.saved_usd()
     fields = {
@@ -390,7 +390,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "certified": request.certified,
         "promise": disclosure.promise() or None,
         "policy_version": request.policy_version,
-        "steps": len(ledger.steps) if tells else None,
+        "steps": len(ledger.steps) if includes_probes else None,
         "probe_tokens": overhead.probe_tokens,
         "extra_prompt_tokens": overhead.extra_prompt_tokens,
         "cached_prompt_tokens": overhead.cached_prompt_tokens,

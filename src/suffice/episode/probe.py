@@ -49,7 +49,7 @@ class Prober:
         """Return whether there is a way to probe and another call is allowed; otherwise the step has no answer."""
         if self._continuer.second_call is None:
             return False
-        reason = self._continuer.why_no_probe(keep=KEPT_CALLS)
+        reason = self._continuer.probe_refusal(keep=KEPT_CALLS)
         if reason is not None:
             self._ledger.extra.skipped[reason] += 1
         return reason is None
@@ -215,7 +215,7 @@ class ReasoningRun:
     ) -> None:
         self.relay, self.reader = relay, relay.reader
         self._prober, self._vectors, self._drain = prober, vectors, drain
-        self._prober_broke = False
+        self._prober_failed = False
         self._visible: str | None = None
 
     async def steps(self) -> AsyncGenerator[Step, None]:
@@ -230,17 +230,17 @@ class ReasoningRun:
                     point = waiting.popleft()
                     probing = self._begin_probe(point)
                     if probing is None:
-                        yield self._unprobed(point)
+                        yield self._build_unprobed_step(point)
                         continue
                 if probing is None or point is None:
                     waiting.extend(await self.relay.advance(to_step=True))
                     continue
-                await self._wait_for_either(probing, waiting)
+                await self._wait_for_probe_or_read(probing, waiting)
                 if probing.done():
-                    step, probing = self._probed(probing, point), None
+                    step, probing = self._read_probe(probing, point), None
                     yield step
             for left in waiting:
-                yield self._unprobed(left)  # the run ended before they could be probed
+                yield self._build_unprobed_step(left)  # the run ended before they could be probed
         finally:
             if probing is not None:
                 probing.cancel()
@@ -253,37 +253,37 @@ class ReasoningRun:
         return asyncio.create_task(self._probe(point, prober))
 
     async def _probe(self, point: Checkpoint, prober: Prober | None) -> Step:
-        step = self._unprobed(point) if prober is None else await prober.ask(point)
+        step = self._build_unprobed_step(point) if prober is None else await prober.ask(point)
         return step if self._vectors is None else await self._vectors.add_to(step)
 
     def _ready_prober(self) -> Prober | None:
         try:
-            usable = self._prober is not None and not self._prober_broke and self._prober.ready()
+            usable = self._prober is not None and not self._prober_failed and self._prober.ready()
         except Exception:  # noqa: BLE001 - as for the probe itself
-            self._give_up_probes()
+            self._disable_probes()
             return None
         return self._prober if usable else None
 
-    def _give_up_probes(self) -> None:
+    def _disable_probes(self) -> None:
         self.reader.ledger.fail_open("probe")
-        self._prober_broke = True
+        self._prober_failed = True
 
-    def _unprobed(self, point: Checkpoint) -> Step:
+    def _build_unprobed_step(self, point: Checkpoint) -> Step:
         if self._prober is not None:
             return missing_step(point)
         step = visible_step(point, self.reader.extract(point.text), self._visible)
         self._visible = step.answer
         return step
 
-    def _probed(self, probing: asyncio.Task[Step], point: Checkpoint) -> Step:
+    def _read_probe(self, probing: asyncio.Task[Step], point: Checkpoint) -> Step:
         """Return the probed step; a probe that raises leaves it without an answer and is the last one."""
         try:
             return probing.result()
         except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
-            self._give_up_probes()
+            self._disable_probes()
             return missing_step(point)
 
-    async def _wait_for_either(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
+    async def _wait_for_probe_or_read(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
         tasks: set[asyncio.Task[Any]] = {probing}
         if not self.reader.state.ended:
             tasks.add(self.relay.begin_read())

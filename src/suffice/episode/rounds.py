@@ -17,7 +17,7 @@ from suffice.types import AnswerSource, Decision, Step, Usage
 
 MAX_STEPS = 2_000  # of one run; later steps are counted and the run goes on
 MAX_CHARS = 256 * 1024  # of all answers of one run; likewise
-GOES_ON = "the run goes on"
+CONTINUE_REASON = "the run goes on"
 
 Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # answers, confidences → step to use, from 1
 
@@ -71,17 +71,17 @@ class RoundsRun:
     policy: GuardedPolicy
     may_act: bool  # False while observing, uncertified, in an audit and in a repeated delivery: no stop is reported
     returning: Returning
-    is_resting: Callable[[], bool] = lambda: False  # whether every stop was disabled since the run began
+    is_killed: Callable[[], bool] = lambda: False  # whether every stop was disabled since the run began
     vectors: Vectors | None = None  # used by `vector_of` only
     shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
     _n_chars: int = 0
-    _n_beyond: int = 0
+    _n_excess: int = 0
 
     @property
     def acts(self) -> bool:
-        return self.may_act and not self.is_resting()
+        return self.may_act and not self.is_killed()
 
     @property
     def id(self) -> str:
@@ -89,7 +89,7 @@ class RoundsRun:
 
     async def vector_of(self, index: int, report: StepReport) -> tuple[float, ...]:
         """Return the vector of step `index`, to be awaited before `take`; () if there is none or none is needed."""
-        is_next = index == len(self.seen) + 1 and not self._n_beyond and not self.is_over
+        is_next = index == len(self.seen) + 1 and not self._n_excess and not self.is_over
         if self.vectors is None or not is_next or self.ledger.request.ungoverned is not None:
             return ()
         return await self.vectors.of(report.text or report.answer or "")
@@ -100,41 +100,41 @@ class RoundsRun:
         Raise BadRequest (409) for a step that leaves a gap, contradicts an earlier report, or comes after the end.
         """
         if 1 <= index <= len(self.seen):
-            return self._again(index, report)
-        expected = len(self.seen) + self._n_beyond + 1
+            return self._repeat_decision(index, report)
+        expected = len(self.seen) + self._n_excess + 1
         if self.is_over:
             n = expected - 1
             raise BadRequest(f"step.index: got {index}; this run ended after step {n}", status=409, code="run_is_over")
-        if self._n_beyond or len(self.seen) == MAX_STEPS or self._n_chars > MAX_CHARS:
-            return self._beyond(report)
+        if self._n_excess or len(self.seen) == MAX_STEPS or self._n_chars > MAX_CHARS:
+            return self._take_excess(report)
         if index != expected:
             message = f"step.index: got {index}; the next step of this run is {expected}"
             raise BadRequest(message, status=409, param="step.index", code="step_gap")
-        step = self._step(index, report, vector)
+        step = self._build_step(index, report, vector)
         if self.ledger.request.ungoverned is not None:
             decision = Decision(action="continue", reason=f"not governed: {self.ledger.request.ungoverned}")
-            self._keep(report, step.answer, step.confidence, decision)
+            self._remember(report, step.answer, step.confidence, decision)
             return decision
         if self.shelf is not None:
             self.shelf.add(index, read=report.sources, wrote=report.text)
         signals = self.policy.observe(step)
         decision = self.policy.decide(signals)
         self.ledger.record_step(step, signals, decision)
-        effective = self._effective(decision)
+        effective = self._apply_mode(decision)
         confidence = step.confidence if signals.confidence is None else signals.confidence
-        self._keep(report, step.answer, confidence, effective)
+        self._remember(report, step.answer, confidence, effective)
         if decision.stop and self.ledger.stop.step == index:
-            self.ledger.stop.would_answer = self.answer_of(self._chosen(acting=True))
+            self.ledger.stop.would_answer = self.answer_of(self._choose_step(acting=True))
         self.ledger.stop.acted = effective.stop  # a stop that is not acted on does not count as stopped
         return effective
 
-    def _keep(self, report: StepReport, answer: str | None, confidence: float | None, decision: Decision) -> None:
+    def _remember(self, report: StepReport, answer: str | None, confidence: float | None, decision: Decision) -> None:
         self.seen.append(StepRecordBrief(report.answer, report.tokens, answer, confidence, decision))
 
     @property
     def return_step(self) -> int | None:
         """The step whose answer to use, or None; if stops may not act, what the caller's loop alone would return."""
-        return self._chosen(acting=self.acts)
+        return self._choose_step(acting=self.acts)
 
     def answer_of(self, index: int | None) -> str | None:
         return None if index is None else self.seen[index - 1].answer
@@ -145,15 +145,15 @@ class RoundsRun:
         reply.answer = self.answer_of(self.return_step)
         if request.kind == "samples" and self.seen:
             reply.vote = vote.count_votes([s.answer for s in self.seen]).counts
-        would = self._chosen(acting=True)
+        choice = self._choose_step(acting=True)
         shadow = not self.acts and request.ungoverned is None and stop.step is None
-        if shadow and self.answer_of(would) != reply.answer:
+        if shadow and self.answer_of(choice) != reply.answer:
             # The loop runs to its end and the policy then picks another round's answer: record that as a stop there.
-            stop.step, stop.would_answer = len(self.seen), self.answer_of(would)
-            stop.decision = f"the answer of step {would} is the one to use"
+            stop.step, stop.would_answer = len(self.seen), self.answer_of(choice)
+            stop.decision = f"the answer of step {choice} is the one to use"
         reply.caller_usage = reply.caller_usage or Usage(prompt_tokens=0, completion_tokens=0)
 
-    def _again(self, index: int, report: StepReport) -> Decision:
+    def _repeat_decision(self, index: int, report: StepReport) -> Decision:
         before = self.seen[index - 1]
         if (before.reported, before.tokens) != (report.answer, report.tokens):
             raise BadRequest(
@@ -165,16 +165,16 @@ class RoundsRun:
             )
         return before.decision
 
-    def _beyond(self, report: StepReport) -> Decision:
-        self._n_beyond += 1
-        self._spend(report)
+    def _take_excess(self, report: StepReport) -> Decision:
+        self._n_excess += 1
+        self._add_usage(report)
         self.ledger.fail_open("steps")
         return Decision(action="continue", reason="too long a run: no step of it is judged any more")
 
-    def _step(self, index: int, report: StepReport, vector: tuple[float, ...]) -> Step:
-        self._spend(report)
+    def _build_step(self, index: int, report: StepReport, vector: tuple[float, ...]) -> Step:
+        self._add_usage(report)
         source: AnswerSource = "sample" if self.ledger.request.kind == "samples" else "caller"
-        answer = self._normal(report)
+        answer = self._normalise_answer(report)
         self._n_chars += len(report.answer or "") + len(answer or "")
         return Step(
             index=index,
@@ -193,12 +193,12 @@ class RoundsRun:
             vector=vector,
         )
 
-    def _spend(self, report: StepReport) -> None:
+    def _add_usage(self, report: StepReport) -> None:
         spent = self.ledger.reply.caller_usage or Usage(prompt_tokens=0, completion_tokens=0)
         prompt_tokens, tokens = spent.prompt_tokens + report.ctx_tokens, spent.completion_tokens + report.tokens
         self.ledger.reply.caller_usage = replace(spent, prompt_tokens=prompt_tokens, completion_tokens=tokens)
 
-    def _normal(self, report: StepReport) -> str | None:
+    def _normalise_answer(self, report: StepReport) -> str | None:
         if report.answer is None:
             return self.ledger.extract(self.scorer, report.text) if report.text else None
         try:
@@ -207,7 +207,7 @@ class RoundsRun:
             self.ledger.fail_open("scorer")
             return None
 
-    def _effective(self, decision: Decision) -> Decision:
+    def _apply_mode(self, decision: Decision) -> Decision:
         """Return a stop only if it may act.
 
         In enforce mode all other decisions look alike, so that audits are hidden.
@@ -215,12 +215,12 @@ class RoundsRun:
         if decision.stop and self.acts:
             return decision
         if self.ledger.request.mode == "enforce":
-            return Decision(action="continue", reason=GOES_ON)
+            return Decision(action="continue", reason=CONTINUE_REASON)
         if not decision.stop:
             return decision
         return Decision(action="continue", reason=f"not acted on: {decision.reason}", score=decision.score)
 
-    def _chosen(self, *, acting: bool) -> int | None:
+    def _choose_step(self, *, acting: bool) -> int | None:
         answers = [s.answer for s in self.seen]
         if not any(a is not None for a in answers):
             return None

@@ -50,7 +50,7 @@ class StopTransition:
     _overlaps: bool = False  # the original runs on beside the continuation that is being opened
 
     @property
-    def _came_too_late(self) -> bool:
+    def _original_has_closed(self) -> bool:
         """Whether the original closed its thought by itself while it was held back."""
         return self._overlaps and self.relay.failure is None and not self.relay.reader.is_in_thought
 
@@ -62,7 +62,7 @@ class StopTransition:
             if method == "native":
                 if self.continuer.facts.has_control and await self._stop_natively():
                     return
-            elif await self._continue_by(method, thought, thought_tokens):
+            elif await self._continue_with(method, thought, thought_tokens):
                 return
         await self.relay.rest()
 
@@ -82,7 +82,7 @@ class StopTransition:
             await self.finish_unclosed(self._tokens_left())
         return True
 
-    async def _let_slot_go(self) -> None:
+    async def _await_slot_release(self) -> None:
         """Give llama.cpp a moment to free the cancelled call's slot; an earlier request would read the prompt anew."""
         if self.continuer.facts.caches_by_slot:
             a_token_s = (self.monotonic_s() - self.began_s) / max(1, self.relay.reader.account.received_tokens)
@@ -92,7 +92,7 @@ class StopTransition:
         stop = self.ledger.stop
         stop.acted, stop.finish_method, stop.handover_ms = True, method, (self.monotonic_s() - start_s) * 1e3
 
-    async def _continue_by(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
+    async def _continue_with(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
         """Answer from a second call; return False if that failed and the original is still running."""
         relay, start_s = self.relay, self.monotonic_s()
         request = await self._prepare(method, thought, self._tokens_left())
@@ -103,13 +103,13 @@ class StopTransition:
                 relay.hold()
             else:
                 relay.abandon()
-                await self._let_slot_go()
+                await self._await_slot_release()
             try:
                 reply, account = await self._open(stack, request, thought_tokens)
             except UpstreamError as error:
                 await self._discard_last(stack)
-                return await self._go_on_without(error)
-            if self._came_too_late:
+                return await self._recover(error)
+            if self._original_has_closed:
                 account.discarded = True
                 await stack.aclose()
                 await relay.release()
@@ -120,11 +120,11 @@ class StopTransition:
                 await self._deliver(reply)
             except UpstreamError as error:
                 self.ledger.fail_open("handover")
-                if not relay.delivery.can_begin_again():
+                if not relay.delivery.can_rerun():
                     raise
                 self.ledger.forget_run("handover")
                 await stack.aclose()
-                await self._run_again(error)
+                await self._deliver_rerun(error)
         return True
 
     def _may_begin(self) -> bool:
@@ -170,16 +170,16 @@ class StopTransition:
             else:
                 relay.own_end.kept = None
 
-    async def _go_on_without(self, error: UpstreamError) -> bool:
+    async def _recover(self, error: UpstreamError) -> bool:
         """Recover from a failed continuation; return False if the original goes on, True if a rerun was delivered."""
-        if not self._came_too_late:
+        if not self._original_has_closed:
             self.ledger.fail_open("handover")
         if self._overlaps and self.relay.failure is None:
             await self.relay.release()
             return False
         if not self._overlaps and isinstance(error, UpstreamTimeout):
-            self.continuer.client.note_lost_place()
-        await self._run_again(error)
+            self.continuer.client.note_lost_slot()
+        await self._deliver_rerun(error)
         return True
 
     async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> OpenContinuation:
@@ -209,7 +209,7 @@ class StopTransition:
         with contextlib.suppress(UpstreamError):  # remembered in `relay.failure`
             while self.relay.reader.is_in_thought and self.relay.held_bytes < self.buffer_bytes:
                 await self.relay.advance()
-        if self._came_too_late:
+        if self._original_has_closed:
             deadline.reschedule(0.0)
 
     def _tokens_left(self) -> int | None:
@@ -254,7 +254,7 @@ class StopTransition:
             frames.append(_chunk(state, choices=[], usage=usage_json(usage)))
         return [*frames, DONE_FRAME]
 
-    async def _run_again(self, error: UpstreamError) -> None:
+    async def _deliver_rerun(self, error: UpstreamError) -> None:
         if not self.continuer.may_call(keep=0):
             raise error
         self.relay.reader.account.discarded = True

@@ -39,7 +39,7 @@ class RepeatedFrame(Frame, frozen=True, gc=False):
     texts: list[str]
 
 
-TakesTexts: TypeAlias = Callable[[bytes, str, list[str]], bool]  # as in `RepeatedFrame`; must not raise
+TextsCallback: TypeAlias = Callable[[bytes, str, list[str]], bool]  # as in `RepeatedFrame`; must not raise
 
 
 class Delivery(Protocol):
@@ -52,11 +52,11 @@ class Delivery(Protocol):
         return False
 
     @property
-    def texts_now(self) -> TakesTexts | None:
+    def texts_now(self) -> TextsCallback | None:
         """Like `frame_now`, for repeated chunks by their texts; None if this client needs their bytes."""
         return None
 
-    def can_begin_again(self) -> bool:
+    def can_rerun(self) -> bool:
         """Return whether another answer may still replace what was delivered."""
         ...
 
@@ -79,7 +79,7 @@ def data_frame(obj: Any) -> Frame:
     return Frame(raw=raw, data=raw[6:-2], event=None)
 
 
-class OwnEnd:
+class WithheldEnd:
     """The upstream's frames from its finish reason on: delivered as they are, or replaced by an answer."""
 
     def __init__(self) -> None:
@@ -115,14 +115,14 @@ class StreamRelay:
     def __init__(self, call: Call, reader: ChainReader, delivery: Delivery, view: ClientView) -> None:
         self.call, self.reader, self.delivery, self.view = call, reader, delivery, view
         self._texts_now = delivery.texts_now
-        self.own_end = OwnEnd()
+        self.own_end = WithheldEnd()
         self.failure: UpstreamError | None = None  # why the original can deliver nothing more
         self.held_bytes = 0
         self._held: list[Frame] | None = None  # None: not holding
         self._splitter = SseSplitter()
         self._pattern = TextPattern()  # the usual shape of this stream's chunks
         self._reading: asyncio.Task[bytes] | None = None
-        self._points: list[Checkpoint] = []  # reached in chunks relayed by `_pass_at_once`
+        self._points: list[Checkpoint] = []  # reached in chunks relayed by `_relay_on_arrival`
         self._n_passed = 0  # bytes of the next read that the client already has
         self._last: dict[str, Any] | None = None  # held until the usage, if any, can go into its object
 
@@ -181,7 +181,7 @@ class StreamRelay:
                 if self._reading is None:
                     # This cannot change while the reader waits, so it is computed once per wait, not once per chunk.
                     takes = to_step and self._passes_as_is() and self._folds_by_pattern
-                    data = await self.call.read(self._pass_at_once if takes else None)
+                    data = await self.call.read(self._relay_on_arrival if takes else None)
                 else:
                     data = await asyncio.shield(self._reading)
                     self._reading = None
@@ -197,7 +197,7 @@ class StreamRelay:
             self.failure, self.reader.state.ended = error, True
             raise
 
-    def _pass_at_once(self, data: bytes) -> bool:
+    def _relay_on_arrival(self, data: bytes) -> bool:
         """Fast path of `advance`: relay repeated chunks on arrival. False wakes the reader, also at a checkpoint."""
         pattern = self._pattern
         texts, sent, end = pattern.run_in(data, 0)
@@ -215,7 +215,7 @@ class StreamRelay:
         return False
 
     def _repeated(self, data: bytes, at: int, points: list[Checkpoint]) -> tuple[Frame, int]:
-        """Fast path of `_look`: fold repeated chunks from `at` on into one frame; return it and its end (or `at`)."""
+        """Fast path of `_read_frame`: fold repeated chunks from `at` on into one frame; return it and its end."""
         if not self._passes_as_is():
             return _NOTHING, at
         pattern = self._pattern
@@ -243,12 +243,12 @@ class StreamRelay:
         state = self.reader.state
         try:
             if not data:
-                self._take(self._splitter.close(), out, points)
+                self._read_frames(self._splitter.close(), out, points)
             while at < len(data):
                 # Event by event, because a run of repeated chunks may begin after each.
                 end = data.find(b"\n\n", at) + 2 if self.view.joined and self._pattern.learns else 1
                 at, start = end if end > 1 else len(data), at
-                self._take(self._splitter.feed(data[start:at]), out, points)
+                self._read_frames(self._splitter.feed(data[start:at]), out, points)
                 sent, end = self._repeated(data, at, points)
                 if end > at:
                     out.append(sent)
@@ -292,10 +292,10 @@ class StreamRelay:
 
     # ---- frames
 
-    def _take(self, frames: list[Frame], out: list[Frame], points: list[Checkpoint]) -> None:
+    def _read_frames(self, frames: list[Frame], out: list[Frame], points: list[Checkpoint]) -> None:
         for frame in frames:
             last, self._last = self._last, None
-            edited = self._look(frame, points)
+            edited = self._read_frame(frame, points)
             kept = out if self.own_end.kept is None else self.own_end.kept
             kept += self._with_object(last)
             if edited is not None:
@@ -305,7 +305,7 @@ class StreamRelay:
         """Return the chunk with the finish reason, delayed until the upstream's usage and so the cost are known."""
         return [] if last is None else [data_frame(last | {"suffice": suffice_object(self.reader.ledger)})]
 
-    def _look(self, frame: Frame, points: list[Checkpoint]) -> Frame | None:
+    def _read_frame(self, frame: Frame, points: list[Checkpoint]) -> Frame | None:
         reader = self.reader
         state = reader.state
         if state.done or state.failed:

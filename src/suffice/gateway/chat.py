@@ -196,7 +196,7 @@ async def govern_request(
 
 async def govern_reasoning(job: GovernedRequest) -> None:
     route, ledger, gw = job.route.settings, job.ledger, job.gw
-    ledger.disclosure.tells_probes = job.route.acts or route.probe is None
+    ledger.disclosure.includes_probes = job.route.acts or route.probe is None
     continuer = Continuer(
         client=job.client,
         probe=route.probe or Probe(),

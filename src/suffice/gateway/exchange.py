@@ -246,7 +246,7 @@ class StreamDelivery:
         """Return the coroutine of the send itself, which saves a layer per read."""
         return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
 
-    def can_begin_again(self) -> bool:
+    def can_rerun(self) -> bool:
         return False
 
     async def end(self) -> None:
@@ -281,7 +281,7 @@ class BodyDelivery:
             elif frame.data is not None and frame.data != DONE_DATA:
                 self._assembler.add(frame.data)
 
-    def can_begin_again(self) -> bool:
+    def can_rerun(self) -> bool:
         return not self._exchange.status
 
     async def end(self) -> None:

@@ -100,7 +100,7 @@ def open_run(
         policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
         may_act=may_stop(request, served),
         returning=served.returning,
-        is_resting=lambda: gw.deployment.kill.on,
+        is_killed=lambda: gw.deployment.kill.on,
         vectors=gw.vectors(served, ledger),
         shelf=open_shelf(served, ledger),
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
 from suffice.signals.classes import Classes, FeatureTest, Rule
-from suffice.signals.features import FeatureSet, found, mark, product
+from suffice.signals.features import FeatureSet, mark, match_feature, product
 from suffice.types import Kind, Query
 
 MIN_RUNS = 10  # of a mark
@@ -119,7 +119,7 @@ def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool
     for query in queries:
         counts.update(mark(key, value) for key, value in query.metadata if key in MARKED)
         if query.query_class and ("task", query.query_class) not in query.metadata:
-            counts[found("class", query.query_class)] += 1
+            counts[match_feature("class", query.query_class)] += 1
     common = [name for name, n in counts.most_common(MAX_MARKS) if MIN_RUNS <= n < len(queries)]
     marks = [*common, *(product(name, other) for name in common for other in _MARKED_PRODUCTS[kind])]
     if sum(query.n_words is not None for query in queries) >= MIN_RUNS:
@@ -156,9 +156,9 @@ def _candidates(queries: Sequence[Query]) -> list[str]:
     for query in queries:
         marks.update(mark(key, value) for key, value in query.metadata if key in ("task", "model"))
         if query.question_type:
-            marks[found("question_type", query.question_type)] += 1
+            marks[match_feature("question_type", query.question_type)] += 1
         if query.script:
-            marks[found("script", query.script)] += 1
+            marks[match_feature("script", query.script)] += 1
     names = [name for name, n in marks.items() if 10 <= n <= len(queries) - 10]
     counts = ("n_words", "n_numbers", "n_operators")
     return [*names, *(name for name in counts if sum(getattr(q, name) is not None for q in queries) > 10)]

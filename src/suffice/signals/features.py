@@ -96,7 +96,7 @@ def mark(key: str, word: str) -> str:
     return str(Mark(key, word, declared=True))
 
 
-def found(key: Literal["class", "ngram", "question_type", "script"], word: str | int) -> str:
+def match_feature(key: Literal["class", "ngram", "question_type", "script"], word: str | int) -> str:
     """Return the name of the feature that is 1 if the query's class, type or script is `word`, or has that n-gram."""
     return str(Mark(key, str(word), declared=False))
 

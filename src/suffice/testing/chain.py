@@ -116,7 +116,7 @@ class SumsModel:
         answer = _OPERATORS[sign](int(left), int(right))
         if seen.nth_same % (self.wrong_nth + 1) == self.wrong_nth:
             answer += 10
-        told = f" {answer}"  # as a model continues after words
+        trial_answer = f" {answer}"  # as a model continues after words
         return ScriptedThought(
             [
                 At(
@@ -124,9 +124,9 @@ class SumsModel:
                     f" {answer - 8}",
                     p=0.4,
                 ),
-                At(f"Worked out step by step, {left} {sign} {right} comes to {answer}.\n", told),
+                At(f"Worked out step by step, {left} {sign} {right} comes to {answer}.\n", trial_answer),
                 *(
-                    At(_CHECKS[n % len(_CHECKS)].format(answer=answer) + "\n", told, p=min(0.99, 0.7 + n / 40))
+                    At(_CHECKS[n % len(_CHECKS)].format(answer=answer) + "\n", trial_answer, p=min(0.99, 0.7 + n / 40))
                     for n in range(self.n_checks)
                 ),
             ],

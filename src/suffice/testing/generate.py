@@ -11,13 +11,13 @@ from suffice.testing.prompt import (
     THINK_CLOSE,
     THINK_OPEN,
     Prefix,
+    restated_thought,
     same_beginning,
-    told_thought,
     without_beginning,
 )
 from suffice.testing.reply import AnswerTokens, FakeRefusal, FakeRequest, Reply
 
-_UNTOLD_LOGPROB = -0.5
+_RETHOUGHT_LOGPROB = -0.5
 _NO_PREFIX = Prefix("", closed=False, answer="", text="")
 
 
@@ -62,16 +62,16 @@ class Completion:
     def _plan(self, prefix: Prefix, *, carried: bool) -> tuple[deque[Token] | None, deque[Token]]:
         """Return what is left to generate: (thought or None if it is closed, answer)."""
         reply = self.reply
-        self._said = prefix.reasoning
+        self._thought_text = prefix.reasoning
         if reply.reasoning and not same_beginning("".join(reply.reasoning), prefix.reasoning):
             raise NotMyThought("the request continues a thought that this reply does not have")
         answer = self._spoken(AnswerTokens(reply.answer, reply.answer_logprobs))
-        told = None if carried else told_thought(self._request.messages, "".join(reply.reasoning))
-        if told is not None:
-            self._said = told
+        restated = None if carried else restated_thought(self._request.messages, "".join(reply.reasoning))
+        if restated is not None:
+            self._thought_text = restated
             off = is_thinking_off(self._request.body)
             again = () if off else reply.rethinks
-            thought = deque(Token(channel="reasoning", text=text, logprob=_UNTOLD_LOGPROB) for text in again)
+            thought = deque(Token(channel="reasoning", text=text, logprob=_RETHOUGHT_LOGPROB) for text in again)
             # A thought that the template has opened is at least closed.
             opened = reply.reasoning_field == "inline-opened" and not off
             return thought if again or opened else None, self._closed_answer("")
@@ -92,7 +92,7 @@ class Completion:
     def _closed_answer(self, begun: str) -> deque[Token]:
         spoken = AnswerTokens(self.reply.answer, self.reply.answer_logprobs)
         if self.reply.answer_after is not None:
-            spoken = self.reply.answer_after(self._said)
+            spoken = self.reply.answer_after(self._thought_text)
         if begun.strip() and same_beginning("".join(spoken.tokens), begun):
             left = without_beginning(spoken.tokens, begun)
             spoken = AnswerTokens(left, spoken.logprobs[len(spoken.tokens) - len(left) :])
@@ -148,7 +148,7 @@ class Completion:
         if token.channel in ("reasoning", "tag"):
             self.n_reasoning_tokens += 1
         if token.channel == "reasoning":
-            self._said += token.text
+            self._thought_text += token.text
         token = self._until_stop(token)
         if token.text or token.channel == "tool":
             self.shown.append(token)
@@ -168,7 +168,7 @@ class Completion:
 
 
 def _at(logprobs: tuple[float, ...], position: int) -> float:
-    return logprobs[position] if position < len(logprobs) else _UNTOLD_LOGPROB
+    return logprobs[position] if position < len(logprobs) else _RETHOUGHT_LOGPROB
 
 
 def _cap(request: FakeRequest) -> int | None:

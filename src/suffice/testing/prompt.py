@@ -11,7 +11,7 @@ from typing import Any
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _ASSISTANT = "<|im_start|>assistant\n"
 _MARKS = re.compile(r"<\|im_start\|>\w*|<\|im_end\|>|</?think>")
-_LEAST_TOLD = 6  # characters; fewer could be a coincidence
+_MIN_RESTATED_CHARS = 6  # characters; fewer could be a coincidence
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -96,13 +96,13 @@ def _split(text: str) -> Prefix:
     return Prefix(thought, bool(tag), answer, text)
 
 
-def told_thought(messages: Sequence[Any], thought: str) -> str | None:
+def restated_thought(messages: Sequence[Any], thought: str) -> str | None:
     """Return the part of `thought` that a re-ask repeats as text, less white space; None for any other request."""
     pair = messages[-2:]
     if [m.get("role") for m in pair if isinstance(m, Mapping)] != ["assistant", "user"]:
         return None
-    told, whole = ("".join(t.split()) for t in (prompt_text(pair[0].get("content")), thought))
-    starts = (told[at:] for at in range(len(told) - _LEAST_TOLD + 1))
+    restated, whole = ("".join(t.split()) for t in (prompt_text(pair[0].get("content")), thought))
+    starts = (restated[at:] for at in range(len(restated) - _MIN_RESTATED_CHARS + 1))
     return next((part for part in starts if whole.startswith(part)), None)
 
 

@@ -130,8 +130,8 @@ class ReplyShape:
         self._echo = prefix.text if echoes and prefix and not seen.request.is_raw else ""
         self._n_top = _n_top_logprobs(seen.request)
         options = seen.request.body.get("stream_options")
-        asked = isinstance(options, Mapping) and options.get("include_usage") is True
-        self._usage_at_end = reply.usage in ("always", "zero_first") or (asked and reply.usage == "last")
+        requested = isinstance(options, Mapping) and options.get("include_usage") is True
+        self._usage_at_end = reply.usage in ("always", "zero_first") or (requested and reply.usage == "last")
 
     # ---- streams
 
@@ -291,7 +291,7 @@ def _rivals(token: Token, n_top: int) -> list[tuple[str, float]]:
 
 
 def _n_top_logprobs(request: FakeRequest) -> int | None:
-    asked = request.body.get("logprobs")
-    if request.is_raw and not isinstance(asked, bool):
+    requested = request.body.get("logprobs")
+    if request.is_raw and not isinstance(requested, bool):
         return count_in(request, "logprobs") or None
-    return (count_in(request, "top_logprobs") or 0) if asked is True else None
+    return (count_in(request, "top_logprobs") or 0) if requested is True else None

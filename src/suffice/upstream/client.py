@@ -19,7 +19,7 @@ from suffice.settings import Upstream
 from suffice.telemetry import LOG
 from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
-from suffice.upstream.connection import Address, Connection, ConnectionBroken, ConnectionPool, TakesAtOnce
+from suffice.upstream.connection import Address, ArrivalCallback, Connection, ConnectionBroken, ConnectionPool
 
 Headers = Iterable[tuple[str, str]]
 
@@ -112,8 +112,8 @@ class Call:
     def at_end(self) -> bool:
         return self._connection.at_end
 
-    async def read(self, at_once: TakesAtOnce | None = None) -> bytes:
-        """Return the next bytes, b"" at the end, less those that `at_once` took.
+    async def read(self, on_arrival: ArrivalCallback | None = None) -> bytes:
+        """Return the next bytes, b"" at the end, less those that `on_arrival` took.
 
         Raise UpstreamDown or UpstreamTimeout.
         """
@@ -122,7 +122,7 @@ class Call:
             await asyncio.sleep(0)  # this reader never waits while bytes are there, so let others run
         try:
             while (data := connection.take()) is None:
-                await connection.more(at_once)
+                await connection.more(on_arrival)
         except TimeoutError:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
         except ConnectionBroken as error:
@@ -300,12 +300,12 @@ class UpstreamClient:
 
     async def post_json(self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
         """Make a short call; return (status, body). Raise UpstreamError, at the latest after `timeout_s`."""
-        return await self._short("POST", path, body, _json_headers(headers), timeout_s)
+        return await self._call_short("POST", path, body, _json_headers(headers), timeout_s)
 
     async def get(self, path: str, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
-        return await self._short("GET", path, None, headers, timeout_s)
+        return await self._call_short("GET", path, None, headers, timeout_s)
 
-    async def _short(
+    async def _call_short(
         self, method: str, path: str, body: bytes | None, headers: Headers, timeout_s: float
     ) -> tuple[int, bytes]:
         try:
@@ -353,7 +353,7 @@ class UpstreamClient:
         finally:
             self.allowance.end(spent(), self._now_s())
 
-    def note_lost_place(self) -> None:
+    def note_lost_slot(self) -> None:
         """Record that a call gave up its slot to its continuation, which then got none in time: another was waiting."""
         now_s = self._now_s()
         if now_s >= self._crowded_until_s:

@@ -2,8 +2,8 @@
 
     ask ──▶ head of the response ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 
-llhttp (through httptools) parses bytes on arrival, which wakes the reader once a packet, or not at all if an `at_once`
-callback consumes them. One timer per request ends a wait that is too long.
+llhttp (through httptools) parses bytes on arrival, which wakes the reader once a packet, or not at all if an
+`on_arrival` callback consumes them. One timer per request ends a wait that is too long.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ HELD_BYTES = 128 * 1024  # of a response that nobody reads; beyond it the server
 PIECE_BYTES = 64 * 1024  # a long body is sent in pieces, so that other requests are served meanwhile
 READ_BYTES = 32 * 1024  # a response is read in such pieces
 LONG_BODY_BYTES = 256 * 1024
-LOOK_AGAIN_S = 0.05  # earliest next check while nobody waits
+MIN_CHECK_S = 0.05  # earliest next check while nobody waits
 
-TakesAtOnce: TypeAlias = Callable[[bytes], bool]  # of a body; True: it consumed them; must not raise or block
+ArrivalCallback: TypeAlias = Callable[[bytes], bool]  # of a body; True: it consumed them; must not raise or block
 
 
 class ConnectionBroken(Exception):
@@ -92,30 +92,30 @@ class _Waiting:
 
     def __init__(self, response: _Response, *, first_byte_timeout_s: float, idle_timeout_s: float) -> None:
         self.error: Exception | None = None  # ends this wait and all later ones
-        self.at_once: TakesAtOnce | None = None  # called before the waiter is woken
+        self.on_arrival: ArrivalCallback | None = None  # called before the waiter is woken
         self.since_s = 0.0
         self._response = response
         self._first_byte_s, self._idle_s = first_byte_timeout_s or inf, idle_timeout_s or inf
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        self._asked_s = 0.0
+        self._requested_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def is_on(self) -> bool:
+    def is_waiting(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
 
     def begin_request(self) -> None:
-        self._asked_s = self.since_s = self._loop.time()
-        self._look_in(min(self._first_byte_s, self._idle_s))
+        self._requested_s = self.since_s = self._loop.time()
+        self._schedule_check(min(self._first_byte_s, self._idle_s))
 
     def end_request(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def begin(self, at_once: TakesAtOnce | None) -> asyncio.Future[None]:
-        self.since_s, self.at_once = self._loop.time(), at_once
+    def begin(self, on_arrival: ArrivalCallback | None) -> asyncio.Future[None]:
+        self.since_s, self.on_arrival = self._loop.time(), on_arrival
         waiter = self._waiter = self._loop.create_future()
         return waiter
 
@@ -126,24 +126,24 @@ class _Waiting:
     def wake(self) -> None:
         waiter = self._waiter
         if waiter is not None:
-            self._waiter = self.at_once = None
+            self._waiter = self.on_arrival = None
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _look(self) -> None:
-        now_s, waits = self._loop.time(), self.is_on
+    def _check_timeouts(self) -> None:
+        now_s, waits = self._loop.time(), self.is_waiting
         if not self._response.status:
-            left_s = self._first_byte_s - (now_s - self._asked_s)
+            left_s = self._first_byte_s - (now_s - self._requested_s)
         else:
             left_s = self._idle_s - (now_s - self.since_s if waits else 0.0)
         if waits and left_s <= 0:
             self.fail(TimeoutError())
             return
-        self._look_in(min(max(left_s, LOOK_AGAIN_S), self._idle_s))  # after the head, the shorter limit may apply
+        self._schedule_check(min(max(left_s, MIN_CHECK_S), self._idle_s))  # after the head, the shorter limit may apply
 
-    def _look_in(self, within_s: float) -> None:
+    def _schedule_check(self, within_s: float) -> None:
         if within_s < inf:
-            self._timer = self._loop.call_later(within_s, self._look)
+            self._timer = self._loop.call_later(within_s, self._check_timeouts)
 
 
 class Connection(asyncio.Protocol):
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
         )
         self._transport: asyncio.Transport | None = None
         self._held_bytes = 0
-        self._spoiled = False  # it received bytes that belong to no request
+        self._is_unusable = False  # it received bytes that belong to no request
         self._sent_all = True
         self._reading_paused = self._writing_paused = False
 
@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_reusable(self) -> bool:
-        return self.at_end and self._sent_all and self.response.keep and not (self.closed or self._spoiled)
+        return self.at_end and self._sent_all and self.response.keep and not (self.closed or self._is_unusable)
 
     @property
     def at_end(self) -> bool:
@@ -224,15 +224,15 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    def more(self, at_once: TakesAtOnce | None = None) -> asyncio.Future[None]:
+    def more(self, on_arrival: ArrivalCallback | None = None) -> asyncio.Future[None]:
         """Return a future that is done when something has arrived or can be sent. Raises as `ask` does.
 
-        Take bytes that arrived before an error first. Bytes that `at_once` consumes on arrival wake nobody. It is not a
+        Take bytes that arrived before an error first. Bytes that `on_arrival` consumes wake nobody. It is not a
         coroutine, because every chunk of every stream pays for each layer here.
         """
         if self._waiting.error is not None:
             raise self._waiting.error
-        return self._waiting.begin(at_once)
+        return self._waiting.begin(on_arrival)
 
     def rest(self) -> None:
         self._waiting.end_request()
@@ -252,23 +252,23 @@ class Connection(asyncio.Protocol):
         response, waiting = self.response, self._waiting
         parts, parser = response.parts, response.parser
         if response.complete or parser is None:
-            self._spoil()
+            self._mark_unusable()
             return
         response.n_bytes += len(data)
         n_parts = len(parts)
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            self._spoil()
+            self._mark_unusable()
             if not response.complete:
                 waiting.fail(ConnectionBroken(f"no HTTP ({type(error).__name__})", began=True))
                 return
         response.n_framing_bytes = 0 if len(parts) > n_parts else response.n_framing_bytes + len(data)
         if response.n_framing_bytes > HEAD_LIMIT_BYTES:
-            self._spoil()
+            self._mark_unusable()
             waiting.fail(ConnectionBroken("its head or trailer is too long", began=True))
             return
-        if waiting.at_once is not None and parts and self._is_taken_at_once(waiting.at_once):
+        if waiting.on_arrival is not None and parts and self._consume_on_arrival(waiting.on_arrival):
             return
         self._held_bytes += len(data)
         if self._held_bytes > HELD_BYTES and not self._reading_paused and self._transport is not None:
@@ -300,15 +300,15 @@ class Connection(asyncio.Protocol):
         self._writing_paused = False
         self._waiting.wake()
 
-    def _is_taken_at_once(self, at_once: TakesAtOnce) -> bool:
-        """Pass arrived bytes to `at_once`; return whether it took them.
+    def _consume_on_arrival(self, on_arrival: ArrivalCallback) -> bool:
+        """Pass arrived bytes to `on_arrival`; return whether it took them.
 
         Then only the response's end wakes the reader.
         """
         parts, waiting = self.response.parts, self._waiting
-        if not waiting.is_on:  # the reader has left, and its callback with it
+        if not waiting.is_waiting:  # the reader has left, and its callback with it
             return False
-        if not at_once(parts[0] if len(parts) == 1 else b"".join(parts)):
+        if not on_arrival(parts[0] if len(parts) == 1 else b"".join(parts)):
             return False
         parts.clear()
         waiting.since_s = asyncio.get_running_loop().time()
@@ -316,8 +316,8 @@ class Connection(asyncio.Protocol):
             waiting.wake()
         return True
 
-    def _spoil(self) -> None:
-        self._spoiled = True
+    def _mark_unusable(self) -> None:
+        self._is_unusable = True
         if self.at_end:
             self.cut()
 

@@ -24,9 +24,9 @@ from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 from suffice.cli import shell
 from suffice.cli.inspect.route_report import audits_missing, frequencies
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
-from suffice.doctor.examine import Advice, advise, examine, not_verified
+from suffice.doctor.examine import Recommendation, examine, not_verified, recommend
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
-from suffice.doctor.talk import Talk
+from suffice.doctor.session import ServerSession
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.scoring.base import build_scorer, scorer_label
@@ -105,16 +105,16 @@ def _client(name: str, upstream: Upstream) -> UpstreamClient:
     return UpstreamClient(name or "doctor", upstream, api_key(name or "doctor", upstream))
 
 
-async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None) -> Talk:
-    talk = Talk(
+async def _open_session(client: UpstreamClient, asked: DoctorOptions, model: str | None) -> ServerSession:
+    session = ServerSession(
         client, model=model or "", timeout_s=asked.timeout_s, clock_s=time.monotonic, nonce=lambda: secrets.token_hex(6)
     )
     if not model:
-        listed = await talk.models()
+        listed = await session.models()
         if not listed:
             raise ConfigError("--model: the server lists no model; name one")
-        talk.model = listed[0]
-    return talk
+        session.model = listed[0]
+    return session
 
 
 async def _append(settings: Settings, event: Event) -> None:
@@ -139,9 +139,11 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
         driver_facts(asked.driver)  # raises for an unknown driver
         upstream = msgspec.structs.replace(upstream, driver=asked.driver)
     async with _client(name, upstream) as client:
-        talk = await _talk(client, asked, asked.model)
-        with _progress(asked) as tell:
-            result = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
+        session = await _open_session(client, asked, asked.model)
+        with _progress(asked) as on_start:
+            result = await examine(
+                session, upstream=name, examination_id=_new_id(), at_s=time.time(), on_start=on_start
+            )
     if settings is None:
         kept = "Not kept: there is no settings file here (--config)."
     elif not name:
@@ -149,13 +151,13 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
     else:
         await _append(settings, result)
         kept = f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
-    advice = advise(result, name=name or "local", url=upstream.url, driver=asked.driver)
+    recommendation = recommend(result, name=name or "local", url=upstream.url, driver=asked.driver)
     if asked.as_json:
-        _print_json(result, advice, url=upstream.url, kept=kept)
+        _print_json(result, recommendation, url=upstream.url, kept=kept)
     else:
-        made = f"{len(result.findings)} experiments, {talk.n_calls} calls, made against this server"
+        made = f"{len(result.findings)} experiments, {session.n_calls} calls, made against this server"
         _print_findings(result, f"{upstream.url}, model {result.model}: {made}")
-        _print_recommendations(advice, kept)
+        _print_recommendations(recommendation, kept)
     return honoured(result, "reachable")
 
 
@@ -168,8 +170,8 @@ def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
         yield lambda name: line.update(f"trying {name}")
 
 
-def _print_json(findings: Findings, advice: Advice, *, url: str, kept: str) -> None:
-    plain = msgspec.to_builtins(findings) | {"url": url, "advice": advice, "kept": kept}
+def _print_json(findings: Findings, recommendation: Recommendation, *, url: str, kept: str) -> None:
+    plain = msgspec.to_builtins(findings) | {"url": url, "advice": recommendation, "kept": kept}
     for one in plain["findings"]:
         one["verified"] = one["verdict"] in VERIFIED
     shell.print_json({**plain, "not_verified": not_verified()})
@@ -200,10 +202,10 @@ def _verified(verdict: str) -> str:
     return "verified" if verdict in VERIFIED else "not"
 
 
-def _print_recommendations(advice: Advice, kept: str) -> None:
-    _print_list("What Suffice will use here", [*advice.sentences, kept])
+def _print_recommendations(recommendation: Recommendation, kept: str) -> None:
+    _print_list("What Suffice will use here", [*recommendation.sentences, kept])
     click.echo("For suffice.toml:\n")
-    click.echo(textwrap.indent(advice.settings, "    "))
+    click.echo(textwrap.indent(recommendation.settings, "    "))
     _print_list("Known from documentation only, not verified against a live server", list(not_verified()))
 
 
@@ -239,8 +241,10 @@ async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, ro
     bodies = read_route_questions(asked.questions.read_text("utf-8").splitlines(), str(asked.questions))
     upstream = settings.upstreams[route.upstream]
     async with _client(route.upstream, upstream) as client:
-        talk = await _talk(client, asked, asked.model or route.model)
-        live = await run_live(talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots)
+        session = await _open_session(client, asked, asked.model or route.model)
+        live = await run_live(
+            session, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots
+        )
     label = scorer_label(route.scorer)
     await _append(settings, as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time()))
     return live

@@ -308,7 +308,7 @@ class Tap(Delivery):
                 if choice is not None:
                     self.logprobs.extend(t.logprob for t in logprobs_of(choice))
 
-    def can_begin_again(self) -> bool:
+    def can_rerun(self) -> bool:
         return False
 
     async def end(self) -> None:

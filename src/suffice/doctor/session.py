@@ -14,21 +14,21 @@ from suffice.upstream import wire
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
 
 CHAT = "/v1/chat/completions"
-_SAID_CHARS = 120  # of a server's own error message
+_ERROR_CHARS = 120  # of a server's own error message
 
 
 @dataclass(frozen=True, slots=True)
-class Saw:
+class Result:
     verdict: Verdict
     evidence: str  # one sentence with the numbers that were measured
 
 
 class Refusal(Exception):
-    """A server did not answer 200, which settles the experiment; `saw` is the result."""
+    """A server did not answer 200, which settles the experiment with `result`."""
 
-    def __init__(self, saw: Saw) -> None:
-        super().__init__(saw.evidence)
-        self.saw = saw
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.evidence)
+        self.result = result
 
 
 def parse_number(value: object) -> int | None:
@@ -44,7 +44,7 @@ def within(body: object, *path: str) -> object:
 def error_message(body: Mapping[str, Any]) -> str:
     error = body.get("error", body.get("message"))
     message = error.get("message") if isinstance(error, Mapping) else error
-    return f" ({message[:_SAID_CHARS].strip()})" if isinstance(message, str) and message else ""
+    return f" ({message[:_ERROR_CHARS].strip()})" if isinstance(message, str) and message else ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Whole:
+class WholeResponse:
     status: int
     body: Mapping[str, Any]  # {} if it is not a JSON object
     took_s: float
@@ -119,7 +119,7 @@ class StreamTranscript:
         return new + cached if isinstance(new, int) and isinstance(cached, int) else None
 
 
-class Talk:
+class ServerSession:
     """The calls that experiments make, and their observations so far.
 
     model    name in the requests
@@ -152,7 +152,7 @@ class Talk:
         messages = [{"role": "user", "content": ask}]
         return {"model": self.model, "messages": messages, self.cap_field: cap, "temperature": 0, **more}
 
-    async def whole(self, body: Mapping[str, Any], path: str = CHAT, *, refusal: str | None = None) -> Whole:
+    async def whole(self, body: Mapping[str, Any], path: str = CHAT, *, refusal: str | None = None) -> WholeResponse:
         """Send a request and read the whole response. Raise UpstreamError.
 
         refusal  beginning of the message of Refusal, raised unless the status is 200; None: return any response
@@ -160,7 +160,7 @@ class Talk:
         start_s = self.clock_s()
         async with self.open(path, body) as call:
             data = await call.read_all()
-        answer = Whole(status=call.status, body=_object(data), took_s=self.clock_s() - start_s)
+        answer = WholeResponse(status=call.status, body=_object(data), took_s=self.clock_s() - start_s)
         _check(answer, refusal)
         return answer
 
@@ -225,9 +225,9 @@ class Talk:
         await call.settle()
 
 
-def _check(answer: Whole | StreamTranscript, refusal: str | None) -> None:
+def _check(answer: WholeResponse | StreamTranscript, refusal: str | None) -> None:
     if refusal is not None and answer.status != 200:
-        raise Refusal(Saw("no", f"{refusal} {answer.refused}"))
+        raise Refusal(Result("no", f"{refusal} {answer.refused}"))
 
 
 def _object(data: bytes) -> Mapping[str, Any]:
