@@ -109,10 +109,10 @@ def _check_segmenter(_: str, factory: Any) -> None:
 def _check_driver(_: str, facts: Any) -> None:
     if not isinstance(facts, DriverFacts):
         raise Unfit(f"got {type(facts).__name__}; need a DriverFacts of suffice.upstream.drivers")
-    asked = [facts.effort(level) for level in get_args(Effort)]
+    results = [facts.effort(level) for level in get_args(Effort)]
     if facts.budget is not None:
-        asked.append(facts.budget(16, "\n"))
-    if not all(fields is None or isinstance(fields, Mapping) for fields in asked):
+        results.append(facts.budget(16, "\n"))
+    if not all(fields is None or isinstance(fields, Mapping) for fields in results):
         raise Unfit("effort and budget: need functions that give a mapping of fields, or None")
 
 

@@ -88,12 +88,12 @@ class StopSignal:
     def __init__(self) -> None:
         self.n_signals = 0
         self._n_urgent = 0
-        self.told: Callable[[], None] = lambda: None  # called at each signal
+        self.on_signal: Callable[[], None] = lambda: None  # called at each signal
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.n_signals += 1
         self._n_urgent += number in (signal.SIGINT, signal.SIGTERM)
-        self.told()
+        self.on_signal()
 
     @property
     def is_urgent(self) -> bool:
@@ -119,9 +119,9 @@ class GatewayServer(uvicorn.Server):
         self._gw, self._stop = gw, stop
         self._wake: Callable[[], object] = lambda: None  # makes the main loop check `should_exit`
         self._unread: dict[Any, tuple[int, float]] = {}  # by connection: buffered bytes, and since when
-        stop.told = self._told
+        stop.on_signal = self._begin_shutdown
 
-    def _told(self) -> None:
+    def _begin_shutdown(self) -> None:
         self._gw.process.ready = False
         self.force_exit = self._stop.is_urgent
         self.end()
@@ -135,7 +135,7 @@ class GatewayServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `StopSignal`: uvicorn would raise them again and kill the process before the log closes."""
         if self._stop.n_signals:
-            self._told()
+            self._begin_shutdown()
         yield
 
     async def main_loop(self) -> None:
@@ -252,9 +252,12 @@ def _url_of(listener: socket.socket) -> str:
 
 
 async def _serve(
-    settings: Settings, found: Preflight, listeners: list[socket.socket], listening: Listening, stop: StopSignal
+    settings: Settings, checked: Preflight, listeners: list[socket.socket], listening: Listening, stop: StopSignal
 ) -> None:
-    async with build_gateway(settings, found=found) as app, run_worker_process(settings, app.gateway.deployment.notify):
+    async with (
+        build_gateway(settings, found=checked) as app,
+        run_worker_process(settings, app.gateway.deployment.notify),
+    ):
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
         server = GatewayServer(_config(app, settings), app.gateway, stop)
         for listener in listeners:
@@ -278,7 +281,7 @@ def run_server(
     Raise OSError for an address in use, and ConfigError or StoreError for what `preflight` rejects.
     """
     host = settings.server.host if host is None else host
-    found = preflight(settings, host=host, insecure_open=insecure_open)
+    checked = preflight(settings, host=host, insecure_open=insecure_open)
     with ExitStack() as stack:
         listeners = [stack.enter_context(contextlib.closing(one)) for one in _listeners(settings, host, port)]
         stop = StopSignal()
@@ -286,7 +289,7 @@ def run_server(
         _raise_descriptor_limit()
         _spare_the_collector()
         with stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings, found, listeners, listening, stop))
+            runner.run(_serve(settings, checked, listeners, listening, stop))
 
 
 def _listeners(settings: Settings, host: str, port: int | None) -> Iterator[socket.socket]:

@@ -70,9 +70,9 @@ THINGS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("thing", THINGS)
 def test_whatever_lies_there_pulls_the_switch_at_once(tmp_path: Path, thing: str) -> None:
     file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
-    switch = KillSwitch(file, told=told.append)
+    switch = KillSwitch(file, notify=told.append)
     THINGS[thing](file)
-    looker = threading.Thread(target=switch.look, daemon=True)
+    looker = threading.Thread(target=switch.check, daemon=True)
     looker.start()
     looker.join(20)
     assert not looker.is_alive(), "whoever looks waits for ever, and with him the whole gateway"
@@ -89,7 +89,7 @@ def test_what_was_taken_away_releases_it(tmp_path: Path, thing: str) -> None:
     switch = KillSwitch(file)
     assert switch.on
     assert clear_switch(file)
-    switch.look()
+    switch.check()
     assert not switch.on
 
 
@@ -121,21 +121,21 @@ def test_many_looks_at_a_huge_file_cost_nothing(tmp_path: Path) -> None:
     switch, began_s = KillSwitch(file), time.process_time()
     for number in range(200):
         os.utime(file, ns=(number, number))  # every look finds another file
-        switch.look()
+        switch.check()
     assert time.process_time() - began_s < 2.0
 
 
 def test_a_file_that_comes_and_goes_leaves_a_row_for_each_change_and_no_other(tmp_path: Path) -> None:
     file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
-    switch = KillSwitch(file, told=told.append)
+    switch = KillSwitch(file, notify=told.append)
     for number in range(1, 51):
         file.touch()
         os.utime(file, ns=(number, number))
-        switch.look()
-        switch.look()
+        switch.check()
+        switch.check()
         file.unlink()
-        switch.look()
-        switch.look()
+        switch.check()
+        switch.check()
     assert [one.on for one in told] == [True, False] * 50
     assert len({key_of(one) for one in told}) == 100
 
@@ -143,9 +143,9 @@ def test_a_file_that_comes_and_goes_leaves_a_row_for_each_change_and_no_other(tm
 def test_a_reason_that_changes_every_time_writes_no_row(tmp_path: Path) -> None:
     """Who may write the file can change it twice a second: that must not fill the log."""
     file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
-    switch = KillSwitch(file, told=told.append)
+    switch = KillSwitch(file, notify=told.append)
     for number in range(1, 51):
         file.write_text(f"reason {number}")
         os.utime(file, ns=(number, number))
-        switch.look()
+        switch.check()
     assert len(told) == 1

@@ -105,7 +105,7 @@ def gateway_of(made: Made) -> GatewayState:
         sampling=LogSampler(settings=settings, salt="s"),
     )
     follower = Follower(gw, made.path)
-    follower.take(follower.look())
+    follower.apply(follower.read_changes())
     follower.close()
     gw.deployment.export_gauges()
     return gw

@@ -108,7 +108,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         (report,) = await work(g, settings)
         assert report.ok
         await until(lambda: g.gateway.deployment.routes[0].certified)
-        level = g.gateway.deployment.routes[0].in_force.level
+        level = g.gateway.deployment.routes[0].active.level
         assert level > 0
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == level
 
@@ -136,7 +136,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         assert "model changed from 'm-1' to 'm-2'" in report.said
         held = read_decided(g.database).of("r")
         assert (held.n_epochs, held.in_burst, held.alarm and held.alarm.cause) == (2, True, "change")
-        await until(lambda: g.gateway.deployment.routes[0].in_force.n_epochs == 2)
+        await until(lambda: g.gateway.deployment.routes[0].active.n_epochs == 2)
         before = len(g.fake.completions)
         await ask(g, 1_000, N + 30)
         assert 3 * (N + 30) < len(g.fake.completions) - before < 6 * (N + 30), "only what is decided ends"

@@ -30,7 +30,7 @@ async def certified(g: Served, settings: Settings) -> Publication:
     await ask(g, 0, N)
     await work(g, settings)
     await until(lambda: g.gateway.deployment.routes[0].certified)
-    made = g.gateway.deployment.routes[0].in_force.publication
+    made = g.gateway.deployment.routes[0].active.publication
     assert made is not None
     return made
 
@@ -39,7 +39,7 @@ async def test_a_held_class_is_served_its_own_level_and_nobody_else_is(tmp_path:
     async with served(tmp_path, Model(), route=ROUTE) as g:
         made = await certified(g, settings_of(g))
         write(g, replace(made, number=made.number + 1, classes=(("what", 0),)))
-        await until(lambda: bool(g.gateway.deployment.routes[0].in_force.classes))
+        await until(lambda: bool(g.gateway.deployment.routes[0].active.classes))
 
         before = len(g.fake.completions)
         answer = await g.ask(chat("What is three and four?", suffice={}))

@@ -44,7 +44,7 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
         secret=deployment_salt(settings),
         monotonic_s=time.monotonic,
     ) as made:
-        live(made, n=N, until_s=now_s, told=lambda n, _held: seen.append(n))
+        live(made, n=N, until_s=now_s, on_step=lambda n, _held: seen.append(n))
         assert made.held.in_burst, "so few runs certify nothing"
     assert seen == [60, 120]
     runs = list(read_episodes(tmp_path / "console.db", ROUTE))

@@ -20,7 +20,7 @@ from suffice.demo.story import (
     CourseRun,
     DemoPlan,
     DemoReport,
-    DemoWorld,
+    DemoServer,
     Snapshot,
     generate_traffic,
     name_of,
@@ -84,7 +84,7 @@ async def told(folder: Path, model: Model, plan: DemoPlan) -> tuple[DemoReport, 
     notes = Notes()
     pool = [replace(one, gold="it is four") for one in POOL]
     async with FakeUpstream(model) as fake:
-        world = DemoWorld(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
+        world = DemoServer(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
         return await story.run_story(plan, world, folder, pool, notes, first_s=0.0), notes
 
 

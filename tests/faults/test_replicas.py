@@ -38,7 +38,7 @@ def episodes(g: Served) -> list[Episode]:
 async def test_a_gateway_that_does_not_see_a_decision_says_what_it_serves_and_serves_it_for_so_long_at_most(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocked, look, store = set[int](), Follower.look, {"last_good_s": 4.0}
+    blocked, look, store = set[int](), Follower.read_changes, {"last_good_s": 4.0}
     old, new = f"{VERSION.address}@2", f"{VERSION.address}@1"
 
     def seen(follower: Follower) -> Mapping[str, BuiltRoute]:
@@ -46,13 +46,13 @@ async def test_a_gateway_that_does_not_see_a_decision_says_what_it_serves_and_se
             raise StoreError("the log: what lies between it and this machine is gone")
         return look(follower)
 
-    monkeypatch.setattr(Follower, "look", seen)
+    monkeypatch.setattr(Follower, "read_changes", seen)
     async with serve(FOUR, route=ROUTE, store=store) as one:
         async with serve(FOUR, route=ROUTE, store=store, upstream={"url": one.fake.url}) as other:
             told = one.gateway.settings
             await decide(one, began(), published(told, 2))
             other.gateway.deployment.notify()
-            await until(other, lambda gw: gw.deployment.routes[0].in_force.level == 2)
+            await until(other, lambda gw: gw.deployment.routes[0].active.level == 2)
             blocked.add(id(other.gateway))
             await decide(one, published(told, 1, number=2))
             assert await answered(one, one.fake) == (new, 5)

@@ -124,8 +124,8 @@ async def test_from_full_runs_to_the_proof_to_stops(serve: Serve) -> None:
         assert "level 1 published" in report
         await until(lambda: g.gateway.deployment.routes[0].certified)
         now = g.gateway.deployment.routes[0]
-        assert now.in_force.publication is not None
-        assert now.in_force.publication.is_owned
+        assert now.active.publication is not None
+        assert now.active.publication.is_owned
         drew = [await drawn(g) for _ in range(12)]
         assert N_DRAWN in drew, "all but audits stop early"
         assert set(drew) <= {N_DRAWN, 8}

@@ -160,11 +160,11 @@ def test_the_environment_pulls_it_for_a_life_and_two_gateways_write_one_row(tmp_
     for environment, on in (("", False), ("0", False), ("1", True), ("yes", True)):
         assert KillSwitch(environment=environment).on is on
     file = tmp_path / "suffice.kill"
-    both = [KillSwitch(file, told=told.append) for _ in range(2)]
+    both = [KillSwitch(file, notify=told.append) for _ in range(2)]
     file.touch()
     for one in both:
-        one.look()
-        one.look()
+        one.check()
+        one.check()
     assert all(one.on for one in both)
     assert both[0].reason == "no reason is given"
     assert len(told) == 2
@@ -172,7 +172,7 @@ def test_the_environment_pulls_it_for_a_life_and_two_gateways_write_one_row(tmp_
     forced = KillSwitch(file, environment="1")
     clear_switch(file)
     for one in (*both, forced):
-        one.look()
+        one.check()
     assert [one.on for one in (*both, forced)] == [False, False, True]
 
 
@@ -187,7 +187,7 @@ def test_a_disk_that_does_not_answer_neither_pulls_nor_releases(tmp_path: Path, 
 
     monkeypatch.setattr(os, "stat", fails)
     for one in switches:
-        one.look()
+        one.check()
     assert [one.on for one in switches] == [False, True]
 
 

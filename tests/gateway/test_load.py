@@ -109,11 +109,11 @@ def test_a_rate_follows_a_fivefold_step_and_forgets_when_nothing_comes() -> None
 def test_a_queue_is_smoothed_over_time_however_often_one_looks() -> None:
     often, seldom = Smooth(2.0), Smooth(2.0)
     for level in (often, seldom):
-        level.look(0.0, 0.0)
+        level.add(0.0, 0.0)
     for at in range(1, 401):
-        often.look(5.0, at / 100)
-    seldom.look(5.0, 2.0)
-    seldom.look(5.0, 4.0)
+        often.add(5.0, at / 100)
+    seldom.add(5.0, 2.0)
+    seldom.add(5.0, 4.0)
     assert often.value == pytest.approx(seldom.value, rel=1e-9)
     assert 4 < often.value < 5
 
@@ -167,7 +167,7 @@ def test_a_stop_whose_rest_nobody_can_tell_counts_as_a_full_run_of_mean_length()
 def test_while_the_brake_holds_the_ratio_is_what_is_asked_for_over_what_was_taken_before() -> None:
     route = RouteOperation("r", Route(fallback_capacity=1.5))
     for at in range(3_000):  # 2 a second, stopped after 50 of 100 tokens
-        route.load.asked.add(1, at / 2)
+        route.load.arrivals.add(1, at / 2)
         route.load.note(request(), outcome(50, stopped=True, saved=50), now_s=at / 2, falls_back=False)
     assert route.ratio(1_500.0) == pytest.approx(2.0)
     route.certified = 7
@@ -176,7 +176,7 @@ def test_while_the_brake_holds_the_ratio_is_what_is_asked_for_over_what_was_take
     assert route.fallback.level == 7
     assert route.ratio(1_500.0) == pytest.approx(2.0, rel=0.1)
     for at in range(3_000, 3_400):  # now in full, and as many come again as come
-        route.load.asked.add(2, at / 2)
+        route.load.arrivals.add(2, at / 2)
         route.load.note(request(), outcome(100), now_s=at / 2, falls_back=True)
     assert route.ratio(1_700.0) == pytest.approx(4.0, rel=0.1)
     route.fall_back(1_700.0)
@@ -192,7 +192,7 @@ def looking(operating: LoadControl, route: dict[str, Any]) -> Callable[[float], 
     """Look at the load of one route, at a time."""
     settings = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
     routes, metrics = [build_route("r", settings)], Metrics()
-    return lambda now_s: operating.look({}, routes, metrics, now_s=now_s)
+    return lambda now_s: operating.update({}, routes, metrics, now_s=now_s)
 
 
 def test_a_load_that_full_runs_would_take_beyond_the_capacity_is_told_once_and_so_is_its_end(

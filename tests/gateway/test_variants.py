@@ -230,7 +230,7 @@ async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve, monkeyp
         begin(g, BOLDER)
         await asyncio.to_thread(step, g)
         await told(g, lambda variants: variants.trials)
-        monkeypatch.setattr(Follower, "take", lambda *_: None)  # the next look would bring the real one back
+        monkeypatch.setattr(Follower, "apply", lambda *_: None)  # the next read would bring the real one back
         state = replace(g.gateway.deployment.variants.trials["r"].state, share=1.0)
         g.gateway.deployment.variants.trials = {"r": RolloutTrial(state=state, policy={"policy": "gone"})}
         assert (await g.ask(chat())).status == 200

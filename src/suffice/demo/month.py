@@ -247,7 +247,7 @@ def month(
 
 
 def live(
-    made: Month, *, n: int, until_s: float, told: Callable[[int, RouteDeployment], None] = lambda _n, _held: None
+    made: Month, *, n: int, until_s: float, on_step: Callable[[int, RouteDeployment], None] = lambda _n, _held: None
 ) -> None:
     """Pass the month in `n` steps, each with a request on the certified route and on the route with experiments."""
     step_s, incident = (until_s - made.clock.at_s) / max(1, n), ""
@@ -272,7 +272,7 @@ def live(
             made.loop()
         if number % EACH == EACH - 1:
             made.look()
-            told(number + 1, made.held)
+            on_step(number + 1, made.held)
     made.look("retrain", "rollup")
     made.request_review()
 

@@ -84,7 +84,7 @@ def _post(url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> tupl
 
 
 def _ask(url: str, question: TaskQuestion, how: Pass) -> DemoAnswer:
-    asked = {
+    payload = {
         "model": how.model,
         "messages": [dict(m) for m in question.messages],
         "max_tokens": question.max_tokens,
@@ -94,7 +94,7 @@ def _ask(url: str, question: TaskQuestion, how: Pass) -> DemoAnswer:
         **how.extra,
     }
     route = {"x-suffice-route": how.route, "idempotency-key": f"{how.route}:{question.id}"}
-    status, headers, body = _post(f"{url}/v1/chat/completions", asked, route)
+    status, headers, body = _post(f"{url}/v1/chat/completions", payload, route)
     answer = DemoAnswer(question=question, episode_id=headers.get("x-suffice-episode-id", ""))
     if status != 200:
         return replace(answer, error=f"HTTP {status}: {body.decode(errors='replace')[:200]}")

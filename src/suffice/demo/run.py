@@ -105,9 +105,9 @@ class _StageRun:
         before = await asyncio.to_thread(predicted_tokens, stage.upstream)
         async with serve_in_loop(settings(stage, mode, database)) as url:
             answers = await ask_all(url, stage.questions, how, self.progress(title, len(stage.questions)))
-        asked = {a.episode_id for a in answers}
+        answered = {a.episode_id for a in answers}
         episodes = {one.episode.request.episode_id: one.episode for one in read_episodes(database)}
-        episodes = {name: episode for name, episode in episodes.items() if name in asked}
+        episodes = {name: episode for name, episode in episodes.items() if name in answered}
         after = await asyncio.to_thread(predicted_tokens, stage.upstream)
         self.result.errors += [a.error for a in answers if a.error is not None]
         return answers, episodes, _count_line(title, episodes, before, after)

@@ -30,11 +30,11 @@ def _span(interval: Interval | None, digits: int = 1) -> str:
 
 
 def _table(first: str, *numbers: str) -> Table:
-    shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
-    shown.add_column(first, no_wrap=True)
+    table = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
     for name in numbers:
-        shown.add_column(name, justify="right", no_wrap=True)
-    return shown
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _print_facts(console: Console, facts: Sequence[str], errors: Sequence[str]) -> None:
@@ -52,12 +52,12 @@ CAPTION_OF_STAGE: Final = (
 
 
 def format_stage_table(result: StageResult) -> Table:
-    shown = _table("way of answering", "EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)")
+    table = _table("way of answering", "EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)")
     for index, row in enumerate(result.rows):
-        shown.add_row(*_cells(row, is_full=index == 0), style="bold" if row.acts else "")
+        table.add_row(*_cells(row, is_full=index == 0), style="bold" if row.acts else "")
     notes = [f"{row.title}: {row.note}." for row in result.rows if row.note]
-    shown.caption = "\n".join([*CAPTION_OF_STAGE, *notes])
-    return shown
+    table.caption = "\n".join([*CAPTION_OF_STAGE, *notes])
+    return table
 
 
 def _cells(row: TableRow, *, is_full: bool) -> list[str]:
@@ -204,10 +204,10 @@ tokens: generated for a run, audits and cancelled samples included, prompts not.
 
 
 def format_story_table(figures: Mapping[Period, Figures]) -> Table:
-    shown = _table("period", "runs", "audits", "stopped", "EM", "change (95 %)", "tokens", "saved (95 %)")
+    table = _table("period", "runs", "audits", "stopped", "EM", "change (95 %)", "tokens", "saved (95 %)")
     for period, one in figures.items():
-        shown.add_row(*_show_cells(one), style="bold" if period == "certified" else "")
-    return shown
+        table.add_row(*_show_cells(one), style="bold" if period == "certified" else "")
+    return table
 
 
 def _show_cells(one: Figures) -> list[str]:
@@ -250,10 +250,10 @@ def facts(report: DemoReport) -> list[str]:
             f"the certificate rests on {evidence.n_audits} audits of which a stop loses {evidence.n_lost} and"
             f" gains {evidence.n_gained}{e_value}"
         )
-        lot = story.audited(runs)
+        tally = story.audited(runs)
         results.append(
-            f"of {lot.n} audits by lot under the certificate {lot.n_stops} would have stopped: {lot.n_lost} answers"
-            f" made wrong, {lot.n_gained} made right"
+            f"of {tally.n} random audits under the certificate {tally.n_stops} would have stopped: {tally.n_lost}"
+            f" answers made wrong, {tally.n_gained} made right"
         )
     results += _swap(report)
     ours = sum(call.completion_tokens for run in runs for call in run.episode.outcome.calls)

@@ -215,7 +215,7 @@ WRITTEN_S = 5.0  # time until the outcome of an answered request is logged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DemoWorld:
+class DemoServer:
     url: str
     driver: str
     slots: int
@@ -227,7 +227,7 @@ class DemoWorld:
 class Snapshot:
     held: RouteDeployment
     runs: Sequence[CourseRun]
-    n_asked: int
+    n_requests: int
     n_until: int  # requests at the end of this part
     ends: bool  # this is the last snapshot of the part
 
@@ -258,7 +258,7 @@ class _Client:
     scorer: Scorer
     runs: list[CourseRun] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    n_asked: int = 0
+    n_requests: int = 0
     _open: dict[str, tuple[DemoAnswer, bool]] = field(default_factory=dict)  # answered but not yet logged
     _seq: int = 0
     _decided: DeploymentState = NOTHING_DECIDED
@@ -268,12 +268,12 @@ class _Client:
         return self._decided.of(ROUTE)
 
     async def ask(self, most: int, *, swapped: bool = False, until: Callable[[], bool] = lambda: False) -> None:
-        end = self.n_asked + most
+        end = self.n_requests + most
         how = Pass(route=ROUTE, model=MODEL, extra={"suffice": {"samples": self.plan.n_samples}}, n_at_once=1)
-        while self.n_asked < end and not until():
-            questions = list(islice(self.traffic, min(EACH, end - self.n_asked)))
+        while self.n_requests < end and not until():
+            questions = list(islice(self.traffic, min(EACH, end - self.n_requests)))
             for answered in await ask_all(self.url, questions, how, lambda _: None):
-                self.n_asked += 1
+                self.n_requests += 1
                 if answered.error is None:
                     self._open[answered.episode_id] = (answered, swapped)
                 else:
@@ -284,7 +284,9 @@ class _Client:
         self._show(end, ends=True)
 
     def _show(self, end: int, *, ends: bool) -> None:
-        self.screen.look(Snapshot(held=self.held, runs=tuple(self.runs), n_asked=self.n_asked, n_until=end, ends=ends))
+        self.screen.look(
+            Snapshot(held=self.held, runs=tuple(self.runs), n_requests=self.n_requests, n_until=end, ends=ends)
+        )
 
     def _read(self) -> None:
         for result in read_episodes(self.database, ROUTE, since_seq=self._seq):
@@ -321,7 +323,7 @@ def news(before: RouteDeployment, now: RouteDeployment) -> list[str]:
 
 async def run_story(
     plan: DemoPlan,
-    world: DemoWorld,
+    server: DemoServer,
     folder: Path,
     pool: Sequence[TaskQuestion],
     screen: Screen,
@@ -336,26 +338,26 @@ async def run_story(
         raise LocalModelError(f"demo --online: fits need scikit-learn: {how_to_install('train')}")
     database, file = folder / "online.db", folder / "online.toml"
     file.write_text(
-        story_settings(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=database), "utf-8"
+        story_settings(plan, upstream=server.url, driver=server.driver, slots=server.slots, database=database), "utf-8"
     )
     configured = load_settings(file)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(serve_in_loop(configured, worker_after_s=first_s))
         client = _Client(url, plan, database, generate_traffic(pool), screen, build_scorer("text"))
-        counted = [await _count(world, -1)]
+        counted = [await _count(server, -1)]
         await client.ask(plan.most, until=lambda: client.held.level > 0)
         certified = client.held if client.held.level else None
         if certified is not None:
             await asyncio.sleep(FOLLOWED_S)
             await client.ask(plan.n_certified)
             certified = client.held
-            counted.append(await _count(world, 1))
-            await asyncio.to_thread(world.swap)
-            screen.say(f"the swap: at the same address answers {world.behind}; clients still ask for {MODEL!r}")
-            counted.append(await _count(world, -1))
+            counted.append(await _count(server, 1))
+            await asyncio.to_thread(server.swap)
+            screen.say(f"the swap: at the same address answers {server.behind}; clients still ask for {MODEL!r}")
+            counted.append(await _count(server, -1))
             await client.ask(plan.n_swapped, swapped=True)
             await client.wait(lambda: client.held.in_burst, within_s=max(DECIDED_S, 10 * plan.period_s))
-        counted.append(await _count(world, 1))
+        counted.append(await _count(server, 1))
     return DemoReport(
         plan=plan,
         runs=tuple(client.runs),
@@ -366,8 +368,8 @@ async def run_story(
     )
 
 
-async def _count(world: DemoWorld, sign: int) -> int | None:
-    result = await asyncio.to_thread(predicted_tokens, world.url)
+async def _count(server: DemoServer, sign: int) -> int | None:
+    result = await asyncio.to_thread(predicted_tokens, server.url)
     return None if result is None else sign * result
 
 

@@ -94,9 +94,9 @@ class HttpEmbedder:
         keys = [_key(text) for text in texts]
         known: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
         wanted = {key: text for key, text in zip(keys, texts, strict=True) if known[key] is None and text.strip()}
-        asked = list(wanted.items())
-        for begin in range(0, len(asked), _BATCH):
-            batch = asked[begin : begin + _BATCH]
+        missing = list(wanted.items())
+        for begin in range(0, len(missing), _BATCH):
+            batch = missing[begin : begin + _BATCH]
             vectors = await self._ask([text for _, text in batch])
             for (key, _), vector in zip(batch, vectors, strict=True):
                 known[key] = vector

@@ -31,7 +31,7 @@ from suffice.gateway.context import GatewayState, is_measured, may_stop
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, KeptAlive, StreamDelivery
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, count_stripped, find_route, serve_request
 from suffice.gateway.passthrough import pass_through
-from suffice.gateway.request_parsing import Intake, check_body_headers, query_of, read_aside, read_chat
+from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import assign_audit
@@ -59,20 +59,20 @@ async def chat(gw: GatewayState, exchange: Exchange) -> None:
 
     async def admitted(episode_id: str) -> AdmittedRequest:
         check_body_headers(headers, limits.max_body_bytes)
-        intake = await read_aside(read_chat, await exchange.read_body(limits.max_body_bytes), limits)
+        parsed = await read_aside(read_chat, await exchange.read_body(limits.max_body_bytes), limits)
         if gw.clients.keys.has_tenants and not caller.sees_all:
-            await gw.clients.objects.check_body(caller, intake.raw, intake.body)
-        return admit_chat(gw, episode_id, intake, caller, headers)
+            await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
+        return admit_chat(gw, episode_id, parsed, caller, headers)
 
     await serve_request(gw, exchange, admitted, _answer, endpoint=CHAT_PATH)
 
 
 def admit_chat(
-    gw: GatewayState, episode_id: str, intake: Intake, caller: Caller, headers: list[tuple[str, str]]
+    gw: GatewayState, episode_id: str, parsed: ParsedRequest, caller: Caller, headers: list[tuple[str, str]]
 ) -> AdmittedRequest:
     """Find the route and draw the audit. Raise BadRequest for a route that the caller may not use."""
-    named, options, samples, reason = dict(headers), intake.options, 1, None
-    route = find_route(gw, intake.model, named, caller)
+    named, options, samples, reason = dict(headers), parsed.options, 1, None
+    route = find_route(gw, parsed.model, named, caller)
     version = named.get("x-suffice-policy-version") or options.get("policy_version")
     known = "none" if route is None else route.policy_version
     # A client cannot choose the level.
@@ -80,20 +80,20 @@ def admit_chat(
         message = f"policy version {str(version)[:80]!r} is not in force on this route; in force: {known}"
         raise BadRequest(message, param="policy_version", code="unknown_policy_version")
     if route is not None:
-        intake = intake.for_model(route.settings.model)
-        samples, reason = n_samples(route, options), ungoverned(route, intake.body, options)
-    count_stripped(gw, intake)
-    user = intake.body.get("user") or intake.body.get("safety_identifier")
+        parsed = parsed.for_model(route.settings.model)
+        samples, reason = n_samples(route, options), ungoverned(route, parsed.body, options)
+    count_stripped(gw, parsed)
+    user = parsed.body.get("user") or parsed.body.get("safety_identifier")
     arrival = Arrival(
         episode_id=episode_id,
         endpoint=CHAT_PATH,
         caller=caller,
-        model=intake.model,
-        stream=intake.stream,
+        model=parsed.model,
+        stream=parsed.stream,
         n_samples=samples,
-        question=lambda: intake.prompt or encode_json(intake.body.get("messages")).decode(),
-        query=lambda: None if route is None else query_of(intake.body, route.settings.kind, samples),
-        body=intake.identity,
+        question=lambda: parsed.prompt or encode_json(parsed.body.get("messages")).decode(),
+        query=lambda: None if route is None else query_of(parsed.body, route.settings.kind, samples),
+        body=parsed.identity,
         conversation=options.get("conversation_id") or named.get("x-conversation-id"),
         idempotency_key=named.get("idempotency-key"),
         user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
@@ -101,7 +101,7 @@ def admit_chat(
     )
     served, request, retry_after_s = admit(gw, arrival, route, reason)
     return AdmittedRequest(
-        intake=intake,
+        parsed=parsed,
         headers=gw.clients.keys.without_keys(headers),
         route=served,
         upstream=(served.settings.upstream if served is not None else "") or gw.fallback_upstream(),
@@ -111,7 +111,7 @@ def admit_chat(
 
 
 async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-    request, client, body = admitted.request, gw.upstreams[admitted.upstream], admitted.intake
+    request, client, body = admitted.request, gw.upstreams[admitted.upstream], admitted.parsed
     if admitted.retry_after_s is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
         message = "this route has to run everything in full for a while, and its model server has no room for more;"
@@ -141,7 +141,7 @@ class GovernedRequest:
     gw: GatewayState
     route: BuiltRoute
     client: UpstreamClient
-    intake: Intake
+    parsed: ParsedRequest
     headers: list[tuple[str, str]]
     ledger: Ledger
     exchange: Exchange
@@ -152,13 +152,13 @@ class GovernedRequest:
 
     @property
     def max_tokens(self) -> int | None:
-        cap = self.intake.body.get("max_completion_tokens") or self.intake.body.get("max_tokens")
+        cap = self.parsed.body.get("max_completion_tokens") or self.parsed.body.get("max_tokens")
         return cap if isinstance(cap, int) and cap > 0 else None
 
     @property
     def upstream_body(self) -> dict[str, Any]:
         """The client's body as a stream, with usage unless `suffice doctor` saw that the upstream refuses it."""
-        body = self.intake.body | {"stream": True}
+        body = self.parsed.body | {"stream": True}
         if find_verdict(self.client.findings, "stream_usage") == "no":
             return body
         options = body.get("stream_options")
@@ -166,7 +166,7 @@ class GovernedRequest:
         return body | {"stream_options": options | {"include_usage": True}}
 
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
-        if not self.intake.stream:
+        if not self.parsed.stream:
             return nullcontext()
         return KeptAlive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
 
@@ -183,7 +183,7 @@ async def govern_request(
         gw=gw,
         route=route,
         client=client,
-        intake=admitted.intake,
+        parsed=admitted.parsed,
         headers=mark_run(headers, client.settings.affinity_header, request.conversation or request.episode_id),
         ledger=ledger,
         exchange=exchange,
@@ -200,7 +200,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
     continuer = Continuer(
         client=job.client,
         probe=route.probe or Probe(),
-        body=job.intake.body,
+        body=job.parsed.body,
         headers=job.headers,
         ledger=ledger,
         max_extra_calls=route.max_extra_calls,
@@ -293,11 +293,11 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     """In an audit of a route with an effort or budget arm, call a second time, with the arm or in full."""
-    ledger, route, intake = job.ledger, job.route.settings, job.intake
+    ledger, route, parsed = job.ledger, job.route.settings, job.parsed
     if not is_measured(ledger.request) or route.probe is None:
         return
     try:
-        fields = choose_reasoning_fields(route, job.client.settings, intake.body, methods=(), policy_budget_tokens=None)
+        fields = choose_reasoning_fields(route, job.client.settings, parsed.body, methods=(), policy_budget_tokens=None)
         if not fields.fields or not continuer.may_call(keep=0):
             return
         point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
@@ -314,7 +314,7 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
 async def _open_relay(
     job: GovernedRequest, fields: ReasoningFields, continuer: Continuer, *, rerun_of: StreamState | None
 ) -> AsyncIterator[StreamRelay]:
-    settings, ledger, exchange, intake = job.client.settings, job.ledger, job.exchange, job.intake
+    settings, ledger, exchange, parsed = job.client.settings, job.ledger, job.exchange, job.parsed
     async with _accepted(job, fields, "main" if rerun_of is None else "rerun") as (call, account, sent):
         if call.status != 200 or call.content_type != "text/event-stream":
             raise await sample_refusal(call)
@@ -327,23 +327,23 @@ async def _open_relay(
             segmenter=_segmenter(job),
             scorer=job.route.scorer,
             tags=(settings.think_open, settings.think_close),
-            opened=settings.think_opened and not thinking_is_off(merge_fields(intake.body, sent.fields)),
+            opened=settings.think_opened and not thinking_is_off(merge_fields(parsed.body, sent.fields)),
             budget=_engine_budget(job, sent, continuer),
         )
         view = ClientView(
-            usage=intake.wants_usage or not intake.stream,
-            object=intake.has_options,
+            usage=parsed.wants_usage or not parsed.stream,
+            object=parsed.has_options,
             joined=True,
             alias=rerun_of,
-            hides_thought=rerun_of is not None and intake.stream,
+            hides_thought=rerun_of is not None and parsed.stream,
         )
-        delivery: Delivery = StreamDelivery(exchange) if intake.stream else BodyDelivery(exchange, 200, call.headers)
+        delivery: Delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers)
         continuer.thinks_inline = lambda: reader.state.inline
         if sent.has_effort:
             ledger.stop.finish_method = "effort"
         async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
             # Begin only now: until something is sent, a failure can be retried.
-            if intake.stream and not exchange.status:
+            if parsed.stream and not exchange.status:
                 kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
                 await exchange.start(200, kept, events=True)
             yield relay
@@ -403,7 +403,7 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
         return NO_FIELDS
     budget = policy.max_tokens if isinstance(policy, FixedBudget) else None
     fields = choose_reasoning_fields(
-        route, job.client.settings, job.intake.body, methods=continuer.methods, policy_budget_tokens=budget
+        route, job.client.settings, job.parsed.body, methods=continuer.methods, policy_budget_tokens=budget
     )
     if job.route.arm and fields.arm(route) not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
@@ -436,7 +436,7 @@ def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
 async def govern_samples(job: GovernedRequest) -> None:
     """Draw samples until the vote is decided or the policy stops, and deliver the winner as one completion."""
     ledger, n = job.ledger, job.ledger.request.n_samples
-    if job.intake.body.get("temperature") == 0:
+    if job.parsed.body.get("temperature") == 0:
         n = 1
         ledger.disclosure.warnings.append("temperature is 0: every sample would be the same, one was drawn")
     run = SampleRun(
@@ -475,14 +475,14 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     body.pop("timings", None)  # of one sample
     if usage is not None:
         body["usage"] = usage_json(usage)
-    if ledger.stop.acted or job.intake.has_options or ledger.disclosure.warnings:
+    if ledger.stop.acted or job.parsed.has_options or ledger.disclosure.warnings:
         body["suffice"] = suffice_object(ledger)
-    if not job.intake.stream:
+    if not job.parsed.stream:
         await exchange.json(200, encode_json(body))
         return
     if not exchange.status:
         await exchange.start(200, SSE_HEADERS, events=True)
-    for frame in as_chunks(body, wants_usage=job.intake.wants_usage):
+    for frame in as_chunks(body, wants_usage=job.parsed.wants_usage):
         await exchange.body(frame)
     await exchange.body(DONE, more=False)
 

@@ -41,8 +41,8 @@ IDLE_RUN_S = 1_800.0  # a loop idle for longer is abandoned
 
 
 @contextmanager
-def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
-    """Call `look` on a grid of `every_s` seconds while the block runs. Failures are logged and counted."""
+def run_periodically(task: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
+    """Call `task` on a grid of `every_s` seconds while the block runs. Failures are logged and counted."""
     loop = asyncio.get_running_loop()
 
     timer: asyncio.TimerHandle
@@ -51,14 +51,14 @@ def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, e
         nonlocal timer
         left_s = every_s - loop.time() % every_s
         # A timer that fired a little early skips to the next tick.
-        timer = loop.call_later(left_s if left_s > every_s / 10 else left_s + every_s, look_again)
+        timer = loop.call_later(left_s if left_s > every_s / 10 else left_s + every_s, run_again)
 
-    def look_again() -> None:
+    def run_again() -> None:
         start_timer()
         try:
-            look()
-        except Exception as error:  # noqa: BLE001 - a failed look changes nothing
-            LOG.error("%s: a look failed (%s)", site, type(error).__name__)
+            task()
+        except Exception as error:  # noqa: BLE001 - the next run tries again
+            LOG.error("%s: a periodic task failed (%s)", site, type(error).__name__)
             metrics.inc("suffice_failopen_total", site)
 
     start_timer()
@@ -380,7 +380,7 @@ class Deployment:
         now = next(one for one in self.routes if one.name == name)
         made, operation = replace(route, refused=now.refused), self.load.of(name, route.settings)
         if made.certified:
-            operation.certified = made.in_force.level
+            operation.certified = made.active.level
             operation.resume()
         else:
             if now.certified and made.settings.mode == "enforce":
@@ -454,11 +454,11 @@ class Deployment:
             self.metrics.set("suffice_promise_state", 1, route.name, state)
             self._states[route.name] = state
 
-    def look_at_load(self, upstreams: Mapping[str, UpstreamClient]) -> None:
-        self.load.look(upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
+    def update_load(self, upstreams: Mapping[str, UpstreamClient]) -> None:
+        self.load.update(upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
 
-    def look_at_kill(self) -> None:
-        self.kill.look()
+    def check_kill(self) -> None:
+        self.kill.check()
         self.metrics.set("suffice_kill_switch", float(self.kill.on))
 
 
@@ -508,16 +508,17 @@ class GatewayState:
         return assigned
 
     def share(self, route: BuiltRoute) -> float:
-        made, settings, asked_for = route.in_force.publication, route.settings, self.deployment.variants.audit_share
+        made, settings = route.active.publication, route.settings
+        for_rollout = self.deployment.variants.audit_share(route.name)
         if settings.mode == "enforce" and not route.risks and settings.is_replayed:
             # If everything runs in full and no probe costs tokens, every run can be an audit.
             free = not route.certified and settings.probe is None and settings.audit_share is None
             if route.in_burst or free:
                 return 1.0
             if made is not None:
-                return max(made.share, asked_for(route.name))
+                return max(made.share, for_rollout)
         usual = audit_share(self.statistics[route.name].n_requests, settings.audit_share)
-        return max(usual, asked_for(route.name))
+        return max(usual, for_rollout)
 
     def feedback_token(self, episode_id: str) -> str:
         hours = self.settings.feedback.token_hours

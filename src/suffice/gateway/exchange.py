@@ -17,7 +17,7 @@ from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE_DATA, PING, Frame, SseSplitter, encode_json, error_body, error_frame
 
 Headers = Iterable[tuple[str, str]]
-TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]  # registers a callback; returns its removal
+OnHangUp = Callable[[Callable[[], None]], Callable[[], object]]  # registers a callback; returns its removal
 
 WriteNow = Callable[[bytes], bool]  # writes a part of a body; False: send it the usual way
 
@@ -72,7 +72,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, monotonic_s: Callable[[], float]) -> None:
         self.scope, self.receive, self._send, self._now = scope, receive, send, monotonic_s
         extensions = scope.get("extensions") or {}
-        self.hang_up: TellHangUp | None = extensions.get(HANG_UP)
+        self.hang_up: OnHangUp | None = extensions.get(HANG_UP)
         self._write_now: WriteNow | None = extensions.get(WRITE_NOW)
         self.caller = ANYONE
         self.foreign_page: BadRequest | None = None  # why this request from another site's page may be refused
@@ -177,10 +177,10 @@ class KeptAlive:
         if left_s > 0 or on_its_way or self._exchange.complete:
             self._wait(left_s)
             return
-        self._line = asyncio.create_task(self._say())
+        self._line = asyncio.create_task(self._send_comment())
         self._wait(self._every_s)
 
-    async def _say(self) -> None:
+    async def _send_comment(self) -> None:
         if not self._exchange.status:
             await self._exchange.start(200, SSE_HEADERS, events=True)
         await self._exchange.body(PING)

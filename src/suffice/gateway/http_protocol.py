@@ -183,7 +183,7 @@ class LimitedHttp(HttpToolsProtocol):
         if self._active is not None and not self._active.response_complete:
             _log(self._active)
         super().connection_lost(exc)
-        self._hang_up.happened()
+        self._hang_up.notify()
 
     # ---- called by the parser
 
@@ -219,7 +219,7 @@ class LimitedHttp(HttpToolsProtocol):
         cycle.on_response = partial(self._answered, cycle)
         if self.parser.should_upgrade():
             cycle.keep_alive = False  # the parser stops after it
-        self.scope["extensions"] = {HANG_UP: self._hang_up.tell, WRITE_NOW: partial(_write_now, cycle)}  # type: ignore[dict-item]
+        self.scope["extensions"] = {HANG_UP: self._hang_up.subscribe, WRITE_NOW: partial(_write_now, cycle)}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
@@ -321,7 +321,7 @@ class LimitedHttp(HttpToolsProtocol):
             active.transport.flush()  # type: ignore[attr-defined]
             active.disconnected = True  # its handler sees a client that has left
             active.message_event.set()
-            self._hang_up.happened()
+            self._hang_up.notify()
         if status == 503 or not self.transport.can_write_eof():
             self.transport.close()  # frees its place at once
         else:
@@ -374,24 +374,24 @@ def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
 class HangUp:
     """Notifies handlers that their client has left, without a reference cycle for each connection."""
 
-    __slots__ = ("_lost", "_read_on", "_to_tell")
+    __slots__ = ("_callbacks", "_lost", "_read_on")
 
     def __init__(self, read_on: Callable[[], None]) -> None:
         self._read_on, self._lost = read_on, False
-        self._to_tell: set[Callable[[], None]] = set()
+        self._callbacks: set[Callable[[], None]] = set()
 
-    def tell(self, gone: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, gone: Callable[[], None]) -> Callable[[], None]:
         """Call `gone` when the client leaves, or now if it has left. Return a function that cancels this."""
         if self._lost:
             gone()
         else:
-            self._to_tell.add(gone)
+            self._callbacks.add(gone)
             self._read_on()  # without reading, the end of the connection goes unnoticed
-        return partial(self._to_tell.discard, gone)
+        return partial(self._callbacks.discard, gone)
 
-    def happened(self) -> None:
+    def notify(self) -> None:
         self._lost = True
-        for gone in tuple(self._to_tell):
+        for gone in tuple(self._callbacks):
             gone()
 
 

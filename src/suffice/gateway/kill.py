@@ -24,31 +24,31 @@ REASON: Final = "kill_switch"  # `Request.ungoverned` while it is on
 
 
 class KillSwitch:
-    """One gateway's view of the switch. `told` gets a row for each change and must not block."""
+    """One gateway's view of the switch. `notify` gets a row for each change and must not block."""
 
     def __init__(
         self,
         file: Path | None = None,
         *,
         environment: str = "",
-        told: Callable[[KillSwitchState], object] = lambda _: 0,
+        notify: Callable[[KillSwitchState], object] = lambda _: 0,
         presence: Announcement | None = None,
     ) -> None:
-        self._file, self._told, self.presence = file, told, presence
+        self._file, self._notify, self.presence = file, notify, presence
         self._by_environment = environment.strip() not in ("", "0")
         self._stamp: int | None = None  # modification time of the known file, ns
         self.on, self.reason = False, ""
         if self._by_environment:
             self._set(on=True, reason=f"the environment has {VARIABLE}", stamp=0)
-        self.look()
+        self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check whether the file exists and announce the state. Never raises."""
-        self._look()
+        self._read_file()
         if self.presence is not None:
             self.presence.update(killed=self.on, kill_stamp=self._stamp)
 
-    def _look(self) -> None:
+    def _read_file(self) -> None:
         if self._file is None:
             return
         try:
@@ -70,9 +70,9 @@ class KillSwitch:
         changed, self.on, self.reason = on != self.on, on, reason
         if changed:
             LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: what is in force acts again")
-            self._told(KillSwitchState(on=on, reason=reason, stamp=stamp))
+            self._notify(KillSwitchState(on=on, reason=reason, stamp=stamp))
 
-    def rest_route(self, route: BuiltRoute) -> BuiltRoute:
+    def apply(self, route: BuiltRoute) -> BuiltRoute:
         if not self.on:
             return route
         return replace(route, certified=False, folds=(), levels=(), risks=False, refused="the kill switch is pulled")

@@ -25,7 +25,7 @@ from suffice.gateway.context import GatewayState, runs_in_full
 from suffice.gateway.exchange import Exchange, supervise
 from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
-from suffice.gateway.request_parsing import Intake
+from suffice.gateway.request_parsing import ParsedRequest
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S, MOST_CHARS, Shelf, written_out
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
@@ -70,7 +70,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmittedRequest:
-    intake: Intake
+    parsed: ParsedRequest
     headers: list[tuple[str, str]]  # to be sent upstream
     route: BuiltRoute | None
     upstream: str
@@ -95,7 +95,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
             admitted.request, started_s, costs=CostBasis(prices=gw.upstreams[admitted.upstream].settings.prices)
         )
         exchange.own_headers += reply_headers(admitted.request)
-        open_ledger(gw, ledger, admitted.route, token, lambda: written_out(admitted.intake.body.get("messages") or ()))
+        open_ledger(gw, ledger, admitted.route, token, lambda: written_out(admitted.parsed.body.get("messages") or ()))
         end = await _answer(gw, ledger, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
         end = "rejected"
@@ -107,7 +107,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
         message = "the gateway is shutting down; ask again"
         await exchange.fail(503, message, "shutting_down", kind="server_error")
     except Exception as error:  # noqa: BLE001 - the last resort: a clean error for the client, and a record
-        await _apologise(exchange, episode_id, error)
+        await _report_internal_error(exchange, episode_id, error)
     finally:
         gw.metrics.inc("suffice_live_requests", by=-1)
         if ledger is None:
@@ -140,12 +140,12 @@ async def _answer(gw: GatewayState, ledger: Ledger, exchange: Exchange, work: Co
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
     except Exception as error:  # noqa: BLE001 - as above, with the tokens spent so far on record
         ledger.fail_open("gateway")
-        await _apologise(exchange, ledger.request.episode_id, error)
+        await _report_internal_error(exchange, ledger.request.episode_id, error)
         return "internal_error"
     return "client_left" if left else "done"
 
 
-async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> None:
+async def _report_internal_error(exchange: Exchange, episode_id: str, error: Exception) -> None:
     LOG.error("episode %s: internal error (%s)", episode_id, type(error).__name__)
     LOG.debug("the same, with its traceback", exc_info=True)  # may quote the client's data: debug only
     await exchange.fail(500, "internal error of the gateway", "internal_error", kind="server_error")
@@ -163,8 +163,8 @@ def reply_headers(request: Request) -> list[tuple[str, str]]:
     ]
 
 
-def count_stripped(gw: GatewayState, intake: Intake) -> None:
-    for field in intake.stripped:
+def count_stripped(gw: GatewayState, parsed: ParsedRequest) -> None:
+    for field in parsed.stripped:
         gw.metrics.inc("suffice_stripped_fields_total", field)
 
 
@@ -182,7 +182,7 @@ def admit(
         return None, _blank_request(gw, arrival, reason or "no_route"), None
     place, kill = None, gw.deployment.kill
     if kill.on:
-        route = kill.rest_route(route)
+        route = kill.apply(route)
         if reason is None and not arrival.is_callers_loop and route.settings.kind == "reasoning":
             reason = REASON  # with the switch on, all samples are drawn
     if reason is None:
@@ -190,7 +190,7 @@ def admit(
     question, query, assigned, arms = "", None, UNASSIGNED, tuple[ArmDraw, ...]()
     if place is not None:
         question = question_key(arrival.question(), salt=gw.salt) if reason is None else ""
-        query = arrival.query() if reason is None or route.in_force.classes or route.holding.classes else None
+        query = arrival.query() if reason is None or route.active.classes or route.holding.classes else None
         route = route.for_request(question, arrival.model, class_of(query))
         own = place_route(route, place)
         if reason is None:  # the audit is drawn for the route itself; arms then vary what the request gets

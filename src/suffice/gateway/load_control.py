@@ -67,7 +67,7 @@ class Smooth:
     value: float = 0.0
     _at_s: float | None = None
 
-    def look(self, value: float, now_s: float) -> float:
+    def add(self, value: float, now_s: float) -> float:
         keep = 0.0 if self._at_s is None else exp(-max(0.0, now_s - self._at_s) / self.memory_s)
         self.value = keep * self.value + (1 - keep) * value
         self._at_s = now_s if self._at_s is None else max(self._at_s, now_s)
@@ -76,7 +76,7 @@ class Smooth:
 
 @dataclass(slots=True)
 class RouteLoad:
-    asked: Rate = field(default_factory=lambda: Rate(RATE_S))  # governed requests, including those turned away
+    arrivals: Rate = field(default_factory=lambda: Rate(RATE_S))  # governed requests, including those turned away
     tokens: Rate = field(default_factory=lambda: Rate(RATE_S))  # all generated tokens
     usd: Rate = field(default_factory=lambda: Rate(RATE_S))
     spent: Rate = field(default_factory=lambda: Rate(RATIO_S))  # tokens of governed runs
@@ -219,10 +219,10 @@ class RouteOperation:
         """Return tokens/s if all ran in full over tokens/s now; during a fallback, demand over tokens/s before it."""
         if self.fallback is None:
             return self.load.ratio(now_s)
-        asked_tokens_per_s = self.load.asked.per_s(now_s) * self.load.mean_full(now_s)
-        if not self._before_tokens_per_s or not asked_tokens_per_s:
+        demand_tokens_per_s = self.load.arrivals.per_s(now_s) * self.load.mean_full(now_s)
+        if not self._before_tokens_per_s or not demand_tokens_per_s:
             return self._before_ratio
-        return asked_tokens_per_s / self._before_tokens_per_s
+        return demand_tokens_per_s / self._before_tokens_per_s
 
     def admission(self, now_s: float, *, queue: float | None = 0.0, point: float = 0.0) -> Admission:
         if self.fallback is None:
@@ -283,7 +283,7 @@ class LoadControl:
     def admit(self, route: BuiltRoute, *, now_s: float, draw: Callable[[], float] | None = None) -> Admission:
         """Count a new governed request and return its admission. Without `draw` it is never turned away."""
         operation = self.of(route.name, route.settings)
-        operation.load.asked.add(1, now_s)
+        operation.load.arrivals.add(1, now_s)
         if operation.fallback is None or draw is None:
             return operation.admission(now_s)
         return operation.admission(now_s, queue=self.queue(route.settings.upstream), point=draw())
@@ -293,11 +293,11 @@ class LoadControl:
         if operation is not None:
             operation.load.note(request, outcome, now_s=now_s, falls_back=operation.fallback is not None)
 
-    def look(
+    def update(
         self, upstreams: Mapping[str, UpstreamClient], routes: Sequence[BuiltRoute], metrics: Metrics, *, now_s: float
     ) -> None:
         for name, client in upstreams.items():
-            self._queues.setdefault(name, Smooth(QUEUE_S)).look(client.n_open / client.settings.slots, now_s)
+            self._queues.setdefault(name, Smooth(QUEUE_S)).add(client.n_open / client.settings.slots, now_s)
         for route in routes:
             operation = self.of(route.name, route.settings)
             operation.move(self.queue(operation.settings.upstream), metrics, now_s)

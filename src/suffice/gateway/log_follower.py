@@ -27,7 +27,7 @@ from suffice.gateway.route import (
     apply_pause,
     apply_pin,
     deploy_route,
-    rest_route,
+    observe_route,
 )
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
@@ -56,7 +56,7 @@ from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once
 GAUGES_S: Final = 5.0  # longest time between two reads of the worker's sums for the gauges
-AGAIN_S: Final = 60.0  # between two identical warnings
+WARN_AGAIN_S: Final = 60.0  # between two identical warnings
 _OF_REQUESTS: Final = frozenset({"request", "outcome"})  # most rows by far; they decide nothing
 _VARYING: Final = (
     "experiment_started",
@@ -125,7 +125,7 @@ class VersionCache:
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a version that crashes at load is not served
-            why = _why(error)
+            why = _load_problem(error)
         for one in () if self.good is None else self.good.routes.values():
             if one.stands == address and one.standing is not None:
                 with contextlib.suppress(Exception):  # not loadable from the file either
@@ -142,41 +142,41 @@ class MonitorFeed:
         self._summed = 0  # place in the log up to which the sums went then
         self._tallies: dict[str, Tally] = {}  # not exported yet
         names = [route.name for route in gw.deployment.routes]
-        self._outlooks: dict[str, tuple[int, Outlook | None]] = dict.fromkeys(names, (0, None))
+        self._forecasts: dict[str, tuple[int, Outlook | None]] = dict.fromkeys(names, (0, None))
 
     def read(self, connection: LogReader) -> None:
         with contextlib.suppress(StoreError):
             if self._gw.settings.adapts_rates:
-                rates = {name: newest_rates(connection, name) for name in self._outlooks}
+                rates = {name: newest_rates(connection, name) for name in self._forecasts}
                 self._gw.sampling.rates = {name: one for name, one in rates.items() if one is not None}
             to, self.read_s = read_to(connection), self._gw.monotonic_s()
             if to.seq != self._summed:
                 self._tallies |= read_tallies(connection, since=self._summed if to.seq > self._summed else 0)
                 self._summed = to.seq
-            for name, (seq, _) in self._outlooks.items():
+            for name, (seq, _) in self._forecasts.items():
                 newest = newest_place(connection, name)
                 if newest != seq:
-                    self._outlooks[name] = newest, newest_forecast(connection, name)
+                    self._forecasts[name] = newest, newest_forecast(connection, name)
 
     def export(self) -> None:
-        for name, (_, outlook) in self._outlooks.items():
-            if outlook is not None:
-                export_gauges(outlook, name, self._gw.metrics)
-                self._gw.deployment.classes[name] = audits_by_class(outlook)
-        for name in self._outlooks.keys() & self._tallies.keys():
+        for name, (_, forecast) in self._forecasts.items():
+            if forecast is not None:
+                export_gauges(forecast, name, self._gw.metrics)
+                self._gw.deployment.classes[name] = audits_by_class(forecast)
+        for name in self._forecasts.keys() & self._tallies.keys():
             saving = saving_of(self._tallies[name])
             if saving is not None:
                 self._gw.metrics.set("suffice_token_saving_ratio", saving.value, name)
         self._tallies.clear()
 
 
-def export_gauges(outlook: Outlook, route: str, metrics: Metrics) -> None:
-    whole, drop, effects = outlook.whole, outlook.drop, outlook.satisfaction
+def export_gauges(forecast: Outlook, route: str, metrics: Metrics) -> None:
+    whole, drop, effects = forecast.whole, forecast.drop, forecast.satisfaction
     if whole is not None and whole.em_drop is not None and whole.em_drop.high is not None:
         metrics.set("suffice_em_drop_upper_bound", whole.em_drop.high, route)
     if drop is not None:
         metrics.set("suffice_em_drop_forecast", drop.ahead, route)
-    metrics.set("suffice_alerts", len(outlook.alerts), route)
+    metrics.set("suffice_alerts", len(forecast.alerts), route)
     if effects is None:
         return
     for runs, ratio in (("full", effects.full), ("stopped", effects.stopped)):
@@ -196,7 +196,7 @@ class _FollowedRoute:
     holding: InEffect = NO_OVERRIDES  # … and the overrides
     served: RouteDeployment = NOTHING  # an earlier publication if the newest cannot be loaded
     own: str = ""  # address of the settings' policy, if a rollout has replaced it …
-    stands: str = ""  # … and of its replacement
+    replacement: str = ""  # … and of its replacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,18 +208,18 @@ class _RunningVariants:
 
 
 class Follower:
-    """One gateway's view of the decisions. `look` may run in a thread; `take` runs on the event loop."""
+    """One gateway's view of the decisions. `read_changes` may run in a thread; `apply` runs on the event loop."""
 
     def __init__(
-        self, gw: GatewayState, path: Path, *, keeper: LastGoodWriter | None = None, good: LastGood | None = None
+        self, gw: GatewayState, path: Path, *, good_writer: LastGoodWriter | None = None, good: LastGood | None = None
     ) -> None:
-        self._gw, self._reader, self._keeper = gw, CachedReader(path, besides=_OF_REQUESTS), keeper
+        self._gw, self._reader, self._good_writer = gw, CachedReader(path, besides=_OF_REQUESTS), good_writer
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
         self._notified = asyncio.Event()
-        self._looked_s: float | None = None
+        self._refreshed_s: float | None = None
         self._read_s = gw.monotonic_s()  # when the log was last read
-        self._anew = False  # routes were not built from the log: build all of them again
+        self._rebuild = False  # routes were not built from the log: build all of them again
         self._warned = ("", 0.0)  # the latest warning and its time
         self._routes: dict[str, _FollowedRoute] = {}
         self.rebase(gw.deployment.routes)
@@ -228,17 +228,17 @@ class Follower:
                 one.served = good.routes[name].held
 
     def rebase(self, routes: Sequence[BuiltRoute]) -> None:
-        """Replace the routes by those of the settings; the next look deploys to all of them."""
+        """Replace the routes by those of the settings; the next read deploys to all of them."""
         for route in routes:
             if route.settings.mode != "off":
                 before = self._routes.get(route.name, _FollowedRoute(route))
                 self._routes[route.name] = replace(before, base=route, held=NOTHING, holding=NO_OVERRIDES)
         self._changed = True  # since the last write of the last-good file
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         self._notified.set()
 
-    def look(self) -> Mapping[str, BuiltRoute]:
+    def read_changes(self) -> Mapping[str, BuiltRoute]:
         """Read new rows and return the routes that they change. Raise StoreError."""
         if self._gw.deployment.log_problem is not None:
             raise StoreError(self._gw.deployment.log_problem)
@@ -247,16 +247,16 @@ class Follower:
             self._decided = read_decided(connection, self._decided)
             self._holds = read_holds(connection, self._holds)
             with self._failing_open():  # an unreadable variant must not delay a fallback
-                self._look_at_variants(connection)
+                self._read_variants(connection)
             now_s, changed = self._gw.wall_s(), {}
             for name, one in self._routes.items():
                 held, holding = self._decided.of(name), self._holds.of(name).in_effect(now_s)
-                if self._anew or held is not one.held or holding != one.holding:
+                if self._rebuild or held is not one.held or holding != one.holding:
                     changed[name] = self._serving(one, held, holding, connection)
                     one.held, one.holding = held, holding
             return changed
 
-    def _look_at_variants(self, connection: LogReader) -> None:
+    def _read_variants(self, connection: LogReader) -> None:
         newest = newest_of(connection, _VARYING)
         if newest == self._running.newest:
             return
@@ -268,12 +268,12 @@ class Follower:
             if settings.is_learned and rollout is not None and rollout.state.fit:
                 trial = self._versions.candidate(connection, rollout.state)
                 trials |= {} if trial is None else {name: trial}
-            followed.own = followed.stands = ""
+            followed.own = followed.replacement = ""
             if not settings.policy or not any(one.state.route == name for one in rollouts):
                 continue
             line = succession(rollouts, name, own_version(settings).address)
             good = self._newest_good(connection, name, line)
-            policy, followed.own, followed.stands = self._versions.policies.get(good), line[0], good
+            policy, followed.own, followed.replacement = self._versions.policies.get(good), line[0], good
             if good != line[0] and isinstance(policy, Mapping):
                 serving[name] = policy
             if rollout is None or good != line[-1]:  # a comparison needs the version that is served
@@ -301,7 +301,7 @@ class Follower:
         base, settings, before = one.base, one.base.settings, one.served
         one.served = held
         if not settings.certifies_itself:
-            return replace(base, in_force=held, holding=apply_pause(holding, held.pause))
+            return replace(base, active=held, holding=apply_pause(holding, held.pause))
         own, pinned = replace(apply_budget(base, holding), holding=holding), apply_pin(held, holding)
         if settings.is_paired and settings.uncertified:  # it has no certificate for a pause to withdraw
             own = replace(own, holding=apply_pause(holding, held.pause))
@@ -310,16 +310,16 @@ class Follower:
         try:
             return deploy_route(own, pinned, self._versions.of(pinned, connection))
         except Exception as error:  # noqa: BLE001 - a policy that crashes at load is not served
-            why = _why(error)
+            why = _load_problem(error)
         serves = "the route runs in full"
         built = deploy_route(own, held, None)
         earlier = _earlier(held, before)
         if earlier is not None:
             with contextlib.suppress(Exception):
                 pinned = apply_pin(earlier, holding)
-                again = deploy_route(own, pinned, self._versions.of(pinned, connection))
-                if again.certified:
-                    one.served, built = earlier, again
+                fallback = deploy_route(own, pinned, self._versions.of(pinned, connection))
+                if fallback.certified:
+                    one.served, built = earlier, fallback
                     serves = f"publication {_number(earlier)} stays in force"
         fit = "" if held.publication is None else held.publication.fit
         self._refuse(VersionRefusal(route=base.name, number=_number(held), fit=fit, reason=why, serves=serves))
@@ -332,7 +332,7 @@ class Follower:
         if refusal.number or refusal.fit:
             self._gw.log.append(refusal)
 
-    def take(self, changed: Mapping[str, BuiltRoute]) -> None:
+    def apply(self, changed: Mapping[str, BuiltRoute]) -> None:
         self._monitor.export()
         for name in self._routes:
             held = self._holds.of(name)
@@ -341,66 +341,66 @@ class Follower:
             self._gw.metrics.set("suffice_open_incidents", len(held.open_cases), name)
         deployment = self._gw.deployment
         self._changed = self._changed or bool(changed) or deployment.variants.standing != self._running.standing
-        self._vary(self._running)
+        self._set_variants(self._running)
         for name, route in changed.items():
             deployment.activate(name, route)
         if deployment.serves:
             LOG.warning("control: the log can be read again, and what it says is in force")
-        self._read_s, self._anew, deployment.serves = self._gw.monotonic_s(), False, ""
+        self._read_s, self._rebuild, deployment.serves = self._gw.monotonic_s(), False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
         if deployment.kill.presence is not None:  # commands wait for this
             deployment.kill.presence.update(decided=self._reader.seq)
 
-    def _vary(self, running: _RunningVariants) -> None:
+    def _set_variants(self, running: _RunningVariants) -> None:
         variants = self._gw.deployment.variants
         variants.experiments, variants.trials, variants.standing = running.experiments, running.trials, running.standing
 
     def serve_last_good(self, *, age_s: float) -> None:
         """Serve the last-good file until the log can be read. Routes that it does not know run in full."""
-        self._read_s, self._anew, good = self._gw.monotonic_s() - age_s, True, self._versions.good
+        self._read_s, self._rebuild, good = self._gw.monotonic_s() - age_s, True, self._versions.good
         if good is None:
-            self._rest("there is no last-good file that may be served")
+            self._run_in_full("there is no last-good file that may be served")
             return
         now_s, serving, activate = self._gw.wall_s(), dict[str, PolicyTable](), self._gw.deployment.activate
         for name, followed in self._routes.items():
             base, known = followed.base, good.routes.get(name)
             if known is None:
-                activate(name, rest_route(base, "the last-good file does not know this route"))
+                activate(name, observe_route(base, "the last-good file does not know this route"))
                 continue
             activate(name, self._serving(followed, known.held, in_effect(known.overrides, now_s), None))
             own = own_version(base.settings).address if base.settings.policy else ""
             if known.standing is not None and known.instead_of == own:  # else the settings' new policy serves
-                serving[name], followed.own, followed.stands = known.standing, own, known.stands
+                serving[name], followed.own, followed.replacement = known.standing, own, known.stands
         self._running = replace(self._running, standing=serving)
         self._gw.deployment.variants.standing = serving
         self._gw.deployment.serves = "last good"
         self._export_unread()
 
-    def _rest(self, why: str) -> None:
-        self._anew, self._gw.deployment.serves = True, "full"
-        self._vary(_RunningVariants())
+    def _run_in_full(self, why: str) -> None:
+        self._rebuild, self._gw.deployment.serves = True, "full"
+        self._set_variants(_RunningVariants())
         for name, one in self._routes.items():
-            self._gw.deployment.activate(name, rest_route(one.base, f"the log cannot be read, and {why}"))
+            self._gw.deployment.activate(name, observe_route(one.base, f"the log cannot be read, and {why}"))
         self._export_unread()
 
     def _export_unread(self) -> None:
         self._gw.metrics.set("suffice_log_unread_seconds", self._gw.monotonic_s() - self._read_s)
 
-    def _note_unread(self) -> None:
+    def _check_age(self) -> None:
         self._export_unread()
         most_s, deployment = self._gw.settings.store.last_good_s, self._gw.deployment
         if deployment.serves != "full" and self._gw.monotonic_s() - self._read_s >= most_s:
             why = f"nobody has said for {most_s:,.0f} s what is in force (store.last_good_s)"
             LOG.error("control: everything runs in full until the log can be read: %s", why)
-            self._rest(why)
+            self._run_in_full(why)
         deployment.serves = deployment.serves or "last good"
 
     def _keep_is_due(self) -> bool:
-        return self._keeper is not None and self._keeper.is_due(changed=self._changed)
+        return self._good_writer is not None and self._good_writer.is_due(changed=self._changed)
 
     def _keep(self) -> None:
         with self._failing_open():
-            if self._keeper is not None and self._keeper.keep(self._as_good, changed=self._changed):
+            if self._good_writer is not None and self._good_writer.keep(self._as_good, changed=self._changed):
                 self._changed = False
 
     def _as_good(self) -> LastGood:
@@ -410,7 +410,7 @@ class Follower:
                 held=one.served,
                 overrides=self._holds.of(name).overrides,
                 standing=self._running.standing.get(name),
-                stands=one.stands,
+                stands=one.replacement,
                 instead_of=one.own,
                 refused=now[name].refused,
                 n_requests=gw.statistics[name].n_requests,
@@ -427,36 +427,36 @@ class Follower:
         )
 
     def refresh(self) -> None:
-        """Look and take, at most once a second, in a process without an event loop. Never raises."""
+        """Read and apply changes, at most once a second, in a process without an event loop. Never raises."""
         now_s = self._gw.monotonic_s()
-        if self._looked_s is not None and now_s - self._looked_s < LOOK_S:
+        if self._refreshed_s is not None and now_s - self._refreshed_s < LOOK_S:
             return
-        self._looked_s = now_s
+        self._refreshed_s = now_s
         seen = False
         if self._gw.deployment.log_problem is not None:  # logged before; there is no log to read
             self._gw.metrics.inc("suffice_failopen_total", "follow")
         else:
             with self._failing_open():
-                self.take(self.look())
+                self.apply(self.read_changes())
                 seen = True
         if not seen:
-            self._note_unread()
+            self._check_age()
         self.close()
 
     async def follow(self) -> None:
         while True:
             seen = False
             with self._failing_open():
-                self.take(await asyncio.to_thread(self.look))
+                self.apply(await asyncio.to_thread(self.read_changes))
                 seen = True
             if not seen:
-                self._note_unread()
+                self._check_age()
             elif self._keep_is_due():
                 await asyncio.to_thread(self._keep)
             await self._notified.wait()
             self._notified.clear()
 
-    def glance(self) -> None:
+    def poll(self) -> None:
         by_clock = any(one.holding.until_s is not None for one in self._routes.values()) or self._keep_is_due()
         # The worker's sums change with request rows, which `has_new` leaves out.
         by_clock = by_clock or self._gw.monotonic_s() - self._monitor.read_s >= GAUGES_S
@@ -474,7 +474,7 @@ class Follower:
             yield
         except StoreError as error:
             now_s = self._gw.monotonic_s()
-            if str(error) != self._warned[0] or now_s - self._warned[1] >= AGAIN_S:
+            if str(error) != self._warned[0] or now_s - self._warned[1] >= WARN_AGAIN_S:
                 self._warned = str(error), now_s
                 LOG.warning("control: %s", error)
             self._gw.metrics.inc("suffice_failopen_total", "follow")
@@ -483,7 +483,7 @@ class Follower:
             self._gw.metrics.inc("suffice_failopen_total", "follow")
 
 
-def _why(error: Exception) -> str:
+def _load_problem(error: Exception) -> str:
     """Return why a version cannot be loaded; for a plug-in's error only its class, because it may quote its input."""
     return str(error) if isinstance(error, ConfigError) else f"it crashes at load ({type(error).__name__})"
 
@@ -501,11 +501,11 @@ def _number(held: RouteDeployment) -> int:
 
 
 @asynccontextmanager
-async def following(follower: Follower, metrics: Metrics) -> AsyncIterator[None]:
+async def follow_log(follower: Follower, metrics: Metrics) -> AsyncIterator[None]:
     follower.refresh()
     task = asyncio.create_task(follower.follow())
     try:
-        with run_periodically(follower.glance, metrics, site="follow", every_s=LOOK_S):
+        with run_periodically(follower.poll, metrics, site="follow", every_s=LOOK_S):
             yield
     finally:
         task.cancel()

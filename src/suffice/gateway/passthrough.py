@@ -20,7 +20,7 @@ from suffice.gateway.exchange import Exchange
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, append, count_stripped, find_route, serve_request
 from suffice.gateway.request_parsing import (
     MOST_NAME_CHARS,
-    Intake,
+    ParsedRequest,
     check_body_headers,
     check_length,
     parse_json,
@@ -268,24 +268,24 @@ class _PassedCall:
         gw, headers, caller = self.gw, self.exchange.headers, self.exchange.caller
         if not _QUERY.fullmatch(self._query):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
-        intake = await self._read(headers)
+        parsed = await self._read(headers)
         named = dict(headers)
         stored = await self._stored()
         if self._is_shared:
-            await gw.clients.objects.check_body(caller, intake.raw, intake.body)
-        route = self._route(intake, named, stored)
-        count_stripped(gw, intake)
+            await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
+        route = self._route(parsed, named, stored)
+        count_stripped(gw, parsed)
         arrival = Arrival(
-            episode_id=episode_id, endpoint=self.endpoint.path, caller=caller, model=intake.model, stream=intake.stream
+            episode_id=episode_id, endpoint=self.endpoint.path, caller=caller, model=parsed.model, stream=parsed.stream
         )
         served, request, _ = admit(gw, arrival, route, "no_route" if route is None else "endpoint")
         upstream = (route.settings.upstream if route is not None else "") or gw.fallback_upstream()
         if stored is not None and "x-suffice-route" not in named and stored.upstream in gw.upstreams:
             upstream = stored.upstream
         if self.endpoint.api.is_json and route is not None:
-            intake = intake.for_model(route.settings.model)
+            parsed = parsed.for_model(route.settings.model)
         return AdmittedRequest(
-            intake=intake,
+            parsed=parsed,
             headers=gw.clients.keys.without_keys(headers),
             route=served,
             upstream=upstream,
@@ -301,9 +301,9 @@ class _PassedCall:
     def _is_shared(self) -> bool:
         return self.gw.clients.keys.has_tenants and not self.exchange.caller.sees_all
 
-    def _route(self, intake: Intake, named: Mapping[str, str], stored: StoredObject | None) -> BuiltRoute | None:
+    def _route(self, parsed: ParsedRequest, named: Mapping[str, str], stored: StoredObject | None) -> BuiltRoute | None:
         try:
-            return find_route(self.gw, intake.model, named, self.exchange.caller)
+            return find_route(self.gw, parsed.model, named, self.exchange.caller)
         except BadRequest:
             if "x-suffice-route" in named or stored is None or stored.sender != self.exchange.caller.id:
                 raise
@@ -329,7 +329,7 @@ class _PassedCall:
             append(self.gw, made, ledger)
         return True
 
-    async def _read(self, headers: list[tuple[str, str]]) -> Intake:
+    async def _read(self, headers: list[tuple[str, str]]) -> ParsedRequest:
         limits, endpoint = self.gw.settings.server, self.endpoint
         has_body = endpoint.api.is_json and endpoint.method == "POST" and self.exchange.stored_id is None
         if has_body:
@@ -352,7 +352,7 @@ class _PassedCall:
     async def answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, _: Exchange) -> None:
         exchange, endpoint, request = self.exchange, self.endpoint, admitted.request
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
-        client, body = gw.upstreams[admitted.upstream], admitted.intake.forwarded
+        client, body = gw.upstreams[admitted.upstream], admitted.parsed.forwarded
         # vLLM checks the key in `authorization` only, for every API.
         wants_own = endpoint.api.x_api_key and client.settings.driver != "vllm"
         foreign = ForeignApi(
@@ -384,14 +384,14 @@ class _NamedFields(msgspec.Struct):
 _decode_named = msgspec.json.Decoder(_NamedFields).decode
 
 
-def _unread(raw: bytes) -> Intake:
+def _unread(raw: bytes) -> ParsedRequest:
     model, stream = "", False
     with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the engine will refuse it
         if raw[:1] == b"{":
             fields = _decode_named(raw)
             model = msgspec.json.decode(fields.model, type=str) if len(fields.model) <= MOST_NAME_CHARS else ""
             stream = fields.stream == b"true"
-    return Intake(raw=raw, body={}, model=model, stream=stream)
+    return ParsedRequest(raw=raw, body={}, model=model, stream=stream)
 
 
 def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:

@@ -32,7 +32,7 @@ _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intake:
+class ParsedRequest:
     raw: bytes  # as received
     body: dict[str, Any]  # parsed, without `suffice` and without override fields
     changed: bool = False  # fields were removed or changed: do not forward `raw`
@@ -49,7 +49,7 @@ class Intake:
     def forwarded(self) -> bytes:
         return encode_json(self.body) if self.changed else self.raw
 
-    def for_model(self, model: str | None) -> Intake:
+    def for_model(self, model: str | None) -> ParsedRequest:
         if model is None or model == self.model:
             return self
         self.body["model"] = model
@@ -197,7 +197,7 @@ def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
     return n_keys
 
 
-def read_chat(raw: bytes, limits: Server) -> Intake:
+def read_chat(raw: bytes, limits: Server) -> ParsedRequest:
     """Raise BadRequest for invalid fields among those that Suffice uses."""
     body = parse_json(raw, limits)
     stripped = tuple(k for k in OVERRIDES if k in body)
@@ -215,7 +215,7 @@ def read_chat(raw: bytes, limits: Server) -> Intake:
     if stream is not None and not isinstance(stream, bool):
         raise BadRequest(f"stream: must be true or false, got {_kind(stream)}", param="stream")
     wanted = body.get("stream_options")
-    return Intake(
+    return ParsedRequest(
         raw=raw,
         body=body,
         changed=has_options or bool(stripped),

@@ -68,7 +68,7 @@ class BuiltRoute:
     setup: str = ""  # see `route_setup`
     levels: Sequence[Policy] = ()  # the policy at each level, 0 never stops; (): one policy without levels
     folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): no active learned version
-    in_force: RouteDeployment = NOTHING  # the control loop's publication
+    active: RouteDeployment = NOTHING  # the control loop's publication
     in_burst: bool = False  # every request is an audit now
     arm: str = ""  # the certified active effort or budget, as outcomes name it; "": none
     ceiling: int | None = None  # the highest level for this prompt's class; None: no limit
@@ -84,7 +84,7 @@ class BuiltRoute:
 
     @property
     def is_proved(self) -> bool:
-        made = self.in_force.publication
+        made = self.active.publication
         return self.certified and made is not None and made.is_owned
 
     def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:
@@ -93,7 +93,7 @@ class BuiltRoute:
             if self.holding.classes.get(query_class) == 0:
                 return replace(self, holding=replace(self.holding, observe="its class runs in full"))
             return self
-        made = self.in_force.publication or self.in_force.last
+        made = self.active.publication or self.active.last
         requested = "" if self.settings.kind == "rounds" else model
         if made is None or all(one[0] != requested for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
@@ -104,7 +104,7 @@ class BuiltRoute:
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
         """Return whether the answering model matches the evidence, as far as both are known."""
-        made = self.in_force.publication
+        made = self.active.publication
         if made is None or not (self.folds or self.arm or self.is_proved):
             return True
         requested = "" if self.settings.kind == "rounds" else model
@@ -128,13 +128,13 @@ class BuiltRoute:
         classes  audits by query class
         beside   experiments and rollouts that serve a part of the requests differently
         """
-        made = self.in_force.publication
+        made = self.active.publication
         inputs = GuaranteeInputs(
             name=self.name,
             settings=self.settings,
-            epoch=self.in_force.epoch,
+            epoch=self.active.epoch,
             publication=made,
-            pause=self.in_force.pause,
+            pause=self.active.pause,
             holding=self.holding,
             setup=self.setup,
             killed=killed,
@@ -240,7 +240,7 @@ def is_servable(route: BuiltRoute, made: Publication) -> bool:
     return route_guarantee.covers(route.settings, route.settings.max_em_drop, route.setup, made)
 
 
-def rest_route(base: BuiltRoute, why: str) -> BuiltRoute:
+def observe_route(base: BuiltRoute, why: str) -> BuiltRoute:
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
@@ -248,7 +248,7 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
     """Raise ConfigError for a version that cannot be served."""
     settings, made = base.settings, held.publication
     in_burst = held.epoch is not None and held.in_burst and not settings.is_paired
-    waiting = replace(base, in_force=held, in_burst=in_burst)
+    waiting = replace(base, active=held, in_burst=in_burst)
     if made is None or not held.level or not is_servable(base, made):
         return waiting
     if settings.is_paired and made.arm in settings.arms:
@@ -427,7 +427,7 @@ class Variants:
 
 def _is_comparable(route: BuiltRoute, state: State) -> bool:
     """Return whether this request gets, unrestricted, the version that a learned candidate is compared with."""
-    made = route.in_force.publication
+    made = route.active.publication
     if made is None or made.fit != state.in_force or not (route.certified and route.levels):
         return False
     return route.ceiling is None and route.holding == NO_OVERRIDES and route.promise == "certified"

@@ -23,7 +23,7 @@ from suffice.gateway.auth import Clients, KeyRing, Objects
 from suffice.gateway.context import COUNTS_S, Deployment, GatewayState, LogSampler, run_periodically
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
-from suffice.gateway.log_follower import Follower, following
+from suffice.gateway.log_follower import Follower, follow_log
 from suffice.gateway.route import BuiltRoute
 from suffice.settings import Settings
 from suffice.signals.folds.wording import Embedder
@@ -94,7 +94,7 @@ def _running(
     _teach(gw, begun.known)
     file = kill_file(settings)
     gw.deployment.kill = KillSwitch(
-        file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append, presence=presence
+        file, environment=os.environ.get(kill.VARIABLE, ""), notify=log.append, presence=presence
     )
     gw.deployment.log_problem = begun.problem
     if begun.problem is not None and begun.good is not None:
@@ -159,7 +159,7 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
 
         def refresh() -> None:
             follower.refresh()
-            gw.deployment.look_at_kill()
+            gw.deployment.check_kill()
 
         gw.deployment.refresh = refresh
         gw.deployment.refresh()
@@ -240,10 +240,10 @@ async def build_gateway(
             for embedder in found.embedders.values():
                 await stack.enter_async_context(embedder)
             stack.enter_context(
-                run_periodically(partial(gw.deployment.look_at_load, clients), gw.metrics, site="load", every_s=LOOK_S)
+                run_periodically(partial(gw.deployment.update_load, clients), gw.metrics, site="load", every_s=LOOK_S)
             )
             stack.enter_context(
-                run_periodically(gw.deployment.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S)
+                run_periodically(gw.deployment.check_kill, gw.metrics, site="kill", every_s=kill.LOOK_S)
             )
             gw.metrics.filled_by(gw.deployment.export_gauges)
             stack.enter_context(
@@ -284,7 +284,7 @@ async def _followed(settings: Settings, gw: GatewayState, begun: StartState, app
     if not isinstance(begun.log, SqliteLog | LateLog):
         return
     path = database_path(settings.store.url).resolve()
-    follower = Follower(gw, path, keeper=keeper(settings, begun.secret), good=begun.good)
+    follower = Follower(gw, path, good_writer=keeper(settings, begun.secret), good=begun.good)
     if begun.problem is not None:
         follower.serve_last_good(age_s=begun.age_s)
     else:
@@ -294,10 +294,10 @@ async def _followed(settings: Settings, gw: GatewayState, begun: StartState, app
         for name, result in known.evidence.upstreams.items():
             gw.upstreams[name].findings = result
         _taught_late(settings, gw, follower, known)
-        follower.tell()
+        follower.wake()
         _look_for_damage(path, gw)
         app.beside |= _beside(settings, log, gw, stack)
 
-    await stack.enter_async_context(following(follower, gw.metrics))
+    await stack.enter_async_context(follow_log(follower, gw.metrics))
     await stack.enter_async_context(waiting(settings, gw, begun, came))
-    gw.deployment.notify = follower.tell
+    gw.deployment.notify = follower.wake

@@ -280,7 +280,7 @@ def _run_online(console: Console, folder: Path, *, small: bool) -> int:
 
 
 @contextmanager
-def demo_servers(console: Console, folder: Path) -> Iterator[story.DemoWorld]:
+def demo_servers(console: Console, folder: Path) -> Iterator[story.DemoServer]:
     """Run the small model on a server of its own.
 
     The swap restarts it at the same address under another model name. The weights stay the same, which is invisible
@@ -299,7 +299,7 @@ def demo_servers(console: Console, folder: Path) -> Iterator[story.DemoWorld]:
 
     try:
         behind = f"a server that calls itself {ALIASES[1]!r} (of the same weights, which nobody can see from outside)"
-        yield story.DemoWorld(url=running[0].url, driver="llama.cpp", slots=ONLINE_SLOTS, swap=swap, behind=behind)
+        yield story.DemoServer(url=running[0].url, driver="llama.cpp", slots=ONLINE_SLOTS, swap=swap, behind=behind)
     finally:
         for server in running:
             server.stop()
@@ -322,9 +322,9 @@ class LineScreen:
         self._console.print(f"** {sentence}", **ONE_LINE)
 
     def look(self, now: story.Snapshot) -> None:
-        if now.n_asked < self._n_next and not now.ends:
+        if now.n_requests < self._n_next and not now.ends:
             return
-        self._n_next = now.n_asked + PRINT_EACH
+        self._n_next = now.n_requests + PRINT_EACH
         text = "; ".join(f"{what} {value}" for what, value in lines(now))
         if text != self._last:
             self._last = text
@@ -353,7 +353,7 @@ def lines(now: story.Snapshot) -> list[tuple[str, str]]:
     e_value = "" if phase.e_value is None else f", e-value {phase.e_value:.3g}"
     n_audits = sum(run.episode.request.audit for run in now.runs)
     return [
-        ("request", f"{now.n_asked} of {now.n_until} at most"),
+        ("request", f"{now.n_requests} of {now.n_until} at most"),
         ("phase", phase.phase),
         ("audits", f"{n_audits}" + (f", {phase.n_audits} behind the certificate" if phase.n_audits else "")),
         ("certified", level + e_value),
