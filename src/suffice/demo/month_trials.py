@@ -96,7 +96,7 @@ class MonthTrials:
         (run,) = (one for one in experiments.read_experiments(path) if one.runs and one.experiment.name == name)
         result = read_experiment(path, run, self.settings)
         sentences = tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
-        return experiments.stop_experiment(self.writer, name, author=AUTHOR, reason=reason, said=sentences)
+        return experiments.stop_experiment(self.writer, name, author=AUTHOR, reason=reason, summary=sentences)
 
     def _propose(self, table: dict[str, Any], reason: str) -> object:
         route, runs = self.base.settings, rollouts.read_rollouts(self.writer.path)

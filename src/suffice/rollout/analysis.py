@@ -110,14 +110,14 @@ def _log_e(arm: str, units: Sequence[UnitAssignment | MetricValue]) -> float:
 def _unfit_split(units: Sequence[UnitAssignment | MetricValue], what: str) -> str | None:
     if sample_ratio(units) < LOG_ALARM:
         return None
-    told = _counts(units)
+    counts = _counts(units)
     if max(_log_e(arm, units) for arm in units[0].odds) < LOG_ALARM:  # right as a whole
         largest = Counter(unit.query_class for unit in units).most_common(3)
-        told = "; ".join(
+        counts = "; ".join(
             f"in class {name or 'none'} {_counts([unit for unit in units if unit.query_class == name])}"
             for name, _ in largest
         )
-    return f"{len(units):,} {what} are split {told}, which does not fit the odds that they were drawn with"
+    return f"{len(units):,} {what} are split {counts}, which does not fit the odds that they were drawn with"
 
 
 def _counts(units: Sequence[UnitAssignment | MetricValue]) -> str:
@@ -138,10 +138,10 @@ class _Judge:
         comparisons = tuple(self._compared(name, metric_of(metric)) for metric in compared_metrics(self.one))
         per_point = ratio = None
         of = {one.metric: one for one in comparisons}
-        told, lost = of[SATISFACTION], of[EM]
-        if told.between is not None and lost.between is not None and told.effect is not None and lost.effect:
-            per_point = ratio_of(told.between, lost.between)
-            ratio = told.effect / lost.effect if per_point is not None else None
+        rating, em = of[SATISFACTION], of[EM]
+        if rating.between is not None and em.between is not None and rating.effect is not None and em.effect:
+            per_point = ratio_of(rating.between, em.between)
+            ratio = rating.effect / em.effect if per_point is not None else None
         verdict, n_missing = _whole(comparisons)
         return ArmResult(name, verdict, comparisons, n_missing, ratio, per_point)
 
@@ -177,7 +177,7 @@ class _Judge:
                 classes.append(_in_class(name, mine.n, -mine.drop, between, metric, base.margin))
         effect, pending = -pairs.drop, pairs.pending
         base = replace(base, n=pairs.n, effect=effect, n_pending=pending, classes=tuple(classes), stratified=effect)
-        return self._told(base, metric, lambda times: _turned(pairs.between(alpha / 2, times=times)))
+        return self._decided(base, metric, lambda times: _turned(pairs.between(alpha / 2, times=times)))
 
     def _pairs(self, seen: Sequence[AuditAnswers], arm: str) -> PairCounts:
         marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)
@@ -194,15 +194,15 @@ class _Judge:
         cap = _cap(self.one, metric, values[:n_warm])
         names = [arm.name for arm in self.one.arms]
         units = _units(values, names, n_warm, cap)
-        told, a, b = guesses(units), names.index(base.arm), names.index(self.one.control)
+        predicted, a, b = guesses(units), names.index(base.arm), names.index(self.one.control)
         counted = values[n_warm:]
         n = sum(one.arm in (base.arm, self.one.control) for one in counted)
-        whole = latest_comparison(compare_arms(units, told, a, b), n)
+        whole = latest_comparison(compare_arms(units, predicted, a, b), n)
         mine, others = ([min(one.value, cap) for one in counted if one.arm == name] for name in (base.arm, names[b]))
         if whole is None or not mine or not others:
             return base
         control_mean = sum(others) / len(others)
-        classes, stratified = self._by_class(base, metric, alpha, units, told, values, n_warm)
+        classes, stratified = self._by_class(base, metric, alpha, units, predicted, values, n_warm)
         base = replace(
             base,
             n=n,
@@ -213,7 +213,7 @@ class _Judge:
             stratified=stratified,
             n_cut=sum(one.value > cap for one in counted),
         )
-        return self._told(base, metric, lambda times: whole.between(alpha / 2, times=times))
+        return self._decided(base, metric, lambda times: whole.between(alpha / 2, times=times))
 
     def _by_class(
         self,
@@ -221,27 +221,27 @@ class _Judge:
         metric: RunMetric,
         alpha: float,
         units: UnitSeries,
-        told: NDArray[np.float64],
+        predicted: NDArray[np.float64],
         values: Sequence[MetricValue],
         n_warm: int,
     ) -> tuple[tuple[ClassEffect, ...], float | None]:
         names = [arm.name for arm in self.one.arms]
         a, b = names.index(base.arm), names.index(self.one.control)
         of = np.array([one.query_class for one in values])
-        effects, total, weight, shown = list[ClassEffect](), 0.0, 0, _classes(of[n_warm:].tolist())
+        effects, total, weight, reported = list[ClassEffect](), 0.0, 0, _classes(of[n_warm:].tolist())
         for name in dict.fromkeys(of[n_warm:].tolist()):
             where = (of == name)[np.newaxis]
             n = int(where[0, n_warm:].sum())
-            mine = latest_comparison(compare_arms(units, told, a, b, where), n)
+            mine = latest_comparison(compare_arms(units, predicted, a, b, where), n)
             if mine is None:
                 continue
             total, weight = total + n * mine.effect, weight + n
-            if name in shown and n >= KNOWN_AUDITS:
+            if name in reported and n >= KNOWN_AUDITS:
                 between = mine.between(alpha / 2 / MOST_CLASSES)
                 effects.append(_in_class(name, n, mine.effect, between, metric, base.margin))
         return tuple(effects), total / weight if weight else None
 
-    def _told(self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval]) -> ArmComparison:
+    def _decided(self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval]) -> ArmComparison:
         between, n_requests, n_missing = at(1.0), self.material.n_requests, None
         verdict = judge_interval(between, metric, base.margin)
         if verdict == "inconclusive":

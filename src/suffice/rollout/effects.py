@@ -76,8 +76,8 @@ def guesses(units: UnitSeries) -> Floats:
             mine = x * (arm == a)[..., np.newaxis]
             gram = np.swapaxes(mine, 1, 2) @ x + RIDGE * np.eye(d)
             slope = np.linalg.solve(gram, np.swapaxes(mine, 1, 2) @ (y - centre[:, np.newaxis])[..., np.newaxis])
-            told = centre[:, np.newaxis] + (units.x[:, first:end] @ slope)[..., 0]
-            guessed[:, first:end, a] = np.clip(told, units.low, units.high)
+            predicted = centre[:, np.newaxis] + (units.x[:, first:end] @ slope)[..., 0]
+            guessed[:, first:end, a] = np.clip(predicted, units.low, units.high)
     return guessed
 
 
@@ -101,16 +101,16 @@ class SequentialComparison:
 
 
 def compare_arms(
-    units: UnitSeries, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None
+    units: UnitSeries, predicted: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None
 ) -> SequentialComparison:
     """Compare arm a with arm b, in the metric's unit.
 
     where  units that count, shape (E, n), by facts known before their first token, such as their class; None: all
     """
     arm, odds, weight = units.arm, units.propensity, units.least
-    away = np.take_along_axis(told, arm[..., np.newaxis], axis=2)[..., 0]
+    away = np.take_along_axis(predicted, arm[..., np.newaxis], axis=2)[..., 0]
     sign = np.where(arm == a, 1.0, 0.0) - np.where(arm == b, 1.0, 0.0)
-    each = weight * (told[..., a] - told[..., b] + sign * (units.value - away) / odds)
+    each = weight * (predicted[..., a] - predicted[..., b] + sign * (units.value - away) / odds)
     if where is not None:
         each, weight = np.where(where, each, 0.0), np.where(where, weight, 0.0)
     each, weight = each[:, units.warmup :], weight[:, units.warmup :]
@@ -127,9 +127,9 @@ def compare_arms(
     )
 
 
-def _planned(units: UnitSeries, told: Floats) -> Floats:
+def _planned(units: UnitSeries, predicted: Floats) -> Floats:
     first = slice(0, units.warmup)
-    off = (units.value - told)[:, first] / units.width
+    off = (units.value - predicted)[:, first] / units.width
     spread = off.var(axis=1) * units.least[:, first].mean(axis=1) / 2
     return np.asarray(np.exp2(np.round(np.log2(np.maximum(V_OPT, PLANNED_UNITS * spread)))))
 
@@ -255,14 +255,14 @@ def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
         for at, one in enumerate(value):
             yield from _leaves(f"{where}[{at}]", one)
     else:
-        yield where, _shown(value)
+        yield where, _format_value(value)
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(canonical({"": value})).hexdigest()[:8]
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None or value in ({}, []):
         return _NOTHING
     text = repr(value)
@@ -279,26 +279,26 @@ class PairDraw:
     propensity: float  # P(this arm), in (0, 1]
 
 
-def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> PairDraw:
+def draw_pair(point: float, *, n_arms: int, active: int = 0, repeat_share: float = REPEAT_SHARE) -> PairDraw:
     """Choose the second call of one audit, by the unit's point in [0, 1), so that a retry chooses the same.
 
     The first uncertified arm gets the largest share; certified ones are monitored, half of that the active one; later
-    arms get nothing yet. `n_arms` >= 2 includes the full run; `in_force` is in 0 … n_arms - 1, `repeat_share` in [0,
+    arms get nothing yet. `n_arms` >= 2 includes the full run; `active` is in 0 … n_arms - 1, `repeat_share` in [0,
     1): raises ValueError outside.
     """
-    odds = pair_odds(n_arms=n_arms, in_force=in_force, repeat_share=repeat_share)
+    odds = pair_odds(n_arms=n_arms, active=active, repeat_share=repeat_share)
     last = max(arm for arm, share in enumerate(odds) if share > 0)  # rounding may leave the last edge below the point
     arm = next((arm for arm, edge in enumerate(accumulate(odds)) if point < edge and odds[arm] > 0), last)
     return PairDraw(arm, odds[arm])
 
 
-def pair_odds(*, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
-    if n_arms < 2 or not 0 <= in_force < n_arms or not 0 <= repeat_share < 1:
-        raise ValueError(f"need n_arms >= 2, 0 <= in_force < n_arms, repeat_share in [0, 1); got {n_arms=} {in_force=}")
-    is_last = in_force == n_arms - 1
-    watched = 0.0 if in_force == 0 else 1.0 if is_last else WATCH_SHARE
-    odds = [0.0] + [watched / 2 / in_force if arm <= in_force else 0.0 for arm in range(1, n_arms)]
-    odds[in_force] += watched / 2
+def pair_odds(*, n_arms: int, active: int = 0, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
+    if n_arms < 2 or not 0 <= active < n_arms or not 0 <= repeat_share < 1:
+        raise ValueError(f"need n_arms >= 2, 0 <= active < n_arms, repeat_share in [0, 1); got {n_arms=} {active=}")
+    is_last = active == n_arms - 1
+    watched = 0.0 if active == 0 else 1.0 if is_last else WATCH_SHARE
+    odds = [0.0] + [watched / 2 / active if arm <= active else 0.0 for arm in range(1, n_arms)]
+    odds[active] += watched / 2
     if not is_last:
-        odds[in_force + 1] += 1 - watched
+        odds[active + 1] += 1 - watched
     return (repeat_share, *((1 - repeat_share) * share for share in odds[1:]))

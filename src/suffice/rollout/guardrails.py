@@ -152,8 +152,8 @@ def _by(drop: float) -> str:
 
 
 def describe_guardrail_points(fraction: float) -> str:
-    shown = f"{100 * fraction:g}"
-    return f"{shown} point" if shown == "1" else f"{shown} points"
+    points = f"{100 * fraction:g}"
+    return f"{points} point" if points == "1" else f"{points} points"
 
 
 def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
@@ -233,14 +233,14 @@ def _live_sentence(
         return f"{name}: too few to say anything, {n}"
     mine, other = seen.candidate / seen.n_candidate, seen.control / seen.n_control
     if rail == "latency":
-        shown = f"{rules.latency_cap_s * mine:.3g} s against {rules.latency_cap_s * other:.3g} s"
+        values = f"{rules.latency_cap_s * mine:.3g} s against {rules.latency_cap_s * other:.3g} s"
         if seen.n_candidate_over or seen.n_control_over:
             cap_s = rules.latency_cap_s * seen.adapted_cap
             n += f" ({seen.n_candidate_over:,} and {seen.n_control_over:,} above {cap_s:.3g} s, counted as that)"
     elif rail == "satisfaction":
-        shown = f"{1 - mine:.2f} against {1 - other:.2f}"
+        values = f"{1 - mine:.2f} against {1 - other:.2f}"
     else:
-        shown = f"{100 * mine:.2g} % against {100 * other:.2g} %"
+        values = f"{100 * mine:.2g} % against {100 * other:.2g} %"
     worse_word = {"latency": "slower", "satisfaction": "lower"}.get(rail, "more")
     allowed = f"{100 * margin:g} %" if rail == "latency" else describe_guardrail_points(margin)
     ends = {
@@ -248,7 +248,7 @@ def _live_sentence(
         "harm": f"surely {worse_word}",
         "open": f"{allowed} {worse_word} is not ruled out",
     }
-    return f"{name}: {shown} on {n}, {ends[finding]}"
+    return f"{name}: {values} on {n}, {ends[finding]}"
 
 
 def split_problem(evidence: RolloutEvidence) -> str | None:

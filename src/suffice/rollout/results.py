@@ -129,7 +129,7 @@ class ExperimentResult:
 @dataclass(frozen=True, slots=True)
 class RunMetric:
     name: str
-    said: str  # a sentence around {n}, the size of a difference, and {way}
+    sentence: str  # a sentence around {n}, the size of a difference, and {way}
     more: str  # the word for {way} of an arm with a higher value
     less: str
     margin: str  # the unit of a margin, after its number
@@ -169,8 +169,8 @@ METRICS: Final[Mapping[str, RunMetric]] = {
 
 def metric_of(name: str) -> RunMetric:
     """Return a built-in metric, or a declared one, scaled from 0 (worst) to 1 (best)."""
-    said = f"{name} is {{n}} points of its range {{way}}"
-    return METRICS.get(name) or RunMetric(name, said, "better", "worse", "points of its range", high=1.0, times=100)
+    sentence = f"{name} is {{n}} points of its range {{way}}"
+    return METRICS.get(name) or RunMetric(name, sentence, "better", "worse", "points of its range", high=1.0, times=100)
 
 
 HOLDS: Final = "All intervals hold together, however often one looks; they speak of the requests so far."
@@ -195,11 +195,11 @@ def summarize_arm(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
 
 def _headline(result: ExperimentResult, arm: ArmResult) -> str:
     primary = arm.comparisons[0]
-    shown = f"{primary.metric} was not measured yet"
+    text = f"{primary.metric} was not measured yet"
     if primary.effect is not None and primary.between is not None:
         basis = f"on {primary.n:,} {'full runs that show both' if primary.paired else 'units'}"
-        shown = f"{_difference(primary)} ({result.confidence:.0%} sure, {basis})"
-    return f"{arm.arm!r} against {result.control!r} is {_in_words(arm)}{shown}."
+        text = f"{_difference(primary)} ({result.confidence:.0%} sure, {basis})"
+    return f"{arm.arm!r} against {result.control!r} is {_in_words(arm)}{text}."
 
 
 def _in_words(arm: ArmResult) -> str:
@@ -222,7 +222,7 @@ def _difference(one: ArmComparison) -> str:
     assert one.between is not None
     metric = metric_of(one.metric)
     part = f" ({abs(one.effect) / one.control_mean:.0%})" if metric.high is None and one.control_mean else ""
-    return f"{_said(metric, one.effect)}{part}, {_between(metric, one.between)}"
+    return f"{_describe_effect(metric, one.effect)}{part}, {_between(metric, one.between)}"
 
 
 def _one(one: ArmComparison) -> str:
@@ -231,17 +231,17 @@ def _one(one: ArmComparison) -> str:
         return f"{one.metric} is withheld, because {one.why}"
     if one.effect is None or one.between is None:
         return f"{one.metric} was not measured yet"
-    shown = _difference(one)
+    text = _difference(one)
     if one.paired:
-        shown += f", on {one.n:,} full runs that show both"
+        text += f", on {one.n:,} full runs that show both"
     if one.margin is None:
-        return shown if one.verdict in ("better", "worse") else f"{shown}, so which way it goes is open"
+        return text if one.verdict in ("better", "worse") else f"{text}, so which way it goes is open"
     allowed = f"{metric.size(one.margin)} {metric.margin}"
     if one.verdict in ("better", "no worse"):
-        return f"{shown}, within the {allowed} that you allow"
+        return f"{text}, within the {allowed} that you allow"
     if one.verdict == "worse":
-        return f"{shown}, more than the {allowed} that you allow"
-    return f"{shown}, so whether it keeps the {allowed} that you allow is open"
+        return f"{text}, more than the {allowed} that you allow"
+    return f"{text}, so whether it keeps the {allowed} that you allow is open"
 
 
 def _last(arm: ArmResult) -> str:
@@ -251,9 +251,11 @@ def _last(arm: ArmResult) -> str:
             parts.append(f"it is worse in {one.metric} for {_list(one.harmed)}, whatever the whole says")
         if one.misleading and one.plain is not None and one.effect is not None:
             metric = metric_of(one.metric)
-            weighed = "" if one.stratified is None else f", and weighed by class {_said(metric, one.stratified)}"
+            weighed = (
+                "" if one.stratified is None else f", and weighed by class {_describe_effect(metric, one.stratified)}"
+            )
             parts.append(
-                f"the two plain means of {one.metric} say that {_said(metric, one.plain)}, and mislead:"
+                f"the two plain means of {one.metric} say that {_describe_effect(metric, one.plain)}, and mislead:"
                 f" the arms had different mixes of questions{weighed}"
             )
     if arm.per_point_between is not None and arm.per_point is not None:
@@ -277,11 +279,11 @@ def _missing(arm: ArmResult) -> str:
     return "how many more requests it takes cannot be said: what was seen is too near to where it would turn"
 
 
-def _said(metric: RunMetric, value: float) -> str:
+def _describe_effect(metric: RunMetric, value: float) -> str:
     size = metric.size(value)
     if not any(digit in size for digit in "123456789"):
         return metric.same
-    return metric.said.format(n=size, way=metric.way(value))
+    return metric.sentence.format(n=size, way=metric.way(value))
 
 
 def _between(metric: RunMetric, between: Interval) -> str:

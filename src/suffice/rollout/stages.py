@@ -170,15 +170,17 @@ def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, n
     """Return the move that the evidence requires; None: none. Valid after every request."""
     if state.over:
         return None
-    found = assess_rollout(state, evidence, rules, at=at, now_s=now_s)
-    order = StepOrder(by=EVIDENCE, reason=found.ends or found.broken, at=at, now_s=now_s, readings=found.readings)
-    if found.ends:
+    assessment = assess_rollout(state, evidence, rules, at=at, now_s=now_s)
+    order = StepOrder(
+        by=EVIDENCE, reason=assessment.ends or assessment.broken, at=at, now_s=now_s, readings=assessment.readings
+    )
+    if assessment.ends:
         return _back(state, order)
     if state.paused:
         return None
-    if found.broken:
+    if assessment.broken:
         return _move(state, "pause", order, share=0.0)
-    if found.missing:
+    if assessment.missing:
         return None
     return _forward(state, rules, replace(order, reason=_why_forward(state, evidence, rules)))
 

@@ -36,8 +36,8 @@ def status_sections(one: RouteStatus) -> tuple[Lines, ...]:
     report, sure = one.report, f"{one.confidence:.0%}"
     if not report.n_governed and one.control is None:  # without governed requests there is no EM and no saving
         return standing, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
-    outlook = [*forecast_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
-    return standing, traffic, _exact_match(one, sure), _spending(report, sure), outlook
+    forecast = [*forecast_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
+    return standing, traffic, _exact_match(one, sure), _spending(report, sure), forecast
 
 
 def _standing(one: RouteStatus) -> Lines:

@@ -241,13 +241,13 @@ def _status(
         phase = None  # only a pause by a person: no control loop
     elif phase is None and certifies:
         phase = phase_of(NOTHING)
-    outlook, refused, pairs = newest_forecast(connection, name), None, None
+    forecast, refused, pairs = newest_forecast(connection, name), None, None
     if configured is None:
         promise = _promise_without_settings(name, newest.mode, promises)
     else:
         if configured.mode == "enforce":
             refused = promises.refusal(connection, name, configured, tally)
-        promise = promises.of(name, configured, outlook, setup=newest.setup or None, unreadable=refused is not None)
+        promise = promises.of(name, configured, forecast, setup=newest.setup or None, unreadable=refused is not None)
         pairs = read_pairs(connection, name, configured, scorer.match, promises.decided.of(name))
     return RouteStatus(
         # One uncertified newest request is enough to report it, even before it has ended.
@@ -268,7 +268,7 @@ def _status(
         refused=refused,
         certifies=certifies,
         control=phase,
-        outlook=outlook,
+        outlook=forecast,
         proposal=newest_proposal(connection, name),
         tuner=newest_arm(connection, name),
         promise=promise.sentence,
@@ -327,10 +327,10 @@ def read_pairs(
     pairs = pair_audits(audits, match, timeout=0, callers=callers)
     delta = 1 - route.confidence
     result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
-    asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
+    arms = (audit.episode.outcome.pair_arm for audit in reversed(audits))
     view = result.views[0]
     return PairStatus(
-        arm=next((arm for arm in asked if arm not in (None, FULL)), None) or route.arms[0],
+        arm=next((arm for arm in arms if arm not in (None, FULL)), None) or route.arms[0],
         n=view.n,
         n_disagree=view.n_disagree,
         em_drop=view.drop if view.n else None,

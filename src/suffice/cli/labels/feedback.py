@@ -237,7 +237,7 @@ def _print(result: ImportResult, *, as_json: bool) -> None:
 
 
 DAY_S: Final = 86_400.0
-SHOWN: Final = 20
+MOST_LISTED: Final = 20
 
 
 @feedback.command()
@@ -263,12 +263,12 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
     n_dead = sum(row["dead"] for row in rows)
     older = f"{n_dead:,} are dead letters, older than {limit_s / DAY_S:g} days"
     click.echo(f"{len(rows) - n_dead:,} wait for their request; {older}")
-    for row in rows[:SHOWN]:
+    for row in rows[:MOST_LISTED]:
         named = f"episode {row['episode_id']}" if row["episode_id"] else f"response {row['response_id']}"
         dead = "  dead letter" if row["dead"] else ""
         click.echo(f"  {row['feedback_id']}  {named}  {row['source']}  {row['age_days']:.1f} days{dead}")
-    if len(rows) > SHOWN:
-        click.echo(f"  … and {len(rows) - SHOWN:,} more; --json or --out shows all")
+    if len(rows) > MOST_LISTED:
+        click.echo(f"  … and {len(rows) - MOST_LISTED:,} more; --json or --out shows all")
     if out is not None:
         click.echo(f"written to {out}")
 

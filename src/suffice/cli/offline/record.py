@@ -103,7 +103,7 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
         raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
     load_plugins()
-    asked = read_recorded_questions(_lines(questions), str(questions))
+    recorded_questions = read_recorded_questions(_lines(questions), str(questions))
     settings = _settings(given)
     route = _route(settings, given)
     name, upstream = _upstream(settings, route, given)
@@ -113,9 +113,9 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     with yardstick(recipe.scorer) as scorer, RecordingFile(given.out, recipe) as recording:
         _warn(recipe, given, torn=recording.torn)
         async with client:
-            with _reporting(len(asked), given) as tell:
+            with _reporting(len(recorded_questions), given) as tell:
                 return await record_runs(
-                    asked,
+                    recorded_questions,
                     recording,
                     client=client,
                     recipe=recipe,

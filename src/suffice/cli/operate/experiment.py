@@ -101,7 +101,7 @@ def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     held = read_experiments(by.writer.path)
     now = next((one for one in held if one.runs and one.experiment.name == name), None)
     parts = () if now is None else _conclusions(now, by.settings, by.writer.path)
-    result = experiments.stop_experiment(by.writer, name, **by.signed, said=parts)
+    result = experiments.stop_experiment(by.writer, name, **by.signed, summary=parts)
     if isinstance(result, str):
         return f"experiment {name} {result}"
     lines = [

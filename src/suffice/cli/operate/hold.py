@@ -231,9 +231,9 @@ def decide_(
     """Decide incident NAME and carry out the decision."""
     route, _ = _find_incident(by.writer.path, name)
     rules, setup = by.rules(route), setup_of(by.settings, route)
-    asked = IncidentForm(incident=name, decision=decision, **by.signed, **form)
+    decision_form = IncidentForm(incident=name, decision=decision, **by.signed, **form)
     result = deciding.decide_incident(
-        by.writer, rules, route, asked, now_s=by.now_s, publication=publication, setup=setup
+        by.writer, rules, route, decision_form, now_s=by.now_s, publication=publication, setup=setup
     )
     if isinstance(result, str):
         return f"{name} {result}" if result.startswith("is ") else result

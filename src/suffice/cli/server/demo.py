@@ -265,14 +265,16 @@ ALIASES = ("smol-a", "smol-b")  # the server's model names before and after the 
 
 def _run_online(console: Console, folder: Path, *, small: bool) -> int:
     plan = story.SMALL if small else story.DemoPlan()
-    with demo_servers(console, folder) as world:
+    with demo_servers(console, folder) as servers:
         settings = story.story_settings(
-            plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db"
+            plan, upstream=servers.url, driver=servers.driver, slots=servers.slots, database=folder / "online.db"
         )
         console.print("the settings, as an owner would write them:\n", highlight=False)
         console.print(settings, **ONE_LINE)
         with followed(console) as screen:
-            report = asyncio.run(story.run_story(plan, world, folder, tasks.questions("samples", N_QUESTIONS), screen))
+            report = asyncio.run(
+                story.run_story(plan, servers, folder, tasks.questions("samples", N_QUESTIONS), screen)
+            )
     figures = show.print_story(console, report)
     show.write_story_report(report, figures, folder / "online.json")
     console.print(f"\nsettings, log and report: {folder}/online.*", **ONE_LINE)

@@ -83,21 +83,21 @@ class RouteDiagnosis:
 @shell.option("--repeats", default=10, help="How many of them are run twice.")
 @shell.option("--timeout", "timeout_s", default=30.0, help="Seconds for an experiment or a run.")
 @shell.JSON_OBJECT
-def doctor(config: Path | None, **options: object) -> None:
+def doctor(config: Path | None, **given: object) -> None:
     """Examine a model server (--upstream), or the full runs of a route (--route).
 
     With a settings file the findings are logged, and the gateway reads them at its next start. Exits with 1 when the
     server does not answer, and with 2 when the examination cannot start.
     """
-    asked = DoctorOptions(**options)  # type: ignore[arg-type]  # click has checked them
-    if (asked.upstream is None) == (asked.route is None):
+    options = DoctorOptions(**given)  # type: ignore[arg-type]  # click has checked them
+    if (options.upstream is None) == (options.route is None):
         raise ConfigError("name either --upstream or --route")
     path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     settings = None if path is None else load_settings(path)
-    if asked.route is not None:
-        _examine_route(settings, asked, asked.route)
+    if options.route is not None:
+        _examine_route(settings, options, options.route)
         return
-    reached = asyncio.run(_examine_upstream(settings, asked, str(asked.upstream)))
+    reached = asyncio.run(_examine_upstream(settings, options, str(options.upstream)))
     raise SystemExit(0 if reached else 1)
 
 
@@ -105,9 +105,13 @@ def _client(name: str, upstream: Upstream) -> UpstreamClient:
     return UpstreamClient(name or "doctor", upstream, api_key(name or "doctor", upstream))
 
 
-async def _open_session(client: UpstreamClient, asked: DoctorOptions, model: str | None) -> ServerSession:
+async def _open_session(client: UpstreamClient, options: DoctorOptions, model: str | None) -> ServerSession:
     session = ServerSession(
-        client, model=model or "", timeout_s=asked.timeout_s, clock_s=time.monotonic, nonce=lambda: secrets.token_hex(6)
+        client,
+        model=model or "",
+        timeout_s=options.timeout_s,
+        clock_s=time.monotonic,
+        nonce=lambda: secrets.token_hex(6),
     )
     if not model:
         listed = await session.models()
@@ -129,18 +133,18 @@ def _new_id() -> str:
     return f"ex_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}"
 
 
-async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
-    name, upstream = shell.find_upstream(settings, target, api_key_env=asked.api_key_env)
+async def _examine_upstream(settings: Settings | None, options: DoctorOptions, target: str) -> bool:
+    name, upstream = shell.find_upstream(settings, target, api_key_env=options.api_key_env)
     if not name and settings is not None:
         same = {one: known for one, known in settings.upstreams.items() if url_key(known.url) == url_key(target)}
         name, upstream = next(iter(same.items()), (name, upstream))
-    if asked.driver is not None:
+    if options.driver is not None:
         load_plugins()
-        driver_facts(asked.driver)  # raises for an unknown driver
-        upstream = msgspec.structs.replace(upstream, driver=asked.driver)
+        driver_facts(options.driver)  # raises for an unknown driver
+        upstream = msgspec.structs.replace(upstream, driver=options.driver)
     async with _client(name, upstream) as client:
-        session = await _open_session(client, asked, asked.model)
-        with _progress(asked) as on_start:
+        session = await _open_session(client, options, options.model)
+        with _progress(options) as on_start:
             result = await examine(
                 session, upstream=name, examination_id=_new_id(), at_s=time.time(), on_start=on_start
             )
@@ -151,8 +155,8 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
     else:
         await _append(settings, result)
         kept = f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
-    recommendation = recommend(result, name=name or "local", url=upstream.url, driver=asked.driver)
-    if asked.as_json:
+    recommendation = recommend(result, name=name or "local", url=upstream.url, driver=options.driver)
+    if options.as_json:
         _print_json(result, recommendation, url=upstream.url, kept=kept)
     else:
         made = f"{len(result.findings)} experiments, {session.n_calls} calls, made against this server"
@@ -162,8 +166,8 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
 
 
 @contextmanager
-def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
-    if asked.as_json or not sys.stderr.isatty():
+def _progress(options: DoctorOptions) -> Iterator[Callable[[str], None]]:
+    if options.as_json or not sys.stderr.isatty():
         yield lambda _: None
         return
     with Console(stderr=True).status("starting") as line:
@@ -216,34 +220,34 @@ def _print_list(title: str, sentences: list[str]) -> None:
     click.echo()
 
 
-def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -> None:
+def _examine_route(settings: Settings | None, options: DoctorOptions, name: str) -> None:
     if settings is None:
         raise ConfigError("--route: needs a settings file; name it with --config")
     route = shell.find_settings(settings, name, option="--route")
-    if asked.questions is not None and not route.upstream:
+    if options.questions is not None and not route.upstream:
         raise ConfigError(f"routes.{name}.upstream: none is named, so no question can be asked; the caller runs it")
     path, status, logged = database_path(settings.store.url), None, FullRunCounts()
     if path.is_file():
         logged = from_log((one.episode for one in read_episodes(path, name)), build_scorer(route.scorer))
-    live = asyncio.run(_run_questions(settings, asked, name, route)) if asked.questions is not None else None
+    live = asyncio.run(_run_questions(settings, options, name, route)) if options.questions is not None else None
     if path.is_file() and n_requests_of(path, [name], most=1)[name]:
         status = read_statuses(path, settings, name)[0]
     refused = build_route(name, route, read_evidence(settings)).refused
     report = RouteDiagnosis(name=name, route=route, status=status, logged=logged, live=live, refused=refused)
-    if asked.as_json:
+    if options.as_json:
         _print_route_json(report)
     else:
         shell.print_facts(f"route {name}", [_route_lines(report)], loud=("REFUSED",))
 
 
-async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
-    assert asked.questions is not None
-    bodies = read_route_questions(asked.questions.read_text("utf-8").splitlines(), str(asked.questions))
+async def _run_questions(settings: Settings, options: DoctorOptions, name: str, route: Route) -> FullRunCounts:
+    assert options.questions is not None
+    bodies = read_route_questions(options.questions.read_text("utf-8").splitlines(), str(options.questions))
     upstream = settings.upstreams[route.upstream]
     async with _client(route.upstream, upstream) as client:
-        session = await _open_session(client, asked, asked.model or route.model)
+        session = await _open_session(client, options, options.model or route.model)
         live = await run_live(
-            session, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots
+            session, bodies, build_scorer(route.scorer), n_repeats=options.repeats, at_once=upstream.slots
         )
     label = scorer_label(route.scorer)
     await _append(settings, as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time()))

@@ -22,7 +22,7 @@ from suffice.store.people.alerts import (
     deliveries_to,
     owed,
     read_alert_log,
-    rows_worth_telling,
+    read_alert_rows,
 )
 from suffice.store.routes.rollups import HOUR_S, degraded_runs
 from suffice.store.rows.records import AlertDelivery, FailOpenCount
@@ -195,7 +195,7 @@ class Notify:
         return _SinkPlace(newest, {})
 
     def _next(self, place: _SinkPlace, log: LogReader) -> _Flight | None:
-        while rows := rows_worth_telling(log, place.seq, BATCH):
+        while rows := read_alert_rows(log, place.seq, BATCH):
             for stored in rows:
                 notice = alerts_of(stored.event)
                 if notice is not None and notice.kind in self.settings.kinds:

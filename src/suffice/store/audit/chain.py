@@ -71,14 +71,14 @@ def digested_part(seq: int, kind: str, key: str, episode_id: str | None, route: 
     return _ENCODE((seq, kind, key, episode_id, route, at_s))
 
 
-def digest_event(told: bytes, body: bytes) -> bytes:
-    return sha256(told + b"\n" + body).digest()
+def digest_event(columns_part: bytes, body: bytes) -> bytes:
+    return sha256(columns_part + b"\n" + body).digest()
 
 
-def whole_digest(told: bytes, body: bytes, answers_salt: bytes | None, comments_salt: bytes | None) -> bytes:
+def whole_digest(columns_part: bytes, body: bytes, answers_salt: bytes | None, comments_salt: bytes | None) -> bytes:
     """Digest an event with its personal text; the salts keep the text from being guessed."""
     none = bytes(SALT_BYTES)
-    return sha256((answers_salt or none) + (comments_salt or none) + told + b"\n" + body).digest()
+    return sha256((answers_salt or none) + (comments_salt or none) + columns_part + b"\n" + body).digest()
 
 
 def words_digest(salt: bytes, words: bytes) -> bytes:
@@ -114,11 +114,14 @@ class Appender:
         return True
 
     def _chain(self, seq: int, row: Row, at_s: float) -> None:
-        taken, told = split(row.kind, row.body), digested_part(seq, row.kind, row.key, row.episode_id, row.route, at_s)
-        kept = digest_event(told, taken.kept)
+        taken, columns_part = (
+            split(row.kind, row.body),
+            digested_part(seq, row.kind, row.key, row.episode_id, row.route, at_s),
+        )
+        kept = digest_event(columns_part, taken.kept)
         (answers, answers_salt), (comments, comments_salt) = (_salted(taken, part) for part in CHAINED_PARTS)
         has_words = answers_salt is not None or comments_salt is not None
-        whole = whole_digest(told, row.body.encode(), answers_salt, comments_salt) if has_words else None
+        whole = whole_digest(columns_part, row.body.encode(), answers_salt, comments_salt) if has_words else None
         place, before = self.tail(at_s, before_seq=seq)
         link = link_of(before, place + 1, seq, kept, whole, answers, comments)
         self._connection.execute(
@@ -193,15 +196,15 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
     if row.kind == "feedback":
         for body in (now, then):
             body.pop("about", None)  # the gateway's memory of the run, which it may have lost since
-        for said in (now["feedback"], then["feedback"]):
+        for feedback in (now["feedback"], then["feedback"]):
             for field in ("door", "satisfaction"):  # the channel, and the satisfaction under the metrics of that time
-                said.pop(field, None)
+                feedback.pop(field, None)
     return bool(now == then)
 
 
 def _erased(connection: sqlite3.Connection, seq: int) -> tuple[Part, ...]:
-    found = connection.execute("SELECT answers, answers_salt, comments, comments_salt FROM chain WHERE seq = ?", (seq,))
-    row = found.fetchone() or (None,) * 4
+    rows = connection.execute("SELECT answers, answers_salt, comments, comments_salt FROM chain WHERE seq = ?", (seq,))
+    row = rows.fetchone() or (None,) * 4
     digests = zip(CHAINED_PARTS, row[::2], row[1::2], strict=True)
     return tuple(part for part, words, salt in digests if words is not None and salt is None)
 
@@ -250,8 +253,8 @@ def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[L
         if row is None:
             raise StoreError(f"the log: row {place} is gone")
         *columns, body = row
-        told, kept = digested_part(*columns), split(columns[1], body).kept
-        yield {"type": "row", "seq": place, "told": told.decode(), "kept": kept.decode()}
+        columns_part, kept = digested_part(*columns), split(columns[1], body).kept
+        yield {"type": "row", "seq": place, "told": columns_part.decode(), "kept": kept.decode()}
 
 
 def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:

@@ -68,14 +68,14 @@ def split(kind: str, body: str) -> BodySplit:
     whole = body.encode()
     if kind not in WORDS:
         return BodySplit(whole, {})
-    plain, said = _DECODE(body), dict[Part, list[object]]()
+    plain, values_by_part = _DECODE(body), dict[Part, list[object]]()
     if _ENCODE(plain) != whole:
         return BodySplit(whole, {})
     for words, value in _take_words(kind, plain, PARTS):
-        said.setdefault(words.part, []).append((*words.path, value))
-    if not said:
+        values_by_part.setdefault(words.part, []).append((*words.path, value))
+    if not values_by_part:
         return BodySplit(whole, {})
-    return BodySplit(_ENCODE(plain), {part: _ENCODE(values) for part, values in said.items()})
+    return BodySplit(_ENCODE(plain), {part: _ENCODE(values) for part, values in values_by_part.items()})
 
 
 def _take_words(kind: str, plain: Any, parts: Collection[Part]) -> Iterator[tuple[PersonalField, Any]]:
@@ -142,11 +142,11 @@ def _name_answers(plain: Any) -> bool:
 
 
 def _letters(number: int) -> str:
-    found, number = "", number + 1
+    letters, number = "", number + 1
     while number:
         number, digit = divmod(number - 1, 26)
-        found = chr(ord("a") + digit) + found
-    return found
+        letters = chr(ord("a") + digit) + letters
+    return letters
 
 
 def _drop_steps(plain: Any) -> bool:

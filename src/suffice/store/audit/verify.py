@@ -156,34 +156,34 @@ class _Walk:
             self.blame(row.place, row.seq, row.kind, what)
             return False
         try:
-            told, body = digested_part(row.seq, *row[11:16]), row.body.encode()
+            columns_part, body = digested_part(row.seq, *row[11:16]), row.body.encode()
         except (ValueError, AttributeError):  # not text, or not encodable
             same = False
         else:
             if row.whole is None:
-                same = digest_event(told, body) == row.kept and row[5:9] == _NO_WORDS
+                same = digest_event(columns_part, body) == row.kept and row[5:9] == _NO_WORDS
             elif all((digest is None) is (salt is None) for digest, salt in _words(row).values()):
-                same = whole_digest(told, body, row.answers_salt, row.comments_salt) == row.whole
+                same = whole_digest(columns_part, body, row.answers_salt, row.comments_salt) == row.whole
             else:
-                same = self._is_same_without_words(row, told)
+                same = self._is_same_without_words(row, columns_part)
         if not same:
             self.blame(row.place, row.seq, row.kind, "edited: it is not what was written")
         return same
 
-    def _is_same_without_words(self, row: _Row, told: bytes) -> bool:
+    def _is_same_without_words(self, row: _Row, columns_part: bytes) -> bool:
         try:
             taken = split(row.kind, row.body)
         except (ValueError, TypeError, AttributeError):  # not valid JSON
             return False
-        if digest_event(told, taken.kept) != row.kept:
+        if digest_event(columns_part, taken.kept) != row.kept:
             return False
         for part, (digest, salt) in _words(row).items():
-            said = taken.words.get(part)
-            if digest is None and said is None and salt is None:
+            words = taken.words.get(part)
+            if digest is None and words is None and salt is None:
                 continue
-            if digest is not None and salt is None and said is None:
+            if digest is not None and salt is None and words is None:
                 self.silent[row.seq, part] = row.place, row.kind
-            elif digest is None or salt is None or said is None or words_digest(salt, said) != digest:
+            elif digest is None or salt is None or words is None or words_digest(salt, words) != digest:
                 self.blame(row.place, row.seq, row.kind, f"edited: its {part} are not what was written")
         return True
 

@@ -182,8 +182,8 @@ def last_place(source: LogSource) -> int:
 
 
 def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
-    found = locate_event(source, payload, key)
-    return None if found is None else found[2]
+    row = locate_event(source, payload, key)
+    return None if row is None else row[2]
 
 
 def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, float, E] | None:
@@ -447,10 +447,10 @@ class CachedReader:
 
 def _file(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _commits(connection: sqlite3.Connection) -> int:

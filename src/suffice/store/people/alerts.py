@@ -116,18 +116,18 @@ def alert_of(event: Event) -> RaisedAlert | None:
         case Alert(route=route, of=of):
             return _notice("breach_forecast", route, event.reason, of), AlertCause("forecast", route, of)
         case Alarm(route=route, cause=cause):
-            said = f"{event.reason}; its certificate has ended and it runs in full"
-            notice = _notice("sample_ratio" if cause == "sample_ratio" else "drift", route, said, cause)
+            text = f"{event.reason}; its certificate has ended and it runs in full"
+            notice = _notice("sample_ratio" if cause == "sample_ratio" else "drift", route, text, cause)
             return notice, AlertCause("certificate", route, number=event.epoch)
         case Pause(route=route, number=number):
-            said = f"enforcement is paused: {event.reason}"
-            notice = _notice("incident", route, said, f"{route}:p{number}", "/incidents")
+            text = f"enforcement is paused: {event.reason}"
+            notice = _notice("incident", route, text, f"{route}:p{number}", "/incidents")
             return notice, AlertCause("pause", route, str(number))
         case Incident(route=route, incident=name):
             return _notice("incident", route, event.summary, name, "/incidents"), AlertCause("incident", route, name)
         case KillSwitchState(on=on):
-            said = f"the kill switch is {'pulled' if on else 'released'}: {event.reason}"
-            return _notice("kill_switch", "", said, f"{on}:{event.stamp}", ""), AlertCause(
+            text = f"the kill switch is {'pulled' if on else 'released'}: {event.reason}"
+            return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), AlertCause(
                 "kill_switch"
             ) if on else None
         case Outlook() | FailOpenCount() | VersionRefusal() | LogOutage():
@@ -145,43 +145,43 @@ def _alert_of_serving(event: Outlook | FailOpenCount | VersionRefusal | LogOutag
             if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in event.alerts:
                 return None
             part = f"{drop.now / drop.limit:.0%} of it"
-            said = f"the EM drop is about {drop.now:.2%}, and the budget {drop.limit:.2%}: {part}"
-            return _notice("budget_nearly_spent", route, said), AlertCause("budget", route)
+            text = f"the EM drop is about {drop.now:.2%}, and the budget {drop.limit:.2%}: {part}"
+            return _notice("budget_nearly_spent", route, text), AlertCause("budget", route)
         case FailOpenCount(route=route, n_runs=n, n_degraded=n_degraded):
-            said = f"failed open in {n_degraded:,} of {n:,} runs within an hour ({n_degraded / n:.1%})"
+            text = f"failed open in {n_degraded:,} of {n:,} runs within an hour ({n_degraded / n:.1%})"
             until_s = float((event.hour + 1) * HOUR_S)
-            return _notice("fail_open", route, said), AlertCause("fail_open", route, until_s=until_s)
+            return _notice("fail_open", route, text), AlertCause("fail_open", route, until_s=until_s)
         case VersionRefusal(route=route, number=number, fit=fit):
             what = f"publication {number}" if number else f"version {fit}"
-            said = f"{what} cannot be served: {event.reason}; {event.serves}"
-            return _notice("version_refused", route, said, str(number or fit)), AlertCause("version", route)
+            text = f"{what} cannot be served: {event.reason}; {event.serves}"
+            return _notice("version_refused", route, text, str(number or fit)), AlertCause("version", route)
         case LogOutage():
-            said = (
+            text = (
                 f"a gateway was without its log for {event.until_s - event.since_s:,.0f} s and served {event.after}:"
                 f" {event.reason}; {event.n_dropped:,} rows are lost"
             )
-            return _notice("log_missed", "", said, key_of(event), ""), None
+            return _notice("log_missed", "", text, key_of(event), ""), None
 
 
 def _alert_of_rollout(event: RolloutMove | RolloutUndo) -> RaisedAlert | None:
     route = event.route
     if isinstance(event, RolloutUndo):
-        said = f"the version of rollout {event.rollout} was taken back by {event.author}: {event.reason}"
-        return _notice("rollback", route, said, event.rollout, "/policies"), None
+        text = f"the version of rollout {event.rollout} was taken back by {event.author}: {event.reason}"
+        return _notice("rollback", route, text, event.rollout, "/policies"), None
     move = event.transition
     if move.move == "roll_back":
-        said = f"rollout {move.rollout} was rolled back by {move.by}: {move.reason}"
-        return _notice("rollback", route, said, move.rollout, "/policies"), None
+        text = f"rollout {move.rollout} was rolled back by {move.by}: {move.reason}"
+        return _notice("rollback", route, text, move.rollout, "/policies"), None
     if move.move == "pause" and move.by == EVIDENCE:
-        said = f"the arms of rollout {move.rollout} cannot be compared: {move.reason}"
-        return _notice("sample_ratio", route, said, move.rollout, "/policies"), AlertCause("lot", route, move.rollout)
+        text = f"the arms of rollout {move.rollout} cannot be compared: {move.reason}"
+        return _notice("sample_ratio", route, text, move.rollout, "/policies"), AlertCause("lot", route, move.rollout)
     return None
 
 
-def _notice(kind: AlertKind, route: str, said: str, of: str = "", path: str | None = None) -> Notice:
+def _notice(kind: AlertKind, route: str, text: str, of: str = "", path: str | None = None) -> Notice:
     if path is None:
         path = f"/route?name={quote(route.encode('utf-8', 'backslashreplace'), safe='')}"
-    sentence = plain(said, MOST_TEXT)
+    sentence = plain(text, MOST_TEXT)
     return Notice(kind=kind, route=plain(route, MOST_NAME), sentence=sentence, same=f"{kind}:{route}:{of}", path=path)
 
 
@@ -209,8 +209,8 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
         case Resumption():
             return (_over("pause", event.route, f"{event.author} resumed it: {event.reason}", name=str(event.number)),)
         case IncidentDecision():
-            said = f"{event.author} decided to {event.decision.replace('_', ' ')}: {event.reason}"
-            return (_over("incident", event.route, said, name=event.incident),)
+            text = f"{event.author} decided to {event.decision.replace('_', ' ')}: {event.reason}"
+            return (_over("incident", event.route, text, name=event.incident),)
         case KillSwitchState(on=False):
             return (_over("kill_switch", "", f"released: {event.reason}"),)
         case RolloutUndo():
@@ -221,21 +221,21 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
             return ()
 
 
-def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
-    route, drop, forecast = outlook.route, outlook.drop, "em_drop" in outlook.alerts
+def _after_look(forecast: Outlook) -> tuple[AlertResolution, ...]:
+    route, drop, breach_is_forecast = forecast.route, forecast.drop, "em_drop" in forecast.alerts
     endings = [
         _over("forecast", route, "the forecast crosses the limit no more", name=of)
         for of in get_args(Of)
-        if of not in outlook.alerts
+        if of not in forecast.alerts
     ]
-    if alert_of(outlook) is None:
+    if alert_of(forecast) is None:
         if drop is None:
-            said = "too little is known of its EM drop since then"
-        elif forecast:
-            said = "since then a breach is forecast"
+            text = "too little is known of its EM drop since then"
+        elif breach_is_forecast:
+            text = "since then a breach is forecast"
         else:
-            said = f"since then the EM drop is about {drop.now:.2%}, of {drop.limit:.2%}"
-        endings.append(replace(_over("budget", route, said), replaced=forecast))
+            text = f"since then the EM drop is about {drop.now:.2%}, of {drop.limit:.2%}"
+        endings.append(replace(_over("budget", route, text), replaced=breach_is_forecast))
     return tuple(endings)
 
 
@@ -244,10 +244,10 @@ def _after_move(event: RolloutMove) -> tuple[AlertResolution, ...]:
     did = {"resume": "went on", "promote": "took its next step", "roll_back": "was rolled back"}.get(move.move)
     if did is None:
         return ()
-    lot = _over("lot", route, f"the rollout {did}: {move.reason}", name=move.rollout)
+    split = _over("lot", route, f"the rollout {did}: {move.reason}", name=move.rollout)
     if move.stage != "full":
-        return (lot,)
-    return lot, _over("version", route, f"rollout {move.rollout} has brought another version")
+        return (split,)
+    return split, _over("version", route, f"rollout {move.rollout} has brought another version")
 
 
 def _over(
@@ -330,9 +330,9 @@ class AlertLog:
     of: Mapping[int, int] = field(default_factory=dict)  # place of a row → place of the alert that it belongs to
 
 
-def owed(told: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | None:
+def owed(log: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | None:
     """Return the oldest alert whose resolution is due at a sink; of repeated ones the latest. None: nothing is due."""
-    latest = {one.notice.same: one for one in told.raised}
+    latest = {one.notice.same: one for one in log.raised}
     ends = ((one, one.owed(sink, now_s)) for one in latest.values())
     return next(((one, over) for one, over in ends if over is not None), None)
 
@@ -384,12 +384,12 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
 
 
 def _kept(raised: Mapping[int, OpenAlert]) -> tuple[OpenAlert, ...]:
-    told = tuple(raised.values())
-    if len(told) <= MOST:
-        return told
-    first_gone = sorted(told, key=lambda one: one.ended is None and one.cause is not None)
-    gone = {one.seq for one in first_gone[: len(told) - MOST]}
-    return tuple(one for one in told if one.seq not in gone)
+    alerts = tuple(raised.values())
+    if len(alerts) <= MOST:
+        return alerts
+    first_gone = sorted(alerts, key=lambda one: one.ended is None and one.cause is not None)
+    gone = {one.seq for one in first_gone[: len(alerts) - MOST]}
+    return tuple(one for one in alerts if one.seq not in gone)
 
 
 def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
@@ -422,7 +422,7 @@ def _take(
     )
 
 
-def rows_worth_telling(connection: LogReader, since_seq: int, n: int) -> list[StoredEvent]:
+def read_alert_rows(connection: LogReader, since_seq: int, n: int) -> list[StoredEvent]:
     condition = f"{kinds_in(READS)} AND seq > ? ORDER BY seq LIMIT ?"
     return read_events_where(connection, condition, (since_seq, n), index="events_once")
 
@@ -443,10 +443,16 @@ def sent_notices(path: Path, n: int) -> list[SentNotice]:
     notices = list[SentNotice]()
     with open_reader(path) as connection:
         for stored in read_events_where(connection, "kind = 'alert_sent' ORDER BY seq DESC LIMIT ?", (n,)):
-            told = stored.event
-            assert isinstance(told, AlertDelivery)
-            about = read_events_where(connection, "seq = ?", (told.over or told.read_to_seq,)) if told.of else ()
+            delivery = stored.event
+            assert isinstance(delivery, AlertDelivery)
+            about = (
+                read_events_where(connection, "seq = ?", (delivery.over or delivery.read_to_seq,))
+                if delivery.of
+                else ()
+            )
             for notice in filter(None, (alerts_of(one.event) for one in about)):
-                about_notice = replace(notice, over=bool(told.over))
-                notices.append(SentNotice(at_s=stored.at_s, about_s=told.about_s, sink=told.sink, notice=about_notice))
+                about_notice = replace(notice, over=bool(delivery.over))
+                notices.append(
+                    SentNotice(at_s=stored.at_s, about_s=delivery.about_s, sink=delivery.sink, notice=about_notice)
+                )
     return notices[::-1]

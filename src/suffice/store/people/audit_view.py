@@ -127,7 +127,9 @@ def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]
     before, after = (
         "" if one is None else _words(one) for one in (getattr(record, "before", None), getattr(record, "after", None))
     )
-    return (before, after) if after else _decided(event) or _of_experiment(event) or (before, _told(event, record))
+    return (
+        (before, after) if after else _decided(event) or _of_experiment(event) or (before, _list_fields(event, record))
+    )
 
 
 def _decided(event: Event) -> tuple[str, str] | None:
@@ -191,11 +193,11 @@ def _changed(event: ConfigChange) -> tuple[str, str]:
     return before, after
 
 
-def _told(event: Event, record: Any) -> str:
+def _list_fields(event: Event, record: Any) -> str:
     plain = msgspec.to_builtins(record)
-    told = {key: value for key, value in plain.items() if key not in _NAMED and (value or value is False)}
+    fields = {key: value for key, value in plain.items() if key not in _NAMED and (value or value is False)}
     episode = kind_of(event).episode(event)
-    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items() if value != episode))
+    return _cut(", ".join(f"{key} {_words(value)}" for key, value in fields.items() if value != episode))
 
 
 def _words(value: Any) -> str:

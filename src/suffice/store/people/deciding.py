@@ -172,18 +172,18 @@ def decide_incident(
     writer: Decisions,
     settings: Route,
     route: str,
-    asked: IncidentForm,
+    form: IncidentForm,
     *,
     now_s: float,
     publication: int | None = None,
     setup: str = "",
 ) -> DecisionRows | str:
     def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
-        pinned = _pinned(connection, route, publication, asked.pinned)
+        pinned = _pinned(connection, route, publication, form.pinned)
         if isinstance(pinned, str):
             return pinned
         now = read_now(connection, route, settings, setup=setup)
-        made = resolve_incident(replace(asked, pinned=pinned), now, now_s=now_s)
+        made = resolve_incident(replace(form, pinned=pinned), now, now_s=now_s)
         if isinstance(made, str):
             return made
         return [one for one in (made.decision, made.override, made.resumption) if one is not None], made
@@ -238,14 +238,14 @@ def lease_next(
     return leased
 
 
-def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Submission | str:
+def submit_verdict(writer: Decisions, form: VerdictForm, *, now_s: float) -> Submission | str:
     """Record a verdict and the label that may follow; return a sentence if it is refused. Errors may be retried."""
 
     def step(connection: LogReader) -> tuple[list[Event], Submission] | str:
-        place = read_reviews(connection).queue.places.get(said.item)
+        place = read_reviews(connection).queue.places.get(form.item)
         if place is None:
-            return f"unknown item {said.item!r}: nobody was asked about such a run"
-        made = accept_verdict(place, said, now_s=now_s)
+            return f"unknown item {form.item!r}: nobody was asked about such a run"
+        made = accept_verdict(place, form, now_s=now_s)
         if isinstance(made, str):
             return made
         label = None if made.label is None else FeedbackEvent(made.label)

@@ -39,7 +39,7 @@ class Promises:
         return extractability_refusal([] if tally is None else [one == "1" for one in tally.extracted], label)
 
     def of(
-        self, name: str, route: Route, outlook: Outlook | None, *, setup: str | None, unreadable: bool = False
+        self, name: str, route: Route, forecast: Outlook | None, *, setup: str | None, unreadable: bool = False
     ) -> RouteGuarantee:
         """Return the guarantee; `unreadable`: too few answers can be extracted, and the route must not act."""
         held = self.decided.of(name)
@@ -54,7 +54,7 @@ class Promises:
                 setup=setup,
                 killed=self.killed,
                 unreadable=unreadable,
-                classes=audits_by_class(outlook),
+                classes=audits_by_class(forecast),
                 beside=self.beside.get(name, ()),
             )
         )
@@ -79,8 +79,8 @@ def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable
     return {name: tuple(what for route, what in arms if route == name) for name, _ in arms}
 
 
-def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
-    return {} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes}
+def audits_by_class(forecast: Outlook | None) -> dict[str, int]:
+    return {} if forecast is None else {part.query_class or "": part.n_audits for part in forecast.classes}
 
 
 def newest_switching(connection: LogReader) -> KillSwitchState | None:
@@ -94,8 +94,8 @@ def extracted(
 
     Earlier logged runs do not count: another scorer may have read them.
     """
-    seq, found = examined.get(name, (0, None))
-    if found is None or found.scorer != scorer_label(route.scorer):
+    seq, findings = examined.get(name, (0, None))
+    if findings is None or findings.scorer != scorer_label(route.scorer):
         return tuple(extracted_answers(path, name, limit=WINDOW_RUNS))
-    seen = [True] * found.n_extractable + [False] * (found.n_runs - found.n_extractable)
+    seen = [True] * findings.n_extractable + [False] * (findings.n_runs - findings.n_extractable)
     return (*seen, *extracted_answers(path, name, since_seq=seq, limit=WINDOW_RUNS))

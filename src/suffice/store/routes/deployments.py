@@ -219,7 +219,7 @@ def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int
         known = {name: getattr(made, name) for name in _OF_PUBLICATION}
         known |= {name: getattr(made.evidence, name) for name in _OF_EVIDENCE}
         known |= {"audit_share": made.share, "window": request_window(made.evidence)}
-    said = held.pause or made or epoch
+    latest = held.pause or made or epoch
     return Phase(
         phase=_phase_name(held),
         epoch=epoch.number if epoch is not None else 0,
@@ -227,7 +227,7 @@ def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int
         n_levels=made.n_levels - 1 if made is not None and (made.fit or made.is_owned) else 0,
         n_requests=n_requests,
         n_burst=epoch.burst if epoch is not None else 0,
-        reason=said.reason if said is not None else "no worker has begun with this route",
+        reason=latest.reason if latest is not None else "no worker has begun with this route",
         alarm=f"{alarm.cause}: {alarm.reason} (ended epoch {alarm.epoch})" if alarm else None,
         n_labels_wanted=n_labels_wanted,
         attended=attended,

@@ -164,12 +164,12 @@ def start_experiment(
 
 
 def stop_experiment(
-    writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()
+    writer: Decisions, name: str, *, author: str, reason: str, summary: tuple[str, ...] = ()
 ) -> ExperimentEnd | str:
     now = _running(read_experiments(writer.path), name)
     if now is None:
         return "is not running"
-    ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, said=said)
+    ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, said=summary)
     return ended if writer.write_new(ended) else _AT_ONCE
 
 

@@ -262,12 +262,12 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
 
 
 def find_serving_rollout(held: Sequence[RolloutRun], route: str, address: str) -> RolloutRun | None:
-    brought = (
+    rollouts = (
         one
         for one in reversed(held)
         if one.state.route == route and one.serves_all and address in (one.state.candidate, one.state.fit or None)
     )
-    return next(brought, None)
+    return next(rollouts, None)
 
 
 def learned_candidate(
@@ -331,7 +331,7 @@ def as_candidate(
         kind=route.kind,
         scorer=scorer_label(route.scorer),
         # the models of the active evidence, by the names that they give themselves
-        model_family=", ".join(sorted({named or asked for asked, named, _ in made.upstream} - {""})) or "not named",
+        model_family=", ".join(sorted({named or model for model, named, _ in made.upstream} - {""})) or "not named",
         report_card={"proposed": proposal.lineage, "card": proposal.card},
         lineage=VersionLineage(parent=None, proposed_by=by, why=why, since_seq=since, to_seq=to, proposed_s=now_s),
     )

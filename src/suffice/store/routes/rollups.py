@@ -175,8 +175,8 @@ def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *
     if not read_to(connection).seq:
         return {}
     where = "" if routes is None else f" AND route IN ({', '.join('?' * len(routes))})"
-    told = f"SELECT route, body FROM tallies WHERE seq > ?{where}"  # noqa: S608 - marks
-    rows = query_rows(connection, told, (since, *(routes or ())))
+    query = f"SELECT route, body FROM tallies WHERE seq > ?{where}"  # noqa: S608 - marks
+    rows = query_rows(connection, query, (since, *(routes or ())))
     return {route: _DECODER.decode(body) for route, body in rows}
 
 
@@ -201,9 +201,9 @@ def read_rollups(
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
     grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
     where = "grain = :grain AND hour >= :since" + ("" if route is None else " AND route = :route")
-    told = f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups WHERE {where}{grouped}"  # noqa: S608 - as above
+    query = f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups WHERE {where}{grouped}"  # noqa: S608 - as above
     wanted = {"grain": _grain_for(by, since_hour), "since": since_hour, "route": route}
-    rows = query_rows(connection, told, wanted)
+    rows = query_rows(connection, query, wanted)
     return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
 

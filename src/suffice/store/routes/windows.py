@@ -65,8 +65,8 @@ def counted_cells(
 
 
 def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
-    for seq, ended, asked_seq, asked in query_rows(connection, _DRAWN, (since_seq, until_seq, route)):
-        episode = Episode(request=decoded(asked_seq, Request, asked), outcome=decoded(seq, Outcome, ended))
+    for seq, ended, request_seq, request_body in query_rows(connection, _DRAWN, (since_seq, until_seq, route)):
+        episode = Episode(request=decoded(request_seq, Request, request_body), outcome=decoded(seq, Outcome, ended))
         labels = read_labels(connection, episode.request.episode_id, episode.outcome.response_id)
         yield EpisodeWithLabels(seq=seq, episode=episode, labels=labels)
 
@@ -158,11 +158,11 @@ def whole_episodes(
     """Return request, outcome and labels of these episodes up to a place; incomplete ones are left out."""
     whole = list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]()
     for name in episodes:
-        asked, ended = locate_event(connection, Request, name), locate_event(connection, Outcome, name)
-        if asked is None or ended is None:
+        request_row, outcome_row = locate_event(connection, Request, name), locate_event(connection, Outcome, name)
+        if request_row is None or outcome_row is None:
             continue
-        labels = label_rows(connection, name, ended[2].response_id, until_seq=until_seq, shared=True)
+        labels = label_rows(connection, name, outcome_row[2].response_id, until_seq=until_seq, shared=True)
         given = [StoredEvent(seq=seq, at_s=at_s, event=event) for seq, at_s, event in labels]
-        request, outcome = (StoredEvent(seq=one[0], at_s=one[1], event=one[2]) for one in (asked, ended))
+        request, outcome = (StoredEvent(seq=one[0], at_s=one[1], event=one[2]) for one in (request_row, outcome_row))
         whole.append((request, outcome, given))
     return whole
