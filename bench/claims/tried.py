@@ -26,8 +26,13 @@ from tests.simulators.traffic_worlds.worlds import USUAL
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.windows import Windows, window_audits
-from suffice.control.compare.assessment import assess_found
-from suffice.control.compare.candidate_certificate import MOST_KEPT, CandidateCertificate, certified, unheard
+from suffice.control.compare.assessment import assess_evidence
+from suffice.control.compare.candidate_certificate import (
+    MOST_KEPT,
+    CandidateCertificate,
+    certify_candidate,
+    unlabelled_losses,
+)
 from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import NO_PENDING, Plan
@@ -232,7 +237,7 @@ class Trial(Life):
         self.mine, self.other = made.rows(self.runs), serves.rows(self.runs)
         disagrees, z = self.runs.d[self.mine], self.runs.z[self.mine]
         disagrees[:, 0], z[:, 0] = False, 0
-        self.z, self.unheard = z, unheard(z, disagrees)
+        self.z, self.unheard = z, unlabelled_losses(z, disagrees)
         self.audited: list[int] = []  # of the rollout, in order
         self.windows = Windows()  # of the rollout
         self.new: list[int] = []  # the keeper has not seen
@@ -305,7 +310,7 @@ class Trial(Life):
             return None
         seen = np.array(self.audited[-MOST_KEPT:], dtype=np.int64)
         told = self.runs.label_at[seen] <= now
-        return certified(
+        return certify_candidate(
             np.where(told[:, np.newaxis], self.z[seen], self.unheard[seen]),
             self.runs.at[seen],
             self.runs.share[seen],
@@ -325,7 +330,7 @@ class Trial(Life):
         self.passed_over |= bool(self.true.drop[self.level] > PLAN.max_em_drop)
         held = RolloutRun(state=self.state, first=self.first, number=1, seq=1, author="", reason="", rules=self.rules)
         withheld = "an epoch began within it" if self.keeper.n_epochs else ""
-        return assess_found(held, self.evidence, found, withheld=withheld, latest=0, at=at, now_s=float(at)).moves
+        return assess_evidence(held, self.evidence, found, withheld=withheld, latest=0, at=at, now_s=float(at)).moves
 
 
 def try_out(name: str, seed: int, rules: Rules | None = None, *, most: int = MOST) -> Tried:

@@ -255,7 +255,7 @@ async def _serve(
     settings: Settings, checked: Preflight, listeners: list[socket.socket], listening: Listening, stop: StopSignal
 ) -> None:
     async with (
-        build_gateway(settings, found=checked) as app,
+        build_gateway(settings, result=checked) as app,
         run_worker_process(settings, app.gateway.deployment.notify),
     ):
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None

@@ -26,7 +26,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Pause
 from suffice.wiring import build_gateway, deployment_salt, load_settings, open_worker
-from suffice.wiring.audit import differences, told_settings, user_name
+from suffice.wiring.audit import differences, loggable_settings, user_name
 
 CONFIG = """
 [upstreams.u]
@@ -359,7 +359,7 @@ def test_no_secret_of_an_address_is_told_and_a_long_value_is_a_digest() -> None:
             "audit": {"webhook_env": "HOOK"},
         }
     )
-    told = told_settings(settings)
+    told = loggable_settings(settings)
     assert told["upstreams.u.url"] == '"https://host/v1?***"'
     assert told["upstreams.u.api_key_env"] == '"UPSTREAM_KEY"'
     assert told["audit.webhook_env"] == '"HOOK"'

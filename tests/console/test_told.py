@@ -81,7 +81,7 @@ class Heard:
     name: str
     down: list[str]
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         return "the webhook answered 500" if self.name in self.down else None
 
 

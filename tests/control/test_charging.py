@@ -68,11 +68,11 @@ def test_a_measured_judge_is_heard_and_pays_twice_its_error_times_what_rests_on_
     )
     assert error is not None
     assert share is not None
-    assert here.heard
+    assert here.is_accepted
     assert here.charge == pytest.approx(2 * error.upper * share.upper)
     assert 0 < here.charge <= MOST_SHARE * BUDGET
-    assert here.hears(judge(1_000))
-    counts, _ = verdicts([*ALONE, *QUIET], same, hears=here.hears)
+    assert here.accepts(judge(1_000))
+    counts, _ = verdicts([*ALONE, *QUIET], same, accepts=here.accepts)
     assert len(counts) == 40, "each of its words counts: what it gets wrong is paid for, so no cap silences it"
 
 
@@ -83,16 +83,16 @@ def test_a_measured_judge_is_heard_and_pays_twice_its_error_times_what_rests_on_
 )
 def test_a_judge_that_nobody_measured_or_that_is_often_wrong_is_not_heard(evidence: list[Audit]) -> None:
     here = looked(*evidence, *ALONE, *QUIET, callers=frozenset({"app"}))
-    assert (here.heard, here.charge) == (False, 0.0)
-    assert not here.hears(judge(1_000))
-    assert verdicts(ALONE, same, hears=here.hears)[0] == {}
+    assert (here.is_accepted, here.charge) == (False, 0.0)
+    assert not here.accepts(judge(1_000))
+    assert verdicts(ALONE, same, accepts=here.accepts)[0] == {}
 
 
 def test_a_route_without_a_judge_hears_none_and_other_judges_are_not_its_own() -> None:
-    assert not looked(*measured_by(200), *ALONE, model=None).heard
+    assert not looked(*measured_by(200), *ALONE, model=None).is_accepted
     here = looked(*measured_by(200), *ALONE, *QUIET)
-    assert here.heard
-    assert not here.hears(judge(1_000, model="another"))
+    assert here.is_accepted
+    assert not here.accepts(judge(1_000, model="another"))
 
 
 def test_who_writes_as_the_judge_over_http_is_nobody() -> None:
@@ -105,7 +105,7 @@ def test_who_writes_as_the_judge_over_http_is_nobody() -> None:
 
 def test_a_persons_word_stands_over_the_judges() -> None:
     both = audit(1, judge(1), person(1, gold="7"))
-    counts, _ = verdicts([both], same, hears=lambda _: True)
+    counts, _ = verdicts([both], same, accepts=lambda _: True)
     assert counts[both.id].source == "reviewer"
 
 

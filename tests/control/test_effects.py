@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from suffice.control.evidence.label_effects import what_it_changed
+from suffice.control.evidence.label_effects import verdict_effect
 from suffice.review.agreement import Effect, LabelEffect
 from suffice.review.items import VerdictForm
 from suffice.review.queue import Submission
@@ -55,7 +55,7 @@ OWN = msgspec.structs.replace(ROUTE, policy={"policy": "never"})
 
 
 def changed(folder: Path, name: str, route: Route = ROUTE) -> Effect:
-    found = what_it_changed(folder / "log.db", name, route, match, window=WINDOW)
+    found = verdict_effect(folder / "log.db", name, route, match, window=WINDOW)
     assert found is not None
     return found
 
@@ -127,7 +127,7 @@ def test_a_verdict_on_a_random_item_moves_the_estimate_of_em(folder: Path) -> No
 
 
 def test_a_run_that_nobody_was_asked_about_has_no_effect(folder: Path) -> None:
-    assert what_it_changed(folder / "log.db", "ep_nobody", ROUTE, match, window=10) is None
+    assert verdict_effect(folder / "log.db", "ep_nobody", ROUTE, match, window=10) is None
 
 
 def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def replay(witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
     for one in witnesses:
         steps = one.audit.episode.outcome.steps
         first, second = (ArmEvidence(answer=step.answer, right=None, tokens=float(step.tokens)) for step in steps[:2])
-        found.append(None if hash_of(one.audit) == 0 else ReplayedPair(candidate=first, in_force=second))
+        found.append(None if hash_of(one.audit) == 0 else ReplayedPair(candidate=first, active=second))
     return found
 
 

@@ -26,11 +26,11 @@ class Counting:
     n_forgotten: int = 0
     disturb: Callable[[], None] = lambda: None
     reports: Sequence[JobReport] = (JobReport(said="counted"),)
-    desks: list[JobWriter] = field(default_factory=list)
+    writers: list[JobWriter] = field(default_factory=list)
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
         self.disturb()
-        desk.write([began(self.n + 1)])
+        writer.write([began(self.n + 1)])
         self.n += 1
         return self.reports
 
@@ -104,9 +104,9 @@ def test_each_route_has_its_own_time_in_the_history_and_all_of_them_the_whole_pa
     make: Make, clock: Clock, database: Path
 ) -> None:
     class Uneven(Counting):
-        def run(self, desk: JobWriter) -> Sequence[JobReport]:
+        def run(self, writer: JobWriter) -> Sequence[JobReport]:
             for route, seconds in (("quick", 1.0), ("slow", 40.0), ("quick", 0.5)):
-                with desk.timed(route):
+                with writer.timed(route):
                     clock.now_s += seconds
             clock.now_s += 3.0  # for all of them
             return self.reports
@@ -145,16 +145,16 @@ def test_a_desk_renews_and_says_when_the_lease_is_gone(make: Make, clock: Clock)
     worker, other = make(job), make(Counting())
 
     def long_work() -> None:
-        desk = job.desks[-1]
+        writer = job.writers[-1]
         for _ in range(4):
             clock.now_s += 12.0
-            desk.renew()
+            writer.renew()
             assert other.round() == [], "renewed in time"
 
     class Long(Counting):
-        def run(self, desk: JobWriter) -> Sequence[JobReport]:
-            self.desks.append(desk)
-            return Counting.run(self, desk)
+        def run(self, writer: JobWriter) -> Sequence[JobReport]:
+            self.writers.append(writer)
+            return Counting.run(self, writer)
 
     job.__class__ = Long
     job.disturb = long_work
@@ -162,7 +162,7 @@ def test_a_desk_renews_and_says_when_the_lease_is_gone(make: Make, clock: Clock)
     clock.now_s += 40.0
     assert other.round() != []
     with pytest.raises(LeaseLost):
-        job.desks[-1].renew()
+        job.writers[-1].renew()
 
 
 def test_a_disk_that_fails_is_not_the_end(make: Make) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from suffice.assurance.forecast import Outlook
 from suffice.cli.inspect.route_report import satisfaction_effect_lines, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
-from suffice.control.evidence.feedback import Ratings, heard, measures
+from suffice.control.evidence.feedback import Ratings, feedback_of, measures
 from suffice.control.jobs.monitor import RouteWatch, WatchContext
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
@@ -64,7 +64,7 @@ def test_a_run_is_compared_where_the_lottery_could_have_made_it_the_other_kind()
     def one(**changes: Any) -> bool:
         fields = {"audit": False, "propensity": 0.9, "certified": True, "stop_step": 4, "stopped": True} | changes
         request, outcome = run(1, rng, **fields)
-        return heard(Episode(request=request, outcome=outcome), (), {}, uncertified=uncertified).drawn
+        return feedback_of(Episode(request=request, outcome=outcome), (), {}, uncertified=uncertified).drawn
 
     uncertified = False
     assert one()

@@ -115,7 +115,7 @@ class Kept:
         self.down: Callable[[], str | None] = lambda: None
         self.came: list[str] = []
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         problem = self.down()
         if problem is None:
             self.came.append(f"{'over: ' if notice.over else ''}{notice.kind} {link}")
@@ -366,7 +366,7 @@ def test_a_webhook_gets_what_slack_takes_and_a_hostile_name_is_plain_text() -> N
     notice = alerts_of(alarm(1, route=HOSTILE, reason=HOSTILE))
     assert notice is not None
     with receiver() as (url, came):
-        assert WebhookSink(url).tell(notice, at_s=0.0, link="https://h/console") is None
+        assert WebhookSink(url).send(notice, at_s=0.0, link="https://h/console") is None
         assert "s3cret" not in repr(WebhookSink(url))
     body = msgspec.json.decode(came[0])
     text, link = body["text"].split("\n")
@@ -384,7 +384,7 @@ def test_an_e_mail_holds_a_hostile_name_as_plain_text() -> None:
     with mail_server.MailServer().serving() as served:
         server = MailServer(host=served.host, port=served.port, tls="opportunistic")
         sink = MailSink(server=server, sender="s@example.org", to=("a@example.org", "b@example.org"))
-        assert sink.tell(notice, at_s=0.0, link="https://h/console") is None
+        assert sink.send(notice, at_s=0.0, link="https://h/console") is None
     message = message_from_bytes(served.mails[0], policy=default)
     assert message["bcc"] is None
     assert message["to"] == "a@example.org, b@example.org"

@@ -201,7 +201,7 @@ def test_each_turn_of_a_conversation_counts_and_a_repeated_delivery_does_not() -
 def test_ratings_of_runs_from_before_a_move_speak_of_another_level() -> None:
     ratings = Ratings(floor=0.8, delta=0.05)
     ratings.ended(one())
-    ratings.begin_anew()
+    ratings.restart()
     ratings.note_label("ep_00001", Feedback(feedback_id="f", rating=1))
     assert ratings.test is not None
     assert ratings.test.stopped is None

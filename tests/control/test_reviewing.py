@@ -272,7 +272,7 @@ def test_the_worker_has_the_job(tmp_path: Path) -> None:
 
 
 def candidates(**changes: Any) -> Candidates:
-    known: dict[str, Any] = {"name": "r", "most_drawn": 3, "since_seq": 0, "point": lambda _: 0.5, "asked": ()}
+    known: dict[str, Any] = {"name": "r", "most_drawn": 3, "since_seq": 0, "point": lambda _: 0.5, "queued": ()}
     return Candidates(**(known | changes))
 
 

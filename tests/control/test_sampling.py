@@ -15,7 +15,7 @@ from suffice.assurance.sampling import LEAST_CLASS, UnloggedRequests
 from suffice.assurance.satisfaction import SATISFACTION, RatedRun, estimate_satisfaction
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import DriftFeatures
-from suffice.control.evidence.feedback import heard, measures
+from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import open_reader, read_episodes
@@ -192,7 +192,7 @@ def test_satisfaction_is_that_of_all_answers() -> None:
     for number in range(95):
         one = live(number, rate=0.05 if number < 45 else 0.5, stopped=True, certified=True)
         rating = Feedback(feedback_id=f"f{number}", episode_id="x", rating=5 if number < 45 else 1, source="user")
-        runs.append(heard(one, [GivenLabel(number, rating)], {}, uncertified=False))
+        runs.append(feedback_of(one, [GivenLabel(number, rating)], {}, uncertified=False))
     told = next(one for one in estimate_satisfaction(runs, measures({})) if one.measure == SATISFACTION)
     assert told.stopped is not None
     assert told.stopped.value == pytest.approx(0.9)
@@ -218,13 +218,13 @@ def test_the_critical_em_is_that_of_all_answers_and_rare_labels_do_not_outvote_t
     wrong = CriticalEM(critical=0.7, delta=0.05)
     for number in range(200):
         wrong.note(f"a{number}", right=True)
-        wrong.note(f"b{number}", right=number % 2 == 0, stands_for=20.0)
+        wrong.note(f"b{number}", right=number % 2 == 0, weight=20.0)
     below = wrong.below()
     assert below is not None, "nine of ten requests are right half of the time"
     assert "52.4%" in below
     few = CriticalEM(critical=0.7, delta=0.05)
     for number in range(200):
-        few.note(f"a{number}", right=True, stands_for=20.0)
+        few.note(f"a{number}", right=True, weight=20.0)
         few.note(f"b{number}", right=number % 2 == 0)
     assert few.below() is None
     few.forget()

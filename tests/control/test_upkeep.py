@@ -325,7 +325,7 @@ async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
     async def kept(settings: Settings, told: Callable[[], None], first_s: float) -> None:
         began.append(settings)
 
-    monkeypatch.setattr(worker_process, "_keep", kept)
+    monkeypatch.setattr(worker_process, "_supervise", kept)
     for tables, wanted in (
         ({}, 0),
         ({"audit": {"file": "heads.jsonl"}}, 1),

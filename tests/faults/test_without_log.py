@@ -161,7 +161,7 @@ async def test_a_log_that_is_held_at_the_start_is_used_when_it_is_let_go_and_row
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("suffice.store.database.sqlite._OPEN_BUSY_S", 0.1)
-    monkeypatch.setattr(startup, "AGAIN_S", (0.1, 0.2))
+    monkeypatch.setattr(startup, "RETRY_S", (0.1, 0.2))
     port = await served_before(serve)
     with stuck(tmp_path / "log.db"):
         ours = serve(FOUR, route=ROUTE, fake={"port": port})

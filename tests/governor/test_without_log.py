@@ -32,7 +32,7 @@ PAUSED = RouteDeployment(
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suffice.store.database.sqlite._OPEN_BUSY_S", 0.1)
-    monkeypatch.setattr(startup, "AGAIN_S", (0.05, 0.1))
+    monkeypatch.setattr(startup, "RETRY_S", (0.05, 0.1))
     monkeypatch.setenv("SUFFICE_SALT", "ours")
 
 
@@ -104,7 +104,7 @@ def test_rows_of_a_loop_that_waited_are_written_when_the_log_is_let_go_and_it_sa
 def test_a_loop_that_ends_before_the_log_was_tried_again_tries_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(startup, "AGAIN_S", (60.0, 60.0))
+    monkeypatch.setattr(startup, "RETRY_S", (60.0, 60.0))
     with held(tmp_path):
         gov = local(tmp_path)
         assert n_steps(gov) == 5

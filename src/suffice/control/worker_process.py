@@ -22,14 +22,14 @@ from suffice.settings import Settings
 from suffice.telemetry import LOG
 
 FIRST_S: Final = 5.0  # before the first start: a new gateway has nothing to decide
-AGAIN_S: Final = (1.0, 60.0)  # before a restart, doubling; reset after a child that lived longer than the longest
+RESTART_S: Final = (1.0, 60.0)  # before a restart, doubling; reset after a child that lived longer than the longest
 END_S: Final = 5.0  # for a child to exit by itself
 _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 
 
 @asynccontextmanager
 async def run_worker_process(
-    settings: Settings, told: Callable[[], None], *, first_s: float = FIRST_S
+    settings: Settings, notify: Callable[[], None], *, first_s: float = FIRST_S
 ) -> AsyncIterator[None]:
     """Run a worker beside the block, if needed; `told` is called in this loop after each of its decisions."""
     learned = any(route.certifies_itself for route in settings.routes.values())
@@ -37,7 +37,7 @@ async def run_worker_process(
     if not settings.control.enabled or not (learned or settings.has_upkeep):
         yield
         return
-    task = asyncio.create_task(_keep(settings, told, first_s))
+    task = asyncio.create_task(_supervise(settings, notify, first_s))
     try:
         yield
     finally:
@@ -45,22 +45,22 @@ async def run_worker_process(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep(settings: Settings, told: Callable[[], None], first_s: float) -> None:
-    loop, pause_s = asyncio.get_running_loop(), AGAIN_S[0]
+async def _supervise(settings: Settings, notify: Callable[[], None], first_s: float) -> None:
+    loop, pause_s = asyncio.get_running_loop(), RESTART_S[0]
     await asyncio.sleep(first_s)
     while True:
         began_s = loop.time()
         try:
-            status = await _run(settings, told)
+            status = await _run(settings, notify)
         except OSError as error:
             status = -1
             LOG.error("control: the worker could not be started (%s)", error.strerror or error)
-        pause_s = AGAIN_S[0] if loop.time() - began_s > AGAIN_S[1] else min(AGAIN_S[1], 2 * pause_s)
+        pause_s = RESTART_S[0] if loop.time() - began_s > RESTART_S[1] else min(RESTART_S[1], 2 * pause_s)
         LOG.error("control: the worker ended (status %d); started again in %.0f s", status, pause_s)
         await asyncio.sleep(pause_s)
 
 
-async def _run(settings: Settings, told: Callable[[], None]) -> int:
+async def _run(settings: Settings, notify: Callable[[], None]) -> int:
     paths = os.pathsep.join(path for path in sys.path if path)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _ENTRY, stdin=PIPE, stdout=PIPE, env={**os.environ, "PYTHONPATH": paths}
@@ -72,7 +72,7 @@ async def _run(settings: Settings, told: Callable[[], None]) -> int:
         with contextlib.suppress(ConnectionError):  # it has exited already; its status says why
             await process.stdin.drain()
         while await process.stdout.readline():
-            told()
+            notify()
         return await process.wait()
     finally:
         await asyncio.shield(_end(process))

@@ -281,7 +281,7 @@ def live(
 class TakenSink:
     name: str
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - the signature of sinks
+    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - the signature of sinks
         return None
 
 

@@ -41,12 +41,12 @@ def audit_key(settings: Settings) -> bytes | None:
 
 def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChange | None:
     """Compare the settings with those recorded last; None: no difference. Raises StoreError."""
-    told = told_settings(settings)
+    current = loggable_settings(settings)
     before = newest_event(path, ConfigChange)
     known = None if before is None else before.settings
-    if known == told:
+    if known == current:
         return None
-    changes = () if known is None else differences(known, told)
+    changes = () if known is None else differences(known, current)
     user = user_name()
     reason = "the first settings that were recorded" if known is None else f"{process} started with other settings"
     return ConfigChange(
@@ -54,7 +54,7 @@ def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChan
         author=f"{process}, {user}" if user else "file",
         reason=reason,
         changes=changes,
-        settings=told,
+        settings=current,
     )
 
 
@@ -72,7 +72,7 @@ def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author
     writer.write_new(Export(export_id=name, author=author, reason=reason, what=what, where=where, n_rows=n_rows))
 
 
-def told_settings(settings: Settings) -> dict[str, str]:
+def loggable_settings(settings: Settings) -> dict[str, str]:
     """All settings in loggable form, path to JSON. Settings hold no secrets; what looks like one is masked."""
     return dict(_collected(with_addresses(msgspec.to_builtins(settings)), ""))
 
@@ -82,10 +82,10 @@ def _collected(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _collected(inner, f"{path}.{key}" if path else str(key))
     else:
-        yield path, _told(path, value)
+        yield path, _loggable(path, value)
 
 
-def _told(path: str, value: Any) -> str:
+def _loggable(path: str, value: Any) -> str:
     if isinstance(value, str) and value and _SECRET.search(path):
         return HIDDEN
     text = msgspec.json.encode(_masked(value)).decode()
@@ -97,10 +97,10 @@ def _masked(value: Any) -> Any:
         return [_masked(one) for one in value]
     if isinstance(value, dict):
         return {key: _masked(one) for key, one in value.items()}
-    found = _ADDRESS.match(value) if isinstance(value, str) else None
-    if found is None:
+    match = _ADDRESS.match(value) if isinstance(value, str) else None
+    if match is None:
         return value
-    scheme, user, place, query = found.groups()
+    scheme, user, place, query = match.groups()
     return f"{scheme}{'***@' if user else ''}{place}{'?***' if query else ''}"
 
 

@@ -30,17 +30,17 @@ def write_bundle(
         raise ConfigError(f"route {route!r} is not in the settings; there are {', '.join(sorted(settings.routes))}")
     path = database_path(settings.store.url)
     with matching(settings.routes[route]) as match, open_reader(path) as connection:
-        found = evidence_of(connection, route, settings, match, number)
+        evidence = evidence_of(connection, route, settings, match, number)
     lines, seal = list[bytes](), bytes(32)
-    for line in (found.header, *found.requests):
+    for line in (evidence.header, *evidence.requests):
         lines.append(msgspec.json.encode(line) + b"\n")
         seal = sha256(seal + lines[-1]).digest()
-    made = found.header["publication"]
+    made = evidence.header["publication"]
     what = f"evidence of publication {made} of route {route}, sealed {seal.hex()}"
     with open_decisions(settings, create=False) as writer:
-        note_export(writer, what=what, where=where, n_rows=len(found.requests), author=author, reason=reason)
+        note_export(writer, what=what, where=where, n_rows=len(evidence.requests), author=author, reason=reason)
     with open_reader(path) as connection:
-        end, tail = extract(connection, found.rows, exported=what)
+        end, tail = extract(connection, evidence.rows, exported=what)
     signed = line_of(
         end,
         at=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

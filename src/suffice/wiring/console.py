@@ -18,7 +18,7 @@ from suffice.console.context import ConsoleContext, ConsoleServices
 from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.control.evidence.cold_start import window_size
-from suffice.control.evidence.label_effects import what_it_changed
+from suffice.control.evidence.label_effects import verdict_effect
 from suffice.edge.math import matching
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
@@ -43,7 +43,7 @@ def console(
     path: Path,
     *,
     decisions: Callable[[], Decisions],
-    told: Callable[[], None] = lambda: None,
+    notify: Callable[[], None] = lambda: None,
     closing: Callable[[], bool] = lambda: False,
 ) -> Iterator[ConsoleApp]:
     people = People.of(settings)
@@ -59,7 +59,7 @@ def console(
                 now=time.time,
                 monotonic_s=time.monotonic,
             ),
-            services=_services(settings, path, writer=_opened_once(stack, decisions), told=told, closing=closing),
+            services=_services(settings, path, writer=_opened_once(stack, decisions), notify=notify, closing=closing),
             now=time.time,
             monotonic_s=time.monotonic,
         )
@@ -74,12 +74,12 @@ def _services(
     path: Path,
     *,
     writer: Callable[[], Decisions],
-    told: Callable[[], None],
+    notify: Callable[[], None],
     closing: Callable[[], bool],
 ) -> ConsoleServices:
     return ConsoleServices(
         decisions=writer,
-        notify=told,
+        notify=notify,
         closing=closing,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
         warnings=lambda: condition(settings, checks=False).sentences,
@@ -121,7 +121,7 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
     if route is None:
         return "Nobody was asked about such a run."
     with matching(route) as match:
-        effect = what_it_changed(path, item, route, match, window=window_size(settings.control, route.max_em_drop))
+        effect = verdict_effect(path, item, route, match, window=window_size(settings.control, route.max_em_drop))
     return effect.said if effect is not None else "Nobody was asked about such a run."
 
 

@@ -40,14 +40,14 @@ from suffice.wiring.console import console
 from suffice.wiring.keys import key_ring, kill_file, presence_files
 from suffice.wiring.routes import build_route, check_routes
 from suffice.wiring.startup import (
-    Again,
     LogKnowledge,
+    LogRetry,
     Preflight,
     StartState,
-    keeper,
+    last_good_writer,
     open_known_log,
     preflight,
-    waiting,
+    retry_opening,
 )
 from suffice.wiring.worker import open_decisions
 
@@ -55,13 +55,13 @@ MOST_CHECK_S = 600.0  # to read the log through after a start
 HANDLERS_END_S = 5.0  # for a cancelled handler to write its outcome
 
 
-async def _handlers_end(gw: GatewayState) -> None:
+async def _await_handlers(gw: GatewayState) -> None:
     end_s = time.monotonic() + HANDLERS_END_S
     while gw.process.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - runs once, so polling is simplest
         await asyncio.sleep(0.01)
 
 
-def _running(
+def _build_state(
     settings: Settings,
     begun: StartState,
     clients: Mapping[str, UpstreamClient],
@@ -91,7 +91,7 @@ def _running(
         sampling=LogSampler(settings=settings, salt=begun.secret),
     )
     _read_log(settings, gw)
-    _teach(gw, begun.known)
+    _restore(gw, begun.known)
     file = kill_file(settings)
     gw.deployment.kill = KillSwitch(
         file, environment=os.environ.get(kill.VARIABLE, ""), notify=log.append, presence=presence
@@ -113,7 +113,7 @@ def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
     )
 
 
-def _teach(gw: GatewayState, known: LogKnowledge) -> None:
+def _restore(gw: GatewayState, known: LogKnowledge) -> None:
     for name, n in known.n_requests.items():
         gw.statistics[name].n_requests += n
     gw.clients.limits.restore(known.used)
@@ -152,7 +152,7 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
     begun = open_known_log(settings, process="library")
     presence = Announcement(presence_files(settings), process="library")
     try:
-        gw = _running(settings, begun, {}, vectors, presence)
+        gw = _build_state(settings, begun, {}, vectors, presence)
         follower = Follower(gw, database_path(settings.store.url).resolve(), good=begun.good)
         if begun.problem is not None:
             follower.serve_last_good(age_s=begun.age_s)
@@ -167,23 +167,23 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
         presence.release()
         begun.log.close()
         raise
-    again = None
+    retry = None
     if begun.problem is not None:
-        again = Again(settings, gw, begun, partial(_taught_late, settings, gw, follower), lock=lock)
+        retry = LogRetry(settings, gw, begun, partial(_restore_late, settings, gw, follower), lock=lock)
 
     def close() -> None:
-        if again is not None:
-            again.close()
+        if retry is not None:
+            retry.close()
         presence.release()
         begun.log.close()
 
     return Library(gw, close)
 
 
-def _taught_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
+def _restore_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
     for statistics in gw.statistics.values():
         statistics.n_requests = 0  # requests served since are in the log's queue, and counted at the next start
-    _teach(gw, known)
+    _restore(gw, known)
     fresh = _routes(settings, known)
     gw.deployment.routes = tuple(
         replace(now, refused=own.refused) for now, own in zip(gw.deployment.routes, fresh, strict=True)
@@ -192,7 +192,7 @@ def _taught_late(settings: Settings, gw: GatewayState, follower: Follower, known
     gw.deployment.log_problem = None
 
 
-def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
+def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
     if not settings.console.enabled or not isinstance(log, SqliteLog):
         return {}
     site = stack.enter_context(
@@ -200,7 +200,7 @@ def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExi
             settings,
             log.path,
             decisions=lambda: open_decisions(settings, create=False),
-            told=gw.deployment.notify,
+            notify=gw.deployment.notify,
             closing=lambda: not gw.process.ready,
         )
     )
@@ -209,15 +209,15 @@ def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExi
 
 @asynccontextmanager
 async def build_gateway(
-    settings: Settings, *, log: EventLog | None = None, found: Preflight | None = None
+    settings: Settings, *, log: EventLog | None = None, result: Preflight | None = None
 ) -> AsyncIterator[App]:
     """Open the log and the upstreams, and yield the ASGI application; close them afterwards.
 
     Without a readable log it serves by the last-good file, or in full. A `log` that is passed must be open. Raises
     ConfigError, and StoreError for a `log` that cannot be read, or as `build_library` does.
     """
-    found = found or preflight(settings)
-    for warning in found.warnings:
+    result = result or preflight(settings)
+    for warning in result.warnings:
         LOG.warning(warning)
     begun = open_known_log(settings, log)
     presence = Announcement(presence_files(settings), process="serve")
@@ -226,18 +226,18 @@ async def build_gateway(
             name: UpstreamClient(
                 name,
                 upstream,
-                found.upstream_keys[name],
+                result.upstream_keys[name],
                 begun.known.evidence.upstreams.get(name),
                 monotonic_s=time.monotonic,
                 wall_s=time.time,
             )
             for name, upstream in settings.upstreams.items()
         }
-        gw = _running(settings, begun, clients, found.embedders, presence, found)
+        gw = _build_state(settings, begun, clients, result.embedders, presence, result)
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)
-            for embedder in found.embedders.values():
+            for embedder in result.embedders.values():
                 await stack.enter_async_context(embedder)
             stack.enter_context(
                 run_periodically(partial(gw.deployment.update_load, clients), gw.metrics, site="load", every_s=LOOK_S)
@@ -250,14 +250,14 @@ async def build_gateway(
                 run_periodically(partial(lifecycle.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
             )
             app = App(gw)
-            await _followed(settings, gw, begun, app, stack)
-            app.beside |= _beside(settings, begun.log, gw, stack)
+            await _follow_log(settings, gw, begun, app, stack)
+            app.beside |= _console_apps(settings, begun.log, gw, stack)
             gw.process.ready = True
             try:
                 yield app
             finally:
                 gw.process.ready = False
-                await _handlers_end(gw)
+                await _await_handlers(gw)
                 rounds_service.close_all(gw)
                 lifecycle.write_counts(gw, all_of_them=True)
     finally:
@@ -280,24 +280,24 @@ def _look_for_damage(path: Path, gw: GatewayState) -> None:
         threading.Thread(target=look, name="suffice-check", daemon=True).start()
 
 
-async def _followed(settings: Settings, gw: GatewayState, begun: StartState, app: App, stack: AsyncExitStack) -> None:
+async def _follow_log(settings: Settings, gw: GatewayState, begun: StartState, app: App, stack: AsyncExitStack) -> None:
     if not isinstance(begun.log, SqliteLog | LateLog):
         return
     path = database_path(settings.store.url).resolve()
-    follower = Follower(gw, path, good_writer=keeper(settings, begun.secret), good=begun.good)
+    follower = Follower(gw, path, good_writer=last_good_writer(settings, begun.secret), good=begun.good)
     if begun.problem is not None:
         follower.serve_last_good(age_s=begun.age_s)
     else:
         _look_for_damage(path, gw)
 
-    def came(log: SqliteLog, known: LogKnowledge) -> None:
+    def restore(log: SqliteLog, known: LogKnowledge) -> None:
         for name, result in known.evidence.upstreams.items():
             gw.upstreams[name].findings = result
-        _taught_late(settings, gw, follower, known)
+        _restore_late(settings, gw, follower, known)
         follower.wake()
         _look_for_damage(path, gw)
-        app.beside |= _beside(settings, log, gw, stack)
+        app.beside |= _console_apps(settings, log, gw, stack)
 
     await stack.enter_async_context(follow_log(follower, gw.metrics))
-    await stack.enter_async_context(waiting(settings, gw, begun, came))
+    await stack.enter_async_context(retry_opening(settings, gw, begun, restore))
     gw.deployment.notify = follower.wake

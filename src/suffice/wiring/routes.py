@@ -87,9 +87,9 @@ def build_route(
         build_segmenter(settings.steps)
     except ConfigError as error:
         raise ConfigError(f"routes.{name}.{error}") from None
-    asked = {need.partition("(")[0] for need in policy.needs}  # needs with parameters of their own
+    named = {need.partition("(")[0] for need in policy.needs}  # needs with parameters of their own
     recorded = (*RECORDED[settings.kind], *(("drafts",) if settings.embeddings is not None else ()))
-    needs = (*dict.fromkeys(need for need in recorded if need not in asked), *policy.needs)
+    needs = (*dict.fromkeys(need for need in recorded if need not in named), *policy.needs)
     Observer(needs, settings.kind)  # fails here for an unknown signal, and not in a request
     built = BuiltRoute(
         name=name,

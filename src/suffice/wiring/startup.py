@@ -44,7 +44,7 @@ from suffice.wiring.people import People
 from suffice.wiring.routes import StartupEvidence, check_routes, evidence_warnings, read_evidence
 
 LEARNT_RUNS: Final = 2_000  # latest runs of the log that are learned again after a restart
-AGAIN_S: Final = (1.0, 30.0)  # before another attempt to open the log, doubling
+RETRY_S: Final = (1.0, 30.0)  # before another attempt to open the log, doubling
 LAST_TRY_S: Final = 7.0  # the longest wait at the end for an attempt, which itself waits for other processes
 KEEP_S: Final = 60.0  # the maximum age of the last-good file while the log is readable
 Process = Literal["serve", "library"]  # a gateway, or a caller's own loop
@@ -147,7 +147,7 @@ def open_known_log(settings: Settings, given: EventLog | None = None, *, process
     except StoreError as error:
         if not database_path(settings.store.url).parent.is_dir() and not good_file(settings).exists():
             raise
-        return _without(settings, str(error), process)
+        return _start_without_log(settings, str(error), process)
     secret = deployment_salt(settings)
     return StartState(log=log, known=known, secret=secret, good=_good(settings, secret, most_s=math.inf))
 
@@ -161,7 +161,7 @@ def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[Sq
         raise
 
 
-def _without(settings: Settings, problem: str, process: Process) -> StartState:
+def _start_without_log(settings: Settings, problem: str, process: Process) -> StartState:
     secret = _secret(settings)
     good = _good(settings, secret, most_s=settings.store.last_good_s)
     known = LogKnowledge()
@@ -177,7 +177,7 @@ def _without(settings: Settings, problem: str, process: Process) -> StartState:
         LOG.warning("%s: %s until it can be opened; the loop goes on, and its rows wait", problem, serves)
     else:
         LOG.error("%s: %s until it can be opened", problem, serves)
-        _tell(settings, f"a gateway started without its log ({problem}): {serves}")
+        _send_alert(settings, f"a gateway started without its log ({problem}): {serves}")
     late = LateLog(problem, most_rows=settings.store.queue_rows)
     return StartState(log=late, known=known, secret=secret, good=good, problem=problem, since_s=time.time())
 
@@ -199,25 +199,25 @@ def _secret(settings: Settings) -> str:
     return secrets.token_hex(16)
 
 
-def _tell(settings: Settings, text: str) -> None:
+def _send_alert(settings: Settings, text: str) -> None:
     """Send an alert from here: the job that sends alerts reads the log."""
     notice = Notice(kind="log_missed", route="", sentence=plain(text, MOST_TEXT), same="log_missed", path="")
     if "log_missed" not in settings.alerts.kinds:
         return
 
-    def tell(sink: Sink) -> None:
+    def send(sink: Sink) -> None:
         try:
-            problem = sink.tell(notice, at_s=time.time(), link=None)
+            problem = sink.send(notice, at_s=time.time(), link=None)
         except Exception as error:  # noqa: BLE001 - a failing sink must not stop the gateway
             problem = f"the sink broke down ({type(error).__name__})"
         if problem:
             LOG.error("alerts: %s was not told: %s", sink.name, problem)
 
     for sink in sinks_of(settings.alerts):
-        threading.Thread(target=tell, args=(sink,), name=f"suffice-tell-{sink.name}", daemon=True).start()
+        threading.Thread(target=send, args=(sink,), name=f"suffice-tell-{sink.name}", daemon=True).start()
 
 
-def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
+def last_good_writer(settings: Settings, secret: str) -> LastGoodWriter | None:
     most_s = settings.store.last_good_s
     if not most_s:
         return None
@@ -227,13 +227,13 @@ def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
 
 
 @asynccontextmanager
-async def waiting(
-    settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
+async def retry_opening(
+    settings: Settings, gw: GatewayState, begun: StartState, on_opened: Callable[[SqliteLog, LogKnowledge], None]
 ) -> AsyncIterator[None]:
     if begun.problem is None:
         yield
         return
-    task = asyncio.create_task(_wait(settings, gw, begun, came))
+    task = asyncio.create_task(_retry(settings, gw, begun, on_opened))
     try:
         yield
     finally:
@@ -241,13 +241,13 @@ async def waiting(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _wait(
-    settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
+async def _retry(
+    settings: Settings, gw: GatewayState, begun: StartState, on_opened: Callable[[SqliteLog, LogKnowledge], None]
 ) -> None:
-    pause_s, opened = AGAIN_S[0], None
+    pause_s, opened = RETRY_S[0], None
     while opened is None:
         await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, AGAIN_S[1])
+        pause_s = min(2 * pause_s, RETRY_S[1])
         work = asyncio.ensure_future(asyncio.to_thread(_try_again, settings, gw, begun, "serve"))
         try:
             opened = await asyncio.shield(work)
@@ -256,7 +256,7 @@ async def _wait(
                 unwanted[0].close()
             raise
     attach(begun, opened[0], serves=gw.deployment.serves)
-    came(*opened)
+    on_opened(*opened)
 
 
 def _try_again(
@@ -287,7 +287,7 @@ def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
     LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)
 
 
-class Again:
+class LogRetry:
     """Retries to open the log in a thread, for a loop in the caller's process."""
 
     def __init__(
@@ -295,30 +295,30 @@ class Again:
         settings: Settings,
         gw: GatewayState,
         begun: StartState,
-        came: Callable[[LogKnowledge], None],
+        on_opened: Callable[[LogKnowledge], None],
         *,
         lock: threading.Lock,
     ) -> None:
         """Start the thread; `came` gets the log's knowledge, and `lock` guards the gateway and its log."""
-        self._settings, self._gw, self._begun, self._came, self._lock = settings, gw, begun, came, lock
-        self._ends, self._over = threading.Event(), False
+        self._settings, self._gw, self._begun, self._on_opened, self._lock = settings, gw, begun, on_opened, lock
+        self._closing, self._is_closed = threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="suffice-open", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Try once more if rows are waiting, then stop; rows that still wait are lost, with a warning."""
-        self._ends.set()
+        self._closing.set()
         self._thread.join(LAST_TRY_S)
         late = self._begun.late
         with self._lock:
-            self._over = True
+            self._is_closed = True
         if late.n_waiting:
             LOG.warning("%s; %d rows that waited for it are lost", late.problem, late.n_waiting)
 
     def _work(self) -> None:
-        pause_s, most_s = AGAIN_S
+        pause_s, most_s = RETRY_S
         while True:
-            ends = self._ends.wait(pause_s)
+            ends = self._closing.wait(pause_s)
             if (ends and not self._begun.late.n_waiting) or self._opened() or ends:
                 return
             pause_s = min(2 * pause_s, most_s)
@@ -329,11 +329,11 @@ class Again:
             return False
         log, known = opened
         with self._lock:
-            if self._over:
+            if self._is_closed:
                 log.close()
             else:
                 attach(self._begun, log, serves=self._gw.deployment.serves)
-                self._came(known)
+                self._on_opened(known)
         return True
 
 

@@ -25,8 +25,8 @@ from suffice.store.database.sqlite import database_path
 from suffice.wiring.keys import deployment_salt, secret
 from suffice.wiring.startup import missing_log_reason, sinks_of
 
-LEARNERS: Final = (Certify, Monitor, Retrain, Tune)
-KEEPERS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
+LEARNING_JOBS: Final = (Certify, Monitor, Retrain, Tune)
+OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
 
 
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
@@ -47,7 +47,7 @@ def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
 def open_worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
     with open_decisions(settings, create=create) as writer, ExitStack() as stack:
         author, salt = f"worker {secrets.token_hex(3)}", deployment_salt(settings)
-        kinds = (*(LEARNERS if learning else ()), *KEEPERS)
+        kinds = (*(LEARNING_JOBS if learning else ()), *OTHER_JOBS)
         jobs = [kind(settings=settings, path=writer.path, author=author, secret=salt) for kind in kinds]
         for job in jobs:
             stack.callback(job.close)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from suffice.assurance.runs import LabelledEpisode
-from suffice.control.evidence.judging import differs, is_full, persons_word
+from suffice.control.evidence.judging import differs, human_label, is_full
 from suffice.review.label_studio import EPISODE, NO_ANSWER, data_of, full_is_a
 from suffice.types import LabelRequest
 
@@ -93,7 +93,7 @@ def to_judge(
         asked = wanted.get(request.episode_id)
         if asked is None and not (which == "differing" and is_full(item) and differs(item)):
             continue
-        if persons_word(item.labels) is not None:
+        if human_label(item.labels) is not None:
             continue
         yield ToJudge(
             episode_id=request.episode_id,

@@ -57,7 +57,7 @@ def test(path: str) -> None:
     notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
     failed = False
     for sink in job.sinks:
-        problem = sink.tell(notice, at_s=time.time(), link=job.link(notice))
+        problem = sink.send(notice, at_s=time.time(), link=job.link(notice))
         failed = failed or problem is not None
         click.echo(f"{sink.name}: {'took it' if problem is None else f'FAILED: {problem}'}")
     raise SystemExit(1 if failed else 0)

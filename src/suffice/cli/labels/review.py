@@ -13,7 +13,7 @@ import msgspec
 
 from suffice.cli import shell
 from suffice.control.evidence.cold_start import window_size
-from suffice.control.evidence.label_effects import what_it_changed
+from suffice.control.evidence.label_effects import verdict_effect
 from suffice.edge.math import matching
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of
@@ -258,7 +258,7 @@ def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
     route = shell.find_settings(settings, item.route)
     window = window_size(settings.control, route.max_em_drop)
     with matching(route) as match:
-        return what_it_changed(writer.path, item.episode_id, route, match, window=window)
+        return verdict_effect(writer.path, item.episode_id, route, match, window=window)
 
 
 class _QuestionTexts:

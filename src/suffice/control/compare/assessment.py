@@ -53,7 +53,7 @@ class RolloutAssessor:
         self.of_route = of_route
         self.versions = VersionPair(log, held, of_route, control, secret=secret)
         self.gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
-        self.asked = read_requested_labels(log, held.state.route)
+        self.requested = read_requested_labels(log, held.state.route)
 
     def see(self, log: LogReader, held: RolloutRun, decided: RouteDeployment, *, now_s: float) -> Assessment:
         """Read new rows and assess the rollout. Raises StoreError."""
@@ -67,13 +67,13 @@ class RolloutAssessor:
         certificate = self.versions.certify(self.gathering, decided, budget)
         withheld = withheld_by(held, decided, holds, now_s=now_s)
         latest = latest_on(log, held, route, decided)
-        seen = assess_found(
+        assessment = assess_evidence(
             held, evidence, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s
         )
-        return replace(seen, wanted=tuple(self.versions.label_requests(self.gathering, self.asked)))
+        return replace(assessment, wanted=tuple(self.versions.label_requests(self.gathering, self.requested)))
 
 
-def assess_found(
+def assess_evidence(
     held: RolloutRun,
     gathered: RolloutEvidence,
     certificate: CandidateCertificate | None,
@@ -140,16 +140,16 @@ def _of_candidate(
         return "", "", ""
     if certificate is None:
         return "nothing is certified on the route now, so nothing of the candidate can be", "", ""
-    said, missing = certificate.said, certificate.n_missing
+    sentence, missing = certificate.said, certificate.n_missing
     more = "" if missing is None else f"; the next one needs about {missing:,} more audits like these"
     if not certificate.level:
         if state.level > 0 and state.step > 0:
-            return f"{said}{more}", f"its certificate is gone: {said}", ""
-        return f"{said}{more}", said if certificate.surely_over else "", ""
+            return f"{sentence}{more}", f"its certificate is gone: {sentence}", ""
+        return f"{sentence}{more}", sentence if certificate.surely_over else "", ""
     if kept.candidate <= kept.in_force:
         return "", "", ""
     mine, other = kept.candidate / kept.n, kept.in_force / kept.n
-    return "", "", f"it keeps {mine:,.0f} tokens a run, the version in force {other:,.0f}; {said}{more}"
+    return "", "", f"it keeps {mine:,.0f} tokens a run, the version in force {other:,.0f}; {sentence}{more}"
 
 
 def latest_on(log: LogReader, held: RolloutRun, route: Route, decided: RouteDeployment) -> int:

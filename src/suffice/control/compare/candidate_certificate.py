@@ -81,18 +81,18 @@ class CandidateEvidence:
     _counts: Verdicts = field(default_factory=dict)
     _level: int = 0  # that passed in the last test
 
-    def take(self, audits: Sequence[Audit]) -> set[str]:
+    def add(self, audits: Sequence[Audit]) -> set[str]:
         """Add new audits; return the episodes whose label can change the result."""
         if not audits:
             return set()
         z, disagrees = self._judge(audits, {})
         for audit, one, apart in zip(audits, z, disagrees, strict=True):
-            self._judged[audit.id] = _JudgedAudit(audit, apart, unheard(one, apart))
+            self._judged[audit.id] = _JudgedAudit(audit, apart, unlabelled_losses(one, apart))
         while len(self._judged) > MOST_KEPT:
             del self._judged[next(iter(self._judged))]
         return {audit.id for audit, apart in zip(audits, disagrees, strict=True) if apart.any()}
 
-    def hear(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
+    def note_labels(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
         """Judge again the audits whose label has changed."""
         differing = [audits[name] for name, one in self._judged.items() if one.disagrees.any() and name in audits]
         before, (self._counts, _) = self._counts, verdicts(differing, self.match, callers=callers)
@@ -103,14 +103,14 @@ class CandidateEvidence:
         for audit, now in zip(changed, z, strict=True):
             one = self._judged[audit.id]
             one.is_labelled = audit.id in self._counts
-            one.z = now if one.is_labelled else unheard(now, one.disagrees)
+            one.z = now if one.is_labelled else unlabelled_losses(now, one.disagrees)
 
     def certificate(
         self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
     ) -> CandidateCertificate:
         """Test the levels on a budget net of charges; pending audits count as lost."""
         judged = list(self._judged.values())
-        certificate = certified(
+        certificate = certify_candidate(
             np.stack([one.z for one in judged]) if judged else np.zeros((0, self.version.n_levels), np.int8),
             np.array([one.audit.at for one in judged], dtype=np.float64),
             np.array([one.audit.share for one in judged]),
@@ -147,16 +147,16 @@ class CandidateEvidence:
         return z, disagrees
 
 
-def unheard(z: Small, disagrees: Bools) -> Small:
+def unlabelled_losses(z: Small, disagrees: Bools) -> Small:
     """EM drops of unlabelled audits: a disagreement counts as lost, whatever its age."""
     return np.where(disagrees, 1, z).astype(np.int8)
 
 
-def certified(
+def certify_candidate(
     z: Small,
     at: Floats,
     share: Floats,
-    told: Bools,
+    is_labelled: Bools,
     pending: PendingAudits,
     windows: Windows,
     *,
@@ -169,7 +169,7 @@ def certified(
 
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
     at, share   number of each request, and the audit share when it was drawn, shape (n,)
-    told        whether a label names the right answer, shape (n,): only such audits are evidence of harm
+    is_labelled whether a label names the right answer, shape (n,): only such audits are evidence of harm
     harm_delta  probability of giving up a candidate that keeps the budget at its safest level
     """
     known = z
@@ -183,13 +183,13 @@ def certified(
     inside = chosen.holds(at)
     wealth = weighted_log_wealth(z[inside], chosen.weights(share[inside]), max_em_drop=max_em_drop)
     level = certified_level(wealth, delta=delta)
-    over = not level and _surely_over(np.where(told, known[:, 1], 0), max_em_drop, harm_delta)
-    shown_at, z = max(1, level), known if over else z[inside]
+    over = not level and _surely_over(np.where(is_labelled, known[:, 1], 0), max_em_drop, harm_delta)
+    reported, z = max(1, level), known if over else z[inside]
     return CandidateCertificate(
         level=level,
         n=len(z),
-        n_lost=int((z[:, shown_at] > 0).sum()),
-        n_gained=int((z[:, shown_at] < 0).sum()),
+        n_lost=int((z[:, reported] > 0).sum()),
+        n_gained=int((z[:, reported] < 0).sum()),
         n_missing=missing_audits(z, level + 1, max_em_drop=max_em_drop, delta=delta),
         max_em_drop=max_em_drop,
         delta=delta,

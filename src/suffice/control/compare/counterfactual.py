@@ -35,7 +35,7 @@ from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import RolloutRun, models_of, version_at
 from suffice.types import LabelRequest, Publication
 
-AS_IT_IS: Final = Arm(name="in force", weight=1.0)
+ACTIVE_ARM: Final = Arm(name="in force", weight=1.0)
 _OWN: Final = Arm(name="", weight=1.0)
 _WHOLE: Final = ("full", "unprobed")
 _UNSEEN: Final = ArmEvidence(answer=None, right=None, seen=False)
@@ -51,13 +51,13 @@ class AuditReplay:
     load: Callable[[str], ServedVersion | None] = lambda _: None
 
     def replayable(self, arm: Arm) -> bool:
-        return arm.full or self._asked_ahead(arm) is None or self._is_paired(arm)
+        return arm.full or self._requested_arm(arm) is None or self._is_paired(arm)
 
     def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[ArmEvidence | None]:
         """Replay audits under an arm, without labels; None: the arm's result on that audit cannot be known."""
         if arm.full:
             return [self._full(audit) for audit in audits]
-        ahead = self._asked_ahead(arm)
+        ahead = self._requested_arm(arm)
         if ahead is not None:
             calls = (audit.outcome if self._is_paired(arm) else None for audit in audits)
             return [
@@ -77,15 +77,17 @@ class AuditReplay:
         return [self._at(audit, stops.get(audit.id)) for audit in audits]
 
     def judged(
-        self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
+        self, audits: Sequence[Audit], replays: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
     ) -> dict[str, dict[str, ArmEvidence]]:
         """Add the labels that count (`assurance.labels`) to replays whose arms differ, by audit and arm."""
-        differing = [audit for audit in audits if len({one.answer for one in shown[audit.id].values() if one.seen}) > 1]
+        differing = [
+            audit for audit in audits if len({one.answer for one in replays[audit.id].values() if one.seen}) > 1
+        ]
         counts, _ = verdicts(differing, self.match, callers=callers)
         return {
             audit.id: {
                 arm: replace(one, right=is_right(one.answer, audit.outcome.answer, label, self.match))
-                for arm, one in shown[audit.id].items()
+                for arm, one in replays[audit.id].items()
             }
             for audit in differing
             if (label := counts.get(audit.id)) is not None
@@ -93,12 +95,12 @@ class AuditReplay:
 
     # ---- effort and budget: from the paired call --------------------------------------------------
 
-    def _asked_ahead(self, arm: Arm) -> str | None:
+    def _requested_arm(self, arm: Arm) -> str | None:
         """The effort or budget that the arm requests before the call, as outcomes name it; None: neither."""
         return next(iter(with_arm(self.route, arm).arms), None)
 
     def _is_paired(self, arm: Arm) -> bool:
-        return self._asked_ahead(arm) == self._asked_ahead(_OWN)
+        return self._requested_arm(arm) == self._requested_arm(_OWN)
 
     # ---- stops: replayed -------------------------------------------------------------------------
 
@@ -200,15 +202,15 @@ class VersionPair:
                 at_level = [one.audit for one in witnesses if one.state.level == level]
                 replayed = self.of_route.at_level(self.evidence.version, level, at_level)
                 by_id |= {audit.id: evidence for audit, evidence in zip(at_level, replayed, strict=True)}
-            candidate, other = [by_id.get(audit.id) for audit in audits], self.of_route.arm(AS_IT_IS, audits)
+            candidate, other = [by_id.get(audit.id) for audit in audits], self.of_route.arm(ACTIVE_ARM, audits)
         return [
-            None if one is None or two is None else ReplayedPair(candidate=one, in_force=two)
+            None if one is None or two is None else ReplayedPair(candidate=one, active=two)
             for one, two in zip(candidate, other, strict=True)
         ]
 
     def watch(self, audits: Sequence[Audit]) -> set[str]:
         """Add new audits; return the episodes whose labels can still change the candidate's certificate."""
-        return set() if self.evidence is None else self.evidence.take(audits)
+        return set() if self.evidence is None else self.evidence.add(audits)
 
     def certify(self, gathering: EvidenceFold, decided: RouteDeployment, budget: float) -> CandidateCertificate | None:
         """Test the candidate on the active version's budget; None: it has no certificate, or cannot be tested now."""
@@ -217,7 +219,7 @@ class VersionPair:
             return None
         if not made.certified or made.fit != self.held.state.in_force:
             return None
-        evidence.hear(gathering.watched, gathering.callers)
+        evidence.note_labels(gathering.watched, gathering.callers)
         if made.evidence.max_em_drop is None:
             return None
         # The epoch's confidence: a publication's holds the loop's part of delta, which does not apply to this one.
@@ -229,20 +231,20 @@ class VersionPair:
             harm_confidence=self.held.rules.harm_confidence,
         )
 
-    def label_requests(self, gathering: EvidenceFold, asked: set[str]) -> list[LabelRequest]:
+    def label_requests(self, gathering: EvidenceFold, requested: set[str]) -> list[LabelRequest]:
         """Request unlabelled audits on which the versions differ, or that the candidate's certificate needs."""
         requests = dict[str, LabelRequest]()
         for audit, both in gathering.unjudged():
-            answer, other = both.candidate.answer, both.in_force.answer
+            answer, other = both.candidate.answer, both.active.answer
             answer = answer if answer != audit.outcome.answer else other
             why = "the version that is tried would have answered otherwise than the one in force"
             requests[audit.id] = _request(audit, 1, answer, why)
         for audit, level in () if self.evidence is None else self.evidence.unjudged(gathering.watched):
-            if audit.id not in requests and audit.id not in asked and self.evidence is not None:
+            if audit.id not in requests and audit.id not in requested and self.evidence is not None:
                 (evidence,) = self.of_route.at_level(self.evidence.version, level, [audit])
                 why = f"level {level} of the version that is tried would have answered otherwise than the full run"
                 requests[audit.id] = _request(audit, level, evidence.answer, why)
-        return [request for name, request in requests.items() if name not in asked]
+        return [request for name, request in requests.items() if name not in requested]
 
 
 def _request(audit: Audit, level: int, would_answer: str | None, why: str) -> LabelRequest:

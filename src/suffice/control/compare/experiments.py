@@ -82,16 +82,16 @@ def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> Experimen
 class _UnitValue:
     seq: int
     unit: str
-    voice: str | None  # a key that also uses the model, capped at a share of the units; None: not capped
+    capped: str | None  # a key that also uses the model, capped at a share of the units; None: not capped
     value: MetricValue
 
 
 def _within_share(values: Sequence[_UnitValue]) -> list[MetricValue]:
-    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(values))), Counter[str](), list[MetricValue]()
+    allowed, n_by_key, kept = max(1, floor(MAX_SHARE * len(values))), Counter[str](), list[MetricValue]()
     for one in values:
-        if one.voice is not None:
-            spoken[one.voice] += 1
-            if spoken[one.voice] > allowed:
+        if one.capped is not None:
+            n_by_key[one.capped] += 1
+            if n_by_key[one.capped] > allowed:
                 continue
         kept.append(one.value)
     return kept
@@ -136,17 +136,17 @@ class _Units:
             return
         right = measure_run(item, match).correct
         if right is not None:
-            telling = [x.seq for x in item.labels if x.feedback.correct is not None or x.feedback.gold is not None]
-            self._add(EM, max(telling), draw, item, float(right))
+            seqs = [x.seq for x in item.labels if x.feedback.correct is not None or x.feedback.gold is not None]
+            self._add(EM, max(seqs), draw, item, float(right))
         for label in item.labels:
             given = label.feedback
-            voice = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
+            capped = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
             satisfaction = by_people(given)
             if satisfaction is not None:
-                self._add(SATISFACTION, label.seq, draw, item, satisfaction, voice)
+                self._add(SATISFACTION, label.seq, draw, item, satisfaction, capped)
             for name, value in given.metrics:
                 if name in self.declared and name not in METRICS and not isinstance(value, str):
-                    self._add(name, label.seq, draw, item, scaled(float(value), self.declared[name]), voice)
+                    self._add(name, label.seq, draw, item, scaled(float(value), self.declared[name]), capped)
 
     def data(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
         """All values, one for each unit, in the order in which they became known, by metric."""
@@ -193,7 +193,7 @@ class _Units:
         return None
 
     def _add(
-        self, metric: str, seq: int, draw: ArmDraw, item: EpisodeWithLabels, value: float, voice: str | None = None
+        self, metric: str, seq: int, draw: ArmDraw, item: EpisodeWithLabels, value: float, capped: str | None = None
     ) -> None:
         query = item.episode.request.query
         # Covariates of the question, known before the first token: its length, its numbers, its operators.
@@ -206,7 +206,7 @@ class _Units:
             known=tuple(log1p(n or 0) for n in known),
             warmup=draw.unit in self._warm,
         )
-        self._values.setdefault(metric, []).append(_UnitValue(seq=seq, unit=draw.unit, voice=voice, value=result))
+        self._values.setdefault(metric, []).append(_UnitValue(seq=seq, unit=draw.unit, capped=capped, value=result))
 
 
 def _odds(draw: ArmDraw) -> dict[str, float]:

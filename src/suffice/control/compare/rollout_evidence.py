@@ -31,11 +31,11 @@ from suffice.types import Episode, Outcome, Request
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedPair:
     candidate: ArmEvidence
-    in_force: ArmEvidence
+    active: ArmEvidence
 
     @property
     def named(self) -> dict[str, ArmEvidence]:
-        return {"candidate": self.candidate, "in force": self.in_force}
+        return {"candidate": self.candidate, "in force": self.active}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class _LiveUnits:
 @dataclass(slots=True)
 class _Audits:
     new: dict[str, RolloutAudit] = field(default_factory=dict)  # not replayed yet
-    apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions differ
+    differing: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions differ
     watched: dict[str, Audit] = field(default_factory=dict)  # whose labels can still change a result
 
 
@@ -133,7 +133,7 @@ class EvidenceFold:
             label = GivenLabel(stored.seq, event.feedback, stored.at_s)
             name = self._labels.find_episode(label)
             if name is not None:
-                self._hear(name, label)
+                self._note_label(name, label)
         elif isinstance(event, RolloutMove) and event.transition.rollout == self._state.rollout:
             self._state = self._state.after(event.transition)
 
@@ -180,9 +180,9 @@ class EvidenceFold:
             slim = Episode(request=request, outcome=replace(outcome, steps=()))
             self._live.runs[outcome.episode_id] = _LiveRun(drawn.unit, arm, slim)
         for label in waiting:
-            self._hear(outcome.episode_id, label)
+            self._note_label(outcome.episode_id, label)
 
-    def _hear(self, name: str, label: GivenLabel) -> None:
+    def _note_label(self, name: str, label: GivenLabel) -> None:
         audits = self._audits
         if name in audits.new:
             new = audits.new[name]
@@ -204,10 +204,10 @@ class EvidenceFold:
     def evidence(self, replay: Replay, judge: Judge, watch: Watch = lambda _: set()) -> RolloutEvidence:
         """Sum up the evidence; `replay` and `judge` turn new audits into pairs, `watch` returns awaited episodes."""
         self._take(replay, watch)
-        audits = [self._audits.watched[name] for name in self._audits.apart]
-        judged = judge(audits, {name: both.named for name, both in self._audits.apart.items()}, self.callers)
+        audits = [self._audits.watched[name] for name in self._audits.differing]
+        judged = judge(audits, {name: both.named for name, both in self._audits.differing.items()}, self.callers)
         evidence = replace(self._evidence, labelled=self._live.cells())
-        for audit, both in zip(audits, self._audits.apart.values(), strict=True):
+        for audit, both in zip(audits, self._audits.differing.values(), strict=True):
             arms = {**both.named, **judged.get(audit.id, {})}
             z = loss(arms["candidate"], arms["in force"])
             if z is not None:
@@ -223,20 +223,20 @@ class EvidenceFold:
                 self._audits.watched[audit.id] = audit
             if both is None:
                 continue
-            usage, z = audit.outcome.usage, loss(both.candidate, both.in_force)
+            usage, z = audit.outcome.usage, loss(both.candidate, both.active)
             full = usage.completion_tokens if usage is not None else 0
             self._evidence = self._evidence.with_audit(
                 audit.query_class,
                 z,
                 full=full + undrawn_tokens(audit.episode.request, audit.outcome),
-                in_force=both.in_force.tokens,
+                in_force=both.active.tokens,
                 candidate=both.candidate.tokens,
             )
             if z is None:
-                self._audits.watched[audit.id], self._audits.apart[audit.id] = audit, both
+                self._audits.watched[audit.id], self._audits.differing[audit.id] = audit, both
 
     def unjudged(self) -> list[tuple[Audit, ReplayedPair]]:
-        pairs = [(self._audits.watched[name], both) for name, both in self._audits.apart.items()]
+        pairs = [(self._audits.watched[name], both) for name, both in self._audits.differing.items()]
         return [(audit, both) for audit, both in pairs if not audit.labels]
 
 
@@ -251,14 +251,14 @@ def _unit_run(episode: Episode) -> UnitRun:
     )
 
 
-def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
+def loss(candidate: ArmEvidence, active: ArmEvidence) -> Z | None:
     """EM of the active version minus the candidate's, of which an unknown one is a loss; None: unlabelled."""
     if not candidate.seen:
-        return 1 if in_force.seen else 0
-    if candidate.answer == in_force.answer or not in_force.seen:
+        return 1 if active.seen else 0
+    if candidate.answer == active.answer or not active.seen:
         return 0
-    if candidate.right is None or in_force.right is None:
+    if candidate.right is None or active.right is None:
         return None
-    if candidate.right == in_force.right:
+    if candidate.right == active.right:
         return 0
     return -1 if candidate.right else 1

@@ -145,14 +145,14 @@ def verdicts(
     match: Match,
     *,
     callers: Collection[str] = (),
-    hears: Callable[[Feedback], bool] = lambda _: False,
+    accepts: Callable[[Feedback], bool] = lambda _: False,
 ) -> tuple[Verdicts, frozenset[str]]:
     """Return the label that counts for each audit (`assurance.labels`), and the audits in contradiction.
 
     audits   of the window whose answers differ at an eligible level: labels of others change nothing
     match    compares an answer with a reference; references that judge an audit alike are one verdict
     callers  senders whose keys also use the model: users, whatever source they name
-    hears    whether this label of a judge model counts; the caller charges its errors (`control.loop.live_certifier`)
+    accepts  whether this label of a judge model counts; the caller charges its errors (`control.loop.live_certifier`)
     """
     by_id = {audit.id: audit for audit in audits}
     given = {
@@ -160,7 +160,7 @@ def verdicts(
         for audit in by_id.values()
         for label in audit.labels
         if (label.feedback.correct is not None or label.feedback.gold is not None)
-        and (label.feedback.source != JUDGE or hears(label.feedback))
+        and (label.feedback.source != JUDGE or accepts(label.feedback))
     }
     labels = [
         replace(

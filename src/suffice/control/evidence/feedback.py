@@ -50,7 +50,7 @@ class Ratings:
     _counted: Counter[str] = field(init=False)  # ratings that counted, by capped key
 
     def __post_init__(self) -> None:
-        self.begin_anew()
+        self.restart()
 
     @classmethod
     def of(cls, route: Route) -> Ratings:
@@ -64,7 +64,7 @@ class Ratings:
     def test(self) -> SatisfactionTest | None:
         return self._test
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         self._runs, self._n_runs, self._counted = {}, 0, Counter()
         self._test = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
 
@@ -103,7 +103,7 @@ def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
     return tuple(result)
 
 
-def heard(
+def feedback_of(
     episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool
 ) -> RunFeedback:
     """One governed run with its feedback. uncertified: the route's policy acts without a certificate."""

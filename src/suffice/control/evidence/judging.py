@@ -59,21 +59,21 @@ def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
     return next((grade for grade in grades if grade is not None), None)
 
 
-def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
+def human_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
     """The latest label about correctness from anyone but a judge."""
     return current_label([label for label in labels if label.feedback.source != JUDGE])
 
 
 def pair_grades(
-    outcome: Outcome, word: Feedback | None, grades: JudgeGrades | None, match: Match
+    outcome: Outcome, label: Feedback | None, grades: JudgeGrades | None, match: Match
 ) -> list[tuple[float, bool]]:
     """The judge's grades beside a person's label: of both answers if that names the right one, else of one."""
-    if word is None or grades is None:
+    if label is None or grades is None:
         return []
-    if word.gold is None:
-        return [(grades.full, bool(word.correct))]
+    if label.gold is None:
+        return [(grades.full, bool(label.correct))]
     sides = ((grades.full, outcome.answer), (grades.stopped, outcome.would_answer))
-    return [(grade, answer is not None and match(answer, word.gold)) for grade, answer in sides]
+    return [(grade, answer is not None and match(answer, label.gold)) for grade, answer in sides]
 
 
 # --------------------------------------------------------------------------- asking a judge
@@ -127,7 +127,7 @@ async def judge_labels(
     disagreement = exact_binomial(len(differing), len(runs), 2 * confidence - 1).high if runs else 1.0
     known = [item for item in differing if item.episode.request.question_key in questions]
     grading = _Grading(judge, append, questions, most_calls)
-    beside = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
+    beside = await grading.each([item for item in known if human_label(item.labels) is not None], counts=False)
 
     def compare() -> list[tuple[float, bool]]:
         return [
@@ -135,7 +135,7 @@ async def judge_labels(
             for item in differing
             for pair in pair_grades(
                 item.episode.outcome,
-                persons_word(item.labels),
+                human_label(item.labels),
                 beside.get(_id(item)) or graded(item.labels, judge.model),
                 match,
             )
@@ -146,7 +146,7 @@ async def judge_labels(
     may_count = error is not None and error.charge < max_em_drop
     labelled: Mapping[str, JudgeGrades] = {}
     if may_count:
-        labelled = await grading.each([item for item in known if persons_word(item.labels) is None], counts=True)
+        labelled = await grading.each([item for item in known if human_label(item.labels) is None], counts=True)
     return JudgingResult(
         n_full=len(runs),
         n_differing=len(differing),

@@ -28,7 +28,7 @@ MOST_REQUESTS: Final = 5_000  # of the route that are read
 _BY_REVIEW: Final = "review:"  # prefix of the ids of labels that come of verdicts
 
 
-def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> Effect | None:
+def verdict_effect(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> Effect | None:
     """The effect of an item's verdicts so far; None: the run was never queued for review. Raises StoreError."""
     with open_reader(path) as log:
         queue = read_reviews(log).queue
@@ -41,18 +41,18 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
         since = since if held.epoch is None else max(since, held.epoch.since_seq)
         episodes = list(read_episodes(log, name, since))
         served = active_version(log, held)  # None: it cannot be read, and does not act either
-    look = _Look(route, held, served, match, window)
-    unsaid = replace(queue, places={**queue.places, item: replace(place, verdicts=())})
+    evaluation = _Evaluation(route, held, served, match, window)
+    unlabelled = replace(queue, places={**queue.places, item: replace(place, verdicts=())})
     return Effect(
         item=item,
         route=name,
         label=label_of(place),
-        before=replace(look.effect([_without(one, item) for one in episodes]), em=em_of(unsaid, name)),
-        after=replace(look.effect(episodes), em=em_of(queue, name)),
+        before=replace(evaluation.effect([_without(one, item) for one in episodes]), em=em_of(unlabelled, name)),
+        after=replace(evaluation.effect(episodes), em=em_of(queue, name)),
         level_in_force=held.level if held.publication is not None else 0,
         is_drawn=any(item in drawing.drawn for drawing in queue.drawings.get(name, ())),
         waits=served is None and route.is_learned,
-        in_window=any(audit.id == item for audit in look.audits(episodes)),
+        in_window=any(audit.id == item for audit in evaluation.audits(episodes)),
     )
 
 
@@ -64,7 +64,7 @@ def _without(one: EpisodeWithLabels, item: str) -> EpisodeWithLabels:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _Evaluation:
     route: Route
     held: RouteDeployment
     served: ServedVersion | None
@@ -112,13 +112,13 @@ class _Look:
 
     def _by_policy(self, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
         runs = [measure_run(one, self.match) for one in episodes if one.episode.request.ungoverned is None]
-        telling = [run for run in runs if run.disagrees is not None]
-        n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in telling)
+        known = [run for run in runs if run.disagrees is not None]
+        n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in known)
         summary = evidence(
             max_em_drop=self.route.max_em_drop,
             confidence=self.route.confidence,
-            n_audits=len(telling),
+            n_audits=len(known),
             n_disagreements=max(0, n_lost),
         )
-        n_pending = sum(run.drop is None and run.disagrees is True for run in telling)
-        return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=summary.n_missing, em=None)
+        n_pending = sum(run.drop is None and run.disagrees is True for run in known)
+        return LabelEffect(n_audits=len(known), n_pending=n_pending, level=0, n_missing=summary.n_missing, em=None)

@@ -101,15 +101,15 @@ class LabelJoin:
     """Finds the run of a label by episode or response id; an id that two answers share identifies neither."""
 
     answers: dict[str, str | None] = field(default_factory=dict)  # delivered, by episode
-    stands_for: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than one
+    weights: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than one
     _episodes: dict[str, str | None] = field(default_factory=dict)  # by response id
     _waiting: dict[str, list[GivenLabel]] = field(default_factory=dict)
 
-    def ended(self, outcome: Outcome, stands_for: float = 1.0) -> list[GivenLabel]:
+    def ended(self, outcome: Outcome, weight: float = 1.0) -> list[GivenLabel]:
         """Note the end of a run; return the labels that were waiting for it."""
         name, response = outcome.episode_id, outcome.response_id
-        if stands_for != 1:
-            remember(self.stands_for, name, stands_for, MOST_RUNS)
+        if weight != 1:
+            remember(self.weights, name, weight, MOST_RUNS)
         remember(self.answers, name, outcome.answer, MOST_RUNS)
         waiting = self._waiting.pop(name, [])
         if response is not None:

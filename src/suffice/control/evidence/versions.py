@@ -256,9 +256,9 @@ def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[st
     runs = [(one.episode.request.query, one.outcome.steps) for one in audits]
     columns = recorded_columns(policy.needs, kind, runs)
     run = np.repeat(np.arange(len(audits)), np.diff(columns.starts))
-    asked = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
+    inputs = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
     stops: dict[str, tuple[int, str | None]] = {}
-    for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first stop of a run is written last
+    for row in np.flatnonzero(stops_of(policy, inputs) != 0)[::-1].tolist():  # the first stop of a run is written last
         at = int(run[row])
         step = row - int(columns.starts[at])
         if row == int(columns.starts[at + 1]) - 1:

@@ -53,7 +53,7 @@ class Job(Protocol):
     @property
     def name(self) -> str: ...
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
         """Do what is due. Raises LeaseLost from the writer."""
         ...
 
@@ -126,16 +126,16 @@ class Worker:
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     new_id: Callable[[], str]
-    _desks: dict[str, tuple[Job, JobWriter]] = field(init=False)
+    _writers: dict[str, tuple[Job, JobWriter]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._desks = {job.name: (job, JobWriter(self.decisions, job.name, self.monotonic_s)) for job in self.jobs}
+        self._writers = {job.name: (job, JobWriter(self.decisions, job.name, self.monotonic_s)) for job in self.jobs}
 
     def round(self) -> list[JobReport]:
         reports = list[JobReport]()
-        for job, desk in self._desks.values():
+        for job, writer in self._writers.values():
             try:
-                reports += self._run(job, desk, by_hand=False) or ()
+                reports += self._run(job, writer, by_hand=False) or ()
             except StoreError as error:  # such as a locked or full disk: the next round tries again
                 LOG.warning("job %s: %s", job.name, error)
                 job.forget()
@@ -143,20 +143,20 @@ class Worker:
 
     def once(self, name: str) -> list[JobReport] | None:
         """Run one job now; None: another worker holds it. Raises StoreError, and KeyError for an unknown name."""
-        return self._run(*self._desks[name], by_hand=True)
+        return self._run(*self._writers[name], by_hand=True)
 
-    def _run(self, job: Job, desk: JobWriter, *, by_hand: bool) -> list[JobReport] | None:
-        if desk.lease is None:
-            if not desk.acquire():
+    def _run(self, job: Job, writer: JobWriter, *, by_hand: bool) -> list[JobReport] | None:
+        if writer.lease is None:
+            if not writer.acquire():
                 return None
             job.forget()
         began_s, began_at_s = self.monotonic_s(), self.now()
-        desk.watches = {}
+        writer.watches = {}
         try:
-            desk.renew()
-            reports = [one for one in job.run(desk) if one.said or by_hand]
+            writer.renew()
+            reports = [one for one in job.run(writer) if one.said or by_hand]
             if reports:
-                spent_s = {route: watch.spent_s for route, watch in desk.watches.items()}
+                spent_s = {route: watch.spent_s for route, watch in writer.watches.items()}
                 spent_s[""] = self.monotonic_s() - began_s
                 history = [
                     JobRun(
@@ -169,10 +169,10 @@ class Worker:
                     )
                     for one in reports
                 ]
-                desk.write(history)
+                writer.write(history)
         except LeaseLost as error:
             LOG.warning("%s", error)
-            desk.lease = None
+            writer.lease = None
             job.forget()
             return []
         return reports
@@ -207,7 +207,7 @@ class LogJob:
 @dataclass(slots=True)
 class JobPass:
     log: LogReader
-    desk: JobWriter
+    writer: JobWriter
     until: int = 0  # the end of the log when the route's turn came
 
 
@@ -233,7 +233,7 @@ class RouteJob(LogJob, ABC):
     def forget(self) -> None:
         self._due_s.clear()
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
         now_s = self.monotonic_s()
         self._failed.clear()
         names = [
@@ -244,12 +244,12 @@ class RouteJob(LogJob, ABC):
         if not names or not self.path.is_file():
             return ()
         with open_reader(self.path) as log:
-            return self.work(names, JobPass(log, desk))
+            return self.work(names, JobPass(log, writer))
 
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
         """Do a route's work; None if it fails."""
         try:
-            with here.desk.timed(name):
+            with here.writer.timed(name):
                 return work(*arguments)
         except self.raises:
             raise
@@ -265,12 +265,12 @@ class RouteJob(LogJob, ABC):
         LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
         LOG.debug("the same, with its traceback", exc_info=True)
 
-    def report(self, name: str, *said: str, read_to_seq: int, at: int = 0) -> JobReport:
+    def report(self, name: str, *sentences: str, read_to_seq: int, at: int = 0) -> JobReport:
         failed = self._failed.get(name)
         if failed is None:
             self._rest_s.pop(name, None)
-        sentences = "; ".join(one for one in (*said, failed) if one)
-        return JobReport(said=sentences, route=name, ok=failed is None, read_to_seq=read_to_seq, at=at)
+        text = "; ".join(one for one in (*sentences, failed) if one)
+        return JobReport(said=text, route=name, ok=failed is None, read_to_seq=read_to_seq, at=at)
 
 
 @dataclass(kw_only=True)
@@ -287,9 +287,9 @@ class ProposalJob(RouteJob):
         for name in names:
             self._due_s[name] = now_s + self.rests_s
             here.until = last_place(here.log)
-            said = self.attempt(name, here, self.propose, name, decided.of(name), here)
-            if said is not None or name in self._failed:
-                reports.append(self.report(name, said or "", read_to_seq=here.until))
+            sentence = self.attempt(name, here, self.propose, name, decided.of(name), here)
+            if sentence is not None or name in self._failed:
+                reports.append(self.report(name, sentence or "", read_to_seq=here.until))
         return reports
 
 
@@ -314,7 +314,7 @@ class FoldJob(RouteJob, Generic[F]):
     """A job that folds the log once for all routes."""
 
     _folds: dict[str, F] = field(init=False, default_factory=dict)
-    _said: dict[str, list[str]] = field(init=False, default_factory=dict)  # report sentences by route, in this pass
+    _sentences: dict[str, list[str]] = field(init=False, default_factory=dict)  # by route, in this pass
 
     def begin(self, log: LogReader) -> None:
         """Read what the pass needs beside the rows. Raises StoreError."""
@@ -333,8 +333,8 @@ class FoldJob(RouteJob, Generic[F]):
     def prepare(self) -> None:
         """Prepare what depends on all routes, when every row has been read."""
 
-    def say(self, name: str, sentence: str) -> None:
-        self._said.setdefault(name, []).append(sentence)
+    def add_sentence(self, name: str, sentence: str) -> None:
+        self._sentences.setdefault(name, []).append(sentence)
 
     def forget(self) -> None:
         super().forget()
@@ -345,7 +345,7 @@ class FoldJob(RouteJob, Generic[F]):
         super().leave(name, why)
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
-        self._said.clear()
+        self._sentences.clear()
         self.begin(here.log)
         for name in names:
             if name not in self._folds:
@@ -353,7 +353,7 @@ class FoldJob(RouteJob, Generic[F]):
                 if fold is not None:
                     self._folds[name] = fold
         last = min((fold.seq for fold in self._folds.values()), default=0)
-        for stored in rows_since(here.log, last, here.desk):
+        for stored in rows_since(here.log, last, here.writer):
             last = stored.seq
             for name, fold in list(self._folds.items()):
                 self.attempt(name, here, self.feed, fold, stored, here)
@@ -361,15 +361,17 @@ class FoldJob(RouteJob, Generic[F]):
         for name, fold in list(self._folds.items()):
             self.attempt(name, here, self.conclude, name, fold, here)
         n = {name: fold.n for name, fold in self._folds.items()}
-        return [self.report(name, *self._said.get(name, ()), read_to_seq=last, at=n.get(name, 0)) for name in names]
+        return [
+            self.report(name, *self._sentences.get(name, ()), read_to_seq=last, at=n.get(name, 0)) for name in names
+        ]
 
 
-def rows_since(log: LogReader, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:
+def rows_since(log: LogReader, since_seq: int, writer: JobWriter) -> Iterator[StoredEvent]:
     """Read the rows after a position, renewing the lease meanwhile. Raises LeaseLost and StoreError."""
     for number, stored in enumerate(read_events(log, since_seq=since_seq), 1):
         yield stored
         if number % RENEW_ROWS == 0:
-            desk.renew()
+            writer.renew()
 
 
 def why_of(error: Exception) -> str:

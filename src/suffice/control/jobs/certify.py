@@ -52,14 +52,14 @@ class Certify(FoldJob[RouteLoop]):
         except ReplayMismatch as error:  # the next round rebuilds the loop
             loop, held = self._folds.pop(name, None), read_decided(here.log).of(name)
             at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
-            self._begin_epoch(name, held, here.desk, last_place(here.log), str(error), at=at)
+            self._begin_epoch(name, held, here.writer, last_place(here.log), str(error), at=at)
             return None
 
     def build(self, name: str, here: JobPass) -> RouteLoop:
         held = read_decided(here.log).of(name)
         if held.epoch is None:
             since = place_before(here.log, name, LOOK_BACK)
-            held = self._begin_epoch(name, held, here.desk, since, "cold start", at=0)
+            held = self._begin_epoch(name, held, here.writer, since, "cold start", at=0)
         context = RouteContext(
             name=name,
             route=self.settings.routes[name],
@@ -71,19 +71,19 @@ class Certify(FoldJob[RouteLoop]):
         return loop_of(context, held, here.log)
 
     def feed(self, fold: RouteLoop, stored: StoredEvent, here: JobPass) -> None:
-        self._write(fold.context.name, fold.feed(stored), here.desk)
+        self._write(fold.context.name, fold.feed(stored), here.writer)
 
     def conclude(self, name: str, fold: RouteLoop, here: JobPass) -> None:
         fold.holds, fold.at_s = self._holds.of(name), self._at_s
-        self._write(name, fold.settle(), here.desk)
+        self._write(name, fold.settle(), here.writer)
 
-    def _write(self, name: str, resolution: Resolution | None, desk: JobWriter) -> None:
+    def _write(self, name: str, resolution: Resolution | None, writer: JobWriter) -> None:
         if resolution is not None:
-            desk.write(resolution.events, resolution.artefacts)
-            self.say(name, resolution.said)
+            writer.write(resolution.events, resolution.artefacts)
+            self.add_sentence(name, resolution.summary)
 
     def _begin_epoch(
-        self, name: str, held: RouteDeployment, desk: JobWriter, since_seq: int, reason: str, *, at: int
+        self, name: str, held: RouteDeployment, writer: JobWriter, since_seq: int, reason: str, *, at: int
     ) -> RouteDeployment:
         route = self.settings.routes[name]
         began = Epoch(
@@ -98,7 +98,7 @@ class Certify(FoldJob[RouteLoop]):
             confidence=route.confidence,
             promise=route.promise,
         )
-        self._write(name, Resolution((began,)), desk)
+        self._write(name, Resolution((began,)), writer)
         return held.after(began)
 
     def _load(self, address: str) -> ServedVersion:
@@ -119,7 +119,7 @@ def loop_of(context: RouteContext, held: RouteDeployment, log: LogReader) -> Rou
         held,
         expected=[made for _, made in read_publications(log, context.name, epoch=epoch.number)],
         kept=_kept(log, epoch, context.route),
-        asked=read_requested_labels(log, context.name),
+        requested=read_requested_labels(log, context.name),
     )
 
 
@@ -127,14 +127,14 @@ def _kept(log: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
     if len(epoch.kept) != len(epoch.kept_at):
         raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
     kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
-    for asked, ended, labels in whole_episodes(log, epoch.kept, epoch.since_seq):
-        assert isinstance(asked.event, Request)
+    for begun, ended, labels in whole_episodes(log, epoch.kept, epoch.since_seq):
+        assert isinstance(begun.event, Request)
         assert isinstance(ended.event, Outcome)
         audit = Audit(
             seq=ended.seq,
-            at=numbers[asked.event.episode_id],
+            at=numbers[begun.event.episode_id],
             ended_at_s=ended.at_s,
-            episode=Episode(request=asked.event, outcome=ended.event),
+            episode=Episode(request=begun.event, outcome=ended.event),
             only_drawn=sees_only_drawn(route),
         )
         for label in labels:
@@ -200,5 +200,5 @@ class Critical(FoldJob[DeliveredAnswers]):
         number, right = read_decided(here.log).of(name).n_pauses + 1, fold.critical_em.right
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
         evidence = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
-        here.desk.write([pause, of_pause(pause, opened_at_s=at_s, evidence=(evidence,))])
-        self.say(name, f"enforcement paused ({why})")
+        here.writer.write([pause, of_pause(pause, opened_at_s=at_s, evidence=(evidence,))])
+        self.add_sentence(name, f"enforcement paused ({why})")

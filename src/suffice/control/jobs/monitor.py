@@ -19,7 +19,7 @@ from suffice.assurance.sampling import worth
 from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
 from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
-from suffice.control.evidence.feedback import heard, measures
+from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, remember
 from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself, loader
 from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
@@ -49,7 +49,7 @@ class WatchedRun:
     episode: Episode
     labels: tuple[GivenLabel, ...] = ()
 
-    def hear(self, labels: tuple[GivenLabel, ...], match: Match) -> None:
+    def note_labels(self, labels: tuple[GivenLabel, ...], match: Match) -> None:
         if labels:
             self.labels = (*self.labels, *labels)
             judged = measure_run(self, match)
@@ -107,7 +107,7 @@ class RunAccounts:
 
     def satisfaction(self, context: WatchContext) -> tuple[SatisfactionEffect, ...]:
         runs = [
-            heard(one.episode, one.labels, context.metrics, uncertified=context.route.uncertified)
+            feedback_of(one.episode, one.labels, context.metrics, uncertified=context.route.uncertified)
             for one in self.runs.values()
         ]
         if not any(run.words for run in runs):
@@ -163,7 +163,7 @@ class ForecastWindows:
             self.windows.append(self._open)
             self._open = _Window()
 
-    def hear(self, name: str, label: GivenLabel, n: int) -> None:
+    def note_label(self, name: str, label: GivenLabel, n: int) -> None:
         window = self._window_of.get(name)
         if window is not None:
             audit = window.audits[name]
@@ -259,7 +259,7 @@ class RouteWatch:
         labels = tuple(self._labels.ended(outcome))
         numbers = measure_run(EpisodeWithLabels(seq=stored.seq, episode=episode, labels=()), match)
         run = WatchedRun(numbers, replace(episode, outcome=replace(outcome, steps=())))
-        run.hear(labels, match)
+        run.note_labels(labels, match)
         self.book.add(run, self.n)
         remember(self._runs, outcome.episode_id, run, 2 * MOST_RUNS)
         audit = None
@@ -275,8 +275,8 @@ class RouteWatch:
         if name is None:
             return
         if name in self._runs:
-            self._runs[name].hear((label,), self.context.match)
-        self.windows.hear(name, label, self.n)
+            self._runs[name].note_labels((label,), self.context.match)
+        self.windows.note_label(name, label, self.n)
 
     def is_due(self, tick: int) -> bool:
         """Whether to look again: every `tick` requests, and less often where there are many runs to count."""
@@ -292,7 +292,7 @@ class RouteWatch:
         drop, em = self.windows.forecasts(self.n, before)
         alerted = [one for one in (drop, em) if one is not None and one.alert]
         self.alerts = tuple(one.of for one in alerted)
-        outlook = Outlook(
+        forecast = Outlook(
             route=context.name,
             at=self.n,
             epoch=self.epoch,
@@ -320,7 +320,7 @@ class RouteWatch:
             for one in alerted
             if one.of not in before
         )
-        return outlook, tuple(new)
+        return forecast, tuple(new)
 
 
 @dataclass(kw_only=True)
@@ -360,15 +360,15 @@ class Monitor(FoldJob[RouteWatch]):
     def conclude(self, name: str, fold: RouteWatch, here: JobPass) -> None:
         if not fold.is_due(self.settings.control.tick_requests):
             return
-        before, (outlook, alerts) = fold.alerts, fold.look()
-        here.desk.write([outlook, *alerts])
+        before, (forecast, alerts) = fold.alerts, fold.look()
+        here.writer.write([forecast, *alerts])
         # A log line only where something changed; a look without news is already a row.
         for alert in alerts:
             LOG.warning("routes.%s: alert: %s", name, alert.reason)
-            self.say(name, f"alert: {alert.reason}")
-        for ended in sorted(set(before) - set(outlook.alerts)):
+            self.add_sentence(name, f"alert: {alert.reason}")
+        for ended in sorted(set(before) - set(forecast.alerts)):
             LOG.warning("routes.%s: the alert on its %s has ended", name, ended)
-            self.say(name, f"alert on {ended} ended")
+            self.add_sentence(name, f"alert on {ended} ended")
 
     def _load(self, address: str) -> ServedVersion | None:
         with open_reader(self.path) as log:

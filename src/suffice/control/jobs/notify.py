@@ -34,7 +34,7 @@ TIMEOUT_S: Final = 10.0
 class Sink(Protocol):
     name: str
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         """Send a notice; None: it was accepted, else the reason without secrets. at_s: Unix time of the event."""
         ...
 
@@ -43,7 +43,7 @@ class Sink(Protocol):
 class LogSink:
     name: str = "log"
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - lines have a time
+    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - lines have a time
         LOG.warning("alert: %s%s", notice_headline(notice), f" {link}" if link else "")
         return None
 
@@ -55,7 +55,7 @@ class WebhookSink:
     url: str = field(repr=False)
     name: str = "webhook"
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         text = notice_headline(notice)
         for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # otherwise Slack makes links of it
             text = text.replace(sign, written)
@@ -79,7 +79,7 @@ class MailSink:
     to: tuple[str, ...]
     name: str = "email"
 
-    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         about = f" on {notice.route}" if notice.route else ""
         text = f"{notice_headline(notice)}\n\n{format_notice_time(at_s)}\n{link or ''}"
         subject = f"Suffice: {'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}{about}"
@@ -96,7 +96,7 @@ def format_notice_time(at_s: float) -> str:
 
 
 BATCH: Final = 100  # rows read at once for a sink, and notices sent to it in one round
-MOST_TOLD: Final = 1_000  # notices of a sink that are remembered, to suppress repeats
+MOST_REMEMBERED: Final = 1_000  # notices of a sink that are remembered, to suppress repeats
 FIRST_REST_S: Final = 5.0  # after a sink failed; doubled up to …
 LAST_REST_S: Final = 600.0
 FAIL_OPEN: Final = 0.05  # share of a route's runs in an hour …
@@ -116,14 +116,14 @@ class _Flight:
     def start(self, sink: Sink, link: str | None) -> None:
         def work() -> None:
             try:
-                self.problem = sink.tell(self.notice, at_s=self.at_s, link=link)
+                self.problem = sink.send(self.notice, at_s=self.at_s, link=link)
             except Exception as error:  # noqa: BLE001 - a failing sink must not stop the others
                 self.problem = f"the sink broke down ({type(error).__name__})"
 
         self.thread = threading.Thread(target=work, name=f"notify-{sink.name}", daemon=True)
         self.thread.start()
 
-    def landed(self, patience_s: float) -> bool:
+    def is_done(self, patience_s: float) -> bool:
         assert self.thread is not None
         self.thread.join(patience_s)
         return not self.thread.is_alive()
@@ -132,7 +132,7 @@ class _Flight:
 @dataclass(slots=True)
 class _SinkPlace:
     seq: int
-    told: dict[str, float]  # Unix time of each notice sent
+    sent_at_s: dict[str, float]  # Unix time of each notice sent
     flight: _Flight | None = None
     fails: int = 0
     rests_until_s: float = float("-inf")  # monotonic
@@ -154,44 +154,44 @@ class Notify:
     def forget(self) -> None:
         self._places.clear()
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
         if not self.sinks or not self.path.is_file():
             return ()
         with open_reader(self.path) as log:
-            self._report_fail_opens(desk, log)
-            return [report for sink in self.sinks for report in self._serve(sink, desk, log)]
+            self._report_fail_opens(writer, log)
+            return [report for sink in self.sinks for report in self._serve(sink, writer, log)]
 
-    def _serve(self, sink: Sink, desk: JobWriter, log: LogReader) -> Sequence[JobReport]:
+    def _serve(self, sink: Sink, writer: JobWriter, log: LogReader) -> Sequence[JobReport]:
         place = self._places.get(sink.name)
         if place is None:
-            place = self._places[sink.name] = self._known(sink.name, desk, log)
-        n_told = 0
+            place = self._places[sink.name] = self._restore_place(sink.name, writer, log)
+        n_sent = 0
         waits_s = 0.0  # a request sent before this round is not awaited again
-        while n_told < BATCH:
+        while n_sent < BATCH:
             if place.flight is None:
                 if self.monotonic_s() < place.rests_until_s:
                     break
-                place.flight = self._next(place, log) or self._next_over(sink.name, place, log)
+                place.flight = self._next(place, log) or self._next_resolution(sink.name, place, log)
                 if place.flight is None:
                     break
                 place.flight.start(sink, self.link(place.flight.notice))
                 waits_s = self.patience_s
-            if not place.flight.landed(waits_s):
+            if not place.flight.is_done(waits_s):
                 break
             flight, place.flight = place.flight, None
             if flight.problem is not None:
                 return [self._failed(sink.name, place, flight.problem)]
-            self._sent(sink.name, place, flight, desk)
-            n_told += 1
-        return [JobReport(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
+            self._sent(sink.name, place, flight, writer)
+            n_sent += 1
+        return [JobReport(said=f"{sink.name}: told {n_sent}", read_to_seq=place.seq)] if n_sent else ()
 
-    def _known(self, name: str, desk: JobWriter, log: LogReader) -> _SinkPlace:
-        sent = deliveries_to(log, name, MOST_TOLD)[::-1]
+    def _restore_place(self, name: str, writer: JobWriter, log: LogReader) -> _SinkPlace:
+        sent = deliveries_to(log, name, MOST_REMEMBERED)[::-1]
         if sent:
-            told = {one.same: (one.about_s, one.over) for one in sent if one.same}
-            return _SinkPlace(sent[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
+            places = {one.same: (one.about_s, one.over) for one in sent if one.same}
+            return _SinkPlace(sent[-1].read_to_seq, {same: at_s for same, (at_s, over) in places.items() if not over})
         newest = last_place(log)
-        desk.write([AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())])
+        writer.write([AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())])
         return _SinkPlace(newest, {})
 
     def _next(self, place: _SinkPlace, log: LogReader) -> _Flight | None:
@@ -199,13 +199,13 @@ class Notify:
             for stored in rows:
                 notice = alerts_of(stored.event)
                 if notice is not None and notice.kind in self.settings.kinds:
-                    before_s = place.told.get(notice.same)
+                    before_s = place.sent_at_s.get(notice.same)
                     if before_s is None or stored.at_s - before_s >= self.settings.repeat_s:
                         return _Flight(notice, stored.seq, stored.at_s)
                 place.seq = stored.seq
         return None
 
-    def _next_over(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
+    def _next_resolution(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
         if not self.settings.tell_over:
             return None
         self._alerts = read_alert_log(log, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
@@ -215,33 +215,33 @@ class Notify:
         one, over = due
         return _Flight(replace(one.notice, sentence=over.because, over=True), place.seq, over.at_s, over=one.seq)
 
-    def _sent(self, name: str, place: _SinkPlace, flight: _Flight, desk: JobWriter) -> None:
+    def _sent(self, name: str, place: _SinkPlace, flight: _Flight, writer: JobWriter) -> None:
         notice = flight.notice
         delivery = AlertDelivery(
             sink=name, read_to_seq=flight.seq, of=notice.kind, same=notice.same, about_s=flight.at_s, over=flight.over
         )
-        desk.write([delivery])
+        writer.write([delivery])
         place.seq, place.fails = flight.seq, 0
         if flight.over:
-            place.told.pop(notice.same, None)  # if it returns, it is sent at once
+            place.sent_at_s.pop(notice.same, None)  # if it returns, it is sent at once
             return
-        place.told[notice.same] = flight.at_s
-        if len(place.told) > MOST_TOLD:
-            del place.told[min(place.told, key=place.told.__getitem__)]
+        place.sent_at_s[notice.same] = flight.at_s
+        if len(place.sent_at_s) > MOST_REMEMBERED:
+            del place.sent_at_s[min(place.sent_at_s, key=place.sent_at_s.__getitem__)]
 
     def _failed(self, name: str, place: _SinkPlace, problem: str) -> JobReport:
         rest_s = min(FIRST_REST_S * 2.0 ** min(place.fails, 10), LAST_REST_S)
         place.fails += 1
         place.rests_until_s = self.monotonic_s() + rest_s
-        said = f"{name}: not told: {problem}; tried again in {rest_s:g} s"
-        LOG.error("notify: %s", said)
-        return JobReport(said=said, ok=False, read_to_seq=place.seq)
+        sentence = f"{name}: not told: {problem}; tried again in {rest_s:g} s"
+        LOG.error("notify: %s", sentence)
+        return JobReport(said=sentence, ok=False, read_to_seq=place.seq)
 
     def link(self, notice: Notice) -> str | None:
         """The console's page about a notice; None: the settings hold no address of the console."""
         return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
 
-    def _report_fail_opens(self, desk: JobWriter, log: LogReader) -> None:
+    def _report_fail_opens(self, writer: JobWriter, log: LogReader) -> None:
         if self.monotonic_s() < self._looks_at_s:
             return
         self._looks_at_s, hour = self.monotonic_s() + LOOK_S, int(self.now() // HOUR_S)
@@ -251,4 +251,4 @@ class Notify:
             if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
         ]
         if failures:
-            desk.write(failures)
+            writer.write(failures)

@@ -16,7 +16,7 @@ from suffice.control.compare.assessment import RolloutAssessor, barred
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import GivenLabel, trusted_label
 from suffice.control.evidence.cold_start import burst_requests
-from suffice.control.evidence.judging import persons_word
+from suffice.control.evidence.judging import human_label
 from suffice.control.evidence.versions import active_version, written
 from suffice.control.jobs.base import JobPass, ProposalJob, rows_since, since
 from suffice.control.loop.paired import FULL, pair_loss
@@ -72,20 +72,20 @@ class Advance(ProposalJob):
         if assessor is None or assessor.gathering.held.seq != trial.seq:
             of_route = AuditReplay(route=self.settings.routes[name], match=self.match(name))
             assessor = RolloutAssessor(here.log, trial, of_route, self.settings.control, secret=self.secret)
-        for stored in rows_since(here.log, assessor.gathering.seq, here.desk):
+        for stored in rows_since(here.log, assessor.gathering.seq, here.writer):
             assessor.gathering.feed(stored)
         seen = assessor.see(here.log, trial, held, now_s=self.now())
         self._assessors[name] = assessor
         ended_s = self.monotonic_s()
         self._due_s[name] = max(self._due_s[name], ended_s + LEAST_REST * (ended_s - began_s))
-        here.desk.renew()
+        here.writer.renew()
         moves = seen.moves
         wanted = () if moves and moves[-1].move == "roll_back" else seen.wanted
         if not moves and not wanted:
             return ""
         rows = [RolloutMove(route=name, author=self.author, reason=move.reason, transition=move) for move in moves]
-        here.desk.write([*rows, *wanted])
-        assessor.asked.update(one.episode_id for one in wanted)
+        here.writer.write([*rows, *wanted])
+        assessor.requested.update(one.episode_id for one in wanted)
         sentences = [
             f"level {move.level} may act: {move.reason}"
             if move.move == "certify"
@@ -116,25 +116,25 @@ class Retrain(ProposalJob):
         self._tried[name] = here.until
         served = active_version(here.log, held)
         parent = None if served is None else served.version
-        here.desk.renew()
+        here.writer.renew()
         with self.matches(route) as match:
             data = build_dataset(
                 read_episodes(here.log, name, since(name, held, here.log)),
                 match=match,
                 wave=route.wave,
                 also=() if parent is None else parent.models[0].features,
-                label_of=persons_word,  # no charge for a judge model's errors is made here
+                label_of=human_label,  # no charge for a judge model's errors is made here
             )
         result = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
-        here.desk.renew()
+        here.writer.renew()
         if result.version is None:
             return f"nothing to propose: {result.why}"
         proposed, body = self._record(name, result, result.version, here.until), written(result.version)
-        here.desk.write([proposed], {proposed.address: body})
-        said = f"{proposed.address} proposed: {result.verdict} ({result.why})"
+        here.writer.write([proposed], {proposed.address: body})
+        sentence = f"{proposed.address} proposed: {result.verdict} ({result.why})"
         if route.rollout.automatic and result.verdict == "better":
-            said = f"{said}; {self._try(proposed, body, here)}"
-        return said
+            sentence = f"{sentence}; {self._try(proposed, body, here)}"
+        return sentence
 
     def _record(self, name: str, result: VersionProposal, version: FoldedVersion, until: int) -> ProposedVersion:
         card, lineage = result.card, result.lineage
@@ -174,7 +174,7 @@ class Retrain(ProposalJob):
         )
         if isinstance(event, str):
             return f"not tried: {event}"
-        here.desk.write([event], kept_with(candidate, secret=self.secret))
+        here.writer.write([event], kept_with(candidate, secret=self.secret))
         return "tried from here on, in shadow"
 
     def _due(self, name: str, held: RouteDeployment, log: LogReader) -> Reason | None:
@@ -214,7 +214,7 @@ class Tune(ProposalJob):
         before = newest_arm(here.log, name)
         if (before.arm if before is not None else FULL) == worth.arm:
             return ""
-        here.desk.write([replace(worth, read_to_seq=here.until, author=self.author)])
+        here.writer.write([replace(worth, read_to_seq=here.until, author=self.author)])
         return f"{worth.arm} proposed: {worth.reason}"
 
 
@@ -378,5 +378,5 @@ class SamplingJob(ProposalJob):
             author=self.author,
             reason=f"{kept}; classes by what is uncertain in the latest {seen.n_live:,.0f} live runs",
         )
-        here.desk.write([row])
+        here.writer.write([row])
         return f"rates of {len(rates.by_class)} classes set: {kept}"

@@ -52,7 +52,7 @@ class Candidates:
     most_drawn: int
     since_seq: int
     point: Callable[[str], float]
-    asked: Collection[str] = ()
+    queued: Collection[str] = ()
     below: dict[str, str] = field(default_factory=dict)
     seq: int = 0  # position of the last row read
     n: int = 0  # requests are not counted here
@@ -81,7 +81,7 @@ class Candidates:
             if given.episode_id is not None and (given.correct is not None or given.gold is not None):
                 self.waiting.drop(given.episode_id)  # a labelled run needs no reviewer
         elif isinstance(event, LabelRequest) and event.route == self.name:
-            self.want(event)
+            self.add_request(event)
         elif isinstance(event, Epoch) and event.route == self.name:
             # Neither a cold start nor another guarantee, which begins without a burst, is drift.
             self._n_new = DRIFT_RUNS if event.number > 1 and event.burst else 0
@@ -90,9 +90,9 @@ class Candidates:
     def restart(self, until_seq: int) -> None:
         self.since_seq, self.urn = until_seq, Urn(self.most_drawn)
 
-    def want(self, wanted: LabelRequest) -> None:
+    def add_request(self, wanted: LabelRequest) -> None:
         """Add an audit that disagrees at the active level or the next one."""
-        if wanted.episode_id not in self.asked:
+        if wanted.episode_id not in self.queued:
             self.waiting.add(
                 ReviewCandidate(
                     episode_id=wanted.episode_id,
@@ -111,7 +111,7 @@ class Candidates:
         name, query_class = request.episode_id, class_of(request.query)
         if self.seq > self.since_seq:
             self.urn.add(self.point(name), of_run(request, outcome, "control", "drawn at random from all runs"))
-        if name in self.asked:
+        if name in self.queued:
             return
         if query_class in self.below:
             self.waiting.add(of_run(request, outcome, "class_below", self.below[query_class]))
@@ -146,7 +146,7 @@ class ReviewJob(FoldJob[Candidates]):
     def begin(self, log: LogReader) -> None:
         self._reviews = read_reviews(log, self._reviews)
         for fold in self._folds.values():
-            self._brief(fold, log)
+            self._update(fold, log)
 
     def build(self, name: str, here: JobPass) -> Candidates:
         cap, drawings = self._cap(name), self._reviews.queue.drawings.get(name, ())
@@ -159,13 +159,13 @@ class ReviewJob(FoldJob[Candidates]):
             # Requests from before the last draw may end after it, so those still open are read, too.
             seq=looked_back,
         )
-        self._brief(fold, here.log)
+        self._update(fold, here.log)
         for wanted in read_open_label_requests(here.log, name, most=MOST_WAITING):
-            fold.want(wanted)
+            fold.add_request(wanted)
         return fold
 
-    def _brief(self, fold: Candidates, log: LogReader) -> None:
-        fold.asked = self._reviews.queue.places
+    def _update(self, fold: Candidates, log: LogReader) -> None:
+        fold.queued = self._reviews.queue.places
         fold.below = harmed_classes(read_decided(log).of(fold.name), log, fold.name, self.settings.routes[fold.name])
 
     def _cap(self, name: str) -> Cap:
@@ -176,9 +176,9 @@ class ReviewJob(FoldJob[Candidates]):
         """Divide what is left of the deployment's cap for today among the routes."""
         now_s = self._now_s = self.now()
         day, queue, demands = day_number(now_s), self._reviews.queue, list[Demand]()
-        asked = queue.asked_on(day)
+        n_queued = queue.asked_on(day)
         for name, fold in self._folds.items():
-            cap, (n_chosen, n_drawn) = self._cap(name), asked.get(name, (0, 0))
+            cap, (n_chosen, n_drawn) = self._cap(name), n_queued.get(name, (0, 0))
             drawings = queue.drawings.get(name, ())
             last_at_s = drawings[-1].drawn_at_s if drawings else None
             demands.append(
@@ -191,7 +191,7 @@ class ReviewJob(FoldJob[Candidates]):
                     priorities=fold.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
                 )
             )
-        room = open_now(self.settings.review.per_day, sum(map(sum, asked.values())), now_s=now_s)
+        room = open_now(self.settings.review.per_day, sum(map(sum, n_queued.values())), now_s=now_s)
         self._granted = share_out(room, demands, day=day)
 
     def conclude(self, name: str, fold: Candidates, here: JobPass) -> None:
@@ -209,12 +209,12 @@ class ReviewJob(FoldJob[Candidates]):
         rules = self.settings.routes[name].review
         items = [item_of(one, rules, now_s=self._now_s, author=self.author, drawing=drawing) for one in drawn]
         items += [item_of(one, rules, now_s=self._now_s, author=self.author) for one in chosen]
-        here.desk.write([*([] if drawing is None else [drawing]), *items])
+        here.writer.write([*([] if drawing is None else [drawing]), *items])
         if drawing is not None:
             fold.restart(fold.seq)
         self._reviews = read_reviews(self.path, self._reviews)
         of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
-        self.say(name, f"{plural(len(items), 'run')} to look at{of}")
+        self.add_sentence(name, f"{plural(len(items), 'run')} to look at{of}")
 
     def _draw(self, fold: Candidates, n: int) -> tuple[ControlDraw, list[ReviewCandidate]]:
         n_candidates, drawn = fold.urn.n, fold.urn.draw(n)
@@ -238,8 +238,8 @@ def harmed_classes(held: RouteDeployment, log: LogReader, name: str, route: Rout
         query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
         for query_class, _ in held.classes
     }
-    outlook = newest_forecast(log, name)
-    for account in () if outlook is None else outlook.classes:
+    forecast = newest_forecast(log, name)
+    for account in () if forecast is None else forecast.classes:
         query_class, drop = account.query_class, account.em_drop
         if query_class is None or not account.known or drop is None or drop.low is None:
             continue

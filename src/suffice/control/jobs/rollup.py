@@ -50,14 +50,14 @@ Booking: TypeAlias = tuple[RollupKey, RollupSums, int]  # the int is the sign
 @dataclass(kw_only=True)
 class Rollup(LogJob):
     name = "rollup"
-    _to_the_letter: set[str] = field(init=False, default_factory=set)  # routes whose scorer could not be built
+    _compared_exactly: set[str] = field(init=False, default_factory=set)  # routes whose scorer could not be built
     _classes: dict[str, set[str]] | None = field(init=False, default=None)
     _rested_s: float | None = field(init=False, default=None)
 
     def forget(self) -> None:
         self._classes, self._rested_s = None, None
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
         now_s = self.monotonic_s()
         if not self.path.is_file() or (self._rested_s is not None and now_s - self._rested_s < EVERY_S):
             return ()
@@ -65,19 +65,19 @@ class Rollup(LogJob):
         n_rows, last = 0, 0
         with open_reader(self.path) as log:
             if self._classes is None:
-                self._clear_if_scored_otherwise(log, desk)
+                self._clear_if_scored_otherwise(log, writer)
                 self._classes = rollups.classes_of(log)
             for _ in range(BATCHES):
-                n, last = self._batch(log, desk)
+                n, last = self._batch(log, writer)
                 n_rows += n
                 if n < BATCH_ROWS:
                     break
-                desk.renew()
+                writer.renew()
         # Small rounds are not recorded: there would be a row every two seconds.
-        said = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
-        return (JobReport(said=said, read_to_seq=last),)
+        sentence = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
+        return (JobReport(said=sentence, read_to_seq=last),)
 
-    def _batch(self, log: LogReader, desk: JobWriter) -> tuple[int, int]:
+    def _batch(self, log: LogReader, writer: JobWriter) -> tuple[int, int]:
         to, at_s = rollups.read_to(log), self.now()
         stretch = read_stretch(log, to.seq, BATCH_ROWS)
         if not stretch.n_rows:
@@ -91,18 +91,18 @@ class Rollup(LogJob):
         # There are no more such rows up to `to.last`, the end of the log before they were read.
         until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
 
-        def keep(writer: LogReader) -> None:
-            if not rollups.add_rollups(writer, sums, tallies, since=to.seq, seq=until, at_s=at_s):
+        def keep(connection: LogReader) -> None:
+            if not rollups.add_rollups(connection, sums, tallies, since=to.seq, seq=until, at_s=at_s):
                 raise LeaseLost("job rollup: somebody else has summed this up")
 
-        desk.keep(keep)
+        writer.keep(keep)
         return stretch.n_rows, until
 
-    def _clear_if_scored_otherwise(self, log: LogReader, desk: JobWriter) -> None:
+    def _clear_if_scored_otherwise(self, log: LogReader, writer: JobWriter) -> None:
         for name, tally in rollups.read_tallies(log).items():
             if tally.counts.get("labelled") and tally.scorer != self._scoring(name).name:
                 LOG.info("rollup: route %s has another scorer now: the log is summed up again", name)
-                desk.keep(rollups.clear)
+                writer.keep(rollups.clear)
                 return
 
     def _bookings(self, change: Change) -> Iterator[Booking]:
@@ -139,23 +139,23 @@ class Rollup(LogJob):
 
     def _scoring(self, route: str) -> RouteScorer:
         match = self._match(route)
-        return RouteScorer("" if match is _same else scorer_label(self.settings.routes[route].scorer), match)
+        return RouteScorer("" if match is _is_same else scorer_label(self.settings.routes[route].scorer), match)
 
     def _match(self, route: str) -> Match:
         """The route's match; exact comparison where its scorer cannot be built."""
-        if route not in self.settings.routes or route in self._to_the_letter:
-            return _same
+        if route not in self.settings.routes or route in self._compared_exactly:
+            return _is_same
         try:
             return self.match(route)
         except (LeaseLost, StoreError):
             raise
         except Exception as error:  # noqa: BLE001 - labels are then compared exactly
             LOG.error("rollup: route %s: answers are compared to the letter: %s", route, why_of(error))
-            self._to_the_letter.add(route)
-            return _same
+            self._compared_exactly.add(route)
+            return _is_same
 
 
-def _same(answer: str | None, gold: str) -> bool:
+def _is_same(answer: str | None, gold: str) -> bool:
     return answer == gold
 
 
@@ -222,7 +222,7 @@ def _marked(run: RunNumbers, weight: float) -> RollupSums:
 def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
     live = run.enforce and not run.audit
     full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
-    shown = run.full and run.would_spend is not None and run.baseline_tokens is not None
+    is_replayed = run.full and run.would_spend is not None and run.baseline_tokens is not None
     return RollupSums(
         n_governed=1,
         n_stopped=int(run.stopped),
@@ -236,8 +236,8 @@ def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
         full_tokens=int(full_spent or 0),
         n_live_counted=int(live_spent is not None),
         live_tokens=int(live_spent or 0),
-        whole_tokens=round(run.baseline_tokens or 0) if shown else 0,
-        would_tokens=int(run.would_spend or 0) if shown else 0,
+        whole_tokens=round(run.baseline_tokens or 0) if is_replayed else 0,
+        would_tokens=int(run.would_spend or 0) if is_replayed else 0,
         saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
         saved_usd=outcome.saved_usd_estimate or 0.0 if run.stopped else 0.0,
         would_save_usd=run.would_save_usd or 0.0 if run.full else 0.0,

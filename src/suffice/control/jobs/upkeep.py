@@ -51,7 +51,7 @@ class ExportHeads:
         self._in_file = self._sent = None
         self._due_s = float("-inf")
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:  # noqa: ARG002 - every job gets one; this one adds no row
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:  # noqa: ARG002 - every job gets one; this one adds no row
         now_s = self.monotonic_s()
         if now_s < self._due_s or not (self.settings.file or self.webhook) or not self.path.is_file():
             return ()
@@ -68,11 +68,11 @@ class ExportHeads:
             problem = post_json(self.webhook, line, timeout_s=self.settings.timeout_s)
             if problem is None:
                 self._sent = newest
-                said = f"head at place {newest.place} exported to the webhook"
+                sentence = f"head at place {newest.place} exported to the webhook"
             else:
                 LOG.error("audit: the head at place %d was not exported: %s", newest.place, problem)
-                said = f"head at place {newest.place} not exported: {problem}"
-            reports.append(JobReport(said=said, ok=problem is None, read_to_seq=newest.seq))
+                sentence = f"head at place {newest.place} not exported: {problem}"
+            reports.append(JobReport(said=sentence, ok=problem is None, read_to_seq=newest.seq))
         return reports
 
     def _to_file(self, file: Path, newest: Head, line: bytes) -> Sequence[JobReport]:
@@ -112,22 +112,22 @@ class Retain:
         self._done.clear()
         self._due_s = float("-inf")
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+    def run(self, writer: JobWriter) -> Sequence[JobReport]:
         now_s, retention = self.monotonic_s(), self.settings.retention
         due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
         if not due or now_s < self._due_s or not self.writer.path.is_file():
             return ()
         self._due_s = now_s + retention.every_s
-        reports = [self._retain(part, days, desk) for part, days in due]
+        reports = [self._retain(part, days, writer) for part, days in due]
         if self._unpurged:
-            desk.renew()
+            writer.renew()
             self._unpurged = not purge(self.writer.path)
             if self._unpurged:
-                said = "what was erased may still stand in the write-ahead log: somebody was reading; tried again later"
-                reports.append(JobReport(said=said, ok=False))
+                sentence = "the write-ahead log may still hold erased text: another process was reading; will retry"
+                reports.append(JobReport(said=sentence, ok=False))
         return reports
 
-    def _retain(self, part: Part, days: float, desk: JobWriter) -> JobReport:
+    def _retain(self, part: Part, days: float, writer: JobWriter) -> JobReport:
         what = f"{part} older than {days:g} days"
         order = ErasureOrder(
             erasure_id=self.new_id(),
@@ -138,12 +138,12 @@ class Retain:
         )
         tally = ErasureTally()
         for until, rows in self._batches(part, what, self.now() - days * DAY_S):
-            desk.renew()
+            writer.renew()
             erase_words(self.writer, order, rows, tally, until_seq=until)
             self._done[part] = until
             self._unpurged = self._unpurged or bool(tally.n_rows)
-        said = f"{what}: erased in {tally.n_rows:,} rows" if tally.n_rows else ""
-        return JobReport(said=said, read_to_seq=self._done.get(part, 0))
+        sentence = f"{what}: erased in {tally.n_rows:,} rows" if tally.n_rows else ""
+        return JobReport(said=sentence, read_to_seq=self._done.get(part, 0))
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
         with open_reader(self.writer.path) as log:
@@ -151,14 +151,14 @@ class Retain:
             last = self._needed_from(log) - 1 if part == "steps" else last_place(log)
         while True:
             with open_reader(self.writer.path) as log:
-                found = select_expired_rows(log, limit_s, after_seq=after, until_seq=last)
+                rows = select_expired_rows(log, limit_s, after_seq=after, until_seq=last)
                 # References are erased with the answers: they would mark a missing answer as wrong.
-                ended = [row.key for row in found if row.kind == "outcome"] if part == "answers" else []
+                ended = [row.key for row in rows if row.kind == "outcome"] if part == "answers" else []
                 labels = {seq for key in ended for seq in select_label_rows(log, key)}
-            if not found:
+            if not rows:
                 return
-            after = found[-1].seq
-            yield after, [*sorted(labels - {row.seq for row in found}), *(row.seq for row in found)]
+            after = rows[-1].seq
+            yield after, [*sorted(labels - {row.seq for row in rows}), *(row.seq for row in rows)]
 
     def _needed_from(self, log: LogReader) -> int:
         decided, first = read_decided(log), last_place(log) + 1

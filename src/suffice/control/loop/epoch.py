@@ -34,7 +34,7 @@ class Resolution:
     artefacts: Mapping[str, str] = field(default_factory=dict)  # by address
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         n_wanted = sum(isinstance(event, LabelRequest) for event in self.events)
         sentences = [sentence for event in self.events if (sentence := _sentence(event))]
         return "; ".join([*sentences, *([f"{n_wanted} labels wanted"] if n_wanted else [])])

@@ -193,7 +193,7 @@ class LearnedEvidence(EvidenceSource):
         if expected:
             if expected[0].at == self.state.n and expected[0].ceiling != self.ceiling:
                 self.ceiling = expected[0].ceiling
-                self.ratings.begin_anew()
+                self.ratings.restart()
             return ""
         if self.state.context.route.min_satisfaction is None and self.ceiling is not None:
             self.ceiling = None
@@ -202,7 +202,7 @@ class LearnedEvidence(EvidenceSource):
         if why is None or not self.level:
             return ""
         self.ceiling = next_safer(self.level)
-        self.ratings.begin_anew()
+        self.ratings.restart()
         return f"{why}: level {self.ceiling} at most"
 
     # ---- audits ----------------------------------------------------------------------------------
@@ -228,7 +228,9 @@ class LearnedEvidence(EvidenceSource):
             if (judged[place] if place < len(judged) else audit.differs)
         ]
         before = self.counts
-        self.counts, _ = verdicts(differing, state.context.match, callers=state.traffic.callers, hears=self.judge.hears)
+        self.counts, _ = verdicts(
+            differing, state.context.match, callers=state.traffic.callers, accepts=self.judge.accepts
+        )
         changed = (state.places.get(name, self._n_taken) for name in changed_verdicts(before, self.counts))
         places = sorted(place for place in changed if place < self._n_taken)
         again = self._rows([state.audits[place] for place in places])
@@ -248,7 +250,7 @@ class LearnedEvidence(EvidenceSource):
         if n_gone > 0:
             self.state.audits = self.state.audits[n_gone:]
             self._n_taken = len(self.state.audits)
-            self._guards.let_go(n_gone)
+            self._guards.forget(n_gone)
             self.state.index_audits()
 
     def _charge_finish(self, served: FoldedModels | None) -> None:

@@ -21,7 +21,7 @@ from suffice.assurance.runs import Match
 from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.judging import graded, pair_grades, parse_grade, persons_word
+from suffice.control.evidence.judging import graded, human_label, pair_grades, parse_grade
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
 from suffice.learn.certifier import Certifier, CertifierDecision, matured, missing_audits
 from suffice.learn.version import FoldedModels
@@ -200,7 +200,7 @@ class LiveGuards:
         if self._guards is None:
             self._guards = ClassGuards(outcomes.z.shape[1], self.max_em_drop, delta=self.delta)
         if self._served is not certifier.served:
-            self._judge_anew(self._guards, outcomes.z, audits)
+            self._rejudge(self._guards, outcomes.z, audits)
             self._served = certifier.served
         sentences = []
         for place in (np.flatnonzero(outcomes.enters[self._n_seen :]) + self._n_seen).tolist():
@@ -215,7 +215,7 @@ class LiveGuards:
             return ()
         return tuple(sorted((name, own) for name in self._moved if (own := guards.level(name, level)) < level))
 
-    def let_go(self, n: int) -> None:
+    def forget(self, n: int) -> None:
         self._n_seen = max(0, self._n_seen - n)
 
     def _add(self, guards: ClassGuards, audit: Audit, z: Small, pooled: int) -> list[str]:
@@ -231,7 +231,7 @@ class LiveGuards:
             return [f"class {name or 'none'} loses more than {100 * FACTOR * self.max_em_drop:g} points: it is held"]
         return [f"class {name or 'none'} is let back"]
 
-    def _judge_anew(self, guards: ClassGuards, z: Small, audits: Sequence[Audit]) -> None:
+    def _rejudge(self, guards: ClassGuards, z: Small, audits: Sequence[Audit]) -> None:
         for name, moved in self._moved.items():
             seen = enumerate(audits[: self._n_seen])
             guards.judge_anew(name, z[[at for at, audit in seen if audit.seq > moved and audit.query_class == name]])
@@ -312,7 +312,7 @@ class JudgeCharge:
     model: str | None
     match: Match
     charge: float = 0.0  # fraction of EM; 0 where the judge's labels do not count
-    heard: bool = False
+    is_accepted: bool = False
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)  # at the last look: graded, wrong, on the judge alone, audits
     _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels, wrong grades
 
@@ -333,18 +333,18 @@ class JudgeCharge:
             error = bound_fidelity(counts[1], counts[0], confidence=CHARGE_CONFIDENCE)
             share = bound_fidelity(counts[2], counts[3], confidence=CHARGE_CONFIDENCE)
             charge = 1.0 if error is None or share is None else min(1.0, 2 * error.upper * share.upper)
-            self.heard = bool(wrong) and charge <= MOST_SHARE * max_em_drop
-            self.charge = charge if self.heard else 0.0
+            self.is_accepted = bool(wrong) and charge <= MOST_SHARE * max_em_drop
+            self.charge = charge if self.is_accepted else 0.0
 
-    def hears(self, given: Feedback) -> bool:
-        return self.heard and self.model is not None and parse_grade(given, self.model) is not None
+    def accepts(self, given: Feedback) -> bool:
+        return self.is_accepted and self.model is not None and parse_grade(given, self.model) is not None
 
     def _mistakes(self, audit: Audit, model: str, callers: Collection[str]) -> list[bool]:
         known = self._compared.get(audit.id)
         if known is not None and known[0] == len(audit.labels):
             return known[1]
         trusted = [label for label in audit.labels if rank_of(label.feedback, callers) >= TRUSTED]
-        pairs = pair_grades(audit.outcome, persons_word(trusted), graded(audit.labels, model), self.match)
+        pairs = pair_grades(audit.outcome, human_label(trusted), graded(audit.labels, model), self.match)
         mistakes = [(grade > 0) != right for grade, right in pairs]
         self._compared[audit.id] = len(audit.labels), mistakes
         return mistakes

@@ -29,7 +29,7 @@ from suffice.types import EvidenceSummary, Feedback, LabelRequest, Outcome, Pair
 FULL: Final = "full"  # how outcomes name a second full run
 MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remembered
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that are pending
-COMES_BACK: Final = 10.0  # divides delta for an arm that lost its certificate
+RETURN_DIVISOR: Final = 10.0  # divides delta for an arm that lost its certificate
 _MOST_LOG: Final = 700.0  # largest exponent that does not overflow
 
 
@@ -173,15 +173,15 @@ class PairedEvidence(EvidenceSource):
     def _arm_delta(self) -> float:
         """An arm that lost its certificate needs a stronger proof to return, so that it does not alternate."""
         delta = self.state.delta
-        return delta / COMES_BACK if self._fell and not self.level else delta
+        return delta / RETURN_DIVISOR if self._fell and not self.level else delta
 
     def _draft(self, held: RouteDeployment, arms: CertifiedArms) -> Draft | None:
         state, before, view = self.state, held.publication, arms.views[0]
         if (before.level if before is not None else 0) == self.level:
             return None
         # The arm of the latest pair: of an effort and a budget, it is the one that the upstream accepts.
-        asked = (audit.outcome.pair_arm for audit in reversed(state.audits))
-        arm = next((arm for arm in asked if arm not in (None, FULL)), None) or state.context.route.arms[0]
+        latest_first = (audit.outcome.pair_arm for audit in reversed(state.audits))
+        arm = next((arm for arm in latest_first if arm not in (None, FULL)), None) or state.context.route.arms[0]
         budget = state.epoch.max_em_drop
         evidence = EvidenceSummary(
             n_audits=view.n,

@@ -64,13 +64,13 @@ class RouteLoop:
         *,
         expected: Iterable[Publication] = (),
         kept: Sequence[Audit] = (),
-        asked: Iterable[str] = (),
+        requested: Iterable[str] = (),
     ) -> None:
         epoch = held.epoch
         assert epoch is not None
         # Published decisions are in `expected`: they become active when the fold reaches them.
         self.held = replace(held, publication=None)
-        self.asked = set(asked)
+        self.requested = set(requested)
         self.holds: RouteHolds = NO_HOLDS
         self.at_s = 0.0
         self.seq = epoch.since_seq
@@ -276,7 +276,7 @@ class RouteLoop:
                 windows=state.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
                 pending=state.unreturned.with_earlier(epoch.pending).plain(),
             )
-        events = (*self.source.label_requests(self.asked), *self._pause())
+        events = (*self.source.label_requests(self.requested), *self._pause())
         return Resolution(events) if events else None
 
     @property

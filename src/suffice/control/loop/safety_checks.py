@@ -36,7 +36,7 @@ MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamIdentity:
-    asked: str
+    model: str
     fingerprint: Fingerprint
 
 
@@ -63,7 +63,7 @@ class Upstreams:
 
     def note(self, who: UpstreamIdentity, *, gathers: bool) -> str | None:
         """Note an answer; return why it is a change, or None. gathers: the epoch still gathers its evidence."""
-        same_name = [one for one in self.known if one.asked == who.asked]
+        same_name = [one for one in self.known if one.model == who.model]
         if not all(changed(one.fingerprint, who.fingerprint) for one in same_name):
             self.strangers.append(False)
             return None
@@ -82,8 +82,8 @@ class Upstreams:
         return None
 
     def plain(self) -> tuple[tuple[str, str, str], ...]:
-        known = ((one.asked, one.fingerprint.model, one.fingerprint.system_fingerprint) for one in self.known)
-        return tuple(sorted({(asked, model or "", fingerprint or "") for asked, model, fingerprint in known}))
+        known = ((one.model, one.fingerprint) for one in self.known)
+        return tuple(sorted({(model, own.model or "", own.system_fingerprint or "") for model, own in known}))
 
 
 @dataclass(slots=True)
@@ -95,9 +95,9 @@ class SampleRatioTest:
 
     def note(self, request: Request) -> None:
         """Count the draw of a request once: later deliveries had no draw."""
-        lot = lot_of(request)
-        if lot is not None and request.unit and request.delivery == 1:
-            self._new.append(lot)
+        draw = lot_of(request)
+        if draw is not None and request.unit and request.delivery == 1:
+            self._new.append(draw)
 
     def broken(self) -> str | None:
         if self._new:
@@ -157,9 +157,9 @@ class CriticalEM:
     right: dict[str, bool] = field(default_factory=dict)  # by episode, the oldest verdict first
     _weights: dict[str, float] = field(default_factory=dict)
 
-    def note(self, episode_id: str, *, right: bool, stands_for: float = 1.0) -> None:
+    def note(self, episode_id: str, *, right: bool, weight: float = 1.0) -> None:
         """Note a verdict on a run that stands for `stands_for` runs; a later one about the same episode replaces it."""
-        self.right[episode_id], self._weights[episode_id] = right, stands_for
+        self.right[episode_id], self._weights[episode_id] = right, weight
         while len(self.right) > CRITICAL_LABELS:
             oldest = next(iter(self.right))
             del self.right[oldest], self._weights[oldest]
@@ -172,7 +172,7 @@ class CriticalEM:
         if right is None and given.gold is not None:
             right = answer is not None and match(answer, given.gold)
         if right is not None:
-            self.note(episode_id, right=right, stands_for=joined.stands_for.get(episode_id, 1.0))
+            self.note(episode_id, right=right, weight=joined.weights.get(episode_id, 1.0))
 
     def forget(self) -> None:
         self.right.clear()
