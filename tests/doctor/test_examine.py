@@ -55,8 +55,8 @@ LIES = {
     "reasoning_budget_tokens": ("native_budget", "60 pieces of thought with a budget of 8, 60 without"),
     "logprobs": ("logprobs_stream", "without any"),
     "stream_options": ("stream_usage", "no usage"),
-    "continue_final_message": ("prefill", "began anew"),
-    "max_completion_tokens": ("max_completion_tokens", "a cap of 4 was passed: 24 pieces"),
+    "continue_final_message": ("prefill", "started over"),
+    "max_completion_tokens": ("max_completion_tokens", "a cap of 4 was exceeded: 24 pieces"),
     "seed": ("seed", "the same seed gave"),
 }
 
@@ -88,7 +88,7 @@ def test_what_was_ignored_is_not_used(lies: dict[str, Any]) -> None:
     assert not allows_probes(findings)
     sentences = " ".join(recommend(findings, name="up", url="http://h", driver=None).sentences)
     assert "accepts a reasoning budget and ignores it" in sentences
-    assert "not sent, it caches no prefixes" in sentences
+    assert "not sent, because the server caches no prefixes" in sentences
 
 
 async def test_a_plain_server_offers_no_way_to_close_a_thought() -> None:
@@ -100,7 +100,7 @@ async def test_a_plain_server_offers_no_way_to_close_a_thought() -> None:
     recommendation = recommend(findings, name="up", url="http://h", driver=None)
     assert recommendation.driver == "openai"
     assert "finish" not in recommendation.settings
-    assert any("nothing was seen that closes a thought" in sentence for sentence in recommendation.sentences)
+    assert any("no way to close a thought was observed" in sentence for sentence in recommendation.sentences)
 
 
 async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
@@ -134,7 +134,7 @@ async def test_an_experiment_that_takes_too_long_gives_no_verdict_and_the_others
         findings = await examine_fake(fake, timeout_s=2.0)
     seen = verdicts(findings)
     assert seen["max_tokens"] == "unclear"
-    assert "not done within 2 s" in evidence(findings, "max_tokens")
+    assert "did not finish within 2 s" in evidence(findings, "max_tokens")
     assert seen["n"] == "yes"
 
 

@@ -88,4 +88,4 @@ async def test_a_call_that_succeeds_says_enough(tmp_path: Path, caplog: pytest.L
     assert len(lines) == 2
     assert f"upstream up (127.0.0.1:{port}): a call failed: " in lines[0]
     assert "ConnectionRefusedError" in lines[0]
-    assert lines[1] == f"upstream up (127.0.0.1:{port}) answers again"
+    assert lines[1] == f"upstream up (127.0.0.1:{port}) is reachable again"

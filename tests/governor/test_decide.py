@@ -110,7 +110,7 @@ async def test_a_call_that_comes_again_changes_nothing(tmp_path: Path) -> None:
 MISTAKES: list[tuple[dict[str, Any] | bytes, int, str]] = [
     ({"question": "q", "step": step(2, "a")}, 409, "step.index: got 2; the first step of a run is 1"),
     ({"episode_id": "OPEN", "step": step(3, "a")}, 409, "got 3; the next step of this run is 2"),
-    ({"episode_id": "OPEN", "step": step(1, "b")}, 409, "step 1 was told before with another answer"),
+    ({"episode_id": "OPEN", "step": step(1, "b")}, 409, "step 1 was already reported with another answer"),
     ({"episode_id": "OPEN", "step": step(1, "a", 11)}, 409, "another answer or token count"),
     ({"episode_id": "OPEN", "step": step(1, "a"), "route": "other"}, 409, "belongs to the route 'loop'"),
     ({"episode_id": "ep_none", "step": step(1, "a")}, 404, "'ep_none' is not open here"),

@@ -253,7 +253,7 @@ def test_every_script_is_assembled_or_refused(name: str) -> None:
 
 
 def test_nothing_at_all_is_not_an_answer() -> None:
-    with pytest.raises(UpstreamProtocol, match="held no answer"):
+    with pytest.raises(UpstreamProtocol, match="contained no answer"):
         assembled(b"[DONE]")
     with pytest.raises(UpstreamProtocol, match="without a finish reason"):
         assembled(chunk({"content": "a"}))

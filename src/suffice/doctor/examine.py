@@ -58,7 +58,7 @@ async def _within(session: ServerSession, experiment: Experiment) -> Result:
     except Refusal as refusal:
         return refusal.result
     except TimeoutError:
-        return Result("unclear", f"not done within {session.timeout_s:g} s (--timeout)")
+        return Result("unclear", f"did not finish within {session.timeout_s:g} s (--timeout)")
     except UpstreamError as error:
         return Result("no" if experiment is reachable else "unclear", error.for_operator())
 
@@ -118,22 +118,22 @@ def _driver(findings: Findings) -> Driver:
 def _stops(findings: Findings) -> str:
     if not findings.finish:
         return (
-            "Stops on a reasoning route: nothing was seen that closes a thought; what is left is to ask again"
-            " (re-ask). A samples route needs none."
+            "Stops on a reasoning route: no way to close a thought was observed; only asking again (re-ask)"
+            " remains. A samples route needs none."
         )
     return f"Stops on a reasoning route: closed by {', then '.join(findings.finish)}."
 
 
 def _probes(findings: Findings) -> str:
     if allows_probes(findings):
-        return "Probes while observing: allowed, it continues a text and caches prefixes."
+        return "Probes in observe mode: allowed, because the server continues a text and caches prefixes."
     missing = []
     if not any(honoured(findings, way) for way in CONTINUES):
-        missing.append("it does not continue a text")
+        missing.append("the server does not continue a text")
     if not honoured(findings, "prefix_cache"):
         seen = find_verdict(findings, "prefix_cache") in ("no", "ignored")
-        missing.append("it caches no prefixes" if seen else "nobody saw it cache a prefix")
-    return f"Probes while observing: not sent, {' and '.join(missing)}."
+        missing.append("the server caches no prefixes" if seen else "no cached prefix was observed")
+    return f"Probes in observe mode: not sent, because {' and '.join(missing)}."
 
 
 def _added(findings: Findings) -> str:
@@ -147,15 +147,18 @@ def _added(findings: Findings) -> str:
 
 
 _CAUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {  # experiment → verdicts, and their consequence
-    "cancel": (("no", "ignored"), "Caution: it goes on generating after a hang-up, so a stop saves no work there."),
+    "cancel": (
+        ("no", "ignored"),
+        "Caution: it keeps generating after a client disconnects, so a stop saves no work there.",
+    ),
     "stream_usage": (
         ("no", "ignored"),
-        "Caution: streams tell no usage, so tokens are counted by pieces and marked so.",
+        "Caution: streams report no usage, so tokens are counted from pieces and marked as such.",
     ),
     "native_budget": (("ignored",), "Caution: it accepts a reasoning budget and ignores it."),
     "reasoning": (
         ("no",),
-        "This model showed no thought, so a reasoning route has nothing to stop; samples works.",
+        "This model returned no thought, so a reasoning route has nothing to stop; a samples route works.",
     ),
 }
 
@@ -163,7 +166,7 @@ _CAUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {  # experiment → verdi
 def _cautions(findings: Findings, driver: Driver) -> list[str]:
     sentences = [text for name, (verdicts, text) in _CAUTIONS.items() if find_verdict(findings, name) in verdicts]
     if driver != "llama.cpp" and {"native", "raw"} & set(findings.finish):
-        sentences.append(f"Driver {driver!r} writes no template and no control: native and raw need llama.cpp's.")
+        sentences.append(f"Driver {driver!r} has no template and no control endpoint: native and raw need llama.cpp's.")
     return sentences
 
 
@@ -176,7 +179,7 @@ def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
     if usable:
         lines.append(f"finish = {json.dumps(usable)}")
     if usable and find_verdict(findings, "reasoning") == "no":
-        lines.append("# no thought was seen: a reasoning route would have nothing to stop")
+        lines.append("# no thought was observed: a reasoning route would have nothing to stop")
     return "\n".join(lines) + "\n"
 
 
@@ -205,7 +208,7 @@ SHAPES: tuple[AnswerShape, ...] = (
     AnswerShape("llama.cpp", "llama_cpp_chat_prefill", "chat stream that continues an assistant message (prefill)"),
     AnswerShape("llama.cpp", "llama_cpp_chat_budget", "chat stream whose thought a budget ended"),
     AnswerShape("llama.cpp", "llama_cpp_chat_control", "chat stream whose thought the control endpoint ended (native)"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_cancelled", "chat stream that was left early"),
+    AnswerShape("llama.cpp", "llama_cpp_chat_cancelled", "chat stream that the client left early"),
     AnswerShape("llama.cpp", "llama_cpp_completions_raw", "completions stream that continues a template's text (raw)"),
     AnswerShape("llama.cpp", "llama_cpp_completions_body", "completions, one body"),
     AnswerShape("llama.cpp", "llama_cpp_completion_native", "llama.cpp's own completion, stream"),

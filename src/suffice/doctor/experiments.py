@@ -50,10 +50,10 @@ async def _models(session: ServerSession) -> Result:
     listed = within(body, "data")
     items = listed if isinstance(listed, list) else []
     if status != 200 or not items:
-        return Result("no", f"/v1/models answered {status} and listed nothing")
+        return Result("no", f"/v1/models answered {status} and listed no models")
     mine = next((one for one in items if within(one, "id") == session.model), None)
     session.facts.context_tokens = parse_number(within(mine, "max_model_len"))
-    here = "among them the one asked for" if mine else f"not the one asked for, {session.model!r}"
+    here = "including the requested model" if mine else f"the requested model {session.model!r} is not among them"
     return Result("yes", f"{len(items)} listed, {here}")
 
 
@@ -63,7 +63,7 @@ async def reachable(session: ServerSession) -> Result:
         session.cap_field = "max_completion_tokens"
         answer = await session.whole(session.body(HELLO, 8))
     if answer.status != 200 or not answer.choices:
-        return Result("no", f"a chat of one line was answered {answer.refused}")
+        return Result("no", f"a one-line chat request was answered {answer.refused}")
     return Result("yes", f"200 in {_ms(answer.took_s)}")
 
 
@@ -86,7 +86,10 @@ async def _capped(session: ServerSession, name: str) -> Result:
     del body[session.cap_field]
     seen = await session.stream({**body, name: CAP}, enough=lambda s: s.n_pieces >= FAR_OVER, refusal="answered")
     if seen.n_pieces >= FAR_OVER:
-        return Result("ignored", f"a cap of {CAP} was passed: {seen.n_pieces} pieces came before we hung up")
+        return Result(
+            "ignored",
+            f"a cap of {CAP} was exceeded: {seen.n_pieces} pieces arrived before we disconnected",
+        )
     if seen.finish_reason == "length":
         return Result("yes", f"a cap of {CAP} ended the answer after {seen.n_pieces} pieces, finish reason length")
     ended = f"the answer ended by itself after {seen.n_pieces} pieces, finish reason {seen.finish_reason}"
@@ -97,7 +100,7 @@ async def _stream_usage(session: ServerSession) -> Result:
     body = session.body(HELLO, 8, stream_options={"include_usage": True})
     seen = await session.stream(body, refusal="stream_options was answered")
     if seen.usage is None or not seen.usage.completion_tokens:
-        return Result("ignored", f"asked for and not sent: {seen.n_pieces} pieces and no usage")
+        return Result("ignored", f"requested but not sent: {seen.n_pieces} pieces and no usage")
     elsewhere = "null in the other chunks" if seen.null_usage else "absent from the other chunks"
     counts = f"{seen.n_prompt or 'unknown'} prompt and {seen.usage.completion_tokens} completion tokens"
     return Result("yes", f"{counts} at the end, {elsewhere}")
@@ -107,7 +110,7 @@ async def _logprobs(session: ServerSession) -> Result:
     answer = await session.whole(session.body(HELLO, 8, logprobs=True, top_logprobs=2), refusal="answered")
     items = within(answer.choices[0], "logprobs", "content") if answer.choices else None
     if not isinstance(items, list) or not items:
-        return Result("ignored", "asked for and not sent: the answer has none")
+        return Result("ignored", "requested but not sent: the answer has none")
     rivals = within(items[0], "top_logprobs")
     n_rivals = len(rivals) if isinstance(rivals, list) else 0
     return Result("yes", f"for {len(items)} tokens, {n_rivals} of 2 alternatives each, in chat's shape")
@@ -116,7 +119,7 @@ async def _logprobs(session: ServerSession) -> Result:
 async def _logprobs_stream(session: ServerSession) -> Result:
     seen = await session.stream(session.body(HELLO, 8, logprobs=True, top_logprobs=2), refusal="answered")
     if not seen.n_logprobs:
-        return Result("ignored", f"asked for and not sent: {seen.n_pieces} pieces without any")
+        return Result("ignored", f"requested but not sent: {seen.n_pieces} pieces without any")
     return Result(
         "yes", f"for {seen.n_logprobs} tokens in {seen.n_pieces} pieces, {seen.n_rivals} of 2 alternatives each"
     )
@@ -131,7 +134,7 @@ async def _tool_stream(session: ServerSession) -> Result:
     if seen.n_tool_pieces > 1:
         return Result("yes", f"{seen.n_tool_pieces} pieces")
     if seen.n_tool_pieces == 1:
-        return Result("no", "the whole call came as one piece")
+        return Result("no", "the whole call arrived as one piece")
     return Result("unclear", f"the model called no tool; it wrote {seen.n_pieces} pieces of text")
 
 
@@ -175,13 +178,13 @@ async def _slots(session: ServerSession) -> Result:
         facts.n_slots = facts.n_slots or len(listed)
         facts.context_tokens = facts.context_tokens or parse_number(within(listed[0], "n_ctx"))
     if facts.n_slots is None:
-        return Result("no", "neither /props nor /slots says; write upstreams.NAME.slots yourself")
+        return Result("no", "neither /props nor /slots reports it; set upstreams.NAME.slots yourself")
     return Result("yes", f"{facts.n_slots} at once")
 
 
 async def _context(session: ServerSession) -> Result:
     if session.facts.context_tokens is None:
-        return Result("no", "neither the list of models nor /props says")
+        return Result("no", "neither the list of models nor /props reports it")
     return Result("yes", f"{session.facts.context_tokens:,} tokens a request")
 
 
@@ -232,8 +235,8 @@ async def _prefill(session: ServerSession) -> Result:
     if text.lstrip().startswith(NEXT):
         return Result("yes", f"after {BEGUN!r} came {_quoted(text, 16)}; {repeats}")
     if BEGUN in seen.content and seen.content.partition(BEGUN)[2].lstrip().startswith(NEXT):
-        return Result("unclear", f"it goes on, but repeats {_quoted(seen.content)} in a way that cannot be stripped")
-    return Result("ignored", f"after {BEGUN!r} it began anew: {_quoted(seen.thought + text)}")
+        return Result("unclear", f"it continues, but repeats {_quoted(seen.content)} in a way that cannot be stripped")
+    return Result("ignored", f"after {BEGUN!r} the model started over: {_quoted(seen.thought + text)}")
 
 
 async def _raw(session: ServerSession) -> Result:
@@ -247,7 +250,7 @@ async def _raw(session: ServerSession) -> Result:
     seen = await session.stream(made.body, made.path, refusal="answered")
     if seen.content.lstrip().startswith(NEXT):
         return Result("yes", f"after {BEGUN!r} came {_quoted(seen.content, 16)}")
-    return Result("ignored", f"after {BEGUN!r} it began anew: {_quoted(seen.thought + seen.content)}")
+    return Result("ignored", f"after {BEGUN!r} the model started over: {_quoted(seen.thought + seen.content)}")
 
 
 async def _continuation(session: ServerSession, method: Any, *, prompt: Prompt | None) -> Continuation:
@@ -265,7 +268,7 @@ async def _continuation(session: ServerSession, method: Any, *, prompt: Prompt |
 async def _native_end(session: ServerSession) -> Result:
     base = session.facts.thought
     if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
-        return Result("unclear", f"there is no thought to end: {_length(base)}")
+        return Result("unclear", f"no thought to end: {_length(base)}")
     seen, start_s = StreamTranscript(), session.clock_s()
     status, ended_at, success = 0, 0, False
     body = session.body(THINK, THINK_CAP, reasoning_control=True, reasoning_budget_message="\n", stream=True)
@@ -280,22 +283,22 @@ async def _native_end(session: ServerSession) -> Result:
             if seen.content.strip() or (ended_at and seen.n_thought_pieces > ended_at + 3 * SLACK):
                 break
     if not ended_at:
-        return Result("unclear", f"the thought was over after {seen.n_thought_pieces} pieces, before it was told")
+        return Result("unclear", f"the thought ended after {seen.n_thought_pieces} pieces, before the control request")
     if not success:
         return Result("no", f"{CHAT}/control answered {status}" + (" and no success" if status == 200 else ""))
     more, otherwise = seen.n_thought_pieces - ended_at, base.n_thought_pieces - ended_at
-    compared = f"{more} more pieces of thought, against {otherwise} when not told"
+    compared = f"{more} more pieces of thought, against {otherwise} without the request"
     if more < otherwise and seen.content.strip():
         return Result("yes", f"{compared}, then the answer")
     if more < otherwise and seen.finish_reason == "stop":
         return Result("unclear", f"{compared}: it ends, but the model then wrote no answer")
-    return Result("ignored", f"it said success, and yet: {compared}")
+    return Result("ignored", f"the server reported success, but {compared}")
 
 
 async def _native_budget(session: ServerSession) -> Result:
     base = session.facts.thought
     if base is None or base.n_thought_pieces < MIN_THOUGHT:
-        return Result("unclear", f"the thought is too short to see a budget: {_length(base)}")
+        return Result("unclear", f"the thought is too short to test a budget: {_length(base)}")
     budget = DRIVERS[session.settings.driver].budget or DRIVERS["llama.cpp"].budget
     assert budget is not None
     fields = budget(BUDGET_TOKENS, "\n")
@@ -307,7 +310,7 @@ async def _native_budget(session: ServerSession) -> Result:
 
 
 def _length(base: StreamTranscript | None) -> str:
-    return "none was seen" if base is None else f"it had {base.n_thought_pieces} pieces"
+    return "none was observed" if base is None else f"it had {base.n_thought_pieces} pieces"
 
 
 # --------------------------------------------------------------------------- the engine
@@ -354,7 +357,7 @@ async def _prefix_cache(session: ServerSession) -> Result:
     if min(warm.n_cached, longer.n_cached) < SEEN_SHARE * warm.n_prompt:
         return Result("no", f"{reported}; {clock}")
     if not faster and cold_s >= 10 * CLEAR_S:
-        return Result("unclear", f"{reported}, but the clock does not agree: {clock}")
+        return Result("unclear", f"{reported}, but the measured times do not agree: {clock}")
     return Result("yes", f"{reported}; {clock}")
 
 
@@ -391,12 +394,12 @@ async def _id_slot(session: ServerSession) -> Result:
     """
     n_slots = session.facts.n_slots
     if not session.facts.can_list_slots or not n_slots or n_slots < 2:
-        why = "the server has one slot" if n_slots == 1 else "/slots does not say which slot works"
+        why = "the server has one slot" if n_slots == 1 else "/slots does not report which slot is busy"
         return Result("unclear", why)
     results = []
     for wanted in (n_slots - 1, 0):
         if await _busy(session) != []:
-            return Result("unclear", "somebody else is being served, whose answer the question could spoil")
+            return Result("unclear", "another request is running, and the test could corrupt its answer")
         seen = StreamTranscript()
         async with session.open(CHAT, session.body(COUNT, LONG_CAP, id_slot=wanted, stream=True)) as call:
             async for _ in session.pieces(call, seen, session.clock_s()):
@@ -405,7 +408,7 @@ async def _id_slot(session: ServerSession) -> Result:
                 return Result("no", f"answered {seen.refused}")
             results.append((wanted, await _busy(session) or []))
         await _quiet(session)
-    text = "; ".join(f"asked for {wanted}, working: {busy}" for wanted, busy in results)
+    text = "; ".join(f"requested {wanted}, busy: {busy}" for wanted, busy in results)
     return Result("yes" if all(busy == [wanted] for wanted, busy in results) else "ignored", text)
 
 
@@ -419,20 +422,20 @@ async def cancel(session: ServerSession) -> Result:
         during = await _running(session)
     left_s = session.clock_s()
     if seen.status != 200 or seen.finish_reason is not None:
-        return Result("unclear", f"there was no long answer to hang up on ({seen.n_pieces} pieces)")
+        return Result("unclear", f"there was no long answer to disconnect from ({seen.n_pieces} pieces)")
     if during:
         if await _quiet(session):
             return Result(
-                "yes", f"{during} running before, none {_ms(session.clock_s() - left_s)} after the client hung up"
+                "yes", f"{during} running before, none {_ms(session.clock_s() - left_s)} after the disconnect"
             )
-        return Result("no", f"{await _running(session)} still running {CANCEL_WITHIN_S:g} s after the client hung up")
+        return Result("no", f"{await _running(session)} still running {CANCEL_WITHIN_S:g} s after the disconnect")
     after = await session.whole(session.body(HELLO, 1))
-    sentence = f"a short request took {_ms(after.took_s)} after a hang-up, {_ms(idle_s)} idle"
+    sentence = f"a short request took {_ms(after.took_s)} after a disconnect, {_ms(idle_s)} when idle"
     if after.took_s > 3 * idle_s + 0.5:
         return Result("no", sentence)
     if session.facts.n_slots == 1:
         return Result("yes", sentence)
-    return Result("unclear", f"{sentence}; a server with a free slot would answer so too")
+    return Result("unclear", f"{sentence}; a server with a free slot would answer the same")
 
 
 async def _busy(session: ServerSession) -> list[int] | None:

@@ -85,7 +85,7 @@ def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any
             raise ConfigError(f'{where}:{number}: has no question; need {{"question": "…"}} or messages')
         bodies.append({"messages": messages, **{k: item[k] for k in SENT_ALONG if k in item}})
     if not bodies:
-        raise ConfigError(f"{where}: holds no question")
+        raise ConfigError(f"{where}: contains no questions")
     return bodies
 
 

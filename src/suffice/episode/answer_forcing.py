@@ -86,7 +86,7 @@ class Continuer:
         if self.facts.writes_prompt == "apply-template":
             prompt = await self._ask("/apply-template", fields, "prompt")
             if not isinstance(prompt, str):
-                raise UpstreamProtocol("/apply-template: gave no prompt")
+                raise UpstreamProtocol("/apply-template: the upstream returned no prompt")
             whole = {"content": prompt, "add_special": True, "parse_special": True}
             tokens = await self._ask("/tokenize", whole, "tokens")
             return Prompt(text=prompt, n_tokens=len(tokens) if isinstance(tokens, list) else None)
@@ -100,10 +100,10 @@ class Continuer:
         model = {"model": self._body.get("model")}
         tokens = await self._ask("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
         if not isinstance(tokens, list):
-            raise UpstreamProtocol("/tokenize: gave no tokens")
+            raise UpstreamProtocol("/tokenize: the upstream returned no tokens")
         written = await self._ask("/detokenize", model | {"tokens": tokens}, "prompt") if text else None
         if text and not isinstance(written, str):
-            raise UpstreamProtocol("/detokenize: gave no prompt")
+            raise UpstreamProtocol("/detokenize: the upstream returned no prompt")
         return Prompt(text=written, n_tokens=len(tokens))
 
     async def _own_prompt(self) -> Prompt:
@@ -127,7 +127,7 @@ class Continuer:
         try:
             return msgspec.json.decode(answer).get(key)
         except (msgspec.DecodeError, AttributeError):
-            raise UpstreamProtocol(f"{path}: the upstream's answer is no JSON object") from None
+            raise UpstreamProtocol(f"{path}: the upstream's answer is not a JSON object") from None
 
     async def prepare(
         self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
@@ -135,7 +135,7 @@ class Continuer:
         """Build the request that answers after `thought`. Raise UpstreamError if the upstream cannot serve it."""
         prompt = await self.prompt(text=True) if method == "raw" else None
         if method == "raw" and prompt is None:
-            raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
+            raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} cannot render a chat template")
         try:
             request = build_continuation(
                 method,

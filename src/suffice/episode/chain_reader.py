@@ -309,7 +309,7 @@ class ChainReader:
             self.ledger.fail_open("budget")  # it was given a budget and exceeded it
             return
         stop.acted, stop.reason, stop.finish_method = True, "budget", "budget"
-        stop.decision = stop.decision or f"budget of {budget.tokens} tokens, kept by the engine"
+        stop.decision = stop.decision or f"budget of {budget.tokens} tokens, enforced by the engine"
 
     def _stop_reading(self) -> None:
         self._has_stopped_reading = True

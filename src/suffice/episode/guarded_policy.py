@@ -89,7 +89,7 @@ class GuardedPolicy:
     def decide(self, s: Signals) -> Decision:
         """Return the policy's decision; `continue` if it fails, is too slow, or its stop costs too much."""
         if self._is_off:
-            return Decision(action="continue", reason="signals and policy were too slow: not asked any more")
+            return Decision(action="continue", reason="signals and policy were too slow and are switched off")
         start_s = self._now_s()
         try:
             decision: object = self._apply_cost_guard(self._policy.decide(s), s)
@@ -111,5 +111,5 @@ class GuardedPolicy:
             return decision
         self._cost.skipped()
         # The run goes on whatever the policy drew, so the propensity is 1.
-        reason = f"{why}; the policy said: {decision.reason}"
+        reason = f"{why}; the policy's decision was: {decision.reason}"
         return replace(decision, action="continue", reason=reason, stop_reason=None, propensity=1.0)

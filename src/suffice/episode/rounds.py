@@ -150,14 +150,14 @@ class RoundsRun:
         if shadow and self.answer_of(choice) != reply.answer:
             # The loop runs to its end and the policy then picks another round's answer: record that as a stop there.
             stop.step, stop.would_answer = len(self.seen), self.answer_of(choice)
-            stop.decision = f"the answer of step {choice} is the one to use"
+            stop.decision = f"the policy would return the answer of step {choice}"
         reply.caller_usage = reply.caller_usage or Usage(prompt_tokens=0, completion_tokens=0)
 
     def _repeat_decision(self, index: int, report: StepReport) -> Decision:
         before = self.seen[index - 1]
         if (before.reported, before.tokens) != (report.answer, report.tokens):
             raise BadRequest(
-                f"step.index: step {index} was told before with another answer or token count;"
+                f"step.index: step {index} was already reported with another answer or token count;"
                 f" the next step of this run is {len(self.seen) + 1}",
                 status=409,
                 param="step.index",
@@ -169,7 +169,7 @@ class RoundsRun:
         self._n_excess += 1
         self._add_usage(report)
         self.ledger.fail_open("steps")
-        return Decision(action="continue", reason="too long a run: no step of it is judged any more")
+        return Decision(action="continue", reason="the run is too long: the policy evaluates no further steps")
 
     def _build_step(self, index: int, report: StepReport, vector: tuple[float, ...]) -> Step:
         self._add_usage(report)
@@ -218,7 +218,7 @@ class RoundsRun:
             return Decision(action="continue", reason=CONTINUE_REASON)
         if not decision.stop:
             return decision
-        return Decision(action="continue", reason=f"not acted on: {decision.reason}", score=decision.score)
+        return Decision(action="continue", reason=f"stop not applied: {decision.reason}", score=decision.score)
 
     def _choose_step(self, *, acting: bool) -> int | None:
         answers = [s.answer for s in self.seen]

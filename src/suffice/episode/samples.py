@@ -135,7 +135,7 @@ class SampleRun:
         good = [s for s in self.seen if s.body is not None]
         if not good:
             failures = [s.failure for s in self.seen if s.failure is not None]
-            raise failures[0] if failures else UpstreamProtocol("no sample came")
+            raise failures[0] if failures else UpstreamProtocol("the upstream returned no sample")
         result = vote.count_votes([s.answer for s in good])
         winner = good[result.winner - 1]
         body, reply = dict(winner.body or {}), self.ledger.reply
@@ -167,7 +167,7 @@ async def sample_refusal(call: Call) -> UpstreamError:
         return SampleRefusal(call.status, call.content_type, await call.read_all(), call.headers)
     if call.status != 200:
         return UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
-    return UpstreamProtocol(f"the upstream answered {call.content_type!r} where a stream was asked for")
+    return UpstreamProtocol(f"the upstream answered {call.content_type!r} instead of the requested stream")
 
 
 def completion_text(body: Mapping[str, Any]) -> str:

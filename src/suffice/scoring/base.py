@@ -86,7 +86,7 @@ def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -
     _check_names(where, name, given)
     if given.get("compare") is not None:
         if depth > 1:
-            raise ConfigError(f"{where}.compare: a scorer inside a scorer inside a scorer; two levels are enough")
+            raise ConfigError(f"{where}.compare: scorers nested three deep; at most two levels")
         given["compare"] = _build(f"{where}.compare", given["compare"], math_judge, depth + 1)
     if SCORERS[name] is MathScorer:
         given["judge"] = math_judge

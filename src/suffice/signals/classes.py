@@ -83,7 +83,7 @@ def classes_from(described: Sequence[Sequence[Sequence[Any]]]) -> Classes:
             if len(test) != 3 or not isinstance(test[0], str) or not isinstance(test[1], bool):
                 raise ConfigError(f"{where}: got {str(list(test))[:80]}; need [feature, true or false, number]")
             if isinstance(test[2], bool) or not isinstance(test[2], (int, float)) or test[2] != test[2]:
-                raise ConfigError(f"{where}: got {str(test[2])[:40]} for a number")
+                raise ConfigError(f"{where}: got {str(test[2])[:40]}; need a number")
             tests.append(FeatureTest(test[0], test[1], float(test[2])))
         rules.append(Rule(tuple(tests)))
     return Classes(rules)

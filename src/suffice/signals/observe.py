@@ -54,7 +54,7 @@ class Observer:
     def take(self, step: Step) -> str | None:
         """Take the next step; return the answer to deliver after it. Raise ValueError for a repeated or late step."""
         if step.index <= self._last_index:
-            raise ValueError(f"step {step.index} came after step {self._last_index}; need rising indices")
+            raise ValueError(f"step {step.index} came after step {self._last_index}; indices must increase")
         self._last_index = step.index
         self.tokens_used += step.tokens
         for update in self._updates:

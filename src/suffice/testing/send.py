@@ -75,7 +75,7 @@ async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, faul
                 await out.send(encode_frame(made))
     except Dies as death:
         if death.how == "error_frame":
-            await out.finish(error_frame("fake upstream: it broke off as it was told"))
+            await out.finish(error_frame("fake upstream: it broke off as configured"))
         raise
     if n_tokens == fault.bad_frame_after:
         await out.send(_BAD_FRAME)
@@ -92,7 +92,7 @@ async def send_json(tokens: Tokens, runs: list[Completion], shape: ReplyShape, f
             pass
     except Dies as death:
         if death.how == "error_frame":
-            body = error_body("fake upstream: it broke off as it was told", type="server_error", code="died")
+            body = error_body("fake upstream: it broke off as configured", type="server_error", code="died")
             await out.whole(500, _JSON, body)
         raise
     if not fault.finish:

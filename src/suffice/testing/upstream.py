@@ -282,7 +282,7 @@ class FakeUpstream:
         out.cut_into(fault.piece_bytes)
         await asyncio.sleep(fault.header_delay_s)
         if fault.status is not None:
-            message = f"fake upstream: answers {fault.status} as it was told"
+            message = f"fake upstream: answers {fault.status} as configured"
             body = fault.status_body or error_body(message, code="fake_status")
             await out.whole(fault.status, {**_JSON, **fault.status_headers}, body)
             return
@@ -370,7 +370,7 @@ class FakeUpstream:
         ids = request.body.get("tokens")
         text = self._texts.get(tuple(ids)) if isinstance(ids, list) else None
         if text is None:
-            raise FakeRefusal("these tokens stand for no text")
+            raise FakeRefusal("these tokens have no known text")
         return {"content" if self._behaviour.dialect == "llama.cpp" else "prompt": text}
 
     def _models(self) -> list[dict[str, Any]]:

@@ -108,9 +108,9 @@ class Assembler:
     def result(self) -> dict[str, Any]:
         """Return the assembled response. Raise UpstreamProtocol if the stream held none or broke off."""
         if not self._choices:
-            raise UpstreamProtocol("upstream: the stream held no answer; at least one choice is needed")
+            raise UpstreamProtocol("upstream: the stream contained no answer; at least one choice is needed")
         if not self.finished:
-            raise UpstreamProtocol("upstream: the stream ended without a finish reason; the answer is torn")
+            raise UpstreamProtocol("upstream: the stream ended without a finish reason; the answer is incomplete")
         is_text = any(choice.text is not None for choice in self._choices.values())
         # llama.cpp alone sends timings, and it alone writes "" where OpenAI writes null.
         empty_content = "" if "timings" in self._top else None

@@ -60,7 +60,7 @@ class Reachability:
         self._answers, self._answered_s = True, self._now_s()
         if self._outage_logged:
             self._outage_logged = False
-            LOG.warning("upstream %s (%s) answers again", self._name, self._address)
+            LOG.warning("upstream %s (%s) is reachable again", self._name, self._address)
 
     def note_failure(self, reason: str) -> None:
         self._answers, now_s = False, self._now_s()
@@ -68,7 +68,7 @@ class Reachability:
         if now_s - self._logged_s < LOG_EVERY_S:
             return
         n = self._n_unlogged
-        failed = "a call failed" if n == 1 else f"{n} calls failed since the last such line, the latest so"
+        failed = "a call failed" if n == 1 else f"{n} calls failed since the last log line, most recently"
         LOG.warning("upstream %s (%s): %s: %s", self._name, self._address, failed, reason)
         self._logged_s, self._n_unlogged, self._outage_logged = now_s, 0, True
 
@@ -126,7 +126,7 @@ class Call:
         except TimeoutError:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
         except ConnectionBroken as error:
-            raise UpstreamDown(f"the upstream broke off its answer ({error})") from None
+            raise UpstreamDown(f"the upstream closed the connection before its answer was complete ({error})") from None
         self._is_behind = bool(connection.response.parts)
         return data
 
@@ -219,7 +219,7 @@ class UpstreamClient:
             lines.append(f"content-length: {n_bytes}")
         head = "\r\n".join(lines)
         if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
-            raise ValueError("a header of a request to an upstream holds a line break")
+            raise ValueError("a request header for the upstream contains a line break")
         return head
 
     @contextlib.asynccontextmanager
@@ -274,7 +274,7 @@ class UpstreamClient:
                     continue
                 # The text of an OSError may name an address; its class says enough.
                 why = str(error) if isinstance(error, ConnectionBroken) else type(error).__name__
-                message = f"no connection to upstream {self.name!r}, or no answer over it ({why})"
+                message = f"no connection to upstream {self.name!r}, or the upstream did not answer on it ({why})"
                 raise self._failed(UpstreamDown(message)) from None
         raise AssertionError("unreachable")
 

@@ -66,7 +66,7 @@ class _Response:
 
     def on_message_begin(self) -> None:
         if self.complete:
-            raise ValueError("an answer without a request")
+            raise ValueError("the server sent a response without a request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
         """Send a request and wait for its response's head. Raise ConnectionBroken, or TimeoutError for a late head."""
         transport = self._transport
         if transport is None or self.closed:
-            raise ConnectionBroken("it was closed while it waited to be used", began=False)
+            raise ConnectionBroken("the idle connection was closed", began=False)
         self.response.expect()
         self._waiting.begin_request()
         if body is None or len(body) < LONG_BODY_BYTES:
@@ -261,12 +261,12 @@ class Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade) as error:
             self._mark_unusable()
             if not response.complete:
-                waiting.fail(ConnectionBroken(f"no HTTP ({type(error).__name__})", began=True))
+                waiting.fail(ConnectionBroken(f"the response is not valid HTTP ({type(error).__name__})", began=True))
                 return
         response.n_framing_bytes = 0 if len(parts) > n_parts else response.n_framing_bytes + len(data)
         if response.n_framing_bytes > HEAD_LIMIT_BYTES:
             self._mark_unusable()
-            waiting.fail(ConnectionBroken("its head or trailer is too long", began=True))
+            waiting.fail(ConnectionBroken("the response head or trailer is too long", began=True))
             return
         if waiting.on_arrival is not None and parts and self._consume_on_arrival(waiting.on_arrival):
             return

@@ -85,7 +85,7 @@ def _raw(
     body: dict[str, Any], thought: str, upstream: Upstream, probe: Probe, prompt: Prompt | None, *, trial: bool
 ) -> Continuation:
     if prompt is None or prompt.text is None:
-        raise ValueError("raw continuation: needs the prompt as the engine's template writes it")
+        raise ValueError("raw continuation: needs the prompt as rendered by the engine's template")
     if trial:
         body |= {"logprobs": N_RIVALS, "stop": list(probe.stop)} if probe.stop else {"logprobs": N_RIVALS}
     if upstream.driver == "vllm":
@@ -101,7 +101,7 @@ def _prefill(
 ) -> Continuation:
     facts, closed = DRIVERS[upstream.driver], close_thought(thought, upstream, probe)
     if facts.prefill is None:
-        raise ValueError(f"continuation: driver {upstream.driver!r} continues no message")
+        raise ValueError(f"continuation: driver {upstream.driver!r} cannot continue a message")
     if trial and probe.stop:
         body["stop"] = list(probe.stop)
     last = upstream.think_open + closed
@@ -155,7 +155,7 @@ def _text_of(content: Any) -> str:
         return content
     parts = content if isinstance(content, list) else []
     if not parts or not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in parts):
-        raise ValueError("template: a message holds more than text")
+        raise ValueError("template: a message contains more than text")
     return "".join(p["text"] for p in parts)
 
 

@@ -220,7 +220,7 @@ def effort_problem(route: Route, upstream: Upstream) -> str | None:
     """Return why the upstream cannot accept the route's effort or budget; None if it can."""
     facts = DRIVERS[upstream.driver]
     if route.budget_tokens is not None and facts.budget is None:
-        return f"budget_tokens: driver {upstream.driver!r} has no field for a budget of thought"
+        return f"budget_tokens: driver {upstream.driver!r} has no field for a reasoning budget"
     if route.effort is not None and facts.effort(route.effort) is None:
         return f"effort: driver {upstream.driver!r} has no field for {route.effort!r}; allowed: none"
     return None
@@ -230,27 +230,27 @@ def effort_problem(route: Route, upstream: Upstream) -> str | None:
 EXPERIMENTS: Mapping[str, str] = {
     "reachable": "answers a chat request",
     "models": "lists its models",
-    "slots": "says how many requests it serves at once",
-    "context": "says how long a context may be",
+    "slots": "reports how many requests it serves at once",
+    "context": "reports its maximum context length",
     "unknown_fields": "accepts a field that it does not know",
     "max_tokens": "`max_tokens` caps the answer",
     "max_completion_tokens": "`max_completion_tokens` caps the answer",
     "stream_usage": "a stream ends with its usage when `stream_options.include_usage` asks for it",
-    "reasoning": "shows the thought, in a field of its own or between tags",
-    "logprobs": "gives the log-probability of every answer token",
-    "logprobs_stream": "the same in a stream",
+    "reasoning": "returns the thought, in a field of its own or between tags",
+    "logprobs": "returns the log-probability of every answer token",
+    "logprobs_stream": "returns log-probabilities in a stream too",
     "tool_stream": "streams a tool call piece by piece",
-    "n": "`n = 2` gives two answers",
-    "seed": "the same seed gives the same text, another seed another",
+    "n": "`n = 2` returns two answers",
+    "seed": "equal seeds give equal texts, and different seeds different ones",
     "prefill": "continues an assistant's last message",
     "raw": "`/v1/completions` continues the text of the chat template",
-    "native_end": "ends a running thought when told to",
+    "native_end": "ends a running thought on request",
     "native_budget": "ends a thought after a number of tokens",
-    "prefix_cache": "does not read the beginning of a prompt again that it has read",
+    "prefix_cache": "reuses the cached prefix of an earlier prompt",
     "cache_prompt": "`cache_prompt = false` turns the prefix cache off, so the field is honoured",
     "id_slot": "`id_slot` chooses the slot",
     "cancel": "stops generating when the client hangs up",
-    "rate_limits": "tells its rate limits in headers",
+    "rate_limits": "reports its rate limits in headers",
 }
 CONTINUES = ("prefill", "raw")
 

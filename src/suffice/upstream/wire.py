@@ -310,9 +310,9 @@ def _check_items(data: bytes) -> None:
     try:
         n_items, _ = count_items(data, MOST_ITEMS)
     except ValueError as error:
-        raise UpstreamProtocol(f"upstream: an event is not JSON as it is read here: {error}") from None
+        raise UpstreamProtocol(f"upstream: an event is not valid JSON: {error}") from None
     if n_items > MOST_ITEMS:
-        raise UpstreamProtocol(f"upstream: an event holds more than {MOST_ITEMS} values; at most that many are allowed")
+        raise UpstreamProtocol(f"upstream: an event has more than {MOST_ITEMS} values; at most that many are allowed")
 
 
 def _refuse(constant: str) -> NoReturn:

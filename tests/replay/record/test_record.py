@@ -234,7 +234,7 @@ def test_questions_keep_what_their_lines_say() -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([], "q: holds no question"),
+        ([], "q: contains no questions"),
         (["{"], "q:1: is not JSON"),
         (["[]"], "q:1: is no object, got list"),
         (['{"question": "a"}'], "q:1: has no gold"),

@@ -99,7 +99,7 @@ def read_recorded_questions(lines: Iterable[str], where: str) -> list[QuestionLi
         ids[asked.id] = number
         questions.append(asked)
     if not questions:
-        raise ConfigError(f"{where}: holds no question")
+        raise ConfigError(f"{where}: contains no questions")
     return questions
 
 
