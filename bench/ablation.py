@@ -35,8 +35,8 @@ from suffice.replay.study.study import (
     Study,
     Target,
     find_halts,
-    lay_rungs,
-    pick_classed,
+    pick_by_class,
+    sum_rungs,
 )
 from suffice.replay.study.sums import (
     FIELDS,
@@ -158,7 +158,7 @@ def of_class(study: Study, pooled: RungSums, keep: NDArray[np.bool_], v: int) ->
         rungs = pooled.rungs[pooled.slices[score.name]]
         levels = np.array([rung.level for rung in rungs if isinstance(rung, ScoreRung)])
         learned[score.name] = ScoreLevels(risk[rows], codes[rows], levels)
-    return lay_rungs(runs, find_halts(study.ladders, runs), learned)
+    return sum_rungs(runs, find_halts(study.ladders, runs), learned)
 
 
 def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, target: float) -> QuestionSums:
@@ -168,7 +168,7 @@ def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, t
     values = pooled.values.copy()
     place = {question: at for at, question in enumerate(dict.fromkeys(study.runs.question))}
     for v in range(N_FOLDS):
-        picked = pick_classed(study, v, MOST_CLASSES, Target(target, MARGIN), scores=variant.scores)
+        picked = pick_by_class(study, v, MOST_CLASSES, Target(target, MARGIN), scores=variant.scores)
         if picked is None or picked[1] <= saved_in_pick(nested, pool, v, target):
             continue
         mine, rung = study.fold == v, picked[0]

@@ -79,7 +79,7 @@ class NestedRungs:
 
 
 def nest(study: Study, *, probes_charged: bool = True) -> NestedRungs:
-    made = [study.lay(v) for v in (*range(N_FOLDS), None)]
+    made = [study.sum_rungs(v) for v in (*range(N_FOLDS), None)]
     if not probes_charged:
         made = [replace(laid, sums=without_probes(laid.sums)) for laid in made]
     return NestedRungs(by_fold=tuple(made[:-1]), all=made[-1])

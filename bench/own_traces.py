@@ -104,7 +104,7 @@ async def go(kind: str, folder: Path, url: str) -> Progress:
                 scorer=build_scorer(recipe.scorer),
                 dataset="suffice_own",
                 concurrency=SLOTS[kind],
-                tell=lambda progress: tell(started_s, n_before, progress),
+                report=lambda progress: tell(started_s, n_before, progress),
             )
 
 

@@ -84,7 +84,7 @@ def test_a_drift_says_when_the_budget_was_kept_again(spec: str) -> None:
     assert one["recovery_requests"] == 0, "nothing was ever stopped"
     assert one["recovered"] == 1.0
     result = online(OWN, "--seeds", 2, "--no-report", "--drift", spec)
-    assert f"drift {spec} at request 50: alarm in 0 of 2 seeds; 2 came back" in " ".join(result.stdout.split())
+    assert f"drift {spec} at request 50: alarm in 0 of 2 seeds; 2 returned" in " ".join(result.stdout.split())
 
 
 def test_a_drift_to_another_file_takes_its_requests(tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_a_file_of_hardly_any_runs_is_replayed_and_drawn_too(tmp_path: Path, n: 
         ((OWN, "--confidence", 1), "--confidence"),
         ((OWN, "--seeds", 0), "--seeds"),
         ((OWN, "--drift", "weather=bad@0.5"), "allowed: em=EM@AT, model=BEFORE>AFTER@AT, class=NAME:SHARE@AT"),
-        ((OWN, "--drift", "em=0.99@0.5"), "leaves no request for the time before it"),
+        ((OWN, "--drift", "em=0.99@0.5"), "leaves no requests before it"),
         ((OWN, "--drift", "class=hard:0.5@0.5"), "no request is of class 'hard'; known: largest, series"),
         ((OWN, "--drift", "set=nowhere.jsonl@0.5"), "nowhere.jsonl: cannot be read"),
-        ((OWN, "--drift", f"set={own_traces('reasoning')}@0.5"), "holds reasoning, own_samples holds samples"),
+        ((OWN, "--drift", f"set={own_traces('reasoning')}@0.5"), "contains reasoning, own_samples contains samples"),
         ((OWN, "--drift", "em=0.5@0.5", "--disjoint"), "--disjoint and --drift: choose one"),
         ((OWN, "--resample", 500, "--disjoint"), "--resample and --disjoint: choose one"),
         ((OWN, "--resample", 5), "--resample"),

@@ -16,7 +16,7 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, load_model
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.base import build_policy, describe, stops_of, version_of
-from suffice.policy.columns import CODES, CONTINUE, SUFFICES, AskedColumns, decide_rows
+from suffice.policy.columns import CODES, CONTINUE, SUFFICES, QueryColumns, decide_rows
 from suffice.policy.learned import LearnedPolicy
 from suffice.signals.observe import Observer, observe_columns
 from suffice.types import Query, Signals, Step
@@ -154,7 +154,7 @@ def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, b
     runs = [(query, [step_of(rng, at) for at in range(1, 8)]) for query in queries]
     columns = observe_columns(policy.needs, "reasoning", runs)
     run = np.repeat(np.arange(3), 7)
-    asked = AskedColumns({**columns.values, "answer": columns.answer}, queries=queries, run=run)
+    asked = QueryColumns({**columns.values, "answer": columns.answer}, queries=queries, run=run)
     live = []
     for query, steps in runs:
         observer = Observer(policy.needs, "reasoning", query=query)
@@ -240,5 +240,5 @@ def test_it_may_be_guarded_and_still_reads_the_queries() -> None:
     policy = build_policy({"policy": "guarded", "inner": inner, "min_steps": 2})
     columns = {name: np.full(4, value) for name, value in (("answer", 0.0), ("confidence", 0.5), ("agreement", 0.9))}
     columns |= {"step": np.array([1.0, 2, 1, 2]), "tokens_used": np.ones(4)}
-    asked = AskedColumns(columns, queries=[Query(query_class="easy"), None], run=np.array([0, 0, 1, 1]))
+    asked = QueryColumns(columns, queries=[Query(query_class="easy"), None], run=np.array([0, 0, 1, 1]))
     assert stops_of(policy, asked).tolist() == [CONTINUE, SUFFICES, CONTINUE, CONTINUE]

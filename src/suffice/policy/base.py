@@ -13,7 +13,7 @@ import suffice.policy
 from suffice.errors import ConfigError, name_hint
 from suffice.model.artefact import StopModel
 from suffice.policy.columns import Columns, Stops, stops_of
-from suffice.policy.parameters import One, Parameter, ParameterChecks, Value, parameters_of
+from suffice.policy.parameters import Item, Parameter, ParameterChecks, Value, parameters_of
 from suffice.policy.protocol import Policy
 
 __all__ = ["POLICIES", "Columns", "Policy", "Stops", "build_policy", "describe", "stops_of", "version_of"]
@@ -60,12 +60,12 @@ def _build(where: str, spec: object, depth: int) -> Policy:
     given = dict(spec)
     name = given.pop("policy", None if given else "never")
     if not isinstance(name, str) or name not in POLICIES:
-        raise ConfigError(f"{where}: unknown name {_short(name)}; {name_hint(name, POLICIES)}")
+        raise ConfigError(f"{where}: unknown name {_abbreviate(name)}; {name_hint(name, POLICIES)}")
     policy, where = POLICIES[name], f"{where}.{name}"
     declared = {parameter.name: parameter for parameter in parameters_of(policy)}
     for key in given:
         if key not in declared:
-            raise ConfigError(f"{where}: unknown parameter {_short(key)}; {name_hint(key, declared)}")
+            raise ConfigError(f"{where}: unknown parameter {_abbreviate(key)}; {name_hint(key, declared)}")
     return policy(**{name: _read(parameter, where, given, depth) for name, parameter in declared.items()})
 
 
@@ -94,7 +94,7 @@ def describe(policy: Policy, *, in_full: bool = True) -> dict[str, Any]:
     return written
 
 
-def _plain(value: Value | tuple[One, ...], *, in_full: bool) -> Any:
+def _plain(value: Value | tuple[Item, ...], *, in_full: bool) -> Any:
     if isinstance(value, tuple):
         return [_plain(item, in_full=in_full) for item in value]
     if isinstance(value, StopModel):
@@ -102,7 +102,7 @@ def _plain(value: Value | tuple[One, ...], *, in_full: bool) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else describe(value, in_full=in_full)
 
 
-def _short(value: object) -> str:
+def _abbreviate(value: object) -> str:
     if not isinstance(value, str):
         return f"of type {type(value).__name__}"
     return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."

@@ -33,7 +33,7 @@ CODES: Final[Mapping[StopReason | None, int]] = {
 }
 
 
-class AskedColumns(dict[str, NDArray[np.float64]]):
+class QueryColumns(dict[str, NDArray[np.float64]]):
     """Columns with the query of each run; `run` is the index into `queries` of each row, shape (n rows,)."""
 
     def __init__(self, columns: Columns, *, queries: Sequence[Query | None], run: NDArray[np.int64]) -> None:
@@ -64,14 +64,14 @@ def to_signals(columns: Columns) -> Iterator[Signals]:
     names = [name for name in columns if name not in ("step", "tokens_used", "answer")]
     whole = {name for name in names if name in FIELDS and FIELDS[name].whole}
     answers = columns.get("answer")
-    asked = asked_of(columns)
+    with_queries = find_query_columns(columns)
     for at, (step, tokens_used) in enumerate(zip(columns["step"], columns["tokens_used"], strict=True)):
         row = ((name, float(columns[name][at])) for name in names)
         yield Signals(
             step=int(step),
             tokens_used=int(tokens_used),
             answer=None if answers is None or isnan(answers[at]) else f"{answers[at]:g}",
-            query=None if asked is None else asked.queries[asked.run[at]],
+            query=None if with_queries is None else with_queries.queries[with_queries.run[at]],
             **{name: int(value) if name in whole else value for name, value in row if not isnan(value)},
         )
 
@@ -82,9 +82,9 @@ def known_column(columns: Columns, field: str) -> NDArray[np.float64]:
     return np.full(len(columns["step"]), np.nan) if column is None else column
 
 
-def asked_of(columns: Columns) -> AskedColumns | None:
+def find_query_columns(columns: Columns) -> QueryColumns | None:
     """The columns with their queries, or None if the queries are unknown."""
-    return columns if isinstance(columns, AskedColumns) else None
+    return columns if isinstance(columns, QueryColumns) else None
 
 
 def answered(columns: Columns) -> Mask:

@@ -68,7 +68,7 @@ class RunBounds(ParameterChecks):
 
 
 @dataclass(frozen=True, slots=True)
-class _Several(ParameterChecks):
+class _Composite(ParameterChecks):
     needs_note: ClassVar[str] = "what its parts need"
     policies: Annotated[tuple[Nested, ...], Length(2, 16)]  # 2 to 16 policies
 
@@ -87,7 +87,7 @@ class _Several(ParameterChecks):
 
 
 @dataclass(frozen=True, slots=True)
-class AllOf(_Several):
+class AllOf(_Composite):
     """Stop when every part does, and none contradicts another; a part that stops by `budget` agrees with everything.
 
     A part such as `fixed-rounds` therefore sets a minimum. "Suffices" beside "hopeless" is a contradiction: continue.
@@ -118,7 +118,7 @@ class AllOf(_Several):
 
 
 @dataclass(frozen=True, slots=True)
-class AnyOf(_Several):
+class AnyOf(_Composite):
     """Stop when one part does; the first in the list that stops gives the reason."""
 
     name: ClassVar[str] = "any-of"
@@ -146,4 +146,4 @@ class AnyOf(_Several):
 def _check_returns(where: str, policy: Nested) -> None:
     returns = returns_of(policy)
     if returns != "last":
-        raise ConfigError(f"{where}.returns: got {returns!r}; only the outermost policy says what is returned")
+        raise ConfigError(f"{where}.returns: got {returns!r}; only the outermost policy selects the returned answer")

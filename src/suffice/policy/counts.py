@@ -35,7 +35,7 @@ class BetaVote(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         if s.p_majority is None or s.n_votes is None or s.answer is None:
-            return go_on("nobody has voted yet")
+            return go_on("no votes yet")
         if s.n_votes < self.min_samples:
             return go_on(f"{s.n_votes} of at least {self.min_samples} votes are in", s.p_majority)
         votes = f"with {s.top_votes} against {s.second_votes} of {s.n_votes} votes"
@@ -67,7 +67,7 @@ class VoteEntropy(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or s.n_votes is None or s.vote_entropy is None or s.n_distinct is None:
-            return go_on("nobody has voted yet")
+            return go_on("no votes yet")
         if s.n_votes < 2 or s.n_distinct < 1:
             return go_on(f"{s.n_votes} of at least 2 votes are in")
         share = _entropy_beside_one(s.n_votes) if s.n_distinct == 1 else s.vote_entropy / log(s.n_distinct)
@@ -102,13 +102,13 @@ class VoteShare(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or not s.n_votes or s.top_votes is None:
-            return go_on("nobody has voted yet")
+            return go_on("no votes yet")
         share = s.top_votes / s.n_votes
         if s.n_votes < self.min_samples:
             return go_on(f"{s.n_votes} of at least {self.min_samples} votes are in", share)
         if share >= self.threshold:
-            return suffices(f"{s.top_votes} of {s.n_votes} votes agree, {self.threshold:g} asked for", share)
-        return go_on(f"{s.top_votes} of {s.n_votes} votes agree, {self.threshold:g} asked for", share)
+            return suffices(f"{s.top_votes} of {s.n_votes} votes agree, {self.threshold:g} required", share)
+        return go_on(f"{s.top_votes} of {s.n_votes} votes agree, {self.threshold:g} required", share)
 
     def stops(self, columns: Columns) -> Stops:
         n_votes = known_column(columns, "n_votes")
@@ -174,7 +174,7 @@ class Momentum(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or s.n_votes is None or s.p_majority is None or s.majority_ema is None:
-            return go_on("nobody has voted yet")
+            return go_on("no votes yet")
         score, bar = s.majority_ema, 0.85 + 0.12 * self.dial
         if s.n_votes < round(2 + 3 * self.dial):
             return go_on(f"{s.n_votes} of {round(2 + 3 * self.dial)} votes are in", score)

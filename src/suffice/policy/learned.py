@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import MOST_RISK, StopModel
-from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
+from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, find_query_columns
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
@@ -54,7 +54,7 @@ class LearnedPolicy(ParameterChecks):
             raise ConfigError(
                 "policy.learned.model.features: got none that reads the run; at least one, beside steps and tokens"
             )
-        self._found  # noqa: B018 - invalid rules must fail here
+        self._found_classes  # noqa: B018 - invalid rules must fail here
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -85,17 +85,17 @@ class LearnedPolicy(ParameterChecks):
     def stops(self, columns: Columns) -> Stops:
         risks = self.risks(columns)
         threshold: float | NDArray[np.float64] = self.threshold
-        asked = asked_of(columns)
-        if self.model.classes and asked is not None:
-            each = [self._threshold_of(query) for query in asked.queries]
-            threshold = np.array(each, dtype=np.float64)[asked.run]
+        with_queries = find_query_columns(columns)
+        if self.model.classes and with_queries is not None:
+            each = [self._threshold_of(query) for query in with_queries.queries]
+            threshold = np.array(each, dtype=np.float64)[with_queries.run]
         passed = (risks.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
         return np.where(passed, risks.code, np.int8(CONTINUE))
 
     def risks(self, columns: Columns) -> Risks:
-        asked, n_rows = asked_of(columns), len(columns["step"])
-        queries: Sequence[Query | None] = [None] if asked is None else asked.queries
-        run = np.zeros(n_rows, np.int64) if asked is None else asked.run
+        with_queries, n_rows = find_query_columns(columns), len(columns["step"])
+        queries: Sequence[Query | None] = [None] if with_queries is None else with_queries.queries
+        run = np.zeros(n_rows, np.int64) if with_queries is None else with_queries.run
         table = self._features.table(columns, queries, run)
         per_step = columns["tokens_used"] / np.maximum(1.0, columns["step"])
         risk = (1.0 - self.model.suffices.scores(table)) / self.model.cost.of_many(per_step)
@@ -112,7 +112,7 @@ class LearnedPolicy(ParameterChecks):
         return FeatureSet(self.model.features, where="policy.learned.model.features")
 
     @cached_property
-    def _found(self) -> Classes | None:
+    def _found_classes(self) -> Classes | None:
         try:
             return classes_from(self.model.found) if self.model.found else None
         except ConfigError as error:
@@ -125,5 +125,5 @@ class LearnedPolicy(ParameterChecks):
     def _threshold_of(self, query: Query | None) -> float:
         if query is None:
             return self.threshold
-        name = query.query_class if self._found is None else self._found.of(query)
+        name = query.query_class if self._found_classes is None else self._found_classes.of(query)
         return self._thresholds.get(name, self.threshold)

@@ -17,8 +17,8 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import StopModel, load_model
 from suffice.policy.protocol import Policy
 
-One: TypeAlias = bool | int | float | str | Policy | StopModel
-Value: TypeAlias = One | tuple[One | tuple[One, ...], ...]
+Item: TypeAlias = bool | int | float | str | Policy | StopModel
+Value: TypeAlias = Item | tuple[Item | tuple[Item, ...], ...]
 Build: TypeAlias = Callable[[str, object], Policy]  # (path in the configuration, table) → policy
 
 
@@ -98,7 +98,7 @@ class Parameter:
 
     def _read_list(self, where: str, value: object, length: Length) -> list[tuple[str, object]]:
         if not isinstance(value, (list, tuple)) or value not in length:
-            raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
+            raise ConfigError(f"{where}: got {_describe_value(value)}; {self.allowed()}")
         return [(f"{where}[{at}]", item) for at, item in enumerate(value)]
 
     def _allowed_item(self) -> str:
@@ -110,17 +110,17 @@ class Parameter:
         }
         return words.get(self.type, f"a {'whole ' if self.type is int else ''}number {self.range}")
 
-    def _read_item(self, where: str, value: object, build: Build | None) -> One:
+    def _read_item(self, where: str, value: object, build: Build | None) -> Item:
         if build is not None and self.type is Policy and isinstance(value, Mapping):
             return build(where, value)
         if self.type is StopModel and isinstance(value, Mapping):
             return load_model(value, where=where)
         if not self._fits(value):
-            raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
+            raise ConfigError(f"{where}: got {_describe_value(value)}; {self.allowed()}")
         # The value now has the right type, except that an int may stand for a float.
         return float(value) if self.type is float and isinstance(value, int) else value
 
-    def _fits(self, value: object) -> TypeGuard[One]:
+    def _fits(self, value: object) -> TypeGuard[Item]:
         if self.type in (Policy, StopModel):
             return isinstance(value, self.type) and not isinstance(value, type)
         if self.type is str:
@@ -177,7 +177,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
     )
 
 
-def _shown(value: object) -> str:
+def _describe_value(value: object) -> str:
     if isinstance(value, int) and not -(10**18) < value < 10**18:
         return f"a whole number of about {math.floor(value.bit_length() * 0.30103) + 1:,} digits"
     if isinstance(value, (list, tuple)) and len(value) != 0:

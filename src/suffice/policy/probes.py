@@ -47,7 +47,7 @@ class Dynasor(ParameterChecks):
             return go_on(f"{s.answer_streak} of {agreeing} probes agree", score)
         if s.hedges:
             return go_on(f"{s.answer_streak} probes agree, but {s.hedges} hedges in the last step", score)
-        return suffices(f"{s.answer_streak} probes agree, {agreeing} were asked for", score)
+        return suffices(f"{s.answer_streak} probes agree, {agreeing} required", score)
 
     def stops(self, columns: Columns) -> Stops:
         agree = answered(columns) & (known_column(columns, "answer_streak") >= _AGREEING[self.effort])
@@ -157,7 +157,7 @@ class Tasr(ParameterChecks):
         for before, after in pairwise(self.calibration):
             if not (before[0] < after[0] and before[1] <= after[1]):
                 raise ConfigError(
-                    f"policy.tasr.calibration: got {list(after)} behind {list(before)}; "
+                    f"policy.tasr.calibration: got {list(after)} after {list(before)}; "
                     "points (margin, calibrated) whose margins rise and whose second numbers do not fall"
                 )
 

@@ -117,7 +117,7 @@ class StableAnswer(ParameterChecks):
         objection = self._too_early(s) or (self._doubt(s) if self.no_hedges else "")
         if objection:
             return go_on(objection, score)
-        return suffices(f"same answer for {s.answer_streak} steps, {self.streak} were asked for", score)
+        return suffices(f"same answer for {s.answer_streak} steps, {self.streak} required", score)
 
     def stops(self, columns: Columns) -> Stops:
         settled = known_column(columns, "answer_streak") >= self.streak
@@ -174,7 +174,7 @@ class ConfidenceThreshold(ParameterChecks):
             return go_on(f"confidence {s.confidence:.3f} is below {self.threshold:g}", s.confidence)
         if self.min_mass > 0 and (s.mass is None or not s.mass >= self.min_mass):
             mass = "unknown" if s.mass is None else f"{s.mass:.3f}"
-            return go_on(f"mass on the answers is {mass}, {self.min_mass:g} is asked for", s.confidence)
+            return go_on(f"mass on the answers is {mass}, {self.min_mass:g} required", s.confidence)
         if self.patience > 1:
             if s.answer_streak is None:
                 return go_on("the answer streak is unknown", s.confidence)
@@ -201,8 +201,8 @@ class StatedConfidence(ParameterChecks):
 
     name: ClassVar[str] = "stated-confidence"
     source: ClassVar[str] = (
-        "verbalised confidence, Lin et al. 2022, [arXiv:2205.14334](https://arxiv.org/abs/2205.14334); why not "
-        "alone: TASR, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
+        "verbalised confidence, Lin et al. 2022, [arXiv:2205.14334](https://arxiv.org/abs/2205.14334); its limits "
+        "when used alone: TASR, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
     )
     needs_note: ClassVar[str] = "`said`; also `stability` with `patience` above 1"
     threshold: Annotated[float, SHARE_ABOVE_0] = 0.9  # above 0, at most 1

@@ -34,7 +34,7 @@ class _RatioTest(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or not s.top_votes or s.second_votes is None:
-            return go_on("nobody has voted yet")
+            return go_on("no votes yet")
         ratio, (leads, alike) = self.log_ratio(s.top_votes, s.second_votes), self._boundaries()
         votes = f"with {s.top_votes} against {s.second_votes} votes"
         if ratio >= leads:
@@ -148,7 +148,7 @@ class BayesVote(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or not s.n_votes or not s.top_votes or s.second_votes is None or s.third_votes is None:
-            return go_on("nobody has voted yet")
+            return go_on("no votes yet")
         if s.n_votes < self.min_samples:
             return go_on(f"{s.n_votes} of at least {self.min_samples} votes are in")
         posterior = p_mode(self.shapes, s.top_votes, s.second_votes, s.third_votes)
@@ -157,7 +157,7 @@ class BayesVote(ParameterChecks):
             return suffices(f"P(leader is the mode) {posterior:.4f} >= {self.threshold:g}, {votes}", posterior)
         if posterior == posterior:  # noqa: PLR0124 - NaN: these votes cannot occur under the prior
             return go_on(f"P(leader is the mode) {posterior:.4f} < {self.threshold:g}, {votes}", posterior)
-        return go_on(f"the learned prior knows no question {votes}")
+        return go_on(f"no question {votes} occurs under the learned prior")
 
     def stops(self, columns: Columns) -> Stops:
         counts = tuple(known_column(columns, f"{name}_votes") for name in ("top", "second", "third"))
@@ -224,12 +224,12 @@ def _weights(probabilities: Floats, top_votes: int, second_votes: int, third_vot
     first_leads[:, 1, 0, 0, 0] = probabilities[:, 0] ** top_votes
     tied = 2 if top_votes == second_votes else 1
     shares = np.array([1.0 / comb(tied + ties, tied) for ties in range(most_ties + 1)])
-    some = _place(nobody, probabilities, top_votes, second_votes)
-    first = _place(first_leads, probabilities[:, 1:], top_votes, second_votes)
+    some = _assign_votes(nobody, probabilities, top_votes, second_votes)
+    first = _assign_votes(first_leads, probabilities[:, 1:], top_votes, second_votes)
     return first[:, 1, 1, :, third_votes] @ shares, some[:, 1, 1, :, third_votes] @ shares
 
 
-def _place(state: Floats, probabilities: Floats, top_votes: int, second_votes: int) -> Floats:
+def _assign_votes(state: Floats, probabilities: Floats, top_votes: int, second_votes: int) -> Floats:
     """Let each answer in turn lead, come second, or take 0 to `second_votes` of the other votes.
 
     state  weights, shape (n shapes, leader placed, runner-up placed, ties with it, other votes placed)

@@ -84,7 +84,9 @@ def runs_of_calls(calls: Sequence[LoggedCall], scorer: Scorer) -> LogRuns:
     by_prompt: dict[str, list[LoggedCall]] = defaultdict(list)
     for call in calls:
         by_prompt[call.prompt or f"call {len(by_prompt)}"].append(call)
-    votes = [run for prompt, asked in by_prompt.items() if (run := _vote_run(prompt, asked, scorer)) is not None]
+    votes = [
+        run for prompt, same_prompt in by_prompt.items() if (run := _vote_run(prompt, same_prompt, scorer)) is not None
+    ]
     return LogRuns(runs=votes, kind="samples" if votes else None, n_unfit=len(by_prompt) - len(votes))
 
 
@@ -145,17 +147,17 @@ def _visible_steps(thought: str, tokens: float, scorer: Scorer) -> Iterator[Step
 
 def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
     """The runs of recorded traces, restricted to the kind of the first batch."""
-    made = LogRuns()
+    recorded = LogRuns()
     for batch in batches:
-        made.kind = made.kind or batch.kind
-        if batch.kind != made.kind:
-            made.n_unfit += len(batch)
+        recorded.kind = recorded.kind or batch.kind
+        if batch.kind != recorded.kind:
+            recorded.n_unfit += len(batch)
             continue
         for i in range(len(batch)):
             steps = tuple(batch.steps(i))
             # The last step of a chain contains the final answer, so stopping there saves nothing.
             tail = 0 if batch.kind == "samples" else int(answer_tokens(batch.meta[i]))
-            made.runs.append(
+            recorded.runs.append(
                 LogRun(
                     question=batch.question_id[i],
                     kind=batch.kind,
@@ -166,12 +168,12 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
                     gold=batch.gold[i],
                 )
             )
-    return made
+    return recorded
 
 
-def replay_ladder(made: LogRuns, scorer: Scorer) -> LevelOutcomes:
+def replay_ladder(recorded: LogRuns, scorer: Scorer) -> LevelOutcomes:
     """Replay every level on every run; at least one run."""
-    runs, name = made.runs, _ladder_for(made)
+    runs, name = recorded.runs, _ladder_for(recorded)
     ladder = [build_policy(dict(spec)) for spec in LADDERS[name]]
     needs = tuple(dict.fromkeys(need for policy in ladder for need in policy.needs))
     has_gold = all(run.gold is not None for run in runs)
@@ -188,7 +190,7 @@ def replay_ladder(made: LogRuns, scorer: Scorer) -> LevelOutcomes:
             for level in np.flatnonzero(~stopped[i]).tolist():
                 if ladder[level].decide(signals).action == "stop":
                     stopped[i, level] = True
-                    tokens[i, level] = min(_spent(run, place), 2 * run.full_tokens)
+                    tokens[i, level] = min(_count_spent_tokens(run, place), 2 * run.full_tokens)
                     differs[i, level] = signals.answer is None or signals.answer != run.full_answer
                     if has_gold:
                         drop[i, level] = float(right) - float(_is_right(signals.answer, run, scorer))
@@ -205,19 +207,19 @@ def replay_ladder(made: LogRuns, scorer: Scorer) -> LevelOutcomes:
         tokens=tokens,
         differs=differs,
         stopped=stopped,
-        probe_tokens=np.array([_probing(run) for run in runs], dtype=np.float64),
+        probe_tokens=np.array([_count_probe_tokens(run) for run in runs], dtype=np.float64),
         drop=drop if has_gold else None,
     )
 
 
-def _ladder_for(made: LogRuns) -> str:
-    if made.kind == "samples":
+def _ladder_for(recorded: LogRuns) -> str:
+    if recorded.kind == "samples":
         return "votes"
-    probed = sum(any(s.logprobs or s.confidence is not None for s in run.steps) for run in made.runs)
-    return "trial answers" if 2 * probed >= len(made.runs) else "visible answers"
+    probed = sum(any(s.logprobs or s.confidence is not None for s in run.steps) for run in recorded.runs)
+    return "trial answers" if 2 * probed >= len(recorded.runs) else "visible answers"
 
 
-def _spent(run: LogRun, place: int) -> int:
+def _count_spent_tokens(run: LogRun, place: int) -> int:
     if run.kind == "samples":
         drawn = min(len(run.steps), -(-(place + 1) // WAVE) * WAVE)
         return sum(s.tokens for s in run.steps[:drawn])
@@ -225,7 +227,7 @@ def _spent(run: LogRun, place: int) -> int:
     return sum(s.tokens + s.ctx_tokens + s.probe_tokens for s in seen) + run.answer_tokens
 
 
-def _probing(run: LogRun) -> int:
+def _count_probe_tokens(run: LogRun) -> int:
     if run.kind != "reasoning":
         return 0
     recorded = sum(s.probe_tokens for s in run.steps)
@@ -357,15 +359,15 @@ def estimate_levels(
     and half an agreement are added, so that zero observed disagreements do not imply zero risk; likewise half a run
     that every level stops and half a run that none does.
     """
-    weights, extra = _weights(evidence.question, rng)
+    weights, extra = _draw_weights(evidence.question, rng)
     n = weights.sum(axis=1) + extra.sum(axis=1)
     disagreement = (weights @ evidence.differs + extra[:, :1]) / n[:, None]
     probing = (weights @ evidence.probe_tokens) / (weights @ evidence.full_tokens)
-    per_disagreement, assumption = _per_disagreement(evidence, weights, rng)
+    per_disagreement, assumption = _draw_drops(evidence, weights, rng)
     rate = None
     if traffic.requests_per_day is not None and traffic.span_s is not None:
         rate = _draw_rate(traffic.n_requests, traffic.span_s, rng)
-    drawn = _Draws(evidence.levels, _savings(evidence, weights, rng), probing, rate, audit_share, traffic)
+    drawn = _Draws(evidence.levels, _draw_savings(evidence, weights, rng), probing, rate, audit_share, traffic)
 
     def promise(judged_by: str, risk: Floats) -> CertifiableLevel:
         audits = expected_audits(risk, max_em_drop=max_em_drop, confidence=confidence)
@@ -376,8 +378,8 @@ def estimate_levels(
         LevelEstimate(
             name=name,
             stopped=float(evidence.stopped[:, j].mean()),
-            saving=_range(drawn.saving[:, j]),
-            disagreement=_range(disagreement[:, j]),
+            saving=_interval(drawn.saving[:, j]),
+            disagreement=_interval(disagreement[:, j]),
             audits=float(middle_audits[j]) if np.isfinite(middle_audits[j]) else None,
         )
         for j, name in enumerate(evidence.levels)
@@ -393,7 +395,7 @@ def estimate_levels(
         traffic=traffic,
         levels=levels,
         promises=(promise("agreement", disagreement), promise("labels", disagreement * per_disagreement[:, None])),
-        drop_per_disagreement=_range(per_disagreement),
+        drop_per_disagreement=_interval(per_disagreement),
         assumed=(*assumed, assumption),
     )
 
@@ -418,23 +420,25 @@ class _Draws:
             judged_by=judged_by,
             p_any=float(has.mean()),
             level=self.levels[int(np.bincount(certified[has]).argmax())] if has.any() else None,
-            saving=_range(saved),
-            audits=_range(needed) if has.any() else None,
-            days=None if self.rate is None or not has.any() else _range(needed / (self.audit_share * self.rate[has])),
-            audit_cost=_range(cost),
-            net_saving=_range(net),
-            net_saving_of_all_tokens=None if share is None else _range(net * share),
+            saving=_interval(saved),
+            audits=_interval(needed) if has.any() else None,
+            days=None
+            if self.rate is None or not has.any()
+            else _interval(needed / (self.audit_share * self.rate[has])),
+            audit_cost=_interval(cost),
+            net_saving=_interval(net),
+            net_saving_of_all_tokens=None if share is None else _interval(net * share),
         )
 
 
-def _weights(questions: Sequence[str], rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _draw_weights(questions: Sequence[str], rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Weights of runs (draws x runs), equal within a question; and of half a disagreement and half an agreement."""
     names = {question: place for place, question in enumerate(dict.fromkeys(questions))}
     each = rng.gamma(1.0, size=(N_DRAWS, len(names)))
     return each[:, [names[q] for q in questions]], rng.gamma(0.5, size=(N_DRAWS, 2))
 
 
-def _savings(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> Floats:
+def _draw_savings(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> Floats:
     """Share of the full runs' tokens that each level saves (draws x levels).
 
     A safe level stops few runs. To widen its interval, add half a run of mean length that every level stops as the most
@@ -448,7 +452,7 @@ def _savings(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator)
     return np.asarray(1 - spent / (weights @ full + extra.sum(axis=1))[:, None])
 
 
-def _per_disagreement(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> tuple[Floats, str]:
+def _draw_drops(evidence: LevelOutcomes, weights: Floats, rng: np.random.Generator) -> tuple[Floats, str]:
     low, high = DROP_PER_DISAGREEMENT
     if evidence.drop is None or evidence.differs.sum() < 5:
         return rng.uniform(low, high, N_DRAWS), (
@@ -465,7 +469,7 @@ def _draw_rate(n_requests: int, span_s: float, rng: np.random.Generator) -> Floa
     return np.asarray(rng.gamma(max(1.0, n_requests - 1.0), size=N_DRAWS)) / (span_s / DAY_S)
 
 
-def _range(values: Floats) -> QuantityInterval:
+def _interval(values: Floats) -> QuantityInterval:
     ends = np.quantile(values, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2])
     low, middle, high = ends.round(12) + 0.0  # removes -0
     return QuantityInterval(middle=float(middle), low=float(low), high=float(high))
@@ -482,7 +486,7 @@ def traffic_of(calls: Sequence[LoggedCall], n_requests: int, rng: np.random.Gene
         n_calls=len(calls),
         n_requests=n_requests,
         span_s=span,
-        requests_per_day=None if span is None else _range(_draw_rate(n_requests, span, rng)),
+        requests_per_day=None if span is None else _interval(_draw_rate(n_requests, span, rng)),
         completion_share=completed / (completed + read) if completed + read else None,
         n_counted=len(counted),
     )

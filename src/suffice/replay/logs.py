@@ -51,10 +51,10 @@ class LoggedCall:
     at_s: float | None = None  # Unix time of the start
 
 
-def prompt_key(asked: object) -> str:
-    if asked in (None, "", []):
+def prompt_key(prompt: object) -> str:
+    if prompt in (None, "", []):
         return ""
-    return hashlib.blake2b(msgspec.json.encode(asked), digest_size=12).hexdigest()
+    return hashlib.blake2b(msgspec.json.encode(prompt), digest_size=12).hexdigest()
 
 
 def read_openai(item: Mapping[str, Any]) -> LoggedCall | None:
@@ -62,9 +62,9 @@ def read_openai(item: Mapping[str, Any]) -> LoggedCall | None:
     request = _mapping(request.get("body")) or request
     response = _mapping(item.get("response")) or item
     response = _mapping(response.get("body")) or response
-    asked = request.get("messages") or request.get("prompt") or request.get("input")
+    prompt = request.get("messages") or request.get("prompt") or request.get("input")
     at = _first(item, "created_at", "timestamp", "time", "start_time", "startTime") or response.get("created")
-    return read_completion(response, asked=asked, at=at)
+    return read_completion(response, prompt=prompt, at=at)
 
 
 def read_litellm(item: Mapping[str, Any]) -> LoggedCall | None:
@@ -75,8 +75,8 @@ def read_litellm(item: Mapping[str, Any]) -> LoggedCall | None:
     if isinstance(response, str):
         response = _decoded(response) or {"choices": [{"message": {"content": response}}]}
     messages = item.get("messages")
-    asked = _decoded(messages) or messages if isinstance(messages, str) else messages
-    call = read_completion(_mapping(response) or {}, asked=asked, at=item.get("startTime"))
+    prompt = _decoded(messages) or messages if isinstance(messages, str) else messages
+    call = read_completion(_mapping(response) or {}, prompt=prompt, at=item.get("startTime"))
     return None if call is None else _counted(call, item, ("prompt_tokens",), ("completion_tokens",))
 
 
@@ -84,9 +84,9 @@ def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
     """Read one observation; None if its type is not GENERATION."""
     if str(item.get("type", "GENERATION")).upper() != "GENERATION":
         return None
-    asked, output = _value(item.get("input")), _value(item.get("output"))
-    if isinstance(asked, Mapping) and "messages" in asked:
-        asked = asked["messages"]
+    prompt, output = _value(item.get("input")), _value(item.get("output"))
+    if isinstance(prompt, Mapping) and "messages" in prompt:
+        prompt = prompt["messages"]
     response: Mapping[str, Any]
     if isinstance(output, Mapping) and "choices" in output:
         response = output
@@ -95,7 +95,7 @@ def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
         if isinstance(output, Mapping) and not ("content" in output or "role" in output):
             return None
         response = {"choices": [{"message": m} for m in messages if isinstance(m, Mapping)]}
-    call = read_completion(response, asked=asked, at=_first(item, "startTime", "start_time"))
+    call = read_completion(response, prompt=prompt, at=_first(item, "startTime", "start_time"))
     if call is None:
         return None
     details = _mapping(_value(_first(item, "usageDetails", "usage_details", "usage"))) or {}
@@ -125,14 +125,14 @@ def detect_log_format(item: Mapping[str, Any]) -> str | None:
 # ---- shared by the readers
 
 
-def read_completion(response: Mapping[str, Any], *, asked: object, at: object) -> LoggedCall | None:
+def read_completion(response: Mapping[str, Any], *, prompt: object, at: object) -> LoggedCall | None:
     """Read a chat or plain completion of OpenAI's API; `at` is a number of seconds or ISO 8601. None: no answer."""
     listed = response.get("choices")
-    choices = [_said(c) for c in listed if isinstance(c, Mapping)] if isinstance(listed, list) else []
+    choices = [_read_choice(c) for c in listed if isinstance(c, Mapping)] if isinstance(listed, list) else []
     if not choices or not any(text or thought for text, thought in choices):
         return None
     call = LoggedCall(
-        prompt=prompt_key(asked),
+        prompt=prompt_key(prompt),
         texts=tuple(text for text, _ in choices),
         thoughts=tuple(thought for _, thought in choices),
         model=str(response.get("model") or ""),
@@ -144,7 +144,7 @@ def read_completion(response: Mapping[str, Any], *, asked: object, at: object) -
     return _counted(call, usage, ("prompt_tokens",), ("completion_tokens",))
 
 
-def _said(choice: Mapping[str, Any]) -> tuple[str, str]:
+def _read_choice(choice: Mapping[str, Any]) -> tuple[str, str]:
     message = _mapping(choice.get("message")) or {}
     text = _text(message.get("content")) or _text(choice.get("text"))
     thought = next((t for name in REASONING_FIELDS if (t := _text(message.get(name)))), "")
@@ -217,8 +217,8 @@ def _first(item: Mapping[str, Any], *names: str) -> Any:
 
 _STRING = r"(?P<{}>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|None)"
 _HEAD = re.compile(r"\b(?:INFO|DEBUG|WARNING)\s+(?P<month>\d\d)-(?P<day>\d\d)\s+(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)")
-_ASKED = re.compile(r"\b(?:Received request|Request) (?P<id>\S+?):? (?:details: )?prompt: " + _STRING.format("text"))
-_TOLD = re.compile(
+_REQUEST = re.compile(r"\b(?:Received request|Request) (?P<id>\S+?):? (?:details: )?prompt: " + _STRING.format("text"))
+_RESPONSE = re.compile(
     r"\bGenerated response (?P<id>\S+?)(?P<stream> \(streaming (?:delta|complete)\))?: output: "
     + _STRING.format("text")
     + r"(?:, output_token_ids: (?P<tokens>\[[^\]]*\]|None|\([^)]*\)))?"
@@ -230,14 +230,14 @@ YEAR = 2000  # any leap year; only differences matter
 
 def read_vllm_log(lines: Iterable[str]) -> Iterator[LoggedCall]:
     """The calls whose answer was logged. Skips the chunks of a stream, whose whole answer follows them."""
-    asked: dict[str, tuple[str, int | None]] = {}
+    prompts: dict[str, tuple[str, int | None]] = {}
     for line in lines:
-        if (match := _ASKED.search(line)) is not None:
+        if (match := _REQUEST.search(line)) is not None:
             ids = _PROMPT_IDS.search(line)
             n_prompt = None if ids is None else len([n for n in ids["ids"].split(",") if n.strip()])
-            asked[match["id"]] = prompt_key(_unquoted(match["text"])), n_prompt
-        elif (match := _TOLD.search(line)) is not None and match["stream"] != " (streaming delta)":
-            prompt, n_prompt = asked.pop(match["id"], ("", None))
+            prompts[match["id"]] = prompt_key(_unquoted(match["text"])), n_prompt
+        elif (match := _RESPONSE.search(line)) is not None and match["stream"] != " (streaming delta)":
+            prompt, n_prompt = prompts.pop(match["id"], ("", None))
             output = _unquoted(match["text"])
             thought, closed, text = output.partition(THINK[1])
             yield LoggedCall(
@@ -295,7 +295,7 @@ def read_logs(paths: Sequence[Path], *, as_format: str | None = None) -> Log:
             raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         finished = [call for call in calls if isinstance(call, LoggedCall)]
         if not finished:
-            raise ConfigError(f"{path}: holds no finished call with an answer in the format {name!r}")
+            raise ConfigError(f"{path}: contains no completed call with an answer in the format {name!r}")
         log.formats.append(name)
         log.calls += finished
         log.n_records += len(calls)
@@ -317,7 +317,7 @@ def _format(path: Path) -> str:
         name = detect_log_format(item) if item is not None else None
         if name is not None:
             return name
-    raise ConfigError(f"{path}: has no format that is known; known: {', '.join(FORMATS)}; name one with --format")
+    raise ConfigError(f"{path}: has an unknown format; known: {', '.join(FORMATS)}; name one with --format")
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any] | None]:
@@ -334,5 +334,5 @@ def _records(path: Path) -> Iterator[Mapping[str, Any] | None]:
     try:
         items = msgspec.json.decode(whole)
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise ConfigError(f"{path}: begins as a JSON array and is none ({error})") from None
+        raise ConfigError(f"{path}: starts like a JSON array but is not valid JSON ({error})") from None
     yield from (item if isinstance(item, Mapping) else None for item in items)

@@ -81,7 +81,7 @@ def _reduction(sums: NDArray[np.float64]) -> float:
     return float(1 - sums[4] / sums[3]) if sums[3] else float("nan")
 
 
-_OF_THE_TEXT = ("hedges", "hedge_rate", "loop_share", "draft_distance")
+_TEXT_FIELDS = ("hedges", "hedge_rate", "loop_share", "draft_distance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,17 +131,17 @@ def _first_stop(
     steps: Sequence[StepRecord], policy: Policy, request: Request
 ) -> tuple[int | None, StopReason | None, str | None]:
     observer = Observer(policy.needs, request.kind, query=request.query)
-    asked = set(fields_of(policy.needs))
+    fields = set(fields_of(policy.needs))
     for record in steps:
-        decision = policy.decide(signals := _as_recorded(observer.observe(as_step(record)), record, asked))
+        decision = policy.decide(signals := _as_recorded(observer.observe(as_step(record)), record, fields))
         if decision.action == "stop" and not (request.kind == "samples" and record.index == len(steps)):
             return record.index, decision.stop_reason, signals.answer
     return None, None, None
 
 
-def _as_recorded(signals: Signals, record: StepRecord, asked: set[str]) -> Signals:
-    """Take the signals in `asked` that need the text from the record, because the log does not store the text."""
-    kept: dict[str, Any] = {field: getattr(record, field) for field in _OF_THE_TEXT if field in asked}
+def _as_recorded(signals: Signals, record: StepRecord, fields: set[str]) -> Signals:
+    """Take the signals in `fields` that need the text from the record, because the log does not store the text."""
+    kept: dict[str, Any] = {field: getattr(record, field) for field in _TEXT_FIELDS if field in fields}
     # `patience` depends on a threshold that may have changed; folds of other packages may have read the text.
     lost = [field for field in signals.values if field == "draft_patience" or field not in FIELDS]
     return signals.replace(**kept, **dict.fromkeys(lost))

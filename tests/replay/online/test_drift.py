@@ -10,7 +10,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Ints
-from suffice.replay.online.drift import KINDS, order_requests, parse_drift, relabel, split_worlds
+from suffice.replay.online.drift import KINDS, order_requests, parse_drift, relabel, split_regimes
 from suffice.replay.online.stream import RecordedTraffic
 from tests.replay.online.made import made_up
 
@@ -35,7 +35,7 @@ def traffic() -> RecordedTraffic:
 
 def drawn(traffic: RecordedTraffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order_requests(traffic, drift, *split_worlds(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, *split_regimes(traffic, drift), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_set_has_the_requests_of_the_other_file_from_then_on(traffic: RecordedTr
     drift = parse_drift("set=folder/other.parquet@0.3")
     assert drift.file == Path("folder/other.parquet")
     other = np.arange(N) >= 250
-    which, at = order_requests(traffic, drift, *split_worlds(traffic, drift, other), np.random.default_rng(0))
+    which, at = order_requests(traffic, drift, *split_regimes(traffic, drift, other), np.random.default_rng(0))
     assert (which[:at] < 250).all()
     assert (which[at:] >= 250).all()
     assert at / len(which) == pytest.approx(0.3, abs=0.02)
@@ -161,8 +161,8 @@ def test_what_cannot_be_read_is_answered_with_every_form_that_is_allowed(text: s
 def test_a_drift_without_requests_on_one_side_says_on_which(traffic: RecordedTraffic, text: str, when: str) -> None:
     everything = replace(traffic, full_ok=(True,) * N) if text == "em=0.0@0.5" else traffic
     drift = parse_drift(text)
-    with pytest.raises(ConfigError, match=f"no request for the time {when} it"):
-        split_worlds(everything, drift)
+    with pytest.raises(ConfigError, match=f"leaves no requests {when} it"):
+        split_regimes(everything, drift)
 
 
 def test_an_unknown_class_is_answered_with_those_there_are(traffic: RecordedTraffic) -> None:

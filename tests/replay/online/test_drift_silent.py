@@ -10,8 +10,8 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Ints
 from suffice.learn.version import FoldedModels
-from suffice.replay.online.drift import order_requests, parse_drift, relabel, split_worlds
-from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth
+from suffice.replay.online.drift import order_requests, parse_drift, relabel, split_regimes
+from suffice.replay.online.protocol import OnlineOptions, _Job, _TrueDrop
 from suffice.replay.online.stream import RecordedTraffic
 from tests.learn.runs_made import audits
 from tests.replay.online.made import made_up, traffic_of
@@ -42,7 +42,7 @@ def losers(traffic: RecordedTraffic, text: str, at: int = AT) -> Bools:
 
 def drawn(traffic: RecordedTraffic, text: str, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order_requests(traffic, drift, *split_worlds(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, *split_regimes(traffic, drift), np.random.default_rng(seed))
 
 
 def is_near(hits: Bools, share: float) -> bool:
@@ -160,7 +160,7 @@ def test_mix_names_the_classes_that_there_are(harmless: RecordedTraffic) -> None
     with pytest.raises(ConfigError, match="no request is of class 'easy'; known: none"):
         drawn(made_up(20, 0), "mix=easy>hard:0.8@0.5")
     few = replace(made_up(2, 0), query_class=("easy", "hard"))
-    with pytest.raises(ConfigError, match="leaves no request for the time before it"):
+    with pytest.raises(ConfigError, match="leaves no requests before it"):
         drawn(few, "mix=easy>hard:0.8@0.5")
 
 
@@ -208,13 +208,13 @@ class _Level:
 SERVED = FoldedModels(models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 0.5], (5, 1)), cost_exponent=0.0)
 
 
-def judged(text: str, *looks: tuple[float, int]) -> _Truth:
+def judged(text: str, *looks: tuple[float, int]) -> _TrueDrop:
     """400 requests: level 1 stops the half whose score is high, a tenth of which lose anyway."""
     stopped = [[0.9, 0.9], [0.1, 0.1]] * 200
     runs = audits(stopped, z=[[int(i % 20 == 0), 0] for i in range(400)])
-    truth = _Truth.of(traffic_of(runs), parse_drift(text), 0 if text.startswith("turns") else 200)
+    truth = _TrueDrop.of(traffic_of(runs), parse_drift(text), 0 if text.startswith("turns") else 200)
     for now, level in looks:
-        truth.look(_Level(now, level))  # type: ignore[arg-type]  # what it reads of a keeper
+        truth.observe(_Level(now, level))  # type: ignore[arg-type]  # what it reads of a certifier
     return truth
 
 
@@ -256,7 +256,7 @@ def test_a_seed_tells_what_a_silent_loss_cost() -> None:
 
     def found(text: str) -> tuple[float | None, float | None, float]:
         drift = parse_drift(text)
-        one, _ = _Job(replace(asked, drift=drift), traffic, split_worlds(traffic, drift)).run(0)
+        one, _ = _Job(replace(asked, drift=drift), traffic, split_regimes(traffic, drift)).run(0)
         assert one.alarms == 0 or (one.false_alarms is not None and one.false_alarms <= one.alarms)
         return one.loss_above_budget, one.recovery, one.drop_late
 

@@ -11,7 +11,7 @@ from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.certifier import Certifier, CertifierDecision, Plan
 from suffice.learn.version import FoldedModels
 from suffice.replay.online.protocol import OnlineOptions, _Job
-from suffice.replay.online.stream import RecordedTraffic, run_stream, with_times
+from suffice.replay.online.stream import RecordedTraffic, add_times, run_stream
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up
 
@@ -21,7 +21,7 @@ PLAN = Plan(max_em_drop=0.05, warm_up=200, burst=200, refit_every=200, window=32
 def timed(
     traffic: RecordedTraffic, run_time: float, label_delay: tuple[int, int] = (0, 0), seed: int = 0
 ) -> RecordedTraffic:
-    return with_times(traffic, run_time=run_time, label_delay=label_delay, rng=np.random.default_rng(seed))
+    return add_times(traffic, run_time=run_time, label_delay=label_delay, rng=np.random.default_rng(seed))
 
 
 def test_a_run_takes_time_in_proportion_to_its_tokens() -> None:
@@ -49,7 +49,7 @@ def test_a_label_comes_that_many_requests_after_its_run() -> None:
 
 def test_a_fixed_delay_leaves_the_lots_as_they_were() -> None:
     rng, other = np.random.default_rng(0), np.random.default_rng(0)
-    with_times(made_up(50, 0), run_time=30.0, label_delay=(9, 9), rng=rng)
+    add_times(made_up(50, 0), run_time=30.0, label_delay=(9, 9), rng=rng)
     assert rng.random() == other.random()
 
 

@@ -15,8 +15,8 @@ from suffice.control.evidence.cold_start import burst_of, live_plan
 from suffice.errors import ConfigError
 from suffice.learn.certifier import full_runs
 from suffice.learn.version import FoldedModels
-from suffice.replay.online.drift import draw_order, parse_drift, split_worlds
-from suffice.replay.online.protocol import OnlineOptions, OnlineReport, Seed, _Job, _Truth, replay_online
+from suffice.replay.online.drift import draw_order, parse_drift, split_regimes
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, Seed, _Job, _TrueDrop, replay_online
 from suffice.replay.online.stream import RecordedTraffic
 from suffice.settings import Control, Route
 from suffice.types import Epoch
@@ -35,7 +35,7 @@ def uneven(n_questions: int = 60) -> RecordedTraffic:
 
 def job(traffic: RecordedTraffic, **asked: Any) -> _Job:
     question = replace(ASKED, **asked)
-    return _Job(question, traffic, None if question.drift is None else split_worlds(traffic, question.drift))
+    return _Job(question, traffic, None if question.drift is None else split_regimes(traffic, question.drift))
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_labels_that_come_after_the_end_certify_nothing_that_disagrees() -> None
 def test_a_drift_to_another_kind_of_run_is_refused(tmp_path: Path) -> None:
     data = surveyed(tmp_path, n_runs=60)
     later = surveyed(tmp_path, kind="reasoning", n_runs=60, name="chains.parquet")
-    with pytest.raises(ConfigError, match="chains holds reasoning, made holds samples; need the same kind"):
+    with pytest.raises(ConfigError, match="chains contains reasoning, made contains samples"):
         replay_online(data, replace(ASKED, drift=parse_drift("set=chains.parquet@0.5")), later=later)
 
 
@@ -190,9 +190,9 @@ def test_recovery_counts_from_the_drift_to_the_last_time_that_the_budget_was_bro
     served = FoldedModels(models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 1.0], (5, 1)), cost_exponent=0.0)
 
     def recovery(*looks: tuple[float, int], at: int = 200) -> int | None:
-        truth = _Truth(traffic_of(runs), at)
+        truth = _TrueDrop(traffic_of(runs), at)
         for version, (now, level) in enumerate(looks):
-            truth.look(_Level(now, served, version, level))  # type: ignore[arg-type]  # what it reads of a keeper
+            truth.observe(_Level(now, served, version, level))  # type: ignore[arg-type]  # what it reads of a certifier
         return truth.recovery(0.02)
 
     assert recovery((100, 1), (200, 0), (300, 0)) == 0

@@ -85,7 +85,7 @@ async def recorded(
                 scorer=build_scorer(how.scorer),
                 dataset="fakes",
                 concurrency=concurrency,
-                tell=told.tell,
+                report=told.tell,
                 sleep=sleep or told.sleep,
             )
 

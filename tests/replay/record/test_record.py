@@ -242,7 +242,10 @@ def test_questions_keep_what_their_lines_say() -> None:
         (['{"messages": [], "gold": "a"}'], "q:1: has no question"),
         (['{"messages": [{"content": "a"}], "gold": "a"}'], "q:1: has no question"),
         (['{"question": "a", "gold": ["a"]}'], "q:1: gold: must be text, got list"),
-        (['{"question": "a", "gold": "b"}', '{"question": "a", "gold": "b"}'], "q:2: id '.*' stands in line 1 already"),
+        (
+            ['{"question": "a", "gold": "b"}', '{"question": "a", "gold": "b"}'],
+            "q:2: id '.*' is already used",
+        ),
     ],
 )
 def test_a_question_file_that_cannot_be_used_names_its_line(lines: list[str], said: str) -> None:

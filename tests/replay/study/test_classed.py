@@ -17,9 +17,9 @@ from suffice.replay.study.study import (
     ReplayOptions,
     Study,
     Target,
-    find_classes_in,
+    learn_classes,
     number_classes,
-    pick_classed,
+    pick_by_class,
     select_large_classes,
 )
 from suffice.replay.study.sums import N_FOLDS
@@ -48,7 +48,7 @@ def study() -> Study:
 @pytest.mark.slow
 def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(study: Study) -> None:
     turned = Study(turned_round(study.runs, 1), study.ladders, study.options)
-    mine, other = (pick_classed(one, 1, 8, TARGET) for one in (study, turned))
+    mine, other = (pick_by_class(one, 1, 8, TARGET) for one in (study, turned))
     assert mine is not None
     assert other is not None
     assert mine[0].levels == other[0].levels
@@ -56,13 +56,13 @@ def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(stu
     assert other[0].classes is not None
     assert mine[0].classes.rules == other[0].classes.rules
     assert mine[1] == pytest.approx(other[1])
-    anything = pick_classed(turned, 0, 8, TARGET)  # to the other folds its labels do matter
+    anything = pick_by_class(turned, 0, 8, TARGET)  # to the other folds its labels do matter
     assert anything is None or anything[0].levels != mine[0].levels
 
 
 def test_what_is_picked_keeps_the_target_where_it_was_picked_and_saves_there_what_it_says(study: Study) -> None:
     for v in range(N_FOLDS):
-        picked = pick_classed(study, v, 8, TARGET)
+        picked = pick_by_class(study, v, 8, TARGET)
         assert picked is not None
         rung, saved = picked
         train = study.fold != v
@@ -110,7 +110,7 @@ def test_found_classes_divide_the_runs_by_what_was_known_beforehand(study: Study
     found = number_classes(study.runs, everything, 8)
     assert len(found.names) >= 2
     assert any("model" in name for name in found.names)
-    classes = find_classes_in(study.runs, everything, 8)
+    classes = learn_classes(study.runs, everything, 8)
     told = np.array([classes.of(query) for query in study.runs.queries])
     for number, name in enumerate(found.names):
         assert (found.number == number).sum() >= 200

@@ -90,7 +90,7 @@ def test_a_point_that_nobody_dares_is_the_full_run() -> None:
 
 def test_every_ladder_has_its_place_and_learned_ones_rise() -> None:
     study = study_of(runs_for("samples"))
-    laid = study.lay(None)
+    laid = study.sum_rungs(None)
     assert sum(part.stop - part.start for part in laid.slices.values()) == len(laid.rungs)
     assert laid.sums.values.shape[1] == len(laid.rungs)
     for ladder in study.ladders:

@@ -46,7 +46,7 @@ def test_files_of_one_name_are_one_set_in_the_order_in_which_they_come(tmp_path:
 
 def test_a_run_that_stands_twice_in_a_set_is_refused(tmp_path: Path) -> None:
     files = [made(tmp_path, name, n_runs=30) for name in ("b.dev.parquet", "b.heldout.parquet")]
-    with pytest.raises(TraceError, match="same run"):
+    with pytest.raises(TraceError, match="the run of an earlier row"):
         survey(files)
 
 
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_thinned_to_whole_questions_and_more_memory_only_ad
 def test_a_set_of_two_kinds_is_refused_and_so_is_one_without_a_run(tmp_path: Path) -> None:
     one = made(tmp_path, "a.dev.parquet", "samples", n_runs=20)
     two = made(tmp_path, "a.heldout.parquet", "rounds", n_runs=20, dataset="others")
-    with pytest.raises(TraceError, match=r"holds rounds, samples; a set has runs of one kind"):
+    with pytest.raises(TraceError, match=r"contains rounds, samples; all runs of a set must be of one kind"):
         survey([one, two])
     with pytest.raises(TraceError, match=r"no run has an EM above 0\.99"):
         survey([one], min_run_em=0.99)

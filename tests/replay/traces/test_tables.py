@@ -57,12 +57,12 @@ def test_what_our_exports_quote_is_no_formula_and_is_read_as_it_was(
     ("name", "text", "row", "says"),
     [
         ("t.csv", "", None, "is empty"),
-        ("t.csv", "a,a\n1,2\n", None, "stands twice in the header"),
+        ("t.csv", "a,a\n1,2\n", None, "appears twice in the header"),
         ("t.csv", "a,b\n1,2\n3\n", 2, "has 1 cells, and the header 2"),
-        ("t.csv", 'a\n"x', 1, "is no CSV"),
+        ("t.csv", 'a\n"x', 1, "is not valid CSV"),
         ("t.jsonl", '{"a": 1}\n[2]\n', 2, "must be a JSON object"),
-        ("t.jsonl", '{"a": 1}\n{"a": \n', 2, "is no JSON"),
-        ("t.txt", "a", None, "Names that end in"),
+        ("t.jsonl", '{"a": 1}\n{"a": \n', 2, "is not valid JSON"),
+        ("t.txt", "a", None, "has an unknown suffix"),
         ("t.parquet", "a", None, "cannot be read as Parquet"),
     ],
 )

@@ -294,7 +294,7 @@ def test_a_run_that_stands_twice_is_found_however_far_apart(tmp_path: Path, suff
     with pytest.raises(TraceError, match=r"row 71.*run '3'"):
         list(read_traces([path], batch_rows=5))
     write_raw(path, [a_row(run=f"{i}") for i in range(70)])
-    with pytest.raises(TraceError, match="row 1: the same run"):
+    with pytest.raises(TraceError, match="row 1: repeats the run"):
         list(read_traces([path, path]))
 
 
@@ -379,7 +379,7 @@ def test_files_that_are_no_traces_are_named(tmp_path: Path) -> None:
 def test_a_file_without_runs_is_an_error(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"empty{suffix}"
     (write_traces_parquet if suffix == ".parquet" else write_traces_jsonl)(path, [])
-    with pytest.raises(TraceError, match="holds no run"):
+    with pytest.raises(TraceError, match="contains no runs"):
         list(read_traces([path]))
 
 

@@ -215,7 +215,7 @@ def noise(bench: Bench, seed: int) -> Bench:
         ok=rng.random(len(bench.runs.ok)) < 0.5,
         full_ok=rng.random(len(bench.runs)) < 0.5,
     )
-    return Bench(runs, bench.asked, bench.scores, bench.names)
+    return Bench(runs, bench.options, bench.scores, bench.names)
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried
     assert any("learned" in title for title in first.winners)
     quick = replace(WITHOUT_LEARNING, trials=20)
     bench = bench_of(tmp_path, quick, n_runs=300)
-    other = replace(bench, asked=replace(quick, seed=1))
+    other = replace(bench, options=replace(quick, seed=1))
     assert tune_runs(bench, clock=never).folds != tune_runs(other, clock=never).folds
 
 
@@ -308,7 +308,7 @@ def test_a_time_limit_ends_every_search_after_at_least_one_trial(tmp_path: Path)
     tuned = tune_runs(bench, clock=lambda: next(clock))
     assert all(1 <= fold.n_trials <= 30 for fold in tuned.folds)
     assert 12 <= tuned.n_trials_in_all <= 120
-    bench = replace(bench, asked=replace(bench.asked, time_limit_s=1e-9))
+    bench = replace(bench, options=replace(bench.options, time_limit_s=1e-9))
     assert tune_runs(bench, clock=lambda: next(clock)).n_trials_in_all == N_FOLDS + 1
 
 
@@ -323,7 +323,7 @@ def test_where_nothing_keeps_the_target_nothing_is_proposed(tmp_path: Path) -> N
 def test_what_cannot_be_tuned_is_said_before_anything_is_searched(tmp_path: Path) -> None:
     file = tmp_path / "one.parquet"
     Synthetic(kind="samples", n_runs=3, n_questions=1, seed=0).write(file)
-    with pytest.raises(TraceError, match="one: holds 1 questions, too few"):
+    with pytest.raises(TraceError, match="one: contains 1 questions, too few"):
         tune_set(survey([file])[0], WITHOUT_LEARNING, clock=never)
     with pytest.raises(ConfigError, match="policies: got 'deer'; for samples: fixed-budget, "):
         make_bench(survey([file])[0], replace(WITHOUT_LEARNING, policies=("beta", "deer")))

@@ -120,7 +120,7 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
                     client=client,
                     recipe=recipe,
                     scorer=scorer,
-                    tell=tell,
+                    report=tell,
                     dataset=questions.name.removesuffix(".jsonl"),
                     concurrency=given.concurrency,
                 )

@@ -26,7 +26,7 @@ from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.version import N_FOLDS, FoldedModels, FoldedVersion, fit_served, fold_version, read_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy
-from suffice.policy.columns import AskedColumns, stops_of
+from suffice.policy.columns import QueryColumns, stops_of
 from suffice.policy.returning import returning
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader
@@ -256,7 +256,7 @@ def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[st
     runs = [(one.episode.request.query, one.outcome.steps) for one in audits]
     columns = recorded_columns(policy.needs, kind, runs)
     run = np.repeat(np.arange(len(audits)), np.diff(columns.starts))
-    inputs = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
+    inputs = QueryColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
     stops: dict[str, tuple[int, str | None]] = {}
     for row in np.flatnonzero(stops_of(policy, inputs) != 0)[::-1].tolist():  # the first stop of a run is written last
         at = int(run[row])

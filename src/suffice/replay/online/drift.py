@@ -82,7 +82,7 @@ def parse_drift(text: str) -> Drift:
     return Drift(text=text, kind=kind, value=match[2], at=at)
 
 
-def split_worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
+def split_regimes(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
     """Masks of the requests that may occur before and after the change, (N,). Raise ConfigError if one is empty."""
     everything = np.ones(len(traffic), dtype=bool)
     if drift.kind == "em":
@@ -201,9 +201,7 @@ def _of_class(traffic: RecordedTraffic, name: str) -> Bools:
 
 def _refuse_empty(drift: Drift, *, before: bool, after: bool) -> None:
     if not before or not after:
-        raise ConfigError(
-            f"--drift: {drift.text!r:.100} leaves no request for the time {'after' if before else 'before'} it"
-        )
+        raise ConfigError(f"--drift: {drift.text!r:.100} leaves no requests {'after' if before else 'before'} it")
 
 
 def _run_em(traffic: RecordedTraffic) -> Floats:
@@ -227,18 +225,18 @@ def draw_order(
     rng: np.random.Generator,
     *,
     drift: Drift | None = None,
-    worlds: tuple[Bools, Bools] | None = None,
+    regimes: tuple[Bools, Bools] | None = None,
     disjoint: bool = False,
     resample: int | None = None,
 ) -> StreamOrder:
     """Draw a stream: each run once in a random order, unless an option says otherwise.
 
-    worlds    runs that may occur before and after a drift, see `split_worlds`
+    regimes    runs that may occur before and after a drift, see `split_regimes`
     disjoint  take the runs of one half of the questions first; only these are evidence
     resample  number of requests to draw by question-level bootstrap
     """
-    if drift is not None and worlds is not None:
-        which, at = order_requests(traffic, drift, *worlds, rng)
+    if drift is not None and regimes is not None:
+        which, at = order_requests(traffic, drift, *regimes, rng)
         return StreamOrder(which, at, None)
     if disjoint:
         questions = rng.permutation(sorted(set(traffic.question)))

@@ -25,15 +25,15 @@ from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
 from suffice.learn.version import FoldedModels
-from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel, split_worlds
+from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel, split_regimes
 from suffice.replay.online.stream import (
     PERIOD,
     RecordedTraffic,
     Stream,
+    add_times,
     learner_of,
     make_traffic,
     run_stream,
-    with_times,
 )
 from suffice.replay.report.plot import COLOURS, FAINT, INK
 from suffice.replay.report.text import build_table, describe_percent
@@ -215,17 +215,17 @@ def describe_notes(report: OnlineReport) -> list[str]:
         (report.too_small, f"too small to certify: {size}; certificates begin at 1,000 runs and 50 questions"),
         (report.resampled, f"resampled: requests were drawn with replacement from {report.n_rows:,} runs"),
         (report.disjoint, "disjoint: fitted and certified on one half of the questions, the late half is the other"),
-        (report.drift is not None, _drifted(report)),
+        (report.drift is not None, _describe_drift(report)),
     )
     return [f"{printable(report.set)}: {note}" for applies, note in notes if applies]
 
 
-def _drifted(report: OnlineReport) -> str:
+def _describe_drift(report: OnlineReport) -> str:
     n, alarmed = len(report.seeds), len(report.values("alarm_delay"))
     delay, recovery = report.median("alarm_delay"), report.recovery
     alarms = f"alarm in {alarmed} of {n} seeds"
     alarms += "" if delay is None else f", {delay:,.0f} requests after it (median)"
-    back = f"{len(report.values('recovery'))} came back within the budget for good"
+    back = f"{len(report.values('recovery'))} returned to the budget permanently"
     back += "" if recovery is None else f", after {recovery:,.0f} requests (median)"
     return (
         f"drift {printable(report.drift or '')} at request {report.drift_at or 0:,}: {alarms}; {back};"
@@ -245,7 +245,7 @@ def write_courses(reports: Sequence[OnlineReport], folder: Path) -> list[Path]:
         raise ConfigError(f"replay: figures need matplotlib: {how_to_install('replay')}; or pass --no-report") from None
     written = []
     for report in reports:
-        figure = _drawn(report, pyplot)
+        figure = _draw_course(report, pyplot)
         for suffix in ("png", "svg"):
             path = folder / f"{''.join(c if c.isalnum() or c in '-_' else '-' for c in report.set)}.online.{suffix}"
             with whole_file(path) as part:
@@ -255,25 +255,25 @@ def write_courses(reports: Sequence[OnlineReport], folder: Path) -> list[Path]:
     return written
 
 
-def _drawn(report: OnlineReport, pyplot: Any) -> Any:
+def _draw_course(report: OnlineReport, pyplot: Any) -> Any:
     figure, panels = pyplot.subplots(3, 1, figsize=(9, 7.6), sharex=True, layout="constrained")
     courses = [seed.course for seed in report.seeds]
     n_blocks = min(len(course.requests) for course in courses)  # short streams of a mixed drift differ in length
     x = np.array(courses[0].requests[:n_blocks])
     for axes, name, title, scale in (
-        (panels[0], "level", "level in force, part of the most aggressive", 1.0),
+        (panels[0], "level", "active level, as a fraction of the most aggressive", 1.0),
         (panels[1], "reduction", "tokens saved, %", 100.0),
         (panels[2], "drop", "EM drop, points (mean of seeds)", 100.0),
     ):
         values = scale * np.array([getattr(course, name)[:n_blocks] for course in courses])
-        smooth = np.array([_smoothed(row) for row in values])
+        smooth = np.array([_smooth(row) for row in values])
         if name != "drop":
             low, high = np.quantile(smooth, [0.1, 0.9], axis=0)
             axes.fill_between(x, low, high, color=COLOURS["ours"], alpha=0.15, linewidth=0)
         axes.plot(x, smooth.mean(axis=0), color=COLOURS["ours"])
         axes.set_title(title, loc="left", fontsize=10)
         axes.grid(visible=True, color=FAINT, alpha=0.25)
-        _marks(axes, courses[0], report)
+        _draw_marks(axes, courses[0], report)
     panels[2].axhline(100 * report.max_em_drop, color=INK, linestyle="--", linewidth=1)
     panels[2].margins(y=0.15)  # room for the label
     panels[2].annotate("budget", (x[-1], 100 * report.max_em_drop), ha="right", va="bottom", fontsize=9)
@@ -281,12 +281,12 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
         f"requests; band: 10 to 90 % of {len(courses)} seeds; first seed: grey full runs, dotted alarms, line drift"
     )
     budget = f"{format_budget(report)}, {describe_confidence(report)}"
-    drifted = "" if report.drift is None else f"\n{fill(_drifted(report), 120)}"
+    drifted = "" if report.drift is None else f"\n{fill(_describe_drift(report), 120)}"
     figure.suptitle(f"{report.set}: {budget}{drifted}", x=0.01, ha="left", fontsize=10 if drifted else None)
     return figure
 
 
-def _marks(axes: Any, course: Course, report: OnlineReport) -> None:
+def _draw_marks(axes: Any, course: Course, report: OnlineReport) -> None:
     for begin, end in course.bursts:
         axes.axvspan(begin, end, color=FAINT, alpha=0.25, linewidth=0)
     for at, _ in course.alarms:
@@ -295,7 +295,7 @@ def _marks(axes: Any, course: Course, report: OnlineReport) -> None:
         axes.axvline(report.drift_at, color=INK, linewidth=1)
 
 
-def _smoothed(values: Floats) -> Floats:
+def _smooth(values: Floats) -> Floats:
     weights = np.ones(min(SMOOTH, len(values)))
     return np.asarray(np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same"))
 
@@ -326,97 +326,104 @@ class OnlineOptions:
 
 
 def replay_online(
-    data: Survey, asked: OnlineOptions, *, later: Survey | None = None, tick: Callable[[], None] = lambda: None
+    data: Survey, options: OnlineOptions, *, later: Survey | None = None, tick: Callable[[], None] = lambda: None
 ) -> OnlineReport:
     """Replay one set, or for a drift two. Raise TraceError for invalid data and ConfigError for invalid options."""
     longest = max(data.longest, later.longest if later else 0)
     if later is not None and later.kind != data.kind:
-        raise ConfigError(f"--drift: {later.set} holds {later.kind}, {data.set} holds {data.kind}; need the same kind")
-    needs, probe_tokens = FeatureSet(DENSE[data.kind]).needs, asked.probe_tokens
+        raise ConfigError(
+            f"--drift: {later.set} contains {later.kind}, {data.set} contains {data.kind}; both must be of one kind"
+        )
+    needs, probe_tokens = FeatureSet(DENSE[data.kind]).needs, options.probe_tokens
     sets = [one for one in (data, later) if one is not None]
     parts = [read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in sets]
     traffic = make_traffic(concatenate(parts))
     from_file = np.arange(len(traffic)) >= len(parts[0])
-    job = _Job(asked, traffic, None if asked.drift is None else split_worlds(traffic, asked.drift, from_file))
-    seeds = range(asked.seed, asked.seed + asked.n_seeds)
-    outcomes, n_processes = [], min(asked.n_processes, asked.n_seeds)
+    job = _Job(options, traffic, None if options.drift is None else split_regimes(traffic, options.drift, from_file))
+    seeds = range(options.seed, options.seed + options.n_seeds)
+    outcomes, n_processes = [], min(options.n_processes, options.n_seeds)
     with ProcessPoolExecutor(n_processes) if n_processes > 1 else nullcontext() as pool:
         for outcome in map(job.run, seeds) if pool is None else pool.map(job.run, seeds):
             outcomes.append(outcome)
             tick()
     return OnlineReport(
         set=data.set,
-        max_em_drop=asked.max_em_drop,
-        confidence=asked.confidence,
+        max_em_drop=options.max_em_drop,
+        confidence=options.confidence,
         n_rows=len(traffic),
         n_questions=len(set(traffic.question)),
         seeds=tuple(seed for seed, _ in outcomes),
-        resampled=asked.resample is not None,
-        disjoint=asked.disjoint,
-        drift=asked.drift.text if asked.drift else None,
+        resampled=options.resample is not None,
+        disjoint=options.disjoint,
+        drift=options.drift.text if options.drift else None,
         drift_at=outcomes[0][1],
         warm_up=int(job.plan(outcomes[0][0].n).warm_up),
-        promise=asked.promise,
+        promise=options.promise,
     )
 
 
-def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
-    burst = full_runs(asked.max_em_drop, n)
+def stream_plan(options: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
+    burst = full_runs(options.max_em_drop, n)
     return Plan(
-        max_em_drop=asked.max_em_drop,
-        confidence=asked.confidence,
-        label_free=asked.label_free,
-        promise=asked.promise,
-        warm_up=burst if asked.warm_up is None else asked.warm_up,
+        max_em_drop=options.max_em_drop,
+        confidence=options.confidence,
+        label_free=options.label_free,
+        promise=options.promise,
+        warm_up=burst if options.warm_up is None else options.warm_up,
         burst=burst,
-        window=window_audits(asked.max_em_drop),
-        share=asked.audit_share,
+        window=window_audits(options.max_em_drop),
+        share=options.audit_share,
         free_audits=not traffic.probes.any(),
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    asked: OnlineOptions
+    options: OnlineOptions
     traffic: RecordedTraffic
-    worlds: tuple[Bools, Bools] | None
+    regimes: tuple[Bools, Bools] | None
 
     @property
     def label_delay(self) -> tuple[int, int]:
-        least, most = self.asked.label_delay, self.asked.label_delay_most
+        least, most = self.options.label_delay, self.options.label_delay_most
         return least, least if most is None else most
 
     def plan(self, n: int, n_evidence: int | None = None) -> Plan:
         """The plan for n requests; only audits of the first `n_evidence` are evidence."""
-        plan = stream_plan(self.asked, self.traffic, n if n_evidence is None else n_evidence)
+        plan = stream_plan(self.options, self.traffic, n if n_evidence is None else n_evidence)
         return replace(plan, label_timeout=self.label_delay[1])
 
     def run(self, seed: int) -> tuple[Seed, int | None]:
         rng = np.random.default_rng(seed)
-        asked = self.asked
+        options = self.options
         which, drift_at, learns = draw_order(
-            self.traffic, rng, drift=asked.drift, worlds=self.worlds, disjoint=asked.disjoint, resample=asked.resample
+            self.traffic,
+            rng,
+            drift=options.drift,
+            regimes=self.regimes,
+            disjoint=options.disjoint,
+            resample=options.resample,
         )
-        traffic = with_times(self.traffic.take(which), run_time=asked.run_time, label_delay=self.label_delay, rng=rng)
+        traffic = add_times(self.traffic.take(which), run_time=options.run_time, label_delay=self.label_delay, rng=rng)
         truth = None
-        if asked.drift is not None and drift_at is not None:
-            truth = _Truth.of(traffic, asked.drift, drift_at)
-            traffic = relabel(traffic, asked.drift, drift_at)
+        if options.drift is not None and drift_at is not None:
+            truth = _TrueDrop.of(traffic, options.drift, drift_at)
+            traffic = relabel(traffic, options.drift, drift_at)
         n_evidence = None if learns is None else int(learns.sum())
         plan = self.plan(len(traffic), n_evidence)
         stream = run_stream(
             traffic,
             Certifier(plan, learner_of(traffic.chosen, seed=seed)),
             rng,
-            period=asked.period,
+            period=options.period,
             learns=learns,
-            watch=truth.look if truth else lambda _: None,
+            watch=truth.observe if truth else lambda _: None,
         )
         late = len(traffic) // 2 if n_evidence is None else n_evidence  # the halves of the questions differ in length
-        return _summed(seed, stream, late, drift_at, truth, plan), drift_at
+        return _summarise(seed, stream, late, drift_at, truth, plan), drift_at
 
 
-class _Truth:
+class _TrueDrop:
     """The expected EM drop of each request after a drift at its active level; the loop cannot see it."""
 
     def __init__(self, traffic: RecordedTraffic, drift_at: int, losing: Floats | None = None) -> None:
@@ -430,20 +437,20 @@ class _Truth:
         self.drop = np.zeros(len(traffic))  # (N,): 0 before the drift
 
     @classmethod
-    def of(cls, traffic: RecordedTraffic, drift: Drift, at: int) -> _Truth:
+    def of(cls, traffic: RecordedTraffic, drift: Drift, at: int) -> _TrueDrop:
         losing = losing_share(drift, at, len(traffic))
         if drift.kind == "turns":  # a conversation has all turns, so use their mean
             losing = np.full(len(traffic), losing.mean())
         return cls(relabel(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
 
-    def look(self, keeper: Certifier) -> None:
-        now = int(keeper.now)
+    def observe(self, certifier: Certifier) -> None:
+        now = int(certifier.now)
         if now > self._until:
-            self.drop[self._until : now] = self._in_force(self._losing[self._until : now])
+            self.drop[self._until : now] = self._measure_drop(self._losing[self._until : now])
             self._until = now
-        self._met = keeper.served, keeper.level
+        self._met = certifier.served, certifier.level
 
-    def _in_force(self, losing: Floats) -> Floats:
+    def _measure_drop(self, losing: Floats) -> Floats:
         if self._met != self._judged:
             self._judged, self._drops = self._met, (0.0, 0.0)
             served, level = self._met
@@ -455,7 +462,7 @@ class _Truth:
 
     def recovery(self, max_em_drop: float) -> int | None:
         """Requests until the active level keeps the budget to the end; None: never."""
-        if self._in_force(self._losing[-1:]).max(initial=0.0) > max_em_drop:
+        if self._measure_drop(self._losing[-1:]).max(initial=0.0) > max_em_drop:
             return None
         broken = np.flatnonzero(self.drop > max_em_drop)
         return int(broken[-1]) + 1 - self._at if len(broken) else 0
@@ -464,7 +471,9 @@ class _Truth:
         return float(100 * np.maximum(0.0, self.drop[served] - max_em_drop).sum())
 
 
-def _summed(seed: int, stream: Stream, late_from: int, drift_at: int | None, truth: _Truth | None, plan: Plan) -> Seed:
+def _summarise(
+    seed: int, stream: Stream, late_from: int, drift_at: int | None, truth: _TrueDrop | None, plan: Plan
+) -> Seed:
     n, late = len(stream.z), slice(late_from, None)
     alarms = [(int(change.at), change.reason) for change in stream.changes if change.kind == "alarm"]
     after = [at - drift_at for at, _ in alarms if drift_at is not None and at >= drift_at]
@@ -481,11 +490,11 @@ def _summed(seed: int, stream: Stream, late_from: int, drift_at: int | None, tru
         false_alarms=None if drift_at is None else len(alarms) - len(after),
         recovery=truth.recovery(plan.max_em_drop) if truth else None,
         loss_above_budget=truth.loss_above_budget(~stream.audit, plan.max_em_drop) if truth else None,
-        course=_course(stream, alarms, max(1, plan.n_levels - 1)),
+        course=_measure_course(stream, alarms, max(1, plan.n_levels - 1)),
     )
 
 
-def _course(stream: Stream, alarms: list[tuple[int, str]], top: int) -> Course:
+def _measure_course(stream: Stream, alarms: list[tuple[int, str]], top: int) -> Course:
     n = len(stream.z)
     edges = np.unique(np.linspace(0, n, min(N_BLOCKS, n) + 1).astype(int)).tolist()
     parts = [slice(a, b) for a, b in itertools.pairwise(edges)]

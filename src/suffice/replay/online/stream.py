@@ -53,10 +53,10 @@ class RecordedTraffic:
             probes=self.probes[rows],
             early=self.early[which],
             duration=self.duration[which],
-            question=_picked(self.question, which),
-            query_class=_picked(self.query_class, which),
-            model=_picked(self.model, which),
-            full_ok=_picked(self.full_ok, which),
+            question=_take(self.question, which),
+            query_class=_take(self.query_class, which),
+            model=_take(self.model, which),
+            full_ok=_take(self.full_ok, which),
         )
 
 
@@ -99,7 +99,7 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
     )
 
 
-def with_times(
+def add_times(
     traffic: RecordedTraffic, *, run_time: float, label_delay: tuple[int, int], rng: np.random.Generator
 ) -> RecordedTraffic:
     """The same requests with durations proportional to their tokens, and delayed labels.
@@ -131,7 +131,7 @@ def _learn(chosen: FeatureSelection, parts: Parts, seed: int, x: Floats, good: B
     return fitted.scores
 
 
-def _picked(names: Sequence[V], which: Ints) -> tuple[V, ...]:
+def _take(names: Sequence[V], which: Ints) -> tuple[V, ...]:
     return tuple(names[i] for i in which.tolist()) if names else ()
 
 
@@ -194,10 +194,10 @@ class _OpenAudits:
         self.which = np.concatenate([self.which, which])
         self.share = np.concatenate([self.share, np.full(len(which), share)])
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         self.which, self.share = self.which[:0], self.share[:0]
 
-    def give(self, design: Design, now: float) -> None:
+    def deliver(self, design: Design, now: float) -> None:
         duration = self.traffic.duration[self.which]
         back = self.which + duration < now if duration.any() else np.ones(len(self.which), dtype=bool)
         order = np.argsort(self.which[back] + duration[back], kind="stable")
@@ -243,14 +243,14 @@ def run_stream(
             row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
         design.now = float(now)
         waiting.add(block[audit[block] if learns is None else audit[block] & learns[block]], share)
-        waiting.give(design, now)
+        waiting.deliver(design, now)
         n_changes = len(changes)
         while n_noticed + BATCH <= now:
             changes += design.add_signals(traffic.early[n_noticed : n_noticed + BATCH])
             n_noticed += BATCH
         changes += design.tick(float(now))
         if any(change.kind == "epoch" for change in changes[n_changes:]):
-            waiting.forget()
+            waiting.clear()
         watch(design)
     return Stream(
         audit=audit,

@@ -35,7 +35,7 @@ from suffice.upstream.continuation import cut_at
 from suffice.upstream.drivers import CHAT_PATH, thinking_is_off
 from suffice.upstream.wire import DONE_DATA, Frame, TokenLogprob, decode_chunk, encode_json, logprobs_of
 
-Again = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls a function, with retries
+Retry = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls a function, with retries
 NO_LIMIT = 2**31
 RUN_TIMEOUT_S = 600.0  # per chain
 
@@ -45,18 +45,18 @@ class Recorder:
     client: UpstreamClient
     recipe: RecordingRecipe
     scorer: Scorer
-    again: Again
+    retry: Retry
     wave: int = 4  # for kind "samples": answers drawn at once
     dataset: str = ""  # name of the question set
 
-    async def run(self, asked: QuestionLine) -> RunRow:
-        return await (self._samples(asked) if self.recipe.kind == "samples" else self._chain(asked))
+    async def run(self, question: QuestionLine) -> RunRow:
+        return await (self._samples(question) if self.recipe.kind == "samples" else self._chain(question))
 
-    async def _samples(self, asked: QuestionLine) -> RunRow:
+    async def _samples(self, question: QuestionLine) -> RunRow:
         n, drawn = self.recipe.n_samples, list[SampleRun]()
         while len(drawn) < n:
             wave = range(len(drawn) + 1, min(len(drawn) + self.wave, n) + 1)
-            calls = (self.again(partial(self._draw, asked, index)) for index in wave)
+            calls = (self.retry(partial(self._draw, question, index)) for index in wave)
             for one in await asyncio.gather(*calls, return_exceptions=True):
                 if isinstance(one, BaseException):
                     raise one  # a vote needs all samples
@@ -64,12 +64,12 @@ class Recorder:
         samples = [run.seen[0] for run in drawn]
         steps = [
             self._step(
-                asked, s.answer, s.tokens, completion_text(s.body or {}), logprob=_mean(_logprobs_in(s.body or {}))
+                question, s.answer, s.tokens, completion_text(s.body or {}), logprob=_mean(_logprobs_in(s.body or {}))
             )
             for s in samples
         ]
         return self._row(
-            asked,
+            question,
             steps,
             answer=vote.count_votes([s.answer for s in samples]).answer,
             counted=all(c.reported_tokens is not None for run in drawn for c in run.ledger.calls),
@@ -77,9 +77,9 @@ class Recorder:
             extra={"truncated": any(run.ledger.reply.truncated for run in drawn)},
         )
 
-    async def _draw(self, asked: QuestionLine, index: int) -> SampleRun:
+    async def _draw(self, question: QuestionLine, index: int) -> SampleRun:
         """One sample, with the seed that the gateway would use; retried, unlike a sample of the gateway."""
-        body = self.recipe.body(asked)
+        body = self.recipe.body(question)
         if isinstance(body.get("seed"), int):
             body["seed"] += index - 1
         run = SampleRun(
@@ -87,7 +87,7 @@ class Recorder:
             path=CHAT_PATH,
             body=body,
             headers=[],
-            ledger=Ledger(self._request(asked), 0.0),
+            ledger=Ledger(self._request(question), 0.0),
             scorer=self.scorer,
             n_samples=1,
             wave=1,
@@ -101,14 +101,14 @@ class Recorder:
         run.result()
         return run
 
-    async def _chain(self, asked: QuestionLine) -> RunRow:
-        chain: RecordedChain = await self.again(lambda: self._read_chain(asked))
+    async def _chain(self, question: QuestionLine) -> RunRow:
+        chain: RecordedChain = await self.retry(lambda: self._read_chain(question))
         reader, account, reply = chain.reader, chain.account, chain.ledger.reply
         continuer = Continuer(
             client=self.client,
             probe=self.recipe.probe,
             max_extra_calls=NO_LIMIT,
-            body=self.recipe.body(asked),
+            body=self.recipe.body(question),
             headers=[],
             ledger=chain.ledger,
         )
@@ -117,18 +117,20 @@ class Recorder:
         for point in chain.points:
             trial = await self._probe(continuer, point.prefix, point.tokens_used)
             logprob = _mean(chain.logprobs[before : point.tokens_used])
-            steps.append(self._step(asked, None, point.tokens, point.text, logprob=logprob, probed=True, trial=trial))
+            steps.append(
+                self._step(question, None, point.tokens, point.text, logprob=logprob, probed=True, trial=trial)
+            )
             before = point.tokens_used
         left, logprob = max(0, account.completion_tokens - before), _mean(chain.logprobs[before:])
         rest = reader.thought[len(chain.points[-1].prefix) if chain.points else 0 :]
         if reply.unclosed:
             # Close the truncated reasoning of a full run as a stop would.
             trial = await self._probe(continuer, reader.thought, account.completion_tokens)
-            steps.append(self._step(asked, None, left, rest, logprob=logprob, probed=True, trial=trial))
+            steps.append(self._step(question, None, left, rest, logprob=logprob, probed=True, trial=trial))
         else:
-            steps.append(self._step(asked, reply.answer, left, rest + reader.answer_text, logprob=logprob))
+            steps.append(self._step(question, reply.answer, left, rest + reader.answer_text, logprob=logprob))
         return self._row(
-            asked,
+            question,
             steps,
             answer=steps[-1].answer,
             counted=account.reported_tokens is not None,
@@ -140,9 +142,9 @@ class Recorder:
             },
         )
 
-    async def _read_chain(self, asked: QuestionLine) -> RecordedChain:
-        body, settings = self.recipe.body(asked), self.client.settings
-        ledger, tap = Ledger(self._request(asked), 0.0), Tap()
+    async def _read_chain(self, question: QuestionLine) -> RecordedChain:
+        body, settings = self.recipe.body(question), self.client.settings
+        ledger, tap = Ledger(self._request(question), 0.0), Tap()
         account = ledger.open_call("main")
         points: list[Checkpoint] = []
         try:
@@ -173,7 +175,7 @@ class Recorder:
     async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> RecordedTrial | None:
         if self.recipe.finish is None:
             return None
-        trial: RecordedTrial = await self.again(lambda: self._ask(continuer, thought, tokens))
+        trial: RecordedTrial = await self.retry(lambda: self._ask(continuer, thought, tokens))
         return trial
 
     async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> RecordedTrial:
@@ -196,12 +198,12 @@ class Recorder:
         trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
         return trial
 
-    def _is_right(self, answer: str | None, asked: QuestionLine) -> bool:
-        return self.scorer.match(answer, self.scorer.normalise(asked.gold) or asked.gold)
+    def _is_right(self, answer: str | None, question: QuestionLine) -> bool:
+        return self.scorer.match(answer, self.scorer.normalise(question.gold) or question.gold)
 
     def _step(
         self,
-        asked: QuestionLine,
+        question: QuestionLine,
         answer: str | None,
         tokens: int,
         text: str,
@@ -214,25 +216,25 @@ class Recorder:
         marks = Hedges()
         marks.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))
         first = trial.tokens[0] if trial is not None and trial.tokens else None
-        entropy = None if first is None else _rounded(entropy_of(first.top))
+        entropy = None if first is None else _round(entropy_of(first.top))
         return StepRow(
             tokens=tokens,
             answer=answer,
-            correct=None if probed and trial is None else self._is_right(answer, asked),
-            logprob=_rounded(logprob),
+            correct=None if probed and trial is None else self._is_right(answer, question),
+            logprob=_round(logprob),
             entropy=entropy,
             probe_tokens=0 if trial is None else trial.n_tokens,
             logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
-            margin=None if first is None else _rounded(margin_of(first)),
+            margin=None if first is None else _round(margin_of(first)),
             # After an answer prefix, the answer's first token is not the first after the reasoning.
             closed_entropy=None if trial is None or trial.has_prefix else entropy,
             hedges=int(marks.values()["hedges"] or 0),
             text=text,
         )
 
-    def _request(self, asked: QuestionLine) -> Request:
+    def _request(self, question: QuestionLine) -> Request:
         return Request(
-            episode_id=asked.id,
+            episode_id=question.id,
             route="",
             kind=self.recipe.kind,
             mode="observe",
@@ -243,14 +245,14 @@ class Recorder:
             propensity=1.0,
             policy_version="",
             certified=False,
-            question_key=asked.id,
+            question_key=question.id,
             ungoverned=None,
             received_at_s=0.0,
         )
 
     def _row(
         self,
-        asked: QuestionLine,
+        question: QuestionLine,
         steps: list[StepRow],
         *,
         answer: str | None,
@@ -263,17 +265,17 @@ class Recorder:
         return RunRow(
             dataset=self.dataset,
             setting=recipe.kind,
-            task=asked.task or self.dataset,
+            task=question.task or self.dataset,
             model=recipe.model,
             run=recipe.hash,
-            question_id=asked.id,
-            question=asked.question,
-            gold=asked.gold,
+            question_id=question.id,
+            question=question.question,
+            gold=question.gold,
             aggregation=MAJORITY_VOTE if recipe.kind == "samples" else LAST,
             token_source="provider" if counted else "counted",
             n_steps=len(steps),
             full_answer=answer,
-            full_em=self._is_right(answer, asked),
+            full_em=self._is_right(answer, question),
             full_tokens=sum(s.tokens for s in steps),
             meta=msgspec.json.encode(meta).decode(),
             steps=steps,
@@ -325,11 +327,11 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 5)
 
 
-def may_help(error: UpstreamError) -> bool:
+def is_retryable(error: UpstreamError) -> bool:
     """Whether a retry may succeed; not if the upstream rejected the content of the request."""
     status = getattr(error, "http_status", None)
     return status is None or status in {408, 409, 425, 429} or status >= 500
@@ -386,7 +388,7 @@ async def record_runs(
     scorer: Scorer,
     dataset: str,
     concurrency: int,
-    tell: Callable[[Progress], None],
+    report: Callable[[Progress], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Progress:
     """Record the questions that are not recorded yet, `concurrency` requests at once, and return the progress.
@@ -396,26 +398,26 @@ async def record_runs(
     wave = min(WAVE, concurrency)
     at_once = max(1, concurrency // wave) if recipe.kind == "samples" else concurrency
     recorder = Recorder(
-        client=client, recipe=recipe, scorer=scorer, again=partial(retry, sleep=sleep), wave=wave, dataset=dataset
+        client=client, recipe=recipe, scorer=scorer, retry=partial(retry, sleep=sleep), wave=wave, dataset=dataset
     )
-    waiting = [asked for asked in questions if asked.id not in recording.done]
+    waiting = [question for question in questions if question.id not in recording.done]
     progress = Progress(n_questions=len(questions), n_before=len(questions) - len(waiting))
     in_a_row = 0
 
     async def worker() -> None:
         nonlocal in_a_row
         while waiting and in_a_row < FAILURES_IN_A_ROW:
-            asked = waiting.pop(0)
+            question = waiting.pop(0)
             try:
-                run = await recorder.run(asked)
+                run = await recorder.run(question)
             except UpstreamError as error:
                 in_a_row += 1
-                progress.failed[asked.id] = error.for_operator()
+                progress.failed[question.id] = error.for_operator()
             else:
                 in_a_row = 0
                 recording.append(run)
                 progress.note(run)
-            tell(progress)
+            report(progress)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
@@ -430,7 +432,7 @@ async def retry(call: Callable[[], Awaitable[Any]], *, sleep: Callable[[float], 
         try:
             return await call()
         except UpstreamError as error:
-            if pause_s is None or not may_help(error):
+            if pause_s is None or not is_retryable(error):
                 raise
             await sleep(pause_s)
     raise AssertionError("unreachable")

@@ -68,8 +68,8 @@ class RecordingRecipe:
     def hash(self) -> str:
         return hashlib.blake2b(msgspec.json.encode(self.as_data()), digest_size=6).hexdigest()
 
-    def body(self, asked: QuestionLine) -> dict[str, Any]:
-        sent = {"model": self.model, "seed": recording_seed(asked.id), **asked.body}
+    def body(self, question: QuestionLine) -> dict[str, Any]:
+        sent = {"model": self.model, "seed": recording_seed(question.id), **question.body}
         if self.temperature is not None:
             sent["temperature"] = self.temperature
         if self.max_tokens is not None:
@@ -92,12 +92,14 @@ def read_recorded_questions(lines: Iterable[str], where: str) -> list[QuestionLi
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        asked = _read_line(line, f"{where}:{number}")
-        if asked.id in ids:
-            first = ids[asked.id]
-            raise ConfigError(f"{where}:{number}: id {asked.id!r:.80} stands in line {first} already; ids are unique")
-        ids[asked.id] = number
-        questions.append(asked)
+        question = _read_line(line, f"{where}:{number}")
+        if question.id in ids:
+            first = ids[question.id]
+            raise ConfigError(
+                f"{where}:{number}: id {question.id!r:.80} is already used in line {first}; ids must be unique"
+            )
+        ids[question.id] = number
+        questions.append(question)
     if not questions:
         raise ConfigError(f"{where}: contains no questions")
     return questions
@@ -113,11 +115,11 @@ def _read_line(line: str, where: str) -> QuestionLine:
         raise ConfigError(f'{where}: has no question; need {{"question": "…"}} or messages with roles and text')
     known, gold = _text(item, "id", where), _text(item, "gold", where)
     if gold is None:
-        raise ConfigError(f"{where}: has no gold; a trace says for every answer whether it is right")
+        raise ConfigError(f"{where}: has no gold; a trace records for every answer whether it is correct")
     return QuestionLine(
         id=known if known is not None else hashlib.blake2b(msgspec.json.encode(messages), digest_size=8).hexdigest(),
         task=_text(item, "task", where) or "",
-        question=question if isinstance(question, str) else _last_said(listed),
+        question=question if isinstance(question, str) else _last_user_text(listed),
         gold=gold,
         body={"messages": messages, **{k: item[k] for k in SENT_ALONG if k in item}},
     )
@@ -132,7 +134,7 @@ def _text(item: Mapping[str, Any], name: str, where: str) -> str | None:
     raise ConfigError(f"{where}: {name}: must be text, got {type(value).__name__}")
 
 
-def _last_said(messages: list[dict[str, Any]]) -> str:
+def _last_user_text(messages: list[dict[str, Any]]) -> str:
     content = next((m["content"] for m in reversed(messages) if m["role"] == "user"), messages[-1]["content"])
     if isinstance(content, list):
         parts = [p.get("text") for p in content if isinstance(p, dict)]
@@ -161,10 +163,10 @@ class RecordingFile:
                 if not self.part.exists() and self.out.exists():
                     self._unpack()
                 log = opened.enter_context(RunLog(self.part))
-                opened.enter_context(_alone(self.part))
+                opened.enter_context(_lock(self.part))
             except OSError as error:
                 raise StoreError(f"{self.part}: cannot be used ({error.strerror or error})") from None
-            self._take_up(log)
+            self._resume(log)
             self._log, self._open = log, opened.pop_all()
         return self
 
@@ -185,7 +187,7 @@ class RecordingFile:
             raise StoreError(f"{self.part}: cannot be written ({error.strerror or error})") from None
         self.done.add(row.question_id)
 
-    def _take_up(self, log: RunLog) -> None:
+    def _resume(self, log: RunLog) -> None:
         self.torn = log.torn
         for _, _, run, question in log.ids:
             if run != self._recipe.hash:
@@ -232,7 +234,7 @@ def recorded_with(meta: str | None) -> Mapping[str, Any]:
 
 def describe_difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     if not theirs:
-        return "it does not say with which"
+        return "it does not record which"
     differences = []
     for name, value in mine.items():
         other = theirs.get(name)
@@ -248,7 +250,7 @@ def describe_difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> s
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
@@ -258,5 +260,5 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(f"{path}: another recorder is writing to it; wait for it, or end it") from None
+            raise StoreError(f"{path}: another recorder is writing to it; wait for it to finish, or stop it") from None
         yield

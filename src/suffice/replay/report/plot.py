@@ -103,11 +103,11 @@ def draw_classes(report: SetReport) -> PlotFiles | None:
             known = {part.name: part for part in parts}
             rows = [(y + shift, known[name]) for y, name in enumerate(names) if name in known]
             look = {"marker": _MARKERS[family], "color": colour, "linestyle": "none", "markersize": 6}
-            left.plot([100 * p.em_drop for _, p in rows], [y for y, _ in rows], label=_short(policy), **look)
+            left.plot([100 * p.em_drop for _, p in rows], [y for y, _ in rows], label=_abbreviate(policy), **look)
             right.plot([100 * p.token_reduction for _, p in rows], [y for y, _ in rows], **look)
         _target(left, report.max_em_drop)
         left.axvline(0, color=FAINT, linewidth=0.8)
-        left.set_yticks(range(len(names)), [_short(name, 32) for name in names])
+        left.set_yticks(range(len(names)), [_abbreviate(name, 32) for name in names])
         left.invert_yaxis()
         left.set_xlabel("drop of Exact Match, points")
         right.set_xlabel("tokens saved, %")
@@ -144,13 +144,13 @@ def _render(figure: Any) -> PlotFiles:
 
 def _view(report: SetReport) -> tuple[float, float]:
     """The displayed range of drops, in points: all selected lines and a few times the target."""
-    shown = [0.0, max(1.0, 400 * report.max_em_drop)]
+    drops = [0.0, max(1.0, 400 * report.max_em_drop)]
     for line in report.lines:
         if line.family != "oracle":
-            shown.append(100 * line.em_drop)
+            drops.append(100 * line.em_drop)
             if line.em_drop_interval is not None:
-                shown += [100 * line.em_drop_interval.low, 100 * line.em_drop_interval.high]
-    known = [drop for drop in shown if math.isfinite(drop)]
+                drops += [100 * line.em_drop_interval.low, 100 * line.em_drop_interval.high]
+    known = [drop for drop in drops if math.isfinite(drop)]
     room = 0.05 * (max(known) - min(known))
     return min(known) - room, max(known) + room
 
@@ -165,9 +165,9 @@ def _height(report: SetReport, high: float) -> tuple[float, float]:
 
 def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high: float) -> None:
     x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
-    shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no duplicates
+    points = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no duplicates
     look = {"s": 9, "color": colour, "alpha": 0.35, "linewidths": 0, "marker": _MARKERS.get(label, "o")}
-    axes.scatter([a for a, _ in shown], [b for _, b in shown], **look)
+    axes.scatter([a for a, _ in points], [b for _, b in points], **look)
     n_outside = sum(drop > high for drop in x)
     beyond = f" ({n_outside:,} right of the figure)" if n_outside else ""
     best = _best(dots)
@@ -177,7 +177,7 @@ def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high:
         where="post",
         color=colour,
         linewidth=1.2,
-        label=f"{_short(label)}, best of {plural(len(dots), 'setting')}{beyond}",
+        label=f"{_abbreviate(label)}, best of {plural(len(dots), 'setting')}{beyond}",
     )
 
 
@@ -193,7 +193,7 @@ def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: 
     x, y = 100 * line.em_drop, 100 * line.token_reduction
     colour = COLOURS.get(line.family, FAINT)
     hollow = line.choice == "hindsight"
-    name = f"{letter}  {_short(line.policy, 38)}" if letter else _short(line.policy)
+    name = f"{letter}  {_abbreviate(line.policy, 38)}" if letter else _abbreviate(line.policy)
     aside = f", at {describe_percent(line.em_drop)} points" if x < low else ""
     across, up = line.em_drop_interval, line.token_reduction_interval
     if line.family == "oracle" or not is_main:
@@ -244,7 +244,7 @@ def _classes(report: SetReport) -> list[str]:
     return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MOST_CLASSES]
 
 
-def _short(name: str, most: int = 40) -> str:
-    shown = printable(name)
-    shown = f"\u200b{shown}" if shown.startswith("_") else shown  # matplotlib hides labels that begin with _
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+def _abbreviate(name: str, most: int = 40) -> str:
+    text = printable(name)
+    text = f"\u200b{text}" if text.startswith("_") else text  # matplotlib hides labels that begin with _
+    return text if len(text) <= most else f"{text[: most - 1]}…"

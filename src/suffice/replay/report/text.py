@@ -108,8 +108,8 @@ def describe_result(report: SetReport) -> list[str]:
         rule = printable(hindsight.note or hindsight.policy)
         sentences.append(
             f"In hindsight, picked on these very questions, a published rule ({rule}) saves "
-            f"{describe_percent(hindsight.token_reduction)} %. Nobody could have known it beforehand;"
-            " it stands here to compare."
+            f"{describe_percent(hindsight.token_reduction)} %. It could not have been known in advance;"
+            " it is listed only for comparison."
         )
     if main is not None:
         without = main.token_reduction_without_probes
@@ -213,7 +213,7 @@ def _legend(report: SetReport) -> str:
         f"Target: at most {describe_points(report.max_em_drop)}. EM in percent; drop, lost and gained in points of EM; "
         f"95 %: interval of the drop, by questions. Saved: of all tokens, {probes}. Misses: share of random question "
         f"splits in which the point misses the target on the other half. Frozen: picked on other questions than these; "
-        f"hindsight: picked on these, so better than anyone could have had it. Oracles read what no policy may. "
+        f"hindsight: picked on these, so better than achievable in advance. Oracles read what no policy may. "
         f"{fitted[0].upper()}{fitted[1:]}."
     )
 

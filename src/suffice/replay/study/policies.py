@@ -21,7 +21,7 @@ from suffice.policy.base import POLICIES, build_policy, stops_of
 from suffice.policy.parameters import parameters_of
 from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
-from suffice.replay.study.runs import Halts, Runs, Says, find_first_bits, find_first_stops
+from suffice.replay.study.runs import Halts, RowScores, Runs, find_first_bits, find_first_stops
 from suffice.replay.study.scores import EVEN, PRICED, Spec
 from suffice.signals.classes import Classes
 from suffice.types import Kind
@@ -81,13 +81,13 @@ def _near_1(least: float) -> Draw:
     """A probability from `least` to 0.9999, log-uniform in its distance from 1."""
 
     def draw(trial: ParameterSource, name: str, _: Size) -> float:
-        return _short(1.0 - trial.suggest_float(f"1 - {name}", 1e-4, 1.0 - least, log=True))
+        return _round(1.0 - trial.suggest_float(f"1 - {name}", 1e-4, 1.0 - least, log=True))
 
     return draw
 
 
 def _between(low: float, high: float, *, log: bool = False) -> Draw:
-    return lambda trial, name, _: _short(trial.suggest_float(name, low, high, log=log))
+    return lambda trial, name, _: _round(trial.suggest_float(name, low, high, log=log))
 
 
 def _one_of(*choices: Any) -> Draw:
@@ -167,7 +167,7 @@ GRID: Final = (
 )
 
 
-def _declared(policy: type) -> Family:
+def _declared_family(policy: type) -> Family:
     draws: dict[str, Draw] = {}
     for one in parameters_of(policy):
         if one.length is not None:
@@ -185,7 +185,7 @@ def _declared(policy: type) -> Family:
 SPACE: Final[Mapping[str, Family]] = {
     **_NARROWED,
     **{
-        name: _declared(policy)
+        name: _declared_family(policy)
         for name, policy in POLICIES.items()
         if name not in {*_NARROWED, *LEFT_OUT}
         and not any(parameter.type in (Policy, StopModel) for parameter in parameters_of(policy))
@@ -244,14 +244,14 @@ def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> 
     return {"policy": shape, "policies": [first, _draw_family(trial, "second", second, size)]}
 
 
-def _maybe_tokens(trial: ParameterSource, name: str, size: Size) -> int:
+def _tokens_or_none(trial: ParameterSource, name: str, size: Size) -> int:
     return _tokens(trial, name, size) if trial.suggest_categorical(f"{name}?", (False, True)) else 0
 
 
 _GUARDS: Final[Mapping[str, Draw]] = {
     "min_steps": _whole(1),
-    "min_tokens": _maybe_tokens,
-    "max_tokens": _maybe_tokens,
+    "min_tokens": _tokens_or_none,
+    "max_tokens": _tokens_or_none,
 }
 
 
@@ -288,7 +288,7 @@ def _words(size: Size) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(name for name in size.models if name not in prices), prices
 
 
-def _short(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.6g}") if math.isfinite(value) else value
 
 
@@ -325,7 +325,7 @@ class ScoreRung:
     spec: ClassVar[None] = None
     asks: ClassVar[bool] = True  # a learned score needs probes
 
-    def halts(self, risk: Says, code: NDArray[np.int8], runs: Runs) -> Halts:
+    def halts(self, risk: RowScores, code: NDArray[np.int8], runs: Runs) -> Halts:
         if self.classes is None:
             return halts_at(risk, np.array([self.level]), runs, code)[0]
         level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
@@ -383,7 +383,7 @@ def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
     return halts._replace(returned=returned)
 
 
-def halts_at(risk: Says, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:
+def halts_at(risk: RowScores, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:
     """Where a learned score ends each run, one result per level.
 
     risk  of each row, shape (T,); or bits of `PRICES` at which it stops, with some of these bits as levels
@@ -400,7 +400,7 @@ def _halts_with(row: Ints, code: NDArray[np.int8], runs: Runs) -> Halts:
     return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
 
 
-def levels_of(risk: Says, n_levels: int) -> Floats:
+def levels_of(risk: RowScores, n_levels: int) -> Floats:
     """Levels of a ladder, safe first: quantiles of the observed risks, or the prices where the rows hold bits.
 
     The shares of steps at or below a level are geometric from 0.0003 to 0.999, because the first rungs determine how

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from suffice.episode.vote import deciding_sample
 from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns
-from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
+from suffice.policy.columns import BUDGET, CONTINUE, QueryColumns
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import Survey
 from suffice.signals.observe import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
 PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # if the file records none
-Says = NDArray[Any]  # per row: float64, a risk or a probability; uint64, bits of the settings that stop
+RowScores = NDArray[Any]  # per row: float64, a risk or a probability; uint64, bits of the settings that stop
 _BY_ROW = ("cost", "probes", "resent", "ok", "same")
 _BY_RUN = ("full_ok", "full_tokens", "finish")
 
@@ -57,9 +57,9 @@ class Runs(RaggedRuns):
         """Mean tokens per step of the run so far, at least 1, shape (T,)."""
         return np.maximum(self.columns.values["tokens_used"] / self.columns.values["step"], 1.0)
 
-    def readable(self) -> AskedColumns:
+    def readable(self) -> QueryColumns:
         columns = {**self.columns.values, "answer": self.columns.answer}
-        return AskedColumns(columns, queries=self.queries, run=self.run_of_row)
+        return QueryColumns(columns, queries=self.queries, run=self.run_of_row)
 
 
 class Halts(NamedTuple):
@@ -81,11 +81,11 @@ def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, p
     n_steps = np.diff(batch.offset)
     run, last = np.repeat(np.arange(len(batch)), n_steps), _last_rows(batch)
     if probe_tokens is not None:
-        asked = np.full(len(batch.tokens), float(probe_tokens))
+        probed = np.full(len(batch.tokens), float(probe_tokens))
     else:
         recorded = np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind])
-        asked = recorded.astype(np.float64)
-    asked[last] = 0.0  # no probe at the end
+        probed = recorded.astype(np.float64)
+    probed[last] = 0.0  # no probe at the end
     cost = _sum_within(batch.tokens + batch.ctx_tokens, batch.offset)
     answer = _answer_codes(batch, columns)
     ok = _is_right(batch, run, answer)
@@ -98,8 +98,8 @@ def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, p
         question=tuple(batch.question_id),
         starts=batch.offset,
         cost=cost,
-        probes=_sum_within(asked, batch.offset),
-        resent=_sum_within(np.where(asked > 0, cost, 0.0), batch.offset),
+        probes=_sum_within(probed, batch.offset),
+        resent=_sum_within(np.where(probed > 0, cost, 0.0), batch.offset),
         ok=ok,
         same=(answer >= 0) & (answer == batch.full_code[run]),
         full_ok=batch.full_em,

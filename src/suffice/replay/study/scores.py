@@ -38,7 +38,7 @@ from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_mod
 from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, known_column
 from suffice.policy.protocol import Policy, go_on
-from suffice.replay.study.runs import Runs, Says, select_runs
+from suffice.replay.study.runs import RowScores, Runs, select_runs
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.signals.classes import Classes
 from suffice.signals.features import FeatureSet
@@ -97,12 +97,12 @@ def thin_runs(kept: Bools, runs: Runs) -> Bools:
     return thin
 
 
-def score_rows(model: Model, x: Floats) -> Says:
+def score_rows(model: Model, x: Floats) -> RowScores:
     """P(good) of each row, shape (R,), or for the value model the bits of the prices at which it would stop."""
     return model.stopping_prices(x) if isinstance(model, Values) else model.scores(x)
 
 
-def risk_and_codes(score: Score, p: Says, p_hopeless: Floats, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
+def risk_and_codes(score: Score, p: RowScores, p_hopeless: Floats, runs: Runs) -> tuple[RowScores, NDArray[np.int8]]:
     """The risk of stopping and the reason of a stop, shape (T,) each.
 
     The risk is P(not good) over a power of the run's cost per step, or the value model's price bits. Rows without an
@@ -138,7 +138,7 @@ class CrossFit:
         self.row_fold = self.fold[runs.run_of_row]
         self._tick = tick
         self._models: dict[tuple[Key, frozenset[int]], Model] = {}
-        self._scores: dict[tuple[Key, frozenset[int], int], Says] = {}
+        self._scores: dict[tuple[Key, frozenset[int], int], RowScores] = {}
 
     def model(self, key: Key, left_out: Sequence[int] = ()) -> Model:
         """Fit without some folds. Raise TraceError if no run has two steps, ConfigError without scikit-learn."""
@@ -168,7 +168,7 @@ class CrossFit:
     def kept(self, left_out: Sequence[int]) -> Bools:
         return ~np.isin(self.fold, list(left_out))
 
-    def scores(self, key: Key, v: int | None) -> Says:
+    def scores(self, key: Key, v: int | None) -> RowScores:
         """The score of every row, shape (T,), as outer fold `v` may use it; None: without an outer fold."""
         joined = np.empty(len(self.row_fold), dtype=np.uint64 if key[0] == "value" else np.float64)
         for u in range(N_FOLDS):
@@ -202,7 +202,7 @@ class ScoredPolicy:
 
     def decide(self, s: Signals) -> Decision:
         """Continue, because a single step has no columns."""
-        return go_on(f"step {s.step}: the score {self.score!r} stands in columns only")
+        return go_on(f"step {s.step}: the score {self.score!r} exists only in columns")
 
     def stops(self, columns: Columns) -> Stops:
         lost = known_column(columns, lost_column(self.score)) > 0

@@ -22,7 +22,7 @@ from suffice.extras import how_to_install
 from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
-from suffice.policy.columns import AskedColumns, stops_of
+from suffice.policy.columns import QueryColumns, stops_of
 from suffice.replay.study.policies import (
     LEARNED,
     Size,
@@ -45,7 +45,7 @@ from suffice.replay.study.scores import (
     n_parts,
     title_of,
 )
-from suffice.replay.study.study import FoundClasses, number_classes
+from suffice.replay.study.study import ClassPartition, number_classes
 from suffice.replay.study.sums import (
     MARGIN,
     N_FOLDS,
@@ -66,7 +66,7 @@ from suffice.types import Kind
 
 Tick = Callable[[str], None]
 
-_AS_MUCH = 0.001  # token reduction that is not worth a second policy
+_NEGLIGIBLE = 0.001  # token reduction that is not worth a second policy
 _INFEASIBLE = 2.0  # below every saving; misses rank by their distance from the target
 
 
@@ -163,32 +163,32 @@ class SearchResult:
 @dataclass(slots=True)
 class Bench:
     runs: Runs
-    asked: TuneOptions
+    options: TuneOptions
     scores: ScoreTable | None
     names: tuple[str, ...]  # policies to try
     share: float = 1.0  # share of the set's questions
     fold: Ints = field(init=False)  # of each question
     _group: Ints = field(init=False)  # question of each run
-    _nothing: QuestionSums = field(init=False)  # with no policies
-    _readable: AskedColumns = field(init=False)
-    _sorted: dict[tuple[str, int | None, str | None], Floats] = field(default_factory=dict)
-    _known: dict[tuple[str, int | None], QuestionSums] = field(default_factory=dict)
-    _classes: dict[int | None, FoundClasses] = field(default_factory=dict)
+    _no_policies: QuestionSums = field(init=False)  # with no policies
+    _readable: QueryColumns = field(init=False)
+    _sorted_risks: dict[tuple[str, int | None, str | None], Floats] = field(default_factory=dict)
+    _judged: dict[tuple[str, int | None], QuestionSums] = field(default_factory=dict)
+    _classes: dict[int | None, ClassPartition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._group, self.fold = groups_of(self.runs)
         base = sum_by_group(self._group, base_columns(self.runs), len(self.fold))
-        self._nothing = QuestionSums(fold=self.fold, base=base, values=np.empty(0))
+        self._no_policies = QuestionSums(fold=self.fold, base=base, values=np.empty(0))
         self._readable = self.runs.readable()
 
     def judge(self, spec: Spec | None, v: int | None) -> QuestionSums:
         if spec is None:
-            return never_stop(self._nothing)
+            return never_stop(self._no_policies)
         model = find_model_name(spec)
         place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
-        if place not in self._known:
-            self._known[place] = self._judge(spec, model, v)
-        return self._known[place]
+        if place not in self._judged:
+            self._judged[place] = self._judge(spec, model, v)
+        return self._judged[place]
 
     def _judge(self, spec: Spec, model: str | None, v: int | None) -> QuestionSums:
         columns = self._readable
@@ -199,10 +199,10 @@ class Bench:
             classes = self.classes(v)
             policy = build_scored(spec, self.scores.names, classes.names)
             own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
-            columns = AskedColumns(own, queries=columns.queries, run=columns.run)
+            columns = QueryColumns(own, queries=columns.queries, run=columns.run)
         halts = find_first_stops(stops_of(policy, columns), self.runs)
         summed = columns_of(self.runs, halts, asks=model is not None or asks_for_answers(policy))
-        return replace(self._nothing, values=sum_by_group(self._group, summed, len(self.fold))[:, None, :])
+        return replace(self._no_policies, values=sum_by_group(self._group, summed, len(self.fold))[:, None, :])
 
     def figures(self, spec: Spec | None, v: int | None) -> PolicyFigures:
         sums = self.judge(spec, v)
@@ -211,23 +211,23 @@ class Bench:
     def taken(self, v: int | None) -> Bools:
         return np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self._group] != v
 
-    def classes(self, v: int | None) -> FoundClasses:
+    def classes(self, v: int | None) -> ClassPartition:
         if v not in self._classes:
-            self._classes[v] = number_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
+            self._classes[v] = number_classes(self.runs, self.taken(v), self.options.classes if self.scores else 0)
         return self._classes[v]
 
     def level(self, model: str, share: float, v: int | None, name: str | None = None) -> float:
         """The risk at or below which this share of the steps, of class `name` if given, is outside fold `v`."""
         place = (model, v, name)
-        if place not in self._sorted:
+        if place not in self._sorted_risks:
             assert self.scores is not None, "a level belongs to a score"
             risk, mine = next(iter(self.scores.columns(model, v).values())), self.taken(v)
             if name is not None:
                 classes = self.classes(v)
                 mine = mine & (classes.number == classes.names.index(name))
             known = risk[mine[self.runs.run_of_row] & np.isfinite(risk)]
-            self._sorted[place] = np.sort(known) if len(known) else np.zeros(1)
-        risks = self._sorted[place]
+            self._sorted_risks[place] = np.sort(known) if len(known) else np.zeros(1)
+        risks = self._sorted_risks[place]
         return float(f"{risks[min(len(risks) - 1, int(share * len(risks)))]:.6g}")
 
     def size(self, v: int | None, *, by_class: bool = False) -> Size:
@@ -244,29 +244,29 @@ class Bench:
         )
 
 
-def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) -> Bench:
+def make_bench(data: Survey, options: TuneOptions, tick: Tick = lambda _: None) -> Bench:
     """Read a set and compute its columns. Raise TraceError for data, ConfigError for policies or a missing package."""
-    models = ("some",) if asked.scores else ()
+    models = ("some",) if options.scores else ()
     known = list_policies(Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models))
-    for name in asked.policies:
+    for name in options.policies:
         if name not in known:
             raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
-    names = tuple(name for name in known if not asked.policies or name in asked.policies)
+    names = tuple(name for name in known if not options.policies or name in options.policies)
     learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
     needs = tuple(dict.fromkeys((*list_searched_folds(names), *learned)))
     tick("reading")
-    runs = read_runs(data, needs, probe_tokens=asked.probe_tokens, longest=data.longest)
+    runs = read_runs(data, needs, probe_tokens=options.probe_tokens, longest=data.longest)
     scores = None
     if LEARNED in names:
-        scores = ScoreTable(runs, asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
-    return Bench(runs, asked, scores, names, data.share)
+        scores = ScoreTable(runs, options.scores, seed=options.seed, tick=lambda: tick("fitting"))
+    return Bench(runs, options, scores, names, data.share)
 
 
 def tune_set(
-    data: Survey, asked: TuneOptions, *, clock: Callable[[], float], tick: Tick = lambda _: None
+    data: Survey, options: TuneOptions, *, clock: Callable[[], float], tick: Tick = lambda _: None
 ) -> tuple[TunedSet, Bench]:
     """Tune one set. Raise as `make_bench` and `tune_runs` do."""
-    bench = make_bench(data, asked, tick)
+    bench = make_bench(data, options, tick)
     return tune_runs(bench, clock=clock, tick=tick), bench
 
 
@@ -275,16 +275,16 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
 
     clock  monotonic seconds; called only with a time limit
     """
-    asked, runs = bench.asked, bench.runs
+    options, runs = bench.options, bench.runs
     folds = [v for v in range(N_FOLDS) if (bench.fold == v).any()]
     if len(folds) < 2:
-        raise TraceError(f"holds {len(bench.fold)} questions, too few to hold some of them back", file=runs.set)
-    classed = asked.classes > 0
+        raise TraceError(f"contains {len(bench.fold)} questions, too few to hold some out", file=runs.set)
+    classed = options.classes > 0
     both = (False, True) if classed else (False,)
     plans: list[tuple[int | None, bool]] = [(v, by_class) for v in folds for by_class in both]
     plans.append((None, classed))
     searches: dict[tuple[int | None, bool], SearchResult] = {}
-    end_s = None if asked.time_limit_s is None else clock() + asked.time_limit_s
+    end_s = None if options.time_limit_s is None else clock() + options.time_limit_s
     for at, (v, by_class) in enumerate(plans):
         place = "on all questions" if v is None else f"without fold {folds.index(v) + 1} of {len(folds)}"
         searches[v, by_class] = search(
@@ -301,8 +301,8 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
     if any(one.spec is not None and "classes" in find_learned(one.spec) for _, one in nested):
         plain = [(v, searches[v, False].sums) for v in folds]
         within = unseen_of([(v, one.sums) for v, one in nested])
-        rng = np.random.default_rng(asked.seed)
-        by_class_worth = compare_nested(unseen_of(plain), within, n_draws=asked.n_draws, rng=rng)
+        rng = np.random.default_rng(options.seed)
+        by_class_worth = compare_nested(unseen_of(plain), within, n_draws=options.n_draws, rng=rng)
     return TunedSet(
         set=runs.set,
         kind=runs.kind,
@@ -310,12 +310,12 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
         n_questions=len(set(runs.question)),
         share=bench.share,
         full_em=float(runs.full_ok.mean()),
-        max_em_drop=asked.max_em_drop,
-        margin=asked.margin,
-        seed=asked.seed,
+        max_em_drop=options.max_em_drop,
+        margin=options.margin,
+        seed=options.seed,
         folds=tuple(_outer_fold(v, one) for v, one in nested),
         optimism=optimism_of(
-            [(v, one.sums) for v, one in nested], n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed)
+            [(v, one.sums) for v, one in nested], n_draws=options.n_draws, rng=np.random.default_rng(options.seed)
         ),
         proposal=final.spec,
         proposal_in_search=bench.figures(final.spec, None),
@@ -370,11 +370,11 @@ def search(
     by_class  allow one level per class for learned scores
     also      additional policies to try
     """
-    asked, size = bench.asked, bench.size(v, by_class=by_class)
-    study = _study(asked, size, bench.names)
+    options, size = bench.options, bench.size(v, by_class=by_class)
+    study = _study(options, size, bench.names)
     seen = [(bench.figures(spec, v), spec) for spec in also]
     n_trials = 0
-    while n_trials < asked.trials and (until is None or not n_trials or clock() < until):
+    while n_trials < options.trials and (until is None or not n_trials or clock() < until):
         trial = study.ask()
         n_trials += 1
         try:
@@ -383,10 +383,10 @@ def search(
         except ConfigError:  # each parameter is valid, but not their combination
             study.tell(trial, -_INFEASIBLE - 1.0)
         else:
-            excess = asked.excess(figure)
+            excess = options.excess(figure)
             study.tell(trial, figure.token_reduction if excess <= 0 else -_INFEASIBLE - excess)
         tick()
-    winner = winner_of([(figure.token_reduction, spec) for figure, spec in seen if asked.excess(figure) <= 0])
+    winner = winner_of([(figure.token_reduction, spec) for figure, spec in seen if options.excess(figure) <= 0])
     return SearchResult(spec=winner, sums=bench.judge(winner, v), n_trials=n_trials)
 
 
@@ -395,18 +395,18 @@ def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
     most = max((saved for saved, _ in good), default=0.0)
     if most <= 0:
         return None
-    nearly = [(n_parts(spec), -saved, spec) for saved, spec in good if saved >= max(most - _AS_MUCH, most / 2)]
+    nearly = [(n_parts(spec), -saved, spec) for saved, spec in good if saved >= max(most - _NEGLIGIBLE, most / 2)]
     return min(nearly, key=lambda one: one[:2])[2]
 
 
-def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Any: Optuna is optional
+def _study(options: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Any: Optuna is optional
     try:
         import optuna
     except ImportError:
         raise ConfigError(f"tune: needs Optuna: {how_to_install('train')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tries = list_first_tries(size, names)
-    sampler = optuna.samplers.TPESampler(seed=asked.seed, n_startup_trials=min(len(tries), asked.trials // 2))
+    sampler = optuna.samplers.TPESampler(seed=options.seed, n_startup_trials=min(len(tries), options.trials // 2))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for tried in tries:
         study.enqueue_trial(tried)
@@ -424,8 +424,8 @@ def optimism_of(nested: Sequence[tuple[int, QuestionSums]], *, n_draws: int, rng
     fold = nested[0][1].fold
     draws = draw_questions(len(fold), n_draws, rng)
     weights = np.concatenate([np.ones((1, len(fold))), draws])  # the first row is the observed data
-    looks = [_look_at(sums, weights * (fold != v)) for v, sums in nested]
-    (saved, drop), (saved_unseen, drop_unseen) = np.nanmean(looks, axis=0), _look_at(unseen_of(nested), weights)
+    measured = [_measure(sums, weights * (fold != v)) for v, sums in nested]
+    (saved, drop), (saved_unseen, drop_unseen) = np.nanmean(measured, axis=0), _measure(unseen_of(nested), weights)
     return Optimism(
         token_reduction_in_search=_with_interval(saved),
         token_reduction_unseen=_with_interval(saved_unseen),
@@ -444,7 +444,7 @@ def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
     return replace(first, values=values)
 
 
-def _look_at(sums: QuestionSums, weights: Floats) -> Floats:
+def _measure(sums: QuestionSums, weights: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         at = measure_policies(sums, weights)
     return np.stack([at.saved[:, 0], at.drop[:, 0]])

@@ -50,8 +50,8 @@ from suffice.replay.study.study import (
     Study,
     Target,
     find_halts,
-    lay_rungs,
-    pick_classed,
+    pick_by_class,
+    sum_rungs,
 )
 from suffice.replay.study.sums import (
     N_FOLDS,
@@ -250,51 +250,51 @@ Tick = Callable[[str], None]
 
 
 def replay_set(
-    data: Survey, asked: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None
+    data: Survey, options: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None
 ) -> SetReport:
     """Replay one set. Raise TraceError for data, ConfigError for policies or a missing package.
 
     fit  sets for fitting and picking, instead of folds of this set
     """
     longest = max([data.longest, *(other.longest for other in fit)])
-    ladders = _ladders(data.kind, asked, longest)
-    scores = asked.scores if not asked.families or LEARNED in asked.families else ()
+    ladders = _ladders(data.kind, options, longest)
+    scores = options.scores if not options.families or LEARNED in options.families else ()
     learned = FeatureSet(DENSE[data.kind]).needs if scores else ()
-    needs, probe_tokens = tuple(dict.fromkeys([*list_ladder_folds(ladders), *learned])), asked.probe_tokens
+    needs, probe_tokens = tuple(dict.fromkeys([*list_ladder_folds(ladders), *learned])), options.probe_tokens
     tick("reading")
     sample, *others = (read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in (data, *fit))
     source = concatenate(others) if fit else sample
     published = [ladder for ladder in ladders if ladder.origin == "published"]
-    study = Study(source, published, replace(asked, scores=scores), tick=lambda: tick("fitting"))
+    study = Study(source, published, replace(options, scores=scores), tick=lambda: tick("fitting"))
     pools = pools_of(ladders, scores)
     folds: Sequence[int | None] = [None] if fit else range(N_FOLDS)
     frozen = [_with_classes(study, v, study.freeze(pools, v)) for v in folds]
     tick("picking")
-    here = _lay_here(study, frozen[0], sample) if fit else study.lay(None)
-    late = {
-        **{HINDSIGHT[pool.name]: _in_hindsight(pool, here, asked) for pool in pools if pool.name in HINDSIGHT},
+    here = _sum_rungs_here(study, frozen[0], sample) if fit else study.sum_rungs(None)
+    added = {
+        **{HINDSIGHT[pool.name]: _in_hindsight(pool, here, options) for pool in pools if pool.name in HINDSIGHT},
         **{ladder.name: ladder.rungs[0] for ladder in ladders if ladder.origin == "given"},
     }
-    frozen = [replace(one, rungs={**one.rungs, **late}) for one in frozen]
+    frozen = [replace(one, rungs={**one.rungs, **added}) for one in frozen]
     everything = iter([sample])
     if data.share < 1:
         everything = stream_runs(data, needs, probe_tokens=probe_tokens, longest=longest, share=1.0)
-    judging = _Judging(data, study, pools, frozen, longest)
-    return judging.report(everything, here, tuple(path.name for other in fit for path in other.files), tick)
+    judge = _Judge(data, study, pools, frozen, longest)
+    return judge.report(everything, here, tuple(path.name for other in fit for path in other.files), tick)
 
 
 # ---- candidates
 
 
-def _ladders(kind: Kind, asked: ReplayOptions, longest: int) -> tuple[Ladder, ...]:
+def _ladders(kind: Kind, options: ReplayOptions, longest: int) -> tuple[Ladder, ...]:
     ladders = build_ladders(kind, longest=longest)
     known = sorted({family_of(ladder.name) for ladder in ladders} | {LEARNED})
-    for family in asked.families:
+    for family in options.families:
         if family not in known:
             raise ConfigError(f"policies: unknown rule {family!r:.80} for {kind}; known: {', '.join(known)}")
-    if asked.families:
-        ladders = tuple(ladder for ladder in ladders if family_of(ladder.name) in asked.families)
-    return (*ladders, *(build_given_ladder(spec, label) for label, spec in asked.policies.items()))
+    if options.families:
+        ladders = tuple(ladder for ladder in ladders if family_of(ladder.name) in options.families)
+    return (*ladders, *(build_given_ladder(spec, label) for label, spec in options.policies.items()))
 
 
 def family_of(ladder: str) -> str:
@@ -312,26 +312,26 @@ def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Ladder
 
 
 def _with_classes(study: Study, v: int | None, frozen: FoldChoice) -> FoldChoice:
-    asked = study.options
-    if not asked.classes or OURS not in frozen.rungs:
+    options = study.options
+    if not options.classes or OURS not in frozen.rungs:
         return frozen
-    picked = pick_classed(study, v, asked.classes, Target(asked.max_em_drop, asked.margin))
+    picked = pick_by_class(study, v, options.classes, Target(options.max_em_drop, options.margin))
     better = picked is not None and picked[1] > frozen.saved[OURS]
     rung = picked[0] if picked is not None and better else frozen.rungs[OURS]
     return replace(frozen, rungs={**frozen.rungs, BY_CLASS: rung})
 
 
-def _lay_here(study: Study, frozen: FoldChoice, runs: Runs) -> RungSums:
+def _sum_rungs_here(study: Study, frozen: FoldChoice, runs: Runs) -> RungSums:
     learned = {}
     for score in study.options.scores:
         risk, codes = study.score_others(score.name, frozen, runs)
         learned[score.name] = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
-    return lay_rungs(runs, find_halts(study.ladders, runs), learned)
+    return sum_rungs(runs, find_halts(study.ladders, runs), learned)
 
 
-def _in_hindsight(pool: LadderPool, here: RungSums, asked: ReplayOptions) -> Rung | None:
+def _in_hindsight(pool: LadderPool, here: RungSums, options: ReplayOptions) -> Rung | None:
     sums, rungs, _ = here.of(pool.ladders)
-    choice = int(pick_plainly(measure_policies(sums, sums.weights(None)), asked.max_em_drop)[0])
+    choice = int(pick_plainly(measure_policies(sums, sums.weights(None)), options.max_em_drop)[0])
     return None if choice == NONE else rungs[choice]
 
 
@@ -339,7 +339,7 @@ def _in_hindsight(pool: LadderPool, here: RungSums, asked: ReplayOptions) -> Run
 
 
 @dataclass(frozen=True, slots=True)
-class _Judging:
+class _Judge:
     data: Survey
     study: Study
     pools: tuple[LadderPool, ...]
@@ -347,7 +347,7 @@ class _Judging:
     longest: int  # steps of the longest run
 
     @property
-    def asked(self) -> ReplayOptions:
+    def options(self) -> ReplayOptions:
         return self.study.options
 
     def report(self, everything: Iterator[Runs], here: RungSums, fitted_on: tuple[str, ...], tick: Tick) -> SetReport:
@@ -361,9 +361,9 @@ class _Judging:
             count.update(runs=len(runs), answered=int((~np.isnan(runs.columns.answer[runs.last])).sum()))
             tick("judging")
         count["questions"] = summing.n_questions
-        sums, asked = summing.sums(), self.asked
-        intervals = zip(*bootstrap(sums, asked.n_draws, np.random.default_rng(asked.seed)), strict=True)
-        misses, plain = self._misses()
+        sums, options = summing.sums(), self.options
+        intervals = zip(*bootstrap(sums, options.n_draws, np.random.default_rng(options.seed)), strict=True)
+        misses, plain = self._measure_misses()
         lines = tuple(
             self._line(name, sums.columns([at]), drop_and_saved, misses.get(name), summing.n_questions)
             for at, (name, drop_and_saved) in enumerate(zip(names, intervals, strict=True))
@@ -371,13 +371,13 @@ class _Judging:
         return SetReport(
             set=self.data.set,
             kind=self.data.kind,
-            max_em_drop=asked.max_em_drop,
-            probe_tokens=PROBE_TOKENS[self.data.kind] if asked.probe_tokens is None else asked.probe_tokens,
+            max_em_drop=options.max_em_drop,
+            probe_tokens=PROBE_TOKENS[self.data.kind] if options.probe_tokens is None else options.probe_tokens,
             lines=lines,
             frontier=self._frontier(here),
             by_class=parts.by_class(),
             by_step=parts.by_step(),
-            notes=(*self._notes(count, plain), *self._about_classes(names, sums)),
+            notes=(*self._notes(count, plain), *self._describe_classes(names, sums)),
             fitted_on=fitted_on,
         )
 
@@ -409,17 +409,17 @@ class _Judging:
         oracles = {"oracle_agree": stop_at_first(runs, runs.same), "oracle_correct": stop_at_first(runs, runs.ok)}
         return {**judged, **{name: (halt, silent) for name, halt in {"full": full, **oracles}.items()}}
 
-    def _misses(self) -> tuple[dict[str, float], dict[str, float]]:
-        laid, asked = self.study.lay(None), self.asked
+    def _measure_misses(self) -> tuple[dict[str, float], dict[str, float]]:
+        rung_sums, options = self.study.sum_rungs(None), self.options
         with_margin: dict[str, float] = {}
         plain: dict[str, float] = {}
         for pool in self.pools:
-            sums, _, slices = laid.of(pool.ladders)
+            sums, _, slices = rung_sums.of(pool.ladders)
             if len(sums.n) < 4:
                 continue
-            for misses, margin in ((with_margin, asked.margin), (plain, None)):
-                rng = np.random.default_rng(asked.seed)
-                misses[pool.name] = miss_share(sums, slices, asked.max_em_drop, rng, margin=margin)
+            for misses, margin in ((with_margin, options.margin), (plain, None)):
+                rng = np.random.default_rng(options.seed)
+                misses[pool.name] = miss_share(sums, slices, options.max_em_drop, rng, margin=margin)
         return with_margin, plain
 
     def _line(
@@ -433,7 +433,7 @@ class _Judging:
         n, full_ok, full_tokens = (float(value) for value in sums.base.sum(axis=0))
         lost, gained, tokens, probes, resent, stopped, hopeless = (float(x) for x in sums.values[:, 0].sum(axis=0))
         family, choice = FAMILIES.get(
-            name, ("given", "fixed") if name in self.asked.policies else ("published", "frozen")
+            name, ("given", "fixed") if name in self.options.policies else ("published", "frozen")
         )
         chosen = [one.rungs.get(name) for one in self.frozen]
         specs = [rung.spec if rung is not None else None for rung in chosen]
@@ -507,7 +507,7 @@ class _Judging:
             share = count["answered"] / max(1, count["runs"])
             yield f"only {share:.0%} of the full runs gave an answer; the others count as wrong"
 
-    def _about_classes(self, names: Sequence[str], sums: QuestionSums) -> Iterator[str]:
+    def _describe_classes(self, names: Sequence[str], sums: QuestionSums) -> Iterator[str]:
         if BY_CLASS not in names:
             return
         rungs = [one.rungs[BY_CLASS] for one in self.frozen]
@@ -516,8 +516,8 @@ class _Judging:
             yield "no classes were found that are large enough and save more with levels of their own"
             return
         first, other = (sums.columns([names.index(name)]) for name in (OURS, BY_CLASS))
-        rng = np.random.default_rng(self.asked.seed)
-        by = compare_nested(first, other, n_draws=self.asked.n_draws, rng=rng)
+        rng = np.random.default_rng(self.options.seed)
+        by = compare_nested(first, other, n_draws=self.options.n_draws, rng=rng)
         saved, drop = by.saved_interval, by.drop_interval
         classes = "; ".join(f"{name} ({level:.3g})" for name, level in classed[0].levels.items())
         yield (

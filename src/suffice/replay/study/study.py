@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.features import MIN_CLASS_RUNS, find_classes
 from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_at, halts_of, levels_of
-from suffice.replay.study.runs import Halts, Runs, Says, never_halt, select_runs
+from suffice.replay.study.runs import Halts, RowScores, Runs, never_halt, select_runs
 from suffice.replay.study.scores import (
     HOPELESS_KEY,
     SCORES,
@@ -88,7 +88,7 @@ class RungSums:
 
 
 class ScoreLevels(NamedTuple):
-    risk: Says
+    risk: RowScores
     codes: NDArray[np.int8]
     levels: Floats
 
@@ -100,7 +100,7 @@ def find_halts(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list
     return [(ladder, [halts_of(rung, runs) for rung in ladder.rungs]) for ladder in ladders]
 
 
-def lay_rungs(
+def sum_rungs(
     runs: Runs, fixed: Sequence[tuple[Ladder, Sequence[Halts]]], learned: Mapping[str, ScoreLevels]
 ) -> RungSums:
     rungs: list[Rung] = []
@@ -131,27 +131,27 @@ class Study:
         self.fold = folds_of(runs)
         self._fixed = find_halts(ladders, runs)
         read = sorted({score.query_signals for score in options.scores} | {True}) if options.scores else []
-        self._fits = {asked: CrossFit(runs, seed=options.seed, query_signals=asked, tick=tick) for asked in read}
+        self._fits = {key: CrossFit(runs, seed=options.seed, query_signals=key, tick=tick) for key in read}
 
-    def risk(self, score: Score, v: int | None) -> tuple[Says, NDArray[np.int8]]:
+    def risk(self, score: Score, v: int | None) -> tuple[RowScores, NDArray[np.int8]]:
         p = self._fits[score.query_signals].scores(score.key, v)
         return risk_and_codes(score, p, self._fits[True].scores(HOPELESS_KEY, v), self.runs)
 
-    def lay(self, v: int | None) -> RungSums:
+    def sum_rungs(self, v: int | None) -> RungSums:
         train = np.ones(len(self.runs.cost), dtype=bool) if v is None else self.fold[self.runs.run_of_row] != v
         learned = {}
         for score in self.options.scores:
             risk, codes = self.risk(score, v)
             learned[score.name] = ScoreLevels(risk, codes, levels_of(risk[train], N_LEVELS))
-        return lay_rungs(self.runs, self._fixed, learned)
+        return sum_rungs(self.runs, self._fixed, learned)
 
     def freeze(self, pools: Sequence[LadderPool], v: int | None) -> FoldChoice:
         """Pick each pool's point on the questions outside fold `v`, or on all; keep the models that it needs."""
-        laid = self.lay(v)
+        rung_sums = self.sum_rungs(v)
         rungs: dict[str, Rung | None] = {}
         saved: dict[str, float] = {}
         for pool in pools:
-            sums, of_pool, slices = laid.of(pool.ladders)
+            sums, of_pool, slices = rung_sums.of(pool.ladders)
             at = measure_policies(sums, sums.weights(v))
             choice = int(pick_policies(at, slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
@@ -164,7 +164,7 @@ class Study:
 
     def halts(self, frozen: FoldChoice, runs: Runs) -> dict[str, Halts]:
         halts: dict[str, Halts] = {}
-        scored: dict[str, tuple[Says, NDArray[np.int8]]] = {}
+        scored: dict[str, tuple[RowScores, NDArray[np.int8]]] = {}
         for name, rung in frozen.rungs.items():
             if rung is None:
                 halts[name] = never_halt(runs)
@@ -176,9 +176,9 @@ class Study:
                 halts[name] = rung.halts(*scored[rung.score], runs)
         return halts
 
-    def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
+    def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> tuple[RowScores, NDArray[np.int8]]:
         score = next(score for score in self.options.scores if score.name == name)
-        x = {asked: features_of(runs, self._fits[asked].chosen) for asked in {True, score.query_signals}}
+        x = {key: features_of(runs, self._fits[key].chosen) for key in {True, score.query_signals}}
         hopeless = score_rows(frozen.models["hopeless"], x[True])
         return risk_and_codes(score, score_rows(frozen.models[name], x[score.query_signals]), hopeless, runs)
 
@@ -197,7 +197,7 @@ class Target(NamedTuple):
         return bool(at.drop[0, 0] + self.margin * at.error[0, 0] <= self.max_em_drop)
 
 
-def find_classes_in(runs: Runs, keep: Bools, most: int) -> Classes:
+def learn_classes(runs: Runs, keep: Bools, most: int) -> Classes:
     good = good_rows(runs, "as-good")[runs.starts[:-1]]
     return find_classes([runs.queries[i] for i in np.flatnonzero(keep).tolist()], good[keep], max_classes=most)
 
@@ -214,23 +214,23 @@ def select_large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
     }
 
 
-class FoundClasses(NamedTuple):
+class ClassPartition(NamedTuple):
     classes: Classes | None  # None: no classes
     names: tuple[str, ...]  # of the large classes
     number: Floats  # E: index into `names`; NaN: a small class, or none
 
 
-def number_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
+def number_classes(runs: Runs, keep: Bools, most: int) -> ClassPartition:
     """Find up to `most` classes in the runs where `keep` holds, and classify all runs; none below two large ones."""
-    classes = find_classes_in(runs, keep, most) if most >= 2 else None
+    classes = learn_classes(runs, keep, most) if most >= 2 else None
     names = () if classes is None else tuple(select_large_classes(select_runs(runs, keep), classes))
     if classes is None or len(names) < 2:
-        return FoundClasses(None, (), np.full(len(runs), np.nan))
+        return ClassPartition(None, (), np.full(len(runs), np.nan))
     place = {name: float(at) for at, name in enumerate(names)}
-    return FoundClasses(classes, names, np.array([place.get(classes.of(query), np.nan) for query in runs.queries]))
+    return ClassPartition(classes, names, np.array([place.get(classes.of(query), np.nan) for query in runs.queries]))
 
 
-def pick_classed(
+def pick_by_class(
     study: Study, v: int | None, most: int, target: Target, *, scores: Sequence[Score] = ()
 ) -> tuple[ScoreRung, float] | None:
     """The rung by class that saves most on the questions outside fold `v`, or on all, and its saving.
@@ -238,19 +238,19 @@ def pick_classed(
     None if the runs do not divide into two large classes, or no rung keeps the target. `scores` (): all of the study.
     """
     train = np.ones(len(study.runs), dtype=bool) if v is None else study.fold != v
-    classes, training = find_classes_in(study.runs, train, most), select_runs(study.runs, train)
+    classes, training = learn_classes(study.runs, train, most), select_runs(study.runs, train)
     large = select_large_classes(training, classes)
     best: tuple[ScoreRung, float] | None = None
     for score in scores or study.options.scores:
         if score.target == "value" or len(large) < 2:
             continue  # each level of the value model is a separate model, and a route has one
         risk, codes = (column[train[study.runs.run_of_row]] for column in study.risk(score, v))
-        laid = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
-        pooled = _pick_level(training, laid, target)
+        scored = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
+        pooled = _pick_level(training, scored, target)
         if pooled is None:
             continue
         levels = {
-            name: _pick_level(select_runs(training, mine), laid.rows(mine[training.run_of_row]), target) or NEVER
+            name: _pick_level(select_runs(training, mine), scored.rows(mine[training.run_of_row]), target) or NEVER
             for name, mine in large.items()
         }
         label = f"{score.name}, by class"
@@ -262,8 +262,8 @@ def pick_classed(
     return best
 
 
-def _pick_level(runs: Runs, laid: ScoreLevels, target: Target) -> float | None:
-    sums = lay_rungs(runs, [], {"": laid}).sums
+def _pick_level(runs: Runs, scored: ScoreLevels, target: Target) -> float | None:
+    sums = sum_rungs(runs, [], {"": scored}).sums
     at = measure_policies(sums, sums.weights(None))
-    choice = int(pick_policies(at, [slice(0, len(laid.levels))], target.max_em_drop, target.margin)[0])
-    return None if choice == NONE else float(laid.levels[choice])
+    choice = int(pick_policies(at, [slice(0, len(scored.levels))], target.max_em_drop, target.margin)[0])
+    return None if choice == NONE else float(scored.levels[choice])

@@ -107,20 +107,20 @@ class SumsFold:
     def add(self, runs: Runs, halts: Sequence[Halts], asks: Sequence[bool | Bools]) -> None:
         for question in dict.fromkeys(runs.question):
             self._seen.add(_number(question))
-            self._take_in(question)
+            self._place_question(question)
         group = np.array(
             [_number(q) % MAX_GROUPS if self._bucketed else self._place[q] for q in runs.question], np.int64
         )
         n_groups = len(self._fold)
         self._base, self._values = _grow(self._base, n_groups), _grow(self._values, n_groups)
         self._base += sum_by_group(group, base_columns(runs), n_groups)
-        for at, (halt, asked) in enumerate(zip(halts, asks, strict=True)):
-            self._values[:, at] += sum_by_group(group, columns_of(runs, halt, asks=asked), n_groups)
+        for at, (halt, ask) in enumerate(zip(halts, asks, strict=True)):
+            self._values[:, at] += sum_by_group(group, columns_of(runs, halt, asks=ask), n_groups)
 
     def sums(self) -> QuestionSums:
         return QuestionSums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
 
-    def _take_in(self, question: str) -> None:
+    def _place_question(self, question: str) -> None:
         if self._bucketed or question in self._place:
             return
         if len(self._place) < MAX_GROUPS:

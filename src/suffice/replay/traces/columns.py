@@ -223,7 +223,7 @@ def _check_lengths(columns: TraceColumns) -> None:
     declared = columns.numbers.get("n_steps")
     if declared is not None and (declared != lengths).any():
         run = int(np.argmax(declared != lengths))
-        raise columns.error(run, "n_steps", f"is {int(declared[run])}, and there are {int(lengths[run])} steps")
+        raise columns.error(run, "n_steps", f"is {int(declared[run])}, but there are {int(lengths[run])} steps")
 
 
 def _check_sums(columns: TraceColumns) -> None:
@@ -247,7 +247,7 @@ class HashSet:
     """Hashes in sorted segments; segments of similar size are merged, so that each is rarely sorted."""
 
     def __init__(self) -> None:
-        self._stretches: list[NDArray[np.uint64]] = []
+        self._segments: list[NDArray[np.uint64]] = []
 
     def add(self, columns: TraceColumns) -> None:
         """Add runs. Raise TraceError at the first duplicate."""
@@ -256,23 +256,23 @@ class HashSet:
         hashes = _hashes(columns)
         order = np.argsort(hashes, kind="stable")
         fresh = hashes[order]
-        again = np.zeros(len(fresh), dtype=bool)
-        again[order[1:]] = fresh[1:] == fresh[:-1]
-        for stretch in self._stretches:
-            place = np.searchsorted(stretch, hashes)
-            again |= stretch[np.minimum(place, len(stretch) - 1)] == hashes
-        if again.any():
-            bad = int(np.argmax(again))
+        repeated = np.zeros(len(fresh), dtype=bool)
+        repeated[order[1:]] = fresh[1:] == fresh[:-1]
+        for segment in self._segments:
+            place = np.searchsorted(segment, hashes)
+            repeated |= segment[np.minimum(place, len(segment) - 1)] == hashes
+        if repeated.any():
+            bad = int(np.argmax(repeated))
             names = ((name, columns.texts[name]) for name in ID)
             identity = ", ".join(f"{name} {column.words[column.codes[bad]]!r:.60}" for name, column in names)
-            problem = f"the same run stands in an earlier row ({identity}); these four together must be unique"
+            problem = f"repeats the run of an earlier row ({identity}); these four values together must be unique"
             raise TraceError(problem, file=columns.file, row=int(columns.row[bad]))
         self._keep(fresh)
 
     def _keep(self, fresh: NDArray[np.uint64]) -> None:
-        while self._stretches and len(self._stretches[-1]) <= 2 * len(fresh):
-            fresh = np.sort(np.concatenate([self._stretches.pop(), fresh]), kind="stable")
-        self._stretches.append(fresh)
+        while self._segments and len(self._segments[-1]) <= 2 * len(fresh):
+            fresh = np.sort(np.concatenate([self._segments.pop(), fresh]), kind="stable")
+        self._segments.append(fresh)
 
 
 def _hashes(columns: TraceColumns) -> NDArray[np.uint64]:
@@ -391,7 +391,7 @@ class Batch:
         """The query of run i, with its number of steps only for a vote: otherwise it would reveal the end."""
         planned = int(self.offset[i + 1] - self.offset[i]) if self.kind == "samples" else None
         metadata = (("dataset", self.dataset[i]), ("model", self.model[i]), ("task", self.task[i]))
-        known = _read_off(self.question[i])
+        known = _query_of(self.question[i])
         return replace(known, query_class=self.task[i], metadata=metadata, planned_steps=planned)
 
     def by_column(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -469,7 +469,7 @@ def _one_of(columns: TraceColumns, name: str, allowed: tuple[str, ...]) -> str:
 
 
 @lru_cache(maxsize=4_096)
-def _read_off(question: str | None) -> Query:
+def _query_of(question: str | None) -> Query:
     return query_signals(question, metadata={})
 
 

@@ -158,7 +158,7 @@ class RunLog:
     def append(self, row: RunRow) -> None:
         """Write one run and sync it to disk. Raise TraceError for a duplicate."""
         if row.id in self.ids:
-            raise TraceError(f"has the run {row.id} already", file=str(self.path))
+            raise TraceError(f"already contains the run {row.id}", file=str(self.path))
         self._file.write(_ENCODER.encode(row) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -204,11 +204,11 @@ def _decode(line: bytes, file: str, number: int) -> RunRow:
         column = ".".join(part for part in parts if part) or None
         raise TraceError("is missing" if missing else problem, file=file, row=number, column=column) from None
     except (ValueError, RecursionError) as error:  # from json, or invalid UTF-8
-        raise TraceError(f"is no JSON object on one line: {error}", file=file, row=number) from None
+        raise TraceError(f"is not a JSON object on one line: {error}", file=file, row=number) from None
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number in JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _repaired(value: Any) -> Any:

@@ -106,7 +106,7 @@ def _read(
                 any_run = True
                 yield batch
         if not n_runs:
-            raise TraceError("holds no run", file=str(path))
+            raise TraceError("contains no runs", file=str(path))
     if selection is not None and not any_run:
         known = f"tasks {', '.join(sorted(tasks)[:10])}; models {', '.join(sorted(models)[:10])}"
         raise TraceError(f"no run matches {where!r}; there are {known}", file=", ".join(map(str, files)))
@@ -185,8 +185,8 @@ def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: flo
                 right[pair][0] += ok
                 right[pair][1] += 1
     if len(kinds) != 1:
-        what = ", ".join(sorted(kinds)) or "no run at all"
-        raise TraceError(f"holds {what}; a set has runs of one kind", file=", ".join(map(str, files)))
+        what = ", ".join(sorted(kinds)) or "no runs"
+        raise TraceError(f"contains {what}; all runs of a set must be of one kind", file=", ".join(map(str, files)))
     good = None
     if min_run_em is not None:
         good = frozenset(pair for pair, (ok, n) in right.items() if ok / n > min_run_em)

@@ -25,7 +25,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file, whose suffix names its format. Raise TraceError."""
     suffix, number = path.suffix.lower(), 0
     if suffix not in _READERS:
-        raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
+        raise TraceError(f"has an unknown suffix; allowed: {', '.join(_READERS)}", file=str(path))
     try:
         for number, row in _READERS[suffix](path):
             yield number, row
@@ -48,14 +48,14 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 raise TraceError("is empty; its first line must name the columns", file=str(path))
             repeated = next((name for name in header if header.count(name) > 1), None)
             if repeated is not None:
-                raise TraceError("stands twice in the header", file=str(path), column=repeated or '""')
+                raise TraceError("appears twice in the header", file=str(path), column=repeated or '""')
             for number, cells in enumerate((cells for cells in rows if cells), 1):  # skip empty lines
                 if len(cells) != len(header):
                     problem = f"has {len(cells)} cells, and the header {len(header)}"
                     raise TraceError(problem, file=str(path), row=number)
                 yield number, {name: text_in(cell) for name, cell in zip(header, cells, strict=True)}
         except csv.Error as error:
-            raise TraceError(f"is no CSV: {error}", file=str(path), row=number + 1) from None
+            raise TraceError(f"is not valid CSV: {error}", file=str(path), row=number + 1) from None
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -66,7 +66,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise TraceError(f"is no JSON: {error}", file=str(path), row=number) from None
+                raise TraceError(f"is not valid JSON: {error}", file=str(path), row=number) from None
             if not isinstance(row, dict):
                 raise TraceError("must be a JSON object", file=str(path), row=number)
             yield number, row
