@@ -92,5 +92,5 @@ def json_object(line: str | bytes, where: str) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeError):
         raise ConfigError(f"{where}: is not JSON; need one object a line") from None
     if not isinstance(item, dict):
-        raise ConfigError(f"{where}: is no object, got {type(item).__name__}")
+        raise ConfigError(f"{where}: is not an object, got {type(item).__name__}")
     return item

@@ -171,7 +171,7 @@ class GatewayServer(uvicorn.Server):
             before, since_s = self._unread.get(connection, (size, now_s))
             unread[connection] = (size, since_s if size == before else now_s)
             if size == before and now_s - since_s >= self._gw.settings.server.client_idle_timeout_s:
-                LOG.warning("a client that read nothing was cut off; %d bytes were waiting for it", size)
+                LOG.warning("disconnected a client that read nothing; %d bytes were pending", size)
                 transport.abort()
         self._unread = unread
 
@@ -191,7 +191,7 @@ class GatewayServer(uvicorn.Server):
             connection.shutdown()  # closes idle connections; busy ones close after their response
         await self._until(lambda: quiet() or self.force_exit, end_s - time.monotonic())
         if state.tasks:
-            LOG.warning("shutting down: %d requests are cut off", len(state.tasks))
+            LOG.warning("shutting down: aborting %d requests", len(state.tasks))
         for task in list(state.tasks):
             task.cancel()
         await self._until(quiet, CUT_S)

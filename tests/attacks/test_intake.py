@@ -243,7 +243,7 @@ def test_without_a_key_every_endpoint_answers_401_whatever_the_body_holds(
     for key in ("", "wrong"):
         answer = attacked(keyed, lambda key=key: post(keyed, path, POISON, key=key, method=method), len(POISON))  # type: ignore[misc]
         assert answer.status == 401, answer.body[:200]
-        assert b"stands twice" not in answer.body
+        assert b"appears twice" not in answer.body
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES, ids=[f"{m} {p}" for m, p in WRITES])
@@ -255,7 +255,7 @@ def test_with_a_key_the_same_body_is_refused_at_once_or_goes_on_unread(
         assert answer.status >= 400
     else:
         assert answer.status == 400, answer.body[:200]
-        assert b"stands twice" in answer.body
+        assert b"appears twice" in answer.body
 
 
 @pytest.mark.parametrize("path", ["", "/batch", "/langfuse", "/label-studio"])

@@ -181,7 +181,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(folder: Path) -> None:
         ("t4,,yes,,,,,,", "row 4, run: episode_id or response_id"),
         ("t4,ep_2,,,,9,,,", "row 4, metrics.clear: metrics.clear: must be a whole number from 1 to 5"),
         ("t4,ep_2,,,,,grim,,", "row 4, metrics.tone: metrics.tone: must be one of warm, cold"),
-        ("t4,ep_2,,,,,,ann,", "row 4: feedback: says nothing"),
+        ("t4,ep_2,,,,,,ann,", "row 4: feedback: is empty"),
         ("t4,ep_2,yes", "row 4: has 3 cells, and the header 9"),
     ],
 )

@@ -166,7 +166,7 @@ def test_a_client_that_reads_nothing_is_cut_off_at_the_limit_and_recorded(tmp_pa
             upstream.idle()
             assert time.monotonic() - start_s >= 0.9
     assert [e.episode.outcome.end_reason for e in read_episodes(gateway.database)] == ["client_left"]
-    assert b"read nothing was cut off" in gateway.stderr()
+    assert b"disconnected a client that read nothing" in gateway.stderr()
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ def test_a_refusal_of_the_prompt_or_of_the_run_is_a_refusal(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", "is no object"),
+        ("[]", "is not an object"),
         ("{", "is not JSON"),
         ('{"prompt": "p"}', "has none of episode_id, response_id, question_key"),
         ('{"episode_id": "e", "thought": 3}', "thought: must be a text"),

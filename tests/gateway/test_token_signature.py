@@ -25,7 +25,7 @@ def test_it_names_its_answer_until_its_time_is_over_and_fits_into_a_header(
     assert token.isascii()
     assert len(token) < 100
     assert token == sign_token(episode, until_s=until, salt=salt)
-    with pytest.raises(BadRequest, match="its time is over") as refused:
+    with pytest.raises(BadRequest, match="has expired") as refused:
         read_token(token, now_s=until + 0.5, salt=salt)
     assert (refused.value.status, refused.value.code) == (401, "expired_feedback_token")
 
@@ -38,7 +38,7 @@ def test_whatever_is_changed_about_it_it_opens_nothing(episode: str, salt: str, 
     other = data.draw(st.characters(min_codepoint=33, max_codepoint=126).filter(lambda c: c != token[at]))
     changed = token[:at] + other + token[at + 1 :]
     for forged in (changed, token[:at], token + other, token.upper() if token.upper() != token else other):
-        with pytest.raises(BadRequest, match="none of this gateway's") as refused:
+        with pytest.raises(BadRequest, match="not issued by this gateway") as refused:
             read_token(forged, now_s=0.0, salt=salt)
         assert (refused.value.status, refused.value.code) == (401, "invalid_feedback_token")
 
@@ -48,13 +48,13 @@ def test_whatever_is_changed_about_it_it_opens_nothing(episode: str, salt: str, 
 def test_another_deployment_cannot_read_it(episode: str, salt: str, other: str) -> None:
     token = sign_token(episode, until_s=2**31, salt=salt)
     if salt != other:
-        with pytest.raises(BadRequest, match="none of this gateway's"):
+        with pytest.raises(BadRequest, match="not issued by this gateway"):
             read_token(token, now_s=0.0, salt=other)
 
 
 @pytest.mark.parametrize("nothing", ["", ".", "...", "v1.ep.ff.", "x" * 5_000, "ü.\ud800", "v1.ep_1.7fffffff.0"])
 def test_what_is_no_token_is_refused_in_the_same_words(nothing: str) -> None:
-    with pytest.raises(BadRequest, match="none of this gateway's"):
+    with pytest.raises(BadRequest, match="not issued by this gateway"):
         read_token(nothing, now_s=0.0, salt="s")
 
 

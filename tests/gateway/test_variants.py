@@ -201,7 +201,7 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
         await asyncio.to_thread(begin, g, {**OWN, "streak": 4}, name="r-2")
         port = int(g.fake.url.rpartition(":")[2])
     spoil(brought[1])
-    before, own = f"version {brought[0]} stays in force", "the settings' own policy serves"
+    before, own = f"version {brought[0]} stays active", "the settings' own policy serves"
     for serves, n_drawn in (("", 3), (before, 2), (own, 5)):
         async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
             assert await drawn(g) == n_drawn, serves or "the last-good file has it still"

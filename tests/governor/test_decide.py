@@ -132,7 +132,7 @@ MISTAKES: list[tuple[dict[str, Any] | bytes, int, str]] = [
     ({"question": "q", "planned_steps": 0}, 400, "planned_steps: must be a whole number"),
     ({"question": "q", "done": 1}, 400, "done: must be true or false"),
     (b"[1]", 400, "must be a JSON object"),
-    (b'{"route": "loop", "route": "loop"}', 400, "stands twice"),
+    (b'{"route": "loop", "route": "loop"}', 400, "appears twice"),
 ]
 
 
@@ -224,7 +224,7 @@ async def test_a_failure_of_ours_tells_the_client_to_go_on(tmp_path: Path) -> No
 
     async with gateway(tmp_path, change=change) as g:
         status, said = await decide(g, {"question": "q"})
-        assert (status, said["error"]["message"]) == (500, "internal error; go on without us")
+        assert (status, said["error"]["message"]) == (500, "internal error; continue without Suffice")
         assert g.failed_open("decide") == 1
 
 

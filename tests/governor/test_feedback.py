@@ -84,7 +84,7 @@ def test_every_form_is_said_in_either_way_and_stored_alike(gov: Governor, tmp_pa
 def test_an_id_that_said_something_else_is_refused(gov: Governor, tmp_path: Path) -> None:
     gov.feedback("ep_1", source="user", rating=5, feedback_id="f")
     assert gov.feedback("ep_1", source="user", rating=5, feedback_id="f").duplicate
-    with pytest.raises(BadRequest, match="used it for something else") as refused:
+    with pytest.raises(BadRequest, match="used it for other feedback") as refused:
         gov.feedback("ep_1", source="user", rating=1, feedback_id="f")
     assert refused.value.status == 409
     assert [one.rating for one in kept(tmp_path)] == [5]

@@ -189,7 +189,7 @@ def test_a_run_that_is_over_takes_no_step_and_says_why(tmp_path: Path) -> None:
                 ep.step(answer="a", tokens=1)
         with gov.episode("q") as ep:
             pass
-        with pytest.raises(ClosedError, match="its block was left"):
+        with pytest.raises(ClosedError, match="its block has ended"):
             ep.step(answer="a", tokens=1)
         opened = gov.episode("q")
         with opened:
@@ -329,7 +329,7 @@ def test_feedback_joins_its_run_and_counts_once_by_its_id(tmp_path: Path) -> Non
         first = gov.feedback(ep.id, gold="Danube", source="exact-match", feedback_id="f1")
         again = gov.feedback(ep.id, gold="Danube", source="exact-match", feedback_id="f1")
         gov.feedback(ep.id, correct=False, source="reviewer")
-        with pytest.raises(BadRequest, match="says nothing"):
+        with pytest.raises(BadRequest, match="feedback: is empty"):
             gov.feedback(ep.id, source="user")
     assert (first.duplicate, first.joined, again.duplicate) == (False, True, True)
     labels = episodes(tmp_path, 1)[0].labels

@@ -30,7 +30,7 @@ STEPS: dict[str, Any] = {"boundary": "line", "min_tokens": 16, "growth": 1.2}
 # The bundled server is known to continue text and to cache prefixes.
 PROBE: dict[str, Any] = {"max_tokens": 6, "verified_by": "owner"}
 MAX_EXTRA_CALLS = 48
-LIVE_NOTE = "uncertified, and every reply says so; audits, drawn by lot, ran in full and are counted"
+LIVE_NOTE = "uncertified, and every reply says so; audits, assigned at random, ran in full and are counted"
 Progress: TypeAlias = Callable[[str, int], Callable[[DemoAnswer], None]]  # (title, total) → callback for each answer
 Judged: TypeAlias = dict[str, tuple[bool, int]]  # by question: (the answer is right, its tokens)
 

@@ -147,8 +147,8 @@ class JudgeModel:
         except (UpstreamError, TimeoutError) as error:
             return {}, f"the call failed: {type(error).__name__}", 0.0
         except (ValueError, RecursionError):
-            return {}, "the reply is no JSON", 0.0
-        return (read, "", 0.0) if isinstance(read, dict) else ({}, "the reply is no JSON object", 0.0)
+            return {}, "the reply is not JSON", 0.0
+        return (read, "", 0.0) if isinstance(read, dict) else ({}, "the reply is not a JSON object", 0.0)
 
 
 def messages(question: str, answer: str, gold: str | None, *, reminder: str = "") -> list[dict[str, str]]:
@@ -190,7 +190,7 @@ def _with(before: Grade, reply: Mapping[str, Any], problem: str) -> Grade:
     return Grade(
         value=value,
         said=text[-500:],
-        problem=problem or ("" if value is not None else "no grade from -1 to 1 stands at the end of the reply"),
+        problem=problem or ("" if value is not None else "the reply does not end with a grade from -1 to 1"),
         n_calls=before.n_calls + 1,
         prompt_tokens=before.prompt_tokens + _count(tokens.get("prompt_tokens")),
         completion_tokens=before.completion_tokens + _count(tokens.get("completion_tokens")),

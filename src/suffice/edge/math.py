@@ -104,7 +104,7 @@ class MathWorkers:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             self.n_refused += 1
-            LOG.warning("math judge: asked on an event loop, which it would block; nothing was judged")
+            LOG.warning("math judge: called on an event loop, which it would block; nothing was judged")
             return None
         return self._verdict((one, other))
 

@@ -293,9 +293,9 @@ class App:
             caller = keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
         if endpoint.shows_all:
             if caller.is_restricted and not caller.permits.all_objects:
-                raise BadRequest("this shows what all keys do; this key needs all_objects", status=403, code="scope")
+                raise BadRequest("this shows data of all keys; this key needs all_objects", status=403, code="scope")
         elif not (endpoint.takes_feedback or caller.may_ask):
-            raise BadRequest("this key may send feedback, and nothing else", status=403, code="scope")
+            raise BadRequest("this key may only send feedback", status=403, code="scope")
         try:
             gw.clients.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
         except KeyLimitError as error:

@@ -226,11 +226,11 @@ def read_token(token: str, *, now_s: float, salt: str) -> str:
     signed, _, mac = token.rpartition(".")
     genuine = hmac.compare_digest(_mac(signed, salt).encode(), mac.encode("utf-8", "surrogatepass"))
     if len(token) > MOST_TOKEN_CHARS or not genuine:
-        message = "feedback token: is none of this gateway's; send the one that came with the answer, as it came"
+        message = "feedback token: was not issued by this gateway; send the one that came with the answer, unchanged"
         raise BadRequest(message, status=401, param="token", code="invalid_feedback_token")
     head, _, until = signed.rpartition(".")
     if now_s > int(until, 16):
-        message = "feedback token: its time is over; feedback on this answer now needs a key"
+        message = "feedback token: has expired; feedback on this answer now needs a key"
         raise BadRequest(message, status=401, param="token", code="expired_feedback_token")
     return head.partition(".")[2]
 

@@ -77,7 +77,7 @@ def admit_chat(
     known = "none" if route is None else route.policy_version
     # A client cannot choose the level.
     if version is not None and str(version).partition("@")[0] != known:
-        message = f"policy version {str(version)[:80]!r} is not in force on this route; in force: {known}"
+        message = f"policy version {str(version)[:80]!r} is not active on this route; active: {known}"
         raise BadRequest(message, param="policy_version", code="unknown_policy_version")
     if route is not None:
         parsed = parsed.for_model(route.settings.model)
@@ -114,8 +114,8 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
     request, client, body = admitted.request, gw.upstreams[admitted.upstream], admitted.parsed
     if admitted.retry_after_s is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
-        message = "this route has to run everything in full for a while, and its model server has no room for more;"
-        raise OverloadError(f"{message} come again", retry_after_s=admitted.retry_after_s)
+        message = "this route must run every request in full for now, and its model server is at capacity; retry later"
+        raise OverloadError(message, retry_after_s=admitted.retry_after_s)
     if request.ungoverned is not None or admitted.route is None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
         await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger)
@@ -319,7 +319,7 @@ async def _open_relay(
         if call.status != 200 or call.content_type != "text/event-stream":
             raise await sample_refusal(call)
         if call.is_encoded:
-            raise UpstreamProtocol("the upstream compressed a stream that was asked for as it is")
+            raise UpstreamProtocol("the upstream compressed a stream that was requested uncompressed")
         account.began = True
         reader = ChainReader(
             account,

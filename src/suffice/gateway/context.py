@@ -408,7 +408,7 @@ class Deployment:
         named = outcome.model if request.kind != "rounds" else request.model or None
         if route.answers_as_known(request.model, named, outcome.system_fingerprint):
             return
-        LOG.warning("routes.%s: the upstream answers as another model than the evidence knows", route.name)
+        LOG.warning("routes.%s: the upstream reports another model than the evidence", route.name)
         version = version_of(route.policy)
         resting = replace(route, certified=False, folds=(), arm="", in_burst=True, policy_version=version)
         self.activate(route.name, resting)

@@ -219,7 +219,7 @@ async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool
         await work
     except asyncio.CancelledError:
         if not left and not task.cancelling():
-            raise RuntimeError("the work of a request was cancelled although its client is there") from None
+            raise RuntimeError("a request was cancelled although its client is connected") from None
         if not left or task.cancelling() > 1:
             raise  # the server is shutting down
     except Exception:

@@ -151,7 +151,7 @@ def bind_body(body: Mapping[str, Any], source: LabelSource) -> dict[str, Any]:
         raise BadRequest(message, status=403, param="episode_id", code="wrong_episode")
     name = BEHAVIOUR if body.get("event") is not None else USER
     if given not in (None, name):
-        message = f"source: whoever rates with a token is {name!r}; another source needs a key"
+        message = f"source: with a token it must be {name!r}; another source needs a key"
         raise BadRequest(message, status=403, param="source", code="wrong_source")
     feedback_id = body.get("feedback_id")
     if feedback_id is None:
@@ -163,7 +163,7 @@ def bind_body(body: Mapping[str, Any], source: LabelSource) -> dict[str, Any]:
 
 
 def _out_of_scope(source: str) -> BadRequest:
-    message = f"source: this key may not speak as {source[:80]!r}; a key for feedback alone may ([server]"
+    message = f"source: this key may not send feedback as {source[:80]!r}; a key for feedback alone may ([server]"
     message += " feedback_keys_env), and one whose sources name it ([keys.NAME] sources)"
     return BadRequest(message, status=403, param="source", code="scope")
 
@@ -191,7 +191,7 @@ def _read(gw: GatewayState, source: LabelSource, body: Any) -> Row:
             raise BadRequest("feedback: must be an object")
         feedback = read_feedback(bind_body(body, source), gw.settings.metrics)
         if source.episode is not None and gw.clients.by_token.of(source.episode) >= MOST_WORDS:
-            message = f"feedback: {MOST_WORDS} pieces came with this token; more need a key"
+            message = f"feedback: {MOST_WORDS} entries were sent with this token; more need a key"
             raise BadRequest(message, status=429, code="too_much_feedback")
     except BadRequest as error:
         return error

@@ -67,7 +67,7 @@ def seal_feedback(feedback: Feedback, *, sender: str, door: str, salt: str) -> F
 
 
 def id_conflict(where: str = "") -> BadRequest:
-    message = "feedback_id: its sender has used it for something else; what says another thing needs an id of its own"
+    message = "feedback_id: its sender has used it for other feedback; different feedback needs an id of its own"
     return BadRequest(f"{where}{message}", status=409, param="feedback_id", code="feedback_id_conflict")
 
 
@@ -81,7 +81,7 @@ def _check_verdicts(given: Mapping[str, Any]) -> None:
         raise BadRequest("thumbs: must be 'up' or 'down'", param="thumbs")
     if not set(WORDS) & set(given):
         *most, last = WORDS
-        raise BadRequest(f"feedback: says nothing; give {', '.join(most)} or {last}")
+        raise BadRequest(f"feedback: is empty; give {', '.join(most)} or {last}")
 
 
 def _check_event(given: Mapping[str, Any]) -> None:
@@ -89,15 +89,15 @@ def _check_event(given: Mapping[str, Any]) -> None:
     event, source = given.get("event"), given["source"]
     if event is None:
         if source == BEHAVIOUR:
-            message = f"source: {BEHAVIOUR!r} is for event alone; who says something is 'user' or another source"
+            message = f"source: {BEHAVIOUR!r} is for events only; other feedback needs 'user' or another source"
             raise BadRequest(message, param="source")
     elif event not in ("regenerate", "abandon"):
         raise BadRequest("event: must be 'regenerate' or 'abandon'", param="event")
     elif source != BEHAVIOUR:
-        message = f"source: of an event it is {BEHAVIOUR!r}, or left out; what somebody says is a feedback of its own"
+        message = f"source: for an event it must be {BEHAVIOUR!r}, or left out; send other feedback separately"
         raise BadRequest(message, param="source")
     elif beside := [word for word in WORDS if word in given and word != "event"]:
-        raise BadRequest(f"event: comes alone; send {', '.join(beside)} as a feedback of its own", param="event")
+        raise BadRequest(f"event: must be sent alone; send {', '.join(beside)} separately", param="event")
     share = given.get("propensity", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         message = "propensity: must be a number above 0 and up to 1: the share of people who are asked"

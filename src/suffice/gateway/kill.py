@@ -56,7 +56,7 @@ class KillSwitch:
         except FileNotFoundError:
             stamp = None
         except OSError as error:  # an unreadable disk changes nothing
-            LOG.warning("kill switch: %s cannot be looked for (%s)", self._file, error.strerror)
+            LOG.warning("kill switch: cannot check whether %s exists (%s)", self._file, error.strerror)
             return
         if stamp == self._stamp:
             return
@@ -69,7 +69,7 @@ class KillSwitch:
     def _set(self, *, on: bool, reason: str, stamp: int) -> None:
         changed, self.on, self.reason = on != self.on, on, reason
         if changed:
-            LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: what is in force acts again")
+            LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: active policies may stop again")
             self._notify(KillSwitchState(on=on, reason=reason, stamp=stamp))
 
     def apply(self, route: BuiltRoute) -> BuiltRoute:

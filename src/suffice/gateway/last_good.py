@@ -74,7 +74,7 @@ def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> L
     line, _, content = source.partition(b"\n")
     match = _FIRST_LINE.fullmatch(line)
     if match is None:
-        raise ConfigError("is no last-good file: its first line is broken")
+        raise ConfigError("is not a last-good file: its first line is broken")
     if not hmac.compare_digest(sha256(content).hexdigest().encode(), match[1]):
         raise ConfigError("its content is not what was written: changed, or cut off")
     if not hmac.compare_digest(_signature(content, secret), match[2]):

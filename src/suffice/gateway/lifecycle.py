@@ -104,7 +104,7 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
         end = "client_left"
     except asyncio.CancelledError:
         end = "shutdown"  # the server is shutting down; this task ends here either way
-        message = "the gateway is shutting down; ask again"
+        message = "the gateway is shutting down; retry the request"
         await exchange.fail(503, message, "shutting_down", kind="server_error")
     except Exception as error:  # noqa: BLE001 - the last resort: a clean error for the client, and a record
         await _report_internal_error(exchange, episode_id, error)
@@ -358,7 +358,7 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
         gw.clients.limits.spend(request.sender, n_tokens, wall_s=gw.wall_s())
     breaker, failed = statistics.breaker, not SITES.isdisjoint(ledger.degraded)
     if breaker is not None and request.ungoverned is None and breaker.note(failed=failed, now_s=now_s):
-        LOG.error("route %s: its controller failed again and again; requests pass through for a while", request.route)
+        LOG.error("route %s: its controller failed repeatedly; requests pass through for a while", request.route)
     gw.deployment.load.note(request, outcome, now_s=now_s)
     gw.deployment.note_upstream(request, outcome)
     statistics.learn(request, outcome)

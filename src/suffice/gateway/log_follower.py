@@ -105,7 +105,7 @@ class VersionCache:
             try:
                 models = models_of(version_at(connection, state.candidate, secret=self._salt))
             except ConfigError as error:
-                LOG.error("control: %s; nobody is served by it", error)
+                LOG.error("control: %s; it is not served", error)
             self._candidates[state.candidate] = models
         models = self._candidates[state.candidate]
         return None if models is None else RolloutTrial(state=state, models=models)
@@ -121,7 +121,7 @@ class VersionCache:
             if version.form == "policy":
                 body: PolicyTable = version.plain()["body"]
                 return body
-            why = f"version {address}: is no policy"
+            why = f"version {address} is not a policy"
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a version that crashes at load is not served
@@ -131,7 +131,7 @@ class VersionCache:
                 with contextlib.suppress(Exception):  # not loadable from the file either
                     build_policy(one.standing)
                     return one.standing
-        LOG.error("control: %s; nobody is served by it", why)
+        LOG.error("control: %s; it is not served", why)
         return why
 
 
@@ -290,7 +290,7 @@ class Follower:
         why = self._versions.policies.get(line[-1])
         if good != line[-1] and isinstance(why, str) and (route, line[-1]) not in self._versions.refused:
             self._versions.refused.add((route, line[-1]))
-            serves = "the settings' own policy serves" if good == own else f"version {good} stays in force"
+            serves = "the settings' own policy serves" if good == own else f"version {good} stays active"
             self._refuse(VersionRefusal(route=route, number=0, fit=line[-1], reason=why, serves=serves))
         return good
 
@@ -320,7 +320,7 @@ class Follower:
                 fallback = deploy_route(own, pinned, self._versions.of(pinned, connection))
                 if fallback.certified:
                     one.served, built = earlier, fallback
-                    serves = f"publication {_number(earlier)} stays in force"
+                    serves = f"publication {_number(earlier)} stays active"
         fit = "" if held.publication is None else held.publication.fit
         self._refuse(VersionRefusal(route=base.name, number=_number(held), fit=fit, reason=why, serves=serves))
         return built
@@ -345,7 +345,7 @@ class Follower:
         for name, route in changed.items():
             deployment.activate(name, route)
         if deployment.serves:
-            LOG.warning("control: the log can be read again, and what it says is in force")
+            LOG.warning("control: the log can be read again, and its decisions are active")
         self._read_s, self._rebuild, deployment.serves = self._gw.monotonic_s(), False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
         if deployment.kill.presence is not None:  # commands wait for this
@@ -365,7 +365,7 @@ class Follower:
         for name, followed in self._routes.items():
             base, known = followed.base, good.routes.get(name)
             if known is None:
-                activate(name, observe_route(base, "the last-good file does not know this route"))
+                activate(name, observe_route(base, "the last-good file does not contain this route"))
                 continue
             activate(name, self._serving(followed, known.held, in_effect(known.overrides, now_s), None))
             own = own_version(base.settings).address if base.settings.policy else ""
@@ -390,7 +390,7 @@ class Follower:
         self._export_unread()
         most_s, deployment = self._gw.settings.store.last_good_s, self._gw.deployment
         if deployment.serves != "full" and self._gw.monotonic_s() - self._read_s >= most_s:
-            why = f"nobody has said for {most_s:,.0f} s what is in force (store.last_good_s)"
+            why = f"the log has not been read for {most_s:,.0f} s (store.last_good_s)"
             LOG.error("control: everything runs in full until the log can be read: %s", why)
             self._run_in_full(why)
         deployment.serves = deployment.serves or "last good"
@@ -479,7 +479,7 @@ class Follower:
                 LOG.warning("control: %s", error)
             self._gw.metrics.inc("suffice_failopen_total", "follow")
         except Exception as error:  # noqa: BLE001 - what is active stays active
-            LOG.error("control: what was decided could not be followed (%s)", type(error).__name__)
+            LOG.error("control: new decisions could not be applied (%s)", type(error).__name__)
             self._gw.metrics.inc("suffice_failopen_total", "follow")
 
 

@@ -145,7 +145,7 @@ def _decode_slowly(raw: bytes) -> Any:
     except RecursionError:
         raise BadRequest("body: is nested too deeply", code="too_deep") from None
     except json.JSONDecodeError as error:
-        raise BadRequest(f"body: is no JSON at character {error.pos}: {error.msg}", code="bad_json") from None
+        raise BadRequest(f"body: is not JSON at character {error.pos}: {error.msg}", code="bad_json") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -153,12 +153,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         seen = set[str]()
         repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise BadRequest(f"body: the key {repeated[:80]!r} stands twice", param=repeated[:80], code="repeated_key")
+        raise BadRequest(f"body: the key {repeated[:80]!r} appears twice", param=repeated[:80], code="repeated_key")
     return table
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise BadRequest(f"body: {name} is no JSON number", code="bad_json")
+    raise BadRequest(f"body: {name} is not a JSON number", code="bad_json")
 
 
 def _finite(text: str) -> float:

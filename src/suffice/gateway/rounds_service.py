@@ -173,7 +173,7 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     except Exception as error:  # noqa: BLE001 - the caller's loop goes on, and its response must say so
         LOG.error("decide: internal error (%s)", type(error).__name__)
         gw.metrics.inc("suffice_failopen_total", "decide")
-        await exchange.fail(500, "internal error; go on without us", "internal_error", kind="server_error")
+        await exchange.fail(500, "internal error; continue without Suffice", "internal_error", kind="server_error")
         return
     request = run.ledger.request
     gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
@@ -218,7 +218,7 @@ def _run(gw: GatewayState, step: DecideRequest, exchange: Exchange) -> RoundsRun
         return run
     known = gw.runs.get(episode_id, sender=caller.id, now_s=gw.monotonic_s())
     if known is None:
-        message = f"episode_id: {episode_id[:80]!r} is not open here; it has ended, was left too long, or never was"
+        message = f"episode_id: {episode_id[:80]!r} is not open here; it has ended, timed out, or never existed"
         raise BadRequest(message, status=404, param="episode_id", code="unknown_episode")
     if known.ledger.request.route != step.route:
         message = f"route: this episode belongs to the route {known.ledger.request.route!r}"

@@ -321,7 +321,7 @@ class Variants:
         try:
             return self._place(route, units(), question)
         except Exception as error:  # noqa: BLE001 - a broken experiment costs its own evidence, never an answer
-            LOG.error("routes.%s: no arm could be drawn (%s)", route.name, type(error).__name__)
+            LOG.error("routes.%s: no arm could be assigned (%s)", route.name, type(error).__name__)
             self.metrics.inc("suffice_failopen_total", "arms")
             return route, ()
 
@@ -418,7 +418,7 @@ class Variants:
             needs = (*(need for need in route.needs if need.partition("(")[0] not in needed), *built.needs)
             Observer(needs, route.settings.kind)  # fails here, not in a request, for an unknown signal
         except Exception as error:  # noqa: BLE001 - a policy that crashes at load is not served
-            LOG.error("routes.%s: a variant cannot be built (%s); nobody gets it", route.name, type(error).__name__)
+            LOG.error("routes.%s: a variant cannot be built (%s); it is not served", route.name, type(error).__name__)
             self.metrics.inc("suffice_failopen_total", "arms")
             return None
         settings = msgspec.structs.replace(route.settings, policy=policy)

@@ -331,7 +331,7 @@ class RemoteRun:
         if done:
             self._leave()
         if answer is None:
-            return Decision(action="continue", reason="the server could not be asked")
+            return Decision(action="continue", reason="the call to the server failed")
         stops = answer.get("action") == "stop"
         return Decision(
             action="stop" if stops else "continue",
@@ -418,7 +418,7 @@ class RemoteBackend:
             LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
         except ServerUnavailable as error:
             failed, site = True, "server"
-            LOG.warning("decide: the server could not be asked (%s); this run goes on without it", error)
+            LOG.warning("decide: the call to the server failed (%s); this run goes on without it", error)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             site = "body"
             LOG.warning("decide: a step cannot be written as JSON (%s); this run goes on", type(error).__name__)

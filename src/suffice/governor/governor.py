@@ -69,7 +69,7 @@ class EpisodeCore:
                 raise
             except Exception as error:  # noqa: BLE001 - a broken optimiser costs tokens, never an answer
                 LOG.error("episode %s: a step was not judged (%s)", self.run.info.id, type(error).__name__)
-                reason = f"Suffice failed ({type(error).__name__}); the loop goes on"
+                reason = f"Suffice failed ({type(error).__name__}); the loop continues"
                 decision = Decision(action="continue", reason=reason)
             record = RoundRecord(
                 index=index,
@@ -94,7 +94,7 @@ class EpisodeCore:
         with self._lock:
             if self.ended is not None:
                 return
-            self.ended = "it was broken off" if aborted else "its block was left"
+            self.ended = "it was aborted" if aborted else "its block has ended"
             try:
                 self.run.end(aborted=aborted)
             except SufficeError:

@@ -236,7 +236,7 @@ def test_questions_keep_what_their_lines_say() -> None:
     [
         ([], "q: contains no questions"),
         (["{"], "q:1: is not JSON"),
-        (["[]"], "q:1: is no object, got list"),
+        (["[]"], "q:1: is not an object, got list"),
         (['{"question": "a"}'], "q:1: has no gold"),
         (['{"gold": "a"}'], "q:1: has no question"),
         (['{"messages": [], "gold": "a"}'], "q:1: has no question"),
