@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from suffice.cli.inspect.route_report import phase_lines
 from suffice.cli.main import main
 from suffice.control.loop.live_certifier import LiveCertifier
-from suffice.review.decide import DecisionRows, IncidentForm, Now, in_words, resolve_incident
+from suffice.review.decide import DecisionRows, IncidentForm, RouteSnapshot, describe_state, resolve_incident
 from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route, Settings, Store, parse_settings
@@ -254,7 +254,7 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
     """It said "everything runs in full until a level is certified" where 93 % of the runs were stopped."""
     configured = settings_of(tmp_path, {**route, "mode": mode}).routes["r"]
     pause = paused()
-    now = Now(
+    now = RouteSnapshot(
         route="r",
         holds=NO_HOLDS.after(pause, 1.0),
         settings=configured,
@@ -266,7 +266,7 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
         IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0
     )
     assert not isinstance(found, DecisionRows) or is_so in found.decision.after
-    assert is_so in in_words(replace(now, pause=None), now_s=2.0)
+    assert is_so in describe_state(replace(now, pause=None), now_s=2.0)
 
 
 def test_a_certified_arm_shows_the_saving_that_is_measured_and_no_older_one(tmp_path: Path) -> None:

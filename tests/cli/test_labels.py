@@ -23,7 +23,7 @@ from tests.review.test_override import publication
 from suffice.cli.inspect.route_report import held_lines
 from suffice.cli.inspect.route_status import read_held
 from suffice.cli.main import main
-from suffice.review.holds import of_pause
+from suffice.review.holds import incident_of_pause
 from suffice.rollout.assign import question_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
@@ -89,7 +89,7 @@ def told(folder: Path) -> list[Event]:
         publication(number=1, epoch=1, level=2, setup=setup),
         publication(number=2, epoch=1, level=6, setup=setup),
         pause,
-        of_pause(pause, opened_at_s=9.0, evidence=("24 of 60 were right",)),
+        incident_of_pause(pause, opened_at_s=9.0, evidence=("24 of 60 were right",)),
     ]
 
 

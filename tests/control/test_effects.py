@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from suffice.control.evidence.label_effects import verdict_effect
-from suffice.review.agreement import Effect, LabelEffect
+from suffice.review.agreement import LabelEffect, VerdictEffect
 from suffice.review.items import VerdictForm
 from suffice.review.queue import Submission
 from suffice.settings import Route
@@ -54,7 +54,7 @@ def folder(certified: Path, tmp_path: Path) -> Path:
 OWN = msgspec.structs.replace(ROUTE, policy={"policy": "never"})
 
 
-def changed(folder: Path, name: str, route: Route = ROUTE) -> Effect:
+def changed(folder: Path, name: str, route: Route = ROUTE) -> VerdictEffect:
     found = verdict_effect(folder / "log.db", name, route, match, window=WINDOW)
     assert found is not None
     return found
@@ -73,7 +73,7 @@ def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> 
         lease = lease_next(writer, "ann", now_s=Clock().now_s)
         assert lease is not None
         before = changed(folder, lease.item)
-        assert (before.label, before.said) == (None, "no label has come of it yet, so nothing has changed")
+        assert (before.label, before.sentence) == (None, "no label has come of it yet, so nothing has changed")
         assert before.before == before.after
         submitted(writer, VerdictForm(item=lease.item, reviewer="ann", full_right=False, early_right=True))
     after = changed(folder, lease.item)
@@ -84,9 +84,9 @@ def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> 
     assert after.after.level >= after.before.level
     if after.before.n_missing is not None and after.after.n_missing is not None:
         assert after.after.n_missing <= after.before.n_missing
-    assert "disagreements without a label, each of which counts as lost" in after.said
+    assert "disagreements without a label, each of which counts as lost" in after.sentence
     assert after.in_window
-    assert "picked on purpose, so the estimate of EM does not read it" in after.said
+    assert "picked on purpose, so the estimate of EM does not read it" in after.sentence
 
 
 def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_verdict_on_a_random_item_moves_the_estimate_of_em(folder: Path) -> No
     effect = changed(folder, drawing.drawn[-1])
     assert effect.is_drawn
     assert (effect.before.em, effect.after.em is not None) == (None, True)
-    assert "EM of delivered answers is" in effect.said
+    assert "EM of delivered answers is" in effect.sentence
 
 
 def test_a_run_that_nobody_was_asked_about_has_no_effect(folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Pat
 
 def test_an_effect_in_words() -> None:
     look = LabelEffect(n_audits=10, n_pending=3, level=1, n_missing=None, em=None)
-    same = Effect(
+    same = VerdictEffect(
         item="a", route="r", label=None, before=look, after=look, level_in_force=1, is_drawn=False, in_window=True
     )
-    assert same.said == "no label has come of it yet, so nothing has changed"
+    assert same.sentence == "no label has come of it yet, so nothing has changed"

@@ -56,7 +56,7 @@ def test_labels_of_what_was_picked_on_purpose_say_nothing_of_the_average(
 
 
 def accepting(until_s: float) -> RouteHolds:
-    from suffice.review.holds import of_pause
+    from suffice.review.holds import incident_of_pause
     from suffice.types import Pause
 
     pause = Pause(route="r", number=1, cause="critical_em", reason="low", author="w")
@@ -69,7 +69,7 @@ def accepting(until_s: float) -> RouteHolds:
         decided_at_s=0.0,
         until_s=until_s,
     )
-    return NO_HOLDS.after(of_pause(pause, opened_at_s=0.0), 0.0).after(decision, 0.0)
+    return NO_HOLDS.after(incident_of_pause(pause, opened_at_s=0.0), 0.0).after(decision, 0.0)
 
 
 def test_an_accepted_em_opens_no_incident_until_its_date(whole: Story) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from suffice.gateway.route import apply_pin
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
-from suffice.review.holds import InEffect, Override, in_effect
+from suffice.review.holds import ActiveOverrides, Override, in_effect
 from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, kept_question, set_override
 from suffice.store.routes.deployments import NOTHING
@@ -185,7 +185,7 @@ def test_a_pin_goes_no_further_than_what_is_certified_today() -> None:
     for nothing in (replace(today, level=0), None):
         assert apply_pin(replace(now, publication=nothing), holding).level == 0
     assert apply_pin(replace(now, n_epochs=3), holding).level == 0, "of an ended epoch"
-    assert apply_pin(now, InEffect()) is now
+    assert apply_pin(now, ActiveOverrides()) is now
 
 
 @pytest.mark.parametrize(("level", "n"), [(1, 5), (2, 3)])

@@ -10,7 +10,7 @@ import pytest
 
 from suffice.errors import BadRequest
 from suffice.governor import Governor
-from suffice.review.items import MOST_CHARS, Shelf, Source
+from suffice.review.items import MOST_CHARS, Source, SourceBuffer
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge, select_word_rows
 from suffice.store.database.views import open_reader
@@ -81,13 +81,13 @@ def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Pa
 
 
 def test_a_run_keeps_so_many_characters_and_says_that_there_were_more() -> None:
-    shelf = Shelf(until_s=1.0)
+    shelf = SourceBuffer(until_s=1.0)
     shelf.add(1, read=["a" * (MOST_CHARS - 2), ""], wrote="bcd")
     assert shelf.is_cut
     assert [len(one.text) for one in shelf.sources] == [MOST_CHARS - 2, 2]
     shelf.add(2, read=["more"], wrote="")
     assert len(shelf.sources) == 2
-    whole = Shelf(until_s=1.0)
+    whole = SourceBuffer(until_s=1.0)
     whole.add(3, read=[], wrote="x")
     assert (whole.sources, whole.is_cut) == ([Source(step=3, what="wrote", text="x")], False)
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, in_words, override_of, resolve_incident
+from suffice.review.decide import (
+    DecisionRows,
+    IncidentForm,
+    OverrideForm,
+    RouteSnapshot,
+    describe_state,
+    override_of,
+    resolve_incident,
+)
 from suffice.review.holds import (
     DAY_S,
     DECISIONS,
@@ -28,7 +36,7 @@ OWNED = Route(upstream="u", mode="enforce", policy={"policy": "stable-answer"}, 
 HELD = NO_HOLDS.after(PAUSE, 100.0)
 
 
-def now(**changes: Any) -> Now:
+def now(**changes: Any) -> RouteSnapshot:
     known: dict[str, Any] = {
         "route": "r",
         "holds": HELD,
@@ -38,7 +46,7 @@ def now(**changes: Any) -> Now:
         "setup": "s",
         "settings": Route(upstream="u", mode="enforce", max_em_drop=changes.pop("max_em_drop", 0.02)),
     }
-    return Now(**(known | changes))
+    return RouteSnapshot(**(known | changes))
 
 
 def asked(decision: Any, **changes: Any) -> IncidentForm:
@@ -216,9 +224,9 @@ def test_ends_and_numbers_of_overrides_are_kept() -> None:
 
 def test_what_holds_is_said_in_words() -> None:
     held = replace(NO_HOLDS, overrides=(override(1),))
-    assert in_words(now(holds=held), now_s=1.0) == "paused: EM is too low; level 3 at most"
-    assert in_words(now(holds=held, pause=None), now_s=1.0) == "level 5 of publication 4; level 3 at most"
-    assert in_words(now(holds=held, pause=None, publication=None), now_s=11 * DAY_S) == (
+    assert describe_state(now(holds=held), now_s=1.0) == "paused: EM is too low; level 3 at most"
+    assert describe_state(now(holds=held, pause=None), now_s=1.0) == "level 5 of publication 4; level 3 at most"
+    assert describe_state(now(holds=held, pause=None, publication=None), now_s=11 * DAY_S) == (
         "promise: none is needed: the first requests of an epoch are evidence, and every request runs in full"
     )
 

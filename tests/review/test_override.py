@@ -16,8 +16,8 @@ from suffice.review.holds import (
     in_effect,
     lowest,
     override_problem,
-    standing,
-    why_not,
+    pin_problem,
+    unexpired,
 )
 from suffice.types import Epoch, EvidenceSummary, Publication
 
@@ -111,7 +111,7 @@ def test_everything_in_full_says_by_whom_and_why_and_until_when() -> None:
     assert (found.observe, found.ceiling, found.until_s) == ("override 7 by ann: why", 0, 50.0)
     later = in_effect([override(7, "observe", expires_at_s=50.0), override(8, level=2, expires_at_s=90.0)], 50.0)
     assert (later.observe, later.ceiling, later.until_s) == (None, 2, 90.0)
-    assert [one.number for one in standing([override(2), override(1, expires_at_s=1.0)], 5.0)] == [2]
+    assert [one.number for one in unexpired([override(2), override(1, expires_at_s=1.0)], 5.0)] == [2]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_what_is_no_override_is_refused_with_what_is_allowed(changes: dict[str, 
     ],
 )
 def test_a_publication_is_served_only_where_it_fits(changes: dict[str, Any], wrong: str | None) -> None:
-    found = why_not(publication(**changes), epoch=EPOCH, max_em_drop=0.02, confidence=0.95, setup="s")
+    found = pin_problem(publication(**changes), epoch=EPOCH, max_em_drop=0.02, confidence=0.95, setup="s")
     assert (found is None) if wrong is None else (found is not None and wrong in found)
-    assert why_not(publication(), epoch=None, max_em_drop=0.02, confidence=0.95, setup="s") is not None
+    assert pin_problem(publication(), epoch=None, max_em_drop=0.02, confidence=0.95, setup="s") is not None
 
 
 def test_words_say_what_is_held() -> None:

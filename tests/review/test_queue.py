@@ -15,9 +15,9 @@ from suffice.review.items import (
     Shows,
     Verdict,
     VerdictForm,
+    allowed_verdicts,
     category,
-    said_of,
-    words_for,
+    parse_verdict,
 )
 from suffice.review.queue import (
     ItemState,
@@ -87,7 +87,7 @@ def test_what_comes_after_somebody_else_took_the_item_is_told_plainly_and_kept()
     place = after(place, found)
     settled = says(place, "bob", "full", at_s=140.0)
     assert settled.label is not None
-    assert after(place, settled).said_by("ann") is not None, "nothing that was said is lost"
+    assert after(place, settled).verdict_of("ann") is not None, "nothing that was said is lost"
 
 
 def test_sending_a_form_twice_is_one_verdict_and_saying_something_else_is_a_revision() -> None:
@@ -212,19 +212,19 @@ def test_what_says_nothing_is_refused_with_what_is_allowed(said: VerdictForm, wr
 
 @pytest.mark.parametrize("shows", get_args(Shows))
 def test_every_word_has_one_meaning(shows: Shows) -> None:
-    for word in words_for(shows):
-        said = said_of(item(shows=shows), word, reviewer="ann")
+    for word in allowed_verdicts(shows):
+        said = parse_verdict(item(shows=shows), word, reviewer="ann")
         assert isinstance(said, VerdictForm)
         assert category(full_right=said.full_right, early_right=said.early_right, unsure=said.unsure) == word
     other = "right" if shows == "both" else "both"
-    assert str(said_of(item(shows=shows), other, reviewer="ann")).startswith(f"{other}: says nothing")
+    assert str(parse_verdict(item(shows=shows), other, reviewer="ann")).startswith(f"{other}: says nothing")
 
 
 def test_counts_and_caps_are_read_off_the_queue() -> None:
     known = queue(
         item("a"), item("b", why="control"), item("c", why="person"), item("d", day=19_999), item("e", route="other")
     )
-    assert known.asked_on(20_000) == {"r": (1, 1), "other": (1, 0)}
+    assert known.items_on(20_000) == {"r": (1, 1), "other": (1, 0)}
     counts = known.counts(now_s=1.0, route="r")
     assert set(counts) == set(get_args(State))
     assert counts["open"] == 4

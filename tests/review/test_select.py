@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.review.agreement import em_of, estimate_em
-from suffice.review.items import DAY_S, WHYS, ControlDraw
+from suffice.review.items import DAY_S, REVIEW_REASONS, ControlDraw
 from suffice.review.queue import ItemState, Queue
 from suffice.review.select import (
     MOST_WAITING,
@@ -72,7 +72,7 @@ def test_a_run_is_asked_about_once_for_its_most_urgent_reason() -> None:
 
 
 def test_every_reason_has_a_rank() -> None:
-    assert set(WEIGHTS) == set(WHYS)
+    assert set(WEIGHTS) == set(REVIEW_REASONS)
     assert len(set(WEIGHTS.values())) == len(WEIGHTS)
 
 

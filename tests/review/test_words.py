@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.review.agreement import Effect, LabelEffect
-from suffice.review.items import written_out
+from suffice.review.agreement import LabelEffect, VerdictEffect
+from suffice.review.items import format_conversation
 from suffice.types import Feedback
 
 LOOK = LabelEffect(n_audits=400, n_pending=7, level=3, n_missing=210, em=None)
@@ -27,7 +27,7 @@ def effect(after: LabelEffect, **changes: Any) -> str:
         "is_drawn": False,
         "in_window": True,
     }
-    return Effect(**(known | changes)).said
+    return VerdictEffect(**(known | changes)).sentence
 
 
 def estimate(value: float) -> IntervalEstimate:
@@ -76,4 +76,4 @@ def test_a_random_item_says_what_it_made_of_the_estimate() -> None:
     ],
 )
 def test_a_question_reads_as_it_was_asked(messages: list[Any], text: str) -> None:
-    assert written_out(messages) == text
+    assert format_conversation(messages) == text

@@ -22,7 +22,7 @@ from suffice.store.people.deciding import (
     end_override,
     fitting,
     open_incident,
-    read_now,
+    read_snapshot,
     set_override,
 )
 from suffice.store.routes.deployments import NOTHING_HELD, read_decided, read_holds
@@ -173,9 +173,9 @@ def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: Path) 
 def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions, database: Path) -> None:
     writer.write(None, told(publication(number=4, epoch=2, level=0, certified=False)))
     with open_reader(database) as connection:
-        now = read_now(connection, "r", ROUTE)
+        now = read_snapshot(connection, "r", ROUTE)
         able = fitting(connection, now, now_s=20.0)
-        assert fitting(connection, read_now(connection, "other", ROUTE), now_s=20.0) == []
+        assert fitting(connection, read_snapshot(connection, "other", ROUTE), now_s=20.0) == []
     assert [(made.number, why) for made, why in able] == [(4, "publication 4 certifies no level"), (3, None), (2, None)]
 
 

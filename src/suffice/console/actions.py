@@ -19,7 +19,7 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm
 from suffice.review.holds import DECISIONS
-from suffice.review.items import MOST_TEXT, said_of
+from suffice.review.items import MOST_TEXT, parse_verdict
 from suffice.sanitize import format_cell
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
@@ -147,7 +147,7 @@ def _submit(form: ActionForm) -> ActionResult:
     if place is None:
         raise unknown_item(name)
     corrected, reason = form.text("corrected") or None, form.text("reason")
-    verdict = said_of(place.item, form.get("verdict"), reviewer=form.author, corrected=corrected, reason=reason)
+    verdict = parse_verdict(place.item, form.get("verdict"), reviewer=form.author, corrected=corrected, reason=reason)
     submission = raise_if_refused(submit_verdict(writer, raise_if_refused(verdict), now_s=form.now_s))
     if form.get("next"):  # the form may request the next item at once
         lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)

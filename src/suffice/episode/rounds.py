@@ -11,7 +11,7 @@ from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
 from suffice.episode.probe import Vectors
 from suffice.errors import BadRequest
-from suffice.review.items import Shelf
+from suffice.review.items import SourceBuffer
 from suffice.scoring.base import Scorer
 from suffice.types import AnswerSource, Decision, Step, Usage
 
@@ -73,7 +73,7 @@ class RoundsRun:
     returning: Returning
     is_killed: Callable[[], bool] = lambda: False  # whether every stop was disabled since the run began
     vectors: Vectors | None = None  # used by `vector_of` only
-    shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
+    shelf: SourceBuffer | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
     _n_chars: int = 0

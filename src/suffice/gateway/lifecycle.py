@@ -27,7 +27,7 @@ from suffice.gateway.kill import REASON
 from suffice.gateway.load_control import SITES, Breaker, place_route
 from suffice.gateway.request_parsing import ParsedRequest
 from suffice.gateway.route import BuiltRoute
-from suffice.review.items import DAY_S, MOST_CHARS, Shelf, written_out
+from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer, format_conversation
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
 from suffice.rollout.experiment import UnitIds, units_of
 from suffice.signals.query import class_of
@@ -95,7 +95,9 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
             admitted.request, started_s, costs=CostBasis(prices=gw.upstreams[admitted.upstream].settings.prices)
         )
         exchange.own_headers += reply_headers(admitted.request)
-        open_ledger(gw, ledger, admitted.route, token, lambda: written_out(admitted.parsed.body.get("messages") or ()))
+        open_ledger(
+            gw, ledger, admitted.route, token, lambda: format_conversation(admitted.parsed.body.get("messages") or ())
+        )
         end = await _answer(gw, ledger, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
         end = "rejected"
@@ -415,12 +417,12 @@ def _count_extra_calls(gw: GatewayState, ledger: Ledger) -> None:
         inc("suffice_failopen_total", site)
 
 
-def open_shelf(route: BuiltRoute, ledger: Ledger) -> Shelf | None:
+def open_shelf(route: BuiltRoute, ledger: Ledger) -> SourceBuffer | None:
     until_s = _text_until_s(route, ledger)
-    return None if until_s is None else Shelf(until_s=until_s)
+    return None if until_s is None else SourceBuffer(until_s=until_s)
 
 
-def keep_sources(gw: GatewayState, ledger: Ledger, shelf: Shelf | None) -> None:
+def keep_sources(gw: GatewayState, ledger: Ledger, shelf: SourceBuffer | None) -> None:
     if shelf is None or not shelf.sources:
         return
     kept = Sources(

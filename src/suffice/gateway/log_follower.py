@@ -31,7 +31,7 @@ from suffice.gateway.route import (
 )
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
-from suffice.review.holds import NO_OVERRIDES, InEffect, in_effect, standing
+from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, in_effect, unexpired
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
@@ -193,7 +193,7 @@ def export_gauges(forecast: Outlook, route: str, metrics: Metrics) -> None:
 class _FollowedRoute:
     base: BuiltRoute  # from the settings, without a publication
     held: RouteDeployment = NOTHING  # publication that the route was built for …
-    holding: InEffect = NO_OVERRIDES  # … and the overrides
+    holding: ActiveOverrides = NO_OVERRIDES  # … and the overrides
     served: RouteDeployment = NOTHING  # an earlier publication if the newest cannot be loaded
     own: str = ""  # address of the settings' policy, if a rollout has replaced it …
     replacement: str = ""  # … and of its replacement
@@ -295,7 +295,7 @@ class Follower:
         return good
 
     def _serving(
-        self, one: _FollowedRoute, held: RouteDeployment, holding: InEffect, connection: LogReader | None
+        self, one: _FollowedRoute, held: RouteDeployment, holding: ActiveOverrides, connection: LogReader | None
     ) -> BuiltRoute:
         """Never raises: a version that cannot be built is not served."""
         base, settings, before = one.base, one.base.settings, one.served
@@ -336,7 +336,7 @@ class Follower:
         self._monitor.export()
         for name in self._routes:
             held = self._holds.of(name)
-            n_held = len(standing(held.overrides, self._gw.wall_s()))
+            n_held = len(unexpired(held.overrides, self._gw.wall_s()))
             self._gw.metrics.set("suffice_overrides", n_held, name)
             self._gw.metrics.set("suffice_open_incidents", len(held.open_cases), name)
         deployment = self._gw.deployment

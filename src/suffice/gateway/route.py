@@ -21,7 +21,7 @@ from suffice.policy.base import Policy, build_policy, version_of
 from suffice.policy.returning import returning
 from suffice.policy.rules import Never
 from suffice.review import route_guarantee
-from suffice.review.holds import NO_OVERRIDES, InEffect, lowest
+from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, lowest
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, effective_publication, guarantee_of
 from suffice.rollout.assign import keyed
 from suffice.rollout.experiment import Arm, RunningExperiment, UnitIds, draw_arms, with_arm
@@ -75,7 +75,7 @@ class BuiltRoute:
     floor: int | None = None  # budgeted mode: the highest certified level; None: certified mode
     promise: Promise = "certified"  # for which this request's level was chosen
     risks: bool = False  # during a fallback, an uncertified level acts instead of turning requests away
-    holding: InEffect = NO_OVERRIDES
+    holding: ActiveOverrides = NO_OVERRIDES
 
     @property
     def acts(self) -> bool:
@@ -267,21 +267,21 @@ def deploy_route(base: BuiltRoute, held: RouteDeployment, version: FoldedVersion
     return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs, floor=floor)
 
 
-def apply_pin(held: RouteDeployment, holding: InEffect) -> RouteDeployment:
+def apply_pin(held: RouteDeployment, holding: ActiveOverrides) -> RouteDeployment:
     if held.pause is not None or held.publication is None:
         return held
     made = effective_publication(held.publication, held.n_epochs, holding)
     return held if made is held.publication else replace(held, publication=made)
 
 
-def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
+def apply_budget(base: BuiltRoute, holding: ActiveOverrides) -> BuiltRoute:
     budget = holding.budget(base.settings.max_em_drop)
     if budget == base.settings.max_em_drop:
         return base
     return replace(base, settings=msgspec.structs.replace(base.settings, max_em_drop=budget))
 
 
-def apply_pause(holding: InEffect, pause: Pause | None) -> InEffect:
+def apply_pause(holding: ActiveOverrides, pause: Pause | None) -> ActiveOverrides:
     """Return the overrides with the pause added as "observe", for routes without a certificate to withdraw."""
     if pause is None or holding.observe is not None:
         return holding

@@ -195,7 +195,7 @@ class LabelEffect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
+class VerdictEffect:
     item: str
     route: str
     label: Feedback | None  # from the verdicts; None: none yet
@@ -207,7 +207,7 @@ class Effect:
     waits: bool = False  # nothing is learned in this epoch yet, so the label has no effect until then
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         if self.label is None:
             return "no label has come of it yet, so nothing has changed"
         if self.waits:
@@ -238,11 +238,11 @@ def _pending(before: LabelEffect, after: LabelEffect) -> str:
 
 
 def _missing(before: LabelEffect, after: LabelEffect) -> str:
-    def shown(n: int | None) -> str:
+    def count(n: int | None) -> str:
         return "no number of" if n is None else f"{n:,}"
 
     if before.n_missing is None and after.n_missing is None:
         return "no next level in reach, as before"
     if before.n_missing == after.n_missing:
-        return f"{shown(after.n_missing)} audits to the next level, as before"
-    return f"{shown(before.n_missing)} → {shown(after.n_missing)} audits to the next level"
+        return f"{count(after.n_missing)} audits to the next level, as before"
+    return f"{count(before.n_missing)} → {count(after.n_missing)} audits to the next level"

@@ -20,7 +20,7 @@ from suffice.review.holds import (
     describe_override,
     in_effect,
     override_problem,
-    why_not,
+    pin_problem,
 )
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route
@@ -28,7 +28,7 @@ from suffice.types import Epoch, Pause, Publication, Resumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Now:
+class RouteSnapshot:
     route: str
     holds: RouteHolds
     settings: Route
@@ -68,7 +68,7 @@ class OverrideForm:
     incident: str = ""
 
 
-def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | str:
+def override_of(wanted: OverrideForm, now: RouteSnapshot, *, now_s: float) -> Override | str:
     level = wanted.level
     if wanted.kind == "pin" and wanted.pinned is not None:
         level = wanted.pinned.level if level is None else level
@@ -85,15 +85,15 @@ def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | s
         max_em_drop=wanted.max_em_drop if wanted.kind == "budget" else None,
         pinned=wanted.pinned,
         incident=wanted.incident,
-        before=in_words(now, now_s=now_s),
+        before=describe_state(now, now_s=now_s),
     )
-    wrong = override_problem(made) or _unfit(made, now, now_s=now_s)
+    wrong = override_problem(made) or _override_conflict(made, now, now_s=now_s)
     if wrong is not None:
         return wrong
     return replace(made, after=describe_override(made))
 
 
-def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
+def _override_conflict(made: Override, now: RouteSnapshot, *, now_s: float) -> str | None:
     if made.kind != "observe" and not now.settings.is_learned:
         levels = f"route {now.route} has no levels that the control loop certifies"
         return f"{levels}: {made.kind} means nothing there; use observe"
@@ -110,7 +110,7 @@ def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
             return f"pin: got level {level}; {now.level} is certified now, and a pin goes no further"
         return None
     budget = in_effect(now.holds.overrides, now_s).budget(now.settings.max_em_drop)
-    wrong = why_not(
+    wrong = pin_problem(
         made.pinned, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup
     )
     if wrong is None and level > made.pinned.level:
@@ -139,83 +139,83 @@ class DecisionRows:
     resumption: Resumption | None = None
 
 
-def resolve_incident(asked: IncidentForm, now: Now, *, now_s: float) -> DecisionRows | str:
-    case = now.holds.case(asked.incident)
-    wrong = _undecidable(asked, case)
+def resolve_incident(form: IncidentForm, now: RouteSnapshot, *, now_s: float) -> DecisionRows | str:
+    case = now.holds.case(form.incident)
+    wrong = _decision_problem(form, case)
     if wrong is not None or case is None:
         return wrong or ""
-    wanted = _wanted(asked)
+    wanted = _required_override(form)
     override = override_of(wanted, now, now_s=now_s) if isinstance(wanted, OverrideForm) else wanted
     if isinstance(override, str):
         return override
     resumption = None
     if now.pause is not None and case.incident.pause == now.pause.number:
-        reason = f"{asked.incident}: {asked.reason}"
-        resumption = Resumption(route=now.route, number=now.pause.number, reason=reason, author=asked.author)
+        reason = f"{form.incident}: {form.reason}"
+        resumption = Resumption(route=now.route, number=now.pause.number, reason=reason, author=form.author)
     decision = IncidentDecision(
-        incident=asked.incident,
+        incident=form.incident,
         route=now.route,
-        decision=asked.decision,
-        reason=asked.reason.strip(),
-        author=asked.author.strip(),
+        decision=form.decision,
+        reason=form.reason.strip(),
+        author=form.author.strip(),
         decided_at_s=now_s,
         override=None if override is None else override.number,
-        until_s=now_s + asked.days * DAY_S if asked.decision == "accept" else None,
-        before=in_words(now, now_s=now_s),
-        after=_after(asked, now, override, resumption, now_s),
+        until_s=now_s + form.days * DAY_S if form.decision == "accept" else None,
+        before=describe_state(now, now_s=now_s),
+        after=_describe_outcome(form, now, override, resumption, now_s),
     )
     return DecisionRows(decision=decision, override=override, resumption=resumption)
 
 
-def _undecidable(asked: IncidentForm, case: Case | None) -> str | None:
+def _decision_problem(form: IncidentForm, case: Case | None) -> str | None:
     if case is None:
-        return f"unknown incident {asked.incident!r}; see suffice incident list"
+        return f"unknown incident {form.incident!r}; see suffice incident list"
     if case.decision is not None:
         done = case.decision
         return f"is decided already: {done.decision} by {done.author} ({done.reason})"
     if case.resumed is not None:
         return f"is over: {case.resumed.author} resumed the route ({case.resumed.reason})"
-    if not asked.reason.strip() or not asked.author.strip():
+    if not form.reason.strip() or not form.author.strip():
         return "a decision needs an author and a reason"
-    if asked.decision == "accept" and not 0 < asked.days <= MOST_DAYS:
-        return f"accept: got {asked.days:g} days; more than 0 and at most {MOST_DAYS}"
+    if form.decision == "accept" and not 0 < form.days <= MOST_DAYS:
+        return f"accept: got {form.days:g} days; more than 0 and at most {MOST_DAYS}"
     return None
 
 
-def _wanted(asked: IncidentForm) -> OverrideForm | str | None:
+def _required_override(form: IncidentForm) -> OverrideForm | str | None:
     """The override that a decision needs; a sentence if its numbers are missing; None: it needs none."""
-    if asked.decision not in ("tighten", "roll_back"):
+    if form.decision not in ("tighten", "roll_back"):
         return None
-    if asked.decision == "tighten" and (asked.level is None) == (asked.max_em_drop is None):
+    if form.decision == "tighten" and (form.level is None) == (form.max_em_drop is None):
         return "tighten: say either the highest level or the smaller EM budget"
-    if asked.decision == "roll_back" and asked.pinned is None:
+    if form.decision == "roll_back" and form.pinned is None:
         return "roll back: say to which publication of the route; see suffice incident show"
-    rolls = asked.decision == "roll_back"
+    rolls = form.decision == "roll_back"
     return OverrideForm(
-        kind="pin" if rolls else "cap" if asked.level is not None else "budget",
-        reason=asked.reason,
-        author=asked.author,
-        days=asked.days,
-        incident=asked.incident,
-        level=None if rolls else asked.level,
-        max_em_drop=asked.max_em_drop,
-        pinned=asked.pinned if rolls else None,
+        kind="pin" if rolls else "cap" if form.level is not None else "budget",
+        reason=form.reason,
+        author=form.author,
+        days=form.days,
+        incident=form.incident,
+        level=None if rolls else form.level,
+        max_em_drop=form.max_em_drop,
+        pinned=form.pinned if rolls else None,
     )
 
 
-def _after(
-    asked: IncidentForm, now: Now, override: Override | None, resumption: Resumption | None, now_s: float
+def _describe_outcome(
+    form: IncidentForm, now: RouteSnapshot, override: Override | None, resumption: Resumption | None, now_s: float
 ) -> str:
     then = now if resumption is None else replace(now, pause=None)
-    sentences = [] if override is None else [f"{describe_override(override)} for {asked.days:g} days"]
+    sentences = [] if override is None else [f"{describe_override(override)} for {form.days:g} days"]
     if override is not None:
         then = replace(then, holds=replace(now.holds, overrides=(*now.holds.overrides, override)))
-    if asked.decision == "accept":
-        sentences.append(f"accepted for {asked.days:g} days")
+    if form.decision == "accept":
+        sentences.append(f"accepted for {form.days:g} days")
     return "; ".join([*sentences, f"promise: {then.promise(now_s=now_s)}"])
 
 
-def in_words(now: Now, *, now_s: float) -> str:
+def describe_state(now: RouteSnapshot, *, now_s: float) -> str:
     held = [describe_override(one) for one in now.holds.overrides if now_s < one.expires_at_s]
     if now.pause is not None:
         return "; ".join([f"paused: {now.pause.reason}", *held])

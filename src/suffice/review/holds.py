@@ -49,7 +49,7 @@ class OverrideEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InEffect:
+class ActiveOverrides:
     observe: str | None = None  # why every request runs in full; None: not so
     ceiling: int | None = None  # the highest level allowed; None: no cap
     classes: Mapping[str, int] = field(default_factory=dict)  # ceilings of classes; 0: they run in full
@@ -65,19 +65,19 @@ class InEffect:
         return max_em_drop if self.max_em_drop is None else min(max_em_drop, self.max_em_drop)
 
 
-NO_OVERRIDES: Final = InEffect()
+NO_OVERRIDES: Final = ActiveOverrides()
 
 
 def lowest(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else min(one, other)
 
 
-def standing(overrides: Iterable[Override], now_s: float) -> list[Override]:
+def unexpired(overrides: Iterable[Override], now_s: float) -> list[Override]:
     return sorted((one for one in overrides if now_s < one.expires_at_s), key=lambda one: one.number)
 
 
-def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
-    live = standing(overrides, now_s)
+def in_effect(overrides: Iterable[Override], now_s: float) -> ActiveOverrides:
+    live = unexpired(overrides, now_s)
     if not live:
         return NO_OVERRIDES
     observe = ceiling = budget = None
@@ -99,7 +99,7 @@ def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
             ceiling = lowest(ceiling, most)
     if pin is not None:
         ceiling = lowest(ceiling, pin.level)
-    return InEffect(
+    return ActiveOverrides(
         observe=observe,
         ceiling=ceiling,
         classes=classes,
@@ -109,7 +109,9 @@ def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
     )
 
 
-def why_not(made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str) -> str | None:
+def pin_problem(
+    made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str
+) -> str | None:
     """Why a publication may not be served here and now; None: it may. An unknown `setup`, "", is not compared."""
     evidence = made.evidence
     if not made.certified or made.level < 1:
@@ -207,7 +209,7 @@ class Case:
         return self.decision is None and self.resumed is None
 
 
-def of_pause(pause: Pause, *, opened_at_s: float, evidence: tuple[str, ...] = ()) -> Incident:
+def incident_of_pause(pause: Pause, *, opened_at_s: float, evidence: tuple[str, ...] = ()) -> Incident:
     return Incident(
         incident=pause_name(pause.route, pause.number),
         route=pause.route,
@@ -224,11 +226,11 @@ def pause_name(route: str, number: int) -> str:
     return f"{route}:p{number}"
 
 
-def name_by_hand(route: str, number: int) -> str:
+def manual_incident_name(route: str, number: int) -> str:
     return f"{route}:m{number}"
 
 
-Held: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption
+HoldEvent: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,10 +239,10 @@ class RouteHolds:
     ended: tuple[tuple[Override, OverrideEnd], ...] = ()  # ended by a person
     cases: tuple[Case, ...] = ()  # oldest first
     n_overrides: int = 0  # overrides so far
-    n_by_hand: int = 0  # incidents that people opened
+    n_manual: int = 0  # incidents that people opened
     pause: Pause | None = None  # not ended
 
-    def in_effect(self, now_s: float) -> InEffect:
+    def in_effect(self, now_s: float) -> ActiveOverrides:
         return in_effect(self.overrides, now_s)
 
     def override(self, number: int) -> Override | None:
@@ -260,7 +262,7 @@ class RouteHolds:
         ]
         return next((one for one in reversed(decisions) if one.until_s is not None and now_s < one.until_s), None)
 
-    def after(self, record: Held, at_s: float) -> RouteHolds:
+    def after(self, record: HoldEvent, at_s: float) -> RouteHolds:
         """The state after one more row, which the log received at `at_s`, because a pause holds no time."""
         if isinstance(record, Override):
             if record.number <= self.n_overrides:
@@ -273,7 +275,7 @@ class RouteHolds:
         if isinstance(record, IncidentDecision):
             return self._change(lambda one: one.name == record.incident and one.decision is None, decision=record)
         if isinstance(record, Pause):
-            known = self if record.cause == "person" else self._opened(of_pause(record, opened_at_s=at_s))
+            known = self if record.cause == "person" else self._opened(incident_of_pause(record, opened_at_s=at_s))
             return replace(known, pause=record)
         return self._resumed(record)
 
@@ -284,9 +286,9 @@ class RouteHolds:
         return replace(self, overrides=left, ended=(*self.ended, (override, end)))
 
     def _opened(self, incident: Incident) -> RouteHolds:
-        n_by_hand = self.n_by_hand + (incident.cause == "person")
+        n_manual = self.n_manual + (incident.cause == "person")
         if self.case(incident.incident) is None:
-            return replace(self, cases=(*self.cases, Case(incident=incident)), n_by_hand=n_by_hand)
+            return replace(self, cases=(*self.cases, Case(incident=incident)), n_manual=n_manual)
         return self._change(lambda one: bool(incident.evidence) and one.name == incident.incident, incident=incident)
 
     def _resumed(self, end: Resumption) -> RouteHolds:

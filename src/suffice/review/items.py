@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-Why: TypeAlias = Literal[
+ReviewReason: TypeAlias = Literal[
     "disagreement",  # an audit whose stop would have given another answer, at an eligible level
     "class_below",  # of a query class that stopping harms beyond the budget
     "drift",  # one of the first runs of a new regime
@@ -19,7 +19,7 @@ Shows: TypeAlias = Literal[
     "full",  # a full run without a stop, or with the same answer
     "early",  # a stopped run: the full run's answer is unknown
 ]
-WHYS: Final[tuple[Why, ...]] = get_args(Why)
+REVIEW_REASONS: Final[tuple[ReviewReason, ...]] = get_args(ReviewReason)
 ADJUDICATOR: Final = 0  # the slot of the adjudicator
 DAY_S: Final = 86_400.0
 MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
@@ -29,7 +29,7 @@ MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
 class ReviewItem:
     episode_id: str
     route: str
-    why: Why
+    why: ReviewReason
     because: str  # the reason, a sentence for the reviewer
     shows: Shows  # which answers to judge
     full_answer: str | None  # normalised, as in the log; None: no answer, or no full run
@@ -136,14 +136,14 @@ def day_number(at_s: float) -> int:
     return int(at_s // DAY_S)
 
 
-def words_for(shows: Shows) -> tuple[str, ...]:
+def allowed_verdicts(shows: Shows) -> tuple[str, ...]:
     return ("both", "full", "early", "neither", "unsure") if shows == "both" else ("right", "wrong", "unsure")
 
 
-def said_of(
+def parse_verdict(
     item: ReviewItem, word: str, *, reviewer: str, corrected: str | None = None, reason: str = ""
 ) -> VerdictForm | str:
-    allowed = words_for(item.shows)
+    allowed = allowed_verdicts(item.shows)
     if word not in allowed:
         return f"{word}: says nothing about this item; allowed: {', '.join(allowed)}"
     unsure = word == "unsure"
@@ -170,7 +170,7 @@ class Source:
 
 
 @dataclass(slots=True, kw_only=True)
-class Shelf:
+class SourceBuffer:
     until_s: float  # Unix time at which they expire
     sources: list[Source] = field(default_factory=list)
     is_cut: bool = False  # the sources were longer than what is kept
@@ -192,10 +192,10 @@ class Shelf:
             self._n_chars += len(kept.text)
 
 
-def written_out(messages: Sequence[Any]) -> str:
+def format_conversation(messages: Sequence[Any]) -> str:
     """A conversation as text; for a single message, its text. Any: a client's JSON.
 
-    >>> print(written_out([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]))
+    >>> print(format_conversation([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]))
     system: Be brief.
     <BLANKLINE>
     user: 2 + 2?

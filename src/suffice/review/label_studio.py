@@ -47,7 +47,7 @@ def read_event(payload: Mapping[str, Any]) -> ImportedRows:
     project = payload.get("project")
     number = project.get("id") if isinstance(project, dict) else None
     results = [_row(data_of(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
-    return _told(results)
+    return _imported(results)
 
 
 def read_export(tasks: Any) -> ImportedRows:
@@ -56,7 +56,7 @@ def read_export(tasks: Any) -> ImportedRows:
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
     if tasks and not any("annotations" in one for one in tasks):
         raise BadRequest("annotations: no task has any; export the project in the format JSON, not JSON_MIN")
-    return _told(
+    return _imported(
         [
             _row(data_of(one), annotation, one.get("project"))
             for one in tasks
@@ -65,7 +65,7 @@ def read_export(tasks: Any) -> ImportedRows:
     )
 
 
-def _told(entries: Sequence[dict[str, Any] | BadRequest | None]) -> ImportedRows:
+def _imported(entries: Sequence[dict[str, Any] | BadRequest | None]) -> ImportedRows:
     rows = tuple(row for row in entries if row is not None)
     return ImportedRows(rows=rows, n_ignored=len(entries) - len(rows))
 

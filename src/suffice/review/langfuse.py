@@ -77,7 +77,7 @@ def _feedback(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metr
         "feedback_id": f"langfuse:{number}:{_of(score, 'updatedAt', 'updated_at') or ''}",
         "source": source,
         **_named(score),
-        **_said(field, value, declared),
+        **_feedback_fields(field, value, declared),
     }
     comment = score.get("comment")
     if isinstance(comment, str) and comment:
@@ -147,7 +147,7 @@ def _flag(value: Any) -> bool:
     return result in _TRUE
 
 
-def _said(field: str, value: Any, declared: Mapping[str, Metric]) -> dict[str, Any]:
+def _feedback_fields(field: str, value: Any, declared: Mapping[str, Metric]) -> dict[str, Any]:
     kind, _, name = field.partition(".")
     if kind == "metrics":
         return {"metrics": {name: _flag(value) if declared[name].type == "boolean" else value}}

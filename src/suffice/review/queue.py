@@ -57,7 +57,7 @@ class ItemState:
     def filled(self, slot: int) -> Verdict | None:
         return next((one for one in self.verdicts if one.slot == slot), None)
 
-    def said_by(self, reviewer: str) -> Verdict | None:
+    def verdict_of(self, reviewer: str) -> Verdict | None:
         return next((one for one in self.verdicts if one.reviewer == reviewer), None)
 
     def lease_of(self, slot: int) -> ReviewLease | None:
@@ -122,7 +122,7 @@ class ItemState:
 
     def may_take(self, reviewer: str, now_s: float) -> bool:
         """Whether this reviewer can take it now; nobody judges an item twice."""
-        return self.state(now_s) in ("open", "third") and self.said_by(reviewer) is None
+        return self.state(now_s) in ("open", "third") and self.verdict_of(reviewer) is None
 
     def after(self, record: ReviewLease | ItemReturn | Verdict) -> ItemState:
         if isinstance(record, ItemReturn):
@@ -132,7 +132,7 @@ class ItemState:
             if known is not None and known.turn >= record.turn:
                 return self
             return replace(self, leases=(*self.leases, record))
-        before = self.said_by(record.reviewer)
+        before = self.verdict_of(record.reviewer)
         if before is None:
             if record.slot is not None and self.filled(record.slot) is not None:
                 record = replace(record, slot=None)  # another reviewer was quicker
@@ -173,7 +173,7 @@ class Queue:
 
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
         waiting = (one for one in self.unfinished(route) if one.state(now_s) in ("open", "third"))
-        return sorted((one for one in waiting if reviewer is None or one.said_by(reviewer) is None), key=_urgency)
+        return sorted((one for one in waiting if reviewer is None or one.verdict_of(reviewer) is None), key=_urgency)
 
     def counts(self, *, now_s: float, route: str | None = None) -> dict[State, int]:
         result: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
@@ -181,7 +181,7 @@ class Queue:
             result[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
         return result
 
-    def asked_on(self, day: int) -> dict[str, tuple[int, int]]:
+    def items_on(self, day: int) -> dict[str, tuple[int, int]]:
         """Items that count for a day, by route: picked on purpose, and drawn at random."""
         entries = dict[str, tuple[int, int]]()
         for place in self.places.values():
@@ -255,7 +255,7 @@ def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Subm
     wrong = _problem(place.item, form)
     if wrong is not None:
         return wrong
-    before = place.said_by(form.reviewer)
+    before = place.verdict_of(form.reviewer)
     if before is not None and _same(before, form):
         return Submission(told="you have said so before; nothing changed")
     lease, slot, turn, late, result = _slot_for(place, form.reviewer, before, now_s)

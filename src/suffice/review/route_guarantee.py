@@ -15,7 +15,7 @@ from suffice.assurance.drift import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.guarantee import Average, Guarantee, average_sentence, sentence
 from suffice.assurance.labels import AT_RISK
-from suffice.review.holds import NO_OVERRIDES, InEffect
+from suffice.review.holds import NO_OVERRIDES, ActiveOverrides
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication
@@ -102,7 +102,7 @@ class GuaranteeInputs:
     epoch: Epoch | None = None  # the latest; None: no worker has started
     publication: Publication | None = None  # of this epoch, as published; None: none
     pause: Pause | None = None
-    holding: InEffect = NO_OVERRIDES  # active overrides
+    holding: ActiveOverrides = NO_OVERRIDES  # active overrides
     setup: str | None = None  # the route's present setup; None: not known, and not compared
     killed: bool = False
     unread: bool = False  # the log was unreadable for too long, and nothing acts
@@ -201,7 +201,7 @@ def covers(route: Route, max_em_drop: float, setup: str | None, made: Publicatio
     return keeps and setup in (None, made.setup)
 
 
-def effective_publication(made: Publication | None, epoch: int, holding: InEffect) -> Publication | None:
+def effective_publication(made: Publication | None, epoch: int, holding: ActiveOverrides) -> Publication | None:
     """The publication that is served: the newest, or a pin of this epoch within the present certificate."""
     pin = holding.pin
     if pin is None or pin.pinned is None or made is None or not (made.level and made.may_act):
@@ -227,7 +227,7 @@ def request_window(evidence: EvidenceSummary) -> tuple[int, int] | None:
     return ceil(evidence.window_start), ceil(evidence.window_end) - 1
 
 
-def _level(made: Publication, holding: InEffect) -> int:
+def _level(made: Publication, holding: ActiveOverrides) -> int:
     return made.level if holding.ceiling is None else min(made.level, holding.ceiling)
 
 

@@ -14,12 +14,12 @@ from math import ceil, floor
 from types import MappingProxyType
 from typing import Final
 
-from suffice.review.items import DAY_S, ControlDraw, ReviewItem, Shows, Why, day_number
+from suffice.review.items import DAY_S, ControlDraw, ReviewItem, ReviewReason, Shows, day_number
 from suffice.settings import Review as ReviewRules
 from suffice.signals.query import class_of
 from suffice.types import Outcome, Request
 
-WEIGHTS: Final[Mapping[Why, int]] = MappingProxyType(
+WEIGHTS: Final[Mapping[ReviewReason, int]] = MappingProxyType(
     {
         "person": 6,  # a person waits for it
         "disagreement": 5,  # unlabelled, it counts as a loss
@@ -38,7 +38,7 @@ LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop with another an
 class ReviewCandidate:
     episode_id: str
     route: str
-    why: Why
+    why: ReviewReason
     because: str  # a sentence for the reviewer
     shows: Shows
     full_answer: str | None
@@ -132,15 +132,15 @@ def _take_turn(
     draws = _draws_next(one, n_chosen, n_drawn)
     priority = float(WEIGHTS["control"]) if draws else one.priorities[n_chosen]
     order = hashlib.blake2b(f"{day} {one.route}".encode(), digest_size=8).digest()
-    n_asked = one.n_chosen + one.n_drawn + n_chosen + n_drawn
-    heapq.heappush(turns, (n_asked, -priority, order, one.route, one))
+    n_queued = one.n_chosen + one.n_drawn + n_chosen + n_drawn
+    heapq.heappush(turns, (n_queued, -priority, order, one.route, one))
 
 
 def _draws_next(one: Demand, n_chosen: int, n_drawn: int) -> bool:
     if n_drawn == one.drawable:
         return False
-    n_asked = one.n_chosen + one.n_drawn + n_chosen + n_drawn
-    return n_chosen == len(one.priorities) or one.n_drawn + n_drawn < one.control_share * (n_asked + 1)
+    n_queued = one.n_chosen + one.n_drawn + n_chosen + n_drawn
+    return n_chosen == len(one.priorities) or one.n_drawn + n_drawn < one.control_share * (n_queued + 1)
 
 
 @dataclass(slots=True)
@@ -210,7 +210,9 @@ def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
     return sum(one != delivered for one in trials) / len(trials) if trials else 0.0
 
 
-def of_run(request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0) -> ReviewCandidate:
+def of_run(
+    request: Request, outcome: Outcome, why: ReviewReason, because: str, *, urgency: float = 0.0
+) -> ReviewCandidate:
     shows, full, early = answers_of(outcome)
     return ReviewCandidate(
         episode_id=request.episode_id,

@@ -122,7 +122,7 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
         return "Nobody was asked about such a run."
     with matching(route) as match:
         effect = verdict_effect(path, item, route, match, window=window_size(settings.control, route.max_em_drop))
-    return effect.said if effect is not None else "Nobody was asked about such a run."
+    return effect.sentence if effect is not None else "Nobody was asked about such a run."
 
 
 def _texts(settings: Settings) -> Callable[[ReviewItem], str | None]:

@@ -18,7 +18,7 @@ from suffice.model.reading import MOST_BYTES
 from suffice.plugins import load_plugins
 from suffice.policy.base import POLICIES, Policy
 from suffice.policy.parameters import parameters_of
-from suffice.review.items import written_out
+from suffice.review.items import format_conversation
 from suffice.rollout.assign import question_key
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import database_path
@@ -232,7 +232,7 @@ def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
     """Read the questions of a file, by `Request.question_key`. Raises ConfigError and OSError."""
     salt, entries = deployment_salt(settings), dict[str, str]()
     for body in read_route_questions(file.read_text("utf-8").splitlines(), str(file)):
-        text = written_out(body["messages"])
+        text = format_conversation(body["messages"])
         entries[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as in a chat
         entries[question_key(text, salt=salt)] = text  # as in a caller's own loop
     return entries

@@ -23,7 +23,7 @@ from suffice.cli.shell import fail, print_facts, print_json
 from suffice.edge.math import matching
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
-from suffice.review.holds import Override, describe_override, standing
+from suffice.review.holds import Override, describe_override, unexpired
 from suffice.review.queue import ItemState
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import printable
@@ -309,7 +309,7 @@ def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str,
 def _describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
     return tuple(
         f"{describe_override(one)} until {format_time(one.expires_at_s)}, by {one.author}: {one.reason}"
-        for one in standing(overrides, now_s)
+        for one in unexpired(overrides, now_s)
     )
 
 

@@ -17,7 +17,7 @@ from suffice.control.evidence.label_effects import verdict_effect
 from suffice.edge.math import matching
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of
-from suffice.review.items import ReviewItem, ReviewLease, Source, said_of
+from suffice.review.items import ReviewItem, ReviewLease, Source, parse_verdict
 from suffice.review.queue import ItemState, Queue
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
@@ -122,17 +122,17 @@ def submit(
         place = deciding.read_reviews(writer.path).queue.places.get(item)
         if place is None:
             shell.fail(f"unknown item {item!r}; see suffice review list", 1)
-        outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+        outcome = parse_verdict(place.item, word, reviewer=name, corrected=corrected, reason=reason)
         result = outcome if isinstance(outcome, str) else deciding.submit_verdict(writer, outcome, now_s=time.time())
         if isinstance(result, str):
             shell.fail(result, 1)
         effect = _effect(settings, writer, place.item)
     if as_json:
-        shell.print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.said})
+        shell.print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.sentence})
         return
     click.echo(f"{item}: {result.told}")
     if result.verdict is not None:
-        click.echo(f"  {effect.said}")
+        click.echo(f"  {effect.sentence}")
 
 
 @review.command()
@@ -246,11 +246,11 @@ def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) 
             deciding.give_item_back(writer, item.episode_id, name, "skipped", now_s=time.time())
             return key == "s"
         elif word is not None:
-            outcome = said_of(item, word, reviewer=name, corrected=corrected, reason=reason)
+            outcome = parse_verdict(item, word, reviewer=name, corrected=corrected, reason=reason)
             assert not isinstance(outcome, str)
             result = deciding.submit_verdict(writer, outcome, now_s=time.time())
             click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
-            click.echo(f"  {_effect(settings, writer, item).said}")
+            click.echo(f"  {_effect(settings, writer, item).sentence}")
             return True
 
 

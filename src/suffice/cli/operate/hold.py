@@ -13,7 +13,7 @@ import msgspec
 from suffice.cli import shell
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
-from suffice.review.decide import IncidentForm, OverrideForm, in_words
+from suffice.review.decide import IncidentForm, OverrideForm, describe_state
 from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, describe_override
 from suffice.store.database.views import newest_of, open_reader
 from suffice.store.people import deciding
@@ -188,9 +188,9 @@ def show_incident(name: str, path: str, *, as_json: bool) -> None:
     """Show incident NAME: its evidence, the decision, and the publications that can be rolled back to."""
     with shell.deployment_log(path) as (config, writer), open_reader(writer.path) as connection:
         route, case = _find_incident(writer.path, name)
-        now = deciding.read_now(connection, route, shell.find_settings(config, route))
+        now = deciding.read_snapshot(connection, route, shell.find_settings(config, route))
         able = deciding.fitting(connection, now, now_s=time.time())
-        holds = in_words(now, now_s=time.time())
+        holds = describe_state(now, now_s=time.time())
     if as_json:
         shell.print_json(
             {"now": holds, "roll_back_to": [one.number for one, why in able if why is None], **_plain(case)}

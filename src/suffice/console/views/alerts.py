@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from suffice.console.context import DAY_S, ViewContext, ViewRecord
-from suffice.review.decide import in_words
+from suffice.review.decide import describe_state
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
 from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, read_alert_log
-from suffice.store.people.deciding import fitting, read_now
+from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes.deployments import read_holds
 from suffice.store.routes.windows import job_history
 from suffice.types import Publication
@@ -170,8 +170,8 @@ def incidents(view: ViewContext) -> Incidents:
 
 def _open(view: ViewContext, case: Case) -> OpenCase:
     name = case.incident.route
-    now = read_now(view.connection, name, view.settings.routes[name])
+    now = read_snapshot(view.connection, name, view.settings.routes[name])
     publications = fitting(view.connection, now, now_s=view.now_s)[:20]
     back = tuple(Back(publication=made, why_not=why or "") for made, why in publications)
     can = tuple(one for one in DECISIONS if one != "roll_back" or any(not each.why_not for each in back))
-    return OpenCase(case=case, now=in_words(now, now_s=view.now_s), back=back, can=can)
+    return OpenCase(case=case, now=describe_state(now, now_s=view.now_s), back=back, can=can)

@@ -8,7 +8,7 @@ from typing import Final
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.review.agreement import Kappa, agreement, em_of
-from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
+from suffice.review.items import ReviewItem, ReviewLease, Verdict, allowed_verdicts
 from suffice.review.queue import ItemState, State
 from suffice.store.database.views import find_event
 from suffice.store.people.deciding import kept_question, kept_sources, read_reviews
@@ -122,7 +122,7 @@ def _in_hand(view: ViewContext, place: ItemState, lease: ReviewLease) -> InHand:
         question=question,
         question_from=where,
         loop=_loop(view, item),
-        choices=tuple(ReviewChoice(word, *WORDS[word]) for word in words_for(item.shows)),
+        choices=tuple(ReviewChoice(word, *WORDS[word]) for word in allowed_verdicts(item.shows)),
         others=place.verdicts if place.needs_third else (),
     )
 

@@ -16,7 +16,7 @@ from suffice.assurance.ledger import next_level
 from suffice.assurance.runs import Match, measure_run
 from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, is_evidence, verdicts
 from suffice.control.evidence.versions import ServedVersion, active_version
-from suffice.review.agreement import Effect, LabelEffect, em_of
+from suffice.review.agreement import LabelEffect, VerdictEffect, em_of
 from suffice.review.queue import label_of
 from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
@@ -28,7 +28,7 @@ MOST_REQUESTS: Final = 5_000  # of the route that are read
 _BY_REVIEW: Final = "review:"  # prefix of the ids of labels that come of verdicts
 
 
-def verdict_effect(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> Effect | None:
+def verdict_effect(path: Path | str, item: str, route: Route, match: Match, *, window: int) -> VerdictEffect | None:
     """The effect of an item's verdicts so far; None: the run was never queued for review. Raises StoreError."""
     with open_reader(path) as log:
         queue = read_reviews(log).queue
@@ -43,7 +43,7 @@ def verdict_effect(path: Path | str, item: str, route: Route, match: Match, *, w
         served = active_version(log, held)  # None: it cannot be read, and does not act either
     evaluation = _Evaluation(route, held, served, match, window)
     unlabelled = replace(queue, places={**queue.places, item: replace(place, verdicts=())})
-    return Effect(
+    return VerdictEffect(
         item=item,
         route=name,
         label=label_of(place),

@@ -20,7 +20,7 @@ from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.errors import ConfigError, StoreError
-from suffice.review.holds import of_pause
+from suffice.review.holds import incident_of_pause
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
@@ -200,5 +200,5 @@ class Critical(FoldJob[DeliveredAnswers]):
         number, right = read_decided(here.log).of(name).n_pauses + 1, fold.critical_em.right
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
         evidence = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
-        here.writer.write([pause, of_pause(pause, opened_at_s=at_s, evidence=(evidence,))])
+        here.writer.write([pause, incident_of_pause(pause, opened_at_s=at_s, evidence=(evidence,))])
         self.add_sentence(name, f"enforcement paused ({why})")

@@ -176,7 +176,7 @@ class ReviewJob(FoldJob[Candidates]):
         """Divide what is left of the deployment's cap for today among the routes."""
         now_s = self._now_s = self.now()
         day, queue, demands = day_number(now_s), self._reviews.queue, list[Demand]()
-        n_queued = queue.asked_on(day)
+        n_queued = queue.items_on(day)
         for name, fold in self._folds.items():
             cap, (n_chosen, n_drawn) = self._cap(name), n_queued.get(name, (0, 0))
             drawings = queue.drawings.get(name, ())

@@ -28,7 +28,7 @@ from suffice.control.loop.learned import FixedPolicyEvidence, LearnedEvidence
 from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.control.loop.paired import PairedEvidence
 from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
-from suffice.review.holds import NO_HOLDS, RouteHolds, of_pause
+from suffice.review.holds import NO_HOLDS, RouteHolds, incident_of_pause
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event, route_of
@@ -307,4 +307,4 @@ class RouteLoop:
             f"{self.certifier.n_audits:,} audits are in the window",
         )
         self.held = self.held.after(pause)
-        return pause, of_pause(pause, opened_at_s=self.at_s, evidence=evidence)
+        return pause, incident_of_pause(pause, opened_at_s=self.at_s, evidence=evidence)

@@ -10,8 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, in_words, override_of, resolve_incident
-from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, name_by_hand, why_not
+from suffice.review.decide import (
+    DecisionRows,
+    IncidentForm,
+    OverrideForm,
+    RouteSnapshot,
+    describe_state,
+    override_of,
+    resolve_incident,
+)
+from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, manual_incident_name, pin_problem
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_back, next_for
 from suffice.review.select import item_of, of_run
@@ -45,10 +53,10 @@ def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str
     return None if writer.write_new(end) else RACE
 
 
-def read_now(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> Now:
+def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> RouteSnapshot:
     """Return the current state of a route; `setup` as in `gateway.route.route_setup`, "": the latest publication's."""
     held = read_decided(connection).of(route)
-    return Now(
+    return RouteSnapshot(
         route=route,
         holds=read_holds(connection).of(route),
         settings=settings,
@@ -63,13 +71,16 @@ def read_publication(connection: LogReader, route: str, number: int) -> Publicat
     return find_event(connection, Publication, f"{route}:{number}")
 
 
-def fitting(connection: LogReader, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
+def fitting(connection: LogReader, now: RouteSnapshot, *, now_s: float) -> list[tuple[Publication, str | None]]:
     """Return the publications of the current epoch, latest first, each with why it may not be served; None: it may."""
     if now.epoch is None:
         return []
     budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
     return [
-        (made, why_not(made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup))
+        (
+            made,
+            pin_problem(made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup),
+        )
         for _, made in reversed(read_publications(connection, now.route, epoch=now.epoch.number))
     ]
 
@@ -96,7 +107,7 @@ def set_override(
         pinned = _pinned(connection, route, publication, wanted.pinned)
         if isinstance(pinned, str):
             return pinned
-        now = read_now(connection, route, settings, setup=setup)
+        now = read_snapshot(connection, route, settings, setup=setup)
         override = override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
         return override if isinstance(override, str) else ([override], override)
 
@@ -111,7 +122,7 @@ def end_override(
         return "the end of an override needs an author and a reason"
 
     def step(connection: LogReader) -> tuple[list[Event], OverrideEnd] | str:
-        now = read_now(connection, route, settings)
+        now = read_snapshot(connection, route, settings)
         override, others = now.holds.override(number), [one for one in now.holds.overrides if one.number != number]
         if override is None or now_s >= override.expires_at_s:
             live = ", ".join(str(one.number) for one in now.holds.overrides if now_s < one.expires_at_s) or "none"
@@ -124,7 +135,7 @@ def end_override(
             author=author,
             ended_at_s=now_s,
             before=describe_override(override),
-            after=in_words(left, now_s=now_s),
+            after=describe_state(left, now_s=now_s),
         )
         return [end], end
 
@@ -147,18 +158,18 @@ def open_incident(
         return "an incident needs an author and a sentence that says what is wrong"
 
     def step(connection: LogReader) -> tuple[list[Event], Incident]:
-        held, now = read_decided(connection).of(route), read_now(connection, route, settings)
+        held, now = read_decided(connection).of(route), read_snapshot(connection, route, settings)
         events: list[Event] = []
         pause = held.pause if pauses else None
         if pauses and pause is None:
             pause = Pause(route=route, number=held.n_pauses + 1, cause="person", reason=summary, author=author)
             events.append(pause)
         incident = Incident(
-            incident=name_by_hand(route, now.holds.n_by_hand + 1),
+            incident=manual_incident_name(route, now.holds.n_manual + 1),
             route=route,
             cause="person",
             summary=summary,
-            evidence=(*evidence, f"held then: {in_words(now, now_s=now_s)}"),
+            evidence=(*evidence, f"held then: {describe_state(now, now_s=now_s)}"),
             pause=None if pause is None else pause.number,
             opened_at_s=now_s,
             author=author,
@@ -182,7 +193,7 @@ def decide_incident(
         pinned = _pinned(connection, route, publication, form.pinned)
         if isinstance(pinned, str):
             return pinned
-        now = read_now(connection, route, settings, setup=setup)
+        now = read_snapshot(connection, route, settings, setup=setup)
         made = resolve_incident(replace(form, pinned=pinned), now, now_s=now_s)
         if isinstance(made, str):
             return made
