@@ -30,10 +30,10 @@ def estimate_route(
 
 
 def judge_satisfaction(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionTest:
-    """The test after the ratings of one route, in order of arrival, up to the one that asks for a safer level."""
+    """The test after the ratings of one route, in order of arrival, up to the one that steps down."""
     test = SatisfactionTest(min_satisfaction=min_satisfaction, delta=delta)
     for rated in ratings:
         test.add(rated)
-        if test.asks is not None:
+        if test.step_down_reason is not None:
             break
     return test

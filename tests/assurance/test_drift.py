@@ -17,7 +17,7 @@ from suffice.assurance.drift import (
     Cusum,
     Fingerprint,
     ShiryaevRoberts,
-    changed,
+    find_changes,
 )
 
 BEFORE = Fingerprint(
@@ -30,19 +30,19 @@ PARTS = [field.name for field in fields(Fingerprint)]
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_a_fingerprint_is_watched(part: str) -> None:
-    (found,) = changed(BEFORE, replace(BEFORE, **{part: "another"}))
+    (found,) = find_changes(BEFORE, replace(BEFORE, **{part: "another"}))
     assert found.part == part
-    assert str(found) == f"{part} changed from {getattr(BEFORE, part)!r} to 'another'"
+    assert str(found) == f"{part} find_changes from {getattr(BEFORE, part)!r} to 'another'"
 
 
 def test_what_is_not_told_is_no_change() -> None:
     silent = replace(BEFORE, system_fingerprint=None)
-    assert changed(BEFORE, BEFORE) == changed(BEFORE, silent) == changed(silent, BEFORE) == ()
+    assert find_changes(BEFORE, BEFORE) == find_changes(BEFORE, silent) == find_changes(silent, BEFORE) == ()
 
 
 def test_several_changes_are_all_named() -> None:
     other = Fingerprint(model="m-8b", system_fingerprint="fp_2", prompt="3", sampling="t=0.6", scorer="choice/2")
-    assert [change.part for change in changed(BEFORE, other)] == ["model", "system_fingerprint"]
+    assert [change.part for change in find_changes(BEFORE, other)] == ["model", "system_fingerprint"]
 
 
 # --------------------------------------------------------------------------- signals

@@ -14,11 +14,11 @@ from suffice.assurance.forecast import (
     MEMORY,
     Forecast,
     ForecastWindow,
-    away,
     forecast_drop,
     forecast_em,
     near_levels,
     near_share,
+    signal_distance,
 )
 
 Floats = NDArray[np.float64]
@@ -185,7 +185,7 @@ def test_under_30_windows_or_without_audits_nothing_is_said() -> None:
 
 def test_only_the_latest_windows_are_fitted_but_the_reference_stays() -> None:
     long = windows(np.full(MEMORY + 40, 0.03), signals=np.where(np.arange(MEMORY + 40) < 30, 0.0, 0.5))
-    x = away(np.array([window.signals for window in long]), 100.0)
+    x = signal_distance(np.array([window.signals for window in long]), 100.0)
     assert x[:15].mean() == pytest.approx(0, abs=0.05)
     assert x[-15:].mean() == pytest.approx(0.5 / 1.0, abs=0.15), "the sd of a request is ten times that of a window"
     assert drop_of(long).of == "em_drop"

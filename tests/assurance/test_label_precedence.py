@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.labels import RANKS, TRUSTED, LabelSummary, TrustedLabel, hardened, resolve_labels, trust_of
+from suffice.assurance.labels import RANKS, TRUSTED, LabelSummary, TrustedLabel, harden, resolve_labels, trust_of
 
 WINDOW = frozenset(f"a{i}" for i in range(12))
 
@@ -207,16 +207,16 @@ def test_hardened_counts_prove_nothing_that_the_truth_does_not(
     def counts_of(numbers: dict[int, int]) -> Counts:
         return Counts(*(np.array([numbers[z]]) for z in (-1, 0, 1)))
 
-    hard = hardened(counts_of(told), len(raised))
+    hard = harden(counts_of(told), len(raised))
     assert wealth(hard) <= wealth(counts_of(truth)) + 1e-9
     assert hard.n == gained + same + lost
-    assert wealth(hardened(counts_of(told), 0)) == wealth(counts_of(told))
+    assert wealth(harden(counts_of(told), 0)) == wealth(counts_of(told))
 
 
 def test_what_it_costs_to_allow_for_two_lies() -> None:
     def passes(n: int) -> bool:
         without_loss = Counts(np.array([0]), np.array([n]), np.array([0]))
-        return float(log_wealth(hardened(without_loss, 2), max_em_drop=0.02)[0]) >= log(20)
+        return float(log_wealth(harden(without_loss, 2), max_em_drop=0.02)[0]) >= log(20)
 
     assert next(n for n in range(2, 1_000) if passes(n)) == 422, "without lies 227 audits without a loss are enough"
 
@@ -226,7 +226,7 @@ def test_what_it_costs_to_allow_for_two_lies() -> None:
     [
         lambda: stood(max_share=1.1),
         lambda: stood(max_share=-0.1),
-        lambda: hardened(Counts(*[np.zeros(1, dtype=np.int64)] * 3), -1),
+        lambda: harden(Counts(*[np.zeros(1, dtype=np.int64)] * 3), -1),
     ],
 )
 def test_what_has_no_meaning_is_refused(bad: object) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance import money
-from suffice.assurance.money import MIN_LONGER, MIN_RUNS, HandOvers, RunLengths
+from suffice.assurance.money import MIN_LONGER, MIN_RUNS, RunLengths, TransitionCosts
 from suffice.types import Usage
 
 
@@ -72,7 +72,7 @@ def test_prompts_are_remembered_as_their_mean() -> None:
 
 
 def test_an_unknown_cache_is_thought_to_hold_everything_until_it_is_seen() -> None:
-    seen = HandOvers()
+    seen = TransitionCosts()
     assert (seen.cached_share, seen.overlap_tokens) == (1.0, 0.0)
     seen.add_resent(100, 0)
     assert seen.cached_share == 0.0
@@ -82,14 +82,14 @@ def test_an_unknown_cache_is_thought_to_hold_everything_until_it_is_seen() -> No
 
 @given(st.lists(st.tuples(st.integers(1, 1_000), st.integers(0, 2_000)), min_size=1, max_size=30))
 def test_the_cached_share_is_a_share(calls: list[tuple[int, int]]) -> None:
-    seen = HandOvers()
+    seen = TransitionCosts()
     for prompt, cached in calls:
         seen.add_resent(prompt, cached)
     assert 0 <= seen.cached_share <= 1 + 1e-12
 
 
 def test_a_cache_that_changes_is_noticed() -> None:
-    seen = HandOvers()
+    seen = TransitionCosts()
     for _ in range(1_000):
         seen.add_resent(100, 0)
     for _ in range(1_000):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance import money
-from suffice.assurance.money import Finish, TokenCost, cost_of, cost_of_call, finishing_cost, not_worth_it, usd
+from suffice.assurance.money import Finish, TokenCost, cost_of, cost_of_call, cost_refusal, finishing_cost, usd
 from suffice.settings import Prices
 from suffice.types import UpstreamCall
 
@@ -39,7 +39,7 @@ calls = st.builds(call, N, N, N)
 
 @given(prices(), st.lists(calls, max_size=6), st.lists(calls, max_size=6))
 def test_cost_is_additive_over_calls(p: Prices, one: list[UpstreamCall], other: list[UpstreamCall]) -> None:
-    first, second, both = (money.total(cost_of_call(p, c) for c in part) for part in (one, other, one + other))
+    first, second, both = (money.total_cost(cost_of_call(p, c) for c in part) for part in (one, other, one + other))
     assert first is not None
     assert second is not None
     assert both is not None
@@ -72,8 +72,8 @@ def test_free_is_zero_and_unknown_is_none() -> None:
     assert free == TokenCost(0.0, 0.0, 0.0)
     assert free.total_usd == 0.0
     assert cost_of_call(DEAR, call(None, 0, 10)) is None
-    assert money.total([TokenCost(1.0), None]) is None
-    assert money.total([]) == TokenCost()
+    assert money.total_cost([TokenCost(1.0), None]) is None
+    assert money.total_cost([]) == TokenCost()
 
 
 def test_a_call_by_hand() -> None:
@@ -165,13 +165,13 @@ def test_stops_worth_their_price(
 ) -> None:
     assert finishing_cost(DEAR, Finish(**finish)).total_usd * 1e6 == pytest.approx(stop_uusd)
     assert money.remaining_cost(DEAR, left).total_usd * 1e6 == pytest.approx(go_on_uusd)
-    why = not_worth_it(DEAR, Finish(**finish), left)
+    why = cost_refusal(DEAR, Finish(**finish), left)
     assert (why is None) is worth
     if why is not None:
         assert why.startswith("not worth it: finishing costs about $")
         assert usd(stop_uusd / 1e6) in why
         assert usd(go_on_uusd / 1e6) in why
-    assert not_worth_it(FREE, Finish(**finish), left) is None
+    assert cost_refusal(FREE, Finish(**finish), left) is None
 
 
 @given(prices(), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 1e4), st.floats(0, 1e5))
@@ -179,7 +179,7 @@ def test_closing_a_thought_in_place_is_always_worth_it(
     p: Prices, prompt: float, thought: float, answer: float, rest: float
 ) -> None:
     finish = Finish(method="native", prompt_tokens=prompt, thought_tokens=thought, answer_tokens=answer)
-    assert not_worth_it(p, finish, rest + answer) is None
+    assert cost_refusal(p, finish, rest + answer) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.sampling import LOG_ALARM, Draws, broken, count_draws, log_sample_ratio
+from suffice.assurance.sampling import LOG_ALARM, Draws, count_draws, find_sample_ratio_mismatch, log_sample_ratio
 from suffice.rollout.assign import assign_audit
 
 shares = st.sampled_from([0.0, 0.02, 0.05, 0.1, 1.0])
@@ -42,12 +42,12 @@ def test_lots_as_they_are_logged_make_one_share_and_no_alarm() -> None:
     draws = count_draws(np.array(audit), np.array(odds))
     assert [share for share, _, _ in draws.by_share] == [0.05]
     assert log_sample_ratio(draws) < 0
-    assert broken(draws) is None
+    assert find_sample_ratio_mismatch(draws) is None
 
 
 def test_a_sampler_that_loses_audits_is_found_and_told() -> None:
     audit, odds = lots(8_000, 0.05, lost=0.4)
-    told = broken(count_draws(np.array(audit), np.array(odds)))
+    told = find_sample_ratio_mismatch(count_draws(np.array(audit), np.array(odds)))
     assert told is not None
     assert "in 8000 requests where 400 were expected" in told
     assert told.startswith(str(sum(audit)))
@@ -97,18 +97,18 @@ def test_where_there_is_no_lottery_one_exception_is_proof() -> None:
     assert log_sample_ratio(Draws(((1.0, 500, 500), (0.0, 500, 0)))) == 0
     assert log_sample_ratio(Draws(((1.0, 500, 499),))) == inf
     assert log_sample_ratio(Draws(((0.0, 500, 1),))) == inf
-    assert broken(Draws(((0.05, 2_000, 100), (1.0, 500, 499)))) is not None
+    assert find_sample_ratio_mismatch(Draws(((0.05, 2_000, 100), (1.0, 500, 499)))) is not None
 
 
 def test_nothing_drawn_is_no_evidence() -> None:
     assert log_sample_ratio(Draws()) == 0
-    assert broken(count_draws(np.array([], dtype=np.bool_), np.array([]))) is None
+    assert find_sample_ratio_mismatch(count_draws(np.array([], dtype=np.bool_), np.array([]))) is None
 
 
 def test_faults_that_touch_two_shares_are_seen_together() -> None:
     alone = Draws(((0.05, 2_000, 70),))
-    assert broken(alone) is None
-    assert broken(alone + Draws(((0.1, 1_000, 70),))) is not None
+    assert find_sample_ratio_mismatch(alone) is None
+    assert find_sample_ratio_mismatch(alone + Draws(((0.1, 1_000, 70),))) is not None
 
 
 @pytest.mark.parametrize("odds", [0.0, -0.1, 1.1, float("nan")])

@@ -17,10 +17,10 @@ from suffice.assurance.sampling import (
     Rates,
     Stratum,
     allocate,
+    assignment_of,
     ended_badly,
     is_certain,
     live_rate,
-    lot_of,
     moved,
     weight_of,
     worth,
@@ -215,8 +215,11 @@ def test_a_sampler_that_loses_a_third_of_the_audits_is_found_out() -> None:
 
 def test_without_sampling_lots_are_what_they_were() -> None:
     for audit, propensity in ((True, 0.1), (False, 0.9), (True, 1.0), (False, 1.0)):
-        assert lot_of(live(audit=audit, propensity=propensity, keep_rate=1.0, kept_by="")[0]) == (audit, propensity)
-    assert sampling.broken(drawn(3_000, audits_lost=0.0).draws) is None
+        assert assignment_of(live(audit=audit, propensity=propensity, keep_rate=1.0, kept_by="")[0]) == (
+            audit,
+            propensity,
+        )
+    assert sampling.find_sample_ratio_mismatch(drawn(3_000, audits_lost=0.0).draws) is None
 
 
 @given(st.lists(st.floats(1, 100), min_size=1, max_size=50))

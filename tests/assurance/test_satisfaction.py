@@ -54,7 +54,7 @@ def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world
 
 
 def moved(found: list[SatisfactionTest]) -> float:
-    return sum(v.asks is not None for v in found) / len(found)
+    return sum(v.step_down_reason is not None for v in found) / len(found)
 
 
 # --------------------------------------------------------------------------- promises
@@ -77,13 +77,13 @@ def test_a_real_fall_is_found_also_after_a_long_peace(peace: int) -> None:
     assert moved(found) >= 0.95
     after = np.median([v.n_pairs for v in found]) - 0.9 * SHARE * peace
     assert after <= 120, "audits that were rated, from the fall on, at the median"
-    assert all("worse than audits" in v.asks for v in found if v.asks)
+    assert all("worse than audits" in v.step_down_reason for v in found if v.step_down_reason)
 
 
 def test_a_fall_that_leaves_people_above_the_floor_moves_nothing_and_is_told() -> None:
     found = verdicts(20, 3_000, floor=0.6, full=0.9, stopped=0.75)
     assert moved(found) == 0
-    assert sum(v.e_value >= 1 / v.delta and v.asks is None for v in found) >= 19
+    assert sum(v.e_value >= 1 / v.delta and v.step_down_reason is None for v in found) >= 19
     assert {0.12 < (v.drops.mean or 0) < 0.18 for v in found} == {True}
 
 
@@ -118,7 +118,7 @@ def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
             up = rng.random(8_000) < np.where(audit, 0.85, 0.85 - fall)
             rated = [RatedRun(audit=bool(a), satisfaction=float(u)) for a, u in zip(audit, up, strict=True)]
             found = judge_satisfaction(rated, min_satisfaction=ANYTHING, delta=0.05)
-            assert found.asks
+            assert found.step_down_reason
             n_pairs.append(found.n_pairs)
         taken[fall] = float(np.median(n_pairs))
     print(f"rated audits that prove a fall, at the median: {taken}")
@@ -141,19 +141,21 @@ def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
     assert one.n_pairs == 1
     assert one.drops.mean == pytest.approx((1 + 1 + 0.25) / 3 - 0.25)
     assert one.stopped == pytest.approx(0.25)
-    assert judge_satisfaction([stopped] * 50, min_satisfaction=0.9, delta=0.05).asks is None, "no audit, no comparison"
+    assert judge_satisfaction([stopped] * 50, min_satisfaction=0.9, delta=0.05).step_down_reason is None, (
+        "no audit, no comparison"
+    )
 
 
 def test_the_latest_stopped_runs_are_compared_with_the_floor() -> None:
     good, bad, audit = (RatedRun(audit=a, satisfaction=s) for a, s in [(False, 1.0), (False, 0.0), (True, 1.0)])
     proven = [bad, audit] * 40 + [good] * 2_000
-    assert judge_satisfaction(proven, min_satisfaction=0.9, delta=0.05).asks, "at the moment when both held"
+    assert judge_satisfaction(proven, min_satisfaction=0.9, delta=0.05).step_down_reason, "at the moment when both held"
     late = judge_satisfaction(
         [bad, audit, bad, audit] + [good] * 2_000 + [bad, audit] * 40, min_satisfaction=0.6, delta=0.05
     )
     assert late.stopped is not None
     assert late.stopped > 0.6
-    assert late.asks is None
+    assert late.step_down_reason is None
 
 
 def test_stars_and_thumbs_become_fractions() -> None:

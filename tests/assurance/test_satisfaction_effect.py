@@ -44,11 +44,14 @@ def traffic(
         audit = bool(rng.random() < SHARE)
         happy = bool(rng.random() < (full if audit else stopped) - drift * at / n)
         asked = content if happy else angry
-        words: tuple[FeedbackValue, ...] = ()
+        feedback: tuple[FeedbackValue, ...] = ()
         if rng.random() < asked:
-            words = (
+            feedback = (
                 FeedbackValue(
-                    seq=at, voice=f"v{at}", values=(("satisfaction", float(happy)),), weight=1 / asked if weigh else 1.0
+                    seq=at,
+                    source=f"v{at}",
+                    values=(("satisfaction", float(happy)),),
+                    weight=1 / asked if weigh else 1.0,
                 ),
             )
         runs.append(
@@ -60,7 +63,7 @@ def traffic(
                 drawn=True,
                 audit=audit,
                 conversation=f"u{at}",
-                words=words,
+                feedback=feedback,
             )
         )
     return runs
@@ -141,7 +144,7 @@ def test_votes_of_people_who_were_asked_by_lot_are_weighted_by_one_over_the_odds
 def test_where_audits_are_rated_more_often_the_effect_says_so() -> None:
     rng, runs = random.Random(1), traffic(1, 3_000, full=0.8, stopped=0.8, angry=0.1, content=0.1)
     loud = [
-        replace(run, words=(FeedbackValue(seq=at, voice=f"v{at}", values=(("satisfaction", 1.0),)),))
+        replace(run, feedback=(FeedbackValue(seq=at, source=f"v{at}", values=(("satisfaction", 1.0),)),))
         if run.audit and rng.random() < 0.7
         else run
         for at, run in enumerate(runs)
@@ -161,7 +164,7 @@ def test_without_both_kinds_there_is_no_effect_and_without_a_word_there_is_nothi
     runs = traffic(2, 400, full=0.8, stopped=0.8, angry=1.0, content=1.0)
     assert whole([run for run in runs if run.audit]).effect is None
     assert whole([replace(run, drawn=False) for run in runs]).effect is None
-    assert estimate_satisfaction([replace(run, words=()) for run in runs], [SATISFACTION]) == ()
+    assert estimate_satisfaction([replace(run, feedback=()) for run in runs], [SATISFACTION]) == ()
     assert estimate_satisfaction([], [SATISFACTION]) == ()
 
 
@@ -181,21 +184,21 @@ def test_each_turn_of_a_conversation_is_compared_by_its_own_draw() -> None:
 
 def test_silence_is_neither_good_nor_bad() -> None:
     runs = traffic(4, 1_000, full=0.5, stopped=0.5, angry=0.2, content=0.2)
-    spoken = [run for run in runs if run.words]
+    spoken = [run for run in runs if run.feedback]
     told, only = whole(runs), whole(spoken)
     assert told.stopped is not None
     assert only.stopped is not None
     assert (told.stopped.value, told.stopped.n) == (only.stopped.value, only.stopped.n)
     assert told.n_heard == len(spoken)
-    assert "runs without a word are left out" in (told.stopped.note or "")
+    assert "without any are left out" in (told.stopped.note or "")
 
 
 def test_an_event_that_nobody_reported_did_not_happen_and_is_compared_over_all_runs() -> None:
     measure = Measure(name="regenerated", better="lower", level="conversation", silent=0.0)
     runs = [
-        replace(run, words=(FeedbackValue(seq=at, voice="app", values=(("regenerated", 1.0),)),))
+        replace(run, feedback=(FeedbackValue(seq=at, source="app", values=(("regenerated", 1.0),)),))
         if at % (20 if run.audit else 4) == 0
-        else replace(run, words=())
+        else replace(run, feedback=())
         for at, run in enumerate(traffic(5, 4_000, full=1, stopped=1))
     ]
     told = whole(runs, measure)
@@ -211,7 +214,7 @@ def test_an_event_that_nobody_reported_did_not_happen_and_is_compared_over_all_r
 
 # --------------------------------------------------------------------------- whose word counts
 
-VOICES = st.sampled_from(["a", "b", "c"])
+SOURCES = st.sampled_from(["a", "b", "c"])
 
 
 @settings(max_examples=30, derandomize=True, deadline=None)
@@ -220,9 +223,9 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
     n_runs = data.draw(st.integers(2, 12))
     words: list[list[FeedbackValue]] = [[] for _ in range(n_runs)]
     for seq in range(data.draw(st.integers(0, 25))):
-        at, voice = data.draw(st.integers(0, n_runs - 1)), data.draw(VOICES)
+        at, source = data.draw(st.integers(0, n_runs - 1)), data.draw(SOURCES)
         value = data.draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-        words[at].append(FeedbackValue(seq=seq, voice=voice, values=(("satisfaction", value),), capped=voice == "c"))
+        words[at].append(FeedbackValue(seq=seq, source=source, values=(("satisfaction", value),), capped=source == "c"))
     runs = [
         RunFeedback(
             query_class="",
@@ -232,24 +235,31 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
             drawn=True,
             audit=at % 3 == 0,
             conversation=f"u{at}",
-            words=tuple(said),
+            feedback=tuple(said),
         )
         for at, said in enumerate(words)
     ]
-    mixed = [replace(run, words=tuple(data.draw(st.permutations(run.words)))) for run in runs]
+    mixed = [replace(run, feedback=tuple(data.draw(st.permutations(run.feedback)))) for run in runs]
     assert estimate_satisfaction(runs, [SATISFACTION]) == estimate_satisfaction(mixed, [SATISFACTION])
-    doubled = [replace(run, words=run.words * 2) for run in runs]
+    doubled = [replace(run, feedback=run.feedback * 2) for run in runs]
     assert estimate_satisfaction(runs, [SATISFACTION]) == estimate_satisfaction(doubled, [SATISFACTION])
 
 
-def one_run(*words: FeedbackValue) -> RunFeedback:
+def one_run(*feedback: FeedbackValue) -> RunFeedback:
     return RunFeedback(
-        query_class="", version="p", full=True, stopped=False, drawn=False, audit=True, conversation="u", words=words
+        query_class="",
+        version="p",
+        full=True,
+        stopped=False,
+        drawn=False,
+        audit=True,
+        conversation="u",
+        feedback=feedback,
     )
 
 
-def word(seq: int, value: float, voice: str = "v", **changes: Any) -> FeedbackValue:
-    return FeedbackValue(seq=seq, voice=voice, values=(("satisfaction", value),), **changes)
+def word(seq: int, value: float, source: str = "v", **changes: Any) -> FeedbackValue:
+    return FeedbackValue(seq=seq, source=source, values=(("satisfaction", value),), **changes)
 
 
 def test_the_last_word_of_each_voice_counts_and_voices_are_averaged() -> None:
@@ -263,19 +273,19 @@ def test_one_key_speaks_for_a_share_of_the_runs_at_most() -> None:
     told = whole(runs)
     assert (told.n_heard, told.n_set_aside) == (10, 190)
     assert (whole(runs[:3]).n_heard, whole(runs[:3]).n_set_aside) == (1, 2), "for one at least"
-    free = [replace(run, words=(replace(run.words[0], capped=False),)) for run in runs]
+    free = [replace(run, feedback=(replace(run.feedback[0], capped=False),)) for run in runs]
     assert (whole(free).n_heard, whole(free).n_set_aside) == (200, 0)
 
 
 def test_a_value_of_a_conversation_or_of_a_user_counts_once() -> None:
     solved = Measure(name="solved", level="conversation")
-    turns = [FeedbackValue(seq=at, voice="app", values=(("solved", float(at == 3)),)) for at in range(4)]
+    turns = [FeedbackValue(seq=at, source="app", values=(("solved", float(at == 3)),)) for at in range(4)]
     runs = [replace(one_run(turn), conversation="talk") for turn in turns]
     told = whole(runs, solved)
     assert (told.n_heard, told.everybody and told.everybody.value) == (1, 1.0), "the last word"
     nps = Measure(name="nps", low=0, high=10, level="user")
     runs = [
-        one_run(FeedbackValue(seq=at, voice=f"app {user}", values=(("nps", 8.0 + at),), user=user))
+        one_run(FeedbackValue(seq=at, source=f"app {user}", values=(("nps", 8.0 + at),), user=user))
         for at, user in enumerate(("ann", "bob", "ann", ""))
     ]
     told = whole(runs, nps)
@@ -287,7 +297,7 @@ def test_classes_and_versions_have_their_own_numbers_in_the_measures_own_unit() 
     effort = Measure(name="effort", low=1, high=7, better="lower")
     runs = [
         replace(
-            one_run(FeedbackValue(seq=at, voice=f"v{at}", values=(("effort", 2.0 if at % 2 else 6.0),))),
+            one_run(FeedbackValue(seq=at, source=f"v{at}", values=(("effort", 2.0 if at % 2 else 6.0),))),
             query_class="easy" if at % 2 else "hard",
             version="p1" if at < 20 else "p2",
             conversation=f"u{at}",

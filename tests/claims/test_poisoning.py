@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, count_outcomes, log_wealth
-from suffice.assurance.labels import Audits, LabelSummary, TrustedLabel, hardened, mature, resolve_labels
+from suffice.assurance.labels import Audits, LabelSummary, TrustedLabel, harden, mature, resolve_labels
 
 N_WINDOWS: Final = 300
 AGREES: Final = 9  # in place of Z where the two answers are the same
@@ -116,7 +116,7 @@ def test_hardened_counts_of_a_poisoned_window_prove_less_than_its_truth() -> Non
         standing = resolve_labels(labels_of(truth, attack, rng), differing=differing_of(truth))
         told = counts_of(truth, standing)
         true = count_outcomes(np.where(truth == AGREES, 0, truth)[:, np.newaxis].repeat(2, axis=1).astype(np.int8))
-        seen = (told, hardened(told, standing.allowed), true)
+        seen = (told, harden(told, standing.allowed), true)
         wealth = [float(log_wealth(counts, max_em_drop=MAX_EM_DROP)[1]) for counts in seen]
         n_moved += wealth[0] > wealth[2]
         assert wealth[1] <= wealth[2]

@@ -204,13 +204,13 @@ def test_ratings_that_steer_are_those_of_all_answers() -> None:
         rng, found = random.Random(0), list[RatedRun]()
         for _ in range(400):
             found.append(RatedRun(audit=True, satisfaction=0.5 + 0.1 * rng.random()))
-            found += [RatedRun(audit=False, satisfaction=0.2, stands_for=1.0) for _ in range(3)]
-            found.append(RatedRun(audit=False, satisfaction=0.55, stands_for=60.0 if weighed else 1.0))
+            found += [RatedRun(audit=False, satisfaction=0.2, weight=1.0) for _ in range(3)]
+            found.append(RatedRun(audit=False, satisfaction=0.55, weight=60.0 if weighed else 1.0))
         return found
 
-    assert judge_satisfaction(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).asks
+    assert judge_satisfaction(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).step_down_reason
     told = judge_satisfaction(ratings(weighed=True), min_satisfaction=0.5, delta=0.05)
-    assert told.asks is None
+    assert told.step_down_reason is None
     assert told.stopped == pytest.approx(0.53, abs=0.03)
 
 

@@ -1,4 +1,4 @@
-"""Off-policy estimates: unbiased by the lots, whatever the guess; refused where nothing was learned."""
+"""Off-policy estimates: unbiased by the draws, whatever the guess; refused where nothing was learned."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_without_rows_everything_is_possible() -> None:
 def test_a_target_without_support_is_refused() -> None:
     logged, target = log_of(np.random.default_rng(9), 20)
     odds = np.eye(3)[logged.arm]
-    with pytest.raises(ValueError, match="nothing was learned of it"):
+    with pytest.raises(ValueError, match="could not be drawn, about which nothing is known"):
         estimate_value(replace(logged, odds=odds), target)
     with pytest.raises(ValueError, match="target"):
         estimate_value(logged, target / 2)
@@ -160,7 +160,7 @@ def test_a_target_without_support_is_refused() -> None:
         ("arm", np.array([0, 1, 1, 1]), "for an arm that was drawn"),
         ("p_sampled", np.array([0.0, 1, 1, 1]), "p_sampled"),
         ("reward", np.array([0.0, 2, 1, 1]), "outside"),
-        ("reward", np.array([0.0, np.nan, 1, 1]), "time-outs need a value"),
+        ("reward", np.array([0.0, np.nan, 1, 1]), "give time-outs the lowest value"),
         ("x", np.zeros((3, 1)), "one of everything"),
     ],
 )

@@ -50,7 +50,7 @@ class PartChange:
 _PARTS: Final[tuple[Part, ...]] = ("model", "system_fingerprint", "prompt", "sampling", "scorer", "index")
 
 
-def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
+def find_changes(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
     parts = ((part, getattr(before, part), getattr(after, part)) for part in _PARTS)
     return tuple(
         PartChange(part=part, before=old, after=new)

@@ -204,7 +204,7 @@ def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead
     signals = np.array([window.signals for window in windows], dtype=np.float64).reshape(len(windows), -1)
     if signals.shape[1]:
         n_requests = _column([window.n_requests for window in windows])
-        distance = away(signals, float(n_requests.mean()))[-MEMORY:]
+        distance = signal_distance(signals, float(n_requests.mean()))[-MEMORY:]
         path, variance = _followed(distance, at, ahead)
         yield _Cause(values=distance, prior=priors.away, path=path, variance=variance)
     predicted = _predicted(windows)
@@ -215,7 +215,7 @@ def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead
     yield _Cause(values=np.maximum(0.0, at + RAMP), prior=(0.0, priors.ramp), path=RAMP + ahead, variance=0 * ahead)
 
 
-def away(signals: Floats, n_requests: float) -> Floats:
+def signal_distance(signals: Floats, n_requests: float) -> Floats:
     """Signed Mahalanobis distance of each window along the direction in which the signals moved, shape (W,).
 
     In sd of single requests, for at least 15 windows of `n_requests` requests, shape (W, F). The covariance is that of

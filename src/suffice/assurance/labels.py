@@ -113,7 +113,7 @@ def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahea
 # 3. The highest trust present decides. If labels of that trust contradict each other, there is no verdict.
 #
 # An audit without a verdict counts as lost where it disagrees, so ignored or contradictory labels cost savings and
-# never validity. One lying key decides at most `LabelSummary.allowed` audits; a certificate from counts `hardened` by
+# never validity. One lying key decides at most `LabelSummary.allowed` audits; a certificate from counts `harden` by
 # that number still holds. Against colluding keys the cap only raises the number needed (docs/reference/assurance.md).
 
 MAX_SHARE: Final = 0.05  # of the audits that can use a label, for one capped key
@@ -194,7 +194,7 @@ def resolve_labels(
     )
 
 
-def hardened(counts: Counts, n_lies: int) -> Counts:
+def harden(counts: Counts, n_lies: int) -> Counts:
     """The worst true counts if `n_lies` audits have false labels; what they certify holds for the true counts."""
     if n_lies < 0:
         raise ValueError(f"n_lies: got {n_lies}; at least 0")

@@ -85,7 +85,7 @@ def _account(
         route=route,
         query_class=query_class,
         version=version,
-        n_runs=round(sum(run.stands_for for run in runs)),
+        n_runs=round(sum(run.sampling_weight for run in runs)),
         n_audits=len(telling),
         n_pending=sum(run.drop is None and run.disagrees is True for run in telling),
         n_cut=sum(run.spent is not None and run.spent > cap_tokens for run in runs),
@@ -115,7 +115,7 @@ def _mean(
 ) -> IntervalEstimate | None:
     if not values:
         return None
-    weights = np.array([run.stands_for for run, _ in values], dtype=np.float64)
+    weights = np.array([run.sampling_weight for run, _ in values], dtype=np.float64)
     # The settings put a floor under the rates, so the largest weight is known beforehand.
     mean, interval = weighted_between(
         np.array([value for _, value in values]), weights, confidence, most_weight=float(weights.max()), high=high

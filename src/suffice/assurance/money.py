@@ -64,7 +64,7 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
     )
 
 
-def total(costs: Iterable[TokenCost | None]) -> TokenCost | None:
+def total_cost(costs: Iterable[TokenCost | None]) -> TokenCost | None:
     summed = TokenCost()
     for cost in costs:
         if cost is None:
@@ -108,7 +108,7 @@ def remaining_cost(prices: Prices, remaining_tokens: float) -> TokenCost:
     return cost_of(prices, completion_tokens=remaining_tokens)
 
 
-def not_worth_it(prices: Prices, finish: Finish, remaining_tokens: float) -> str | None:
+def cost_refusal(prices: Prices, finish: Finish, remaining_tokens: float) -> str | None:
     """Why the stop should not be made; None: it costs no more than `remaining_tokens` more tokens."""
     stop, go_on = finishing_cost(prices, finish).total_usd, remaining_cost(prices, remaining_tokens).total_usd
     if stop <= go_on:
@@ -194,7 +194,7 @@ class RunLengths:
 
 
 @dataclass(slots=True)
-class HandOvers:
+class TransitionCosts:
     """Costs of stop transitions on one route, exponentially weighted with an effective size of `memory` calls."""
 
     memory: int = 200

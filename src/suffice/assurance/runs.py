@@ -64,7 +64,7 @@ class RunNumbers:
     abandoned_audit: bool  # counted as a loss, labelled or not
     undrawn_tokens: float = 0.0  # estimate, for the samples that a decided vote did not draw
     undrawn_usd: float = 0.0  # their cost; 0 where prices are unknown
-    stands_for: float = 1.0  # `sampling.weight_of`
+    sampling_weight: float = 1.0  # `sampling.weight_of`
 
     @property
     def would_save_usd(self) -> float | None:
@@ -119,7 +119,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         abandoned_audit=full and _is_abandoned_audit(request, outcome),
         undrawn_tokens=undrawn,
         undrawn_usd=(alone_usd or 0.0) * (factor - 1),
-        stands_for=weight_of(request, outcome),
+        sampling_weight=weight_of(request, outcome),
     )
 
 
@@ -230,7 +230,7 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_counts(request, outcome, run)
         usage = outcome.usage or Usage(prompt_tokens=0, completion_tokens=0)
         self._add_tokens(int(outcome.usage is None), usage, outcome.overhead)
-        self._add_rate("disagreement", run.disagrees if run.full else None, run.stands_for)
+        self._add_rate("disagreement", run.disagrees if run.full else None, run.sampling_weight)
         self._add_marks(run)
         self._add_spent(run)
 
@@ -298,7 +298,7 @@ class Tally(msgspec.Struct, kw_only=True):
             ("em_live", run.enforce and not run.audit),
         ):
             if holds:
-                self._add_rate(name, correct, run.stands_for, sign=sign)
+                self._add_rate(name, correct, run.sampling_weight, sign=sign)
         if run.full and run.drop is not None:
             _count(self.counts, "drops", sign)
             _count(self.counts, "lost", sign * (run.drop == 1))
@@ -312,7 +312,7 @@ class Tally(msgspec.Struct, kw_only=True):
                 sums[at] += sign * one
 
     def _add_spent(self, run: RunNumbers) -> None:
-        w = run.stands_for
+        w = run.sampling_weight
         for name, holds, cost in (
             ("tokens_full", run.full, run.spent),
             ("tokens_stopped", run.stopped, run.spent),

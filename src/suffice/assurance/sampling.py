@@ -45,7 +45,7 @@ def weight_of(request: Request, outcome: Outcome) -> float:
     return 1.0 if is_certain(request) else 1 / p_kept(request, outcome)
 
 
-def lot_of(request: Request) -> tuple[bool, float] | None:
+def assignment_of(request: Request) -> tuple[bool, float] | None:
     """The audit assignment and its probability among kept requests, of which audits are a larger share.
 
     None: the row was kept because of its end.
@@ -231,7 +231,7 @@ class Draws:
 def count_draws(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
     """Count audit draws, shape (n,), by share. Raise ValueError for a logged probability outside (0, 1]."""
     if not ((propensity > 0) & (propensity <= 1)).all():
-        raise ValueError("propensity: need odds above 0 and at most 1 for every lot")
+        raise ValueError("propensity: need a probability above 0 and at most 1 for every request")
     shares, at = np.unique(np.round(np.where(audit, propensity, 1 - propensity), _DIGITS), return_inverse=True)
     n = np.bincount(at, minlength=len(shares))
     won = np.bincount(at, weights=audit, minlength=len(shares)).astype(np.int64)
@@ -248,7 +248,7 @@ def log_sample_ratio(draws: Draws, *, weight: float = WEIGHT) -> float:
     return sum((_log_e(share, n, n_audits, weight) for share, n, n_audits in draws.by_share), 0.0)
 
 
-def broken(draws: Draws) -> str | None:
+def find_sample_ratio_mismatch(draws: Draws) -> str | None:
     """Why audits are not a random sample, as a sentence; None: no evidence against it."""
     log_e = log_sample_ratio(draws)
     if log_e < LOG_ALARM:
@@ -256,7 +256,7 @@ def broken(draws: Draws) -> str | None:
     n = sum(n for _, n, _ in draws.by_share)
     expected = sum(share * n for share, n, _ in draws.by_share)
     seen = sum(n_audits for _, _, n_audits in draws.by_share)
-    return f"{seen} audits in {n} requests where {expected:.0f} were expected: not the lottery that was logged"
+    return f"{seen} audits in {n} requests where {expected:.0f} were expected: not a sample at the logged shares"
 
 
 def _log_e(share: float, n: int, n_audits: int, weight: float) -> float:

@@ -35,7 +35,7 @@ class RatedRun:
 
     audit: bool
     satisfaction: float  # [0, 1]
-    stands_for: float = 1.0  # at least 1 (`sampling`)
+    weight: float = 1.0  # at least 1 (`sampling`)
 
 
 def satisfaction_of(feedback: Feedback) -> float | None:
@@ -45,7 +45,7 @@ def satisfaction_of(feedback: Feedback) -> float | None:
     return feedback.satisfaction if feedback.thumbs is None else float(feedback.thumbs == "up")
 
 
-def by_people(feedback: Feedback) -> float | None:
+def satisfaction_of_people(feedback: Feedback) -> float | None:
     return None if feedback.source == JUDGE else satisfaction_of(feedback)
 
 
@@ -107,7 +107,7 @@ class SatisfactionTest:
 
     min_satisfaction: float  # as in the settings: a fraction up to 1, or a rating in (1, 5]
     delta: float  # in (0, 1)
-    asks: str | None = None  # why the next safer level is due; None: it is not
+    step_down_reason: str | None = None  # why the next safer level is due; None: it is not
     n_pairs: int = 0
     e_value: float = 1.0  # against "stopped runs are rated as well"; 1/delta proves a drop
     stopped: float | None = None  # mean satisfaction of the latest stopped runs; None: unrated
@@ -135,15 +135,15 @@ class SatisfactionTest:
         if not rated.audit:
             self._n_stopped += 1
             before = rated.satisfaction if self.stopped is None else self.stopped
-            self._mean_weight += (rated.stands_for - self._mean_weight) / min(self._n_stopped, MEMORY_RATINGS)
-            away = (rated.satisfaction - before) * rated.stands_for
+            self._mean_weight += (rated.weight - self._mean_weight) / min(self._n_stopped, MEMORY_RATINGS)
+            away = (rated.satisfaction - before) * rated.weight
             self.stopped = before + away / (self._mean_weight * min(self._n_stopped, MEMORY_RATINGS))
-        pair = self._pairing.add(rated.satisfaction, audit=rated.audit, weight=rated.stands_for)
+        pair = self._pairing.add(rated.satisfaction, audit=rated.audit, weight=rated.weight)
         if pair is not None:
             self._bet(pair[0])
         proven = self.e_value >= 1 / self.delta
-        if self.asks is None and proven and self.stopped is not None and self.stopped < self.floor:
-            self.asks = (
+        if self.step_down_reason is None and proven and self.stopped is not None and self.stopped < self.floor:
+            self.step_down_reason = (
                 f"stopped runs are rated {self.stopped:.2f}, below {self.floor:.2f}, and worse than audits"
                 f" (by {self.drops.mean:.2f} in {self.n_pairs} pairs)"
             )
@@ -170,7 +170,7 @@ class SatisfactionTest:
 SATISFACTION: Final = "satisfaction"
 EVENTS: Final[Mapping[str, str]] = {"regenerate": "regenerated", "abandon": "abandoned"}  # event: its measure
 METHOD: Final = "valid at every look, empirical Bernstein"
-PAIRED: Final = "paired by the audit lottery, valid at every look, empirical Bernstein"
+PAIRED: Final = "paired by the audit assignment, valid at every look, empirical Bernstein"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +186,7 @@ class Measure:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackValue:
     seq: int  # place in the log: the order of receipt
-    voice: str  # label source; its later label replaces an earlier one
+    source: str  # label source; its later label replaces an earlier one
     values: tuple[tuple[str, float], ...]  # measure and value, in the measure's own unit
     capped: bool = False  # its key counts for at most a share of the runs
     weight: float = 1.0  # inverse probability of the survey, at least 1
@@ -202,8 +202,8 @@ class RunFeedback:
     drawn: bool  # the policy stopped, and the audit assignment was random
     audit: bool
     conversation: str  # of the run, or the run itself
-    words: tuple[FeedbackValue, ...] = ()
-    stands_for: float = 1.0  # at least 1 (`sampling`)
+    feedback: tuple[FeedbackValue, ...] = ()
+    weight: float = 1.0  # at least 1 (`sampling`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +232,7 @@ def estimate_satisfaction(
     confidence   of each interval by itself, in (0, 1)
     most_weight  cap of a label's weight, at least 1; the weights of runs multiply it
     """
-    most_weight *= max((run.stands_for for run in runs), default=1.0)
+    most_weight *= max((run.weight for run in runs), default=1.0)
     whole = list(enumerate(runs))
     groups: dict[tuple[str | None, str | None], list[tuple[int, RunFeedback]]] = {(None, None): whole}
     has_classes = len({run.query_class for run in runs}) > 1
@@ -270,22 +270,22 @@ def _values(runs: Sequence[RunFeedback], measure: Measure, most_weight: float) -
     last: dict[tuple[int, str], tuple[FeedbackValue, float]] = {}
     place_of: dict[str, int] = {}
     for place, run in enumerate(runs):
-        for word in run.words:
-            value = dict(word.values).get(measure.name)
-            if value is None or (measure.level == "user" and not word.user):
+        for label in run.feedback:
+            value = dict(label.values).get(measure.name)
+            if value is None or (measure.level == "user" and not label.user):
                 continue
-            of = {"request": "", "conversation": run.conversation, "user": word.user}[measure.level]
+            of = {"request": "", "conversation": run.conversation, "user": label.user}[measure.level]
             at = place if not of else place_of.setdefault(of, place)
-            if (at, word.voice) not in last or word.seq > last[at, word.voice][0].seq:
-                last[at, word.voice] = word, value
-    allowed, spoken = max(1, floor(MAX_SHARE * len(runs))), defaultdict[str, set[int]](set)
+            if (at, label.source) not in last or label.seq > last[at, label.source][0].seq:
+                last[at, label.source] = label, value
+    allowed, counted = max(1, floor(MAX_SHARE * len(runs))), defaultdict[str, set[int]](set)
     by_run, n_set_aside = defaultdict[int, list[_Value]](list), 0
-    for (at, voice), (word, value) in sorted(last.items(), key=lambda item: item[1][0].seq):
-        if word.capped and at not in spoken[voice] and len(spoken[voice]) >= allowed:
+    for (at, source), (label, value) in sorted(last.items(), key=lambda item: item[1][0].seq):
+        if label.capped and at not in counted[source] and len(counted[source]) >= allowed:
             n_set_aside += 1
             continue
-        spoken[voice].add(at)
-        weight = min(max(1.0, word.weight) * runs[at].stands_for, most_weight)
+        counted[source].add(at)
+        weight = min(max(1.0, label.weight) * runs[at].weight, most_weight)
         by_run[at].append(_Value(min(max(value, measure.low), measure.high), weight))
     means = {
         at: _Value(*(sum(column) / len(column) for column in zip(*values, strict=True)))
@@ -308,7 +308,7 @@ class _Estimator:
         """A run without feedback gets the measure's `silent` value or is left out."""
         silent = self._measure.silent
         values = [
-            (run, self._values.get(place) or (None if silent is None else _Value(silent, run.stands_for)))
+            (run, self._values.get(place) or (None if silent is None else _Value(silent, run.weight)))
             for place, run in members
         ]
         drawn = [(run.audit, place in self._values) for place, run in members if run.drawn]
@@ -342,7 +342,7 @@ class _Estimator:
             high=low + self._span * between.high,
             n=len(known),
             method=METHOD,
-            note=f"of those who spoke; {n_silent:,} runs without a word are left out" if n_silent else None,
+            note=f"of the runs with feedback; {n_silent:,} without any are left out" if n_silent else None,
         )
 
     def _effect(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from suffice.assurance import money
-from suffice.assurance.money import Finish, HandOvers, RunLengths
+from suffice.assurance.money import Finish, RunLengths, TransitionCosts
 from suffice.episode.ledger import Ledger
 from suffice.episode.loop import Decider
 from suffice.settings import FinishMethod
@@ -24,7 +24,7 @@ class StopCost:
     ledger: Ledger
     method: FinishMethod | None  # the first to try; None: there is none
     full_runs: RunLengths | None  # of the route; None: there is none yet
-    hand_overs: HandOvers | None
+    hand_overs: TransitionCosts | None
     skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
 
     def objection(self, s: Signals) -> str | None:
@@ -33,7 +33,7 @@ class StopCost:
         remaining = full.remaining(s.tokens_used) if full is not None else None
         if prices is None or full is None or remaining is None or self.method is None:
             return None
-        known, measured = self.ledger.client_prompt_tokens(), self.hand_overs or HandOvers()
+        known, measured = self.ledger.client_prompt_tokens(), self.hand_overs or TransitionCosts()
         finish = Finish(
             method=self.method,
             prompt_tokens=full.mean_prompt_tokens if known is None else known,
@@ -43,7 +43,7 @@ class StopCost:
             closing_tokens=CLOSING_TOKENS,
             cached_share=measured.cached_share,
         )
-        why = money.not_worth_it(prices, finish, remaining.tokens)
+        why = money.cost_refusal(prices, finish, remaining.tokens)
         if why is None and self.ledger.stop.step is None:
             self.ledger.costs.closing_usd = money.closing_cost(prices, finish).total_usd
         return why

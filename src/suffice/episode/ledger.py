@@ -259,7 +259,7 @@ class Ledger:
 
     def cost(self) -> TokenCost | None:
         """Return the cost of all calls so far; None if there are no prices or a prompt was never counted."""
-        return None if self.costs.prices is None else money.total([cost for _, cost in self._call_costs()])
+        return None if self.costs.prices is None else money.total_cost([cost for _, cost in self._call_costs()])
 
     def _call_costs(self) -> list[tuple[CallAccount, TokenCost | None]]:
         prices, known = self.costs.prices, self.client_prompt_tokens()

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
-from suffice.assurance.money import HandOvers, RunLengths
+from suffice.assurance.money import RunLengths, TransitionCosts
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.episode.ledger import Ledger
 from suffice.episode.probe import Vectors
@@ -323,7 +323,7 @@ def _forget_oldest(table: dict[str, Any], most: int) -> None:
 class RouteStatistics:
     n_requests: int = 0
     full_runs: RunLengths = field(default_factory=RunLengths)
-    hand_overs: HandOvers = field(default_factory=HandOvers)
+    hand_overs: TransitionCosts = field(default_factory=TransitionCosts)
     extracted: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # an answer was found
     n_since_check: int = 0  # full runs
     breaker: Breaker | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.runs import ENDED, Match, measure_run
-from suffice.assurance.satisfaction import by_people, scaled
+from suffice.assurance.satisfaction import satisfaction_of_people, scaled
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import Audit, is_evidence, recorded_audit
 from suffice.control.evidence.versions import loader, published_on
@@ -141,7 +141,7 @@ class _Units:
         for label in item.labels:
             given = label.feedback
             capped = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
-            satisfaction = by_people(given)
+            satisfaction = satisfaction_of_people(given)
             if satisfaction is not None:
                 self._add(SATISFACTION, label.seq, draw, item, satisfaction, capped)
             for name, value in given.metrics:

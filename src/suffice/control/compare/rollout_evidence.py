@@ -12,7 +12,7 @@ from typing import TypeAlias
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.sampling import BAD_ENDS
-from suffice.assurance.satisfaction import by_people
+from suffice.assurance.satisfaction import satisfaction_of_people
 from suffice.assurance.strata import Cell
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
@@ -193,7 +193,7 @@ class EvidenceFold:
         if live is None:
             return
         live.labels = (*live.labels, label)
-        rating = by_people(label.feedback)
+        rating = satisfaction_of_people(label.feedback)
         if rating is not None and live.unit not in self._live.rated:  # ratings count in the order of the log
             self._live.rated.add(live.unit)
             self._evidence = self._evidence.with_rating(live.arm, rating)

@@ -58,7 +58,7 @@ class Ratings:
 
     @property
     def asks(self) -> str | None:
-        return None if self._test is None else self._test.asks
+        return None if self._test is None else self._test.step_down_reason
 
     @property
     def test(self) -> SatisfactionTest | None:
@@ -87,7 +87,7 @@ class Ratings:
                 return
             self._counted[given.sender] += 1
         audit, weight = self._runs.pop(episode_id)
-        self._test.add(RatedRun(audit=audit, satisfaction=satisfaction, stands_for=weight))
+        self._test.add(RatedRun(audit=audit, satisfaction=satisfaction, weight=weight))
 
 
 def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
@@ -118,8 +118,8 @@ def feedback_of(
         drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
         audit=request.audit,
         conversation=request.conversation or request.episode_id,
-        words=tuple(value for label in labels if (value := _value(label, declared)) is not None),
-        stands_for=weight_of(request, outcome),
+        feedback=tuple(value for label in labels if (value := _value(label, declared)) is not None),
+        weight=weight_of(request, outcome),
     )
 
 
@@ -130,7 +130,7 @@ def _value(label: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue |
         return None
     return FeedbackValue(
         seq=label.seq,
-        voice=f"{given.sender} {given.user}",
+        source=f"{given.sender} {given.user}",
         values=values,
         capped=given.door == INFERENCE_KEY,
         weight=1.0 if given.propensity is None or given.event is not None else 1 / given.propensity,

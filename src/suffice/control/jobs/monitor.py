@@ -110,7 +110,7 @@ class RunAccounts:
             feedback_of(one.episode, one.labels, context.metrics, uncertified=context.route.uncertified)
             for one in self.runs.values()
         ]
-        if not any(run.words for run in runs):
+        if not any(run.feedback for run in runs):
             return ()
         effects = estimate_satisfaction(
             runs,
@@ -197,8 +197,8 @@ class ForecastWindows:
         settled = [one for at, one in outcomes if at <= mature]
         expected = [one.expected for _, one in outcomes if one.expected is not None]
         marked = [one.numbers for one in window.runs if one.numbers.correct is not None]
-        n_marks = worth([run.stands_for for run in marked])
-        right = sum(run.stands_for for run in marked if run.correct)
+        n_marks = worth([run.sampling_weight for run in marked])
+        right = sum(run.sampling_weight for run in marked if run.correct)
         return ForecastWindow(
             until=window.until,
             n_requests=len(window.runs),
@@ -210,7 +210,7 @@ class ForecastWindows:
             n_settled=len(settled),
             drop=sum(one.z for one in settled),
             n_labelled=n_marks,
-            n_right=n_marks * right / sum(run.stands_for for run in marked) if marked else 0.0,
+            n_right=n_marks * right / sum(run.sampling_weight for run in marked) if marked else 0.0,
         )
 
 

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.drift import Fingerprint, changed
+from suffice.assurance.drift import Fingerprint, find_changes
 from suffice.assurance.runs import REPRESENTATIVE, Match
-from suffice.assurance.sampling import Draws, UnloggedRequests, broken, count_draws, lot_of
+from suffice.assurance.sampling import Draws, UnloggedRequests, assignment_of, count_draws, find_sample_ratio_mismatch
 from suffice.assurance.strata import Outcomes, post_stratify
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.run_join import LabelJoin
@@ -64,7 +64,7 @@ class Upstreams:
     def note(self, who: UpstreamIdentity, *, gathers: bool) -> str | None:
         """Note an answer; return why it is a change, or None. gathers: the epoch still gathers its evidence."""
         same_name = [one for one in self.known if one.model == who.model]
-        if not all(changed(one.fingerprint, who.fingerprint) for one in same_name):
+        if not all(find_changes(one.fingerprint, who.fingerprint) for one in same_name):
             self.strangers.append(False)
             return None
         if gathers or not self.known:
@@ -72,7 +72,7 @@ class Upstreams:
                 self.known.append(who)
             return None
         if same_name:
-            return "; ".join(str(change) for change in changed(same_name[-1].fingerprint, who.fingerprint))
+            return "; ".join(str(change) for change in find_changes(same_name[-1].fingerprint, who.fingerprint))
         setup_before = self.known[-1].fingerprint.sampling
         if setup_before is not None and who.fingerprint.sampling not in (None, setup_before):
             return f"the route's setup changed from {setup_before!r} to {who.fingerprint.sampling!r}"
@@ -95,7 +95,7 @@ class SampleRatioTest:
 
     def note(self, request: Request) -> None:
         """Count the draw of a request once: later deliveries had no draw."""
-        draw = lot_of(request)
+        draw = assignment_of(request)
         if draw is not None and request.unit and request.delivery == 1:
             self._new.append(draw)
 
@@ -104,7 +104,7 @@ class SampleRatioTest:
             audit, propensity = zip(*self._new, strict=True)
             self.draws += count_draws(np.array(audit, dtype=bool), np.array(propensity))
             self._new = []
-        return broken(self.draws)
+        return find_sample_ratio_mismatch(self.draws)
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ class CriticalEM:
     _weights: dict[str, float] = field(default_factory=dict)
 
     def note(self, episode_id: str, *, right: bool, weight: float = 1.0) -> None:
-        """Note a verdict on a run that stands for `stands_for` runs; a later one about the same episode replaces it."""
+        """Note a verdict on a run that stands for `weight` runs; a later one about the same episode replaces it."""
         self.right[episode_id], self._weights[episode_id] = right, weight
         while len(self.right) > CRITICAL_LABELS:
             oldest = next(iter(self.right))
