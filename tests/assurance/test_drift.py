@@ -32,7 +32,7 @@ PARTS = [field.name for field in fields(Fingerprint)]
 def test_each_part_of_a_fingerprint_is_watched(part: str) -> None:
     (found,) = find_changes(BEFORE, replace(BEFORE, **{part: "another"}))
     assert found.part == part
-    assert str(found) == f"{part} find_changes from {getattr(BEFORE, part)!r} to 'another'"
+    assert str(found) == f"{part} changed from {getattr(BEFORE, part)!r} to 'another'"
 
 
 def test_what_is_not_told_is_no_change() -> None:
