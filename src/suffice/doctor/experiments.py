@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any, Final, TypeAlias
 
@@ -71,14 +72,6 @@ async def _unknown_fields(session: ServerSession) -> Result:
     sentence = "a field that no server knows was answered"
     await session.whole(session.body(HELLO, 1, suffice_unknown_field=1), refusal=sentence)
     return Result("yes", f"{sentence} 200")
-
-
-async def _max_tokens(session: ServerSession) -> Result:
-    return await _capped(session, "max_tokens")
-
-
-async def _max_completion_tokens(session: ServerSession) -> Result:
-    return await _capped(session, "max_completion_tokens")
 
 
 async def _capped(session: ServerSession, name: str) -> Result:
@@ -470,8 +463,8 @@ RUN: Final[Mapping[str, Experiment]] = {
     "slots": _slots,
     "context": _context,
     "unknown_fields": _unknown_fields,
-    "max_tokens": _max_tokens,
-    "max_completion_tokens": _max_completion_tokens,
+    "max_tokens": partial(_capped, name="max_tokens"),
+    "max_completion_tokens": partial(_capped, name="max_completion_tokens"),
     "stream_usage": _stream_usage,
     "reasoning": _reasoning,
     "logprobs": _logprobs,

@@ -6,6 +6,7 @@ delivered. The delivered text is that of the earliest sample with the winning an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,11 +22,8 @@ def count_votes(answers: Sequence[str | None]) -> Vote:
     """Count the answers of samples 1..k in launch order. Raise ValueError if there are none."""
     if not answers:
         raise ValueError("vote: needs at least one sample")
-    votes: dict[str, int] = {}
-    for answer in answers:
-        if answer is not None:
-            votes[answer] = votes.get(answer, 0) + 1
-    counts = tuple(sorted(votes.items(), key=lambda item: -item[1]))  # stable: first seen stays first
+    # Stable: of equals, the one seen first comes first.
+    counts = tuple(Counter(answer for answer in answers if answer is not None).most_common())
     if not counts:
         return Vote(None, 1, ())
     leader = counts[0][0]

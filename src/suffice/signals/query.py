@@ -106,9 +106,7 @@ def _question_type(question: str, folded: str) -> str:
 def _asking_sentence(folded: str) -> str:
     end = folded.rfind("?")
     text = folded[:end] if end >= 0 else folded.rstrip().rstrip(".!")
-    begin = 0
-    for mark in _SENTENCE_END.finditer(text):
-        begin = mark.end()
+    begin = max((mark.end() for mark in _SENTENCE_END.finditer(text)), default=0)
     return text[begin:].lstrip()
 
 

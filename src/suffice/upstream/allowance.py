@@ -73,10 +73,7 @@ def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[Li
 
 
 def _by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for name, value in headers:
-        given.setdefault(name.lower(), value)
-    return given
+    return {name.lower(): value for name, value in reversed([*headers])}  # the first value of each name
 
 
 def _structured(value: str, policy: str) -> LimitWindow | None:

@@ -276,9 +276,6 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         waiting.wake()
 
-    def eof_received(self) -> None:
-        pass
-
     def connection_lost(self, exc: Exception | None) -> None:
         """End a response without a length; any other response was broken off."""
         self.closed, self.lost_s = True, asyncio.get_running_loop().time()
