@@ -100,7 +100,7 @@ def test_stop_everything_never_leaves_shadow() -> None:
 @pytest.mark.slow
 def test_a_broken_split_calls_a_person() -> None:
     found = rollouts("broken split", 6)
-    paused = [one for one in found if one.stage == "paused" and "by an even lot" in one.reason]
+    paused = [one for one in found if one.stage == "paused" and "assigned evenly" in one.reason]
     print(f"broken split: {len(paused)} of {len(found)} paused")
     assert kept(len(paused), len(found), 0.9)
 

@@ -331,7 +331,7 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
     assert [[getattr(one, name) for name in fields] for one in kept(folder)] == [
         [getattr(one, name) for name in fields] for one in before
     ]
-    assert "what shall it be?" in call("export", "feedback", "out.xlsx", code=2).stderr
+    assert "unknown format" in call("export", "feedback", "out.xlsx", code=2).stderr
 
 
 # --------------------------------------------------------------------------- Label Studio, there and back

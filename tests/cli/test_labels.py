@@ -272,7 +272,7 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "again"),
     [
-        (("review", "submit", "ep_1", "full", "--reviewer", "ann"), "Say it again: suffice review submit ep_1 full"),
+        (("review", "submit", "ep_1", "full", "--reviewer", "ann"), "Submit it again: suffice review submit ep_1 full"),
         (("incident", "decide", "r:p1", "roll_back", "--publication", "1", "--reason", "x"), "Everything is as it was"),
         (("override", "set", "r", "observe", "--days", "1", "--reason", "x"), "Set it again once"),
     ],

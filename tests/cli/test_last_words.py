@@ -46,11 +46,11 @@ url = "sqlite:///{tmp_path}/log.db"
     assert (result.exit_code, result.stdout) == (2, "")
     problem, _, _, said, other, one = result.stderr.splitlines()
     assert problem.startswith("suffice status: store")
-    assert said.startswith(f"{tmp_path}/log.db.good says what was in force at 20")
+    assert said.startswith(f"{tmp_path}/log.db.good records what was active at 20")
     assert serves in said
     assert one == "  r  certified, level 2 of 2, publication 3"
     assert other == "  p  PAUSED by ann: bad\ufffd[2J"
     assert call("--config", config, "--route", "p").stderr.splitlines()[4:] == [other]
     monkeypatch.setenv("SUFFICE_SALT", "theirs")
-    assert "the last-good file says nothing" in call("--config", config).stderr
+    assert "the last-good file cannot be used" in call("--config", config).stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["log.db", "log.db.good", "suffice.toml"]

@@ -67,7 +67,7 @@ def person(tmp_path: Path) -> Person:
 def test_a_rollout_from_its_proposal_to_full_and_back(person: Person) -> None:
     before = person.listed()
     assert before["serves"] == before["own"]
-    assert "never was a rollout" in person.says("show", "math").output
+    assert "has had no rollout" in person.says("show", "math").output
     assert person.decides("propose", "math", BOLDER).exit_code == 0
     shown = person.says("show", "math").output
     assert "in shadow, 0% of new units" in shown

@@ -176,9 +176,9 @@ def standing(*events: Event) -> list[OpenAlert]:
             forecast(),
             (look("em_drop"), look(route="law"), look("em", "em_drop")),
             look("em"),
-            "crosses the limit no more",
+            "no longer crosses the limit",
         ),
-        (forecast("em"), (look("em"),), look(), "crosses the limit no more"),
+        (forecast("em"), (look("em"),), look(), "no longer crosses the limit"),
         (look(now=0.018), (look(now=0.019), look(route="law", now=0.0)), look(now=0.01), "about 1.00%, of 2.00%"),
         (look(now=0.018), (), look("em_drop", now=0.019), "since then a breach is forecast"),
         (look(now=0.018), (), look(), "too little is known"),
@@ -192,10 +192,10 @@ def standing(*events: Event) -> list[OpenAlert]:
             "the rollout went on: why",
         ),
         (moved("pause"), (), moved("roll_back"), "the rollout was rolled back: why"),
-        (REFUSED, (published(4, route="law"),), published(4), "publication 7 took its place"),
-        (REFUSED, (moved("promote", stage="ramp"),), moved("promote", stage="full"), "brought another version"),
+        (REFUSED, (published(4, route="law"),), published(4), "publication 7 replaced it"),
+        (REFUSED, (moved("promote", stage="ramp"),), moved("promote", stage="full"), "activated another version"),
         (REFUSED, (), UNDONE, "ann took the version back"),
-        (REFUSED, (), epoch(4), "in force no more"),
+        (REFUSED, (), epoch(4), "no longer active"),
     ],
 )
 def test_an_alert_stands_until_the_row_that_ends_it(
@@ -225,7 +225,7 @@ def test_failing_open_is_over_an_hour_that_told_of_no_more() -> None:
     assert (one.n_again, one.over(11.9 * HOUR_S)) == (1, None)
     ended = one.over(12.0 * HOUR_S)
     assert ended is not None
-    assert (ended.at_s, ended.because) == (12 * HOUR_S, "it did not come again")
+    assert (ended.at_s, ended.because) == (12 * HOUR_S, "it did not recur")
 
 
 def test_what_comes_again_before_it_would_be_told_anew_stands_again() -> None:

@@ -274,7 +274,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
     fill(tmp_path, [*pairs(60), *repeats])
     told = lines()
     assert told["phase"] == "all in full: effort=low is not proved"
-    assert told["pairs"].startswith("60 audits asked again with effort=low: EM drop +0.00 points, below ")
+    assert told["pairs"].startswith("60 audits run again with effort=low: EM drop +0.00 points, below ")
     assert told["pairs"].endswith("0.0% of the answers differ")
     assert told["pairs missing"].startswith("about ")
     assert told["two full runs"] == "25.0% of 20 answered otherwise: so much is the model's own noise"

@@ -137,7 +137,7 @@ def route(certified: Path, tmp_path: Path) -> Route:
 def test_a_proposal_is_tried_certified_brought_by_the_loop_and_taken_back(route: Route) -> None:
     before, address = route.held.publication, route.proposal.address
     assert before is not None
-    assert "is tried from here on, in shadow" in route.decides("propose", "r", address)
+    assert "is now being tried in shadow" in route.decides("propose", "r", address)
     assert (route.rollout.state.fit, route.rollout.state.in_force) == (address, before.fit)
     route.audits(200)
     said = route.runs("certify", "advance")

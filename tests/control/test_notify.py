@@ -434,12 +434,12 @@ def test_a_test_notice_says_what_came_of_it(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("HOOK", url)
         done = CliRunner().invoke(main, ["alerts", "test", "--config", str(file)])
     assert (done.exit_code, len(came)) == (0, 1)
-    assert "webhook: took it" in done.output
+    assert "webhook: accepted" in done.output
     down = CliRunner().invoke(main, ["alerts", "test", "--config", str(file)])
     assert down.exit_code == 1
     assert "webhook: FAILED: the webhook could not be reached" in down.output
     assert "s3cret" not in down.output
     append(tmp_path / "s.db", killed(1))
     listed = CliRunner().invoke(main, ["alerts", "list", "--config", str(file)])
-    assert "nobody was told anything yet" in listed.output
+    assert "no alerts were sent yet" in listed.output
     assert sinks_of(Alerts()) == ()

@@ -80,7 +80,7 @@ def test_it_is_in_force_nowhere_and_status_names_it(folder: Path) -> None:
     (one,) = read_statuses(folder / "log.db", settings_for(folder), "r")
     ((_, line),) = proposal_lines(one.proposal)
     assert line.startswith(found.address)
-    assert line.endswith("in force nowhere")
+    assert line.endswith("active nowhere")
 
 
 def test_the_next_one_waits_for_its_schedule(folder: Path) -> None:

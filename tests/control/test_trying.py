@@ -249,7 +249,7 @@ def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(world: World) -> 
 def test_what_cannot_be_compared_is_not_tried(world: World) -> None:
     assert "was never proposed" in str(world.candidate())
     world.write(proposed(FIVE))
-    assert "is in force on route r already" in str(world.candidate(FIVE))
+    assert "is already active on route r" in str(world.candidate(FIVE))
     world.write(proposed(BOLDER, read_to_seq=2))
     average = msgspec.structs.replace(ROUTE, promise="budgeted")
     assert "keeps its promise on average" in str(world.candidate(route=average))

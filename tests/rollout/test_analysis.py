@@ -155,7 +155,7 @@ def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
     assert arm.n_missing is not None
     assert look(900 + 4 * arm.n_missing).arms[0].verdict == "worse"
     told = summarize_arm(look(900), arm)
-    assert any(f"bout {arm.n_missing:,} more requests would tell" in sentence for sentence in told)
+    assert any(f"bout {arm.n_missing:,} more requests would decide it" in sentence for sentence in told)
 
 
 def test_no_difference_at_all_has_no_number_of_missing_requests() -> None:
@@ -332,7 +332,7 @@ def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
     assert re.search(r"20,000 units are split brisk 10,\d+, full 9,\d+, which does not fit the odds", found.withheld)
     assert found.arms[0].verdict == "withheld"
     assert all(one.effect is None for one in found.arms[0].comparisons)
-    assert summarize_arm(found, found.arms[0])[0].startswith("Nothing is said of 'brisk': 20,000 units are split")
+    assert summarize_arm(found, found.arms[0])[0].startswith("No result is given for 'brisk': 20,000 units are split")
 
 
 def test_a_split_that_is_right_on_the_whole_and_wrong_in_each_class_is_found() -> None:
@@ -451,7 +451,7 @@ def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> N
     assert ("against 'full' is worse" in told[0]) == (verdict == "worse"), text
     assert ("is mixed" in told[0]) == (verdict == "mixed"), text
     if verdict == "withheld":
-        assert told[0].startswith("Nothing is said")
+        assert told[0].startswith("No result is given")
         assert "points" not in text
     for one in found[1:]:
         if verdict != "withheld" and one.verdict == "withheld":

@@ -239,7 +239,7 @@ def test_stop_everything_never_leaves_shadow() -> None:
         halved = halved.with_audit("a", 0, full=100, in_force=60, candidate=10)
     move = step(started(), halved)
     assert move is not None
-    assert "cuts 83% of the tokens that the version in force keeps" in move.reason
+    assert "cuts 83% of the tokens that the active version keeps" in move.reason
 
 
 def test_what_is_not_proved_in_time_goes_back_as_inconclusive() -> None:

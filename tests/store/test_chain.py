@@ -66,7 +66,7 @@ def test_each_way_of_tampering_is_found_and_its_first_row_is_named(
     assert bad is not None
     if way == "added":
         assert bad.place is None
-        assert (bad.kind, bad.what) == ("policy_published", "added: it stands in the log and in no chain")
+        assert (bad.kind, bad.what) == ("policy_published", "added: it is in the log but not in the chain")
         return
     assert bad.place == place
     # An event that changed its place with another is not what was written at either place.

@@ -150,7 +150,7 @@ def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
     assert lease is not None
     assert (lease.item, lease.slot) == ("ep_1", 0)
     assert submit_verdict(writer, said("cas", name="ep_7"), now_s=4.0) == (
-        "unknown item 'ep_7': nobody was asked about such a run"
+        "unknown item 'ep_7': no review was requested for such a run"
     )
     assert "needs the reviewer's name" in str(submit_verdict(writer, said(""), now_s=4.0))
 

@@ -36,7 +36,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "unkill": ("operate.kill", "Release the kill switch."),
     },
     "Hear from people": {
-        "review": ("labels.review", "Look at the runs that tell most, and say what is right."),
+        "review": ("labels.review", "Review the most informative runs and say which answers are right."),
         "feedback": ("labels.feedback", "Import labels, list unmatched feedback, or have a judge model label."),
         "export": ("labels.feedback", "Write training lines, tasks to judge, or feedback to files."),
         "erase": ("labels.erase", "Permanently erase user-written text from the log."),

@@ -50,7 +50,7 @@ _HELP = "Settings, TOML or YAML."
 # The same option twice, for functions that call it `path` and for those that need a Path.
 CONFIG = option("--config", "path", default="suffice.toml", metavar="FILE", help=_HELP)
 CONFIG_FILE = option("--config", type=FILE, default=Path("suffice.toml"), metavar="FILE", help=_HELP)
-INSECURE_OPEN = option("--insecure-open", is_flag=True, help="Serve other machines although no keys are asked for.")
+INSECURE_OPEN = option("--insecure-open", is_flag=True, help="Serve other machines even though no keys are required.")
 JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 JSON_LINES = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 JSON_OBJECT = option("--json", "as_json", is_flag=True, help="Print one JSON object.")

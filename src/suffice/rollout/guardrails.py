@@ -260,7 +260,7 @@ def split_problem(evidence: RolloutEvidence) -> str | None:
     goal = LOG_ALARM + log(len(pairs))
     for where, candidate, control in pairs:
         if log_sample_ratio(Draws(((0.5, candidate + control, candidate),))) >= goal:
-            return f"{candidate:,} units of the candidate and {control:,} of the control{where}, by an even lot"
+            return f"{candidate:,} units of the candidate and {control:,} of the control{where}, assigned evenly"
     return None
 
 
@@ -287,5 +287,5 @@ def too_bold(evidence: RolloutEvidence, rules: Rules) -> str | None:
         return f"keeps {share:.1%} of the full runs' tokens, at least {rules.least_kept:.0%} must stay"
     if kept.candidate < (1 - rules.most_cut) * kept.in_force:
         cut = 1 - kept.candidate / kept.in_force
-        return f"cuts {cut:.0%} of the tokens that the version in force keeps, at most {rules.most_cut:.0%} at once"
+        return f"cuts {cut:.0%} of the tokens that the active version keeps, at most {rules.most_cut:.0%} at once"
     return None

@@ -183,7 +183,7 @@ UNFAIR: Final = (
 def summarize_arm(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
     if arm.verdict == "withheld":
         why = next(one.why for one in arm.comparisons if one.verdict == "withheld")
-        return f"Nothing is said of {arm.arm!r}: {why}.", UNFAIR
+        return f"No result is given for {arm.arm!r}: {why}.", UNFAIR
     others = "; ".join(
         _one(one)
         for one in arm.comparisons[1:]
@@ -273,7 +273,7 @@ def _last(arm: ArmResult) -> str:
 
 def _missing(arm: ArmResult) -> str:
     if arm.n_missing is not None:
-        return f"about {arm.n_missing:,} more requests would tell, if they go on like those so far"
+        return f"about {arm.n_missing:,} more requests would decide it, if they continue like those so far"
     if any(one.effect is None and _counts(one, arm) for one in arm.comparisons):
         return "how many more requests it takes can be said once there is something to measure"
     return "how many more requests it takes cannot be said: what was seen is too near to where it would turn"

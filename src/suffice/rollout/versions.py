@@ -228,7 +228,7 @@ def overtaken(follows: int, latest: int) -> str | None:
         return None
     if follows > latest:
         return f"it follows publication {follows}, which there is not: the latest is {latest}"
-    return f"publication {latest} came in between; this one follows {follows}. Look at what is in force, and ask again"
+    return f"publication {latest} came in between; this one follows {follows}. Check what is active, and try again"
 
 
 # --------------------------------------------------------------------------- parts

@@ -53,13 +53,13 @@ def test(path: str) -> None:
     settings = load_settings(path)
     job = notifier(settings, database_path(settings.store.url))
     if not job.sinks:
-        raise ConfigError("nobody is configured; set webhook_url_env, or email_to, under [alerts]")
+        raise ConfigError("no alert sink is configured; set webhook_url_env, or email_to, under [alerts]")
     notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
     failed = False
     for sink in job.sinks:
         problem = sink.send(notice, at_s=time.time(), link=job.link(notice))
         failed = failed or problem is not None
-        click.echo(f"{sink.name}: {'took it' if problem is None else f'FAILED: {problem}'}")
+        click.echo(f"{sink.name}: {'accepted' if problem is None else f'FAILED: {problem}'}")
     raise SystemExit(1 if failed else 0)
 
 
@@ -73,7 +73,7 @@ def list_sent(path: str, n: int, as_json: bool) -> None:
         sent_notices(database_path(load_deployment(path).store.url), n),
         lambda one: [f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"],
         as_json=as_json,
-        empty="nobody was told anything yet",
+        empty="no alerts were sent yet",
     )
 
 
@@ -160,7 +160,7 @@ def _print_verdict(
             " was a chain; nothing vouches for them"
         )
     sentence = "checked" if not verdict.ok else "are what was written"
-    erased = f"; the words of {verdict.n_erased:,} of their parts were erased, as the chain says"
+    erased = f"; the text of {verdict.n_erased:,} of their parts was erased, as the chain records"
     click.echo(f"{verdict.n_rows:,} rows of the chain {sentence}{erased if verdict.n_erased else ''}")
     if head is not None:
         click.echo(f"head: place {head.place:,}, row {head.seq:,} of the log, {head.link}")

@@ -166,10 +166,10 @@ def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) ->
 def _pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> Lines:
     sure, goal = f"{one.confidence:.0%}", f"a drop below {100 * one.max_em_drop:g} points"
     if one.em_drop is None or one.em_drop_high is None:
-        pairs = f"none yet: each audit is to be asked a second time, with {one.arm}"
+        pairs = f"none yet: each audit is to be run a second time, with {one.arm}"
     else:
         pairs = (
-            f"{one.n:,} audits asked again with {one.arm}: EM drop {100 * one.em_drop:+.2f} points, below"
+            f"{one.n:,} audits run again with {one.arm}: EM drop {100 * one.em_drop:+.2f} points, below"
             f" {100 * one.em_drop_high:.2f} proved at {sure}; {one.n_disagree / one.n:.1%} of the answers differ"
         )
     if one.n_missing is None:
@@ -334,7 +334,7 @@ def forecast_lines(one: Outlook | None) -> Lines:
     lines += satisfaction_effect_lines(one)
     for forecast in (one.drop, one.em):
         if forecast is not None:
-            doubt = " (in doubt: more audits would tell)" if forecast.doubtful else ""
+            doubt = " (in doubt: more audits would decide)" if forecast.doubtful else ""
             lines.append(("forecast", f"ALERT: {forecast.reason}" if forecast.alert else f"{forecast.reason}{doubt}"))
     if one.drop is None and one.em is None:
         lines.append(("forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops"))
@@ -367,11 +367,11 @@ def proposal_lines(one: ProposedVersion | None) -> Lines:
     if one.saving is not None and one.drop is not None:
         at = f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {points(one.drop.value)}"
     parent = f", beside {one.parent}" if one.parent else ""
-    return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; in force nowhere")]
+    return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; active nowhere")]
 
 
 def arm_lines(one: ArmWorth | None) -> Lines:
-    return [] if one is None else [("tuner", f"{one.arm} instead of {one.before}: {one.reason}; in force nowhere")]
+    return [] if one is None else [("tuner", f"{one.arm} instead of {one.before}: {one.reason}; active nowhere")]
 
 
 # --------------------------------------------------------------------------- satisfaction

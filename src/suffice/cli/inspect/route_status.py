@@ -363,7 +363,7 @@ def _last_good(settings: Settings, route: str | None) -> list[str]:
     try:
         good = last_good(settings)
     except (ConfigError, OSError) as error:
-        return [f"and the last-good file says nothing: {error}"]
+        return [f"and the last-good file cannot be used: {error}"]
     if good is None:
         return []
     now_s, until_s = time.time(), good.at_s + settings.store.last_good_s
@@ -372,7 +372,7 @@ def _last_good(settings: Settings, route: str | None) -> list[str]:
     named = {name: one for name, one in good.routes.items() if route in (None, name)}
     width = max(map(len, named), default=0)
     return [
-        f"{good_file(settings)} says what was in force at {format_time(good.at_s)}, and {serves}{full}",
+        f"{good_file(settings)} records what was active at {format_time(good.at_s)}, and {serves}{full}",
         *(f"  {name:<{width}}  {_describe_good(one, now_s)}" for name, one in named.items()),
     ]
 
@@ -386,7 +386,7 @@ def _describe_good(one: GoodRoute, now_s: float) -> str:
         proved = "certified" if made.certified else "budgeted"
         sentences.append(f"{proved}, level {held.level} of {made.n_levels - 1}, publication {made.number}")
     elif one.standing is not None:
-        sentences.append(f"the policy that a rollout brought: {one.standing.get('policy')}")
+        sentences.append(f"the policy that a rollout activated: {one.standing.get('policy')}")
     else:
-        sentences.append("no level is in force")
+        sentences.append("no level is active")
     return printable("; ".join((*sentences, *_describe_overrides(one.overrides, now_s))))

@@ -227,11 +227,11 @@ def _print(result: ImportResult, *, as_json: bool) -> None:
     would = "would be " if result.dry_run else ""
     click.echo(f"{result.source}: {result.n_rows:,} rows, {result.n_new:,} {would}new, {result.n_known:,} known before")
     if result.n_conflicts:
-        click.echo(f"  {result.n_conflicts:,} of these say something else than before: give them ids of their own")
+        click.echo(f"  {result.n_conflicts:,} of these contradict earlier rows with their ids: give them new ids")
     waiting = result.n_rows - result.n_joined
     click.echo(f"  {result.n_joined:,} belong to requests in the log, {waiting:,} wait for theirs")
     if result.n_ignored:
-        click.echo(f"  {result.n_ignored:,} annotations were skipped or say nothing")
+        click.echo(f"  {result.n_ignored:,} annotations were skipped or are empty")
     if result.unused:
         click.echo(f"  columns that are no field: {', '.join(result.unused)}")
 
@@ -365,7 +365,7 @@ def export_feedback(file: Path, config: Path, route: str | None, *, as_json: boo
     removes.
     """
     if file.suffix not in (".csv", ".jsonl"):
-        raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")
+        raise ConfigError(f"{file}: unknown format; use a name that ends in .csv or .jsonl")
     settings = load_deployment(config)
     rows = [
         _plain_feedback(one)

@@ -25,7 +25,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.people import deciding
 from suffice.wiring.files import question_texts, questions_file
 
-_REVIEWER = shell.option("--reviewer", help="Who looks. [default: the user of this computer]")
+_REVIEWER = shell.option("--reviewer", help="Name of the reviewer. [default: the user of this computer]")
 _QUESTIONS = shell.option(
     "--questions",
     type=shell.FILE,
@@ -70,7 +70,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
         lines,
         lambda place: {"state": place.state(now_s), **msgspec.to_builtins(place.item)},
         as_json=as_json,
-        empty="nobody is asked about anything",
+        empty="no items in the review queue",
     )
 
 
@@ -117,7 +117,7 @@ def submit(
     counts if nobody else has leased the item, and otherwise is kept beside the others.
     """
     name = shell.author_name(reviewer)
-    again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
+    again = f"Submit it again: suffice review submit {item} {word} --reviewer {name} …"
     with shell.deployment_log(path, again=again) as (settings, writer):
         place = deciding.read_reviews(writer.path).queue.places.get(item)
         if place is None:
@@ -176,7 +176,7 @@ def _kappa(kappa: Kappa | None) -> str:
     if kappa is None:
         return "unknown: no item has two verdicts"
     if kappa.value is None:
-        return f"{kappa.observed:.0%} equal on {kappa.n_items:,} items; kappa is not defined: all said the same"
+        return f"{kappa.observed:.0%} equal on {kappa.n_items:,} items; kappa is not defined: all verdicts are the same"
     ends = "too few items for an interval" if kappa.low is None else f"[{kappa.low:.2f}, {kappa.high or 0:.2f}]"
     return f"kappa {kappa.value:.2f} {ends} ({kappa.method}), {kappa.observed:.0%} equal on {kappa.n_items:,} items"
 

@@ -94,7 +94,7 @@ def record(questions: Path, **options: object) -> None:
     try:
         progress = asyncio.run(_record(questions, given))
     except KeyboardInterrupt:
-        fail(f"interrupted; what is recorded stands in {given.out}, the same call goes on", 130)
+        fail(f"interrupted; {given.out} holds what is recorded; run the same command to continue", 130)
     _print(progress, given)
     raise SystemExit(1 if progress.n_left else 0)
 

@@ -189,7 +189,7 @@ def _print(one: ExperimentRun, result: ExperimentResult) -> None:
 
 
 def _print_table(arm: ArmResult) -> None:
-    rows: list[tuple[str, ...]] = [("", "difference", "between", "allowed", "verdict", "stands on")]
+    rows: list[tuple[str, ...]] = [("", "difference", "between", "allowed", "verdict", "based on")]
     for one in arm.comparisons:
         metric = metric_of(one.metric)
         name = one.metric if metric.margin == one.metric else f"{one.metric}, {metric.margin}"

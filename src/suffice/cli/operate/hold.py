@@ -244,7 +244,7 @@ def decide_(
 @incident.command("open")
 @click.argument("route")
 @shell.option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
-@shell.option("--evidence", multiple=True, metavar="TEXT", help="What it stands on; may be given more than once.")
+@shell.option("--evidence", multiple=True, metavar="TEXT", help="A sentence of evidence; may be given more than once.")
 @shell.decision("Open it again once the log can be written.")
 def open_(
     by: shell.PendingDecision, route: str, evidence: tuple[str, ...], *, pauses: bool

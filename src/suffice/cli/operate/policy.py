@@ -68,7 +68,7 @@ def show(route: str, path: str, *, as_json: bool) -> None:
         shell.find_settings(settings, route)
         mine = [one for one in rollouts.read_rollouts(writer.path) if one.state.route == route]
         if not mine:
-            shell.fail(f"there never was a rollout on route {route}; `suffice policy propose` begins one", 1)
+            shell.fail(f"route {route} has had no rollout; `suffice policy propose` starts one", 1)
         held, assessment = mine[-1], None
         if not held.state.over:
             with open_reader(writer.path) as connection:
@@ -113,8 +113,8 @@ def propose(by: shell.PendingDecision, route: str, candidate: str) -> shell.Comm
         return result
     return shell.CommandReply(
         result.state,
-        f"route {route}: {result.state.candidate} is tried from here on, in shadow; `suffice policy show {route}`"
-        " says what is missing",
+        f"route {route}: {result.state.candidate} is now being tried in shadow; `suffice policy show {route}`"
+        " shows what is missing",
     )
 
 
@@ -123,9 +123,9 @@ def _propose_policy(
 ) -> RolloutRun | str:
     if route.is_owned:
         return (
-            f"route {name} acts by the proof of its own policy, and a candidate would have none: nobody would be served"
-            " by it. Write the other policy into the settings, where it is proved in its turn, or uncertified = true to"
-            " try versions without a proof"
+            f"route {name} acts by the proof of its own policy, and a candidate would have none: it would serve no"
+            " requests. Write the other policy into the settings, where it is proved in its turn, or uncertified = true"
+            " to try versions without a proof"
         )
     held, own, now_s = rollouts.read_rollouts(writer.path), rollouts.own_version(route), writer.now()
     version = rollouts.proposed_version(held, name, route, policy_table(table), author=author, why=reason, now_s=now_s)

@@ -132,4 +132,4 @@ def _record(command: str, settings: Settings, name: str, what: Literal["added", 
         with open_decisions(settings, create=False) as writer:
             writer.write(None, [access_changed(People.of(settings), name, what)])
     except SufficeError as error:
-        click.echo(f"suffice {command}: it holds, but the audit log does not say so: {error}", err=True)
+        click.echo(f"suffice {command}: the change was made, but the audit log does not record it: {error}", err=True)

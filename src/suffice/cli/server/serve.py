@@ -92,7 +92,7 @@ Open /console on the address below and log in with it. Lost it? suffice admin re
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
-    help="How much is told on standard error; debug may quote what clients sent.",
+    help="Log level on standard error; debug may quote what clients sent.",
 )
 @option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
 @INSECURE_OPEN

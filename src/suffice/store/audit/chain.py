@@ -260,7 +260,7 @@ def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[L
 def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
     row = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
     if row is None:
-        raise StoreError(f"the log: row {first_seq} stands in no chain; nothing vouches for it")
+        raise StoreError(f"the log: row {first_seq} is not in the chain, so nothing vouches for it")
     before = connection.execute("SELECT link FROM chain WHERE place = ?", (row[0] - 1,)).fetchone()
     line: Line = {"before": (before[0] if before is not None else NOTHING).hex()}
     for place, seq, *digests in connection.execute(_LINKS, row):

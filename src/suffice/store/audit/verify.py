@@ -144,7 +144,7 @@ class _Walk:
 
     def _in_order(self, row: _Row) -> bool:
         if row.seq <= self.seq:
-            self.blame(row.place, row.seq, row.kind, f"reordered: it stands behind row {self.seq} of the log")
+            self.blame(row.place, row.seq, row.kind, f"reordered: it follows row {self.seq} of the log")
         self.seq = max(row.seq, self.seq)
         if row.kind is None:
             self.blame(row.place, row.seq, None, "removed: its event is not in the log any more")
@@ -191,7 +191,7 @@ class _Walk:
         left = min(((place, seq, part, kind) for (seq, part), (place, kind) in self.silent.items()), default=None)
         if left is not None and (self.bad is None or (self.bad.place or _MAX) > left[0]):
             place, seq, part, kind = left
-            what, self.is_silent = f"edited: its {part} are gone, and no erasure in the chain says so", True
+            what, self.is_silent = f"edited: its {part} are gone, and no erasure in the chain explains it", True
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
 
@@ -248,7 +248,7 @@ def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
         values,
     ).fetchone()
     if row is not None and (walk.bad is None or (walk.bad.seq or _MAX) > row[0]):
-        walk.bad = BadRow(place=None, seq=row[0], kind=row[1], what="added: it stands in the log and in no chain")
+        walk.bad = BadRow(place=None, seq=row[0], kind=row[1], what="added: it is in the log but not in the chain")
 
 
 def _compare_heads(walk: _Walk, heads: Sequence[Head]) -> None:

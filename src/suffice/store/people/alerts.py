@@ -199,11 +199,11 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
         case Epoch(route=route, number=number):
             # An alarm ends one epoch and begins the next; any other later epoch was begun by a person.
             return (
-                _over("version", route, f"epoch {number} began: the version is in force no more"),
+                _over("version", route, f"epoch {number} began: the version is no longer active"),
                 _over("certificate", route, f"epoch {number}: {event.reason}", before=number - 1),
             )
         case Publication(route=route, number=number):
-            version = _over("version", route, f"publication {number} took its place")
+            version = _over("version", route, f"publication {number} replaced it")
             again = _over("certificate", route, f"publication {number} lets it stop early again", before=event.epoch)
             return (version, again) if event.may_act and event.level else (version,)
         case Resumption():
@@ -224,7 +224,7 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
 def _after_look(forecast: Outlook) -> tuple[AlertResolution, ...]:
     route, drop, breach_is_forecast = forecast.route, forecast.drop, "em_drop" in forecast.alerts
     endings = [
-        _over("forecast", route, "the forecast crosses the limit no more", name=of)
+        _over("forecast", route, "the forecast no longer crosses the limit", name=of)
         for of in get_args(Of)
         if of not in forecast.alerts
     ]
@@ -241,13 +241,13 @@ def _after_look(forecast: Outlook) -> tuple[AlertResolution, ...]:
 
 def _after_move(event: RolloutMove) -> tuple[AlertResolution, ...]:
     route, move = event.route, event.transition
-    did = {"resume": "went on", "promote": "took its next step", "roll_back": "was rolled back"}.get(move.move)
+    did = {"resume": "went on", "promote": "moved to its next step", "roll_back": "was rolled back"}.get(move.move)
     if did is None:
         return ()
     split = _over("lot", route, f"the rollout {did}: {move.reason}", name=move.rollout)
     if move.stage != "full":
         return (split,)
-    return split, _over("version", route, f"rollout {move.rollout} has brought another version")
+    return split, _over("version", route, f"rollout {move.rollout} has activated another version")
 
 
 def _over(
@@ -301,7 +301,7 @@ class OpenAlert:
         if until_s is None or now_s < until_s:
             return None
         # A row written after the time it is about arrived late, and is resolved then.
-        return Over(at_s=max(until_s, self.latest_at_s), because="it did not come again")
+        return Over(at_s=max(until_s, self.latest_at_s), because="it did not recur")
 
     def owed(self, sink: str, now_s: float) -> Over | None:
         """Return the resolution of which a sink must now be notified; None: nothing is due."""

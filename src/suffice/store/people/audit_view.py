@@ -158,7 +158,7 @@ def _decided(event: Event) -> tuple[str, str] | None:
 def _of_experiment(event: Event) -> tuple[str, str] | None:
     match event:
         case ProposedVersion():
-            return event.parent or "", f"{event.address}: {event.verdict}, {event.why}; in force nowhere by itself"
+            return event.parent or "", f"{event.address}: {event.verdict}, {event.why}; not active anywhere by itself"
         case RolloutStart(state=state):
             tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
             return f"{state.in_force} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
@@ -167,7 +167,7 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
             step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
             return "", f"rollout {move.rollout}: {level if move.move == 'certify' else step}"
         case RolloutUndo():
-            return "", f"rollout {event.rollout}: what it had brought is taken back"
+            return "", f"rollout {event.rollout}: its version was taken back"
         case ExperimentStart(experiment=one):
             arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in one.odds().items())
             where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"

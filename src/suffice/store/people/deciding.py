@@ -33,7 +33,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
 from suffice.types import Outcome, Pause, Publication, Request, Resumption
 
-RACE: Final = "somebody else decided at the same moment; look again"
+RACE: Final = "somebody else decided at the same time; check it and try again"
 
 
 def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
@@ -255,7 +255,7 @@ def submit_verdict(writer: Decisions, form: VerdictForm, *, now_s: float) -> Sub
     def step(connection: LogReader) -> tuple[list[Event], Submission] | str:
         place = read_reviews(connection).queue.places.get(form.item)
         if place is None:
-            return f"unknown item {form.item!r}: nobody was asked about such a run"
+            return f"unknown item {form.item!r}: no review was requested for such a run"
         made = accept_verdict(place, form, now_s=now_s)
         if isinstance(made, str):
             return made
@@ -283,7 +283,7 @@ def ask_about(
     """Queue a run for review at a person's request, regardless of the cap; return a sentence if it is refused."""
     reason, author = reason.strip(), author.strip()
     if not reason or not author:
-        return "to ask about a run needs an author and a reason"
+        return "requesting a review needs an author and a reason"
     with open_reader(writer.path) as connection:
         request, outcome = find_event(connection, Request, episode_id), find_event(connection, Outcome, episode_id)
     if request is None or outcome is None:
@@ -292,4 +292,4 @@ def ask_about(
         return f"run {episode_id} was not governed, so there is nothing to judge"
     candidate = of_run(request, outcome, "person", f"asked for by {author}: {reason}")
     item = item_of(candidate, rules[request.route], now_s=now_s, author=author)
-    return item if add_review(writer, item) else f"somebody is asked about run {episode_id} already"
+    return item if add_review(writer, item) else f"run {episode_id} is already in the review queue"

@@ -22,7 +22,7 @@ _DRAWS: Final = """
     WHERE r.kind = 'request' AND r.seq > :since AND (:until IS NULL OR r.seq <= :until)
         AND json_extract(a.value, '$.experiment') = :name AND json_extract(a.value, '$.run') = :run
     ORDER BY r.seq"""
-_AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
+_AT_ONCE: Final = "was decided on by somebody else at the same time; check it and try again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,7 +168,7 @@ class RolloutCandidate:
 def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, own: Version) -> RolloutCandidate | str:
     in_force = read_serving_version(held, route, own.address)
     if version.address == in_force:
-        return f"{version.address} is in force on route {route} already"
+        return f"{version.address} is already active on route {route}"
     return RolloutCandidate(route=route, version=version, in_force=in_force, beside=(own,))
 
 
@@ -215,7 +215,7 @@ def start_candidate(
     if isinstance(event, str):
         return event
     if not writer.write_new(event, artefacts=kept_with(one, secret=secret)):
-        return "somebody else began a rollout on this route at the same moment; look again"
+        return "somebody else started a rollout on this route at the same time; check it and try again"
     return read_rollouts(writer.path)[-1]
 
 
@@ -230,7 +230,7 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
         return str(error)
     row = RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition)
     if not writer.write_new(row):
-        return "somebody else moved it at the same moment; look again"
+        return "somebody else moved it at the same time; check it and try again"
     return transition
 
 
@@ -257,7 +257,7 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
         return f"what serves route {route} came by no rollout"
     row = RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason)
     if not writer.write_new(row):
-        return "somebody else took it back at the same moment; look again"
+        return "somebody else took it back at the same time; check it and try again"
     return last
 
 
@@ -321,7 +321,7 @@ def as_candidate(
     if problem is not None or made is None:
         return problem or ""
     if proposal.address == made.fit:
-        return f"{proposal.address} is in force on route {name} already"
+        return f"{proposal.address} is already active on route {name}"
     if epoch is not None and proposal.read_to_seq < epoch.since_seq:
         return f"{proposal.address} was learned before epoch {epoch.number} began: {epoch.reason}"
     since, to = proposal.lineage.get("first_seq"), proposal.lineage.get("last_seq")
