@@ -84,9 +84,7 @@ def runs_of_calls(calls: Sequence[LoggedCall], scorer: Scorer) -> LogRuns:
     by_prompt: dict[str, list[LoggedCall]] = defaultdict(list)
     for call in calls:
         by_prompt[call.prompt or f"call {len(by_prompt)}"].append(call)
-    votes = [
-        run for prompt, same_prompt in by_prompt.items() if (run := _vote_run(prompt, same_prompt, scorer)) is not None
-    ]
+    votes = [run for prompt, group in by_prompt.items() if (run := _vote_run(prompt, group, scorer)) is not None]
     return LogRuns(runs=votes, kind="samples" if votes else None, n_unfit=len(by_prompt) - len(votes))
 
 
@@ -415,16 +413,15 @@ class _Draws:
         has, place, draws = certified >= 0, np.maximum(certified, 0), np.arange(N_DRAWS)
         saved = np.where(has, np.maximum(self.saving[draws, place], 0.0), 0.0)
         cost = self.audit_share * (saved + self.probing)
-        net, needed, share = saved - cost, audits[draws, place][has], self.traffic.completion_share
+        net, needed = saved - cost, audits[draws, place][has]
+        rate, share = self.rate, self.traffic.completion_share
         return CertifiableLevel(
             judged_by=judged_by,
             p_any=float(has.mean()),
             level=self.levels[int(np.bincount(certified[has]).argmax())] if has.any() else None,
             saving=_interval(saved),
             audits=_interval(needed) if has.any() else None,
-            days=None
-            if self.rate is None or not has.any()
-            else _interval(needed / (self.audit_share * self.rate[has])),
+            days=None if rate is None or not has.any() else _interval(needed / (self.audit_share * rate[has])),
             audit_cost=_interval(cost),
             net_saving=_interval(net),
             net_saving_of_all_tokens=None if share is None else _interval(net * share),

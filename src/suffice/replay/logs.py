@@ -234,7 +234,7 @@ def read_vllm_log(lines: Iterable[str]) -> Iterator[LoggedCall]:
     for line in lines:
         if (match := _REQUEST.search(line)) is not None:
             ids = _PROMPT_IDS.search(line)
-            n_prompt = None if ids is None else len([n for n in ids["ids"].split(",") if n.strip()])
+            n_prompt = None if ids is None else _length(ids["ids"])
             prompts[match["id"]] = prompt_key(_unquoted(match["text"])), n_prompt
         elif (match := _RESPONSE.search(line)) is not None and match["stream"] != " (streaming delta)":
             prompt, n_prompt = prompts.pop(match["id"], ("", None))

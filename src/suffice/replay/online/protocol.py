@@ -331,9 +331,8 @@ def replay_online(
     """Replay one set, or for a drift two. Raise TraceError for invalid data and ConfigError for invalid options."""
     longest = max(data.longest, later.longest if later else 0)
     if later is not None and later.kind != data.kind:
-        raise ConfigError(
-            f"--drift: {later.set} contains {later.kind}, {data.set} contains {data.kind}; both must be of one kind"
-        )
+        kinds = f"{later.set} contains {later.kind}, {data.set} contains {data.kind}"
+        raise ConfigError(f"--drift: {kinds}; both must be of one kind")
     needs, probe_tokens = FeatureSet(DENSE[data.kind]).needs, options.probe_tokens
     sets = [one for one in (data, later) if one is not None]
     parts = [read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in sets]

@@ -62,11 +62,10 @@ class Recorder:
                     raise one  # a vote needs all samples
                 drawn.append(one)
         samples = [run.seen[0] for run in drawn]
+        bodies = [s.body or {} for s in samples]
         steps = [
-            self._step(
-                question, s.answer, s.tokens, completion_text(s.body or {}), logprob=_mean(_logprobs_in(s.body or {}))
-            )
-            for s in samples
+            self._step(question, s.answer, s.tokens, completion_text(body), logprob=_mean(_logprobs_in(body)))
+            for s, body in zip(samples, bodies, strict=True)
         ]
         return self._row(
             question,

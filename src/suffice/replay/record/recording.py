@@ -94,10 +94,8 @@ def read_recorded_questions(lines: Iterable[str], where: str) -> list[QuestionLi
             continue
         question = _read_line(line, f"{where}:{number}")
         if question.id in ids:
-            first = ids[question.id]
-            raise ConfigError(
-                f"{where}:{number}: id {question.id!r:.80} is already used in line {first}; ids must be unique"
-            )
+            problem = f"id {question.id!r:.80} is already used in line {ids[question.id]}; ids must be unique"
+            raise ConfigError(f"{where}:{number}: {problem}")
         ids[question.id] = number
         questions.append(question)
     if not questions:
