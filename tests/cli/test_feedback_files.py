@@ -272,7 +272,7 @@ def test_scores_of_langfuse_are_imported_in_each_of_their_shapes(folder: Path) -
     assert told("feedback", "import", "export.csv", "--form", "langfuse")["n_known"] == 3
     (folder / "page.json").write_text(json.dumps(page), "utf-8")
     refused = call("feedback", "import", "page.json", "--form", "langfuse", code=2)
-    assert "page.json, row 5, name: name: nobody says what 'toxicity' is" in refused.stderr
+    assert "page.json, row 5, name: name: unknown score 'toxicity'" in refused.stderr
 
 
 # --------------------------------------------------------------------------- what waits

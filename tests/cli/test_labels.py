@@ -108,7 +108,7 @@ def test_what_waits_is_listed_taken_answered_and_counted(folder: Path) -> None:
     said = run(folder, "review", "submit", "ep_1", "full", "--reviewer", "ann", "--reason", "carry")
     assert "ep_1: taken; the label is written" in said.stdout
     again = run(folder, "review", "submit", "ep_1", "full", "--reviewer", "ann", "--reason", "carry")
-    assert again.stdout == "ep_1: you have said so before; nothing changed\n"
+    assert again.stdout == "ep_1: you already gave this verdict; nothing changed\n"
     (plain,) = lines(run(folder, "review", "submit", "ep_1", "both", "--reviewer", "ann", "--json"))
     assert (plain["label"]["correct"], plain["verdict"]["before"]) == (True, "full")
     (stats, own) = lines(run(folder, "review", "stats", "--json"))
@@ -156,7 +156,7 @@ def test_contradictions_go_to_a_third(folder: Path) -> None:
         (("review", "submit", "ep_1", "right"), 1, "allowed: both, full, early, neither, unsure"),
         (("review", "list", "--route", "nobody"), 2, "unknown route 'nobody'; known: own, r"),
         (("incident", "show", "r:p9"), 2, "unknown incident 'r:p9'; open ones: r:p1"),
-        (("incident", "decide", "r:p1", "roll_back", "--reason", "x"), 1, "say to which publication"),
+        (("incident", "decide", "r:p1", "roll_back", "--reason", "x"), 1, "name the publication"),
         (("incident", "decide", "r:p1", "tighten", "--reason", "x"), 1, "either the highest level"),
         (("incident", "open", "r", "--reason", " "), 1, "a sentence that says what is wrong"),
         (("override", "set", "own", "cap", "--level", "1", "--days", "1", "--reason", "x"), 1, "use observe"),

@@ -300,7 +300,7 @@ def test_what_stands_is_shown_first_and_what_is_over_with_its_end_on_the_page_an
         assert (drift["kind"], drift["over"]) == ("drift", None), "what stands is first, however old"
         assert closed["over"]["at_s"] == pytest.approx(now_s - HOUR_S)
         page = visitor.get("/console/alerts").text
-        assert page.index("Standing now") < page.index("signals moved") < page.index("<h2>Over") < page.index("units")
+        assert page.index("<h2>Open<") < page.index("signals moved") < page.index("<h2>Over") < page.index("units")
         assert "after 2.0 hours" in page
         assert "bob decided to roll back: a drill" in page
         told = visitor.get("/api/overview").json["alerts"]
@@ -310,6 +310,6 @@ def test_what_stands_is_shown_first_and_what_is_over_with_its_end_on_the_page_an
         assert "over after 2.0 hours" in first
         append(database, published(4), at_s=now_s - 60)
         page = visitor.get("/console/alerts").text
-        assert "Nothing: all that was told is over." in page
+        assert "No open alert: all are resolved." in page
         assert "lets it stop early again" in page
         assert [one["kind"] for one in visitor.get("/api/overview").json["alerts"]] == ["incident"], "a day is over"

@@ -117,7 +117,7 @@ def test_an_alert_says_who_took_it_and_what_came_again_untold(here: Here) -> Non
         ("webhook", 2, 0),
     ]
     page = here.visitor.get("/console/alerts").text
-    assert "came again 2 times, not told" in page
+    assert "repeated 2 times, not sent" in page
     assert 'href="/console/route?name=math"' in page
 
 
@@ -148,7 +148,7 @@ def test_what_was_before_a_sink_listened_is_told_nobody_and_said_so(here: Here) 
     here.tell()
     (line,) = here.alerts()["lines"]
     assert (line["taken"], line["waits_for"]) == ([], [])
-    assert "nobody listened then" in here.visitor.get("/console/alerts").text
+    assert "no sink was configured then" in here.visitor.get("/console/alerts").text
 
 
 def test_kinds_that_are_left_out_are_shown_and_told_nobody(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_kinds_that_are_left_out_are_shown_and_told_nobody(tmp_path: Path) -> No
 def test_the_first_page_shows_alerts_of_a_day_and_their_page_all_of_them(tmp_path: Path) -> None:
     for here in made(tmp_path):
         assert "Nobody. Name a webhook" in here.visitor.get("/console/alerts").text
-        assert "Nothing was worth an alert" in here.visitor.get("/console/alerts").text
+        assert "No alerts yet" in here.visitor.get("/console/alerts").text
         here.add(alarm(1), ago_s=25 * HOUR_S)
         here.add(*(killed(stamp) for stamp in range(8)), ago_s=23 * HOUR_S)
         told = here.visitor.get("/api/overview").json["alerts"]

@@ -73,7 +73,7 @@ def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> 
         lease = lease_next(writer, "ann", now_s=Clock().now_s)
         assert lease is not None
         before = changed(folder, lease.item)
-        assert (before.label, before.sentence) == (None, "no label has come of it yet, so nothing has changed")
+        assert (before.label, before.sentence) == (None, "it has no label yet, so nothing has changed")
         assert before.before == before.after
         submitted(writer, VerdictForm(item=lease.item, reviewer="ann", full_right=False, early_right=True))
     after = changed(folder, lease.item)
@@ -149,4 +149,4 @@ def test_an_effect_in_words() -> None:
     same = VerdictEffect(
         item="a", route="r", label=None, before=look, after=look, level_in_force=1, is_drawn=False, in_window=True
     )
-    assert same.sentence == "no label has come of it yet, so nothing has changed"
+    assert same.sentence == "it has no label yet, so nothing has changed"

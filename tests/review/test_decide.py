@@ -97,7 +97,7 @@ def test_rolling_back_serves_an_earlier_publication_where_it_fits() -> None:
 @pytest.mark.parametrize(
     ("made", "changes", "wrong"),
     [
-        (None, {}, "say to which publication"),
+        (None, {}, "name the publication"),
         (publication(epoch=1), {}, "is of epoch 1"),
         (publication(setup="older"), {}, "gathered on other settings"),
         (publication(), {"publication": publication(level=0, certified=False)}, "nothing is certified on the route"),

@@ -39,7 +39,7 @@ def test_every_change_is_said_with_what_was_before() -> None:
     assert said == (
         "7 → 6 disagreements without a label, each of which counts as lost;"
         " 210 → 96 audits to the next level; the audits certify level 4 instead of 3;"
-        " 3 is in force until the worker looks; picked on purpose, so the estimate of EM does not read it"
+        " 3 stays active until the worker evaluates it; picked on purpose, so the estimate of EM does not read it"
     )
     assert effect(replace(LOOK, n_missing=None)).startswith(
         "7 disagreements without a label, as before; 210 → no number of audits to the next level; level 3 as before"
@@ -48,7 +48,7 @@ def test_every_change_is_said_with_what_was_before() -> None:
     assert "; no next level in reach, as before; " in effect(out_of_reach, before=out_of_reach)
     assert effect(LOOK, in_window=False).startswith("the run is not among the audits that certify now; ")
     assert effect(LOOK, waits=True).startswith("nothing is learned in this epoch yet, and the label is read when")
-    assert effect(LOOK, label=None) == "no label has come of it yet, so nothing has changed"
+    assert effect(LOOK, label=None) == "it has no label yet, so nothing has changed"
 
 
 def test_a_random_item_says_what_it_made_of_the_estimate() -> None:

@@ -157,8 +157,8 @@ def _submit(form: ActionForm) -> ActionResult:
 def _give_back(form: ActionForm) -> ActionResult:
     name = form.get("item")
     if not give_item_back(form.writer, name, form.author, form.text("reason") or "skipped", now_s=form.now_s):
-        raise BadRequest(f"review: {name[:80]!r} is not in your hands", status=409, code="conflict")
-    return ActionResult("It went back.", REVIEW)
+        raise BadRequest(f"review: {name[:80]!r} is not leased to you", status=409, code="conflict")
+    return ActionResult("The item was returned.", REVIEW)
 
 
 # ---- incidents and pauses --------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def _propose(form: ActionForm) -> ActionResult:
         begun = raise_if_refused(form.context.services.propose(name, form.get("address"), reason, form.author))
     except ConfigError as error:  # its models are missing, or have changed
         raise BadRequest(str(error), status=409, code="conflict") from None
-    return ActionResult(f"Route {name}: {begun.state.fit} is tried, in shadow.", POLICIES)
+    return ActionResult(f"Route {name}: {begun.state.fit} is rolled out, starting in shadow.", POLICIES)
 
 
 def _start_experiment(form: ActionForm) -> ActionResult:
@@ -284,12 +284,12 @@ _PAUSES: Final = _ON_ROUTE | {"pauses": "true: everything runs in full until it 
 _MOVE: Final = _ON_ROUTE | {"move": ", ".join(rollouts.STEPS)}
 _PROPOSE: Final = _ON_ROUTE | {"address": "of the proposal, v- and twelve digits"}
 _OVERRIDE: Final = _ON_ROUTE | {"number": "of the override"}
-_MOVE_SUMMARY: Final = "move the rollout that runs on a route, or take back what the last one brought"
+_MOVE_SUMMARY: Final = "move the rollout that runs on a route, or undo the last one"
 _START_SUMMARY: Final = "start an experiment, or give it its new weights"
 ACTIONS: Final = (
     Action("/review/next", "reviewer", _lease, "take the next item", {"route": "only of this one"}),
-    Action("/review/say", "reviewer", _submit, "say what is right of an item", _VERDICT),
-    Action("/review/skip", "reviewer", _give_back, "give an item back", _ON_ITEM),
+    Action("/review/say", "reviewer", _submit, "submit a verdict on an item", _VERDICT),
+    Action("/review/skip", "reviewer", _give_back, "return an item without a verdict", _ON_ITEM),
     Action("/incidents/open", "admin", _open_incident, "open an incident", _PAUSES),
     Action("/incidents/decide", "admin", _decide_incident, "decide an incident", _INCIDENT),
     Action("/rollouts/move", "admin", _move_rollout, _MOVE_SUMMARY, _MOVE),

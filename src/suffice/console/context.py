@@ -223,7 +223,7 @@ class Live:
                 return  # this state is on the watcher's page already
             part = await self._part(window)
         except Exception as error:  # noqa: BLE001 - the page keeps its last state
-            LOG.warning("console: the first page could not be told what is new (%s)", type(error).__name__)
+            LOG.warning("console: the overview page could not be updated (%s)", type(error).__name__)
             return
         lines = b"".join(b"data: " + line + b"\n" for line in part.splitlines() if line.strip())
         watchers = [queue for queue, wanted in self._watchers.items() if wanted == window]

@@ -169,7 +169,7 @@ async def _login_page(context: ConsoleContext, request: ConsoleRequest, principa
 async def _login(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
     cookies = context.auth.login(request)
     if cookies is None:
-        problem = "That secret opens nothing here."
+        problem = "This secret is not valid."
         return _login_form(context, request, back=_back_of(request), problem=problem, status=401)
     return redirect(_back_of(request)).with_headers(*cookies)
 
@@ -196,7 +196,7 @@ def error_page(
 ) -> ConsoleResponse:
     if not render.can_render():
         return ConsoleResponse(status=status if status < 500 else 501, body=render.missing_package_page())
-    values = _values(context, request, principal, "That did not work") | {"status": status, "message": message}
+    values = _values(context, request, principal, "Request failed") | {"status": status, "message": message}
     return ConsoleResponse(status=status, body=render.page("sorry.html", values))
 
 
@@ -262,7 +262,7 @@ DAYS: Final = {"days": f"of the totals: {', '.join(WINDOWS)}"}
 RUNS: Final = {
     "route": "only this one",
     "end": f"how it ended: {', '.join(one for one in ENDS if one)}",
-    "said": f"what was said of it: {', '.join(one for one in LABEL_FILTERS if one)}",
+    "said": f"how it is labelled: {', '.join(one for one in LABEL_FILTERS if one)}",
     "class": "of questions",
     "before": "place in the log to go on from, `older` of the page before",
     "limit": "runs in one answer, at most 500",

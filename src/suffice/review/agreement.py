@@ -209,7 +209,7 @@ class VerdictEffect:
     @property
     def sentence(self) -> str:
         if self.label is None:
-            return "no label has come of it yet, so nothing has changed"
+            return "it has no label yet, so nothing has changed"
         if self.waits:
             return f"nothing is learned in this epoch yet, and the label is read when something is; {self._em()}"
         parts = [] if self.in_window else ["the run is not among the audits that certify now"]
@@ -218,7 +218,7 @@ class VerdictEffect:
             parts.append(f"level {self.after.level} as before")
         else:
             parts.append(f"the audits certify level {self.after.level} instead of {self.before.level}")
-            parts.append(f"{self.level_in_force} is in force until the worker looks")
+            parts.append(f"{self.level_in_force} stays active until the worker evaluates it")
         return "; ".join([*parts, self._em()])
 
     def _em(self) -> str:

@@ -187,9 +187,9 @@ def _required_override(form: IncidentForm) -> OverrideForm | str | None:
     if form.decision not in ("tighten", "roll_back"):
         return None
     if form.decision == "tighten" and (form.level is None) == (form.max_em_drop is None):
-        return "tighten: say either the highest level or the smaller EM budget"
+        return "tighten: name either the highest level or the smaller EM budget"
     if form.decision == "roll_back" and form.pinned is None:
-        return "roll back: say to which publication of the route; see suffice incident show"
+        return "roll back: name the publication of the route; see suffice incident show"
     rolls = form.decision == "roll_back"
     return OverrideForm(
         kind="pin" if rolls else "cap" if form.level is not None else "budget",

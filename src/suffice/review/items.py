@@ -145,7 +145,7 @@ def parse_verdict(
 ) -> VerdictForm | str:
     allowed = allowed_verdicts(item.shows)
     if word not in allowed:
-        return f"{word}: says nothing about this item; allowed: {', '.join(allowed)}"
+        return f"{word}: not a verdict for this item; allowed: {', '.join(allowed)}"
     unsure = word == "unsure"
     return VerdictForm(
         item=item.episode_id,

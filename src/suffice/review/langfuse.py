@@ -121,7 +121,7 @@ def _field(name: str, kind: str, fields: Mapping[str, str], declared: Mapping[st
     if name in SCORE_FIELDS:
         return name
     short = name[:80]
-    message = f"name: nobody says what {short!r} is; map it in feedback.langfuse.scores, or declare metrics.{short}"
+    message = f"name: unknown score {short!r}; map it in feedback.langfuse.scores, or declare metrics.{short}"
     raise BadRequest(message, param="name")
 
 

@@ -257,7 +257,7 @@ def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Subm
         return wrong
     before = place.verdict_of(form.reviewer)
     if before is not None and _same(before, form):
-        return Submission(told="you have said so before; nothing changed")
+        return Submission(told="you already gave this verdict; nothing changed")
     lease, slot, turn, late, result = _slot_for(place, form.reviewer, before, now_s)
     verdict = Verdict(
         item=place.item.episode_id,
@@ -285,20 +285,20 @@ def _slot_for(
 ) -> tuple[ReviewLease | None, int | None, int, bool, str]:
     """Return (new lease, slot, its turn, whether it is late, message for the reviewer)."""
     if before is not None:
-        return None, before.slot, before.turn, before.late, f"this takes the place of your {before.category!r}"
+        return None, before.slot, before.turn, before.late, f"this replaces your verdict {before.category!r}"
     held = place.held_by(reviewer, now_s)
     if held is not None:
         return None, held.slot, held.turn, False, "taken"
     own = next((one for one in reversed(place.leases) if one.reviewer == reviewer), None)
     late = own is not None and now_s >= own.until_s
-    over = f"your lease had been over for {now_s - own.until_s:,.0f} s" if own is not None and late else ""
+    over = f"your lease expired {now_s - own.until_s:,.0f} s ago" if own is not None and late else ""
     lease = lease_item(place, reviewer, now_s=now_s)
     if lease is not None:
-        free = f"{over}, and nobody had taken the item: it counts" if over else "taken, without a lease"
+        free = f"{over}, and nobody else took the item: your verdict counts" if over else "taken, without a lease"
         return lease, lease.slot, lease.turn, late, free
     known = {one.reviewer for one in place.leases} | {one.reviewer for one in place.independent}
     others = ", ".join(sorted(known - {reviewer}))
-    why = f"{over}, and the item has gone to {others}" if over and others else over or "no slot of the item is free"
+    why = f"{over}, and the item was leased to {others}" if over and others else over or "no slot of the item is free"
     return None, None, own.turn if own is not None else 0, late, f"{why}: your verdict is kept beside the others"
 
 
@@ -306,13 +306,13 @@ def _next_step(place: ItemState, label: Feedback | None) -> str:
     if label is not None:
         return "the label is written"
     if place.settlement is not None:
-        return "the label stands as it was"
+        return "the label is unchanged"
     if place.filled(ADJUDICATOR) is not None:
-        return "nobody could say what is right, so there is no label"
+        return "the adjudicator could not decide, so there is no label"
     if place.needs_third:
-        return "a third person has to decide"
+        return "a third reviewer has to decide"
     left = place.item.n_reviewers - len(place.independent)
-    return f"{left} more {'person has' if left == 1 else 'people have'} to say"
+    return f"{left} more {'reviewer has' if left == 1 else 'reviewers have'} to judge it"
 
 
 def _problem(item: ReviewItem, form: VerdictForm) -> str | None:
@@ -323,9 +323,9 @@ def _problem(item: ReviewItem, form: VerdictForm) -> str | None:
     if form.unsure:
         return None
     if item.shows != "early" and form.full_right is None:
-        return "say whether the full answer is right, or that you are unsure"
+        return "state whether the full answer is right, or that you are unsure"
     if item.shows != "full" and form.early_right is None:
-        return "say whether the early answer is right, or that you are unsure"
+        return "state whether the early answer is right, or that you are unsure"
     return None
 
 

@@ -240,7 +240,7 @@ def episode(view: ViewContext) -> EpisodePage:
     name, log = view.request.fields["id"], view.connection
     located = locate_event(log, Request, name)
     if located is None:
-        raise UnknownNameError(f"episode: the log has none called {name[:80]!r}")
+        raise UnknownNameError(f"episode: no episode {name[:80]!r} in the log")
     _, at_s, request = located
     outcome, route, judge = find_event(log, Outcome, name), view.route(request.route), Correctness(view)
     labels = read_labels(log, name, outcome.response_id if outcome is not None else None)

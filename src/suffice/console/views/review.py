@@ -155,4 +155,4 @@ def _loop(view: ViewContext, item: ReviewItem) -> LoopView | None:
 
 
 def unknown_item(item: str) -> UnknownNameError:
-    return UnknownNameError(f"review: nobody was asked about {item[:80]!r}")
+    return UnknownNameError(f"review: no item {item[:80]!r} was queued")

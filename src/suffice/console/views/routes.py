@@ -101,7 +101,7 @@ def route(view: ViewContext) -> RoutePage:
     window, name, log = view.window, view.query.get("name", ""), view.connection
     state = next((one for one in route_states(view, window) if one.name == name), None)
     if state is None:
-        raise UnknownNameError(f"route: nothing is known of {name[:80]!r}")
+        raise UnknownNameError(f"route: unknown route {name[:80]!r}")
     report, proposal = newest_forecast(log, name), newest_proposal(log, name)
     decisions = decisions_of(log, name, MOST_DECISIONS)
     classes = {one.query_class or "": one for one in report.classes} if report is not None else {}
