@@ -18,7 +18,7 @@ from suffice.files import json_object
 from suffice.scoring.base import Scorer
 from suffice.types import Episode, RouteFindings
 
-SENT_ALONG = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "chat_template_kwargs")
+SENT_FIELDS = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "chat_template_kwargs")
 CAP = 4_096  # tokens of a live run whose question sets no cap
 
 
@@ -83,17 +83,17 @@ def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any
             messages = [{"role": "user", "content": question}]
         if not isinstance(messages, list) or not messages:
             raise ConfigError(f'{where}:{number}: has no question; need {{"question": "…"}} or messages')
-        bodies.append({"messages": messages, **{k: item[k] for k in SENT_ALONG if k in item}})
+        bodies.append({"messages": messages, **{k: item[k] for k in SENT_FIELDS if k in item}})
     if not bodies:
         raise ConfigError(f"{where}: contains no questions")
     return bodies
 
 
 async def run_live(
-    session: ServerSession, bodies: Sequence[Mapping[str, Any]], scorer: Scorer, *, n_repeats: int, at_once: int
+    session: ServerSession, bodies: Sequence[Mapping[str, Any]], scorer: Scorer, *, n_repeats: int, concurrency: int
 ) -> FullRunCounts:
-    """Run every question once and the first `n_repeats` again, `at_once` at a time; count failures and time-outs."""
-    counts, gate = FullRunCounts(), asyncio.Semaphore(at_once)
+    """Run every question once and the first `n_repeats` again, `concurrency` at a time; count failures."""
+    counts, gate = FullRunCounts(), asyncio.Semaphore(concurrency)
 
     async def answer(body: Mapping[str, Any]) -> tuple[bool, str | None]:
         async with gate:

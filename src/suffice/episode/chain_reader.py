@@ -159,7 +159,7 @@ def safe_cut(text: str, following: str = "") -> str:
         while end and _is_combining(end[-1]):
             end = end[:-1]
         end = end[:-1]
-    while end and _is_open(end):
+    while end and _ends_mid_character(end):
         end = end[:-1]
     return kept + end
 
@@ -169,7 +169,7 @@ def _is_combining(char: str) -> bool:
     return char == "\u200d" or "\U0001f3fb" <= char <= "\U0001f3ff" or unicodedata.category(char).startswith("M")
 
 
-def _is_open(text: str) -> bool:
+def _ends_mid_character(text: str) -> bool:
     last = text[-1]
     if "\ud800" <= last <= "\udfff" or last == "\u200d" or unicodedata.combining(last) == 9:
         return True

@@ -312,10 +312,10 @@ class Ledger:
             return None
         probes = [one for call, one in costs if call.purpose == "probe" and call is not pair]
         n_later = sum(step.answer_source == "probe" for step in later)
-        unmade = next((one.total_usd for call, one in costs if call is pair), 0.0)
-        unmade += sum(one.total_usd for one in probes[len(probes) - n_later :])
-        unmade += money.remaining_cost(prices, sum(step.tokens for step in later)).total_usd
-        return cost.total_usd - unmade + self.costs.closing_usd
+        avoided_usd = next((one.total_usd for call, one in costs if call is pair), 0.0)
+        avoided_usd += sum(one.total_usd for one in probes[len(probes) - n_later :])
+        avoided_usd += money.remaining_cost(prices, sum(step.tokens for step in later)).total_usd
+        return cost.total_usd - avoided_usd + self.costs.closing_usd
 
     def close(self, *, now_s: float, default: EndReason) -> Outcome:
         stop, reply, audit = self.stop, self.reply, self.audit

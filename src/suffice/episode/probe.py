@@ -55,7 +55,7 @@ class Prober:
         return reason is None
 
     async def ask(self, point: Checkpoint) -> Step:
-        reply = await self._try(point.prefix, point.tokens_used)
+        reply = await self._fetch_reply(point.prefix, point.tokens_used)
         if reply is None:
             return missing_step(point)
         firsts = [piece.tokens[0] for piece in reply.pieces if piece.tokens]
@@ -76,19 +76,19 @@ class Prober:
 
     async def answer_to(self, thought: str, tokens: int) -> str | None:
         """Return the normalised answer after a finished thought of `tokens` tokens; None if there is none."""
-        reply = await self._try(thought, tokens)
+        reply = await self._fetch_reply(thought, tokens)
         return None if reply is None else self._ledger.extract(self._scorer, reply.text)
 
     async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
         """Request a whole finish after a step, for the record: what a stop there would have delivered."""
         if not self._continuer.may_call(keep=0):
             return
-        reply = await self._try(thought, tokens, whole=True, timeout_s=FINISH_TIMEOUT_S, max_tokens=max_tokens)
+        reply = await self._fetch_reply(thought, tokens, whole=True, timeout_s=FINISH_TIMEOUT_S, max_tokens=max_tokens)
         if reply is not None:
             self._ledger.audit.finish_step = step
             self._ledger.audit.finish_answer = self._scorer.extract(reply.text)
 
-    async def _try(
+    async def _fetch_reply(
         self,
         thought: str,
         thought_tokens: int,

@@ -22,20 +22,20 @@ _SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 _BAD_FRAME = b"data: {oops\n\n"
 
 
-class Dies(Exception):
+class SimulatedFailure(Exception):
     def __init__(self, how: Death) -> None:
         super().__init__(how)
         self.how = how
 
 
 async def generate(seen: FakeCall, reply: Reply, fault: Fault, runs: list[Completion]) -> Tokens:
-    """Generate all choices token by token, counting each token before it is sent. Raise Dies if the fault says so."""
+    """Generate all choices token by token, counting each before it is sent. Raise SimulatedFailure for a fault."""
     await asyncio.sleep(reply.first_delay_s)
     open_runs = list(runs)
     while open_runs:
         for run in list(open_runs):
             if seen.n_tokens_sent == fault.die_after:
-                raise Dies(fault.die_how)
+                raise SimulatedFailure(fault.die_how)
             if seen.n_tokens_sent == fault.stall_after:
                 await _be_silent(fault, run)
             await asyncio.sleep(reply.delay_s)
@@ -73,7 +73,7 @@ async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, faul
             made = shape.token(run, token)
             if made is not None:
                 await out.send(encode_frame(made))
-    except Dies as death:
+    except SimulatedFailure as death:
         if death.how == "error_frame":
             await out.finish(error_frame("fake upstream: it broke off as configured"))
         raise
@@ -90,7 +90,7 @@ async def send_json(tokens: Tokens, runs: list[Completion], shape: ReplyShape, f
     try:
         async for _ in tokens:
             pass
-    except Dies as death:
+    except SimulatedFailure as death:
         if death.how == "error_frame":
             body = error_body("fake upstream: it broke off as configured", type="server_error", code="died")
             await out.whole(500, _JSON, body)
@@ -110,11 +110,11 @@ async def play(script: Script, out: Response) -> None:
         await asyncio.sleep(script.delay_s)
         await out.send(piece)
     if script.end == "torn":
-        raise Dies("fin")
+        raise SimulatedFailure("fin")
     await asyncio.sleep(script.hang_s)
     await out.finish(script.pieces[-1] if script.pieces and script.end == "whole" else b"")
     if not script.keep_alive:
-        raise Dies("fin")
+        raise SimulatedFailure("fin")
 
 
 CREATED = 1_700_000_000

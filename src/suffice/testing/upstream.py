@@ -19,7 +19,7 @@ from suffice.testing.dialects import ServerBehaviour
 from suffice.testing.generate import Completion, count_in
 from suffice.testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
 from suffice.testing.reply import FakeCall, FakeRefusal, FakeRequest, Reply, Script, merged
-from suffice.testing.send import CREATED, Dies, ReplyShape, generate, play, send_json, stream
+from suffice.testing.send import CREATED, ReplyShape, SimulatedFailure, generate, play, send_json, stream
 from suffice.upstream.wire import encode_json, error_body
 
 _JSON = {"content-type": "application/json"}
@@ -228,7 +228,7 @@ class FakeUpstream:
         except FakeRefusal as refusal:
             await self._refuse(seen, out, refusal)
             return True
-        except Dies as death:
+        except SimulatedFailure as death:
             if death.how == "rst":
                 connection.reset()
             return death.how == "error_frame"

@@ -247,7 +247,7 @@ async def _run_questions(settings: Settings, options: DoctorOptions, name: str, 
     async with _client(route.upstream, upstream) as client:
         session = await _open_session(client, options, options.model or route.model)
         live = await run_live(
-            session, bodies, build_scorer(route.scorer), n_repeats=options.repeats, at_once=upstream.slots
+            session, bodies, build_scorer(route.scorer), n_repeats=options.repeats, concurrency=upstream.slots
         )
     label = scorer_label(route.scorer)
     await _append(settings, as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time()))
