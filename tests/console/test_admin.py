@@ -60,8 +60,8 @@ def test_secrets_are_printed_once_and_the_audit_log_says_who_may_come_in(file: s
     ("words", "why"),
     [
         (("add", "x y"), "1 to 64"),
-        (("remove", "bob"), "nobody is called 'bob'"),
-        (("reset-secret", "bob"), "nobody is called"),
+        (("remove", "bob"), "no person is called 'bob'"),
+        (("reset-secret", "bob"), "no person is called"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_exit_2(file: str, words: tuple[str, ...], why: str) -> None:

@@ -294,7 +294,7 @@ def began_anew(world: World) -> None:
         (paused, "paused: too many wrong"),
         (complained, "waits for a person: answers about tax"),
         (overridden, "a person holds"),
-        (began_anew, "epoch 1 began within it: another model"),
+        (began_anew, "epoch 1 began during the rollout: another model"),
     ],
 )
 def test_nothing_goes_forward_while_something_is_wrong_on_the_route(

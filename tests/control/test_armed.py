@@ -132,7 +132,7 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same() -> 
     log = rows([*pairs(600, lost_each=50, labelled=False), *pairs(400, first=600, lost_each=18, labelled=False)])
     whole = armed().feed(log).settle()
     assert {one.level for one in whole.published} == {0, 1}, "proved, and not any more"
-    assert whole.published[1].reason.startswith("effort=low is not proved any more")
+    assert whole.published[1].reason.startswith("effort=low is no longer proved")
     for cut in (900, 1_700):
         before = armed().feed(log[:cut])
         after = armed(expected=before.published).feed(log).settle()

@@ -156,7 +156,7 @@ def test_a_proposal_is_tried_certified_brought_by_the_loop_and_taken_back(route:
     made = route.held.publication
     assert made is not None
     assert (made.fit, made.certified) == (address, True), "the loop has taken it over, and certifies it itself"
-    assert f"rollout {route.rollout.state.rollout} brought {address}" in made.reason
+    assert f"rollout {route.rollout.state.rollout} activated {address}" in made.reason
     assert made.version in route.says("list")
     route.audits(200)
     route.runs("certify")

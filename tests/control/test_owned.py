@@ -146,7 +146,7 @@ def test_another_policy_in_the_settings_is_another_one_to_be_proved() -> None:
             },
         }
     ).routes["r"]
-    with pytest.raises(ReplayMismatch, match="its owner has written another policy down"):
+    with pytest.raises(ReplayMismatch, match="its owner has configured another policy"):
         owned(other, expected=before.published).feed(log).settle()
 
 

@@ -133,7 +133,7 @@ def test_a_floor_that_the_owner_moves_speaks_of_what_follows_and_costs_no_epoch(
     without = story(ROUTE, expected=disliked.published, artefacts=disliked.artefacts).feed([*log, *more]).settle()
     assert not [event for event in without.decided if isinstance(event, Epoch)]
     assert without.published[0].ceiling is None
-    assert without.published[0].reason == "ratings take nothing off any more"
+    assert without.published[0].reason == "ratings no longer limit the level"
     assert without.published[0].level > disliked.loop.level
 
     plain = story(ROUTE).feed(log)

@@ -88,7 +88,7 @@ def wanted(number: int, level: int = 2, deadline_s: float | None = None) -> Labe
         level=level,
         would_answer="7",
         answer="8",
-        why="a stop at level 2 would have answered otherwise",
+        why="a stop at level 2 would have given a different answer",
         deadline_s=deadline_s,
     )
 
@@ -233,12 +233,12 @@ def test_an_item_says_why_and_until_when_and_a_labelled_one_is_not_asked(tmp_pat
     )
     review, writer = job(tmp_path, Clock(), control_share=0.0, reviewers=2, lease_s=60.0)
     said = [one.said for one in review.run(Straight(writer))]
-    assert said == ["2 runs to look at"]
+    assert said == ["2 runs queued for review"]
     assert [one.said for one in review.run(Straight(writer))] == [""]
     items = asked(tmp_path)
     assert [(one.episode_id, one.deadline_s) for one in items] == [("ep_00000", 99.0), ("ep_00002", None)]
     (first, _) = items
-    assert first.because == "a stop at level 2 would have answered otherwise; without a label it counts as a loss"
+    assert first.because == "a stop at level 2 would have given a different answer; without a label it counts as a loss"
     assert (first.shows, first.full_answer, first.early_answer) == ("both", "8", "7")
     assert (first.n_reviewers, first.lease_s, first.question_key, first.propensity) == (2, 60.0, "q0", None)
     writer.close()

@@ -183,7 +183,7 @@ def test_one_that_saves_less_than_what_is_in_force_goes_no_further(world: World)
         world.look()
     assert (world.held.state.stage, world.held.state.level) == ("shadow", 2)
     (said,) = world.asked().standing.missing
-    assert "tokens a run, the version in force" in said
+    assert "tokens a run, the active version" in said
 
 
 def test_where_a_saving_is_all_that_is_missing_it_does_not_wait_as_long_as_for_a_proof(world: World) -> None:
@@ -215,7 +215,7 @@ def test_a_new_epoch_takes_its_certificate_away(world: World) -> None:
     world.write(began(2, since_seq=10_000))
     (said,) = world.look()
     assert "level 0 may act: nothing can be tested now" in said
-    assert "epoch 2 began within it" in "; ".join(world.asked().standing.missing)
+    assert "epoch 2 began during the rollout" in "; ".join(world.asked().standing.missing)
 
 
 def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:

@@ -113,7 +113,7 @@ async def test_a_gateway_that_starts_without_its_log_serves_what_it_served_and_s
         assert g.gateway.metrics.value("suffice_log_unread_seconds") > 0
     assert (tmp_path / "log.db").exists() is (damage is spoil), "nothing is made in the place of what may come back"
     assert "the last-good file is served until it can be opened" in caplog.text
-    assert ("is gone" if damage is lose else "restore a backup") in caplog.text
+    assert ("is missing" if damage is lose else "restore a backup") in caplog.text
 
 
 async def test_people_are_told_by_the_gateway_itself_as_the_job_that_does_it_reads_the_log(
@@ -124,7 +124,7 @@ async def test_people_are_told_by_the_gateway_itself_as_the_job_that_does_it_rea
     class Kept:
         name = "kept"
 
-        def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+        def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
             assert (at_s > 0, link) == (True, None)
             told.append(notice)
             return None
@@ -447,7 +447,7 @@ def test_no_command_makes_a_log_in_the_place_of_one_that_is_gone(tmp_path: Path)
     for words in (["pause", "r", "--reason", "x"], ["policy", "rollback", "r", "--reason", "x"]):
         done = CliRunner().invoke(main, [*words, "--config", str(config)])
         assert done.exit_code == 2
-        assert "restore it, or delete that file as well to begin anew" in done.output
+        assert "restore it, or delete that file as well to start over" in done.output
     assert not (tmp_path / "log.db").exists()
     (tmp_path / "log.db.good").unlink()
     done = CliRunner().invoke(main, ["pause", "r", "--reason", "x", "--config", str(config)])

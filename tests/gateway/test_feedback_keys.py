@@ -85,7 +85,7 @@ def test_a_list_that_is_missing_or_shares_a_key_is_refused(monkeypatch: pytest.M
     settings = msgspec.convert({"server": BOTH, "upstreams": {"up": {"url": "http://127.0.0.1:1"}}}, Settings)
     assert [one.only_feedback for one in key_ring(settings, "salt").callers] == [False, True, True]
     monkeypatch.setenv("LABELLERS_OF_THIS_TEST", "sk-labels,sk-asks")
-    with pytest.raises(ConfigError, match=r"is a key of server\.api_keys_env as well; it must be for one"):
+    with pytest.raises(ConfigError, match=r"is also a key of server\.api_keys_env; keys cannot be shared"):
         key_ring(settings, "salt")
     monkeypatch.setenv("LABELLERS_OF_THIS_TEST", " , ")
     with pytest.raises(ConfigError, match=r"server.feedback_keys_env: the environment has no keys in LABELLERS"):

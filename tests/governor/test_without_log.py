@@ -82,7 +82,7 @@ def test_a_loop_whose_log_cannot_be_opened_goes_on_and_one_warning_says_by_what(
         assert [one.levelno for one in told] == [logging.WARNING]
         assert served in told[0].getMessage()
         assert not [one for one in caplog.records if one.levelno > logging.WARNING]
-    assert "rows that waited for it are lost" in caplog.text, "what is lost is said"
+    assert "queued rows are lost" in caplog.text, "what is lost is said"
 
 
 def test_rows_of_a_loop_that_waited_are_written_when_the_log_is_let_go_and_it_says_again_what_acts(

@@ -252,7 +252,7 @@ def test_what_is_not_proved_in_time_goes_back_as_inconclusive() -> None:
 
 
 def test_where_a_saving_is_all_that_is_missing_it_goes_back_sooner_and_only_there() -> None:
-    idle = replace(proved(), idle="it keeps 90 tokens a run, the version in force 80")
+    idle = replace(proved(), idle="it keeps 90 tokens a run, the active version 80")
     assert step(started(), idle, at=4_999) is None
     move = step(started(), idle, at=5_000)
     assert move is not None

@@ -119,10 +119,10 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
         place = read_reviews(connection).queue.places.get(item)
     route = settings.routes.get(place.item.route) if place is not None else None
     if route is None:
-        return "Nobody was asked about such a run."
+        return "This run was never queued for review."
     with matching(route) as match:
         effect = verdict_effect(path, item, route, match, window=window_size(settings.control, route.max_em_drop))
-    return effect.sentence if effect is not None else "Nobody was asked about such a run."
+    return effect.sentence if effect is not None else "This run was never queued for review."
 
 
 def _texts(settings: Settings) -> Callable[[ReviewItem], str | None]:

@@ -95,13 +95,13 @@ def _text_of(file: Path) -> str:
 
 def read_toml(text: str) -> dict[str, Any]:
     if _LONG_KEY.search(text):
-        raise ConfigError(f"is no TOML that is read here: a dotted key has more than {MOST_PARTS} parts")
+        raise ConfigError(f"is not TOML that Suffice accepts: a dotted key has more than {MOST_PARTS} parts")
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise ConfigError("is no TOML that is read here: tables or lists are nested too deeply") from None
+        raise ConfigError("is not TOML that Suffice accepts: tables or lists are nested too deeply") from None
     except ValueError as error:  # or a whole number of thousands of digits
-        raise ConfigError(f"is no TOML: {error}") from None
+        raise ConfigError(f"is not valid TOML: {error}") from None
 
 
 def _with_models(raw: Any, folder: Path) -> Any:
@@ -175,9 +175,9 @@ def _read_yaml(text: str) -> Any:
     except ConfigError:
         raise
     except RecursionError:
-        raise ConfigError("is no YAML that is read here: nested too deeply") from None
+        raise ConfigError("is not YAML that Suffice accepts: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # or a number of thousands of digits
-        raise ConfigError(f"is no YAML: {error}") from None
+        raise ConfigError(f"is not valid YAML: {error}") from None
 
 
 def load_deployment(file: str | Path) -> Settings:
@@ -199,11 +199,11 @@ def require_log(settings: Settings, file: str | Path) -> None:
             raise StoreError(gone)
         what = _instead_of(log)
     except (OSError, ValueError) as error:  # a name that is too long, or invalid
-        what = f"cannot be looked for ({getattr(error, 'strerror', None) or error})"
+        what = f"cannot be checked ({getattr(error, 'strerror', None) or error})"
     link = f", a link to {named.resolve()}," if named.is_symlink() else ""
     raise StoreError(
-        f"store {log}: {what}; store.url in {named.absolute()}{link} names this log, and `suffice serve` makes it when"
-        " it first runs: name the deployment's settings file with --config"
+        f"store {log}: {what}; store.url in {named.absolute()}{link} names this log, and `suffice serve` creates it on"
+        " its first run: name the deployment's settings file with --config"
     )
 
 
@@ -211,9 +211,9 @@ def _instead_of(log: Path) -> str:
     if log.is_dir():
         return "is a folder"
     if log.is_symlink():
-        return f"is a link to {log.readlink()}, which leads to no file"
+        return f"is a link to {log.readlink()}, which points to no file"
     if log.exists():
-        return "is no regular file"
+        return "is not a regular file"
     return "does not exist" if log.parent.is_dir() else f"does not exist, nor does its folder {log.parent}"
 
 

@@ -272,7 +272,7 @@ def _look_for_damage(path: Path, gw: GatewayState) -> None:
     def look() -> None:
         damage = find_damage(path, within_s=MOST_CHECK_S)
         if damage:
-            LOG.warning("store %s: LOG DAMAGED: %s; requests are served all the same; restore a backup", path, damage)
+            LOG.warning("store %s: LOG DAMAGED: %s; requests are still served; restore a backup", path, damage)
             if gw.deployment.kill.presence is not None:
                 gw.deployment.kill.presence.update(damage=damage)
 

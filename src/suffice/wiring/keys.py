@@ -44,7 +44,7 @@ def key_ring(settings: Settings, salt: str) -> KeyRing:
             raise ConfigError(f"{where}: the environment has no keys in {variable}")
         for key in keys:
             if places.setdefault(key, where) != where:
-                raise ConfigError(f"{where}: a key in {variable} is a key of {places[key]} as well; it must be for one")
+                raise ConfigError(f"{where}: a key in {variable} is also a key of {places[key]}; keys cannot be shared")
             callers[key] = _caller(settings, where, key, salt)
     return KeyRing(callers)
 
@@ -70,7 +70,7 @@ def deployment_salt(settings: Settings) -> str:
         _write_salt(file)
     salt = file.read_text(encoding="utf-8").strip()
     if not salt:
-        raise ConfigError(f"{file}: is empty; it must hold the secret of this log: restore it or delete it")
+        raise ConfigError(f"{file}: is empty; it must hold this log's secret: restore it or delete it")
     return salt
 
 

@@ -98,7 +98,7 @@ class People:
     @staticmethod
     def _unknown(roster: Roster | None, name: str) -> str:
         known = ", ".join(sorted(one.name for one in roster.people)) if roster is not None else ""
-        return f"nobody is called {name[:80]!r}; known: {known or 'nobody yet'}"
+        return f"no person is called {name[:80]!r}; known: {known or 'nobody yet'}"
 
     def _read(self) -> Roster | None:
         try:

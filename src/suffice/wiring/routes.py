@@ -117,7 +117,7 @@ def check_routes(settings: Settings) -> list[str]:
     endpoints(settings.server.relay)
     warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
     if not settings.upstreams and not settings.routes:
-        warnings.append("upstreams: none is configured, so there is nothing that suffice serve could serve")
+        warnings.append("upstreams: none is configured, so suffice serve has nothing to serve")
     for name, upstream in settings.upstreams.items():
         try:
             driver_facts(upstream.driver)
@@ -134,7 +134,7 @@ def _route_warnings(where: str, name: str, route: Route, settings: Settings) -> 
     if route.mode == "enforce" and not built.acts and not route.certifies_itself:
         warnings.append(
             f"{where}: enforce without a certified policy behaves as observe;"
-            " write uncertified = true to let it act all the same"
+            " write uncertified = true to let it act anyway"
         )
     warnings += promise_warnings(where, route)
     if route.probe is not None and route.mode != "off" and upstream is not None and upstream.slots == 1:
@@ -157,12 +157,12 @@ def promise_warnings(where: str, route: Route) -> list[str]:
     if route.promise == "budgeted":
         warnings.append(
             f"{where}.promise: budgeted steers the mean EM drop of the audits to {100 * route.max_em_drop:g} points; it"
-            " has no confidence, and says nothing of the level in force now or of any shorter stretch"
+            " has no confidence, and says nothing about the level that is active now or about any shorter period"
         )
     if route.is_paired and route.probe is None:
         warnings.append(
-            f"{where}: {' and '.join(route.arms)} cannot be proved without a [{where}.probe] table: no audit is asked"
-            " a second time, and everything runs in full"
+            f"{where}: {' and '.join(route.arms)} cannot be proved without a [{where}.probe] table: no audit gets a"
+            " second call, and everything runs in full"
         )
     if route.mode == "enforce" and route.is_replayed and route.kind == "reasoning" and route.probe is None:
         warnings.append(

@@ -99,8 +99,8 @@ def missing_log_reason(settings: Settings) -> str | None:
     if good is None or not good.matters:
         return None
     return (
-        f"store {path}: is gone, and {file} says that something was in force in it; restore it, or delete that file as"
-        " well to begin anew"
+        f"store {path}: is missing, but {file} shows that something was active in it; restore it, or delete that file"
+        " as well to start over"
     )
 
 
@@ -174,7 +174,7 @@ def _start_without_log(settings: Settings, problem: str, process: Process) -> St
         )
     serves = "the last-good file is served" if good is not None else "everything runs in full"
     if process == "library":  # its caller sees the warning
-        LOG.warning("%s: %s until it can be opened; the loop goes on, and its rows wait", problem, serves)
+        LOG.warning("%s: %s until it can be opened; the loop continues, and its rows are queued", problem, serves)
     else:
         LOG.error("%s: %s until it can be opened", problem, serves)
         _send_alert(settings, f"a gateway started without its log ({problem}): {serves}")
@@ -195,7 +195,7 @@ def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
 def _secret(settings: Settings) -> str:
     with contextlib.suppress(OSError, ConfigError):
         return deployment_salt(settings)
-    LOG.error("the deployment's secret cannot be read; until a restart lots are drawn, and tokens signed, with another")
+    LOG.error("the deployment's secret cannot be read; until a restart a temporary one draws audits and signs tokens")
     return secrets.token_hex(16)
 
 
@@ -209,9 +209,9 @@ def _send_alert(settings: Settings, text: str) -> None:
         try:
             problem = sink.send(notice, at_s=time.time(), link=None)
         except Exception as error:  # noqa: BLE001 - a failing sink must not stop the gateway
-            problem = f"the sink broke down ({type(error).__name__})"
+            problem = f"the sink failed ({type(error).__name__})"
         if problem:
-            LOG.error("alerts: %s was not told: %s", sink.name, problem)
+            LOG.error("alerts: could not notify %s: %s", sink.name, problem)
 
     for sink in sinks_of(settings.alerts):
         threading.Thread(target=send, args=(sink,), name=f"suffice-tell-{sink.name}", daemon=True).start()
@@ -284,7 +284,7 @@ def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
             n_dropped=n_dropped,
         )
     )
-    LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)
+    LOG.warning("store %s: is open; wrote %d queued rows, dropped %d", log.path, n_rows, n_dropped)
 
 
 class LogRetry:
@@ -313,7 +313,7 @@ class LogRetry:
         with self._lock:
             self._is_closed = True
         if late.n_waiting:
-            LOG.warning("%s; %d rows that waited for it are lost", late.problem, late.n_waiting)
+            LOG.warning("%s; %d queued rows are lost", late.problem, late.n_waiting)
 
     def _work(self) -> None:
         pause_s, most_s = RETRY_S

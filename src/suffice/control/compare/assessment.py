@@ -112,7 +112,7 @@ def withheld_by(held: RolloutRun, decided: RouteDeployment, holds: RouteHolds, *
     """Why the rollout may not be promoted now, such as a new epoch; "": nothing bars it."""
     epoch, made = decided.epoch, decided.publication
     if epoch is not None and epoch.since_seq > held.seq:
-        return f"epoch {epoch.number} began within it: {epoch.reason}"
+        return f"epoch {epoch.number} began during the rollout: {epoch.reason}"
     if held.state.fit and made is not None and made.ceiling is not None:
         return "people's ratings hold the route's level down"
     return barred(decided, holds, now_s=now_s)
@@ -128,7 +128,7 @@ def barred(decided: RouteDeployment, holds: RouteHolds, *, now_s: float) -> str:
         return f"incident {incident.incident} waits for a person: {incident.summary}"
     if holds.in_effect(now_s).until_s is not None:
         return "a person holds this route, or a class of its questions, for a while"
-    return f"an alarm stands: {alarm.reason}" if alarm is not None and decided.in_burst else ""
+    return f"an alarm is open: {alarm.reason}" if alarm is not None and decided.in_burst else ""
 
 
 def _of_candidate(
@@ -139,7 +139,7 @@ def _of_candidate(
     if not state.fit:
         return "", "", ""
     if certificate is None:
-        return "nothing is certified on the route now, so nothing of the candidate can be", "", ""
+        return "nothing is certified on the route now, so the candidate cannot be certified either", "", ""
     sentence, missing = certificate.said, certificate.n_missing
     more = "" if missing is None else f"; the next one needs about {missing:,} more audits like these"
     if not certificate.level:
@@ -149,7 +149,7 @@ def _of_candidate(
     if kept.candidate <= kept.in_force:
         return "", "", ""
     mine, other = kept.candidate / kept.n, kept.in_force / kept.n
-    return "", "", f"it keeps {mine:,.0f} tokens a run, the version in force {other:,.0f}; {sentence}{more}"
+    return "", "", f"it keeps {mine:,.0f} tokens a run, the active version {other:,.0f}; {sentence}{more}"
 
 
 def latest_on(log: LogReader, held: RolloutRun, route: Route, decided: RouteDeployment) -> int:

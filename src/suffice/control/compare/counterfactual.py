@@ -237,12 +237,12 @@ class VersionPair:
         for audit, both in gathering.unjudged():
             answer, other = both.candidate.answer, both.active.answer
             answer = answer if answer != audit.outcome.answer else other
-            why = "the version that is tried would have answered otherwise than the one in force"
+            why = "the candidate would have given a different answer from the active version"
             requests[audit.id] = _request(audit, 1, answer, why)
         for audit, level in () if self.evidence is None else self.evidence.unjudged(gathering.watched):
             if audit.id not in requests and audit.id not in requested and self.evidence is not None:
                 (evidence,) = self.of_route.at_level(self.evidence.version, level, [audit])
-                why = f"level {level} of the version that is tried would have answered otherwise than the full run"
+                why = f"level {level} of the candidate would have given a different answer from the full run"
                 requests[audit.id] = _request(audit, level, evidence.answer, why)
         return [request for name, request in requests.items() if name not in requested]
 

@@ -204,7 +204,7 @@ def differs(item: LabelledEpisode) -> bool:
 
 def _reason(error: JudgeError | None, max_em_drop: float) -> str:
     if error is None:
-        return "no run has both a grade and a person's word, so its labels do not count"
+        return "no run has both a grade and a person's label, so its labels do not count"
     counts = f"{error.n_wrong} of {error.n} grades differ from people's; the charge is {error.charge:.2%} of EM"
     if error.charge < max_em_drop:
         return f"{counts}, of a budget of {max_em_drop:.2%}"

@@ -262,7 +262,7 @@ class RouteJob(LogJob, ABC):
         rest_s = self._rest_s[name] = min(LONGEST_REST_S, 2 * self._rest_s.get(name, self.first_rest_s / 2))
         self._due_s[name] = self.monotonic_s() + rest_s
         self._failed[name] = why
-        LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
+        LOG.error("%s: route %s failed and will be retried later: %s", self.name, name, why)
         LOG.debug("the same, with its traceback", exc_info=True)
 
     def report(self, name: str, *sentences: str, read_to_seq: int, at: int = 0) -> JobReport:

@@ -181,7 +181,7 @@ class Critical(FoldJob[DeliveredAnswers]):
     """Pauses routes without a loop of their own whose EM is significantly below the owner's `critical_em`."""
 
     name = "critical"
-    failing = "not watched"
+    failing = "not monitored"
     _holds: Holds = field(init=False, default=NOTHING_HELD)
 
     def concerns(self, route: Route) -> bool:

@@ -326,7 +326,7 @@ class RouteWatch:
 @dataclass(kw_only=True)
 class Monitor(FoldJob[RouteWatch]):
     name = "monitor"
-    failing = "not watched"
+    failing = "not monitored"
 
     def concerns(self, route: Route) -> bool:
         return route.mode != "off"

@@ -118,7 +118,7 @@ class _Flight:
             try:
                 self.problem = sink.send(self.notice, at_s=self.at_s, link=link)
             except Exception as error:  # noqa: BLE001 - a failing sink must not stop the others
-                self.problem = f"the sink broke down ({type(error).__name__})"
+                self.problem = f"the sink failed ({type(error).__name__})"
 
         self.thread = threading.Thread(target=work, name=f"notify-{sink.name}", daemon=True)
         self.thread.start()
@@ -183,7 +183,7 @@ class Notify:
                 return [self._failed(sink.name, place, flight.problem)]
             self._sent(sink.name, place, flight, writer)
             n_sent += 1
-        return [JobReport(said=f"{sink.name}: told {n_sent}", read_to_seq=place.seq)] if n_sent else ()
+        return [JobReport(said=f"{sink.name}: sent {n_sent}", read_to_seq=place.seq)] if n_sent else ()
 
     def _restore_place(self, name: str, writer: JobWriter, log: LogReader) -> _SinkPlace:
         sent = deliveries_to(log, name, MOST_REMEMBERED)[::-1]
@@ -233,7 +233,7 @@ class Notify:
         rest_s = min(FIRST_REST_S * 2.0 ** min(place.fails, 10), LAST_REST_S)
         place.fails += 1
         place.rests_until_s = self.monotonic_s() + rest_s
-        sentence = f"{name}: not told: {problem}; tried again in {rest_s:g} s"
+        sentence = f"{name}: not sent: {problem}; next attempt in {rest_s:g} s"
         LOG.error("notify: %s", sentence)
         return JobReport(said=sentence, ok=False, read_to_seq=place.seq)
 

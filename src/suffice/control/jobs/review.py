@@ -122,7 +122,7 @@ class Candidates:
             before = [step.answer for step in outcome.steps if step.index <= outcome.stop_step]
             share = uncertainty(before, outcome.answer)
             if share >= LEAST_UNCERTAIN:
-                because = f"it was stopped although {share:.0%} of its trial answers were others than the one delivered"
+                because = f"it was stopped although {share:.0%} of its trial answers differed from the delivered one"
                 self.waiting.add(of_run(request, outcome, "uncertain", because, urgency=min(share, 0.999)))
 
 
@@ -131,7 +131,7 @@ class ReviewJob(FoldJob[Candidates]):
     """Queues runs of every governed route for review. Days, deadlines and caps follow the clock, not the log."""
 
     name = "review"
-    failing = "nobody is asked"
+    failing = "nothing is queued for review"
     _reviews: Reviews = field(init=False, default=NO_REVIEWS)
     _now_s: float = field(init=False, default=0.0)  # of the pass
     _granted: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)  # runs that may be picked and drawn
@@ -214,7 +214,7 @@ class ReviewJob(FoldJob[Candidates]):
             fold.restart(fold.seq)
         self._reviews = read_reviews(self.path, self._reviews)
         of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
-        self.add_sentence(name, f"{plural(len(items), 'run')} to look at{of}")
+        self.add_sentence(name, f"{plural(len(items), 'run')} queued for review{of}")
 
     def _draw(self, fold: Candidates, n: int) -> tuple[ControlDraw, list[ReviewCandidate]]:
         n_candidates, drawn = fold.urn.n, fold.urn.draw(n)

@@ -93,7 +93,7 @@ class Rollup(LogJob):
 
         def keep(connection: LogReader) -> None:
             if not rollups.add_rollups(connection, sums, tallies, since=to.seq, seq=until, at_s=at_s):
-                raise LeaseLost("job rollup: somebody else has summed this up")
+                raise LeaseLost("job rollup: another worker has already summed these rows")
 
         writer.keep(keep)
         return stretch.n_rows, until
@@ -101,7 +101,7 @@ class Rollup(LogJob):
     def _clear_if_scored_otherwise(self, log: LogReader, writer: JobWriter) -> None:
         for name, tally in rollups.read_tallies(log).items():
             if tally.counts.get("labelled") and tally.scorer != self._scoring(name).name:
-                LOG.info("rollup: route %s has another scorer now: the log is summed up again", name)
+                LOG.info("rollup: route %s has a new scorer: the log is summed again", name)
                 writer.keep(rollups.clear)
                 return
 
@@ -150,7 +150,7 @@ class Rollup(LogJob):
         except (LeaseLost, StoreError):
             raise
         except Exception as error:  # noqa: BLE001 - labels are then compared exactly
-            LOG.error("rollup: route %s: answers are compared to the letter: %s", route, why_of(error))
+            LOG.error("rollup: route %s: answers are compared exactly: %s", route, why_of(error))
             self._compared_exactly.add(route)
             return _is_same
 

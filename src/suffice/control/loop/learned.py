@@ -81,7 +81,7 @@ class RolloutTransition:
         if isinstance(event, RolloutUndo):
             if not self._serving or event.rollout != self._serving[-1].rollout:
                 return None
-            self.reason = f"{event.author} took back what rollout {event.rollout} had brought"
+            self.reason = f"{event.author} undid rollout {event.rollout}"
             return self._serving.pop().before
         move, trial = event.transition, self._running
         if trial is None or move.rollout != trial.rollout or move.stage not in ("full", "rolled_back"):
@@ -90,7 +90,7 @@ class RolloutTransition:
         if move.stage == "rolled_back":
             return None
         self._serving.append(trial)
-        self.reason = f"rollout {trial.rollout} brought {trial.fit}"
+        self.reason = f"rollout {trial.rollout} activated {trial.fit}"
         return trial.fit
 
     def take_reason(self) -> str:
@@ -197,7 +197,7 @@ class LearnedEvidence(EvidenceSource):
             return ""
         if self.state.context.route.min_satisfaction is None and self.ceiling is not None:
             self.ceiling = None
-            return "ratings take nothing off any more"
+            return "ratings no longer limit the level"
         why = self.ratings.asks
         if why is None or not self.level:
             return ""
@@ -312,7 +312,7 @@ class LearnedEvidence(EvidenceSource):
             requested.add(audit.id)
             ends = self.certifier.ends(place, self.certifier.served)
             answer = _answer_at(audit, 0 if ends is None else int(ends[level]))
-            why = f"a stop at level {level} would have answered otherwise"
+            why = f"a stop at level {level} would have given a different answer"
             requests.append(self.state.label_request(audit, level=level, would_answer=answer, why=why))
         return requests
 
@@ -343,7 +343,7 @@ class FixedPolicyEvidence(LearnedEvidence):
         if not isinstance(decision, Draft):
             return decision
         if expected and expected[0].version != self.address:
-            raise ReplayMismatch(f"route {self.state.context.name}: its owner has written another policy down")
+            raise ReplayMismatch(f"route {self.state.context.name}: its owner has configured another policy")
         return Draft(replace(decision.publication, version=self.address), decision.artefacts)
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:

@@ -228,8 +228,8 @@ class LiveGuards:
         if not after:
             del self._moved[name]
         if alarm:
-            return [f"class {name or 'none'} loses more than {100 * FACTOR * self.max_em_drop:g} points: it is held"]
-        return [f"class {name or 'none'} is let back"]
+            return [f"class {name or 'none'} loses more than {100 * FACTOR * self.max_em_drop:g} points: now held back"]
+        return [f"class {name or 'none'} may stop again"]
 
     def _rejudge(self, guards: ClassGuards, z: Small, audits: Sequence[Audit]) -> None:
         for name, moved in self._moved.items():

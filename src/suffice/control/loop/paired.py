@@ -207,7 +207,7 @@ class PairedEvidence(EvidenceSource):
             n_levels=2,
             certified=self.level > 0,
             share=audit_share(state.n, state.context.route.audit_share),
-            reason=view.sentence(arm) if self.level else f"{arm} is not proved any more: {view.sentence(arm)}",
+            reason=view.sentence(arm) if self.level else f"{arm} is no longer proved: {view.sentence(arm)}",
             evidence=evidence,
             arm=arm,
             pairs=pairs,
@@ -222,6 +222,6 @@ class PairedEvidence(EvidenceSource):
             if audit.labels or audit.id in requested or outcome.pair_arm == FULL or not _differs(outcome):
                 continue
             requested.add(audit.id)
-            why = f"asked with {outcome.pair_arm} it was answered otherwise"
+            why = f"with {outcome.pair_arm} the answer was different"
             requests.append(self.state.label_request(audit, level=1, would_answer=outcome.pair_answer, why=why))
         return requests

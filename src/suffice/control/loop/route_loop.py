@@ -217,9 +217,7 @@ class RouteLoop:
     def _end_epoch(self, end: EpochEnd, stored: StoredEvent) -> Resolution:
         state, context = self.state, self.context
         if state.expected:
-            raise ReplayMismatch(
-                f"route {context.name}: an alarm follows from the log and does not stand in it: {end.reason}"
-            )
+            raise ReplayMismatch(f"route {context.name}: an alarm follows from the log but is not in it: {end.reason}")
         alarm = Alarm(
             route=context.name,
             epoch=state.epoch.number,
