@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.assurance.forecast import Alert, CrossingForecast, Forecast, Of, Outlook
+from suffice.assurance.forecast import Alert, CrossingForecast, Forecast, Of, RouteForecast
 from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader
@@ -54,7 +54,7 @@ def published(of_epoch: int, *, level: int = 4, certified: bool = True, route: s
     )
 
 
-def look(*alerts: Of, now: float | None = None, route: str = "math") -> Outlook:
+def look(*alerts: Of, now: float | None = None, route: str = "math") -> RouteForecast:
     """A look at a route: what is forecast, and how much of a budget of 2 % is spent."""
     drop = (
         None
@@ -73,7 +73,7 @@ def look(*alerts: Of, now: float | None = None, route: str = "math") -> Outlook:
             reason="",
         )
     )
-    return Outlook(
+    return RouteForecast(
         route=route,
         at=9,
         epoch=1,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.render import format_verdict, is_rate
 from suffice.control.jobs.base import Worker
@@ -246,7 +246,7 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
             liking(version="v"),
             liking(measure="regenerated", better="lower", effect=effect(-0.01, 0.03)),
         )
-        seen = Outlook(
+        seen = RouteForecast(
             route="math",
             at=9_999,
             epoch=2,

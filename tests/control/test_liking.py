@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import RouteForecast
 from suffice.cli.inspect.route_report import satisfaction_effect_lines, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.feedback import Ratings, feedback_of, measures
@@ -37,7 +37,7 @@ METRICS: dict[str, Any] = {
 DECLARED = parse_settings({"metrics": METRICS}).metrics
 
 
-def watch(events: list[Event], **options: Any) -> Outlook:
+def watch(events: list[Event], **options: Any) -> RouteForecast:
     """What a look behind all these events sees."""
     found = route_watch(metrics=DECLARED, **options)
     for stored in rows(events):
@@ -95,7 +95,7 @@ def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() ->
             feedback(128, rating=1, source="judge"),
         ]
     )
-    told = {one.measure: one for one in outlook.whole_likings}
+    told = {one.measure: one for one in outlook.whole_effects}
     assert set(told) == {"satisfaction", "regenerated", "solved", "minutes", "tone=warm", "tone=cold", "nps"}
     assert {name: one.n_heard for name, one in told.items()} == {**dict.fromkeys(told, 1), "satisfaction": 3}
     values = {name: one.everybody.value for name, one in told.items() if one.everybody is not None}

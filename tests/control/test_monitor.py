@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.assurance.forecast import Alert, Outlook
+from suffice.assurance.forecast import Alert, RouteForecast
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.audits import audits_to_rows
 from suffice.control.jobs.base import JobReport, Worker
@@ -110,7 +110,7 @@ def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(fol
         assert only(first).said == ""
     with open_worker(settings_for(folder)) as later:
         assert only(later).at == 400
-    assert len(events_of(folder, Outlook)) == 1
+    assert len(events_of(folder, RouteForecast)) == 1
     assert {run.job for run in job_history(folder / "log.db")} == {"certify", "monitor"}
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.forecast import CrossingForecast, Forecast, Of, Outlook
+from suffice.assurance.forecast import CrossingForecast, Forecast, Of, RouteForecast
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import MailSink, Notify, Sink, WebhookSink
@@ -303,7 +303,7 @@ def test_what_is_told_of_what() -> None:
     assert "7 of 100 runs" in notice.sentence
 
 
-def monitored(now: float, *alerts: Of, at: int = 1) -> Outlook:
+def monitored(now: float, *alerts: Of, at: int = 1) -> RouteForecast:
     drop = Forecast(
         of="em_drop",
         limit=0.02,
@@ -317,7 +317,7 @@ def monitored(now: float, *alerts: Of, at: int = 1) -> Outlook:
         doubtful=False,
         reason="",
     )
-    return Outlook(
+    return RouteForecast(
         route="math",
         at=at,
         epoch=1,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.ledger import METHOD, Account
 from suffice.settings import Settings
 from suffice.store.rows.events import Event
@@ -51,7 +51,7 @@ async def test_a_held_class_is_served_its_own_level_and_nobody_else_is(tmp_path:
 
 
 async def test_the_latest_look_is_in_the_metrics(tmp_path: Path) -> None:
-    def looked(at: int, high: float) -> Outlook:
+    def looked(at: int, high: float) -> RouteForecast:
         drop = IntervalEstimate(value=0.001, low=-0.01, high=high, n=300, method=METHOD)
         whole = Account(
             route="r",
@@ -68,7 +68,7 @@ async def test_the_latest_look_is_in_the_metrics(tmp_path: Path) -> None:
             tokens_live=None,
             saving=None,
         )
-        return Outlook(
+        return RouteForecast(
             route="r",
             at=at,
             epoch=0,

@@ -306,7 +306,7 @@ def _reason(of: Of, limit: float, value: float, per_1000: float, crossing: Cross
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class RouteForecast:
     route: str
     at: int  # requests of the route so far
     epoch: int  # 0: before the control loop's first epoch
@@ -326,10 +326,10 @@ class Outlook:
 
     @property
     def satisfaction(self) -> SatisfactionEffect | None:
-        return next((one for one in self.whole_likings if one.measure == SATISFACTION), None)
+        return next((one for one in self.whole_effects if one.measure == SATISFACTION), None)
 
     @property
-    def whole_likings(self) -> tuple[SatisfactionEffect, ...]:
+    def whole_effects(self) -> tuple[SatisfactionEffect, ...]:
         return tuple(one for one in self.likings if one.query_class is None and one.version is None)
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.estimate import saving_of
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.context import GatewayState, run_periodically
@@ -142,7 +142,7 @@ class MonitorFeed:
         self._summed = 0  # place in the log up to which the sums went then
         self._tallies: dict[str, Tally] = {}  # not exported yet
         names = [route.name for route in gw.deployment.routes]
-        self._forecasts: dict[str, tuple[int, Outlook | None]] = dict.fromkeys(names, (0, None))
+        self._forecasts: dict[str, tuple[int, RouteForecast | None]] = dict.fromkeys(names, (0, None))
 
     def read(self, connection: LogReader) -> None:
         with contextlib.suppress(StoreError):
@@ -170,7 +170,7 @@ class MonitorFeed:
         self._tallies.clear()
 
 
-def export_gauges(forecast: Outlook, route: str, metrics: Metrics) -> None:
+def export_gauges(forecast: RouteForecast, route: str, metrics: Metrics) -> None:
     whole, drop, effects = forecast.whole, forecast.drop, forecast.satisfaction
     if whole is not None and whole.em_drop is not None and whole.em_drop.high is not None:
         metrics.set("suffice_em_drop_upper_bound", whole.em_drop.high, route)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, ReportEstimates, RouteReport, TokenTotals
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence
 from suffice.assurance.ledger import Account
 from suffice.assurance.money import usd
@@ -317,7 +317,7 @@ def _paid(money: MoneyTotals) -> str:
 # --------------------------------------------------------------------------- the forecast
 
 
-def forecast_lines(one: Outlook | None) -> Lines:
+def forecast_lines(one: RouteForecast | None) -> Lines:
     if one is None:
         return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
     if one.cap_tokens is None:
@@ -377,7 +377,7 @@ def arm_lines(one: ArmWorth | None) -> Lines:
 # --------------------------------------------------------------------------- satisfaction
 
 
-def summarize_effect(one: Outlook | None) -> str:
+def summarize_effect(one: RouteForecast | None) -> str:
     if one is None:
         return "not measured: no worker has looked at this route"
     if one.satisfaction is None:
@@ -387,9 +387,9 @@ def summarize_effect(one: Outlook | None) -> str:
     return _effect(one.satisfaction, f"{one.confidence:.0%}") + _rates(one.satisfaction)
 
 
-def satisfaction_effect_lines(one: Outlook) -> Lines:
+def satisfaction_effect_lines(one: RouteForecast) -> Lines:
     sure, lines = f"{one.confidence:.0%}", list[tuple[str, str]]()
-    for effect in one.whole_likings:
+    for effect in one.whole_effects:
         lines += _satisfaction_lines(effect, sure)
         parts = [part for part in one.likings if part.measure == effect.measure and part is not effect]
         classes = [(f"    class {part.query_class or 'none'}", part) for part in parts if part.query_class is not None]

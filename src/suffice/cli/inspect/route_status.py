@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from suffice.assurance.estimate import RouteReport, report_of
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
 from suffice.cli.inspect import route_report
@@ -88,7 +88,7 @@ class RouteStatus:
     refused: str | None  # why "enforce" in the settings is refused; None: it is not, or not set
     certifies: bool | None  # a control loop certifies what acts here; None: the settings are unknown
     control: Phase | None = None  # the state of its certification; None: no control loop serves it
-    outlook: Outlook | None = None  # the latest look of the job `monitor`; None: none
+    outlook: RouteForecast | None = None  # the latest look of the job `monitor`; None: none
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
     tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
     promise: str = ""  # as a sentence with all conditions

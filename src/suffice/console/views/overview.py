@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_would_save, saving_of
-from suffice.assurance.forecast import Forecast, Outlook
+from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.context import DAY_S, LogView, TimeRange, ViewContext, ViewRecord, route_url
@@ -130,12 +130,12 @@ def _route_state(
     )
 
 
-def forecasts_of(report: Outlook | None) -> tuple[Forecast, ...]:
+def forecasts_of(report: RouteForecast | None) -> tuple[Forecast, ...]:
     return () if report is None else tuple(one for one in (report.drop, report.em) if one is not None)
 
 
 def _promise(
-    view: LogView, name: str, promises: Promises, tally: Tally | None, report: Outlook | None
+    view: LogView, name: str, promises: Promises, tally: Tally | None, report: RouteForecast | None
 ) -> RouteGuarantee:
     route = view.route(name)
     if route is None:  # only in the log

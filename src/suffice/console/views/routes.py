@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from suffice.assurance.forecast import Forecast, Outlook
+from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.console.context import TimeRange, UnknownNameError, ViewContext, ViewRecord
@@ -120,7 +120,7 @@ def route(view: ViewContext) -> RoutePage:
         decided=tuple(_decision(stored) for stored in decisions),
         forecasts=forecasts_of(report),
         alerts=tuple(one.reason for one in recent_alerts(log, name, 20)),
-        likings=report.whole_likings if report is not None else (),
+        likings=report.whole_effects if report is not None else (),
         confidence=report.confidence if report is not None else state.confidence,
     )
 
@@ -158,7 +158,7 @@ def _breakdown(
     state: RouteState,
     by: Literal["query_class", "version"],
     accounts: Mapping[str, Account],
-    report: Outlook | None,
+    report: RouteForecast | None,
 ) -> tuple[RouteBreakdown, ...]:
     log, since_hour = view.connection, view.window.since_hour
     sums = {
@@ -183,7 +183,7 @@ def _breakdown(
     return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
 
 
-def _monitored(one: Outlook) -> MonitorState:
+def _monitored(one: RouteForecast) -> MonitorState:
     drop = one.whole.em_drop if one.whole is not None else None
     return MonitorState(
         at=one.at,

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, TypeVar
 
-from suffice.assurance.forecast import MEMORY, Alert, Forecast, ForecastWindow, Of, Outlook, forecast_drop, forecast_em
+from suffice.assurance.forecast import (
+    MEMORY,
+    Alert,
+    Forecast,
+    ForecastWindow,
+    Of,
+    RouteForecast,
+    forecast_drop,
+    forecast_em,
+)
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.sampling import worth
@@ -284,7 +293,7 @@ class RouteWatch:
             self.looked_at < 0 or self.n - self.looked_at >= max(tick, len(self.book.runs) // 50)
         )
 
-    def look(self) -> tuple[Outlook, tuple[Alert, ...]]:
+    def look(self) -> tuple[RouteForecast, tuple[Alert, ...]]:
         context, made, before = self.context, self.made, self.alerts
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0
@@ -292,7 +301,7 @@ class RouteWatch:
         drop, em = self.windows.forecasts(self.n, before)
         alerted = [one for one in (drop, em) if one is not None and one.alert]
         self.alerts = tuple(one.of for one in alerted)
-        forecast = Outlook(
+        forecast = RouteForecast(
             route=context.name,
             at=self.n,
             epoch=self.epoch,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
-from suffice.assurance.forecast import Alert, Of, Outlook
+from suffice.assurance.forecast import Alert, Of, RouteForecast
 from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import EVIDENCE
 from suffice.sanitize import printable
@@ -130,7 +130,7 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), AlertCause(
                 "kill_switch"
             ) if on else None
-        case Outlook() | FailOpenCount() | VersionRefusal() | LogOutage():
+        case RouteForecast() | FailOpenCount() | VersionRefusal() | LogOutage():
             return _alert_of_serving(event)
         case RolloutMove() | RolloutUndo():
             return _alert_of_rollout(event)
@@ -138,9 +138,9 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return None
 
 
-def _alert_of_serving(event: Outlook | FailOpenCount | VersionRefusal | LogOutage) -> RaisedAlert | None:
+def _alert_of_serving(event: RouteForecast | FailOpenCount | VersionRefusal | LogOutage) -> RaisedAlert | None:
     match event:
-        case Outlook(route=route, drop=drop):
+        case RouteForecast(route=route, drop=drop):
             # A forecast breach was reported already, by its own row.
             if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in event.alerts:
                 return None
@@ -192,7 +192,7 @@ def plain(text: str, most: int) -> str:
 
 def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
     match event:
-        case Outlook():
+        case RouteForecast():
             return _after_look(event)
         case Alarm(route=route, epoch=epoch):
             return (AlertResolution("certificate", route, "a later event says more", before=epoch, replaced=True),)
@@ -221,7 +221,7 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
             return ()
 
 
-def _after_look(forecast: Outlook) -> tuple[AlertResolution, ...]:
+def _after_look(forecast: RouteForecast) -> tuple[AlertResolution, ...]:
     route, drop, breach_is_forecast = forecast.route, forecast.drop, "em_drop" in forecast.alerts
     endings = [
         _over("forecast", route, "the forecast no longer crosses the limit", name=of)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from suffice.assurance.forecast import Outlook
+from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.runs import Tally
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guarantee_of
@@ -39,7 +39,7 @@ class Promises:
         return extractability_refusal([] if tally is None else [one == "1" for one in tally.extracted], label)
 
     def of(
-        self, name: str, route: Route, forecast: Outlook | None, *, setup: str | None, unreadable: bool = False
+        self, name: str, route: Route, forecast: RouteForecast | None, *, setup: str | None, unreadable: bool = False
     ) -> RouteGuarantee:
         """Return the guarantee; `unreadable`: too few answers can be extracted, and the route must not act."""
         held = self.decided.of(name)
@@ -79,7 +79,7 @@ def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable
     return {name: tuple(what for route, what in arms if route == name) for name, _ in arms}
 
 
-def audits_by_class(forecast: Outlook | None) -> dict[str, int]:
+def audits_by_class(forecast: RouteForecast | None) -> dict[str, int]:
     return {} if forecast is None else {part.query_class or "": part.n_audits for part in forecast.classes}
 
 

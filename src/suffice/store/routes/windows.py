@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from suffice.assurance.forecast import Alert, Outlook
+from suffice.assurance.forecast import Alert, RouteForecast
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import (
@@ -101,8 +101,8 @@ def newest_rates(source: LogSource, route: str) -> RowRates | None:
     return newest_event(source, RowRates, route=route)
 
 
-def newest_forecast(source: LogSource, route: str) -> Outlook | None:
-    return newest_event(source, Outlook, route=route)
+def newest_forecast(source: LogSource, route: str) -> RouteForecast | None:
+    return newest_event(source, RouteForecast, route=route)
 
 
 def newest_proposal(source: LogSource, route: str) -> ProposedVersion | None:
@@ -117,8 +117,8 @@ def newest_place(connection: LogReader, route: str) -> int:
     return query_number(connection, _PLACE, {"route": route})
 
 
-def recent_forecasts(connection: LogReader, route: str, n: int) -> list[Outlook]:
-    return newest_events(connection, Outlook, n, route=route)[::-1]
+def recent_forecasts(connection: LogReader, route: str, n: int) -> list[RouteForecast]:
+    return newest_events(connection, RouteForecast, n, route=route)[::-1]
 
 
 def recent_alerts(connection: LogReader, route: str, n: int) -> list[Alert]:

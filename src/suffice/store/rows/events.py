@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from suffice.assurance.forecast import Alert, Outlook
+from suffice.assurance.forecast import Alert, RouteForecast
 from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict
 from suffice.store.rows import records
@@ -47,7 +47,7 @@ Event: TypeAlias = (
     | Resumption
     | LabelRequest
     | JobRun
-    | Outlook
+    | RouteForecast
     | Alert
     | records.ProposedVersion
     | records.ArmWorth
@@ -143,7 +143,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("enforcement_resumed", Resumption, "resumption", _NUMBERED),
     Kind("label_wanted", LabelRequest, "request", _EPISODE, chained=False),
     Kind("job_ran", JobRun, "run", "{0.run_id}", lambda e: e.route or None, chained=False),
-    Kind("route_monitored", Outlook, "outlook", _LOOK, chained=False),
+    Kind("route_monitored", RouteForecast, "outlook", _LOOK, chained=False),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", records.ProposedVersion, "proposal", _READ_TO),
     Kind("arm_proposed", records.ArmWorth, "worth", _READ_TO),
