@@ -152,7 +152,7 @@ def test_where_audits_are_rated_more_often_the_effect_says_so() -> None:
     told, quiet = whole(loud), whole(runs)
     assert told.effect is not None
     assert quiet.effect is not None
-    assert told.effect.note == "audits are rated more often, so who votes differs as well"
+    assert told.effect.note == "audits are rated more often, so the raters differ as well"
     assert quiet.effect.note is None
     assert told.rated_audits is not None
     assert told.rated_stopped is not None

@@ -66,7 +66,7 @@ def test_resuming_ends_the_pause_as_before() -> None:
     assert found.resumption is not None
     assert found.resumption.number == 3
     assert found.decision.before == "paused: EM is too low"
-    assert found.decision.after.startswith("promise: Route 'r', scorer 'text': at the level in force all requests")
+    assert found.decision.after.startswith("promise: Route 'r', scorer 'text': at the active level all requests")
 
 
 def test_tightening_holds_a_level_or_a_smaller_budget_for_a_while() -> None:

@@ -25,7 +25,7 @@ class Guarantee:
     labels: Literal["labelled", "label-free"]
     detection: str  # clause about the delay until a silent loss is noticed; "": unknown
     classes: Mapping[str, int] = field(default_factory=dict)  # audits in the window, by class
-    what: str = "at the level in force"  # the condition under which the requests would have lost less
+    what: str = "at the active level"  # the condition under which the requests would have lost less
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def sentence(claim: Guarantee) -> str:
     >>> print(sentence(Guarantee(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=1600,
     ...     requests=(1, 2400), per="pooled", labels="labelled", classes={"physics": 1440, "law": 160},
     ...     detection="a silent loss of 3 points would be noticed within about 710 requests")))
-    Route 'gpqa', scorer 'choice': at the level in force all requests from number 1 to 2,400 would have lost less than \
+    Route 'gpqa', scorer 'choice': at the active level all requests from number 1 to 2,400 would have lost less than \
 1 point of EM on average over all classes, with 95 % confidence, shown by 1,600 audits with labels; a silent loss of \
 3 points would be noticed within about 710 requests; unknown, with under 200 audits: law.
     """
@@ -73,15 +73,15 @@ def average_sentence(average: Average) -> str:
     account = average.account
     how = "with labels" if average.labels == "labelled" else "without labels (every other answer counts as lost)"
     so_far = (
-        "nothing is booked yet"
+        "no audit is recorded yet"
         if account.em_drop is None
         else (f"so far it is {100 * account.em_drop:.2f} points over {account.n_audits:,} audits")
     )
     return (
         f"Route {average.route!r}, scorer {average.scorer!r}, budgeted: the mean EM drop of all audits of this epoch is"
         f" steered to {_points(average.max_em_drop)}, {how}; {so_far}. No confidence belongs to it: nothing is promised"
-        f" of level {average.level}, which is in force now, of any shorter stretch, of any class, nor within any delay"
-        f" after a change that nobody announced. Certified is level {account.floor}."
+        f" of level {average.level}, which is active now, of any shorter period, of any class, nor within any delay"
+        f" after an unannounced change. Certified is level {account.floor}."
     )
 
 

@@ -370,7 +370,7 @@ class _Estimator:
         if between.low <= 0 <= between.high:
             return None
         more = "audits" if between.low > 0 else "stopped runs"
-        return f"{more} are rated more often, so who votes differs as well"
+        return f"{more} are rated more often, so the raters differ as well"
 
     def _scaled(self, known: Sequence[_Value]) -> NDArray[np.float64]:
         values = np.array([one.value for one in known], dtype=np.float64)

@@ -289,7 +289,7 @@ class Tuner:
             if tuned.active not in tuned.eligible:  # fall back to the best safer arm, or to the full run
                 safer = [arm for arm in tuned.eligible if arm < tuned.active]
                 to = max(safer, key=values[at].tolist().__getitem__)
-                reason = "its latest audits do not prove any more that it keeps the budget"
+                reason = "its latest audits no longer prove that it keeps the budget"
                 withdrawn.append(self._withdrawal(at, to, now_s, reason))
                 self._move(at, to)
         self._tabulate(proofs, lost)

@@ -148,7 +148,7 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
         labels=labels,
         detection=_detection(route, budget, made, labelled=labelled),
         classes=one.classes,
-        what=f"asked with {made.arm}" if made.arm else "at the level in force",
+        what=f"asked with {made.arm}" if made.arm else "at the active level",
     )
     return RouteGuarantee(state=state, beside=one.beside, claim=claim)
 

@@ -123,7 +123,7 @@ def _phase(one: Phase, *, acts: bool) -> str:
 
 def _spent(one: BudgetAccount) -> str:
     if one.em_drop is None or one.max_em_drop is None:
-        return "nothing is booked yet"
+        return "no audit is recorded yet"
     waiting = f", {one.n_waiting:,} of them with a guess until their label comes" if one.n_waiting else ""
     return (
         f"a mean drop of {100 * one.em_drop:.2f} of {100 * one.max_em_drop:.2f} points over {one.n_audits:,} audits of"
