@@ -56,7 +56,7 @@ CEILINGS: dict[str, int] = {
     "the word brought in a name": 1,
     "the word desk in a name": 0,
     "the word doors in a name": 0,
-    "the word found in a name": 4,
+    "the word found in a name": 3,
     "the word in_force in a name": 8,
     "the word in_play in a name": 0,
     "the word intake in a name": 0,

@@ -54,7 +54,7 @@ class LearnedPolicy(ParameterChecks):
             raise ConfigError(
                 "policy.learned.model.features: got none that reads the run; at least one, beside steps and tokens"
             )
-        self._found_classes  # noqa: B018 - invalid rules must fail here
+        self._learned_classes  # noqa: B018 - invalid rules must fail here
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class LearnedPolicy(ParameterChecks):
         return FeatureSet(self.model.features, where="policy.learned.model.features")
 
     @cached_property
-    def _found_classes(self) -> Classes | None:
+    def _learned_classes(self) -> Classes | None:
         try:
             return classes_from(self.model.found) if self.model.found else None
         except ConfigError as error:
@@ -125,5 +125,5 @@ class LearnedPolicy(ParameterChecks):
     def _threshold_of(self, query: Query | None) -> float:
         if query is None:
             return self.threshold
-        name = query.query_class if self._found_classes is None else self._found_classes.of(query)
+        name = query.query_class if self._learned_classes is None else self._learned_classes.of(query)
         return self._thresholds.get(name, self.threshold)
