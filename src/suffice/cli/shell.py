@@ -291,13 +291,13 @@ def author_name(author: str | None) -> str:
 
 @contextmanager
 def deployment_log(
-    path: str, route: str | None = None, *, waits: bool = False, again: str | None = None
+    path: str, route: str | None = None, *, waits: bool = False, retry_hint: str | None = None
 ) -> Iterator[tuple[Settings, Decisions]]:
     """Open the settings and their log for a person's decisions. Raises ConfigError and StoreError.
 
-    route  must be in the settings; None: any
-    waits  the caller waits for gateways itself; otherwise a decision that no running gateway applies is reported
-    again  the block writes all or nothing, and a StoreError says so, with this advice for a working log
+    route       must be in the settings; None: any
+    waits       the caller waits for gateways itself; otherwise a decision that no running gateway applies is reported
+    retry_hint  the block writes all or nothing, and a StoreError says so, with this advice for a working log
     """
     from suffice.errors import StoreError
     from suffice.store.database.presence import read_presences
@@ -312,9 +312,9 @@ def deployment_log(
                 find_settings(settings, route)
             yield settings, writer
     except StoreError as error:
-        if again is None:
+        if retry_hint is None:
             raise
-        raise StoreError(f"{error}\nNothing was written. {again}".rstrip()) from None
+        raise StoreError(f"{error}\nNothing was written. {retry_hint}".rstrip()) from None
     if writer.n_new and not waits and not read_presences(presence_files(settings)):
         click.echo("no gateway is running on this deployment; one that starts will act on this", err=True)
 
@@ -341,11 +341,11 @@ class CommandReply:
     text: str  # what a person reads
 
 
-def decision(again: str | None = None) -> Callable[[Callable[..., CommandReply | str]], Callable[..., None]]:
+def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandReply | str]], Callable[..., None]]:
     """Turn a function into a command that writes a decision with its author to a deployment's log.
 
     The function gets a PendingDecision before its own arguments and options, and returns its reply or why it refuses.
-    `again` as in `deployment_log`.
+    `retry_hint` as in `deployment_log`.
     """
 
     def declare(decide: Callable[..., CommandReply | str]) -> Callable[..., None]:
@@ -355,7 +355,7 @@ def decision(again: str | None = None) -> Callable[[Callable[..., CommandReply |
         @JSON
         @wraps(decide)
         def command(*, path: str, reason: str, author: str | None, as_json: bool, **arguments: Any) -> None:
-            with deployment_log(path, again=again) as (settings, writer):
+            with deployment_log(path, retry_hint=retry_hint) as (settings, writer):
                 pending = PendingDecision(
                     settings=settings, writer=writer, author=author_name(author), reason=reason, now_s=time.time()
                 )
@@ -377,7 +377,7 @@ def decision(again: str | None = None) -> Callable[[Callable[..., CommandReply |
 
 UNCONFIRMED: Final = 3  # exit status: the decision is recorded, and a running gateway has not confirmed it
 MOST_WAIT_S: Final = 3_600
-_LOOK_S: Final = 0.02  # between two reads of the gateways' announcements
+_POLL_S: Final = 0.02  # between two reads of the gateways' announcements
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
@@ -397,12 +397,12 @@ WAIT = option(
 )
 
 
-def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
+def confirm(command: str, switches: Sequence[Path], has_applied: Callable[[Presence], bool], *, wait_s: float) -> None:
     """Wait until every running gateway has applied a change and report; exit with `UNCONFIRMED` if one has not.
 
-    switches   kill switch files beside which gateways announce themselves
-    has_taken  whether an announcement shows the change
-    wait_s     at most; 0: do not wait
+    switches     kill switch files beside which gateways announce themselves
+    has_applied  whether an announcement shows the change
+    wait_s       at most; 0: do not wait
 
     Callers' own loops (`Governor`) read the state before each decision: they are named, not waited for.
     """
@@ -414,10 +414,10 @@ def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presenc
     while True:
         there = read_presences(switches)
         gateways, waited_s = [one for one in there if one.process == "serve"], time.monotonic() - began_s
-        late = [one for one in gateways if not has_taken(one)]
+        late = [one for one in gateways if not has_applied(one)]
         if not late or waited_s >= wait_s:
             break
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     for one in there:
         if one in late:
             why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""

@@ -117,8 +117,8 @@ def submit(
     counts if nobody else has leased the item, and otherwise is kept beside the others.
     """
     name = shell.author_name(reviewer)
-    again = f"Submit it again: suffice review submit {item} {word} --reviewer {name} …"
-    with shell.deployment_log(path, again=again) as (settings, writer):
+    retry_hint = f"Submit it again: suffice review submit {item} {word} --reviewer {name} …"
+    with shell.deployment_log(path, retry_hint=retry_hint) as (settings, writer):
         place = deciding.read_reviews(writer.path).queue.places.get(item)
         if place is None:
             shell.fail(f"unknown item {item!r}; see suffice review list", 1)
@@ -185,7 +185,7 @@ def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
     name, n = shell.author_name(reviewer), 0
-    with shell.deployment_log(path, route, again="Your item goes back by itself.") as (settings, writer):
+    with shell.deployment_log(path, route, retry_hint="Your item goes back by itself.") as (settings, writer):
         texts = _QuestionTexts(settings, writer.path, questions)
         while (lease := deciding.lease_next(writer, name, now_s=time.time(), route=route, third=third)) is not None:
             n += 1

@@ -113,14 +113,14 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     with yardstick(recipe.scorer) as scorer, RecordingFile(given.out, recipe) as recording:
         _warn(recipe, given, torn=recording.torn)
         async with client:
-            with _reporting(len(recorded_questions), given) as tell:
+            with _reporting(len(recorded_questions), given) as on_progress:
                 return await record_runs(
                     recorded_questions,
                     recording,
                     client=client,
                     recipe=recipe,
                     scorer=scorer,
-                    report=tell,
+                    report=on_progress,
                     dataset=questions.name.removesuffix(".jsonl"),
                     concurrency=given.concurrency,
                 )
@@ -208,7 +208,7 @@ def _reporting(n_questions: int, given: RecordOptions) -> Iterator[Callable[[Pro
             )
     else:
 
-        def tell(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             nonlocal last_s
             now_s = time.monotonic()
             if now_s - last_s >= PLAIN_LINE_S:
@@ -216,7 +216,7 @@ def _reporting(n_questions: int, given: RecordOptions) -> Iterator[Callable[[Pro
                 done = f"{progress.n_before + progress.n_recorded} of {progress.n_questions}"
                 click.echo(f"suffice record: {done} · {live_line(progress, now_s - started_s)}", err=True)
 
-        yield tell
+        yield on_progress
 
 
 def live_line(progress: Progress, taken_s: float) -> str:

@@ -31,7 +31,7 @@ def pause(**given: Any) -> None:
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    _pause_or_resume("pause", deciding.start_pause, **given, again="`suffice kill` needs no database.")
+    _pause_or_resume("pause", deciding.start_pause, **given, retry_hint="`suffice kill` needs no database.")
 
 
 @click.command(cls=shell.Command)
@@ -53,9 +53,9 @@ def _pause_or_resume(
     reason: str,
     author: str | None,
     wait_s: float,
-    again: str = "",
+    retry_hint: str = "",
 ) -> None:
-    with shell.deployment_log(path, route, waits=True, again=again) as (settings, writer):
+    with shell.deployment_log(path, route, waits=True, retry_hint=retry_hint) as (settings, writer):
         problem = decide(writer, route, reason=reason, author=shell.author_name(author))
         with open_reader(writer.path) as connection:
             seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))

@@ -25,9 +25,9 @@ def main() -> None:
     for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to the gateway too, which ends this process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    sigterm, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
+    sigterm, stop_pipe = os.pipe()
+    os.set_blocking(stop_pipe, False)
+    signal.signal(signal.SIGTERM, lambda *_: os.write(stop_pipe, b"."))
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError, AttributeError):
         os.nice(GENTLE)

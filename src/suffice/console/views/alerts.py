@@ -9,7 +9,7 @@ from suffice.console.context import DAY_S, ViewContext, ViewRecord
 from suffice.review.decide import describe_state
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
-from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, read_alert_log
+from suffice.store.people.alerts import AlertEnd, AlertLog, OpenAlert, SinkReceipt, read_alert_log
 from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes.deployments import read_holds
 from suffice.store.routes.windows import job_history
@@ -42,7 +42,7 @@ class AlertLine(ViewRecord, frozen=True):
     wanted: bool  # whether the settings include this kind
     n_again: int  # repeats within the time in which they are not sent
     latest_at_s: float  # of the last repeat
-    over: Over | None  # when it was resolved, and why; None: it is open
+    over: AlertEnd | None  # when it was resolved, and why; None: it is open
 
 
 class AlertsPage(ViewRecord, frozen=True):

@@ -20,7 +20,7 @@ from suffice.store.people.alerts import (
     Notice,
     alerts_of,
     deliveries_to,
-    owed,
+    due_resolution,
     read_alert_log,
     read_alert_rows,
 )
@@ -209,7 +209,7 @@ class Notify:
         if not self.settings.tell_over:
             return None
         self._alerts = read_alert_log(log, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
-        due = owed(self._alerts, name, self.now())
+        due = due_resolution(self._alerts, name, self.now())
         if due is None:
             return None
         one, over = due

@@ -204,7 +204,7 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> 
     walk = _Walk(links={head.place: None for head in heads})
     connection.execute("BEGIN")  # one snapshot, whatever other processes write
     try:
-        _go(connection, walk)
+        _walk_rows(connection, walk)
         _find_added(connection, walk)
     finally:
         connection.execute("ROLLBACK")
@@ -220,7 +220,7 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> 
     )
 
 
-def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
+def _walk_rows(connection: sqlite3.Connection, walk: _Walk) -> None:
     rows = map(_Row._make, connection.execute(_ROWS))
     for row in rows:
         if walk.n_rows:

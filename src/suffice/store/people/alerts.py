@@ -274,7 +274,7 @@ class SinkReceipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Over:
+class AlertEnd:
     at_s: float  # Unix time
     because: str  # one line of plain text; "": resolved when raised
     replaced: bool = False  # superseded by something with a notice of its own
@@ -290,20 +290,20 @@ class OpenAlert:
     taken: tuple[SinkReceipt, ...] = ()  # sinks that received it, in order
     resolution_sinks: tuple[str, ...] = ()  # sinks notified since that it is resolved
     cause: AlertCause | None = None  # what keeps it open; None: resolved when raised
-    ended: Over | None = None  # by a row; None: by none
+    ended: AlertEnd | None = None  # by a row; None: by none
 
-    def over(self, now_s: float) -> Over | None:
+    def over(self, now_s: float) -> AlertEnd | None:
         if self.ended is not None:
             return self.ended
         if self.cause is None:
-            return Over(at_s=self.latest_at_s, because="")
+            return AlertEnd(at_s=self.latest_at_s, because="")
         until_s = self.cause.until_s
         if until_s is None or now_s < until_s:
             return None
         # A row written after the time it is about arrived late, and is resolved then.
-        return Over(at_s=max(until_s, self.latest_at_s), because="it did not recur")
+        return AlertEnd(at_s=max(until_s, self.latest_at_s), because="it did not recur")
 
-    def owed(self, sink: str, now_s: float) -> Over | None:
+    def due_resolution(self, sink: str, now_s: float) -> AlertEnd | None:
         """Return the resolution of which a sink must now be notified; None: nothing is due."""
         over = self.over(now_s)
         if over is None or not over.because or over.replaced or not SETTLED_S <= now_s - over.at_s <= STALE_S:
@@ -330,10 +330,10 @@ class AlertLog:
     of: Mapping[int, int] = field(default_factory=dict)  # place of a row → place of the alert that it belongs to
 
 
-def owed(log: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | None:
+def due_resolution(log: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, AlertEnd] | None:
     """Return the oldest alert whose resolution is due at a sink; of repeated ones the latest. None: nothing is due."""
     latest = {one.notice.same: one for one in log.raised}
-    ends = ((one, one.owed(sink, now_s)) for one in latest.values())
+    ends = ((one, one.due_resolution(sink, now_s)) for one in latest.values())
     return next(((one, over) for one, over in ends if over is not None), None)
 
 
@@ -396,7 +396,7 @@ def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
     for end in resolutions_of(event):
         for one in tuple(raised.values()):
             if one.ended is None and one.cause is not None and end.ends(one.cause):
-                raised[one.seq] = replace(one, ended=Over(at_s=at_s, because=end.because, replaced=end.replaced))
+                raised[one.seq] = replace(one, ended=AlertEnd(at_s=at_s, because=end.because, replaced=end.replaced))
 
 
 def _take(
