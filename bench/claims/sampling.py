@@ -34,7 +34,7 @@ from suffice.assurance.estimate import IntervalEstimate, RouteReport
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.proposals import SamplingJob
 from suffice.control.jobs.rollup import Rollup
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.episode.ledger import Ledger
 from suffice.gateway import lifecycle
 from suffice.gateway.auth import KeyLimits
@@ -274,7 +274,7 @@ def log_of(
     sampling = LogSampler(settings=settings, salt="bench")
     gw = _gateway(log, sampling, now)
     with closing(log), Decisions.open(database, now=now, monotonic_s=now) as writer:
-        common: dict[str, Any] = {"settings": settings, "path": database, "matches": matching, "monotonic_s": now}
+        common: dict[str, Any] = {"settings": settings, "path": database, "matches": open_match, "monotonic_s": now}
         jobs = (Rollup(now=now, **common), SamplingJob(author="bench", **common))
         worker = Worker(
             decisions=writer, jobs=jobs, author="bench", now=now, monotonic_s=now, new_id=lambda: f"jr_{clock.now_s}"

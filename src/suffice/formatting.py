@@ -37,10 +37,10 @@ def format_points(value: float | None, digits: int = 2) -> str:
     return f"{sign}{size} points"
 
 
-def between(low: float | None, high: float | None, show: str = "percent", digits: int = 1) -> str:
+def format_bounds(low: float | None, high: float | None, show: str = "percent", digits: int = 1) -> str:
     """Format an interval without its unit, which the value before it carries; "" for no interval.
 
-    >>> [between(0.667, 0.806), between(-0.0375, 0.0439, "points", 2), between(None, None)]
+    >>> [format_bounds(0.667, 0.806), format_bounds(-0.0375, 0.0439, "points", 2), format_bounds(None, None)]
     ['66.7 to 80.6', '−3.75 to +4.39', '']
     """
     if low is None or high is None:
@@ -69,7 +69,7 @@ def format_large(value: float | None) -> str:
     return format_count(value)
 
 
-def money(value: float | None) -> str:
+def format_usd(value: float | None) -> str:
     return UNKNOWN if value is None else usd(value).replace("-", MINUS)
 
 
@@ -81,7 +81,7 @@ def format_moment(at_s: float | None) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S") if at_s else "never"
 
 
-def iso(at_s: float | None, sep: str = "T") -> str:
+def format_iso(at_s: float | None, sep: str = "T") -> str:
     return datetime.fromtimestamp(at_s or 0, UTC).isoformat(sep, "seconds").replace("+00:00", "Z")
 
 
@@ -89,10 +89,10 @@ def format_day(day: int) -> str:
     return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
 
 
-def lasted(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Format a duration.
 
-    >>> [lasted(x) for x in (0.0421, 1.5, 75, 7_300, 200_000)]
+    >>> [format_duration(x) for x in (0.0421, 1.5, 75, 7_300, 200_000)]
     ['42 ms', '1.50 s', '75 s', '2.0 hours', '2.3 days']
     """
     if seconds is None:
@@ -108,11 +108,11 @@ def lasted(seconds: float | None) -> str:
     return f"{seconds / 3_600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
-def ago(at_s: float | None, now_s: float) -> str:
-    return "never" if not at_s else f"{lasted(max(0.0, now_s - at_s))} ago"
+def format_age(at_s: float | None, now_s: float) -> str:
+    return "never" if not at_s else f"{format_duration(max(0.0, now_s - at_s))} ago"
 
 
-def size(n_bytes: float) -> str:
+def format_bytes(n_bytes: float) -> str:
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.2f} GB"
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes:,.0f} bytes"

@@ -14,7 +14,7 @@ from suffice.control.jobs.proposals import Advance
 from suffice.demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
 from suffice.demo.month_traffic import MATH, SUPPORT, make_feedback
 from suffice.demo.month_trials import MonthTrials
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -84,7 +84,7 @@ def write_tries(settings: Settings, path: Path, *, n: int) -> None:
     with Decisions.open(path, now=clock, monotonic_s=clock) as writer:
         made = MonthTrials(settings=settings, writer=writer, secret=secret, salt="s", rng=random.Random(9))
         advance = Advance(
-            settings=settings, path=path, author="w", matches=matching, secret=secret, now=clock, monotonic_s=clock
+            settings=settings, path=path, author="w", matches=open_match, secret=secret, now=clock, monotonic_s=clock
         )
         ids = iter(range(10**6))
         worker = Worker(

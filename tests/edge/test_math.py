@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from suffice.edge.math import MathWorkers, yardstick
+from suffice.edge.math import MathWorkers, open_scorer
 from suffice.scoring.base import Scorer
 
 HANGS = "9^{9^{9^{9}}}"  # sympy would compute it
@@ -24,7 +24,7 @@ def judge() -> Iterator[MathWorkers]:
 
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[Scorer]:
-    with yardstick("math") as built:
+    with open_scorer("math") as built:
         yield built
 
 

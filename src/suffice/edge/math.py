@@ -26,7 +26,7 @@ _ENDED = object()  # end of a worker's output
 
 
 @contextlib.contextmanager
-def yardstick(spec: Spec) -> Iterator[Scorer]:
+def open_scorer(spec: Spec) -> Iterator[Scorer]:
     """Yield the scorer of a spec, for labels. Raise ConfigError, also if math-verify is needed and missing."""
     if not asks_judge(spec):
         yield build_scorer(spec)
@@ -36,9 +36,9 @@ def yardstick(spec: Spec) -> Iterator[Scorer]:
 
 
 @contextlib.contextmanager
-def matching(route: Route) -> Iterator[Match]:
+def open_match(route: Route) -> Iterator[Match]:
     """Open the route's match of an answer with a reference. Raises ConfigError for a scorer that cannot be built."""
-    with yardstick(route.scorer) as scorer:
+    with open_scorer(route.scorer) as scorer:
 
         def match(answer: str | None, gold: str) -> bool:
             reference = scorer.normalise(gold)  # labels contain references as people write them

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from suffice.control.jobs.bundle import evidence_of
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.audit.chain import append_line, extract, line_of, signing_key
@@ -29,7 +29,7 @@ def write_bundle(
     if route not in settings.routes:
         raise ConfigError(f"route {route!r} is not in the settings; there are {', '.join(sorted(settings.routes))}")
     path = database_path(settings.store.url)
-    with matching(settings.routes[route]) as match, open_reader(path) as connection:
+    with open_match(settings.routes[route]) as match, open_reader(path) as connection:
         evidence = evidence_of(connection, route, settings, match, number)
     lines, seal = list[bytes](), bytes(32)
     for line in (evidence.header, *evidence.requests):

@@ -19,7 +19,7 @@ from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.label_effects import verdict_effect
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
 from suffice.rollout.stages import RolloutState
@@ -111,7 +111,7 @@ def _services(
 def _standing(settings: Settings, path: Path, held: RolloutRun) -> RolloutState:
     with open_reader(path) as connection:
         secret, now_s = deployment_salt(settings), time.time()
-        return standing_of(connection, held, settings, matching, secret=secret, now_s=now_s).standing
+        return standing_of(connection, held, settings, open_match, secret=secret, now_s=now_s).standing
 
 
 def _effect(settings: Settings, path: Path, item: str) -> str:
@@ -120,7 +120,7 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
     route = settings.routes.get(place.item.route) if place is not None else None
     if route is None:
         return "This run was never queued for review."
-    with matching(route) as match:
+    with open_match(route) as match:
         effect = verdict_effect(path, item, route, match, window=window_size(settings.control, route.max_em_drop))
     return effect.sentence if effect is not None else "This run was never queued for review."
 

@@ -17,7 +17,7 @@ import click
 from suffice import __version__
 from suffice.cli.shell import FILE, JSON_OBJECT, Command, find_settings, option, read_policy
 from suffice.control.evidence.versions import read_back
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.errors import ConfigError
 from suffice.files import write_whole
 from suffice.learn.groups import prompt_fold
@@ -192,7 +192,7 @@ def _match(
         yield given.route, lambda answer, gold: answer == gold
         return
     name, route = _route(settings, given)
-    with matching(route) as match:
+    with open_match(route) as match:
         yield name, match
 
 

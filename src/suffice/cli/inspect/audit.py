@@ -18,7 +18,7 @@ from suffice.cli import shell
 from suffice.control.jobs.notify import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
-from suffice.formatting import iso
+from suffice.formatting import format_iso
 from suffice.sanitize import format_cell, printable
 from suffice.settings import Settings, Store
 from suffice.store.audit.chain import KeptHead, read_heads
@@ -193,7 +193,7 @@ def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | N
 
 def _entry_lines(entry: AuditEntry) -> Iterator[str]:
     about = " ".join(part for part in (entry.kind, entry.route or "", entry.episode_id or "") if part)
-    yield f"{iso(entry.at_s, ' ')}  #{entry.place}  {about}  by {entry.who or 'nobody named'}"
+    yield f"{format_iso(entry.at_s, ' ')}  #{entry.place}  {about}  by {entry.who or 'nobody named'}"
     change = f"{entry.before} → {entry.after}" if entry.before else entry.after
     for text in (change, f"because: {entry.why}" if entry.why else ""):
         if text:
@@ -201,7 +201,7 @@ def _entry_lines(entry: AuditEntry) -> Iterator[str]:
 
 
 def _plain_entry(entry: AuditEntry) -> dict[str, Any]:
-    plain = {**msgspec.to_builtins(entry), "at": iso(entry.at_s, " "), "event": msgspec.Raw(entry.body.encode())}
+    plain = {**msgspec.to_builtins(entry), "at": format_iso(entry.at_s, " "), "event": msgspec.Raw(entry.body.encode())}
     return {name: plain[name] for name in COLUMNS}
 
 

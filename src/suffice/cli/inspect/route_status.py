@@ -20,7 +20,7 @@ from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
 from suffice.cli.inspect import route_report
 from suffice.cli.shell import fail, print_facts, print_json
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
 from suffice.review.holds import Override, describe_override, unexpired
@@ -211,7 +211,7 @@ def _scorers(settings: Settings | None, stack: ExitStack) -> Callable[[str], Rou
 
         @cache  # a judge of formulas starts processes, and most logs need none
         def opened() -> Match:
-            return stack.enter_context(matching(route))
+            return stack.enter_context(open_match(route))
 
         def match(answer: str | None, gold: str) -> bool:
             return opened()(answer, gold)

@@ -12,7 +12,7 @@ import click
 
 from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command, option, parse_time
 from suffice.errors import ConfigError
-from suffice.formatting import iso
+from suffice.formatting import format_iso
 from suffice.rollout.assign import conversation_key
 from suffice.settings import Settings
 from suffice.store.audit.personal import PARTS
@@ -137,7 +137,7 @@ def _erase(writer: Decisions, order: erasing.ErasureOrder, rows: list[int]) -> N
     click.echo(f"{order.what}: {', '.join(order.parts)} erased in {tally.n_rows:,} of {len(rows):,} rows")
     with open_reader(writer.path) as connection:
         for at_s, where in erasing.exports_since(connection, rows[0]):
-            click.echo(f"exported on {iso(at_s)[:10]} to {where}: this copy was not reached")
+            click.echo(f"exported on {format_iso(at_s)[:10]} to {where}: this copy was not reached")
     if not is_gone:
         why = "another process was reading, so that the write-ahead log still holds the words"
         click.echo(f"not gone yet: {why}; erase again", err=True)

@@ -21,7 +21,7 @@ import click
 from suffice.cli import shell
 from suffice.control.evidence.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
-from suffice.edge.math import yardstick
+from suffice.edge.math import open_scorer
 from suffice.errors import BadRequest, ConfigError, TraceError
 from suffice.files import write_whole
 from suffice.gateway.feedback_form import FeedbackMapping, body, plan, read_feedback, seal_feedback
@@ -333,7 +333,7 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
     model = JudgeModel(table.url, table.model, api_key=key, timeout_s=table.timeout_s, max_tokens=table.max_tokens)
     try:
         async with model:
-            with yardstick(route.scorer) as scorer:
+            with open_scorer(route.scorer) as scorer:
                 return await judge_labels(
                     episodes,
                     model,

@@ -14,7 +14,7 @@ import msgspec
 from suffice.cli import shell
 from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.label_effects import verdict_effect
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Source, parse_verdict
@@ -257,7 +257,7 @@ def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) 
 def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
     route = shell.find_settings(settings, item.route)
     window = window_size(settings.control, route.max_em_drop)
-    with matching(route) as match:
+    with open_match(route) as match:
         return verdict_effect(writer.path, item.episode_id, route, match, window=window)
 
 

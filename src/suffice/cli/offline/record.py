@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from suffice.cli.shell import FILE, JSON_OBJECT, Command, fail, find_settings, find_upstream, option
-from suffice.edge.math import yardstick
+from suffice.edge.math import open_scorer
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
@@ -110,7 +110,7 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     recipe = _recipe(route, upstream, given)
     limited = upstream_for_recording(upstream, concurrency=given.concurrency)
     client = UpstreamClient(name, limited, api_key(name, upstream))
-    with yardstick(recipe.scorer) as scorer, RecordingFile(given.out, recipe) as recording:
+    with open_scorer(recipe.scorer) as scorer, RecordingFile(given.out, recipe) as recording:
         _warn(recipe, given, torn=recording.torn)
         async with client:
             with _reporting(len(recorded_questions), given) as on_progress:

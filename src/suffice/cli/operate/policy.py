@@ -13,7 +13,7 @@ import msgspec
 from suffice.cli import shell
 from suffice.cli.operate.hold import set_route_override
 from suffice.control.compare.assessment import Assessment, standing_of
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.formatting import format_time
 from suffice.review.decide import OverrideForm
 from suffice.rollout.effects import diff_plain
@@ -73,7 +73,7 @@ def show(route: str, path: str, *, as_json: bool) -> None:
         if not held.state.over:
             with open_reader(writer.path) as connection:
                 secret = deployment_salt(settings)
-                assessment = standing_of(connection, held, settings, matching, secret=secret, now_s=time.time())
+                assessment = standing_of(connection, held, settings, open_match, secret=secret, now_s=time.time())
     if as_json:
         standing = None if assessment is None else msgspec.to_builtins(assessment.standing)
         shell.print_json({**_plain_rollout(held), "moves": held.moves, "standing": standing})

@@ -9,7 +9,7 @@ import msgspec
 
 from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option, print_rows, stacked
 from suffice.errors import SufficeError
-from suffice.formatting import iso
+from suffice.formatting import format_iso
 from suffice.plugins import load_plugins
 from suffice.settings import Settings
 from suffice.wiring.audit import with_addresses
@@ -116,7 +116,7 @@ def people(path: str) -> None:
     """List who has access. Secrets are stored as hashes and cannot be shown."""
     print_rows(
         People.of(load_deployment(path)).listed(),
-        lambda one: [f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}"],
+        lambda one: [f"{one.name:<24} {one.role:<9} secret made {format_iso(one.since_s, ' ')}"],
         as_json=False,
         empty="nobody yet: suffice admin reset-secret makes an admin",
     )

@@ -199,12 +199,12 @@ def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
 
 
 def _show_history(settings: Settings, *, as_json: bool) -> None:
-    from suffice.formatting import iso
+    from suffice.formatting import format_iso
     from suffice.store.database.sqlite import database_path
     from suffice.store.routes.windows import job_history
 
     def lines(run: JobRun) -> list[str]:
-        began, failed = iso(run.began_at_s, " "), "" if run.ok else "FAILED: "
+        began, failed = format_iso(run.began_at_s, " "), "" if run.ok else "FAILED: "
         return [f"{began}  {run.job} {run.route or 'all routes'}  {run.duration_s:.2f} s  {failed}{run.said}"]
 
     print_rows(job_history(database_path(settings.store.url)), lines, as_json=as_json)

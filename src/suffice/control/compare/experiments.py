@@ -19,7 +19,7 @@ from suffice.assurance.satisfaction import satisfaction_of_people, scaled
 from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import Audit, is_evidence, recorded_audit
 from suffice.control.evidence.versions import loader, published_on
-from suffice.edge.math import matching
+from suffice.edge.math import open_match
 from suffice.errors import ConfigError
 from suffice.rollout.analysis import analyse
 from suffice.rollout.experiment import RunningExperiment
@@ -63,7 +63,7 @@ def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> Experimen
         routes = {
             name: AuditReplay(
                 route=settings.routes[name],
-                match=stack.enter_context(matching(settings.routes[name])),
+                match=stack.enter_context(open_match(settings.routes[name])),
                 published=published_on(log, name),
                 load=loader(log),
             )

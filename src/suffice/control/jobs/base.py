@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 from suffice.assurance.runs import Match
-from suffice.edge.math import Matches, matching
+from suffice.edge.math import Matches, open_match
 from suffice.errors import StoreError, SufficeError
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease
@@ -187,7 +187,7 @@ class LogJob:
     settings: Settings
     path: Path
     author: str = ""
-    matches: Matches = matching
+    matches: Matches = open_match
     now: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = time.monotonic
     secret: str = field(default="", repr=False)
