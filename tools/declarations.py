@@ -36,7 +36,7 @@ def policies(*, composed: bool) -> str:
 
 
 def _policy(name: str, policy: Any) -> list[str]:
-    summary = inspect.getdoc(policy).partition("\n")[0].removeprefix("Stop when ").removesuffix(".")
+    summary = (inspect.getdoc(policy) or "").partition("\n")[0].removeprefix("Stop when ").removesuffix(".")
     meanings = comments_of(policy)
     parameters = [_parameter(one, meanings[one.name]) for one in parameters_of(policy)]
     needs = policy.needs_note or ", ".join(f"`{one.name}`" for one in resolve_needs(policy().needs)) or "nothing"
