@@ -95,7 +95,7 @@ async def test_work_that_is_cancelled_by_itself_is_a_failure_not_an_end() -> Non
         raise asyncio.CancelledError
 
     client = Client()
-    with pytest.raises(RuntimeError, match="although its client is there"):
+    with pytest.raises(RuntimeError, match="although its client is connected"):
         await supervise(work(), client.exchange())
 
 

@@ -197,7 +197,7 @@ def test_a_key_stands_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = key_ring(settings, "salt")
     assert [one.name for one in ring.callers] == ["team"]
     assert ring.asks_for_keys
-    with pytest.raises(ConfigError, match=r"a key in OTHER is a key of keys\.team\.key_env as well"):
+    with pytest.raises(ConfigError, match=r"a key in OTHER is also a key of keys\.team\.key_env"):
         key_ring(parse_settings({**GOOD, "keys": {"team": {"key_env": "TEAM"}, "other": {"key_env": "OTHER"}}}), "salt")
     monkeypatch.delenv("TEAM")
     with pytest.raises(ConfigError, match=r"keys\.team\.key_env: the environment has no keys in TEAM"):

@@ -117,7 +117,7 @@ def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
         assert again.take(earlier, steps[earlier - 1]) == once.seen[earlier - 1].decision
         with pytest.raises(BadRequest, match="the next step of this run is"):
             again.take(index + 2, told)
-        with pytest.raises(BadRequest, match="told before with another answer or token count"):
+        with pytest.raises(BadRequest, match="already reported with another answer or token count"):
             again.take(earlier, StepReport(answer="another", tokens=steps[earlier - 1].tokens))
     for one in (once, again):
         one.finish()

@@ -289,7 +289,7 @@ def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, wr
         bad = verify_chain(connection).bad
     assert bad is not None
     assert bad.seq == seq
-    assert "no erasure in the chain says so" in bad.what
+    assert "no erasure in the chain explains it" in bad.what
 
 
 def test_where_the_erasure_itself_was_cut_off_a_head_says_so(open_log: Open, database: Path, writer: Decisions) -> None:
@@ -300,7 +300,7 @@ def test_where_the_erasure_itself_was_cut_off_a_head_says_so(open_log: Open, dat
         cut_tail(connection, exported.place)
         alone, bad = verify_chain(connection).bad, verify_chain(connection, [exported]).bad
     assert alone is not None
-    assert "no erasure in the chain says so" in alone.what
+    assert "no erasure in the chain explains it" in alone.what
     assert bad is not None
     assert (bad.place, bad.what) == (exported.place, f"cut off: a head at place {exported.place} was exported")
 
