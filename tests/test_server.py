@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from suffice import server
 from suffice.gateway import log_follower
+from suffice.gateway.log_follower import Follower
 from suffice.settings import Settings, parse_settings
 from suffice.testing import FakeUpstream, Samples
 from tests.gateway.test_log_follower import ROUTE, began, published, write
@@ -21,6 +23,13 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_follower, "LOOK_S", 60.0)
+    looks, apply = list[object](), Follower.apply
+
+    def count(self: Follower, changes: Any) -> None:
+        apply(self, changes)
+        looks.append(changes)
+
+    monkeypatch.setattr(Follower, "apply", count)
     tells, waits = list[Callable[[], None]](), list[float]()
 
     @asynccontextmanager
@@ -47,6 +56,9 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
 
         async with server.serve_in_loop(settings, worker_after_s=0.25) as url:
             assert waits == [0.25]
+            async with asyncio.timeout(30):
+                while len(looks) < 2:  # noqa: ASYNC110 - those of its start; the next is a minute away
+                    await asyncio.sleep(0.02)
             await asyncio.to_thread(write, settings, began(), published(settings, 2))
             await asyncio.sleep(0.2)
             assert await level(url) == 0, "nobody has told it"
