@@ -169,7 +169,7 @@ def test_a_proposal_is_tried_certified_brought_by_the_loop_and_taken_back(route:
     back = route.held.publication
     assert back is not None
     assert back.fit == before.fit
-    assert "ann took back" in back.reason
+    assert "ann undid rollout" in back.reason
     assert "body" in route.says("diff", before.fit, address)
 
 
