@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from suffice.types import Epoch, Pause, Publication, Resumption
+from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 
 OverrideKind: TypeAlias = Literal[
     "pin",  # serve this level, or this earlier publication
@@ -16,7 +16,7 @@ OverrideKind: TypeAlias = Literal[
 ]
 DAY_S: Final = 86_400.0
 MOST_DAYS: Final = 30
-_ALMOST: Final = 1e-12  # tolerance for numbers that were written and read again
+_ALMOST: Final = 1e-12  # tolerance for a guarantee that was written and read again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +109,13 @@ def in_effect(overrides: Iterable[Override], now_s: float) -> ActiveOverrides:
     )
 
 
+def proves(evidence: EvidenceSummary, *, max_em_drop: float, confidence: float) -> bool:
+    """Whether evidence proves at least this guarantee; evidence that does not say what it proves, proves none."""
+    if evidence.max_em_drop is None or evidence.confidence is None:
+        return False
+    return evidence.max_em_drop <= max_em_drop + _ALMOST and evidence.confidence >= confidence - _ALMOST
+
+
 def pin_problem(
     made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str
 ) -> str | None:
@@ -121,7 +128,7 @@ def pin_problem(
         return f"publication {made.number} is of epoch {made.epoch}, and {now}"
     if evidence.max_em_drop is None or evidence.confidence is None:
         return f"publication {made.number} does not say what it proves"
-    if evidence.max_em_drop > max_em_drop + _ALMOST or evidence.confidence < confidence - _ALMOST:
+    if not proves(evidence, max_em_drop=max_em_drop, confidence=confidence):
         return (
             f"publication {made.number} proves a drop below {100 * evidence.max_em_drop:g} points at"
             f" {evidence.confidence:.0%}, and the route promises {100 * max_em_drop:g} points at {confidence:.0%}"

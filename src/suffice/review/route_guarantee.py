@@ -15,7 +15,7 @@ from suffice.assurance.drift import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.guarantee import Average, Guarantee, average_sentence, sentence
 from suffice.assurance.labels import AT_RISK
-from suffice.review.holds import NO_OVERRIDES, ActiveOverrides
+from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, proves
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication
@@ -44,7 +44,6 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 
 NOTICED_DROP: Final = 0.03  # the silent loss whose detection time the guarantee names …
 NOTICED_BUDGETS: Final = 1.5  # … or this multiple of the budget, if larger
-_ALMOST: Final = 1e-12  # tolerance for a guarantee that was written and read again
 
 _IN_FULL: Final = "every request runs in full"
 _SENTENCES: Final[Mapping[State, str]] = {
@@ -190,14 +189,13 @@ def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
 
 def covers(route: Route, max_em_drop: float, setup: str | None, made: Publication) -> bool:
     """Whether a certificate covers the route's guarantee and setup; a `setup` of None is not compared."""
-    evidence = made.evidence
-    if not made.may_act or made.level < 1 or evidence.max_em_drop is None or evidence.confidence is None:
+    if not made.may_act or made.level < 1:
         return False
     if made.spending is not None and route.promise != "budgeted":
         return False  # the owner has required a certificate since
     if made.arm and made.arm not in route.arms:
         return False
-    keeps = evidence.max_em_drop <= max_em_drop + _ALMOST and evidence.confidence >= route.confidence - _ALMOST
+    keeps = proves(made.evidence, max_em_drop=max_em_drop, confidence=route.confidence)
     return keeps and setup in (None, made.setup)
 
 
