@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import exp, log
 from typing import Final
 
 import numpy as np
@@ -67,6 +67,11 @@ def weighted_log_wealth(
         counts = count_outcomes(z[group == number])
         each += log_bets(counts.gained, counts.same, counts.lost, tested, bets=bets, weight=one)
     return np.where(eps > 0, mixed(each), -np.inf)
+
+
+def e_value_of(log_e: float) -> float:
+    """The e-value of its natural logarithm, as a finite number: beyond e^700 it counts as that."""
+    return exp(min(700.0, log_e))
 
 
 def log_wealth(counts: Counts, *, max_em_drop: float, bets: Sequence[float] = BETS) -> Floats:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from math import exp, floor
+from math import floor
 from typing import Final
 
 import numpy as np
 
+from suffice.assurance.certify import e_value_of
 from suffice.assurance.fidelity import VERBATIM, Fidelity, FinishFidelity, bound_fidelity
 from suffice.assurance.labels import AHEAD, CHARGE_CONFIDENCE, JUDGE, TRUSTED, MatureAudits, rank_of
 from suffice.assurance.runs import Match
@@ -26,8 +27,6 @@ from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
 from suffice.learn.certifier import Certifier, CertifierDecision, matured, missing_audits
 from suffice.learn.version import FoldedModels
 from suffice.types import BudgetAccount, EvidenceSummary, Feedback, Outcome, Publication, Request
-
-_MOST_LOG: Final = 700.0  # largest exponent that does not overflow
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +136,7 @@ class LiveCertifier(Certifier):
             n_lost=int((at > 0).sum()),
             n_pending=certificate.n_pending,
             n_disagreeing=int(judged.d[certificate.inside, level].sum()),
-            e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
+            e_value=e_value_of(float(self.log_e[level])) if level else None,
             share=float(judged.saved[certificate.inside, level].sum()) / full if full else None,
             n_missing=n_missing,
             max_em_drop=self.budget_at(max(1, level)),

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from math import exp
 from typing import Final
 
 import numpy as np
 
+from suffice.assurance.certify import e_value_of
 from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
 from suffice.assurance.runs import ABANDONED_ENDS, Match
@@ -30,7 +30,6 @@ FULL: Final = "full"  # how outcomes name a second full run
 MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remembered
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that are pending
 RETURN_DIVISOR: Final = 10.0  # divides delta for an arm that lost its certificate
-_MOST_LOG: Final = 700.0  # largest exponent that does not overflow
 
 
 def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
@@ -187,7 +186,7 @@ class PairedEvidence(EvidenceSource):
             n_audits=view.n,
             n_gained=view.n_gained,
             n_lost=view.n_lost,
-            e_value=exp(min(_MOST_LOG, arms.log_e[0])),
+            e_value=e_value_of(arms.log_e[0]),
             share=view.saved_share,
             n_missing=pairs_missing(arms, max_em_drop=budget, delta=self._arm_delta),
             max_em_drop=budget,
