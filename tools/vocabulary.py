@@ -64,7 +64,7 @@ CEILINGS: dict[str, int] = {
     "the word liking in a name": 2,
     "the word lot in a name": 0,
     "the word lots in a name": 0,
-    "the word outlook in a name": 2,
+    "the word outlook in a name": 1,
     "the word rails in a name": 0,
     "the word said in a name": 13,
     "the word shown in a name": 1,

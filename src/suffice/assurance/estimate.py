@@ -174,7 +174,7 @@ def pooled_saving(tallies: Iterable[Tally]) -> float | None:
 
 
 def pooled_would_save(tallies: Iterable[Tally]) -> float | None:
-    known = [parts.sum(axis=0) for tally in tallies if len(parts := _sums_by_group(tally, "would_save"))]
+    known = [_sums_by_group(tally, "would_save").sum(axis=0) for tally in tallies]
     whole = sum(float(sums[2]) for sums in known)
     return 1 - sum(float(sums[1]) for sums in known) / whole if whole else None
 

@@ -31,7 +31,6 @@ from suffice.store.rows.records import (
 )
 from suffice.types import Epoch, Pause, Publication, Resumption
 
-_PAGE_CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _PAGE_ROWS: Final = 500
 _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
