@@ -149,12 +149,12 @@ $(VENV)/.ready-venv:
 
 $(VENV)/.ready-demo: $(VENV)/.ready-venv requirements/demo.txt $(SOURCES)
 	$(INSTALL) -r requirements/demo.txt -r requirements/build.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready-venv requirements/dev.txt $(SOURCES)
 	$(INSTALL) -r requirements/dev.txt -r requirements/build.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 	@touch $(VENV)/.ready-demo $@
 
 $(VENV)/.ready-lock: $(VENV)/.ready-venv requirements/lock.txt

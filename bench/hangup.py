@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.gateway_process import GatewayProcess
 
-from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply
 
 LIMIT_MS = 50.0
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 5_000, answer=("4",), delay_s=0.01)

@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.trace_questions import traced
 
-from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import TaskQuestion
-from suffice.local.weights import fetch
 from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
 from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient
+from suffice_demo.local.server import LocalServer, ServerSpec
+from suffice_demo.local.tasks import TaskQuestion
+from suffice_demo.local.weights import fetch
 
 WEIGHTS = "qwen0.5b"
 MODEL = "qwen2.5-coder-0.5b-instruct-q4_k_m"

@@ -33,12 +33,12 @@ from typing import Any
 import aiohttp
 
 from peers import report
-from suffice.errors import LocalModelError
-from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.weights import cached_file, find_weights, is_whole
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_episodes
+from suffice_demo.local import LocalModelError
+from suffice_demo.local.server import LocalServer, ServerSpec
+from suffice_demo.local.weights import cached_file, find_weights, is_whole
 
 MODEL, QUICK_MODEL = "qwen0.5b", "smol"
 N_SLOTS = 2

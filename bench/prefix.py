@@ -23,14 +23,13 @@ from typing import Any
 
 import aiohttp
 
-from suffice.errors import LocalModelError
-from suffice.local import weights
-from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import TaskQuestion, questions
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_episodes
 from suffice.types import Outcome
+from suffice_demo.local import LocalModelError, weights
+from suffice_demo.local.server import LocalServer, ServerSpec
+from suffice_demo.local.tasks import TaskQuestion, questions
 
 MODEL = "qwen0.5b"
 

@@ -33,7 +33,7 @@ from suffice.replay.study.runs import Runs, concatenate, make_runs
 from suffice.replay.study.sets import ReplayOptions, replay_set
 from suffice.replay.study.sums import SumsFold
 from suffice.replay.traces.read import Survey, survey
-from suffice.testing.traces import Synthetic
+from suffice_testing.traces import Synthetic
 
 N_LEVELS = 41
 REPEATS = 7

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.gateway_process import GatewayProcess
 
-from suffice.testing import FakeUpstream, Reply
+from suffice_testing import FakeUpstream, Reply
 
 ALLOWED_BYTES = 64 * 1024  # growth per thousand streams below this is the allocator's
 SAYS = Reply(reasoning=("so ", "it ", "is\n") * 8, answer=("fo", "ur"))

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
-from suffice.errors import LocalModelError
-from suffice.local.questions import FAMILIES_OF_QUESTIONS, DemoQuestion, distinct
-from suffice.local.tasks import SEED, TaskQuestion, task_question
+from suffice_demo.local import LocalModelError
+from suffice_demo.local.questions import FAMILIES_OF_QUESTIONS, DemoQuestion, distinct
+from suffice_demo.local.tasks import SEED, TaskQuestion, task_question
 
 # With a thought, and those that need none.
 TRACED: Mapping[str, tuple[str, ...]] = {

@@ -35,11 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.gateway_process import GatewayProcess
 
 from suffice.episode import vote
-from suffice.errors import LocalModelError
-from suffice.local import weights
-from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import TaskQuestion, questions
 from suffice.scoring.base import build_scorer
+from suffice_demo.local import LocalModelError, weights
+from suffice_demo.local.server import LocalServer, ServerSpec
+from suffice_demo.local.tasks import TaskQuestion, questions
 
 SLOTS = 4
 THREADS = 2  # of the model server; clients and gateway need little of the two cores beside it

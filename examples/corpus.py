@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from suffice.local.questions import CAPITALS
+from suffice_demo.local.questions import CAPITALS
 
 FIRST = (
     "Alba",

@@ -83,8 +83,8 @@ def local_model() -> Iterator[Model]:
 @contextlib.contextmanager
 def served() -> Iterator[str]:
     """The server alone: its address, without /v1."""
-    from suffice.local import weights
-    from suffice.local.server import LocalServer, ServerSpec
+    from suffice_demo.local import weights
+    from suffice_demo.local.server import LocalServer, ServerSpec
 
     def progress(done: int, total: int) -> None:
         print(f"\rweights of {NAME}: {done / 2**20:.0f} of {total / 2**20:.0f} MB", end="", file=sys.stderr)

@@ -14,7 +14,7 @@ from itertools import islice
 from compare import arguments, compare
 from local_model import Model, local_model
 from suffice import Episode
-from suffice.local.questions import chains
+from suffice_demo.local.questions import chains
 
 ROUNDS = 3
 POLICY = {"policy": "stable-answer", "streak": 2}  # a revision that changed nothing

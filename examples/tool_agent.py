@@ -19,7 +19,7 @@ from itertools import islice
 from compare import arguments, compare
 from local_model import Model, local_model
 from suffice import Episode
-from suffice.local.questions import stories
+from suffice_demo.local.questions import stories
 
 TURNS = 6
 POLICY = {"policy": "stable-answer", "streak": 2}  # a turn that changed nothing

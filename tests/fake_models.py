@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from suffice.testing import FakeRequest, Fault, Reply, Script
+from suffice_testing import FakeRequest, Fault, Reply, Script
 
 
 def nonce_of(seen: FakeRequest) -> str:

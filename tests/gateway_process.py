@@ -25,7 +25,7 @@ class GatewayProcess:
     """One running `suffice serve`. Make it with `GatewayProcess.serving`.
 
     >>> import tempfile, urllib.request
-    >>> from suffice.testing import FakeUpstream
+    >>> from suffice_testing import FakeUpstream
     >>> with tempfile.TemporaryDirectory() as folder, FakeUpstream.in_thread() as fake:
     ...     with GatewayProcess.serving(folder, {"upstreams": {"up": {"url": fake.url}}}) as gateway:
     ...         with urllib.request.urlopen(gateway.url + "/readyz") as reply:

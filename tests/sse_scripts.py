@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from suffice.testing import Script
+from suffice_testing import Script
 
 
 def _chunk(delta: Mapping[str, Any], finish_reason: str | None = None, **top: Any) -> bytes:

@@ -15,7 +15,7 @@ from suffice import server
 from suffice.gateway import log_follower
 from suffice.gateway.log_follower import Follower
 from suffice.settings import Settings, parse_settings
-from suffice.testing import FakeUpstream, Samples
+from suffice_testing import FakeUpstream, Samples
 from tests.gateway.test_log_follower import ROUTE, began, published, write
 
 

@@ -20,7 +20,7 @@ MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 MAX_BASE_DISTRIBUTIONS = 25
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
-MAY_PRINT = (SRC / "cli", SRC / "local" / "server.py")
+MAY_PRINT = (SRC / "cli",)
 BANNED_MODULES = {
     "httpx": "a cancelled call can leave its pool unusable",
     "litellm": "it brings 60 distributions into the process that holds the keys",

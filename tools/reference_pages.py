@@ -21,6 +21,7 @@ import msgspec
 from tools.declarations import comments_of, fill_tables
 
 from suffice.cli.main import main as suffice
+from suffice.cli.shell import CONTRIB
 from suffice.settings import Settings
 from suffice.telemetry import METRICS
 
@@ -32,11 +33,11 @@ COMMON = ("--config", "--db", "--json", "--reason", "--author", "--wait")  # des
 
 
 def commands(group: click.Group, prefix: str = "suffice") -> Iterator[tuple[str, click.Command]]:
-    """Every command with its whole name, in the order of the help."""
+    """Every command of Suffice itself with its whole name, in the order of the help."""
     with click.Context(group) as context:
         for name in group.list_commands(context):
             command = group.get_command(context, name)
-            if command is None:
+            if command is None or f"{prefix} {name}".removeprefix("suffice ") in CONTRIB:
                 continue
             yield f"{prefix} {name}", command
             if isinstance(command, click.Group):

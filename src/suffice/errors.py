@@ -14,8 +14,7 @@
     │   └── StoreFull          no disk space, or the queue is full
     ├── TraceError             recorded runs cannot be read or written; names file, row and column
     ├── ToolError              another program, such as Label Studio, could not be used
-    ├── ClosedError            a governor or a run was used after its end, after close or after a fork
-    └── LocalModelError        the demonstration model is missing or damaged
+    └── ClosedError            a governor or a run was used after its end, after close or after a fork
 
 A message gives the place, the value and what is allowed: ``routes.math.kind: unknown kind
 'reasonning'; allowed: reasoning, samples, rounds``. No message carries a secret or a prompt.
@@ -112,10 +111,6 @@ class TraceError(SufficeError, ValueError):
 
 
 class ToolError(SufficeError):
-    pass
-
-
-class LocalModelError(SufficeError):
     pass
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import FakeUpstream, Reply, Script, ServerBehaviour
+from suffice_testing import FakeUpstream, Reply, Script, ServerBehaviour
 from tests.gateway_process import GatewayProcess
 
 RESPONSES, CHAT, FEEDBACK, DECIDE = "/v1/responses", "/v1/chat/completions", "/v1/feedback", "/v1/decide"

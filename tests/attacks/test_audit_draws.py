@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from suffice.gateway.auth import DeliveryMemory, RequestKey
 from suffice.rollout.assign import AuditAssignment
-from suffice.testing import Fault, Reply, ToolCall
+from suffice_testing import Fault, Reply, ToolCall
 from tests.gateway.conftest import Serve, serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_audit_assignment import KINDS, shape

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from suffice.store.database.views import read_events
-from suffice.testing import FakeUpstream, Script, ServerBehaviour
 from suffice.types import Request
+from suffice_testing import FakeUpstream, Script, ServerBehaviour
 from tests.attacks.tenants import (
     CHAT,
     DECIDE,

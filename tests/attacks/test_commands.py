@@ -23,8 +23,8 @@ from suffice.store.database import presence
 from suffice.store.database.presence import Announcement, read_presences
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import FakeUpstream
 from suffice.types import Feedback
+from suffice_testing import FakeUpstream
 from tests.gateway_process import GatewayProcess
 
 SETTINGS: Final = """

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.testing import FakeUpstream, Reply
+from suffice_testing import FakeUpstream, Reply
 from tests.attacks.raw_http import (
     BODY,
     CHAT,

@@ -26,8 +26,8 @@ from suffice.rollout.guardrails import GuardrailValue, read_live
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import FakeUpstream, ScriptedThought
 from suffice.types import Feedback, Outcome, Request
+from suffice_testing import FakeUpstream, ScriptedThought
 from tests.gateway_process import GatewayProcess
 
 STEPS = [("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"), ("wait\n", "5")]

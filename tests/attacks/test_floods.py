@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeRequest, FakeUpstream, Reply
+from suffice_testing import FakeRequest, FakeUpstream, Reply
 from tests.attacks.raw_http import (
     BODY,
     CHAT,

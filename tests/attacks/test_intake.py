@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from suffice.gateway.app import ENDPOINTS
-from suffice.testing import FakeUpstream, Reply
+from suffice_testing import FakeUpstream, Reply
 from tests.gateway_process import GatewayProcess
 
 KEY = "attacker-proof"

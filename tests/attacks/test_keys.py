@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream
+from suffice_testing import FakeUpstream
 from tests.attacks.tenants import (
     CHAT,
     DECIDE,

@@ -13,8 +13,8 @@ import pytest
 
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, resolve_labels
 from suffice.scoring.base import SCORERS, build_scorer
-from suffice.testing import Fault, Reply
 from suffice.types import Feedback
+from suffice_testing import Fault, Reply
 from tests.gateway.conftest import Serve, serve
 from tests.gateway.served import chat
 

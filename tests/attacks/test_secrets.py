@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply
 from tests.gateway_process import GatewayProcess
 
 KEYS = {

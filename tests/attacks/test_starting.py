@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.testing import FakeUpstream
+from suffice_testing import FakeUpstream
 from tests.attacks.raw_http import port_of, statuses, talk
 from tests.fake_models import EchoNonce
 from tests.gateway_process import GatewayProcess

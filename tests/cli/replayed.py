@@ -8,8 +8,8 @@ from typing import Any
 
 from click.testing import Result
 
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 
 def made(folder: Path, name: str = "votes.dev.parquet", kind: Kind = "samples", n_runs: int = 300) -> Path:

@@ -14,11 +14,11 @@ from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import route_findings, upstream_findings
-from suffice.testing import FakeUpstream, Reply, ServerBehaviour
-from suffice.testing.reply import FakeRequest as Asked
-from suffice.testing.reply import Fault
 from suffice.types import Outcome, Request
 from suffice.upstream.drivers import EXPERIMENTS, honoured
+from suffice_testing import FakeUpstream, Reply, ServerBehaviour
+from suffice_testing.reply import FakeRequest as Asked
+from suffice_testing.reply import Fault
 
 
 def doctor(*options: object) -> Result:

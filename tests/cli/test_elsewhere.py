@@ -19,8 +19,8 @@ from tests.gateway_process import GatewayProcess
 from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.testing import FakeUpstream
 from suffice.wiring import kill_file, load_settings
+from suffice_testing import FakeUpstream
 
 TABLE = Path(__file__).with_name("elsewhere.md")
 ROW = re.compile(r"^\| `(.+?)` \| `(.+?)`, (\d) \| `(.+?)`, (\d) \|$", re.MULTILINE)
@@ -64,7 +64,6 @@ SETTINGS = {
 
 # Commands that make a deployment, or know none.
 OTHERS = {
-    "demo",
     "config check",
     "config show",
     "doctor",

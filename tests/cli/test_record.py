@@ -12,7 +12,7 @@ from suffice.cli.main import main
 from suffice.cli.offline.record import live_line
 from suffice.replay.record.recorder import Progress
 from suffice.replay.traces.read import read_traces
-from suffice.testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
+from suffice_testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
 
 CHAIN = ScriptedThought([("first we guess " * 8 + "\n", "3"), ("then we count " * 10 + "\n", "4")], "4")
 

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 PLAIN = ("replay", "--policies", "fixed-rounds,stable-answer", "--policy", "never", "--no-report")
 WORDS = {

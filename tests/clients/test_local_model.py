@@ -9,12 +9,12 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import questions
 from suffice.scoring.base import build_scorer
 from suffice.server import serve_in_loop
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_episodes
+from suffice_demo.local.server import LocalServer, ServerSpec
+from suffice_demo.local.tasks import questions
 from tests.local.cached import cached
 
 pytestmark = pytest.mark.model

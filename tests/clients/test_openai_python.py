@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.testing import Reply, ScriptedThought
+from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import Served, served
 
 CHAIN = ScriptedThought(

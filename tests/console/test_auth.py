@@ -17,10 +17,10 @@ from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, App
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
-from suffice.testing import FakeUpstream
-from suffice.testing.reply import Reply
 from suffice.wiring import build_gateway
 from suffice.wiring.people import People
+from suffice_testing import FakeUpstream
+from suffice_testing.reply import Reply
 from tests.console.conftest import Site
 from tests.console.visitor import Visitor, settings_in
 

@@ -12,8 +12,8 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.settings import Settings
-from suffice.testing import FakeUpstream
-from suffice.testing.reply import Reply
+from suffice_testing import FakeUpstream
+from suffice_testing.reply import Reply
 from tests.console.chromium import PROGRAM, Tab, tab
 from tests.console.made import HOSTILE, fill
 from tests.console.visitor import people_of, settings_in

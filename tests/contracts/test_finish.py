@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from suffice.settings import FinishMethod
-from suffice.testing import Fault, Reply, ScriptedThought, cut
 from suffice.upstream.drivers import DRIVERS
+from suffice_testing import Fault, Reply, ScriptedThought, cut
 from tests.drawn import examples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, served

@@ -26,9 +26,9 @@ from suffice.settings import parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import FakeRequest, FakeUpstream, Reply
-from suffice.testing.prompt import cut
 from suffice.types import Feedback
+from suffice_testing import FakeRequest, FakeUpstream, Reply
+from suffice_testing.prompt import cut
 from tests.edge.threaded import threaded
 from tests.governor.loops import local
 

@@ -29,8 +29,8 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
-from suffice.testing import FakeUpstream
 from suffice.wiring import open_worker
+from suffice_testing import FakeUpstream
 from tests.control.made import CONTROL, ROUTE, traffic
 from tests.gateway_process import GatewayProcess
 

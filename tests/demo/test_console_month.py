@@ -11,9 +11,6 @@ import pytest
 from suffice.console.render import format_difference
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.proposals import Advance
-from suffice.demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
-from suffice.demo.month_traffic import MATH, SUPPORT, make_feedback
-from suffice.demo.month_trials import MonthTrials
 from suffice.edge.math import open_match
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
@@ -25,6 +22,9 @@ from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.wiring import deployment_salt
+from suffice_demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
+from suffice_demo.month_traffic import MATH, SUPPORT, make_feedback
+from suffice_demo.month_trials import MonthTrials
 from tests.console.visitor import Visitor, people_of, site
 
 N = 120

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.cli.server.demo import ALIASES, LineScreen, LiveScreen, demo_servers, followed, lines
-from suffice.demo import show, story
-from suffice.demo.story import (
+from suffice.wiring import load_settings
+from suffice_demo import show, story
+from suffice_demo.local.tasks import TaskQuestion
+from suffice_demo.program import ALIASES, LineScreen, LiveScreen, demo_servers, followed, lines
+from suffice_demo.story import (
     ROUTE,
     CourseRun,
     DemoPlan,
@@ -26,10 +28,8 @@ from suffice.demo.story import (
     name_of,
     story_settings,
 )
-from suffice.local.tasks import TaskQuestion
-from suffice.testing import FakeUpstream, Reply
-from suffice.testing.reply import FakeRequest
-from suffice.wiring import load_settings
+from suffice_testing import FakeUpstream, Reply
+from suffice_testing.reply import FakeRequest
 from tests.control.made import run as made
 from tests.local.cached import cached
 

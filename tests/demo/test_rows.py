@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.demo import rows, run, show
-from suffice.demo.rows import DemoAnswer, question_seed
-from suffice.local.tasks import TaskQuestion
-from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought
+from suffice_demo import rows, run, show
+from suffice_demo.local.tasks import TaskQuestion
+from suffice_demo.rows import DemoAnswer, question_seed
+from suffice_testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought
 
 QUESTIONS = tuple(
     TaskQuestion(
@@ -102,7 +102,7 @@ async def test_reasoning_that_does_not_pay_claims_no_saving(tmp_path: Path) -> N
 
 async def test_a_failing_upstream_is_reported_and_never_counted_as_an_answer(tmp_path: Path) -> None:
     """A question without an answer leaves the table, and the failure is shown."""
-    from suffice.testing import Fault
+    from suffice_testing import Fault
 
     broken = Questions({"question 03": lambda seen: Reply(faults=(Fault(status=500),))}, otherwise=Samples(["4"]))
     async with FakeUpstream(broken) as fake:

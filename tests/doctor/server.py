@@ -13,11 +13,11 @@ from suffice.doctor.examine import examine
 from suffice.doctor.experiments import BEGUN, COUNT, LIST, THINK
 from suffice.doctor.session import ServerSession
 from suffice.settings import Upstream
-from suffice.testing import FakeUpstream, Reply
-from suffice.testing.prompt import cut
-from suffice.testing.reply import AnswerTokens, FakeRequest, ToolCall
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
+from suffice_testing import FakeUpstream, Reply
+from suffice_testing.prompt import cut
+from suffice_testing.reply import AnswerTokens, FakeRequest, ToolCall
 
 THOUGHT = tuple(f"step {n}, " for n in range(60))
 CALL = ToolCall(id="call_1", name="get_weather", arguments=('{"city":', ' "Reykjavik"}'))

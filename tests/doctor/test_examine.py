@@ -12,11 +12,11 @@ from suffice.doctor.examine import recommend
 from suffice.doctor.experiments import RUN, cancel
 from suffice.doctor.session import Facts
 from suffice.settings import parse_settings
-from suffice.testing import FakeUpstream, Reply, ServerBehaviour
-from suffice.testing.chain import SumsModel
-from suffice.testing.reply import Fault
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS, EXPERIMENTS, allows_probes, honoured, url_key
+from suffice_testing import FakeUpstream, Reply, ServerBehaviour
+from suffice_testing.chain import SumsModel
+from suffice_testing.reply import Fault
 from tests.doctor.server import evidence, examine_fake, model, open_session, verdicts
 
 GOOD: dict[str, Any] = {"prefix_cache": True, "slots": 2}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
-from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, ServerBehaviour
-from suffice.testing.prompt import cut
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ServerBehaviour
+from suffice_testing.prompt import cut
 
 QUESTION, ANSWER, GOLD = "Who wrote Faust?", "It was Goethe.", "Johann Wolfgang von Goethe"
 

@@ -13,9 +13,9 @@ from types import ModuleType
 import pytest
 from tools.house import pins
 
-from suffice.testing import FakeUpstream, Reply
-from suffice.testing.prompt import cut
-from suffice.testing.reply import FakeRequest
+from suffice_testing import FakeUpstream, Reply
+from suffice_testing.prompt import cut
+from suffice_testing.reply import FakeRequest
 from tests.house.tree import ROOT
 from tests.local.cached import cached
 

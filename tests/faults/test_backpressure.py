@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from suffice.store.database.views import read_episodes
-from suffice.testing import FakeUpstream, Reply
+from suffice_testing import FakeUpstream, Reply
 from tests.gateway_process import GatewayProcess
 
 TOTAL_BYTES = 200 * 2**20

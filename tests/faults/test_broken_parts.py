@@ -12,8 +12,8 @@ import pytest
 from suffice.gateway.context import GatewayState
 from suffice.policy.base import Policy
 from suffice.settings import Probe, Route, Steps
-from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought
 from suffice.types import Decision, Signals
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import NATIVE, STEPS, chain, enforcing

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.store.database.views import read_episodes
-from suffice.testing import Fault, Reply, ScriptedThought
+from suffice_testing import Fault, Reply, ScriptedThought
 from tests.fake_models import EchoNonce
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
@@ -74,7 +74,7 @@ async def assert_all_closed(g: Served, client: Client, n_tasks: int) -> None:
     assert max(call.closed_at_s or 0.0 for call in g.fake.calls) - left_at_s < PROMISED_S + stalls.total_s
     async with asyncio.timeout(10):
         # The fake has tasks of its own, two for each connection that waits to be used again.
-        while sum("/suffice/testing/" not in repr(t) for t in asyncio.all_tasks()) > n_tasks:  # noqa: ASYNC110
+        while sum("/suffice_testing/" not in repr(t) for t in asyncio.all_tasks()) > n_tasks:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.settings import parse_settings
-from suffice.testing import FakeRequest, Fault, Reply, Samples, ScriptedThought, cut
+from suffice_testing import FakeRequest, Fault, Reply, Samples, ScriptedThought, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, settings_for
 from tests.gateway.test_stop import STEPS, chain, enforcing

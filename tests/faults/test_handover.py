@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import AnswerTokens, FakeRequest, Fault, Reply, ScriptedThought
+from suffice_testing import AnswerTokens, FakeRequest, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 from tests.gateway.test_stop import N_THOUGHT, STEPS, accounted, chain, enforcing, spent

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from suffice.settings import Upstream
-from suffice.testing import Reply
 from suffice.upstream.client import UpstreamClient
+from suffice_testing import Reply
 from tests.faults.test_upstream import assert_told
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

@@ -25,7 +25,7 @@ from suffice.store.database.decisions import read_artefact
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.routes.deployments import read_decided
-from suffice.testing import FakeUpstream, Samples
+from suffice_testing import FakeUpstream, Samples
 from tests.gateway_process import GatewayProcess
 from tests.store.made_chain import found_head, made, open_made, said, story, write
 

@@ -11,8 +11,8 @@ from suffice.errors import StoreError
 from suffice.gateway.log_follower import Follower
 from suffice.gateway.route import BuiltRoute
 from suffice.store.database.views import read_episodes
-from suffice.testing import FakeUpstream
 from suffice.types import Episode
+from suffice_testing import FakeUpstream
 from tests.faults.test_without_log import until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

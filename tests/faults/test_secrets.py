@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply
 from tests.gateway_process import GatewayProcess
 
 KEYS = {"client": "sk-canary-client-51", "gateway": "sk-canary-gateway-52", "upstream": "sk-canary-upstream-53"}

@@ -18,8 +18,8 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes, read_events
-from suffice.testing import FakeRequest, FakeUpstream, Reply
 from suffice.types import Request
+from suffice_testing import FakeRequest, FakeUpstream, Reply
 from tests.fake_models import EchoNonce
 from tests.gateway.served import CHAT, chat, settings_for
 from tests.gateway_process import GatewayProcess

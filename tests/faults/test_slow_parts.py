@@ -10,8 +10,8 @@ import pytest
 
 from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import N_FAILURES, OPEN_S, WINDOW_S, Breaker
-from suffice.testing import FakeUpstream, Reply, ScriptedThought
 from suffice.types import Decision, Signals
+from suffice_testing import FakeUpstream, Reply, ScriptedThought
 from tests.faults.test_broken_parts import NonsensePolicy, same, with_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
+from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.faults.test_clients import Client
 from tests.faults.test_upstream import FAILS, ROUTE, TEXT
 from tests.gateway.conftest import Serve

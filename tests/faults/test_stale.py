@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 import pytest
 
 from suffice.settings import Upstream
-from suffice.testing import Fault, Reply
 from suffice.upstream.client import UpstreamClient
+from suffice_testing import Fault, Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 from tests.simulators.fault_proxy import FaultProxy, LinkFaults

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream, Fault, Reply, Script
+from suffice_testing import FakeUpstream, Fault, Reply, Script
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import chain, enforcing

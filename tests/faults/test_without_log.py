@@ -26,9 +26,9 @@ from suffice.store.database.views import read_events
 from suffice.store.people.alerts import Notice
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import LogOutage, VersionRefusal
-from suffice.testing import FakeUpstream
 from suffice.types import Pause
 from suffice.wiring import open_decisions, startup
+from suffice_testing import FakeUpstream
 from tests import gateway_process as process
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for

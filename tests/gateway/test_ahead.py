@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.testing import ScriptedThought
+from suffice_testing import ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 from tests.gateway.test_stop import chain, enforcing, reconciled

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from suffice.settings import Settings, parse_settings
-from suffice.testing import FakeRequest, Reply, cut
 from suffice.types import Pause, Publication
 from suffice.wiring import check_routes, open_worker
+from suffice_testing import FakeRequest, Reply, cut
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

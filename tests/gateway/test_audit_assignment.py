@@ -20,8 +20,8 @@ from suffice.gateway.auth import KEY_WINDOW_S, DeliveryMemory, RequestKey
 from suffice.gateway.context import GatewayState
 from suffice.learn.dataset import fate
 from suffice.rollout.assign import AuditAssignment, joined
-from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
 from suffice.types import Episode
+from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
 from tests.gateway.test_lottery import CHAIN, ENFORCE, RAW, STEPS, drawn

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from suffice.gateway.http_protocol import UNFINISHED_HEAD_BYTES
-from suffice.testing import Fault, Reply, Script
+from suffice_testing import Fault, Reply, Script
 from tests.faults import test_upstream
 from tests.gateway import test_bad_input, test_endpoint_table
 from tests.gateway.conftest import Serve

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Fault, Reply
+from suffice_testing import Fault, Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
 

@@ -24,10 +24,10 @@ from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.gateway.exchange import WRITE_NOW, BodyDelivery, Exchange, StreamDelivery
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps
-from suffice.testing import Reply
-from suffice.testing.prompt import cut
 from suffice.types import Request
 from suffice.upstream.wire import DONE, encode_frame
+from suffice_testing import Reply
+from suffice_testing.prompt import cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 

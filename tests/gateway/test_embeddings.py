@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Fault, Reply, ScriptedThought
+from suffice_testing import Fault, Reply, ScriptedThought
 from tests.edge.embeddings import letters, server
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat

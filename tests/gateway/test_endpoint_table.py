@@ -9,7 +9,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, endpoints
 from suffice.settings import parse_settings
-from suffice.testing import Script
+from suffice_testing import Script
 from tests.gateway.conftest import Serve
 
 OURS = "sk-ours-7c1d"

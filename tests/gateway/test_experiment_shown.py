@@ -11,9 +11,9 @@ from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, summarize
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes import experiments
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import Samples
 from suffice.types import Feedback
 from suffice.wiring import open_decisions
+from suffice_testing import Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 

@@ -13,9 +13,9 @@ from suffice.gateway.context import CHECK_RUNS, GatewayState
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event
-from suffice.testing import Reply, ScriptedThought
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.drivers import url_key
+from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
 
 STEPS = [("one and one\n", "2"), *[(f"two and two, for the {n}th time\n", "4") for n in range(12)]]

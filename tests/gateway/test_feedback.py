@@ -22,7 +22,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
-from suffice.testing import Reply
+from suffice_testing import Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
 

@@ -9,9 +9,9 @@ import pytest
 
 from suffice.settings import parse_settings
 from suffice.store.routes.rollouts import own_version
-from suffice.testing import FakeRequest, Reply, Samples, cut
 from suffice.types import Pause, Publication
 from suffice.wiring import check_routes
+from suffice_testing import FakeRequest, Reply, Samples, cut
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

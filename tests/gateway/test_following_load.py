@@ -15,8 +15,8 @@ import pytest
 from suffice.control.evidence.feedback import Ratings
 from suffice.gateway.load_control import RouteOperation
 from suffice.store.rows.events import key_of
-from suffice.testing import FakeUpstream, Reply, ServerBehaviour, cut
 from suffice.types import Feedback, Pause, Resumption
+from suffice_testing import FakeUpstream, Reply, ServerBehaviour, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 from tests.gateway.test_log_follower import ROUTE, VERSION, began, decide, published

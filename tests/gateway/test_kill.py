@@ -19,9 +19,9 @@ from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES
 from suffice.store.rows.events import key_of
 from suffice.store.rows.records import KillSwitchState
-from suffice.testing import Reply, Samples
 from suffice.types import Outcome
 from suffice.wiring import kill_file
+from suffice_testing import Reply, Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_stop import chain, enforcing

@@ -17,9 +17,9 @@ from suffice.model.artefact import StopModel, TrainingRecord, canonical
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.settings import Settings
 from suffice.store.rows.events import Event
-from suffice.testing import Reply, Samples, cut
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 from suffice.wiring import build_route, open_decisions
+from suffice_testing import Reply, Samples, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, post, settings_for
 from tests.stalls import StallMeter

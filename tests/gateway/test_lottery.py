@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
 from suffice.types import Episode
+from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.assurance.reports import estimate_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

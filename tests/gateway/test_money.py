@@ -8,8 +8,8 @@ import pytest
 
 from suffice.assurance.money import RunLengths
 from suffice.gateway.context import GatewayState
-from suffice.testing import Reply, Samples, ScriptedThought
 from suffice.types import Outcome, Usage
+from suffice_testing import Reply, Samples, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import N_THOUGHT, STEPS, chain, enforcing, held

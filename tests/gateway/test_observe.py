@@ -11,8 +11,8 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
-from suffice.testing import FakeRequest, FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from suffice.upstream.connection import REST_S
+from suffice_testing import FakeRequest, FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from tests.fake_models import EchoNonce, nonce_of
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Answer, chat, post, settings_for

@@ -14,9 +14,9 @@ from suffice.review.holds import ActiveOverrides, Override, in_effect
 from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, kept_question, set_override
 from suffice.store.routes.deployments import NOTHING
-from suffice.testing import Samples
 from suffice.types import Pause, Resumption
 from suffice.wiring import open_decisions
+from suffice_testing import Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, published

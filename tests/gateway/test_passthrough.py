@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream, Fault, Reply, Script, ToolCall
+from suffice_testing import FakeUpstream, Fault, Reply, Script, ToolCall
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 from tests.sse_scripts import SCRIPTS

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from suffice.gateway.route import BLOCKING
-from suffice.testing import FakeUpstream, Reply, ToolCall
+from suffice_testing import FakeUpstream, Reply, ToolCall
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Self
 
 import suffice
-from suffice.testing import Reply
+from suffice_testing import Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
+from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.faults.test_broken_parts import with_settings
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat

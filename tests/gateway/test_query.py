@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.gateway.request_parsing import last_question, query_of
-from suffice.testing import Reply
+from suffice_testing import Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
-from suffice.testing import FakeUpstream, Fault, Reply, ServerBehaviour
+from suffice_testing import FakeUpstream, Fault, Reply, ServerBehaviour
 
 
 def settings(folder: Path, **urls: str) -> Settings:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from suffice.server import serve_in_loop
-from suffice.testing import FakeUpstream, Reply
+from suffice_testing import FakeUpstream, Reply
 from tests.gateway.served import settings_for
 
 AT_REST_S = 3.0

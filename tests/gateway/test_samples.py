@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from suffice.episode.vote import count_votes, deciding_sample
-from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, Samples, cut
 from suffice.types import Outcome
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, Samples, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 

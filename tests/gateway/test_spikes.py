@@ -15,8 +15,8 @@ import pytest
 from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import RouteOperation
 from suffice.policy.base import build_policy
-from suffice.testing import FakeUpstream, Reply, ServerBehaviour
-from suffice.testing.prompt import cut
+from suffice_testing import FakeUpstream, Reply, ServerBehaviour
+from suffice_testing.prompt import cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 

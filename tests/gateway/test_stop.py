@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream, Fault, Reply, ScriptedThought
 from suffice.types import Outcome
+from suffice_testing import FakeUpstream, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 

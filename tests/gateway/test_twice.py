@@ -8,7 +8,7 @@ import pytest
 
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.effects import draw_pair
-from suffice.testing import FakeRequest, Fault, Reply
+from suffice_testing import FakeRequest, Fault, Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import chain, enforcing, reconciled

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeRequest, Fault, Reply, ScriptedThought
+from suffice_testing import FakeRequest, Fault, Reply, ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import STEPS, enforcing, reconciled
@@ -174,7 +174,7 @@ async def test_a_run_that_closes_its_thought_is_not_touched(serve: Serve, style:
 
 async def test_the_last_words_of_a_thought_may_stand_in_the_chunk_that_ends_it(serve: Serve) -> None:
     """Some engines send the last token and the finish reason together."""
-    from suffice.testing import Script
+    from suffice_testing import Script
     from tests.episode.runs import chunk
 
     frames = [

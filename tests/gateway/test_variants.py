@@ -22,9 +22,9 @@ from suffice.settings import Experiment, parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts
 from suffice.store.rows.records import RolloutMove, VersionRefusal
-from suffice.testing import Samples
 from suffice.types import Request
 from suffice.wiring import open_decisions
+from suffice_testing import Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_log_follower import drawn

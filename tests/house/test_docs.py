@@ -36,10 +36,10 @@ from suffice.store.rows import records
 from suffice.store.rows.events import EVENTS
 from suffice.store.rows.records import AccessGrant, QuestionText
 from suffice.telemetry import METRICS
-from suffice.testing import FakeUpstream
-from suffice.testing.prompt import cut
-from suffice.testing.reply import Reply
 from suffice.wiring import build_route
+from suffice_testing import FakeUpstream
+from suffice_testing.prompt import cut
+from suffice_testing.reply import Reply
 from tests.house.levels import LEVELS, heading_of
 from tests.house.tree import DOCS, ROOT, Block, blocks, python_files, short
 
@@ -290,6 +290,8 @@ def commands(group: click.Group, prefix: str = "suffice") -> Iterator[tuple[str,
     """Every command with its whole name."""
     with click.Context(group) as context:
         for name in group.list_commands(context):
+            if f"{prefix} {name}".removeprefix("suffice ") in CONTRIB:
+                continue
             command = group.get_command(context, name)
             assert command is not None
             yield f"{prefix} {name}", command

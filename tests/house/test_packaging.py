@@ -88,5 +88,4 @@ def test_the_wheel_holds_every_module_and_every_data_file(built: Path) -> None:
     }
     assert modules | data <= shipped
     assert "suffice/py.typed" in data
-    assert any(name.startswith("suffice/local/templates/") for name in data)
     assert any(name.endswith("licenses/LICENSE") for name in shipped)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.local import weights
+from suffice_demo.local import weights
 
 
 def cached(name: str) -> Path:

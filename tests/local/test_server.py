@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from suffice.errors import LocalModelError
-from suffice.local.server import LocalServer, ServerSpec, check_spec, child_environment, template_names
+from suffice_demo.local import LocalModelError
+from suffice_demo.local.server import LocalServer, ServerSpec, check_spec, child_environment, template_names
 from tests.local.cached import cached
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -155,7 +155,7 @@ def test_a_crash_of_the_child_is_seen_and_does_not_take_the_owner_along(small: S
 @pytest.mark.model
 def test_the_child_ends_when_its_owner_is_killed(small: ServerSpec) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from suffice.local.server import LocalServer, ServerSpec\n"
+        "import sys, time; from pathlib import Path; from suffice_demo.local.server import LocalServer, ServerSpec\n"
         "with LocalServer(ServerSpec(model_path=Path(sys.argv[1]), n_parallel=1, ctx_tokens_per_slot=256)) as s:\n"
         "    print(s.pid, flush=True); time.sleep(600)\n"
     )

@@ -11,11 +11,11 @@ from bench.trace_questions import TASKS, TRACED, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.errors import LocalModelError
-from suffice.local import questions as facts
-from suffice.local.questions import STORIES, DemoQuestion
-from suffice.local.tasks import EXAMPLES, FAMILIES, TaskQuestion, questions
 from suffice.scoring.base import build_scorer
+from suffice_demo.local import LocalModelError
+from suffice_demo.local import questions as facts
+from suffice_demo.local.questions import STORIES, DemoQuestion
+from suffice_demo.local.tasks import EXAMPLES, FAMILIES, TaskQuestion, questions
 
 KINDS = sorted(FAMILIES)
 N_AVAILABLE = 300

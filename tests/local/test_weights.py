@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.errors import LocalModelError
-from suffice.local.weights import (
+from suffice_demo.local import LocalModelError
+from suffice_demo.local.weights import (
     MODELS,
     PINS,
     Progress,

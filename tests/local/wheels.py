@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from suffice.local.weights import Weights
+from suffice_demo.local.weights import Weights
 
 
 def wheel(folder: Path, name: str, members: Mapping[str, bytes], version: str = "1.0") -> Path:

@@ -24,10 +24,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from suffice.local import weights
-from suffice.local.server import LocalServer, ServerSpec
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
+from suffice_demo.local import weights
+from suffice_demo.local.server import LocalServer, ServerSpec
 
 HERE = Path(__file__).parent
 TESTS = "vendor/llama.cpp/tools/server/tests"

@@ -13,9 +13,9 @@ from tests.gateway.served import chat
 from suffice.plugins import load_plugins
 from suffice.settings import Upstream
 from suffice.signals.observe import Observer
-from suffice.testing import Reply, ScriptedThought
 from suffice.types import Step
 from suffice.upstream.drivers import driver_facts
+from suffice_testing import Reply, ScriptedThought
 
 __all__ = ["serve"]
 

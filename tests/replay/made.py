@@ -13,8 +13,8 @@ from suffice.replay.study.runs import Runs, make_runs
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 KINDS: tuple[Kind, ...] = ("samples", "reasoning", "rounds")
 SETTING: dict[Kind, str] = {"samples": "samples", "reasoning": "reasoning", "rounds": "agent"}

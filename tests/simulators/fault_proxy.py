@@ -83,7 +83,7 @@ class FaultProxy:
     """A faulty line to `upstream` ("host:port" or "http://host:port"); clients connect to `url`.
 
     >>> import urllib.request
-    >>> from suffice.testing import FakeUpstream
+    >>> from suffice_testing import FakeUpstream
     >>> from tests.simulators.fault_proxy import FaultProxy, LinkFaults
     >>> with FakeUpstream.in_thread() as fake, FaultProxy.in_thread(fake.url) as proxy:
     ...     with urllib.request.urlopen(proxy.url + "/health") as reply:

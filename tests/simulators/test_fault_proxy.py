@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from suffice.testing import FakeUpstream
+from suffice_testing import FakeUpstream
 from tests.simulators.fault_proxy import FaultProxy, LinkFaults
 
 MESSAGE = bytes(range(256)) * 8

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from suffice.testing import FakeUpstream, Reply
+from suffice_testing import FakeUpstream, Reply
 
 QUESTION = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is 2 + 2?"}]
 REPLY = Reply(reasoning=("two ", "and ", "two"), answer=("fo", "ur"))

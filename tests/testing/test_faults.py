@@ -10,8 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from suffice.testing import FakeUpstream, Fault, Reply, Script, ServerBehaviour
 from suffice.upstream.wire import DONE
+from suffice_testing import FakeUpstream, Fault, Reply, Script, ServerBehaviour
 from tests.fake_models import Replay
 from tests.sse_scripts import SCRIPTS
 from tests.testing.talk import EMPTY_REQUEST, address, answer_of, bytes_of, datas, posted

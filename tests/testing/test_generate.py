@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.testing import Fault, Reply, Samples, ScriptedThought, ToolCall, cut
-from suffice.testing.generate import Completion, NotMyThought, Token
-from suffice.testing.prompt import apply_template, count_words, prefix_of_message, prefix_of_prompt, token_ids
-from suffice.testing.reply import FakeRequest, merged
+from suffice_testing import Fault, Reply, Samples, ScriptedThought, ToolCall, cut
+from suffice_testing.generate import Completion, NotMyThought, Token
+from suffice_testing.prompt import apply_template, count_words, prefix_of_message, prefix_of_prompt, token_ids
+from suffice_testing.reply import FakeRequest, merged
 from tests.fake_models import EchoNonce, FirstFails
 
 QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]

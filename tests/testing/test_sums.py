@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import FakeUpstream, ServerBehaviour
-from suffice.testing.chain import SumsModel
+from suffice_testing import FakeUpstream, ServerBehaviour
+from suffice_testing.chain import SumsModel
 from tests.gateway_process import GatewayProcess
 
 
@@ -27,7 +27,7 @@ def ask(url: str, question: str) -> dict[str, Any]:
 
 
 def test_one_command_serves_it_until_it_is_interrupted() -> None:
-    command = [sys.executable, "-m", "suffice.testing", "--port", "0"]
+    command = [sys.executable, "-m", "suffice_testing", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.testing import (
+from suffice.upstream.assemble import Assembler
+from suffice.upstream.wire import DONE, SseSplitter
+from suffice_testing import (
     FakeCall,
     FakeRequest,
     FakeUpstream,
@@ -24,8 +26,6 @@ from suffice.testing import (
     ServerBehaviour,
     ToolCall,
 )
-from suffice.upstream.assemble import Assembler
-from suffice.upstream.wire import DONE, SseSplitter
 from tests.fake_models import EchoNonce
 from tests.testing.talk import (
     CHAT,

@@ -13,9 +13,9 @@ import pytest
 
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
-from suffice.testing import FakeUpstream, Fault, Reply, ServerBehaviour
 from suffice.upstream.client import UpstreamClient, governed_headers
 from suffice.upstream.connection import REST_S
+from suffice_testing import FakeUpstream, Fault, Reply, ServerBehaviour
 from tests.upstream.raw_server import RawServer
 
 PATH = "/v1/chat/completions"
@@ -201,8 +201,8 @@ async def test_short_calls_end_in_time_and_within_their_size() -> None:
 
 
 def fake_models() -> bytes:
-    from suffice.testing.send import CREATED
     from suffice.upstream.wire import encode_json
+    from suffice_testing.send import CREATED
 
     listed = [{"id": "fake", "object": "model", "created": CREATED, "owned_by": "fake"}]
     return encode_json({"object": "list", "data": listed})

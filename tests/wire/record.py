@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from suffice.local import weights
-from suffice.local.server import LocalServer, ServerSpec
+from suffice_demo.local import weights
+from suffice_demo.local.server import LocalServer, ServerSpec
 from tests.wire.read import write
 
 CHAT = "/v1/chat/completions"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from suffice.doctor.examine import SHAPES, engines
-from suffice.testing import Script
+from suffice_testing import Script
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served
 from tests.house.tree import ROOT

@@ -17,7 +17,7 @@ from suffice import wiring
 from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings, Store, parse_settings
-from suffice.testing import Reply, ScriptedThought
+from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
 
 GOOD = """

@@ -8,12 +8,11 @@ import importlib
 import click
 
 from suffice import __version__
-from suffice.cli.shell import find_plugin_commands, load_plugin_command
+from suffice.cli.shell import check_contrib, contrib_lines, find_plugin_commands, load_plugin_command
 
 # Section of --help → name → (module of this package that has it, the line that --help shows).
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up and serve": {
-        "demo": ("server.demo", "Run a real local model and show what early stopping saves."),
         "config": ("server.admin", "Check a settings file, or print it with all defaults."),
         "doctor": ("server.doctor", "Examine a model server or a route before you rely on it."),
         "serve": ("server.serve", "Serve the OpenAI-compatible gateway."),
@@ -67,6 +66,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, names = args[0], self.list_commands(ctx)
+        check_contrib(self, ctx, name)
         if name not in names and not name.startswith("-"):
             near = difflib.get_close_matches(name, names, n=1)
             ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
@@ -77,10 +77,10 @@ class LazyGroup(click.Group):
         for title, section in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(f"{name:<{width}}", line) for name, (_, line) in section.items()])
-        if added := [name for name in find_plugin_commands() if name not in COMMANDS]:
-            with formatter.section("Of other packages"):
-                commands = {name: self.get_command(ctx, name) for name in added}
-                formatter.write_dl([(name, one.get_short_help_str(1_000)) for name, one in commands.items() if one])
+        added = {name: self.get_command(ctx, name) for name in find_plugin_commands() if name not in COMMANDS}
+        lines = [(name, one.get_short_help_str(1_000)) for name, one in added.items() if one]
+        with formatter.section("Of other packages"):
+            formatter.write_dl([*lines, *contrib_lines("", added)])
 
 
 @click.group("suffice", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

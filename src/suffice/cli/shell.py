@@ -6,7 +6,7 @@ Imports only click and the standard library, because `--help` waits for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -73,8 +73,9 @@ class Command(click.Command):
             fail(error)
 
 
-# Commands that packages in contrib/ add: "GROUP NAME" → the package, and the line that --help shows without it.
+# Commands that packages in contrib/ add, "NAME" or "GROUP NAME" → the package, and the line of --help without it.
 CONTRIB: Final = {
+    "demo": ("suffice-demo", "Run a real local model and show what early stopping saves."),
     "export finetune": ("suffice-finetune", "Write training lines for a language model from runs cut at their stop."),
     "export label-studio": ("suffice-label-studio", "Write runs that somebody should judge as tasks of Label Studio."),
     "feedback label-studio": ("suffice-label-studio", "Read the annotations of a Label Studio project."),
@@ -98,6 +99,23 @@ def load_plugin_command(point: EntryPoint) -> click.Command:
     return command
 
 
+def check_contrib(group: click.Group, ctx: click.Context, name: str) -> None:
+    """End with the package to install if `name` ("NAME" or "GROUP NAME") is a command that contrib/ adds."""
+    if name in CONTRIB and group.get_command(ctx, name.rsplit(maxsplit=1)[-1]) is None:
+        package = CONTRIB[name][0]
+        ctx.fail(f"{name} is a package of its own; in a clone of the repository: pip install ./contrib/{package}")
+
+
+def contrib_lines(group: str, present: Collection[str]) -> list[tuple[str, str]]:
+    """Return the help lines of the commands that contrib/ adds to `group` ("" at the top) and that are missing."""
+    prefix = f"{group} " if group else ""
+    return [
+        (own, f"{line} Needs, from a clone: pip install ./contrib/{package}")
+        for name, (package, line) in CONTRIB.items()
+        if name.startswith(prefix) and " " not in (own := name.removeprefix(prefix)) and own not in present
+    ]
+
+
 class CommandGroup(click.Group):
     """A group whose help lists commands in the order of definition, each with its whole sentence.
 
@@ -116,19 +134,13 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = f"{self.name} {args[0]}"
-        if name in CONTRIB and self.get_command(ctx, args[0]) is None:
-            package = CONTRIB[name][0]
-            ctx.fail(f"{name} is a package of its own; in a clone of the repository: pip install ./contrib/{package}")
+        check_contrib(self, ctx, f"{self.name} {args[0]}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         lines = [(name, one.get_short_help_str(1_000)) for name, one in commands.items() if one is not None]
-        for name, (package, line) in CONTRIB.items():
-            group, _, own = name.partition(" ")
-            if group == self.name and own not in commands:
-                lines.append((own, f"{line} Needs, from a clone: pip install ./contrib/{package}"))
+        lines += contrib_lines(self.name or "", commands)
         with formatter.section("Commands"):
             formatter.write_dl(lines)
 

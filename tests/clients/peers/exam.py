@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from suffice.testing import FakeRequest, Reply, ScriptedThought
+from suffice_testing import FakeRequest, Reply, ScriptedThought
 from tests.clients.peers.environments import clean_environment
 from tests.clients.peers.matrix import CLIENT_TIMEOUT_S, ClientBroke, at_rest
 from tests.clients.peers.roster import PROGRAMS, ROOT, Client

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from suffice.store.database.views import read_episodes
-from suffice.testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought, ToolCall, cut
 from suffice.types import Episode
+from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ScriptedThought, ToolCall, cut
 from tests.gateway_process import GatewayProcess
 
 Mode = Literal["off", "observe", "enforce"]

@@ -11,8 +11,8 @@ from suffice.learn.audits import AuditRuns
 from suffice.learn.features import FeatureSelection
 from suffice.replay.online.stream import RecordedTraffic
 from suffice.replay.traces.read import Survey, survey
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 from tests.learn.runs_made import drawn
 
 CHOSEN = FeatureSelection(("score", "number"), ())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bench import online
 
-from suffice.testing.traces import Synthetic
+from suffice_testing.traces import Synthetic
 from tests.learn.runs_made import audits
 from tests.replay.online.made import traffic_of
 

@@ -12,9 +12,9 @@ from suffice.replay.record.recorder import Progress, record_runs, upstream_for_r
 from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
-from suffice.testing import FakeUpstream, ScriptedThought
-from suffice.testing.chain import At
 from suffice.upstream.client import UpstreamClient
+from suffice_testing import FakeUpstream, ScriptedThought
+from suffice_testing.chain import At
 
 STEPS = Steps(boundary="line", min_tokens=2, growth=1.0)
 CHAIN = ScriptedThought(

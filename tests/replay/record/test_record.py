@@ -17,8 +17,8 @@ from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe
-from suffice.testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
 from suffice.types import StepRecord
+from suffice_testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour
 from tests.fake_models import FirstFails
 from tests.gateway.served import chat, served
 from tests.replay.record.recording import CHAIN, Told, asked, recipe, recorded

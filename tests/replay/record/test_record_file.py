@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from suffice.errors import ConfigError, StoreError, TraceError
 from suffice.replay.record.recording import RecordingFile
 from suffice.replay.traces.formats import RunRow, StepRow
-from suffice.testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
+from suffice_testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded
 
 

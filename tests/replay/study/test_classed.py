@@ -26,7 +26,7 @@ from suffice.replay.study.sums import N_FOLDS
 from suffice.replay.traces.read import survey
 from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet
-from suffice.testing.traces import Synthetic
+from suffice_testing.traces import Synthetic
 from tests.replay.made import batch_of, runs_of
 from tests.replay.study.test_scores import turned_round
 

@@ -17,8 +17,8 @@ from suffice.replay.study.sets import FAMILIES, PolicyResult, SetReport, family_
 from suffice.replay.study.study import ReplayOptions
 from suffice.replay.traces.formats import write_traces_parquet
 from suffice.replay.traces.read import survey
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 SCORES = (Score(name="as-good", target="as-good", parts="linear"), Score(name="value", target="value"))
 GIVEN = {"stable 3": {"policy": "stable-answer", "streak": 3}, "no more": {"policy": "never"}}

@@ -10,8 +10,8 @@ import pytest
 from suffice.errors import TraceError
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import survey
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 
 def made(

@@ -22,8 +22,8 @@ from suffice.replay.traces.columns import KIND_OF_SETTING, RUN_COLUMNS, STEP_COL
 from suffice.replay.traces.formats import RunLog, RunRow, StepRow, run_rows, write_traces_jsonl, write_traces_parquet
 from suffice.replay.traces.read import read_traces, set_name
 from suffice.signals.query import query_signals
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 KINDS: tuple[Kind, ...] = ("samples", "reasoning", "rounds")
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")

@@ -10,8 +10,8 @@ import pytest
 
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 KINDS: tuple[Kind, ...] = ("samples", "reasoning", "rounds")
 

@@ -34,9 +34,9 @@ from suffice.replay.study.sums import folds_of
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces, survey
 from suffice.signals.observe import Observer
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 from suffice.wiring import build_route, load_settings
+from suffice_testing.traces import Synthetic
 
 HELD_OUT = 0
 KINDS: tuple[Kind, ...] = ("reasoning", "samples", "rounds")

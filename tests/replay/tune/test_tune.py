@@ -55,8 +55,8 @@ from suffice.replay.study.search import (
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.replay.traces.read import survey
 from suffice.signals.base import resolve_needs
-from suffice.testing.traces import Synthetic
 from suffice.types import Kind
+from suffice_testing.traces import Synthetic
 
 KINDS: tuple[Kind, ...] = ("reasoning", "samples", "rounds")
 LINEAR = (Score(name="as-good", target="as-good", parts="linear"),)

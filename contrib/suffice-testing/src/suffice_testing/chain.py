@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from math import log
 from typing import TypeAlias
 
-from suffice.testing.prompt import cut, visible_length
-from suffice.testing.reply import AnswerTokens, FakeRequest, Reply, Script
+from suffice_testing.prompt import cut, visible_length
+from suffice_testing.reply import AnswerTokens, FakeRequest, Reply, Script
 
 Answerer: TypeAlias = Callable[[FakeRequest], Reply | Script]
 

@@ -1,7 +1,7 @@
 """Fakes for your own tests: a model server that replies as configured and counts its requests.
 
 >>> import json, urllib.request
->>> from suffice.testing import FakeUpstream, ScriptedThought
+>>> from suffice_testing import FakeUpstream, ScriptedThought
 >>> thought = ScriptedThought([("two and two ", "3"), ("make four", "4")], final_answer="4")
 >>> with FakeUpstream.in_thread(thought) as fake:
 ...     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "2 + 2?"}]})
@@ -15,10 +15,10 @@
 
 from __future__ import annotations
 
-from suffice.testing.chain import Answerer, At, Questions, Samples, ScriptedThought
-from suffice.testing.dialects import ServerBehaviour
-from suffice.testing.prompt import cut
-from suffice.testing.reply import (
+from suffice_testing.chain import Answerer, At, Questions, Samples, ScriptedThought
+from suffice_testing.dialects import ServerBehaviour
+from suffice_testing.prompt import cut
+from suffice_testing.reply import (
     AnswerTokens,
     FakeCall,
     FakeRequest,
@@ -27,7 +27,7 @@ from suffice.testing.reply import (
     Script,
     ToolCall,
 )
-from suffice.testing.upstream import FakeUpstream
+from suffice_testing.upstream import FakeUpstream
 
 __all__ = [
     "AnswerTokens",

@@ -1,4 +1,4 @@
-"""`python -m suffice.testing`: a fake model server, to try Suffice without a real one."""
+"""`python -m suffice_testing`: a fake model server, to try Suffice without a real one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import contextlib
 
 import click
 
-from suffice.testing.chain import SumsModel
-from suffice.testing.dialects import ServerBehaviour
-from suffice.testing.upstream import FakeUpstream
+from suffice_testing.chain import SumsModel
+from suffice_testing.dialects import ServerBehaviour
+from suffice_testing.upstream import FakeUpstream
 
 
 @click.command()

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from suffice.assurance.bounds import Interval
-from suffice.demo import story
-from suffice.demo.rows import TableRow
-from suffice.demo.run import StageResult
-from suffice.demo.story import DemoReport, Figures, Period, n_reconciled
 from suffice.settings import Route
+from suffice_demo import story
+from suffice_demo.rows import TableRow
+from suffice_demo.run import StageResult
+from suffice_demo.story import DemoReport, Figures, Period, n_reconciled
 
 ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; the default
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from math import exp, log
 from typing import Any, TypeAlias
 
-from suffice.testing.dialects import ServerBehaviour
-from suffice.testing.generate import Completion, Token, count_in
-from suffice.testing.http1 import Response
-from suffice.testing.reply import Death, FakeCall, FakeRequest, Fault, Reply, Script
 from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, error_frame
+from suffice_testing.dialects import ServerBehaviour
+from suffice_testing.generate import Completion, Token, count_in
+from suffice_testing.http1 import Response
+from suffice_testing.reply import Death, FakeCall, FakeRequest, Fault, Reply, Script
 
 Tokens: TypeAlias = AsyncGenerator[tuple[Completion, Token], None]
 

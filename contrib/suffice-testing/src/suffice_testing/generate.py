@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from suffice.testing.dialects import is_thinking_off
-from suffice.testing.prompt import (
+from suffice_testing.dialects import is_thinking_off
+from suffice_testing.prompt import (
     THINK_CLOSE,
     THINK_OPEN,
     Prefix,
@@ -15,7 +15,7 @@ from suffice.testing.prompt import (
     same_beginning,
     without_beginning,
 )
-from suffice.testing.reply import AnswerTokens, FakeRefusal, FakeRequest, Reply
+from suffice_testing.reply import AnswerTokens, FakeRefusal, FakeRequest, Reply
 
 _RETHOUGHT_LOGPROB = -0.5
 _NO_PREFIX = Prefix("", closed=False, answer="", text="")

@@ -11,9 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from suffice.demo import rows
-from suffice.demo.rows import DemoAnswer, Full, Pass, TableRow, ask_all
-from suffice.local.tasks import TaskQuestion
 from suffice.policy.base import build_policy
 from suffice.replay.run import ReplayedRun
 from suffice.scoring.base import Scorer, build_scorer
@@ -21,6 +18,9 @@ from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_episodes
 from suffice.types import Episode, Mode
+from suffice_demo import rows
+from suffice_demo.local.tasks import TaskQuestion
+from suffice_demo.rows import DemoAnswer, Full, Pass, TableRow, ask_all
 
 SAMPLES_POLICY: dict[str, Any] = {"policy": "beta", "threshold": 0.95}
 REASONING_POLICY: dict[str, Any] = {"policy": "confidence-threshold", "threshold": 0.95}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from suffice.control.compare.experiments import read_experiment
-from suffice.demo.month_traffic import QUIZ, SHARE, end_run, full_run
 from suffice.errors import SufficeError
 from suffice.gateway.route import BuiltRoute, RolloutTrial, Variants
 from suffice.replay.run import replay_run
@@ -22,6 +21,7 @@ from suffice.store.routes import experiments, rollouts
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Outcome, Request
 from suffice.wiring.routes import build_route
+from suffice_demo.month_traffic import QUIZ, SHARE, end_run, full_run
 
 ROUTE: Final = "quiz"
 HASTY: Final = {"policy": "stable-answer", "streak": 3}

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from suffice.errors import LocalModelError
-from suffice.extras import how_to_install
+from suffice_demo.local import LocalModelError
 
 TEMPLATES = Path(__file__).parent / "templates"
 READY_MARK = "listening "
@@ -59,7 +58,7 @@ def check_spec(spec: ServerSpec) -> None:
         if getattr(spec, field) < 1:
             raise LocalModelError(f"local server: {field}: got {getattr(spec, field)}; at least 1")
     if importlib.util.find_spec("xllamacpp") is None:
-        raise LocalModelError(f"local server: the package xllamacpp is not installed: {how_to_install('local')}")
+        raise LocalModelError("local server: the package xllamacpp is not installed: pip install xllamacpp")
 
 
 class LocalServer:
@@ -100,7 +99,7 @@ class LocalServer:
         deadline = time.monotonic() + self.start_timeout_s
         with self.log_path.open("wb") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "suffice.local.server", json.dumps(asdict(self.spec), default=str)],
+                [sys.executable, "-m", "suffice_demo.local.server", json.dumps(asdict(self.spec), default=str)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

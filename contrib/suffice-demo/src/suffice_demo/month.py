@@ -19,20 +19,6 @@ from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, Retrain
 from suffice.control.jobs.rollup import Rollup
-from suffice.demo.month_traffic import (
-    MATH,
-    MONTH,
-    PRICES,
-    SHARE,
-    SUPPORT,
-    QuestionKind,
-    end_run,
-    full_run,
-    loop_events,
-    make_feedback,
-    priced,
-)
-from suffice.demo.month_trials import AUTHOR, MonthTrials, succeed
 from suffice.errors import SufficeError
 from suffice.learn.version import FoldedVersion, load_version
 from suffice.policy.base import build_policy
@@ -48,6 +34,20 @@ from suffice.store.routes.deployments import NOTHING, RouteDeployment, read_deci
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, KillSwitchState
 from suffice.types import Episode, Outcome, Request
+from suffice_demo.month_traffic import (
+    MATH,
+    MONTH,
+    PRICES,
+    SHARE,
+    SUPPORT,
+    QuestionKind,
+    end_run,
+    full_run,
+    loop_events,
+    make_feedback,
+    priced,
+)
+from suffice_demo.month_trials import AUTHOR, MonthTrials, succeed
 
 ROUTE: Final = "math"
 DAYS: Final = 30

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from suffice.errors import LocalModelError
-from suffice.local.questions import FACTS, FAMILIES_OF_QUESTIONS, DemoQuestion
+from suffice_demo.local import LocalModelError
+from suffice_demo.local.questions import FACTS, FAMILIES_OF_QUESTIONS, DemoQuestion
 
 Message = Mapping[str, str]
 

@@ -13,14 +13,14 @@ from typing import Any, Self
 
 import msgspec
 
-from suffice.testing import dialects, prompt
-from suffice.testing.chain import Answerer
-from suffice.testing.dialects import ServerBehaviour
-from suffice.testing.generate import Completion, count_in
-from suffice.testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
-from suffice.testing.reply import FakeCall, FakeRefusal, FakeRequest, Reply, Script, merged
-from suffice.testing.send import CREATED, ReplyShape, SimulatedFailure, generate, play, send_json, stream
 from suffice.upstream.wire import encode_json, error_body
+from suffice_testing import dialects, prompt
+from suffice_testing.chain import Answerer
+from suffice_testing.dialects import ServerBehaviour
+from suffice_testing.generate import Completion, count_in
+from suffice_testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
+from suffice_testing.reply import FakeCall, FakeRefusal, FakeRequest, Reply, Script, merged
+from suffice_testing.send import CREATED, ReplyShape, SimulatedFailure, generate, play, send_json, stream
 
 _JSON = {"content-type": "application/json"}
 _COMPLETIONS = ("/chat/completions", "/completions")

@@ -1,4 +1,4 @@
-"""`suffice demo`: a real model behind the real gateway, questions with known answers, and the results."""
+"""The demonstration from weights to report, shown as it goes in the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import click
 from rich.console import Console
 from rich.live import Live
 from rich.progress import (
@@ -26,14 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from suffice.cli.shell import Command, fail, option
-from suffice.demo import run, show, story
-from suffice.demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for, webhook
-from suffice.demo.rows import DemoAnswer, correct
-from suffice.demo.run import Stage, StageResult, write_demo_report
+from suffice.cli.shell import fail
 from suffice.files import make_folder
-from suffice.local import tasks, weights
-from suffice.local.server import LocalServer, ServerSpec
 from suffice.scoring.base import build_scorer
 from suffice.server import run_server
 from suffice.settings import Settings
@@ -42,39 +35,19 @@ from suffice.wiring.files import load_settings
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_worker
+from suffice_demo import run, show, story
+from suffice_demo.local import tasks, weights
+from suffice_demo.local.server import LocalServer, ServerSpec
+from suffice_demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for, webhook
+from suffice_demo.rows import DemoAnswer, correct
+from suffice_demo.run import Stage, StageResult, write_demo_report
 
 PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False}  # for untrusted text
 ONE_LINE: Final[dict[str, Any]] = {**PLAIN, "soft_wrap": True}
 
 
-@click.command(cls=Command)
-@option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
-@option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
-@option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
-@option("--port", type=int, default=8400, help="Port of the console.")
-@option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
-@option("--model", default="qwen0.5b", help="Reasoning route: qwen0.5b or qwen1.5b.")
-@option("--upstream", help="Use a running server instead, e.g. http://127.0.0.1:8080.")
-@option("--upstream-model", default="", help="Model name to ask that server for.")
-@option(
-    "--driver",
-    type=click.Choice(["llama.cpp", "vllm", "openai"]),
-    default="llama.cpp",
-    help="What that server can do beyond the plain protocol.",
-)
-@option("--questions", type=click.IntRange(4, 300), help="Questions a route. [default: 120 and 40]")
-@option("--samples", type=click.IntRange(2, 64), help="Samples in a full run. [default: 8]")
-@option("--out", default="demo-out", metavar="FOLDER", help="Folder for the report, the picture and the logs.")
-def demo(small: bool, online: bool, as_console: bool, port: int, out: str, **given: Any) -> None:
-    """Run a real local model through the gateway and show what stopping saves.
-
-    SUFFICE_MODEL=/path/x.gguf selects your own model file for the reasoning route.
-    """
-    others = any(given[name] for name in ("full", "upstream", "upstream_model", "questions", "samples"))
-    if online and others:
-        raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
-    if as_console and (online or others):
-        raise click.UsageError("--console goes with --small, --port and --out only")
+def run_demo(*, small: bool, online: bool, as_console: bool, port: int, out: str, **given: Any) -> None:
+    """Run what `suffice demo` is asked for; exits with 1 if a request failed."""
     console = Console()
     folder = Path(out).resolve()
     make_folder(folder)

@@ -18,18 +18,18 @@ from typing import Final, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 
 from suffice.assurance.bounds import Interval, bootstrap_interval
-from suffice.demo import rows
-from suffice.demo.rows import DemoAnswer, Pass, ask_all
-from suffice.demo.run import predicted_tokens
-from suffice.errors import LocalModelError
 from suffice.extras import how_to_install
-from suffice.local.tasks import TaskQuestion
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.store.routes.deployments import NOTHING_DECIDED, DeploymentState, RouteDeployment, read_decided
 from suffice.types import Episode
 from suffice.wiring.files import load_settings
+from suffice_demo import rows
+from suffice_demo.local import LocalModelError
+from suffice_demo.local.tasks import TaskQuestion
+from suffice_demo.rows import DemoAnswer, Pass, ask_all
+from suffice_demo.run import predicted_tokens
 
 ROUTE: Final = "quiz"
 MODEL: Final = "quiz-model"  # as requested by clients, before and after the swap

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from suffice.testing.prompt import Prefix, prompt_text
+from suffice_testing.prompt import Prefix, prompt_text
 
 ReasoningField: TypeAlias = Literal[
     "reasoning",

@@ -3,7 +3,7 @@
 Questions differ in difficulty and models in skill, so that a rule can be right on one and wrong on the other.
 Everything follows from the seed, and any number of runs takes bounded memory.
 
->>> from suffice.testing.traces import Synthetic
+>>> from suffice_testing.traces import Synthetic
 >>> batch = next(Synthetic(kind="samples", n_runs=100, n_questions=20, seed=1).batches())
 >>> len(batch), batch.kind, batch.vote, len(set(batch.question_id))
 (100, 'samples', True, 20)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from suffice.testing.prompt import THINK_OPEN, prompt_text
-from suffice.testing.reply import Dialect, FakeRefusal, FakeRequest, Script
+from suffice_testing.prompt import THINK_OPEN, prompt_text
+from suffice_testing.reply import Dialect, FakeRefusal, FakeRequest, Script
 
 # Fields beyond OpenAI's that some engine here has; a dialect accepts its own and refuses the others'.
 _CONTINUED = {"reasoning_effort", "continue_final_message", "chat_template_kwargs"}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from suffice.errors import LocalModelError
+from suffice_demo.local import LocalModelError
 
 PINS = Path(__file__).parent / "pins"
 PART_BYTES = 4 * 2**20
