@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from click.testing import CliRunner
@@ -128,7 +128,7 @@ def test_a_hostile_yaml_file_is_refused(tmp_path: Path, attack: str) -> None:
 def _numbers() -> Iterator[tuple[tuple[str, ...], str]]:
     for level, model in LEVELS.items():
         for name, hint in get_type_hints(model).items():
-            if str(hint) in {"<class 'int'>", "<class 'float'>", "int | None", "float | None"}:
+            if set(get_args(hint) or [hint]) <= {int, float, type(None)}:
                 yield level, name
 
 

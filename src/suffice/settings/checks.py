@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from functools import cache
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
@@ -20,151 +21,14 @@ RATING: Final = (1.0, 5.0)  # of a rating without a range of its own
 SCORE_FIELDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment")  # what a score may map to
 _KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BASE: Final = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
-_ADDRESS: Final = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_NAME_SAYS: Final = "a name is 1 to 64 letters, digits, '_', '.' and '-'"
 _METRIC_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-
-_ORIGIN_SAYS: Final = (
-    "an origin as browsers send it, in lower case, without a path and without the scheme's own port, such as"
-    " 'https://app.example.com'; no wildcards"
-)
-_RELAY_SAYS: Final = (
-    "need a method and an exact path, such as 'POST /tokenize'; methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
-)
-
-# Texts, and lists of texts, that must match a pattern, and the pattern in words.
-PATTERNS: Final[Mapping[type[msgspec.Struct], Mapping[str, tuple[re.Pattern[str], str]]]] = {
-    tables.Server: {
-        "allowed_hosts": (re.compile(r"[A-Za-z0-9_.-]{1,253}"), "a host name without scheme and port"),
-        "allowed_origins": (
-            re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[a-z0-9_.\[\]:-]+"),
-            _ORIGIN_SAYS,
-        ),
-        "relay": (
-            re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)"),
-            _RELAY_SAYS,
-        ),
-    },
-    tables.Upstream: {"affinity_header": (re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*"), "no HTTP header name")},
-    tables.Alerts: {"email_to": (_ADDRESS, "needs plain addresses such as ops@example.org")},
-    tables.Experiment: {"layer": (_NAME, _NAME_SAYS)},
-}
-
-Range = tuple[float, float, str]  # least and most, and the range in words
-_MOST: Final = 1e300  # of a number without a limit of its own: finite
-_ABOVE_0: Final = math.nextafter(0.0, 1.0)
-_ABOVE_HALF: Final = math.nextafter(0.5, 1)
-_BELOW_1: Final = math.nextafter(1, 0)
-_AT_LEAST_0: Final[Range] = (0, _MOST, "at least 0")
-_AT_LEAST_0_S: Final[Range] = (0, _MOST, "at least 0 seconds")
-_AT_LEAST_1: Final[Range] = (1, _MOST, "at least 1")
-_POSITIVE: Final[Range] = (_ABOVE_0, _MOST, "more than 0")
-_POSITIVE_S: Final[Range] = (_ABOVE_0, _MOST, "more than 0 seconds")
-_LIMIT_S: Final[Range] = (0, _MOST, "a number of seconds, or 0: no limit")
-_FRACTION: Final[Range] = (0, 1, "a fraction from 0 to 1")
-_INSIDE: Final[Range] = (_ABOVE_0, _BELOW_1, "above 0 and below 1")
-_EM_FRACTION: Final[Range] = (0, 1, "a fraction from 0 to 1 (1 point of EM = 0.01)")
-_DAYS: Final[Range] = (0, _MOST, "at least 0 days")
-_USD: Final[Range] = (0, _MOST, "US dollars for a million tokens, at least 0")
-_PER_DAY: Final[Range] = (0, 10_000, "0 to 10,000, where 0 asks nobody")  # more is surely a mistake
-# Below a thousandth, a class would have too few live runs.
-_SAMPLE_RATE: Final[Range] = (0.001, 1, "a fraction from 0.001 to 1, which keeps all")
-_MOST_TOKENS: Final[Range] = (1, 2**53, f"from 1 to {2**53}")
-# None is allowed wherever the type allows it.
-RANGES: Final[Mapping[type[msgspec.Struct], Mapping[str, Range]]] = {
-    tables.Server: {
-        "retry_window_s": (0, _MOST, "a number of seconds, at least 0"),
-        **dict.fromkeys(("head_timeout_s", "body_timeout_s", "keepalive_s"), _LIMIT_S),
-        "max_connections": _AT_LEAST_1,
-        "max_connections_per_address": (0, _MOST, "at least 1, or 0: no limit"),
-    },
-    # A gateway remembers the times of this many requests per key.
-    tables.Key: {
-        "requests_per_minute": (1, 1_000_000, "from 1 to 1000000"),
-        "concurrency": _MOST_TOKENS,
-        "tokens_per_day": _MOST_TOKENS,
-    },
-    tables.Console: {"port": (0, 65_535, "0 to 65535")},
-    tables.Upstream: {"first_byte_timeout_s": _LIMIT_S},
-    tables.Extra: {
-        **dict.fromkeys(("calls_per_s", "tokens_per_s"), _AT_LEAST_0),
-        **dict.fromkeys(("concurrency_share", "rate_limit_share"), _FRACTION),
-    },
-    tables.Prices: dict.fromkeys(("input_usd_per_mtok", "output_usd_per_mtok", "cached_input_usd_per_mtok"), _USD),
-    tables.Route: {
-        **dict.fromkeys(("max_em_drop", "confidence", "critical_em", "audit_share", "most_audit_share"), _EM_FRACTION),
-        "label_timeout_s": _AT_LEAST_0_S,
-        "samples": _AT_LEAST_1,
-        "wave": _AT_LEAST_1,
-        "max_extra_calls": _AT_LEAST_0,
-        "budget_tokens": (0, _MOST, "at least 0, which is no thought at all"),
-        "min_satisfaction": (_ABOVE_0, 5, "a fraction up to 1, or a rating above 1 and up to 5"),
-        "fallback_capacity": (_ABOVE_0, _MOST, "a ratio above 0"),
-        "sample_rate": _SAMPLE_RATE,
-    },
-    tables.Probe: {"timeout_s": _POSITIVE_S},
-    tables.Embeddings: {"timeout_s": _POSITIVE_S, "pause_s": _POSITIVE_S},
-    tables.Judge: {"timeout_s": _POSITIVE_S, "max_tokens": _AT_LEAST_1},
-    tables.Pressure: {
-        **dict.fromkeys(("queue", "latency_s", "tokens_per_s", "usd_per_hour", "hold_s"), _POSITIVE),
-        "operating_point": _FRACTION,
-    },
-    tables.Review: {
-        "per_day": _PER_DAY,
-        "control_share": _FRACTION,
-        "reviewers": (1, 9, "1 to 9"),
-        **dict.fromkeys(("lease_s", "open_days", "text_days"), _POSITIVE),
-    },
-    tables.ReviewCap: {"per_day": _PER_DAY},
-    tables.SamplingSettings: {"sample_rate": _SAMPLE_RATE},
-    tables.Control: {
-        **dict.fromkeys(("tick_requests", "burst_requests", "refit_requests", "window_audits"), _AT_LEAST_1),
-        "period_s": _POSITIVE_S,
-    },
-    tables.Store: {"last_good_s": _AT_LEAST_0_S},
-    tables.AuditLog: {"every_s": (1, _MOST, "at least 1 second"), "timeout_s": _POSITIVE_S},
-    tables.Retention: {
-        "every_s": (1, _MOST, "at least 1 second"),
-        **dict.fromkeys((f"{part}_days" for part in ("answers", "comments", "questions", "metadata", "steps")), _DAYS),
-    },
-    tables.Alerts: {"repeat_s": _AT_LEAST_0_S, "smtp_port": (1, 65_535, "1 to 65535")},
-    tables.Experiment: {
-        "share": (0.001, 1, "a fraction from 0.001 to 1"),
-        "confidence": (_ABOVE_HALF, _BELOW_1, "a fraction above 0.5 and below 1"),
-        "warmup_units": (20, _MOST, "at least 20"),  # a cap learned from fewer cuts many runs
-        **dict.fromkeys(("max_tokens", "max_latency_s"), _POSITIVE),
-    },
-    tables.ExperimentArm: dict.fromkeys(("weight", "level", "budget_tokens"), _AT_LEAST_0),
-    tables.Rollout: {
-        "shares": (_ABOVE_0, 0.5, "above 0 and at most 0.5, so that the control can be as large"),
-        **dict.fromkeys(("audit_share", "rare_share", "least_kept", "most_cut"), _FRACTION),
-        **dict.fromkeys(("em_margin", "class_em_margin", "error_margin", "no_answer_margin"), _INSIDE),
-        "satisfaction_margin": _INSIDE,
-        "latency_margin": (_ABOVE_0, 10.0, "above 0 and at most 10"),
-        **dict.fromkeys(("confidence", "harm_confidence"), (_ABOVE_HALF, _BELOW_1, "above 0.5 and below 1")),
-        **dict.fromkeys(("least_audits", "least_class_audits", "least_requests"), _AT_LEAST_1),
-        **dict.fromkeys(("most_requests", "most_idle_requests", "most_a_day"), _AT_LEAST_1),
-        **dict.fromkeys(
-            ("least_stage_s", "warmup_requests", "warmup_s", "cool_down_s", "most_cool_down_s"), _AT_LEAST_0
-        ),
-        "latency_cap_s": _POSITIVE_S,
-    },
-    tables.FeedbackRules: {
-        "token_hours": _AT_LEAST_0,
-        "park_days": _POSITIVE,
-        "least_propensity": (_ABOVE_0, 1, "a fraction above 0, up to 1"),
-    },
-}
 
 
 def check_settings(settings: tables.Settings) -> None:
     """Check all settings. Raises ConfigError with the path of the value, what it is and what is allowed."""
     check_rollout("rollout", settings.rollout)
-    all_tables = list(_tables("", settings))
-    for where, table in all_tables:
-        _check_ranges(where, table)
-        _check_patterns(where, table)
+    for where, table in _tables("", settings):
+        check_limits(where, table)
         if isinstance(table, tables.Template) and "{content}" not in table.turn:
             raise ConfigError(f"{where}.turn: must hold {{content}}, where a message's text goes")
     for name, key in settings.keys.items():
@@ -179,8 +43,6 @@ def check_settings(settings: tables.Settings) -> None:
     _check_alerts(settings.alerts)
     _check_experiments(settings.experiments, settings.routes, settings.metrics)
     _check_feedback(settings.feedback, settings.metrics)
-    for where, table in all_tables:
-        _check_numbers(where, table)
 
 
 def _tables(path: str, table: msgspec.Struct) -> Iterator[tuple[str, msgspec.Struct]]:
@@ -193,36 +55,40 @@ def _tables(path: str, table: msgspec.Struct) -> Iterator[tuple[str, msgspec.Str
                 yield from _tables(where, one)
 
 
-def _check_ranges(where: str, table: msgspec.Struct, kind: type[msgspec.Struct] | None = None) -> None:
-    for field, (least, most, says) in RANGES.get(kind or type(table), {}).items():
+def check_limits(where: str, table: msgspec.Struct) -> None:
+    """Check each number and text of a table alone. Raises ConfigError with its path, what it is and what is allowed."""
+    for field, (limits, may_be_none) in _limits_of(type(table)).items():
         value = getattr(table, field)
         for one in value if isinstance(value, tuple) else (value,):
-            if one is None and kind is None:  # allowed by the type
-                continue
-            if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
-                raise ConfigError(f"{where}.{field}: got {one!r:.60}; a finite number, {says}")
-            if not least <= one <= most:
-                raise ConfigError(f"{where}.{field}: got {one}; {says}")
-
-
-def _check_patterns(where: str, table: msgspec.Struct) -> None:
-    for field, (pattern, says) in PATTERNS.get(type(table), {}).items():
-        value = getattr(table, field)
-        for text in (value,) if isinstance(value, str) else value:
-            if not pattern.fullmatch(text):
-                raise ConfigError(f"{where}.{field}: got {text[:200]!r}; {says}")
-
-
-def _check_numbers(where: str, table: msgspec.Struct) -> None:
-    for name in table.__struct_fields__:
-        value, most = getattr(table, name), 65_535 if name.endswith("port") else MOST_NUMBER
+            problem = None if one is None and may_be_none else limits.problem(one)
+            if problem is not None:
+                raise ConfigError(f"{where}.{field}: {problem}")
+    for field in table.__struct_fields__:
+        value, most = getattr(table, field), 65_535 if field.endswith("port") else MOST_NUMBER
         if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= most:
-            raise ConfigError(f"{where}.{name}: got {value}; 0 to {most:,}")
+            raise ConfigError(f"{where}.{field}: got {value}; 0 to {most:,}")
+
+
+@cache
+def _limits_of(table: type[msgspec.Struct]) -> Mapping[str, tuple[tables.Limits | tables.TextRule, bool]]:
+    """The limits of each field that has some, and whether it may be None."""
+    hints = get_type_hints(table, include_extras=True)
+    return {
+        field: (limits, type(None) in get_args(hint)) for field, hint in hints.items() for limits in _limits_in(hint)
+    }
+
+
+def _limits_in(hint: Any) -> Iterator[tables.Limits | tables.TextRule]:
+    for part in get_args(hint):
+        if isinstance(part, tables.Limits | tables.TextRule):
+            yield part
+        else:
+            yield from _limits_in(part)
 
 
 def check_rollout(where: str, table: tables.Rollout) -> None:
     """Check the numbers of a rollout table. Raises ConfigError with the place."""
-    _check_ranges(where, table, tables.Rollout)
+    check_limits(where, table)
     if not table.shares or list(table.shares) != sorted(set(table.shares)):
         raise ConfigError(f"{where}.shares: got {list(table.shares)}; at least one, each larger than the one before")
     unknown = [name for name in table.required if name not in tables.LIVE_GUARDRAILS]
@@ -314,7 +180,7 @@ def _check_alerts(alerts: tables.Alerts) -> None:
         raise ConfigError("alerts.link: needs http://host or https://host, without a user, a query or a fragment")
     if alerts.email_to and not alerts.smtp_host:
         raise ConfigError("alerts.smtp_host: is empty; e-mail needs the name of a mail server")
-    if alerts.email_to and not _ADDRESS.fullmatch(alerts.email_from):
+    if alerts.email_to and tables.EMAIL_ADDRESS.problem(alerts.email_from):
         raise ConfigError(f"alerts.email_from: got {alerts.email_from!r}; e-mail needs an address to come from")
 
 
@@ -340,8 +206,8 @@ def _check_experiments(
 
 
 def _check_name(where: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{where}: got {name[:80]!r}; {_NAME_SAYS}")
+    if (problem := tables.NAME.problem(name, most=80)) is not None:
+        raise ConfigError(f"{where}: {problem}")
 
 
 def _check_routes(where: str, one: tables.Experiment, routes: Mapping[str, tables.Route]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
+import math
+import re
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
@@ -32,28 +34,107 @@ MailTls = Literal[
 ]
 
 
+class Limits(NamedTuple):
+    least: float
+    says: str  # what is allowed
+    most: float = math.inf  # finite all the same
+
+    def problem(self, value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return f"got {value!r:.60}; a finite number, {self.says}"
+        return None if self.least <= value <= self.most else f"got {value}; {self.says}"
+
+
+class TextRule(NamedTuple):
+    pattern: str  # of the whole text
+    says: str  # what is allowed
+
+    def problem(self, value: str, most: int = 200) -> str | None:
+        return None if re.fullmatch(self.pattern, value) else f"got {value[:most]!r}; {self.says}"
+
+
+_ABOVE_0: Final = math.nextafter(0, 1)
+_ABOVE_HALF: Final = math.nextafter(0.5, 1)
+_BELOW_1: Final = math.nextafter(1, 0)
+
+NonNegative: TypeAlias = Annotated[float, Limits(0, "at least 0")]
+NonNegativeInt: TypeAlias = Annotated[int, Limits(0, "at least 0")]
+Positive: TypeAlias = Annotated[float, Limits(_ABOVE_0, "more than 0")]
+PositiveInt: TypeAlias = Annotated[int, Limits(1, "at least 1")]
+Seconds: TypeAlias = Annotated[float, Limits(0, "at least 0 seconds")]
+PositiveSeconds: TypeAlias = Annotated[float, Limits(_ABOVE_0, "more than 0 seconds")]
+TimeLimit: TypeAlias = Annotated[float, Limits(0, "a number of seconds, or 0: no limit")]
+Interval: TypeAlias = Annotated[float, Limits(1, "at least 1 second")]
+Days: TypeAlias = Annotated[float, Limits(0, "at least 0 days")]
+Port: TypeAlias = Annotated[int, Limits(0, "0 to 65535", most=65_535)]
+MailPort: TypeAlias = Annotated[int, Limits(1, "1 to 65535", most=65_535)]
+AddressLimit: TypeAlias = Annotated[int, Limits(0, "at least 1, or 0: no limit")]
+# A gateway remembers the times of this many requests per key.
+RequestsPerMinute: TypeAlias = Annotated[int, Limits(1, "from 1 to 1000000", most=1_000_000)]
+ReviewsPerDay: TypeAlias = Annotated[int, Limits(0, "0 to 10,000, where 0 asks nobody", most=10_000)]
+Reviewers: TypeAlias = Annotated[int, Limits(1, "1 to 9", most=9)]
+TokenBudget: TypeAlias = Annotated[int, Limits(0, "at least 0, which is no thought at all")]
+UsdPerMtok: TypeAlias = Annotated[float, Limits(0, "US dollars for a million tokens, at least 0")]
+Capacity: TypeAlias = Annotated[float, Limits(_ABOVE_0, "a ratio above 0")]
+Fraction: TypeAlias = Annotated[float, Limits(0, "a fraction from 0 to 1", most=1)]
+EmFraction: TypeAlias = Annotated[float, Limits(0, "a fraction from 0 to 1 (1 point of EM = 0.01)", most=1)]
+# Below a thousandth, a class would have too few live runs.
+SampleRate: TypeAlias = Annotated[float, Limits(0.001, "a fraction from 0.001 to 1, which keeps all", most=1)]
+Propensity: TypeAlias = Annotated[float, Limits(_ABOVE_0, "a fraction above 0, up to 1", most=1)]
+Satisfaction: TypeAlias = Annotated[
+    float, Limits(_ABOVE_0, "a fraction up to 1, or a rating above 1 and up to 5", most=5)
+]
+LayerShare: TypeAlias = Annotated[float, Limits(0.001, "a fraction from 0.001 to 1", most=1)]
+# A cap learned from fewer units cuts many runs.
+WarmupUnits: TypeAlias = Annotated[int, Limits(20, "at least 20")]
+CandidateShare: TypeAlias = Annotated[
+    float, Limits(_ABOVE_0, "above 0 and at most 0.5, so that the control can be as large", most=0.5)
+]
+Margin: TypeAlias = Annotated[float, Limits(_ABOVE_0, "above 0 and below 1", most=_BELOW_1)]
+LatencyMargin: TypeAlias = Annotated[float, Limits(_ABOVE_0, "above 0 and at most 10", most=10)]
+Confidence: TypeAlias = Annotated[float, Limits(_ABOVE_HALF, "a fraction above 0.5 and below 1", most=_BELOW_1)]
+
+NAME: Final = TextRule(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '_', '.' and '-'")
+LayerName: TypeAlias = Annotated[str, NAME]
+HostName: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.-]{1,253}", "a host name without scheme and port")]
+HeaderName: TypeAlias = Annotated[str, TextRule(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", "no HTTP header name")]
+EMAIL_ADDRESS: Final = TextRule(r"[^@\s<>,;]+@[^@\s<>,;]+", "needs plain addresses such as ops@example.org")
+EmailAddress: TypeAlias = Annotated[str, EMAIL_ADDRESS]
+_ORIGIN: Final = TextRule(
+    r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[a-z0-9_.\[\]:-]+",
+    "an origin as browsers send it, in lower case, without a path and without the scheme's own port, such as"
+    " 'https://app.example.com'; no wildcards",
+)
+Origin: TypeAlias = Annotated[str, _ORIGIN]
+_RELAYED_PATH: Final = TextRule(
+    r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)",
+    "need a method and an exact path, such as 'POST /tokenize'; methods: GET, POST, PUT, PATCH, DELETE, OPTIONS",
+)
+RelayedPath: TypeAlias = Annotated[str, _RELAYED_PATH]
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8400
     api_keys_env: str = ""  # environment variable with comma-separated keys; "": open
     feedback_keys_env: str = ""  # likewise, for keys that may only label, as reviewers
-    allowed_hosts: tuple[str, ...] = ()  # names that browsers may use, besides localhost and IP addresses
-    allowed_origins: tuple[str, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
+    allowed_hosts: tuple[HostName, ...] = ()  # names that browsers may use, besides localhost and IP addresses
+    allowed_origins: tuple[Origin, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
     max_body_bytes: int = 20 * 2**20  # larger bodies are refused with 413
     max_depth: int = 128  # JSON nesting
     max_items: int = 300_000  # values in one JSON body: numbers, texts, lists, objects
     max_sample_bytes: int = 8 * 2**20  # of each repeated sample, in memory
     ping_s: float = 15.0  # comment line on a silent stream
     grace_s: float = 10.0  # how long live streams may finish at shutdown
-    head_timeout_s: float = 30.0  # for a request's head, and for the first byte of a new connection
-    body_timeout_s: float = 30.0  # for a request's body, plus one second for each 16 KiB of it
-    keepalive_s: float = 75.0  # how long a connection may wait for its next request
-    max_connections: int | None = None  # at once; None: as many as the process's descriptors allow
-    max_connections_per_address: int = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
+    head_timeout_s: TimeLimit = 30.0  # for a request's head, and for the first byte of a new connection
+    body_timeout_s: TimeLimit = 30.0  # for a request's body, plus one second for each 16 KiB of it
+    keepalive_s: TimeLimit = 75.0  # how long a connection may wait for its next request
+    max_connections: PositiveInt | None = None  # at once; None: as many as the process's descriptors allow
+    max_connections_per_address: AddressLimit = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
     client_idle_timeout_s: float = 300.0  # a client that reads nothing for this long while bytes wait is disconnected
-    retry_window_s: float = 600.0  # a body repeated after this is a new request; 0: only idempotency keys mark repeats
+    retry_window_s: Seconds = 600.0  # a later repeat of a body is a new request; 0: only idempotency keys mark repeats
     kill_file: FileName = ""  # early stopping is off while it exists; "": beside the log, `.kill`
-    relay: tuple[str, ...] = ()  # further paths of the engine that are relayed, such as "POST /tokenize"
+    relay: tuple[RelayedPath, ...] = ()  # further paths of the engine that are relayed, such as "POST /tokenize"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,23 +146,23 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     routes: tuple[str, ...] | None = None  # allowed ones; (): none, it only sends feedback; None: see `auth.Caller`
     sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but reviewers' and judges'
     all_objects: bool = False  # may use, list and rate objects of other keys
-    requests_per_minute: int | None = None  # None: no limit
-    concurrency: int | None = None  # requests at once; None: no limit
-    tokens_per_day: int | None = None  # prompt and answer, of a UTC day; None: no limit
+    requests_per_minute: RequestsPerMinute | None = None  # None: no limit
+    concurrency: PositiveInt | None = None  # requests at once; None: no limit
+    tokens_per_day: PositiveInt | None = None  # prompt and answer, of a UTC day; None: no limit
 
 
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    calls_per_s: float | None = None  # probes a second; None: only the shares below limit them
-    tokens_per_s: float | None = None  # processed and generated for probes, a second; None: likewise
-    concurrency_share: float = 0.5  # fraction of `slots` that probes may take at once; at least one
+    calls_per_s: NonNegative | None = None  # probes a second; None: only the shares below limit them
+    tokens_per_s: NonNegative | None = None  # processed and generated for probes, a second; None: likewise
+    concurrency_share: Fraction = 0.5  # fraction of `slots` that probes may take at once; at least one
     when_busy: Literal["skip", "queue"] = "skip"  # a probe while all slots are taken: dropped, or it waits
-    rate_limit_share: float = 0.2  # fraction of the rate limits in the upstream's response headers
+    rate_limit_share: Fraction = 0.2  # fraction of the rate limits in the upstream's response headers
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    input_usd_per_mtok: float
-    output_usd_per_mtok: float
-    cached_input_usd_per_mtok: float | None = None  # prompt tokens from a prefix cache; None: as input
+    input_usd_per_mtok: UsdPerMtok
+    output_usd_per_mtok: UsdPerMtok
+    cached_input_usd_per_mtok: UsdPerMtok | None = None  # prompt tokens from a prefix cache; None: as input
 
 
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,7 +177,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     api_key_env: str = ""  # environment variable; "": the client's own header is forwarded
     slots: int = 1  # concurrent requests; 1: cancel before the stop transition
     connect_timeout_s: float = 5.0
-    first_byte_timeout_s: float = 600.0  # until the whole response head has arrived; 0: no limit
+    first_byte_timeout_s: TimeLimit = 600.0  # until the whole response head has arrived; 0: no limit
     idle_timeout_s: float = 300.0  # silence on an open response
     keepalive_s: float = 4.0  # llama.cpp closes idle connections after 5 s
     retries: int = 1  # only before the client has received anything
@@ -107,7 +188,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     lowest_effort: Effort | None = None  # at which a re-ask may reason; None: the driver's lowest
     template: Template | None = None  # None: the server is queried where it supports that
     extra: Extra = Extra()  # limits on probes
-    affinity_header: str = ""  # header with which a router in front of replicas keeps related calls together
+    affinity_header: HeaderName = ""  # header with which a router in front of replicas keeps related calls together
     prices: Prices | None = None  # None: unknown, so no costs are reported
 
 
@@ -116,7 +197,7 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     closing: str = "\n"  # written before the closing tag; must not end in a space
     answer_prefix: str = ""  # written after the closing tag
     stop: tuple[str, ...] = ("\n",)  # where a trial answer ends
-    timeout_s: float = 30.0  # a trial answer that takes longer counts as missing
+    timeout_s: PositiveSeconds = 30.0  # a trial answer that takes longer counts as missing
     reask_thought: str = "My reasoning so far:\n\n{thought}"  # `re-ask`: the assistant's message
     reask_ask: str = (  # `re-ask`: the user's message after it
         "Stop reasoning here. Give only the final answer to my question, in the form that it asked for."
@@ -137,8 +218,8 @@ class Embeddings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     url: str  # base of a server with OpenAI's /v1/embeddings, with or without /v1
     model: str  # the server's name for it
     api_key_env: str = ""  # environment variable; "": no key is sent
-    timeout_s: float = 1.0  # a vector that takes longer is missing: words are compared
-    pause_s: float = 30.0  # after a failure, no calls for this long
+    timeout_s: PositiveSeconds = 1.0  # a vector that takes longer is missing: words are compared
+    pause_s: PositiveSeconds = 30.0  # after a failure, no calls for this long
 
 
 class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -148,13 +229,13 @@ class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     levels: 0 never stops, 1 saves the most.
     """
 
-    queue: float | None = None  # target: calls open at the upstream, divided by its `slots`
-    latency_s: float | None = None  # target: 95th percentile of the route's runs that may be stopped
-    tokens_per_s: float | None = None  # target: generated for the route
-    usd_per_hour: float | None = None  # target: spent by the route; needs `prices`
-    operating_point: float = 1.0  # normal operating point; under pressure it is 1
+    queue: Positive | None = None  # target: calls open at the upstream, divided by its `slots`
+    latency_s: Positive | None = None  # target: 95th percentile of the route's runs that may be stopped
+    tokens_per_s: Positive | None = None  # target: generated for the route
+    usd_per_hour: Positive | None = None  # target: spent by the route; needs `prices`
+    operating_point: Fraction = 1.0  # normal operating point; under pressure it is 1
     slack_point: float | None = None  # operating point while the load is far below the targets; None: `operating_point`
-    hold_s: float = 30.0  # how long the load must be low before the next step to the safer side
+    hold_s: Positive = 30.0  # how long the load must be low before the next step to the safer side
 
 
 class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -162,23 +243,23 @@ class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     model: str  # the server's name for it
     api_key_env: str = ""  # environment variable; "": no key is sent
     questions: FileName = ""  # file of the route's questions; "": given on each command
-    timeout_s: float = 60.0  # for one grade
-    max_tokens: int = 1_024  # of one grade; a reasoning model needs more
+    timeout_s: PositiveSeconds = 60.0  # for one grade
+    max_tokens: PositiveInt = 1_024  # of one grade; a reasoning model needs more
 
 
 class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    per_day: int = 50  # runs queued for review per UTC day, at most; 0: none
-    control_share: float = 0.2  # fraction of them drawn at random from all runs; the others are chosen for information
-    reviewers: int = 1  # independent reviewers per run; a further one resolves disagreement
-    lease_s: float = 900.0  # how long a reviewer holds a run before it returns to the queue
-    open_days: float = 14.0  # after which a run leaves the queue
+    per_day: ReviewsPerDay = 50  # runs queued for review per UTC day, at most; 0: none
+    control_share: Fraction = 0.2  # fraction of them drawn at random from all runs; others are chosen for information
+    reviewers: Reviewers = 1  # independent reviewers per run; a further one resolves disagreement
+    lease_s: Positive = 900.0  # how long a reviewer holds a run before it returns to the queue
+    open_days: Positive = 14.0  # after which a run leaves the queue
     questions: FileName = ""  # file of the route's questions; "": the judge's
     keep_text: bool = False  # keep texts in the log for reviewers: the question, a loop's sources
-    text_days: float = 30.0  # how long a kept text is shown
+    text_days: Positive = 30.0  # how long a kept text is shown
 
 
 class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    per_day: int = 200  # runs of all routes queued for review per UTC day, at most; 0: none
+    per_day: ReviewsPerDay = 200  # runs of all routes queued for review per UTC day, at most; 0: none
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -186,37 +267,37 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     automatic: bool = False  # start one automatically when a refit proposes a better version than the active one
     # Size of the steps.
-    shares: tuple[float, ...] = (0.10, 0.25, 0.50)  # of new units: the canary's, then the ramp's, rising; at most 1/2
-    audit_share: float = 0.8  # of requests, requested until EM is proved
+    shares: tuple[CandidateShare, ...] = (0.10, 0.25, 0.50)  # of new units: the canary's, then the ramp's, rising
+    audit_share: Fraction = 0.8  # of requests, requested until EM is proved
     # Margins: the candidate passes when it provably loses no more than each of these.
-    em_margin: float = 0.01  # overall EM, a fraction
-    class_em_margin: float = 0.03  # EM of one query class, a fraction
-    latency_margin: float = 0.20  # relative to the control's mean seconds: 0.2 is a fifth slower
-    error_margin: float = 0.02  # of requests, above the control's
-    no_answer_margin: float = 0.02  # of requests, above the control's
-    satisfaction_margin: float = 0.05  # of [0, 1], below the control's
+    em_margin: Margin = 0.01  # overall EM, a fraction
+    class_em_margin: Margin = 0.03  # EM of one query class, a fraction
+    latency_margin: LatencyMargin = 0.20  # relative to the control's mean seconds: 0.2 is a fifth slower
+    error_margin: Margin = 0.02  # of requests, above the control's
+    no_answer_margin: Margin = 0.02  # of requests, above the control's
+    satisfaction_margin: Margin = 0.05  # of [0, 1], below the control's
     required: tuple[LiveRail, ...] = ("latency", "errors", "no_answer")  # must be proved before all are served
     # Confidence.
-    confidence: float = 0.95  # of each proof that no more than the margin is lost
-    harm_confidence: float = 0.90  # of the evidence of harm of each guardrail, all classes of EM together
+    confidence: Confidence = 0.95  # of each proof that no more than the margin is lost
+    harm_confidence: Confidence = 0.90  # of the evidence of harm of each guardrail, all classes of EM together
     # Amount of evidence.
-    least_audits: int = 400
-    least_class_audits: int = 200
-    rare_share: float = 0.05  # of the traffic: smaller classes are judged together
-    least_requests: int = 100  # of each arm, more with every step
-    least_stage_s: float = 600.0  # seconds per step at least
-    warmup_requests: int = 100  # of the route, from the start of a step: they do not count
-    warmup_s: float = 60.0  # … and seconds
-    most_requests: int = 20_000  # of the route, per step: what is not proved by then is rolled back
-    most_idle_requests: int = 5_000  # … once a saving is all that is missing
-    latency_cap_s: float = 120.0  # a longer request counts as this, or as 16 means of the control if that is less
+    least_audits: PositiveInt = 400
+    least_class_audits: PositiveInt = 200
+    rare_share: Fraction = 0.05  # of the traffic: smaller classes are judged together
+    least_requests: PositiveInt = 100  # of each arm, more with every step
+    least_stage_s: NonNegative = 600.0  # seconds per step at least
+    warmup_requests: NonNegativeInt = 100  # of the route, from the start of a step: they do not count
+    warmup_s: NonNegative = 60.0  # … and seconds
+    most_requests: PositiveInt = 20_000  # of the route, per step: what is not proved by then is rolled back
+    most_idle_requests: PositiveInt = 5_000  # … once a saving is all that is missing
+    latency_cap_s: PositiveSeconds = 120.0  # a longer request counts as this, or as 16 means of the control if less
     # Limits on savings.
-    least_kept: float = 0.05  # of the full runs' tokens: a version that keeps less is refused
-    most_cut: float = 0.75  # of the tokens that the active version keeps: no version cuts more at once
+    least_kept: Fraction = 0.05  # of the full runs' tokens: a version that keeps less is refused
+    most_cut: Fraction = 0.75  # of the tokens that the active version keeps: no version cuts more at once
     # Frequency.
-    cool_down_s: float = 3_600.0  # after a rollback; doubled after each further one
-    most_cool_down_s: float = 86_400.0
-    most_a_day: int = 4  # rollouts started in 24 hours
+    cool_down_s: NonNegative = 3_600.0  # after a rollback; doubled after each further one
+    most_cool_down_s: NonNegative = 86_400.0
+    most_a_day: PositiveInt = 4  # rollouts started in 24 hours
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -232,19 +313,19 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     scorer: str | dict[str, Any] = "text"  # a name, or {"scorer": name, **parameters}
     policy: dict[str, Any] = {}  # {"policy": name, **parameters}; empty: learned, and certified before it acts
     uncertified: bool = False  # let an uncertified policy act; every report says so
-    max_em_drop: float = 0.02  # fraction: the largest EM drop that the owner accepts
-    confidence: float = 0.95  # fraction: confidence of the guarantee
+    max_em_drop: EmFraction = 0.02  # fraction: the largest EM drop that the owner accepts
+    confidence: EmFraction = 0.95  # fraction: confidence of the guarantee
     promise: Promise = "certified"  # "budgeted": the drop keeps to max_em_drop on average, with no confidence
-    label_timeout_s: float | None = None  # longest normal delay of a label; None: learned from earlier labels
-    critical_em: float | None = None  # fraction: below it a person must decide
-    min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
-    audit_share: float | None = None  # fraction; None: 0.05 once something is certified, see `rollout.assign`
-    most_audit_share: float = 0.5  # fraction: the audit share rises up to this while audits look worse than before
-    sample_rate: float | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
+    label_timeout_s: Seconds | None = None  # longest normal delay of a label; None: learned from earlier labels
+    critical_em: EmFraction | None = None  # fraction: below it a person must decide
+    min_satisfaction: Satisfaction | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
+    audit_share: EmFraction | None = None  # fraction; None: 0.05 once something is certified, see `rollout.assign`
+    most_audit_share: EmFraction = 0.5  # fraction: the audit share rises up to this while audits look worse than before
+    sample_rate: SampleRate | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
     model: str | None = None  # model name to send upstream; None: the client's
-    samples: int = 1  # kind "samples": answers in a full run; 1 = pass-through
-    wave: int = 4  # kind "samples": answers requested at once
-    max_extra_calls: int = 32  # per request: probes, further samples, continuation, reruns together
+    samples: PositiveInt = 1  # kind "samples": answers in a full run; 1 = pass-through
+    wave: PositiveInt = 4  # kind "samples": answers requested at once
+    max_extra_calls: NonNegativeInt = 32  # per request: probes, further samples, continuation, reruns together
     probe: Probe | None = None  # None: observing adds no upstream calls
     steps: Steps = Steps()
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
@@ -252,9 +333,9 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     review: Review = Review()  # which runs people review
     rollout: Rollout = Rollout()  # how a new version reaches traffic: the deployment's rules, some replaced
     effort: Effort | None = None  # sent with the call where the route acts; None: the client's
-    budget_tokens: int | None = None  # of reasoning, enforced by the engine where the route acts; None: none
+    budget_tokens: TokenBudget | None = None  # of reasoning, enforced by the engine where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
-    fallback_capacity: float | None = None  # further tokens/s that the upstream can serve for it; None: unknown
+    fallback_capacity: Capacity | None = None  # further tokens/s that the upstream can serve for it; None: unknown
     on_fallback: OnFallback = "quality_first"  # what is shed when all runs in full exceed the capacity
     finish_unclosed: bool = False  # a run cut inside its reasoning: give the client a forced answer
     handover_ms: int = 5_000  # a continuation that takes longer is abandoned
@@ -293,13 +374,13 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class ExperimentArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    weight: float = 1.0  # relative to the other arms'; raising it moves units into this arm only
+    weight: NonNegative = 1.0  # relative to the other arms'; raising it moves units into this arm only
     full: bool = False  # the full run: nothing is stopped, no effort or budget is sent
     policy: dict[str, Any] = {}  # as a route's; empty: the route's own
     threshold: float | None = None  # replaces the `threshold` of the route's own policy
-    level: int | None = None  # the highest level used of the certified ones; 0 never stops
+    level: NonNegativeInt | None = None  # the highest level used of the certified ones; 0 never stops
     effort: Effort | None = None  # sent with the call, replaces the route's
-    budget_tokens: int | None = None  # of reasoning, enforced by the engine, replaces the route's
+    budget_tokens: NonNegativeInt | None = None  # of reasoning, enforced by the engine, replaces the route's
     uncertified: bool = False  # let this arm's own policy act without a certificate
 
 
@@ -307,15 +388,15 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     routes: tuple[str, ...]  # whose requests take part
     arms: dict[str, ExperimentArm]  # by name; two or more
     unit: ExperimentUnit = "request"  # what always gets the same arm
-    layer: str = "default"  # experiments of one layer exclude each other, those of different layers are independent
-    share: float = 1.0  # fraction of the layer's units that take part; raising it only adds units
+    layer: LayerName = "default"  # experiments of one layer exclude each other, those of several are independent
+    share: LayerShare = 1.0  # fraction of the layer's units that take part; raising it only adds units
     control: str = ""  # arm that the others are compared with; "": the full run, else the first
     primary: str = "tokens"  # metric that decides: tokens, latency, satisfaction, em, or a declared one
     margins: dict[str, float] = {}  # metric: acceptable loss against the control, in the metric's unit
-    confidence: float = 0.95  # fraction: of all comparisons together
-    warmup_units: int = 100  # the first units, which do not count
-    max_tokens: float | None = None  # a larger value counts as this; None: learned from the warm-up
-    max_latency_s: float | None = None  # likewise
+    confidence: Confidence = 0.95  # fraction: of all comparisons together
+    warmup_units: WarmupUnits = 100  # the first units, which do not count
+    max_tokens: Positive | None = None  # a larger value counts as this; None: learned from the warm-up
+    max_latency_s: Positive | None = None  # likewise
 
 
 class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -334,9 +415,9 @@ class Langfuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class FeedbackRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    token_hours: float = 720.0  # lifetime of the token with which an answer's recipient may rate it; 0: no tokens
-    park_days: float = 30.0  # feedback whose request has not arrived by then is a dead letter
-    least_propensity: float = 1.0  # fraction: smaller propensities of being asked count as this
+    token_hours: NonNegative = 720.0  # lifetime of the token with which an answer's recipient may rate it; 0: no tokens
+    park_days: Positive = 30.0  # feedback whose request has not arrived by then is a dead letter
+    least_propensity: Propensity = 1.0  # fraction: smaller propensities of being asked count as this
     langfuse: Langfuse = Langfuse()
 
 
@@ -345,23 +426,23 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     queue_rows: int = 50_000  # waiting for the writer; further outcomes are dropped and counted
     flush_ms: int = 20  # the writer collects this long before it commits
     last_good_file: FileName = ""  # file with what is served while the log cannot be read; "": beside it, `.good`
-    last_good_s: float = 3_600.0  # for how long; then all runs in full; 0: never, and no file is written
+    last_good_s: Seconds = 3_600.0  # for how long; then all runs in full; 0: never, and no file is written
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     enabled: bool = True  # a worker runs beside `suffice serve`; False: only with `suffice worker`
-    period_s: float = 2.0  # between two reads of the log
-    tick_requests: int = 100  # of a route, between two evaluations of its evidence
-    burst_requests: int | None = None  # run in full at a cold start and after an alarm; None: 24 / max_em_drop
-    refit_requests: int = 1_000  # between two fits
-    window_audits: int | None = None  # that a certificate covers; None: 16 / max_em_drop
+    period_s: PositiveSeconds = 2.0  # between two reads of the log
+    tick_requests: PositiveInt = 100  # of a route, between two evaluations of its evidence
+    burst_requests: PositiveInt | None = None  # run in full at a cold start and after an alarm; None: 24 / max_em_drop
+    refit_requests: PositiveInt = 1_000  # between two fits
+    window_audits: PositiveInt | None = None  # that a certificate covers; None: 16 / max_em_drop
     tune: bool = False  # propose a route's effort or budget from audits with a paired call
 
 
 class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     enabled: bool = True  # False: `/console` and `/api` do not exist
     host: str = ""  # address of a separate listener; "": `server.host`
-    port: int | None = None  # port of a separate listener; None: the gateway's own
+    port: Port | None = None  # port of a separate listener; None: the gateway's own
     session_s: float = 43_200.0  # how long a login lasts
     live_s: float = 5.0  # between two reads of the log while somebody watches the first page
 
@@ -371,8 +452,8 @@ class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     file: FileName = ""  # signed heads are appended, one per line; "": no file
     webhook_env: str = ""  # environment variable with the URL that heads are posted to; "": none
-    every_s: float = 3_600.0  # between two exports; an unchanged head is not exported again
-    timeout_s: float = 10.0  # for the webhook
+    every_s: Interval = 3_600.0  # between two exports; an unchanged head is not exported again
+    timeout_s: PositiveSeconds = 10.0  # for the webhook
 
     @property
     def is_exported(self) -> bool:
@@ -382,24 +463,18 @@ class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long the log keeps personal text. None: forever."""
 
-    answers_days: float | None = None  # trial and final answers, votes, references, corrections
-    comments_days: float | None = None  # what people wrote: comments and reasons of labels and reviews
-    questions_days: float | None = None  # texts of questions, where a route keeps them for reviewers
-    metadata_days: float | None = None  # what callers declared of a question
-    steps_days: float | None = None  # steps of runs, with their numbers
+    answers_days: Days | None = None  # trial and final answers, votes, references, corrections
+    comments_days: Days | None = None  # what people wrote: comments and reasons of labels and reviews
+    questions_days: Days | None = None  # texts of questions, where a route keeps them for reviewers
+    metadata_days: Days | None = None  # what callers declared of a question
+    steps_days: Days | None = None  # steps of runs, with their numbers
     redact: tuple[TextPart, ...] = ()  # never written
-    every_s: float = 86_400.0  # between two searches for expired rows
+    every_s: Interval = 86_400.0  # between two searches for expired rows
 
     @property
     def days(self) -> dict[str, float]:
-        entries = {
-            "answers": self.answers_days,
-            "comments": self.comments_days,
-            "questions": self.questions_days,
-            "metadata": self.metadata_days,
-            "steps": self.steps_days,
-        }
-        return {part: days for part, days in entries.items() if days is not None}
+        days = {part: getattr(self, f"{part}_days") for part in (*get_args(TextPart), "steps")}
+        return {part: limit for part, limit in days.items() if limit is not None}
 
 
 AlertKind: TypeAlias = Literal[
@@ -417,21 +492,21 @@ AlertKind: TypeAlias = Literal[
 
 
 class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    sample_rate: float = 1.0  # fraction of requests that have rows, audits included; the others are counted
+    sample_rate: SampleRate = 1.0  # fraction of requests that have rows, audits included; the others are counted
     adapt: bool = True  # distribute it over classes of live requests by uncertainty; False: evenly
 
 
 class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     webhook_url_env: str = ""  # environment variable with a Slack-compatible URL; "": none
-    email_to: tuple[str, ...] = ()  # (): no e-mail
+    email_to: tuple[EmailAddress, ...] = ()  # (): no e-mail
     email_from: str = ""
     smtp_host: str = ""
-    smtp_port: int = 587  # 465 starts with TLS; other ports are asked for it
+    smtp_port: MailPort = 587  # 465 starts with TLS; other ports are asked for it
     smtp_tls: MailTls | None = None  # None: "required" where there is a login, else "opportunistic"
     smtp_user_env: str = ""  # environment variable; "": no login
     smtp_password_env: str = ""
     kinds: tuple[AlertKind, ...] = get_args(AlertKind)
-    repeat_s: float = 3_600.0  # repeat an alert after this long
+    repeat_s: Seconds = 3_600.0  # repeat an alert after this long
     tell_over: bool = True  # also notify when an alert is resolved
     link: str | None = None  # URL at which people reach the console's server; None: no links
 
