@@ -121,7 +121,7 @@ def test_fields_that_an_earlier_version_lacked_get_their_defaults(kind: str, dat
 
 
 def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
-    known = "access_changed, alarm_raised, alert_raised, alert_sent, arm_proposed"
+    known = "access_changed, alarm_raised, alert_raised, alert_sent, config_changed"
     with pytest.raises(ValueError, match=f"'gossip'; known: {known}"):
         decode("gossip", "{}")
 

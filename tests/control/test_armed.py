@@ -14,26 +14,78 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.control.loop.paired import MOST_KEPT, PairedEvidence, is_pair
 from suffice.learn.effort import WINDOW
-from suffice.settings import Route
+from suffice.settings import Route, Settings, parse_settings
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
-from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Publication, Request
+from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Publication, Request, Usage
 from suffice.wiring import open_worker
-from tests.control import test_arms
 from tests.control.made import CONTROL, Story, began, rows, story
-from tests.control.test_arms import BUDGET, settings_for
 from tests.control.test_worker import decided, fill, only
 
+BUDGET = 0.05
 ROUTE = Route(upstream="up", effort="low", mode="enforce", max_em_drop=BUDGET, confidence=0.95)
 
 
-def pairs(n: int, **options: Any) -> list[Event]:
-    """Audits that were asked twice, drawn where everything is audited: the lottery is healthy."""
-    return [
-        replace(event, propensity=1.0) if isinstance(event, Request) else event
-        for event in test_arms.pairs(n, **options)
-    ]
+def settings_for(folder: Path) -> Settings:
+    return parse_settings(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {
+                "r": {
+                    "upstream": "up",
+                    "kind": "reasoning",
+                    "effort": "low",
+                    "max_em_drop": BUDGET,
+                    "mode": "enforce",
+                }
+            },
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
+
+
+def pairs(n: int, *, first: int = 0, lost_each: int = 0, labelled: bool = True, arm: str = "effort=low") -> list[Event]:
+    """Audits that were asked twice, half as long with the arm; every so many lose the right answer."""
+    events = list[Event]()
+    for number in range(first, first + n):
+        name, lost = f"ep_{number:05}", bool(lost_each) and number % lost_each == 0
+        events += [
+            Request(
+                episode_id=name,
+                route="r",
+                kind="reasoning",
+                mode="enforce",
+                model="m",
+                stream=False,
+                n_samples=1,
+                audit=True,
+                propensity=1.0,  # everything is audited: the sample ratio is right
+                policy_version="",
+                certified=False,
+                question_key=f"q{number}",
+                ungoverned=None,
+                received_at_s=float(number),
+                unit=f"u{number}",
+            ),
+            Outcome(
+                episode_id=name,
+                end_reason="done",
+                status=200,
+                answer="4",
+                response_id=f"r-{name}",
+                usage=Usage(prompt_tokens=5, completion_tokens=800),
+                pair_arm=arm,
+                pair_propensity=0.9,
+                pair_answer="7" if lost else "4",
+                pair_tokens=400,
+            ),
+        ]
+        if lost and labelled:
+            events.append(
+                FeedbackEvent(Feedback(feedback_id=f"f{number}", episode_id=name, gold="7", source="reviewer"))
+            )
+    return events
 
 
 def armed(route: Route = ROUTE, *, expected: tuple[Publication, ...] | list[Publication] = (), **options: Any) -> Story:
@@ -229,7 +281,7 @@ def test_only_audits_can_be_pairs() -> None:
 
 
 def test_the_job_puts_it_in_force_and_a_second_worker_adds_nothing(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, tune=False)
+    settings = settings_for(tmp_path)
     with open_worker(settings) as here:
         fill(tmp_path, pairs(100))
         assert only(here).said == "epoch 1 begins (cold start)"
@@ -282,7 +334,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
     assert told["promise"].endswith("every request runs in full")
 
     fill(tmp_path, pairs(400, first=60))
-    with open_worker(settings_for(tmp_path, tune=False)) as here:
+    with open_worker(settings_for(tmp_path)) as here:
         only(here)
     told = lines()
     assert told["phase"] == "certified, effort=low: a drop below 5 points at 95%"
@@ -297,7 +349,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
 
 def test_a_certificate_is_a_row_that_people_can_read(tmp_path: Path) -> None:
     fill(tmp_path, pairs(400))
-    with open_worker(settings_for(tmp_path, tune=False)) as here:
+    with open_worker(settings_for(tmp_path)) as here:
         only(here)
     rows_of = [json.loads(one) for one in decided(tmp_path) if "policy_published" in one]
     ((kind, body),) = rows_of

@@ -306,7 +306,7 @@ def test_the_jobs_are_among_those_of_every_worker_and_run_by_hand(tmp_path: Path
     with open_worker(settings, learning=False) as here:
         names = {job.name for job in here.jobs}
     assert names >= {"audit", "retain"}
-    assert not names & {"certify", "monitor", "retrain", "tune"}
+    assert not names & {"certify", "monitor", "retrain"}
 
 
 def test_a_webhook_that_is_named_and_not_there_is_said_at_the_start(tmp_path: Path) -> None:

@@ -269,9 +269,7 @@ def test_a_person_runs_a_job_and_reads_what_was_done(command: Callable[..., clic
     assert [row["ok"] for row in rows] == [True, True]
     wrong = command("worker", "--once", "clean")
     assert wrong.exit_code == 2
-    assert wrong.stderr.startswith(
-        "suffice worker: --once: unknown job 'clean'; known: certify, monitor, retrain, tune, "
-    )
+    assert wrong.stderr.startswith("suffice worker: --once: unknown job 'clean'; known: certify, monitor, retrain, ")
 
 
 def test_a_person_takes_enforcement_away_and_gives_it_back(

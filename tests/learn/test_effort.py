@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.effort import PairedAudit, TunedArm, certify_arms, check_arms, effort_arms, judge_pair
+from suffice.learn.effort import PairedAudit, certify_arms, judge_pair
 
 EPS, DELTA = 0.05, 0.05
 answers = st.none() | st.sampled_from(["4", "5", "six"])
@@ -15,41 +15,6 @@ answers = st.none() | st.sampled_from(["4", "5", "six"])
 
 def equal(answer: str | None, gold: str) -> bool:
     return answer == gold
-
-
-# --------------------------------------------------------------------------- arms
-
-
-def test_arms_stand_from_the_safe_end_and_save_more_and_more() -> None:
-    arms = effort_arms(("medium", "low"), (512, 2_048))
-    assert [arm.name for arm in arms[:3]] == ["full", "effort=medium", "effort=low"]
-    assert [dict(arm.knobs) for arm in arms[3:]] == [{"budget_tokens": 2_048}, {"budget_tokens": 512}]
-    shares = [arm.expected_share for arm in arms]
-    assert shares == sorted(shares, reverse=True)
-
-
-@pytest.mark.parametrize(
-    "arms",
-    [
-        (TunedArm(name="full"),),
-        (TunedArm(name="full"), TunedArm(name="full")),
-        (TunedArm(name="low", knobs={"effort": "low"}), TunedArm(name="full")),
-    ],
-)
-def test_arms_that_cannot_be_compared_are_refused(arms: tuple[TunedArm, ...]) -> None:
-    with pytest.raises(ValueError, match="arms"):
-        check_arms(arms)
-
-
-@pytest.mark.parametrize("share", [0.0, -1.0])
-def test_an_arm_costs_something(share: float) -> None:
-    with pytest.raises(ValueError, match="expected_share"):
-        TunedArm(name="x", expected_share=share)
-    with pytest.raises(ValueError, match="arm: needs a name"):
-        TunedArm(name="")
-
-
-# --------------------------------------------------------------------------- pairs
 
 
 @given(full=answers, arm=answers, gold=st.none() | st.sampled_from(["4", "5"]))

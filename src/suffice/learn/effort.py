@@ -6,49 +6,15 @@ of `assurance.paired`. The audit's client gets the full answer; both calls are p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from suffice.assurance.certify import Counts, certified_level, count_outcomes, weighted_log_wealth
 from suffice.assurance.paired import BETS, PairedView, Repeats, pairs_to_certify, upper_drop
 from suffice.learn.audits import Small
-
-Knob: TypeAlias = str | int | float | bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TunedArm:
-    name: str
-    expected_share: float = 1.0  # of a full run's tokens: a guess before the first observation, above 0
-    knobs: Mapping[str, Knob] = field(default_factory=dict)  # settings of the route that differ from the full run's
-
-    def __post_init__(self) -> None:
-        if not self.name or not self.expected_share > 0:
-            raise ValueError(f"arm: needs a name and expected_share above 0; got {self.name!r}, {self.expected_share}")
-
-
-def check_arms(arms: Sequence[TunedArm]) -> None:
-    """Raise ValueError unless there are two or more arms with distinct names, the first without knobs."""
-    names = [arm.name for arm in arms]
-    if len(arms) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"arms: got {names}; two or more, each name once")
-    if arms[0].knobs:
-        raise ValueError(f"arms[0]: got knobs {sorted(arms[0].knobs)}; none, because it is the full run")
-
-
-def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[TunedArm, ...]:
-    """The full run, then efforts as given, then falling budgets. Raise ValueError for no arms or duplicates."""
-    knobs: list[tuple[str, Knob]] = [("effort", effort) for effort in efforts]
-    knobs += [("budget_tokens", budget) for budget in sorted(budgets_tokens, reverse=True)]
-    arms = [TunedArm(name="full")]
-    for i, (knob, value) in enumerate(knobs, start=1):
-        arms.append(TunedArm(name=f"{knob}={value}", knobs={knob: value}, expected_share=1 - i / (len(knobs) + 1)))
-    check_arms(arms)
-    return tuple(arms)
-
 
 WINDOW: Final = 2_000  # latest pairs of an arm that count
 

@@ -436,7 +436,6 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     burst_requests: PositiveInt | None = None  # run in full at a cold start and after an alarm; None: 24 / max_em_drop
     refit_requests: PositiveInt = 1_000  # between two fits
     window_audits: PositiveInt | None = None  # that a certificate covers; None: 16 / max_em_drop
-    tune: bool = False  # propose a route's effort or budget from audits with a paired call
 
 
 class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -13,7 +13,7 @@ from suffice.control.jobs.base import Job, Worker
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.proposals import Advance, Retrain, SamplingJob, Tune
+from suffice.control.jobs.proposals import Advance, Retrain, SamplingJob
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.upkeep import ExportHeads, Retain
@@ -25,7 +25,7 @@ from suffice.store.database.sqlite import database_path
 from suffice.wiring.keys import deployment_salt, secret
 from suffice.wiring.startup import missing_log_reason, sinks_of
 
-LEARNING_JOBS: Final = (Certify, Monitor, Retrain, Tune)
+LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
 OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
 
 

@@ -14,7 +14,7 @@ from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable
 from suffice.store.routes.deployments import Phase
-from suffice.store.rows.records import ArmWorth, ProposedVersion
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import BudgetAccount
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def status_sections(one: RouteStatus) -> tuple[Lines, ...]:
     report, sure = one.report, f"{one.confidence:.0%}"
     if not report.n_governed and one.control is None:  # without governed requests there is no EM and no saving
         return standing, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
-    forecast = [*forecast_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
+    forecast = [*forecast_lines(one.outlook), *proposal_lines(one.proposal)]
     return standing, traffic, _exact_match(one, sure), _spending(report, sure), forecast
 
 
@@ -368,10 +368,6 @@ def proposal_lines(one: ProposedVersion | None) -> Lines:
         at = f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {points(one.drop.value)}"
     parent = f", beside {one.parent}" if one.parent else ""
     return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; active nowhere")]
-
-
-def arm_lines(one: ArmWorth | None) -> Lines:
-    return [] if one is None else [("tuner", f"{one.arm} instead of {one.before}: {one.reason}; active nowhere")]
 
 
 # --------------------------------------------------------------------------- satisfaction

@@ -37,8 +37,8 @@ from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, newest_switching, read_promises
 from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
 from suffice.store.routes.rollups import RouteScorer, read_to, snapshot, tallies_now
-from suffice.store.routes.windows import newest_arm, newest_forecast, newest_proposal
-from suffice.store.rows.records import ArmWorth, ProposedVersion
+from suffice.store.routes.windows import newest_forecast, newest_proposal
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, load_settings, require_log
 from suffice.wiring.keys import good_file, kill_file
@@ -90,7 +90,6 @@ class RouteStatus:
     control: Phase | None = None  # the state of its certification; None: no control loop serves it
     outlook: RouteForecast | None = None  # the latest look of the job `monitor`; None: none
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
-    tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
     promise: str = ""  # as a sentence with all conditions
     promise_state: str = ""  # … and as a word, as in /metrics
     pairs: PairStatus | None = None  # of an effort or a budget certified by paired calls
@@ -270,7 +269,6 @@ def _status(
         control=phase,
         outlook=forecast,
         proposal=newest_proposal(connection, name),
-        tuner=newest_arm(connection, name),
         promise=promise.sentence,
         promise_state=promise.state,
         pairs=pairs,

@@ -17,8 +17,8 @@ from suffice.store.routes.rollouts import (
     read_running_rollouts,
     read_serving_version,
 )
-from suffice.store.routes.windows import newest_arm, newest_proposal
-from suffice.store.rows.records import ArmWorth, ProposedVersion
+from suffice.store.routes.windows import newest_proposal
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route
@@ -43,7 +43,6 @@ class RoutePolicy(ViewRecord, frozen=True):
     past: tuple[RolloutRun, ...]  # ended, the latest first
     published: tuple[PublicationRow, ...]  # the latest first
     proposal: ProposedVersion | None  # the newest proposal of a refit, not active by itself
-    arm: ArmWorth | None  # the newest proposal of the tuner, likewise
 
 
 class PoliciesView(ViewRecord, frozen=True):
@@ -86,7 +85,6 @@ def _policy_of(
         past=tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST],
         published=tuple(published[:MOST_PUBLICATIONS]),
         proposal=newest_proposal(view.connection, name),
-        arm=newest_arm(view.connection, name),
     )
 
 

@@ -1,4 +1,4 @@
-"""The jobs `advance`, `retrain`, `tune` and `sampling`, which look at each route at intervals.
+"""The jobs `advance`, `retrain` and `sampling`, which look at each route at intervals.
 
 A proposal activates nothing. Each request records the rate at which it was sampled, so estimates stay unbiased while
 rates change. A run is read one look after it ended, when its label is due.
@@ -6,25 +6,20 @@ rates change. A run is read one look after it ended, when its label is due.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.sampling import Rates, Stratum, allocate, live_rate, moved
 from suffice.control.compare.assessment import RolloutAssessor, barred
 from suffice.control.compare.counterfactual import AuditReplay
-from suffice.control.evidence.audits import GivenLabel, trusted_label
 from suffice.control.evidence.cold_start import burst_requests
 from suffice.control.evidence.judging import human_label
 from suffice.control.evidence.versions import active_version, written
 from suffice.control.jobs.base import JobPass, ProposalJob, rows_since, since
-from suffice.control.loop.paired import FULL, pair_loss
-from suffice.learn.arm_values import ShadowAudit
 from suffice.learn.dataset import build_dataset
-from suffice.learn.effort import effort_arms
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
-from suffice.learn.tuner import Tuner, TuningBounds
 from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
 from suffice.settings import Route
@@ -36,13 +31,12 @@ from suffice.store.routes.windows import (
     counted_cells,
     counts_since,
     drawn_runs,
-    newest_arm,
     newest_proposal,
     newest_rates,
     place_before,
     requests_since,
 )
-from suffice.store.rows.records import ArmWorth, ProposedVersion, RolloutMove, RowRates
+from suffice.store.rows.records import ProposedVersion, RolloutMove, RowRates
 
 LEAST_REST: Final = 20.0  # times the duration of the last look, at least, between two looks at a rollout
 
@@ -191,91 +185,6 @@ class Retrain(ProposalJob):
             rest_requests=min(usual.rest_requests, control.refit_requests),
         )
         return refit_reason(schedule, n_requests=n_requests, n_new_runs=n_full, n_runs_since_alarm=n_since_alarm)
-
-
-EVERYBODY: Final = "all"
-
-
-@dataclass(kw_only=True)
-class Tune(ProposalJob):
-    """Proposes arms where `[control] tune` is on."""
-
-    name = "tune"
-    rests_s = 300.0  # pairs are rare
-
-    def concerns(self, route: Route) -> bool:
-        return self.settings.control.tune and bool(route.arms) and route.mode != "off"
-
-    def propose(self, name: str, held: RouteDeployment, here: JobPass) -> str:
-        route = self.settings.routes[name]
-        items = read_episodes(here.log, name, since(name, held, here.log))
-        with self.matches(route) as match:
-            worth = propose_arm(name, route, items, match, now_s=self.now())  # a pair counts once its label is due
-        before = newest_arm(here.log, name)
-        if (before.arm if before is not None else FULL) == worth.arm:
-            return ""
-        here.writer.write([replace(worth, read_to_seq=here.until, author=self.author)])
-        return f"{worth.arm} proposed: {worth.reason}"
-
-
-def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Match, *, now_s: float) -> ArmWorth:
-    """Propose the route's arm if these runs prove it safe and worth it, else full runs."""
-    arms = effort_arms((route.effort,)) if route.effort is not None else effort_arms((), (route.budget_tokens or 1,))
-    arm, n_pairs = arms[1].name, 0
-    tuner = Tuner(
-        TuningBounds(arms=arms, classes=(EVERYBODY,), max_em_drop=route.max_em_drop, confidence=route.confidence)
-    )
-    labels, callers = list[tuple[str, GivenLabel, int]](), set[str]()
-    for item in items:
-        outcome = item.episode.outcome
-        callers.add(item.episode.request.sender)
-        n_pairs += _take(tuner, item, arm, route.label_timeout_s or 0.0)
-        for label in item.labels if outcome.pair_arm is not None else ():
-            loss = pair_loss(outcome, label.feedback, match)
-            if loss is not None:
-                labels.append((outcome.episode_id, GivenLabel(label.seq, label.feedback), loss))
-    for episode, given, loss in labels:
-        tuner.add_label(trusted_label(episode, given, loss, callers - {""}))
-    tick = tuner.tick(now_s)
-    made = tick.proposal
-    if made is None:
-        why = f"not proposed on {n_pairs:,} pairs: {tick.refusal}"
-        return ArmWorth(route=name, arm=FULL, before=arm, n_pairs=n_pairs, reason=why)
-    return ArmWorth(
-        route=name,
-        arm=arm,
-        before=FULL,
-        n_pairs=n_pairs,
-        reason=made.reason,
-        log_e=made.log_e[EVERYBODY],
-        gain=made.change.value,
-        gain_error=made.change.error,
-        price=made.price,
-    )
-
-
-def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> bool:
-    request, outcome = item.episode.request, item.episode.outcome
-    if not request.audit or outcome.pair_arm != arm or outcome.pair_propensity is None:
-        return False
-    full = float(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-    short = float(outcome.pair_tokens or 0)
-    tuner.add_audit(
-        ShadowAudit(
-            audit_id=request.episode_id,
-            query_class=EVERYBODY,
-            arm=1,
-            # A pair never has the full run as its second call, and there is one arm, so a second call used it for sure.
-            odds=(0.0, 1.0),
-            disagrees=outcome.answer != outcome.pair_answer,
-            due_s=request.received_at_s + outcome.duration_s + timeout_s,
-            full_tokens=full,
-            arm_tokens=short,
-        )
-    )
-    tuner.add_cost(EVERYBODY, 0, tokens=full)
-    tuner.add_cost(EVERYBODY, 1, tokens=short)
-    return True
 
 
 # --------------------------------------------------------------------------- rates at which requests keep their rows

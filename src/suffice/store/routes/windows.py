@@ -27,7 +27,7 @@ from suffice.store.database.views import (
     select,
     select_placed,
 )
-from suffice.store.rows.records import ArmWorth, ProposedVersion, RequestCount, RowRates
+from suffice.store.rows.records import ProposedVersion, RequestCount, RowRates
 from suffice.types import Episode, JobRun, LabelRequest, Outcome, Publication, Request
 
 # A cross join reads the new rows and then their requests; SQLite would begin with all requests of the route.
@@ -107,10 +107,6 @@ def newest_forecast(source: LogSource, route: str) -> RouteForecast | None:
 
 def newest_proposal(source: LogSource, route: str) -> ProposedVersion | None:
     return newest_event(source, ProposedVersion, route=route)
-
-
-def newest_arm(source: LogSource, route: str) -> ArmWorth | None:
-    return newest_event(source, ArmWorth, route=route)
 
 
 def newest_place(connection: LogReader, route: str) -> int:

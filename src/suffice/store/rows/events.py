@@ -50,7 +50,6 @@ Event: TypeAlias = (
     | RouteForecast
     | Alert
     | records.ProposedVersion
-    | records.ArmWorth
     | records.AlertDelivery
     | records.FailOpenCount
     | records.VersionRefusal
@@ -146,7 +145,6 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("route_monitored", RouteForecast, "outlook", _LOOK, chained=False),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", records.ProposedVersion, "proposal", _READ_TO),
-    Kind("arm_proposed", records.ArmWorth, "worth", _READ_TO),
     Kind("alert_sent", records.AlertDelivery, "telling", _delivery_key, chained=False),
     Kind("fail_open_high", records.FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
     Kind("version_refused", records.VersionRefusal, "refusal", _refusal_key),

@@ -52,23 +52,6 @@ class ProposedVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmWorth:
-    """The arm that the tuner would activate on a route, with its evidence."""
-
-    route: str
-    arm: str  # as outcomes name it; "full": only full runs are still certified
-    before: str  # the arm that it replaces
-    n_pairs: int  # audits with a paired call of the route's arm
-    reason: str
-    log_e: float | None = None  # evidence against "it loses the budget or more"; None: full runs need none
-    gain: float | None = None  # EM value by off-policy evaluation, a fraction
-    gain_error: float | None = None  # standard error, for one look
-    price: float | None = None  # EM that the tokens of a mean full run were worth
-    read_to_seq: int = 0  # place in the log that was read up to
-    author: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AlertDelivery:
     sink: str  # log, webhook or email
     read_to_seq: int  # place in the log of the event sent; earlier rows are known to the sink
