@@ -16,6 +16,7 @@ import string
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from suffice.scoring.base import Spec, build_scorer
 
@@ -80,12 +81,12 @@ def judgements() -> None:
     except ImportError:
         print("math-verify is not installed: install the extra math", file=sys.stderr)
         raise SystemExit(2) from None
-    from suffice.edge.math import MathWorkers
+    from suffice.edge.math import MathProcess
 
     logging.disable(logging.WARNING)  # it warns at every call that its own limits are off
 
     pairs = [(f"{n}x+{n}", f"{n}(x+1)") for n in range(2, 202)]
-    with MathWorkers() as judge:
+    with closing(MathProcess()) as judge:
         begin = time.monotonic()
         judge.equivalent("1", "x")
         started_s = time.monotonic() - begin

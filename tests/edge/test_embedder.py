@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from suffice.edge import embedder as embedder_module
 from suffice.edge.embedder import HttpEmbedder
 from suffice.errors import ConfigError
 from suffice.signals.observe import Observer
@@ -31,9 +32,12 @@ async def test_each_text_gets_its_vector_and_is_asked_for_once() -> None:
     assert seen[0][1]["Authorization"] == "Bearer k"
 
 
-async def test_many_texts_go_in_batches_and_the_least_used_vectors_are_forgotten() -> None:
+async def test_many_texts_go_in_batches_and_the_least_used_vectors_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedder_module, "N_KEPT", 2)
     seen: list[Any] = []
-    async with server(letters, seen) as url, HttpEmbedder(url, model="m", n_kept=2) as embedder:
+    async with server(letters, seen) as url, HttpEmbedder(url, model="m") as embedder:
         texts = ["a" * n for n in range(1, 131)]
         assert await embedder.embed(texts) == [(n, 0, 0) for n in range(1, 131)]
         assert [len(body["input"]) for body, _ in seen] == [64, 64, 2]
@@ -87,8 +91,6 @@ async def test_a_vector_of_another_length_is_of_another_model_and_not_used() -> 
     reply = lambda texts: {"data": [{"embedding": [1.0] * next(lengths)} for _ in texts]}
     async with server(reply, []) as url, HttpEmbedder(url, model="m") as embedder:
         assert await embedder.embed(["a", "b", "c"]) == [(1, 1, 1), None, (1, 1, 1)]
-    async with server(letters, []) as url, HttpEmbedder(url, model="m", n_numbers=4) as strict:
-        assert await strict.embed(["a"]) == [None]
 
 
 async def test_drafts_that_say_the_same_in_other_words_are_near_with_vectors() -> None:
@@ -100,8 +102,7 @@ async def test_drafts_that_say_the_same_in_other_words_are_near_with_vectors() -
     assert [signals.draft_patience for signals in seen] == [0, 1, 0]
 
 
-async def test_what_cannot_work_is_refused_at_once_and_a_closed_one_gives_no_vectors() -> None:
-    for bad in ({"url": "localhost"}, {"n_kept": -1}, {"n_numbers": 0}):
-        with pytest.raises(ConfigError, match="embedder"):
-            HttpEmbedder(**{"url": "http://h", "model": "m", **bad})  # type: ignore[arg-type]
+async def test_an_address_without_http_is_refused_and_one_without_a_server_gives_no_vectors() -> None:
+    with pytest.raises(ConfigError, match="embedder"):
+        HttpEmbedder("localhost", model="m")
     assert await HttpEmbedder("http://127.0.0.1:9", model="m").embed(["a"]) == [None]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.edge import judge as judge_module
 from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
 from suffice_testing import FakeRequest, FakeUpstream, Fault, Reply, ServerBehaviour
 from suffice_testing.prompt import cut
@@ -31,10 +32,13 @@ def failing(code: int, **headers: str) -> Reply:
     return Reply(faults=(Fault(status=code, status_headers={k.replace("_", "-"): v for k, v in headers.items()}),))
 
 
-async def graded(
-    fake: FakeUpstream, *, answer: str | None = ANSWER, retries: int = 2, timeout_s: float = 10.0
-) -> Grade:
-    async with JudgeModel(fake.url, "grader", retries=retries, timeout_s=timeout_s, pause_s=0.01) as judge:
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_module, "FIRST_PAUSE_S", 0.01)
+
+
+async def graded(fake: FakeUpstream, *, answer: str | None = ANSWER, timeout_s: float = 10.0) -> Grade:
+    async with JudgeModel(fake.url, "grader", timeout_s=timeout_s) as judge:
         return await judge.grade(QUESTION, answer, GOLD)
 
 
@@ -91,8 +95,8 @@ async def test_failures_are_asked_again_only_so_often_and_never_raise(
 
 async def test_a_silent_server_costs_its_time_and_no_more() -> None:
     async with FakeUpstream(replace(Reply(), faults=(Fault(header_delay_s=30.0),))) as fake:
-        grade = await asyncio.wait_for(graded(fake, retries=1, timeout_s=0.2), 20.0)
-        assert (grade.value, grade.n_calls) == (None, 2)
+        grade = await asyncio.wait_for(graded(fake, timeout_s=0.2), 20.0)
+        assert (grade.value, grade.n_calls) == (None, 3)
 
 
 async def test_a_failure_is_not_kept_as_a_grade() -> None:
@@ -102,9 +106,10 @@ async def test_a_failure_is_not_kept_as_a_grade() -> None:
             assert (await judge.grade(QUESTION, ANSWER)).value == 1.0
 
 
-async def test_no_more_calls_at_once_than_allowed() -> None:
+async def test_no_more_calls_at_once_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_module, "AT_ONCE", 2)
     async with FakeUpstream(Reply(answer=cut("Grade: 1"), first_delay_s=0.05)) as fake:
-        async with JudgeModel(fake.url + "/v1/", "grader", at_once=2) as judge:
+        async with JudgeModel(fake.url + "/v1/", "grader") as judge:
             await asyncio.gather(*(judge.grade(QUESTION, f"answer {n}") for n in range(6)))
         assert len(fake.calls) == 6
         assert fake.max_in_flight <= 2

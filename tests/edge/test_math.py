@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from suffice.edge.math import MathWorkers, open_scorer
+from suffice.edge import math
+from suffice.edge.math import MathProcess, open_scorer
 from suffice.scoring.base import Scorer
 
 HANGS = "9^{9^{9^{9}}}"  # sympy would compute it
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[MathWorkers]:
-    with MathWorkers() as workers:
-        yield workers
+def judge() -> Iterator[MathProcess]:
+    with closing(MathProcess()) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +56,11 @@ def test_formulas_of_different_values_are_two(scorer: Scorer, one: str, other: s
     assert not scorer.match(other, one)
 
 
-def test_a_question_that_hangs_costs_its_limit_and_the_next_one_is_answered() -> None:
-    with MathWorkers(limit_s=1.0) as judge:
+def test_a_question_that_hangs_costs_its_limit_and_the_next_one_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(math, "LIMIT_S", 1.0)
+    with closing(MathProcess()) as judge:
         assert judge.equivalent("x+1", "1+x") is True
         begin = time.monotonic()
         assert judge.equivalent(HANGS, "1") is None
@@ -82,19 +88,18 @@ def test_a_question_that_hangs_costs_its_limit_and_the_next_one_is_answered() ->
         "__import__('os').getpid()",
     ],
 )
-def test_hostile_formulas_are_no_match_and_do_not_raise(judge: MathWorkers, hostile: str) -> None:
+def test_hostile_formulas_are_no_match_and_do_not_raise(judge: MathProcess, hostile: str) -> None:
     assert judge.equivalent(hostile, "17") is not True
 
 
-async def test_on_an_event_loop_it_refuses_to_block_it(judge: MathWorkers) -> None:
-    n_refused = judge.n_refused
+async def test_on_an_event_loop_it_refuses_to_block_it(judge: MathProcess) -> None:
     assert judge.equivalent("x+3", "3+x") is None
-    assert judge.n_refused == n_refused + 1
     assert await asyncio.to_thread(judge.equivalent, "x+3", "3+x") is True
 
 
-async def test_a_waiting_event_loop_goes_on() -> None:
-    with MathWorkers(limit_s=0.5) as judge:
+async def test_a_waiting_event_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math, "LIMIT_S", 0.5)
+    with closing(MathProcess()) as judge:
         await asyncio.to_thread(judge.equivalent, "1", "x")  # started
         asked = asyncio.create_task(asyncio.to_thread(judge.equivalent, HANGS, "2"))
         n_turns = 0
@@ -105,22 +110,35 @@ async def test_a_waiting_event_loop_goes_on() -> None:
         assert n_turns > 10
 
 
-def test_threads_share_the_workers() -> None:
-    async def ask_all(judge: MathWorkers) -> list[bool | None]:
+def test_threads_share_the_process() -> None:
+    async def ask_all(judge: MathProcess) -> list[bool | None]:
         return await asyncio.gather(
             *(asyncio.to_thread(judge.equivalent, f"{n}x+{n}", f"{n}(x+1)") for n in range(2, 22))
         )
 
-    with MathWorkers(n_workers=2) as judge:
+    with closing(MathProcess()) as judge:
         assert asyncio.run(ask_all(judge)) == [True] * 20
         assert judge.n_killed == 0
 
 
 def test_nothing_is_left_running_and_a_closed_judge_says_nothing() -> None:
-    judge = MathWorkers()
+    judge = MathProcess()
     assert judge.equivalent("x+1", "1+x") is True
     judge.close()
     assert judge.equivalent("x+5", "5+x") is None
+
+
+def test_closing_does_not_wait_for_a_formula_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math, "LIMIT_S", 60.0)
+    judge, begin = MathProcess(), time.monotonic()
+    judge.equivalent("1", "x")  # started
+    asking = threading.Thread(target=judge.equivalent, args=(HANGS, "3"))
+    asking.start()
+    time.sleep(0.2)
+    judge.close()
+    asking.join(20)
+    assert not asking.is_alive()
+    assert time.monotonic() - begin < 50.0
 
 
 def test_a_worker_whose_owner_was_killed_ends_by_itself() -> None:

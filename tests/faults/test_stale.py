@@ -84,7 +84,7 @@ async def client_of(url: str, **settings: Any) -> Any:
 
 
 async def ask(client: UpstreamClient, body: bytes) -> bool:
-    code, answer = await client.post_json("/v1/chat/completions", body, timeout_s=10)
+    code, answer, _ = await client.fetch("/v1/chat/completions", body, timeout_s=10)
     return (code, answer) == (200, b"{}")
 
 
@@ -147,7 +147,7 @@ async def test_attempts_are_never_more_than_was_said(serve: Serve, line: LinkFau
     async with serve(Reply(answer=("four",))) as direct, FaultProxy(direct.fake.url, to_client=line) as proxy:
         async with UpstreamClient("up", Upstream(url=proxy.url, retries=retries), None) as client:
             with pytest.raises(Exception, match="up"):
-                await client.post_json("/v1/chat/completions", b"{}", timeout_s=5)
+                await client.fetch("/v1/chat/completions", b"{}", timeout_s=5)
         assert proxy.n_connections == retries + 1
         assert len(direct.fake.calls) <= retries + 1
 

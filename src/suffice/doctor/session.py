@@ -167,7 +167,7 @@ class ServerSession:
     async def get(self, path: str) -> tuple[int, Any]:
         """Read a page; return (status, its JSON, or its text if it is not JSON). Raise UpstreamError."""
         self.n_calls += 1
-        status, data = await self.client.get(path, timeout_s=self.timeout_s)
+        status, data, _ = await self.client.fetch(path, method="GET", timeout_s=self.timeout_s)
         try:
             return status, wire.decode_json(data)
         except (UpstreamError, ValueError):

@@ -11,14 +11,15 @@ from typing import Annotated, Self
 
 import msgspec
 
-from suffice.edge.http_call import call_json, helper_client
-from suffice.errors import ConfigError, UpstreamError
+from suffice.errors import ConfigError, UpstreamError, UpstreamProtocol
 from suffice.telemetry import LOG
-from suffice.upstream.client import UpstreamClient
+from suffice.upstream.client import helper_client
+from suffice.upstream.wire import encode_json
 
 _BATCH = 64  # texts in one request
 _MOST_BYTES = 64 * 2**20  # of one reply
 _MOST_NUMBERS = 65_536  # of one vector
+N_KEPT = 4_096  # cached vectors; the least recently used are dropped first
 
 Vector = tuple[float, ...]
 
@@ -32,55 +33,29 @@ class EmbeddingReply(msgspec.Struct):
     data: list[EmbeddingEntry]
 
 
-class Unusable(Exception):
-    """A reply without vectors for the texts; the message gives the problem."""
-
-
 class HttpEmbedder:
     """An `Embedder` inside `async with`. A vector of another length comes from another model and is dropped."""
 
     def __init__(
-        self,
-        url: str,
-        *,
-        model: str,
-        api_key: str | None = None,
-        n_numbers: int | None = None,
-        timeout_s: float = 10.0,
-        pause_s: float = 30.0,
-        n_kept: int = 4_096,
+        self, url: str, *, model: str, api_key: str | None = None, timeout_s: float = 10.0, pause_s: float = 30.0
     ) -> None:
-        """Raise ConfigError for an invalid address or limit.
-
-        n_numbers  length of each vector; None: as the first one
-        pause_s    without calls after a failure
-        n_kept     cached vectors; the least recently used are dropped first
-        """
+        """Raise ConfigError for an invalid address. After a failure there are no calls for `pause_s`."""
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"embedder.url: got {url!r:.200}; need http://host[:port][/path]")
-        for name, value, least in (("n_kept", n_kept, 0), ("n_numbers", 1 if n_numbers is None else n_numbers, 1)):
-            if value < least:
-                raise ConfigError(f"embedder.{name}: got {value}; at least {least}")
-        self._url, self._api_key = url, api_key
-        self._model, self._n_numbers, self._n_kept = model, n_numbers, n_kept
-        self._timeout_s, self._pause_s = timeout_s, pause_s
+        self._client = helper_client("embedder", url, timeout_s=timeout_s, api_key=api_key, retries=1)
+        self._model, self._timeout_s, self._pause_s = model, timeout_s, pause_s
+        self._n_numbers: int | None = None  # length of each vector, as of the first one
         self._kept: OrderedDict[bytes, Vector] = OrderedDict()
-        self._client: UpstreamClient | None = None
         self._again_at_s = 0.0
-        self.n_requests = 0
-        self.n_failures = 0
+        self.n_requests = self.n_failures = 0
 
     async def __aenter__(self) -> Self:
-        client = helper_client("embedder", self._url, timeout_s=self._timeout_s, api_key=self._api_key, retries=1)
-        self._client = await client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._client is not None:
-            await self._client.__aexit__(kind, error, trace)
-            self._client = None
+        await self._client.__aexit__(kind, error, trace)
 
     @property
     def rests(self) -> bool:
@@ -108,39 +83,36 @@ class HttpEmbedder:
             return [None] * len(texts)
         try:
             return self._checked(await self._post(texts), len(texts))
-        except (UpstreamError, TimeoutError, Unusable) as error:
+        except UpstreamError as error:
             self.n_failures += 1
             self._again_at_s = asyncio.get_running_loop().time() + self._pause_s
-            reason = str(error) or type(error).__name__
-            LOG.warning("embedder: %s: drafts are compared by words for %g s", reason, self._pause_s)
+            LOG.warning("embedder: %s: drafts are compared by words for %g s", error, self._pause_s)
             return [None] * len(texts)
 
     async def _post(self, texts: list[str]) -> list[EmbeddingEntry]:
-        if self._client is None:
-            raise Unusable("it was not opened; use it in `async with`")
         self.n_requests += 1
         # Lone surrogates are not valid UTF-8.
         readable = [text.encode("utf-8", "replace").decode() for text in texts]
-        body = {"model": self._model, "input": readable, "encoding_format": "float"}
-        status, raw, _ = await call_json(
-            self._client, "/v1/embeddings", body, timeout_s=self._timeout_s, most_bytes=_MOST_BYTES
+        body = encode_json({"model": self._model, "input": readable, "encoding_format": "float"})
+        status, raw, _ = await self._client.fetch(
+            "/v1/embeddings", body, timeout_s=self._timeout_s, most_bytes=_MOST_BYTES
         )
         if status != 200:
-            raise Unusable(f"status {status}")
+            raise UpstreamProtocol(f"status {status}")
         try:
             return msgspec.json.decode(raw, type=EmbeddingReply).data
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise Unusable(f"a reply without vectors: {error}") from None
+            raise UpstreamProtocol(f"a reply without vectors: {error}") from None
 
     def _checked(self, entries: list[EmbeddingEntry], n_texts: int) -> list[Vector | None]:
-        """Return the vectors in the order of their texts, None for one of another length. Raise Unusable."""
+        """Return the vectors in the order of their texts, None for one of another length. Raise UpstreamProtocol."""
         if len(entries) != n_texts:
-            raise Unusable(f"a reply without one entry for each of {n_texts} texts in `data`")
+            raise UpstreamProtocol(f"a reply without one entry for each of {n_texts} texts in `data`")
         vectors: list[Vector | None] = [None] * n_texts
         for at, entry in enumerate(entries):
             index, vector = at if entry.index is None else entry.index, tuple(entry.embedding)
             if not 0 <= index < n_texts:
-                raise Unusable(f"an entry with the index {index}")
+                raise UpstreamProtocol(f"an entry with the index {index}")
             self._n_numbers = self._n_numbers or len(vector)
             if len(vector) == self._n_numbers:
                 vectors[index] = vector
@@ -156,9 +128,9 @@ class HttpEmbedder:
         return vector
 
     def _keep(self, key: bytes, vector: Vector | None) -> None:
-        if vector is not None and self._n_kept:
+        if vector is not None:
             self._kept[key] = vector
-            if len(self._kept) > self._n_kept:
+            if len(self._kept) > N_KEPT:
                 self._kept.popitem(last=False)
 
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from suffice.edge.http_call import call_json, helper_client
 from suffice.errors import UpstreamError
-from suffice.upstream.client import UpstreamClient
+from suffice.upstream.allowance import retry_after_s
+from suffice.upstream.client import helper_client
+from suffice.upstream.wire import encode_json, parse_token_count
 
 MAX_CHARS = 20_000  # of a question, an answer or a reference; longer ones are cut in the middle
 MAX_REPLY_BYTES = 2**20
 MAX_KEPT = 100_000  # cached grades
+AT_ONCE = 4  # concurrent calls
+RETRIES = 2  # further calls for one answer, after a failure or an unreadable grade
+FIRST_PAUSE_S = 1.0  # before a retry after a failure, doubled each time; the server may ask for a longer one
+LONGEST_PAUSE_S = 60.0  # that it may ask for
 _BUSY = frozenset({408, 409, 429})
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _GRADE = re.compile(r"\bgrade\b[\s\"'*_`:=]{1,12}([+-−]?\d{1,3}(?:\.\d{1,12})?)(?![\d.]*\d|\s?[/%])", re.IGNORECASE)
@@ -52,37 +58,16 @@ class JudgeModel:
     """Grades answers inside `async with`. Equal answers to a question get equal grades, as the bound requires."""
 
     def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 60.0,
-        retries: int = 2,
-        pause_s: float = 1.0,
-        at_once: int = 4,
-        max_tokens: int = 1_024,
+        self, url: str, model: str, *, api_key: str | None = None, timeout_s: float = 60.0, max_tokens: int = 1_024
     ) -> None:
-        """Raise ValueError for limits out of range.
-
-        url         base address of the server, with or without /v1
-        retries     further calls for one answer, after a failure or an unreadable grade
-        pause_s     before the first retry after a failure, doubled each time; or `retry-after` if longer, at most 60 s
-        at_once     concurrent calls
-        max_tokens  of a reply; a reasoning model needs more
-        """
-        if timeout_s <= 0 or retries < 0 or pause_s < 0 or at_once < 1 or max_tokens < 1:
-            raise ValueError(f"judge: got {timeout_s=} {retries=} {pause_s=} {at_once=} {max_tokens=}; out of range")
-        self._url, self._api_key = url, api_key
+        """Use the model at a server's base address, with or without /v1; a reasoning model needs more `max_tokens`."""
         self.model = model
-        self._timeout_s, self._retries, self._pause_s = timeout_s, retries, pause_s
-        self._slots, self._max_tokens = asyncio.Semaphore(at_once), max_tokens
+        self._timeout_s, self._max_tokens = timeout_s, max_tokens
+        self._client = helper_client("judge", url, timeout_s=timeout_s, api_key=api_key)
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._grades: dict[tuple[str, str, str | None], asyncio.Task[Grade]] = {}
-        self._client: UpstreamClient | None = None
 
     async def __aenter__(self) -> Self:
-        client = helper_client("judge", self._url, timeout_s=self._timeout_s, api_key=self._api_key)
-        self._client = await client.__aenter__()
         return self
 
     async def __aexit__(
@@ -91,9 +76,7 @@ class JudgeModel:
         for task in self._grades.values():
             task.cancel()
         await asyncio.gather(*self._grades.values(), return_exceptions=True)
-        if self._client is not None:
-            await self._client.__aexit__(kind, error, trace)
-            self._client = None
+        await self._client.__aexit__(kind, error, trace)
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
         """Return a grade without a value if the server fails. `answer` None is wrong, without a call."""
@@ -118,8 +101,8 @@ class JudgeModel:
             "stream": False,
             "messages": messages(question, answer, gold),
         }
-        spent, pause_s = Grade(value=None), self._pause_s
-        for attempt in range(self._retries + 1):
+        spent, pause_s = Grade(value=None), FIRST_PAUSE_S
+        for attempt in range(RETRIES + 1):
             async with self._slots:
                 reply, problem, wait_s = await self._call(body)
             spent = _with(spent, reply, problem)
@@ -127,24 +110,23 @@ class JudgeModel:
                 return spent
             if not problem:
                 body["messages"] = messages(question, answer, gold, reminder=REMINDER)
-            elif attempt < self._retries:
+            elif attempt < RETRIES:
                 await asyncio.sleep(max(pause_s, wait_s))
                 pause_s *= 2
         return spent
 
     async def _call(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, float | None]:
         """Return the reply, the problem, and how many seconds to wait before a retry (None: do not retry)."""
-        if self._client is None:
-            raise RuntimeError("judge: use it as `async with JudgeModel(…) as judge`")
         try:
-            status, raw, headers = await call_json(
-                self._client, "/v1/chat/completions", body, timeout_s=self._timeout_s, most_bytes=MAX_REPLY_BYTES
+            status, raw, headers = await self._client.fetch(
+                "/v1/chat/completions", encode_json(body), timeout_s=self._timeout_s, most_bytes=MAX_REPLY_BYTES
             )
             if status != 200:
+                wait_s = min(retry_after_s(headers, wall_s=time.time()) or 0.0, LONGEST_PAUSE_S)
                 may_pass = status in _BUSY or status >= 500
-                return {}, f"the server answered {status}", _wait_s(headers) if may_pass else None
+                return {}, f"the server answered {status}", wait_s if may_pass else None
             read = json.loads(raw)
-        except (UpstreamError, TimeoutError) as error:
+        except UpstreamError as error:
             return {}, f"the call failed: {type(error).__name__}", 0.0
         except (ValueError, RecursionError):
             return {}, "the reply is not JSON", 0.0
@@ -192,15 +174,6 @@ def _with(before: Grade, reply: Mapping[str, Any], problem: str) -> Grade:
         said=text[-500:],
         problem=problem or ("" if value is not None else "the reply does not end with a grade from -1 to 1"),
         n_calls=before.n_calls + 1,
-        prompt_tokens=before.prompt_tokens + _count(tokens.get("prompt_tokens")),
-        completion_tokens=before.completion_tokens + _count(tokens.get("completion_tokens")),
+        prompt_tokens=before.prompt_tokens + (parse_token_count(tokens.get("prompt_tokens")) or 0),
+        completion_tokens=before.completion_tokens + (parse_token_count(tokens.get("completion_tokens")) or 0),
     )
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9 else 0
-
-
-def _wait_s(headers: Mapping[str, str]) -> float:
-    value = headers.get("retry-after", "")
-    return min(float(value), 60.0) if re.fullmatch(r"\d{1,6}(?:\.\d{1,3})?", value) else 0.0

@@ -1,4 +1,4 @@
-"""The judge of formulas: math-verify in worker processes, because a LaTeX parser can hang or take all memory."""
+"""The judge of formulas: math-verify in a process of its own, because a LaTeX parser can hang or take all memory."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import importlib.util
 import json
-import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 from suffice.assurance.runs import Match
 from suffice.errors import ConfigError
@@ -22,7 +20,10 @@ from suffice.scoring.base import Scorer, Spec, asks_judge, build_scorer
 from suffice.settings import Route
 from suffice.telemetry import LOG
 
-_ENDED = object()  # end of a worker's output
+LIMIT_S = 2.0  # for one verdict
+START_LIMIT_S = 60.0  # for loading the libraries, which takes about two seconds
+MEMORY_BYTES = 2 * 2**30  # of the process, where the system can limit it
+MAX_KEPT = 100_000  # cached verdicts; the oldest are dropped first
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def open_scorer(spec: Spec) -> Iterator[Scorer]:
     if not asks_judge(spec):
         yield build_scorer(spec)
         return
-    with MathWorkers() as judge:
+    with contextlib.closing(MathProcess()) as judge:
         yield build_scorer(spec, math_judge=judge)
 
 
@@ -50,51 +51,21 @@ def open_match(route: Route) -> Iterator[Match]:
 Matches: TypeAlias = Callable[[Route], AbstractContextManager[Match]]
 
 
-class MathWorkers:
-    """A `MathJudge` backed by worker processes, started on first use. Thread-safe.
+class MathProcess:
+    """A `MathJudge` backed by one worker process, started on first use. Thread-safe.
 
     All verdicts are cached, so that a slow machine cannot change one later.
     """
 
-    def __init__(
-        self,
-        *,
-        n_workers: int = 1,
-        limit_s: float = 2.0,
-        start_limit_s: float = 60.0,
-        memory_bytes: int = 2 * 2**30,
-        n_kept: int = 100_000,
-    ) -> None:
-        """Raise ConfigError if math-verify is not installed.
-
-        n_workers      processes; each takes about 100 MiB and two seconds to start
-        limit_s        for one verdict
-        start_limit_s  for loading the libraries
-        memory_bytes   per process, where the system can limit it
-        n_kept         verdicts in the cache; the oldest are dropped first
-        """
+    def __init__(self) -> None:
+        """Raise ConfigError if math-verify is not installed."""
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError(f"scorer math: the package math-verify is missing: {how_to_install('math')}")
-        if n_workers < 1 or limit_s <= 0 or start_limit_s <= 0:
-            raise ValueError(f"need n_workers >= 1 and limits above 0; got {n_workers=} {limit_s=} {start_limit_s=}")
-        self._limit_s, self._start_limit_s, self._memory_bytes = limit_s, start_limit_s, memory_bytes
-        self._n_kept = n_kept
         self._kept: dict[tuple[str, str], bool | None] = {}
-        self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: to be started
-        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
         self._closed = threading.Event()
-        for _ in range(n_workers):
-            self._free.put(None)
-        self.n_killed = 0  # workers that timed out or died
-        self.n_refused = 0  # calls on an event loop, which are not answered
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._lock = threading.Lock()
+        self.n_killed = 0  # processes that timed out or died
 
     def equivalent(self, one: str, other: str) -> bool | None:
         """Return whether two formulas have the same value, or None if unknown or too slow. Never raises.
@@ -103,102 +74,73 @@ class MathWorkers:
         """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
-            self.n_refused += 1
             LOG.warning("math judge: called on an event loop, which it would block; nothing was judged")
             return None
-        return self._verdict((one, other))
+        pair = (one, other)
+        with self._lock:
+            if pair not in self._kept and not self._closed.is_set():
+                verdict = self._judge(pair)
+                if self._closed.is_set():
+                    return None
+                while len(self._kept) >= MAX_KEPT:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[pair] = verdict
+            return self._kept.get(pair)
 
     def close(self) -> None:
-        """End all processes. Pending calls of `equivalent` return None."""
+        """End the process. A pending call of `equivalent` returns None."""
         self._closed.set()
-        taken: list[_Worker | None] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                taken.append(self._free.get_nowait())
-        for worker in taken:
-            if worker is not None:
-                worker.end()
-            self._free.put(None)  # wakes up a waiting call
-
-    def _verdict(self, pair: tuple[str, str]) -> bool | None:
-        if pair in self._kept:
-            return self._kept[pair]
-        worker = self._free.get()
-        try:
-            if self._closed.is_set():
-                return None
-            verdict, worker = self._ask(worker, pair)
-        finally:
-            if self._closed.is_set() and worker is not None:
-                worker.end()
-                worker = None
-            self._free.put(worker)
+        if (process := self._process) is not None:
+            process.kill()
         with self._lock:
-            while len(self._kept) >= self._n_kept:
-                del self._kept[next(iter(self._kept))]
-            return self._kept.setdefault(pair, verdict)
+            self._end()
 
-    def _ask(self, worker: _Worker | None, pair: tuple[str, str]) -> tuple[bool | None, _Worker | None]:
+    def _judge(self, pair: tuple[str, str]) -> bool | None:
         try:
-            if worker is None:
-                worker = _Worker(self._memory_bytes)
-                worker.answer(self._start_limit_s)
-            return worker.ask(pair, self._limit_s), worker
-        except (OSError, TimeoutError, ValueError) as error:
-            with self._lock:
-                self.n_killed += 1
-            LOG.info("math judge: a worker was ended: %s", str(error) or type(error).__name__)
-            if worker is not None:
-                worker.end()
-            return None, None
-
-
-class _Worker:
-    """One process, and a thread that reads its output because not every system can wait for pipes with a timeout."""
-
-    def __init__(self, memory_bytes: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "suffice.edge.math_worker", str(memory_bytes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        self._lines: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, name="math judge", daemon=True)
-        self._reader.start()
-
-    def ask(self, pair: tuple[str, str], limit_s: float) -> bool | None:
-        """Return a verdict. After OSError, TimeoutError or ValueError the process must be ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([*pair, limit_s]) + "\n")
-        self._process.stdin.flush()
-        return self.answer(limit_s)
-
-    def answer(self, limit_s: float) -> bool | None:
-        """Return its next line. Raises as `ask` does."""
-        try:
-            line = self._lines.get(timeout=limit_s)
-        except queue.Empty:
-            raise TimeoutError(f"no verdict in {limit_s:g} s") from None
-        if line is _ENDED:
-            raise ConnectionError("it died")
-        verdict = json.loads(str(line))
+            if self._process is None:
+                self._process = _start()
+                _ask(self._process, "", START_LIMIT_S)
+            verdict = json.loads(_ask(self._process, json.dumps([*pair, LIMIT_S]) + "\n", LIMIT_S))
+        except (OSError, ValueError) as error:
+            self.n_killed += 1
+            LOG.info("math judge: the process was ended: %s", error)
+            self._end()
+            return None
         return verdict if isinstance(verdict, bool) else None
 
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with contextlib.suppress(OSError), process:  # closes its pipes and waits for its end
+                pass
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._process.stdout:
-                self._lines.put(line)
-        self._lines.put(_ENDED)
+
+def _start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "suffice.edge.math_worker", str(MEMORY_BYTES)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def _ask(process: subprocess.Popen[str], request: str, limit_s: float) -> str:
+    """Return the next line after a request. Raise OSError if there is none: the process died, or took too long."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    # Not every system can wait for a pipe with a timeout, but everywhere a killed process closes it.
+    watchdog = threading.Timer(limit_s, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        process.stdin.write(request)
+        process.stdin.flush()
+        line = process.stdout.readline()
+    finally:
+        watchdog.cancel()
+    if not line:
+        raise ConnectionError(f"it died, or had no verdict in {limit_s:g} s")
+    return line

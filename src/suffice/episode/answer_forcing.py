@@ -121,7 +121,7 @@ class Continuer:
 
     async def _ask(self, path: str, fields: Mapping[str, Any], key: str, timeout_s: float = TEMPLATE_TIMEOUT_S) -> Any:
         body = encode_json(fields)
-        status, answer = await self.client.post_json(path, body, timeout_s=timeout_s, headers=self._headers)
+        status, answer, _ = await self.client.fetch(path, body, self._headers, timeout_s=timeout_s)
         if status != 200:
             raise UpstreamProtocol(f"{path}: the upstream answered {status}")
         try:

@@ -52,9 +52,8 @@ async def list_models(gw: GatewayState, exchange: Exchange) -> None:
 
 
 async def _models_of(client: UpstreamClient, headers: list[tuple[str, str]]) -> tuple[int, bytes]:
-    sent = [(k, v) for k, v in headers if k != "accept-encoding"]
     try:
-        status, body = await client.get("/v1/models", timeout_s=MODELS_TIMEOUT_S, headers=sent)
+        status, body, _ = await client.fetch("/v1/models", None, headers, method="GET", timeout_s=MODELS_TIMEOUT_S)
         if not (200 <= status < 300 or 400 <= status < 600):
             raise UpstreamProtocol(f"the upstream answered {status}; redirects are not followed")
         return status, body

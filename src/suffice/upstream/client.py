@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from yarl import URL
 
@@ -48,8 +48,8 @@ PROBE_S = 2.0  # how long a probe for reachability may take
 class Reachability:
     """Whether one server responds. Any HTTP response counts, also an error's."""
 
-    def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
-        self._name, self._address, self._now_s = name, address, monotonic_s
+    def __init__(self, name: str, address: str) -> None:
+        self._name, self._address = name, address
         self._answers: bool | None = None  # None: not called yet
         self._answered_s = self._probed_s = self._logged_s = float("-inf")
         self._n_unlogged = 0  # failures since the last line in the log
@@ -57,13 +57,13 @@ class Reachability:
         self._probing: asyncio.Task[None] | None = None
 
     def note_answer(self) -> None:
-        self._answers, self._answered_s = True, self._now_s()
+        self._answers, self._answered_s = True, time.monotonic()
         if self._outage_logged:
             self._outage_logged = False
             LOG.warning("upstream %s (%s) is reachable again", self._name, self._address)
 
     def note_failure(self, reason: str) -> None:
-        self._answers, now_s = False, self._now_s()
+        self._answers, now_s = False, time.monotonic()
         self._n_unlogged += 1
         if now_s - self._logged_s < LOG_EVERY_S:
             return
@@ -74,7 +74,7 @@ class Reachability:
 
     async def known(self, probe: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Return whether the server responds; without a recent call, `probe` at most once in `KNOWN_S`."""
-        now_s = self._now_s()
+        now_s = time.monotonic()
         if self._answers and now_s - self._answered_s < KNOWN_S:
             return True
         if self._probing is None or (self._probing.done() and now_s - self._probed_s >= KNOWN_S):
@@ -153,31 +153,18 @@ class Call:
             self._connection.cut()
 
 
+class ShortResponse(NamedTuple):
+    status: int
+    body: bytes
+    headers: list[tuple[str, str]]  # those that a client may see
+
+
 class UpstreamClient:
-    def __init__(
-        self,
-        name: str,
-        settings: Upstream,
-        api_key: str | None,
-        findings: Findings | None = None,
-        *,
-        monotonic_s: Callable[[], float] = time.monotonic,
-        wall_s: Callable[[], float] = time.time,
-    ) -> None:
-        self.name, self.settings = name, settings
+    def __init__(self, name: str, settings: Upstream, api_key: str | None, findings: Findings | None = None) -> None:
+        self.name, self.settings, self._api_key = name, settings, api_key
         self.findings = findings  # what doctor observed of this server; None: doctor has not run
-        self._api_key, self._now_s, self._wall_s = api_key, monotonic_s, wall_s
         self.allowance = Allowance(settings.extra, settings.slots)
         self._address, self._login = Address.of(settings.url), _login_header(settings.url)
-        self._pool: ConnectionPool | None = None
-        self.n_open = 0  # completions open on the server, of all requests
-        self.refuses: set[str] = set()  # fields of ours that it rejected
-        self._crowded_s = CROWDED_S[0]  # how long the next lost slot is remembered
-        self._crowded_until_s = float("-inf")
-        self.reachability = Reachability(name, f"{self._address.host}:{self._address.port}", self._now_s)
-
-    async def __aenter__(self) -> Self:
-        settings = self.settings
         self._pool = ConnectionPool(
             self._address,
             connect_timeout_s=settings.connect_timeout_s,
@@ -185,13 +172,19 @@ class UpstreamClient:
             idle_timeout_s=settings.idle_timeout_s,
             keep_s=settings.keepalive_s,
         )
+        self.n_open = 0  # completions open on the server, of all requests
+        self.refuses: set[str] = set()  # fields of ours that it rejected
+        self._crowded_s = CROWDED_S[0]  # how long the next lost slot is remembered
+        self._crowded_until_s = float("-inf")
+        self.reachability = Reachability(name, f"{self._address.host}:{self._address.port}")
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.close()
+        self._pool.close()
 
     def _head(
         self, method: str, path: str, headers: Headers, n_bytes: int | None, key_header: str = "authorization"
@@ -247,19 +240,13 @@ class UpstreamClient:
             try:
                 call = Call(connection)
                 call.asks_for_less = self.allowance.note(
-                    call.status, call.limit_headers, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
+                    call.status, call.limit_headers, extra=extra, now_s=time.monotonic(), wall_s=time.time()
                 )
                 yield call
             finally:
-                self._opened_pool.give_back(connection)
+                self._pool.give_back(connection)
         finally:
             self.n_open -= takes_slot
-
-    @property
-    def _opened_pool(self) -> ConnectionPool:
-        if self._pool is None:
-            raise UpstreamDown("the upstream client is not open")
-        return self._pool
 
     async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
         for attempt in range(retries + 1):
@@ -283,12 +270,12 @@ class UpstreamClient:
         return self._with_address(error)
 
     async def _send_once(self, head: str, body: bytes | None, *, fresh: bool) -> Connection:
-        connection = await self._opened_pool.take(fresh=fresh)
+        connection = await self._pool.take(fresh=fresh)
         try:
             end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"
             await connection.ask((head + end).encode("latin-1", "replace"), body)
         except BaseException:
-            self._opened_pool.give_back(connection)
+            self._pool.give_back(connection)
             raise
         return connection
 
@@ -296,21 +283,24 @@ class UpstreamClient:
         error.address = f"{self._address.host}:{self._address.port}"
         return error
 
-    # ---- short calls
+    async def fetch(
+        self,
+        path: str,
+        body: bytes | None = None,
+        headers: Headers = (),
+        *,
+        timeout_s: float,
+        method: str = "POST",
+        most_bytes: int = SHORT_ANSWER_BYTES,
+    ) -> ShortResponse:
+        """Make a short call and read its whole response; redirects are not followed. Raise UpstreamError.
 
-    async def post_json(self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
-        """Make a short call; return (status, body). Raise UpstreamError, at the latest after `timeout_s`."""
-        return await self._call_short("POST", path, body, _json_headers(headers), timeout_s)
-
-    async def get(self, path: str, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
-        return await self._call_short("GET", path, None, headers, timeout_s)
-
-    async def _call_short(
-        self, method: str, path: str, body: bytes | None, headers: Headers, timeout_s: float
-    ) -> tuple[int, bytes]:
+        timeout_s   for the whole call
+        most_bytes  of the response; a longer one is an error
+        """
         try:
-            async with asyncio.timeout(timeout_s), self.open(path, body, headers, method=method) as call:
-                return call.status, await call.read_all(SHORT_ANSWER_BYTES)
+            async with asyncio.timeout(timeout_s), self.open(path, body, _json_headers(headers), method=method) as call:
+                return ShortResponse(call.status, await call.read_all(most_bytes), call.headers)
         except TimeoutError:
             message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
             raise self._with_address(UpstreamTimeout(message)) from None
@@ -320,7 +310,7 @@ class UpstreamClient:
 
     async def _probe(self) -> None:
         try:
-            await self.get(PROBE_PATH, timeout_s=PROBE_S)
+            await self.fetch(PROBE_PATH, method="GET", timeout_s=PROBE_S)
         except UpstreamTimeout as error:
             if not self.n_open:  # a server busy with our calls may be late
                 self.reachability.note_failure(str(error))
@@ -331,12 +321,12 @@ class UpstreamClient:
 
     def extra_refusal(self) -> Refusal | None:
         n_other = self.n_open - self.allowance.n_open
-        return self.allowance.refusal(now_s=self._now_s(), n_other=n_other)
+        return self.allowance.refusal(now_s=time.monotonic(), n_other=n_other)
 
     @property
     def is_paused(self) -> bool:
         """Whether the upstream requested fewer calls; then only the client's own calls are made."""
-        return self.allowance.is_paused(self._now_s())
+        return self.allowance.is_paused(time.monotonic())
 
     @contextlib.contextmanager
     def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
@@ -347,15 +337,15 @@ class UpstreamClient:
         reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
         if reason is not None:
             raise UpstreamBusy(reason)
-        self.allowance.begin(self._now_s())
+        self.allowance.begin(time.monotonic())
         try:
             yield
         finally:
-            self.allowance.end(spent(), self._now_s())
+            self.allowance.end(spent(), time.monotonic())
 
     def note_lost_slot(self) -> None:
         """Record that a call gave up its slot to its continuation, which then got none in time: another was waiting."""
-        now_s = self._now_s()
+        now_s = time.monotonic()
         if now_s >= self._crowded_until_s:
             self._crowded_until_s, self._crowded_s = now_s + self._crowded_s, min(2 * self._crowded_s, CROWDED_S[1])
 
@@ -367,7 +357,17 @@ class UpstreamClient:
         """
         slots = self.settings.slots
         waits = slots > 1 and self.n_open >= 2 * slots
-        return self.n_open > slots and (waits or self._now_s() < self._crowded_until_s)
+        return self.n_open > slots and (waits or time.monotonic() < self._crowded_until_s)
+
+
+def helper_client(
+    name: str, url: str, *, timeout_s: float, api_key: str | None = None, retries: int = 0
+) -> UpstreamClient:
+    """Return a client for a server that is no route's upstream, such as a judge. Set `retries` for idempotent calls."""
+    settings = Upstream(
+        url=url, connect_timeout_s=timeout_s, first_byte_timeout_s=timeout_s, idle_timeout_s=timeout_s, retries=retries
+    )
+    return UpstreamClient(name, settings, api_key)
 
 
 def hop_by_hop(headers: Headers) -> frozenset[str]:

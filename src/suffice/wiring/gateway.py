@@ -228,8 +228,6 @@ async def build_gateway(
                 upstream,
                 result.upstream_keys[name],
                 begun.known.evidence.upstreams.get(name),
-                monotonic_s=time.monotonic,
-                wall_s=time.time,
             )
             for name, upstream in settings.upstreams.items()
         }

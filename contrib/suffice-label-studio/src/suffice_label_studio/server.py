@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from suffice.edge.http_call import call_json, helper_client
 from suffice.errors import ToolError, UpstreamError
-from suffice.upstream.client import UpstreamClient
+from suffice.upstream.client import UpstreamClient, helper_client
 
 BATCH_TASKS: Final = 250
 MOST_BYTES: Final = 256 * 2**20  # of one export
@@ -63,16 +62,15 @@ class LabelStudio:
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         where = f"label studio {self._url}{path.partition('?')[0]}"
         try:
-            status, raw, _ = await call_json(
-                self._client,
+            status, raw, _ = await self._client.fetch(
                 path,
-                body,
+                None if body is None else json.dumps(body).encode(),
+                self._headers,
                 method=method,
-                headers=self._headers,
                 timeout_s=self._timeout_s,
                 most_bytes=MOST_BYTES + 1,
             )
-        except (UpstreamError, TimeoutError) as error:
+        except UpstreamError as error:
             raise ToolError(f"{where}: could not be asked ({type(error).__name__}); is it running there?") from None
         if status in (401, 403):
             raise ToolError(f"{where}: answered {status}; check the key, and that it may use the project")
