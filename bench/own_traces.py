@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.trace_questions import traced
 
 from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
-from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
+from suffice.replay.record.recording import QuestionLine, RecordingRecipe, open_recording, read_recorded_questions
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient
@@ -94,8 +94,8 @@ async def go(kind: str, folder: Path, url: str) -> Progress:
     server = Upstream(url=url, driver="llama.cpp", finish=("raw",))
     upstream = upstream_for_recording(server, concurrency=SLOTS[kind])
     async with UpstreamClient("local", upstream, None) as client:
-        with RecordingFile(folder / f"own_{kind}.jsonl.gz", recipe) as recording:
-            started_s, n_before = time.monotonic(), len(recording.done)
+        with open_recording(folder / f"own_{kind}.jsonl.gz", recipe) as recording:
+            started_s, n_before = time.monotonic(), len(recording.ids)
             return await record_runs(
                 asked,
                 recording,

@@ -11,8 +11,8 @@ import msgspec
 from suffice.replay.study.policies import Ladder, PolicyRung, build_ladders, list_ladder_folds
 from suffice.replay.study.runs import Runs, make_runs
 from suffice.replay.traces.columns import Batch
-from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.rows import RunRow, StepRow
 from suffice.types import Kind
 from suffice_testing.traces import Synthetic
 

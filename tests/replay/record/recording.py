@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
-from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
+from suffice.replay.record.recording import QuestionLine, RecordingRecipe, open_recording, read_recorded_questions
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient
@@ -76,7 +76,7 @@ async def recorded(
     told = told or Told()
     upstream = upstream_for_recording(Upstream(url=fake.url, driver="llama.cpp"), concurrency=concurrency)
     async with UpstreamClient("up", upstream, None) as client:
-        with RecordingFile(out, how) as recording:
+        with open_recording(out, how) as recording:
             return await record_runs(
                 questions,
                 recording,

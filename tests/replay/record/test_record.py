@@ -14,8 +14,8 @@ from suffice.episode import vote
 from suffice.errors import ConfigError
 from suffice.replay.record.recording import read_recorded_questions
 from suffice.replay.traces.columns import Batch
-from suffice.replay.traces.formats import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.rows import RunRow, StepRow
 from suffice.settings import Probe
 from suffice.types import StepRecord
 from suffice_testing import FakeUpstream, Fault, Questions, Reply, Samples, ScriptedThought, ServerBehaviour

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError, StoreError, TraceError
-from suffice.replay.record.recording import RecordingFile
-from suffice.replay.traces.formats import RunRow, StepRow
+from suffice.replay.record.recording import open_recording
+from suffice.replay.traces.rows import RunRow, StepRow
 from suffice_testing import FakeUpstream, Reply, ScriptedThought, ServerBehaviour
 from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded
 
@@ -48,30 +48,29 @@ def test_wherever_a_crash_cuts_the_file_whole_runs_stay_and_the_torn_one_is_reco
     n_rows: int, cut: float, text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     out = tmp_path_factory.mktemp("r") / "t.jsonl.gz"
-    recording = RecordingFile(out, recipe())
-    with recording:
+    with open_recording(out, recipe()) as recording:
         for i in range(n_rows):
             recording.append(row(f"q{i}", text))
-        whole = recording.part.read_bytes()
+        whole = recording.path.read_bytes()
     out.unlink()
     kept = whole[: int(cut * len(whole))]
-    recording.part.write_bytes(kept)
+    recording.path.write_bytes(kept)
     n_whole = kept.count(b"\n")
-    with RecordingFile(out, recipe()) as again:
+    with open_recording(out, recipe()) as again:
         # A line that lacks nothing but its line end is whole, too.
-        assert again.done in ({f"q{i}" for i in range(n_whole)}, {f"q{i}" for i in range(n_whole + 1)})
+        assert again.question_ids in ({f"q{i}" for i in range(n_whole)}, {f"q{i}" for i in range(n_whole + 1)})
         for i in range(n_rows):
-            if f"q{i}" not in again.done:
+            if f"q{i}" not in again.question_ids:
                 again.append(row(f"q{i}", text))
     assert gzip.decompress(out.read_bytes()) == whole
-    assert not recording.part.exists()
+    assert not recording.path.exists()
 
 
 def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
         out = tmp_path / name / "t.jsonl.gz"
-        with RecordingFile(out, recipe()) as recording:
+        with open_recording(out, recipe()) as recording:
             recording.append(row("q1"))
         made.append(out.read_bytes())
     assert made[0] == made[1]
@@ -81,8 +80,8 @@ def test_a_packed_recording_goes_on(tmp_path: Path) -> None:
     for name in ("t.jsonl", "t.jsonl.gz"):
         out = tmp_path / name
         for i in range(3):
-            with RecordingFile(out, recipe()) as recording:
-                assert recording.done == {f"q{k}" for k in range(i)}
+            with open_recording(out, recipe()) as recording:
+                assert recording.question_ids == {f"q{k}" for k in range(i)}
                 recording.append(row(f"q{i}"))
         data = out.read_bytes()
         assert ids((gzip.decompress(data) if name.endswith("gz") else data).splitlines()) == ["q0", "q1", "q2"]
@@ -101,7 +100,7 @@ def test_other_settings_are_refused_by_name_and_the_file_stays(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "t.jsonl.gz"
-    with RecordingFile(out, recipe()) as recording:
+    with open_recording(out, recipe()) as recording:
         recording.append(row("q1"))
     before = gzip.decompress(out.read_bytes())
     known = recipe()
@@ -109,11 +108,11 @@ def test_other_settings_are_refused_by_name_and_the_file_stays(
         given = changes.get(name)
         if isinstance(given, dict):
             changes = changes | {name: msgspec.structs.replace(getattr(known, name), **given)}
-    other = RecordingFile(out, recipe(**changes))
+    other = open_recording(out, recipe(**changes))
     with pytest.raises(ConfigError, match="was recorded with other settings: " + said), other:
         raise AssertionError("it was let in")
-    with RecordingFile(out, recipe()) as recording:
-        assert recording.done == {"q1"}
+    with open_recording(out, recipe()) as recording:
+        assert recording.question_ids == {"q1"}
     assert gzip.decompress(out.read_bytes()) == before
 
 
@@ -125,7 +124,7 @@ def test_a_time_out_is_no_other_setting(tmp_path: Path) -> None:
 def test_a_file_that_is_no_recording_is_refused_and_stays(tmp_path: Path) -> None:
     out = tmp_path / "notes.jsonl"
     out.write_text('{"a": 1}\n')
-    with pytest.raises(TraceError, match="row 1"), RecordingFile(out, recipe()):
+    with pytest.raises(TraceError, match="row 1"), open_recording(out, recipe()):
         raise AssertionError("it was let in")
     assert out.read_text() == '{"a": 1}\n'
 
@@ -133,7 +132,7 @@ def test_a_file_that_is_no_recording_is_refused_and_stays(tmp_path: Path) -> Non
 def test_damaged_gzip_is_refused_and_stays(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl.gz"
     out.write_bytes(gzip.compress(b"x" * 1000)[:-9])
-    with pytest.raises(StoreError, match="is damaged"), RecordingFile(out, recipe()):
+    with pytest.raises(StoreError, match="is damaged"), open_recording(out, recipe()):
         raise AssertionError("it was let in")
     assert out.stat().st_size
     assert list(tmp_path.iterdir()) == [out]
@@ -142,9 +141,9 @@ def test_damaged_gzip_is_refused_and_stays(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks there")
 def test_a_second_recorder_is_kept_out(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
-    with RecordingFile(out, recipe()) as first:
+    with open_recording(out, recipe()) as first:
         first.append(row("q1"))
-        with pytest.raises(StoreError, match="another recorder"), RecordingFile(out, recipe()):
+        with pytest.raises(StoreError, match="another recorder"), open_recording(out, recipe()):
             raise AssertionError("it was let in")
         first.append(row("q2"))
     assert ids(out.read_bytes().splitlines()) == ["q1", "q2"]
@@ -152,7 +151,7 @@ def test_a_second_recorder_is_kept_out(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be used"), RecordingFile(tmp_path / "file" / "t.jsonl", recipe()):
+    with pytest.raises(StoreError, match="cannot be used"), open_recording(tmp_path / "file" / "t.jsonl", recipe()):
         raise AssertionError("it was let in")
 
 

@@ -23,7 +23,7 @@ from suffice.edge.math import open_scorer
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
-from suffice.replay.record.recording import RecordingFile, RecordingRecipe, read_recorded_questions
+from suffice.replay.record.recording import RecordingRecipe, open_recording, read_recorded_questions
 from suffice.settings import Probe, Route, Settings, Upstream
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import DRIVERS
@@ -110,7 +110,7 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     recipe = _recipe(route, upstream, given)
     limited = upstream_for_recording(upstream, concurrency=given.concurrency)
     client = UpstreamClient(name, limited, api_key(name, upstream))
-    with open_scorer(recipe.scorer) as scorer, RecordingFile(given.out, recipe) as recording:
+    with open_scorer(recipe.scorer) as scorer, open_recording(given.out, recipe) as recording:
         _warn(recipe, given, torn=recording.torn)
         async with client:
             with _reporting(len(recorded_questions), given) as on_progress:

@@ -23,9 +23,9 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.samples import SampleRun, completion_text, sample_refusal
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe
+from suffice.replay.record.recording import QuestionLine, RecordingRecipe
 from suffice.replay.traces.columns import LAST, MAJORITY_VOTE
-from suffice.replay.traces.formats import RunRow, StepRow
+from suffice.replay.traces.rows import RunLog, RunRow, StepRow
 from suffice.scoring.base import Scorer
 from suffice.settings import Extra, Upstream
 from suffice.signals.folds.wording import Hedges
@@ -380,7 +380,7 @@ def upstream_for_recording(upstream: Upstream, *, concurrency: int) -> Upstream:
 
 async def record_runs(
     questions: Sequence[QuestionLine],
-    recording: RecordingFile,
+    recording: RunLog,
     *,
     client: UpstreamClient,
     recipe: RecordingRecipe,
@@ -399,7 +399,8 @@ async def record_runs(
     recorder = Recorder(
         client=client, recipe=recipe, scorer=scorer, retry=partial(retry, sleep=sleep), wave=wave, dataset=dataset
     )
-    waiting = [question for question in questions if question.id not in recording.done]
+    done = recording.question_ids
+    waiting = [question for question in questions if question.id not in done]
     progress = Progress(n_questions=len(questions), n_before=len(questions) - len(waiting))
     in_a_row = 0
 

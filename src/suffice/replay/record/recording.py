@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import msgspec
 
 from suffice.errors import ConfigError, StoreError
 from suffice.files import json_object, open_unpacked, whole_file
-from suffice.replay.traces.formats import RunLog, RunRow, open_packed
+from suffice.replay.traces.rows import RunLog, open_packed
 from suffice.scoring.base import Spec
 from suffice.settings import Probe, Steps
 from suffice.upstream.continuation import N_RIVALS
@@ -140,85 +140,60 @@ def _last_user_text(messages: list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else ""
 
 
-class RecordingFile:
-    """The file of one recording, as a context manager. `done` holds the ids of the recorded questions.
+@contextmanager
+def open_recording(out: Path, recipe: RecordingRecipe) -> Iterator[RunLog]:
+    """The log of a recording, whose runs are packed into `out` at the end.
 
-    Entering raises ConfigError when the file was recorded with other settings, TraceError when it is no recording, and
-    StoreError when it cannot be used.
+    Raise ConfigError when the file was recorded with other settings, TraceError when it is no recording, and StoreError
+    when it cannot be used.
     """
-
-    def __init__(self, out: Path, recipe: RecordingRecipe) -> None:
-        self.out, self.part = out, out.with_name(out.name + ".part")
-        self.done: set[str] = set()
-        self.torn = False  # a crash truncated the last line
-        self._recipe = recipe
-        self._open = ExitStack()
-        self._log: RunLog | None = None
-
-    def __enter__(self) -> Self:
-        with ExitStack() as opened:
-            try:
-                if not self.part.exists() and self.out.exists():
-                    self._unpack()
-                log = opened.enter_context(RunLog(self.part))
-                opened.enter_context(_lock(self.part))
-            except OSError as error:
-                raise StoreError(f"{self.part}: cannot be used ({error.strerror or error})") from None
-            self._resume(log)
-            self._log, self._open = log, opened.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._log = None
-        with self._open:  # stay locked until the file is packed
-            if self.done:
-                self._pack()
-            else:
-                self.part.unlink(missing_ok=True)
-
-    def append(self, row: RunRow) -> None:
-        """Write one finished run and sync it to disk. Raise StoreError."""
-        assert self._log is not None
+    part = out.with_name(out.name + ".part")
+    with ExitStack() as opened:
         try:
-            self._log.append(row)
+            if not part.exists() and out.exists():
+                _unpack(out, part)
+            log = opened.enter_context(RunLog(part))
+            opened.enter_context(_lock(part))
         except OSError as error:
-            raise StoreError(f"{self.part}: cannot be written ({error.strerror or error})") from None
-        self.done.add(row.question_id)
-
-    def _resume(self, log: RunLog) -> None:
-        self.torn = log.torn
-        for _, _, run, question in log.ids:
-            if run != self._recipe.hash:
-                raise ConfigError(
-                    f"{self.out}: was recorded with other settings: {self._difference(run)};"
-                    " record with those, or name another file with --out"
-                )
-            self.done.add(question)
-
-    def _difference(self, run: str) -> str:
-        with self.part.open("rb") as lines:
-            for line in lines:
-                row: Mapping[str, Any] = msgspec.json.decode(line)
-                if row["run"] == run:
-                    return describe_difference(recorded_with(row.get("meta")), self._recipe.as_data())
-        raise AssertionError("unreachable")
-
-    def _unpack(self) -> None:
+            raise StoreError(f"{part}: cannot be used ({error.strerror or error})") from None
+        _check_settings(log, out, recipe)
         try:
-            with whole_file(self.part) as draft, draft.open("wb") as part, open_unpacked(self.out) as packed:
-                shutil.copyfileobj(packed, part)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise StoreError(f"{self.out}: is damaged ({error})") from None
+            yield log
+        finally:  # stay locked until the file is packed
+            if log.ids:
+                _pack(part, out)
+            else:
+                part.unlink(missing_ok=True)
 
-    def _pack(self) -> None:
-        packing = self.out.suffix == ".gz"
-        with (
-            whole_file(self.out) as draft,
-            open_packed(draft, gzipped=packing) as packed,
-            self.part.open("rb") as part,
-        ):
-            packed.writelines(line for line in part if line.endswith(b"\n"))
-        self.part.unlink()
+
+def _check_settings(log: RunLog, out: Path, recipe: RecordingRecipe) -> None:
+    other = next((run for _, _, run, _ in log.ids if run != recipe.hash), None)
+    if other is None:
+        return
+    with log.path.open("rb") as lines:
+        row = next(row for row in map(msgspec.json.decode, lines) if row["run"] == other)
+    difference = describe_difference(recorded_with(row.get("meta")), recipe.as_data())
+    raise ConfigError(
+        f"{out}: was recorded with other settings: {difference}; record with those, or name another file with --out"
+    )
+
+
+def _unpack(out: Path, part: Path) -> None:
+    try:
+        with whole_file(part) as draft, draft.open("wb") as plain, open_unpacked(out) as packed:
+            shutil.copyfileobj(packed, plain)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise StoreError(f"{out}: is damaged ({error})") from None
+
+
+def _pack(part: Path, out: Path) -> None:
+    with (
+        whole_file(out) as draft,
+        open_packed(draft, gzipped=out.suffix == ".gz") as packed,
+        part.open("rb") as lines,
+    ):
+        packed.writelines(line for line in lines if line.endswith(b"\n"))
+    part.unlink()
 
 
 def recorded_with(meta: str | None) -> Mapping[str, Any]:
@@ -237,13 +212,10 @@ def describe_difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> s
     for name, value in mine.items():
         other = theirs.get(name)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
-            differences += [
-                f"{name}.{key} was {other.get(key)!r} and is now {value[key]!r}"
-                for key in value
-                if other.get(key) != value[key]
-            ]
-        elif other != value:
-            differences.append(f"{name} was {other!r} and is now {value!r}")
+            pairs = [(f"{name}.{key}", other.get(key), value[key]) for key in value]
+        else:
+            pairs = [(name, other, value)]
+        differences += [f"{what} was {old!r} and is now {new!r}" for what, old, new in pairs if old != new]
     return ", ".join(differences[:3]) or "by another version of suffice"
 
 

@@ -2,75 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Self, TypeAlias, cast
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.extras import how_to_install
-from suffice.files import PRIVATE, make_folder, open_unpacked, whole_file
-from suffice.replay.traces.columns import MOST, NULL, RUN_COLUMNS, STEP_COLUMNS, Batch, Column, TextColumn, TraceColumns
-
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
-RunId: TypeAlias = tuple[str, str, str, str]  # dataset, model, run, question_id
-
-
-class StepRow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One step of a line. None: unknown."""
-
-    tokens: Count
-    answer: str | None
-    ctx_tokens: Count | None = None
-    correct: bool | None = None
-    confidence: float | None = None
-    mass: float | None = None
-    logprob: float | None = None
-    entropy: float | None = None
-    stop_flag: bool | None = None
-    action: str | None = None
-    probe_tokens: Count | None = None
-    logprobs: Sequence[float] = ()
-    margin: float | None = None
-    closed_entropy: float | None = None
-    hedges: Count | None = None
-    text: str | None = None
-
-
-class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
-    dataset: str
-    setting: str
-    task: str
-    model: str
-    run: str
-    question_id: str
-    aggregation: str
-    full_answer: str | None
-    full_em: bool
-    full_tokens: Count
-    steps: list[StepRow]
-    question: str | None = None
-    gold: str | None = None
-    token_source: str | None = None
-    n_steps: int | None = None  # None: the length of `steps`
-    meta: str | None = None
-
-    @property
-    def id(self) -> RunId:
-        return self.dataset, self.model, self.run, self.question_id
-
-
-_ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(RunRow)
+from suffice.files import open_unpacked, whole_file
+from suffice.replay.traces.columns import NULL, Batch, TextColumn, TraceColumns
+from suffice.replay.traces.rows import (
+    RUN_COLUMNS,
+    STEP_COLUMNS,
+    Column,
+    RunRow,
+    StepRow,
+    decode_row,
+    encode_row,
+    open_packed,
+)
 
 
 def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
@@ -82,7 +35,7 @@ def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
             for number, line in enumerate(file, start=1):
                 if line.isspace():
                     continue
-                rows.append(_decode(line, str(path), number))
+                rows.append(decode_row(line, str(path), number))
                 numbers.append(number)
                 if len(rows) >= batch_rows:
                     yield _columns(rows, numbers, str(path))
@@ -99,20 +52,9 @@ def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
     with whole_file(Path(path)) as part, open_packed(part, gzipped=Path(path).suffix == ".gz") as file:
         for batch in batches:
             for row in run_rows(batch):
-                file.write(_ENCODER.encode(row) + b"\n")
+                file.write(encode_row(row))
                 n_runs += 1
     return n_runs
-
-
-@contextmanager
-def open_packed(path: Path, *, gzipped: bool) -> Iterator[IO[bytes]]:
-    """Open a file for writing; gzip headers have no name and no time, so equal runs give equal bytes."""
-    with path.open("wb") as plain:
-        if not gzipped:
-            yield plain
-            return
-        with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as packed:
-            yield cast("IO[bytes]", packed)
 
 
 def run_rows(batch: Batch) -> Iterator[RunRow]:
@@ -127,100 +69,6 @@ def run_rows(batch: Batch) -> Iterator[RunRow]:
         yield RunRow(**dict(zip(names, values, strict=True)), steps=own)
 
 
-class RunLog:
-    """An append-only file of JSON lines, for a recorder that may be killed at any moment.
-
-    Opening it reads the ids of the runs and cuts off a truncated last line (`torn`), whose run is then recorded again.
-    Plain files only, because a truncated gzip stream loses more than its last line. Raise TraceError for any other line
-    that cannot be read.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if self.path.suffix == ".gz":
-            raise TraceError("cannot be appended to; record into a plain .jsonl file", file=str(path))
-        make_folder(self.path.parent)
-        self.ids: set[RunId] = set()
-        self.torn = False
-        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE), "a+b")
-        try:
-            self._recover()
-        except TraceError:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def append(self, row: RunRow) -> None:
-        """Write one run and sync it to disk. Raise TraceError for a duplicate."""
-        if row.id in self.ids:
-            raise TraceError(f"already contains the run {row.id}", file=str(self.path))
-        self._file.write(_ENCODER.encode(row) + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.ids.add(row.id)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _recover(self) -> None:
-        self._file.seek(0)
-        whole = 0
-        for number, line in enumerate(self._file, start=1):
-            try:
-                row = None if line.isspace() else _decode(line, str(self.path), number)
-            except TraceError:
-                if line.endswith(b"\n"):
-                    raise
-                self.torn = True
-                break
-            if row is not None:
-                self.ids.add(row.id)
-            whole += len(line)
-            if not line.endswith(b"\n"):
-                self._file.write(b"\n")  # append mode writes at the end
-                return
-        if self.torn:
-            self._file.truncate(whole)
-
-
-def _decode(line: bytes, file: str, number: int) -> RunRow:
-    try:
-        try:
-            return _DECODER.decode(line)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:
-            # A lone surrogate is legal JSON but not text; the slow path replaces it by U+FFFD.
-            return msgspec.convert(_repaired(json.loads(line, parse_constant=_refuse)), RunRow)
-    except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at `$")
-        missing = re.search(r"missing required field `(\w+)`", problem)
-        parts = [re.sub(r"\[.*?\]", "", place.rstrip("`")).strip("."), missing[1] if missing else ""]
-        column = ".".join(part for part in parts if part) or None
-        raise TraceError("is missing" if missing else problem, file=file, row=number, column=column) from None
-    except (ValueError, RecursionError) as error:  # from json, or invalid UTF-8
-        raise TraceError(f"is not a JSON object on one line: {error}", file=file, row=number) from None
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _repaired(value: Any) -> Any:
-    if isinstance(value, str):
-        return re.sub("[\ud800-\udfff]", "\ufffd", value)
-    if isinstance(value, list):
-        return [_repaired(item) for item in value]
-    if isinstance(value, dict):
-        return {_repaired(key): _repaired(item) for key, item in value.items()}
-    return value
-
-
 def _columns(rows: Sequence[RunRow], numbers_of_rows: Sequence[int], file: str) -> TraceColumns:
     steps = [step for row in rows for step in row.steps]
     lengths = [len(row.steps) for row in rows]
@@ -228,11 +76,8 @@ def _columns(rows: Sequence[RunRow], numbers_of_rows: Sequence[int], file: str) 
     by_run["n_steps"] = [n if row.n_steps is None else row.n_steps for row, n in zip(rows, lengths, strict=True)]
     by_step = {name: [getattr(step, name) for step in steps] for name in STEP_COLUMNS}
     logprobs = by_step.pop("logprobs")
-    named = {
-        n: values for n, values in by_step.items() if STEP_COLUMNS[n].type != "text" or n == "answer" or any(values)
-    }
     texts, numbers = _by_type(by_run, RUN_COLUMNS)
-    step_texts, step_numbers = _by_type(named, STEP_COLUMNS)
+    step_texts, step_numbers = _by_type(by_step, STEP_COLUMNS)
     return TraceColumns(
         file=file,
         row=np.array(numbers_of_rows, dtype=np.int64),

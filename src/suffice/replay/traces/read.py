@@ -15,7 +15,7 @@ import numpy as np
 from suffice.errors import ConfigError, TraceError
 from suffice.learn.audits import Bools
 from suffice.learn.groups import place_of
-from suffice.replay.traces.columns import Batch, HashSet, TraceColumns, as_batches, check_columns
+from suffice.replay.traces.columns import Batch, Hashes, TraceColumns, as_batches, check_columns, check_unique
 from suffice.replay.traces.formats import read_jsonl, read_parquet
 from suffice.types import Kind
 
@@ -85,7 +85,7 @@ def read_traces(
 def _read(
     files: Sequence[Path], where: str | None, selection: Selection | None, batch_rows: int, keep: Selection | None
 ) -> Iterator[Batch]:
-    seen: dict[str, HashSet] = {}
+    seen: defaultdict[str, Hashes] = defaultdict(lambda: np.empty(0, dtype=np.uint64))
     any_run, tasks, models = False, set[str](), set[str]()
     for path in files:
         read = read_parquet if path.name.endswith(".parquet") else read_jsonl
@@ -93,7 +93,7 @@ def _read(
         for columns in read(path, batch_rows=batch_rows):
             n_runs += len(columns)
             check_columns(columns)
-            seen.setdefault(set_name(path), HashSet()).add(columns)
+            seen[set_name(path)] = check_unique(columns, seen[set_name(path)])
             chosen = columns
             if selection is not None:
                 tasks.update(columns.texts["task"].words[:10])
