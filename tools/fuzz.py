@@ -41,7 +41,6 @@ from suffice.learn.version import read_version
 from suffice.model import artefact
 from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Isotonic, Linear
-from suffice.replay.traces.formats import write_traces_parquet
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import label_studio, langfuse
 from suffice.settings import Server, parse_settings
@@ -52,6 +51,7 @@ from suffice.upstream.connection import READ_BYTES
 from suffice.upstream.pattern import TextPattern
 from suffice.upstream.wire import SseSplitter, decode_chunk, logprobs_of
 from suffice.wiring.files import read_toml
+from suffice_testing.trace_files import write_traces_parquet
 
 MIB = 2**20
 ON_LOOP_MS = 50.0  # for 1 MiB, and at least this much for anything shorter

@@ -26,12 +26,12 @@ from suffice.learn.version import load_version, read_version
 from suffice.model.artefact import StopModel, TrainingRecord, canonical, dump_model, load_model
 from suffice.model.ensemble import Ensemble, Isotonic, Linear
 from suffice.policy.learned import LearnedPolicy
-from suffice.replay.traces.formats import write_traces_parquet
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.rollout.versions import check_address, open_version, seal_version
 from suffice.store.database import schema
 from suffice.store.routes.rollouts import version_at
 from suffice.types import Signals
+from suffice_testing.trace_files import write_traces_parquet
 from tests.model.forest import some_trees
 from tests.rollout.made import HERE, SECRET, learned, learned_body, rule
 from tests.rollout.test_versions import signed

@@ -16,8 +16,8 @@ from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, refit_re
 from suffice.learn.rows import audit_runs
 from suffice.learn.version import FoldedVersion, as_served, fold_version, load_version
 from suffice.policy.base import build_policy
-from suffice.replay.run import replay_run
 from suffice.store.database.views import EpisodeWithLabels
+from suffice_demo.replayed_runs import replay_run
 from tests.learn.made import World, episodes, match
 
 WORLD = World(mode="observe", astray_class="trick")

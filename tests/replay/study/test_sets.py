@@ -15,9 +15,9 @@ from suffice.replay.study.policies import build_ladders
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import FAMILIES, PolicyResult, SetReport, family_of, pools_of, replay_set
 from suffice.replay.study.study import ReplayOptions
-from suffice.replay.traces.formats import write_traces_parquet
 from suffice.replay.traces.read import survey
 from suffice.types import Kind
+from suffice_testing.trace_files import write_traces_parquet
 from suffice_testing.traces import Synthetic
 
 SCORES = (Score(name="as-good", target="as-good", parts="linear"), Score(name="value", target="value"))

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from suffice.episode.vote import count_votes
 from suffice.errors import ConfigError, TraceError
 from suffice.replay.traces.columns import KIND_OF_SETTING, Batch, vote_winners
-from suffice.replay.traces.formats import run_rows, write_traces_jsonl, write_traces_parquet
 from suffice.replay.traces.read import read_traces, set_name
 from suffice.replay.traces.rows import RUN_COLUMNS, STEP_COLUMNS, RunLog, RunRow, StepRow
 from suffice.signals.query import query_signals
 from suffice.types import Kind
+from suffice_testing.trace_files import run_rows, write_traces_jsonl, write_traces_parquet
 from suffice_testing.traces import Synthetic
 
 KINDS: tuple[Kind, ...] = ("samples", "reasoning", "rounds")

@@ -22,7 +22,6 @@ from suffice.control.jobs.rollup import Rollup
 from suffice.errors import SufficeError
 from suffice.learn.version import FoldedVersion, load_version
 from suffice.policy.base import build_policy
-from suffice.replay.run import ReplayedRun, replay_run
 from suffice.review.decide import IncidentForm
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions, read_artefact
@@ -48,6 +47,7 @@ from suffice_demo.month_traffic import (
     priced,
 )
 from suffice_demo.month_trials import AUTHOR, MonthTrials, succeed
+from suffice_demo.replayed_runs import ReplayedRun, replay_run
 
 ROUTE: Final = "math"
 DAYS: Final = 30

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from suffice.assurance.money import cost_of
-from suffice.replay.run import ReplayedRun
 from suffice.review.items import Source
 from suffice.settings import Prices
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import QuestionText, Sources
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
+from suffice_demo.replayed_runs import ReplayedRun
 
 MONTH: Final[Mapping[str, Any]] = tomllib.loads((Path(__file__).parent / "month.toml").read_text("utf-8"))
 N_SAMPLES: Final = 8

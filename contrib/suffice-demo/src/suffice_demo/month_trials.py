@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import SufficeError
 from suffice.gateway.route import BuiltRoute, RolloutTrial, Variants
-from suffice.replay.run import replay_run
 from suffice.rollout.evidence import rules_of
 from suffice.rollout.experiment import UnitIds
 from suffice.rollout.results import summarize_arm
@@ -22,6 +21,7 @@ from suffice.telemetry import Metrics
 from suffice.types import Episode, Outcome, Request
 from suffice.wiring.routes import build_route
 from suffice_demo.month_traffic import QUIZ, SHARE, end_run, full_run
+from suffice_demo.replayed_runs import replay_run
 
 ROUTE: Final = "quiz"
 HASTY: Final = {"policy": "stable-answer", "streak": 3}

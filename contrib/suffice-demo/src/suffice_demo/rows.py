@@ -18,10 +18,10 @@ import numpy as np
 from suffice.assurance.money import undrawn_tokens
 from suffice.episode import vote
 from suffice.policy.base import Policy, build_policy
-from suffice.replay.run import QuestionPair, ReplayComparison, ReplayedRun, compare_pairs, replay_run
 from suffice.scoring.base import Scorer
 from suffice.types import Episode, Outcome
 from suffice_demo.local.tasks import TaskQuestion
+from suffice_demo.replayed_runs import QuestionPair, ReplayComparison, ReplayedRun, compare_pairs, replay_run
 
 SEED: Final = 0  # of the bootstrap
 TIMEOUT_S: Final = 600.0  # of one answer

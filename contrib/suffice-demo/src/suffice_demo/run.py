@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from suffice.policy.base import build_policy
-from suffice.replay.run import ReplayedRun
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
@@ -20,6 +19,7 @@ from suffice.store.database.views import read_episodes
 from suffice.types import Episode, Mode
 from suffice_demo import rows
 from suffice_demo.local.tasks import TaskQuestion
+from suffice_demo.replayed_runs import ReplayedRun
 from suffice_demo.rows import DemoAnswer, Full, Pass, TableRow, ask_all
 
 SAMPLES_POLICY: dict[str, Any] = {"policy": "beta", "threshold": 0.95}

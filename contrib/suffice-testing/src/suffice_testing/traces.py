@@ -31,8 +31,8 @@ from suffice.replay.traces.columns import (
     check_columns,
     vote_winners,
 )
-from suffice.replay.traces.formats import write_traces_parquet
 from suffice.types import Kind
+from suffice_testing.trace_files import write_traces_parquet
 
 N_CHOICES: Final = 6  # answers of a question: A to F
 _SETTING: Final[dict[Kind, str]] = {"samples": "self_consistency", "reasoning": "cot_checkpoint", "rounds": STATED}

@@ -333,18 +333,6 @@ class Batch:
         known = _query_of(self.question[i])
         return replace(known, query_class=self.task[i], metadata=metadata, planned_steps=planned)
 
-    def by_column(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        made: dict[str, Any] = {  # lists of text, and arrays
-            "aggregation": [MAJORITY_VOTE if self.vote else LAST] * len(self),
-            "n_steps": np.diff(self.offset),
-            "full_em": self.full_em.astype(np.int8),
-            "logprobs": [()] * len(self.tokens) if self.logprobs is None else self.logprobs,
-            "text": [None] * len(self.tokens) if self.text is None else self.text,
-        }
-        runs = {name: made[name] if name in made else getattr(self, name) for name in RUN_COLUMNS}
-        steps = {name: made[name] if name in made else getattr(self, name) for name in STEP_COLUMNS}
-        return runs, steps
-
 
 def as_batches(columns: TraceColumns, name: str) -> Iterator[Batch]:
     """One batch per setting and aggregation among checked runs. Raise TraceError for an unknown one."""

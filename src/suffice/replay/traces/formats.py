@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,17 +12,14 @@ from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.extras import how_to_install
-from suffice.files import open_unpacked, whole_file
-from suffice.replay.traces.columns import NULL, Batch, TextColumn, TraceColumns
+from suffice.files import open_unpacked
+from suffice.replay.traces.columns import NULL, TextColumn, TraceColumns
 from suffice.replay.traces.rows import (
     RUN_COLUMNS,
     STEP_COLUMNS,
     Column,
     RunRow,
-    StepRow,
     decode_row,
-    encode_row,
-    open_packed,
 )
 
 
@@ -44,29 +41,6 @@ def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
         raise TraceError(f"cannot be read: {error}", file=str(path)) from error
     if rows:
         yield _columns(rows, numbers, str(path))
-
-
-def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
-    """Write batches atomically as JSON lines, gzipped if the suffix is `.gz`; return the number of runs."""
-    n_runs = 0
-    with whole_file(Path(path)) as part, open_packed(part, gzipped=Path(path).suffix == ".gz") as file:
-        for batch in batches:
-            for row in run_rows(batch):
-                file.write(encode_row(row))
-                n_runs += 1
-    return n_runs
-
-
-def run_rows(batch: Batch) -> Iterator[RunRow]:
-    runs, steps = batch.by_column()
-    columns = {name: _listed(values, RUN_COLUMNS[name]) for name, values in runs.items()}
-    step_columns = {name: _listed(values, STEP_COLUMNS[name]) for name, values in steps.items()}
-    names, inner = list(columns), list(step_columns)
-    each = zip(*step_columns.values(), strict=True)
-    every_step = [StepRow(**dict(zip(inner, values, strict=True))) for values in each]
-    for i, values in enumerate(zip(*columns.values(), strict=True)):
-        own = every_step[int(batch.offset[i]) : int(batch.offset[i + 1])]
-        yield RunRow(**dict(zip(names, values, strict=True)), steps=own)
 
 
 def _columns(rows: Sequence[RunRow], numbers_of_rows: Sequence[int], file: str) -> TraceColumns:
@@ -105,16 +79,6 @@ def _array(values: Sequence[Any], column: Column) -> NDArray[np.generic]:
     return np.array([NULL if value is None else value for value in values], dtype=np.int64)
 
 
-def _listed(values: Any, column: Column) -> list[Any]:
-    if not isinstance(values, np.ndarray):
-        return list(values)
-    unknown = np.isnan(values) if column.type == "number" else values < 0
-    known = values > 0 if column.type == "flag" else values
-    listed = known.astype(object)
-    listed[unknown] = None
-    return list(listed)
-
-
 # ---- Parquet
 
 MOST_STEPS: Final = 2_000_000  # per chunk, on average; longer runs get fewer rows
@@ -134,19 +98,6 @@ def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
                 first += batch.num_rows
     except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
         raise TraceError(f"cannot be read as Parquet: {error}", file=str(path)) from error
-
-
-def write_traces_parquet(path: str | Path, batches: Iterable[Batch]) -> int:
-    """Write batches atomically as one Parquet file (zstd), a row group each; return the number of runs."""
-    pq = pyarrow("pyarrow.parquet", Path(path))
-    arrow = pyarrow("pyarrow", Path(path))
-    schema = _schema(arrow)
-    n_runs = 0
-    with whole_file(Path(path)) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        for batch in batches:
-            writer.write_batch(_record_batch(batch, arrow, schema))
-            n_runs += len(batch)
-    return n_runs
 
 
 def pyarrow(module: str, path: Path) -> Any:
@@ -274,32 +225,3 @@ def _words(array: Any, pc: Any) -> TextColumn:
     if None in words:  # a dictionary may contain null
         return TextColumn.of([None if code < 0 else words[code] for code in codes])
     return TextColumn(codes.astype(np.int32, copy=False), tuple(words))
-
-
-def _schema(arrow: Any) -> Any:
-    kinds = {
-        "text": arrow.string(),
-        "integer": arrow.int64(),
-        "number": arrow.float64(),
-        "flag": arrow.bool_(),
-        "numbers": arrow.list_(arrow.float64()),
-    }
-    steps = arrow.list_(arrow.struct([(name, kinds[column.type]) for name, column in STEP_COLUMNS.items()]))
-    return arrow.schema([*((name, kinds[column.type]) for name, column in RUN_COLUMNS.items()), ("steps", steps)])
-
-
-def _record_batch(batch: Batch, arrow: Any, schema: Any) -> Any:
-    runs, steps = batch.by_column()
-    inner = schema.field("steps").type.value_type
-    fields = [_arrow_array(steps[name], inner.field(name).type, arrow) for name in STEP_COLUMNS]
-    structs = arrow.StructArray.from_arrays(fields, fields=[inner.field(name) for name in STEP_COLUMNS])
-    lists = arrow.ListArray.from_arrays(arrow.array(batch.offset, type=arrow.int32()), structs)
-    arrays = [_arrow_array(runs[name], schema.field(name).type, arrow) for name in RUN_COLUMNS]
-    return arrow.RecordBatch.from_arrays([*arrays, lists], schema=schema)
-
-
-def _arrow_array(values: Any, kind: Any, arrow: Any) -> Any:
-    if not isinstance(values, np.ndarray):
-        return arrow.array(values, type=kind)
-    unknown = np.isnan(values) if values.dtype == np.float64 else values < 0
-    return arrow.array(values > 0 if values.dtype == np.int8 else values, type=kind, mask=unknown)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from suffice.episode.ledger import Ledger
 from suffice.policy.base import Policy, build_policy
-from suffice.replay.run import replay_run
 from suffice.signals.observe import Observer
 from suffice.types import Episode, Kind, Outcome, Query, Request, Step, StepRecord, Usage
+from suffice_demo.replayed_runs import replay_run
 from tests.contracts.policy_space import SIMPLE, policies
 
 NEVER = build_policy({"policy": "never"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.replay.run import QuestionPair, compare_pairs
+from suffice_demo.replayed_runs import QuestionPair, compare_pairs
 
 
 def pair(question: str, full: bool, other: bool, tokens: int = 50) -> QuestionPair:
