@@ -77,6 +77,7 @@ class Exchange:
         self.caller = ANYONE
         self.foreign_page: BadRequest | None = None  # why this request from another site's page may be refused
         self.stored_id: str | None = None  # the id in the path
+        self.head = b""  # of the response; kept only for some APIs
         self.own_headers: list[tuple[str, str]] = []
         self.status = 0  # 0: nothing sent
         self.events = False  # the body is a stream of server-sent events

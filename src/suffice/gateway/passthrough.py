@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
 
-from suffice.episode.chunk_parsing import note_usage
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, UpstreamProtocol
 from suffice.gateway.auth import MOST_ID_CHARS, object_in
@@ -27,24 +25,15 @@ from suffice.gateway.request_parsing import (
     read_aside,
     read_chat,
 )
-from suffice.gateway.route import BuiltRoute
 from suffice.store.rows.records import StoredObject
 from suffice.types import Purpose
 from suffice.upstream.assemble import AnswerFacts, read_answer
 from suffice.upstream.client import Call, Headers, UpstreamClient
-from suffice.upstream.wire import Chunk, decode_chunk, encode_json, is_given, last_events
+from suffice.upstream.wire import encode_json
 
 TAIL_BYTES = 64 * 1024
 HELD_BYTES = 64 * 1024  # a longer event is relayed in parts
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForeignApi:
-    note: Callable[[CallAccount, Ledger, bytes, bool], None]  # reads the last bytes of the response
-    method: str = "POST"
-    key_header: str = "authorization"  # the header for the upstream's key
-    mark: bytes = b'"delta"'  # occurs once in each event with text
 
 
 async def pass_through(
@@ -56,26 +45,49 @@ async def pass_through(
     ledger: Ledger,
     *,
     purpose: Purpose = "main",
-    foreign: ForeignApi | None = None,
+    method: str = "POST",
+    key_header: str = "authorization",
+    mark: bytes = b'"delta"',
 ) -> None:
-    """Relay one call byte for byte, events whole. Raise UpstreamError if there is no response to relay."""
-    account = ledger.open_call(purpose)
-    how, extra = foreign or _CHAT, purpose == "rerun"
-    async with client.open(path, body, headers, method=how.method, key_header=how.key_header, extra=extra) as call:
-        if not (200 <= call.status < 300 or 400 <= call.status < 600):
-            raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
-        account.began = True
-        # Compressed events cannot be told apart, so no error may be written among them.
-        events = call.content_type == "text/event-stream" and not call.is_encoded
-        await exchange.start(call.status, call.headers, events=events)
-        tail = await (_relay_events if events else _relay_bytes)(exchange, call, account, how.mark)
-        if not exchange.complete:
-            await exchange.body(b"", more=False)
-        account.cancelled = False
-        if call.status >= 400:
-            ledger.end_reason = "upstream_error"
-        how.note(account, ledger, tail, events)
-        await call.settle()
+    """Relay one call byte for byte, events whole. Raise UpstreamError if there is no response to relay.
+
+    key_header  the header for the upstream's key
+    mark        occurs once in each event with text
+    """
+    account, extra = ledger.open_call(purpose), purpose == "rerun"
+    try:
+        async with client.open(path, body, headers, method=method, key_header=key_header, extra=extra) as call:
+            if not (200 <= call.status < 300 or 400 <= call.status < 600):
+                raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
+            account.began = True
+            # Compressed events cannot be told apart, so no error may be written among them.
+            events = call.content_type == "text/event-stream" and not call.is_encoded
+            await exchange.start(call.status, call.headers, events=events)
+            tail = await (_relay_events if events else _relay_bytes)(exchange, call, account, mark)
+            if not exchange.complete:
+                await exchange.body(b"", more=False)
+            account.cancelled = False
+            if call.status >= 400:
+                ledger.end_reason = "upstream_error"
+            _note_end(account, ledger, read_answer(exchange.head, tail, events=events))
+            await call.settle()
+    finally:
+        if account.cancelled and exchange.events:
+            _note_opening(account, ledger, read_answer(exchange.head, b"", events=True))
+
+
+def _note_end(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> None:
+    _note_opening(account, ledger, facts)
+    account.reported_tokens = facts.completion_tokens
+    account.reasoning_tokens = facts.reasoning_tokens or 0
+    ledger.reply.truncated = facts.truncated
+    if facts.failed:
+        ledger.end_reason = "upstream_error"
+
+
+def _note_opening(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> None:
+    account.prompt_tokens, account.cached_tokens = facts.prompt_tokens, facts.cached_tokens or 0
+    ledger.reply.response_id = facts.response_id or ledger.reply.response_id
 
 
 async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount, __: bytes) -> bytes:
@@ -135,43 +147,6 @@ def _keep_tail(tail: bytearray, data: bytes) -> None:
         del tail[:-TAIL_BYTES]
 
 
-def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
-    for chunk in _last_chunks(tail) if events else [_whole_or_usage(tail)]:
-        note_usage(account, chunk.usage)
-        ledger.reply.response_id = chunk.id or ledger.reply.response_id
-        if events and is_given(chunk.error):
-            ledger.end_reason = "upstream_error"
-        for choice in chunk.choices or ():
-            ledger.reply.truncated = ledger.reply.truncated or choice.finish_reason == "length"
-
-
-_CHAT = ForeignApi(note=note_tail)
-
-
-def _last_chunks(tail: bytes) -> list[Chunk]:
-    chunks = []
-    for frame in last_events(tail, 4):
-        try:
-            chunks.append(decode_chunk(frame.data or b""))
-        except UpstreamProtocol:
-            continue  # [DONE], truncated or foreign
-    return chunks
-
-
-def _whole_or_usage(tail: bytes) -> Chunk:
-    try:
-        return decode_chunk(tail)
-    except UpstreamProtocol:
-        pass
-    text = tail.decode("utf-8", "replace")
-    at = text.rfind('"usage":')
-    try:
-        usage, _ = json.JSONDecoder().raw_decode(text[at + 8 :].lstrip()) if at >= 0 else (None, 0)
-        return decode_chunk(encode_json({"usage": usage}))
-    except (ValueError, RecursionError, UpstreamProtocol):
-        return Chunk()
-
-
 HEAD_BYTES = 16 * 1024
 _QUERY = re.compile(rb"[!$-~]{0,8192}")  # allowed in a request line, without a fragment
 _SEQUENCE = re.compile(rb'"sequence_number":\s*(\d{1,15})')
@@ -187,7 +162,6 @@ _MESSAGES_KINDS = {
 
 
 class PassingExchange(Exchange):
-    head: bytes = b""  # of the response
     last: bytes = b""  # the last part sent; of a stream, whole events
     on_head: Callable[[bytes], bool] | None = None  # called with the growing head of a stream until it returns True
 
@@ -250,39 +224,38 @@ class Passthrough:
     path: str
 
     async def __call__(self, gw: GatewayState, exchange: PassingExchange) -> None:
-        call = _PassedCall(self, gw, exchange)
-        await serve_request(gw, exchange, call.admit, call.answer, endpoint=self.path)
+        async def answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, _: Exchange) -> None:
+            await self._answer(gw, exchange, admitted, ledger)
+
+        await serve_request(gw, exchange, partial(self._admit, gw, exchange), answer, endpoint=self.path)
 
     @property
     def creates(self) -> bool:
         return self.method == "POST" and object_in(self.path) == (True, None)
 
-
-@dataclass(frozen=True, slots=True)
-class _PassedCall:
-    endpoint: Passthrough
-    gw: GatewayState
-    exchange: PassingExchange
-
-    async def admit(self, episode_id: str) -> AdmittedRequest:
-        gw, headers, caller = self.gw, self.exchange.headers, self.exchange.caller
-        if not _QUERY.fullmatch(self._query):
+    async def _admit(self, gw: GatewayState, exchange: PassingExchange, episode_id: str) -> AdmittedRequest:
+        headers, caller, named = exchange.headers, exchange.caller, dict(exchange.headers)
+        if not _QUERY.fullmatch(_query_of(exchange)):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
-        parsed = await self._read(headers)
-        named = dict(headers)
-        stored = await self._stored()
-        if self._is_shared:
+        parsed = await self._read(gw, exchange)
+        stored = await self._stored(gw, exchange)
+        if _is_shared(gw, exchange):
             await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
-        route = self._route(parsed, named, stored)
+        try:
+            route = find_route(gw, parsed.model, named, caller)
+        except BadRequest:  # the creator of an object may reach it without a route of its own
+            if "x-suffice-route" in named or stored is None or stored.sender != caller.id:
+                raise
+            route = None
         count_stripped(gw, parsed)
         arrival = Arrival(
-            episode_id=episode_id, endpoint=self.endpoint.path, caller=caller, model=parsed.model, stream=parsed.stream
+            episode_id=episode_id, endpoint=self.path, caller=caller, model=parsed.model, stream=parsed.stream
         )
         served, request, _ = admit(gw, arrival, route, "no_route" if route is None else "endpoint")
         upstream = (route.settings.upstream if route is not None else "") or gw.fallback_upstream()
         if stored is not None and "x-suffice-route" not in named and stored.upstream in gw.upstreams:
             upstream = stored.upstream
-        if self.endpoint.api.is_json and route is not None:
+        if self.api.is_json and route is not None:
             parsed = parsed.for_model(route.settings.model)
         return AdmittedRequest(
             parsed=parsed,
@@ -292,88 +265,81 @@ class _PassedCall:
             request=request,
         )
 
-    @property
-    def _query(self) -> bytes:
-        query: bytes = self.exchange.scope.get("query_string", b"")
-        return query
-
-    @property
-    def _is_shared(self) -> bool:
-        return self.gw.clients.keys.has_tenants and not self.exchange.caller.sees_all
-
-    def _route(self, parsed: ParsedRequest, named: Mapping[str, str], stored: StoredObject | None) -> BuiltRoute | None:
-        try:
-            return find_route(self.gw, parsed.model, named, self.exchange.caller)
-        except BadRequest:
-            if "x-suffice-route" in named or stored is None or stored.sender != self.exchange.caller.id:
-                raise
-            return None
-
-    async def _stored(self) -> StoredObject | None:
-        objects, (is_object, object_id) = self.gw.clients.objects, object_in(self.endpoint.path)
-        object_id = self.exchange.stored_id or object_id
+    async def _stored(self, gw: GatewayState, exchange: PassingExchange) -> StoredObject | None:
+        objects, (is_object, object_id) = gw.clients.objects, object_in(self.path)
+        object_id, is_shared = exchange.stored_id or object_id, _is_shared(gw, exchange)
         if object_id is None:
-            if is_object and self.endpoint.method != "POST" and self._is_shared:
+            if is_object and self.method != "POST" and is_shared:
                 message = "this list shows what other keys have made; a key with all_objects may see it"
                 raise BadRequest(message, status=403, code="scope")
             return None
-        if self._is_shared:
-            await objects.check(self.exchange.caller, object_id, "id")
-        return await objects.of(object_id) if self.gw.clients.keys.asks_for_keys else objects.recent(object_id)
+        if is_shared:
+            await objects.check(exchange.caller, object_id, "id")
+        return await objects.of(object_id) if gw.clients.keys.asks_for_keys else objects.recent(object_id)
 
-    def _note_created(self, ledger: Ledger, upstream: str, object_id: str | None) -> bool:
-        if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= self.exchange.status < 300:
-            return False
-        made = StoredObject(object_id=object_id, sender=self.exchange.caller.id, upstream=upstream)
-        if self.gw.clients.objects.note(made) and made.sender:
-            append(self.gw, made, ledger)
-        return True
-
-    async def _read(self, headers: list[tuple[str, str]]) -> ParsedRequest:
-        limits, endpoint = self.gw.settings.server, self.endpoint
-        has_body = endpoint.api.is_json and endpoint.method == "POST" and self.exchange.stored_id is None
+    async def _read(self, gw: GatewayState, exchange: PassingExchange) -> ParsedRequest:
+        limits, headers = gw.settings.server, exchange.headers
+        has_body = self.api.is_json and self.method == "POST" and exchange.stored_id is None
         if has_body:
             check_body_headers(headers, limits.max_body_bytes)
         else:
             check_length(dict(reversed(headers)), limits.max_body_bytes)
-        raw = await self.exchange.read_body(limits.max_body_bytes)
+        raw = await exchange.read_body(limits.max_body_bytes)
+        if has_body:
+            return await read_aside(read_chat, raw, limits)
         kind = dict(headers).get("content-type")
         if raw and kind is None:
             message = "content-type: got none; must say what the body is"
             raise BadRequest(message, status=415, code="unsupported_media_type")
-        if has_body:
-            return await read_aside(read_chat, raw, limits)
         is_form = (kind or "").lower().startswith("multipart/") and raw[:2] == b"--"
-        if raw and not is_form and self.gw.clients.keys.has_tenants and object_in(endpoint.path)[0]:
+        if raw and not is_form and gw.clients.keys.has_tenants and object_in(self.path)[0]:
             body = await read_aside(parse_json, raw, limits)  # references must be unambiguous
             return replace(_unread(raw.strip()), body=body)
         return _unread(raw)
 
-    async def answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, _: Exchange) -> None:
-        exchange, endpoint, request = self.exchange, self.endpoint, admitted.request
+    async def _answer(
+        self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
+    ) -> None:
+        request, client = admitted.request, gw.upstreams[admitted.upstream]
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
-        client, body = gw.upstreams[admitted.upstream], admitted.parsed.forwarded
+
+        def note_created(object_id: str | None) -> bool:
+            if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= exchange.status < 300:
+                return False
+            made = StoredObject(object_id=object_id, sender=exchange.caller.id, upstream=admitted.upstream)
+            if gw.clients.objects.note(made) and made.sender:
+                append(gw, made, ledger)
+            return True
+
+        if self.creates:
+            exchange.on_head = lambda head: note_created(read_answer(head, b"", events=True).response_id)
+        path, query = self.path.replace("{id}", exchange.stored_id or ""), _query_of(exchange)
         # vLLM checks the key in `authorization` only, for every API.
-        wants_own = endpoint.api.x_api_key and client.settings.driver != "vllm"
-        foreign = ForeignApi(
-            method=endpoint.method,
-            mark=endpoint.api.mark,
-            key_header="x-api-key" if wants_own else "authorization",
-            note=partial(_note, exchange),
-        )
-        if endpoint.creates:
-            exchange.on_head = lambda head: self._note_created(
-                ledger, admitted.upstream, read_answer(head, b"", events=True).response_id
-            )
-        path = endpoint.path.replace("{id}", exchange.stored_id or "")
-        path = f"{path}?{self._query.decode('ascii')}" if self._query else path
-        sent = body or (None if endpoint.method in ("GET", "DELETE") else b"")
+        wants_own = self.api.x_api_key and client.settings.driver != "vllm"
         try:
-            await pass_through(exchange, client, path, sent, admitted.headers, ledger, foreign=foreign)
+            await pass_through(
+                exchange,
+                client,
+                f"{path}?{query.decode('ascii')}" if query else path,
+                admitted.parsed.forwarded or (None if self.method in ("GET", "DELETE") else b""),
+                admitted.headers,
+                ledger,
+                method=self.method,
+                key_header="x-api-key" if wants_own else "authorization",
+                mark=self.api.mark,
+            )
         finally:
-            _note_opening(exchange, ledger)
-            if endpoint.creates:
-                self._note_created(ledger, admitted.upstream, ledger.reply.response_id)
+            if self.creates:
+                note_created(ledger.reply.response_id)
+
+
+def _query_of(exchange: Exchange) -> bytes:
+    query: bytes = exchange.scope.get("query_string", b"")
+    return query
+
+
+def _is_shared(gw: GatewayState, exchange: Exchange) -> bool:
+    return gw.clients.keys.has_tenants and not exchange.caller.sees_all
 
 
 class _NamedFields(msgspec.Struct):
@@ -392,25 +358,3 @@ def _unread(raw: bytes) -> ParsedRequest:
             model = msgspec.json.decode(fields.model, type=str) if len(fields.model) <= MOST_NAME_CHARS else ""
             stream = fields.stream == b"true"
     return ParsedRequest(raw=raw, body={}, model=model, stream=stream)
-
-
-def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
-    facts = read_answer(exchange.head, tail, events=events)
-    _take_prompt(account, ledger, facts)
-    account.reported_tokens = facts.completion_tokens
-    account.reasoning_tokens = facts.reasoning_tokens or 0
-    ledger.reply.truncated = facts.truncated
-    if facts.failed:
-        ledger.end_reason = "upstream_error"
-
-
-def _note_opening(exchange: PassingExchange, ledger: Ledger) -> None:
-    account = ledger.calls[-1] if ledger.calls else None
-    if account is not None and account.cancelled and exchange.events:
-        _take_prompt(account, ledger, read_answer(exchange.head, b"", events=True))
-
-
-def _take_prompt(account: CallAccount, ledger: Ledger, facts: AnswerFacts) -> None:
-    account.prompt_tokens = facts.prompt_tokens
-    account.cached_tokens = facts.cached_tokens or 0
-    ledger.reply.response_id = facts.response_id or ledger.reply.response_id
