@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import StopVerdict, run_episode
+from suffice.episode.loop import GuardedPolicy, StopVerdict, run_episode
 from suffice.types import Decision, Signals, Step
 from tests.episode.runs import request
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.chain_reader import safe_cut
-from suffice.episode.chunk_parsing import ThinkTag
+from suffice.episode.chain_reader import ThinkTag, safe_cut
 
 few = settings(max_examples=150, derandomize=True, deadline=None)
 

@@ -19,8 +19,7 @@ import pytest
 
 from suffice.episode.chain_reader import ChainReader, Segmenter
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.probe import ReasoningRun
-from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
+from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, StreamRelay
 from suffice.gateway.exchange import WRITE_NOW, BodyDelivery, Exchange, StreamDelivery
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps

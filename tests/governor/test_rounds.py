@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
+from suffice.episode.loop import GuardedPolicy
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest
 from suffice.policy.base import build_policy

@@ -8,22 +8,23 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
-from suffice.episode.chunk_parsing import ThinkTag, n_tokens
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import ConfigError, name_hint
 from suffice.scoring.base import Scorer
 from suffice.settings import Steps
 from suffice.types import Step
-from suffice.upstream.wire import Choice, reasoning_of
+from suffice.upstream.wire import Choice, Chunk, logprobs_of, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # kept of an answer to score it
 THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched, so that memory is bounded
 BUDGET_SLACK_TOKENS = 32  # an engine that exceeds its budget by more ignores budgets
 MOST_CUT_CHARS = 64
+MOST_SPACE_CHARS = 4_096  # held back at the start: after more, no tag opens a thought
 _FLAG_HALVES = "".join(chr(code) for code in range(0x1F1E6, 0x1F200))
 Phase = Literal["start", "thinking", "answering"]
+ChannelText: TypeAlias = tuple[Literal["reasoning", "answer"], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +47,8 @@ def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> S
     return Step(index=point.index, tokens=point.tokens, answer=answer, answer_source=source, text=point.text)
 
 
-class StepCutter(Protocol):
-    """Cuts a thought into steps, whose concatenated texts are the thought unchanged."""
-
-    @property
-    def thought(self) -> str: ...
-
-    def feed(self, text: str, tokens: int) -> Checkpoint | None:
-        """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any."""
-        ...
-
-    def close(self) -> Checkpoint | None:
-        """Return the last step when the model closed its thought; None if nothing is left."""
-        ...
-
-
 class Segmenter:
-    """Cuts reasoning text into steps. A subclass with its own `end_in` is another boundary."""
+    """Cuts a thought into steps, whose texts joined are the thought. A subclass with its own `end_in` is a boundary."""
 
     def __init__(self, settings: Steps) -> None:
         self._growth = settings.growth
@@ -80,7 +66,10 @@ class Segmenter:
         return self._done + self._text
 
     def feed(self, text: str, tokens: int) -> Checkpoint | None:
-        """End a step after its line or paragraph, or before a word; the tokens of text after the end count for it."""
+        """Add text of `tokens` tokens; return the checkpoint that it completes, if any.
+
+        A step ends after its line or paragraph, or before a word; the tokens of text after the end count for it.
+        """
         too_long = self._tokens >= self._limit and self._tokens >= self._need
         if too_long and (earlier := self._end_before(text)):
             point = self._cut(earlier)
@@ -98,6 +87,7 @@ class Segmenter:
         return None if end is None else self._cut(end)
 
     def close(self) -> Checkpoint | None:
+        """Return the last step when the model closed its thought; None if nothing is left."""
         if not self._tokens and self._index:
             return None
         return self._cut(len(self._text))
@@ -138,10 +128,10 @@ class Segmenter:
 
 
 # Other packages add theirs, see `suffice.plugins`.
-SEGMENTERS: dict[str, Callable[[Steps], StepCutter]] = dict.fromkeys(("line", "paragraph", "tokens"), Segmenter)
+SEGMENTERS: dict[str, Callable[[Steps], Segmenter]] = dict.fromkeys(("line", "paragraph", "tokens"), Segmenter)
 
 
-def build_segmenter(steps: Steps) -> StepCutter:
+def build_segmenter(steps: Steps) -> Segmenter:
     """Build the cutter that the settings name. Raise ConfigError for an unknown boundary."""
     if steps.boundary in SEGMENTERS:
         return SEGMENTERS[steps.boundary](steps)
@@ -176,6 +166,91 @@ def _ends_mid_character(text: str) -> bool:
     return (len(text) - len(text.rstrip(_FLAG_HALVES))) % 2 == 1
 
 
+def first_choice(chunk: Chunk) -> Choice | None:
+    return next((c for c in chunk.choices or () if c.index == 0), None)
+
+
+def n_tokens(choice: Choice) -> int:
+    """Return the tokens in a choice that carries text: the number of its log-probabilities, or 1 without any."""
+    return len(logprobs_of(choice)) or 1
+
+
+class ThinkTag:
+    """Separates an inline thought from the answer in text that arrives cut anywhere.
+
+    Only a tag at the very start (after white space, which is dropped) opens a thought, unless the chat template has
+    `opened` it. After it closes, or if the text began without one, everything is answer text, tags included.
+    """
+
+    __slots__ = ("_close_tag", "_held", "_open_tag", "_space", "_state")
+
+    def __init__(self, open_tag: str = "<think>", close_tag: str = "</think>", *, opened: bool = False) -> None:
+        if not open_tag or not close_tag:
+            raise ValueError(f"ThinkTag: got {open_tag=} {close_tag=}; both need at least one character")
+        self._open_tag, self._close_tag = open_tag, close_tag
+        self._state: Literal["start", "opened", "inside", "after"] = "opened" if opened else "start"
+        self._space = ""  # white space at the start, until its channel is known
+        self._held = ""  # possibly the beginning of a tag
+
+    @property
+    def inside(self) -> bool:
+        return self._state in ("opened", "inside")
+
+    @property
+    def decided(self) -> bool:
+        return self._state == "after"
+
+    def feed(self, text: str) -> list[ChannelText]:
+        """Add text; return the parts whose channel is certain, none of them empty."""
+        text, self._held = self._held + text, ""
+        pieces: list[ChannelText] = []
+        if self._state in ("start", "opened"):
+            text = self._begin(text)
+        if self._state == "inside":
+            thought, text = self._split(text)
+            if thought:
+                pieces.append(("reasoning", thought))
+        if self._state == "after" and text:
+            pieces.append(("answer", text))
+        return pieces
+
+    def close(self) -> list[ChannelText]:
+        """End the text: return what was held back, under the open channel."""
+        text = self._space + self._held
+        self._space = self._held = ""
+        return [("reasoning" if self.inside else "answer", text)] if text else []
+
+    def _begin(self, text: str) -> str:
+        if not text:
+            return ""
+        tail = text.lstrip()
+        self._space += text[: len(text) - len(tail)]
+        if tail.startswith(self._open_tag):
+            self._space, self._state = "", "inside"
+            return tail[len(self._open_tag) :]
+        if self._open_tag.startswith(tail) and len(self._space) <= MOST_SPACE_CHARS:
+            self._held = tail
+            return ""
+        self._state = "inside" if self._state == "opened" else "after"
+        text, self._space = self._space + tail, ""
+        return text
+
+    def _split(self, text: str) -> tuple[str, str]:
+        thought, tag, rest = text.partition(self._close_tag)
+        if tag:
+            self._state = "after"
+        elif n_held := _overlap(text, self._close_tag):
+            thought, self._held = text[:-n_held], text[-n_held:]
+        return thought, rest
+
+
+def _overlap(text: str, tag: str) -> int:
+    longest = min(len(tag) - 1, len(text))
+    if tag[0] not in text[len(text) - longest :]:
+        return 0
+    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineBudget:
     """The thought tokens after which the engine was instructed to close the thought by itself."""
@@ -207,7 +282,7 @@ class ChainReader:
         account: CallAccount,
         ledger: Ledger,
         *,
-        segmenter: StepCutter,
+        segmenter: Segmenter,
         scorer: Scorer,
         tags: tuple[str, str],
         opened: bool = False,

@@ -1,4 +1,4 @@
-"""Parse stream chunks into text, tokens, log-probabilities and usage. All calls share it, so all count alike."""
+"""Reads the replies of extra calls into text, tokens, log-probabilities and usage, so that all of them count alike."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from math import exp, log
-from typing import Literal, TypeAlias
 
+from suffice.episode.chain_reader import ChannelText, ThinkTag, first_choice
 from suffice.episode.ledger import CallAccount
 from suffice.errors import UpstreamProtocol
 from suffice.upstream.client import Call
@@ -17,7 +17,6 @@ from suffice.upstream.wire import (
     Chunk,
     SseSplitter,
     TokenLogprob,
-    WireUsage,
     decode_chunk,
     is_given,
     logprobs_of,
@@ -26,8 +25,6 @@ from suffice.upstream.wire import (
 
 MOST_EVENTS = 250_000  # of a reply that is read whole before it is used
 MOST_ANSWER_CHARS = 2**20  # of a continuation: far beyond any model's answer
-MOST_SPACE_CHARS = 4_096  # held back at the start: after more, no tag opens a thought
-ChannelText: TypeAlias = tuple[Literal["reasoning", "answer"], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,25 +32,6 @@ class Piece:
     text: str
     tokens: tuple[TokenLogprob, ...] = ()  # those in `text`; (): unknown
     finish_reason: str | None = None
-
-
-def first_choice(chunk: Chunk) -> Choice | None:
-    return next((c for c in chunk.choices or () if c.index == 0), None)
-
-
-def n_tokens(choice: Choice) -> int:
-    """Return the tokens in a choice that carries text: the number of its log-probabilities, or 1 without any."""
-    return len(logprobs_of(choice)) or 1
-
-
-def note_usage(account: CallAccount, usage: WireUsage | None) -> None:
-    if usage is None or not (usage.prompt_tokens or usage.completion_tokens):
-        return
-    account.prompt_tokens = usage.prompt_tokens
-    account.reported_tokens = usage.completion_tokens
-    account.cached_tokens = usage.cached_tokens
-    if usage.reasoning_tokens is not None:
-        account.reasoning_tokens = usage.reasoning_tokens
 
 
 def entropy_of(rivals: tuple[tuple[str, float], ...]) -> float | None:
@@ -93,7 +71,7 @@ async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGener
             chunk = decode_chunk(frame.data)
             if is_given(chunk.error):
                 raise UpstreamProtocol(f"the upstream reported an error inside a {inside}")
-            note_usage(account, chunk.usage)
+            account.note_usage(chunk.usage)
             yield chunk, frame.data
 
 
@@ -152,82 +130,6 @@ class AnswerOnly:
         left = self._prefill.close()
         parts = self._think.feed(left) if left else []
         return self._answer_in([*parts, *self._think.close()]) + self._closing.close()
-
-
-class ThinkTag:
-    """Separates an inline thought from the answer in text that arrives cut anywhere.
-
-    Only a tag at the very start (after white space, which is dropped) opens a thought, unless the chat template has
-    `opened` it. After it closes, or if the text began without one, everything is answer text, tags included.
-    """
-
-    __slots__ = ("_close_tag", "_held", "_open_tag", "_space", "_state")
-
-    def __init__(self, open_tag: str = "<think>", close_tag: str = "</think>", *, opened: bool = False) -> None:
-        if not open_tag or not close_tag:
-            raise ValueError(f"ThinkTag: got {open_tag=} {close_tag=}; both need at least one character")
-        self._open_tag, self._close_tag = open_tag, close_tag
-        self._state: Literal["start", "opened", "inside", "after"] = "opened" if opened else "start"
-        self._space = ""  # white space at the start, until its channel is known
-        self._held = ""  # possibly the beginning of a tag
-
-    @property
-    def inside(self) -> bool:
-        return self._state in ("opened", "inside")
-
-    @property
-    def decided(self) -> bool:
-        return self._state == "after"
-
-    def feed(self, text: str) -> list[ChannelText]:
-        """Add text; return the parts whose channel is certain, none of them empty."""
-        text, self._held = self._held + text, ""
-        pieces: list[ChannelText] = []
-        if self._state in ("start", "opened"):
-            text = self._begin(text)
-        if self._state == "inside":
-            thought, text = self._split(text)
-            if thought:
-                pieces.append(("reasoning", thought))
-        if self._state == "after" and text:
-            pieces.append(("answer", text))
-        return pieces
-
-    def close(self) -> list[ChannelText]:
-        """End the text: return what was held back, under the open channel."""
-        text = self._space + self._held
-        self._space = self._held = ""
-        return [("reasoning" if self.inside else "answer", text)] if text else []
-
-    def _begin(self, text: str) -> str:
-        if not text:
-            return ""
-        tail = text.lstrip()
-        self._space += text[: len(text) - len(tail)]
-        if tail.startswith(self._open_tag):
-            self._space, self._state = "", "inside"
-            return tail[len(self._open_tag) :]
-        if self._open_tag.startswith(tail) and len(self._space) <= MOST_SPACE_CHARS:
-            self._held = tail
-            return ""
-        self._state = "inside" if self._state == "opened" else "after"
-        text, self._space = self._space + tail, ""
-        return text
-
-    def _split(self, text: str) -> tuple[str, str]:
-        thought, tag, rest = text.partition(self._close_tag)
-        if tag:
-            self._state = "after"
-        elif n_held := _overlap(text, self._close_tag):
-            thought, self._held = text[:-n_held], text[-n_held:]
-        return thought, rest
-
-
-def _overlap(text: str, tag: str) -> int:
-    longest = min(len(tag) - 1, len(text))
-    if tag[0] not in text[len(text) - longest :]:
-        return 0
-    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
 
 
 class PrefillStripper:

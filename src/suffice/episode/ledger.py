@@ -27,6 +27,7 @@ from suffice.types import (
     UpstreamCall,
     Usage,
 )
+from suffice.upstream.wire import WireUsage
 
 DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "rerun"})
 NAME_CHARS = 200  # kept of an upstream's own names
@@ -68,6 +69,14 @@ class CallAccount:
     def fresh_tokens(self) -> int:
         """Return the tokens that the engine computed: the uncached prompt and the completion."""
         return max(0, (self.prompt_tokens or 0) - self.cached_tokens) + self.completion_tokens
+
+    def note_usage(self, usage: WireUsage | None) -> None:
+        if usage is None or not (usage.prompt_tokens or usage.completion_tokens):
+            return
+        self.prompt_tokens, self.reported_tokens = usage.prompt_tokens, usage.completion_tokens
+        self.cached_tokens = usage.cached_tokens
+        if usage.reasoning_tokens is not None:
+            self.reasoning_tokens = usage.reasoning_tokens
 
     def close(self, client_prompt_tokens: int | None = None) -> UpstreamCall:
         """Return the record of this call.
@@ -257,27 +266,29 @@ class Ledger:
             n_extra_calls=self.n_extra_calls,
         )
 
-    def cost(self) -> TokenCost | None:
-        """Return the cost of all calls so far; None if there are no prices or a prompt was never counted."""
-        return None if self.costs.prices is None else money.total_cost([cost for _, cost in self._call_costs()])
-
-    def _call_costs(self) -> list[tuple[CallAccount, TokenCost | None]]:
-        prices, known = self.costs.prices, self.client_prompt_tokens()
+    def priced_calls(self) -> list[tuple[CallAccount, TokenCost]] | None:
+        """Return all calls so far with their costs; None if there are no prices or a prompt was never counted."""
+        prices, known, priced = self.costs.prices, self.client_prompt_tokens(), []
         if prices is None:
-            return [(call, None) for call in self.calls]
-        return [
-            (call, money.cost_of_call(prices, call.close(known)) if call.is_paid else TokenCost())
-            for call in self.calls
-        ]
+            return None
+        for call in self.calls:
+            cost = money.cost_of_call(prices, call.close(known)) if call.is_paid else TokenCost()
+            if cost is None:
+                return None
+            priced.append((call, cost))
+        return priced
+
+    def cost(self) -> TokenCost | None:
+        """Return the cost of all calls so far; None if it is unknown."""
+        priced = self.priced_calls()
+        return None if priced is None else money.total_cost([cost for _, cost in priced])
 
     def overhead_usd(self) -> float | None:
         """Return the cost of governing the run: probes, discarded calls, thoughts read again."""
-        if self.cost() is None:
+        priced, spent = self.priced_calls(), 0.0
+        if priced is None:
             return None
-        spent = 0.0
-        for call, cost in self._call_costs():
-            if cost is None:
-                return None
+        for call, cost in priced:
             if call.purpose == "probe" or call.discarded:
                 spent += cost.total_usd
             elif call.purpose == "continuation":
@@ -286,33 +297,28 @@ class Ledger:
 
     def saved_usd(self) -> float | None:
         """Return the expected cost of the full run less all that was spent; None if unknown or not stopped."""
-        cost, full, prices = self.cost(), self.costs.full_tokens, self.costs.prices
-        if not self.stop.acted or full is None or cost is None or prices is None:
+        priced, cost, full, prices = self.priced_calls(), self.cost(), self.costs.full_tokens, self.costs.prices
+        if not self.stop.acted or full is None or priced is None or cost is None or prices is None:
             return None
-        prompts = [
-            one.prompt_usd
-            for call, one in self._call_costs()
-            if one is not None and call.began and call.purpose in ("main", "sample")
-        ]
+        prompts = [one.prompt_usd for call, one in priced if call.began and call.purpose in ("main", "sample")]
         if not prompts:
             return None
         prompts_usd = self.request.n_samples * sum(prompts) / len(prompts)
         return prompts_usd + money.remaining_cost(prices, full).total_usd - cost.total_usd
 
     def would_cost_usd(self) -> float | None:
-        cost, prices, pair = self.cost(), self.costs.prices, self.audit.pair_call
-        if self.stop.acted or self.stop.step is None or cost is None or prices is None:
+        priced, cost, prices, pair = self.priced_calls(), self.cost(), self.costs.prices, self.audit.pair_call
+        if self.stop.acted or self.stop.step is None or priced is None or cost is None or prices is None:
             return None
         later = [step for step in self.steps if step.index > self.stop.step]
-        costs = [(call, one) for call, one in self._call_costs() if one is not None]
         if self.request.kind == "samples":
-            drawn = [one for call, one in costs if call.purpose == "sample"]
+            drawn = [one for call, one in priced if call.purpose == "sample"]
             return cost.total_usd - sum(one.total_usd for one in drawn[self.stop.step :])
         if self.costs.closing_usd is None:
             return None
-        probes = [one for call, one in costs if call.purpose == "probe" and call is not pair]
+        probes = [one for call, one in priced if call.purpose == "probe" and call is not pair]
         n_later = sum(step.answer_source == "probe" for step in later)
-        avoided_usd = next((one.total_usd for call, one in costs if call is pair), 0.0)
+        avoided_usd = next((one.total_usd for call, one in priced if call is pair), 0.0)
         avoided_usd += sum(one.total_usd for one in probes[len(probes) - n_later :])
         avoided_usd += money.remaining_cost(prices, sum(step.tokens for step in later)).total_usd
         return cost.total_usd - avoided_usd + self.costs.closing_usd

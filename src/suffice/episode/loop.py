@@ -1,13 +1,23 @@
-"""The core loop: read a step, fold it into signals, call the policy, maybe stop."""
+"""The core loop: read a step, fold it into signals, call the policy, maybe stop. Behind it, the guard of policies."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from suffice.assurance import money
+from suffice.assurance.money import Finish, RunLengths, TransitionCosts
+from suffice.episode.ledger import Ledger
+from suffice.settings import FinishMethod
+from suffice.signals.observe import Observer
 from suffice.types import Decision, Signals, Step
+
+CLOSING_TOKENS = 4  # a line end and a tag in common tokenizers; an approximation that never decides
+STEP_BUDGET_S = 0.05  # of signals and policy together; a usual step takes well under a millisecond
+SLOW_STEPS = 3  # so many over the budget in a row switch signals and policy off
+HANG_S = 0.5  # a single step that takes so long switches them off at once
 
 
 class Decider(Protocol):
@@ -40,3 +50,99 @@ async def run_episode(
             if decision.action == "stop" and may_stop:
                 return StopVerdict(step, signals, decision)
     return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopCost:
+    ledger: Ledger
+    method: FinishMethod | None  # the first to try; None: there is none
+    full_runs: RunLengths | None  # of the route; None: there is none yet
+    hand_overs: TransitionCosts | None
+    skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
+
+    def objection(self, s: Signals) -> str | None:
+        """Return why a stop would cost more than going on, or None. The first None records the stop's expected cost."""
+        prices, full = self.ledger.costs.prices, self.full_runs
+        remaining = full.remaining(s.tokens_used) if full is not None else None
+        if prices is None or full is None or remaining is None or self.method is None:
+            return None
+        known, measured = self.ledger.client_prompt_tokens(), self.hand_overs or TransitionCosts()
+        finish = Finish(
+            method=self.method,
+            prompt_tokens=full.mean_prompt_tokens if known is None else known,
+            thought_tokens=s.tokens_used,
+            answer_tokens=remaining.answer_tokens,
+            overlap_tokens=measured.overlap_tokens,
+            closing_tokens=CLOSING_TOKENS,
+            cached_share=measured.cached_share,
+        )
+        why = money.cost_refusal(prices, finish, remaining.tokens)
+        if why is None and self.ledger.stop.step is None:
+            self.ledger.costs.closing_usd = money.closing_cost(prices, finish).total_usd
+        return why
+
+
+class GuardedPolicy:
+    """Runs signals and policy, in shadow runs too; a failure, a slow step or a costly stop lets the run go on.
+
+    Nothing can interrupt it in the event loop, so once too slow it is switched off.
+    """
+
+    def __init__(
+        self,
+        policy: Decider,
+        needs: tuple[str, ...],
+        ledger: Ledger,
+        monotonic_s: Callable[[], float],
+        *,
+        cost: StopCost | None = None,
+    ) -> None:
+        self._policy, self._needs, self._ledger, self._now_s, self._cost = policy, needs, ledger, monotonic_s, cost
+        self._observer: Observer | None = None
+        self._observed_s = 0.0  # duration of this step's signals
+        self._n_slow = 0
+        self._is_off = False
+
+    def observe(self, step: Step) -> Signals:
+        """Return the step's signals; empty ones if they fail or are off."""
+        if self._is_off:
+            return Signals(step=step.index, tokens_used=0)
+        start_s = self._now_s()
+        try:
+            if self._observer is None:
+                request = self._ledger.request
+                self._observer = Observer(self._needs, request.kind, query=request.query)
+            signals = self._observer.observe(step)
+        except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
+            self._ledger.fail_open("signals")
+            signals = Signals(step=step.index, tokens_used=0)
+        self._observed_s = self._now_s() - start_s
+        return signals
+
+    def decide(self, s: Signals) -> Decision:
+        """Return the policy's decision; `continue` if it fails, is too slow, or its stop costs too much."""
+        if self._is_off:
+            return Decision(action="continue", reason="signals and policy were too slow and are switched off")
+        start_s = self._now_s()
+        try:
+            decision: object = self._apply_cost_guard(self._policy.decide(s), s)
+        except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
+            decision = error
+        if not isinstance(decision, Decision):
+            self._ledger.fail_open("policy")
+            decision = Decision(action="continue", reason=f"the policy failed ({type(decision).__name__})")
+        took_s = self._observed_s + self._now_s() - start_s
+        self._n_slow = self._n_slow + 1 if took_s > STEP_BUDGET_S else 0
+        if took_s > HANG_S or self._n_slow >= SLOW_STEPS:
+            self._is_off = True
+            self._ledger.fail_open("slow")
+        return decision
+
+    def _apply_cost_guard(self, decision: Decision, s: Signals) -> Decision:
+        why = self._cost.objection(s) if self._cost is not None and decision.action == "stop" else None
+        if why is None or self._cost is None:
+            return decision
+        self._cost.skipped()
+        # The run goes on whatever the policy drew, so the propensity is 1.
+        reason = f"{why}; the policy's decision was: {decision.reason}"
+        return replace(decision, action="continue", reason=reason, stop_reason=None, propensity=1.0)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from suffice.episode import vote
-from suffice.episode.guarded_policy import GuardedPolicy
+from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
-from suffice.episode.probe import Vectors
+from suffice.episode.loop import GuardedPolicy
 from suffice.errors import BadRequest
 from suffice.review.items import SourceBuffer
 from suffice.scoring.base import Scorer

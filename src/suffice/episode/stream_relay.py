@@ -1,16 +1,18 @@
-"""Relays one chain of thought to its client frame by frame, unchanged, and passes each frame to the reader."""
+"""Relays one chain of thought to its client, unchanged, passes each frame to the reader, and schedules the probes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState
-from suffice.episode.chunk_parsing import first_choice, note_usage
+from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
+from suffice.episode.extra_calls import Prober, Vectors
 from suffice.episode.ledger import suffice_object
 from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.types import Step
 from suffice.upstream.client import Call
 from suffice.upstream.pattern import TextPattern
 from suffice.upstream.wire import (
@@ -323,7 +325,7 @@ class StreamRelay:
         if is_given(chunk.error):
             state.failed = True
             return frame
-        note_usage(reader.account, chunk.usage)
+        reader.account.note_usage(chunk.usage)
         if state.id is None and chunk.id:
             self._identify(chunk, frame.data)
         choice = first_choice(chunk)
@@ -382,3 +384,92 @@ class StreamRelay:
             delta["content"] = closing + answer
         first["delta"] = delta
         return bool(delta) or choice.finish_reason is not None
+
+
+class ReasoningRun:
+    """Yields the steps of one chain of thought while relaying it, and schedules their probes.
+
+    prober  None: no step is probed, and a step's answer is read from its text
+    drain   every scheduled step is probed, even after the end, as in an audit
+    """
+
+    def __init__(
+        self, relay: StreamRelay, *, prober: Prober | None = None, vectors: Vectors | None = None, drain: bool = False
+    ) -> None:
+        self.relay, self.reader = relay, relay.reader
+        self._prober, self._vectors, self._drain = prober, vectors, drain
+        self._prober_failed = False
+        self._visible: str | None = None
+
+    async def steps(self) -> AsyncGenerator[Step, None]:
+        state = self.reader.state
+        waiting: deque[Checkpoint] = deque()
+        point: Checkpoint | None = None
+        probing: asyncio.Task[Step] | None = None
+        try:
+            # A probe already sent is paid for, so it may finish; the client no longer waits for it.
+            while not state.ended or probing or (self._drain and waiting):
+                if probing is None and waiting and not (state.ended and not self._drain):
+                    point = waiting.popleft()
+                    probing = self._begin_probe(point)
+                    if probing is None:
+                        yield self._build_unprobed_step(point)
+                        continue
+                if probing is None or point is None:
+                    waiting.extend(await self.relay.advance(to_step=True))
+                    continue
+                await self._wait_for_probe_or_read(probing, waiting)
+                if probing.done():
+                    step, probing = self._read_probe(probing, point), None
+                    yield step
+            for left in waiting:
+                yield self._build_unprobed_step(left)  # the run ended before they could be probed
+        finally:
+            if probing is not None:
+                probing.cancel()
+                await asyncio.gather(probing, return_exceptions=True)
+
+    def _begin_probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
+        prober = self._ready_prober()
+        if prober is None and self._vectors is None:
+            return None
+        return asyncio.create_task(self._probe(point, prober))
+
+    async def _probe(self, point: Checkpoint, prober: Prober | None) -> Step:
+        step = self._build_unprobed_step(point) if prober is None else await prober.ask(point)
+        return step if self._vectors is None else await self._vectors.add_to(step)
+
+    def _ready_prober(self) -> Prober | None:
+        try:
+            usable = self._prober is not None and not self._prober_failed and self._prober.ready()
+        except Exception:  # noqa: BLE001 - as for the probe itself
+            self._disable_probes()
+            return None
+        return self._prober if usable else None
+
+    def _disable_probes(self) -> None:
+        self.reader.ledger.fail_open("probe")
+        self._prober_failed = True
+
+    def _build_unprobed_step(self, point: Checkpoint) -> Step:
+        if self._prober is not None:
+            return missing_step(point)
+        step = visible_step(point, self.reader.extract(point.text), self._visible)
+        self._visible = step.answer
+        return step
+
+    def _read_probe(self, probing: asyncio.Task[Step], point: Checkpoint) -> Step:
+        """Return the probed step; a probe that raises leaves it without an answer and is the last one."""
+        try:
+            return probing.result()
+        except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
+            self._disable_probes()
+            return missing_step(point)
+
+    async def _wait_for_probe_or_read(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
+        tasks: set[asyncio.Task[Any]] = {probing}
+        if not self.reader.state.ended:
+            tasks.add(self.relay.begin_read())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if self.relay.has_read:
+            waiting.extend(await self.relay.advance())

@@ -8,23 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from suffice.assurance.money import full_vote_tokens
-from suffice.episode.answer_forcing import Continuer
 from suffice.episode.chain_reader import (
     BUDGET_SLACK_TOKENS,
     ChainReader,
     EngineBudget,
     Segmenter,
-    StepCutter,
     StreamState,
     build_segmenter,
 )
-from suffice.episode.guarded_policy import GuardedPolicy, StopCost
+from suffice.episode.extra_calls import KEPT_CALLS, CallArm, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
-from suffice.episode.loop import run_episode
-from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, ReasoningRun, ask_paired_call
+from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay, data_frame
+from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, StreamRelay, data_frame
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState, is_measured, may_stop
@@ -305,7 +302,7 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
         arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=draw.propensity)
         if draw.arm == 0:
             arm = CallArm(name="full", fields={}, propensity=draw.propensity)
-        await ask_paired_call(job.client, ledger, job.route.scorer, arm, body=job.upstream_body, headers=job.headers)
+        await ask_paired_call(continuer, ledger, job.route.scorer, arm, job.upstream_body)
     except Exception:  # noqa: BLE001 - a failed measurement never costs an answer
         ledger.fail_open("probe")
 
@@ -412,7 +409,7 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
     return fields
 
 
-def _segmenter(job: GovernedRequest) -> StepCutter:
+def _segmenter(job: GovernedRequest) -> Segmenter:
     try:
         return build_segmenter(job.route.settings.steps)
     except Exception:  # noqa: BLE001 - a broken segmenter costs tokens, never an answer

@@ -13,8 +13,8 @@ from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
 from suffice.assurance.money import RunLengths, TransitionCosts
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
+from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
-from suffice.episode.probe import Vectors
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Clients, RequestKey, sign_token

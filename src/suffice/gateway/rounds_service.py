@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from suffice.asgi import ClientGone
-from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
+from suffice.episode.loop import GuardedPolicy
 from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.errors import BadRequest
 from suffice.gateway.auth import ANYONE, Caller, token_header

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from suffice.episode.probe import SITE
+from suffice.episode.extra_calls import SITE
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError
 from suffice.gateway import lifecycle, rounds_service

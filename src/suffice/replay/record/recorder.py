@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from suffice.episode import vote
-from suffice.episode.answer_forcing import Continuer
-from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter
-from suffice.episode.chunk_parsing import entropy_of, first_choice, margin_of
+from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter, first_choice
+from suffice.episode.chunk_parsing import entropy_of, margin_of
+from suffice.episode.extra_calls import Continuer, TrialReply
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.samples import SampleRun, completion_text, sample_refusal
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
@@ -31,9 +31,8 @@ from suffice.settings import Extra, Upstream
 from suffice.signals.folds.wording import Hedges
 from suffice.types import Request, Step
 from suffice.upstream.client import UpstreamClient, governed_headers
-from suffice.upstream.continuation import cut_at
 from suffice.upstream.drivers import CHAT_PATH, thinking_is_off
-from suffice.upstream.wire import DONE_DATA, Frame, TokenLogprob, decode_chunk, encode_json, logprobs_of
+from suffice.upstream.wire import DONE_DATA, Frame, decode_chunk, encode_json, logprobs_of
 
 Retry = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls a function, with retries
 NO_LIMIT = 2**31
@@ -171,31 +170,27 @@ class Recorder:
             raise UpstreamProtocol(f"a chain took longer than {RUN_TIMEOUT_S:g} s") from None
         return RecordedChain(points, reader, account, ledger, tap.logprobs)
 
-    async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> RecordedTrial | None:
+    async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> TrialReply | None:
         if self.recipe.finish is None:
             return None
-        trial: RecordedTrial = await self.retry(lambda: self._ask(continuer, thought, tokens))
+        trial: TrialReply = await self.retry(lambda: self._ask(continuer, thought, tokens))
         return trial
 
-    async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> RecordedTrial:
+    async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> TrialReply:
         method, probe = continuer.second_call, continuer.probe
         if method is None:
             raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
-        trial = RecordedTrial()
         try:
-            async with asyncio.timeout(probe.timeout_s):
-                request = await continuer.prepare(method, thought, purpose="probe", max_tokens=probe.max_tokens)
-                opened = continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
-                async with opened as (reply, account):
-                    async for piece in reply:
-                        trial.text += piece.text
-                        trial.tokens.extend(piece.tokens)
-                    trial.n_tokens = account.completion_tokens
+            return await continuer.ask(
+                method,
+                thought,
+                thought_tokens,
+                purpose="probe",
+                timeout_s=probe.timeout_s,
+                max_tokens=probe.max_tokens,
+            )
         except TimeoutError:
             raise UpstreamProtocol(f"a trial answer took longer than {probe.timeout_s:g} s") from None
-        trial.has_prefix = bool(request.answer_prefix)
-        trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
-        return trial
 
     def _is_right(self, answer: str | None, question: QuestionLine) -> bool:
         return self.scorer.match(answer, self.scorer.normalise(question.gold) or question.gold)
@@ -209,7 +204,7 @@ class Recorder:
         *,
         logprob: float | None,
         probed: bool = False,
-        trial: RecordedTrial | None = None,
+        trial: TrialReply | None = None,
     ) -> StepRow:
         answer = answer if trial is None else self.scorer.extract(trial.text)
         marks = Hedges()
@@ -226,7 +221,7 @@ class Recorder:
             logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
             margin=None if first is None else _round(margin_of(first)),
             # After an answer prefix, the answer's first token is not the first after the reasoning.
-            closed_entropy=None if trial is None or trial.has_prefix else entropy,
+            closed_entropy=None if trial is None or trial.request.answer_prefix else entropy,
             hedges=int(marks.values()["hedges"] or 0),
             text=text,
         )
@@ -288,14 +283,6 @@ class RecordedChain:
     account: CallAccount
     ledger: Ledger
     logprobs: Sequence[float]  # of all generated tokens, in order; shorter or empty where not reported
-
-
-@dataclass(slots=True)
-class RecordedTrial:
-    text: str = ""
-    tokens: list[TokenLogprob] = field(default_factory=list)
-    n_tokens: int = 0
-    has_prefix: bool = False  # the answer was started by our prefix
 
 
 class Tap(Delivery):

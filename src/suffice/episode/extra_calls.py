@@ -1,0 +1,376 @@
+"""Extra calls beside a run: continuations, trial answers, an audit's paired call, vectors of drafts.
+
+A thought is closed for a stop and for a probe by the same request, so a trial answer predicts the real one. A failed
+probe never stops a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from suffice.episode.chain_reader import Checkpoint, missing_step
+from suffice.episode.chunk_parsing import Piece, entropy_of, margin_of, pieces
+from suffice.episode.ledger import CallAccount, Ledger
+from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol
+from suffice.scoring.base import Scorer
+from suffice.settings import FinishMethod, Probe
+from suffice.signals.folds.wording import Embedder
+from suffice.types import Purpose, Step
+from suffice.upstream.client import Headers, UpstreamClient, governed_headers
+from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at, write_prompt
+from suffice.upstream.drivers import CHAT_PATH, DRIVERS, find_verdict, merge_fields, thinking_is_off
+from suffice.upstream.wire import TokenLogprob, encode_json
+
+CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
+CONTROL_TIMEOUT_S = 2.0
+TEMPLATE_TIMEOUT_S = 5.0
+FINISH_TIMEOUT_S = 60.0  # of a whole finish that is requested for the record only
+PAIR_TIMEOUT_S = 600.0  # of a whole second run
+KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
+SITE = "embedder"  # the degraded site of a run whose drafts were compared by words because vectors were missing
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReply:
+    """The reply to a request that closes a thought."""
+
+    request: Continuation
+    pieces: list[Piece]
+    n_tokens: int  # generated for this reply
+
+    @property
+    def text(self) -> str:
+        text = "".join(piece.text for piece in self.pieces)
+        return self.request.answer_prefix + cut_at(text, self.request.stop)
+
+    @property
+    def tokens(self) -> list[TokenLogprob]:
+        return [token for piece in self.pieces for token in piece.tokens]
+
+
+class Continuer:
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        probe: Probe,
+        max_extra_calls: int,
+        body: Mapping[str, Any],
+        headers: Headers,
+        ledger: Ledger,
+    ) -> None:
+        self.client, self.settings, self.facts = client, client.settings, DRIVERS[client.settings.driver]
+        self.probe, self._body, self._headers = probe, body, list(headers)
+        self._ledger, self._max_extra_calls = ledger, max_extra_calls
+        self._prompt: Prompt | None = None
+        # Whether the running thought is in the content. A server that separates it does so in a second
+        # call too, and no content begins inside a thought, whatever the template opens.
+        self.thinks_inline: Callable[[], bool] = lambda: True
+
+    @property
+    def methods(self) -> tuple[FinishMethod, ...]:
+        """Ways to finish, best first; empty if this upstream offers none, so that nothing can be stopped."""
+        return self.settings.finish or self.facts.methods
+
+    @property
+    def second_call(self) -> FinishMethod | None:
+        """The method that sends the thought so far in a second request; probes need one."""
+        return next((m for m in self.methods if m != "native"), None)
+
+    @property
+    def has_free_slot(self) -> bool:
+        return self.client.n_open < self.settings.slots
+
+    def may_call(self, *, keep: int) -> bool:
+        """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
+        return self._ledger.n_extra_calls + keep < self._max_extra_calls
+
+    def probe_refusal(self, *, keep: int) -> str | None:
+        return self.client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
+
+    async def end_reasoning(self, completion_id: str) -> bool:
+        """End the running thought in place by llama.cpp's control endpoint; return True if it confirms."""
+        fields = {"id": completion_id, "action": "reasoning_end"}
+        try:
+            return bool(await self._ask("/v1/chat/completions/control", fields, "success", CONTROL_TIMEOUT_S))
+        except UpstreamProtocol:
+            return False
+
+    async def prompt(self, *, text: bool) -> Prompt | None:
+        """Return the rendered prompt and its token count; without `text`, maybe only the count. Raise UpstreamError."""
+        if self._prompt is None or (text and self._prompt.text is None):
+            self._prompt = await self._render_prompt(text=text)
+        return self._prompt
+
+    async def _render_prompt(self, *, text: bool) -> Prompt | None:
+        if self.settings.template is not None:
+            return await self._own_prompt()
+        wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+        fields = {k: self._body[k] for k in wanted if k in self._body}
+        if self.facts.writes_prompt == "apply-template":
+            prompt = await self._ask("/apply-template", fields, "prompt")
+            if not isinstance(prompt, str):
+                raise UpstreamProtocol("/apply-template: the upstream returned no prompt")
+            whole = {"content": prompt, "add_special": True, "parse_special": True}
+            tokens = await self._ask("/tokenize", whole, "tokens")
+            return Prompt(text=prompt, n_tokens=len(tokens) if isinstance(tokens, list) else None)
+        if self.facts.writes_prompt == "tokenize":
+            fields.pop("reasoning_effort", None)
+            return await self._vllm_prompt(fields, text=text)
+        return None
+
+    async def _vllm_prompt(self, fields: dict[str, Any], *, text: bool) -> Prompt:
+        """Use `/detokenize`: `return_token_strs` would write spaces and bytes in the tokenizer's own symbols."""
+        model = {"model": self._body.get("model")}
+        tokens = await self._ask("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
+        if not isinstance(tokens, list):
+            raise UpstreamProtocol("/tokenize: the upstream returned no tokens")
+        written = await self._ask("/detokenize", model | {"tokens": tokens}, "prompt") if text else None
+        if text and not isinstance(written, str):
+            raise UpstreamProtocol("/detokenize: the upstream returned no prompt")
+        return Prompt(text=written, n_tokens=len(tokens))
+
+    async def _own_prompt(self) -> Prompt:
+        assert self.settings.template is not None
+        try:
+            text = write_prompt(self.settings.template, self._body["messages"])
+        except ValueError as error:
+            raise UpstreamProtocol(str(error)) from None
+        count = None
+        if self.facts.counts_prompts:
+            fields = {"model": self._body.get("model"), "prompt": text, "add_special_tokens": False}
+            with suppress(UpstreamError):
+                count = await self._ask("/tokenize", fields, "count")
+        return Prompt(text=text, n_tokens=count if isinstance(count, int) else None)
+
+    async def _ask(self, path: str, fields: Mapping[str, Any], key: str, timeout_s: float = TEMPLATE_TIMEOUT_S) -> Any:
+        body = encode_json(fields)
+        status, answer, _ = await self.client.fetch(path, body, self._headers, timeout_s=timeout_s)
+        if status != 200:
+            raise UpstreamProtocol(f"{path}: the upstream answered {status}")
+        try:
+            return msgspec.json.decode(answer).get(key)
+        except (msgspec.DecodeError, AttributeError):
+            raise UpstreamProtocol(f"{path}: the upstream's answer is not a JSON object") from None
+
+    async def prepare(
+        self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
+    ) -> Continuation:
+        """Build the request that answers after `thought`. Raise UpstreamError if the upstream cannot serve it."""
+        prompt = await self.prompt(text=True) if method == "raw" else None
+        if method == "raw" and prompt is None:
+            raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} cannot render a chat template")
+        try:
+            request = build_continuation(
+                method,
+                self._body,
+                thought,
+                upstream=self.settings,
+                probe=self.probe,
+                prompt=prompt,
+                max_tokens=max_tokens,
+                trial=purpose == "probe",
+            )
+        except ValueError as error:
+            raise UpstreamProtocol(str(error)) from None
+        if find_verdict(self.client.findings, "stream_usage") == "no":
+            del request.body["stream_options"]  # as for the client's own call
+        return replace(request, opened=request.opened and self.thinks_inline())
+
+    @asynccontextmanager
+    async def open(
+        self, request: Continuation, *, thought_tokens: int, purpose: Purpose
+    ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
+        """Send a request; yield its pieces and its account.
+
+        Raise UpstreamError, or UpstreamBusy for a probe without room.
+        """
+        account = CallAccount(purpose)
+        account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)
+        account.is_open = True
+        is_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
+        path = request.path.removeprefix("/beta") if is_beta else request.path
+        async with AsyncExitStack() as stack:
+            may_be_refused = purpose == "probe"
+            stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=may_be_refused))
+            stack.callback(setattr, account, "is_open", False)
+            self._ledger.calls.append(account)
+            headers = governed_headers(self._headers, nth=len(self._ledger.calls))
+            call = await stack.enter_async_context(
+                self.client.open(path, encode_json(request.body), headers, extra=True)
+            )
+            self._ledger.extra.n_refused += call.asks_for_less
+            if call.status != 200 or call.content_type != "text/event-stream":
+                answer = f"{call.status} {call.content_type}"
+                raise UpstreamProtocol(f"{request.path}: the upstream answered {answer} to a continuation")
+            account.began = True
+            tags = (self.settings.think_open, self.settings.think_close)
+            reply = pieces(call, account, tags=tags, prefill=request.prefill, opened=request.opened)
+            async with aclosing(reply):
+                yield reply, account
+
+    async def ask(
+        self,
+        method: FinishMethod,
+        thought: str,
+        thought_tokens: int,
+        *,
+        purpose: Purpose,
+        timeout_s: float,
+        max_tokens: int | None,
+    ) -> TrialReply:
+        """Read a whole reply, for the record or as a trial answer. Raise UpstreamError and TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            request = await self.prepare(method, thought, purpose=purpose, max_tokens=max_tokens)
+            async with self.open(request, thought_tokens=thought_tokens, purpose="probe") as (reply, account):
+                return TrialReply(request, [piece async for piece in reply], account.completion_tokens)
+
+
+class Prober:
+    def __init__(self, continuer: Continuer, scorer: Scorer, ledger: Ledger) -> None:
+        self._continuer, self._scorer, self._ledger = continuer, scorer, ledger
+
+    def ready(self) -> bool:
+        """Return whether there is a way to probe and another call is allowed; otherwise the step has no answer."""
+        if self._continuer.second_call is None:
+            return False
+        reason = self._continuer.probe_refusal(keep=KEPT_CALLS)
+        if reason is not None:
+            self._ledger.extra.skipped[reason] += 1
+        return reason is None
+
+    async def ask(self, point: Checkpoint) -> Step:
+        reply = await self._fetch_trial(point.prefix, point.tokens_used)
+        if reply is None:
+            return missing_step(point)
+        firsts = [piece.tokens[0] for piece in reply.pieces if piece.tokens]
+        entropy = next((known for first in firsts if (known := entropy_of(first.top)) is not None), None)
+        return Step(
+            index=point.index,
+            tokens=point.tokens,
+            answer=self._scorer.extract(reply.text),
+            answer_source="probe",
+            logprobs=tuple(token.logprob for token in reply.tokens),
+            entropy=entropy,
+            margin=margin_of(firsts[0]) if firsts else None,
+            # After words of ours the answer's first token is not the first after the closed thought.
+            closed_entropy=None if reply.request.answer_prefix else entropy,
+            text=point.text,
+            probe_tokens=reply.n_tokens,
+        )
+
+    async def answer_to(self, thought: str, tokens: int) -> str | None:
+        """Return the normalised answer after a finished thought of `tokens` tokens; None if there is none."""
+        reply = await self._fetch_trial(thought, tokens)
+        return None if reply is None else self._ledger.extract(self._scorer, reply.text)
+
+    async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
+        """Request a whole finish after a step, for the record: what a stop there would have delivered."""
+        if not self._continuer.may_call(keep=0):
+            return
+        reply = await self._fetch_reply(
+            thought, tokens, purpose="continuation", timeout_s=FINISH_TIMEOUT_S, max_tokens=max_tokens
+        )
+        if reply is not None:
+            self._ledger.audit.finish_step = step
+            self._ledger.audit.finish_answer = self._scorer.extract(reply.text)
+
+    async def _fetch_trial(self, thought: str, tokens: int) -> TrialReply | None:
+        probe = self._continuer.probe
+        return await self._fetch_reply(
+            thought, tokens, purpose="probe", timeout_s=probe.timeout_s, max_tokens=probe.max_tokens
+        )
+
+    async def _fetch_reply(
+        self, thought: str, tokens: int, *, purpose: Purpose, timeout_s: float, max_tokens: int | None
+    ) -> TrialReply | None:
+        method = self._continuer.second_call
+        if method is None:
+            return None
+        try:
+            return await self._continuer.ask(
+                method, thought, tokens, purpose=purpose, timeout_s=timeout_s, max_tokens=max_tokens
+            )
+        except UpstreamBusy as busy:  # other requests took the room while this one was prepared
+            self._ledger.extra.skipped[busy.reason] += 1
+        except (UpstreamError, TimeoutError):
+            self._ledger.fail_open("probe")
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallArm:
+    name: str  # "effort=low", "budget_tokens=512"; "full": no change
+    fields: Mapping[str, Any]  # upstream fields added to the client's own
+    propensity: float
+
+
+async def ask_paired_call(
+    continuer: Continuer, ledger: Ledger, scorer: Scorer, arm: CallArm, client_body: Mapping[str, Any]
+) -> None:
+    """In an audit, send the client's question once more with an arm, for the record only.
+
+    If an upstream's thought cannot be cut, only effort or budget can be chosen, and no single run shows what they lose.
+    The client has its full answer by then; the call is sent now or not at all. A call that was sent and failed is
+    recorded without an answer, which counts against the arm.
+    """
+    audit, n_before, body = ledger.audit, len(ledger.calls), merge_fields(client_body, arm.fields)
+    opened = continuer.settings.think_opened and not thinking_is_off(body)
+    request = Continuation(path=CHAT_PATH, body=body, opened=opened)
+    try:
+        async with (
+            asyncio.timeout(PAIR_TIMEOUT_S),
+            continuer.open(request, thought_tokens=0, purpose="probe") as (reply, _),
+        ):
+            text = "".join([piece.text async for piece in reply])
+        audit.pair_answer = scorer.extract(text)
+    except UpstreamBusy as busy:
+        ledger.extra.skipped[busy.reason] += 1
+    except (UpstreamError, TimeoutError):
+        ledger.fail_open("probe")
+    finally:
+        if len(ledger.calls) > n_before:  # it was sent
+            audit.pair_call, audit.pair_arm, audit.pair_propensity = ledger.calls[n_before], arm.name, arm.propensity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vectors:
+    embedder: Embedder
+    ledger: Ledger
+    max_calls: int  # extra calls of the run, those of other kinds included
+    keep: int = 0  # calls to leave for what may have to follow
+
+    async def of(self, text: str) -> tuple[float, ...]:
+        """Return the vector of a draft; () if there is none, in which case words are compared."""
+        if not text.strip():
+            return ()
+        try:
+            return self.embedder.recall(text) or await self._embed(text)
+        except Exception:  # noqa: BLE001 - a broken embedder costs a vector, never an answer
+            self.ledger.fail_open(SITE)
+            return ()
+
+    async def add_to(self, step: Step) -> Step:
+        """Return the step with the vector of its text, or of its answer if it has no text."""
+        vector = await self.of(step.text or step.answer or "")
+        return replace(step, vector=vector) if vector else step
+
+    async def _embed(self, text: str) -> tuple[float, ...]:
+        if self.embedder.rests:
+            self.ledger.extra.skipped["embedder_down"] += 1
+            self.ledger.fail_open(SITE)
+            return ()
+        if self.ledger.n_extra_calls + self.keep >= self.max_calls:
+            self.ledger.extra.skipped["max_extra_calls"] += 1
+            return ()
+        self.ledger.extra.n_embeddings += 1
+        (vector,) = await self.embedder.embed([text])
+        if vector is None:
+            self.ledger.fail_open(SITE)
+        return vector or ()
