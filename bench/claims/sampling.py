@@ -48,6 +48,7 @@ from suffice.store.database.views import EpisodeWithLabels, open_reader, read_ep
 from suffice.store.routes import rollups
 from suffice.store.routes.windows import counted_cells, newest_rates
 from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.sums import NO_SUMS
 from suffice.telemetry import Metrics
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
@@ -301,7 +302,7 @@ def log_of(
     cost.n_bytes = sum(path.stat().st_size for path in folder.glob("log.db*"))
     with open_reader(database) as connection:
         cost.n_rows = int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
-        sums = rollups.read_rollups(connection, ()).get((), rollups.NOTHING)
+        sums = rollups.read_rollups(connection, ()).get((), NO_SUMS)
     assert sums.n_requests == n == report.n_requests, "counts are exact"
     right, marked = sums.stopped_marks
     between = wilson(right, marked, 0.95)

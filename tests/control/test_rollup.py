@@ -20,9 +20,9 @@ from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.rollups import RollupKey, RollupSums
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring import open_worker
 from tests.control.made import run
@@ -51,12 +51,12 @@ def summed(folder: Path) -> RollupSums:
     with open_worker(settings_for(folder), learning=False) as here:
         assert here.once("rollup") is not None
     with open_reader(folder / "log.db") as connection:
-        return rollups.read_rollups(connection, ()).get((), rollups.NOTHING)
+        return rollups.read_rollups(connection, ()).get((), NO_SUMS)
 
 
 def straight(folder: Path) -> RollupSums:
     """The same, from every whole run of the log with all of its labels."""
-    total = rollups.NOTHING
+    total = NO_SUMS
     match = lambda answer, gold: answer == gold
     for item in read_episodes(folder / "log.db"):
         total = total.plus(added_by(item, match))
@@ -103,7 +103,7 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
     tmp_path_factory: pytest.TempPathFactory, events: list[Event], cuts: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("log")
-    begin, found = 0, rollups.NOTHING
+    begin, found = 0, NO_SUMS
     for end in [*sorted(cuts), len(events)]:
         write(folder, events[begin:end])
         begin = max(begin, end)
@@ -114,7 +114,7 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
             hours: dict[tuple[str | int, ...], RollupSums] = {}
             days = rollups.read_rollups(connection, by)
             for key, one in rollups.read_rollups(connection, (*by, "hour")).items():
-                hours[key[0],] = hours.get((key[0],), rollups.NOTHING).plus(one)
+                hours[key[0],] = hours.get((key[0],), NO_SUMS).plus(one)
             assert {key: astuple(one) for key, one in days.items()} == {
                 key: pytest.approx(astuple(one)) for key, one in hours.items()
             }

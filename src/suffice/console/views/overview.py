@@ -21,8 +21,9 @@ from suffice.store.database.views import LogReader, has_requests, newest_request
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_phases
-from suffice.store.routes.rollups import DAY_HOURS, ReadTo, RollupSums
+from suffice.store.routes.rollups import DAY_HOURS, ReadTo
 from suffice.store.routes.windows import newest_forecast
+from suffice.store.rows.sums import NO_SUMS, RollupSums
 
 RATE_DAYS: Final = 7  # over which the rate of audits is averaged
 
@@ -80,8 +81,8 @@ def route_states(view: LogView, window: TimeRange) -> tuple[RouteState, ...]:
             phases.get(name) or phase_of(NOTHING, attended=attended),
             promises,
             tallies.get(name),
-            sums.get(name, rollups.NOTHING),
-            recent.get(name, rollups.NOTHING),
+            sums.get(name, NO_SUMS),
+            recent.get(name, NO_SUMS),
         )
         for name in dict.fromkeys([*view.settings.routes, *sorted(sums)])
     )
@@ -260,7 +261,7 @@ class Overview(ViewRecord, frozen=True):
 def overview(view: ViewContext) -> Overview:
     window, log, alerts = view.window, view.connection, latest_alerts(view)
     states, tallies, read_to = route_states(view, window), rollups.read_tallies(log).values(), rollups.read_to(log)
-    total = rollups.NOTHING
+    total = NO_SUMS
     for one in states:
         total = total.plus(one.sums)
     measured = [one for one in states if one.budget_used is not None]

@@ -18,10 +18,10 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
-from suffice.store.routes.rollups import RollupSums
 from suffice.store.routes.windows import newest_forecast, newest_proposal, recent_alerts, recent_forecasts
 from suffice.store.rows.events import Event, kind_of
 from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.sums import RollupSums
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 MOST_DECISIONS: Final = 200

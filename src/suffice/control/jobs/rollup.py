@@ -20,21 +20,16 @@ from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLab
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import (
     HOUR_S,
-    NOTHING,
     Change,
-    LabelChange,
-    RollupKey,
-    RollupSums,
     RouteScorer,
-    RunEnd,
-    UnwrittenLabel,
+    RunChange,
     UnwrittenRequests,
-    change_route,
     first_about,
     fold_changes,
     measure_governed_run,
     read_stretch,
 )
+from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
 from suffice.types import Outcome
 
@@ -85,8 +80,8 @@ class Rollup(LogJob):
         sums = dict[RollupKey, RollupSums]()
         for change in stretch.changes:
             for key, part, sign in self._bookings(change):
-                sums[key] = sums.get(key, NOTHING).plus(part, sign=sign)
-        tallies = rollups.read_tallies(log, {change_route(change) for change in stretch.changes})
+                sums[key] = sums.get(key, NO_SUMS).plus(part, sign=sign)
+        tallies = rollups.read_tallies(log, {change.route for change in stretch.changes})
         fold_changes(tallies, stretch.changes, self._scoring)
         # There are no more such rows up to `to.last`, the end of the log before they were read.
         until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
@@ -106,27 +101,16 @@ class Rollup(LogJob):
                 return
 
     def _bookings(self, change: Change) -> Iterator[Booking]:
-        if isinstance(change, RunEnd):
-            yield self._of_run(change.item, change.at_s, 1)
-        elif isinstance(change, LabelChange):
-            yield self._of_run(change.before, change.at_s, -1)
-            yield self._of_run(change.after, change.at_s, 1)
-        elif isinstance(change, UnwrittenRequests):
+        if isinstance(change, UnwrittenRequests):
             for cell in change.event.cells:
-                key = self._key(change.event.route, cell.query_class, cell.version, change.at_s)
-                yield key, added_by_cell(cell), 1
-        elif isinstance(change, UnwrittenLabel):
-            about = change.about
-            key = self._key(about.route, about.query_class, about.policy_version, about.ended_at_s)
-            for sign, item in ((-1, change.before), (1, change.after)):
-                if first_about(item.labels) is not None:  # the run itself is counted already
-                    run = measure_governed_run(item, self._match(about.route))
-                    yield key, _marked(run, 1.0).plus(_rated(run, item.labels, 1.0)), sign
-
-    def _of_run(self, item: EpisodeWithLabels, at_s: float, sign: int) -> Booking:
-        request = item.episode.request
-        key = self._key(request.route, class_of(request.query), request.policy_version, at_s)
-        return key, added_by(item, self._match(request.route)), sign
+                yield self._key(change.route, cell.query_class, cell.version, change.at_s), added_by_cell(cell), 1
+        elif isinstance(change, RunChange):
+            request, match = change.after.episode.request, self._match(change.route)
+            key = self._key(request.route, class_of(request.query), request.policy_version, change.at_s)
+            adds = added_by if change.is_written else added_by_labels
+            if change.before is not None:
+                yield key, adds(change.before, match), -1
+            yield key, adds(change.after, match), 1
 
     def _key(self, route: str, query_class: str, version: str, at_s: float) -> RollupKey:
         assert self._classes is not None
@@ -178,7 +162,14 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
         return everyone
     run = measure_governed_run(item, match)
     weight = 1.0 if first_about(item.labels) is not None else weight_of(request, outcome)
-    return everyone.plus(_governed(run, outcome)).plus(_marked(run, weight)).plus(_rated(run, item.labels, weight))
+    return everyone.plus(_governed(run, outcome)).plus(_labelled(run, item.labels, weight))
+
+
+def added_by_labels(item: EpisodeWithLabels, match: Match) -> RollupSums:
+    """What the labels of a run without rows add: the run itself is counted already."""
+    if first_about(item.labels) is None:
+        return NO_SUMS
+    return _labelled(measure_governed_run(item, match), item.labels, 1.0)
 
 
 def added_by_cell(cell: UnloggedRequests) -> RollupSums:
@@ -203,9 +194,13 @@ def added_by_cell(cell: UnloggedRequests) -> RollupSums:
     )
 
 
+def _labelled(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
+    return _marked(run, weight).plus(_rated(run, labels, weight))
+
+
 def _marked(run: RunNumbers, weight: float) -> RollupSums:
     if run.correct is None:
-        return NOTHING
+        return NO_SUMS
     right, excess, live = int(run.correct), weight * weight - weight, run.enforce and not run.audit
     return RollupSums(
         n_full_marked=int(run.full),
@@ -245,10 +240,10 @@ def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
 
 
 def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
-    ratings = (satisfaction_of(label.feedback) for label in sorted(labels, key=lambda label: label.seq))
-    latest = next((one for one in reversed(list(ratings)) if one is not None), None)
+    newest_first = sorted(labels, key=lambda label: label.seq, reverse=True)
+    latest = next((one for one in (satisfaction_of(label.feedback) for label in newest_first) if one is not None), None)
     if latest is None:
-        return NOTHING
+        return NO_SUMS
     return RollupSums(
         n_full_rated=int(run.full),
         full_rated=latest if run.full else 0.0,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Final
 
 from suffice.errors import StoreError
+from suffice.store.rows.sums import RollupSums
 
 APPLICATION_ID: Final = 0x53554646  # "SUFF": marks our files
 VERSION: Final = 14  # of the schema below; a log of another version is refused
@@ -71,16 +73,8 @@ _FEEDBACK = (
     "response_id correct gold answer rating thumbs comment source reason metrics satisfaction event user sender"
     " propensity door asked_for"
 )
-_SUMS = (
-    "n_requests n_governed n_failed n_degraded n_stopped n_full n_audits n_disagreeing n_pending n_lost"
-    " n_gained n_full_marked n_full_right n_stopped_marked n_stopped_right n_live_marked n_live_right"
-    " n_full_counted full_tokens n_live_counted live_tokens whole_tokens would_tokens saved_tokens"
-    " prompt_tokens completion_tokens overhead_tokens n_priced cost_usd:REAL overhead_usd:REAL"
-    " saved_usd:REAL would_save_usd:REAL n_full_rated full_rated:REAL n_stopped_rated stopped_rated:REAL"
-    " duration_s:REAL stopped_marked_excess:REAL live_marked_excess:REAL"
-)
 _SUM_COLUMNS = ", ".join(
-    f"{name} {form or 'INTEGER'} NOT NULL" for name, _, form in (word.partition(":") for word in _SUMS.split())
+    f"{field.name} {'REAL' if isinstance(field.default, float) else 'INTEGER'} NOT NULL" for field in fields(RollupSums)
 )
 _KIND_INDEXES = "\n    ".join(
     f"CREATE INDEX {name} ON events (seq) WHERE {kinds_in(kinds)};" for name, kinds in INDEXED_KINDS.items()
