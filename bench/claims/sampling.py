@@ -44,10 +44,10 @@ from suffice.rollout.assign import AuditAssignment, assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, newest_event, open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.windows import counted_cells, newest_rates
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.routes.windows import counted_cells
+from suffice.store.rows.records import FeedbackEvent, RowRates
 from suffice.store.rows.sums import NO_SUMS
 from suffice.telemetry import Metrics
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
@@ -289,7 +289,7 @@ def log_of(
                 _label(gw, chunk)
             with cost.spent_on("sums_s"):
                 worker.round()
-            found = newest_rates(database, ROUTE)
+            found = newest_event(database, RowRates, route=ROUTE)
             sampling.rates = {} if found is None else {ROUTE: found}
         lifecycle.write_counts(gw, all_of_them=True)
         assert log.drain(30)

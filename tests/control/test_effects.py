@@ -19,7 +19,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.deciding import add_review, lease_next, read_reviews, submit_verdict
 from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.windows import read_requested_labels
+from suffice.store.routes.windows import label_requests
 from suffice.types import Outcome
 from suffice.wiring import open_worker
 from tests.control.made import CONTROL, ROUTE, WINDOW, traffic
@@ -68,7 +68,7 @@ def submitted(writer: Decisions, said: VerdictForm) -> Submission:
 
 def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> None:
     with open_reader(folder / "log.db") as connection:
-        assert read_requested_labels(connection, "r")
+        assert set(label_requests(connection, "r"))
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         lease = lease_next(writer, "ann", now_s=Clock().now_s)
         assert lease is not None

@@ -18,10 +18,9 @@ from suffice.control.jobs.base import Worker
 from suffice.learn.version import FoldedVersion
 from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import newest_event, open_reader
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
-from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication
@@ -96,7 +95,7 @@ class Route:
 
     @property
     def proposal(self) -> ProposedVersion:
-        found = newest_proposal(self.log, "r")
+        found = newest_event(self.log, ProposedVersion, route="r")
         assert found is not None
         return found
 
@@ -227,6 +226,6 @@ def test_a_job_tries_what_is_better_only_where_its_owner_lets_it(certified: Path
         with open_worker(settings_of(folder, automatic=automatic)) as here:
             said = once(here, "retrain")
         begun = read_rollouts(folder / "log.db")
-        verdict = newest_proposal(folder / "log.db", "r")
+        verdict = newest_event(folder / "log.db", ProposedVersion, route="r")
         assert verdict is not None
         assert bool(begun) == (automatic and verdict.verdict == "better"), said

@@ -18,7 +18,7 @@ from suffice.control.evidence.feedback import Ratings, feedback_of, measures
 from suffice.control.jobs.monitor import RouteWatch, WatchContext
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
-from suffice.store.routes.windows import newest_forecast
+from suffice.store.database.views import newest_event
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import Metrics
@@ -178,7 +178,7 @@ def test_the_effect_stands_in_status_with_its_interval_and_who_spoke(disliked: t
 
 def test_metrics_have_the_effect_and_both_means(disliked: tuple[Path, Settings]) -> None:
     folder, _ = disliked
-    outlook, metrics = newest_forecast(folder / "log.db", "r"), Metrics()
+    outlook, metrics = newest_event(folder / "log.db", RouteForecast, route="r"), Metrics()
     assert outlook is not None
     assert outlook.satisfaction is not None
     effect, full = outlook.satisfaction.effect, outlook.satisfaction.full
@@ -250,6 +250,6 @@ def test_a_route_without_a_floor_still_shows_what_people_say(tmp_path: Path) -> 
     found = settings_for(tmp_path)
     with open_worker(found) as here:
         here.once("monitor")
-    outlook = newest_forecast(tmp_path / "log.db", "r")
+    outlook = newest_event(tmp_path / "log.db", RouteForecast, route="r")
     assert outlook is not None
     assert "no difference is proven" in summarize_effect(outlook)

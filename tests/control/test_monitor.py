@@ -18,8 +18,8 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.views import open_reader, read_events
-from suffice.store.routes.windows import job_history, newest_forecast, recent_alerts
+from suffice.store.database.views import newest_event, newest_events, open_reader, read_events
+from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
@@ -70,7 +70,7 @@ def folder(certified: Path, tmp_path: Path) -> Path:
 def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Path) -> None:
     with open_worker(settings_for(folder)) as here:
         report = only(here)
-    outlook = newest_forecast(folder / "log.db", "r")
+    outlook = newest_event(folder / "log.db", RouteForecast, route="r")
     assert outlook is not None
     assert outlook.whole is not None
     assert (report.ok, report.at, outlook.at, outlook.since, outlook.epoch) == (True, 400, 400, 100, 1)
@@ -120,7 +120,7 @@ def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on
     monkeypatch.setattr("suffice.control.jobs.monitor.LOOK_BACK", 250)
     with open_worker(settings_for(folder)) as here:
         assert only(here).at == 400
-    outlook = newest_forecast(folder / "log.db", "r")
+    outlook = newest_event(folder / "log.db", RouteForecast, route="r")
     assert outlook is not None
     assert outlook.whole is not None
     assert (outlook.at, outlook.since, outlook.whole.n_runs) == (400, 250, 150)
@@ -147,7 +147,7 @@ def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise
 def test_metrics_have_the_upper_end_and_the_saving(folder: Path) -> None:
     with open_worker(settings_for(folder)) as here:
         looked(here)
-    outlook, metrics = newest_forecast(folder / "log.db", "r"), Metrics()
+    outlook, metrics = newest_event(folder / "log.db", RouteForecast, route="r"), Metrics()
     assert outlook is not None
     assert outlook.whole is not None
     assert outlook.whole.em_drop is not None
@@ -244,7 +244,10 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
             (report,) = looked(here)
             assert report.ok
     with open_reader(tmp_path / "log.db") as log:
-        alert, outlook = next(iter(recent_alerts(log, "r", 1)), None), newest_forecast(log, "r")
+        alert, outlook = (
+            next(iter(newest_events(log, Alert, 1, route="r")), None),
+            newest_event(log, RouteForecast, route="r"),
+        )
     assert outlook is not None
     if not drifts:
         assert alert is None
@@ -269,4 +272,4 @@ def test_a_route_that_cannot_be_watched_leaves_the_others_alone(folder: Path) ->
         assert [report.route for report in looked(here)] == ["r"], "it is left alone for a while"
     assert reports["r"].ok
     assert not reports["broken"].ok
-    assert newest_forecast(folder / "log.db", "r") is not None
+    assert newest_event(folder / "log.db", RouteForecast, route="r") is not None

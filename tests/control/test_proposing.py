@@ -15,9 +15,8 @@ from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import last_place, open_reader
+from suffice.store.database.views import last_place, newest_event, open_reader
 from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Alarm, Epoch
 from suffice.wiring import open_worker
@@ -34,7 +33,7 @@ def only(here: Worker) -> JobReport:
 
 
 def proposed(folder: Path) -> ProposedVersion:
-    found = newest_proposal(folder / "log.db", "r")
+    found = newest_event(folder / "log.db", ProposedVersion, route="r")
     assert found is not None
     return found
 

@@ -18,12 +18,12 @@ from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.views import open_reader, read_episodes
+from suffice.store.database.views import newest_event, open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RouteScorer, tallies_now
-from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs, newest_rates, requests_since
+from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs, requests_since
 from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Feedback, Query, StepRecord
 from suffice.wiring import open_worker
 from tests.assurance.reports import estimate_route, judge_satisfaction
@@ -278,7 +278,7 @@ def test_the_job_gives_more_rows_to_the_class_of_which_less_is_known(tmp_path: P
     database = write(tmp_path, [*events, counted(1_350, name="even"), counted(1_350, name="wild", number=2)])
     with open_worker(settings_for(tmp_path), learning=False) as here:
         assert here.once("sampling") is not None
-        first = newest_rates(database, "r")
+        first = newest_event(database, RowRates, route="r")
         assert here.once("sampling") is not None
     assert first is not None
     rates = dict(first.after)
@@ -286,7 +286,7 @@ def test_the_job_gives_more_rows_to_the_class_of_which_less_is_known(tmp_path: P
     assert rates["wild"] > 1.5 * rates["even"] >= 1.5 * LEAST_CLASS * share
     assert (rates["wild"] + rates["even"]) / 2 == pytest.approx(share, rel=0.05)
     assert first.sample_rate == 0.2
-    assert newest_rates(database, "r") == first, "nothing is new, so nothing is set"
+    assert newest_event(database, RowRates, route="r") == first, "nothing is new, so nothing is set"
 
 
 @pytest.mark.parametrize("route", [{"sample_rate": 1.0}, {"mode": "observe"}])
@@ -294,4 +294,4 @@ def test_a_route_that_keeps_everything_has_no_rates(tmp_path: Path, route: dict[
     database = write(tmp_path, [*logged(*(live(n, "a") for n in range(50))), counted(2_000)])
     with open_worker(settings_for(tmp_path, **route), learning=False) as here:
         assert here.once("sampling") is not None
-    assert newest_rates(database, "r") is None
+    assert newest_event(database, RowRates, route="r") is None

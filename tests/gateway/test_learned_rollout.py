@@ -16,11 +16,10 @@ from suffice.model.artefact import canonical
 from suffice.rollout import stages
 from suffice.rollout.evidence import Rules, rules_of
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import newest_event, open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import learned_candidate, read_rollouts
-from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Episode
 from suffice.wiring import open_decisions, open_worker
@@ -233,7 +232,7 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         await ask(g, 0, 120)
         await work(g, settings, "certify", "retrain")
         await until(lambda: g.gateway.deployment.routes[0].certified)
-        proposal = newest_proposal(g.database, "r")
+        proposal = newest_event(g.database, ProposedVersion, route="r")
         assert proposal is not None
         with open_decisions(settings) as writer, open_reader(writer.path) as connection:
             one = learned_candidate(

@@ -36,7 +36,7 @@ from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import CachedReader, LogReader, newest_of
+from suffice.store.database.views import CachedReader, LogReader, newest_event, newest_of
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.deployments import (
     NOTHING,
@@ -50,8 +50,8 @@ from suffice.store.routes.experiments import read_experiments, read_running_expe
 from suffice.store.routes.rollouts import models_of, own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.routes.windows import newest_forecast, newest_place, newest_rates
-from suffice.store.rows.records import VersionRefusal
+from suffice.store.routes.windows import newest_place
+from suffice.store.rows.records import RowRates, VersionRefusal
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once
@@ -147,7 +147,7 @@ class MonitorFeed:
     def read(self, connection: LogReader) -> None:
         with contextlib.suppress(StoreError):
             if self._gw.settings.adapts_rates:
-                rates = {name: newest_rates(connection, name) for name in self._forecasts}
+                rates = {name: newest_event(connection, RowRates, route=name) for name in self._forecasts}
                 self._gw.sampling.rates = {name: one for name, one in rates.items() if one is not None}
             to, self.read_s = read_to(connection), self._gw.monotonic_s()
             if to.seq != self._summed:
@@ -156,7 +156,7 @@ class MonitorFeed:
             for name, (seq, _) in self._forecasts.items():
                 newest = newest_place(connection, name)
                 if newest != seq:
-                    self._forecasts[name] = newest, newest_forecast(connection, name)
+                    self._forecasts[name] = newest, newest_event(connection, RouteForecast, route=name)
 
     def export(self) -> None:
         for name, (_, forecast) in self._forecasts.items():

@@ -32,13 +32,19 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_request, open_reader, read_episodes
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
+    newest_event,
+    newest_request,
+    open_reader,
+    read_episodes,
+)
 from suffice.store.people.deciding import read_reviews
-from suffice.store.people.promises import Promises, newest_switching, read_promises
+from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
 from suffice.store.routes.rollups import RouteScorer, read_to, snapshot, tallies_now
-from suffice.store.routes.windows import newest_forecast, newest_proposal
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.records import KillSwitchState, ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, load_settings, require_log
 from suffice.wiring.keys import good_file, kill_file
@@ -180,7 +186,7 @@ def statuses_of(
         if settings is not None:
             killed = switch_reason(kill_file(settings)) is not None
         else:
-            killed = (switching := newest_switching(connection)) is not None and switching.on
+            killed = (switching := newest_event(connection, KillSwitchState)) is not None and switching.on
         promises = read_promises(connection, now_s=now_s, killed=killed)
         phases = read_phases(connection, promises.decided, attended=is_attended(connection, database))
         held = read_held(connection, promises.holds, now_s=now_s)
@@ -240,7 +246,7 @@ def _status(
         phase = None  # only a pause by a person: no control loop
     elif phase is None and certifies:
         phase = phase_of(NOTHING)
-    forecast, refused, pairs = newest_forecast(connection, name), None, None
+    forecast, refused, pairs = newest_event(connection, RouteForecast, route=name), None, None
     if configured is None:
         promise = _promise_without_settings(name, newest.mode, promises)
     else:
@@ -268,7 +274,7 @@ def _status(
         certifies=certifies,
         control=phase,
         outlook=forecast,
-        proposal=newest_proposal(connection, name),
+        proposal=newest_event(connection, ProposedVersion, route=name),
         promise=promise.sentence,
         promise_state=promise.state,
         pairs=pairs,

@@ -17,12 +17,11 @@ from suffice.sanitize import plural
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
-from suffice.store.database.views import LogReader, has_requests, newest_request
+from suffice.store.database.views import LogReader, has_requests, newest_event, newest_request
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import NOTHING, Phase, phase_of, read_phases
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo
-from suffice.store.routes.windows import newest_forecast
 from suffice.store.rows.sums import NO_SUMS, RollupSums
 
 RATE_DAYS: Final = 7  # over which the rate of audits is averaged
@@ -101,7 +100,7 @@ def _route_state(
     sums: RollupSums,
     recent: RollupSums,
 ) -> RouteState:
-    route, report = view.route(name), newest_forecast(view.connection, name)
+    route, report = view.route(name), newest_event(view.connection, RouteForecast, route=name)
     per_day = recent.n_audits / RATE_DAYS if recent.n_audits else None
     whole = report.whole if report is not None else None
     confidence = route.confidence if route is not None else 0.95

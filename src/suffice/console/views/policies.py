@@ -8,6 +8,7 @@ from typing import Any, Final
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord
 from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Route
+from suffice.store.database.views import newest_event
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.store.routes.rollouts import (
@@ -17,7 +18,6 @@ from suffice.store.routes.rollouts import (
     read_running_rollouts,
     read_serving_version,
 )
-from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication
 
@@ -84,7 +84,7 @@ def _policy_of(
         rollout=read_running_rollouts(rollouts).get(name),
         past=tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST],
         published=tuple(published[:MOST_PUBLICATIONS]),
-        proposal=newest_proposal(view.connection, name),
+        proposal=newest_event(view.connection, ProposedVersion, route=name),
     )
 
 

@@ -8,17 +8,16 @@ from typing import Final, Literal
 
 import msgspec
 
-from suffice.assurance.forecast import Forecast, RouteForecast
+from suffice.assurance.forecast import Alert, Forecast, RouteForecast
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.console.context import TimeRange, UnknownNameError, ViewContext, ViewRecord
 from suffice.console.views.overview import Day, RouteState, days_of, forecasts_of, route_states
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader
+from suffice.store.database.views import LogReader, newest_event, newest_events
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
-from suffice.store.routes.windows import newest_forecast, newest_proposal, recent_alerts, recent_forecasts
 from suffice.store.rows.events import Event, kind_of
 from suffice.store.rows.records import ProposedVersion
 from suffice.store.rows.sums import RollupSums
@@ -102,7 +101,7 @@ def route(view: ViewContext) -> RoutePage:
     state = next((one for one in route_states(view, window) if one.name == name), None)
     if state is None:
         raise UnknownNameError(f"route: unknown route {name[:80]!r}")
-    report, proposal = newest_forecast(log, name), newest_proposal(log, name)
+    report, proposal = newest_event(log, RouteForecast, route=name), newest_event(log, ProposedVersion, route=name)
     decisions = decisions_of(log, name, MOST_DECISIONS)
     classes = {one.query_class or "": one for one in report.classes} if report is not None else {}
     versions = {one.version or "": one for one in report.versions} if report is not None else {}
@@ -116,10 +115,10 @@ def route(view: ViewContext) -> RoutePage:
         thresholds=_thresholds(log, decisions),
         classes=_breakdown(view, state, "query_class", classes, report),
         versions=_breakdown(view, state, "version", versions, report),
-        looks=tuple(_monitored(one) for one in recent_forecasts(log, name, MOST_LOOKS)),
+        looks=tuple(_monitored(one) for one in newest_events(log, RouteForecast, MOST_LOOKS, route=name)[::-1]),
         decided=tuple(_decision(stored) for stored in decisions),
         forecasts=forecasts_of(report),
-        alerts=tuple(one.reason for one in recent_alerts(log, name, 20)),
+        alerts=tuple(one.reason for one in newest_events(log, Alert, 20, route=name)),
         likings=report.whole_effects if report is not None else (),
         confidence=report.confidence if report is not None else state.confidence,
     )

@@ -16,7 +16,7 @@ from suffice.settings import Control, Route, Settings
 from suffice.store.database.views import LogReader, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
-from suffice.store.routes.windows import read_requested_labels
+from suffice.store.routes.windows import label_requests
 from suffice.types import LabelRequest
 
 
@@ -53,7 +53,7 @@ class RolloutAssessor:
         self.of_route = of_route
         self.versions = VersionPair(log, held, of_route, control, secret=secret)
         self.gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
-        self.requested = read_requested_labels(log, held.state.route)
+        self.requested = set(label_requests(log, held.state.route))
 
     def see(self, log: LogReader, held: RolloutRun, decided: RouteDeployment, *, now_s: float) -> Assessment:
         """Read new rows and assess the rollout. Raises StoreError."""

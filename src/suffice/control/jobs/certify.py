@@ -26,7 +26,7 @@ from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.routes.deployments import NOTHING_HELD, Holds, RouteDeployment, last_at_s, read_decided, read_holds
-from suffice.store.routes.windows import place_before, read_publications, read_requested_labels, whole_episodes
+from suffice.store.routes.windows import label_requests, place_before, read_publications, whole_episodes
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Epoch, Outcome, Pause, Request, Resumption
 
@@ -119,7 +119,7 @@ def loop_of(context: RouteContext, held: RouteDeployment, log: LogReader) -> Rou
         held,
         expected=[made for _, made in read_publications(log, context.name, epoch=epoch.number)],
         kept=_kept(log, epoch, context.route),
-        requested=read_requested_labels(log, context.name),
+        requested=set(label_requests(log, context.name)),
     )
 
 

@@ -36,9 +36,9 @@ from suffice.learn.version import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import EpisodeWithLabels, LogReader, open_reader
+from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_event, open_reader
 from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.windows import newest_forecast, place_before, requests_since
+from suffice.store.routes.windows import place_before, requests_since
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, Publication, Request
@@ -361,7 +361,7 @@ class Monitor(FoldJob[RouteWatch]):
             feedback=self.settings.feedback,
         )
         watch = RouteWatch(context=context, epoch=held.n_epochs, n=n, seq=since, made=held.publication)
-        before = newest_forecast(log, name)
+        before = newest_event(log, RouteForecast, route=name)
         if before is not None and before.epoch == held.n_epochs:
             watch.alerts, watch.looked_at = before.alerts, before.at
         return watch

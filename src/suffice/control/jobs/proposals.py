@@ -24,15 +24,13 @@ from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
 from suffice.settings import Route
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_event, read_episodes
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
 from suffice.store.routes.windows import (
     counted_cells,
     counts_since,
     drawn_runs,
-    newest_proposal,
-    newest_rates,
     place_before,
     requests_since,
 )
@@ -172,7 +170,7 @@ class Retrain(ProposalJob):
         return "tried from here on, in shadow"
 
     def _due(self, name: str, held: RouteDeployment, log: LogReader) -> Reason | None:
-        before, epoch, alarm = newest_proposal(log, name), held.epoch, held.alarm
+        before, epoch, alarm = newest_event(log, ProposedVersion, route=name), held.epoch, held.alarm
         last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
         n_requests, n_full = counts_since(log, name, last or since(name, held, log))
         n_since_alarm = None
@@ -269,7 +267,7 @@ class SamplingJob(ProposalJob):
         if not seen.n_live:
             return None
         share, sample_rate = seen.shares / seen.n_live, self.settings.sample_rate_of(name)
-        before, even = newest_rates(log, name), live_rate(sample_rate, share)
+        before, even = newest_event(log, RowRates, route=name), live_rate(sample_rate, share)
         rates, was = allocate(seen.strata(), rate=even), Rates(other=even)
         if before is not None and before.sample_rate == sample_rate:
             was = Rates(other=before.other, by_class=before.after)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final
 
+from suffice.assurance.forecast import RouteForecast
 from suffice.control.evidence.run_join import remember
 from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
 from suffice.review.items import ControlDraw, day_number
@@ -33,10 +34,10 @@ from suffice.sanitize import plural
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, find_event
+from suffice.store.database.views import LogReader, find_event, newest_event
 from suffice.store.people.deciding import NO_REVIEWS, Reviews, read_reviews
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.routes.windows import newest_forecast, place_before, read_open_label_requests
+from suffice.store.routes.windows import place_before, read_open_label_requests
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, LabelRequest, Outcome, Request
 
@@ -238,7 +239,7 @@ def harmed_classes(held: RouteDeployment, log: LogReader, name: str, route: Rout
         query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
         for query_class, _ in held.classes
     }
-    forecast = newest_forecast(log, name)
+    forecast = newest_event(log, RouteForecast, route=name)
     for account in () if forecast is None else forecast.classes:
         query_class, drop = account.query_class, account.em_drop
         if query_class is None or not account.known or drop is None or drop.low is None:

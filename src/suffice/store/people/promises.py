@@ -12,13 +12,12 @@ from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guar
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store.database.views import LogReader, LogSource, extracted_answers, newest_event, route_findings
+from suffice.store.database.views import LogReader, LogSource, extracted_answers, route_findings
 from suffice.store.routes.deployments import DeploymentState, Holds, read_decided, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import read_running_experiments as running_experiments
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
-from suffice.store.rows.records import KillSwitchState
 from suffice.types import RouteFindings
 
 
@@ -81,10 +80,6 @@ def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable
 
 def audits_by_class(forecast: RouteForecast | None) -> dict[str, int]:
     return {} if forecast is None else {part.query_class or "": part.n_audits for part in forecast.classes}
-
-
-def newest_switching(connection: LogReader) -> KillSwitchState | None:
-    return newest_event(connection, KillSwitchState)
 
 
 def extracted(

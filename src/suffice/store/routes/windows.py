@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from suffice.assurance.forecast import Alert, RouteForecast
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import (
@@ -19,7 +18,6 @@ from suffice.store.database.views import (
     label_rows,
     last_place,
     locate_event,
-    newest_event,
     newest_events,
     query_number,
     query_rows,
@@ -27,7 +25,7 @@ from suffice.store.database.views import (
     select,
     select_placed,
 )
-from suffice.store.rows.records import ProposedVersion, RequestCount, RowRates
+from suffice.store.rows.records import RequestCount
 from suffice.types import Episode, JobRun, LabelRequest, Outcome, Publication, Request
 
 # A cross join reads the new rows and then their requests; SQLite would begin with all requests of the route.
@@ -97,28 +95,8 @@ def place_before(connection: LogReader, route: str, n_requests: int) -> int:
 # ---- reports of jobs -----------------------------------------------------------------------------
 
 
-def newest_rates(source: LogSource, route: str) -> RowRates | None:
-    return newest_event(source, RowRates, route=route)
-
-
-def newest_forecast(source: LogSource, route: str) -> RouteForecast | None:
-    return newest_event(source, RouteForecast, route=route)
-
-
-def newest_proposal(source: LogSource, route: str) -> ProposedVersion | None:
-    return newest_event(source, ProposedVersion, route=route)
-
-
 def newest_place(connection: LogReader, route: str) -> int:
     return query_number(connection, _PLACE, {"route": route})
-
-
-def recent_forecasts(connection: LogReader, route: str, n: int) -> list[RouteForecast]:
-    return newest_events(connection, RouteForecast, n, route=route)[::-1]
-
-
-def recent_alerts(connection: LogReader, route: str, n: int) -> list[Alert]:
-    return newest_events(connection, Alert, n, route=route)
 
 
 def job_history(source: LogSource, *, n: int = 50) -> list[JobRun]:
@@ -137,11 +115,6 @@ def read_open_label_requests(connection: LogReader, route: str, *, most: int) ->
     return [
         one for _, one in select_placed(connection, LabelRequest, _OPEN, {"route": route, "most": most}, index="jobs")
     ]
-
-
-def read_requested_labels(connection: LogReader, route: str) -> set[str]:
-    rows = query_rows(connection, "SELECT key FROM events WHERE kind = 'label_wanted' AND route = ?", (route,))
-    return {key for (key,) in rows}
 
 
 def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]:

@@ -34,52 +34,30 @@ from suffice.types import (
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
+_RunEvent: TypeAlias = Request | Outcome | JobRun | LabelRequest | records.FeedbackEvent | records.RequestCount
+_RunText: TypeAlias = records.QuestionText | records.Sources
+_RouteEvent: TypeAlias = Epoch | Publication | Alarm | Pause | Resumption | Findings | RouteFindings
+_Forecast: TypeAlias = RouteForecast | Alert | records.AlertDelivery | records.FailOpenCount
+_Proposal: TypeAlias = records.ProposedVersion | records.RowRates | records.VersionRefusal
+_Experiment: TypeAlias = records.ExperimentStart | records.ExperimentRevision | records.ExperimentEnd
+_Rollout: TypeAlias = records.RolloutStart | records.RolloutMove | records.RolloutUndo
+_Review: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
+_Hold: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | records.KillSwitchState
+_Administration: TypeAlias = records.ConfigChange | records.Export | records.Erasure | records.AccessGrant
+_GatewayEvent: TypeAlias = records.LogOutage | records.StoredObject | records.KeyUsage
+
 Event: TypeAlias = (
-    Request
-    | Outcome
-    | records.FeedbackEvent
-    | Findings
-    | RouteFindings
-    | Publication
-    | Epoch
-    | Alarm
-    | Pause
-    | Resumption
-    | LabelRequest
-    | JobRun
-    | RouteForecast
-    | Alert
-    | records.ProposedVersion
-    | records.AlertDelivery
-    | records.FailOpenCount
-    | records.VersionRefusal
-    | records.LogOutage
-    | records.KillSwitchState
-    | records.ExperimentStart
-    | records.ExperimentRevision
-    | records.ExperimentEnd
-    | ReviewItem
-    | ControlDraw
-    | ReviewLease
-    | ItemReturn
-    | Verdict
-    | records.QuestionText
-    | records.Sources
-    | Override
-    | OverrideEnd
-    | Incident
-    | IncidentDecision
-    | records.ConfigChange
-    | records.Export
-    | records.Erasure
-    | records.AccessGrant
-    | records.RolloutStart
-    | records.RolloutMove
-    | records.RolloutUndo
-    | records.RequestCount
-    | records.RowRates
-    | records.StoredObject
-    | records.KeyUsage
+    _RunEvent
+    | _RunText
+    | _RouteEvent
+    | _Forecast
+    | _Proposal
+    | _Experiment
+    | _Rollout
+    | _Review
+    | _Hold
+    | _Administration
+    | _GatewayEvent
 )
 E = TypeVar("E", bound=Event)
 
