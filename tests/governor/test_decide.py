@@ -421,7 +421,7 @@ def test_no_server_can_harm_a_loop(kind: str) -> None:
 
 def test_the_desk_ends_a_run_once(tmp_path: Path) -> None:
     with loops.local(tmp_path) as gov:
-        local_desk = gov._backend
+        local_desk = gov._state.backend
         assert hasattr(local_desk, "gateway")
         gw: context.GatewayState = local_desk.gateway
         run = rounds_service.open_run(gw, gw.deployment.routes[0], rounds_service.RunStart(question="q"))

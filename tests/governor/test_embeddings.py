@@ -80,7 +80,7 @@ def test_an_address_where_nobody_listens_governs_on(tmp_path: Path) -> None:
 def test_vectors_are_extra_calls_and_stay_within_their_limit(tmp_path: Path) -> None:
     seen: list[Any] = []
     with served(letters, seen) as url, local(tmp_path, embeddings=table(url), max_extra_calls=2) as gov:
-        desk = gov._backend
+        desk = gov._state.backend
         assert isinstance(desk, LocalBackend)
         with gov.episode("q") as ep:
             for answer in ("a", "b", "c", "d"):
@@ -111,7 +111,7 @@ def test_many_loops_at_once_and_an_event_loop_share_one_embedder(tmp_path: Path)
             thread.join(20)
         asyncio.run(both())
     assert stops == [[False, False, True]] * 10
-    assert not [thread for thread in threading.enumerate() if thread.name == "suffice-beside"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "suffice-background"]
 
 
 def test_a_server_asks_its_embedder_and_decides_as_the_library_does(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_request_is_written_before_the_first_step_with_its_lot(tmp_path: Pat
 
 
 def gov_log(gov: Governor) -> list[tuple[str, str | None]]:
-    desk = gov._backend
+    desk = gov._state.backend
     assert isinstance(desk, LocalBackend)
     events = [stored.event for stored in desk.gateway.log.read()]
     return [(kind_of(event).name, kind_of(event).episode(event)) for event in events]
@@ -344,7 +344,7 @@ def test_feedback_joins_its_run_and_counts_once_by_its_id(tmp_path: Path) -> Non
 
 def put_into(gov: Governor, **parts: Any) -> None:
     """Replace parts of the route: how faults are put in."""
-    desk = gov._backend
+    desk = gov._state.backend
     assert isinstance(desk, LocalBackend)
     desk.gateway.deployment.routes = tuple(replace(route, **parts) for route in desk.gateway.deployment.routes)
 
@@ -394,7 +394,7 @@ def test_a_route_that_fails_again_and_again_is_left_alone(tmp_path: Path) -> Non
 
 def test_a_log_that_is_full_costs_the_record_and_not_the_loop(tmp_path: Path) -> None:
     gov = local(tmp_path)
-    desk = gov._backend
+    desk = gov._state.backend
     assert isinstance(desk, LocalBackend)
     desk.gateway.log.close()
     with gov.episode("q") as ep:

@@ -98,7 +98,7 @@ def test_a_step_told_again_is_kept_once(tmp_path: Path) -> None:
     with local(tmp_path, **KEEPS) as gov, gov.episode("q") as ep:
         told = StepReport(answer="a", tokens=1, text="one")
         for _ in range(3):
-            ep._core.run.take(1, told, done=False)  # as a client does whose call broke off
+            ep._run.take(1, told, done=False)  # as a client does whose call broke off
         name = ep.id
     assert shown(tmp_path / "log.db", name) == [(1, "wrote", "one")]
 

@@ -1,17 +1,17 @@
 """The two backends of the governor: a gateway in this process with a log of its own, and a remote server.
 
-Both fail open: no method raises because of signals, policies, logs or networks. Both are thread-safe.
+Both fail open: no method raises because of signals, policies, logs or networks. Both are thread-safe; the steps of one
+run come one after another.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, fields
@@ -22,24 +22,24 @@ import msgspec
 
 from suffice.episode.extra_calls import SITE
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
-from suffice.errors import BadRequest, ConfigError, StoreError
+from suffice.errors import BadRequest, ConfigError, StoreError, UpstreamError, UpstreamProtocol
 from suffice.gateway import lifecycle, rounds_service
 from suffice.gateway.context import GatewayState
 from suffice.gateway.feedback_form import FIELDS, id_conflict, seal_feedback
 from suffice.gateway.load_control import Breaker
 from suffice.gateway.rounds_service import SIGNAL_FIELDS, RunStart
 from suffice.review.items import MOST_CHARS, MOST_SOURCES
-from suffice.settings import Metric, Settings
+from suffice.settings import Settings
 from suffice.store.database.log import LateLog, Receipt
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import LOG
-from suffice.types import Decision, EndReason, Feedback, Mode
+from suffice.types import Decision, Feedback, Mode
+from suffice.upstream.client import Headers, helper_client
 from suffice.wiring import build_library, embedders
 
 T = TypeVar("T")
 
-MAX_IDLE = 16  # connections kept for later calls
 REPLY_LIMIT_BYTES = 1024 * 1024
 FEEDBACK_TIMEOUT_S = 10.0  # the server answers within 5 s
 
@@ -57,9 +57,6 @@ class RunInfo:
     policy_version: str = ""  # "" if no policy judges the steps
     certified: bool = False
     feedback_token: str = ""  # lets its holder rate the run's answer; "": none
-
-
-# --------------------------------------------------------------------------- in this process
 
 
 class BackgroundLoop:
@@ -83,12 +80,12 @@ class BackgroundLoop:
         self._loop.close()
 
 
+# --------------------------------------------------------------------------- in this process
+
+
 class LocalRun:
-    def __init__(
-        self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None], embedder: BackgroundLoop | None
-    ) -> None:
-        self._run, self._close, self._embedder = run, close, embedder
-        self._lock = threading.Lock()
+    def __init__(self, backend: LocalBackend, run: RoundsRun) -> None:
+        self._backend, self._run = backend, run
         request = run.ledger.request
         self.info = RunInfo(
             id=run.id,
@@ -107,24 +104,22 @@ class LocalRun:
         return self._run.return_step
 
     def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
-        with self._lock:
-            decision = self._run.take(index, report, self._vector(index, report))
-            if done:
-                self._close(self._run, "done")
-            return decision
+        decision = self._run.take(index, report, self._vector(index, report))
+        if done:
+            self.end(aborted=False)
+        return decision
 
     def _vector(self, index: int, report: StepReport) -> tuple[float, ...]:
-        if self._embedder is None:
-            return ()
+        embedder = self._backend.embedder
         try:
-            return self._embedder.wait(self._run.vector_of(index, report))
+            return () if embedder is None else embedder.wait(self._run.vector_of(index, report))
         except Exception:  # noqa: BLE001 - a step without a vector is still judged
             self._run.ledger.fail_open(SITE)
             return ()
 
     def end(self, *, aborted: bool) -> None:
-        with self._lock:
-            self._close(self._run, "client_left" if aborted else "done")
+        with self._backend.lock:
+            rounds_service.close_run(self._backend.gateway, self._run, "client_left" if aborted else "done")
 
 
 class LocalBackend:
@@ -133,16 +128,13 @@ class LocalBackend:
             known = ", ".join(sorted(settings.routes)) or "none is configured"
             raise ConfigError(f"route: unknown route {route[:80]!r}; known: {known}")
         vectors = embedders(settings)
-        self._lock = threading.Lock()
-        self._library = build_library(settings, vectors, lock=self._lock)
-        self._embedder = BackgroundLoop(vectors[route]) if route in vectors else None
+        self.lock = threading.Lock()
+        self._library = build_library(settings, vectors, lock=self.lock)
+        self.gateway: GatewayState = self._library.gateway
+        self.embedder = BackgroundLoop(vectors[route]) if route in vectors else None
+        self.blocks = self.embedder is not None  # an event loop must call it in a thread
+        self.declared = settings.metrics
         self._route = route
-        self.blocks = self._embedder is not None  # an event loop must call it in a thread
-        self._open: dict[str, LocalRun] = {}
-
-    @property
-    def gateway(self) -> GatewayState:
-        return self._library.gateway
 
     @property
     def failed_open(self) -> dict[str, int]:
@@ -151,20 +143,9 @@ class LocalBackend:
         return {s.labels["site"]: int(s.value) for s in samples if s.name.endswith("_total")}
 
     def open(self, start: RunStart) -> LocalRun:
-        with self._lock:
+        with self.lock:
             route = next(r for r in self.gateway.deployment.routes if r.name == self._route)
-            opened = rounds_service.open_run(self.gateway, route, start, endpoint="library")
-            run = self._open[opened.id] = LocalRun(opened, self._close_run, self._embedder)
-            return run
-
-    def _close_run(self, run: RoundsRun, end: EndReason) -> None:
-        with self._lock:
-            rounds_service.close_run(self.gateway, run, end)
-            self._open.pop(run.id, None)
-
-    @property
-    def declared(self) -> Mapping[str, Metric]:
-        return self.gateway.settings.metrics
+            return LocalRun(self, rounds_service.open_run(self.gateway, route, start, endpoint="library"))
 
     def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store labels and wait until all are on disk. Raise StoreError, and BadRequest for a reused id."""
@@ -192,13 +173,9 @@ class LocalBackend:
         return log.drain(timeout_s) if isinstance(log, SqliteLog | LateLog) else True
 
     def close(self) -> None:
-        with self._lock:
-            left = list(self._open.values())
-        for run in left:
-            run.end(aborted=True)
-        if self._embedder is not None:
-            self._embedder.close()
-        with self._lock:
+        if self.embedder is not None:
+            self.embedder.close()
+        with self.lock:
             lifecycle.write_counts(self.gateway, all_of_them=True)
         self._library.close()
 
@@ -206,104 +183,14 @@ class LocalBackend:
 # --------------------------------------------------------------------------- at a server
 
 
-class ServerUnavailable(Exception):
-    pass
-
-
-class RejectionError(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class ServerConnections:
-    """HTTP connections to one server, thread-safe. A broken connection is replaced once."""
-
-    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or timeout_s <= 0:
-            need = "need http://host[:port][/path] and a time above 0"
-            raise ConfigError(f"connect: got {url[:200]!r}, {timeout_s=}; {need}")
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
-        self._base = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"content-type": "application/json"}
-        if api_key is not None:
-            self._headers["authorization"] = f"Bearer {api_key}"
-        self._timeout_s = timeout_s
-        self._idle: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
-
-    def post(
-        self, path: str, body: Any, headers: dict[str, str] | None = None, *, timeout_s: float | None = None
-    ) -> Any:
-        """Return the response's JSON. Raise RejectionError for a 4xx and ServerUnavailable for any other failure."""
-        raw, sent = msgspec.json.encode(body), self._headers | (headers or {})
-        for attempt in (1, 2):
-            connection = self._take(fresh=attempt == 2, timeout_s=timeout_s or self._timeout_s)
-            try:
-                connection.request("POST", self._base + path, raw, sent)
-                reply = connection.getresponse()
-                status, answer = reply.status, reply.read(REPLY_LIMIT_BYTES)
-            except TimeoutError as error:
-                connection.close()
-                raise ServerUnavailable("it took too long") from error
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                if attempt == 2:
-                    raise ServerUnavailable(type(error).__name__) from error
-                continue
-            self._give_back(connection)
-            return _read(status, answer)
-        raise AssertionError("unreachable")
-
-    def close(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    def _take(self, *, fresh: bool, timeout_s: float) -> http.client.HTTPConnection:
-        with self._lock:
-            connection = self._idle.pop() if self._idle and not fresh else None
-        if connection is None:
-            made = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            return made(self._host, self._port, timeout=timeout_s)
-        connection.timeout = timeout_s
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout_s)
-        return connection
-
-    def _give_back(self, connection: http.client.HTTPConnection) -> None:
-        with self._lock:
-            if len(self._idle) < MAX_IDLE:
-                self._idle.append(connection)
-                return
-        connection.close()
-
-
-def _read(status: int, raw: bytes) -> Any:
-    try:
-        body: Any = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
-        raise ServerUnavailable(f"HTTP {status} without JSON") from None
-    if status == 200 and isinstance(body, dict):
-        return body
-    error = body.get("error") if isinstance(body, dict) else None
-    message = str(error.get("message", ""))[:500] if isinstance(error, dict) else f"HTTP {status}"
-    if 400 <= status < 500:
-        raise RejectionError(status, message)
-    raise ServerUnavailable(f"HTTP {status}: {message}")
-
-
 class RemoteRun:
     """One run at the server. After the first failed call the loop goes on without the server."""
 
     def __init__(self, backend: RemoteBackend, start: RunStart) -> None:
-        self._backend = backend
+        self._backend, self._is_lost = backend, False
         self._answers: list[str | None] = []  # by step; the last one counts if the server is lost
         self._latest: dict[str, Any] = {}  # response of the server
-        self._lost, self._over = False, False
-        self._call(asdict(start), {"idempotency-key": uuid.uuid4().hex})
+        self._call(asdict(start), [("idempotency-key", uuid.uuid4().hex)])
         opened = self._latest
         self.info = RunInfo(
             id=str(opened.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}"),
@@ -316,11 +203,11 @@ class RemoteRun:
     @property
     def degraded(self) -> tuple[str, ...]:
         there = tuple(str(site) for site in self._latest.get("degraded") or ())
-        return (*there, "server") if self._lost else there
+        return (*there, "server") if self._is_lost else there
 
     @property
     def return_step(self) -> int | None:
-        if not self._lost:
+        if not self._is_lost:
             step = self._latest.get("return_step")
             return step if isinstance(step, int) and 1 <= step <= len(self._answers) else None
         return last_answer(self._answers) if any(a is not None for a in self._answers) else None
@@ -328,8 +215,6 @@ class RemoteRun:
     def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
         self._answers.append(report.answer if report.answer is not None else report.text or None)
         answer = self._call({"episode_id": self.info.id, "step": step_json(index, report), "done": done})
-        if done:
-            self._leave()
         if answer is None:
             return Decision(action="continue", reason="the call to the server failed")
         stops = answer.get("action") == "stop"
@@ -341,17 +226,11 @@ class RemoteRun:
         )
 
     def end(self, *, aborted: bool) -> None:
-        if not self._over:
-            self._leave()
-            self._call({"episode_id": self.info.id, "aborted" if aborted else "done": True})
+        self._call({"episode_id": self.info.id, "aborted" if aborted else "done": True})
 
-    def _leave(self) -> None:
-        self._over = True
-        self._backend.forget(self)
-
-    def _call(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any] | None:
-        answer = None if self._lost else self._backend.call(body, headers)
-        self._lost = answer is None
+    def _call(self, body: dict[str, Any], headers: Headers = ()) -> dict[str, Any] | None:
+        answer = None if self._is_lost else self._backend.call(body, headers)
+        self._is_lost = answer is None
         self._latest = answer or self._latest
         return answer
 
@@ -376,18 +255,24 @@ def _within(sources: Sequence[str]) -> list[str]:
 
 
 class RemoteBackend:
-    """One route of one server. Calls are idempotent, so a broken connection is retried once. Raise ConfigError."""
+    """One route of one server. Calls are idempotent, so a broken connection is retried once."""
 
     blocks = True
-    declared: Mapping[str, Metric] | None = None  # checked by the server
+    declared = None  # the server checks metrics
 
     def __init__(self, url: str, route: str, *, api_key: str | None, timeout_s: float) -> None:
-        self._route = route
-        self._http = ServerConnections(url, api_key=api_key, timeout_s=timeout_s)
+        """Raise ConfigError for an invalid address or time."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or timeout_s <= 0:
+            need = "need http://host[:port][/path] and a time above 0"
+            raise ConfigError(f"connect: got {url[:200]!r}, {timeout_s=}; {need}")
+        longest_s = max(timeout_s, FEEDBACK_TIMEOUT_S)
+        self._client = helper_client("suffice", url, timeout_s=longest_s, api_key=api_key, retries=1)
+        self._loop = BackgroundLoop(self._client)
+        self._route, self._timeout_s = route, timeout_s
         self._lock = threading.Lock()
         self._failed: Counter[str] = Counter()
         self._breaker = Breaker()
-        self._open: dict[str, RemoteRun] = {}
 
     @property
     def failed_open(self) -> dict[str, int]:
@@ -395,29 +280,22 @@ class RemoteBackend:
             return dict(self._failed)
 
     def open(self, start: RunStart) -> RemoteRun:
-        run = RemoteRun(self, start)
-        with self._lock:
-            self._open[run.info.id] = run
-        return run
+        return RemoteRun(self, start)
 
-    def forget(self, run: RemoteRun) -> None:
-        with self._lock:
-            self._open.pop(run.info.id, None)
-
-    def call(self, body: dict[str, Any], headers: dict[str, str] | None) -> dict[str, Any] | None:
+    def call(self, body: dict[str, Any], headers: Headers) -> dict[str, Any] | None:
         """Return the response, or None and count a failure. While the server is down it is rarely called."""
         with self._lock:
             if not self._breaker.allows(time.monotonic()):
                 self._failed["server"] += 1
                 return None
-        failed, site, answer = False, "", None
+        site, answer = "", None
         try:
-            answer = self._http.post("/v1/decide", {"route": self._route} | body, headers)
-        except RejectionError as error:  # the server works; this request is at fault
+            answer = self._post("/v1/decide", {"route": self._route} | body, headers, timeout_s=self._timeout_s)
+        except BadRequest as error:  # the server works; this request is at fault
             site = "refused"
             LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
-        except ServerUnavailable as error:
-            failed, site = True, "server"
+        except UpstreamError as error:
+            site = "server"
             LOG.warning("decide: the call to the server failed (%s); this run goes on without it", error)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             site = "body"
@@ -425,7 +303,7 @@ class RemoteBackend:
         with self._lock:
             if site:
                 self._failed[site] += 1
-            self._breaker.note(failed=failed, now_s=time.monotonic())
+            self._breaker.note(failed=site == "server", now_s=time.monotonic())
         return answer
 
     def feedback(self, labels: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
@@ -433,11 +311,9 @@ class RemoteBackend:
         rows = [_as_body(one) for one in labels]
         path, body = ("/v1/feedback", rows[0]) if len(rows) == 1 else ("/v1/feedback/batch", {"feedback": rows})
         try:
-            answer = self._http.post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
-        except ServerUnavailable as error:
+            answer = self._post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
+        except UpstreamError as error:
             raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
-        except RejectionError as error:
-            raise BadRequest(str(error), status=error.status) from error
         results = [answer] if len(rows) == 1 else answer.get("results") or []
         for number, one in enumerate(results, 1):
             if one.get("accepted") is not True:
@@ -446,15 +322,28 @@ class RemoteBackend:
             LabelReceipt(duplicate=one.get("duplicate") is True, joined=one.get("joined") is True) for one in results
         )
 
+    def _post(self, path: str, body: dict[str, Any], headers: Headers = (), *, timeout_s: float) -> dict[str, Any]:
+        """Return the server's JSON object. Raise BadRequest for a 4xx, and UpstreamError for any other failure."""
+        raw = msgspec.json.encode(body)
+        call = self._client.fetch(path, raw, headers, timeout_s=timeout_s, most_bytes=REPLY_LIMIT_BYTES)
+        status, reply, _ = self._loop.wait(call)
+        try:
+            read = msgspec.json.decode(reply)
+        except msgspec.DecodeError:
+            raise UpstreamProtocol(f"HTTP {status} without JSON") from None
+        if status == 200 and isinstance(read, dict):
+            return read
+        error = read.get("error") if isinstance(read, dict) else None
+        message = str(error.get("message", ""))[:500] if isinstance(error, dict) else f"HTTP {status}"
+        if 400 <= status < 500:
+            raise BadRequest(message, status=status)
+        raise UpstreamProtocol(f"HTTP {status}: {message}")
+
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002 - nothing waits here
         return True
 
     def close(self) -> None:
-        with self._lock:
-            left = list(self._open.values())
-        for run in left:
-            run.end(aborted=True)
-        self._http.close()
+        self._loop.close()
 
 
 def _as_body(label: Feedback) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +25,11 @@ from suffice.gateway.rounds_service import RunStart
 from suffice.governor.backends import Backend, BackendRun, LabelReceipt, LocalBackend, RemoteBackend
 from suffice.settings import Settings
 from suffice.telemetry import LOG
-from suffice.types import Decision, Mode
+from suffice.types import Decision
 from suffice.wiring import load_settings
 
 T = TypeVar("T")
+AnyEpisode = TypeVar("AnyEpisode", "Episode", "AsyncEpisode")
 
 N_THREADS = 16  # in which asynchronous episodes call a server
 TIMEOUT_S = 2.0  # for one step; a slower server is not called again in this run
@@ -48,27 +49,95 @@ class RoundRecord:
     decision: Decision
 
 
-class EpisodeCore:
-    """State shared by `Episode` and `AsyncEpisode`. Thread-safe. `usable` raises ClosedError after close or fork."""
+class GovernorState:
+    """What a governor must release at its end, which its finalizer can do because nothing here refers to it."""
 
-    def __init__(self, run: BackendRun, usable: Callable[[], None]) -> None:
-        self.run, self.usable = run, usable
+    def __init__(self, backend: Backend, route: str) -> None:
+        self.backend, self.route, self.pid = backend, route, os.getpid()
+        self.threads = ThreadPoolExecutor(N_THREADS, "suffice") if backend.blocks else None
+        self.open: set[EpisodeBase] = set()
+        self._closed = False
+
+    def check(self) -> None:
+        """Raise ClosedError after close, and in a forked process."""
+        if os.getpid() != self.pid:
+            raise ClosedError(
+                f"governor for {self.route!r}: opened in process {self.pid} and used in {os.getpid()};"
+                " open one in each process, after the fork"
+            )
+        if self._closed:
+            raise ClosedError(f"governor for {self.route!r}: it is closed; open another one")
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        if self.threads is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+    def close(self) -> None:
+        if os.getpid() != self.pid:
+            return  # in a fork: locks and connections belong to the parent
+        self._closed = True
+        for episode in list(self.open):
+            episode.end(aborted=True)
+        self.backend.close()
+        if self.threads is not None:
+            self.threads.shutdown(wait=False)
+
+
+class EpisodeBase:
+    """State and properties common to `Episode` and `AsyncEpisode`. Thread-safe."""
+
+    def __init__(self, state: GovernorState, run: BackendRun) -> None:
+        self._state, self._run, self._lock = state, run, threading.Lock()
+        self._ended: str | None = None  # why the run ended; None: it is open
         self.history: tuple[RoundRecord, ...] = ()
-        self.ended: str | None = None  # why the run ended; None: it is open
-        self._lock = threading.Lock()
+        self.id = run.info.id
+        self.mode = run.info.mode  # the route's mode; "off" if no policy judges the steps
+        self.policy_version = run.info.policy_version
+        self.certified = run.info.certified
+        self.feedback_token = run.info.feedback_token  # lets a browser rate the answer without a key; "": none
+        state.open.add(self)
 
-    def take(self, report: StepReport, *, done: bool) -> Decision:
-        self.usable()
+    @property
+    def return_step(self) -> int | None:
+        """The step whose answer to use, from 1; None: no step gave an answer."""
+        return self._run.return_step
+
+    @property
+    def answer(self) -> str | None:
+        """The `answer` of `return_step`, or its text if it gave none."""
+        step = self.return_step
+        if step is None or step > len(self.history):
+            return None
+        record = self.history[step - 1]
+        return record.answer if record.answer is not None else record.text or None
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.history) and self.history[-1].decision.stop
+
+    @property
+    def tokens(self) -> int:
+        return sum(record.tokens for record in self.history)
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        return self._run.degraded
+
+    def _take(self, report: StepReport, *, done: bool) -> Decision:
+        self._state.check()
         with self._lock:
-            if self.ended is not None:
-                raise ClosedError(f"episode.step: this run is over: {self.ended}; open the next one with gov.episode()")
+            if self._ended is not None:
+                raise ClosedError(
+                    f"episode.step: this run is over: {self._ended}; open the next one with gov.episode()"
+                )
             index = len(self.history) + 1
             try:
-                decision = self.run.take(index, report, done=done)
+                decision = self._run.take(index, report, done=done)
             except SufficeError:
                 raise
             except Exception as error:  # noqa: BLE001 - a broken optimiser costs tokens, never an answer
-                LOG.error("episode %s: a step was not judged (%s)", self.run.info.id, type(error).__name__)
+                LOG.error("episode %s: a step was not judged (%s)", self.id, type(error).__name__)
                 reason = f"Suffice failed ({type(error).__name__}); the loop continues"
                 decision = Decision(action="continue", reason=reason)
             record = RoundRecord(
@@ -82,25 +151,27 @@ class EpisodeCore:
             )
             self.history += (record,)
             if done:
-                self.ended = f"step {index} was its last"
+                self._note_end(f"step {index} was its last")
             return decision
 
     def end(self, *, aborted: bool) -> None:
         """End the run if it is open. In a forked process it does nothing: the run belongs to the parent."""
-        try:
-            self.usable()
-        except ClosedError:
-            return  # closing the governor has ended it
+        if os.getpid() != self._state.pid:
+            return
         with self._lock:
-            if self.ended is not None:
+            if self._ended is not None:
                 return
-            self.ended = "it was aborted" if aborted else "its block has ended"
+            self._note_end("it was aborted" if aborted else "its block has ended")
             try:
-                self.run.end(aborted=aborted)
+                self._run.end(aborted=aborted)
             except SufficeError:
                 raise
             except Exception as error:  # noqa: BLE001 - the caller has its answer; only the record is incomplete
-                LOG.error("episode %s: its end was not recorded (%s)", self.run.info.id, type(error).__name__)
+                LOG.error("episode %s: its end was not recorded (%s)", self.id, type(error).__name__)
+
+    def _note_end(self, reason: str) -> None:
+        self._ended = reason
+        self._state.open.discard(self)
 
 
 class StepFields(TypedDict, total=False):
@@ -127,66 +198,7 @@ def _report(step: StepFields) -> StepReport:
     return StepReport(**given)
 
 
-class EpisodeView:
-    """Properties common to `Episode` and `AsyncEpisode`."""
-
-    def __init__(self, core: EpisodeCore) -> None:
-        self._core = core
-
-    @property
-    def id(self) -> str:
-        return self._core.run.info.id
-
-    @property
-    def history(self) -> tuple[RoundRecord, ...]:
-        return self._core.history
-
-    @property
-    def return_step(self) -> int | None:
-        """The step whose answer to use, from 1; None: no step gave an answer."""
-        return self._core.run.return_step
-
-    @property
-    def answer(self) -> str | None:
-        """The `answer` of `return_step`, or its text if it gave none."""
-        step, history = self.return_step, self._core.history
-        if step is None or step > len(history):
-            return None
-        record = history[step - 1]
-        return record.answer if record.answer is not None else record.text or None
-
-    @property
-    def stopped(self) -> bool:
-        return bool(self._core.history) and self._core.history[-1].decision.stop
-
-    @property
-    def tokens(self) -> int:
-        return sum(record.tokens for record in self._core.history)
-
-    @property
-    def mode(self) -> Mode:
-        """The route's mode; "off" if no policy judges the steps."""
-        return self._core.run.info.mode
-
-    @property
-    def policy_version(self) -> str:
-        return self._core.run.info.policy_version
-
-    @property
-    def certified(self) -> bool:
-        return self._core.run.info.certified
-
-    @property
-    def feedback_token(self) -> str:
-        """Token that lets a browser rate this run's answer without a key; "": none."""
-        return self._core.run.info.feedback_token
-
-    @property
-    def degraded(self) -> tuple[str, ...]:
-        return self._core.run.degraded
-
-
-class Episode(EpisodeView):
+class Episode(EpisodeBase):
     """One run, opened by `with gov.episode(question) as ep`."""
 
     def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
@@ -196,56 +208,48 @@ class Episode(EpisodeView):
 
         Raise ClosedError if the run is over and BadRequest for an invalid value. Any other failure continues the loop.
         """
-        return self._core.take(_report(step), done=done)
+        return self._take(_report(step), done=done)
 
 
-class AsyncEpisode(EpisodeView):
+class AsyncEpisode(EpisodeBase):
     """One run, opened by `async with gov.episode(question) as ep`."""
-
-    def __init__(self, core: EpisodeCore, threads: Executor | None) -> None:
-        super().__init__(core)
-        self._threads = threads
 
     async def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
         """As `Episode.step`; a server is called in a thread, so the event loop is not blocked."""
         report = _report(step)
-        return await _in_thread(self._threads, lambda: self._core.take(report, done=done))
-
-
-async def _in_thread(threads: Executor | None, work: Callable[[], T]) -> T:
-    if threads is None:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(threads, work)
+        return await self._state.in_thread(lambda: self._take(report, done=done))
 
 
 class RunContext:
-    def __init__(self, governor: Governor, start: RunStart) -> None:
-        self._governor, self._start = governor, start
-        self._core: EpisodeCore | None = None
+    def __init__(self, governor: Governor, state: GovernorState, start: RunStart) -> None:
+        self._governor = governor  # lives as long as the block
+        self._state, self._start = state, start
+        self._episode: Episode | AsyncEpisode | None = None
 
     def __enter__(self) -> Episode:
-        return Episode(self._begin())
+        return self._begin(Episode)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._core is not None:
-            self._core.end(aborted=kind is not None)
+        if self._episode is not None:
+            self._episode.end(aborted=kind is not None)
 
     async def __aenter__(self) -> AsyncEpisode:
-        threads = self._governor.threads
-        return AsyncEpisode(await _in_thread(threads, self._begin), threads)
+        return await self._state.in_thread(lambda: self._begin(AsyncEpisode))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _in_thread(self._governor.threads, lambda: self.__exit__(kind, error, trace))
+        await self._state.in_thread(lambda: self.__exit__(kind, error, trace))
 
-    def _begin(self) -> EpisodeCore:
-        if self._core is not None:
+    def _begin(self, kind: type[AnyEpisode]) -> AnyEpisode:
+        self._state.check()
+        if self._episode is not None:
             raise ClosedError("episode: this run was begun before; each call of gov.episode() begins one")
-        self._core = self._governor.begin(self._start)
-        return self._core
+        episode = kind(self._state, self._state.backend.open(self._start))
+        self._episode = episode
+        return episode
 
 
 # --------------------------------------------------------------------------- the governor
@@ -275,9 +279,8 @@ class Governor:
     """
 
     def __init__(self, backend: Backend, route: str) -> None:
-        self._backend, self._route, self._pid = backend, route, os.getpid()
-        self.threads: Executor | None = ThreadPoolExecutor(N_THREADS, "suffice") if backend.blocks else None
-        self._finish = weakref.finalize(self, _close, backend, self.threads, self._pid)
+        self._state = GovernorState(backend, route)
+        self._finish = weakref.finalize(self, self._state.close)
 
     @classmethod
     def open(cls, settings: str | Path | Settings, *, route: str) -> Governor:
@@ -304,7 +307,7 @@ class Governor:
     @property
     def failed_open(self) -> dict[str, int]:
         """Number of failures by place. Each cost tokens and no answer; alert on them."""
-        return self._backend.failed_open
+        return self._state.backend.failed_open
 
     def episode(
         self,
@@ -337,11 +340,7 @@ class Governor:
             planned_steps=planned_steps,
             metadata={str(k): str(v) for k, v in (metadata or {}).items()},
         )
-        return RunContext(self, start)
-
-    def begin(self, start: RunStart) -> EpisodeCore:
-        self._usable()
-        return EpisodeCore(self._backend.open(start), self._usable)
+        return RunContext(self, self._state, start)
 
     def feedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
         """Label a run's answer, at any time, and return once the label is on disk. `source` is required.
@@ -360,18 +359,18 @@ class Governor:
         A row without `feedback_id` gets a fresh one. All rows are checked before any is stored. Raises as `feedback`
         does; a BadRequest names the row.
         """
-        self._usable()
+        self._state.check()
         if not 1 <= len(rows) <= MOST_ROWS:
             raise BadRequest(f"feedback: got {len(rows)} rows; 1 to {MOST_ROWS:,} in one call", param="feedback")
         checked = []
         for number, row in enumerate(rows, 1):
             try:
                 named = {**row, "feedback_id": row.get("feedback_id") or uuid.uuid4().hex}
-                checked.append(read_feedback(named, self._backend.declared))
+                checked.append(read_feedback(named, self._state.backend.declared))
             except BadRequest as error:
                 where = f"row {number}, " if len(rows) > 1 else ""
                 raise BadRequest(f"{where}{error}", status=error.status, param=error.param, code=error.code) from None
-        return self._backend.feedback(checked)
+        return self._state.backend.feedback(checked)
 
     async def afeedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
         """As `feedback`, without blocking the event loop."""
@@ -383,8 +382,8 @@ class Governor:
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything so far is on disk; return False after the timeout. Raise ClosedError."""
-        self._usable()
-        return self._backend.flush(timeout_s)
+        self._state.check()
+        return self._state.backend.flush(timeout_s)
 
     def close(self) -> None:
         """Abort open runs, write pending records and release resources.
@@ -412,20 +411,3 @@ class Governor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def _usable(self) -> None:
-        if os.getpid() != self._pid:
-            raise ClosedError(
-                f"governor for {self._route!r}: opened in process {self._pid} and used in {os.getpid()};"
-                " open one in each process, after the fork"
-            )
-        if not self._finish.alive:
-            raise ClosedError(f"governor for {self._route!r}: it is closed; open another one")
-
-
-def _close(backend: Backend, threads: Executor | None, pid: int) -> None:
-    if os.getpid() != pid:
-        return  # in a fork: locks and connections belong to the parent
-    backend.close()
-    if threads is not None:
-        threads.shutdown(wait=False)
