@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 FILE = click.Path(path_type=Path)
 WIDTH: Final = 100  # of wrapped sentences
 
@@ -45,11 +44,9 @@ def stacked(*declarations: Callable[[Any], Any]) -> Callable[[F], F]:
     return declare
 
 
-_HELP = "Settings, TOML or YAML."
-
-# The same option twice, for functions that call it `path` and for those that need a Path.
-CONFIG = option("--config", "path", default="suffice.toml", metavar="FILE", help=_HELP)
-CONFIG_FILE = option("--config", type=FILE, default=Path("suffice.toml"), metavar="FILE", help=_HELP)
+CONFIG = option(
+    "--config", "path", type=FILE, default=Path("suffice.toml"), metavar="FILE", help="Settings, TOML or YAML."
+)
 INSECURE_OPEN = option("--insecure-open", is_flag=True, help="Serve other machines even though no keys are required.")
 JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 JSON_LINES = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
@@ -148,18 +145,22 @@ class CommandGroup(click.Group):
 # --------------------------------------------------------------------------- output
 
 
-def fail(why: object, status: int = 2) -> NoReturn:
-    """Exit with a sentence on standard error, after the command's name.
-
-    status  2: it cannot be done; 1: it was done and the answer is no
-    """
+def warn(sentence: object) -> None:
+    """Print a sentence on standard error, after the command's name."""
     context, names = click.get_current_context(silent=True), list[str]()
     while context is not None and (context.parent is not None or not names):
         names.insert(0, context.info_name or "")
         context = context.parent
-    command = " ".join(names)
+    click.echo(f"suffice {' '.join(names)}: {sentence}", err=True)
+
+
+def fail(why: object, status: int = 2) -> NoReturn:
+    """Exit with a sentence on standard error.
+
+    status  2: it cannot be done; 1: it was done and the answer is no
+    """
     for_operator = getattr(why, "for_operator", None)  # of an error of an upstream
-    click.echo(f"suffice {command}: {why if for_operator is None else for_operator()}", err=True)
+    warn(why if for_operator is None else for_operator())
     raise SystemExit(status)
 
 
@@ -175,24 +176,38 @@ def print_json(result: Any) -> None:
     click.echo(msgspec.json.encode(result).decode())
 
 
-def print_rows(
-    rows: Iterable[T],
-    lines: Callable[[T], Iterable[str]],
-    plain: Callable[[T], Any] | None = None,
-    *,
-    as_json: bool,
-    empty: str = "",
-) -> None:
-    """Print a JSON object or lines per row, or `empty`; `plain` converts a row for JSON."""
-    n = 0
-    for n, row in enumerate(rows, 1):  # noqa: B007 - 0 if there was none
-        if as_json:
-            print_json(row if plain is None else plain(row))
-            continue
-        for line in lines(row):
+@dataclass(frozen=True, slots=True)
+class CommandReply:
+    result: Any  # what --json prints; a list: one object a line
+    text: str | Iterable[str]  # what a person reads; lines may hold the text of strangers
+
+
+def print_reply(reply: CommandReply, *, as_json: bool) -> None:
+    if as_json:
+        for one in reply.result if isinstance(reply.result, list) else [reply.result]:
+            print_json(one)
+    elif isinstance(reply.text, str):
+        click.echo(reply.text)
+    else:
+        for line in reply.text:
             print_line(line)
-    if empty and not n and not as_json:
-        click.echo(empty)
+
+
+def report(json_option: Callable[[Any], Any] = JSON) -> Callable[[Callable[..., CommandReply]], Callable[..., None]]:
+    """Turn a function of a deployment's settings into a command that prints its reply."""
+
+    def declare(read: Callable[..., CommandReply]) -> Callable[..., None]:
+        @CONFIG
+        @json_option
+        @wraps(read)
+        def command(*, path: Path, as_json: bool, **arguments: Any) -> None:
+            from suffice.wiring.files import load_deployment
+
+            print_reply(read(load_deployment(path), **arguments), as_json=as_json)
+
+        return command
+
+    return declare
 
 
 def print_facts(
@@ -237,14 +252,30 @@ def wrapped(text: str, first: str = "", later: str | None = None, *, width: int 
 # --------------------------------------------------------------------------- settings and the log
 
 
+def load_optional_settings(path: Path | None) -> Settings | None:
+    """Read the named settings file, or suffice.toml if it is in this folder. Raises ConfigError."""
+    from suffice.wiring.files import load_settings
+
+    default = Path("suffice.toml")
+    return load_settings(path or default) if path is not None or default.is_file() else None
+
+
 def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
     """Return a route's settings; `option` names the source of the name in the ConfigError for an unknown one."""
     from suffice.errors import ConfigError
+    from suffice.settings.checks import known_names
 
     if name not in settings.routes:
-        known = ", ".join(sorted(settings.routes)) or "none is configured"
-        raise ConfigError(f"{option}{': ' if option else ''}unknown route {name!r}; known: {known}")
+        raise ConfigError(f"{option}{': ' if option else ''}unknown route {name!r}; {known_names(settings.routes)}")
     return settings.routes[name]
+
+
+def route_names(settings: Settings, route: str | None) -> list[str]:
+    """Return the name of a route, or of all. Raises ConfigError for an unknown one."""
+    if route is None:
+        return list(settings.routes)
+    find_settings(settings, route)
+    return [route]
 
 
 def find_upstream(settings: Settings | None, target: str, *, api_key_env: str) -> tuple[str, Upstream]:
@@ -303,7 +334,7 @@ def author_name(author: str | None) -> str:
 
 @contextmanager
 def deployment_log(
-    path: str, route: str | None = None, *, waits: bool = False, retry_hint: str | None = None
+    path: Path, route: str | None = None, *, waits: bool = False, retry_hint: str | None = None
 ) -> Iterator[tuple[Settings, Decisions]]:
     """Open the settings and their log for a person's decisions. Raises ConfigError and StoreError.
 
@@ -347,12 +378,6 @@ class PendingDecision:
         return find_settings(self.settings, route)
 
 
-@dataclass(frozen=True, slots=True)
-class CommandReply:
-    result: Any  # what --json prints
-    text: str  # what a person reads
-
-
 def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandReply | str]], Callable[..., None]]:
     """Turn a function into a command that writes a decision with its author to a deployment's log.
 
@@ -366,7 +391,7 @@ def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandRe
         @AUTHOR
         @JSON
         @wraps(decide)
-        def command(*, path: str, reason: str, author: str | None, as_json: bool, **arguments: Any) -> None:
+        def command(*, path: Path, reason: str, author: str | None, as_json: bool, **arguments: Any) -> None:
             with deployment_log(path, retry_hint=retry_hint) as (settings, writer):
                 pending = PendingDecision(
                     settings=settings, writer=writer, author=author_name(author), reason=reason, now_s=time.time()
@@ -374,10 +399,7 @@ def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandRe
                 reply = decide(pending, **arguments)
             if isinstance(reply, str):
                 fail(reply, 1)
-            if as_json:
-                print_json(reply.result)
-            else:
-                click.echo(reply.text)
+            print_reply(reply, as_json=as_json)
 
         return command
 
@@ -433,17 +455,16 @@ def confirm(command: str, switches: Sequence[Path], has_applied: Callable[[Prese
     for one in there:
         if one in late:
             why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""
-            click.echo(f"suffice {command}: {one.name} has not confirmed within {waited_s:.1f} s{why}", err=True)
+            warn(f"{one.name} has not confirmed within {waited_s:.1f} s{why}")
         elif one.process == "serve":
             click.echo(f"confirmed by {one.name} after {waited_s:.1f} s")
         else:
             click.echo(f"{one.name}: a caller's own loop, which looks whenever it decides")
     if not gateways:
         where = " or ".join(dict.fromkeys(str(one.parent.absolute()) for one in switches))
-        click.echo(
-            f"suffice {command}: no gateway confirmed: none is running that announces itself in {where};"
-            " one that starts on this deployment will act on it",
-            err=True,
+        warn(
+            f"no gateway confirmed: none is running that announces itself in {where};"
+            " one that starts on this deployment will act on it"
         )
     if late or not there:
         raise SystemExit(UNCONFIRMED)

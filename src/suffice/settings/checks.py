@@ -37,7 +37,9 @@ def check_settings(settings: tables.Settings) -> None:
     for name, route in settings.routes.items():
         where = f"routes.{name}"
         if route.upstream not in settings.upstreams and (route.upstream or route.kind != "rounds"):
-            raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; {_known(settings.upstreams)}")
+            raise ConfigError(
+                f"{where}.upstream: unknown upstream {route.upstream!r}; {known_names(settings.upstreams)}"
+            )
         _check_route(where, route)
         _check_tables(where, route)
     _check_alerts(settings.alerts)
@@ -100,7 +102,7 @@ def check_rollout(where: str, table: tables.Rollout) -> None:
         )
 
 
-def _known(names: Mapping[str, object]) -> str:
+def known_names(names: Mapping[str, object]) -> str:
     return f"known: {', '.join(sorted(names)) or 'none is configured'}"
 
 
@@ -112,7 +114,7 @@ def _check_key(name: str, key: tables.Key, settings: tables.Settings) -> None:
         raise ConfigError(f"{where}.key_env: must name the environment variable that holds the key")
     for route in key.routes or ():
         if route not in settings.routes:
-            raise ConfigError(f"{where}.routes: unknown route {route!r}; {_known(settings.routes)}")
+            raise ConfigError(f"{where}.routes: unknown route {route!r}; {known_names(settings.routes)}")
 
 
 def _check_console(settings: tables.Settings) -> None:
@@ -215,7 +217,7 @@ def _check_routes(where: str, one: tables.Experiment, routes: Mapping[str, table
         raise ConfigError(f"{where}.routes: is empty; name at least one route")
     for route in one.routes:
         if route not in routes:
-            raise ConfigError(f"{where}.routes: unknown route {route!r}; {_known(routes)}")
+            raise ConfigError(f"{where}.routes: unknown route {route!r}; {known_names(routes)}")
 
 
 def _check_metrics(where: str, one: tables.Experiment, known: tuple[str, ...]) -> None:

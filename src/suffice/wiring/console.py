@@ -8,29 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from suffice.asgi import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth
 from suffice.console.context import ConsoleContext, ConsoleServices
-from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
-from suffice.control.evidence.cold_start import window_size
-from suffice.control.evidence.label_effects import verdict_effect
-from suffice.edge.math import open_match
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
-from suffice.rollout.stages import RolloutState
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.presence import switch_reason
-from suffice.store.database.views import open_reader
-from suffice.store.people.deciding import read_reviews
-from suffice.store.routes.rollouts import RolloutRun, propose_learned, take_back
+from suffice.store.routes.rollouts import propose_learned, take_back
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
+from suffice.wiring.evidence import read_assessment, read_verdict_effect
 from suffice.wiring.files import condition, question_texts, questions_file
 from suffice.wiring.keys import deployment_salt, kill_file
 from suffice.wiring.people import People
@@ -83,9 +77,9 @@ def _services(
         closing=closing,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
         warnings=lambda: condition(settings, checks=False).sentences,
-        setup_of=lambda name: setup_of(settings, name),
-        effect_of=lambda item: _effect(settings, path, item),
-        check_experiment=lambda name: check_experiment(settings, name),
+        setup_of=partial(setup_of, settings),
+        effect_of=partial(_describe_effect, settings),
+        check_experiment=partial(check_experiment, settings),
         propose=lambda name, address, reason, who: propose_learned(
             writer(),
             name,
@@ -104,24 +98,12 @@ def _services(
         ),
         question_of=_texts(settings),
         analyse=lambda run: experiment_result(path, run, settings),
-        assess=lambda _, run: _standing(settings, path, run),
+        assess=lambda _, run: read_assessment(settings, run).standing,
     )
 
 
-def _standing(settings: Settings, path: Path, held: RolloutRun) -> RolloutState:
-    with open_reader(path) as connection:
-        secret, now_s = deployment_salt(settings), time.time()
-        return standing_of(connection, held, settings, open_match, secret=secret, now_s=now_s).standing
-
-
-def _effect(settings: Settings, path: Path, item: str) -> str:
-    with open_reader(path) as connection:
-        place = read_reviews(connection).queue.places.get(item)
-    route = settings.routes.get(place.item.route) if place is not None else None
-    if route is None:
-        return "This run was never queued for review."
-    with open_match(route) as match:
-        effect = verdict_effect(path, item, route, match, window=window_size(settings.control, route.max_em_drop))
+def _describe_effect(settings: Settings, item: str) -> str:
+    effect = read_verdict_effect(settings, item)
     return effect.sentence if effect is not None else "This run was never queued for review."
 
 

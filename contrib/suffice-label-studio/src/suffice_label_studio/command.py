@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from suffice.cli.labels.feedback import IMPORT_OPTIONS, Body, ImportResult, import_feedback, read_annotations
-from suffice.cli.shell import CONFIG_FILE, FILE, JSON_OBJECT, Command, find_settings, option
+from suffice.cli.shell import CONFIG, FILE, JSON_OBJECT, Command, find_settings, option
 from suffice.errors import ConfigError
 from suffice.files import write_whole
 from suffice.settings import Settings
@@ -28,7 +28,7 @@ from suffice_label_studio.tasks import LABEL_CONFIG, ToJudge, Which, parse_task_
 
 
 @click.command("label-studio", cls=Command)
-@CONFIG_FILE
+@CONFIG
 @option("--route", required=True, help="Whose runs.")
 @option(
     "--which",
@@ -45,7 +45,7 @@ from suffice_label_studio.tasks import LABEL_CONFIG, ToJudge, Which, parse_task_
 @option("--label-config", type=FILE, metavar="FILE", help="Write the labeling interface that the project needs.")
 @JSON_OBJECT
 def export_tasks(
-    config: Path,
+    path: Path,
     route: str,
     which: Which,
     questions: Path | None,
@@ -65,7 +65,7 @@ def export_tasks(
     """
     if (out is None) == (url is None) or (url is not None and project is None):
         raise ConfigError("where to? Give --out FILE, or --url and --project")
-    settings = load_deployment(config)
+    settings = load_deployment(path)
     runs = list(islice(_runs(settings, route, which, questions), most))
     if label_config is not None:
         write_whole(label_config, LABEL_CONFIG)

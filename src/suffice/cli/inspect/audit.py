@@ -44,7 +44,7 @@ def alerts() -> None:
 
 @alerts.command()
 @shell.CONFIG
-def test(path: str) -> None:
+def test(path: Path) -> None:
     """Send a test alert to every sink and print the result.
 
     Exits with 1 when a sink did not accept it, and with 2 when none is configured.
@@ -64,21 +64,17 @@ def test(path: str) -> None:
 
 
 @alerts.command("list")
-@shell.CONFIG
 @shell.option("-n", "n", type=click.IntRange(1, 10_000), default=20, help="How many.")
-@shell.JSON_LINES
-def list_sent(path: str, n: int, as_json: bool) -> None:
+@shell.report(shell.JSON_LINES)
+def list_sent(settings: Settings, n: int) -> shell.CommandReply:
     """List the latest alerts that were sent, oldest first."""
-    shell.print_rows(
-        sent_notices(database_path(load_deployment(path).store.url), n),
-        lambda one: [f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"],
-        as_json=as_json,
-        empty="no alerts were sent yet",
-    )
+    sent = list(sent_notices(database_path(settings.store.url), n))
+    lines = [f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}" for one in sent]
+    return shell.CommandReply(sent, lines or "no alerts were sent yet")
 
 
 _LOG = shell.stacked(
-    shell.CONFIG_FILE, shell.option("--db", type=shell.FILE, metavar="FILE", help="This log instead of the settings'.")
+    shell.CONFIG, shell.option("--db", type=shell.FILE, metavar="FILE", help="This log instead of the settings'.")
 )
 _EXPORT = shell.stacked(
     shell.option(
@@ -105,7 +101,7 @@ def audit() -> None:
     help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]",
 )
 @shell.JSON_OBJECT
-def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
+def verify(path: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
     """Verify the whole chain and report the first row that was changed.
 
     First checks the pages of the file and its indexes. Only exported heads reveal a cut-off end or a rebuilt chain.
@@ -113,17 +109,17 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
     """
     damage = ""
     try:
-        settings = _settings(config, db)
+        settings = _settings(path, db)
         own = Path(settings.audit.file)
         files = heads or ((own,) if settings.audit.file and db is None and own.exists() else ())
         key = audit_key(settings)
         kept = [(file, one) for file in files for one in read_heads(file, key=key)]
-        path = database_path(settings.store.url)
-        checked = find_damage(path, thorough=True)
-        with open_reader(path) as connection:
+        log = database_path(settings.store.url)
+        checked = find_damage(log, thorough=True)
+        with open_reader(log) as connection:
             damage = checked or ""
             if checked is None:
-                raise StoreError(f"store {path}: its pages could not be read through; try again")
+                raise StoreError(f"store {log}: its pages could not be read through; try again")
             verdict = verify_chain(connection, [one.head for _, one in kept if one.signed is not False])
     except SufficeError as error:
         shell.fail(f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
@@ -135,14 +131,14 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
         shell.print_json({"ok": ok, **msgspec.to_builtins(verdict), **checks})
     else:
         if damage:
-            click.echo(f"LOG DAMAGED: {path}: {damage}; restore a backup")
+            click.echo(f"LOG DAMAGED: {log}: {damage}; restore a backup")
         _print_verdict(verdict, forged, files, signatures=key is not None)
     raise SystemExit(0 if ok else 1)
 
 
-def _settings(config: Path, db: Path | None) -> Settings:
+def _settings(path: Path, db: Path | None) -> Settings:
     if db is None:
-        return load_deployment(config)
+        return load_deployment(path)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
 
 
@@ -184,11 +180,12 @@ def _place(bad: BadRow) -> str:
 @shell.option("--route", help="Only of this route.")
 @shell.option("--kind", help="Only of this kind of event, such as policy_published.")
 @shell.JSON_LINES
-def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
+def show(path: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    path = database_path(_settings(config, db).store.url)
-    rows = read_latest_rows(path, n, route=route, kind=kind)
-    shell.print_rows(rows, _entry_lines, _plain_entry, as_json=as_json, empty="no such row in the audit log")
+    rows = list(read_latest_rows(database_path(_settings(path, db).store.url), n, route=route, kind=kind))
+    lines = [line for row in rows for line in _entry_lines(row)]
+    reply = shell.CommandReply([_plain_entry(row) for row in rows], lines or "no such row in the audit log")
+    shell.print_reply(reply, as_json=as_json)
 
 
 def _entry_lines(entry: AuditEntry) -> Iterator[str]:
@@ -212,7 +209,7 @@ def _plain_entry(entry: AuditEntry) -> dict[str, Any]:
 @shell.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="JSON lines, or a table.")
 @_EXPORT
 def export(
-    config: Path,
+    path: Path,
     db: Path | None,
     since: str | None,
     route: str | None,
@@ -222,7 +219,7 @@ def export(
     reason: str,
 ) -> None:
     """Export the rows of the audit log. The export itself is recorded in the audit log."""
-    settings = _settings(config, db)
+    settings = _settings(path, db)
     since_s = None if since is None else shell.parse_time("--since", since, _TIMES)
     rows = entries(database_path(settings.store.url), since_s=since_s, route=route)
     n_rows = 0
@@ -254,16 +251,16 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 
 @audit.command()
 @click.argument("route")
-@shell.CONFIG_FILE
+@shell.CONFIG
 @shell.option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
 @_EXPORT
-def bundle(route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
+def bundle(route: str, path: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
     """Export all evidence of a certificate, for independent verification.
 
     Check the file with tools/verify_bundle.py. The export is recorded in the audit log, and the head after it is
     exported too.
     """
-    settings = load_deployment(config)
+    settings = load_deployment(path)
     where = str(out) if out is not None else "standard output"
     lines = write_bundle(settings, route, number, where=where, author=author, reason=reason)
     with _opened(out) as target:

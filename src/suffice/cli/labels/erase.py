@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command, option, parse_time
+from suffice.cli.shell import AUTHOR, CONFIG, REASON, Command, option, parse_time
 from suffice.errors import ConfigError
 from suffice.formatting import format_iso
 from suffice.rollout.assign import conversation_key
@@ -30,7 +30,7 @@ _DAY_S = 86_400.0
 
 
 @click.command(cls=Command)
-@CONFIG_FILE
+@CONFIG
 @option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
 @option(
     "--unit",
@@ -51,7 +51,7 @@ _DAY_S = 86_400.0
 @AUTHOR
 @option("--dry-run", is_flag=True, help="Print how many rows would be looked at, and change nothing.")
 def erase(
-    config: Path,
+    path: Path,
     episodes: tuple[str, ...],
     units: tuple[str, ...],
     older_than: str | None,
@@ -68,7 +68,7 @@ def erase(
     """
     if bool(episodes or units) == bool(older_than):
         raise ConfigError("needs --episode or --unit, or else --older-than")
-    settings = load_deployment(config)
+    settings = load_deployment(path)
     limit_s = None if older_than is None else _limit_s(older_than)
     wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
     with open_decisions(settings, create=False) as writer:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from suffice.review import langfuse
 from suffice.review.label_studio import read_export
 from suffice.rollout.assign import sender_key
 from suffice.sanitize import format_csv
-from suffice.settings import Settings
+from suffice.settings import Judge, Settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.people.feedback import (
@@ -76,7 +76,7 @@ class ImportResult:
 
 
 IMPORT_OPTIONS = shell.stacked(
-    shell.CONFIG_FILE,
+    shell.CONFIG,
     shell.option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
     shell.JSON_OBJECT,
 )
@@ -124,19 +124,21 @@ def import_feedback(
     source: str,
     bodies: Callable[[Settings, ImportResult], Iterator[Body]],
     *,
-    config: Path,
+    path: Path,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Check all feedback of a source, write it, and report. Raises ConfigError, TraceError, StoreError."""
     result = ImportResult(source=source, dry_run=dry_run)
-    settings = load_deployment(config)
+    settings = load_deployment(path)
     rows = _checked(bodies(settings, result), settings, result)
     if dry_run:
         _compare(rows, settings, result)
     else:
         asyncio.run(_write(rows, settings, result))
-    _print(result, as_json=as_json)
+    plain = asdict(result)
+    del plain["by"]
+    shell.print_reply(shell.CommandReply(plain, _result_lines(result)), as_json=as_json)
 
 
 def _table(
@@ -208,32 +210,27 @@ def _compare(rows: list[Feedback], settings: Settings, result: ImportResult) -> 
 
 
 async def _write(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
-    log, left = open_log(settings, create=False), iter(rows)
-    try:
+    left = iter(rows)
+    with closing(open_log(settings, create=False)) as log:
         while batch := list(islice(left, BATCH_ROWS)):
             for receipt in await asyncio.gather(*(log.append_durable(FeedbackEvent(row)) for row in batch)):
                 result.n_known += receipt.duplicate
                 result.n_conflicts += receipt.conflict
                 result.n_new += not receipt.duplicate
                 result.n_joined += receipt.joined
-    finally:
-        log.close()
 
 
-def _print(result: ImportResult, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({name: value for name, value in asdict(result).items() if name != "by"}))
-        return
+def _result_lines(result: ImportResult) -> Iterator[str]:
     would = "would be " if result.dry_run else ""
-    click.echo(f"{result.source}: {result.n_rows:,} rows, {result.n_new:,} {would}new, {result.n_known:,} known before")
+    yield f"{result.source}: {result.n_rows:,} rows, {result.n_new:,} {would}new, {result.n_known:,} known before"
     if result.n_conflicts:
-        click.echo(f"  {result.n_conflicts:,} of these contradict earlier rows with their ids: give them new ids")
+        yield f"  {result.n_conflicts:,} of these contradict earlier rows with their ids: give them new ids"
     waiting = result.n_rows - result.n_joined
-    click.echo(f"  {result.n_joined:,} belong to requests in the log, {waiting:,} wait for theirs")
+    yield f"  {result.n_joined:,} belong to requests in the log, {waiting:,} wait for theirs"
     if result.n_ignored:
-        click.echo(f"  {result.n_ignored:,} annotations were skipped or are empty")
+        yield f"  {result.n_ignored:,} annotations were skipped or are empty"
     if result.unused:
-        click.echo(f"  columns that are no field: {', '.join(result.unused)}")
+        yield f"  columns that are no field: {', '.join(result.unused)}"
 
 
 DAY_S: Final = 86_400.0
@@ -241,36 +238,29 @@ MOST_LISTED: Final = 20
 
 
 @feedback.command()
-@shell.CONFIG_FILE
 @shell.option("--days", type=float, help="Dead letters are older than so many days. [default: the settings']")
 @shell.option("--out", type=shell.FILE, metavar="FILE", help="Write all of it as CSV.")
-@shell.JSON_LINES
-def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool) -> None:
+@shell.report(shell.JSON_LINES)
+def parked(settings: Settings, days: float | None, out: Path | None) -> shell.CommandReply:
     """List feedback without a request in the log: pending, or a dead letter by now.
 
     It is kept, and joins when its request arrives. If that never happens, the id is wrong or belongs to another log.
     """
-    settings = load_deployment(config)
     limit_s = DAY_S * (settings.feedback.park_days if days is None else days)
     now_s = time.time()
     rows = [_plain(one, now_s, limit_s) for one in read_unmatched(database_path(settings.store.url))]
     if out is not None:
         write_whole(out, format_csv(("feedback_id", "episode_id", "response_id", "source", "age_days", "dead"), rows))
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row))
-        return
     n_dead = sum(row["dead"] for row in rows)
     older = f"{n_dead:,} are dead letters, older than {limit_s / DAY_S:g} days"
-    click.echo(f"{len(rows) - n_dead:,} wait for their request; {older}")
+    lines = [f"{len(rows) - n_dead:,} wait for their request; {older}"]
     for row in rows[:MOST_LISTED]:
         named = f"episode {row['episode_id']}" if row["episode_id"] else f"response {row['response_id']}"
         dead = "  dead letter" if row["dead"] else ""
-        click.echo(f"  {row['feedback_id']}  {named}  {row['source']}  {row['age_days']:.1f} days{dead}")
+        lines.append(f"  {row['feedback_id']}  {named}  {row['source']}  {row['age_days']:.1f} days{dead}")
     if len(rows) > MOST_LISTED:
-        click.echo(f"  … and {len(rows) - MOST_LISTED:,} more; --json or --out shows all")
-    if out is not None:
-        click.echo(f"written to {out}")
+        lines.append(f"  … and {len(rows) - MOST_LISTED:,} more; --json or --out shows all")
+    return shell.CommandReply(rows, lines if out is None else [*lines, f"written to {out}"])
 
 
 def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any]:
@@ -285,7 +275,6 @@ def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, An
 
 @feedback.command()
 @shell.option("--route", "name", required=True, help="Name of a route with a [judge] table in the settings.")
-@shell.CONFIG_FILE
 @shell.option(
     "--questions",
     type=shell.FILE,
@@ -293,59 +282,47 @@ def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, An
     help="JSON lines with `question` or `messages`: the log holds none. [default: the table's]",
 )
 @shell.option("--most", type=click.IntRange(2, 1_000_000), default=200, metavar="N", help="Answers to grade, at most.")
-@shell.JSON_OBJECT
-def judge(name: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
+@shell.report(shell.JSON_OBJECT)
+def judge(settings: Settings, name: str, questions: Path | None, most: int) -> shell.CommandReply:
     """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.
 
     Runs that people labelled are graded first, to measure the judge's errors. No label is written while these errors
     use up the route's EM budget, or while no run has labels of both a person and the judge.
     """
-    settings = load_deployment(config)
-    route = shell.find_settings(settings, name, option="--route")
-    if route.judge is None:
+    table = shell.find_settings(settings, name, option="--route").judge
+    if table is None:
         raise ConfigError(f"routes.{name}.judge: is missing; name the url and the model of a judge")
-    if questions is None and not route.judge.questions:
+    if questions is None and not table.questions:
         raise ConfigError(f"routes.{name}.judge.questions: names no file, and --questions neither")
-    result = asyncio.run(_judge(settings, name, questions or Path(route.judge.questions), most))
-    if as_json:
-        shell.print_json(result)
-        return
-    click.echo(
-        f"{result.n_full:,} full runs, {result.n_differing:,} in which the stop would have answered otherwise"
-        f" (at most {result.disagreement:.1%} of all)"
-    )
+    result = asyncio.run(_judge(settings, name, table, questions or Path(table.questions), most))
+    share = f"at most {result.disagreement:.1%} of all"
+    differing = f"{result.n_differing:,} in which the stop would have answered otherwise ({share})"
+    lines = [f"{result.n_full:,} full runs, {differing}"]
     if result.n_unknown:
-        click.echo(f"{result.n_unknown:,} of these have no question in the file")
-    click.echo(
+        lines.append(f"{result.n_unknown:,} of these have no question in the file")
+    lines.append(
         f"{result.n_graded:,} runs graded, {result.n_ungraded:,} without a grade, {result.n_labelled:,} labelled"
     )
-    click.echo(f"The judge: {result.reason}.")
+    return shell.CommandReply(result, [*lines, f"The judge: {result.reason}."])
 
 
-async def _judge(settings: Settings, name: str, questions: Path, most: int) -> JudgingResult:
-    route = settings.routes[name]
-    table = route.judge
-    assert table is not None
-    texts = question_texts(questions, settings)
+async def _judge(settings: Settings, name: str, table: Judge, questions: Path, most: int) -> JudgingResult:
+    route, texts = settings.routes[name], question_texts(questions, settings)
     key = secret(f"routes.{name}.judge.api_key_env", table.api_key_env)
     episodes = list(read_episodes(database_path(settings.store.url), name))
-    log = open_log(settings, create=False)
     model = JudgeModel(table.url, table.model, api_key=key, timeout_s=table.timeout_s, max_tokens=table.max_tokens)
-    try:
+    with closing(open_log(settings, create=False)) as log, open_scorer(route.scorer) as scorer:
         async with model:
-            with open_scorer(route.scorer) as scorer:
-                return await judge_labels(
-                    episodes,
-                    model,
-                    lambda given: log.append_durable(FeedbackEvent(given)),
-                    questions=texts,
-                    match=scorer.match,
-                    max_em_drop=route.max_em_drop,
-                    confidence=(1 + route.confidence) / 2,
-                    most_calls=most,
-                )
-    finally:
-        log.close()
+            return await judge_labels(
+                episodes,
+                model,
+                lambda given: log.append_durable(FeedbackEvent(given)),
+                questions=texts,
+                match=scorer.match,
+                max_em_drop=route.max_em_drop,
+                confidence=(1 + route.confidence) / 2,
+                most_calls=most,
+            )
 
 
 @click.group(cls=shell.CommandGroup)
@@ -355,10 +332,9 @@ def export() -> None:
 
 @export.command("feedback")
 @click.argument("file", type=shell.FILE)
-@shell.CONFIG_FILE
 @shell.option("--route", help="Only what belongs to this route.")
-@shell.JSON_OBJECT
-def export_feedback(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
+@shell.report(shell.JSON_OBJECT)
+def export_feedback(settings: Settings, file: Path, route: str | None) -> shell.CommandReply:
     """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
 
     In CSV a cell that a spreadsheet would take for a formula is prefixed with a quote, which `suffice feedback import`
@@ -366,7 +342,6 @@ def export_feedback(file: Path, config: Path, route: str | None, *, as_json: boo
     """
     if file.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"{file}: unknown format; use a name that ends in .csv or .jsonl")
-    settings = load_deployment(config)
     rows = [
         _plain_feedback(one)
         for one in read_all_feedback(database_path(settings.store.url))
@@ -382,7 +357,7 @@ def export_feedback(file: Path, config: Path, route: str | None, *, as_json: boo
     write_whole(file, text)
     with open_decisions(settings, create=False) as writer:
         note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
-    click.echo(json.dumps({"file": str(file), "n_rows": len(rows)}) if as_json else f"{file}: {len(rows):,} rows")
+    return shell.CommandReply({"file": str(file), "n_rows": len(rows)}, f"{file}: {len(rows):,} rows")
 
 
 def _plain_feedback(one: FeedbackRecord) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,16 @@ import click
 import msgspec
 
 from suffice.cli import shell
-from suffice.control.evidence.cold_start import window_size
-from suffice.control.evidence.label_effects import verdict_effect
-from suffice.edge.math import open_match
 from suffice.formatting import format_time
-from suffice.review.agreement import Kappa, agreement, em_of
-from suffice.review.items import ReviewItem, ReviewLease, Source, parse_verdict
+from suffice.review.agreement import Kappa, VerdictEffect, agreement, em_of
+from suffice.review.items import ReviewItem, ReviewLease, parse_verdict
 from suffice.review.queue import ItemState, Queue
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import database_path
 from suffice.store.people import deciding
+from suffice.wiring.evidence import read_verdict_effect
 from suffice.wiring.files import question_texts, questions_file
 
 _REVIEWER = shell.option("--reviewer", help="Name of the reviewer. [default: the user of this computer]")
@@ -53,30 +53,23 @@ def review() -> None:
 @review.command("list")
 @shell.ROUTE
 @shell.option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
-@shell.CONFIG
-@shell.JSON
-def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
+@shell.report()
+def list_(settings: Settings, route: str | None, *, all_of_them: bool) -> shell.CommandReply:
     """List the items that wait for a reviewer, most urgent first."""
-    _, queue = _read_queue(path, route)
-    now_s = time.time()
-
-    def lines(place: ItemState) -> tuple[str, str]:
+    queue, now_s = _read_queue(settings, route), time.time()
+    places = list(queue.of(route) if all_of_them else queue.waiting(now_s=now_s, route=route))
+    lines = list[str]()
+    for place in places:
         item = place.item
         due = "" if item.deadline_s is None else f", due {format_time(item.deadline_s)}"
-        return f"{item.episode_id}  {item.route}  {item.why}  {place.state(now_s)}{due}", f"  {item.because}"
-
-    shell.print_rows(
-        queue.of(route) if all_of_them else queue.waiting(now_s=now_s, route=route),
-        lines,
-        lambda place: {"state": place.state(now_s), **msgspec.to_builtins(place.item)},
-        as_json=as_json,
-        empty="no items in the review queue",
-    )
+        lines += [f"{item.episode_id}  {item.route}  {item.why}  {place.state(now_s)}{due}", f"  {item.because}"]
+    plain = [{"state": place.state(now_s), **msgspec.to_builtins(place.item)} for place in places]
+    return shell.CommandReply(plain, lines or "no items in the review queue")
 
 
-def _read_queue(path: str, route: str | None) -> tuple[Settings, Queue]:
-    with shell.deployment_log(path, route) as (settings, writer):
-        return settings, deciding.read_reviews(writer.path).queue
+def _read_queue(settings: Settings, route: str | None) -> Queue:
+    shell.route_names(settings, route)  # refuses an unknown one
+    return deciding.read_reviews(database_path(settings.store.url)).queue
 
 
 _TAKE = shell.stacked(shell.ROUTE, _REVIEWER, _QUESTIONS, shell.CONFIG, shell.JSON)
@@ -107,7 +100,7 @@ def adjudicate(**given: Any) -> None:
 @shell.CONFIG
 @shell.JSON
 def submit(
-    item: str, word: str, corrected: str | None, reason: str, reviewer: str | None, path: str, *, as_json: bool
+    item: str, word: str, corrected: str | None, reason: str, reviewer: str | None, path: Path, *, as_json: bool
 ) -> None:
     """Submit a verdict on ITEM.
 
@@ -126,7 +119,7 @@ def submit(
         result = outcome if isinstance(outcome, str) else deciding.submit_verdict(writer, outcome, now_s=time.time())
         if isinstance(result, str):
             shell.fail(result, 1)
-        effect = _effect(settings, writer, place.item)
+        effect = _effect(settings, place.item)
     if as_json:
         shell.print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.sentence})
         return
@@ -147,29 +140,25 @@ def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply | str:
 
 @review.command()
 @shell.ROUTE
-@shell.CONFIG
-@shell.JSON
-def stats(route: str | None, path: str, *, as_json: bool) -> None:
+@shell.report()
+def stats(settings: Settings, route: str | None) -> shell.CommandReply:
     """Show the number of items by state, the agreement of reviewers, and the estimate from random items."""
-    settings, queue = _read_queue(path, route)
-    for name in settings.routes if route is None else [route]:
-        counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
+    queue, now_s = _read_queue(settings, route), time.time()
+    plain, lines = list[dict[str, Any]](), list[str]()
+    for name in shell.route_names(settings, route):
+        counts, agree = queue.counts(now_s=now_s, route=name), agreement(queue.of(name))
         em, n_drawings = em_of(queue, name), len(queue.drawings.get(name, ()))
-        if as_json:
-            shell.print_json({"route": name, "items": counts, "agreement": agree, "em": em, "n_drawings": n_drawings})
-            continue
-        click.echo(f"route {name}")
-        click.echo("  items      " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
-        click.echo(f"  agreement  {_kappa(agree.overall)}")
-        for first, second, kappa in agree.pairs:
-            click.echo(f"    {first} and {second}: {_kappa(kappa)}")
+        plain.append({"route": name, "items": counts, "agreement": agree, "em": em, "n_drawings": n_drawings})
+        lines.append(f"route {name}")
+        lines.append("  items      " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
+        lines.append(f"  agreement  {_kappa(agree.overall)}")
+        lines += [f"    {first} and {second}: {_kappa(kappa)}" for first, second, kappa in agree.pairs]
         if em is None:
-            click.echo(f"  EM         unknown: none of {n_drawings:,} drawings is through")
+            lines.append(f"  EM         unknown: none of {n_drawings:,} drawings is through")
         else:
-            click.echo(
-                f"  EM         {em.value:.1%} [{em.low or 0:.1%}, {em.high or 0:.1%}] of delivered answers, "
-                f"from {em.n:,} drawn at random" + (f" ({em.note})" if em.note else "")
-            )
+            between = f"[{em.low or 0:.1%}, {em.high or 0:.1%}] of delivered answers, from {em.n:,} drawn at random"
+            lines.append(f"  EM         {em.value:.1%} {between}" + (f" ({em.note})" if em.note else ""))
+    return shell.CommandReply(plain, lines)
 
 
 def _kappa(kappa: Kappa | None) -> str:
@@ -182,25 +171,25 @@ def _kappa(kappa: Kappa | None) -> str:
 
 
 def _go_through(
-    path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
+    path: Path, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
     name, n = shell.author_name(reviewer), 0
     with shell.deployment_log(path, route, retry_hint="Your item goes back by itself.") as (settings, writer):
-        texts = _QuestionTexts(settings, writer.path, questions)
+        texts_of = cache(lambda file: question_texts(file, settings))
         while (lease := deciding.lease_next(writer, name, now_s=time.time(), route=route, third=third)) is not None:
             n += 1
             place = deciding.read_reviews(writer.path).queue.places[lease.item]
-            _print(place, lease, texts, as_json=as_json)
+            question, where = _question(settings, writer.path, place.item, questions, texts_of)
+            _print(place, lease, question, where, writer.path, as_json=as_json)
             if as_json or not sys.stdin.isatty() or not _answer(settings, writer, place.item, name):
                 return
     click.echo(f"nothing {'else ' if n else ''}waits for {name}", err=as_json)
 
 
-def _print(place: ItemState, lease: ReviewLease, texts: _QuestionTexts, *, as_json: bool) -> None:
-    item = place.item
-    question, where = texts.question(item)
-    sources = texts.sources(item)
-    others = place.verdicts if place.needs_third else ()
+def _print(place: ItemState, lease: ReviewLease, question: str | None, where: str, log: Path, *, as_json: bool) -> None:
+    item, others = place.item, place.verdicts if place.needs_third else ()
+    kept = deciding.kept_sources(log, item.episode_id, now_s=time.time())
+    sources = () if kept is None else kept.sources
     if as_json:
         plain = {"question": question, "question_from": where, "lease": lease, "verdicts": others, "sources": sources}
         shell.print_json({**plain, **msgspec.to_builtins(item)})
@@ -250,37 +239,29 @@ def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) 
             assert not isinstance(outcome, str)
             result = deciding.submit_verdict(writer, outcome, now_s=time.time())
             click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
-            click.echo(f"  {_effect(settings, writer, item).sentence}")
+            click.echo(f"  {_effect(settings, item).sentence}")
             return True
 
 
-def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
-    route = shell.find_settings(settings, item.route)
-    window = window_size(settings.control, route.max_em_drop)
-    with open_match(route) as match:
-        return verdict_effect(writer.path, item.episode_id, route, match, window=window)
+def _effect(settings: Settings, item: ReviewItem) -> VerdictEffect:
+    shell.find_settings(settings, item.route)
+    effect = read_verdict_effect(settings, item.episode_id)
+    assert effect is not None
+    return effect
 
 
-class _QuestionTexts:
-    def __init__(self, settings: Settings, log: Path, file: Path | None) -> None:
-        self._settings, self._log, self._given = settings, log, file
-        self._read: dict[Path, Mapping[str, str]] = {}
-
-    def question(self, item: ReviewItem) -> tuple[str | None, str]:
-        kept = deciding.kept_question(self._log, item.episode_id, now_s=time.time())
-        if kept is not None:
-            return kept, "kept in the log:"
-        file = self._given or questions_file(self._settings, item.route)
-        if file is None:
-            return None, (
-                f"cannot be had: the log holds no text; name routes.{item.route}.review.questions or --questions, "
-                f"or let the route keep it (routes.{item.route}.review.keep_text)"
-            )
-        if file not in self._read:
-            self._read[file] = question_texts(file, self._settings)
-        result = self._read[file].get(item.question_key)
-        return result, f"from {file}:" if result is not None else f"cannot be had: it is not in {file}"
-
-    def sources(self, item: ReviewItem) -> tuple[Source, ...]:
-        kept = deciding.kept_sources(self._log, item.episode_id, now_s=time.time())
-        return () if kept is None else kept.sources
+def _question(
+    settings: Settings, log: Path, item: ReviewItem, given: Path | None, texts_of: Callable[[Path], Mapping[str, str]]
+) -> tuple[str | None, str]:
+    """Return the text of an item's question, and where it is from or why it cannot be had."""
+    kept = deciding.kept_question(log, item.episode_id, now_s=time.time())
+    if kept is not None:
+        return kept, "kept in the log:"
+    file = given or questions_file(settings, item.route)
+    if file is None:
+        return None, (
+            f"cannot be had: the log holds no text; name routes.{item.route}.review.questions or --questions, "
+            f"or let the route keep it (routes.{item.route}.review.keep_text)"
+        )
+    result = texts_of(file).get(item.question_key)
+    return result, f"from {file}:" if result is not None else f"cannot be had: it is not in {file}"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
 
+from suffice.assurance.bounds import Interval
 from suffice.cli import shell
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
 from suffice.rollout.results import HOLDS, ArmResult, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Settings
+from suffice.settings.checks import known_names
 from suffice.store.database.sqlite import database_path
 from suffice.store.routes import experiments
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
-from suffice.wiring.files import load_deployment
 from suffice.wiring.routes import check_experiment
 
 
@@ -25,35 +27,29 @@ def experiment() -> None:
 
 
 @experiment.command("list")
-@shell.CONFIG
-@shell.JSON
-def list_(path: str, *, as_json: bool) -> None:
+@shell.report()
+def list_(settings: Settings) -> shell.CommandReply:
     """List experiments, and which of them run.
 
     Includes experiments of the log that the settings no longer have.
     """
-    settings = load_deployment(path)
     latest = {one.experiment.name: one for one in read_experiments(database_path(settings.store.url))}
     names = dict.fromkeys((*settings.experiments, *latest))
     rows = [{"name": name, **_summary(name, settings, latest.get(name))} for name in names]
-    if as_json:
-        shell.print_json({"experiments": rows})
-        return
+    lines = [line for row in rows for line in _summary_lines(row)]
     empty = "no experiment: write one as [experiments.NAME] in the settings"
-    shell.print_rows(rows, _summary_lines, as_json=False, empty=empty)
+    return shell.CommandReply({"experiments": rows}, lines or empty)
 
 
 @experiment.command()
 @click.argument("name")
-@shell.CONFIG
 @shell.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
-@shell.JSON
-def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
+@shell.report()
+def show(settings: Settings, name: str, run: int | None) -> shell.CommandReply:
     """Show the results of experiment NAME so far.
 
     May be repeated: every interval holds at every look.
     """
-    settings = load_deployment(path)
     database = database_path(settings.store.url)
     held = read_experiments(database)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
@@ -61,11 +57,10 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
         known = ", ".join(dict.fromkeys(one.experiment.name for one in held)) or "none was ever started"
         shell.fail(f"no run of experiment {name!r} in {database}; started: {known}")
     result = read_experiment(database, mine[-1], settings)
-    if as_json:
-        values = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
-        shell.print_json({**_state(mine[-1]), "result": result, "reading": values})
-        return
-    _print(mine[-1], result)
+    values = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
+    return shell.CommandReply(
+        {**_state(mine[-1]), "result": result, "reading": values}, _result_lines(mine[-1], result, values)
+    )
 
 
 @experiment.command()
@@ -78,8 +73,7 @@ def start(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     """
     written = by.settings.experiments.get(name)
     if written is None:
-        known = ", ".join(sorted(by.settings.experiments)) or "none is configured"
-        raise ConfigError(f"unknown experiment {name!r}; known: {known}")
+        raise ConfigError(f"unknown experiment {name!r}; {known_names(by.settings.experiments)}")
     check_experiment(by.settings, name)
     result = experiments.start_experiment(by.writer, name, written, **by.signed)
     if isinstance(result, str):
@@ -115,7 +109,7 @@ def _conclusions(one: ExperimentRun, settings: Settings, database: Path) -> tupl
     try:
         result = read_experiment(database, one, settings)
     except Exception as error:  # noqa: BLE001 - results must not keep a person from stopping it
-        click.echo(f"suffice experiment stop: what it showed could not be read: {error}", err=True)
+        shell.warn(f"what it showed could not be read: {error}")
         return ()
     return tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
 
@@ -168,49 +162,49 @@ def _summary_lines(row: dict[str, object]) -> tuple[str, str]:
     )
 
 
-def _print(one: ExperimentRun, result: ExperimentResult) -> None:
+def _result_lines(
+    one: ExperimentRun, result: ExperimentResult, sentences: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     what = one.experiment
     since = format_time(one.started_at_s)
-    shell.print_line(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
+    yield f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}"
     if one.ended is not None and one.ended_at_s is not None:
-        shell.print_line(f"  stopped {format_time(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
-    click.echo(
-        f"  routes {', '.join(what.routes)}; unit {what.unit}; layer {what.layer}, {what.share:.1%} of it;"
-        f" decides: {what.primary}"
-    )
+        yield f"  stopped {format_time(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}"
+    layer = f"layer {what.layer}, {what.share:.1%} of it"
+    yield f"  routes {', '.join(what.routes)}; unit {what.unit}; {layer}; decides: {what.primary}"
     parts = ", ".join(f"{arm} {share:.1%} ({result.n_by_arm.get(arm, 0):,})" for arm, share in what.odds().items())
-    click.echo(f"  {result.n_requests:,} requests of {result.n_units:,} units: {parts}")
+    yield f"  {result.n_requests:,} requests of {result.n_units:,} units: {parts}"
     for arm in result.arms:
-        click.echo(f"\n{arm.arm} against {result.control}: {arm.verdict.upper()}")
-        for sentence in summarize_arm(result, arm):
-            click.echo(shell.wrapped(sentence, "  ", width=shell.WIDTH))
-        _print_table(arm)
-    click.echo(f"\n{shell.wrapped(HOLDS, width=shell.WIDTH)}")
+        yield ""
+        yield f"{arm.arm} against {result.control}: {arm.verdict.upper()}"
+        for sentence in sentences[arm.arm]:
+            yield from shell.wrapped(sentence, "  ", width=shell.WIDTH).splitlines()
+        yield ""
+        yield from _table_lines(arm)
+    yield ""
+    yield from shell.wrapped(HOLDS, width=shell.WIDTH).splitlines()
 
 
-def _print_table(arm: ArmResult) -> None:
+def _table_lines(arm: ArmResult) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("", "difference", "between", "allowed", "verdict", "based on")]
     for one in arm.comparisons:
         metric = metric_of(one.metric)
         name = one.metric if metric.margin == one.metric else f"{one.metric}, {metric.margin}"
         allowed = "" if one.margin is None else metric.size(one.margin)
-        if one.effect is None or one.between is None:
-            rows.append((name, "-", "-", allowed, one.verdict, one.why))
-        else:
-            notes = [f"{one.n:,} {'full runs' if one.paired else 'units'}"]
-            notes += [f"{one.n_pending:,} without a label"] if one.n_pending else []
-            notes += [f"{one.n_cut:,} above the cap"] if one.n_cut else []
-            between = _ends(one.metric, one.between.low, one.between.high)
-            effect = _number(one.metric, one.effect)
-            rows.append((name, effect, between, allowed, one.verdict, ", ".join(notes)))
+        difference, notes = ("-", "-"), one.why
+        if one.effect is not None and one.between is not None:
+            difference = _number(one.metric, one.effect), _ends(one.metric, one.between)
+            counts = [f"{one.n:,} {'full runs' if one.paired else 'units'}"]
+            counts += [f"{one.n_pending:,} without a label"] if one.n_pending else []
+            counts += [f"{one.n_cut:,} above the cap"] if one.n_cut else []
+            notes = ", ".join(counts)
+        rows.append((name, *difference, allowed, one.verdict, notes))
         for part in one.classes:
-            between = _ends(one.metric, part.between.low, part.between.high)
-            effect = _number(one.metric, part.effect)
-            rows.append((f"  class {part.query_class or 'none'}", effect, between, "", part.verdict, f"{part.n:,}"))
+            difference = _number(one.metric, part.effect), _ends(one.metric, part.between)
+            rows.append((f"  class {part.query_class or 'none'}", *difference, "", part.verdict, f"{part.n:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    click.echo()
     for row in rows:
-        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _number(metric: str, value: float) -> str:
@@ -218,5 +212,5 @@ def _number(metric: str, value: float) -> str:
     return f"{value * one.times + 0.0:+,.{one.digits}f}"  # turns -0.0 into 0
 
 
-def _ends(metric: str, low: float, high: float) -> str:
-    return f"{_number(metric, low)} to {_number(metric, high)}"
+def _ends(metric: str, between: Interval) -> str:
+    return f"{_number(metric, between.low)} to {_number(metric, between.high)}"

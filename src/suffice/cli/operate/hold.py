@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from suffice.errors import ConfigError
 from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm, describe_state
 from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, describe_override
+from suffice.settings import Settings
+from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import newest_of, open_reader
 from suffice.store.people import deciding
 from suffice.store.routes.deployments import read_holds
@@ -49,7 +51,7 @@ def _pause_or_resume(
     decide: Callable[..., str | None],
     *,
     route: str,
-    path: str,
+    path: Path,
     reason: str,
     author: str | None,
     wait_s: float,
@@ -104,32 +106,23 @@ def set_route_override(
 @override.command("list")
 @click.argument("route", required=False)
 @shell.option("--all", "all_of_them", is_flag=True, help="Those that have ended, too.")
-@shell.CONFIG
-@shell.JSON
-def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
+@shell.report()
+def list_overrides(settings: Settings, route: str | None, *, all_of_them: bool) -> shell.CommandReply:
     """List overrides: what they limit, who set them, why and until when."""
-    with shell.deployment_log(path, route) as (settings, writer):
-        names = list(settings.routes) if route is None else [route]
-        holds = read_holds(writer.path)
-    now_s = time.time()
-
-    def rows() -> Iterator[tuple[Override, str]]:
-        for name in names:
-            held = holds.of(name)
-            live = [(one, "holds" if now_s < one.expires_at_s else "is over") for one in held.overrides]
-            ended = [(one, f"ended by {end.author}: {end.reason}") for one, end in held.ended]
-            yield from sorted((*live, *ended), key=lambda row: row[0].number)
-
-    shell.print_rows(
-        (row for row in rows() if all_of_them or row[1] == "holds"),
-        lambda row: (
-            f"route {row[0].route}: override {row[0].number}: {describe_override(row[0])}",
-            f"  {row[1]}; {_until(row[0])}; by {row[0].author}: {row[0].reason}",
-        ),
-        lambda row: {"state": row[1], **msgspec.to_builtins(row[0])},
-        as_json=as_json,
-        empty="nothing is held",
-    )
+    names = shell.route_names(settings, route)
+    holds, now_s = read_holds(database_path(settings.store.url)), time.time()
+    rows = list[tuple[Override, str]]()
+    for held in (holds.of(name) for name in names):
+        live = [(one, "holds" if now_s < one.expires_at_s else "is over") for one in held.overrides]
+        ended = [(one, f"ended by {end.author}: {end.reason}") for one, end in held.ended]
+        rows += sorted((*live, *ended), key=lambda row: row[0].number)
+    rows = [row for row in rows if all_of_them or row[1] == "holds"]
+    lines = list[str]()
+    for one, state in rows:
+        lines.append(f"route {one.route}: override {one.number}: {describe_override(one)}")
+        lines.append(f"  {state}; {_until(one)}; by {one.author}: {one.reason}")
+    plain = [{"state": state, **msgspec.to_builtins(one)} for one, state in rows]
+    return shell.CommandReply(plain, lines or "nothing is held")
 
 
 @override.command("end")
@@ -156,63 +149,53 @@ def incident() -> None:
 @incident.command("list")
 @shell.ROUTE
 @shell.option("--all", "all_of_them", is_flag=True, help="Those that are decided, too.")
-@shell.CONFIG
-@shell.JSON
-def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
+@shell.report()
+def list_incidents(settings: Settings, route: str | None, *, all_of_them: bool) -> shell.CommandReply:
     """List incidents, oldest first."""
-    with shell.deployment_log(path, route) as (_, writer):
-        holds = read_holds(writer.path)
+    holds = read_holds(database_path(settings.store.url)).routes
+    names = sorted(holds) if route is None else shell.route_names(settings, route)
     cases = [
         case
-        for name, held in sorted(holds.routes.items())
-        if route in (None, name)
+        for held in (holds[name] for name in names if name in holds)
         for case in (held.cases if all_of_them else held.open_cases)
     ]
-    shell.print_rows(
-        sorted(cases, key=lambda case: case.incident.opened_at_s),
-        lambda case: (
-            f"{case.incident.incident}  {format_time(case.incident.opened_at_s)}  {_state(case)}",
-            f"  {case.incident.summary}",
-        ),
-        _plain,
-        as_json=as_json,
-        empty="no incident waits for a decision",
-    )
+    cases.sort(key=lambda case: case.incident.opened_at_s)
+    lines = list[str]()
+    for case in cases:
+        one = case.incident
+        lines += [f"{one.incident}  {format_time(one.opened_at_s)}  {_state(case)}", f"  {one.summary}"]
+    return shell.CommandReply([_plain(case) for case in cases], lines or "no incident waits for a decision")
 
 
 @incident.command("show")
 @click.argument("name")
-@shell.CONFIG
-@shell.JSON
-def show_incident(name: str, path: str, *, as_json: bool) -> None:
+@shell.report()
+def show_incident(settings: Settings, name: str) -> shell.CommandReply:
     """Show incident NAME: its evidence, the decision, and the publications that can be rolled back to."""
-    with shell.deployment_log(path) as (config, writer), open_reader(writer.path) as connection:
-        route, case = _find_incident(writer.path, name)
-        now = deciding.read_snapshot(connection, route, shell.find_settings(config, route))
-        able = deciding.fitting(connection, now, now_s=time.time())
-        holds = describe_state(now, now_s=time.time())
-    if as_json:
-        shell.print_json(
-            {"now": holds, "roll_back_to": [one.number for one, why in able if why is None], **_plain(case)}
-        )
-        return
-    one = case.incident
-    shell.print_line(f"{one.incident}: {one.summary}")
-    click.echo(f"  opened   {format_time(one.opened_at_s)} by {one.author}, cause {one.cause}")
-    for sentence in one.evidence:
-        shell.print_line(f"  evidence {sentence}")
-    click.echo(f"  now      {holds}")
-    shell.print_line(f"  state    {_state(case)}")
+    path, now_s = database_path(settings.store.url), time.time()
+    route, case = _find_incident(path, name)
+    with open_reader(path) as connection:
+        now = deciding.read_snapshot(connection, route, shell.find_settings(settings, route))
+        able = deciding.fitting(connection, now, now_s=now_s)
+    holds, one = describe_state(now, now_s=now_s), case.incident
+    lines = [
+        f"{one.incident}: {one.summary}",
+        f"  opened   {format_time(one.opened_at_s)} by {one.author}, cause {one.cause}",
+        *(f"  evidence {sentence}" for sentence in one.evidence),
+        f"  now      {holds}",
+        f"  state    {_state(case)}",
+    ]
     if case.decision is not None:
-        click.echo(f"  before   {case.decision.before}")
-        click.echo(f"  after    {case.decision.after}")
-    if not case.is_open:
-        return
-    for made, why in able:
-        latest = now.publication is not None and made.number == now.publication.number
-        able_to = "is the latest" if latest else "can be rolled back to"
-        click.echo(f"  publication {made.number}, level {made.level}: {able_to if why is None else f'cannot: {why}'}")
-    click.echo(f"  decide   suffice incident decide {name} resume|tighten|roll_back|accept --reason …")
+        lines += [f"  before   {case.decision.before}", f"  after    {case.decision.after}"]
+    if case.is_open:
+        for made, why in able:
+            latest = now.publication is not None and made.number == now.publication.number
+            able_to = "is the latest" if latest else "can be rolled back to"
+            able_to = able_to if why is None else f"cannot: {why}"
+            lines.append(f"  publication {made.number}, level {made.level}: {able_to}")
+        lines.append(f"  decide   suffice incident decide {name} resume|tighten|roll_back|accept --reason …")
+    plain = {"now": holds, "roll_back_to": [made.number for made, why in able if why is None], **_plain(case)}
+    return shell.CommandReply(plain, lines)
 
 
 @incident.command("decide")

@@ -17,7 +17,7 @@ _FILE = option("--file", "named", default="", help="The switch's file; the setti
 @REASON
 @AUTHOR
 @WAIT
-def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) -> None:
+def kill(path: Path, named: str, reason: str, author: str | None, wait_s: float) -> None:
     """Disable early stopping on all routes immediately (works without the database or the worker).
 
     Reasoning passes through untouched, all samples are drawn, and loops continue; running requests are no longer
@@ -41,7 +41,7 @@ def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) 
 @CONFIG
 @_FILE
 @WAIT
-def unkill(path: str, named: str, wait_s: float) -> None:
+def unkill(path: Path, named: str, wait_s: float) -> None:
     """Release the kill switch: the active deployment of each route acts again.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
@@ -59,7 +59,7 @@ def unkill(path: str, named: str, wait_s: float) -> None:
     confirm("unkill", others, lambda one: not one.killed, wait_s=wait_s)
 
 
-def _files(path: str, named: str) -> tuple[Path, tuple[Path, ...]]:
+def _files(path: Path, named: str) -> tuple[Path, tuple[Path, ...]]:
     """Return the switch's file, and the files beside which gateways announce themselves.
 
     Exits with 2 when the settings cannot be read, or neither a log nor a gateway's file shows a deployment.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -12,16 +13,19 @@ import msgspec
 
 from suffice.cli import shell
 from suffice.cli.operate.hold import set_route_override
-from suffice.control.compare.assessment import Assessment, standing_of
-from suffice.edge.math import open_match
+from suffice.control.compare.assessment import Assessment
 from suffice.formatting import format_time
 from suffice.review.decide import OverrideForm
 from suffice.rollout.effects import diff_plain
 from suffice.rollout.evidence import rules_of
+from suffice.settings import Settings
+from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import RolloutRun, plain_of, propose_learned, take_back
+from suffice.wiring.evidence import read_assessment
+from suffice.wiring.files import load_deployment
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.routes import check_policy, policy_table
 
@@ -35,12 +39,11 @@ def policy() -> None:
 
 
 @policy.command("list")
-@shell.CONFIG
-@shell.JSON
-def list_(path: str, *, as_json: bool) -> None:
+@shell.report()
+def list_(settings: Settings) -> shell.CommandReply:
     """List the version that serves each route, and its running rollout."""
-    with shell.deployment_log(path) as (settings, writer):
-        held, decided = rollouts.read_rollouts(writer.path), read_decided(writer.path)
+    path = database_path(settings.store.url)
+    held, decided = rollouts.read_rollouts(path), read_decided(path)
     rows, running = list[dict[str, Any]](), rollouts.read_running_rollouts(held)
     for name, route in settings.routes.items():
         own = rollouts.own_version(route).address if route.policy else None
@@ -49,46 +52,39 @@ def list_(path: str, *, as_json: bool) -> None:
         now = learned if own is None else rollouts.read_serving_version(held, name, own)
         rollout = _plain_rollout(running[name]) if name in running else None
         rows.append({"route": name, "own": own, "serves": now, "rollout": rollout})
-    if as_json:
-        shell.print_json({"routes": rows})
-        return
-    shell.print_rows(rows, _route_lines, as_json=False, empty="no route: write one as [routes.NAME] in the settings")
+    lines = [line for row in rows for line in _route_lines(row)]
+    return shell.CommandReply({"routes": rows}, lines or "no route: write one as [routes.NAME] in the settings")
 
 
 @policy.command()
 @click.argument("route")
-@shell.CONFIG
-@shell.JSON
-def show(route: str, path: str, *, as_json: bool) -> None:
+@shell.report()
+def show(settings: Settings, route: str) -> shell.CommandReply:
     """Show the rollout of ROUTE: its state, its evidence and what is missing.
 
     Without a running rollout, shows the latest one.
     """
-    with shell.deployment_log(path) as (settings, writer):
-        shell.find_settings(settings, route)
-        mine = [one for one in rollouts.read_rollouts(writer.path) if one.state.route == route]
-        if not mine:
-            shell.fail(f"route {route} has had no rollout; `suffice policy propose` starts one", 1)
-        held, assessment = mine[-1], None
-        if not held.state.over:
-            with open_reader(writer.path) as connection:
-                secret = deployment_salt(settings)
-                assessment = standing_of(connection, held, settings, open_match, secret=secret, now_s=time.time())
-    if as_json:
-        standing = None if assessment is None else msgspec.to_builtins(assessment.standing)
-        shell.print_json({**_plain_rollout(held), "moves": held.moves, "standing": standing})
-        return
-    _print(held, assessment)
+    shell.find_settings(settings, route)
+    path = database_path(settings.store.url)
+    mine = [one for one in rollouts.read_rollouts(path) if one.state.route == route]
+    if not mine:
+        shell.fail(f"route {route} has had no rollout; `suffice policy propose` starts one", 1)
+    held = mine[-1]
+    assessment = None if held.state.over else read_assessment(settings, held)
+    standing = None if assessment is None else msgspec.to_builtins(assessment.standing)
+    plain = {**_plain_rollout(held), "moves": held.moves, "standing": standing}
+    return shell.CommandReply(plain, _rollout_lines(held, assessment))
 
 
 @policy.command()
 @click.argument("before")
 @click.argument("after")
 @shell.CONFIG
-def diff(before: str, after: str, path: str) -> None:
+def diff(before: str, after: str, path: Path) -> None:
     """Show how version AFTER differs from version BEFORE, by their addresses."""
-    with shell.deployment_log(path) as (settings, writer), open_reader(writer.path) as connection:
-        secret = deployment_salt(settings)
+    settings = load_deployment(path)
+    secret = deployment_salt(settings)
+    with open_reader(database_path(settings.store.url)) as connection:
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
     shared = old.keys() & new.keys()  # models that are no version yet have only the body
     result = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))
@@ -223,22 +219,22 @@ def _describe(rollout: dict[str, Any]) -> str:
     )
 
 
-def _print(held: RolloutRun, assessment: Assessment | None) -> None:
-    click.echo(f"rollout {held.state.rollout} on route {held.state.route}")
-    shell.print_line(f"  {_describe(_plain_rollout(held))}")
+def _rollout_lines(held: RolloutRun, assessment: Assessment | None) -> Iterator[str]:
+    yield f"rollout {held.state.rollout} on route {held.state.route}"
+    yield f"  {_describe(_plain_rollout(held))}"
     for one in held.moves:
         what = f"level {one.level} may act" if one.move == "certify" else f"{one.stage}, {one.share:.0%}"
-        shell.print_line(f"  {format_time(one.now_s)}  {one.move}: {what}; by {one.by}: {one.reason}")
+        yield f"  {format_time(one.now_s)}  {one.move}: {what}; by {one.by}: {one.reason}"
     if held.undone is not None:
-        shell.print_line(f"  taken back by {held.undone.author}: {held.undone.reason}")
+        yield f"  taken back by {held.undone.author}: {held.undone.reason}"
     if assessment is None:
         return
     standing, evidence = assessment.standing, assessment.evidence
     missing = "; ".join(standing.missing) or "everything is there for the next step"
-    click.echo(f"  {standing.word}: {standing.ends or standing.broken or missing}")
-    click.echo(
+    yield f"  {standing.word}: {standing.ends or standing.broken or missing}"
+    yield (
         f"  {assessment.at:,} requests, {evidence.n_audits:,} audits, {evidence.n_candidate:,} units of the"
         f" candidate, {evidence.n_control:,} of its control"
     )
     for reading in standing.readings:
-        click.echo(f"  {reading.sentence}")
+        yield f"  {reading.sentence}"

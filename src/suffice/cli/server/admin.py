@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import click
 import msgspec
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option, print_rows, stacked
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option, print_line, stacked, warn
 from suffice.errors import SufficeError
 from suffice.formatting import format_iso
 from suffice.plugins import load_plugins
-from suffice.settings import Settings
 from suffice.wiring.audit import with_addresses
 from suffice.wiring.files import load_deployment, load_settings
 from suffice.wiring.people import People, access_changed
 from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence
 from suffice.wiring.startup import preflight
 from suffice.wiring.worker import open_decisions
+
+T = TypeVar("T")
 
 
 @click.group(cls=CommandGroup)
@@ -79,47 +82,38 @@ def admin() -> None:
 @admin.command("reset-secret")
 @click.argument("name", default="admin")
 @CONFIG
-def reset_secret(name: str, path: str) -> None:
+def reset_secret(name: str, path: Path) -> None:
     """Give NAME [default: admin] a new secret; the old one and its sessions end."""
-    settings = load_deployment(path)
-    secret = People.of(settings).reset(name)
-    _record("admin reset-secret", settings, name, "reset")
-    _print_secret(name, secret)
+    _print_secret(name, _change(path, name, "reset", lambda people: people.reset(name)))
 
 
 @admin.command("add")
 @click.argument("name")
 @option("--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", help="What they may do.")
 @CONFIG
-def add(name: str, role: Literal["reviewer", "admin"], path: str) -> None:
+def add(name: str, role: Literal["reviewer", "admin"], path: Path) -> None:
     """Add NAME and print their secret once."""
-    settings = load_deployment(path)
-    secret = People.of(settings).add(name, role)
-    _record("admin add", settings, name, "added")
-    _print_secret(name, secret)
+    _print_secret(name, _change(path, name, "added", lambda people: people.add(name, role)))
 
 
 @admin.command("remove")
 @click.argument("name")
 @CONFIG
-def remove(name: str, path: str) -> None:
+def remove(name: str, path: Path) -> None:
     """Remove NAME and end their sessions."""
-    settings = load_deployment(path)
-    People.of(settings).remove(name)
-    _record("admin remove", settings, name, "removed")
+    _change(path, name, "removed", lambda people: people.remove(name))
     click.echo(f"{name}: may not come in any more")
 
 
 @admin.command("list")
 @CONFIG
-def people(path: str) -> None:
+def people(path: Path) -> None:
     """List who has access. Secrets are stored as hashes and cannot be shown."""
-    print_rows(
-        People.of(load_deployment(path)).listed(),
-        lambda one: [f"{one.name:<24} {one.role:<9} secret made {format_iso(one.since_s, ' ')}"],
-        as_json=False,
-        empty="nobody yet: suffice admin reset-secret makes an admin",
-    )
+    known = People.of(load_deployment(path)).listed()
+    for one in known:
+        print_line(f"{one.name:<24} {one.role:<9} secret made {format_iso(one.since_s, ' ')}")
+    if not known:
+        click.echo("nobody yet: suffice admin reset-secret makes an admin")
 
 
 def _print_secret(name: str, secret: str) -> None:
@@ -127,9 +121,14 @@ def _print_secret(name: str, secret: str) -> None:
     click.echo(secret)
 
 
-def _record(command: str, settings: Settings, name: str, what: Literal["added", "reset", "removed"]) -> None:
+def _change(path: Path, name: str, what: Literal["added", "reset", "removed"], change: Callable[[People], T]) -> T:
+    """Change who has access, and record it in the audit log."""
+    settings = load_deployment(path)
+    people = People.of(settings)
+    result = change(people)
     try:
         with open_decisions(settings, create=False) as writer:
-            writer.write(None, [access_changed(People.of(settings), name, what)])
+            writer.write(None, [access_changed(people, name, what)])
     except SufficeError as error:
-        click.echo(f"suffice {command}: the change was made, but the audit log does not record it: {error}", err=True)
+        warn(f"the change was made, but the audit log does not record it: {error}")
+    return result

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import logging.handlers
 import os
+import queue
 import threading
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, fail, option, print_rows
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, CommandReply, fail, option, print_reply, warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from suffice.control.jobs.base import JobReport, Worker
     from suffice.settings import Settings
-    from suffice.types import JobRun
 
 
 MOST_LINES: Final = 10_000  # waiting to be written; newer ones are dropped and counted
@@ -28,52 +29,45 @@ STDERR: Final = 2
 FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
 
 
-class BackgroundHandler(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: deque[str] = deque()
-        self._n_dropped = 0
-        self._some, self._idle, self._guard = threading.Event(), threading.Event(), threading.Lock()
-        self._idle.set()
-        self._thread: threading.Thread | None = None
+class BackgroundHandler(logging.handlers.QueueHandler):
+    """Write lines in a thread, so that no request waits for the reader of standard error."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if len(self._lines) >= MOST_LINES:
-            self._n_dropped += 1
-            return
+    queue: queue.Queue[str]
+
+    def __init__(self) -> None:
+        super().__init__(queue.Queue(MOST_LINES))
+        self._n_dropped = 0
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def prepare(self, record: logging.LogRecord) -> str:
+        return self.format(record)
+
+    def enqueue(self, record: Any) -> None:
         try:
-            self._lines.append(self.format(record))
-        except Exception:  # noqa: BLE001 - as in `logging`: a line that cannot be formatted must not break a request
-            self.handleError(record)
-            return
-        with self._guard:
-            self._idle.clear()
-            self._some.set()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-            self._thread.start()
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self._n_dropped += 1
 
     def flush(self) -> None:
-        self._idle.wait(FLUSH_S)
+        end_s = time.monotonic() + FLUSH_S
+        while self.queue.unfinished_tasks and time.monotonic() < end_s:
+            time.sleep(PAUSE_S)
 
     def _write(self) -> None:
         while True:
-            self._some.wait()
+            lines = [self.queue.get()]
             time.sleep(PAUSE_S)
-            self._some.clear()
-            written = []
-            while self._lines:
-                written.append(self._lines.popleft())
+            lines += [self.queue.get() for _ in range(self.queue.qsize())]
+            n_lines = len(lines)
             if self._n_dropped:
                 n, self._n_dropped = self._n_dropped, 0
-                written.append(f"{n} lines of the log were left out: they came faster than they could be written")
-            left = "".join(f"{line}\n" for line in written).encode("utf-8", "replace")
+                lines.append(f"{n} lines of the log were left out: they came faster than they could be written")
+            left = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
             with contextlib.suppress(OSError):  # standard error is closed, or its reader has exited
                 while left:
                     left = left[os.write(STDERR, left) :]  # a Python stream could block at exit
-            with self._guard:
-                if not self._some.is_set():
-                    self._idle.set()
+            for _ in range(n_lines):
+                self.queue.task_done()
 
 
 FIRST = """The console's admin secret, shown once and kept as a hash only:
@@ -97,7 +91,7 @@ Open /console on the address below and log in with it. Lost it? suffice admin re
 @option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
 @INSECURE_OPEN
 def serve(
-    path: str, host: str | None, port: int | None, log_level: str, no_access_log: bool, insecure_open: bool
+    path: Path, host: str | None, port: int | None, log_level: str, no_access_log: bool, insecure_open: bool
 ) -> None:
     """Serve the OpenAI-compatible gateway until it is stopped."""
     from suffice.server import run_server
@@ -151,7 +145,7 @@ def _show_first_secret(settings: Settings) -> None:
 @option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
 @option("--history", is_flag=True, help="Show what was done lately, and end.")
 @JSON_LINES
-def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:
+def worker(path: Path, once: str | None, history: bool, as_json: bool) -> None:
     """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
     from suffice.wiring.files import load_deployment
     from suffice.wiring.worker import open_worker
@@ -174,7 +168,7 @@ def _once(here: Worker, job: str, *, as_json: bool) -> bool:
         raise ConfigError(f"--once: unknown job {job!r}; known: {', '.join(names)}")
     reports = here.once(job)
     if reports is None:
-        click.echo(f"suffice worker: another worker has the job {job}; it is alive", err=True)
+        warn(f"another worker has the job {job}; it is alive")
         return True
     _print_reports(reports, as_json=as_json)
     return any(not report.ok for report in reports)
@@ -195,7 +189,8 @@ def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
 
 
 def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
-    print_rows(reports, lambda one: [f"{one.route or 'all routes'}: {one.said or 'nothing to do'}"], as_json=as_json)
+    lines = [f"{one.route or 'all routes'}: {one.said or 'nothing to do'}" for one in reports]
+    print_reply(CommandReply(list(reports), lines), as_json=as_json)
 
 
 def _show_history(settings: Settings, *, as_json: bool) -> None:
@@ -203,8 +198,9 @@ def _show_history(settings: Settings, *, as_json: bool) -> None:
     from suffice.store.database.sqlite import database_path
     from suffice.store.routes.windows import job_history
 
-    def lines(run: JobRun) -> list[str]:
+    runs, lines = list(job_history(database_path(settings.store.url))), list[str]()
+    for run in runs:
         began, failed = format_iso(run.began_at_s, " "), "" if run.ok else "FAILED: "
-        return [f"{began}  {run.job} {run.route or 'all routes'}  {run.duration_s:.2f} s  {failed}{run.said}"]
-
-    print_rows(job_history(database_path(settings.store.url)), lines, as_json=as_json)
+        about = f"{run.job} {run.route or 'all routes'}"
+        lines.append(f"{began}  {about}  {run.duration_s:.2f} s  {failed}{run.said}")
+    print_reply(CommandReply(runs, lines), as_json=as_json)
