@@ -10,10 +10,11 @@ import pytest
 
 from suffice.assurance.fidelity import bound_fidelity
 from suffice.assurance.labels import CHARGE_CONFIDENCE
-from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
+from suffice.control.evidence.audits import Audit, verdicts
 from suffice.control.evidence.judging import JudgeGrades, graded, parse_grade
 from suffice.control.loop.live_certifier import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
+from suffice.store.database.views import StoredLabel
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Feedback
@@ -31,7 +32,7 @@ def audit(number: int, *words: Feedback) -> Audit:
     """A full run that answered 4 where its stop would have said 7, and what was said of it."""
     request, outcome = run(number, random.Random(number))
     outcome = replace(outcome, answer="4", would_answer="7", stop_step=1)
-    said = tuple(GivenLabel(number * 10 + at, word) for at, word in enumerate(words))
+    said = tuple(StoredLabel(number * 10 + at, word) for at, word in enumerate(words))
     return Audit(seq=number, at=number, ended_at_s=0.0, episode=Episode(request=request, outcome=outcome), labels=said)
 
 
@@ -98,7 +99,7 @@ def test_a_route_without_a_judge_hears_none_and_other_judges_are_not_its_own() -
 def test_who_writes_as_the_judge_over_http_is_nobody() -> None:
     forged = judge(1, sender="0123456789abcdef")
     assert parse_grade(forged, MODEL) is None
-    assert graded([GivenLabel(1, forged)], MODEL) is None
+    assert graded([StoredLabel(1, forged)], MODEL) is None
     assert parse_grade(replace(judge(1), comment="no json"), MODEL) is None
     assert parse_grade(replace(judge(1), comment=None), MODEL) is None
 

@@ -11,9 +11,9 @@ import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.control.evidence import run_join
-from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import N_COLUMNS, DriftFeatures
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin
+from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback, Outcome
 from tests.control.made import run
 
@@ -22,13 +22,13 @@ def ended(name: str, response: str | None) -> Outcome:
     return Outcome(episode_id=name, end_reason="done", status=200, answer="4", response_id=response, usage=None)
 
 
-def said(seq: int, episode_id: str | None = None, response_id: str | None = None) -> GivenLabel:
-    return GivenLabel(seq, Feedback(feedback_id=str(seq), episode_id=episode_id, response_id=response_id))
+def said(seq: int, episode_id: str | None = None, response_id: str | None = None) -> StoredLabel:
+    return StoredLabel(seq, Feedback(feedback_id=str(seq), episode_id=episode_id, response_id=response_id))
 
 
 def test_a_run_and_its_labels_meet_whichever_comes_first() -> None:
     labels = [said(1, episode_id="e"), said(2, response_id="r"), said(3, episode_id="e")]
-    things: list[Outcome | GivenLabel] = [ended("e", "r"), *labels]
+    things: list[Outcome | StoredLabel] = [ended("e", "r"), *labels]
     for order in permutations(things):
         joined, heard = LabelJoin(), set[int]()
         for thing in order:

@@ -17,7 +17,7 @@ from suffice import Governor
 from suffice.assurance.labels import judge_error_bound
 from suffice.assurance.runs import current_label
 from suffice.cli.main import main
-from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
+from suffice.control.evidence.audits import Audit, verdicts
 from suffice.control.evidence.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.rollout.assign import question_key
@@ -185,7 +185,7 @@ def test_a_certificate_counts_no_word_of_a_judge_whose_charge_it_does_not_take_o
             at=n,
             ended_at_s=0.0,
             episode=item.episode,
-            labels=tuple(GivenLabel(label.seq, label.feedback) for label in item.labels),
+            labels=item.labels,
         )
         for n, item in enumerate(read_episodes(tmp_path / "log.db"))
     ]

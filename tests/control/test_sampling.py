@@ -13,12 +13,11 @@ import pytest
 
 from suffice.assurance.sampling import LEAST_CLASS, UnloggedRequests
 from suffice.assurance.satisfaction import SATISFACTION, RatedRun, estimate_satisfaction
-from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.views import newest_event, open_reader, read_episodes
+from suffice.store.database.views import StoredLabel, newest_event, open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RouteScorer, tallies_now
 from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs, requests_since
@@ -192,7 +191,7 @@ def test_satisfaction_is_that_of_all_answers() -> None:
     for number in range(95):
         one = live(number, rate=0.05 if number < 45 else 0.5, stopped=True, certified=True)
         rating = Feedback(feedback_id=f"f{number}", episode_id="x", rating=5 if number < 45 else 1, source="user")
-        runs.append(feedback_of(one, [GivenLabel(number, rating)], {}, uncertified=False))
+        runs.append(feedback_of(one, [StoredLabel(number, rating)], {}, uncertified=False))
     told = next(one for one in estimate_satisfaction(runs, measures({})) if one.measure == SATISFACTION)
     assert told.stopped is not None
     assert told.stopped.value == pytest.approx(0.9)

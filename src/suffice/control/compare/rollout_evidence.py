@@ -15,7 +15,7 @@ from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import satisfaction_of_people
 from suffice.assurance.strata import Cell
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
+from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.run_join import LabelJoin, StartOrder, UnreturnedAudits, remember
 from suffice.learn.certifier import PendingAudits
 from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
@@ -23,6 +23,7 @@ from suffice.rollout.results import ArmEvidence
 from suffice.rollout.stages import State
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import StoredLabel
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove
 from suffice.types import Episode, Outcome, Request
@@ -56,7 +57,7 @@ class _LiveRun:
     unit: str
     arm: ArmName
     episode: Episode
-    labels: tuple[GivenLabel, ...] = ()
+    labels: tuple[StoredLabel, ...] = ()
 
 
 @dataclass(slots=True)
@@ -130,7 +131,7 @@ class EvidenceFold:
         elif isinstance(event, RequestCount):
             self._count_requests(event)
         elif isinstance(event, FeedbackEvent):
-            label = GivenLabel(stored.seq, event.feedback, stored.at_s)
+            label = StoredLabel(stored.seq, event.feedback, stored.at_s)
             name = self._labels.find_episode(label)
             if name is not None:
                 self._note_label(name, label)
@@ -182,7 +183,7 @@ class EvidenceFold:
         for label in waiting:
             self._note_label(outcome.episode_id, label)
 
-    def _note_label(self, name: str, label: GivenLabel) -> None:
+    def _note_label(self, name: str, label: StoredLabel) -> None:
         audits = self._audits
         if name in audits.new:
             new = audits.new[name]

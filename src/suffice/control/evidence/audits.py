@@ -32,13 +32,6 @@ NO_ANSWER_ENDS: Final = frozenset({"upstream_error", "rejected"})
 _NEVER: Final = np.inf
 
 
-@dataclass(frozen=True, slots=True)
-class GivenLabel:
-    seq: int
-    feedback: Feedback
-    at_s: float = 0.0  # Unix time at which the log received it; informative, and for delays
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     """A run that nothing could stop, with its labels."""
@@ -47,7 +40,7 @@ class Audit:
     at: int  # number of the request when it began, among those of its route
     ended_at_s: float  # Unix time; informative, and for deadlines of labels
     episode: Episode
-    labels: tuple[GivenLabel, ...] = ()  # oldest first
+    labels: tuple[StoredLabel, ...] = ()  # oldest first
     label_at: float = _NEVER  # requests of the route when the label arrived; infinite: there is none
     only_drawn: bool = False  # see `sees_only_drawn`
 
@@ -102,7 +95,7 @@ class Audit:
         label_at = self.label_at if self.label_at == _NEVER else min(self.label_at, float(epoch_at))
         return replace(self, at=at, label_at=label_at)
 
-    def with_label(self, label: GivenLabel, at: int) -> Audit:
+    def with_label(self, label: StoredLabel, at: int) -> Audit:
         return replace(self, labels=tuple(sorted((*self.labels, label), key=lambda one: one.seq)), label_at=float(at))
 
 
@@ -110,8 +103,7 @@ Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: the label that count
 
 
 def recorded_audit(item: EpisodeWithLabels) -> Audit:
-    labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
-    return Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels)
+    return Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=item.labels)
 
 
 def sees_only_drawn(route: Route) -> bool:
@@ -164,7 +156,7 @@ def verdicts(
     }
     labels = [
         replace(
-            trusted_label(name, GivenLabel(seq, one), _meaning(by_id[name], one, match), callers),
+            trusted_label(name, StoredLabel(seq, one), _meaning(by_id[name], one, match), callers),
             # A judge's errors are charged to the budget; a cap would only discard its labels.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
         )

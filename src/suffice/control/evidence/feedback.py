@@ -25,11 +25,11 @@ from suffice.assurance.satisfaction import (
     SatisfactionTest,
     satisfaction_of,
 )
-from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.run_join import remember
 from suffice.settings import Metric, Route
 from suffice.settings.checks import span_of
 from suffice.signals.query import class_of
+from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback
 
 MOST_RUNS: Final = 50_000  # awaiting a rating
@@ -104,7 +104,7 @@ def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
 
 
 def feedback_of(
-    episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool
+    episode: Episode, labels: Iterable[StoredLabel], declared: Mapping[str, Metric], *, uncertified: bool
 ) -> RunFeedback:
     """One governed run with its feedback. uncertified: the route's policy acts without a certificate."""
     request, outcome = episode.request, episode.outcome
@@ -123,7 +123,7 @@ def feedback_of(
     )
 
 
-def _value(label: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
+def _value(label: StoredLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
     given = label.feedback
     values = tuple(_values(given, declared)) if given.source != JUDGE else ()
     if not values:

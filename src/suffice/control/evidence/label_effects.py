@@ -14,7 +14,7 @@ from suffice.assurance.guarantee import evidence
 from suffice.assurance.labels import AHEAD
 from suffice.assurance.ledger import next_level
 from suffice.assurance.runs import Match, measure_run
-from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, is_evidence, verdicts
+from suffice.control.evidence.audits import Audit, audits_to_rows, is_evidence, verdicts
 from suffice.control.evidence.versions import ServedVersion, active_version
 from suffice.review.agreement import LabelEffect, VerdictEffect, em_of
 from suffice.review.queue import label_of
@@ -106,7 +106,7 @@ class _Evaluation:
             if is_evidence(one.episode.request, one.episode.outcome, probes=self.route.probe is not None):
                 audit = Audit(seq=one.seq, at=at, ended_at_s=0.0, episode=one.episode)
                 for label in one.labels:
-                    audit = audit.with_label(GivenLabel(label.seq, label.feedback), at)
+                    audit = audit.with_label(label, at)
                 audits.append(audit)
         return audits[-self.window :]
 

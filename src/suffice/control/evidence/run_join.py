@@ -11,8 +11,9 @@ from typing import Final, TypeVar
 import numpy as np
 
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import GivenLabel, audited_at, is_audit
+from suffice.control.evidence.audits import audited_at, is_audit
 from suffice.learn.certifier import PendingAudits, pending_audits
+from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback, Outcome, Request
 
 MOST_OPEN: Final = 200_000  # requests without an outcome that are remembered
@@ -103,9 +104,9 @@ class LabelJoin:
     answers: dict[str, str | None] = field(default_factory=dict)  # delivered, by episode
     weights: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than one
     _episodes: dict[str, str | None] = field(default_factory=dict)  # by response id
-    _waiting: dict[str, list[GivenLabel]] = field(default_factory=dict)
+    _waiting: dict[str, list[StoredLabel]] = field(default_factory=dict)
 
-    def ended(self, outcome: Outcome, weight: float = 1.0) -> list[GivenLabel]:
+    def ended(self, outcome: Outcome, weight: float = 1.0) -> list[StoredLabel]:
         """Note the end of a run; return the labels that were waiting for it."""
         name, response = outcome.episode_id, outcome.response_id
         if weight != 1:
@@ -119,7 +120,7 @@ class LabelJoin:
                 waiting += self._waiting.pop(_by_response(response), [])
         return sorted(waiting, key=lambda label: label.seq)
 
-    def find_episode(self, label: GivenLabel) -> str | None:
+    def find_episode(self, label: StoredLabel) -> str | None:
         """The ended episode of a label; None: the label waits, or its run is ambiguous."""
         name = self._name(label.feedback)
         if name is not None and name in self.answers:

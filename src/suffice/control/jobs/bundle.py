@@ -27,10 +27,10 @@ from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.certifier import Certificate
 from suffice.settings import Settings
-from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_decisions, read_starts
+from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_starts
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import LogReader, decoded, read_events
-from suffice.store.routes.deployments import RouteDeployment
+from suffice.store.database.views import LogReader, decoded, locate_event, read_events
+from suffice.store.routes.deployments import RouteDeployment, read_decided
 from suffice.store.rows.records import RequestCount
 from suffice.types import Epoch, Outcome, Publication, Request
 
@@ -74,22 +74,17 @@ def evidence_of(log: LogReader, name: str, settings: Settings, match: Match, num
 
 
 def _decided(log: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
-    epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
-    for seq, kind, body in read_decisions(log, name):
-        if kind == "epoch_began":
-            epoch = decoded(seq, Epoch, body)
-            epochs.setdefault(epoch.number, (seq, epoch))
-        else:
-            publication = decoded(seq, Publication, body)
-            made.setdefault(publication.number, (seq, publication))
-    wanted = max(made, default=0) if number is None else number
-    if wanted not in made:
-        which = "none yet" if not made else f"1 to {max(made)}, got {wanted}"
+    last = read_decided(log).of(name).n_publications
+    wanted = last if number is None else number
+    made = locate_event(log, Publication, f"{name}:{wanted}")
+    if made is None:
+        which = f"1 to {last}, got {wanted}" if last else "none yet"
         raise ConfigError(f"route {name}: publications: {which}")
-    of_epoch = made[wanted][1].epoch
-    if of_epoch not in epochs:
-        raise StoreError(f"route {name}: epoch {of_epoch} is not in the log")
-    return epochs[of_epoch], made[wanted]
+    made_seq, _, publication = made
+    began = locate_event(log, Epoch, f"{name}:{publication.epoch}")
+    if began is None:
+        raise StoreError(f"route {name}: epoch {publication.epoch} is not in the log")
+    return (began[0], began[2]), (made_seq, publication)
 
 
 @dataclass(frozen=True, slots=True)

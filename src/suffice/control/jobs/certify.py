@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
-from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
+from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import ServedVersion, read_back
@@ -24,11 +24,11 @@ from suffice.review.holds import incident_of_pause
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, last_place, open_reader
+from suffice.store.database.views import LogReader, StoredLabel, find_run, last_place, open_reader
 from suffice.store.routes.deployments import NOTHING_HELD, Holds, RouteDeployment, last_at_s, read_decided, read_holds
-from suffice.store.routes.windows import label_requests, place_before, read_publications, whole_episodes
+from suffice.store.routes.windows import label_requests, place_before, read_publications
 from suffice.store.rows.records import FeedbackEvent
-from suffice.types import Episode, Epoch, Outcome, Pause, Request, Resumption
+from suffice.types import Epoch, Outcome, Pause, Request, Resumption
 
 
 @dataclass(kw_only=True)
@@ -126,20 +126,17 @@ def loop_of(context: RouteContext, held: RouteDeployment, log: LogReader) -> Rou
 def _kept(log: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
     if len(epoch.kept) != len(epoch.kept_at):
         raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
-    kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
-    for begun, ended, labels in whole_episodes(log, epoch.kept, epoch.since_seq):
-        assert isinstance(begun.event, Request)
-        assert isinstance(ended.event, Outcome)
+    kept = list[Audit]()
+    for name, at in zip(epoch.kept, epoch.kept_at, strict=True):
+        run = find_run(log, name, until_seq=epoch.since_seq, shared=True)
+        if run is None:
+            continue
+        ended_at_s, item = run
         audit = Audit(
-            seq=ended.seq,
-            at=numbers[begun.event.episode_id],
-            ended_at_s=ended.at_s,
-            episode=Episode(request=begun.event, outcome=ended.event),
-            only_drawn=sees_only_drawn(route),
+            seq=item.seq, at=at, ended_at_s=ended_at_s, episode=item.episode, only_drawn=sees_only_drawn(route)
         )
-        for label in labels:
-            assert isinstance(label.event, FeedbackEvent)
-            audit = audit.with_label(GivenLabel(label.seq, label.event.feedback, label.at_s), epoch.at)
+        for label in item.labels:
+            audit = audit.with_label(label, epoch.at)
         kept.append(audit)
     return kept
 
@@ -169,7 +166,7 @@ class DeliveredAnswers:
             for label in self._labels.ended(event, weight_of(request, event)):
                 self.critical_em.note_label(event.episode_id, label.feedback, self._labels, self.match)
         elif isinstance(event, FeedbackEvent):
-            name = self._labels.find_episode(GivenLabel(stored.seq, event.feedback, stored.at_s))
+            name = self._labels.find_episode(StoredLabel(stored.seq, event.feedback, stored.at_s))
             if name is not None:
                 self.critical_em.note_label(name, event.feedback, self._labels, self.match)
         elif isinstance(event, Resumption) and event.route == self.name:

@@ -26,7 +26,7 @@ from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.sampling import worth
 from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction
-from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
+from suffice.control.evidence.audits import Audit, is_evidence
 from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, remember
@@ -36,7 +36,7 @@ from suffice.learn.version import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_event, open_reader
+from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, newest_event, open_reader
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.windows import place_before, requests_since
 from suffice.store.rows.records import FeedbackEvent, RequestCount
@@ -56,9 +56,9 @@ S = TypeVar("S", Account, SatisfactionEffect)
 class WatchedRun:
     numbers: RunNumbers
     episode: Episode
-    labels: tuple[GivenLabel, ...] = ()
+    labels: tuple[StoredLabel, ...] = ()
 
-    def note_labels(self, labels: tuple[GivenLabel, ...], match: Match) -> None:
+    def note_labels(self, labels: tuple[StoredLabel, ...], match: Match) -> None:
         if labels:
             self.labels = (*self.labels, *labels)
             judged = measure_run(self, match)
@@ -172,7 +172,7 @@ class ForecastWindows:
             self.windows.append(self._open)
             self._open = _Window()
 
-    def note_label(self, name: str, label: GivenLabel, n: int) -> None:
+    def note_label(self, name: str, label: StoredLabel, n: int) -> None:
         window = self._window_of.get(name)
         if window is not None:
             audit = window.audits[name]
@@ -256,7 +256,7 @@ class RouteWatch:
         elif isinstance(event, Outcome):
             self._end_run(event, stored)
         elif isinstance(event, FeedbackEvent):
-            self._note_label(GivenLabel(stored.seq, event.feedback, stored.at_s))
+            self._note_label(StoredLabel(stored.seq, event.feedback, stored.at_s))
         elif isinstance(event, Publication) and (event.route, event.epoch) == (name, self.epoch):
             self.made = event
 
@@ -279,7 +279,7 @@ class RouteWatch:
         self.windows.add(run, audit)
         self.windows.close_full(self._starts.take_ended(self.n), stored.at_s, self.n)
 
-    def _note_label(self, label: GivenLabel) -> None:
+    def _note_label(self, label: StoredLabel) -> None:
         name = self._labels.find_episode(label)
         if name is None:
             return

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Any
 
 from suffice.assurance.sampling import weight_of
-from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
+from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of, burst_requests
 from suffice.control.loop.epoch import (
     Draft,
@@ -30,6 +30,7 @@ from suffice.control.loop.paired import PairedEvidence
 from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
 from suffice.review.holds import NO_HOLDS, RouteHolds, incident_of_pause
 from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import StoredLabel
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.rows.events import Event, route_of
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove, RolloutStart, RolloutUndo
@@ -112,7 +113,7 @@ class RouteLoop:
             self.state.traffic.callers.update(event.senders)
             return self._count_requests(event, stored) if event.route == name else None
         if isinstance(event, FeedbackEvent):
-            self._note_label(GivenLabel(stored.seq, event.feedback, stored.at_s))
+            self._note_label(StoredLabel(stored.seq, event.feedback, stored.at_s))
         elif isinstance(event, RolloutStart | RolloutMove | RolloutUndo) and route_of(event) == name:
             self.source.note_rollout(event)
         elif isinstance(event, Pause | Resumption) and event.route == name:
@@ -185,7 +186,7 @@ class RouteLoop:
         # There is no burst where nothing is learned, and a publication may come early: a burst's length is used.
         return self.n < epoch.at + burst_requests(context.control, epoch.max_em_drop)
 
-    def _note_label(self, label: GivenLabel) -> None:
+    def _note_label(self, label: StoredLabel) -> None:
         state = self.state
         name = state.labels.find_episode(label)
         if name is None:

@@ -228,7 +228,6 @@ _EXPORTED: Final = """
     SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
     ORDER BY seq DESC LIMIT 1"""
 _EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events"
-_DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
 _BEGAN: Final = f"{_EVENT} WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"
 _OUTCOME: Final = f"{_EVENT} WHERE kind = 'outcome' AND key = ? AND seq <= ?"
 _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
@@ -274,10 +273,6 @@ class ExtractRow:
     kind: str
     body: str
     digest: str
-
-
-def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int, str, str]]:
-    yield from connection.execute(_DECIDED, (route,))
 
 
 def read_starts(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:

@@ -95,10 +95,11 @@ _EXTRACTED = """
 Values: TypeAlias = Sequence[object] | Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class StoredLabel:
     seq: int  # a later one replaces an earlier one
     feedback: Feedback
+    at_s: float = 0.0  # Unix time at which the log received it; informative, and for delays
     about: RecalledRun | None = None  # its run, if it was sampled out of the log and its gateway still remembered it
 
 
@@ -252,18 +253,6 @@ def _labelled(row: tuple[int, int, str, str], labels: tuple[StoredLabel, ...]) -
     return EpisodeWithLabels(seq=max(outcome_seq, request_seq), episode=episode, labels=labels)
 
 
-def label_rows(
-    reader: LogReader, episode_id: str | None, response_id: str | None, *, until_seq: int, shared: bool
-) -> list[tuple[int, float, FeedbackEvent]]:
-    """Return place, Unix time and event of a run's labels, oldest first.
-
-    shared  include labels by a response id that no answer has, or more than one
-    """
-    wanted = {"episode": episode_id, "response": response_id, "until": until_seq, "shared": shared}
-    rows = query_rows(reader, _LABELS, wanted)
-    return [(seq, at_s, decoded(seq, FeedbackEvent, body)) for seq, at_s, body in rows]
-
-
 def read_labels(
     reader: LogReader,
     episode_id: str | None,
@@ -272,9 +261,28 @@ def read_labels(
     until_seq: int = LAST_SEQ,
     shared: bool = False,
 ) -> tuple[StoredLabel, ...]:
-    """Return a run's labels, oldest first; `shared` as in `label_rows`."""
-    rows = label_rows(reader, episode_id, response_id, until_seq=until_seq, shared=shared)
-    return tuple(StoredLabel(seq=seq, feedback=given.feedback, about=given.about) for seq, _, given in rows)
+    """Return a run's labels, oldest first.
+
+    shared  include labels by a response id that no answer has, or more than one
+    """
+    wanted = {"episode": episode_id, "response": response_id, "until": until_seq, "shared": shared}
+    rows = ((seq, at_s, decoded(seq, FeedbackEvent, body)) for seq, at_s, body in query_rows(reader, _LABELS, wanted))
+    return tuple(StoredLabel(seq, given.feedback, at_s, given.about) for seq, at_s, given in rows)
+
+
+def find_run(
+    reader: LogReader, episode_id: str, *, until_seq: int = LAST_SEQ, shared: bool = False
+) -> tuple[float, EpisodeWithLabels] | None:
+    """Return when a run ended, as Unix time, and the run with its labels up to a place; `shared` as in `read_labels`.
+
+    None: the log lacks one of its two rows.
+    """
+    request, ended = find_event(reader, Request, episode_id), locate_event(reader, Outcome, episode_id)
+    if request is None or ended is None:
+        return None
+    seq, at_s, outcome = ended
+    labels = read_labels(reader, episode_id, outcome.response_id, until_seq=until_seq, shared=shared)
+    return at_s, EpisodeWithLabels(seq=seq, episode=Episode(request=request, outcome=outcome), labels=labels)
 
 
 def read_runs_before(

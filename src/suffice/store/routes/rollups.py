@@ -20,9 +20,8 @@ from suffice.store.database.views import (
     StoredLabel,
     decoded,
     episodes_of_response,
-    find_event,
+    find_run,
     last_place,
-    locate_event,
     query_rows,
     read_labels,
 )
@@ -162,8 +161,10 @@ PAGE_ROWS: Final = 5_000
 
 # The plus keeps SQLite from the index of kinds, which would need a sort.
 _ROWS: Final = """
-    SELECT seq, at_s, kind, key, episode_id, route, CASE kind WHEN 'request' THEN '' ELSE body END FROM events
-    WHERE seq > ? AND +kind IN ('request', 'outcome', 'feedback', 'requests_counted') ORDER BY seq LIMIT ?"""
+    SELECT seq, at_s, kind, key, episode_id, route,
+        CASE WHEN kind IN ('feedback', 'requests_counted') THEN body END
+    FROM events WHERE seq > ? AND +kind IN ('request', 'outcome', 'feedback', 'requests_counted')
+    ORDER BY seq LIMIT ?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +213,8 @@ def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
         if kind == "request":
             changes.append(RequestStart(route or ""))
         elif kind == "outcome":
-            after = _run_of(connection, seq, key, decoded(seq, Outcome, body), until_seq=last)
-            changes.append(None if after is None else RunChange(at_s, None, after))
+            run = find_run(connection, key, until_seq=last)
+            changes.append(None if run is None else RunChange(at_s, None, run[1]))
         elif kind == "requests_counted":
             changes.append(UnwrittenRequests(at_s, decoded(seq, RequestCount, body)))
         else:
@@ -222,27 +223,16 @@ def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
     return Stretch(tuple(one for one in changes if one is not None), len(rows), last)
 
 
-def _run_of(
-    connection: LogReader, seq: int, name: str, outcome: Outcome, *, until_seq: int
-) -> EpisodeWithLabels | None:
-    request = find_event(connection, Request, name)
-    if request is None:
-        return None
-    labels = read_labels(connection, name, outcome.response_id, until_seq=until_seq)
-    return EpisodeWithLabels(seq=seq, episode=Episode(request=request, outcome=outcome), labels=labels)
-
-
 def _relabelled(
     connection: LogReader, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
 ) -> RunChange | None:
     """Return None if the run is missing, or ended in this stretch and is counted with all of its labels."""
     name = episode_id or _by_response(connection, given.feedback.response_id)
-    end = locate_event(connection, Outcome, name) if name is not None else None
-    if name is None or end is None:
+    run = None if name is None else find_run(connection, name, until_seq=seq)
+    if run is None:
         return _recalled(connection, seq, given)
-    end_seq, end_at_s, outcome = end
-    after = _run_of(connection, seq, name, outcome, until_seq=seq)
-    if after is None or end_seq > since_seq:
+    end_at_s, after = run
+    if after.seq > since_seq:
         return None
     before = replace(after, labels=tuple(label for label in after.labels if label.seq < seq))
     return RunChange(end_at_s, before, after)

@@ -5,19 +5,16 @@ Every reader here raises StoreError for a row that cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from suffice.assurance.sampling import UnloggedRequests
-from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import (
     EpisodeWithLabels,
     LogReader,
     LogSource,
     decoded,
-    label_rows,
     last_place,
-    locate_event,
     newest_events,
     query_number,
     query_rows,
@@ -119,19 +116,3 @@ def read_open_label_requests(connection: LogReader, route: str, *, most: int) ->
 
 def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]:
     return {one.episode_id: one for one in select(connection, LabelRequest, "route = ?", (route,))}
-
-
-def whole_episodes(
-    connection: LogReader, episodes: Sequence[str], until_seq: int
-) -> list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]:
-    """Return request, outcome and labels of these episodes up to a place; incomplete ones are left out."""
-    whole = list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]()
-    for name in episodes:
-        request_row, outcome_row = locate_event(connection, Request, name), locate_event(connection, Outcome, name)
-        if request_row is None or outcome_row is None:
-            continue
-        labels = label_rows(connection, name, outcome_row[2].response_id, until_seq=until_seq, shared=True)
-        given = [StoredEvent(seq=seq, at_s=at_s, event=event) for seq, at_s, event in labels]
-        request, outcome = (StoredEvent(seq=one[0], at_s=one[1], event=one[2]) for one in (request_row, outcome_row))
-        whole.append((request, outcome, given))
-    return whole
