@@ -354,7 +354,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    experiment: str  # a name of `upstream.findings.EXPERIMENTS`
+    experiment: str  # a name of `doctor.experiments.EXPERIMENTS`
     verdict: Verdict
     evidence: str  # one sentence with the measured numbers
 

@@ -11,11 +11,12 @@ from click.testing import CliRunner, Result
 from tests.doctor.server import model
 
 from suffice.cli.main import main
+from suffice.doctor.experiments import EXPERIMENTS
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.types import Outcome, Request
-from suffice.upstream.drivers import EXPERIMENTS, honoured
+from suffice.upstream.drivers import honoured
 from suffice_testing import FakeUpstream, Reply, ServerBehaviour
 from suffice_testing.reply import FakeRequest as Asked
 from suffice_testing.reply import Fault

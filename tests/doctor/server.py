@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -58,11 +57,8 @@ def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Calla
 @asynccontextmanager
 async def open_session(fake: FakeUpstream, *, timeout_s: float = 30.0) -> AsyncIterator[ServerSession]:
     """A session with a running fake."""
-    nonces = itertools.count()
     async with UpstreamClient("up", Upstream(url=fake.url), None) as client:
-        yield ServerSession(
-            client, model="fake", timeout_s=timeout_s, clock_s=time.monotonic, nonce=lambda: f"nonce{next(nonces)}"
-        )
+        yield ServerSession(client, model="fake", timeout_s=timeout_s)
 
 
 async def examine_fake(fake: FakeUpstream, *, timeout_s: float = 30.0) -> Findings:

@@ -9,21 +9,17 @@ from typing import Any
 import pytest
 
 from suffice.doctor.examine import recommend
-from suffice.doctor.experiments import RUN, cancel
+from suffice.doctor.experiments import EXPERIMENTS, cancel
 from suffice.doctor.session import Facts
 from suffice.settings import parse_settings
 from suffice.types import Finding, Findings
-from suffice.upstream.drivers import DRIVERS, EXPERIMENTS, allows_probes, honoured, url_key
+from suffice.upstream.drivers import DRIVERS, allows_probes, honoured, url_key
 from suffice_testing import FakeUpstream, Reply, ServerBehaviour
 from suffice_testing.chain import SumsModel
 from suffice_testing.reply import Fault
 from tests.doctor.server import evidence, examine_fake, model, open_session, verdicts
 
 GOOD: dict[str, Any] = {"prefix_cache": True, "slots": 2}
-
-
-def test_every_experiment_has_a_name_that_the_gateway_knows_in_the_order_of_the_table() -> None:
-    assert list(RUN) == list(EXPERIMENTS)
 
 
 async def test_a_server_that_does_everything_is_believed() -> None:

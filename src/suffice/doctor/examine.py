@@ -6,15 +6,15 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
-from suffice.doctor.experiments import RUN, Experiment, reachable
+from suffice.doctor.experiments import EXPERIMENTS, Experiment, reachable
 from suffice.doctor.session import Refusal, Result, ServerSession
 from suffice.errors import UpstreamError
 from suffice.settings import Driver
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_verdict, honoured, url_key
 
+# Ways to close a thought, best first, with their experiments. A re-ask is an ordinary chat: there is nothing to test.
 METHODS: Mapping[str, str] = {"native": "native_end", "raw": "raw", "prefill": "prefill"}
 
 
@@ -32,7 +32,7 @@ async def examine(
     on_start  called with each experiment's name before it runs
     """
     entries = dict[str, Finding]()
-    for name, experiment in RUN.items():
+    for name, (_, experiment) in EXPERIMENTS.items():
         on_start(name)
         result = await _within(session, experiment)
         entries[name] = Finding(experiment=name, verdict=result.verdict, evidence=result.evidence)
@@ -47,7 +47,7 @@ async def examine(
         findings=tuple(entries.values()),
         n_slots=session.facts.n_slots,
         context_tokens=session.facts.context_tokens,
-        finish=ways_to_finish(entries),
+        finish=tuple(method for method, name in METHODS.items() if name in entries and entries[name].verdict == "yes"),
     )
 
 
@@ -63,24 +63,35 @@ async def _within(session: ServerSession, experiment: Experiment) -> Result:
         return Result("no" if experiment is reachable else "unclear", error.for_operator())
 
 
-def ways_to_finish(entries: Mapping[str, Finding]) -> tuple[str, ...]:
-    order = DRIVERS["llama.cpp"].methods  # the driver that supports all of them
-    tried = [m for m in order if m in METHODS]  # a re-ask is an ordinary chat: there is nothing to test
-    return tuple(m for m in tried if (one := entries.get(METHODS[m])) is not None and one.verdict == "yes")
-
-
-# What Suffice reads or sends and has seen only in documentation, not at a live server.
-FROM_DOCUMENTATION: tuple[str, ...] = (
-    "the ways to close a thought and the budget fields of every driver but llama.cpp's",
-)
+# Shapes of answers that were written from documentation, not recorded from a live server, by engine and file in
+# tests/wire/streams/. No figure is taken from them.
+UNVERIFIED_SHAPES: Mapping[str, Mapping[str, str]] = {
+    "vLLM": {
+        "vllm_reasoning": "chat stream, thought in reasoning",
+        "vllm_reasoning_content": "chat stream, thought in reasoning_content",
+        "vllm_continuous_usage": "chat stream, usage in every chunk",
+    },
+    "SGLang": {"sglang_reasoning_content": "chat stream, thought in reasoning_content, nulls beside it"},
+    "DeepSeek API": {"deepseek_reasoning_content": "chat stream, comments, usage with the finish reason"},
+    "Ollama": {"ollama_reasoning": "chat stream, thought in reasoning"},
+    "OpenAI API": {
+        "openai_chat": "chat stream, hidden thought, usage null until the end",
+        "openai_responses": "responses stream",
+        "openai_responses_body": "responses, one body",
+        "openai_embeddings": "embeddings",
+    },
+    "Anthropic API": {
+        "anthropic_messages": "messages stream with a thought",
+        "anthropic_messages_body": "messages, one body",
+    },
+    "OpenRouter": {"openrouter_reasoning": "chat stream, comments, reasoning beside reasoning_details"},
+    "Mistral API": {"mistral_thinking": "chat stream, thought in parts of the content"},
+}
 
 
 def not_verified() -> tuple[str, ...]:
-    shapes = (
-        f"{engine}: " + "; ".join(s.shape for s in SHAPES if s.engine == engine and s.evidence == "synthetic")
-        for engine in engines("synthetic")
-    )
-    return (*shapes, *FROM_DOCUMENTATION)
+    shapes = (f"{engine}: {'; '.join(known.values())}" for engine, known in UNVERIFIED_SHAPES.items())
+    return (*shapes, "the ways to close a thought and the budget fields of every driver but llama.cpp's")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,58 +192,3 @@ def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
     if usable and find_verdict(findings, "reasoning") == "no":
         lines.append("# no thought was observed: a reasoning route would have nothing to stop")
     return "\n".join(lines) + "\n"
-
-
-# Shapes of answers on the wire. `recorded` ones came from a live server (`python -m tests.wire.record`), `synthetic`
-# ones from documentation only, and no figure is taken from those. Their bytes are in tests/wire/streams/.
-Evidence = Literal["recorded", "synthetic"]
-
-
-class AnswerShape(NamedTuple):
-    engine: str
-    name: str  # of the file, without its extension
-    shape: str  # description for people
-
-    @property
-    def evidence(self) -> Evidence:
-        return "recorded" if self.engine == "llama.cpp" else "synthetic"
-
-
-SHAPES: tuple[AnswerShape, ...] = (
-    AnswerShape("llama.cpp", "llama_cpp_chat_reasoning", "chat stream, thought in reasoning_content, usage chunk"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_inline_tags", "chat stream, thought between tags in the content"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_no_usage", "chat stream without usage"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_body", "chat, one body"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_logprobs", "chat stream with log-probabilities, cut by its cap"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_tools", "chat stream with tools offered"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_prefill", "chat stream that continues an assistant message (prefill)"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_budget", "chat stream whose thought a budget ended"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_control", "chat stream whose thought the control endpoint ended (native)"),
-    AnswerShape("llama.cpp", "llama_cpp_chat_cancelled", "chat stream that the client left early"),
-    AnswerShape("llama.cpp", "llama_cpp_completions_raw", "completions stream that continues a template's text (raw)"),
-    AnswerShape("llama.cpp", "llama_cpp_completions_body", "completions, one body"),
-    AnswerShape("llama.cpp", "llama_cpp_completion_native", "llama.cpp's own completion, stream"),
-    AnswerShape("llama.cpp", "llama_cpp_responses", "responses stream"),
-    AnswerShape("llama.cpp", "llama_cpp_responses_body", "responses, one body"),
-    AnswerShape("llama.cpp", "llama_cpp_messages", "messages stream with a thought"),
-    AnswerShape("llama.cpp", "llama_cpp_messages_body", "messages, one body"),
-    AnswerShape("llama.cpp", "llama_cpp_count_tokens", "messages, token count"),
-    AnswerShape("vLLM", "vllm_reasoning", "chat stream, thought in reasoning"),
-    AnswerShape("vLLM", "vllm_reasoning_content", "chat stream, thought in reasoning_content"),
-    AnswerShape("vLLM", "vllm_continuous_usage", "chat stream, usage in every chunk"),
-    AnswerShape("SGLang", "sglang_reasoning_content", "chat stream, thought in reasoning_content, nulls beside it"),
-    AnswerShape("DeepSeek API", "deepseek_reasoning_content", "chat stream, comments, usage with the finish reason"),
-    AnswerShape("Ollama", "ollama_reasoning", "chat stream, thought in reasoning"),
-    AnswerShape("OpenAI API", "openai_chat", "chat stream, hidden thought, usage null until the end"),
-    AnswerShape("OpenAI API", "openai_responses", "responses stream"),
-    AnswerShape("OpenAI API", "openai_responses_body", "responses, one body"),
-    AnswerShape("OpenAI API", "openai_embeddings", "embeddings"),
-    AnswerShape("Anthropic API", "anthropic_messages", "messages stream with a thought"),
-    AnswerShape("Anthropic API", "anthropic_messages_body", "messages, one body"),
-    AnswerShape("OpenRouter", "openrouter_reasoning", "chat stream, comments, reasoning beside reasoning_details"),
-    AnswerShape("Mistral API", "mistral_thinking", "chat stream, thought in parts of the content"),
-)
-
-
-def engines(evidence: Evidence) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(s.engine for s in SHAPES if s.evidence == evidence))

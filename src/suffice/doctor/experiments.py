@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from statistics import median
@@ -11,12 +13,12 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
-from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript, parse_number, within
+from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript, within
 from suffice.episode.chunk_parsing import PrefillStripper
 from suffice.settings import Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
 from suffice.upstream.drivers import DRIVERS
-from suffice.upstream.wire import REASONING_FIELDS
+from suffice.upstream.wire import REASONING_FIELDS, parse_token_count
 
 Experiment: TypeAlias = Callable[[ServerSession], Awaitable[Result]]
 
@@ -32,6 +34,10 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+
+
+def _positive(value: object) -> int | None:
+    return parse_token_count(value) or None
 
 
 def _ms(seconds: float) -> str:
@@ -53,7 +59,7 @@ async def _models(session: ServerSession) -> Result:
     if status != 200 or not items:
         return Result("no", f"/v1/models answered {status} and listed no models")
     mine = next((one for one in items if within(one, "id") == session.model), None)
-    session.facts.context_tokens = parse_number(within(mine, "max_model_len"))
+    session.facts.context_tokens = _positive(within(mine, "max_model_len"))
     here = "including the requested model" if mine else f"the requested model {session.model!r} is not among them"
     return Result("yes", f"{len(items)} listed, {here}")
 
@@ -74,15 +80,12 @@ async def _unknown_fields(session: ServerSession) -> Result:
     return Result("yes", f"{sentence} 200")
 
 
-async def _capped(session: ServerSession, name: str) -> Result:
+async def _capped(name: str, session: ServerSession) -> Result:
     body = session.body(COUNT, CAP)
     del body[session.cap_field]
     seen = await session.stream({**body, name: CAP}, enough=lambda s: s.n_pieces >= FAR_OVER, refusal="answered")
     if seen.n_pieces >= FAR_OVER:
-        return Result(
-            "ignored",
-            f"a cap of {CAP} was exceeded: {seen.n_pieces} pieces arrived before we disconnected",
-        )
+        return Result("ignored", f"a cap of {CAP} was exceeded: {seen.n_pieces} pieces arrived before we disconnected")
     if seen.finish_reason == "length":
         return Result("yes", f"a cap of {CAP} ended the answer after {seen.n_pieces} pieces, finish reason length")
     ended = f"the answer ended by itself after {seen.n_pieces} pieces, finish reason {seen.finish_reason}"
@@ -162,14 +165,14 @@ async def _slots(session: ServerSession) -> Result:
     facts = session.facts
     status, props = await session.get("/props")
     if status == 200:
-        facts.n_slots = parse_number(within(props, "total_slots"))
-        context = parse_number(within(props, "default_generation_settings", "n_ctx"))
+        facts.n_slots = _positive(within(props, "total_slots"))
+        context = _positive(within(props, "default_generation_settings", "n_ctx"))
         facts.context_tokens = facts.context_tokens or context
     status, listed = await session.get("/slots")
     if status == 200 and isinstance(listed, list) and listed:
         facts.can_list_slots = True
         facts.n_slots = facts.n_slots or len(listed)
-        facts.context_tokens = facts.context_tokens or parse_number(within(listed[0], "n_ctx"))
+        facts.context_tokens = facts.context_tokens or _positive(within(listed[0], "n_ctx"))
     if facts.n_slots is None:
         return Result("no", "neither /props nor /slots reports it; set upstreams.NAME.slots yourself")
     return Result("yes", f"{facts.n_slots} at once")
@@ -262,11 +265,11 @@ async def _native_end(session: ServerSession) -> Result:
     base = session.facts.thought
     if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
         return Result("unclear", f"no thought to end: {_length(base)}")
-    seen, start_s = StreamTranscript(), session.clock_s()
+    seen = StreamTranscript()
     status, ended_at, success = 0, 0, False
     body = session.body(THINK, THINK_CAP, reasoning_control=True, reasoning_budget_message="\n", stream=True)
     async with session.open(CHAT, body) as call:
-        async for _ in session.pieces(call, seen, start_s):
+        async for _ in session.pieces(call, seen):
             if seen.n_thought_pieces >= CONTROL_AFTER and not ended_at:
                 ended_at = seen.n_thought_pieces
                 answer = await session.whole({"id": seen.completion_id, "action": "reasoning_end"}, f"{CHAT}/control")
@@ -325,14 +328,14 @@ async def _prefix_cache(session: ServerSession) -> Result:
     # A slow server gets a prompt that it can read in an eighth of the time.
     word_s = max(pilot.first_s or pilot.took_s, 1e-6) / FEW_WORDS
     n_words = max(FEW_WORDS, min(N_WORDS, int(session.timeout_s / 8 / word_s)))
-    begin_s, rounds = session.clock_s(), list[list[StreamTranscript]]()
+    begin_s, rounds = time.monotonic(), list[list[StreamTranscript]]()
     while len(rounds) < ROUNDS:
         prompt = _long_prompt(session, n_words)
         answers = [await _first_token(session, text) for text in (prompt, prompt, prompt + " And one more word: sea.")]
         if answers[0].status != 200:
             return Result("unclear", f"a long prompt was answered {answers[0].refused}")
         rounds.append(answers)
-        elapsed_s = session.clock_s() - begin_s
+        elapsed_s = time.monotonic() - begin_s
         if elapsed_s * (1 + 2 / len(rounds)) > session.timeout_s:
             break  # one more round might not end in time
     cold_s, warm_s, longer_s = (median(one.first_s or one.took_s for one in same) for same in zip(*rounds, strict=True))
@@ -355,10 +358,11 @@ async def _prefix_cache(session: ServerSession) -> Result:
 
 
 def _long_prompt(session: ServerSession, most_words: int) -> str:
+    """Return a prompt with a new first word, so that it is in no cache."""
     room = session.facts.context_tokens or 8 * N_WORDS
     n_words = max(64, min(most_words, room // 4))
     words = (_WORDS[(i * i + i // 7) % len(_WORDS)] for i in range(n_words))
-    return f"{session.nonce()}: here is a list of words. {' '.join(words)}. Say hello."
+    return f"{secrets.token_hex(6)}: here is a list of words. {' '.join(words)}. Say hello."
 
 
 async def _first_token(session: ServerSession, text: str, **more: Any) -> StreamTranscript:
@@ -393,10 +397,7 @@ async def _id_slot(session: ServerSession) -> Result:
     for wanted in (n_slots - 1, 0):
         if await _busy(session) != []:
             return Result("unclear", "another request is running, and the test could corrupt its answer")
-        seen = StreamTranscript()
-        async with session.open(CHAT, session.body(COUNT, LONG_CAP, id_slot=wanted, stream=True)) as call:
-            async for _ in session.pieces(call, seen, session.clock_s()):
-                break
+        async with session.begun(session.body(COUNT, LONG_CAP, id_slot=wanted), lambda s: s.n_pieces > 0) as seen:
             if seen.status != 200:
                 return Result("no", f"answered {seen.refused}")
             results.append((wanted, await _busy(session) or []))
@@ -407,20 +408,14 @@ async def _id_slot(session: ServerSession) -> Result:
 
 async def cancel(session: ServerSession) -> Result:
     idle_s = median([(await session.whole(session.body(HELLO, 1))).took_s for _ in range(ROUNDS)])
-    seen = StreamTranscript()
-    async with session.open(CHAT, session.body(COUNT, LONG_CAP, stream=True)) as call:
-        async for _ in session.pieces(call, seen, session.clock_s()):
-            if seen.n_pieces >= 4:
-                break
+    async with session.begun(session.body(COUNT, LONG_CAP), lambda s: s.n_pieces >= 4) as seen:
         during = await _running(session)
-    left_s = session.clock_s()
+    left_s = time.monotonic()
     if seen.status != 200 or seen.finish_reason is not None:
         return Result("unclear", f"there was no long answer to disconnect from ({seen.n_pieces} pieces)")
     if during:
         if await _quiet(session):
-            return Result(
-                "yes", f"{during} running before, none {_ms(session.clock_s() - left_s)} after the disconnect"
-            )
+            return Result("yes", f"{during} running before, none {_ms(time.monotonic() - left_s)} after the disconnect")
         return Result("no", f"{await _running(session)} still running {CANCEL_WITHIN_S:g} s after the disconnect")
     after = await session.whole(session.body(HELLO, 1))
     sentence = f"a short request took {_ms(after.took_s)} after a disconnect, {_ms(idle_s)} when idle"
@@ -448,37 +443,41 @@ async def _running(session: ServerSession) -> int | None:
 
 
 async def _quiet(session: ServerSession) -> bool:
-    end_s = session.clock_s() + CANCEL_WITHIN_S
+    end_s = time.monotonic() + CANCEL_WITHIN_S
     while await _running(session):
-        if session.clock_s() > end_s:
+        if time.monotonic() > end_s:
             return False
         await asyncio.sleep(0.02)
     return True
 
 
-# In the order of `upstream.drivers.EXPERIMENTS`, in which results come before the experiments that use them.
-RUN: Final[Mapping[str, Experiment]] = {
-    "reachable": reachable,
-    "models": _models,
-    "slots": _slots,
-    "context": _context,
-    "unknown_fields": _unknown_fields,
-    "max_tokens": partial(_capped, name="max_tokens"),
-    "max_completion_tokens": partial(_capped, name="max_completion_tokens"),
-    "stream_usage": _stream_usage,
-    "reasoning": _reasoning,
-    "logprobs": _logprobs,
-    "logprobs_stream": _logprobs_stream,
-    "tool_stream": _tool_stream,
-    "n": _n,
-    "seed": _seed,
-    "prefill": _prefill,
-    "raw": _raw,
-    "native_end": _native_end,
-    "native_budget": _native_budget,
-    "prefix_cache": _prefix_cache,
-    "cache_prompt": _cache_prompt,
-    "id_slot": _id_slot,
-    "cancel": cancel,
-    "rate_limits": _rate_limits,
+# What a "yes" means, and the experiment, in the order in which they run and are displayed: results come before the
+# experiments that use them.
+EXPERIMENTS: Final[Mapping[str, tuple[str, Experiment]]] = {
+    "reachable": ("answers a chat request", reachable),
+    "models": ("lists its models", _models),
+    "slots": ("reports how many requests it serves at once", _slots),
+    "context": ("reports its maximum context length", _context),
+    "unknown_fields": ("accepts a field that it does not know", _unknown_fields),
+    "max_tokens": ("`max_tokens` caps the answer", partial(_capped, "max_tokens")),
+    "max_completion_tokens": (
+        "`max_completion_tokens` caps the answer",
+        partial(_capped, "max_completion_tokens"),
+    ),
+    "stream_usage": ("a stream ends with its usage when `stream_options.include_usage` asks for it", _stream_usage),
+    "reasoning": ("returns the thought, in a field of its own or between tags", _reasoning),
+    "logprobs": ("returns the log-probability of every answer token", _logprobs),
+    "logprobs_stream": ("returns log-probabilities in a stream too", _logprobs_stream),
+    "tool_stream": ("streams a tool call piece by piece", _tool_stream),
+    "n": ("`n = 2` returns two answers", _n),
+    "seed": ("equal seeds give equal texts, and different seeds different ones", _seed),
+    "prefill": ("continues an assistant's last message", _prefill),
+    "raw": ("`/v1/completions` continues the text of the chat template", _raw),
+    "native_end": ("ends a running thought on request", _native_end),
+    "native_budget": ("ends a thought after a number of tokens", _native_budget),
+    "prefix_cache": ("reuses the cached prefix of an earlier prompt", _prefix_cache),
+    "cache_prompt": ("`cache_prompt = false` turns the prefix cache off, so the field is honoured", _cache_prompt),
+    "id_slot": ("`id_slot` chooses the slot", _id_slot),
+    "cancel": ("stops generating when the client hangs up", cancel),
+    "rate_limits": ("reports its rate limits in headers", _rate_limits),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,10 +30,6 @@ class Refusal(Exception):
     def __init__(self, result: Result) -> None:
         super().__init__(result.evidence)
         self.result = result
-
-
-def parse_number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def within(body: object, *path: str) -> object:
@@ -96,6 +93,7 @@ class StreamTranscript:
     null_usage: bool = False  # whether other chunks carried `usage: null`
     timings: Mapping[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
+    start_s: float = field(default_factory=time.monotonic)  # of the request
     first_s: float | None = None  # from the request to the first piece
     took_s: float = 0.0
     error: Mapping[str, Any] = field(default_factory=dict)
@@ -120,24 +118,10 @@ class StreamTranscript:
 
 
 class ServerSession:
-    """The calls that experiments make, and their observations so far.
+    """The calls that experiments make, and their observations so far."""
 
-    model    name in the requests
-    clock_s  monotonic, in seconds
-    nonce    returns a new word at each call, so that a prompt is never cached
-    """
-
-    def __init__(
-        self,
-        client: UpstreamClient,
-        *,
-        model: str,
-        timeout_s: float,
-        clock_s: Callable[[], float],
-        nonce: Callable[[], str],
-    ) -> None:
+    def __init__(self, client: UpstreamClient, *, model: str, timeout_s: float) -> None:
         self.client, self.model, self.timeout_s = client, model, timeout_s
-        self.clock_s, self.nonce = clock_s, nonce
         self.facts = Facts()
         self.cap_field = "max_tokens"  # the name that this server accepts
         self.headers: dict[str, str] = {}  # of all responses, lower case; the latest value
@@ -157,10 +141,10 @@ class ServerSession:
 
         refusal  beginning of the message of Refusal, raised unless the status is 200; None: return any response
         """
-        start_s = self.clock_s()
+        start_s = time.monotonic()
         async with self.open(path, body) as call:
             data = await call.read_all()
-        answer = WholeResponse(status=call.status, body=_object(data), took_s=self.clock_s() - start_s)
+        answer = WholeResponse(status=call.status, body=_object(data), took_s=time.monotonic() - start_s)
         _check(answer, refusal)
         return answer
 
@@ -187,6 +171,18 @@ class ServerSession:
             self.headers |= {name.lower(): value for name, value in call.headers}
             yield call
 
+    @asynccontextmanager
+    async def begun(
+        self, body: Mapping[str, Any], enough: Callable[[StreamTranscript], bool], path: str = CHAT
+    ) -> AsyncIterator[StreamTranscript]:
+        """Stream a request until `enough` is true; leaving the block hangs up. Raise UpstreamError."""
+        seen = StreamTranscript()
+        async with self.open(path, {**body, "stream": True}) as call:
+            async for _ in self.pieces(call, seen):
+                if enough(seen):
+                    break
+            yield seen
+
     async def stream(
         self,
         body: Mapping[str, Any],
@@ -196,15 +192,11 @@ class ServerSession:
         refusal: str | None = None,
     ) -> StreamTranscript:
         """Stream a request and read it until `enough` is true; `refusal` as in `whole`. Raise UpstreamError."""
-        start_s, seen = self.clock_s(), StreamTranscript()
-        async with self.open(path, {**body, "stream": True}) as call:
-            async for _ in self.pieces(call, seen, start_s):
-                if enough(seen):
-                    break
-        _check(seen, refusal)
+        async with self.begun(body, enough, path) as seen:
+            _check(seen, refusal)
         return seen
 
-    async def pieces(self, call: Call, seen: StreamTranscript, start_s: float) -> AsyncIterator[None]:
+    async def pieces(self, call: Call, seen: StreamTranscript) -> AsyncIterator[None]:
         """Read a stream into `seen`, yielding after each piece of text. Raise UpstreamError."""
         seen.status = call.status
         if call.status != 200:
@@ -219,9 +211,9 @@ class ServerSession:
                 before = seen.n_pieces
                 _take(seen, frame.data)
                 if seen.n_pieces > before:
-                    seen.first_s = self.clock_s() - start_s if seen.first_s is None else seen.first_s
+                    seen.first_s = seen.first_s or time.monotonic() - seen.start_s
                     yield
-        seen.took_s = self.clock_s() - start_s
+        seen.took_s = time.monotonic() - seen.start_s
         await call.settle()
 
 

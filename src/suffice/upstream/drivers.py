@@ -226,32 +226,6 @@ def effort_problem(route: Route, upstream: Upstream) -> str | None:
     return None
 
 
-# experiment: what its "yes" means, in the order in which they run and are displayed
-EXPERIMENTS: Mapping[str, str] = {
-    "reachable": "answers a chat request",
-    "models": "lists its models",
-    "slots": "reports how many requests it serves at once",
-    "context": "reports its maximum context length",
-    "unknown_fields": "accepts a field that it does not know",
-    "max_tokens": "`max_tokens` caps the answer",
-    "max_completion_tokens": "`max_completion_tokens` caps the answer",
-    "stream_usage": "a stream ends with its usage when `stream_options.include_usage` asks for it",
-    "reasoning": "returns the thought, in a field of its own or between tags",
-    "logprobs": "returns the log-probability of every answer token",
-    "logprobs_stream": "returns log-probabilities in a stream too",
-    "tool_stream": "streams a tool call piece by piece",
-    "n": "`n = 2` returns two answers",
-    "seed": "equal seeds give equal texts, and different seeds different ones",
-    "prefill": "continues an assistant's last message",
-    "raw": "`/v1/completions` continues the text of the chat template",
-    "native_end": "ends a running thought on request",
-    "native_budget": "ends a thought after a number of tokens",
-    "prefix_cache": "reuses the cached prefix of an earlier prompt",
-    "cache_prompt": "`cache_prompt = false` turns the prefix cache off, so the field is honoured",
-    "id_slot": "`id_slot` chooses the slot",
-    "cancel": "stops generating when the client hangs up",
-    "rate_limits": "reports its rate limits in headers",
-}
 CONTINUES = ("prefill", "raw")
 
 

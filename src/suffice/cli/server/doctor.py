@@ -25,6 +25,7 @@ from suffice.cli import shell
 from suffice.cli.inspect.route_report import audits_missing, frequencies
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
 from suffice.doctor.examine import Recommendation, examine, not_verified, recommend
+from suffice.doctor.experiments import EXPERIMENTS
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
 from suffice.doctor.session import ServerSession
 from suffice.errors import ConfigError
@@ -36,7 +37,7 @@ from suffice.store.database.views import n_requests_of, read_episodes
 from suffice.store.rows.events import Event
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
-from suffice.upstream.drivers import EXPERIMENTS, driver_facts, honoured, url_key
+from suffice.upstream.drivers import driver_facts, honoured, url_key
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import api_key
 from suffice.wiring.routes import build_route, read_evidence
@@ -106,13 +107,7 @@ def _client(name: str, upstream: Upstream) -> UpstreamClient:
 
 
 async def _open_session(client: UpstreamClient, options: DoctorOptions, model: str | None) -> ServerSession:
-    session = ServerSession(
-        client,
-        model=model or "",
-        timeout_s=options.timeout_s,
-        clock_s=time.monotonic,
-        nonce=lambda: secrets.token_hex(6),
-    )
+    session = ServerSession(client, model=model or "", timeout_s=options.timeout_s)
     if not model:
         listed = await session.models()
         if not listed:
@@ -196,7 +191,8 @@ def _print_findings(findings: Findings, head: str) -> None:
     table.add_column("evidence", overflow="fold")
     for one in findings.findings:
         # Text, not str: a server's text may look like markup.
-        evidence = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim")
+        meaning, _ = EXPERIMENTS[one.experiment]
+        evidence = Text(meaning.replace("`", "") + "\n", style="dim")
         evidence.append(Text(one.evidence, style="default not dim"))
         table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), evidence)
     Console().print(table)
