@@ -37,8 +37,8 @@ from suffice.store.routes.rollups import read_to
 from suffice.store.rows.events import Event, to_row
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
-from suffice.wiring import open_decisions, open_worker
 from suffice.wiring.people import People
+from suffice.wiring.worker import open_decisions, open_worker
 
 ROUTES: Final = ("math", "support", "search", "coding", "chat")
 CLASSES: Final = ("arithmetic", "algebra", "geometry", "what", "who", "when", "choice", "other")

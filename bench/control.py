@@ -34,7 +34,7 @@ from suffice.settings import Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import to_row
 from suffice.types import Outcome, Request
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 
 INSERT = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 AUDITS, WINDOW = 3_000, 800

@@ -25,7 +25,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import encode
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Overhead, Request, Usage
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 
 ROUTE = """
 [routes.r{number}]

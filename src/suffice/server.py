@@ -24,7 +24,8 @@ from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.http_protocol import ClientLimits, LimitedHttp
 from suffice.settings import Settings
 from suffice.telemetry import LOG
-from suffice.wiring import Preflight, build_gateway, preflight
+from suffice.wiring.gateway import build_gateway
+from suffice.wiring.startup import Preflight, preflight
 
 Listening: TypeAlias = Callable[[str, str], None]  # gets the base address, and that of the console
 

@@ -23,7 +23,7 @@ from suffice.store.routes.deployments import RouteDeployment, phase_of
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Request, Resumption, Usage
 from suffice.types import Outcome as Ended
-from suffice.wiring import kill_file
+from suffice.wiring.keys import kill_file
 
 OWN: dict[str, Any] = {"policy": {"policy": "stable-answer"}}
 RISKY: dict[str, Any] = {**OWN, "uncertified": True}
@@ -304,7 +304,7 @@ def test_without_settings_nothing_is_promised_that_hangs_on_them(tmp_path: Path)
 def test_a_log_from_another_scorer_is_scored_anew(tmp_path: Path) -> None:
     from suffice.store.rows.records import FeedbackEvent
     from suffice.types import Feedback
-    from suffice.wiring import open_worker
+    from suffice.wiring.worker import open_worker
 
     said = [FeedbackEvent(Feedback(feedback_id=f"f{n}", episode_id=f"ep{n}", gold="4.0")) for n in range(100, 130)]
     written(tmp_path, [*AUDITS, *said])

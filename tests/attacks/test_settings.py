@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.errors import ConfigError
 from suffice.settings import parse_settings
-from suffice.wiring import load_settings, policy_table
+from suffice.wiring.files import load_settings
+from suffice.wiring.routes import policy_table
 from tests.house.levels import LEVELS, RAW
 
 CANARY = "sk-canary 77\u00e9"

@@ -10,7 +10,8 @@ from typing import Any
 
 from suffice.settings import Settings, parse_settings
 from suffice.store.rows.events import Event
-from suffice.wiring import deployment_salt, open_worker
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.worker import open_worker
 from tests.cli.test_audit import fill as append
 from tests.control.made import label, run
 

@@ -25,8 +25,11 @@ from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Pause
-from suffice.wiring import build_gateway, deployment_salt, load_settings, open_worker
 from suffice.wiring.audit import differences, loggable_settings, user_name
+from suffice.wiring.files import load_settings
+from suffice.wiring.gateway import build_gateway
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.worker import open_worker
 
 CONFIG = """
 [upstreams.u]

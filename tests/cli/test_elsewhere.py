@@ -19,7 +19,8 @@ from tests.gateway_process import GatewayProcess
 from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.wiring import kill_file, load_settings
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import kill_file
 from suffice_testing import FakeUpstream
 
 TABLE = Path(__file__).with_name("elsewhere.md")

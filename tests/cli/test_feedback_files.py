@@ -23,7 +23,7 @@ from suffice.store.database.views import read_episodes, read_events
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, LabelRequest, Outcome, Request
-from suffice.wiring import load_settings
+from suffice.wiring.files import load_settings
 
 SHAPES = Path(__file__).parents[1] / "review" / "shapes"
 CONFIG = """
@@ -457,7 +457,7 @@ def test_tasks_need_somewhere_to_go(asked: Path) -> None:
 
 
 def test_questions_are_shown_where_their_owner_brings_them(asked: Path) -> None:
-    from suffice.wiring import question_texts
+    from suffice.wiring.files import question_texts
 
     settings = load_settings(asked / "suffice.toml")
     key = next(key for key, text in question_texts(asked / "questions.jsonl", settings).items() if text)

@@ -32,7 +32,9 @@ from suffice.store.routes.deployments import read_holds
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import QuestionText
 from suffice.types import Epoch, Pause
-from suffice.wiring import build_route, deployment_salt, load_settings
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.routes import build_route
 
 CONFIG = """
 [upstreams.local]

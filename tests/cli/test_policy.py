@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.wiring import load_settings, open_decisions
+from suffice.wiring.files import load_settings
+from suffice.wiring.worker import open_decisions
 
 SETTINGS = """
 [upstreams.box]

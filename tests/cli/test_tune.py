@@ -15,7 +15,8 @@ from suffice.model.artefact import load_model
 from suffice.replay.study.scores import build_proposal
 from suffice.replay.study.search import TuneOptions, tune_set
 from suffice.replay.traces.read import survey
-from suffice.wiring import build_route, load_settings
+from suffice.wiring.files import load_settings
+from suffice.wiring.routes import build_route
 from suffice_testing.traces import Synthetic
 
 QUICK = ("--trials", 15, "--policies", "learned,beta", "--max-em-drop", 0.03)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from suffice.settings import parse_settings
-from suffice.wiring import build_route
+from suffice.wiring.routes import build_route
 from suffice_testing import FakeUpstream
 from tests.clients.peers import environments
 from tests.clients.peers.__main__ import Row, exit_code, show_pairs, show_sittings

@@ -13,7 +13,8 @@ from suffice.store.people.deciding import add_review, open_incident
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, Sources
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Outcome, Publication, Query, Request
-from suffice.wiring import build_route, open_decisions, open_worker
+from suffice.wiring.routes import build_route
+from suffice.wiring.worker import open_decisions, open_worker
 from tests.control.made import run
 
 HOSTILE = (

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.console import auth
 from suffice.store.people.audit_view import entries
-from suffice.wiring import load_settings, open_decisions
+from suffice.wiring.files import load_settings
 from suffice.wiring.people import People
+from suffice.wiring.worker import open_decisions
 
 TOML = """
 [upstreams.local]

@@ -17,7 +17,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, App
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
-from suffice.wiring import build_gateway
+from suffice.wiring.gateway import build_gateway
 from suffice.wiring.people import People
 from suffice_testing import FakeUpstream
 from suffice_testing.reply import Reply

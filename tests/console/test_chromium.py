@@ -163,7 +163,7 @@ async def test_pages_fit_their_screen_and_no_column_is_cut_off(tmp_path: Path, w
 
 @pytest.mark.slow
 async def test_the_first_page_is_light_and_changes_while_somebody_watches(tmp_path: Path) -> None:
-    from suffice.wiring import open_worker
+    from suffice.wiring.worker import open_worker
     from tests.console.made import more
 
     settings = settings_in(tmp_path, console={"live_s": 0.2})

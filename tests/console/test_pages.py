@@ -20,7 +20,7 @@ from suffice.console.views.routes import Routes, routes
 from suffice.gateway.kill import set_switch
 from suffice.settings import Settings
 from suffice.store.database.presence import Announcement
-from suffice.wiring import kill_file
+from suffice.wiring.keys import kill_file
 from tests.console.conftest import Site
 from tests.console.made import HOSTILE, fill
 from tests.console.visitor import Visitor, people_of, settings_in, site

@@ -15,9 +15,9 @@ import msgspec
 
 from suffice.console.app import ConsoleApp
 from suffice.settings import Settings, parse_settings
-from suffice.wiring import open_decisions
 from suffice.wiring.console import console
 from suffice.wiring.people import People
+from suffice.wiring.worker import open_decisions
 
 HOST = "127.0.0.1:8400"
 TOKEN = re.compile(r'name="csrf" value="([0-9a-f]{64})"')

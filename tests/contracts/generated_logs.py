@@ -28,7 +28,8 @@ from suffice.types import (
     Resumption,
     Usage,
 )
-from suffice.wiring import build_route, kill_file
+from suffice.wiring.keys import kill_file
+from suffice.wiring.routes import build_route
 from tests.gateway.test_log_follower import VERSION
 
 NOW_S = 1_700_000_000.0

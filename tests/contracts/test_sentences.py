@@ -33,7 +33,8 @@ from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RouteScorer, fold_changes, read_stretch
 from suffice.telemetry import Metrics
-from suffice.wiring import build_route, kill_file, read_evidence
+from suffice.wiring.keys import kill_file
+from suffice.wiring.routes import build_route, read_evidence
 from tests.console.visitor import Visitor, people_of, site
 from tests.contracts.generated_logs import Made, make
 

@@ -19,7 +19,7 @@ from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Publication, Request, Usage
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, Story, began, rows, story
 from tests.control.test_worker import decided, fill, only
 

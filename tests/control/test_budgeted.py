@@ -17,7 +17,7 @@ from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.deployments import phase_of
 from suffice.types import BudgetAccount, Epoch
-from suffice.wiring import build_route, check_routes
+from suffice.wiring.routes import build_route, check_routes
 from tests.control.made import ROUTE, Story, began, rows, story, traffic
 from tests.control.test_story import CONTROL as LIVE_CONTROL
 from tests.control.test_story import ROUTE as LIVE_ROUTE

@@ -15,7 +15,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.routes.deployments import read_decided, read_holds
 from suffice.store.rows.events import Event
 from suffice.types import Resumption
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import ROUTE, label, traffic
 from tests.control.test_worker import fill
 

@@ -21,7 +21,7 @@ from suffice.store.people.deciding import add_review, lease_next, read_reviews, 
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.windows import label_requests
 from suffice.types import Outcome
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, ROUTE, WINDOW, traffic
 from tests.control.test_reviewing import Clock, Straight, job
 from tests.control.test_worker import fill, settings_for

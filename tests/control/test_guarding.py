@@ -16,7 +16,8 @@ from suffice.gateway.route import BuiltRoute, deploy_route
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event
 from suffice.types import Publication, Query
-from suffice.wiring import build_route, open_worker
+from suffice.wiring.routes import build_route
+from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
 from tests.control.test_worker import fill, settings_for
 

@@ -12,7 +12,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import set_override
 from suffice.store.routes.deployments import read_decided, read_holds
 from suffice.types import Epoch, Pause, Resumption
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import ROUTE, Story, label, rows, story, traffic
 from tests.control.test_certify import replace_route
 from tests.control.test_worker import fill, settings_for

@@ -24,7 +24,7 @@ from suffice.store.routes.rollouts import RolloutRun, read_rollouts
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import label, run, traffic
 from tests.control.test_worker import fill, settings_for
 

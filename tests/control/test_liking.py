@@ -23,7 +23,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Feedback, Outcome, Request
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.test_ratings import RATED, rated
 from tests.control.test_worker import fill, settings_for

@@ -23,7 +23,7 @@ from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import label, traffic
 from tests.control.test_worker import fill, settings_for
 

@@ -19,7 +19,7 @@ from suffice.store.database.views import last_place, newest_event, open_reader
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Alarm, Epoch
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, ROUTE, traffic
 from tests.control.test_worker import fill, settings_for
 from tests.control.test_worker import only as report_of

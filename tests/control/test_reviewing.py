@@ -24,7 +24,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import read_reviews
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, LabelRequest, Query
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import ROUTE, label, rows, run, traffic
 from tests.control.test_worker import fill
 

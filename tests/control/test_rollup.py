@@ -24,7 +24,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.control.made import run
 
 

@@ -24,7 +24,7 @@ from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Feedback, Query, StepRecord
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from tests.assurance.reports import estimate_route, judge_satisfaction
 from tests.control.made import BURST, rows, run, story, traffic
 from tests.control.test_worker import fill

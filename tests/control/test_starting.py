@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from suffice import wiring
 from suffice.assurance.certify import audits_to_certify
 from suffice.control.evidence.cold_start import Start, burst_of, burst_requests, first_certificate, window_size
 from suffice.learn.certifier import Certifier, Plan
 from suffice.settings import Control, Route, parse_settings
+from suffice.wiring.routes import check_routes
 from tests.learn.runs_made import audits, believing
 
 CONTROL = Control()
@@ -98,7 +98,7 @@ def test_what_the_finish_takes_off_the_budget_makes_a_thought_wait_longer() -> N
 
 def warnings(**changes: Any) -> list[str]:
     plain = {"kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", **changes}
-    return wiring.check_routes(
+    return check_routes(
         parse_settings(
             {
                 "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "llama.cpp", "slots": 4}},

@@ -20,7 +20,8 @@ from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes.deployments import read_decided
-from suffice.wiring import build_route, open_worker
+from suffice.wiring.routes import build_route
+from suffice.wiring.worker import open_worker
 from suffice_testing import FakeRequest, FakeUpstream, Reply, cut
 from tests.gateway.served import Served, chat, served
 

@@ -11,7 +11,7 @@ from suffice.assurance.ledger import METHOD, Account
 from suffice.settings import Settings
 from suffice.store.rows.events import Event
 from suffice.types import Publication
-from suffice.wiring import open_decisions
+from suffice.wiring.worker import open_decisions
 from tests.control.test_story import ROUTE, Model, N, ask, settings_of, until, work
 from tests.gateway.served import Served, chat, served
 

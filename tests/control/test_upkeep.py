@@ -29,7 +29,9 @@ from suffice.store.database.views import open_reader
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Feedback
-from suffice.wiring import build_gateway, open_decisions, open_log, open_worker
+from suffice.wiring.gateway import build_gateway
+from suffice.wiring.startup import open_log
+from suffice.wiring.worker import open_decisions, open_worker
 from tests.store.made_chain import asked, published, said
 from tests.store.test_erasing import CANARY, bytes_of, ended
 

@@ -29,7 +29,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 from suffice_testing import FakeUpstream
 from tests.control.made import CONTROL, ROUTE, traffic
 from tests.gateway_process import GatewayProcess
@@ -133,7 +133,7 @@ import os, signal, sys
 from pathlib import Path
 import suffice.store.database.decisions as decisions
 from tests.control.test_worker import settings_for
-from suffice.wiring import open_worker
+from suffice.wiring.worker import open_worker
 n_left = int(sys.argv[2])
 write = decisions.Decisions.write
 def dies(self, *arguments):

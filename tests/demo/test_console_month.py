@@ -21,7 +21,7 @@ from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
-from suffice.wiring import deployment_salt
+from suffice.wiring.keys import deployment_salt
 from suffice_demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
 from suffice_demo.month_traffic import MATH, SUPPORT, make_feedback
 from suffice_demo.month_trials import MonthTrials

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.wiring import load_settings
+from suffice.wiring.files import load_settings
 from suffice_demo import show, story
 from suffice_demo.local.tasks import TaskQuestion
 from suffice_demo.program import ALIASES, LineScreen, LiveScreen, demo_servers, followed, lines

@@ -27,7 +27,8 @@ from suffice.store.people.alerts import Notice
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import LogOutage, VersionRefusal
 from suffice.types import Pause
-from suffice.wiring import open_decisions, startup
+from suffice.wiring import startup
+from suffice.wiring.worker import open_decisions
 from suffice_testing import FakeUpstream
 from tests import gateway_process as process
 from tests.gateway.conftest import Serve

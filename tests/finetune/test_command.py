@@ -20,7 +20,8 @@ from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Publication
-from suffice.wiring import load_settings, open_decisions
+from suffice.wiring.files import load_settings
+from suffice.wiring.worker import open_decisions
 from tests.learn.made import World, episodes
 from tests.simulators.contrib import install_contrib
 

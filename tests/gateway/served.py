@@ -24,7 +24,7 @@ from suffice.settings import Settings, parse_settings
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.types import Episode, Outcome
-from suffice.wiring import build_gateway
+from suffice.wiring.gateway import build_gateway
 from suffice_testing import Answerer, FakeUpstream, Reply, Script, ServerBehaviour
 
 CHAT = "/v1/chat/completions"

@@ -125,7 +125,7 @@ async def test_a_policy_may_stop_before_the_budget_of_the_route(serve: Serve) ->
 
 def test_what_a_driver_has_no_field_for_is_refused_at_the_start() -> None:
     from suffice.settings import parse_settings
-    from suffice.wiring import check_routes
+    from suffice.wiring.routes import check_routes
 
     for route in ({"budget_tokens": 5}, {"effort": "low"}):
         raw = {

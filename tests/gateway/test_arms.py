@@ -11,7 +11,8 @@ import pytest
 
 from suffice.settings import Settings, parse_settings
 from suffice.types import Pause, Publication
-from suffice.wiring import check_routes, open_worker
+from suffice.wiring.routes import check_routes
+from suffice.wiring.worker import open_worker
 from suffice_testing import FakeRequest, Reply, cut
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve

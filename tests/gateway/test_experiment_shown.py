@@ -12,7 +12,7 @@ from suffice.settings import Settings, parse_settings
 from suffice.store.routes import experiments
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
-from suffice.wiring import open_decisions
+from suffice.wiring.worker import open_decisions
 from suffice_testing import Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat

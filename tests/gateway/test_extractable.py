@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from suffice import wiring
 from suffice.gateway.context import CHECK_RUNS, GatewayState
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.drivers import url_key
+from suffice.wiring.routes import build_route, evidence_warnings, read_evidence
 from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
 
@@ -88,7 +88,7 @@ def findings(url: str, **verdicts: str) -> Findings:
 def refused(folder: Path, **changes: Any) -> str | None:
     """Why the route is refused, as the log has it."""
     told = settings(folder, **changes)
-    return wiring.build_route("math", told.routes["math"], wiring.read_evidence(told)).refused
+    return build_route("math", told.routes["math"], read_evidence(told)).refused
 
 
 def test_no_log_and_few_runs_refuse_nothing(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_unreadable_full_runs_refuse_and_the_check_says_so(tmp_path: Path) -> No
     write(tmp_path, *runs(10, "4", "good"), *runs(20, None, "bad"))
     assert "10 of the last 30 full runs (33.3%)" in (refused(tmp_path) or "")
     told = settings(tmp_path)
-    warnings = wiring.evidence_warnings(told, wiring.read_evidence(told))
+    warnings = evidence_warnings(told, read_evidence(told))
     assert any("routes.math: behaves as observe" in w and "at least 80%" in w for w in warnings)
 
 
@@ -168,15 +168,15 @@ def test_probes_while_observing_need_a_voucher(
     if seen is not None:
         write(tmp_path, findings("http://127.0.0.1:1/v1", **seen))
     told = settings(tmp_path, mode="observe", probe={"verified_by": verified_by})
-    evidence = wiring.read_evidence(told)
-    assert wiring.build_route("math", told.routes["math"], evidence).may_probe is probes
-    warned = any("verified_by" in w for w in wiring.evidence_warnings(told, evidence))
+    evidence = read_evidence(told)
+    assert build_route("math", told.routes["math"], evidence).may_probe is probes
+    warned = any("verified_by" in w for w in evidence_warnings(told, evidence))
     assert warned is not probes
 
 
 def test_findings_of_another_address_are_not_used(tmp_path: Path) -> None:
     write(tmp_path, findings("http://127.0.0.1:2", raw="yes", prefix_cache="yes"))
-    assert wiring.read_evidence(settings(tmp_path)).upstreams == {}
+    assert read_evidence(settings(tmp_path)).upstreams == {}
 
 
 @pytest.mark.parametrize("seen", ["no", "ignored", None])

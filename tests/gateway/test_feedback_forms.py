@@ -11,7 +11,7 @@ from suffice.gateway.feedback_form import read_feedback
 from suffice.settings import parse_settings
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
-from suffice.wiring import build_gateway
+from suffice.wiring.gateway import build_gateway
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
 

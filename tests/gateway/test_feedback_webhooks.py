@@ -133,7 +133,7 @@ async def test_its_other_events_are_acknowledged_and_nonsense_is_not(serve: Serv
 async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from suffice.errors import ConfigError
     from suffice.settings import parse_settings
-    from suffice.wiring import build_gateway
+    from suffice.wiring.gateway import build_gateway
 
     raw = {
         "upstreams": {"up": {"url": "http://127.0.0.1:9"}},

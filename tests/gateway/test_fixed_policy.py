@@ -10,7 +10,7 @@ import pytest
 from suffice.settings import parse_settings
 from suffice.store.routes.rollouts import own_version
 from suffice.types import Pause, Publication
-from suffice.wiring import check_routes
+from suffice.wiring.routes import check_routes
 from suffice_testing import FakeRequest, Reply, Samples, cut
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve

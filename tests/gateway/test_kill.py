@@ -20,7 +20,7 @@ from suffice.store.database.presence import MOST_REASON_BYTES
 from suffice.store.rows.events import key_of
 from suffice.store.rows.records import KillSwitchState
 from suffice.types import Outcome
-from suffice.wiring import kill_file
+from suffice.wiring.keys import kill_file
 from suffice_testing import Reply, Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for

@@ -22,7 +22,7 @@ from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import learned_candidate, read_rollouts
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Episode
-from suffice.wiring import open_decisions, open_worker
+from suffice.wiring.worker import open_decisions, open_worker
 from tests.control.test_story import Model, ask, until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, served

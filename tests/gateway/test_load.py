@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from suffice import wiring
 from suffice.gateway.load_control import (
     ALERT_RUNS,
     LATENCY_RUNS,
@@ -26,7 +25,7 @@ from suffice.gateway.load_control import (
 from suffice.settings import Route, parse_settings
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Overhead, Request, UpstreamCall
-from suffice.wiring import build_route
+from suffice.wiring.routes import build_route, check_routes
 
 CONFIG: dict[str, Any] = {
     "upstreams": {"up": {"url": "http://127.0.0.1:1", "slots": 4}},
@@ -228,7 +227,7 @@ WARNED: dict[str, tuple[dict[str, Any], str | None]] = {
 def test_an_owner_is_told_of_a_table_that_does_not_do_what_it_seems_to(case: str) -> None:
     pressure, told = WARNED[case]
     given = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | {"pressure": pressure}}})
-    found = [warning for warning in wiring.check_routes(given) if "routes.r.pressure" in warning]
+    found = [warning for warning in check_routes(given) if "routes.r.pressure" in warning]
     assert [told in warning for warning in found if told is not None] == ([True] if told is not None else [])
     assert (found == []) == (told is None)
 
@@ -238,9 +237,7 @@ def test_a_queue_over_an_unknown_number_of_slots_is_warned_of() -> None:
         "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
         "routes": {"r": CONFIG["routes"]["r"] | {"pressure": {"queue": 1.0, "operating_point": 0.5}}},
     }
-    assert any(
-        "routes.r.pressure.queue: upstreams.up has slots = 1" in w for w in wiring.check_routes(parse_settings(raw))
-    )
+    assert any("routes.r.pressure.queue: upstreams.up has slots = 1" in w for w in check_routes(parse_settings(raw)))
 
 
 def test_spend_is_measured_where_prices_are_known_and_moves_the_route() -> None:

@@ -18,7 +18,8 @@ from suffice.model.ensemble import Ensemble, Linear
 from suffice.settings import Settings
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
-from suffice.wiring import build_route, open_decisions
+from suffice.wiring.routes import build_route
+from suffice.wiring.worker import open_decisions
 from suffice_testing import Reply, Samples, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, post, settings_for

@@ -15,7 +15,7 @@ from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, kept_question, set_override
 from suffice.store.routes.deployments import NOTHING
 from suffice.types import Pause, Resumption
-from suffice.wiring import open_decisions
+from suffice.wiring.worker import open_decisions
 from suffice_testing import Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

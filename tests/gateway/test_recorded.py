@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from suffice.learn.groups import prompt_fold
-from suffice.wiring import build_route
+from suffice.wiring.routes import build_route
 from suffice_testing import FakeRequest, Fault, Reply, Samples, ScriptedThought, cut
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat, settings_for

@@ -23,7 +23,7 @@ from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts
 from suffice.store.rows.records import RolloutMove, VersionRefusal
 from suffice.types import Request
-from suffice.wiring import open_decisions
+from suffice.wiring.worker import open_decisions
 from suffice_testing import Samples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

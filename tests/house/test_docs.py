@@ -36,7 +36,7 @@ from suffice.store.rows import records
 from suffice.store.rows.events import EVENTS
 from suffice.store.rows.records import AccessGrant, QuestionText
 from suffice.telemetry import METRICS
-from suffice.wiring import build_route
+from suffice.wiring.routes import build_route
 from suffice_testing import FakeUpstream
 from suffice_testing.prompt import cut
 from suffice_testing.reply import Reply

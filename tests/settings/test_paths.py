@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from suffice.settings import Settings
-from suffice.wiring import good_file, kill_file, load_settings, presence_files, questions_file
+from suffice.wiring.files import load_settings, questions_file
+from suffice.wiring.keys import good_file, kill_file, presence_files
 
 UPSTREAM = '[upstreams.u]\nurl = "http://127.0.0.1:9"\n'
 NAMES_A_FILE = re.compile(r"(^|_)(file|path|folder|dir|directory|questions|certificate|cert|key_file|ca)s?$")

@@ -15,7 +15,8 @@ from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.compose import AnyOf, RunBounds
 from suffice.policy.learned import LearnedPolicy
 from suffice.policy.protocol import Policy
-from suffice.wiring import build_route, load_settings
+from suffice.wiring.files import load_settings
+from suffice.wiring.routes import build_route
 
 MODEL = StopModel(
     features=("logit(confidence)",),

@@ -15,7 +15,8 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import Row, to_row
 from suffice.types import Outcome, Request
-from suffice.wiring import open_decisions, startup
+from suffice.wiring import startup
+from suffice.wiring.worker import open_decisions
 from tests.control.made import traffic
 from tests.gateway.served import settings_for
 

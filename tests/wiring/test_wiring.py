@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from suffice import wiring
 from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings, Store, parse_settings
+from suffice.wiring.files import load_settings
+from suffice.wiring.gateway import build_gateway
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.routes import build_route, check_routes
+from suffice.wiring.startup import preflight
 from suffice_testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
 
@@ -100,7 +104,7 @@ def test_a_good_file_is_good(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD)
     result = check(file)
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{file}: ok\n", "")
-    assert wiring.load_settings(file).routes["math"].scorer == "number"
+    assert load_settings(file).routes["math"].scorer == "number"
 
 
 def test_a_warning_does_not_fail_the_check(tmp_path: Path) -> None:
@@ -121,7 +125,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert "cannot be read" in check(tmp_path).stderr
     with pytest.raises(ConfigError, match="cannot be read"):
-        wiring.load_settings(tmp_path)
+        load_settings(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -146,24 +150,22 @@ def test_yaml_without_its_package_says_what_is_missing(tmp_path: Path, monkeypat
 
 
 def test_an_empty_file_checks_but_cannot_be_served(tmp_path: Path) -> None:
-    (warning,) = wiring.check_routes(wiring.load_settings(write(tmp_path, "")))
+    (warning,) = check_routes(load_settings(write(tmp_path, "")))
     assert warning.startswith("upstreams: none is configured")
 
 
 def test_the_owner_is_warned_of_a_route_that_can_never_be_certified() -> None:
     route = {"upstream": "up", "kind": "reasoning", "mode": "enforce"}
     upstream = {"up": {"url": "http://127.0.0.1:8080", "slots": 4}}
-    (warning,) = wiring.check_routes(parse_settings({"upstreams": upstream, "routes": {"math": route}}))
+    (warning,) = check_routes(parse_settings({"upstreams": upstream, "routes": {"math": route}}))
     assert "routes.math: is never certified without a [routes.math.probe] table" in warning
-    assert (
-        wiring.check_routes(parse_settings({"upstreams": upstream, "routes": {"math": {**route, "probe": {}}}})) == []
-    )
+    assert check_routes(parse_settings({"upstreams": upstream, "routes": {"math": {**route, "probe": {}}}})) == []
 
 
 async def test_nothing_is_served_without_an_upstream(tmp_path: Path) -> None:
     nothing = parse_settings({"store": {"url": f"sqlite:///{tmp_path}/log.db"}})
     with pytest.raises(ConfigError, match="upstreams: none is configured"):
-        async with wiring.build_gateway(nothing):
+        async with build_gateway(nothing):
             pass
     assert not (tmp_path / "log.db").exists()
 
@@ -171,7 +173,7 @@ async def test_nothing_is_served_without_an_upstream(tmp_path: Path) -> None:
 async def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
     lost = settings(store={"url": f"sqlite:///{tmp_path}/no/such/folder/log.db"})
     with pytest.raises(StoreError, match="does not exist"):
-        async with wiring.build_gateway(lost):
+        async with build_gateway(lost):
             pass
 
 
@@ -187,10 +189,10 @@ async def test_keys_that_are_asked_for_must_be_there(
         monkeypatch.setenv("CLIENT_KEYS", value)
     closed = settings(server={"api_keys_env": "CLIENT_KEYS"}, store={"url": f"sqlite:///{tmp_path}/log.db"})
     with pytest.raises(ConfigError, match=r"server\.api_keys_env: .*CLIENT_KEYS"):
-        async with wiring.build_gateway(closed):
+        async with build_gateway(closed):
             pass
     with pytest.raises(ConfigError, match=r"server\.api_keys_env: .*CLIENT_KEYS"):
-        wiring.preflight(closed)
+        preflight(closed)
 
 
 async def test_the_upstreams_key_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,19 +202,19 @@ async def test_the_upstreams_key_must_be_there(tmp_path: Path, monkeypatch: pyte
         store={"url": f"sqlite:///{tmp_path}/log.db"},
     )
     with pytest.raises(ConfigError, match=r"upstreams\.up\.api_key_env: .*UP_KEY"):
-        async with wiring.build_gateway(keyed):
+        async with build_gateway(keyed):
             pass
     with pytest.raises(ConfigError, match=r"upstreams\.up\.api_key_env: the environment has no UP_KEY"):
-        wiring.preflight(keyed)
+        preflight(keyed)
     monkeypatch.setenv("UP_KEY", "x")
-    assert wiring.preflight(keyed).upstream_keys == {"up": "x"}
+    assert preflight(keyed).upstream_keys == {"up": "x"}
 
 
 async def test_keys_are_split_at_commas_and_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIENT_KEYS", " a , b,,")
     closed = settings(server={"api_keys_env": "CLIENT_KEYS"}, store={"url": f"sqlite:///{tmp_path}/log.db"})
-    assert wiring.check_routes(closed) == []
-    async with wiring.build_gateway(closed) as app:
+    assert check_routes(closed) == []
+    async with build_gateway(closed) as app:
         found = [app.gateway.clients.keys.find([("authorization", f"Bearer {key}")]) for key in ("a", "b", "a , b")]
         assert [one is not None for one in found] == [True, True, False]
         assert app.gateway.process.ready
@@ -257,7 +259,7 @@ def test_a_route_records_its_kinds_signals_and_those_its_policy_needs() -> None:
             "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 4, "policy": {"policy": "stable-answer"}}},
         }
     ).routes["r"]
-    built = wiring.build_route("r", route)
+    built = build_route("r", route)
     assert built.needs == ("votes", "stability")
     assert built.certified is False
     assert built.acts is False
@@ -266,7 +268,7 @@ def test_a_route_records_its_kinds_signals_and_those_its_policy_needs() -> None:
 def test_the_version_of_a_policy_is_its_content() -> None:
     def version(**policy: Any) -> str:
         route = settings(routes={"r": {"upstream": "up", "policy": policy}}).routes["r"]
-        return wiring.build_route("r", route).policy_version
+        return build_route("r", route).policy_version
 
     assert version(policy="beta") == version(policy="beta", threshold=0.95, min_samples=2)
     assert version(policy="beta") != version(policy="beta", threshold=0.96)
@@ -286,7 +288,7 @@ def no_salt_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_salt_is_kept_beside_the_log_for_its_owner_alone(tmp_path: Path) -> None:
-    salt = wiring.deployment_salt(salted(tmp_path))
+    salt = deployment_salt(salted(tmp_path))
     file = tmp_path / "log.salt"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert len(salt) == 32
@@ -295,16 +297,16 @@ def test_the_salt_is_kept_beside_the_log_for_its_owner_alone(tmp_path: Path) -> 
 
 
 def test_the_salt_is_stable_and_each_log_has_its_own(tmp_path: Path) -> None:
-    salt = wiring.deployment_salt(salted(tmp_path))
-    assert wiring.deployment_salt(salted(tmp_path)) == salt
-    assert wiring.deployment_salt(salted(tmp_path, "other")) != salt
+    salt = deployment_salt(salted(tmp_path))
+    assert deployment_salt(salted(tmp_path)) == salt
+    assert deployment_salt(salted(tmp_path, "other")) != salt
 
 
 def test_processes_that_start_at_once_agree_on_the_salt(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         for n in range(20):
             one = salted(tmp_path, f"log-{n}")
-            found = set(pool.map(wiring.deployment_salt, [one] * 16))
+            found = set(pool.map(deployment_salt, [one] * 16))
             assert len(found) == 1
             assert len(found.pop()) == 32
 
@@ -312,10 +314,10 @@ def test_processes_that_start_at_once_agree_on_the_salt(tmp_path: Path) -> None:
 def test_an_empty_salt_is_refused_rather_than_used(tmp_path: Path) -> None:
     (tmp_path / "log.salt").write_text("\n")
     with pytest.raises(ConfigError, match=r"log\.salt: is empty"):
-        wiring.deployment_salt(salted(tmp_path))
+        deployment_salt(salted(tmp_path))
 
 
 def test_a_salt_in_the_environment_wins_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUFFICE_SALT", "pepper")
-    assert wiring.deployment_salt(salted(tmp_path)) == "pepper"
+    assert deployment_salt(salted(tmp_path)) == "pepper"
     assert list(tmp_path.iterdir()) == []

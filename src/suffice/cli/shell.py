@@ -193,7 +193,9 @@ def print_reply(reply: CommandReply, *, as_json: bool) -> None:
             print_line(line)
 
 
-def report(json_option: Callable[[Any], Any] = JSON) -> Callable[[Callable[..., CommandReply]], Callable[..., None]]:
+def report(
+    json_option: Callable[[Callable[..., None]], Callable[..., None]] = JSON,
+) -> Callable[[Callable[..., CommandReply]], Callable[..., None]]:
     """Turn a function of a deployment's settings into a command that prints its reply."""
 
     def declare(read: Callable[..., CommandReply]) -> Callable[..., None]:

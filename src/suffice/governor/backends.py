@@ -36,7 +36,8 @@ from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
 from suffice.upstream.client import Headers, helper_client
-from suffice.wiring import build_library, embedders
+from suffice.wiring.gateway import build_library
+from suffice.wiring.startup import embedders
 
 T = TypeVar("T")
 

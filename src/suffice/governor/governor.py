@@ -26,7 +26,7 @@ from suffice.governor.backends import Backend, BackendRun, LabelReceipt, LocalBa
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.types import Decision
-from suffice.wiring import load_settings
+from suffice.wiring.files import load_settings
 
 T = TypeVar("T")
 AnyEpisode = TypeVar("AnyEpisode", "Episode", "AsyncEpisode")

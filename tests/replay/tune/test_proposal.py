@@ -35,7 +35,8 @@ from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces, survey
 from suffice.signals.observe import Observer
 from suffice.types import Kind
-from suffice.wiring import build_route, load_settings
+from suffice.wiring.files import load_settings
+from suffice.wiring.routes import build_route
 from suffice_testing.traces import Synthetic
 
 HELD_OUT = 0
