@@ -41,7 +41,7 @@ class Empirical:
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         self.now = now
-        if now < self._plan.warm_up or self._window.runs is None:
+        if now < self._plan.warm_up or not len(self._window.runs):
             return ()
         if now >= self._refit_at:
             self._refit_at = now + self._plan.refit_every

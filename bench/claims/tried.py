@@ -33,9 +33,8 @@ from suffice.control.compare.candidate_certificate import (
     certify_candidate,
     unlabelled_losses,
 )
-from suffice.control.loop.live_certifier import LiveCertifier
-from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.certifier import NO_PENDING, Plan
+from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats
+from suffice.learn.certifier import NO_PENDING, Certifier, Plan
 from suffice.learn.version import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.stream import PERIOD
 from suffice.rollout.evidence import Rules
@@ -242,8 +241,8 @@ class Trial(Life):
         self.windows = Windows()  # of the rollout
         self.new: list[int] = []  # the keeper has not seen
         self.n_over, self.passed_over, self.level = 0, False, 0
-        self.keeper = LiveCertifier(replace(PLAN, label_timeout=float(candidate.late)), Logistic(), rests=True)
-        self.keeper.adopt(serves, None)
+        self.keeper = Certifier(replace(PLAN, label_timeout=float(candidate.late)), Logistic(), rests=True)
+        self.keeper.adopt(serves, NO_AUDITS)
         for at in range(BEFORE):
             if self.rng.random() < self.keeper.share:
                 self.drawn(at, self.keeper.share)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Small, concatenate_audits
-from suffice.learn.certifier import Plan, matured
+from suffice.learn.audits import NO_AUDITS, AuditRuns, Small, concatenate_audits
+from suffice.learn.certifier import Plan
 from suffice.learn.version import FoldedModels
 
 
@@ -15,33 +15,26 @@ class Window:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._served: FoldedModels | None = None
-        self._z: Small | None = None
-        self._d: Bools | None = None
-        self.runs: AuditRuns | None = None
+        self.runs = NO_AUDITS
 
     def add(self, runs: AuditRuns) -> None:
         """Take new audits in."""
-        self.runs = runs if self.runs is None else concatenate_audits([self.runs, runs])
-        if self._served is not None and self._z is not None and self._d is not None:
-            rows = self._served.rows(runs)
-            self._z, self._d = np.concatenate([self._z, runs.z[rows]]), np.concatenate([self._d, runs.d[rows]])
+        self.runs = concatenate_audits([self.runs, runs])
 
     def judge(self, served: FoldedModels | None) -> None:
         """See them at another version's levels."""
-        if served is self._served or served is None or self.runs is None:
-            return
-        rows = served.rows(self.runs)
-        self._served, self._z, self._d = served, self.runs.z[rows], self.runs.d[rows]
+        self._served = served or self._served
 
     def outcomes(self, now: float, *, labelled_only: bool = False) -> Small | None:
         """EM drop of the audits that count now, shape (n, M); None: there is no version yet.
 
         labelled_only  those whose label has come, and no others, as a plain average would have it
         """
-        if self._z is None or self._d is None or self.runs is None:
+        if self._served is None:
             return None
-        counted = matured(self._z, self._d, self.runs, now, self._plan)
-        z, inside = counted.z, counted.enters
-        if labelled_only:
-            z, inside = self._z, self.runs.label_at <= now
-        return z[np.flatnonzero(inside)[-self._plan.window :]]
+        runs, plan = self.runs, self._plan
+        mature = (now - runs.at >= plan.label_timeout) | plan.label_free
+        inside = runs.label_at <= now if labelled_only else mature
+        counted = runs.take(np.flatnonzero(inside)[-plan.window :])
+        rows = self._served.rows(counted)
+        return counted.z[rows] if labelled_only else counted.losses(rows, now=now, label_free=plan.label_free)

@@ -20,6 +20,7 @@ from suffice.assurance.certify import (
     certified_level,
     count_outcomes,
     log_wealth,
+    missing_audits,
     smallest_proved_drop,
     spent_delta,
     weighted_log_wealth,
@@ -274,3 +275,32 @@ def test_recertifying_a_full_window_takes_well_under_5_ms() -> None:
         took.append(perf_counter() - began)
     print(f"800 audits at 41 levels: {min(took) * 1e3:.2f} ms")
     assert min(took) < 0.005
+
+
+# --------------------------------------------------------------------------- the audits that are missing
+
+
+def outcomes_of(n: int, lost: tuple[int, ...]) -> NDArray[np.int8]:
+    """Z of n audits at levels that lose so many of them."""
+    return (np.arange(n)[:, np.newaxis] < np.array(lost)).astype(np.int8)
+
+
+def test_the_missing_audits_are_those_after_which_the_same_proportions_pass() -> None:
+    missing = missing_audits(outcomes_of(300, (0, 0, 2, 30)), 2, max_em_drop=0.02, delta=0.05)
+    assert missing is not None
+
+    def passes(n: int) -> bool:
+        lost = round(2 * n / 300)
+        return wealth(0, n - lost, lost) >= LIMIT
+
+    assert passes(300 + missing + 5)
+    assert not passes(300 + missing - 100)
+
+
+def test_a_level_out_of_reach_misses_no_number_of_audits() -> None:
+    reached = outcomes_of(700, (0, 0, 9))
+    assert missing_audits(reached, 2, max_em_drop=0.02, delta=0.05) is not None
+    assert missing_audits(reached, 2, max_em_drop=0.02, delta=0.05, most=800) is None, "the window holds 800"
+    assert missing_audits(outcomes_of(700, (0, 0, 20)), 2, max_em_drop=0.02, delta=0.05) is None, "too near"
+    assert missing_audits(reached, 3, max_em_drop=0.02, delta=0.05) is None, "there is no such level"
+    assert missing_audits(reached[:0], 2, max_em_drop=0.02, delta=0.05) is None, "nothing is known"

@@ -20,9 +20,7 @@ from suffice.assurance.drift import (
     find_changes,
 )
 
-BEFORE = Fingerprint(
-    model="m-7b", system_fingerprint="fp_1", prompt="3", sampling="t=0.6", scorer="choice/2", index="i9"
-)
+BEFORE = Fingerprint(model="m-7b", system_fingerprint="fp_1", sampling="t=0.6")
 PARTS = [field.name for field in fields(Fingerprint)]
 
 # --------------------------------------------------------------------------- known changes (F53)
@@ -31,8 +29,7 @@ PARTS = [field.name for field in fields(Fingerprint)]
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_a_fingerprint_is_watched(part: str) -> None:
     (found,) = find_changes(BEFORE, replace(BEFORE, **{part: "another"}))
-    assert found.part == part
-    assert str(found) == f"{part} changed from {getattr(BEFORE, part)!r} to 'another'"
+    assert found == f"{part} changed from {getattr(BEFORE, part)!r} to 'another'"
 
 
 def test_what_is_not_told_is_no_change() -> None:
@@ -41,8 +38,8 @@ def test_what_is_not_told_is_no_change() -> None:
 
 
 def test_several_changes_are_all_named() -> None:
-    other = Fingerprint(model="m-8b", system_fingerprint="fp_2", prompt="3", sampling="t=0.6", scorer="choice/2")
-    assert [change.part for change in find_changes(BEFORE, other)] == ["model", "system_fingerprint"]
+    other = Fingerprint(model="m-8b", system_fingerprint="fp_2", sampling="t=0.6")
+    assert [change.split()[0] for change in find_changes(BEFORE, other)] == ["model", "system_fingerprint"]
 
 
 # --------------------------------------------------------------------------- signals

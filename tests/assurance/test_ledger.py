@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from suffice.assurance.certify import Counts, certified_level, log_wealth
 from suffice.assurance.guarantee import KNOWN_AUDITS, Guarantee, sentence
-from suffice.assurance.ledger import Account, LedgerEntry, accounts, next_level
+from suffice.assurance.ledger import Account, LedgerEntry, accounts
 from suffice.assurance.runs import RunNumbers
 
 AUDIT = RunNumbers(
@@ -143,53 +141,6 @@ def test_an_abandoned_audit_is_a_loss() -> None:
     drop = total(*[AUDIT] * 9, replace(AUDIT, abandoned_audit=True, disagrees=True, drop=1, correct=None)).em_drop
     assert drop is not None
     assert drop.value == pytest.approx(0.1)
-
-
-# --------------------------------------------------------------------------- the next level
-
-
-def counted(n: int, lost: tuple[int, ...]) -> Counts:
-    return Counts(np.zeros(len(lost), dtype=np.int64), n - np.array(lost), np.array(lost))
-
-
-def passes(counts: Counts, n_more: int, level: int) -> bool:
-    """Does the level pass after so many more audits in the same proportions?"""
-    grown = (1 + n_more / counts.n[level]) * np.stack([counts.gained, counts.same, counts.lost])
-    rounded = Counts(*(np.rint(row).astype(np.int64) for row in grown))
-    return certified_level(log_wealth(rounded, max_em_drop=0.02), delta=0.05) >= level
-
-
-def test_the_missing_audits_are_those_after_which_the_same_proportions_pass() -> None:
-    counts = counted(300, (0, 0, 2, 30))
-    found = next_level(counts, max_em_drop=0.02, delta=0.05, window=800)
-    assert found is not None
-    assert (found.level, found.n_audits) == (2, 300)
-    assert found.drop == pytest.approx(2 / 300)
-    assert found.n_missing is not None
-    assert passes(counts, found.n_missing + 5, 2)
-    assert not passes(counts, found.n_missing - 100, 2)
-    assert str(found.n_missing) in found.reason
-
-
-def test_a_level_out_of_reach_says_why_and_the_last_one_has_no_next() -> None:
-    beyond = next_level(counted(700, (0, 0, 9)), max_em_drop=0.02, delta=0.05, window=800)
-    assert beyond is not None
-    assert beyond.n_missing is None
-    assert "the window holds 800" in beyond.reason
-    never = next_level(counted(700, (0, 0, 20)), max_em_drop=0.02, delta=0.05, window=800)
-    assert never is not None
-    assert never.n_missing is None
-    assert "too near" in never.reason
-    assert next_level(counted(700, (0, 0, 0)), max_em_drop=0.02, delta=0.05, window=800) is None
-    unseen = next_level(counted(0, (0, 0)), max_em_drop=0.02, delta=0.05, window=800)
-    assert unseen is not None
-    assert (unseen.n_missing, unseen.drop) == (227, None)
-
-
-def test_the_next_level_is_the_first_that_fails_even_if_a_later_one_would_pass() -> None:
-    found = next_level(counted(400, (0, 0, 8, 0)), max_em_drop=0.02, delta=0.05, window=800)
-    assert found is not None
-    assert found.level == 2
 
 
 # --------------------------------------------------------------------------- the sentence

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from suffice.assurance.strata import Outcomes, PostStratifiedDrop, post_stratify
+from suffice.assurance.strata import PostStratifiedDrop, post_stratify
 
-AUDITS = {"law": Outcomes(n=600, n_gained=0, n_lost=3), "sums": Outcomes(n=200, n_gained=4, n_lost=20)}
+
+def outcomes(n: int, *, gained: int = 0, lost: int = 0) -> NDArray[np.int8]:
+    return np.repeat(np.array([-1, 0, 1], dtype=np.int8), [gained, n - gained - lost, lost])
+
+
+AUDITS = {"law": outcomes(600, lost=3), "sums": outcomes(200, gained=4, lost=20)}
 
 
 def test_each_class_weighs_what_it_has_in_recent_traffic() -> None:
@@ -19,7 +26,7 @@ def test_each_class_weighs_what_it_has_in_recent_traffic() -> None:
 
 
 def test_small_classes_are_taken_together_and_classes_without_audits_are_named() -> None:
-    few = {**AUDITS, "a": Outcomes(n=10, n_gained=0, n_lost=1), "b": Outcomes(n=10, n_gained=0, n_lost=0)}
+    few = {**AUDITS, "a": outcomes(10, lost=1), "b": outcomes(10)}
     assert post_stratify(few, {"a": 0.5, "law": 0.5}).drop == pytest.approx(0.5 * 0.05 + 0.5 * 0.005)
     new = post_stratify(AUDITS, {"law": 0.6, "new": 0.4})
     assert new.drop == pytest.approx(0.005)
@@ -29,7 +36,7 @@ def test_small_classes_are_taken_together_and_classes_without_audits_are_named()
 
 
 def test_the_bound_is_the_exact_poisson_bound_where_there_is_one_class() -> None:
-    one = post_stratify({"law": Outcomes(n=1_000, n_gained=0, n_lost=10)}, {"law": 1.0}, confidence=0.95)
+    one = post_stratify({"law": outcomes(1_000, lost=10)}, {"law": 1.0}, confidence=0.95)
     assert one.low == pytest.approx(5.4254 / 1_000, rel=2e-3), "chi-square quantile: 10 events are at least 5.4254"
 
 
@@ -42,7 +49,7 @@ def test_the_bound_is_rarely_above_the_drop(gained: float) -> None:
         for name, n in sizes.items():
             n_gained = sum(rng.random() < gained for _ in range(n)) if name == "sums" else 0
             n_lost = sum(rng.random() < rates[name] for _ in range(n))
-            audits[name] = Outcomes(n=n, n_gained=n_gained, n_lost=n_lost)
+            audits[name] = outcomes(n, gained=n_gained, lost=n_lost)
         misses += post_stratify(audits, mix, confidence=0.95).low > truth
     assert misses <= 70, "5 % of 1,000 draws, and what chance adds"
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from suffice.cli.inspect.route_report import phase_lines
 from suffice.cli.main import main
-from suffice.control.loop.live_certifier import LiveCertifier
+from suffice.learn.certifier import Certifier
 from suffice.review.decide import DecisionRows, IncidentForm, RouteSnapshot, describe_state, resolve_incident
 from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
@@ -318,7 +318,7 @@ def test_a_log_from_another_scorer_is_scored_anew(tmp_path: Path) -> None:
 def test_a_level_that_passes_is_not_certified_because_none_passes() -> None:
     """It said "certified level 40 … because no level passes"."""
 
-    class Served(LiveCertifier):
+    class Served(Certifier):
         level, n_audits, share = 40, 400, 0.05
 
     certifier = Served.__new__(Served)

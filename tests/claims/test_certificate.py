@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import log
 from typing import Final
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, count_outcomes, log_wealth
-from suffice.assurance.labels import Audits, mature
+from suffice.assurance.labels import count_losses
 from suffice.scoring.base import build_scorer
 
 MAX_EM_DROP: Final = 0.02
@@ -123,17 +122,12 @@ def ever_fooled(*, by_age: bool) -> float:
         z, delay = labelled_late(rng, 1_600)
         for now in range(50, 1_601, 50):
             age = (now - np.arange(now)).astype(np.float64)
-            audits = Audits(
-                z=np.stack([np.zeros(now, dtype=np.int8), z[:now]], axis=1),
-                labelled=delay[:now] <= age,
-                age=age,
-                disagrees=np.stack([np.zeros(now, dtype=np.bool_), z[:now] != 0], axis=1),
-                abandoned=np.zeros(now, dtype=np.bool_),
-            )
-            matured = mature(audits, timeout=timeout)
+            at_levels = np.stack([np.zeros(now, dtype=np.int8), z[:now]], axis=1)
+            labelled, abandoned = delay[:now] <= age, np.zeros(now, dtype=np.bool_)
+            losses = count_losses(at_levels, at_levels != 0, labelled=labelled, abandoned=abandoned)
             # What is not done: what is known to be harmless enters at once, and only what waits for a label waits.
-            known = audits.labelled | ~audits.disagrees[:, 1] | (age >= timeout)
-            seen = matured.counted if by_age else matured.z[known]
+            known = labelled | (z[:now] == 0) | (age >= timeout)
+            seen = losses[age >= timeout if by_age else known]
             if certified_level(log_wealth(count_outcomes(seen), max_em_drop=MAX_EM_DROP), delta=DELTA):
                 n_fooled += 1
                 break
@@ -175,7 +169,9 @@ def traces(draw: st.DrawFn) -> tuple[str, list[str], list[float], str]:
     return draw(st.sampled_from(["number", "text", "choice", "squad"])), answers, scores, draw(st.sampled_from(ANSWERS))
 
 
-def replayed(trace: tuple[str, list[str], list[float], str], thresholds: list[float]) -> tuple[list[int], Audits]:
+def replayed(
+    trace: tuple[str, list[str], list[float], str], thresholds: list[float]
+) -> tuple[list[int], NDArray[np.int8], NDArray[np.bool_]]:
     """Where each level stops, and the run as one labelled audit; both straight from the definitions."""
     name, texts, scores, gold = trace
     scorer = build_scorer(name)
@@ -188,13 +184,8 @@ def replayed(trace: tuple[str, list[str], list[float], str], thresholds: list[fl
     end = len(texts) - 1
     stops = [end]  # level 0
     stops += [next((k for k, score in enumerate(scores) if score >= threshold), end) for threshold in thresholds]
-    return stops, Audits(
-        z=np.array([[em(answers[-1]) - em(answers[k]) for k in stops]], dtype=np.int8),
-        disagrees=np.array([[answers[k] != answers[-1] for k in stops]]),
-        labelled=np.array([True]),
-        age=np.array([9.0]),
-        abandoned=np.array([False]),
-    )
+    z = np.array([[em(answers[-1]) - em(answers[k]) for k in stops]], dtype=np.int8)
+    return stops, z, np.array([[answers[k] != answers[-1] for k in stops]])
 
 
 @given(trace=traces(), thresholds=st.lists(st.floats(0, 1), min_size=1, max_size=6))
@@ -202,9 +193,11 @@ def replayed(trace: tuple[str, list[str], list[float], str], thresholds: list[fl
 def test_no_trace_loses_more_than_it_disagrees(
     trace: tuple[str, list[str], list[float], str], thresholds: list[float]
 ) -> None:
-    stops, audit = replayed(trace, sorted(thresholds, reverse=True))
+    stops, z, disagrees = replayed(trace, sorted(thresholds, reverse=True))
     assert stops == sorted(stops, reverse=True), "a more aggressive level never stops later"
-    with_label, without = mature(audit, timeout=1).counted, mature(audit, timeout=1, label_free=True).counted
+    label, whole = np.array([True]), np.array([False])
+    with_label = count_losses(z, disagrees, labelled=label, abandoned=whole)
+    without = count_losses(z, disagrees, labelled=label, abandoned=whole, label_free=True)
     assert (with_label <= without).all()
     assert (with_label[without == 0] == 0).all(), "the same answer is as right as the full run's"
     assert with_label[0, 0] == without[0, 0] == 0
@@ -215,17 +208,11 @@ def test_no_trace_loses_more_than_it_disagrees(
 def test_fewer_labels_never_certify_more(seed: int, labelled: float) -> None:
     rng = np.random.default_rng(seed)
     disagrees = rng.random((600, 1)) < np.linspace(0, 0.04, 8)
-    full = Audits(
-        z=(rng.integers(-1, 2, (600, 8)) * disagrees).astype(np.int8),
-        disagrees=disagrees,
-        labelled=np.ones(600, dtype=np.bool_),
-        age=np.full(600, 9.0),
-        abandoned=np.zeros(600, dtype=np.bool_),
-    )
-    some = replace(full, labelled=rng.random(600) < labelled)
+    z = (rng.integers(-1, 2, (600, 8)) * disagrees).astype(np.int8)
+    all_labels, some_labels = np.ones(600, dtype=np.bool_), rng.random(600) < labelled
 
-    def level(audits: Audits, *, label_free: bool = False) -> int:
-        counts = count_outcomes(mature(audits, timeout=1, label_free=label_free).counted)
-        return certified_level(log_wealth(counts, max_em_drop=MAX_EM_DROP), delta=DELTA)
+    def level(known: NDArray[np.bool_], *, label_free: bool = False) -> int:
+        losses = count_losses(z, disagrees, labelled=known, abandoned=~all_labels, label_free=label_free)
+        return certified_level(log_wealth(count_outcomes(losses), max_em_drop=MAX_EM_DROP), delta=DELTA)
 
-    assert level(full, label_free=True) <= level(some) <= level(full)
+    assert level(all_labels, label_free=True) <= level(some_labels) <= level(all_labels)

@@ -29,7 +29,8 @@ from bench.claims.tried import (
 )
 
 from suffice.assurance.bounds import binomial_at_most
-from suffice.control.loop.live_certifier import LiveCertifier
+from suffice.learn.audits import NO_AUDITS
+from suffice.learn.certifier import Certifier
 from suffice.learn.version import MOST_AUDITS
 
 N_SETS = 2  # of models, which take time to fit
@@ -119,16 +120,16 @@ def test_what_saves_nothing_is_not_audited_for_as_long_as_a_proof_may_take() -> 
 
 
 def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have() -> None:
-    class Hoarding(LiveCertifier):
+    class Hoarding(Certifier):
         def _drop_old_audits(self) -> None:
             """Keep everything."""
 
     runs = setting().draw(7_500, 3).traffic.runs
     plan = replace(PLAN, share=1.0)  # all requests are audits
-    keepers = [made(plan, Logistic(), rests=True) for made in (LiveCertifier, Hoarding)]
+    keepers = [made(plan, Logistic(), rests=True) for made in (Certifier, Hoarding)]
     levels: list[list[int]] = [[], []]
     for keeper, seen in zip(keepers, levels, strict=True):
-        keeper.adopt(in_force(0), None)
+        keeper.adopt(in_force(0), NO_AUDITS)
         for at in range(0, 7_500, 250):
             keeper.add_audits(runs.take(np.arange(at, at + 250)))
             keeper.tick(float(at + 250))

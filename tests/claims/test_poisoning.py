@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, count_outcomes, log_wealth
-from suffice.assurance.labels import Audits, LabelSummary, TrustedLabel, harden, mature, resolve_labels
+from suffice.assurance.labels import LabelSummary, TrustedLabel, count_losses, harden, resolve_labels
 
 N_WINDOWS: Final = 300
 AGREES: Final = 9  # in place of Z where the two answers are the same
@@ -62,14 +62,8 @@ def counts_of(truth: Outcomes, standing: LabelSummary) -> Counts:
         assert isinstance(verdict, int)
         z[int(audit), 1], labelled[int(audit)] = verdict, True
     disagrees = np.stack([np.zeros(N_AUDITS, dtype=np.bool_), truth != AGREES], axis=1)
-    audits = Audits(
-        z=z,
-        disagrees=disagrees,
-        labelled=labelled,
-        age=np.full(N_AUDITS, 99.0),
-        abandoned=np.zeros(N_AUDITS, dtype=np.bool_),
-    )
-    return count_outcomes(mature(audits, timeout=10).counted)
+    abandoned = np.zeros(N_AUDITS, dtype=np.bool_)
+    return count_outcomes(count_losses(z, disagrees, labelled=labelled, abandoned=abandoned))
 
 
 def windows(lost: float, seed: int) -> Outcomes:

@@ -12,7 +12,6 @@ from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, audits_to_rows
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.versions import LiveLearner, fit_audited_version
-from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.audits import Floats
 from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
 from suffice.replay.online.stream import RecordedTraffic, run_stream
@@ -93,12 +92,12 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
     return here
 
 
-class CountedFromOne(LiveCertifier):
+class CountedFromOne(Certifier):
     """A keeper whose requests have the numbers that the log gives them, the first of which is 1."""
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         self.pending = PendingAudits(at=self.pending.at + 1, share=self.pending.share)
-        return LiveCertifier.tick(self, now)
+        return Certifier.tick(self, now)
 
 
 def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:

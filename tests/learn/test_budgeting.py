@@ -41,11 +41,9 @@ def booked(
     timeout: float = 0.0,
     label_free: bool = False,
 ) -> Spender:
-    rows = SERVED.rows(runs)
     here.book(
         runs,
-        runs.d[rows],
-        SERVED,
+        SERVED.rows(runs),
         level=level,
         max_em_drop=max_em_drop,
         now=now,

@@ -23,7 +23,6 @@ from suffice.learn.certifier import (
     CertifierDecision,
     Plan,
     full_runs,
-    matured,
     pending_audits,
 )
 from suffice.learn.version import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, level_risk
@@ -182,15 +181,20 @@ def test_an_audit_counts_when_its_time_is_over_and_a_missing_label_is_a_loss() -
     runs = replace(
         audits([[0.5, 0.5]] * n, z=[[-1, 0]] * n), label_at=np.where(np.arange(n) % 2 == 0, np.arange(n) + 50.0, np.inf)
     )
-    z = runs.z.reshape(n, 2)[:, ::-1]
-    d = runs.d.reshape(n, 2)[:, ::-1]
-    counted = matured(z, d, runs, 700.0, replace(PLAN, label_timeout=200.0))
-    found, counts = counted.z, counted.enters
+    at_once = FoldedModels(
+        models=(lambda x: x[:, 1],) * N_FOLDS, levels=np.array([[-np.inf, 1.0]] * N_FOLDS), cost_exponent=0.0
+    )
+    keeper = Certifier(replace(PLAN, label_timeout=200.0), believing)
+    keeper.adopt(at_once, runs)
+    keeper.now = 700.0
+    outcomes = keeper.outcomes()
+    assert outcomes is not None
+    counts, found = outcomes
     assert np.array_equal(counts, runs.at <= 500)
     assert np.array_equal(found[counts][:, 1], np.where(np.arange(501) % 2 == 0, -1, 1))
     assert not found[:, 0].any()
     broken = replace(runs, abandoned=np.ones(n, dtype=bool))
-    found = matured(z, d, broken, 700.0, PLAN).z
+    found = broken.losses(at_once.rows(broken), now=700.0)
     assert (found[:, 1:] == 1).all(), "an audit that was broken off is a loss at every level"
     assert not found[:, 0].any(), "but for the one that never stops"
 

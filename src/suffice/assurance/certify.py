@@ -139,6 +139,24 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
     return enough
 
 
+def missing_audits(
+    z: NDArray[np.int8], level: int, *, max_em_drop: float, delta: float, most: int | None = None
+) -> int | None:
+    """Further audits until a level passes, if outcomes continue as z, shape (n, M).
+
+    None: no number is enough, or more than `most` in total.
+    """
+    n = len(z)
+    if level >= z.shape[1] or not n:
+        return None
+    gained, lost = int((z[:, level] < 0).sum()), int((z[:, level] > 0).sum())
+    try:
+        needed = audits_to_certify((lost - gained) / n, max_em_drop=max_em_drop, delta=delta, gained=gained / n)
+    except ValueError:
+        return None
+    return None if most is not None and needed > most else max(1, needed - n)
+
+
 def check_budget(max_em_drop: float) -> None:
     if not 0 < max_em_drop < 1:
         raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")

@@ -6,9 +6,9 @@ The caller resets a detector after an alarm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf, log
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,39 +22,22 @@ _LEAST_SD: Final = 1e-9  # a feature that never moved in the reference has no sd
 
 # --------------------------------------------------------------------------- known changes
 
-Part = Literal["model", "system_fingerprint", "prompt", "sampling", "scorer", "index"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """The versions that a certificate assumes. None: unknown, which never counts as a change."""
+    """What a certificate assumes of the upstream. None: unknown, which never counts as a change."""
 
     model: str | None = None
     system_fingerprint: str | None = None  # of the engine and the weights, where the upstream reports it
-    prompt: str | None = None  # version of the prompt or chat template
-    sampling: str | None = None  # temperature, top_p and so on, in one canonical text
-    scorer: str | None = None  # version of the normaliser and the scorer
-    index: str | None = None  # version of the retriever and its index
+    sampling: str | None = None  # the route's setup: prompt, temperature, top_p and so on, in one canonical text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartChange:
-    part: Part
-    before: str
-    after: str
-
-    def __str__(self) -> str:
-        return f"{self.part} changed from {self.before!r} to {self.after!r}"
-
-
-_PARTS: Final[tuple[Part, ...]] = ("model", "system_fingerprint", "prompt", "sampling", "scorer", "index")
-
-
-def find_changes(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
-    parts = ((part, getattr(before, part), getattr(after, part)) for part in _PARTS)
+def find_changes(before: Fingerprint, after: Fingerprint) -> tuple[str, ...]:
+    """A sentence for each part that is known on both sides and differs."""
+    parts = ((part.name, getattr(before, part.name), getattr(after, part.name)) for part in fields(Fingerprint))
     return tuple(
-        PartChange(part=part, before=old, after=new)
-        for part, old, new in parts
+        f"{name} changed from {old!r} to {new!r}"
+        for name, old, new in parts
         if old is not None and new is not None and old != new
     )
 

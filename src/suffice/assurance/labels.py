@@ -30,79 +30,30 @@ Small = NDArray[np.int8]
 AHEAD: Final = 2  # levels above the deployed one for which labels are requested
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Audits:
-    """N audits of one epoch at M levels, as known now; level 0 never stops."""
+def count_losses(z: Small, disagrees: Bools, *, labelled: Bools, abandoned: Bools, label_free: bool = False) -> Small:
+    """EM drop of N audits as it counts now at each of M levels, shape (N, M). Level 0, the first, loses nothing.
 
-    z: Small  # (N, M): EM drop, -1, 0 or +1; read only where labelled
-    disagrees: Bools  # (N, M): the answer at the level is not the full run's
-    labelled: Bools  # (N,): has a verdict
-    age: Floats  # (N,): since the run ended, in the unit of the time-out: seconds or requests
-    abandoned: Bools  # (N,): disconnected or timed out
-    missing: Bools | None = None  # (N, M): the level's checkpoint was never recorded; None: all were
-
-    def __post_init__(self) -> None:
-        # numpy would broadcast arrays of wrong shapes.
-        n = len(self.z)
-        each = (self.labelled.shape, self.age.shape, self.abandoned.shape)
-        at_levels = (self.disagrees.shape, self.z.shape if self.missing is None else self.missing.shape)
-        if self.z.ndim != 2 or set(each) != {(n,)} or set(at_levels) != {self.z.shape}:
-            raise ValueError(f"audits: need (N, M) and (N,); got z {self.z.shape}, others {at_levels} and {each}")
-
-    def __len__(self) -> int:
-        return len(self.z)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MatureAudits:
-    enters: Bools  # (N,)
-    z: Small  # (N, M): of every audit, mature or not
-
-    @property
-    def counted(self) -> Small:
-        return self.z[self.enters]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LabelNeeds:
-    """Audits whose label could change the certificate, most urgent first."""
-
-    rows: Ints  # (K,): indices of the audits
-    left: Floats  # (K,): time until the audit counts as lost; at most 0: it does, and a label still corrects it
-
-
-def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
-    """Z of each audit at each level, shape (N, M). Level 0 loses nothing, an abandoned audit all the others.
-
-    Without a label, a disagreement or a missing checkpoint is a loss. Label-free, Z is the disagreement, which is never
-    below the drop.
+    z          EM drop, -1, 0 or +1, shape (N, M); read only where labelled
+    disagrees  the answer at the level is not the full run's, shape (N, M): without a label, a loss
+    labelled   shape (N,)
+    abandoned  disconnected or timed out, shape (N,): lost at every other level
+    label_free Z is the disagreement, which is never below the drop
     """
-    unseen = np.zeros(audits.z.shape, dtype=np.bool_) if audits.missing is None else audits.missing
-    worst = audits.disagrees | unseen
-    known = audits.labelled[:, np.newaxis] & ~unseen & (not label_free)
-    z = np.where(known, audits.z, worst).astype(np.int8)
-    z[audits.abandoned] = 1
-    z[:, :1] = 0
-    return z
+    known = labelled[:, np.newaxis] & (not label_free)
+    losses = np.where(known, z, disagrees).astype(np.int8)
+    losses[abandoned] = 1
+    losses[:, :1] = 0
+    return losses
 
 
-def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> MatureAudits:
-    """Select audits by age, never by outcome. `timeout`: the longest normal delay of a label, in the unit of `age`."""
-    if not timeout >= 0:
-        raise ValueError(f"timeout: got {timeout}; at least 0")
-    return MatureAudits(enters=(audits.age >= timeout) | label_free, z=counted_as(audits, label_free=label_free))
+def find_first_disagreements(disagrees: Bools, *, deployed: int) -> Ints:
+    """The safest level at which each audit disagrees, among those up to `AHEAD` above the deployed one; 0: none.
 
-
-def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> LabelNeeds:
-    """Select unlabelled audits that disagree at an eligible level: up to `ahead` levels above the deployed one."""
-    differs = audits.disagrees if audits.missing is None else audits.disagrees & ~audits.missing
-    eligible = differs[:, 1 : deployed + ahead + 1].any(axis=1)
-    rows = np.flatnonzero(eligible & ~audits.labelled & ~audits.abandoned)
-    left = timeout - audits.age[rows]
-    # First those before their deadline, by deadline; then the late ones, newest first, because they stay in the
-    # window longest.
-    order = np.lexsort((rows, np.abs(left), left <= 0))
-    return LabelNeeds(rows=rows[order], left=left[order])
+    Only labels of these audits can change the certificate. Shape (N, M) to (N,).
+    """
+    eligible = disagrees[:, : deployed + AHEAD + 1].copy()
+    eligible[:, :1] = False
+    return np.asarray(eligible.argmax(axis=1))  # 0 where no level disagrees
 
 
 # --------------------------------------------------------------------------- label precedence

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import mean_above, mean_below, ratio_between, watch, watch_pairs, weighted_between
-from suffice.assurance.certify import Counts, audits_to_certify, certified_level, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.guarantee import KNOWN_AUDITS
 from suffice.assurance.runs import RunNumbers
@@ -159,37 +158,3 @@ def _saving(full: Sequence[RunNumbers], cap_tokens: float, confidence: float) ->
         n=len(pairs),
         method=METHOD,
     )
-
-
-# --------------------------------------------------------------------------- what the next level still takes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NextLevel:
-    level: int
-    drop: float | None  # observed, a fraction; None: no audits
-    n_audits: int
-    n_missing: int | None  # audits, in the proportions so far; None: more than the window holds
-    reason: str
-
-
-def next_level(counts: Counts, *, max_em_drop: float, delta: float, window: int) -> NextLevel | None:
-    """Estimate the audits for the next level from the proportions so far; None: all are certified."""
-    certified = certified_level(log_wealth(counts, max_em_drop=max_em_drop), delta=delta)
-    level = certified + 1
-    if level >= len(counts.same):
-        return None
-    n, missing = int(counts.n[level]), None
-    drop = float(counts.drop[level]) if n else None
-    gained = float(counts.gained[level]) / n if n else 0.0
-    try:
-        needed = audits_to_certify(drop or 0.0, max_em_drop=max_em_drop, delta=delta, gained=gained)
-    except ValueError:
-        reason = f"level {level} loses {drop:.2%} so far, too near to the {max_em_drop:.2%} allowed, or more"
-    else:
-        if needed > window:
-            reason = f"level {level} would take {needed:,} audits like those so far; the window holds {window:,}"
-        else:
-            missing = max(1, needed - n)
-            reason = f"level {level} passes after about {missing:,} more audits like those so far"
-    return NextLevel(level=level, drop=drop, n_audits=n, n_missing=missing, reason=reason)

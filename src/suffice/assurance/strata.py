@@ -79,13 +79,6 @@ _CELL_COUNTS: Final = ("n_full", "n_full_right", "n_stopping", "n_stopping_right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcomes:
-    n: int
-    n_gained: int  # Z = -1
-    n_lost: int  # Z = +1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PostStratifiedDrop:
     drop: float  # fraction, over the classes with audits
     low: float  # lower confidence bound of the drop, at least 0
@@ -98,7 +91,7 @@ class PostStratifiedDrop:
 
 
 def post_stratify(
-    audits: Mapping[str, Outcomes], mix: Mapping[str, float], *, confidence: float = POST_CONFIDENCE
+    audits: Mapping[str, NDArray[np.int8]], mix: Mapping[str, float], *, confidence: float = POST_CONFIDENCE
 ) -> PostStratifiedDrop:
     """Estimate the drop of recent traffic from audits and from the class mix of that traffic.
 
@@ -107,6 +100,7 @@ def post_stratify(
     interval of Fay and Feuer (1997, Statistics in Medicine 16, 791-801), its quantile by Wilson and Hilferty (1931),
     for one look and known weights.
 
+    audits      EM drops of the audits of each class, -1, 0 or +1
     mix         weight of each class in recent traffic, at least 0; need not sum to 1
     confidence  of the one-sided bound, in (0.5, 1)
     """
@@ -114,19 +108,18 @@ def post_stratify(
     if not total > 0 or min(mix.values()) < 0 or not 0.5 < confidence < 1:
         raise ValueError(f"need a mix with weights and 0.5 < confidence < 1; got {mix=} {confidence=}")
     names = set(audits) | set(mix)
-    small = {name for name in names if name not in audits or audits[name].n < MIN_STRATUM}
+    small = {name for name in names if name not in audits or len(audits[name]) < MIN_STRATUM}
     groups = [{name} for name in names - small] + [small]
     mean = variance = unseen = 0.0
     for group in groups:
         weight = sum(mix.get(name, 0.0) for name in group) / total
-        outcomes = [audits[name] for name in group if name in audits]
-        n = sum(one.n for one in outcomes)
+        z = [audits[name] for name in group if name in audits]
+        n = sum(map(len, z))
         if not n:
             unseen += weight
             continue
-        n_lost, n_gained = sum(one.n_lost for one in outcomes), sum(one.n_gained for one in outcomes)
-        mean += weight * (n_lost - n_gained) / n
-        variance += (weight / n) ** 2 * (n_lost + n_gained)
+        mean += weight * sum(int(one.sum()) for one in z) / n
+        variance += (weight / n) ** 2 * sum(int(np.abs(one).sum()) for one in z)
     if unseen >= 1 or mean <= 0:
         return PostStratifiedDrop(drop=mean / (1 - unseen) if unseen < 1 else 0.0, low=0.0, unseen=min(1.0, unseen))
     nine = 9 * mean * mean / variance

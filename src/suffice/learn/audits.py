@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from suffice.assurance.labels import count_losses
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -83,6 +85,14 @@ class AuditRuns(RaggedRuns):
     def __len__(self) -> int:
         return len(self.full)
 
+    def losses(
+        self, rows: Ints, which: Ints | slice = slice(None), *, now: float = np.inf, label_free: bool = False
+    ) -> Small:
+        """EM drop of the selected runs as it counts at `now`, shape (n, M), if their levels end them at these rows."""
+        labelled = np.isfinite(self.label_at[which]) & (self.label_at[which] <= now)
+        abandoned = self.abandoned[which]
+        return count_losses(self.z[rows], self.d[rows], labelled=labelled, abandoned=abandoned, label_free=label_free)
+
     def take(self, which: Ints) -> AuditRuns:
         starts, rows = self.rows_of(which)
         return AuditRuns(
@@ -97,13 +107,33 @@ _BY_RUN = ("full", "fold", "at", "share", "label_at", "query_class", "abandoned"
 
 
 def concatenate_audits(parts: Sequence[AuditRuns]) -> AuditRuns:
+    """All runs, in their order; empty parts may have other features. Raise ValueError without a part."""
     if not parts:
         raise ValueError("audits: needs at least one batch")
-    if len(parts) == 1:
-        return parts[0]
-    shift = np.cumsum([0, *(part.starts[-1] for part in parts)])
-    starts = np.concatenate([part.starts[:-1] + at for part, at in zip(parts, shift, strict=False)] + [shift[-1:]])
+    filled = [part for part in parts if len(part)] or parts[:1]
+    if len(filled) == 1:
+        return filled[0]
+    shift = np.cumsum([0, *(part.starts[-1] for part in filled)])
+    starts = np.concatenate([part.starts[:-1] + at for part, at in zip(filled, shift, strict=False)] + [shift[-1:]])
     return AuditRuns(
         starts=starts,
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_BY_ROW, *_BY_RUN)},
+        **{name: np.concatenate([getattr(part, name) for part in filled]) for name in (*_BY_ROW, *_BY_RUN)},
     )
+
+
+NO_AUDITS: Final = AuditRuns(
+    x=np.zeros((0, 0)),
+    starts=np.zeros(1, dtype=np.int64),
+    z=np.zeros(0, dtype=np.int8),
+    d=np.zeros(0, dtype=np.bool_),
+    may_stop=np.zeros(0, dtype=np.bool_),
+    cost=np.zeros(0),
+    per_step=np.zeros(0),
+    full=np.zeros(0),
+    fold=np.zeros(0, dtype=np.int8),
+    at=np.zeros(0),
+    share=np.zeros(0),
+    label_at=np.zeros(0),
+    query_class=np.zeros(0, dtype=np.int64),
+    abandoned=np.zeros(0, dtype=np.bool_),
+)

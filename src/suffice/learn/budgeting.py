@@ -20,8 +20,7 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import Counts
-from suffice.learn.audits import AuditRuns, Bools, Ints
-from suffice.learn.version import FoldedModels
+from suffice.learn.audits import AuditRuns, Ints
 from suffice.types import BudgetAccount
 
 
@@ -102,8 +101,7 @@ class Spender:
     def book(
         self,
         runs: AuditRuns,
-        d: Bools | None,
-        served: FoldedModels | None,
+        rows: Ints,
         *,
         level: int,
         max_em_drop: float,
@@ -113,34 +111,30 @@ class Spender:
     ) -> None:
         """Add the audits since the last call, and labels that have come since or are later than `timeout`.
 
-        d       disagreement of the stop of each level, by `served`, shape (N, M)
-        served  the version that was active since the last call, at `level`; None: none, and no `d`
+        rows   where each level of the version that was active since the last call ends the runs, shape (N, M)
+        level  that was active; 0: none
         """
         new = np.arange(self._n_booked, len(runs))
         self._n_booked = len(runs)
-        if self.state is not None and level and len(new) and d is not None and served is not None:
-            self._add_audits(Integrator(max_em_drop=max_em_drop), runs, new, d[new, level], served, level)
+        if self.state is not None and level and len(new):
+            self._add_audits(Integrator(max_em_drop=max_em_drop), runs, new, rows[new, level])
         for audit, row in list(self._waiting.items()):
             labelled = runs.label_at[audit] <= now and not label_free
             if labelled or label_free or runs.at[audit] <= now - timeout:
                 self._add_label(int(runs.z[runs.starts[audit] + row]) if labelled else 1)
                 del self._waiting[audit]
 
-    def _add_audits(
-        self, rule: Integrator, runs: AuditRuns, new: Ints, differs: Bools, served: FoldedModels, level: int
-    ) -> None:
+    def _add_audits(self, rule: Integrator, runs: AuditRuns, new: Ints, stops: Ints) -> None:
         assert self.state is not None
-        lost = runs.abandoned[new]
+        differs, lost = runs.d[stops], runs.abandoned[new]
         for disagrees in (differs | lost).tolist():
             self.state = rule.add_audit(self.state, disagrees=disagrees)
         self.allowed += rule.max_em_drop * len(new)
         for _ in range(int(lost.sum())):  # abandoned audits get no label
             self._add_label(1)
-        waiting = new[differs & ~lost]
-        if len(waiting):
-            part = runs.take(waiting)
-            rows = served.rows_at(part, level) - part.starts[:-1]
-            self._waiting.update(zip(waiting.tolist(), rows.tolist(), strict=True))
+        waits = differs & ~lost
+        steps = stops[waits] - runs.starts[new[waits]]
+        self._waiting.update(zip(new[waits].tolist(), steps.tolist(), strict=True))
 
     def _add_label(self, z: int) -> None:
         assert self.state is not None

@@ -7,20 +7,27 @@ evidence from its caller and reads nothing by itself. Without enough evidence th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import floor
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.certify import audits_to_certify, certified_level, count_outcomes, weighted_log_wealth
+from suffice.assurance.certify import (
+    certified_level,
+    count_outcomes,
+    e_value_of,
+    missing_audits,
+    weighted_log_wealth,
+)
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, audit_share_in_doubt
-from suffice.assurance.labels import Audits, MatureAudits, counted_as, mature
+from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.windows import Window, Windows, longest_use, restart_share
-from suffice.learn.audits import AuditRuns, Bools, Floats, Small, concatenate_audits
+from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats, Ints, Small, concatenate_audits
 from suffice.learn.budgeting import Spender
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
-from suffice.types import Promise
+from suffice.types import BudgetAccount, EvidenceSummary, Promise, Publication
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept, since they are after the change
@@ -117,29 +124,15 @@ class Certificate:
 
 
 @dataclass(slots=True, eq=False)
-class _JudgedAudits:
-    z: Small  # (N, M)
-    d: Bools  # (N, M)
-    saved: Floats  # (N, M): tokens
-
-    def plus(self, new: _JudgedAudits) -> _JudgedAudits:
-        join = np.concatenate
-        return _JudgedAudits(join([self.z, new.z]), join([self.d, new.d]), join([self.saved, new.saved]))
-
-    def drop_oldest(self, n: int) -> _JudgedAudits:
-        return _JudgedAudits(self.z[n:], self.d[n:], self.saved[n:])
-
-
-@dataclass(slots=True, eq=False)
 class _Epoch:
     burst_until: float
+    refit_at: float
     windows: Windows
     began: float = 0.0
     delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
-    runs: AuditRuns | None = None
+    runs: AuditRuns = NO_AUDITS
     served: FoldedModels | None = None
-    judged: _JudgedAudits | None = None
-    refit_at: float = 0.0
+    rows: Ints = field(default_factory=lambda: np.zeros((0, 1), dtype=np.int64))  # (N, M): where each level ends a run
     n_seen: int = 0  # audits that the detectors have processed
     watched_from: float = 0.0  # the detectors get only audits that began later
     unsettled: list[int] = field(default_factory=list)  # processed audits whose outcome is not in the watch yet
@@ -148,19 +141,40 @@ class _Epoch:
     certifying: AuditRuns | None = None  # the audits that certified it: the frozen reference
     watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level of the watch's reference
 
+    def add(self, runs: AuditRuns) -> None:
+        if self.served is not None:
+            self.rows = np.concatenate([self.rows, self.served.rows(runs) + self.runs.starts[-1]])
+        self.runs = concatenate_audits([self.runs, runs])
+
+    def drop_oldest(self, n: int) -> None:
+        if self.served is not None:
+            self.rows = self.rows[n:] - self.runs.starts[n]
+        self.runs = self.runs.take(np.arange(n, len(self.runs)))
+        self.n_seen = max(0, self.n_seen - n)
+        self.unsettled = [place - n for place in self.unsettled if place >= n]
+        self.spender.drop_oldest(n)
+
 
 @dataclass(slots=True, eq=False)
 class Certifier:
+    """The certificates of one stream of requests.
+
+    first   number of the first request; None: the caller records the share of each request
+    rests   nothing is fitted: a rollout is running or has activated its version
+    charge  part of the budget that is spent elsewhere; or one for each level, shape (M,)
+    """
+
     plan: Plan
     learner: Learner
     fit: Callable[..., FoldedModels | None] = fit_served
-    first: float | None = 0.0  # number of the first request; None: the caller records the share of each request
+    first: float | None = 0.0
+    rests: bool = False
     level: int = field(init=False, default=0)  # active; 0 never stops
     version: int = field(init=False, default=0)  # fits so far
     now: float = field(init=False, default=0.0)
     n_epochs: int = field(init=False, default=0)
     pending: PendingAudits = field(init=False, default=NO_PENDING)
-    charge: float | Floats = field(init=False, default=0.0)  # part of the budget that is spent elsewhere; or (M,)
+    charge: float | Floats = field(init=False, default=0.0)
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
     _epoch: _Epoch = field(init=False)
     _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
@@ -169,6 +183,13 @@ class Certifier:
     def __post_init__(self) -> None:
         start = self.plan.warm_up
         self._epoch = _Epoch(burst_until=start, refit_at=start, windows=Windows([Window(start=0.0, share=1.0)]))
+
+    def begin(self, at: float, windows: Windows) -> None:
+        """Begin an epoch at this request; without known windows the first one begins here."""
+        self.now = at
+        if not windows.known:
+            windows.note(at + 1, self.share)
+        self._epoch.windows = windows
 
     # ---- read by requests ----------------------------------------------------------------------
 
@@ -181,10 +202,6 @@ class Certifier:
         return self.now < self._epoch.burst_until
 
     @property
-    def n_audits(self) -> int:
-        return 0 if self._epoch.runs is None else len(self._epoch.runs)
-
-    @property
     def share(self) -> float:
         """Share of the next requests to audit, independent of their content."""
         if self.in_burst or (self.plan.free_audits and not self.level):
@@ -194,17 +211,16 @@ class Certifier:
             return self.plan.share
         return audit_share_in_doubt(watch, self.plan.share, self.plan.most_share)
 
+    # ---- read by the control loop --------------------------------------------------------------
+
     @property
-    def reference(self) -> Reference | None:
-        """Counts at the active level among the audits that certified the first level; None: none was certified."""
-        epoch = self._epoch
-        if epoch.certifying is None or epoch.served is None or not self.level:
-            return None
-        judged = _judge(epoch.served, epoch.certifying)
-        z = counted(judged.z, judged.d, epoch.certifying, self.now, self.plan)
-        return Reference(
-            n_disagreeing=int(judged.d[:, self.level].sum()), n_lost=int((z[:, self.level] == 1).sum()), n=len(z)
-        )
+    def n_audits(self) -> int:
+        return len(self._epoch.runs)
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the version, level 0 included; of the plan while there is no version."""
+        return self.plan.n_levels if self.served is None else self.served.n_levels
 
     @property
     def windows(self) -> Windows:
@@ -215,27 +231,126 @@ class Certifier:
         return np.zeros(1) if self.certificate is None else self.certificate.log_e
 
     @property
+    def floor(self) -> int:
+        """The highest certified level; in certified mode it is the one that passes."""
+        return self.level if self.plan.promise == "certified" else self._epoch.spender.floor
+
+    @property
+    def spending(self) -> BudgetAccount | None:
+        return None if self.plan.promise == "certified" else self._epoch.spender.account
+
+    @property
     def run_timeout(self) -> float:
         """Age at which nearly all audits have returned; a later one counts as lost."""
         if not self._durations:
             return 0.0
         return SLOW_MARGIN * float(np.quantile(np.array(self._durations), SLOW_RUN))
 
-    # ---- events --------------------------------------------------------------------------------
-
-    def add_audits(self, runs: AuditRuns) -> None:
-        if not len(runs):
-            return
-        epoch = self._epoch
-        epoch.runs = runs if epoch.runs is None else concatenate_audits([epoch.runs, runs])
-        if epoch.served is not None:
-            new = _judge(epoch.served, runs)
-            epoch.judged = new if epoch.judged is None else epoch.judged.plus(new)
-
     @property
     def label_age(self) -> float:
         """Age at which an audit has returned and its label is there or late."""
         return self.run_timeout + self.plan.label_timeout
+
+    def budget_at(self, level: int) -> float:
+        """The budget that a level is tested against, net of charges."""
+        charge = np.broadcast_to(np.asarray(self.charge), (self.n_levels,))
+        return float(self.plan.max_em_drop - charge[level])
+
+    def ends(self, number: int, served: FoldedModels | None) -> Ints | None:
+        """The checkpoint, from 0, at which each level ends an audit, shape (M,); None: the audit is gone."""
+        if served is None or number >= self.n_audits:
+            return None
+        return np.asarray(served.rows(self._epoch.runs.take(np.array([number])))[0])
+
+    def first_disagreements(self) -> Ints:
+        """The safest eligible level at which each audit disagrees, shape (N,); 0: none. Only labels of these matter."""
+        if self.served is None:
+            return np.zeros(self.n_audits, dtype=np.int64)
+        return find_first_disagreements(self._epoch.runs.d[self._epoch.rows], deployed=self.level)
+
+    def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
+        """The n returned audits of the last certificate, and where each disagrees, (n, M); None: there is none."""
+        if self.certificate is None:
+            return None
+        inside, runs = np.flatnonzero(self.certificate.inside), self._epoch.runs
+        return runs.take(inside), runs.d[self._epoch.rows[inside]]
+
+    def outcomes(self) -> tuple[Bools, Small] | None:
+        """Which audits of this epoch are old enough to count, by age alone, and the loss of each at each level."""
+        epoch = self._epoch
+        if epoch.served is None:
+            return None
+        return self._mature(), epoch.runs.losses(epoch.rows, now=self.now, label_free=self.plan.label_free)
+
+    def evidence(self, *, most: int | None = None) -> EvidenceSummary:
+        """The evidence for the level that passes, or for `most` where no higher one is allowed."""
+        plan, runs, certificate = self.plan, self._epoch.runs, self.certificate
+        if certificate is None:
+            return EvidenceSummary(n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
+        level = self.level if most is None else min(self.level, most)
+        at, window = certificate.z[:, level], certificate.window
+        stops = self._epoch.rows[certificate.inside, level]
+        full = float(runs.full[certificate.inside].sum())
+        n_missing = None
+        if level == self.level and level + 1 < certificate.z.shape[1]:
+            budget = self.budget_at(level + 1)
+            n_missing = missing_audits(certificate.z, level + 1, max_em_drop=budget, delta=plan.delta)
+        return EvidenceSummary(
+            n_audits=len(at),
+            n_gained=int((at < 0).sum()),
+            n_lost=int((at > 0).sum()),
+            n_pending=certificate.n_pending,
+            n_disagreeing=int(runs.d[stops].sum()),
+            e_value=e_value_of(float(self.log_e[level])) if level else None,
+            share=self._saved(self._epoch.rows, certificate.inside, level) / full if full else None,
+            n_missing=n_missing,
+            max_em_drop=self.budget_at(max(1, level)),
+            confidence=plan.confidence,
+            window_start=None if window is None else window.start,
+            window_end=None if window is None else float(min(window.end, floor(certificate.until) + 1)),
+            window_share=None if window is None else window.share,
+        )
+
+    def reason(
+        self,
+        changes: Sequence[CertifierDecision],
+        before: Publication | None,
+        *,
+        level: int,
+        most: int | None,
+        fit: str,
+    ) -> str:
+        """Explain why a level is published; `most` is the highest level that ratings allow, None: no limit."""
+        reasons = [change.reason for change in changes]
+        if most is not None and most < self.level:
+            reasons.append(f"ratings allow level {most} at most")
+        if reasons:
+            return "; ".join(reasons)
+        if before is not None and before.level == level:
+            more = self.share > before.share
+            return "audits look worse than before: more are drawn" if more else "audits look as they did before"
+        if level:
+            return f"level {level} passes on {self.n_audits} audits"
+        return (
+            f"no level passes on {self.n_audits} audits" if fit else f"{self.n_audits} audits are too few to learn from"
+        )
+
+    # ---- events --------------------------------------------------------------------------------
+
+    def add_audits(self, runs: AuditRuns) -> None:
+        if len(runs):
+            self._epoch.add(runs)
+
+    def amend(self, which: Ints, runs: AuditRuns) -> None:
+        """Judge audits again with later labels; `which` are their numbers in this epoch, `runs` their new rows."""
+        known = self._epoch.runs
+        _, rows = known.rows_of(which)
+        known.z[rows], known.label_at[which] = runs.z, runs.label_at
+
+    def adopt(self, served: FoldedModels, runs: AuditRuns) -> None:
+        """Serve and certify another version; `runs` are the audits of this epoch with its features."""
+        self._epoch.served, self._epoch.runs, self._epoch.rows = served, runs, served.rows(runs)
+        self.version += 1
 
     def add_durations(self, durations: Iterable[float]) -> None:
         """In the unit of `AuditRuns.at`."""
@@ -253,7 +368,7 @@ class Certifier:
         """Begin a new epoch at level 0 with a burst of full runs; keep the audits of the last `keep` requests."""
         part = self.plan.restart_share(self.now - self._epoch.began) if by_audits else 1.0
         runs = self._epoch.runs
-        kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
+        kept = runs.take(np.flatnonzero(runs.at >= self.now - keep)) if keep else NO_AUDITS
         until = self.now + self.plan.burst
         first = Window(start=self.now, share=1.0 if self.plan.burst else self.plan.share)
         self._epoch = _Epoch(
@@ -264,46 +379,43 @@ class Certifier:
 
     def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         self.now = now
-        epoch, changes = self._epoch, list[CertifierDecision]()
-        if self.in_burst or epoch.runs is None:
+        epoch, plan, changes = self._epoch, self.plan, list[CertifierDecision]()
+        if self.in_burst or not len(epoch.runs):
             return ()
         alarm = self._watch()
         if alarm:
             return self.reset(alarm, by_audits=True)
-        if self.plan.promise == "budgeted":
-            self._book(epoch.runs)  # before a refit: these audits ran under the levels of the previous version
+        if plan.promise == "budgeted":  # before a refit: these audits ran under the levels of the previous version
+            epoch.spender.book(
+                epoch.runs,
+                epoch.rows,
+                level=self.level,
+                max_em_drop=plan.max_em_drop,
+                now=now,
+                timeout=self.label_age,
+                label_free=plan.label_free,
+            )
         if now >= epoch.refit_at:
-            epoch.refit_at = now + self.plan.refit_every
+            epoch.refit_at = now + plan.refit_every
             changes += self._refit()
-        if epoch.judged is not None:
-            changes += self._certify(epoch.judged)
+        if epoch.served is not None:
+            changes += self._certify()
         if self.first is not None:  # later requests are audited at the new share
             self.windows.note(self.now + self.first, self.share)
         return tuple(changes)
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _book(self, runs: AuditRuns) -> None:
-        epoch, plan = self._epoch, self.plan
-        epoch.spender.book(
-            runs,
-            None if epoch.judged is None else epoch.judged.d,
-            epoch.served,
-            level=self.level,
-            max_em_drop=plan.max_em_drop,
-            now=self.now,
-            timeout=self.label_age,
-            label_free=plan.label_free,
-        )
-
     def _change(self, kind: ChangeKind, reason: str) -> CertifierDecision:
         return CertifierDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
 
     def _refit(self) -> list[CertifierDecision]:
         epoch, plan = self._epoch, self.plan
-        self._drop_old_audits()
+        self._drop_old_audits()  # also while a rollout's version serves, maybe for months
+        if self.rests:
+            return []
         served = self.fit(
-            self._runs,
+            epoch.runs,
             self.learner,
             now=self.now,
             label_free=plan.label_free,
@@ -313,58 +425,54 @@ class Certifier:
         )
         if served is None:
             return []
-        judged = _judge(served, self._runs)
-        if epoch.judged is not None and self._saving(judged) <= self._saving(epoch.judged):
+        rows = served.rows(epoch.runs)
+        if epoch.served is not None and self._certified_saving(rows) <= self._certified_saving(epoch.rows):
             return []
-        epoch.served, epoch.judged = served, judged
+        epoch.served, epoch.rows = served, rows
         self.version += 1
-        return [self._change("refit", f"fitted on {len(self._runs):,} audits")]
+        return [self._change("refit", f"fitted on {self.n_audits:,} audits")]
 
     def _drop_old_audits(self) -> None:
-        epoch, certificate, runs = self._epoch, self.certificate, self._runs
-        most = max(MOST_AUDITS, 2 * self.plan.window)
-        if len(runs) <= 2 * most:
+        certificate, most = self.certificate, max(MOST_AUDITS, 2 * self.plan.window)
+        if self.n_audits <= 2 * most:
             return
-        n_dropped = len(runs) - most
+        n_dropped = self.n_audits - most
         if certificate is not None and certificate.inside.any():
             n_dropped = min(n_dropped, int(np.flatnonzero(certificate.inside)[0]))
-        epoch.runs = runs.take(np.arange(n_dropped, len(runs)))
-        if epoch.judged is not None:
-            epoch.judged = epoch.judged.drop_oldest(n_dropped)
-        epoch.n_seen = max(0, epoch.n_seen - n_dropped)
-        epoch.unsettled = [place - n_dropped for place in epoch.unsettled if place >= n_dropped]
-        epoch.spender.drop_oldest(n_dropped)
+        self._epoch.drop_oldest(n_dropped)
 
-    def _certificate(self, judged: _JudgedAudits) -> Certificate:
+    def _certificate(self, rows: Ints) -> Certificate:
         """The better of two claims: about all requests so far, or about those old enough to have returned.
 
         The test holds at all times at once, so both are valid. Their one window is chosen by draws and times alone.
+        `rows` are where the levels of a version end the audits, shape (N, M).
         """
+        runs, wanted = self._epoch.runs, self.plan.window
         age = self.run_timeout if self.plan.label_free else self.label_age
-        at = np.concatenate([self._runs.at, self.pending.at])
-        share = np.concatenate([self._runs.share, self.pending.share])
+        at = np.concatenate([runs.at, self.pending.at])
+        share = np.concatenate([runs.share, self.pending.share])
         old, window = np.zeros(len(at), dtype=bool), None
         for least_age in (age, self.run_timeout):  # with slow labels, too few audits may reach that age
-            if window is None or window.n_audits(at[old], share[old]) < self.plan.window:
+            if window is None or window.n_audits(at[old], share[old]) < wanted:
                 old = at <= self.now - least_age
-                window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
-        claims = [self._certified_until(judged, self.now - age, window)]
+                window = self._epoch.windows.chosen(at[old], share[old], wanted=wanted)
+        claims = [self._certified_until(rows, self.now - age, window)]
         if age:
-            claims.append(self._certified_until(judged, self.now, window))
+            claims.append(self._certified_until(rows, self.now, window))
         return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
 
-    def _certified_until(self, judged: _JudgedAudits, until: float, window: Window | None) -> Certificate:
+    def _certified_until(self, rows: Ints, until: float, window: Window | None) -> Certificate:
         """Certify from the audits of a window that began by `until`; those that have not returned count as lost."""
-        plan, runs, pending = self.plan, self._runs, self.pending
-        if window is None:
-            inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
-            weight = np.zeros(0)
-        else:
+        plan, runs, pending = self.plan, self._epoch.runs, self.pending
+        inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
+        weight = np.zeros(0)
+        if window is not None:
             inside, late = (runs.at <= until) & window.holds(runs.at), (pending.at <= until) & window.holds(pending.at)
             if plan.split == "half":
                 inside &= runs.fold % 2 == 1
             weight = window.weights(np.concatenate([runs.share[inside], pending.share[late]]))
-        z = counted(judged.z[inside], judged.d[inside], runs.take(np.flatnonzero(inside)), self.now, plan)
+        which = np.flatnonzero(inside)
+        z = runs.losses(rows[which], which, now=self.now, label_free=plan.label_free)
         z = np.concatenate([z, pending.lost(z.shape[1])[late]])
         wealth = weighted_log_wealth(z, weight, max_em_drop=plan.max_em_drop - self.charge)
         return Certificate(
@@ -377,93 +485,67 @@ class Certifier:
             until=until,
         )
 
-    def _saving(self, judged: _JudgedAudits) -> float:
-        certificate = self._certificate(judged)
-        return float(judged.saved[certificate.inside, certificate.level].sum())
+    def _certified_saving(self, rows: Ints) -> float:
+        certificate = self._certificate(rows)
+        return self._saved(rows, certificate.inside, certificate.level)
 
-    def _certify(self, judged: _JudgedAudits) -> list[CertifierDecision]:
-        before = self.level
-        self.certificate = self._certificate(judged)
+    def _saved(self, rows: Ints, inside: Bools, level: int) -> float:
+        """Tokens that a level saves on some audits."""
+        return float((self._epoch.runs.full[inside] - self._epoch.runs.cost[rows[inside, level]]).sum())
+
+    def _certify(self) -> list[CertifierDecision]:
+        epoch, before = self._epoch, self.level
+        self.certificate = self._certificate(epoch.rows)
         self.level, inside = self.certificate.level, self.certificate.inside
-        epoch = self._epoch
         if self.plan.promise == "budgeted":
             counts = count_outcomes(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
         if self.level and epoch.watch is None and inside.any():
             # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.
-            epoch.n_seen, epoch.watched_from = len(judged.z), self.now
-            epoch.certifying = self._runs.take(np.flatnonzero(inside))
+            epoch.n_seen, epoch.watched_from = self.n_audits, self.now
+            epoch.certifying = epoch.runs.take(np.flatnonzero(inside))
         self._rebase()
         if self.level == before:
             return []
         n = len(self.certificate.z)
         return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {n} audits")]
 
+    # ---- the watch over the active level --------------------------------------------------------
+
     def _rebase(self) -> None:
-        epoch = self._epoch
-        reference = None if (epoch.served, self.level) == epoch.watched else self.reference
-        if reference is None:
+        """Compare later audits with those that certified the first level, at the level that is active now."""
+        epoch, level, runs = self._epoch, self.level, self._epoch.certifying
+        if (epoch.served, level) == epoch.watched or runs is None or epoch.served is None or not level:
             return
-        epoch.watched = epoch.served, self.level
+        epoch.watched = epoch.served, level
+        rows = epoch.served.rows(runs)
+        z = runs.losses(rows, now=self.now, label_free=self.plan.label_free)[:, level]
+        reference = Reference(n_disagreeing=int(runs.d[rows[:, level]].sum()), n_lost=int((z == 1).sum()), n=len(runs))
         if epoch.watch is None:
             epoch.watch = AuditWatch(max_em_drop=self.plan.max_em_drop, reference=reference)
         else:
             epoch.watch.rebase(reference)
 
-    @property
-    def _runs(self) -> AuditRuns:
-        assert self._epoch.runs is not None
-        return self._epoch.runs
+    def _mature(self) -> Bools:
+        """Which audits count: by age alone, never by outcome, see `assurance.labels`."""
+        return np.asarray((self.now - self._epoch.runs.at >= self.label_age) | self.plan.label_free)
 
     def _watch(self) -> str | None:
-        epoch, plan, level = self._epoch, self.plan, self.level
-        judged, runs, watch = epoch.judged, epoch.runs, epoch.watch
-        if not plan.watches_outcomes or judged is None or runs is None or watch is None or not level:
+        epoch, runs, watch, level = self._epoch, self._epoch.runs, self._epoch.watch, self.level
+        if not self.plan.watches_outcomes or watch is None or not level:
             return None
         new = (epoch.n_seen + np.flatnonzero(runs.at[epoch.n_seen :] > epoch.watched_from)).tolist()
         for place in new:
-            if alarm := watch.add(None, bool(judged.d[place, level])):
+            if alarm := watch.add(None, bool(runs.d[epoch.rows[place, level]])):
                 return alarm
         epoch.unsettled += new
         epoch.n_seen = len(runs)
         # An unlabelled disagreement is a loss only after its time-out; otherwise late labels would raise an alarm by
         # disagreement alone, which has its own detector.
-        at = [0, level]
-        news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, run_timeout=self.run_timeout)
-        for place in [place for place in epoch.unsettled if news.enters[place]]:
-            if alarm := watch.add(int(news.z[place, 1]), None):
+        z = runs.losses(epoch.rows[:, [0, level]], now=self.now, label_free=self.plan.label_free)[:, 1]
+        mature = self._mature()
+        for place in [place for place in epoch.unsettled if mature[place]]:
+            if alarm := watch.add(int(z[place]), None):
                 return alarm
-        epoch.unsettled = [place for place in epoch.unsettled if not news.enters[place]]
+        epoch.unsettled = [place for place in epoch.unsettled if not mature[place]]
         return None
-
-
-def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Small:
-    """Z of each audit now at M levels, level 0 first, shape (N, M)."""
-    return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
-
-
-def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
-    timeout = run_timeout + plan.label_timeout
-    return mature(_audits(z, d, runs, now), timeout=timeout, label_free=plan.label_free)
-
-
-def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
-    return Audits(z=z, disagrees=d, labelled=runs.label_at <= now, age=now - runs.at, abandoned=runs.abandoned)
-
-
-def _judge(served: FoldedModels, runs: AuditRuns) -> _JudgedAudits:
-    rows = served.rows(runs)
-    return _JudgedAudits(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
-
-
-def missing_audits(z: Small, level: int, *, max_em_drop: float, delta: float) -> int | None:
-    """Further audits until a level passes, if outcomes continue as z, shape (n, M); None: no number is enough."""
-    n = len(z)
-    if level >= z.shape[1] or not n:
-        return None
-    gained, lost = int((z[:, level] < 0).sum()), int((z[:, level] > 0).sum())
-    try:
-        needed = audits_to_certify((lost - gained) / n, max_em_drop=max_em_drop, delta=delta, gained=gained / n)
-    except ValueError:
-        return None
-    return max(1, needed - n)

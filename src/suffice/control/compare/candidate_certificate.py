@@ -19,6 +19,7 @@ from suffice.assurance.certify import (
     certified_level,
     count_outcomes,
     log_bets,
+    missing_audits,
     mixed,
     spent_delta,
     weighted_log_wealth,
@@ -29,7 +30,7 @@ from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
 from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
-from suffice.learn.certifier import PendingAudits, missing_audits
+from suffice.learn.certifier import PendingAudits
 from suffice.learn.version import as_served
 
 MOST_KEPT: Final = 4_000  # audits that are remembered
@@ -138,7 +139,6 @@ class CandidateEvidence:
         """EM drop and disagreement of each audit at each level, (n, M); a run that broke off is lost at every level."""
         version = self.version
         rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.wave, counts=counts)
-        assert rows is not None
         rows = as_served(rows, version.version)
         at = version.rows(rows)
         z, disagrees = rows.z[at].copy(), rows.d[at].copy()

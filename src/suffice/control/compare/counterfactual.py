@@ -134,7 +134,7 @@ class AuditReplay:
 
     def _stops(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> Mapping[str, Stop]:
         rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.route.wave, counts={})
-        if rows is None or not level:
+        if not level:
             return {}
         steps = version.rows_at(as_served(rows, version.version), level) - rows.starts[:-1]
         runs = [(one.episode.request.query, one.outcome.steps) for one in audits]

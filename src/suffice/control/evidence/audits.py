@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
-from suffice.learn.audits import AuditRuns, Small, concatenate_audits
+from suffice.learn.audits import AuditRuns, concatenate_audits
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
 from suffice.learn.groups import prompt_fold
@@ -144,7 +144,7 @@ def verdicts(
     audits   of the window whose answers differ at an eligible level: labels of others change nothing
     match    compares an answer with a reference; references that judge an audit alike are one verdict
     callers  senders whose keys also use the model: users, whatever source they name
-    accepts  whether this label of a judge model counts; the caller charges its errors (`control.loop.live_certifier`)
+    accepts  whether this label of a judge model counts; the caller charges its errors (`control.loop.charges`)
     """
     by_id = {audit.id: audit for audit in audits}
     given = {
@@ -210,21 +210,18 @@ def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
 
 def audits_to_rows(
     audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
-) -> AuditRuns | None:
-    """Audits as rows, in their order; None without audits. wave: samples launched together."""
+) -> AuditRuns:
+    """Audits as rows, in their order. wave: samples launched together."""
+    replayable = np.array([audit.is_replayable for audit in audits], dtype=np.bool_)
+    order = np.concatenate([np.flatnonzero(replayable), np.flatnonzero(~replayable)])
     whole = [audit for audit in audits if audit.is_replayable]
-    rows = _whole(whole, chosen=chosen, match=match, wave=wave, counts=counts) if whole else None
-    place = {audit.id: number for number, audit in enumerate(whole)}
-    parts = [
-        rows.take(np.array([place[audit.id]]))
-        if rows is not None and audit.id in place
-        else _single(audit, len(chosen.names))
-        for audit in audits
-    ]
-    return concatenate_audits(parts) if parts else None
+    parts = [_single_rows([audit for audit in audits if not audit.is_replayable], len(chosen.names))]
+    if whole:
+        parts.insert(0, _replayed_rows(whole, chosen=chosen, match=match, wave=wave, counts=counts))
+    return concatenate_audits(parts).take(np.argsort(order))
 
 
-def _whole(
+def _replayed_rows(
     audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns:
     recorded = [
@@ -244,39 +241,36 @@ def _whole(
             gap = slice(start + audit.gap, end)
             z[gap], d[gap], may_stop[gap] = 1, True, True
     z[runs.last], d[runs.last] = 0, False  # a stop at the end is the full run
-    return replace(
-        runs,
-        z=z,
-        d=d,
-        may_stop=may_stop,
-        fold=_folds(audits),
-        at=np.array([audit.at for audit in audits], dtype=np.float64),
-        share=np.array([audit.share for audit in audits]),
-        label_at=np.array([audit.label_at if audit.id in counts else _NEVER for audit in audits]),
-    )
+    label_at = np.array([audit.label_at if audit.id in counts else _NEVER for audit in audits])
+    return replace(runs, z=z, d=d, may_stop=may_stop, label_at=label_at, **_assignments(audits))
 
 
-def _folds(audits: Sequence[Audit]) -> Small:
-    return np.array([prompt_fold(audit.episode.request.question_key, N_FOLDS) for audit in audits], dtype=np.int8)
-
-
-def _single(audit: Audit, n_features: int) -> AuditRuns:
-    """A run of one row: nothing could stop it before its end, or it counts as lost wherever it is stopped."""
-    usage = audit.outcome.usage
-    tokens = float(usage.completion_tokens if usage is not None else 0)
+def _single_rows(audits: Sequence[Audit], n_features: int) -> AuditRuns:
+    """Runs of one row: nothing could stop them before their end, or they count as lost wherever they are stopped."""
+    n, usages = len(audits), [audit.outcome.usage for audit in audits]
+    tokens = np.array([0 if usage is None else usage.completion_tokens for usage in usages], dtype=np.float64)
+    undrawn = np.array([undrawn_tokens(audit.episode.request, audit.outcome) for audit in audits])
     return AuditRuns(
-        x=np.zeros((1, n_features)),
-        starts=np.array([0, 1]),
-        z=np.zeros(1, np.int8),
-        d=np.zeros(1, bool),
-        may_stop=np.zeros(1, bool),
-        cost=np.array([tokens]),
-        per_step=np.array([max(1.0, tokens)]),
-        full=np.array([tokens + undrawn_tokens(audit.episode.request, audit.outcome)]),
-        fold=_folds([audit]),
-        at=np.array([float(audit.at)]),
-        share=np.array([audit.share]),
-        label_at=np.array([_NEVER]),
-        query_class=np.zeros(1, np.int64),
-        abandoned=np.array([audit.is_lost]),
+        x=np.zeros((n, n_features)),
+        starts=np.arange(n + 1),
+        z=np.zeros(n, np.int8),
+        d=np.zeros(n, bool),
+        may_stop=np.zeros(n, bool),
+        cost=tokens,
+        per_step=np.maximum(1.0, tokens),
+        full=tokens + undrawn,
+        label_at=np.full(n, _NEVER),
+        query_class=np.zeros(n, np.int64),
+        abandoned=np.array([audit.is_lost for audit in audits], dtype=np.bool_),
+        **_assignments(audits),
     )
+
+
+def _assignments(audits: Sequence[Audit]) -> dict[str, Any]:
+    """The columns of `AuditRuns` that are known before a run begins."""
+    folds = [prompt_fold(audit.episode.request.question_key, N_FOLDS) for audit in audits]
+    return {
+        "fold": np.array(folds, dtype=np.int8),
+        "at": np.array([audit.at for audit in audits], dtype=np.float64),
+        "share": np.array([audit.share for audit in audits], dtype=np.float64),
+    }

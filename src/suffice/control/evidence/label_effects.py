@@ -9,10 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
+from suffice.assurance.certify import certified_level, count_outcomes, log_wealth, missing_audits
 from suffice.assurance.guarantee import evidence
-from suffice.assurance.labels import AHEAD
-from suffice.assurance.ledger import next_level
+from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match, measure_run
 from suffice.control.evidence.audits import Audit, audits_to_rows, is_evidence, verdicts
 from suffice.control.evidence.versions import ServedVersion, active_version
@@ -79,26 +78,15 @@ class _Evaluation:
         counts, _ = verdicts([one for one in audits if one.labels], self.match)
         wave = self.route.wave
         runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=wave, counts=counts)
-        if runs is None:
-            return LabelEffect(n_audits=0, n_pending=0, level=0, n_missing=None, em=None)
         rows = served.rows(runs)
-        labelled = np.isfinite(runs.label_at)
-        z = np.where(labelled[:, None], runs.z[rows], runs.d[rows].astype(np.int8))
-        z = np.where(runs.abandoned[:, None], np.int8(1), z).astype(np.int8)
-        z[:, 0] = 0
+        z = runs.losses(rows)
         made = self.held.publication
         budget = (None if made is None else made.evidence.max_em_drop) or self.route.max_em_drop
-        delta, sums = 1 - self.route.confidence, count_outcomes(z)
-        level = certified_level(log_wealth(sums, max_em_drop=budget), delta=delta)
-        following = next_level(sums, max_em_drop=budget, delta=delta, window=self.window)
-        eligible = runs.d[rows][:, 1 : level + AHEAD + 1].any(axis=1)
-        return LabelEffect(
-            n_audits=len(runs),
-            n_pending=int((eligible & ~labelled).sum()),
-            level=level,
-            n_missing=None if following is None else following.n_missing,
-            em=None,
-        )
+        delta = 1 - self.route.confidence
+        level = certified_level(log_wealth(count_outcomes(z), max_em_drop=budget), delta=delta)
+        n_missing = missing_audits(z, level + 1, max_em_drop=budget, delta=delta, most=self.window)
+        waits = (find_first_disagreements(runs.d[rows], deployed=level) > 0) & np.isinf(runs.label_at)
+        return LabelEffect(n_audits=len(runs), n_pending=int(waits.sum()), level=level, n_missing=n_missing, em=None)
 
     def audits(self, episodes: Sequence[EpisodeWithLabels]) -> list[Audit]:
         audits = list[Audit]()

@@ -177,19 +177,16 @@ class ReplayedAudits:
 
     def _judge(self, served: ServedVersion, audits: Sequence[Audit]) -> None:
         runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=self.wave, counts=self._counts)
-        if runs is None:
-            return
         rows = served.rows(runs)
-        disagrees = runs.d[rows] | runs.abandoned[:, None]
-        disagrees[:, 0] = False
+        if not len(runs):
+            return
+        losses, disagrees = (runs.losses(rows, label_free=label_free) for label_free in (False, True))
         if self._near is None:
-            self._near = near_levels(disagrees, self.level)
-        labelled = np.isfinite(runs.label_at)
-        z = np.where(labelled & ~runs.abandoned, runs.z[rows[:, self.level]], disagrees[:, self.level])
+            self._near = near_levels(disagrees.astype(np.bool_), self.level)
         expected = served.expected(runs, rows[:, self.level]).tolist()
-        shares = near_share(disagrees, self._near).tolist()
-        for audit, near, lost, feared in zip(audits, shares, z.tolist(), expected, strict=True):
-            self._judged[audit.id] = AuditAtLevel(near, int(lost), feared)
+        shares = near_share(disagrees.astype(np.bool_), self._near).tolist()
+        for audit, near, z, feared in zip(audits, shares, losses[:, self.level].tolist(), expected, strict=True):
+            self._judged[audit.id] = AuditAtLevel(near, z, feared)
 
 
 def by_itself(run: RunNumbers) -> AuditAtLevel | None:
@@ -216,11 +213,9 @@ FIXED: Final = FoldedModels(  # level 0 never stops, level 1 is the policy
 
 def fixed_policy_rows(
     audits: Sequence[Audit], *, policy: Policy, kind: Kind, match: Match, wave: int, counts: Verdicts
-) -> AuditRuns | None:
-    """Audits as rows for `FIXED`, in their order; None without audits. wave: samples launched together."""
+) -> AuditRuns:
+    """Audits as rows for `FIXED`, in their order. wave: samples launched together."""
     runs = audits_to_rows(audits, chosen=_ANY, match=match, wave=wave, counts=counts)
-    if runs is None:
-        return None
     seen = [audit for audit in audits if audit.fate in ("full", "unprobed") and len(audit.outcome.steps) > 1]
     stops = policy_stops(policy, kind, seen)
     x = np.zeros((len(runs.x), 1))

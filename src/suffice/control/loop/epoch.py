@@ -13,9 +13,9 @@ from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.cold_start import live_plan
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, UnreturnedAudits
 from suffice.control.evidence.versions import LiveLearner, ServedVersion
-from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.control.loop.safety_checks import SampleRatioTest, Traffic, Upstreams, upstream_of
 from suffice.errors import SufficeError
+from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
 from suffice.settings import Control, Route
 from suffice.store.routes.deployments import RouteDeployment
@@ -79,7 +79,7 @@ class EpochState:
         self.n, self.expected = epoch.at, deque(expected)
         plan = live_plan(context.route, context.control, epoch)
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
-        self.certifier = LiveCertifier(plan, learner, first=None)  # the log has the share of each audit
+        self.certifier = Certifier(plan, learner, first=None)  # the log has the share of each audit
         self.certifier.begin(float(epoch.at), read_windows(epoch.windows))
         self.starts, self.unreturned, self.labels = StartOrder(), UnreturnedAudits(), LabelJoin()
         self.delay = LabelDelay(context.route.label_timeout_s)

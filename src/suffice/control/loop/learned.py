@@ -32,10 +32,11 @@ from suffice.control.evidence.versions import (
     fixed_policy_rows,
     written,
 )
+from suffice.control.loop.charges import FinishLog, JudgeCharge
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
-from suffice.control.loop.live_certifier import FinishLog, JudgeCharge, LiveGuards
+from suffice.control.loop.safety_checks import LiveGuards
 from suffice.episode import vote
-from suffice.learn.audits import AuditRuns
+from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import FoldedModels, FoldedVersion, as_served
@@ -214,9 +215,7 @@ class LearnedEvidence(EvidenceSource):
             certifier.learner = LiveLearner(self.chosen, certifier.plan.cost_exponent)
         if any(audit.labels for audit in audits):
             self._judge_labels()
-        runs = self._rows(audits[self._n_taken :])
-        if runs is not None:
-            certifier.add_audits(runs)
+        certifier.add_audits(self._rows(audits[self._n_taken :]))
         self._n_taken = len(audits)
 
     def _judge_labels(self) -> None:
@@ -233,17 +232,16 @@ class LearnedEvidence(EvidenceSource):
         )
         changed = (state.places.get(name, self._n_taken) for name in changed_verdicts(before, self.counts))
         places = sorted(place for place in changed if place < self._n_taken)
-        again = self._rows([state.audits[place] for place in places])
-        if again is not None:
-            certifier.amend(np.array(places), again)
+        if places:
+            certifier.amend(np.array(places), self._rows([state.audits[place] for place in places]))
 
-    def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
+    def _rows(self, audits: Sequence[Audit]) -> AuditRuns:
         assert self.chosen is not None
         context = self.state.context
         runs = audits_to_rows(
             audits, chosen=self.chosen, match=context.match, wave=context.route.wave, counts=self.counts
         )
-        return runs if runs is None or self._taken_over is None else as_served(runs, self._taken_over)
+        return runs if self._taken_over is None else as_served(runs, self._taken_over)
 
     def _forget_audits(self) -> None:
         n_gone = len(self.state.audits) - self.certifier.n_audits
@@ -333,7 +331,7 @@ class FixedPolicyEvidence(LearnedEvidence):
         self.policy, self.address = build_policy(route.policy), own_version(route).address
         self.certifier.plan = replace(self.certifier.plan, n_levels=FIXED.n_levels)
         self.certifier.rests = True
-        self.certifier.adopt(FIXED, None)
+        self.certifier.adopt(FIXED, NO_AUDITS)
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         self._rollouts.after(event)
@@ -346,7 +344,7 @@ class FixedPolicyEvidence(LearnedEvidence):
             raise ReplayMismatch(f"route {self.state.context.name}: its owner has configured another policy")
         return Draft(replace(decision.publication, version=self.address), decision.artefacts)
 
-    def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
+    def _rows(self, audits: Sequence[Audit]) -> AuditRuns:
         context, kind = self.state.context, self.state.context.route.kind
         match, wave = context.match, context.route.wave
         return fixed_policy_rows(audits, policy=self.policy, kind=kind, match=match, wave=wave, counts=self.counts)

@@ -25,9 +25,9 @@ from suffice.control.loop.epoch import (
     RouteContext,
 )
 from suffice.control.loop.learned import FixedPolicyEvidence, LearnedEvidence
-from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.control.loop.paired import PairedEvidence
 from suffice.control.loop.safety_checks import CriticalEM, Traffic, upstream_of
+from suffice.learn.certifier import Certifier
 from suffice.review.holds import NO_HOLDS, RouteHolds, incident_of_pause
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import StoredLabel
@@ -92,7 +92,7 @@ class RouteLoop:
         return self.source.level
 
     @property
-    def certifier(self) -> LiveCertifier:
+    def certifier(self) -> Certifier:
         return self.state.certifier
 
     # ---- the fold --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -19,10 +19,12 @@ from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, find_changes
 from suffice.assurance.runs import REPRESENTATIVE, Match
 from suffice.assurance.sampling import Draws, UnloggedRequests, assignment_of, count_draws, find_sample_ratio_mismatch
-from suffice.assurance.strata import Outcomes, post_stratify
+from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards, post_stratify
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.run_join import LabelJoin
-from suffice.learn.certifier import Certificate
+from suffice.learn.audits import Small
+from suffice.learn.certifier import Certificate, Certifier
+from suffice.learn.version import FoldedModels
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, Request
 
@@ -34,19 +36,20 @@ LEAST_LABELS: Final = 30
 MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the traffic
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamIdentity:
-    model: str
-    fingerprint: Fingerprint
+class UpstreamIdentity(NamedTuple):
+    requested: str  # model that the request names; "" for a loop of the caller's own
+    answered: Fingerprint
 
 
 def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
     """For a loop of the caller's own, the caller reports who answered."""
-    own = outcome.model if request.kind != "rounds" else request.model or None
-    return UpstreamIdentity(
-        request.model if request.kind != "rounds" else "",
-        Fingerprint(model=own, system_fingerprint=outcome.system_fingerprint, sampling=request.setup or None),
+    is_own = request.kind == "rounds"
+    answered = Fingerprint(
+        model=(request.model or None) if is_own else outcome.model,
+        system_fingerprint=outcome.system_fingerprint,
+        sampling=request.setup or None,
     )
+    return UpstreamIdentity("" if is_own else request.model, answered)
 
 
 @dataclass(slots=True)
@@ -63,8 +66,8 @@ class Upstreams:
 
     def note(self, who: UpstreamIdentity, *, gathers: bool) -> str | None:
         """Note an answer; return why it is a change, or None. gathers: the epoch still gathers its evidence."""
-        same_name = [one for one in self.known if one.model == who.model]
-        if not all(find_changes(one.fingerprint, who.fingerprint) for one in same_name):
+        same_name = [one.answered for one in self.known if one.requested == who.requested]
+        if not all(find_changes(one, who.answered) for one in same_name):
             self.strangers.append(False)
             return None
         if gathers or not self.known:
@@ -72,18 +75,18 @@ class Upstreams:
                 self.known.append(who)
             return None
         if same_name:
-            return "; ".join(str(change) for change in find_changes(same_name[-1].fingerprint, who.fingerprint))
-        setup_before = self.known[-1].fingerprint.sampling
-        if setup_before is not None and who.fingerprint.sampling not in (None, setup_before):
-            return f"the route's setup changed from {setup_before!r} to {who.fingerprint.sampling!r}"
+            return "; ".join(find_changes(same_name[-1], who.answered))
+        before, now = self.known[-1].answered.sampling, who.answered.sampling
+        if before is not None and now not in (None, before):
+            return f"the route's setup changed from {before!r} to {now!r}"
         self.strangers.append(True)
         if sum(self.strangers) > MOST_STRANGERS * STRANGERS:
             return f"{sum(self.strangers)} of the last {STRANGERS:,} requests ask for models without evidence"
         return None
 
     def plain(self) -> tuple[tuple[str, str, str], ...]:
-        known = ((one.model, one.fingerprint) for one in self.known)
-        return tuple(sorted({(model, own.model or "", own.system_fingerprint or "") for model, own in known}))
+        names = {(one.requested, one.answered.model, one.answered.system_fingerprint) for one in self.known}
+        return tuple(sorted((requested, model or "", engine or "") for requested, model, engine in names))
 
 
 @dataclass(slots=True)
@@ -124,13 +127,9 @@ class ClassMix:
     def alarm(self, certificate: Certificate, level: int, audits: Sequence[Audit], max_em_drop: float) -> str | None:
         if not level or len(self._latest) < MIX_REQUESTS or len(set(self._latest)) < 2:
             return None
-        classes = [audits[at].query_class for at in np.flatnonzero(certificate.inside).tolist()]
+        classes = np.array([audits[at].query_class for at in np.flatnonzero(certificate.inside).tolist()])
         z = certificate.z[: len(classes), level]
-        of_class = dict[str, Outcomes]()
-        for name in set(classes):
-            of_name = z[[at for at, one in enumerate(classes) if one == name]]
-            gained, lost = int((of_name < 0).sum()), int((of_name > 0).sum())
-            of_class[name] = Outcomes(n=len(of_name), n_gained=gained, n_lost=lost)
+        of_class = {str(name): z[classes == name] for name in np.unique(classes)}
         return post_stratify(of_class, Counter(self._latest)).alarm(max_em_drop)
 
 
@@ -141,6 +140,68 @@ class Traffic:
     upstreams: Upstreams = field(default_factory=Upstreams)
     sample_ratio: SampleRatioTest = field(default_factory=SampleRatioTest)
     callers: set[str] = field(default_factory=set)  # senders that have used the model, on any route
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveGuards:
+    """The query-class guardrails of one epoch.
+
+    The guards read audits in the order of the log, and only at looks, so a replay reproduces their decisions. Another
+    version judges again the audits of a restricted class since the class last moved.
+
+    max_em_drop  the route's budget, a fraction; from 0.45 on, twice the budget bounds nothing, and no class is guarded
+    delta        of the proof that lifts a restriction, in (0, 1)
+    """
+
+    max_em_drop: float
+    delta: float
+    _guards: ClassGuards | None = None
+    _served: FoldedModels | None = None
+    _n_seen: int = 0  # of the certifier's audits, how many the guards have read
+    _moved: dict[str, int] = field(default_factory=dict)  # position of the audit after which a class moved
+
+    def look(self, certifier: Certifier, audits: Sequence[Audit], *, pooled: int) -> list[str]:
+        """Pass new audits, drawn at level `pooled`, to the guards; return a sentence for each move."""
+        outcomes = certifier.outcomes()
+        if outcomes is None or not FACTOR * self.max_em_drop < MAX_CLASS_DROP:
+            return []
+        mature, z = outcomes
+        if self._guards is None:
+            self._guards = ClassGuards(z.shape[1], self.max_em_drop, delta=self.delta)
+        if self._served is not certifier.served:
+            self._served = certifier.served
+            for name, moved in self._moved.items():
+                seen = enumerate(audits[: self._n_seen])
+                since = [at for at, audit in seen if audit.seq > moved and audit.query_class == name]
+                self._guards.judge_anew(name, z[since])
+        sentences = list[str]()
+        for place in (np.flatnonzero(mature[self._n_seen :]) + self._n_seen).tolist():
+            sentences += self._add(self._guards, audits[place], z[place], pooled)
+            self._n_seen = place + 1
+        return sentences
+
+    def held(self, level: int) -> tuple[tuple[str, int], ...]:
+        """Classes restricted below `level`, with their levels; sorted."""
+        guards = self._guards
+        if guards is None:
+            return ()
+        return tuple(sorted((name, own) for name in self._moved if (own := guards.level(name, level)) < level))
+
+    def forget(self, n: int) -> None:
+        self._n_seen = max(0, self._n_seen - n)
+
+    def _add(self, guards: ClassGuards, audit: Audit, z: Small, pooled: int) -> list[str]:
+        name = audit.query_class
+        before = guards.steps_down(name)
+        alarm, after = guards.add(name, z, pooled), guards.steps_down(name)
+        if after == before and not alarm:
+            return []
+        self._moved[name] = audit.seq
+        if not after:
+            del self._moved[name]
+        if alarm:
+            return [f"class {name or 'none'} loses more than {100 * FACTOR * self.max_em_drop:g} points: now held back"]
+        return [f"class {name or 'none'} may stop again"]
 
 
 @dataclass(slots=True)
