@@ -35,7 +35,7 @@ def traffic() -> RecordedTraffic:
 
 def drawn(traffic: RecordedTraffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order_requests(traffic, drift, *split_regimes(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,7 @@ def test_relabel_loses_what_differs_on_whole_questions_and_only_from_then_on(
 def test_set_has_the_requests_of_the_other_file_from_then_on(traffic: RecordedTraffic) -> None:
     drift = parse_drift("set=folder/other.parquet@0.3")
     assert drift.file == Path("folder/other.parquet")
-    other = np.arange(N) >= 250
-    which, at = order_requests(traffic, drift, *split_regimes(traffic, drift, other), np.random.default_rng(0))
+    which, at = order_requests(traffic, drift, np.random.default_rng(0), n_own=250)
     assert (which[:at] < 250).all()
     assert (which[at:] >= 250).all()
     assert at / len(which) == pytest.approx(0.3, abs=0.02)

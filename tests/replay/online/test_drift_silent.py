@@ -10,8 +10,8 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Ints
 from suffice.learn.version import FoldedModels
-from suffice.replay.online.drift import order_requests, parse_drift, relabel, split_regimes
-from suffice.replay.online.protocol import OnlineOptions, _Job, _TrueDrop
+from suffice.replay.online.drift import order_requests, parse_drift, relabel
+from suffice.replay.online.protocol import OnlineOptions, TrueDrop, run_seed
 from suffice.replay.online.stream import RecordedTraffic
 from tests.learn.runs_made import audits
 from tests.replay.online.made import made_up, traffic_of
@@ -42,7 +42,7 @@ def losers(traffic: RecordedTraffic, text: str, at: int = AT) -> Bools:
 
 def drawn(traffic: RecordedTraffic, text: str, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order_requests(traffic, drift, *split_regimes(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, np.random.default_rng(seed))
 
 
 def is_near(hits: Bools, share: float) -> bool:
@@ -208,11 +208,11 @@ class _Level:
 SERVED = FoldedModels(models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 0.5], (5, 1)), cost_exponent=0.0)
 
 
-def judged(text: str, *looks: tuple[float, int]) -> _TrueDrop:
+def judged(text: str, *looks: tuple[float, int]) -> TrueDrop:
     """400 requests: level 1 stops the half whose score is high, a tenth of which lose anyway."""
     stopped = [[0.9, 0.9], [0.1, 0.1]] * 200
     runs = audits(stopped, z=[[int(i % 20 == 0), 0] for i in range(400)])
-    truth = _TrueDrop.of(traffic_of(runs), parse_drift(text), 0 if text.startswith("turns") else 200)
+    truth = TrueDrop(traffic_of(runs), parse_drift(text), 0 if text.startswith("turns") else 200)
     for now, level in looks:
         truth.observe(_Level(now, level))  # type: ignore[arg-type]  # what it reads of a certifier
     return truth
@@ -255,8 +255,7 @@ def test_a_seed_tells_what_a_silent_loss_cost() -> None:
     asked = OnlineOptions(max_em_drop=0.2, n_seeds=1, n_processes=1, warm_up=100, period=50)
 
     def found(text: str) -> tuple[float | None, float | None, float]:
-        drift = parse_drift(text)
-        one, _ = _Job(replace(asked, drift=drift), traffic, split_regimes(traffic, drift)).run(0)
+        one = run_seed(replace(asked, drift=parse_drift(text)), traffic, 0)
         assert one.alarms == 0 or (one.false_alarms is not None and one.false_alarms <= one.alarms)
         return one.loss_above_budget, one.recovery, one.drop_late
 
@@ -267,4 +266,4 @@ def test_a_seed_tells_what_a_silent_loss_cost() -> None:
     assert 0 < recovery < 600, "it is noticed"
     assert loss == pytest.approx(40 * recovery, rel=0.5), "0.6 lose, and a few requests are audits"
     assert drop > 0
-    assert _Job(asked, traffic, None).run(0)[0].loss_above_budget is None
+    assert run_seed(asked, traffic, 0).loss_above_budget is None

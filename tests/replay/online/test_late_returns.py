@@ -10,7 +10,7 @@ import pytest
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.certifier import Certifier, CertifierDecision, Plan
 from suffice.learn.version import FoldedModels
-from suffice.replay.online.protocol import OnlineOptions, _Job
+from suffice.replay.online.protocol import OnlineOptions, run_seed, stream_plan
 from suffice.replay.online.stream import RecordedTraffic, add_times, run_stream
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up
@@ -54,9 +54,9 @@ def test_a_fixed_delay_leaves_the_lots_as_they_were() -> None:
 
 
 def test_an_audit_counts_by_the_longest_delay() -> None:
-    asked = OnlineOptions(n_processes=1, label_delay=200, label_delay_most=800)
-    assert _Job(asked, made_up(100, 0), None).plan(1_000).label_timeout == 800
-    assert _Job(replace(asked, label_delay_most=None), made_up(100, 0), None).plan(1_000).label_timeout == 200
+    for delay in ((200, 800), (200, 200)):
+        plan = stream_plan(OnlineOptions(label_delay=delay), made_up(100, 0), 1_000)
+        assert plan.label_timeout == delay[1]
 
 
 def one_in_ten(*, loses: bool) -> tuple[RecordedTraffic, Floats]:
@@ -127,7 +127,7 @@ def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:
 def test_a_replay_with_run_times_serves_later_and_no_more() -> None:
     traffic, _ = one_in_ten(loses=False)
     asked = OnlineOptions(max_em_drop=0.1, n_processes=1, warm_up=200, period=50)
-    at_once, late = (_Job(replace(asked, run_time=time), traffic, None).run(0)[0] for time in (0, 400))
+    at_once, late = (run_seed(replace(asked, run_time=time), traffic, 0) for time in (0, 400))
     assert at_once.reduction > 0.1
     assert late.reduction < at_once.reduction
     assert next(i for i, level in enumerate(late.course.level) if level) > next(

@@ -13,10 +13,18 @@ import pytest
 
 from suffice.control.evidence.cold_start import burst_of, live_plan
 from suffice.errors import ConfigError
-from suffice.learn.certifier import full_runs
+from suffice.learn.certifier import Plan, full_runs
 from suffice.learn.version import FoldedModels
-from suffice.replay.online.drift import draw_order, parse_drift, split_regimes
-from suffice.replay.online.protocol import OnlineOptions, OnlineReport, Seed, _Job, _TrueDrop, replay_online
+from suffice.replay.online.drift import draw_order, parse_drift
+from suffice.replay.online.protocol import (
+    OnlineOptions,
+    OnlineReport,
+    Seed,
+    TrueDrop,
+    replay_online,
+    run_seed,
+    stream_plan,
+)
 from suffice.replay.online.stream import RecordedTraffic
 from suffice.settings import Control, Route
 from suffice.types import Epoch
@@ -33,9 +41,12 @@ def uneven(n_questions: int = 60) -> RecordedTraffic:
     return replace(traffic_of(runs, question=tuple(question)), runs=runs, probes=np.zeros(len(runs.x)))
 
 
-def job(traffic: RecordedTraffic, **asked: Any) -> _Job:
-    question = replace(ASKED, **asked)
-    return _Job(question, traffic, None if question.drift is None else split_regimes(traffic, question.drift))
+def seed_of(traffic: RecordedTraffic, number: int = 0, **asked: Any) -> Seed:
+    return run_seed(replace(ASKED, **asked), traffic, number)
+
+
+def plan_of(traffic: RecordedTraffic, n: int, **asked: Any) -> Plan:
+    return stream_plan(replace(ASKED, **asked), traffic, n)
 
 
 @pytest.mark.slow
@@ -79,7 +90,7 @@ def test_disjoint_takes_evidence_from_half_of_the_questions_and_figures_from_the
     ends = np.isin(np.arange(len(rows)), traffic.runs.last)
     z = np.where(rows & ~ends, 1, 0).astype(np.int8)
     late = replace(traffic, runs=replace(traffic.runs, z=z, d=z != 0, full=np.full(len(traffic), 2 * TOKENS)))
-    found, _ = job(late, disjoint=True).run(seed)
+    found = seed_of(late, seed, disjoint=True)
     assert found.drop_late > 0.5, "what the second half loses is no evidence"
     assert found.alarms == 0
     assert found.reduction_late == pytest.approx(found.drop_late / 2)
@@ -88,7 +99,7 @@ def test_disjoint_takes_evidence_from_half_of_the_questions_and_figures_from_the
 @pytest.mark.slow
 def test_disjoint_stops_looking_for_evidence_where_none_comes() -> None:
     traffic = uneven(300)
-    found, _ = job(traffic, disjoint=True, max_em_drop=0.005, warm_up=500).run(0)
+    found = seed_of(traffic, disjoint=True, max_em_drop=0.005, warm_up=500)
     assert found.course.audits[-1] < 0.2, "the thin share, not half of the requests to the end"
 
 
@@ -131,32 +142,29 @@ def test_the_numbers_are_those_of_the_live_loop_but_for_a_short_stream() -> None
             confidence=0.95,
             promise="certified",
         )
-        assert job(uneven(), max_em_drop=max_em_drop, warm_up=None).plan(long) == live_plan(route, control, epoch)
+        assert plan_of(uneven(), long, max_em_drop=max_em_drop, warm_up=None) == live_plan(route, control, epoch)
 
 
 def test_the_warm_up_is_as_long_as_a_burst_and_shorter_in_a_short_stream_unless_given() -> None:
-    asked = replace(ASKED, max_em_drop=0.02, warm_up=None)
-    plans = [_Job(asked, uneven(), None).plan(n) for n in (400, 2_000, 5_000)]
+    plans = [plan_of(uneven(), n, max_em_drop=0.02, warm_up=None) for n in (400, 2_000, 5_000)]
     bursts = [full_runs(0.02, n) for n in (400, 2_000, 5_000)]
     assert [(plan.warm_up, plan.burst) for plan in plans] == [(n, n) for n in bursts]
     assert bursts[0] < bursts[1] < bursts[2] == 1_200
-    assert job(uneven(), warm_up=7).plan(5_000).warm_up == 7
+    assert plan_of(uneven(), 5_000, warm_up=7).warm_up == 7
 
 
 def test_where_full_runs_pay_for_probes_they_are_not_all_audits() -> None:
-    assert job(uneven()).plan(1_000).free_audits
+    assert plan_of(uneven(), 1_000).free_audits
     probed = traffic_of(audits([[0.9, 0.9]] * 60))
-    assert not job(probed).plan(1_000).free_audits
+    assert not plan_of(probed, 1_000).free_audits
 
 
 def test_a_label_delay_is_a_time_out_too() -> None:
-    assert job(uneven(), label_delay=300).plan(1_000).label_timeout == 300
+    assert plan_of(uneven(), 1_000, label_delay=(200, 300)).label_timeout == 300
 
 
 def test_a_drift_is_met_with_the_same_numbers_as_no_drift() -> None:
-    plans = [
-        job(uneven(), max_em_drop=0.02, drift=spec).plan(20_000) for spec in (None, parse_drift("relabel=0.5@0.5"))
-    ]
+    plans = [plan_of(uneven(), 20_000, max_em_drop=0.02, drift=spec) for spec in (None, parse_drift("relabel=0.5@0.5"))]
     assert plans[0] == plans[1]
     assert plans[0].window == 800
 
@@ -165,8 +173,8 @@ def test_labels_that_come_after_the_end_certify_nothing_that_disagrees() -> None
     traffic = uneven()
     ends = np.isin(np.arange(len(traffic.runs.x)), traffic.runs.last)
     right = replace(traffic, runs=replace(traffic.runs, d=~ends))
-    soon, _ = job(right).run(0)
-    late, _ = job(right, label_delay=10_000).run(0)
+    soon = seed_of(right)
+    late = seed_of(right, label_delay=(10_000, 10_000))
     assert soon.reduction > 0.1
     assert late.reduction == 0.0
 
@@ -190,7 +198,7 @@ def test_recovery_counts_from_the_drift_to_the_last_time_that_the_budget_was_bro
     served = FoldedModels(models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 1.0], (5, 1)), cost_exponent=0.0)
 
     def recovery(*looks: tuple[float, int], at: int = 200) -> int | None:
-        truth = _TrueDrop(traffic_of(runs), at)
+        truth = TrueDrop(traffic_of(runs), parse_drift("em=0.5@0.5"), at)
         for version, (now, level) in enumerate(looks):
             truth.observe(_Level(now, served, version, level))  # type: ignore[arg-type]  # what it reads of a certifier
         return truth.recovery(0.02)
@@ -204,18 +212,10 @@ def test_recovery_counts_from_the_drift_to_the_last_time_that_the_budget_was_bro
 
 
 def report(*recoveries: int | None, drop: float = 0.0) -> OnlineReport:
-    (seed,) = [job(uneven(10), warm_up=10_000).run(0)[0]]
+    seed = replace(seed_of(uneven(10), warm_up=10_000), drift_at=10, false_alarms=0, loss_above_budget=0.0)
     seeds: tuple[Seed, ...] = tuple(replace(seed, recovery=one, drop_late=drop) for one in recoveries)
-    return OnlineReport(
-        set="made",
-        max_em_drop=0.02,
-        confidence=0.95,
-        n_rows=2_000,
-        n_questions=60,
-        seeds=seeds,
-        drift="em=0.5@0.5",
-        drift_at=10,
-    )
+    options = OnlineOptions(max_em_drop=0.02, drift=parse_drift("em=0.5@0.5"))
+    return OnlineReport(set="made", options=options, n_rows=2_000, n_questions=60, seeds=seeds)
 
 
 def test_seeds_that_never_come_back_are_not_left_out_of_the_median() -> None:

@@ -19,7 +19,8 @@ from suffice.cli.shell import FILE, Command, option, read_policy, stacked
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.online.drift import parse_drift
-from suffice.replay.online.protocol import OnlineOptions, OnlineReport, print_online, replay_online, write_courses
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
+from suffice.replay.online.report import print_online, write_courses
 from suffice.replay.report.page import write_report
 from suffice.replay.report.text import WIDTH, dump_lines, print_report
 from suffice.replay.study.sets import SetReport, replay_set
@@ -241,8 +242,7 @@ def _online_options(max_em_drop: float, label_delay: str, drift: str | None, **g
         raise ConfigError(f"--label-delay: got {label_delay!r:.60}; allowed: {allowed}")
     return OnlineOptions(
         max_em_drop=max_em_drop,
-        label_delay=least,
-        label_delay_most=most,
+        label_delay=(least, most),
         drift=parse_drift(drift) if drift else None,
         **given,
     )

@@ -32,18 +32,18 @@ from suffice.replay.online.stream import RecordedTraffic
 
 Kind: TypeAlias = Literal["em", "model", "class", "mix", "relabel", "silent", "ramp", "oscillate", "turns", "set"]
 N_PHASES: Final = 8  # of an oscillation
-_SHARE: Final = r"(?:0?\.\d+|0\.?|1(?:\.0*)?)"
+_SHARE: Final = r"(?P<share>0?\.\d+|0\.?|1(?:\.0*)?)"
 _FORMS: Final[Mapping[Kind, tuple[str, str]]] = {  # how it is written, and the pattern of its value
     "em": ("em=EM@AT", _SHARE),
-    "model": ("model=BEFORE>AFTER@AT", "[^>]*>[^>]*"),
-    "class": ("class=NAME:SHARE@AT", f".*:{_SHARE}"),
-    "mix": ("mix=CLASS>OTHER:SHARE@AT", rf"([^>]+)>(?!\1:)[^>]+:{_SHARE}"),
+    "model": ("model=BEFORE>AFTER@AT", "(?P<first>[^>]*)>(?P<second>[^>]*)"),
+    "class": ("class=NAME:SHARE@AT", f"(?P<first>.*):{_SHARE}"),
+    "mix": ("mix=CLASS>OTHER:SHARE@AT", f"(?P<first>[^>]+)>(?!(?P=first):)(?P<second>[^>]+):{_SHARE}"),
     "relabel": ("relabel=SHARE@AT", _SHARE),
     "silent": ("silent=SHARE@AT", _SHARE),
     "ramp": ("ramp=SHARE@AT", _SHARE),
     "oscillate": ("oscillate=SHARE@AT", _SHARE),
-    "turns": ("turns=N:SHARE", rf"(?:[2-9]|[1-9]\d+)(?::{_SHARE})?"),
-    "set": ("set=FILE@AT", ".+"),
+    "turns": ("turns=N:SHARE", rf"(?P<turns>[2-9]|[1-9]\d+)(?::{_SHARE})?"),
+    "set": ("set=FILE@AT", "(?P<first>.+)"),
 }
 KINDS: Final = tuple(_FORMS)
 _SPEC: Final = re.compile(r"(\w+)=(.+?)(?:@(0?\.\d+))?", re.DOTALL)
@@ -59,56 +59,64 @@ _ALLOWED: Final = f"{', '.join(form for form, _ in _FORMS.values())}; AT as 0.5,
 class Drift:
     text: str
     kind: Kind
-    value: str
     at: float  # position in the stream, in (0, 1); 0 for turns
+    first: str = ""  # class, pattern of models, or file
+    second: str = ""  # class or pattern of models
+    share: float = 0.0  # for "em" the EM that divides the models
+    turns: int = 0  # of a conversation
 
     @property
     def file(self) -> Path | None:
-        return Path(self.value) if self.kind == "set" else None
+        return Path(self.first) if self.kind == "set" else None
 
 
 def parse_drift(text: str) -> Drift:
     match = _SPEC.fullmatch(text.strip())
-    kind = cast("Kind", match[1]) if match else "em"
-    at = float(match[3] or 0) if match else 0.0
-    if (
-        match is None
-        or kind not in _FORMS
-        or (at == 0) != (kind == "turns")
-        or (kind == "turns" and match[3])
-        or not re.fullmatch(_FORMS[kind][1], match[2], re.DOTALL)
-    ):
+    kind, value, at = match.groups() if match else ("", "", None)
+    form = _FORMS.get(cast("Kind", kind))
+    values = re.fullmatch(form[1], value, re.DOTALL) if form else None
+    well_placed = at is None if kind == "turns" else float(at or 0) > 0
+    if values is None or not well_placed:
         raise ConfigError(f"--drift: got {text!r:.100}; allowed: {_ALLOWED}")
-    return Drift(text=text, kind=kind, value=match[2], at=at)
+    given = values.groupdict()
+    return Drift(
+        text=text,
+        kind=cast("Kind", kind),
+        at=float(at or 0),
+        first=given.get("first", ""),
+        second=given.get("second", ""),
+        share=float(given.get("share") or 0),
+        turns=int(given.get("turns", 0)),
+    )
 
 
-def split_regimes(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
-    """Masks of the requests that may occur before and after the change, (N,). Raise ConfigError if one is empty."""
-    everything = np.ones(len(traffic), dtype=bool)
+def split_regimes(traffic: RecordedTraffic, drift: Drift, n_own: int | None = None) -> tuple[Bools, Bools]:
+    """Masks of the requests that may occur before and after the change, (N,). Raise ConfigError if one is empty.
+
+    n_own  requests of the first file, for a drift to another one
+    """
     if drift.kind == "em":
-        strong = _run_em(traffic) > float(drift.value)
-        before, after = strong, ~strong
+        before = _run_em(traffic) > drift.share
+        after = ~before
     elif drift.kind == "model":
-        first, _, second = drift.value.partition(">")
-        before, after = _models(traffic, first), _models(traffic, second)
-    elif drift.kind == "set" and from_file is not None:
-        before, after = ~from_file, from_file
+        before, after = _models(traffic, drift.first), _models(traffic, drift.second)
     else:
-        before, after = everything, everything
+        before = np.arange(len(traffic)) < (len(traffic) if n_own is None else n_own)
+        after = ~before
     _refuse_empty(drift, before=bool(before.any()), after=bool(after.any()))
     return before, after
 
 
 def order_requests(
-    traffic: RecordedTraffic, drift: Drift, before: Bools, after: Bools, rng: np.random.Generator
+    traffic: RecordedTraffic, drift: Drift, rng: np.random.Generator, *, n_own: int | None = None
 ) -> tuple[Ints, int]:
     """A random order without repeats, first regime first, and the index of the first request after the change."""
     if drift.kind == "turns":
-        return _conversations(traffic, _turns(drift)[0], rng), 0
+        return _conversations(traffic, drift.turns, rng), 0
     if drift.kind == "mix":
         return _swapped(traffic, drift, rng)
     if drift.kind in ("em", "model", "set"):
-        first, second = rng.permutation(np.flatnonzero(before)), rng.permutation(np.flatnonzero(after))
+        first, second = (rng.permutation(np.flatnonzero(part)) for part in split_regimes(traffic, drift, n_own))
         n = min(len(first) / drift.at, len(second) / (1 - drift.at))
         at = max(1, int(n * drift.at))
         return np.concatenate([first[:at], second[: max(1, int(n - at))]]), at
@@ -122,12 +130,11 @@ def losing_share(drift: Drift, at: int, n: int) -> Floats:
     """P(a request loses at every early stop), in stream order, shape (n,); `at` is the first after the change."""
     number = np.arange(n)
     if drift.kind == "turns":
-        turns, share = _turns(drift)
-        return np.where(number % turns > 0, share, 0.0)
+        return np.where(number % drift.turns > 0, drift.share, 0.0)
     if drift.kind not in _COURSES:
         return np.zeros(n)
     course = _COURSES[drift.kind]((number - at) / max(1, n - at))
-    return np.where(number >= at, float(drift.value) * course, 0.0)
+    return np.where(number >= at, drift.share * course, 0.0)
 
 
 def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
@@ -140,7 +147,7 @@ def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
     runs, number = traffic.runs, np.arange(len(traffic))
     if drift.kind == "relabel":
         place = np.array([place_of(question, purpose="relabel") for question in traffic.question])
-        hit = (place < float(drift.value)) & (number >= at)
+        hit = (place < drift.share) & (number >= at)
         z = np.where(hit[runs.run_of_row], runs.d.astype(np.int8), runs.z)
         return replace(traffic, runs=replace(runs, z=z))
     share_of = losing_share(drift, at, len(traffic))
@@ -162,16 +169,9 @@ def _conversations(traffic: RecordedTraffic, turns: int, rng: np.random.Generato
     return np.concatenate([whole.ravel(), by_question[n_whole:]])
 
 
-def _turns(drift: Drift) -> tuple[int, float]:
-    turns, _, share = drift.value.partition(":")
-    return int(turns), float(share or 0)
-
-
 def _swapped(traffic: RecordedTraffic, drift: Drift, rng: np.random.Generator) -> tuple[Ints, int]:
-    names, _, text = drift.value.rpartition(":")
-    first, _, second = names.partition(">")
-    share, early = float(text), drift.at
-    a, b = (rng.permutation(np.flatnonzero(_of_class(traffic, name))) for name in (first, second))
+    share, early = drift.share, drift.at
+    a, b = (rng.permutation(np.flatnonzero(_of_class(traffic, name))) for name in (drift.first, drift.second))
     swapped = share * early + (1 - share) * (1 - early)  # the share of the first class in all requests
     n = min(len(a) / swapped, len(b) / (1 - swapped))
     n_a, n_b = int(n * early * share), int(n * early * (1 - share))
@@ -182,9 +182,7 @@ def _swapped(traffic: RecordedTraffic, drift: Drift, rng: np.random.Generator) -
 
 
 def _mixed(traffic: RecordedTraffic, drift: Drift, late: Ints, rng: np.random.Generator) -> Ints:
-    name, _, text = drift.value.rpartition(":")
-    share = float(text)
-    of_class = _of_class(traffic, name)[late]
+    share, of_class = drift.share, _of_class(traffic, drift.first)[late]
     mine, others = late[of_class], late[~of_class]
     n = min(len(mine) / share if share else np.inf, len(others) / (1 - share) if share < 1 else np.inf)
     _refuse_empty(drift, before=True, after=n >= 1)
@@ -225,23 +223,22 @@ def draw_order(
     rng: np.random.Generator,
     *,
     drift: Drift | None = None,
-    regimes: tuple[Bools, Bools] | None = None,
+    n_own: int | None = None,
     disjoint: bool = False,
     resample: int | None = None,
 ) -> StreamOrder:
     """Draw a stream: each run once in a random order, unless an option says otherwise.
 
-    regimes    runs that may occur before and after a drift, see `split_regimes`
+    n_own     requests of the first file, for a drift to another one
     disjoint  take the runs of one half of the questions first; only these are evidence
     resample  number of requests to draw by question-level bootstrap
     """
-    if drift is not None and regimes is not None:
-        which, at = order_requests(traffic, drift, *regimes, rng)
+    if drift is not None:
+        which, at = order_requests(traffic, drift, rng, n_own=n_own)
         return StreamOrder(which, at, None)
     if disjoint:
         questions = rng.permutation(sorted(set(traffic.question)))
-        first = set(questions[: len(questions) // 2].tolist())
-        early = np.array([question in first for question in traffic.question])
+        early = np.isin(np.array(traffic.question), questions[: len(questions) // 2])
         which = np.concatenate([rng.permutation(np.flatnonzero(early)), rng.permutation(np.flatnonzero(~early))])
         return StreamOrder(which, None, np.arange(len(which)) < int(early.sum()))
     if resample is not None:

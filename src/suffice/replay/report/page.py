@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from suffice.files import whole_file, write_whole
+from suffice.files import write_whole
 from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, draw_classes, draw_frontier
 from suffice.replay.report.text import (
     assign_letters,
@@ -104,20 +104,18 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
     names = _file_names([report.set for report in reports])
     drawn = [_SetFigures(r, name, draw_frontier(r), draw_classes(r)) for r, name in zip(reports, names, strict=True)]
     texts = {
-        "report.html": _page(drawn, command, made),
-        "report.json": dump_json([build_report(report) for report in reports], indent=1) + "\n",
         "lines.jsonl": dump_lines(reports),
+        "report.json": dump_json([build_report(report) for report in reports], indent=1) + "\n",
+        "report.html": _page(drawn, command, made),
     }
-    figures = {f"{one.name}.frontier": one.frontier for one in drawn}
-    figures |= {f"{one.name}.classes": one.classes for one in drawn if one.classes is not None}
-    texts |= {f"{name}.svg": figure.svg for name, figure in sorted(figures.items())}
-    images = {f"{name}.png": figure.png for name, figure in sorted(figures.items())}
-    for name, image in images.items():
-        with whole_file(folder / name) as part:
-            part.write_bytes(image)
-    for name, text in reversed(texts.items()):  # the page last, so that all files it links exist
+    written = []
+    for one in drawn:
+        written += one.frontier.write(folder, f"{one.name}.frontier")
+        written += one.classes.write(folder, f"{one.name}.classes") if one.classes is not None else []
+    for name, text in texts.items():  # the page last, so that all files it links exist
         write_whole(folder / name, text)
-    return [folder / name for name in (*texts, *images)]
+        written.append(folder / name)
+    return written[::-1]
 
 
 def _file_names(sets: Sequence[str]) -> list[str]:

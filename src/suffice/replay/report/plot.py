@@ -14,10 +14,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
+from suffice.files import whole_file, write_whole
 from suffice.replay.report.text import assign_letters, describe_percent, describe_points
 from suffice.replay.study.sets import PlotPoint, PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
@@ -57,10 +59,17 @@ class PlotFiles:
     png: bytes
     svg: str
 
+    def write(self, folder: Path, name: str) -> list[Path]:
+        png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+        with whole_file(png) as part:
+            part.write_bytes(self.png)
+        write_whole(svg, self.svg)
+        return [png, svg]
+
 
 def draw_frontier(report: SetReport) -> PlotFiles:
     n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
-    with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as figure:
+    with open_figure(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as figure:
         axes = figure.add_subplot()
         low, high = _view(report)
         spare = itertools.cycle(_SPARE)
@@ -83,14 +92,14 @@ def draw_frontier(report: SetReport) -> PlotFiles:
         axes.grid(visible=True)
         axes.set_title(printable(report.set), loc="left", fontweight="bold")
         figure.legend(loc="outside lower left", fontsize=9, ncols=2)
-        return _render(figure)
+        return render_figure(figure)
 
 
 def draw_classes(report: SetReport) -> PlotFiles | None:
     names = _classes(report)
     if not names:
         return None
-    with _drawing(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as figure:
+    with open_figure(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         families = {line.policy: line.family for line in report.lines}
         spare = itertools.cycle(_SPARE)
@@ -116,17 +125,17 @@ def draw_classes(report: SetReport) -> PlotFiles | None:
             axes.grid(visible=True, axis="x")
             axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside lower center", fontsize=9, ncols=min(3, n_policies + 1))
-        return _render(figure)
+        return render_figure(figure)
 
 
 @contextmanager
-def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[Any]:
+def open_figure(name: str, size_inches: tuple[float, float]) -> Iterator[Any]:
     """A figure whose bytes depend on its content and its name alone. Raise ConfigError without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError(f"a plot needs matplotlib: {how_to_install('replay')}") from error
+        raise ConfigError(f"figures need matplotlib: {how_to_install('replay')}; or pass --no-report") from error
     settings: Any = {**_SETTINGS, "svg.hashsalt": printable(name)}  # the exact type would list every setting
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # Text in a script that the font lacks becomes boxes in the PNG; the SVG keeps it.
@@ -134,7 +143,7 @@ def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[Any]:
         yield Figure(figsize=size_inches, layout="constrained")
 
 
-def _render(figure: Any) -> PlotFiles:
+def render_figure(figure: Any) -> PlotFiles:
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
