@@ -54,7 +54,7 @@ class Here:
         """A worker's round, of a worker that is new."""
         ticks = iter(range(10**6))
         job = Notify(
-            settings=self.settings.alerts,
+            settings=self.settings,
             path=self.database,
             now=time.time,
             monotonic_s=lambda: 700.0 * next(ticks),

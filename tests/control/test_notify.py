@@ -24,7 +24,7 @@ from suffice.control.jobs.notify import MailSink, Notify, Sink, WebhookSink
 from suffice.edge.notification import MailServer, send_mail
 from suffice.errors import ConfigError
 from suffice.rollout.stages import Transition
-from suffice.settings import Alerts, parse_settings
+from suffice.settings import Alerts, Settings, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
 from suffice.store.people.alerts import Notice, alerts_of, plain, sent_notices
@@ -85,7 +85,7 @@ def working(
     """A worker with the one job, from its start to its end."""
     ticks = clock or Clock()
     job = Notify(
-        settings=alerts or Alerts(),
+        settings=Settings(alerts=alerts or Alerts()),
         path=database,
         sinks=sinks,
         now=lambda: now_s,

@@ -6,7 +6,8 @@ import math
 import random
 import shutil
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -55,8 +56,9 @@ class Straight(JobWriter):
     def renew(self) -> None:
         pass
 
-    def timed(self, route: str) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def timed(self, route: str) -> Iterator[None]:
+        yield
 
 
 def settings_for(folder: Path, **review: Any) -> Settings:

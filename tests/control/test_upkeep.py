@@ -35,7 +35,8 @@ from suffice.wiring.worker import open_decisions, open_worker
 from tests.store.made_chain import asked, published, said
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
-KEY = signing_key("secret")
+SECRET = "secret"
+KEY = signing_key(SECRET)
 
 
 @dataclass
@@ -100,9 +101,9 @@ def append(database: Path, *events: Event, at_s: float = 1.0) -> None:
 
 def exporter(database: Path, clock: Clock, *, file: Path | None = None, webhook: str | None = None) -> ExportHeads:
     return ExportHeads(
-        settings=AuditLog(file=str(file or ""), every_s=60.0, timeout_s=2.0),
+        settings=Settings(audit=AuditLog(file=str(file or ""), every_s=60.0, timeout_s=2.0)),
         path=database,
-        key=KEY,
+        secret=SECRET,
         webhook=webhook,
         now=lambda: 1_764_147_600.0,
         monotonic_s=clock,
@@ -200,6 +201,7 @@ def retaining(database: Path, clock: Clock, now: Clock, **retention: Any) -> Ite
     with Decisions.open(database, now=now, monotonic_s=clock) as writer:
         yield Retain(
             settings=settings,
+            path=writer.path,
             writer=writer,
             author="worker",
             now=now,

@@ -6,10 +6,9 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from suffice.control.jobs.base import Job, Worker
+from suffice.control.jobs.base import Worker
 from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
@@ -19,7 +18,6 @@ from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.upkeep import ExportHeads, Retain
 from suffice.errors import StoreError
 from suffice.settings import Settings
-from suffice.store.audit.chain import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path
 from suffice.wiring.keys import deployment_salt, secret
@@ -46,42 +44,31 @@ def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
 @contextmanager
 def open_worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
     with open_decisions(settings, create=create) as writer, ExitStack() as stack:
-        author, salt = f"worker {secrets.token_hex(3)}", deployment_salt(settings)
-        kinds = (*(LEARNING_JOBS if learning else ()), *OTHER_JOBS)
-        jobs = [kind(settings=settings, path=writer.path, author=author, secret=salt) for kind in kinds]
+        author = f"worker {secrets.token_hex(3)}"
+        common: dict[str, Any] = {
+            "settings": settings,
+            "path": writer.path,
+            "author": author,
+            "secret": deployment_salt(settings),
+        }
+        webhook = secret("audit.webhook_env", settings.audit.webhook_env)
+        jobs = (
+            *(kind(**common) for kind in (*(LEARNING_JOBS if learning else ()), *OTHER_JOBS)),
+            ExportHeads(webhook=webhook, **common),
+            Retain(writer=writer, new_id=lambda: _new_id("er"), **common),
+            Notify(sinks=sinks_of(settings.alerts), **common),
+        )
         for job in jobs:
             stack.callback(job.close)
         yield Worker(
             decisions=writer,
             author=author,
-            jobs=(*jobs, *upkeep(settings, writer, author)),
+            jobs=jobs,
             now=time.time,
             monotonic_s=time.monotonic,
-            new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
+            new_id=lambda: _new_id("jr"),
         )
 
 
-def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...]:
-    audit = ExportHeads(
-        settings=settings.audit,
-        path=writer.path,
-        key=signing_key(deployment_salt(settings)),
-        webhook=secret("audit.webhook_env", settings.audit.webhook_env),
-        now=time.time,
-        monotonic_s=time.monotonic,
-    )
-    retain = Retain(
-        settings=settings,
-        writer=writer,
-        author=author,
-        now=time.time,
-        monotonic_s=time.monotonic,
-        new_id=lambda: f"er_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
-    )
-    return audit, retain, notifier(settings, writer.path)
-
-
-def notifier(settings: Settings, path: Path) -> Notify:
-    return Notify(
-        settings=settings.alerts, path=path, sinks=sinks_of(settings.alerts), now=time.time, monotonic_s=time.monotonic
-    )
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}"

@@ -214,7 +214,7 @@ def month(
         certify, monitor, rollup, retrain = (kind(**common) for kind in (Certify, Monitor, Rollup, Retrain))
         advance = Advance(**{**common, "monotonic_s": clock})  # its waiting times follow the month's clock
         sinks = (TakenSink("log"), TakenSink("webhook"))
-        notify = Notify(settings=settings.alerts, path=writer.path, sinks=sinks, now=clock, monotonic_s=monotonic_s)
+        notify = Notify(sinks=sinks, **common)
 
         def worker(*jobs: Job) -> Worker:
             return Worker(

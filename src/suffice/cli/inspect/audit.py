@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from suffice.cli import shell
-from suffice.control.jobs.notify import format_notice_time, notice_headline
+from suffice.control.jobs.notify import Notify, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
 from suffice.formatting import format_iso
@@ -31,7 +31,8 @@ from suffice.store.routes.deployments import find_damage
 from suffice.wiring.audit import audit_key, note_export
 from suffice.wiring.bundle import write_bundle
 from suffice.wiring.files import load_deployment, load_settings
-from suffice.wiring.worker import notifier, open_decisions
+from suffice.wiring.startup import sinks_of
+from suffice.wiring.worker import open_decisions
 
 COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
 _TIMES = "a time such as 2026-11-26 or 2026-11-26T09:00:00+01:00"
@@ -51,7 +52,7 @@ def test(path: Path) -> None:
     """
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     settings = load_settings(path)
-    job = notifier(settings, database_path(settings.store.url))
+    job = Notify(settings=settings, path=database_path(settings.store.url), sinks=sinks_of(settings.alerts))
     if not job.sinks:
         raise ConfigError("no alert sink is configured; set webhook_url_env, or email_to, under [alerts]")
     notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
@@ -69,7 +70,7 @@ def test(path: Path) -> None:
 def list_sent(settings: Settings, n: int) -> shell.CommandReply:
     """List the latest alerts that were sent, oldest first."""
     sent = list(sent_notices(database_path(settings.store.url), n))
-    lines = [f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}" for one in sent]
+    lines = [f"{format_iso(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}" for one in sent]
     return shell.CommandReply(sent, lines or "no alerts were sent yet")
 
 

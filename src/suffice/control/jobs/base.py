@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
@@ -62,19 +64,6 @@ class Job(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Stopwatch:
-    monotonic_s: Callable[[], float]
-    spent_s: float = 0.0
-    began_s: float = 0.0
-
-    def __enter__(self) -> None:
-        self.began_s = self.monotonic_s()
-
-    def __exit__(self, *_: object) -> None:
-        self.spent_s += self.monotonic_s() - self.began_s
-
-
 class JobWriter:
     """Writes a job's decisions under its lease. Every method but `timed` raises LeaseLost and StoreError."""
 
@@ -82,7 +71,7 @@ class JobWriter:
         self._decisions, self._job, self._monotonic_s = decisions, job, monotonic_s
         self.lease: JobLease | None = None
         self._renewed_s = 0.0
-        self.watches: dict[str, _Stopwatch] = {}  # by route, of this run
+        self.spent_s = defaultdict[str, float](float)  # by route, of this run
 
     def acquire(self) -> bool:
         self.lease, self._renewed_s = self._decisions.acquire(self._job), self._monotonic_s()
@@ -106,11 +95,14 @@ class JobWriter:
             raise self._lost()
         self._renewed_s = now_s
 
-    def timed(self, route: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def timed(self, route: str) -> Iterator[None]:
         """Count the time of the block as the route's."""
-        if route not in self.watches:
-            self.watches[route] = _Stopwatch(self._monotonic_s)
-        return self.watches[route]
+        began_s = self._monotonic_s()
+        try:
+            yield
+        finally:
+            self.spent_s[route] += self._monotonic_s() - began_s
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(f"job {self._job}: another worker has it")
@@ -151,24 +143,23 @@ class Worker:
                 return None
             job.forget()
         began_s, began_at_s = self.monotonic_s(), self.now()
-        writer.watches = {}
+        writer.spent_s.clear()
         try:
             writer.renew()
             reports = [one for one in job.run(writer) if one.said or by_hand]
-            if reports:
-                spent_s = {route: watch.spent_s for route, watch in writer.watches.items()}
-                spent_s[""] = self.monotonic_s() - began_s
-                history = [
-                    JobRun(
-                        run_id=self.new_id(),
-                        job=job.name,
-                        author=self.author,
-                        began_at_s=began_at_s,
-                        duration_s=spent_s.get(one.route, 0.0),
-                        **asdict(replace(one, said=one.said or "nothing to do")),
-                    )
-                    for one in reports
-                ]
+            writer.spent_s[""] = self.monotonic_s() - began_s
+            history = [
+                JobRun(
+                    run_id=self.new_id(),
+                    job=job.name,
+                    author=self.author,
+                    began_at_s=began_at_s,
+                    duration_s=writer.spent_s[one.route],
+                    **asdict(replace(one, said=one.said or "nothing to do")),
+                )
+                for one in reports
+            ]
+            if history:
                 writer.write(history)
         except LeaseLost as error:
             LOG.warning("%s", error)
@@ -191,8 +182,18 @@ class LogJob:
     now: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = time.monotonic
     secret: str = field(default="", repr=False)
+    _due_s: dict[str, float] = field(init=False, default_factory=dict)  # by route, or "": when it may work, monotonic
     _matches: dict[str, Match] = field(init=False, default_factory=dict)
     _open: ExitStack = field(init=False, default_factory=ExitStack)
+
+    def is_due(self, route: str = "") -> bool:
+        return self._due_s.get(route, -inf) <= self.monotonic_s()
+
+    def rest(self, seconds: float, route: str = "") -> None:
+        self._due_s[route] = self.monotonic_s() + seconds
+
+    def forget(self) -> None:
+        self._due_s.clear()
 
     def match(self, route: str) -> Match:
         """Open a route's match. Raises ConfigError, and whatever else its scorer raises."""
@@ -218,7 +219,6 @@ class RouteJob(LogJob, ABC):
     failing: ClassVar[str]  # effect of a failure on the route, for the error message
     first_rest_s: ClassVar[float] = LONGEST_REST_S  # of a failed route, doubled each time up to the longest
     raises: ClassVar[tuple[type[Exception], ...]] = (LeaseLost, StoreError)  # errors that end the whole pass
-    _due_s: dict[str, float] = field(init=False, default_factory=dict)  # when routes may work again, monotonic
     _rest_s: dict[str, float] = field(init=False, default_factory=dict)  # of routes that have failed
     _failed: dict[str, str] = field(init=False, default_factory=dict)  # reason by route, in this pass
 
@@ -230,17 +230,10 @@ class RouteJob(LogJob, ABC):
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
         """Do the work of these routes."""
 
-    def forget(self) -> None:
-        self._due_s.clear()
-
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
-        now_s = self.monotonic_s()
         self._failed.clear()
-        names = [
-            name
-            for name, route in self.settings.routes.items()
-            if self.concerns(route) and self._due_s.get(name, now_s) <= now_s
-        ]
+        routes = self.settings.routes.items()
+        names = [name for name, route in routes if self.concerns(route) and self.is_due(name)]
         if not names or not self.path.is_file():
             return ()
         with open_reader(self.path) as log:
@@ -260,7 +253,7 @@ class RouteJob(LogJob, ABC):
     def leave(self, name: str, why: str) -> None:
         """Let a route rest; `why` must not contain text of users."""
         rest_s = self._rest_s[name] = min(LONGEST_REST_S, 2 * self._rest_s.get(name, self.first_rest_s / 2))
-        self._due_s[name] = self.monotonic_s() + rest_s
+        self.rest(rest_s, name)
         self._failed[name] = why
         LOG.error("%s: route %s failed and will be retried later: %s", self.name, name, why)
         LOG.debug("the same, with its traceback", exc_info=True)
@@ -283,9 +276,9 @@ class ProposalJob(RouteJob):
         """Look at a route; return what was proposed, or "". None: there was nothing to look at."""
 
     def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
-        now_s, decided, reports = self.monotonic_s(), read_decided(here.log), list[JobReport]()
+        decided, reports = read_decided(here.log), list[JobReport]()
         for name in names:
-            self._due_s[name] = now_s + self.rests_s
+            self.rest(self.rests_s, name)
             here.until = last_place(here.log)
             sentence = self.attempt(name, here, self.propose, name, decided.of(name), here)
             if sentence is not None or name in self._failed:
@@ -314,7 +307,7 @@ class FoldJob(RouteJob, Generic[F]):
     """A job that folds the log once for all routes."""
 
     _folds: dict[str, F] = field(init=False, default_factory=dict)
-    _sentences: dict[str, list[str]] = field(init=False, default_factory=dict)  # by route, in this pass
+    _sentences: defaultdict[str, list[str]] = field(init=False, default_factory=lambda: defaultdict(list))  # by route
 
     def begin(self, log: LogReader) -> None:
         """Read what the pass needs beside the rows. Raises StoreError."""
@@ -334,7 +327,7 @@ class FoldJob(RouteJob, Generic[F]):
         """Prepare what depends on all routes, when every row has been read."""
 
     def add_sentence(self, name: str, sentence: str) -> None:
-        self._sentences.setdefault(name, []).append(sentence)
+        self._sentences[name].append(sentence)
 
     def forget(self) -> None:
         super().forget()
@@ -361,9 +354,7 @@ class FoldJob(RouteJob, Generic[F]):
         for name, fold in list(self._folds.items()):
             self.attempt(name, here, self.conclude, name, fold, here)
         n = {name: fold.n for name, fold in self._folds.items()}
-        return [
-            self.report(name, *self._sentences.get(name, ()), read_to_seq=last, at=n.get(name, 0)) for name in names
-        ]
+        return [self.report(name, *self._sentences[name], read_to_seq=last, at=n.get(name, 0)) for name in names]
 
 
 def rows_since(log: LogReader, since_seq: int, writer: JobWriter) -> Iterator[StoredEvent]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
-from suffice.control.jobs.base import JobReport, JobWriter
+from suffice.control.jobs.base import JobReport, JobWriter, LogJob
 from suffice.edge.notification import MailServer, post_json, send_mail
-from suffice.settings import Alerts
+from suffice.formatting import format_iso
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.people.alerts import (
     AlertLog,
@@ -66,7 +64,7 @@ class WebhookSink:
             "route": notice.route,
             "sentence": notice.sentence,
             "over": notice.over,
-            "at": format_notice_time(at_s),
+            "at": format_iso(at_s),
             "link": link,
         }
         return post_json(self.url, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
@@ -81,7 +79,7 @@ class MailSink:
 
     def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         about = f" on {notice.route}" if notice.route else ""
-        text = f"{notice_headline(notice)}\n\n{format_notice_time(at_s)}\n{link or ''}"
+        text = f"{notice_headline(notice)}\n\n{format_iso(at_s)}\n{link or ''}"
         subject = f"Suffice: {'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}{about}"
         return send_mail(self.server, sender=self.sender, to=self.to, subject=subject, text=text, timeout_s=TIMEOUT_S)
 
@@ -89,10 +87,6 @@ class MailSink:
 def notice_headline(notice: Notice) -> str:
     about = f"route {notice.route}: " if notice.route else ""
     return f"{'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}: {about}{notice.sentence}"
-
-
-def format_notice_time(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 BATCH: Final = 100  # rows read at once for a sink, and notices sent to it in one round
@@ -138,20 +132,16 @@ class _SinkPlace:
     rests_until_s: float = float("-inf")  # monotonic
 
 
-@dataclass(slots=True, kw_only=True)
-class Notify:
-    name: ClassVar[str] = "notify"
-    settings: Alerts
-    path: Path
+@dataclass(kw_only=True)
+class Notify(LogJob):
+    name = "notify"
     sinks: Sequence[Sink]
-    now: Callable[[], float]
-    monotonic_s: Callable[[], float]
     patience_s: float = 1.0
     _places: dict[str, _SinkPlace] = field(init=False, default_factory=dict)
-    _looks_at_s: float = field(init=False, default=float("-inf"))
     _alerts: AlertLog | None = field(init=False, default=None)
 
     def forget(self) -> None:
+        super().forget()
         self._places.clear()
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
@@ -198,17 +188,17 @@ class Notify:
         while rows := read_alert_rows(log, place.seq, BATCH):
             for stored in rows:
                 notice = alerts_of(stored.event)
-                if notice is not None and notice.kind in self.settings.kinds:
+                if notice is not None and notice.kind in self.settings.alerts.kinds:
                     before_s = place.sent_at_s.get(notice.same)
-                    if before_s is None or stored.at_s - before_s >= self.settings.repeat_s:
+                    if before_s is None or stored.at_s - before_s >= self.settings.alerts.repeat_s:
                         return _Flight(notice, stored.seq, stored.at_s)
                 place.seq = stored.seq
         return None
 
     def _next_resolution(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
-        if not self.settings.tell_over:
+        if not self.settings.alerts.tell_over:
             return None
-        self._alerts = read_alert_log(log, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
+        self._alerts = read_alert_log(log, self._alerts or AlertLog(repeat_s=self.settings.alerts.repeat_s))
         due = due_resolution(self._alerts, name, self.now())
         if due is None:
             return None
@@ -239,12 +229,14 @@ class Notify:
 
     def link(self, notice: Notice) -> str | None:
         """The console's page about a notice; None: the settings hold no address of the console."""
-        return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
+        address = self.settings.alerts.link
+        return None if address is None else f"{address.rstrip('/')}/console{notice.path}"
 
     def _report_fail_opens(self, writer: JobWriter, log: LogReader) -> None:
-        if self.monotonic_s() < self._looks_at_s:
+        if not self.is_due():
             return
-        self._looks_at_s, hour = self.monotonic_s() + LOOK_S, int(self.now() // HOUR_S)
+        self.rest(LOOK_S)
+        hour = int(self.now() // HOUR_S)
         failures = [
             FailOpenCount(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
             for route, n_runs, n_degraded in degraded_runs(log, hour)

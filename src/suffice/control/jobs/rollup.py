@@ -47,16 +47,15 @@ class Rollup(LogJob):
     name = "rollup"
     _compared_exactly: set[str] = field(init=False, default_factory=set)  # routes whose scorer could not be built
     _classes: dict[str, set[str]] | None = field(init=False, default=None)
-    _rested_s: float | None = field(init=False, default=None)
 
     def forget(self) -> None:
-        self._classes, self._rested_s = None, None
+        super().forget()
+        self._classes = None
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
-        now_s = self.monotonic_s()
-        if not self.path.is_file() or (self._rested_s is not None and now_s - self._rested_s < EVERY_S):
+        if not self.path.is_file() or not self.is_due():
             return ()
-        self._rested_s = now_s
+        self.rest(EVERY_S)
         n_rows, last = 0, 0
         with open_reader(self.path) as log:
             if self._classes is None:

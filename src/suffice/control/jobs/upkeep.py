@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
-from suffice.control.jobs.base import JobReport, JobWriter
+from suffice.control.jobs.base import JobReport, JobWriter, LogJob
 from suffice.edge.notification import post_json
 from suffice.errors import StoreError
-from suffice.settings import AuditLog, Settings
-from suffice.store.audit.chain import Head, append_line, head, line_of, read_heads
+from suffice.formatting import format_iso
+from suffice.store.audit.chain import Head, append_line, head, line_of, read_heads, signing_key
 from suffice.store.audit.personal import PARTS, Part
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
@@ -34,38 +33,30 @@ from suffice.store.routes.deployments import read_decided
 from suffice.telemetry import LOG
 
 
-@dataclass(slots=True, kw_only=True)
-class ExportHeads:
-    name: ClassVar[str] = "audit"
-    settings: AuditLog
-    path: Path
-    key: bytes
+@dataclass(kw_only=True)
+class ExportHeads(LogJob):
+    name = "audit"
     webhook: str | None
-    now: Callable[[], float]
-    monotonic_s: Callable[[], float]
-    _due_s: float = field(init=False, default=float("-inf"))  # monotonic
     _in_file: Head | None = field(init=False, default=None)
     _sent: Head | None = field(init=False, default=None)  # to the webhook
 
     def forget(self) -> None:
+        super().forget()
         self._in_file = self._sent = None
-        self._due_s = float("-inf")
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:  # noqa: ARG002 - every job gets one; this one adds no row
-        now_s = self.monotonic_s()
-        if now_s < self._due_s or not (self.settings.file or self.webhook) or not self.path.is_file():
+        audit = self.settings.audit
+        if not (audit.file or self.webhook) or not self.is_due() or not self.path.is_file():
             return ()
-        self._due_s = now_s + self.settings.every_s
+        self.rest(audit.every_s)
         with open_reader(self.path) as log:
             newest = head(log)
         if newest is None:
             return ()
-        at = datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        line, reports = line_of(newest, at=at, key=self.key), list[JobReport]()
-        if self.settings.file:
-            reports += self._to_file(Path(self.settings.file), newest, line)
+        line = line_of(newest, at=format_iso(self.now()), key=signing_key(self.secret))
+        reports = [] if not audit.file else self._to_file(Path(audit.file), newest, line)
         if self.webhook and newest != self._sent:
-            problem = post_json(self.webhook, line, timeout_s=self.settings.timeout_s)
+            problem = post_json(self.webhook, line, timeout_s=audit.timeout_s)
             if problem is None:
                 self._sent = newest
                 sentence = f"head at place {newest.place} exported to the webhook"
@@ -75,13 +66,13 @@ class ExportHeads:
             reports.append(JobReport(said=sentence, ok=problem is None, read_to_seq=newest.seq))
         return reports
 
-    def _to_file(self, file: Path, newest: Head, line: bytes) -> Sequence[JobReport]:
+    def _to_file(self, file: Path, newest: Head, line: bytes) -> list[JobReport]:
         try:
             if self._in_file is None and file.exists():
                 kept = read_heads(file, key=None)
                 self._in_file = kept[-1].head if kept else None
             if newest == self._in_file:
-                return ()
+                return []
             append_line(file, line)
         except StoreError as error:
             LOG.error("audit: %s", error)
@@ -93,35 +84,30 @@ class ExportHeads:
 DAY_S: Final = 86_400.0
 
 
-@dataclass(slots=True, kw_only=True)
-class Retain:
+@dataclass(kw_only=True)
+class Retain(LogJob):
     """Erases what is past its retention, in transactions that are safe to repeat."""
 
-    name: ClassVar[str] = "retain"
-    settings: Settings
+    name = "retain"
     writer: Decisions
-    author: str
-    now: Callable[[], float]
-    monotonic_s: Callable[[], float]
     new_id: Callable[[], str]
-    _due_s: float = field(init=False, default=float("-inf"))  # monotonic
     _done: dict[Part, int] = field(init=False, default_factory=dict)  # position up to which each part is erased
     _unpurged: bool = field(init=False, default=False)  # rows were erased, and the file still has to be rewritten
 
     def forget(self) -> None:
+        super().forget()
         self._done.clear()
-        self._due_s = float("-inf")
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
-        now_s, retention = self.monotonic_s(), self.settings.retention
+        retention = self.settings.retention
         due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
-        if not due or now_s < self._due_s or not self.writer.path.is_file():
+        if not due or not self.is_due() or not self.path.is_file():
             return ()
-        self._due_s = now_s + retention.every_s
+        self.rest(retention.every_s)
         reports = [self._retain(part, days, writer) for part, days in due]
         if self._unpurged:
             writer.renew()
-            self._unpurged = not purge(self.writer.path)
+            self._unpurged = not purge(self.path)
             if self._unpurged:
                 sentence = "the write-ahead log may still hold erased text: another process was reading; will retry"
                 reports.append(JobReport(said=sentence, ok=False))
@@ -146,11 +132,11 @@ class Retain:
         return JobReport(said=sentence, read_to_seq=self._done.get(part, 0))
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
-        with open_reader(self.writer.path) as log:
+        with open_reader(self.path) as log:
             after = self._done.get(part) or erased_until(log, what)
             last = self._needed_from(log) - 1 if part == "steps" else last_place(log)
         while True:
-            with open_reader(self.writer.path) as log:
+            with open_reader(self.path) as log:
                 rows = select_expired_rows(log, limit_s, after_seq=after, until_seq=last)
                 # References are erased with the answers: they would mark a missing answer as wrong.
                 ended = [row.key for row in rows if row.kind == "outcome"] if part == "answers" else []
