@@ -13,12 +13,12 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
-from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript, within
+from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
 from suffice.episode.chunk_parsing import PrefillStripper
 from suffice.settings import Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
 from suffice.upstream.drivers import DRIVERS
-from suffice.upstream.wire import REASONING_FIELDS, parse_token_count
+from suffice.upstream.wire import REASONING_FIELDS, parse_token_count, within
 
 Experiment: TypeAlias = Callable[[ServerSession], Awaitable[Result]]
 

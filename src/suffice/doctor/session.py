@@ -32,12 +32,6 @@ class Refusal(Exception):
         self.result = result
 
 
-def within(body: object, *path: str) -> object:
-    for key in path:
-        body = body.get(key) if isinstance(body, Mapping) else None
-    return body
-
-
 def error_message(body: Mapping[str, Any]) -> str:
     error = body.get("error", body.get("message"))
     message = error.get("message") if isinstance(error, Mapping) else error
@@ -69,7 +63,7 @@ class WholeResponse:
     @property
     def text(self) -> str:
         message = self.choices[0].get("message") if self.choices else None
-        parts = (within(message, name) for name in (*wire.REASONING_FIELDS, "content"))
+        parts = (wire.within(message, name) for name in (*wire.REASONING_FIELDS, "content"))
         return "".join(part for part in parts if isinstance(part, str))
 
     @property
@@ -159,8 +153,8 @@ class ServerSession:
 
     async def models(self) -> list[str]:
         status, body = await self.get("/v1/models")
-        listed = within(body, "data") if status == 200 else None
-        names = [within(one, "id") for one in listed] if isinstance(listed, list) else []
+        listed = wire.within(body, "data") if status == 200 else None
+        names = [wire.within(one, "id") for one in listed] if isinstance(listed, list) else []
         return [name for name in names if isinstance(name, str)]
 
     @asynccontextmanager

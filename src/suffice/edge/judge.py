@@ -14,7 +14,7 @@ from typing import Any, Self
 from suffice.errors import UpstreamError
 from suffice.upstream.allowance import retry_after_s
 from suffice.upstream.client import helper_client
-from suffice.upstream.wire import encode_json, parse_token_count
+from suffice.upstream.wire import encode_json, parse_token_count, within
 
 MAX_CHARS = 20_000  # of a question, an answer or a reference; longer ones are cut in the middle
 MAX_REPLY_BYTES = 2**20
@@ -161,19 +161,16 @@ def _contained(text: str, tag: str) -> str:
 
 
 def _with(before: Grade, reply: Mapping[str, Any], problem: str) -> Grade:
-    try:
-        text = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        text = ""
-    text = text if isinstance(text, str) else ""
+    choices = reply.get("choices")
+    content = within(choices[0], "message", "content") if isinstance(choices, list) and choices else None
+    text = content if isinstance(content, str) else ""
     value = None if problem else read_grade(text)
-    usage = reply.get("usage")
-    tokens = usage if isinstance(usage, dict) else {}
+    prompt, completion = (within(reply, "usage", name) for name in ("prompt_tokens", "completion_tokens"))
     return Grade(
         value=value,
         said=text[-500:],
         problem=problem or ("" if value is not None else "the reply does not end with a grade from -1 to 1"),
         n_calls=before.n_calls + 1,
-        prompt_tokens=before.prompt_tokens + (parse_token_count(tokens.get("prompt_tokens")) or 0),
-        completion_tokens=before.completion_tokens + (parse_token_count(tokens.get("completion_tokens")) or 0),
+        prompt_tokens=before.prompt_tokens + (parse_token_count(prompt) or 0),
+        completion_tokens=before.completion_tokens + (parse_token_count(completion) or 0),
     )

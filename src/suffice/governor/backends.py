@@ -36,6 +36,7 @@ from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
 from suffice.upstream.client import Headers, helper_client
+from suffice.upstream.wire import within
 from suffice.wiring.gateway import build_library
 from suffice.wiring.startup import embedders
 
@@ -334,8 +335,7 @@ class RemoteBackend:
             raise UpstreamProtocol(f"HTTP {status} without JSON") from None
         if status == 200 and isinstance(read, dict):
             return read
-        error = read.get("error") if isinstance(read, dict) else None
-        message = str(error.get("message", ""))[:500] if isinstance(error, dict) else f"HTTP {status}"
+        message = str(within(read, "error", "message") or f"HTTP {status}")[:500]
         if 400 <= status < 500:
             raise BadRequest(message, status=status)
         raise UpstreamProtocol(f"HTTP {status}: {message}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from suffice.errors import UpstreamError, UpstreamProtocol
@@ -19,6 +21,7 @@ from suffice.upstream.wire import (
     encode_json,
     last_events,
     parse_token_count,
+    within,
 )
 
 # Fields that exist only in streams: padding against traffic analysis, progress reports.
@@ -27,7 +30,6 @@ _FIRST_WINS = frozenset({"id", "model"})
 _LISTED = ("choices", "object", "usage", "error")
 LIMIT_BYTES = 8 * 2**20
 MOST_CALLS = 1_024  # tool calls of one message
-_MOST_PIECES = 4_096  # of a text, before they are joined: a piece of one character takes 60 bytes
 _OBJECT_FACTOR = 4  # approximate bytes in memory per byte of JSON
 _NEW_KEY_BYTES = 1_024
 _NEW_CHOICE_BYTES = 2_048
@@ -88,7 +90,7 @@ class Assembler:
             self._usage = usage
         for key, value in chunk.items():
             if key not in _LISTED and key not in _STREAM_ONLY:
-                _keep(self._room, self._top, key, value, first_wins=key in _FIRST_WINS, join_lists=False)
+                self._room.keep(self._top, key, value, first_wins=key in _FIRST_WINS, join_lists=False)
 
     def _add_choices(self, choices: Any) -> None:
         choices = choices if isinstance(choices, list) else []
@@ -111,7 +113,7 @@ class Assembler:
             raise UpstreamProtocol("upstream: the stream contained no answer; at least one choice is needed")
         if not self.finished:
             raise UpstreamProtocol("upstream: the stream ended without a finish reason; the answer is incomplete")
-        is_text = any(choice.text is not None for choice in self._choices.values())
+        is_text = any(choice.texts for choice in self._choices.values())
         # llama.cpp alone sends timings, and it alone writes "" where OpenAI writes null.
         empty_content = "" if "timings" in self._top else None
         answer = self._top | {
@@ -132,7 +134,7 @@ def _adds_text_alone(chunk: Any, field: str) -> bool:
 
 
 class _Room:
-    __slots__ = ("_left", "_limit")
+    """Merges what arrives into tables, whose texts are `StringIO`, within so many bytes of memory."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = self._left = limit_bytes
@@ -143,6 +145,49 @@ class _Room:
             raise UpstreamProtocol(
                 f"upstream: an answer takes more than {self._limit} bytes of memory; at most that many are kept"
             )
+
+    def add_text(self, table: dict[str, Any], key: str, piece: str) -> None:
+        text = table.get(key)
+        if not isinstance(text, StringIO):
+            self.take(_NEW_KEY_BYTES + len(key))
+            text = table[key] = StringIO(newline="\n")
+        self.take(_size_of(piece))
+        text.write(piece)
+
+    def keep(
+        self, table: dict[str, Any], key: str, value: Any, *, first_wins: bool = False, join_lists: bool = True
+    ) -> None:
+        """Merge a value: lists add up; otherwise the last non-null value counts, or the first non-empty one."""
+        before = table.get(key)
+        if key not in table:
+            self.take(_NEW_KEY_BYTES + len(key))
+        if join_lists and isinstance(value, list):
+            self.take(_size_of(value))
+            if not isinstance(before, list):
+                table[key] = []  # a copy, so that it may grow in place
+            table[key].extend(value)
+        elif (not before) if first_wins else (value is not None or key not in table):
+            if value is not before:
+                self.take(_size_of(value) - _size_of(before))
+            table[key] = value
+
+    def add_function(self, table: dict[str, Any], key: str, delta: Mapping[str, Any]) -> None:
+        """Names and arguments arrive in pieces; a name that is repeated whole is not doubled."""
+        if not isinstance(table.get(key), dict):
+            table[key] = {}
+        function = table[key]
+        for name, value in delta.items():
+            before = function.get(name)
+            if value is None and name in function:
+                continue
+            if not isinstance(value, str):
+                self.keep(function, name, value, join_lists=False)
+            elif name != "name" or not isinstance(before, StringIO) or not _equals(before, value):
+                self.add_text(function, name, value)
+
+
+def _equals(text: StringIO, value: str) -> bool:
+    return text.tell() == len(value) and text.getvalue() == value
 
 
 def _size_of(value: Any) -> int:
@@ -156,27 +201,17 @@ def _size_of(value: Any) -> int:
         raise UpstreamProtocol("upstream: an answer is nested too deeply") from None
 
 
-class _Text:
-    __slots__ = ("_pieces", "_room", "n_chars")
-
-    def __init__(self, room: _Room) -> None:
-        self._room, self._pieces, self.n_chars = room, list[str](), 0
-
-    def add(self, piece: str) -> None:
-        self._room.take(len(piece) if piece.isascii() else 4 * len(piece))
-        self.n_chars += len(piece)
-        self._pieces.append(piece)
-        if len(self._pieces) > _MOST_PIECES:
-            self._pieces = [self.whole()]
-
-    def whole(self) -> str:
-        return "".join(self._pieces)
+def _plain(table: Any) -> Any:
+    """Return a table with its texts as strings, and anything else as it is."""
+    if not isinstance(table, dict):
+        return table
+    return {key: value.getvalue() if isinstance(value, StringIO) else value for key, value in table.items()}
 
 
 class _ChoiceParts:
     def __init__(self, room: _Room) -> None:
         self.finish_reason: str | None = None
-        self.text: _Text | None = None  # of a plain completion
+        self.texts: dict[str, Any] = {}  # of a plain completion
         self.message = _Message(room)
         self._room = room
         self._logprobs: list[bytes] | None = None  # as received: parsed objects would take six times the memory
@@ -188,8 +223,7 @@ class _ChoiceParts:
                 if isinstance(value, Mapping):
                     self.message.add(value)
             elif key == "text":
-                self.text = self.text or _Text(self._room)
-                self.text.add(value if isinstance(value, str) else "")
+                self._room.add_text(self.texts, key, value if isinstance(value, str) else "")
             elif key == "finish_reason":
                 self.finish_reason = self.finish_reason if value is None else value
             elif key == "logprobs":
@@ -198,30 +232,30 @@ class _ChoiceParts:
                     self._logprobs.append(encode_json(value))
                     self._room.take(len(self._logprobs[-1]))
             elif key != "index":
-                _keep(self._room, self._others, key, value)
+                self._room.keep(self._others, key, value)
 
     def result(self, index: int, *, is_text: bool, empty_content: str | None) -> dict[str, Any]:
         body: dict[str, Any] = {"index": index, "finish_reason": self.finish_reason, **self._others}
         if self._logprobs is not None:
-            joined: dict[str, Any] = {}
+            joined, counted = dict[str, Any](), _Room(sys.maxsize)  # their room is taken
             for raw in self._logprobs:
                 for key, part in decode_json(raw).items():
-                    _keep(None, joined, key, part)
+                    counted.keep(joined, key, part)
             body["logprobs"] = joined if self._logprobs else None
         if is_text:
-            return body | {"text": self.text.whole() if self.text else ""}
+            return body | {"text": "", **_plain(self.texts)}
         return body | {"message": self.message.result(empty_content)}
 
 
 class _Message:
     def __init__(self, room: _Room) -> None:
         self._room = room
-        self._texts: dict[str, _Text] = {}
+        self._texts: dict[str, Any] = {}
         self._parts: list[Any] | None = None  # content as a list of parts, as some vendors send it
         self._others: dict[str, Any] = {}
         self._calls: list[dict[str, Any]] | None = None  # those without an index, in order
         self._call_of: dict[int, dict[str, Any]] = {}
-        self._function: dict[str, Any] | None = None
+        self._function: dict[str, Any] = {}  # "function_call", if there is one
 
     def add(self, delta: Mapping[str, Any]) -> None:
         for key, value in delta.items():
@@ -231,36 +265,35 @@ class _Message:
                 self._add_calls(value)
             elif key == "function_call":
                 if isinstance(value, Mapping):
-                    self._function = self._function or {}
-                    _join_function(self._room, self._function, value)
+                    self._room.add_function(self._function, key, value)
             elif key == "content" and isinstance(value, list):
                 self._add_parts(value)
             elif isinstance(value, str) and key != "role":
                 self.add_text(key, value)
             else:
-                _keep(self._room, self._others, key, value, first_wins=key == "role")
+                self._room.keep(self._others, key, value, first_wins=key == "role")
 
     def add_text(self, key: str, text: str) -> None:
         if key == "content" and self._parts is not None:
             self._add_parts([{"type": "text", "text": text}] if text else [])
         else:
-            _text_at(self._room, self._texts, key).add(text)
+            self._room.add_text(self._texts, key, text)
 
     def _add_parts(self, parts: list[Any]) -> None:
         if self._parts is None:
             before = self._texts.pop("content", None)
-            self._parts = [{"type": "text", "text": before}] if before is not None and before.n_chars else []
+            self._parts = [{"type": "text", "text": before}] if before is not None and before.tell() else []
         for part in parts:
-            last = self._parts[-1] if self._parts else None
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 self._room.take(_size_of(part))
                 self._parts.append(part)
                 continue
-            if not isinstance(last, dict) or not isinstance(last.get("text"), _Text):
-                self._room.take(_size_of({**part, "text": ""}))
-                last = {**part, "text": _Text(self._room)}
+            last = self._parts[-1] if self._parts else None
+            if not isinstance(last, dict) or not isinstance(last.get("text"), StringIO):
+                last = {**part, "text": None}
+                self._room.take(_size_of(last))
                 self._parts.append(last)
-            last["text"].add(part["text"])
+            self._room.add_text(last, "text", part["text"])
 
     def _add_calls(self, calls: Any) -> None:
         for delta in calls if isinstance(calls, list) else ():
@@ -272,11 +305,9 @@ class _Message:
                 if key == "index" or value is None:
                     continue
                 if key == "function" and isinstance(value, Mapping):
-                    if not isinstance(call.get(key), dict):
-                        call[key] = {}
-                    _join_function(self._room, call[key], value)
+                    self._room.add_function(call, key, value)
                 elif value or key not in call:
-                    _keep(self._room, call, key, value, join_lists=False)
+                    self._room.keep(call, key, value, join_lists=False)
 
     def _call_for(self, delta: Mapping[str, Any], calls: list[dict[str, Any]]) -> dict[str, Any]:
         index, name = delta.get("index"), delta.get("id")
@@ -305,65 +336,13 @@ class _Message:
         if self._calls is not None:
             calls = [call for _, call in sorted(self._call_of.items())] + self._calls
             message["tool_calls"] = [{key: _plain(value) for key, value in call.items()} for call in calls]
-        if self._function is not None:
-            message["function_call"] = _plain(self._function)
+        message |= {key: _plain(value) for key, value in self._function.items()}
         if not message["content"]:
             # Null beside calls and refusals, as OpenAI has it.
-            beside = self._calls is not None or self._function is not None or message.get("refusal")
+            beside = self._calls is not None or self._function or message.get("refusal")
             has_text = "content" in self._texts and not message.get("refusal")
             message["content"] = empty_content if beside and not has_text else ""
         return message
-
-
-def _text_at(room: _Room, table: dict[str, Any], key: str) -> _Text:
-    text = table.get(key)
-    if not isinstance(text, _Text):
-        room.take(_NEW_KEY_BYTES + len(key))
-        text = table[key] = _Text(room)
-    return text
-
-
-def _keep(
-    room: _Room | None,
-    known: dict[str, Any],
-    key: str,
-    value: Any,
-    *,
-    first_wins: bool = False,
-    join_lists: bool = True,
-) -> None:
-    """Merge a value: lists add up; otherwise the last non-null value counts, or the first non-empty one."""
-    before = known.get(key)
-    if room is not None and key not in known:
-        room.take(_NEW_KEY_BYTES + len(key))
-    if join_lists and isinstance(value, list):
-        if room is not None:
-            room.take(_size_of(value))
-        if not isinstance(before, list):
-            known[key] = []  # a copy, so that it may grow in place
-        known[key].extend(value)
-    elif (not before) if first_wins else (value is not None or key not in known):
-        if room is not None and value is not before:
-            room.take(_size_of(value) - _size_of(before))
-        known[key] = value
-
-
-def _join_function(room: _Room, function: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    """Names and arguments arrive in pieces; a name that is repeated whole is not doubled."""
-    for key, value in delta.items():
-        before = function.get(key)
-        if value is None and key in function:
-            continue
-        if not isinstance(value, str):
-            _keep(room, function, key, value, join_lists=False)
-        elif key != "name" or not isinstance(before, _Text) or before.n_chars != len(value) or before.whole() != value:
-            _text_at(room, function, key).add(value)
-
-
-def _plain(table: Any) -> Any:
-    if not isinstance(table, dict):
-        return table
-    return {key: value.whole() if isinstance(value, _Text) else value for key, value in table.items()}
 
 
 def _error_words(error: Any) -> str:
@@ -467,18 +446,14 @@ def _usage_alone(tail: bytes) -> Iterator[Any]:
 
 
 def _usage_in(value: Any) -> Mapping[str, Any] | None:
-    if not isinstance(value, Mapping):
-        return None
-    for holder in (value, value.get("response"), value.get("message")):
-        if isinstance(holder, Mapping) and isinstance(holder.get("usage"), Mapping):
-            return holder["usage"]  # type: ignore[no-any-return]
-    if "tokens_predicted" in value:  # llama.cpp's own completion
-        timings = value.get("timings")
-        cached = timings.get("cache_n") if isinstance(timings, Mapping) else None
+    for usage in (within(value, "usage"), within(value, "response", "usage"), within(value, "message", "usage")):
+        if isinstance(usage, Mapping):
+            return usage
+    if isinstance(value, Mapping) and "tokens_predicted" in value:  # llama.cpp's own completion
         return {
             "prompt_tokens": value.get("tokens_evaluated"),
             "completion_tokens": value["tokens_predicted"],
-            "prompt_tokens_details": {"cached_tokens": cached},
+            "prompt_tokens_details": {"cached_tokens": within(value, "timings", "cache_n")},
         }
     return None
 
@@ -492,9 +467,11 @@ def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
 
 
 def _is_truncated(value: Mapping[str, Any]) -> bool:
-    delta, details, choices = value.get("delta"), value.get("incomplete_details"), value.get("choices")
-    reasons = [value.get("stop_reason")]
-    reasons += [delta.get("stop_reason")] if isinstance(delta, Mapping) else []
-    reasons += [details.get("reason")] if isinstance(details, Mapping) else []
-    reasons += [c.get("finish_reason") for c in choices if isinstance(c, Mapping)] if isinstance(choices, list) else []
+    choices = value.get("choices")
+    reasons = [
+        value.get("stop_reason"),
+        within(value, "delta", "stop_reason"),
+        within(value, "incomplete_details", "reason"),
+        *(within(choice, "finish_reason") for choice in (choices if isinstance(choices, list) else ())),
+    ]
     return any(reason in _TRUNCATED for reason in reasons) or value.get("stop_type") == "limit"

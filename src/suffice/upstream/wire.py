@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain, repeat
-from typing import Annotated, Any, NoReturn, TypeAlias
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 
@@ -198,6 +199,7 @@ def finite(text: str) -> float:
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 _NOTHING = msgspec.Raw(b"")
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class TokenDetails(msgspec.Struct, frozen=True, gc=False):
@@ -304,6 +306,13 @@ def decode_json(data: bytes) -> Any:
         ) from None
 
 
+def within(value: object, *path: str) -> Any:
+    """Return what is at a path of keys in nested JSON objects; None if a part of it is missing or no object."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def _check_items(data: bytes) -> None:
     if len(data) <= _UNCOUNTED_BYTES:
         return
@@ -331,48 +340,25 @@ def _clean(value: Any) -> Any:
 
 def _decode_tolerant(data: bytes) -> Chunk:
     raw = decode_json(data) if data.strip() else None
+    return _tolerant(Chunk, raw) or Chunk()
+
+
+def _tolerant(kind: type[T], raw: Any) -> T | None:
+    """Return an object as `kind`, its fields as far as they can be read; None for anything else."""
     if not isinstance(raw, Mapping):
-        return Chunk()
-    choices, usage = raw.get("choices"), raw.get("usage")
-    tables = [c for c in choices[:MOST_CHOICES] if isinstance(c, Mapping)] if isinstance(choices, list) else None
-    return Chunk(
-        id=_text(raw.get("id")),
-        object=_text(raw.get("object")),
-        model=_text(raw.get("model")),
-        choices=None if tables is None else [_choice(table) for table in tables],
-        usage=_usage(usage) if isinstance(usage, Mapping) else None,
-        error=_raw(raw, "error"),
-    )
+        return None
+    if kind is Delta and isinstance(raw.get("content"), list):
+        raw = _without_parts(raw)
+    return kind(**{name: read(raw[name]) for name, read in _READERS[kind] if name in raw})
 
 
-def _choice(raw: Mapping[str, Any]) -> Choice:
-    delta = raw.get("delta")
-    return Choice(
-        index=parse_token_count(raw.get("index")) or 0,
-        delta=_delta(delta) if isinstance(delta, Mapping) else None,
-        text=_text(raw.get("text")),
-        finish_reason=_text(raw.get("finish_reason")),
-        logprobs=_raw(raw, "logprobs"),
-    )
-
-
-def _delta(raw: Mapping[str, Any]) -> Delta:
-    content, thought = raw.get("content"), raw.get("thinking")
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, Mapping)]
-        thoughts = [part for part in parts if part.get("type") == "thinking"]
-        thought = thought or _parts_text(thoughts, "thinking")
-        content = _parts_text([part for part in parts if part.get("type") != "thinking"], "text")
-    return Delta(
-        role=_text(raw.get("role")),
-        content=_text(content),
-        reasoning=_text(raw.get("reasoning")),
-        reasoning_content=_text(raw.get("reasoning_content")),
-        thinking=_text(thought),
-        refusal=_text(raw.get("refusal")),
-        tool_calls=_raw(raw, "tool_calls"),
-        function_call=_raw(raw, "function_call"),
-    )
+def _without_parts(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a delta whose content is a list of parts, as some vendors send it, with texts instead."""
+    parts = [part for part in raw["content"] if isinstance(part, Mapping)]
+    thoughts = [part for part in parts if part.get("type") == "thinking"]
+    others = [part for part in parts if part.get("type") != "thinking"]
+    thought = raw.get("thinking") or _parts_text(thoughts, "thinking")
+    return {**raw, "content": _parts_text(others, "text"), "thinking": thought}
 
 
 def _parts_text(parts: list[Mapping[str, Any]], key: str) -> str | None:
@@ -385,20 +371,10 @@ def _parts_text(parts: list[Mapping[str, Any]], key: str) -> str | None:
     return "".join(texts) or None
 
 
-def _usage(raw: Mapping[str, Any]) -> WireUsage:
-    return WireUsage(
-        prompt_tokens=parse_token_count(raw.get("prompt_tokens")),
-        completion_tokens=parse_token_count(raw.get("completion_tokens")),
-        total_tokens=parse_token_count(raw.get("total_tokens")),
-        prompt_tokens_details=_details(raw.get("prompt_tokens_details")),
-        completion_tokens_details=_details(raw.get("completion_tokens_details")),
-    )
-
-
-def _details(raw: Any) -> TokenDetails | None:
-    if not isinstance(raw, Mapping):
+def _choices(raw: Any) -> list[Choice] | None:
+    if not isinstance(raw, list):
         return None
-    return TokenDetails(parse_token_count(raw.get("cached_tokens")), parse_token_count(raw.get("reasoning_tokens")))
+    return [choice for one in raw[:MOST_CHOICES] if (choice := _tolerant(Choice, one)) is not None]
 
 
 def _text(value: Any) -> str | None:
@@ -414,8 +390,20 @@ def parse_token_count(value: Any) -> int | None:
     return int(value) if 0 <= value < 2**53 else None
 
 
-def _raw(raw: Mapping[str, Any], key: str) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(raw[key])) if key in raw else _NOTHING
+_READER_OF_TYPE: Mapping[Any, Callable[[Any], Any]] = {
+    int: lambda value: parse_token_count(value) or 0,
+    str | None: _text,
+    _Count | None: parse_token_count,
+    msgspec.Raw: lambda value: msgspec.Raw(msgspec.json.encode(value)),
+    list[Choice] | None: _choices,
+    Delta | None: partial(_tolerant, Delta),
+    WireUsage | None: partial(_tolerant, WireUsage),
+    TokenDetails | None: partial(_tolerant, TokenDetails),
+}
+_READERS: Mapping[type, list[tuple[str, Callable[[Any], Any]]]] = {
+    kind: [(field.name, _READER_OF_TYPE[field.type]) for field in msgspec.structs.fields(kind)]
+    for kind in (Chunk, Choice, Delta, WireUsage, TokenDetails)
+}
 
 
 def reasoning_of(delta: Delta) -> tuple[str, str]:
