@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,11 @@ from suffice.store.database.sqlite import database_path
 
 if TYPE_CHECKING:  # commands need secrets and no gateway
     from suffice.gateway.auth import Caller, KeyRing
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh id; ids sort by their time."""
+    return f"{prefix}_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}"
 
 
 def api_key(name: str, upstream: Upstream) -> str | None:

@@ -14,6 +14,7 @@ import msgspec
 
 from suffice.console.auth import Person, Role, Roster, invite, name_problem
 from suffice.errors import ConfigError
+from suffice.files import whole_file
 from suffice.settings import Settings
 from suffice.store.database.presence import try_lock
 from suffice.store.database.sqlite import database_path
@@ -57,19 +58,18 @@ class People:
         return () if roster is None else tuple(sorted(roster.people, key=lambda one: one.name))
 
     def first(self) -> str | None:
+        """Make the first admin and return the secret; None: the file exists."""
         if self.file.exists():
             return None
         with self._held():
-            if self.file.exists():
-                return None
-            return self._write(Roster(key=secrets.token_hex(32)), ADMIN, "admin")
+            return None if self.file.exists() else self._write(_new_roster(), ADMIN, "admin")
 
     def add(self, name: str, role: Role) -> str:
         """Add a person; return the secret, to be shown once. Raises ConfigError for a name that is taken or invalid."""
         if (problem := name_problem(name)) is not None:
             raise ConfigError(f"name: {problem}")
         with self._held():
-            roster = self._read() or Roster(key=secrets.token_hex(32))
+            roster = self._read() or _new_roster()
             if roster.by_name(name) is not None:
                 raise ConfigError(f"name: {name!r} is taken; give them a new secret with reset-secret, or remove them")
             return self._write(roster, name, role)
@@ -77,7 +77,7 @@ class People:
     def reset(self, name: str) -> str:
         """Replace a person's secret and end their sessions; return it, to be shown once. Raises ConfigError."""
         with self._held():
-            roster = self._read() or Roster(key=secrets.token_hex(32))
+            roster = self._read() or _new_roster()
             person = roster.by_name(name)
             if person is None and (name != ADMIN or any(one.role == ADMIN for one in roster.people)):
                 raise ConfigError(f"name: {self._unknown(roster, name)}")
@@ -124,17 +124,11 @@ class People:
         return secret
 
     def _replace(self, roster: Roster) -> None:
-        draft = self.file.with_name(f"{self.file.name}.{secrets.token_hex(8)}")
         try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
-                handle.write(msgspec.json.format(msgspec.json.encode(roster), indent=1))
-                handle.flush()
-                os.fsync(handle.fileno())
-            draft.replace(self.file)
+            with whole_file(self.file) as part:
+                part.write_bytes(msgspec.json.format(msgspec.json.encode(roster), indent=1))
         except OSError as error:
             raise ConfigError(f"{self.file}: cannot be written ({error.strerror})") from None
-        finally:
-            draft.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -154,6 +148,10 @@ class People:
             yield
         finally:
             os.close(descriptor)
+
+
+def _new_roster() -> Roster:
+    return Roster(key=secrets.token_hex(32))
 
 
 def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessGrant:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -38,12 +37,10 @@ from suffice.store.rows.events import Event
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import driver_facts, honoured, url_key
-from suffice.wiring.files import load_settings
-from suffice.wiring.keys import api_key
+from suffice.wiring.keys import api_key, new_id
 from suffice.wiring.routes import build_route, read_evidence
 from suffice.wiring.startup import open_log
 
-DEFAULT_CONFIG = Path("suffice.toml")
 STYLES = {"yes": "green", "no": "red", "ignored": "yellow", "unclear": "dim"}
 VERIFIED = ("yes", "no", "ignored")  # verdicts of this server itself; "unclear" verifies nothing
 
@@ -93,8 +90,7 @@ def doctor(config: Path | None, **given: object) -> None:
     options = DoctorOptions(**given)  # type: ignore[arg-type]  # click has checked them
     if (options.upstream is None) == (options.route is None):
         raise ConfigError("name either --upstream or --route")
-    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
-    settings = None if path is None else load_settings(path)
+    settings = shell.load_optional_settings(config)
     if options.route is not None:
         _examine_route(settings, options, options.route)
         return
@@ -117,15 +113,8 @@ async def _open_session(client: UpstreamClient, options: DoctorOptions, model: s
 
 
 async def _append(settings: Settings, event: Event) -> None:
-    log = open_log(settings)
-    try:
+    with closing(open_log(settings)) as log:
         await log.append_durable(event)
-    finally:
-        log.close()
-
-
-def _new_id() -> str:
-    return f"ex_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}"
 
 
 async def _examine_upstream(settings: Settings | None, options: DoctorOptions, target: str) -> bool:
@@ -139,9 +128,14 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
         upstream = msgspec.structs.replace(upstream, driver=options.driver)
     async with _client(name, upstream) as client:
         session = await _open_session(client, options, options.model)
-        with _progress(options) as on_start:
+        screen = Console(stderr=True, quiet=options.as_json or not sys.stderr.isatty())
+        with screen.status("starting") as line:
             result = await examine(
-                session, upstream=name, examination_id=_new_id(), at_s=time.time(), on_start=on_start
+                session,
+                upstream=name,
+                examination_id=new_id("ex"),
+                at_s=time.time(),
+                on_start=lambda experiment: line.update(f"trying {experiment}"),
             )
     if settings is None:
         kept = "Not kept: there is no settings file here (--config)."
@@ -160,15 +154,6 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
     return honoured(result, "reachable")
 
 
-@contextmanager
-def _progress(options: DoctorOptions) -> Iterator[Callable[[str], None]]:
-    if options.as_json or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    with Console(stderr=True).status("starting") as line:
-        yield lambda name: line.update(f"trying {name}")
-
-
 def _print_json(findings: Findings, recommendation: Recommendation, *, url: str, kept: str) -> None:
     plain = msgspec.to_builtins(findings) | {"url": url, "advice": recommendation, "kept": kept}
     for one in plain["findings"]:
@@ -184,17 +169,17 @@ def _print_findings(findings: Findings, head: str) -> None:
             click.echo(f"{one.experiment:<22} {one.verdict:<8} {_verified(one.verdict):<9} {one.evidence}")
         click.echo()
         return
-    table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("experiment", no_wrap=True, style="bold")
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("verified\nhere", no_wrap=True)
-    table.add_column("evidence", overflow="fold")
+    table = Table("experiment", "verdict", "verified\nhere", "evidence", title=Text(head), title_justify="left")
+    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    for column in table.columns[:3]:
+        column.no_wrap = True
     for one in findings.findings:
         # Text, not str: a server's text may look like markup.
         meaning, _ = EXPERIMENTS[one.experiment]
         evidence = Text(meaning.replace("`", "") + "\n", style="dim")
         evidence.append(Text(one.evidence, style="default not dim"))
-        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), evidence)
+        verdict = Text(one.verdict, style=STYLES[one.verdict])
+        table.add_row(Text(one.experiment, style="bold"), verdict, _verified(one.verdict), evidence)
     Console().print(table)
 
 
@@ -231,7 +216,7 @@ def _examine_route(settings: Settings | None, options: DoctorOptions, name: str)
     refused = build_route(name, route, read_evidence(settings)).refused
     report = RouteDiagnosis(name=name, route=route, status=status, logged=logged, live=live, refused=refused)
     if options.as_json:
-        _print_route_json(report)
+        shell.print_json(_plain_route(report))
     else:
         shell.print_facts(f"route {name}", [_route_lines(report)], loud=("REFUSED",))
 
@@ -246,7 +231,7 @@ async def _run_questions(settings: Settings, options: DoctorOptions, name: str, 
             session, bodies, build_scorer(route.scorer), n_repeats=options.repeats, concurrency=upstream.slots
         )
     label = scorer_label(route.scorer)
-    await _append(settings, as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time()))
+    await _append(settings, as_findings(live, examination_id=new_id("ex"), route=name, scorer=label, at_s=time.time()))
     return live
 
 
@@ -304,25 +289,25 @@ def _formula(route: Route) -> str:
     )
 
 
-def _print_route_json(report: RouteDiagnosis) -> None:
+def _plain_route(report: RouteDiagnosis) -> dict[str, Any]:
     status, audits = report.status, None
     if status is not None:
         missing = {"n_missing": status.evidence.n_missing, "wait_s": status.evidence.wait_s}
         audits = {**msgspec.to_builtins(status.evidence), **missing}
-    plain = {
+    return {
         "route": report.name,
         "mode": report.route.mode,
         "scorer": scorer_label(report.route.scorer),
         "refused": report.refused,
-        "logged": _runs_json(report.logged),
-        "live": None if report.live is None else _runs_json(report.live),
+        "logged": _plain_runs(report.logged),
+        "live": None if report.live is None else _plain_runs(report.live),
         "governed_share": None if status is None else status.report.governed_share,
         "ungoverned": {} if status is None else dict(status.report.ungoverned),
         "audits": audits,
     }
-    shell.print_json(plain)
 
 
-def _runs_json(runs: FullRunCounts) -> dict[str, int]:
-    names = ("n_runs", "n_extractable", "n_repeats", "n_agreeing", "n_failed")
-    return {name: getattr(runs, name) for name in names}
+def _plain_runs(runs: FullRunCounts) -> dict[str, int]:
+    plain = asdict(runs)
+    del plain["answers"]
+    return plain
