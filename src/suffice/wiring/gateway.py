@@ -44,10 +44,10 @@ from suffice.wiring.startup import (
     LogRetry,
     Preflight,
     StartState,
+    attach,
     last_good_writer,
     open_known_log,
     preflight,
-    retry_opening,
 )
 from suffice.wiring.worker import open_decisions
 
@@ -167,9 +167,12 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
         presence.release()
         begun.log.close()
         raise
-    retry = None
-    if begun.problem is not None:
-        retry = LogRetry(settings, gw, begun, partial(_restore_late, settings, gw, follower), lock=lock)
+
+    def restore(log: SqliteLog, known: LogKnowledge) -> None:
+        attach(begun, gw, log)
+        _restore_late(settings, gw, follower, known)
+
+    retry = None if begun.problem is None else LogRetry(settings, gw, begun, restore, process="library", lock=lock)
 
     def close() -> None:
         if retry is not None:
@@ -288,7 +291,8 @@ async def _follow_log(settings: Settings, gw: GatewayState, begun: StartState, a
     else:
         _look_for_damage(path, gw)
 
-    def restore(log: SqliteLog, known: LogKnowledge) -> None:
+    async def restore(log: SqliteLog, known: LogKnowledge) -> None:
+        attach(begun, gw, log)
         for name, result in known.evidence.upstreams.items():
             gw.upstreams[name].findings = result
         _restore_late(settings, gw, follower, known)
@@ -297,5 +301,12 @@ async def _follow_log(settings: Settings, gw: GatewayState, begun: StartState, a
         app.beside |= _console_apps(settings, log, gw, stack)
 
     await stack.enter_async_context(follow_log(follower, gw.metrics))
-    await stack.enter_async_context(retry_opening(settings, gw, begun, restore))
+    if begun.problem is not None:
+        loop = asyncio.get_running_loop()
+
+        def on_opened(log: SqliteLog, known: LogKnowledge) -> None:
+            asyncio.run_coroutine_threadsafe(restore(log, known), loop).result()
+
+        retry = LogRetry(settings, gw, begun, on_opened, process="serve", lock=threading.Lock())
+        stack.push_async_callback(asyncio.to_thread, retry.close)
     gw.deployment.notify = follower.wake

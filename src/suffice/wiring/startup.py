@@ -5,7 +5,6 @@ A missing log is not created while its last-good file shows that something was a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 import math
@@ -13,8 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
@@ -226,52 +224,7 @@ def last_good_writer(settings: Settings, secret: str) -> LastGoodWriter | None:
     )
 
 
-@asynccontextmanager
-async def retry_opening(
-    settings: Settings, gw: GatewayState, begun: StartState, on_opened: Callable[[SqliteLog, LogKnowledge], None]
-) -> AsyncIterator[None]:
-    if begun.problem is None:
-        yield
-        return
-    task = asyncio.create_task(_retry(settings, gw, begun, on_opened))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _retry(
-    settings: Settings, gw: GatewayState, begun: StartState, on_opened: Callable[[SqliteLog, LogKnowledge], None]
-) -> None:
-    pause_s, opened = RETRY_S[0], None
-    while opened is None:
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, RETRY_S[1])
-        work = asyncio.ensure_future(asyncio.to_thread(_try_again, settings, gw, begun, "serve"))
-        try:
-            opened = await asyncio.shield(work)
-        except asyncio.CancelledError:
-            if unwanted := await work:
-                unwanted[0].close()
-            raise
-    attach(begun, opened[0], serves=gw.deployment.serves)
-    on_opened(*opened)
-
-
-def _try_again(
-    settings: Settings, gw: GatewayState, begun: StartState, process: Process
-) -> tuple[SqliteLog, LogKnowledge] | None:
-    try:
-        return open_checked_log(settings, process)
-    except StoreError as error:
-        begun.late.problem = gw.deployment.log_problem = str(error)
-    except Exception as error:  # noqa: BLE001 - requests are served; the next attempt follows
-        LOG.error("the log could not be opened (%s)", type(error).__name__)
-    return None
-
-
-def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
+def attach(begun: StartState, gw: GatewayState, log: SqliteLog) -> None:
     n_dropped, n_rows = begun.late.n_dropped, begun.late.attach(log)
     begun.late.append(
         LogOutage(
@@ -279,7 +232,7 @@ def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
             since_s=begun.since_s,
             until_s=time.time(),
             reason=begun.problem or "",
-            after="the last-good file" if serves == "last good" else "everything in full",
+            after="the last-good file" if gw.deployment.serves == "last good" else "everything in full",
             n_rows=n_rows,
             n_dropped=n_dropped,
         )
@@ -288,25 +241,27 @@ def attach(begun: StartState, log: SqliteLog, *, serves: str) -> None:
 
 
 class LogRetry:
-    """Retries to open the log in a thread, for a loop in the caller's process."""
+    """Retries to open the log in a thread; once it is open, `on_opened` gets it, with what it knows."""
 
     def __init__(
         self,
         settings: Settings,
         gw: GatewayState,
         begun: StartState,
-        on_opened: Callable[[LogKnowledge], None],
+        on_opened: Callable[[SqliteLog, LogKnowledge], None],
         *,
+        process: Process,
         lock: threading.Lock,
     ) -> None:
-        """Start the thread; `came` gets the log's knowledge, and `lock` guards the gateway and its log."""
-        self._settings, self._gw, self._begun, self._on_opened, self._lock = settings, gw, begun, on_opened, lock
+        """Start the thread; `lock` is held while `on_opened` runs."""
+        self._settings, self._gw, self._begun, self._on_opened = settings, gw, begun, on_opened
+        self._process, self._lock = process, lock
         self._closing, self._is_closed = threading.Event(), False
         self._thread = threading.Thread(target=self._work, name="suffice-open", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Try once more if rows are waiting, then stop; rows that still wait are lost, with a warning."""
+        """Try once more if rows of a caller's loop are waiting, then stop; what still waits is lost, with a warning."""
         self._closing.set()
         self._thread.join(LAST_TRY_S)
         late = self._begun.late
@@ -319,21 +274,26 @@ class LogRetry:
         pause_s, most_s = RETRY_S
         while True:
             ends = self._closing.wait(pause_s)
-            if (ends and not self._begun.late.n_waiting) or self._opened() or ends:
+            if ends and (self._process == "serve" or not self._begun.late.n_waiting):
+                return
+            if self._opened() or ends:
                 return
             pause_s = min(2 * pause_s, most_s)
 
     def _opened(self) -> bool:
-        opened = _try_again(self._settings, self._gw, self._begun, "library")
-        if opened is None:
+        try:
+            log, known = open_checked_log(self._settings, self._process)
+        except StoreError as error:
+            self._begun.late.problem = self._gw.deployment.log_problem = str(error)
             return False
-        log, known = opened
+        except Exception as error:  # noqa: BLE001 - requests are served; the next attempt follows
+            LOG.error("the log could not be opened (%s)", type(error).__name__)
+            return False
         with self._lock:
             if self._is_closed:
                 log.close()
             else:
-                attach(self._begun, log, serves=self._gw.deployment.serves)
-                self._on_opened(known)
+                self._on_opened(log, known)
         return True
 
 
