@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # commands need secrets and no gateway
     from suffice.gateway.auth import Caller, KeyRing
 
 
-def new_id(prefix: str) -> str:
+def create_id(prefix: str) -> str:
     """Return a fresh id; ids sort by their time."""
     return f"{prefix}_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}"
 

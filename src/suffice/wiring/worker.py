@@ -21,7 +21,7 @@ from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path
-from suffice.wiring.keys import deployment_salt, new_id, secret
+from suffice.wiring.keys import create_id, deployment_salt, secret
 from suffice.wiring.startup import missing_log_reason, sinks_of
 
 LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
@@ -56,7 +56,7 @@ def open_worker(settings: Settings, *, learning: bool = True, create: bool = Tru
         jobs = (
             *(kind(**common) for kind in (*(LEARNING_JOBS if learning else ()), *OTHER_JOBS)),
             ExportHeads(webhook=webhook, **common),
-            Retain(writer=writer, new_id=partial(new_id, "er"), **common),
+            Retain(writer=writer, new_id=partial(create_id, "er"), **common),
             Notify(sinks=sinks_of(settings.alerts), **common),
         )
         for job in jobs:
@@ -67,5 +67,5 @@ def open_worker(settings: Settings, *, learning: bool = True, create: bool = Tru
             jobs=jobs,
             now=time.time,
             monotonic_s=time.monotonic,
-            new_id=partial(new_id, "jr"),
+            new_id=partial(create_id, "jr"),
         )

@@ -37,7 +37,7 @@ from suffice.store.rows.events import Event
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import driver_facts, honoured, url_key
-from suffice.wiring.keys import api_key, new_id
+from suffice.wiring.keys import api_key, create_id
 from suffice.wiring.routes import build_route, read_evidence
 from suffice.wiring.startup import open_log
 
@@ -133,7 +133,7 @@ async def _examine_upstream(settings: Settings | None, options: DoctorOptions, t
             result = await examine(
                 session,
                 upstream=name,
-                examination_id=new_id("ex"),
+                examination_id=create_id("ex"),
                 at_s=time.time(),
                 on_start=lambda experiment: line.update(f"trying {experiment}"),
             )
@@ -231,7 +231,9 @@ async def _run_questions(settings: Settings, options: DoctorOptions, name: str, 
             session, bodies, build_scorer(route.scorer), n_repeats=options.repeats, concurrency=upstream.slots
         )
     label = scorer_label(route.scorer)
-    await _append(settings, as_findings(live, examination_id=new_id("ex"), route=name, scorer=label, at_s=time.time()))
+    await _append(
+        settings, as_findings(live, examination_id=create_id("ex"), route=name, scorer=label, at_s=time.time())
+    )
     return live
 
 
