@@ -75,7 +75,7 @@ def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> 
         before = changed(folder, lease.item)
         assert (before.label, before.sentence) == (None, "it has no label yet, so nothing has changed")
         assert before.before == before.after
-        submitted(writer, VerdictForm(item=lease.item, reviewer="ann", full_right=False, early_right=True))
+        submitted(writer, VerdictForm(item=lease.item, reviewer="ann", word="early"))
     after = changed(folder, lease.item)
     assert after.label is not None
     assert after.before == before.after
@@ -96,7 +96,7 @@ def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
     assert len(names) > 3
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         for name in names:
-            submitted(writer, VerdictForm(item=name, reviewer="ann", full_right=True, early_right=True))
+            submitted(writer, VerdictForm(item=name, reviewer="ann", word="both"))
     counted = changed(folder, names[-1])
     fill(folder, traffic(CONTROL.tick_requests, seed=9, first=10_000, sure=True))
     with open_worker(settings_for(folder)) as here:
@@ -115,10 +115,8 @@ def test_a_verdict_on_a_random_item_moves_the_estimate_of_em(folder: Path) -> No
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         for number, name in enumerate(drawing.drawn):
             two = queue.places[name].item.shows == "both"
-            last = submitted(
-                writer,
-                VerdictForm(item=name, reviewer="ann", full_right=number % 2 == 0, early_right=False if two else None),
-            )
+            words = ("full", "neither") if two else ("right", "wrong")
+            last = submitted(writer, VerdictForm(item=name, reviewer="ann", word=words[number % 2]))
             assert last.label is not None
     effect = changed(folder, drawing.drawn[-1])
     assert effect.is_drawn
@@ -136,7 +134,7 @@ def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Pat
     with Decisions.open(tmp_path / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         add_review(writer, item("ep_00003"))
         before = changed(tmp_path, "ep_00003", OWN)
-        submitted(writer, VerdictForm(item="ep_00003", reviewer="ann", full_right=False, early_right=False))
+        submitted(writer, VerdictForm(item="ep_00003", reviewer="ann", word="neither"))
     after = changed(tmp_path, "ep_00003", OWN)
     assert changed(tmp_path, "ep_00003").waits, "a route that learns has learned nothing here"
     assert not after.waits

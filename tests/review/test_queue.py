@@ -16,8 +16,6 @@ from suffice.review.items import (
     Verdict,
     VerdictForm,
     allowed_verdicts,
-    category,
-    parse_verdict,
 )
 from suffice.review.queue import (
     ItemState,
@@ -165,7 +163,7 @@ def test_a_contradiction_is_decided_by_a_third_who_was_not_one_of_them(first: st
     decided = says(place, "cas", "early", at_s=4.0)
     assert decided.label is not None
     assert (decided.label.correct, decided.label.comment) == (False, "adjudicated by cas")
-    assert after(place, decided).settlement is not None
+    assert after(place, decided).resolution is not None
 
 
 def test_a_third_who_cannot_say_either_leaves_the_item_without_a_label() -> None:
@@ -202,10 +200,10 @@ def test_nobody_is_asked_about_what_is_over() -> None:
 @pytest.mark.parametrize(
     ("said", "wrong"),
     [
-        (VerdictForm(item="ep_1", reviewer=" "), "the reviewer's name"),
-        (VerdictForm(item="ep_1", reviewer="ann", full_right=True), "whether the early answer is right"),
-        (VerdictForm(item="ep_1", reviewer="ann", early_right=True), "whether the full answer is right"),
-        (VerdictForm(item="ep_1", reviewer="ann", unsure=True, reason="x" * 4_001), "at most 4,000 characters"),
+        (VerdictForm(item="ep_1", reviewer=" ", word="both"), "the reviewer's name"),
+        (VerdictForm(item="ep_1", reviewer="ann", word=""), "allowed: both, full, early, neither, unsure"),
+        (VerdictForm(item="ep_1", reviewer="ann", word="unsure", reason="x" * 4_001), "at most 4,000 characters"),
+        (VerdictForm(item="ep_1", reviewer="ann", word="full", corrected="x" * 4_001), "at most 4,000 characters"),
     ],
 )
 def test_what_says_nothing_is_refused_with_what_is_allowed(said: VerdictForm, wrong: str) -> None:
@@ -216,12 +214,14 @@ def test_what_says_nothing_is_refused_with_what_is_allowed(said: VerdictForm, wr
 
 @pytest.mark.parametrize("shows", get_args(Shows))
 def test_every_word_has_one_meaning(shows: Shows) -> None:
+    place = ItemState(item=item(shows=shows))
     for word in allowed_verdicts(shows):
-        said = parse_verdict(item(shows=shows), word, reviewer="ann")
-        assert isinstance(said, VerdictForm)
-        assert category(full_right=said.full_right, early_right=said.early_right, unsure=said.unsure) == word
+        verdict = says(place, "ann", word).verdict
+        assert verdict is not None
+        assert verdict.category == word
     other = "right" if shows == "both" else "both"
-    assert str(parse_verdict(item(shows=shows), other, reviewer="ann")).startswith(f"{other}: not a verdict")
+    refused = accept_verdict(place, VerdictForm(item="ep_1", reviewer="ann", word=other), now_s=1.0)
+    assert str(refused).startswith(f"{other}: not a verdict")
 
 
 def test_counts_and_caps_are_read_off_the_queue() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from functools import partial
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.review.agreement import em_of, estimate_em
-from suffice.review.items import DAY_S, REVIEW_REASONS, ControlDraw
+from suffice.review.items import DAY_S, ControlDraw, ReviewReason
 from suffice.review.queue import ItemState, Queue
 from suffice.review.select import (
     MOST_WAITING,
@@ -72,7 +73,7 @@ def test_a_run_is_asked_about_once_for_its_most_urgent_reason() -> None:
 
 
 def test_every_reason_has_a_rank() -> None:
-    assert set(WEIGHTS) == set(REVIEW_REASONS)
+    assert set(WEIGHTS) == set(get_args(ReviewReason))
     assert len(set(WEIGHTS.values())) == len(WEIGHTS)
 
 
@@ -243,7 +244,7 @@ def test_all_routes_together_get_no_more_than_there_is_room_for_and_none_is_left
     granted = share_out(room, demands, day=day)
     wanted = {one.route: len(one.priorities) + one.drawable for one in demands}
     assert sum(map(sum, granted.values())) == min(room, sum(wanted.values())), "nothing over it, and no room is wasted"
-    assert share_out(room, reversed(demands), day=day) == granted, "whatever the order of the settings"
+    assert share_out(room, demands[::-1], day=day) == granted, "whatever the order of the settings"
     asked = {}
     for one in demands:
         n_chosen, n_drawn = granted[one.route]

@@ -40,7 +40,7 @@ def writer(database: Path) -> Iterator[Decisions]:
 
 
 def said(reviewer: str = "ann", *, full: bool = True, name: str = "ep_1", **more: Any) -> VerdictForm:
-    return VerdictForm(item=name, reviewer=reviewer, full_right=full, early_right=not full, **more)
+    return VerdictForm(item=name, reviewer=reviewer, word="full" if full else "early", **more)
 
 
 def given(found: Submission | str) -> Submission:

@@ -19,7 +19,7 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm
 from suffice.review.holds import DECISIONS
-from suffice.review.items import MOST_TEXT, parse_verdict
+from suffice.review.items import MOST_TEXT, VerdictForm
 from suffice.sanitize import format_cell
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
@@ -143,12 +143,16 @@ def _lease(form: ActionForm) -> ActionResult:
 
 def _submit(form: ActionForm) -> ActionResult:
     name, writer = form.get("item"), form.writer
-    place = read_reviews(writer.path).queue.places.get(name)
-    if place is None:
+    if name not in read_reviews(writer.path).queue.places:
         raise unknown_item(name)
-    corrected, reason = form.text("corrected") or None, form.text("reason")
-    verdict = parse_verdict(place.item, form.get("verdict"), reviewer=form.author, corrected=corrected, reason=reason)
-    submission = raise_if_refused(submit_verdict(writer, raise_if_refused(verdict), now_s=form.now_s))
+    verdict = VerdictForm(
+        item=name,
+        reviewer=form.author,
+        word=form.get("verdict"),
+        corrected=form.text("corrected") or None,
+        reason=form.text("reason"),
+    )
+    submission = raise_if_refused(submit_verdict(writer, verdict, now_s=form.now_s))
     if form.get("next"):  # the form may request the next item at once
         lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)
     return ActionResult(submission.told, f"{REVIEW}?{urlencode({'changed': name})}")

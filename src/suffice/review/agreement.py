@@ -58,14 +58,14 @@ def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kapp
     rows, columns = p.sum(axis=1), p.sum(axis=0)
     observed, chance = float(np.trace(p)), float(rows @ columns)
     if 1 - chance < 1e-12:
-        return _kappa(None, None, observed, round(n), 2, "Cohen", confidence)
+        return _kappa(observed, None, None, n=round(n), n_raters=2, method="Cohen", confidence=confidence)
     value = (observed - chance) / (1 - chance)
     diagonal = float((np.diag(p) * (1 - (rows + columns) * (1 - value)) ** 2).sum())
     weights = (rows[np.newaxis, :] + columns[:, np.newaxis]) ** 2  # of cell (i, j): row total j and column total i
     apart = float((p * weights).sum() - (np.diag(p) * np.diag(weights)).sum())
     variance = diagonal + (1 - value) ** 2 * apart - (value - chance * (1 - value)) ** 2
     error = sqrt(max(0.0, variance) / n) / (1 - chance)
-    return _kappa(value, error, observed, round(n), 2, "Cohen", confidence)
+    return _kappa(observed, value, error, n=round(n), n_raters=2, method="Cohen", confidence=confidence)
 
 
 def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kappa:
@@ -83,15 +83,15 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
     same: Floats = (table * (table - 1)).sum(axis=1) / (raters * (raters - 1))
     shares: Floats = (table / raters[:, np.newaxis]).mean(axis=0)
     observed, chance = float(same.mean()), float(shares @ shares)
-    n = len(table)
+    n, n_raters = len(table), round(raters.max())
     if 1 - chance < 1e-12:
-        return _kappa(None, None, observed, n, round(raters.max()), "Fleiss", confidence)
+        return _kappa(observed, None, None, n=n, n_raters=n_raters, method="Fleiss", confidence=confidence)
     value = (observed - chance) / (1 - chance)
     each = (same - chance) / (1 - chance)
     by_chance = (table / raters[:, np.newaxis]) @ shares
     moved = each - 2 * (1 - value) * (by_chance - chance) / (1 - chance)
     error = sqrt(float(((moved - value) ** 2).sum()) / (n * (n - 1))) if n > 1 else None
-    return _kappa(value, error, observed, n, round(raters.max()), "Fleiss", confidence)
+    return _kappa(observed, value, error, n=n, n_raters=n_raters, method="Fleiss", confidence=confidence)
 
 
 def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
@@ -114,21 +114,14 @@ def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agree
 
 
 def _kappa(
-    value: float | None, error: float | None, observed: float, n: int, n_raters: int, method: str, confidence: float
+    observed: float, value: float | None, error: float | None, *, n: int, n_raters: int, method: str, confidence: float
 ) -> Kappa:
     low = high = None
     if value is not None and error is not None and n >= LEAST_ITEMS:
-        z = NormalDist().inv_cdf((1 + confidence) / 2)
-        low, high = max(-1.0, value - z * error), min(1.0, value + z * error)
+        radius = NormalDist().inv_cdf((1 + confidence) / 2) * error
+        low, high = max(-1.0, value - radius), min(1.0, value + radius)
     return Kappa(
-        value=value,
-        low=low,
-        high=high,
-        error=error,
-        observed=observed,
-        n_items=n,
-        n_raters=n_raters,
-        method=method,
+        value=value, low=low, high=high, error=error, observed=observed, n_items=n, n_raters=n_raters, method=method
     )
 
 
@@ -138,10 +131,10 @@ METHOD = "control share, weighted by its odds; Hoeffding"
 def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
     """Whether the delivered answer was right, by its reviewers' verdicts; None: not known (yet)."""
     place = queue.places.get(episode_id)
-    settlement = None if place is None else place.settlement
-    if place is None or settlement is None:
+    resolution = None if place is None else place.resolution
+    if place is None or resolution is None:
         return None
-    return settlement.early_right if place.item.shows == "early" else settlement.full_right
+    return resolution.early_right if place.item.shows == "early" else resolution.full_right
 
 
 def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:

@@ -69,9 +69,7 @@ class OverrideForm:
 
 
 def override_of(wanted: OverrideForm, now: RouteSnapshot, *, now_s: float) -> Override | str:
-    level = wanted.level
-    if wanted.kind == "pin" and wanted.pinned is not None:
-        level = wanted.pinned.level if level is None else level
+    level = wanted.pinned.level if wanted.level is None and wanted.pinned is not None else wanted.level
     made = Override(
         route=now.route,
         number=now.holds.n_overrides + 1,

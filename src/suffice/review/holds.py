@@ -68,8 +68,8 @@ class ActiveOverrides:
 NO_OVERRIDES: Final = ActiveOverrides()
 
 
-def lowest(one: int | None, other: int | None) -> int | None:
-    return other if one is None else one if other is None else min(one, other)
+def lowest(*levels: int | None) -> int | None:
+    return min((level for level in levels if level is not None), default=None)
 
 
 def unexpired(overrides: Iterable[Override], now_s: float) -> list[Override]:
@@ -80,31 +80,21 @@ def in_effect(overrides: Iterable[Override], now_s: float) -> ActiveOverrides:
     live = unexpired(overrides, now_s)
     if not live:
         return NO_OVERRIDES
-    observe = ceiling = budget = None
+    whole = [one for one in live if one.query_class is None]
+    latest = {one.kind: one for one in whole}
+    observe, pin = latest.get("observe"), latest.get("pin")
     classes: dict[str, int] = {}
-    pin: Override | None = None
     for one in live:
-        most = 0 if one.kind == "observe" else one.level if one.kind in ("cap", "pin") else None
-        if one.kind == "budget":
-            budget = one.max_em_drop if budget is None else min(budget, one.max_em_drop or budget)
-        elif one.query_class is not None:
-            low = lowest(classes.get(one.query_class), most)
-            classes |= {} if low is None else {one.query_class: low}
-        elif one.kind == "observe":
-            observe = f"override {one.number} by {one.author}: {one.reason}"
-            ceiling = 0
-        elif one.kind == "pin":
-            pin = one
-        else:
-            ceiling = lowest(ceiling, most)
-    if pin is not None:
-        ceiling = lowest(ceiling, pin.level)
+        if one.query_class is not None:
+            most = lowest(classes.get(one.query_class), 0 if one.kind == "observe" else one.level)
+            classes |= {} if most is None else {one.query_class: most}
+    caps = [one.level for one in whole if one.kind == "cap"]
     return ActiveOverrides(
-        observe=observe,
-        ceiling=ceiling,
+        observe=None if observe is None else f"override {observe.number} by {observe.author}: {observe.reason}",
+        ceiling=lowest(*caps, None if pin is None else pin.level, None if observe is None else 0),
         classes=classes,
         pin=pin,
-        max_em_drop=budget,
+        max_em_drop=min((one.max_em_drop or 1.0 for one in live if one.kind == "budget"), default=None),
         until_s=min(one.expires_at_s for one in live),
     )
 
@@ -264,10 +254,8 @@ class RouteHolds:
 
     def accepted(self, now_s: float) -> IncidentDecision | None:
         """The decision that accepts a critical EM at that time; None: there is none."""
-        decisions = [
-            one.decision for one in self.cases if one.decision is not None and one.decision.decision == "accept"
-        ]
-        return next((one for one in reversed(decisions) if one.until_s is not None and now_s < one.until_s), None)
+        decisions = [one.decision for one in reversed(self.cases) if one.decision is not None]
+        return next((one for one in decisions if one.until_s is not None and now_s < one.until_s), None)
 
     def after(self, record: HoldEvent, at_s: float) -> RouteHolds:
         """The state after one more row, which the log received at `at_s`, because a pause holds no time."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias
 
 ReviewReason: TypeAlias = Literal[
     "disagreement",  # an audit whose stop would have given another answer, at an eligible level
@@ -19,7 +19,6 @@ Shows: TypeAlias = Literal[
     "full",  # a full run without a stop, or with the same answer
     "early",  # a stopped run: the full run's answer is unknown
 ]
-REVIEW_REASONS: Final[tuple[ReviewReason, ...]] = get_args(ReviewReason)
 ADJUDICATOR: Final = 0  # the slot of the adjudicator
 DAY_S: Final = 86_400.0
 MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
@@ -93,10 +92,8 @@ class ItemReturn:
 class VerdictForm:
     item: str
     reviewer: str
-    full_right: bool | None = None  # None: there is no full answer, or the reviewer cannot tell
-    early_right: bool | None = None  # likewise
+    word: str  # one of `allowed_verdicts`
     corrected: str | None = None  # the right answer, if the reviewer knows it
-    unsure: bool = False  # the reviewer cannot tell; then nothing above counts
     reason: str = ""
 
 
@@ -119,17 +116,19 @@ class Verdict:
 
     @property
     def category(self) -> str:
-        return category(full_right=self.full_right, early_right=self.early_right, unsure=self.unsure)
+        return "unsure" if self.unsure else _CATEGORIES.get((self.full_right, self.early_right), "unsure")
 
 
-def category(*, full_right: bool | None, early_right: bool | None, unsure: bool) -> str:
-    if unsure or (full_right is None and early_right is None):
-        return "unsure"
-    if full_right is None or early_right is None:
-        return "right" if full_right or early_right else "wrong"
-    return {(True, True): "both", (True, False): "full", (False, True): "early"}.get(
-        (full_right, early_right), "neither"
-    )
+_CATEGORIES: Final[Mapping[tuple[bool | None, bool | None], str]] = {  # (full answer right, early answer right)
+    (True, True): "both",
+    (True, False): "full",
+    (False, True): "early",
+    (False, False): "neither",
+    (True, None): "right",
+    (None, True): "right",
+    (False, None): "wrong",
+    (None, False): "wrong",
+}
 
 
 def day_number(at_s: float) -> int:
@@ -138,24 +137,6 @@ def day_number(at_s: float) -> int:
 
 def allowed_verdicts(shows: Shows) -> tuple[str, ...]:
     return ("both", "full", "early", "neither", "unsure") if shows == "both" else ("right", "wrong", "unsure")
-
-
-def parse_verdict(
-    item: ReviewItem, word: str, *, reviewer: str, corrected: str | None = None, reason: str = ""
-) -> VerdictForm | str:
-    allowed = allowed_verdicts(item.shows)
-    if word not in allowed:
-        return f"{word}: not a verdict for this item; allowed: {', '.join(allowed)}"
-    unsure = word == "unsure"
-    return VerdictForm(
-        item=item.episode_id,
-        reviewer=reviewer,
-        full_right=None if unsure or item.shows == "early" else word in ("both", "full", "right"),
-        early_right=None if unsure or item.shows == "full" else word in ("both", "early", "right"),
-        corrected=corrected,
-        unsure=unsure,
-        reason=reason,
-    )
 
 
 MOST_CHARS: Final = 200_000  # of a stored question, and of a run's sources; a page displays less
@@ -178,18 +159,15 @@ class SourceBuffer:
 
     def add(self, step: int, *, read: Sequence[str], wrote: str) -> None:
         for text in read:
-            self._put(Source(step=step, what="read", text=text))
-        self._put(Source(step=step, what="wrote", text=wrote))
+            self._put(step, "read", text)
+        self._put(step, "wrote", wrote)
 
-    def _put(self, source: Source) -> None:
-        if not source.text:
-            return
-        room = MOST_CHARS - self._n_chars
-        self.is_cut = self.is_cut or len(source.text) > room
-        if room > 0:
-            kept = Source(step=source.step, what=source.what, text=source.text[:room])
-            self.sources.append(kept)
-            self._n_chars += len(kept.text)
+    def _put(self, step: int, what: Literal["read", "wrote"], text: str) -> None:
+        kept = text[: MOST_CHARS - self._n_chars]
+        self.is_cut = self.is_cut or len(kept) < len(text)
+        if kept:
+            self.sources.append(Source(step=step, what=what, text=kept))
+            self._n_chars += len(kept)
 
 
 def format_conversation(messages: Sequence[Any]) -> str:

@@ -20,7 +20,7 @@ from suffice.review.items import (
     ReviewLease,
     Verdict,
     VerdictForm,
-    category,
+    allowed_verdicts,
 )
 from suffice.types import Feedback
 
@@ -37,14 +37,11 @@ REVIEWER: Final = "reviewer"  # the source of labels from verdicts, as `assuranc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Resolution:
     full_right: bool | None
     early_right: bool | None
     corrected: str | None
-    reason: str
-    by: tuple[str, ...]  # reviewers with this verdict
-    adjudicated: bool  # by a third person
-    deciding: Verdict  # the one that completed it
+    verdicts: Sequence[Verdict] = field(compare=False)  # all with this result; the adjudicator's, or independent ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +91,26 @@ class ItemState:
         return next((s for s in self.slots if self.filled(s) is None and self.holder(s, now_s) is None), None)
 
     @property
-    def settlement(self) -> Settlement | None:
-        third = self.filled(ADJUDICATOR)
+    def resolution(self) -> Resolution | None:
+        """What the verdicts say together; None: not known (yet)."""
+        third, verdicts = self.filled(ADJUDICATOR), self.independent
         if third is not None:
-            return None if third.unsure else _settled([third], adjudicated=True)
-        independent = self.independent
-        if len(independent) < self.item.n_reviewers or self.needs_third:
+            verdicts = [] if third.unsure else [third]
+        elif self.needs_third or len(verdicts) < self.item.n_reviewers:
+            verdicts = []
+        if not verdicts:
             return None
-        return _settled(independent, adjudicated=False)
+        return Resolution(
+            full_right=verdicts[0].full_right,
+            early_right=verdicts[0].early_right,
+            corrected=next((one.corrected for one in verdicts if one.corrected is not None), None),
+            verdicts=verdicts,
+        )
 
     @property
     def outcome(self) -> State | None:
         """The final state, settled or undecided; None: neither yet."""
-        if self.settlement is not None:
+        if self.resolution is not None:
             return "settled"
         return "undecided" if self.filled(ADJUDICATOR) is not None else None
 
@@ -230,7 +234,8 @@ def lease_item(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease 
 
 def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> ItemReturn | None:
     """Return an item without a verdict; None: this reviewer does not hold it."""
-    if (held := place.held_by(reviewer, now_s)) is None:
+    held = place.held_by(reviewer, now_s)
+    if held is None:
         return None
     return ItemReturn(
         item=held.item,
@@ -252,31 +257,37 @@ class Submission:
 
 
 def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Submission | str:
-    wrong = _problem(place.item, form)
-    if wrong is not None:
-        return wrong
+    item, allowed = place.item, allowed_verdicts(place.item.shows)
+    if not form.reviewer.strip():
+        return "a verdict needs the reviewer's name"
+    if form.word not in allowed:
+        return f"{form.word}: not a verdict for this item; allowed: {', '.join(allowed)}"
+    if max(len(form.reason), len(form.corrected or "")) > MOST_TEXT:
+        return f"reason and corrected answer: at most {MOST_TEXT:,} characters each"
+    unsure, reason = form.word == "unsure", form.reason.strip()
+    corrected = None if unsure else (form.corrected or "").strip() or None
     before = place.verdict_of(form.reviewer)
-    if before is not None and _same(before, form):
+    if before is not None and (before.category, before.corrected, before.reason) == (form.word, corrected, reason):
         return Submission(told="you already gave this verdict; nothing changed")
     lease, slot, turn, late, result = _slot_for(place, form.reviewer, before, now_s)
     verdict = Verdict(
-        item=place.item.episode_id,
-        route=place.item.route,
+        item=item.episode_id,
+        route=item.route,
         reviewer=form.reviewer,
         revision=1 if before is None else before.revision + 1,
         slot=slot,
         turn=turn,
-        full_right=None if form.unsure else form.full_right,
-        early_right=None if form.unsure else form.early_right,
-        corrected=None if form.unsure else _text(form.corrected),
-        unsure=form.unsure,
-        reason=form.reason.strip(),
+        full_right=None if unsure or item.shows == "early" else form.word in ("both", "full", "right"),
+        early_right=None if unsure or item.shows == "full" else form.word in ("both", "early", "right"),
+        corrected=corrected,
+        unsure=unsure,
+        reason=reason,
         given_at_s=now_s,
         late=late,
         before="" if before is None else before.category,
     )
     then = place.after(verdict)
-    label = label_of(then) if _differs(place.settlement, then.settlement) else None
+    label = None if then.resolution == place.resolution else label_of(then)
     return Submission(told=f"{result}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
 
 
@@ -305,7 +316,7 @@ def _slot_for(
 def _next_step(place: ItemState, label: Feedback | None) -> str:
     if label is not None:
         return "the label is written"
-    if place.settlement is not None:
+    if place.resolution is not None:
         return "the label is unchanged"
     if place.filled(ADJUDICATOR) is not None:
         return "the adjudicator could not decide, so there is no label"
@@ -315,70 +326,27 @@ def _next_step(place: ItemState, label: Feedback | None) -> str:
     return f"{left} more {'reviewer has' if left == 1 else 'reviewers have'} to judge it"
 
 
-def _problem(item: ReviewItem, form: VerdictForm) -> str | None:
-    if not form.reviewer.strip():
-        return "a verdict needs the reviewer's name"
-    if max(len(form.reason), len(form.corrected or "")) > MOST_TEXT:
-        return f"reason and corrected answer: at most {MOST_TEXT:,} characters each"
-    if form.unsure:
-        return None
-    if item.shows != "early" and form.full_right is None:
-        return "state whether the full answer is right, or that you are unsure"
-    if item.shows != "full" and form.early_right is None:
-        return "state whether the early answer is right, or that you are unsure"
-    return None
-
-
-def _text(text: str | None) -> str | None:
-    return text.strip() or None if text is not None else None
-
-
-def _same(before: Verdict, form: VerdictForm) -> bool:
-    now = category(full_right=form.full_right, early_right=form.early_right, unsure=form.unsure)
-    corrected = None if form.unsure else _text(form.corrected)
-    return (before.category, before.corrected, before.reason) == (now, corrected, form.reason.strip())
-
-
-def _settled(entries: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
-    return Settlement(
-        full_right=entries[0].full_right,
-        early_right=entries[0].early_right,
-        corrected=next((one.corrected for one in entries if one.corrected is not None), None),
-        reason="; ".join(one.reason for one in entries if one.reason),
-        by=tuple(one.reviewer for one in entries),
-        adjudicated=adjudicated,
-        deciding=max(entries, key=lambda one: one.given_at_s),
-    )
-
-
-def _differs(before: Settlement | None, after: Settlement | None) -> bool:
-    def right(one: Settlement) -> tuple[bool | None, bool | None, str | None]:
-        return one.full_right, one.early_right, one.corrected
-
-    return after is not None and (before is None or right(before) != right(after))
-
-
 def label_of(place: ItemState) -> Feedback | None:
     """The label that the verdicts resolve to. Its source is the queue: two reviewers' labels could contradict."""
-    settlement, item = place.settlement, place.item
-    if settlement is None:
+    resolution, item = place.resolution, place.item
+    if resolution is None:
         return None
-    right = settlement.full_right if item.shows != "early" else settlement.early_right
-    known = settlement.corrected
-    if known is None and settlement.early_right:
+    known = resolution.corrected
+    if known is None and resolution.early_right:
         known = item.early_answer
-    if known is None and settlement.full_right:
+    if known is None and resolution.full_right:
         known = item.full_answer
-    names = ", ".join(settlement.by)
+    last = max(resolution.verdicts, key=lambda one: one.given_at_s)
+    names = ", ".join(one.reviewer for one in resolution.verdicts)
     return Feedback(
-        feedback_id=f"review:{item.episode_id}:{settlement.deciding.reviewer}:{settlement.deciding.revision}",
+        feedback_id=f"review:{item.episode_id}:{last.reviewer}:{last.revision}",
         episode_id=item.episode_id,
-        correct=right,
+        correct=resolution.early_right if item.shows == "early" else resolution.full_right,
         gold=known,
-        answer=settlement.corrected,
+        answer=resolution.corrected,
         source=REVIEWER,
-        reason=settlement.reason or None,
-        comment=f"adjudicated by {names}" if settlement.adjudicated else f"reviewed by {names}",
+        reason="; ".join(one.reason for one in resolution.verdicts if one.reason) or None,
+        comment=f"adjudicated by {names}" if last.slot == ADJUDICATOR else f"reviewed by {names}",
         sender="review",
         asked_for=item.why,
         door="review",

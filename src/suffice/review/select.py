@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import insort
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, floor
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from suffice.review.items import DAY_S, ControlDraw, ReviewItem, ReviewReason, Shows, day_number
 from suffice.settings import Review as ReviewRules
@@ -102,45 +103,37 @@ class Demand:
     control_share: float
 
 
-def share_out(room: int, demands: Iterable[Demand], *, day: int) -> dict[str, tuple[int, int]]:
+def share_out(room: int, demands: Collection[Demand], *, day: int) -> dict[str, tuple[int, int]]:
     """Divide the deployment's remaining cap `room`, at least 0: how many runs each route may pick and draw.
 
     Runs are granted one by one to the route with the fewest items today (max-min fairness); ties go to the most urgent
     run, then by a hash of the day and the name. Within a route, draws keep to the control share while there are runs.
     """
-    granted = dict[str, tuple[int, int]]()
-    turns = list[tuple[int, float, bytes, str, Demand]]()
-    for one in demands:
-        granted[one.route] = 0, 0
-        _take_turn(turns, one, granted, day)
+    granted = {one.route: (0, 0) for one in demands}
+    turns = [turn for one in demands if (turn := _next_turn(one, 0, 0, day)) is not None]
+    heapq.heapify(turns)
     while room > 0 and turns:
-        *_, one = heapq.heappop(turns)
-        n_chosen, n_drawn = granted[one.route]
-        draws = _draws_next(one, n_chosen, n_drawn)
-        granted[one.route] = n_chosen + (not draws), n_drawn + draws
-        room -= 1
-        _take_turn(turns, one, granted, day)
+        *_, one, n_chosen, n_drawn = heapq.heappop(turns)
+        granted[one.route], room = (n_chosen, n_drawn), room - 1
+        following = _next_turn(one, n_chosen, n_drawn, day)
+        if following is not None:
+            heapq.heappush(turns, following)
     return granted
 
 
-def _take_turn(
-    turns: list[tuple[int, float, bytes, str, Demand]], one: Demand, granted: Mapping[str, tuple[int, int]], day: int
-) -> None:
-    n_chosen, n_drawn = granted[one.route]
-    if n_chosen == len(one.priorities) and n_drawn == one.drawable:
-        return
-    draws = _draws_next(one, n_chosen, n_drawn)
+_Turn: TypeAlias = tuple[int, float, bytes, str, Demand, int, int]
+
+
+def _next_turn(one: Demand, n_chosen: int, n_drawn: int, day: int) -> _Turn | None:
+    """A route's next run: its place in the order, and what the route has then; None: it wants no more."""
+    may_choose, may_draw = n_chosen < len(one.priorities), n_drawn < one.drawable
+    if not may_choose and not may_draw:
+        return None
+    n_queued = one.n_chosen + one.n_drawn + n_chosen + n_drawn
+    draws = may_draw and (not may_choose or one.n_drawn + n_drawn < one.control_share * (n_queued + 1))
     priority = float(WEIGHTS["control"]) if draws else one.priorities[n_chosen]
     order = hashlib.blake2b(f"{day} {one.route}".encode(), digest_size=8).digest()
-    n_queued = one.n_chosen + one.n_drawn + n_chosen + n_drawn
-    heapq.heappush(turns, (n_queued, -priority, order, one.route, one))
-
-
-def _draws_next(one: Demand, n_chosen: int, n_drawn: int) -> bool:
-    if n_drawn == one.drawable:
-        return False
-    n_queued = one.n_chosen + one.n_drawn + n_chosen + n_drawn
-    return n_chosen == len(one.priorities) or one.n_drawn + n_drawn < one.control_share * (n_queued + 1)
+    return n_queued, -priority, order, one.route, one, n_chosen + (not draws), n_drawn + draws
 
 
 @dataclass(slots=True)
@@ -162,16 +155,16 @@ class CandidateQueue:
         return len(self._best)
 
     def priorities(self, n: int) -> list[float]:
-        return [one.priority for one in self._first(min(n, MOST_WAITING))]
+        return [one.priority for one in self._first(n)]
 
     def choose(self, n: int) -> list[ReviewCandidate]:
-        result = self._first(min(n, MOST_WAITING))
+        result = self._first(n)
         for one in result:
             del self._best[one.episode_id]
         return result
 
     def _first(self, n: int) -> list[ReviewCandidate]:
-        return heapq.nsmallest(n, self._best.values(), key=_order)
+        return heapq.nsmallest(min(n, MOST_WAITING), self._best.values(), key=_order)
 
 
 def _order(one: ReviewCandidate) -> tuple[float, float, str]:
@@ -187,20 +180,17 @@ class Urn:
 
     most: int
     n: int = 0
-    _heap: list[tuple[float, int, ReviewCandidate]] = field(default_factory=list)  # max-heap
+    _lowest: list[tuple[float, int, ReviewCandidate]] = field(default_factory=list)  # point, number of the run
 
     def add(self, point: float, candidate: ReviewCandidate) -> None:
         """Add a run; `point` is uniform in [0, 1), the same for the same run on every machine."""
         self.n += 1
-        entry = (-point, -self.n, candidate)
-        if len(self._heap) < self.most:
-            heapq.heappush(self._heap, entry)
-        elif self._heap and entry > self._heap[0]:
-            heapq.heapreplace(self._heap, entry)
+        insort(self._lowest, (point, self.n, candidate))
+        del self._lowest[self.most :]
 
     def draw(self, k: int) -> list[ReviewCandidate]:
-        drawn = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
-        self.n, self._heap = 0, []
+        drawn = [candidate for _, _, candidate in self._lowest[:k]]
+        self.n, self._lowest = 0, []
         return drawn
 
 

@@ -15,7 +15,7 @@ import msgspec
 from suffice.cli import shell
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, VerdictEffect, agreement, em_of
-from suffice.review.items import ReviewItem, ReviewLease, parse_verdict
+from suffice.review.items import ReviewItem, ReviewLease, VerdictForm
 from suffice.review.queue import ItemState, Queue
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
@@ -115,8 +115,8 @@ def submit(
         place = deciding.read_reviews(writer.path).queue.places.get(item)
         if place is None:
             shell.fail(f"unknown item {item!r}; see suffice review list", 1)
-        outcome = parse_verdict(place.item, word, reviewer=name, corrected=corrected, reason=reason)
-        result = outcome if isinstance(outcome, str) else deciding.submit_verdict(writer, outcome, now_s=time.time())
+        form = VerdictForm(item=item, reviewer=name, word=word, corrected=corrected, reason=reason)
+        result = deciding.submit_verdict(writer, form, now_s=time.time())
         if isinstance(result, str):
             shell.fail(result, 1)
         effect = _effect(settings, place.item)
@@ -235,9 +235,8 @@ def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) 
             deciding.give_item_back(writer, item.episode_id, name, "skipped", now_s=time.time())
             return key == "s"
         elif word is not None:
-            outcome = parse_verdict(item, word, reviewer=name, corrected=corrected, reason=reason)
-            assert not isinstance(outcome, str)
-            result = deciding.submit_verdict(writer, outcome, now_s=time.time())
+            form = VerdictForm(item=item.episode_id, reviewer=name, word=word, corrected=corrected, reason=reason)
+            result = deciding.submit_verdict(writer, form, now_s=time.time())
             click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
             click.echo(f"  {_effect(settings, item).sentence}")
             return True
