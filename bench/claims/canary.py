@@ -186,7 +186,7 @@ class Life:
             return
         self.before, self.reason = before.stage, move.reason
         if self.state.stage == "canary" and self.fewest < 0:
-            self.fewest = min(one.n for one in self.evidence.audits)
+            self.fewest = min(one.n for one in self.evidence.audits.values())
 
     def class_of(self, at: int) -> str:  # noqa: ARG002 - where traffic is recorded it says
         """The class of a request."""

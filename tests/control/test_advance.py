@@ -19,7 +19,7 @@ from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.jobs.proposals import Advance
 from suffice.review.decide import OverrideForm
 from suffice.rollout.evidence import Rules, rules_of
-from suffice.rollout.versions import VersionLineage, make_version
+from suffice.rollout.versions import Version, VersionLineage
 from suffice.settings import Control, Rollout, Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
@@ -68,9 +68,9 @@ class World:
         self.n = 0
 
     def begin(self, policy: dict[str, Any], rules: Rules = RULES) -> RolloutRun:
-        version = make_version(
-            "policy",
-            policy,
+        version = Version(
+            form="policy",
+            body=policy,
             kind="samples",
             scorer="number",
             model_family=None,
@@ -242,7 +242,7 @@ def test_people_are_asked_about_audits_on_which_the_two_versions_differ(world: W
     (said,) = world.look()
     with open_reader(world.path) as connection:
         asked = label_requests(connection, "r")
-        pending = standing(connection, world).evidence.audits[0].pending
+        pending = standing(connection, world).evidence.all_audits.pending
     assert f"{len(asked)} labels wanted" in said
     assert 0 < pending == len(asked) < 11
     assert all(one.would_answer != one.answer for one in asked.values()), "a reviewer is shown two answers"

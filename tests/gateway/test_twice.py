@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.rollout.assign import assign_audit
-from suffice.rollout.effects import draw_pair
+from suffice.rollout.assign import REPEAT_SHARE, assign_audit
 from suffice_testing import FakeRequest, Fault, Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -20,7 +19,7 @@ AUDIT: dict[str, Any] = {"policy": {"policy": "never"}, "probe": {}, "budget_tok
 def arm_of(g: Served, episode_id: str) -> int:
     """The arm that the episode's own lot draws."""
     point = assign_audit(episode_id, share=0.0, salt=f"{g.gateway.salt}/pair").point
-    return draw_pair(point, n_arms=2).arm
+    return int(point >= REPEAT_SHARE)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])

@@ -17,7 +17,7 @@ from suffice.gateway.log_follower import Follower
 from suffice.gateway.route import RolloutTrial
 from suffice.rollout import stages
 from suffice.rollout.evidence import Rules
-from suffice.rollout.versions import VersionLineage, make_version
+from suffice.rollout.versions import Version, VersionLineage
 from suffice.settings import Experiment, parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts
@@ -73,7 +73,7 @@ async def told(g: Served, until: Any) -> None:
 def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "r-1") -> rollouts.RolloutRun:
     route = g.gateway.settings.routes["r"]
     lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
-    version = make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
+    version = Version(form="policy", body=policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
     with open_decisions(g.gateway.settings) as writer:
         one = rollouts.own_candidate(
             rollouts.read_rollouts(writer.path), version, route="r", own=rollouts.own_version(route)
@@ -271,7 +271,7 @@ async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve)
 def refused(g: Served) -> str:
     """What a machine is told that tries a version again which was rolled back; a person may."""
     lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
-    version = make_version("policy", BOLDER, kind="samples", scorer="number", model_family=None, lineage=lineage)
+    version = Version(form="policy", body=BOLDER, kind="samples", scorer="number", model_family=None, lineage=lineage)
     own = rollouts.own_version(g.gateway.settings.routes["r"])
     with open_decisions(g.gateway.settings) as writer:
         held = rollouts.read_rollouts(writer.path)

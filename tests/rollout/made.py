@@ -7,7 +7,7 @@ from typing import Any
 from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun
-from suffice.rollout.versions import Version, VersionLineage, VersionTarget, make_version
+from suffice.rollout.versions import Version, VersionLineage, VersionTarget
 
 SECRET = "the deployment's own"
 HERE = VersionTarget(kind="samples", scorer="number", model_family="qwen3-8b")
@@ -25,7 +25,7 @@ def rule(threshold: float = 0.95, **changed: Any) -> Version:
         "lineage": LINEAGE,
     }
     made |= changed
-    return make_version(made.pop("form"), made.pop("body"), **made)
+    return Version(**made)
 
 
 def learned_body(weight: float = 0.5) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def learned(body: dict[str, Any] | None = None, **changed: Any) -> Version:
         "report_card": {"saving": 0.31},
     }
     made |= changed
-    return make_version("learned", body or learned_body(), **made)
+    return Version(form="learned", body=body or learned_body(), **made)
 
 
 def audited(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from suffice.rollout.effects import diff_versions
+from suffice.rollout.versions import Version, diff_plain
 from tests.rollout.made import LINEAGE, learned, learned_body, rule
+
+
+def diff_versions(before: Version, after: Version) -> tuple[str, ...]:
+    return diff_plain(before.plain(), after.plain())
 
 
 def test_a_version_does_not_differ_from_itself() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from suffice.assurance.strata import Cell
 from suffice.rollout.assign import assign_audit
-from suffice.rollout.evidence import ClassAudits, RolloutEvidence, Rules, UnitRun
+from suffice.rollout.effects import PairCounts
+from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
 from suffice.rollout.guardrails import group_classes, read_em
 from suffice.rollout.stages import (
     State,
@@ -33,16 +34,15 @@ from tests.rollout.made import audited, ran
 PROPERTY = settings(max_examples=50, derandomize=True, deadline=None)
 RULES = Rules(least_stage_s=0.0, warmup_s=0.0, warmup_requests=0)
 COUNT = st.integers(0, 900)
-CLASSES = st.lists(
+CLASSES = st.dictionaries(
+    st.sampled_from(["a", "b", "c", "d", ""]),
     st.builds(
-        ClassAudits,
-        query_class=st.sampled_from(["a", "b", "c", "d", ""]),
+        PairCounts,
         gained=st.integers(0, 3),
         same=COUNT,
         lost=st.integers(0, 3),
         pending=st.integers(0, 1),
     ),
-    unique_by=lambda one: one.query_class,
     max_size=5,
 )
 
@@ -81,8 +81,10 @@ def at_step(n: int, rules: Rules = RULES) -> State:
 
 @PROPERTY
 @given(classes=CLASSES)
-def test_nothing_is_promoted_without_samples_enough_in_the_whole_and_in_every_class(classes: list[ClassAudits]) -> None:
-    evidence = RolloutEvidence(audits=tuple(classes))
+def test_nothing_is_promoted_without_samples_enough_in_the_whole_and_in_every_class(
+    classes: dict[str, PairCounts],
+) -> None:
+    evidence = RolloutEvidence(audits=classes)
     move = step(started(), evidence)
     if move is not None and move.move == "promote":
         assert evidence.n_audits >= RULES.least_audits
@@ -216,7 +218,7 @@ def test_satisfaction_alone_sends_it_back() -> None:
 
 
 def test_what_is_surely_worse_and_surely_within_the_margin_is_put_up_with() -> None:
-    evidence = RolloutEvidence(audits=(ClassAudits(query_class="a", same=60_000, lost=60),))
+    evidence = RolloutEvidence(audits={"a": PairCounts(same=60_000, lost=60)})
     assert read_em(evidence, RULES)[0].said == "fine"
     move = step(started(), evidence)
     assert move is not None
@@ -497,9 +499,9 @@ def test_everything_is_plain_data_that_can_be_kept() -> None:
     n_control=st.integers(0, 30),
 )
 def test_advance_is_pure_and_explains_itself(
-    classes: list[ClassAudits], at: int, n_steps: int, latest: int | None, n_candidate: int, n_control: int
+    classes: dict[str, PairCounts], at: int, n_steps: int, latest: int | None, n_candidate: int, n_control: int
 ) -> None:
-    evidence = RolloutEvidence(audits=tuple(classes), latest=latest)
+    evidence = RolloutEvidence(audits=classes, latest=latest)
     evidence = ran(ran(evidence, "candidate", n_candidate), "control", n_control)
     state = at_step(n_steps)
     move = step(state, evidence, at=at)

@@ -13,7 +13,7 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.rollout.evidence import Rules
-from suffice.rollout.versions import Version, VersionLineage, make_version
+from suffice.rollout.versions import Version, VersionLineage
 from suffice.settings import Route
 from suffice.signals import base
 from suffice.signals.base import FOLDS
@@ -33,7 +33,7 @@ MANY = 50
 
 def version(policy: dict[str, Any]) -> Version:
     lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
-    return make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
+    return Version(form="policy", body=policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
 
 
 def opened(path: Path) -> Decisions:

@@ -31,8 +31,7 @@ from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
 from suffice.policy.rules import FixedBudget
-from suffice.rollout.assign import assign_audit
-from suffice.rollout.effects import draw_pair
+from suffice.rollout.assign import REPEAT_SHARE, assign_audit
 from suffice.settings import Probe
 from suffice.telemetry import LOG
 from suffice.types import Decision, Purpose, Signals, Step
@@ -298,10 +297,9 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
         if not fields.fields or not continuer.may_call(keep=0):
             return
         point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
-        draw = draw_pair(point, n_arms=2)
-        arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=draw.propensity)
-        if draw.arm == 0:
-            arm = CallArm(name="full", fields={}, propensity=draw.propensity)
+        arm = CallArm(name="full", fields={}, propensity=REPEAT_SHARE)
+        if point >= REPEAT_SHARE:
+            arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=1 - REPEAT_SHARE)
         await ask_paired_call(continuer, ledger, job.route.scorer, arm, job.upstream_body)
     except Exception:  # noqa: BLE001 - a failed measurement never costs an answer
         ledger.fail_open("probe")

@@ -14,6 +14,7 @@ from suffice.settings.tables import LATER_SHARE
 
 FIRST_REQUESTS = 20_000
 FIRST_SHARE = 0.10
+REPEAT_SHARE = 0.1  # of second calls in audits: full runs, which measure how often the model differs from itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Estimates how much better one arm is than another, with intervals that hold at every look, and diffs two versions.
+"""Estimates how much better one arm is than another, with intervals that hold at every look.
 
 **Unpaired.** A unit with value Y in arm A contributes g_a - g_b + [A = a] (Y - g_a) / p_a - [A = b] (Y - g_b) / p_b.
 Its mean is E Y(a) - E Y(b) for any guesses g (Robins, Rotnitzky, Zhao 1994, JASA 89: augmented inverse probability).
@@ -16,12 +16,10 @@ Arrays have a leading axis of experiments, so that simulations run the same func
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from math import log
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +27,6 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import V_OPT, Interval, gamma_exponential_bound
 from suffice.assurance.certify import log_bets, mixed
 from suffice.assurance.paired import BETS
-from suffice.model.artefact import canonical
-from suffice.rollout.versions import Version
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -171,19 +167,32 @@ def latest_comparison(running: SequentialComparison, n: int) -> ComparisonState 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairCounts:
-    gained: int  # wrong with the first, right with the second
-    same: int
-    lost: int  # right with the first, wrong with the second
-    pending: int  # the answers differ, and no label says which is right
+    gained: int = 0  # wrong with the first, right with the second
+    same: int = 0
+    lost: int = 0  # right with the first, wrong with the second
+    pending: int = 0  # the answers differ, and no label says which is right: lost for a proof, and no sign of harm
 
     @property
     def n(self) -> int:
         return self.gained + self.same + self.lost + self.pending
 
+    def __add__(self, other: PairCounts) -> PairCounts:
+        return PairCounts(
+            gained=self.gained + other.gained,
+            same=self.same + other.same,
+            lost=self.lost + other.lost,
+            pending=self.pending + other.pending,
+        )
+
     @property
     def drop(self) -> float:
         """Mean loss of EM, where pending pairs count as no difference; NaN without pairs."""
         return (self.lost - self.gained) / self.n if self.n else float("nan")
+
+    @property
+    def worst_drop(self) -> float:
+        """Mean loss of EM, where pending pairs count as lost; there must be pairs."""
+        return (self.lost + self.pending - self.gained) / self.n
 
     def between(self, alpha: float, *, times: float = 1.0) -> Interval:
         """Return the interval of the drop; each end is wrong at any look with probability at most `alpha` / 2.
@@ -214,91 +223,3 @@ def ratio_of(part: Interval, whole: Interval) -> Interval | None:
         return None
     corners = [part.low / whole.low, part.low / whole.high, part.high / whole.low, part.high / whole.high]
     return Interval(min(corners), max(corners))
-
-
-_SHORT_LIST: Final = 8  # longest list of numbers written out
-_MOST_CHARS: Final = 80  # of one value
-_NOTHING: Final = "nothing"
-_SIGNALS: Final = "signals"
-_MODELS: Final = ("body.models", "body.values")
-
-
-def diff_versions(before: Version, after: Version) -> tuple[str, ...]:
-    """Return one line per difference, such as `body.threshold: 0.95 → 0.9`; () for equal versions."""
-    return diff_plain(before.plain(), after.plain())
-
-
-def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    old, new = (dict(_leaves("", plain)) for plain in (before, after))
-    places = [*old, *(place for place in new if place not in old)]
-    return tuple(
-        f"{place}: {old.get(place, _NOTHING)} → {new.get(place, _NOTHING)}"
-        for place in places
-        if old.get(place) != new.get(place)
-    )
-
-
-def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _leaves(f"{where}.{name}" if where else name, inner)
-    elif where == _SIGNALS and value:
-        for signal in value:
-            inside = ", ".join(f"{name}={value}" for name, value in sorted(signal["parameters"].items()))
-            yield f"{where}.{signal['name']}", f"read ({inside})" if inside else "read"
-    elif where in _MODELS and isinstance(value, list):
-        for at, model in enumerate(value):
-            yield f"{where}[{at}]", f"model {_digest(model)} of {len(model['features']):,} features"
-    elif isinstance(value, list) and len(value) > _SHORT_LIST and all(isinstance(one, (int, float)) for one in value):
-        yield where, f"{len(value):,} numbers from {min(value):g} to {max(value):g} ({_digest(value)})"
-    elif isinstance(value, list) and any(isinstance(one, (list, Mapping)) for one in value):
-        for at, one in enumerate(value):
-            yield from _leaves(f"{where}[{at}]", one)
-    else:
-        yield where, _format_value(value)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical({"": value})).hexdigest()[:8]
-
-
-def _format_value(value: Any) -> str:
-    if value is None or value in ({}, []):
-        return _NOTHING
-    text = repr(value)
-    return text if len(text) <= _MOST_CHARS else f"{text[: _MOST_CHARS - 12]}… ({_digest(value)})"
-
-
-REPEAT_SHARE: Final = 0.1  # of the pairs: second full runs, which measure how often the model differs from itself
-WATCH_SHARE: Final = 0.3  # of the rest: arms that are already certified, half of it the active one
-
-
-@dataclass(frozen=True, slots=True)
-class PairDraw:
-    arm: int  # 0: a second full run
-    propensity: float  # P(this arm), in (0, 1]
-
-
-def draw_pair(point: float, *, n_arms: int, active: int = 0, repeat_share: float = REPEAT_SHARE) -> PairDraw:
-    """Choose the second call of one audit, by the unit's point in [0, 1), so that a retry chooses the same.
-
-    The first uncertified arm gets the largest share; certified ones are monitored, half of that the active one; later
-    arms get nothing yet. `n_arms` >= 2 includes the full run; `active` is in 0 … n_arms - 1, `repeat_share` in [0,
-    1): raises ValueError outside.
-    """
-    odds = pair_odds(n_arms=n_arms, active=active, repeat_share=repeat_share)
-    last = max(arm for arm, share in enumerate(odds) if share > 0)  # rounding may leave the last edge below the point
-    arm = next((arm for arm, edge in enumerate(accumulate(odds)) if point < edge and odds[arm] > 0), last)
-    return PairDraw(arm, odds[arm])
-
-
-def pair_odds(*, n_arms: int, active: int = 0, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
-    if n_arms < 2 or not 0 <= active < n_arms or not 0 <= repeat_share < 1:
-        raise ValueError(f"need n_arms >= 2, 0 <= active < n_arms, repeat_share in [0, 1); got {n_arms=} {active=}")
-    is_last = active == n_arms - 1
-    watched = 0.0 if active == 0 else 1.0 if is_last else WATCH_SHARE
-    odds = [0.0] + [watched / 2 / active if arm <= active else 0.0 for arm in range(1, n_arms)]
-    odds[active] += watched / 2
-    if not is_last:
-        odds[active + 1] += 1 - watched
-    return (repeat_share, *((1 - repeat_share) * share for share in odds[1:]))

@@ -9,14 +9,15 @@ difference for any prediction and under any drift. A unit counts once, because i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
 from suffice.assurance.bounds import SequenceState
 from suffice.assurance.strata import Cell
+from suffice.rollout.effects import PairCounts
 from suffice.settings import Route
 from suffice.settings.checks import check_rollout
 from suffice.settings.tables import LiveRail, Rollout
@@ -29,7 +30,12 @@ NO_CLASS: Final = ""
 SCALE_RUNS: Final = 20  # of the control, after which its mean sets the cap
 CAP_MEANS: Final = 16.0  # the cap, in means of the control
 _NOBODY: Final = SequenceState()
-_OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", None: "pending"}
+_OUTCOMES: Final[Mapping[Z | None, PairCounts]] = {
+    -1: PairCounts(gained=1),
+    0: PairCounts(same=1),
+    1: PairCounts(lost=1),
+    None: PairCounts(pending=1),
+}
 
 
 class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -55,19 +61,6 @@ def rules_of(route: Route) -> Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassAudits:
-    query_class: str  # "": none
-    gained: int = 0  # the candidate's answer is right and the other's was wrong
-    same: int = 0
-    lost: int = 0  # the other's was right
-    pending: int = 0  # the answers differ without a label: lost for a proof, and no evidence of harm
-
-    @property
-    def n(self) -> int:
-        return self.gained + self.same + self.lost + self.pending
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TokensKept:
     n: int = 0
     full: float = 0.0
@@ -76,17 +69,27 @@ class TokensKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArmTotal:
+    n: int = 0
+    total: float = 0.0  # each run capped
+    n_over: int = 0  # runs above the cap
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.n
+
+    def plus(self, value: float, cap: float) -> ArmTotal:
+        return ArmTotal(n=self.n + 1, total=self.total + min(cap, value), n_over=self.n_over + (value > cap))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
     """One metric of live runs in [0, 1], higher is worse, compared between the arms."""
 
-    n_candidate: int = 0
-    n_control: int = 0
-    candidate: float = 0.0  # sum, each run capped
-    control: float = 0.0  # …
+    candidate: ArmTotal = ArmTotal()
+    control: ArmTotal = ArmTotal()
     apart: SequenceState = _NOBODY  # half of candidate minus control, scaled from [-1, 1]
     beyond: SequenceState = _NOBODY  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
-    n_candidate_over: int = 0  # runs above the cap
-    n_control_over: int = 0
 
     @property
     def adapted_cap(self) -> float:
@@ -98,31 +101,26 @@ class Contrast:
         empirical-Bernstein supermartingale of `sequence` holds as for a fixed range (Howard, Ramdas, McAuliffe, Sekhon
         2021, theorem 4; Waudby-Smith and Ramdas 2023, JRSS-B 86(1), section 3, on predictable plug-ins).
         """
-        if self.n_control < SCALE_RUNS or self.control <= 0:
+        if self.control.n < SCALE_RUNS or self.control.total <= 0:
             return 1.0
-        return min(1.0, CAP_MEANS * self.control / self.n_control)
+        return min(1.0, CAP_MEANS * self.control.total / self.control.n)
 
     def plus(self, arm: ArmName, value: float, *, margin: float = 0.0, cap: float = 1.0) -> Contrast:
         """Add a run's value in [0, 1], capped at `cap` in (0, 1], which must be chosen before the run is seen.
 
         margin  of `beyond`, relative, at least 0; the same for every run of a rollout
         """
-        n, capped = self.n_candidate + self.n_control, min(cap, value)
-        part, guess = capped / cap, min(1.0, (self.candidate + self.control) / n / cap) if n else 0.0
+        n, total = self.candidate.n + self.control.n, self.candidate.total + self.control.total
+        part, guess = min(cap, value) / cap, min(1.0, total / n / cap) if n else 0.0
         if arm == "candidate":
             apart, beyond = part - guess, part - guess
         else:
             apart, beyond = guess - part, guess - (1 + margin) * part
-        before: dict[str, Any] = {name: getattr(self, name) for name in (f"n_{arm}", arm, f"n_{arm}_over")}
-        return replace(
-            self,
+        return Contrast(
+            candidate=self.candidate.plus(value, cap) if arm == "candidate" else self.candidate,
+            control=self.control.plus(value, cap) if arm == "control" else self.control,
             apart=self.apart.plus((apart + 1) / 2),
             beyond=self.beyond.plus((beyond + 1 + margin) / (2 + margin)),
-            **{
-                f"n_{arm}": before[f"n_{arm}"] + 1,
-                arm: before[arm] + capped,
-                f"n_{arm}_over": before[f"n_{arm}_over"] + (value > cap),
-            },
         )
 
 
@@ -137,18 +135,11 @@ class UnitRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassUnits:
-    query_class: str
-    candidate: int = 0
-    control: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutEvidence:
-    audits: tuple[ClassAudits, ...] = ()  # by class, sorted
-    traffic: tuple[tuple[str, int], ...] = ()  # requests of the route since the rollout began, by class, sorted
+    audits: Mapping[str, PairCounts] = field(default_factory=dict)  # of active version and candidate, by class
+    traffic: Mapping[str, int] = field(default_factory=dict)  # requests of the route since the rollout began, by class
     kept: TokensKept = TokensKept()
-    units: tuple[ClassUnits, ...] = ()  # by class, sorted
+    units: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # by class: of the candidate, of the control
     latency: Contrast = Contrast()  # seconds over `Rules.latency_cap_s`
     errors: Contrast = Contrast()
     no_answer: Contrast = Contrast()
@@ -160,21 +151,23 @@ class RolloutEvidence:
     void: str = ""  # why a learned candidate can no longer stop any run; "": it can
 
     @property
+    def all_audits(self) -> PairCounts:
+        return sum(self.audits.values(), PairCounts())
+
+    @property
     def n_audits(self) -> int:
-        return sum(one.n for one in self.audits)
+        return self.all_audits.n
 
     @property
     def n_candidate(self) -> int:
-        return sum(one.candidate for one in self.units)
+        return sum(candidate for candidate, _ in self.units.values())
 
     @property
     def n_control(self) -> int:
-        return sum(one.control for one in self.units)
+        return sum(control for _, control in self.units.values())
 
     def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> RolloutEvidence:
-        known = dict(self.traffic)
-        known[query_class] = known.get(query_class, 0) + n
-        return replace(self, traffic=tuple(sorted(known.items())))
+        return replace(self, traffic={**self.traffic, query_class: self.traffic.get(query_class, 0) + n})
 
     def with_audit(
         self, query_class: str, z: Z | None, *, full: float = 0.0, in_force: float = 0.0, candidate: float = 0.0
@@ -189,25 +182,26 @@ class RolloutEvidence:
             in_force=self.kept.in_force + _tokens(in_force),
             candidate=self.kept.candidate + _tokens(candidate),
         )
-        return replace(self, audits=self._moved(query_class, {_OUTCOMES[z]: 1}), kept=kept)
+        counts = self.audits.get(query_class, PairCounts()) + _OUTCOMES[z]
+        return replace(self, audits={**self.audits, query_class: counts}, kept=kept)
 
     def with_label(self, query_class: str, z: Z) -> RolloutEvidence:
-        audits = next((one for one in self.audits if one.query_class == query_class), None)
-        if audits is None or not audits.pending:
+        counts = self.audits.get(query_class, PairCounts())
+        if not counts.pending:
             raise ValueError(f"with_label: no audit of class {query_class!r} is pending")
-        return replace(self, audits=self._moved(query_class, {"pending": -1, _OUTCOMES[z]: 1}))
+        labelled = replace(counts, pending=counts.pending - 1) + _OUTCOMES[z]
+        return replace(self, audits={**self.audits, query_class: labelled})
 
     def with_run(self, arm: ArmName, run: UnitRun, rules: Rules) -> RolloutEvidence:
-        classes = {one.query_class: one for one in self.units}
-        before = classes.get(run.query_class, ClassUnits(query_class=run.query_class))
-        classes[run.query_class] = replace(before, **{arm: getattr(before, arm) + 1})
+        candidate, control = self.units.get(run.query_class, (0, 0))
+        counts = (candidate + 1, control) if arm == "candidate" else (candidate, control + 1)
         latency = self.latency
         if run.seconds is not None:
             part = _part(run.seconds, rules.latency_cap_s)
             latency = latency.plus(arm, part, margin=rules.latency_margin, cap=latency.adapted_cap)
         return replace(
             self,
-            units=tuple(classes[name] for name in sorted(classes)),
+            units={**self.units, run.query_class: counts},
             latency=latency,
             errors=self.errors.plus(arm, float(run.error)),
             no_answer=self.no_answer.plus(arm, float(run.no_answer)),
@@ -217,12 +211,6 @@ class RolloutEvidence:
         if not (isfinite(satisfaction) and 0 <= satisfaction <= 1):
             raise ValueError(f"satisfaction: got {satisfaction}; a fraction from 0 to 1")
         return replace(self, satisfaction=self.satisfaction.plus(arm, 1 - satisfaction))
-
-    def _moved(self, query_class: str, by: Mapping[str, int]) -> tuple[ClassAudits, ...]:
-        classes = {one.query_class: one for one in self.audits}
-        before = classes.get(query_class, ClassAudits(query_class=query_class))
-        classes[query_class] = replace(before, **{name: getattr(before, name) + n for name, n in by.items()})
-        return tuple(classes[name] for name in sorted(classes))
 
 
 def _tokens(n: float) -> float:

@@ -7,7 +7,6 @@ audits (`paired`), live metrics with `sequence`, and the split with `sampling`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Final, Literal, TypeAlias
@@ -19,7 +18,8 @@ from suffice.assurance.certify import Counts, log_bets, log_wealth, mixed
 from suffice.assurance.paired import BETS, pairs_to_certify
 from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.strata import standardise
-from suffice.rollout.evidence import ClassAudits, Contrast, RailName, RolloutEvidence, Rules
+from suffice.rollout.effects import PairCounts
+from suffice.rollout.evidence import Contrast, RailName, RolloutEvidence, Rules
 from suffice.settings.tables import LIVE_GUARDRAILS, LiveRail
 
 Finding: TypeAlias = Literal["fine", "harm", "open"]
@@ -47,10 +47,9 @@ class GuardrailValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassGroup:
-    name: str
-    audits: ClassAudits
+    name: str  # of a class, or "3 rare classes": each too small to be judged alone
+    audits: PairCounts
     share: float  # of the traffic
-    rare: bool  # several classes, each too small to be judged alone
 
     def is_waited_for(self, rules: Rules) -> bool:
         return self.share >= rules.rare_share
@@ -64,27 +63,29 @@ def group_classes(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, 
 
     Rare classes below it even together are judged for harm, and their proof is not required.
     """
-    audits = {one.query_class: one for one in evidence.audits}
-    traffic = dict(evidence.traffic) or {name: one.n for name, one in audits.items()}
+    audits = evidence.audits
+    traffic = evidence.traffic or {name: one.n for name, one in audits.items()}
     total = sum(traffic.values()) or 1
-    shares = {name: traffic.get(name, 0) / total for name in {*audits, *traffic}}
-    alone = sorted(name for name, share in shares.items() if share >= rules.rare_share)
-    rest = sorted(set(shares) - set(alone))
-    groups = [ClassGroup(name=name, audits=_audits(audits, [name]), share=shares[name], rare=False) for name in alone]
-    if rest:
-        share = sum(shares[name] for name in rest)
-        name = rest[0] if len(rest) == 1 else f"{len(rest)} rare classes"
-        groups.append(ClassGroup(name=name, audits=_audits(audits, rest), share=share, rare=True))
-    return tuple(groups)
+    shares = {name: traffic.get(name, 0) / total for name in sorted({*audits, *traffic})}
+    rare = [name for name, share in shares.items() if share < rules.rare_share]
+    groups = {name: [name] for name in shares if name not in rare}
+    if rare:
+        groups[rare[0] if len(rare) == 1 else f"{len(rare)} rare classes"] = rare
+    return tuple(
+        ClassGroup(
+            name=name,
+            audits=sum((audits.get(one, PairCounts()) for one in members), PairCounts()),
+            share=sum(shares[one] for one in members),
+        )
+        for name, members in groups.items()
+    )
 
 
 def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
-    audits = {one.query_class: one for one in evidence.audits}
-    whole = _audits(audits, [*audits])
     groups = group_classes(evidence, rules)
     # All must be proved, so each may use all of delta; any one can roll it back, so they share the delta of harm.
     delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(groups))
-    readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta)]
+    readings = [_read_one(None, evidence.all_audits, rules.em_margin, delta, harm_delta)]
     readings += [_read_one(one.name, one.audits, rules.class_em_margin, delta, harm_delta) for one in groups]
     return tuple(readings)
 
@@ -95,32 +96,21 @@ def post_stratified_drop(evidence: RolloutEvidence, rules: Rules) -> float | Non
     if not groups or any(not group.audits.n for group in groups):
         return None
     total = sum(group.share for group in groups)
-    return sum(group.share * _drop(group.audits) for group in groups) / total
+    return sum(group.share * group.audits.worst_drop for group in groups) / total
 
 
-def _audits(audits: dict[str, ClassAudits], names: Sequence[str]) -> ClassAudits:
-    mine = [audits[name] for name in names if name in audits]
-    counts = {of: sum(getattr(one, of) for one in mine) for of in ("gained", "same", "lost", "pending")}
-    return ClassAudits(query_class=names[0] if len(names) == 1 else "", **counts)
-
-
-def _drop(audits: ClassAudits) -> float:
-    return (audits.lost + audits.pending - audits.gained) / audits.n
-
-
-def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> GuardrailValue:
-    proof = float(
-        log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin, bets=BETS)[0]
-    )
+def _read_one(about: str | None, audits: PairCounts, margin: float, delta: float, harm_delta: float) -> GuardrailValue:
+    counts = _counts(audits.gained, audits.same, audits.lost + audits.pending)
+    proof = float(log_wealth(counts, max_em_drop=margin, bets=BETS)[0])
     # The same bets, reversed: that the mean of Z is above 0.
-    counts = _one(audits.lost, audits.same + audits.pending, audits.gained)
+    counts = _counts(audits.lost, audits.same + audits.pending, audits.gained)
     harm = float(mixed(log_bets(counts.gained, counts.same, counts.lost, 0.0, bets=BETS))[0])
     finding: Finding = "open"
     if proof >= log(1 / delta):
         finding = "fine"
     elif harm >= log(1 / harm_delta):
         finding = "harm"
-    drop = _drop(audits) if audits.n else None
+    drop = audits.worst_drop if audits.n else None
     name = "EM" if about is None else f"EM of {about or NO_NAME}"
     seen = "no audits yet" if drop is None else f"{_by(drop)} on {audits.n:,} audits"
     ends = {
@@ -141,7 +131,7 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
     )
 
 
-def _one(gained: int, same: int, lost: int) -> Counts:
+def _counts(gained: int, same: int, lost: int) -> Counts:
     return Counts(np.array([gained]), np.array([same]), np.array([lost]))
 
 
@@ -156,11 +146,11 @@ def describe_guardrail_points(fraction: float) -> str:
     return f"{points} point" if points == "1" else f"{points} points"
 
 
-def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
+def _missing(audits: PairCounts, margin: float, delta: float) -> int | None:
     if not audits.n:
         return None
     try:
-        needed = pairs_to_certify(_drop(audits), audits.gained / audits.n, max_em_drop=margin, delta=delta)
+        needed = pairs_to_certify(audits.worst_drop, audits.gained / audits.n, max_em_drop=margin, delta=delta)
     except ValueError:
         return None
     return max(1, needed - audits.n)
@@ -177,8 +167,7 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
     margin, alpha, harm_alpha = rules.margin(rail), 1 - rules.confidence, 1 - rules.harm_confidence
     if rail == "latency":
         # A run above the cap counts as the cap. The number of such runs is judged separately, without a margin; the two
-        # tests
-        # share the error of harm.
+        # tests share the error of harm.
         fine = _surely_apart(-1, seen.beyond, (1 + margin) / (2 + margin), alpha)
         harm_alpha /= 2
         over = _surely_more_over(seen, harm_alpha)
@@ -187,13 +176,16 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
     finding: Finding = "fine" if fine and not over else "open"
     if finding == "open" and (over or _surely_apart(+1, seen.apart, 0.5, harm_alpha)):
         finding = "harm"
-    enough = min(seen.n_candidate, seen.n_control) >= _LEAST_SEEN
-    worse = _worse(rail, seen) if enough else None
+    worse = None
+    if min(seen.candidate.n, seen.control.n) >= _LEAST_SEEN:
+        worse = seen.candidate.mean - seen.control.mean
+        if rail == "latency":
+            worse = worse / seen.control.mean if seen.control.mean > 0 else None
     return GuardrailValue(
         rail=rail,
         about=None,
-        n=seen.n_candidate,
-        n_control=seen.n_control,
+        n=seen.candidate.n,
+        n_control=seen.control.n,
         worse=worse,
         margin=margin,
         said=finding,
@@ -212,31 +204,23 @@ def _surely_more_over(seen: Contrast, alpha: float) -> bool:
     The beta-binomial mixture of `sampling`, which holds at every look, one-sided. Its weight of 1 is that of Krichevsky
     and Trofimov (1981): seven such runs, all of the candidate's, are enough at 5 %.
     """
-    mine, both = seen.n_candidate_over, seen.n_candidate_over + seen.n_control_over
+    mine, both = seen.candidate.n_over, seen.candidate.n_over + seen.control.n_over
     return 2 * mine > both and log_sample_ratio(Draws(((0.5, both, mine),)), weight=1.0) >= log(1 / alpha)
-
-
-def _worse(rail: LiveRail, seen: Contrast) -> float | None:
-    control = seen.control / seen.n_control
-    apart = seen.candidate / seen.n_candidate - control
-    if rail != "latency":
-        return apart
-    return apart / control if control > 0 else None
 
 
 def _live_sentence(
     rail: LiveRail, seen: Contrast, worse: float | None, margin: float, finding: Finding, rules: Rules
 ) -> str:
     name = "runs without an answer" if rail == "no_answer" else rail
-    n = f"{seen.n_candidate:,} and {seen.n_control:,} runs"
+    n = f"{seen.candidate.n:,} and {seen.control.n:,} runs"
     if worse is None:
         return f"{name}: too few to say anything, {n}"
-    mine, other = seen.candidate / seen.n_candidate, seen.control / seen.n_control
+    mine, other = seen.candidate.mean, seen.control.mean
     if rail == "latency":
         values = f"{rules.latency_cap_s * mine:.3g} s against {rules.latency_cap_s * other:.3g} s"
-        if seen.n_candidate_over or seen.n_control_over:
+        if seen.candidate.n_over or seen.control.n_over:
             cap_s = rules.latency_cap_s * seen.adapted_cap
-            n += f" ({seen.n_candidate_over:,} and {seen.n_control_over:,} above {cap_s:.3g} s, counted as that)"
+            n += f" ({seen.candidate.n_over:,} and {seen.control.n_over:,} above {cap_s:.3g} s, counted as that)"
     elif rail == "satisfaction":
         values = f"{1 - mine:.2f} against {1 - other:.2f}"
     else:
@@ -251,21 +235,21 @@ def _live_sentence(
     return f"{name}: {values} on {n}, {ends[finding]}"
 
 
-def split_problem(evidence: RolloutEvidence) -> str | None:
-    """Return why the arms cannot be compared: their sizes differ, overall or in a class. None: they can."""
+def split_problem(evidence: RolloutEvidence) -> str:
+    """Return why the arms cannot be compared: their sizes differ, overall or in a class. "": they can."""
     if not evidence.units:
-        return None
+        return ""
     pairs = [("", evidence.n_candidate, evidence.n_control)]
-    pairs += [(f" in {one.query_class or NO_NAME}", one.candidate, one.control) for one in evidence.units]
+    pairs += [(f" in {name or NO_NAME}", *counts) for name, counts in sorted(evidence.units.items())]
     goal = LOG_ALARM + log(len(pairs))
     for where, candidate, control in pairs:
         if log_sample_ratio(Draws(((0.5, candidate + control, candidate),))) >= goal:
             return f"{candidate:,} units of the candidate and {control:,} of the control{where}, assigned evenly"
-    return None
+    return ""
 
 
-def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str | None:
-    """Return why the overall mean contradicts the classes (Simpson's paradox); None: it does not."""
+def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str:
+    """Return why the overall mean contradicts the classes (Simpson's paradox); "": it does not."""
     drop = post_stratified_drop(evidence, rules) if evidence.n_audits >= rules.least_audits else None
     if drop is not None and drop > rules.em_margin:
         allowed = describe_guardrail_points(rules.em_margin)
@@ -274,18 +258,18 @@ def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str | None:
     true = mixed_up.standardised_drop
     if mixed_up.misleading and true is not None and true > rules.em_margin:
         return f"live labels look better over all and are {100 * true:.2f} points worse class by class"
-    return None
+    return ""
 
 
-def too_bold(evidence: RolloutEvidence, rules: Rules) -> str | None:
-    """Return why the step is too large: the candidate keeps too few tokens. None: it is not, or audits are too few."""
+def too_bold(evidence: RolloutEvidence, rules: Rules) -> str:
+    """Return why the step is too large: the candidate keeps too few tokens. "": it is not, or audits are too few."""
     kept = evidence.kept
     if kept.n < rules.least_class_audits or not kept.full:
-        return None
+        return ""
     if kept.candidate < rules.least_kept * kept.full:
         share = kept.candidate / kept.full
-        return f"keeps {share:.1%} of the full runs' tokens, at least {rules.least_kept:.0%} must stay"
+        return f"the candidate keeps {share:.1%} of the full runs' tokens, at least {rules.least_kept:.0%} must stay"
     if kept.candidate < (1 - rules.most_cut) * kept.in_force:
-        cut = 1 - kept.candidate / kept.in_force
-        return f"cuts {cut:.0%} of the tokens that the active version keeps, at most {rules.most_cut:.0%} at once"
-    return None
+        cut, most = 1 - kept.candidate / kept.in_force, rules.most_cut
+        return f"the candidate cuts {cut:.0%} of the tokens that the active version keeps, at most {most:.0%} at once"
+    return ""

@@ -11,8 +11,9 @@ share is its control, and live metrics are compared. docs/reference/rollout.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Final, Literal, TypeAlias
 
 from suffice.rollout.assign import point_of
@@ -75,7 +76,11 @@ class State:
         held = move.move == "pause"
         return replace(
             self,
-            **_fields(move, "stage", "level", "step", "share", "audit_share"),
+            stage=move.stage,
+            level=move.level,
+            step=move.step,
+            share=move.share,
+            audit_share=move.audit_share,
             since_at=self.since_at if held else move.at,
             since_s=self.since_s if held else move.now_s,
             paused=move.reason if held else "",
@@ -175,48 +180,53 @@ def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, n
         by=EVIDENCE, reason=assessment.ends or assessment.broken, at=at, now_s=now_s, readings=assessment.readings
     )
     if assessment.ends:
-        return _back(state, order)
+        return roll_back(state, order)
     if state.paused:
         return None
     if assessment.broken:
         return _move(state, "pause", order, share=0.0)
     if assessment.missing:
         return None
-    return _forward(state, rules, replace(order, reason=_why_forward(state, evidence, rules)))
+    return promote_rollout(state, rules, replace(order, reason=_why_forward(state, evidence, rules)))
 
 
 def certify(state: State, level: int, *, reason: str, at: int, now_s: float) -> Transition:
     """Let another level act, by a learned candidate's own certificate, whatever the step."""
-    _check_running(state, "certify")
-    order = StepOrder(by=EVIDENCE, reason=reason, at=at, now_s=now_s)
-    return replace(_move(state, "certify", order), level=level)
+    return _move(state, "certify", StepOrder(by=EVIDENCE, reason=reason, at=at, now_s=now_s), level=level)
 
 
 def hold_rollout(state: State, order: StepOrder) -> Transition:
     """Hold a rollout for a person: no step forward, the share stays, and harm still rolls it back."""
-    _check_running(state, "hold")
-    if state.paused and state.paused_by != EVIDENCE:
+    if not state.over and state.paused and state.paused_by != EVIDENCE:
         raise ValueError(f"rollout {state.rollout}: {state.paused_by} holds it already: {state.paused}")
     return _move(state, "pause", order)
 
 
 def resume_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
     """Resume a rollout for a person: same step and share, new warm-up."""
-    _check_running(state, "resume")
-    if not state.paused:
+    if not state.over and not state.paused:
         raise ValueError(f"rollout {state.rollout}: it is not paused")
     return _move(state, "resume", order, share=_share_of(state.step, rules))
 
 
 def promote_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
-    """Take the next step for a person; later steps on evidence still need the proof that this one skips."""
-    _check_running(state, "promote")
-    return _forward(state, rules, order)
+    """Take the next step; later steps on evidence still need the proof that one by a person skips."""
+    step = state.step + 1
+    stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
+    is_proved = order.by == EVIDENCE or stage == "full"
+    return _move(
+        state,
+        "promote",
+        order,
+        share=_share_of(step, rules),
+        stage=stage,
+        step=step,
+        audit_share=None if is_proved else state.audit_share,
+    )
 
 
 def roll_back(state: State, order: StepOrder) -> Transition:
-    _check_running(state, "roll back")
-    return _back(state, order)
+    return _move(state, "roll_back", order, share=0.0, stage="rolled_back", audit_share=None, level=0)
 
 
 def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
@@ -238,7 +248,7 @@ def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
 
 def assess_rollout(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> RolloutState:
     live = state.step > 0
-    em, broken = read_em(evidence, rules), (split_problem(evidence) or "") if live else ""
+    em, broken = read_em(evidence, rules), split_problem(evidence) if live else ""
     others = read_live(evidence, rules) if live else ()
     # Arms of a broken split cannot be compared, and so cannot cause a rollback.
     harm = _why_back(state, evidence, rules, em if broken else (*em, *others))
@@ -273,8 +283,7 @@ def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: t
     harmed = [reading.sentence for reading in readings if reading.said == "harm"]
     if harmed:
         return "; ".join(harmed)
-    bold = too_bold(evidence, rules)
-    return "" if bold is None else f"the candidate {bold}"
+    return too_bold(evidence, rules)
 
 
 def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: int) -> str:
@@ -328,19 +337,18 @@ def _missing_live(
 
 
 def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> list[str]:
-    missing = []
-    mix = mix_problem(evidence, rules)
-    if mix is not None:
-        missing.append(mix)
-    missing += [reason for reason in (evidence.withheld, evidence.idle) if reason]
-    if now_s - state.since_s < rules.least_stage_s:
-        missing.append(f"{rules.least_stage_s - (now_s - state.since_s):,.0f} s more in this step")
-    if state.step and at - state.since_at < rules.warmup_requests:
-        missing.append(f"warming up: {at - state.since_at:,} of {rules.warmup_requests:,} requests")
+    lasts_s, n = now_s - state.since_s, at - state.since_at
+    missing = [reason for reason in (mix_problem(evidence, rules), evidence.withheld, evidence.idle) if reason]
+    if lasts_s < rules.least_stage_s:
+        missing.append(f"{rules.least_stage_s - lasts_s:,.0f} s more in this step")
+    if state.step and n < rules.warmup_requests:
+        missing.append(f"warming up: {n:,} of {rules.warmup_requests:,} requests")
     return missing
 
 
 # --------------------------------------------------------------------------- transitions
+
+_VERBS: Final[Mapping[Move, str]] = {"pause": "hold", "roll_back": "roll back"}
 
 
 def _share_of(step: int, rules: Rules) -> float:
@@ -349,40 +357,25 @@ def _share_of(step: int, rules: Rules) -> float:
     return rules.shares[step - 1] if step < rules.n_steps else 1.0
 
 
-def _forward(state: State, rules: Rules, order: StepOrder) -> Transition:
-    step = state.step + 1
-    stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
-    is_proved = order.by == EVIDENCE or stage == "full"
-    return replace(
-        _move(state, "promote", order, share=_share_of(step, rules)),
-        stage=stage,
-        step=step,
-        audit_share=None if is_proved else state.audit_share,
-    )
-
-
-def _back(state: State, order: StepOrder) -> Transition:
-    moved = _move(state, "roll_back", order, share=0.0)
-    return replace(moved, stage="rolled_back", audit_share=None, level=0)
-
-
-def _move(state: State, move: Move, order: StepOrder, *, share: float | None = None) -> Transition:
-    return Transition(
+def _move(state: State, move: Move, order: StepOrder, **changes: Any) -> Transition:
+    if state.over:
+        raise ValueError(f"rollout {state.rollout}: cannot {_VERBS.get(move, move)} what has ended ({state.stage})")
+    same = Transition(
+        rollout=state.rollout,
         number=state.n_moves + 1,
         move=move,
-        **_fields(state, "rollout", "stage", "step", "audit_share", "level"),
-        share=state.share if share is None else share,
-        **_fields(order, "at", "now_s", "by", "reason", "readings"),
+        stage=state.stage,
+        step=state.step,
+        share=state.share,
+        audit_share=state.audit_share,
+        level=state.level,
+        at=order.at,
+        now_s=order.now_s,
+        by=order.by,
+        reason=order.reason,
+        readings=order.readings,
     )
-
-
-def _fields(record: object, *names: str) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in names}
-
-
-def _check_running(state: State, what: str) -> None:
-    if state.over:
-        raise ValueError(f"rollout {state.rollout}: cannot {what} what has ended ({state.stage})")
+    return replace(same, **changes)
 
 
 def _percent(share: float) -> str:
@@ -430,11 +423,7 @@ def cool_down_refusal(
 def cool_down_left(past: Sequence[PastRollout], *, now_s: float, rules: Rules) -> float:
     """Return seconds left of the cool-down, doubled by consecutive rollbacks up to `most_cool_down_s`; 0: none."""
     ended = [one for one in past if one.ended_s is not None]
-    in_a_row = 0
-    for one in reversed(ended):
-        if not one.rolled_back:
-            break
-        in_a_row += 1
+    in_a_row = len(list(takewhile(lambda one: one.rolled_back, reversed(ended))))
     if not in_a_row:
         return 0.0
     lasts_s = min(rules.most_cool_down_s, rules.cool_down_s * 2.0 ** min(in_a_row - 1, 60))

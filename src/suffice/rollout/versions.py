@@ -1,4 +1,4 @@
-"""Versions: immutable policies and models with an address, a signature and a lineage.
+"""Versions: immutable policies and models with an address, a signature and a lineage, and how two of them differ.
 
 A sealed version is one line with address and signature, then canonical JSON: nothing is parsed before its signature is
 verified. A refused version gives one sentence, and the caller keeps the version that it has.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -90,8 +90,8 @@ class Version:
     body          plain data; frozen, `plain` gives a mutable copy
     kind, scorer  of the routes that it may serve
     model_family  of the upstream that it was learned on; None: a rule that holds for any
-    signals       what it reads; must be what the body needs
     report_card   plain data: its evaluation before it serves
+    signals       what its body reads
     address       `pv-` and 32 hexadecimal digits of all of this
 
     Raises ConfigError with the place of the error: a number that is not finite or out of range, a wrong shape, an
@@ -104,17 +104,15 @@ class Version:
     scorer: str = field(compare=False)
     model_family: str | None = field(compare=False)
     lineage: VersionLineage = field(compare=False)
-    signals: tuple[SignalSchema, ...] = field(compare=False)
     report_card: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    signals: tuple[SignalSchema, ...] = field(init=False, compare=False)
     address: str = field(init=False)
 
     def __post_init__(self) -> None:
         _check_words(self)
         for name in ("body", "report_card"):
             _check_plain(f"version.{name}", getattr(self, name), MOST_DEPTH)
-        needed = _schema_of(_needs_of(self.form, self.body))
-        if self.signals != needed:
-            raise ConfigError(f"version.signals: {_difference(self.signals, needed)}")
+        object.__setattr__(self, "signals", _schema_of(_needs_of(self.form, self.body)))
         for name in ("body", "report_card"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
         content = canonical(self.plain())
@@ -134,29 +132,6 @@ class Version:
             "signals": [one.plain() for one in self.signals],
             "report_card": _thawed(self.report_card),
         }
-
-
-def make_version(
-    form: Form,
-    body: Mapping[str, Any],
-    *,
-    kind: Kind,
-    scorer: str,
-    model_family: str | None,
-    lineage: VersionLineage,
-    report_card: Mapping[str, Any] | None = None,
-) -> Version:
-    _check_plain("version.body", body, MOST_DEPTH)
-    return Version(
-        form=form,
-        body=body,
-        kind=kind,
-        scorer=scorer,
-        model_family=model_family,
-        lineage=lineage,
-        signals=_schema_of(_needs_of(form, body)),
-        report_card=report_card or {},
-    )
 
 
 # --------------------------------------------------------------------------- bytes
@@ -295,9 +270,7 @@ def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
     if form == "policy":
         return build_policy(body).needs
     table = ModelTable("version.body", body)
-    schema = table.take("schema")
-    if type(schema) is not int or schema != SCHEMA:
-        raise ConfigError(f"version.body.schema: got {describe_value(schema)}; this one reads {SCHEMA}")
+    _check_schema(table)
     needs = _models_need("version.body.models", table.items("models"))
     _check_levels(table.items("levels"), n_models=len(table.content["models"]))
     values = table.take("values")
@@ -337,43 +310,48 @@ def _schema_of(needs: Iterable[str]) -> tuple[SignalSchema, ...]:
     return tuple(sorted(signals, key=lambda one: (one.name, repr(one.parameters))))
 
 
-def _difference(declared: tuple[SignalSchema, ...], needed: tuple[SignalSchema, ...]) -> str:
-    names = {one.name for one in declared}, {one.name for one in needed}
-    if names[0] != names[1]:
-        return f"says that it reads {', '.join(sorted(names[0]))}; its body reads {', '.join(sorted(names[1]))}"
-    other = next(one.name for one, own in zip(declared, needed, strict=False) if one != own)
-    return f"{other!r} has other parameters or fields here than when the version was made"
+def _check_signals(declared: tuple[ModelTable, ...], needed: tuple[SignalSchema, ...]) -> None:
+    """Check that the declared signals are those that the body reads here and now."""
+    names, own = [one.text("name") for one in declared], [one.name for one in needed]
+    if sorted(set(names)) != sorted(set(own)):
+        raise ConfigError(
+            f"version.signals: says that it reads {', '.join(sorted(set(names)))}; its body reads {', '.join(own)}"
+        )
+    for one, signal in zip(declared, needed, strict=False):
+        if one.content != signal.plain():
+            what = "has other parameters or fields here than when the version was made"
+            raise ConfigError(f"version.signals: {signal.name!r} {what}")
 
 
 def _read(plain: object) -> Version:
     table = ModelTable("version", plain)
-    schema = table.take("schema")
-    if type(schema) is not int or schema != SCHEMA:
-        raise ConfigError(f"version.schema: got {describe_value(schema)}; this one reads {SCHEMA}")
-    family = table.take("model_family")
+    _check_schema(table)
     made: dict[str, Any] = {name: table.text(name) for name in ("form", "kind", "scorer")}
     made |= {name: table.table(name).content for name in ("body", "report_card")}
-    made["model_family"] = None if family is None else table.text("model_family")
+    made["model_family"] = _text_or_none(table, "model_family")
     made["lineage"] = _lineage(table.table("lineage"))
-    made["signals"] = tuple(_signal(one) for one in table.tables("signals"))
+    signals = table.tables("signals")
     table.done()
-    return Version(**made)
+    version = Version(**made)
+    _check_signals(signals, version.signals)
+    return version
+
+
+def _check_schema(table: ModelTable) -> None:
+    schema = table.take("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        raise ConfigError(f"{table.where}.schema: got {describe_value(schema)}; this one reads {SCHEMA}")
+
+
+def _text_or_none(table: ModelTable, key: str) -> str | None:
+    return None if table.take(key) is None else table.text(key)
 
 
 def _lineage(table: ModelTable) -> VersionLineage:
-    parent = table.take("parent")
-    read: dict[str, Any] = {name: table.take(name) for name in ("since_seq", "to_seq", "proposed_s")}
-    read |= {"proposed_by": table.text("proposed_by"), "why": table.text("why")}
-    read["parent"] = None if parent is None else table.text("parent")
-    table.done()
-    return VersionLineage(**read)
-
-
-def _signal(table: ModelTable) -> SignalSchema:
-    parameters = tuple(sorted(table.table("parameters").pairs()))
-    read = SignalSchema(name=table.text("name"), parameters=parameters, fields=table.texts("fields"))
-    table.done()
-    return read
+    words = {"proposed_by": table.text("proposed_by"), "why": table.text("why")}
+    return table.build(
+        VersionLineage, "since_seq", "to_seq", "proposed_s", parent=_text_or_none(table, "parent"), **words
+    )
 
 
 def _frozen(value: Any) -> Any:
@@ -390,3 +368,54 @@ def _thawed(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_thawed(inner) for inner in value]
     return value
+
+
+# --------------------------------------------------------------------------- differences
+
+_SHORT_LIST: Final = 8  # longest list of numbers written out
+_MOST_CHARS: Final = 80  # of one value
+_NOTHING: Final = "nothing"
+_SIGNALS: Final = "signals"
+_MODELS: Final = ("body.models", "body.values")
+
+
+def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return one line per difference of two versions as plain data, such as `body.threshold: 0.95 → 0.9`."""
+    old, new = (dict(_leaves("", plain)) for plain in (before, after))
+    places = [*old, *(place for place in new if place not in old)]
+    return tuple(
+        f"{place}: {old.get(place, _NOTHING)} → {new.get(place, _NOTHING)}"
+        for place in places
+        if old.get(place) != new.get(place)
+    )
+
+
+def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{where}.{name}" if where else name, inner)
+    elif where == _SIGNALS and value:
+        for signal in value:
+            inside = ", ".join(f"{name}={value}" for name, value in sorted(signal["parameters"].items()))
+            yield f"{where}.{signal['name']}", f"read ({inside})" if inside else "read"
+    elif where in _MODELS and isinstance(value, list):
+        for at, model in enumerate(value):
+            yield f"{where}[{at}]", f"model {_digest(model)} of {len(model['features']):,} features"
+    elif isinstance(value, list) and len(value) > _SHORT_LIST and all(isinstance(one, (int, float)) for one in value):
+        yield where, f"{len(value):,} numbers from {min(value):g} to {max(value):g} ({_digest(value)})"
+    elif isinstance(value, list) and any(isinstance(one, (list, Mapping)) for one in value):
+        for at, one in enumerate(value):
+            yield from _leaves(f"{where}[{at}]", one)
+    else:
+        yield where, _format_value(value)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical({"": value})).hexdigest()[:8]
+
+
+def _format_value(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return _NOTHING
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARS else f"{text[: _MOST_CHARS - 12]}… ({_digest(value)})"

@@ -16,8 +16,8 @@ from suffice.cli.operate.hold import set_route_override
 from suffice.control.compare.assessment import Assessment
 from suffice.formatting import format_time
 from suffice.review.decide import OverrideForm
-from suffice.rollout.effects import diff_plain
 from suffice.rollout.evidence import rules_of
+from suffice.rollout.versions import diff_plain
 from suffice.settings import Settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader

@@ -30,7 +30,6 @@ from suffice.rollout.versions import (
     Version,
     VersionLineage,
     VersionTarget,
-    make_version,
     misfit,
     open_version,
     seal_version,
@@ -113,7 +112,7 @@ def own_version(route: Route) -> Version:
 
 def _policy_version(route: Route, table: Mapping[str, Any], lineage: VersionLineage) -> Version:
     scorer = scorer_label(route.scorer)
-    return make_version("policy", table, kind=route.kind, scorer=scorer, model_family=None, lineage=lineage)
+    return Version(form="policy", body=table, kind=route.kind, scorer=scorer, model_family=None, lineage=lineage)
 
 
 def proposed_version(
@@ -325,9 +324,9 @@ def as_candidate(
     if epoch is not None and proposal.read_to_seq < epoch.since_seq:
         return f"{proposal.address} was learned before epoch {epoch.number} began: {epoch.reason}"
     since, to = proposal.lineage.get("first_seq"), proposal.lineage.get("last_seq")
-    version = make_version(
-        "learned",
-        read_version(proposal.address, body).plain(),
+    version = Version(
+        form="learned",
+        body=read_version(proposal.address, body).plain(),
         kind=route.kind,
         scorer=scorer_label(route.scorer),
         # the models of the active evidence, by the names that they give themselves
