@@ -37,7 +37,7 @@ REVIEWER: Final = "reviewer"  # the source of labels from verdicts, as `assuranc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resolution:
+class ItemResolution:
     full_right: bool | None
     early_right: bool | None
     corrected: str | None
@@ -91,7 +91,7 @@ class ItemState:
         return next((s for s in self.slots if self.filled(s) is None and self.holder(s, now_s) is None), None)
 
     @property
-    def resolution(self) -> Resolution | None:
+    def resolution(self) -> ItemResolution | None:
         """What the verdicts say together; None: not known (yet)."""
         third, verdicts = self.filled(ADJUDICATOR), self.independent
         if third is not None:
@@ -100,7 +100,7 @@ class ItemState:
             verdicts = []
         if not verdicts:
             return None
-        return Resolution(
+        return ItemResolution(
             full_right=verdicts[0].full_right,
             early_right=verdicts[0].early_right,
             corrected=next((one.corrected for one in verdicts if one.corrected is not None), None),
