@@ -24,12 +24,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from suffice.errors import StoreError
-from suffice.store.audit.personal import BodySplit, Part, redact_row, split, without
+from suffice.store.audit.personal import Part, redact_row, split, without
 from suffice.store.rows.events import UNCHAINED, Row
 
 FORM: Final = 1  # version of the digest format; another format gets another number, and both stay readable
@@ -39,10 +39,10 @@ CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
 
 _INSERT: Final = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
                     VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_LINK: Final = """INSERT INTO chain
-                  (place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, link, note)
-                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
+_HEAD: Final = """
+    SELECT (SELECT link FROM chain ORDER BY place LIMIT 1), place, coalesce(seq, 0), link
+    FROM chain ORDER BY place DESC LIMIT 1"""
 _ENCODE: Final = msgspec.json.Encoder().encode
 _PLACES: Final = struct.Struct(">QQB").pack
 
@@ -67,29 +67,42 @@ def is_chained(kind: str) -> bool:
     return kind not in UNCHAINED
 
 
-def digested_part(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
+class Link(NamedTuple):
+    """A row of the table `chain`."""
+
+    place: int
+    seq: int | None  # of the event; None: the beginning
+    form: int
+    kept: bytes  # digest of the event without personal text
+    whole: bytes | None = None  # digest of the event with it; None: it holds none
+    answers: bytes | None = None  # digest of the answers in it
+    answers_salt: bytes | None = None
+    comments: bytes | None = None
+    comments_salt: bytes | None = None
+    link: bytes = NOTHING
+    note: str | None = None  # what the beginning says
+
+    def digest_after(self, before: bytes) -> bytes:
+        digests = (self.kept, self.whole or NOTHING, self.answers or NOTHING, self.comments or NOTHING)
+        return digest(before, _PLACES(self.place, self.seq or 0, FORM), *digests)
+
+
+COLUMNS: Final = ", ".join(f"c.{name}" for name in Link._fields)
+_LINK: Final = f"INSERT INTO chain VALUES ({', '.join('?' * len(Link._fields))})"  # noqa: S608 - only marks
+
+
+def digest(*parts: bytes) -> bytes:
+    return sha256(b"".join(parts)).digest()
+
+
+def columns_text(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
     return _ENCODE((seq, kind, key, episode_id, route, at_s))
 
 
-def digest_event(columns_part: bytes, body: bytes) -> bytes:
-    return sha256(columns_part + b"\n" + body).digest()
-
-
-def whole_digest(columns_part: bytes, body: bytes, answers_salt: bytes | None, comments_salt: bytes | None) -> bytes:
-    """Digest an event with its personal text; the salts keep the text from being guessed."""
-    none = bytes(SALT_BYTES)
-    return sha256((answers_salt or none) + (comments_salt or none) + columns_part + b"\n" + body).digest()
-
-
-def words_digest(salt: bytes, words: bytes) -> bytes:
-    return sha256(salt + words).digest()
-
-
-def link_of(
-    before: bytes, place: int, seq: int, kept: bytes, whole: bytes | None, answers: bytes | None, comments: bytes | None
-) -> bytes:
-    digests = kept + (whole or NOTHING) + (answers or NOTHING) + (comments or NOTHING)
-    return sha256(before + _PLACES(place, seq, FORM) + digests).digest()
+def digest_event(columns: bytes, body: bytes, salts: tuple[bytes | None, bytes | None] | None = None) -> bytes:
+    """Digest an event; with personal text in it, its salts keep the text from being guessed."""
+    salted = () if salts is None else (salt or bytes(SALT_BYTES) for salt in salts)
+    return digest(*salted, columns, b"\n", body)
 
 
 class Appender:
@@ -114,20 +127,31 @@ class Appender:
         return True
 
     def _chain(self, seq: int, row: Row, at_s: float) -> None:
-        taken, columns_part = (
+        taken, columns = (
             split(row.kind, row.body),
-            digested_part(seq, row.kind, row.key, row.episode_id, row.route, at_s),
+            columns_text(seq, row.kind, row.key, row.episode_id, row.route, at_s),
         )
-        kept = digest_event(columns_part, taken.kept)
-        (answers, answers_salt), (comments, comments_salt) = (_salted(taken, part) for part in CHAINED_PARTS)
-        has_words = answers_salt is not None or comments_salt is not None
-        whole = whole_digest(columns_part, row.body.encode(), answers_salt, comments_salt) if has_words else None
+        answers, comments = (taken.words.get(part) for part in CHAINED_PARTS)
+        salts = _salt_for(answers), _salt_for(comments)
         place, before = self.tail(at_s, before_seq=seq)
-        link = link_of(before, place + 1, seq, kept, whole, answers, comments)
-        self._connection.execute(
-            _LINK, (place + 1, seq, FORM, kept, whole, answers, answers_salt, comments, comments_salt, link, None)
+        link = Link(
+            place=place + 1,
+            seq=seq,
+            form=FORM,
+            kept=digest_event(columns, taken.kept),
+            whole=digest_event(columns, row.body.encode(), salts) if any(salts) else None,
+            answers=salted_digest(salts[0], answers),
+            answers_salt=salts[0],
+            comments=salted_digest(salts[1], comments),
+            comments_salt=salts[1],
         )
-        self._tail = place + 1, link
+        self._add(link, before)
+
+    def _add(self, link: Link, before: bytes) -> tuple[int, bytes]:
+        sealed = link._replace(link=link.digest_after(before))
+        self._connection.execute(_LINK, sealed)
+        self._tail = sealed.place, sealed.link
+        return self._tail
 
     def tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
         """Return place and link of the chain's last row; start the chain before `before_seq` if there is none."""
@@ -143,30 +167,23 @@ class Appender:
         count = f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})"  # noqa: S608 - only marks
         n_before = self._connection.execute(count, (after_seq, *sorted(UNCHAINED))).fetchone()[0]
         note = _ENCODE(ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
-        kept = sha256(note).digest()
-        link = link_of(NOTHING, 1, 0, kept, None, None, None)
-        self._connection.execute(_LINK, (1, None, FORM, kept, None, None, None, None, None, link, note.decode()))
-        return 1, link
+        return self._add(Link(place=1, seq=None, form=FORM, kept=digest(note), note=note.decode()), NOTHING)
 
 
 def begin_chain(connection: sqlite3.Connection, now_s: float) -> None:
     if connection.execute(_TAIL).fetchone() is not None:
         return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
         Appender(connection, owner=0).tail(now_s)
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
 
 
-def _salted(taken: BodySplit, part: Part) -> tuple[bytes | None, bytes | None]:
-    words = taken.words.get(part)
-    if words is None:
-        return None, None
-    salt = os.urandom(SALT_BYTES)
-    return words_digest(salt, words), salt
+def _salt_for(words: bytes | None) -> bytes | None:
+    return None if words is None else os.urandom(SALT_BYTES)
+
+
+def salted_digest(salt: bytes | None, words: bytes | None) -> bytes | None:
+    return None if salt is None or words is None else digest(salt, words)
 
 
 def _has_chain(connection: sqlite3.Connection) -> bool:
@@ -182,11 +199,8 @@ def head(connection: sqlite3.Connection) -> Head | None:
     """Return the end of the chain; None if it is empty or dropped."""
     if not _has_chain(connection):
         return None
-    row = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
-    first = connection.execute("SELECT link FROM chain ORDER BY place LIMIT 1").fetchone()
-    if row is None or first is None:
-        return None
-    return Head(begin=bytes(first[0]).hex(), place=int(row[0]), seq=int(row[1]), link=bytes(row[2]).hex())
+    row = connection.execute(_HEAD).fetchone()
+    return None if row is None else Head(bytes(row[0]).hex(), int(row[1]), int(row[2]), bytes(row[3]).hex())
 
 
 def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
@@ -202,24 +216,26 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
     return bool(now == then)
 
 
-def _erased(connection: sqlite3.Connection, seq: int) -> tuple[Part, ...]:
-    rows = connection.execute("SELECT answers, answers_salt, comments, comments_salt FROM chain WHERE seq = ?", (seq,))
-    row = rows.fetchone() or (None,) * 4
-    digests = zip(CHAINED_PARTS, row[::2], row[1::2], strict=True)
-    return tuple(part for part, words, salt in digests if words is not None and salt is None)
+def _erased(connection: sqlite3.Connection, seq: int) -> list[Part]:
+    row = connection.execute(f"SELECT {COLUMNS} FROM chain c WHERE c.seq = ?", (seq,)).fetchone()  # noqa: S608 - names
+    parts = {} if row is None else parts_of(Link._make(row))
+    return [part for part, (words, salt) in parts.items() if words is not None and salt is None]
+
+
+def parts_of(link: Link) -> dict[Part, tuple[bytes | None, bytes | None]]:
+    """Return the digest and the salt of each part; a digest without its salt is of an erased part."""
+    return {"answers": (link.answers, link.answers_salt), "comments": (link.comments, link.comments_salt)}
 
 
 def forget_salts(connection: sqlite3.Connection, seq: int, parts: Collection[Part]) -> bool:
     """Drop the salts of an event's erased parts and return whether the event was chained. Their digests stay."""
-    changed = [
-        connection.execute(
-            f"UPDATE chain SET {part}_salt = NULL WHERE seq = ? AND {part}_salt IS NOT NULL",  # noqa: S608 - a name
-            (seq,),
-        ).rowcount
-        for part in CHAINED_PARTS
-        if part in parts
-    ]
-    return 1 in changed
+    n_changed = 0
+    for part in CHAINED_PARTS:
+        if part in parts:
+            salt = f"{part}_salt"
+            drop = f"UPDATE chain SET {salt} = NULL WHERE seq = ? AND {salt} IS NOT NULL"  # noqa: S608 - a name
+            n_changed += connection.execute(drop, (seq,)).rowcount
+    return n_changed > 0
 
 
 Line = dict[str, Any]  # a line of JSON
@@ -235,15 +251,13 @@ _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WH
 
 def extract(connection: sqlite3.Connection, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
     """Return the end of the chain, the rows at `places` and of this export, and the links between. Raise StoreError."""
-    connection.execute("BEGIN")  # read links and head from one snapshot
-    try:
+    with connection:
+        connection.execute("BEGIN")  # read links and head from one snapshot
         (place,) = connection.execute(_EXPORTED, (exported,)).fetchone()
         end = head(connection)
         if end is None:
             raise StoreError("the log: its chain is empty")
         return end, [*_rows(connection, {*places, place}), *_links(connection, min(places))]
-    finally:
-        connection.execute("ROLLBACK")
 
 
 def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
@@ -252,8 +266,8 @@ def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[L
         if row is None:
             raise StoreError(f"the log: row {place} is gone")
         *columns, body = row
-        columns_part, kept = digested_part(*columns), split(columns[1], body).kept
-        yield {"type": "row", "seq": place, "told": columns_part.decode(), "kept": kept.decode()}
+        text, kept = columns_text(*columns), split(columns[1], body).kept
+        yield {"type": "row", "seq": place, "told": text.decode(), "kept": kept.decode()}
 
 
 def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
@@ -286,14 +300,14 @@ def find_outcome_row(connection: sqlite3.Connection, episode: str, until_seq: in
 
 def _entry(row: tuple[Any, ...]) -> ExtractRow:
     *columns, body = row
-    return ExtractRow(row[0], row[1], body, digest_event(digested_part(*columns), body.encode()).hex())
+    return ExtractRow(row[0], row[1], body, digest_event(columns_text(*columns), body.encode()).hex())
 
 
 _PURPOSE: Final = b"suffice audit head 1"
 _MOST_BYTES: Final = 64 * 2**20  # of a file of heads
 
 
-class _Line(msgspec.Struct, frozen=True, kw_only=True):
+class _Line(msgspec.Struct, frozen=True):
     at: str
     begin: str
     place: int
@@ -302,8 +316,8 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True):
     signature: str = ""
 
     def signed_with(self, key: bytes) -> str:
-        text = "\n".join((self.at, self.begin, str(self.place), str(self.seq), self.link))
-        return hmac.new(key, text.encode(), sha256).hexdigest()
+        *signed, _ = map(str, msgspec.structs.astuple(self))
+        return hmac.new(key, "\n".join(signed).encode(), sha256).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,7 +334,7 @@ def signing_key(salt: str) -> bytes:
 
 def line_of(head: Head, *, at: str, key: bytes) -> bytes:
     """Return a head as one signed line of JSON, newline included."""
-    line = _Line(at=at, begin=head.begin, place=head.place, seq=head.seq, link=head.link)
+    line = _Line(at, head.begin, head.place, head.seq, head.link)
     return msgspec.json.encode(msgspec.structs.replace(line, signature=line.signed_with(key))) + b"\n"
 
 
@@ -329,15 +343,12 @@ def append_line(file: Path, line: bytes) -> None:
     try:
         is_new = not file.exists()
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size:
-                os.lseek(descriptor, size - 1, os.SEEK_SET)
-                line = line if os.read(descriptor, 1) == b"\n" else b"\n" + line
-            os.write(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with os.fdopen(descriptor, "a+b", buffering=0) as handle:
+            if handle.seek(0, os.SEEK_END):
+                handle.seek(-1, os.SEEK_END)
+                line = line if handle.read(1) == b"\n" else b"\n" + line
+            handle.write(line)
+            os.fsync(handle.fileno())
         if is_new and os.name != "nt":  # where a folder cannot be opened
             folder = os.open(file.parent, os.O_RDONLY)
             try:
@@ -367,9 +378,7 @@ def read_heads(file: Path, *, key: bytes | None) -> list[KeptHead]:
             if text.startswith(b"{") and not text.rstrip().endswith(b"}"):
                 continue  # the writer crashed in the middle of the line and never reported it as written
             raise StoreError(f"heads {file}: line {number} is no head; need the lines that Suffice exported") from None
-        head = Head(begin=line.begin, place=line.place, seq=line.seq, link=line.link)
-        signed = None
-        if key is not None:
-            signed = hmac.compare_digest(line.signature.encode(), line.signed_with(key).encode())
+        head = Head(line.begin, line.place, line.seq, line.link)
+        signed = None if key is None else hmac.compare_digest(line.signature.encode(), line.signed_with(key).encode())
         heads.append(KeptHead(line=number, at=line.at, head=head, signed=signed))
     return heads

@@ -14,37 +14,35 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from suffice.store.audit.chain import (
+    COLUMNS,
     FORM,
     NOTHING,
     ChainStart,
     Head,
+    Link,
+    columns_text,
+    digest,
     digest_event,
-    digested_part,
     is_chained,
-    link_of,
+    parts_of,
     require_chain,
-    whole_digest,
-    words_digest,
+    salted_digest,
 )
-from suffice.store.audit.personal import Part, split
+from suffice.store.audit.personal import split
 from suffice.store.rows.events import EVENTS, decode_as
 from suffice.store.rows.records import Erasure
 
-_ROWS: Final = """
-    SELECT c.place, c.seq, c.form, c.kept, c.whole, c.answers, c.answers_salt, c.comments, c.comments_salt, c.link,
-           c.note, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
-    FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""
+_ROWS: Final = f"""
+    SELECT {COLUMNS}, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
+    FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""  # noqa: S608 - names
 _MAX: Final = 2**63 - 1
-_NO_WORDS: Final = (None,) * 4  # digests and salts of a row without personal text
 _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 
 
@@ -70,16 +68,15 @@ class ChainCheck:
         return self.bad is None
 
 
-# A row of the chain with its event.
-_Row = namedtuple(  # noqa: PYI024 - every column may hold anything
-    "_Row",
-    "place seq form kept whole answers answers_salt comments comments_salt link note"
-    " kind key episode_id route at_s body",
-)
+class _Event(NamedTuple):
+    """The columns of a chained event; None: it is not in the log any more."""
 
-
-def _words(row: _Row) -> dict[Part, tuple[Any, Any]]:
-    return {"answers": (row.answers, row.answers_salt), "comments": (row.comments, row.comments_salt)}
+    kind: Any  # a column may hold anything
+    key: Any
+    episode_id: Any
+    route: Any
+    at_s: Any
+    body: Any
 
 
 @dataclass(slots=True)
@@ -101,7 +98,7 @@ class _Walk:
         if self.bad is None:
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
-    def begin(self, row: _Row) -> None:
+    def begin(self, row: Link) -> None:
         self.place, self.link, self.first, self.n_rows = row.place, _link(row.link), _link(row.link), 1
         if row.place != 1 or row.seq is not None or not isinstance(row.note, str):
             self.blame(1, None, None, "removed: the beginning of the chain is gone")
@@ -112,12 +109,12 @@ class _Walk:
             self.blame(1, None, None, "edited: the beginning of the chain cannot be read")
             return
         self.seq = self.beginning.after_seq
-        same = row.form == FORM and not any(row[4:9]) and sha256(row.note.encode()).digest() == row.kept
-        if not same or link_of(NOTHING, 1, 0, row.kept, None, None, None) != row.link:
+        written = Link(place=1, seq=None, form=FORM, kept=digest(row.note.encode()), note=row.note)
+        if row != written._replace(link=written.digest_after(NOTHING)):
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
-    def take(self, row: _Row) -> None:
-        place, seq, kind = row.place, row.seq, row.kind
+    def take(self, row: Link, event: _Event) -> None:
+        place, seq, kind = row.place, row.seq, event.kind
         before, self.link = self.link, _link(row.link)
         self.n_rows += 1
         self.n_known += kind in _KNOWN
@@ -129,8 +126,8 @@ class _Walk:
             self.blame(place, seq, kind, "added: a second beginning of the chain")
             return
         try:
-            same = self._in_order(row) and self._is_same(row)
-            follows = link_of(before, place, seq, row.kept, row.whole, row.answers, row.comments) == row.link
+            same = self._in_order(place, seq, kind) and self._is_same(row, seq, event)
+            follows = row.digest_after(before) == row.link
         except (TypeError, struct.error):
             self.blame(place, None, kind, "edited: its digests are none")
             return
@@ -138,53 +135,52 @@ class _Walk:
             what = "does not follow from the row before it: rows were reordered, removed or added, or links edited"
             self.blame(place, seq, kind, what)
         elif same and kind == "erased":
-            erasure = decode_as(Erasure, row.body)
+            erasure = decode_as(Erasure, event.body)
             explained = ((gone, part) for gone in erasure.chained for part in erasure.parts)
             self.n_erased += sum(self.silent.pop(one, None) is not None for one in explained)
 
-    def _in_order(self, row: _Row) -> bool:
-        if row.seq <= self.seq:
-            self.blame(row.place, row.seq, row.kind, f"reordered: it follows row {self.seq} of the log")
-        self.seq = max(row.seq, self.seq)
-        if row.kind is None:
-            self.blame(row.place, row.seq, None, "removed: its event is not in the log any more")
-        return row.kind is not None
+    def _in_order(self, place: int, seq: int, kind: str | None) -> bool:
+        if seq <= self.seq:
+            self.blame(place, seq, kind, f"reordered: it follows row {self.seq} of the log")
+        self.seq = max(seq, self.seq)
+        if kind is None:
+            self.blame(place, seq, None, "removed: its event is not in the log any more")
+        return kind is not None
 
-    def _is_same(self, row: _Row) -> bool:
+    def _is_same(self, row: Link, seq: int, event: _Event) -> bool:
         if row.form != FORM:
             what = f"is digested in form {row.form!r}, and this version knows {FORM}: upgrade"
-            self.blame(row.place, row.seq, row.kind, what)
+            self.blame(row.place, seq, event.kind, what)
             return False
         try:
-            columns_part, body = digested_part(row.seq, *row[11:16]), row.body.encode()
+            columns, body = columns_text(seq, *event[:-1]), event.body.encode()
         except (ValueError, AttributeError):  # not text, or not encodable
             same = False
         else:
+            parts = parts_of(row).values()
             if row.whole is None:
-                same = digest_event(columns_part, body) == row.kept and row[5:9] == _NO_WORDS
-            elif all((digest is None) is (salt is None) for digest, salt in _words(row).values()):
-                same = whole_digest(columns_part, body, row.answers_salt, row.comments_salt) == row.whole
+                same = digest_event(columns, body) == row.kept and all(one == (None, None) for one in parts)
+            elif all((words is None) is (salt is None) for words, salt in parts):
+                same = digest_event(columns, body, (row.answers_salt, row.comments_salt)) == row.whole
             else:
-                same = self._is_same_without_words(row, columns_part)
+                same = self._is_same_without_words(row, seq, event, columns)
         if not same:
-            self.blame(row.place, row.seq, row.kind, "edited: it is not what was written")
+            self.blame(row.place, seq, event.kind, "edited: it is not what was written")
         return same
 
-    def _is_same_without_words(self, row: _Row, columns_part: bytes) -> bool:
+    def _is_same_without_words(self, row: Link, seq: int, event: _Event, columns: bytes) -> bool:
         try:
-            taken = split(row.kind, row.body)
+            taken = split(event.kind, event.body)
         except (ValueError, TypeError, AttributeError):  # not valid JSON
             return False
-        if digest_event(columns_part, taken.kept) != row.kept:
+        if digest_event(columns, taken.kept) != row.kept:
             return False
-        for part, (digest, salt) in _words(row).items():
+        for part, (written, salt) in parts_of(row).items():
             words = taken.words.get(part)
-            if digest is None and words is None and salt is None:
-                continue
-            if digest is not None and salt is None and words is None:
-                self.silent[row.seq, part] = row.place, row.kind
-            elif digest is None or salt is None or words is None or words_digest(salt, words) != digest:
-                self.blame(row.place, row.seq, row.kind, f"edited: its {part} are not what was written")
+            if written is not None and salt is None and words is None:
+                self.silent[seq, part] = row.place, event.kind
+            elif (words is None) is not (salt is None) or salted_digest(salt, words) != written:
+                self.blame(row.place, seq, event.kind, f"edited: its {part} are not what was written")
         return True
 
     def end(self) -> None:
@@ -202,14 +198,12 @@ def _link(value: object) -> bytes:
 def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
     require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
-    connection.execute("BEGIN")  # one snapshot, whatever other processes write
-    try:
+    with connection:
+        connection.execute("BEGIN")  # one snapshot, whatever other processes write
         _walk_rows(connection, walk)
         _find_added(connection, walk)
-    finally:
-        connection.execute("ROLLBACK")
     _compare_heads(walk, heads)
-    head = Head(begin=walk.first.hex(), place=walk.place, seq=walk.seq, link=walk.link.hex()) if walk.n_rows else None
+    head = Head(walk.first.hex(), walk.place, walk.seq, walk.link.hex()) if walk.n_rows else None
     return ChainCheck(
         n_rows=walk.n_rows,
         n_erased=walk.n_erased,
@@ -221,10 +215,11 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> 
 
 
 def _walk_rows(connection: sqlite3.Connection, walk: _Walk) -> None:
-    rows = map(_Row._make, connection.execute(_ROWS))
-    for row in rows:
+    n_columns = len(Link._fields)
+    for columns in connection.execute(_ROWS):
+        row = Link._make(columns[:n_columns])
         if walk.n_rows:
-            walk.take(row)
+            walk.take(row, _Event._make(columns[n_columns:]))
         else:
             walk.begin(row)
         if row.place in walk.links:
