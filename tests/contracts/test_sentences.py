@@ -153,7 +153,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
         assert told == {one.promise}, (name, told)
         states = re.findall(rf'suffice_promise_state{{route="{name}",state="(\w+)"}} 1.0', gauges)
         assert {one.promise_state, pages[name].promise_state, *states} == {one.promise_state}
-        guarantee = gw.deployment.guarantee(route)
+        guarantee = gw.deployment.guarantee_of(route)()
         assert guarantee.stops == can_stop(gw, name), (name, guarantee.state, made.settings.routes[name])
         if guarantee.stops:
             assert "runs in full" not in one.promise

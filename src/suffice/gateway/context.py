@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.load_level import even_loads
@@ -23,7 +23,7 @@ from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.route import BuiltRoute, Variants
 from suffice.policy.base import version_of
 from suffice.review.route_guarantee import RouteGuarantee
-from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key, point_of
+from suffice.rollout.assign import AuditAssignment, audit_share, point_of
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.folds.wording import Embedder
@@ -44,7 +44,6 @@ IDLE_RUN_S = 1_800.0  # a loop idle for longer is abandoned
 def run_periodically(task: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
     """Call `task` on a grid of `every_s` seconds while the block runs. Failures are logged and counted."""
     loop = asyncio.get_running_loop()
-
     timer: asyncio.TimerHandle
 
     def start_timer() -> None:
@@ -141,40 +140,37 @@ MOST_RECALLED: Final = 20_000  # live runs remembered for labels
 MOST_ANSWER_CHARS: Final = 500  # of a remembered run; runs with longer answers are not remembered
 
 _PURPOSE: Final = b"kept-rows"
+_Cell: TypeAlias = tuple[str, str, str]
 
 
-@dataclass(slots=True)
-class _Tally:
-    ends: Counter[EndReason] = field(default_factory=Counter)
-    sums: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, outcome: Outcome) -> None:
-        self.ends[outcome.end_reason] += 1
-        usage, spent = outcome.usage, outcome.overhead
-        amounts: dict[str, Any] = {
-            "n": 1,
-            "duration_s": outcome.duration_s,
-            "probe_tokens": spent.probe_tokens,
-            "extra_prompt_tokens": spent.extra_prompt_tokens,
-            "cached_prompt_tokens": spent.cached_prompt_tokens,
-            "discarded_tokens": spent.discarded_tokens,
-        }
-        if usage is not None:
-            amounts |= {"n_counted": 1, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens}
-            amounts["completion_tokens"] = usage.completion_tokens
-        if outcome.cost_usd is not None:
-            amounts |= {"n_priced": 1, "cost_usd": outcome.cost_usd, "overhead_usd": outcome.overhead_usd or 0.0}
-        if outcome.stopped:
-            amounts |= {"n_stopped": 1, "saved_tokens": outcome.tokens_saved_estimate or 0}
-            amounts["saved_usd"] = outcome.saved_usd_estimate or 0.0
-        for name, amount in amounts.items():
-            self.sums[name] = self.sums.get(name, 0) + amount
+def _amounts_of(outcome: Outcome) -> dict[str, Any]:
+    """Return what one request adds to the sums of `UnloggedRequests`."""
+    usage, spent = outcome.usage, outcome.overhead
+    amounts: dict[str, Any] = {
+        "n": 1,
+        "duration_s": outcome.duration_s,
+        "probe_tokens": spent.probe_tokens,
+        "extra_prompt_tokens": spent.extra_prompt_tokens,
+        "cached_prompt_tokens": spent.cached_prompt_tokens,
+        "discarded_tokens": spent.discarded_tokens,
+    }
+    if usage is not None:
+        amounts |= {"n_counted": 1, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens}
+        amounts["completion_tokens"] = usage.completion_tokens
+    if outcome.cost_usd is not None:
+        amounts |= {"n_priced": 1, "cost_usd": outcome.cost_usd, "overhead_usd": outcome.overhead_usd or 0.0}
+    if outcome.stopped:
+        amounts |= {"n_stopped": 1, "saved_tokens": outcome.tokens_saved_estimate or 0}
+        amounts["saved_usd"] = outcome.saved_usd_estimate or 0.0
+    return amounts
 
 
 @dataclass(slots=True)
 class _Count:
     since_s: float  # monotonic, of the first request
-    tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by query class, version, why ungoverned
+    # By query class, version and why ungoverned.
+    ends: defaultdict[_Cell, Counter[EndReason]] = field(default_factory=lambda: defaultdict(Counter))
+    sums: defaultdict[_Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     senders: list[str] = field(default_factory=list)
     n: int = 0
     audit_share: float | None = None  # the lowest of the governed ones
@@ -190,8 +186,6 @@ class LogSampler:
     rates: Mapping[str, RowRates] = field(default_factory=dict)  # by route, set by the control loop
     _counts: dict[str, _Count] = field(default_factory=dict)
     _senders: dict[str, None] = field(default_factory=dict)  # already written, oldest first
-    _even: dict[tuple[float, float], float] = field(default_factory=dict)  # rates by sample rate and audit share
-    _by_class: dict[str, tuple[RowRates, dict[str, float]]] = field(default_factory=dict)
     _open: set[str] = field(default_factory=set)  # drawn runs that have not ended
     _recent: dict[str, RecalledRun] = field(default_factory=dict)  # by episode, oldest first
     _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: ambiguous
@@ -221,16 +215,8 @@ class LogSampler:
             return sample_rate
         rates = self.rates.get(request.route)
         if rates is None or rates.sample_rate != sample_rate:  # the sample rate has changed
-            share = request.propensity if request.audit else 1 - request.propensity
-            if (sample_rate, share) not in self._even:
-                if len(self._even) >= MOST_CELLS:
-                    self._even.clear()
-                self._even[sample_rate, share] = live_rate(sample_rate, share)
-            return self._even[sample_rate, share]
-        known = self._by_class.get(request.route)
-        if known is None or known[0] is not rates:
-            known = self._by_class[request.route] = rates, dict(rates.after)
-        return known[1].get(class_of(request.query), rates.other)
+            return live_rate(sample_rate, request.propensity if request.audit else 1 - request.propensity)
+        return dict(rates.after).get(class_of(request.query), rates.other)
 
     def remember(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
         name, response = outcome.episode_id, outcome.response_id
@@ -269,9 +255,10 @@ class LogSampler:
         """Count an ended request without rows. Return its route's count if it is due to be written."""
         count = self._counts.setdefault(request.route, _Count(now_s))
         key = class_of(request.query), request.policy_version, request.ungoverned or ""
-        if key not in count.tallies and len(count.tallies) >= MOST_CELLS:
+        if key not in count.ends and len(count.ends) >= MOST_CELLS:
             key = OTHER, OTHER, key[2]
-        count.tallies.setdefault(key, _Tally()).add(outcome)
+        count.ends[key][outcome.end_reason] += 1
+        count.sums[key].update(_amounts_of(outcome))
         count.n, count.last = count.n + 1, outcome.episode_id
         if request.ungoverned is None and request.delivery == 1:
             share = 1.0 - request.propensity  # not an audit: audits have rows
@@ -295,10 +282,10 @@ class LogSampler:
                 query_class=query_class,
                 version=version,
                 ungoverned=ungoverned,
-                ends=tuple(sorted(tally.ends.items())),
-                **tally.sums,
+                ends=tuple(sorted(ends.items())),
+                **count.sums[query_class, version, ungoverned],
             )
-            for (query_class, version, ungoverned), tally in count.tallies.items()
+            for (query_class, version, ungoverned), ends in count.ends.items()
         )
         return RequestCount(
             count_id=count.last,
@@ -422,17 +409,15 @@ class Deployment:
             LOG.warning("routes.%s: %s", name, f"behaves as observe: {refused}" if refused else "acts again")
         self._replace(replace(route, refused=refused))
 
-    def guarantee(self, route: BuiltRoute) -> RouteGuarantee:
-        return self._guarantee(route)()
-
     def promise_to(self, route: BuiltRoute | None) -> Callable[[], str]:
         """Return a function that writes the guarantee for a reply, as of now, whatever is decided later."""
         if route is None:
             return str
-        promised = self._guarantee(route)
-        return lambda: promised().sentence
+        guaranteed = self.guarantee_of(route)
+        return lambda: guaranteed().sentence
 
-    def _guarantee(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
+    def guarantee_of(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
+        """Return a function that determines the guarantee as of now; for a reply that shows none it is never called."""
         killed, unread, classes = self.kill.on, self.serves == "full", self.classes.get(route.name)
         experiments, trials = self.variants.experiments, self.variants.trials
         return lambda: route.guarantee(
@@ -448,7 +433,7 @@ class Deployment:
         except Exception:  # noqa: BLE001 - a gauge is not a response
             self.metrics.inc("suffice_failopen_total", "load")
         for route in self.routes:
-            state, before = self.guarantee(route).state, self._states.get(route.name)
+            state, before = self.guarantee_of(route)().state, self._states.get(route.name)
             if before is not None and before != state:
                 self.metrics.set("suffice_promise_state", 0, route.name, before)
             self.metrics.set("suffice_promise_state", 1, route.name, state)
@@ -490,9 +475,6 @@ class GatewayState:
     def vectors(self, route: BuiltRoute, ledger: Ledger, *, keep: int = 0) -> Vectors | None:
         embedder, most = self.embedders.get(route.name), route.settings.max_extra_calls
         return None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most, keep=keep)
-
-    def conversation(self, sender: str, conversation: str | None) -> str:
-        return conversation_key(sender, conversation, salt=self.salt) if conversation else ""
 
     def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str) -> AuditAssignment:
         assigned = self.clients.deliveries.assign(

@@ -28,7 +28,7 @@ from suffice.gateway.load_control import SITES, Breaker, place_route
 from suffice.gateway.request_parsing import ParsedRequest
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer, format_conversation
-from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
+from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, conversation_key, question_key
 from suffice.rollout.experiment import UnitIds, units_of
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event
@@ -62,6 +62,9 @@ class Arrival:
             conversation=self.conversation,
             idempotency_key=self.idempotency_key,
         )
+
+    def conversation_key(self, salt: str) -> str:
+        return conversation_key(self.caller.id, self.conversation, salt=salt) if self.conversation else ""
 
     def units(self, assigned: AuditAssignment) -> UnitIds:
         known = {"conversation": self.conversation, "user": self.user, "tenant": self.tenant}
@@ -225,7 +228,7 @@ def admit(
         arms=arms,
         sender=arrival.caller.id,
         delivery=assigned.delivery,
-        conversation=gw.conversation(arrival.caller.id, arrival.conversation),
+        conversation=arrival.conversation_key(gw.salt),
     )
     return route, request, place.retry_after_s if place is not None and place.level is None else None
 
