@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -116,8 +116,9 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
         await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger)
         return
+    job = _governed_request(gw, admitted, admitted.route, ledger, exchange)
     try:
-        await govern_request(gw, admitted, admitted.route, ledger, exchange)
+        await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
     except UpstreamError:
         raise
     except Exception as error:
@@ -167,15 +168,14 @@ class GovernedRequest:
         return KeptAlive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
 
 
-async def govern_request(
+def _governed_request(
     gw: GatewayState, admitted: AdmittedRequest, route: BuiltRoute, ledger: Ledger, exchange: Exchange
-) -> None:
-    """Answer a request under its route's policy. Raise UpstreamError, and any error of our own code."""
+) -> GovernedRequest:
     request, client, headers = ledger.request, gw.upstreams[admitted.upstream], admitted.headers
     if route.acts or request.kind == "samples":
         # With this header llama.cpp continues after its caller has left, so a stop would save nothing.
         headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
-    job = GovernedRequest(
+    return GovernedRequest(
         gw=gw,
         route=route,
         client=client,
@@ -184,7 +184,6 @@ async def govern_request(
         ledger=ledger,
         exchange=exchange,
     )
-    await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
 
 
 # --------------------------------------------------------------------------- reasoning
@@ -205,7 +204,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
     cost = _stop_cost(job, continuer)
     policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, gw.monotonic_s, cost=cost)
     async with job.keep_alive(), _open_relay(job, fields, continuer, rerun_of=None) as relay:
-        reader, began_s = relay.reader, gw.monotonic_s()
+        reader = relay.reader
 
         def record(step: Step, signals: Signals, decision: Decision) -> bool:
             ledger.record_step(step, signals, decision)
@@ -213,19 +212,17 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             # finish, the thought is open, and the engine does not enforce the policy's budget itself.
             return job.may_act and bool(continuer.methods) and reader.is_in_thought and not reader.leaves_stop_to_engine
 
-        def transition() -> StopTransition:
-            return StopTransition(
-                relay=relay,
-                continuer=continuer,
-                ledger=ledger,
-                rerun=lambda before: _open_relay(job, fields, continuer, rerun_of=before),
-                max_tokens=job.max_tokens,
-                handover_ms=route.handover_ms,
-                buffer_bytes=route.handover_buffer_bytes,
-                monotonic_s=gw.monotonic_s,
-                began_s=began_s,
-            )
-
+        transition = StopTransition(
+            relay=relay,
+            continuer=continuer,
+            ledger=ledger,
+            rerun=lambda before: _open_relay(job, fields, continuer, rerun_of=before),
+            max_tokens=job.max_tokens,
+            handover_ms=route.handover_ms,
+            buffer_bytes=route.handover_buffer_bytes,
+            monotonic_s=gw.monotonic_s,
+            began_s=gw.monotonic_s(),
+        )
         prober = Prober(continuer, job.route.scorer, ledger) if _probes(job) else None
         vectors = gw.vectors(job.route, ledger, keep=KEPT_CALLS)
         run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
@@ -237,16 +234,25 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             if reader.is_over_budget:
                 ledger.fail_open("budget")  # the engine did not enforce the budget
             _estimate_saved(job, verdict.signals.tokens_used)
-            await transition().carry_out(*reader.thought_at(verdict.step.index))
+            await transition.carry_out(*reader.thought_at(verdict.step.index))
             return
         if relay.own_end.kept is not None:  # cut inside its thought: force an answer for the client
-            forced = transition().finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
+            forced = transition.finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
             await (forced or relay.own_end.deliver(relay.delivery))
         elif ledger.reply.unclosed and prober is not None and continuer.may_call(keep=0):
             # Otherwise record a probed answer, so that the full and the stopped arm are closed in the same way.
             ledger.reply.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
-        await _measure_finish(job, reader, prober)
-    await _ask_paired_call(job, continuer)
+        if is_measured(ledger.request):
+            await _never_failing(ledger, _measure_finish(job, reader, prober))
+    if is_measured(ledger.request):
+        await _never_failing(ledger, _ask_paired_call(job, continuer))
+
+
+async def _never_failing(ledger: Ledger, measurement: Coroutine[Any, Any, None]) -> None:
+    try:
+        await measurement
+    except Exception:  # noqa: BLE001 - a failed measurement never costs an answer
+        ledger.fail_open("probe")
 
 
 def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
@@ -271,7 +277,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     levels are measured too. A failed finish is no evidence, because a stop whose finish fails is not made.
     """
     ledger, cap = job.ledger, job.max_tokens
-    if prober is None or not (is_measured(ledger.request) and job.route.settings.is_replayed):
+    if prober is None or not job.route.settings.is_replayed:
         return
     probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
     if not probed:
@@ -280,29 +286,23 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
     stop = next((step for step in probed if step.index == ledger.stop.step), None)
     chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
     thought, tokens = reader.thought_at(chosen.index)
-    try:
-        left = None if cap is None else max(1, cap - tokens)
-        await prober.finish_at(chosen.index, thought, tokens, max_tokens=left)
-    except Exception:  # noqa: BLE001 - a failed measurement never costs an answer
-        ledger.fail_open("probe")
+    left = None if cap is None else max(1, cap - tokens)
+    await prober.finish_at(chosen.index, thought, tokens, max_tokens=left)
 
 
 async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     """In an audit of a route with an effort or budget arm, call a second time, with the arm or in full."""
-    ledger, route, parsed = job.ledger, job.route.settings, job.parsed
-    if not is_measured(ledger.request) or route.probe is None:
+    ledger, route = job.ledger, job.route.settings
+    if route.probe is None:
         return
-    try:
-        fields = choose_reasoning_fields(route, job.client.settings, parsed.body, methods=(), policy_budget_tokens=None)
-        if not fields.fields or not continuer.may_call(keep=0):
-            return
-        point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
-        arm = CallArm(name="full", fields={}, propensity=REPEAT_SHARE)
-        if point >= REPEAT_SHARE:
-            arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=1 - REPEAT_SHARE)
-        await ask_paired_call(continuer, ledger, job.route.scorer, arm, job.upstream_body)
-    except Exception:  # noqa: BLE001 - a failed measurement never costs an answer
-        ledger.fail_open("probe")
+    fields = choose_reasoning_fields(route, job.client.settings, job.parsed.body, methods=(), policy_budget_tokens=None)
+    if not fields.fields or not continuer.may_call(keep=0):
+        return
+    point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
+    arm = CallArm(name="full", fields={}, propensity=REPEAT_SHARE)
+    if point >= REPEAT_SHARE:
+        arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=1 - REPEAT_SHARE)
+    await ask_paired_call(continuer, ledger, job.route.scorer, arm, job.upstream_body)
 
 
 @asynccontextmanager
@@ -357,25 +357,21 @@ async def _accepted(
     job: GovernedRequest, fields: ReasoningFields, purpose: Purpose
 ) -> AsyncIterator[tuple[Call, CallAccount, ReasoningFields]]:
     """Yield the call, its account and the fields sent. If the upstream refuses our fields, call again without them."""
-    body, headers, refused = job.upstream_body, governed_headers(job.headers), False
-    if fields.fields and fields.name not in job.client.refuses:
-        account = job.ledger.open_call(purpose)
-        with_fields = encode_json(merge_fields(body, fields.fields))
-        async with job.client.open(CHAT_PATH, with_fields, headers, extra=purpose == "rerun") as call:
-            refused = call.status in REFUSALS
-            if not refused:
-                yield call, account, fields
-                return
-        account.discarded = True
-    account = job.ledger.open_call(purpose)
-    # The second call is an extra call, which is not retried.
-    again = refused or purpose == "rerun"
-    async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=again) as call:
-        if refused and call.status == 200:
-            job.client.refuses.add(fields.name)
-        if fields.fields and call.status == 200:
-            job.ledger.fail_open(fields.site)
-        yield call, account, NO_FIELDS
+    body, headers, client, refused = job.upstream_body, governed_headers(job.headers), job.client, False
+    is_offered = bool(fields.fields) and fields.name not in client.refuses
+    for sent in (fields, NO_FIELDS) if is_offered else (NO_FIELDS,):
+        account, content = job.ledger.open_call(purpose), encode_json(merge_fields(body, sent.fields))
+        # The call after a refusal is an extra call, which is not retried.
+        async with client.open(CHAT_PATH, content, headers, extra=refused or purpose == "rerun") as call:
+            if sent.fields and call.status in REFUSALS:
+                account.discarded = refused = True
+                continue
+            if fields.fields and not sent.fields and call.status == 200:
+                job.ledger.fail_open(fields.site)
+                if refused:
+                    client.refuses.add(fields.name)
+            yield call, account, sent
+            return
 
 
 def _probes(job: GovernedRequest) -> bool:
