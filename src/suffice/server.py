@@ -21,7 +21,7 @@ import uvicorn
 from suffice.control.worker_process import run_worker_process
 from suffice.gateway.app import App
 from suffice.gateway.context import GatewayState, run_periodically
-from suffice.gateway.http_protocol import ClientLimits, LimitedHttp
+from suffice.gateway.http_protocol import Connections, LimitedHttp
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.wiring.gateway import build_gateway
@@ -231,7 +231,8 @@ class GatewayServer(uvicorn.Server):
 
 
 def _config(app: App, settings: Settings) -> uvicorn.Config:
-    http: Any = partial(LimitedHttp, limits=ClientLimits.of(settings.server, most=_affordable_clients()))
+    connections = Connections(settings.server, affordable=_affordable_clients())
+    http: Any = partial(LimitedHttp, limits=settings.server, connections=connections)
     return uvicorn.Config(
         app,
         http=http,

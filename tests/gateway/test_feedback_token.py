@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.auth import FeedbackByToken, read_token, sign_token
+from suffice.gateway.auth import read_token, sign_token
 from suffice.gateway.feedback import MOST_WORDS
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
@@ -158,12 +158,13 @@ async def test_one_token_has_only_so_many_words(serve: Serve) -> None:
         assert (await rated(g, other)).status == 200
 
 
-def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suffice.gateway.auth.MOST_TOKENS_COUNTED", 3)
-    words = FeedbackByToken()
-    for name in ("a", "b", "c", "a", "d"):
-        words.note(name)
-    assert [words.of(name) for name in "abcd"] == [2, 0, 1, 1]
+async def test_counts_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suffice.gateway.feedback.MOST_TOKENS_COUNTED", 3)
+    async with serve(server=KEYS) as g:
+        tokens = {name: (await g.ask(chat(name), headers=KEY)).headers[HEADER] for name in "abcd"}
+        for n, name in enumerate(("a", "b", "c", "a", "d")):
+            assert (await rated(g, tokens[name], comment=f"{n}")).status == 200
+        assert list(g.gateway.clients.by_token.values()) == [1, 2, 1], "b, rated longest ago, is forgotten"
 
 
 async def test_all_tokens_together_weigh_no_more_than_one_key(serve: Serve) -> None:

@@ -81,6 +81,15 @@ def test_a_day_of_tokens_ends_at_midnight_and_outlives_a_restart() -> None:
     enter(stale, who, wall_s=NOON_S + 86_400)
 
 
+def test_what_was_spent_before_midnight_is_logged_on_its_own_day() -> None:
+    limits, midnight_s = KeyLimits([caller(tokens_per_day=100)]), NOON_S + 43_200
+    limits.spend("c", 60, wall_s=midnight_s - 1)
+    limits.spend("c", 7, wall_s=midnight_s + 1)
+    told = [(one.day, one.n_tokens) for one in limits.take_unwritten()]
+    assert told == [(utc_day(NOON_S), 60), (utc_day(midnight_s), 7)]
+    assert limits.take_unwritten() == []
+
+
 def test_a_key_without_limits_costs_no_memory() -> None:
     limits = KeyLimits([caller()])
     enter(limits, caller())
@@ -176,8 +185,8 @@ GOOD = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {"up
     [
         ({"key_env": ""}, "keys.team.key_env: must name the environment variable"),
         ({"key_env": "K", "routes": ["x"]}, "keys.team.routes: unknown route 'x'; known: r"),
-        ({"key_env": "K", "concurrency": 0}, "keys.team.concurrency: got 0; from 1"),
-        ({"key_env": "K", "tokens_per_day": -1}, "keys.team.tokens_per_day: got -1; from 1"),
+        ({"key_env": "K", "concurrency": 0}, "keys.team.concurrency: got 0; at least 1"),
+        ({"key_env": "K", "tokens_per_day": -1}, "keys.team.tokens_per_day: got -1; at least 1"),
         ({"key_env": "K", "requests_per_minute": 10**7}, "requests_per_minute: got 10000000; from 1 to 1000000"),
         ({}, "key_env must be given"),
     ],

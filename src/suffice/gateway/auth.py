@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -128,14 +128,22 @@ class _Use:
     n_live: int = 0
     day: str = ""  # UTC day of `n_tokens`
     n_tokens: int = 0
-    n_unwritten: int = 0  # part of `n_tokens` not logged yet
+
+    def start_day(self, wall_s: float) -> None:
+        day = utc_day(wall_s)
+        if day != self.day:
+            self.day, self.n_tokens = day, 0
 
 
 class KeyLimits:
     """Enforces the limits of keys in this process. Today's tokens are logged, so a restart does not reset them."""
 
     def __init__(self, callers: Iterable[Caller] = ()) -> None:
-        self._uses = {one.id: _Use() for one in callers if _is_limited(one.permits)}
+        limited = ("requests_per_minute", "concurrency", "tokens_per_day")
+        self._uses = {
+            one.id: _Use() for one in callers if any(getattr(one.permits, name) is not None for name in limited)
+        }
+        self._unwritten: Counter[tuple[str, str]] = Counter()  # tokens by sender and day, not logged yet
 
     def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
         """Count the start of a request, which `spends` if it may cost tokens. Raise KeyLimitError and count nothing."""
@@ -143,7 +151,7 @@ class KeyLimits:
         if use is None:
             return
         if spends and permits.tokens_per_day is not None:
-            _start_day(use, wall_s)
+            use.start_day(wall_s)
             if use.n_tokens >= permits.tokens_per_day:
                 message = f"this key has used its {permits.tokens_per_day} tokens of today (UTC)"
                 raise KeyLimitError(message, limit="tokens_per_day", retry_after_s=DAY_S - wall_s % DAY_S)
@@ -166,9 +174,9 @@ class KeyLimits:
 
     def spend(self, sender: str, n_tokens: int, *, wall_s: float) -> None:
         if (use := self._uses.get(sender)) is not None:
-            _start_day(use, wall_s)
+            use.start_day(wall_s)
             use.n_tokens += n_tokens
-            use.n_unwritten += n_tokens
+            self._unwritten[sender, use.day] += n_tokens
 
     def restore(self, usages: Iterable[KeyUsage]) -> None:
         for one in usages:
@@ -177,24 +185,10 @@ class KeyLimits:
                 use.day, use.n_tokens = one.day, use.n_tokens + one.n_tokens
 
     def take_unwritten(self) -> list[KeyUsage]:
-        usages = []
-        for sender, use in self._uses.items():
-            if use.n_unwritten:
-                usages.append(KeyUsage(usage_id="", sender=sender, day=use.day, n_tokens=use.n_unwritten))
-                use.n_unwritten = 0
-        return usages
-
-
-def _start_day(use: _Use, wall_s: float) -> None:
-    """Unlogged usage of the old day, a few seconds' worth, is dropped."""
-    day = utc_day(wall_s)
-    if day != use.day:
-        use.day, use.n_tokens, use.n_unwritten = day, 0, 0
-
-
-def _is_limited(permits: Key) -> bool:
-    limits = permits.requests_per_minute, permits.concurrency, permits.tokens_per_day
-    return any(limit is not None for limit in limits)
+        """Return what was not logged yet, also of a day that has ended since."""
+        unwritten, self._unwritten = self._unwritten, Counter()
+        usages = ((sender, day, n) for (sender, day), n in unwritten.items() if n)
+        return [KeyUsage(usage_id="", sender=sender, day=day, n_tokens=n) for sender, day, n in usages]
 
 
 def utc_day(wall_s: float) -> str:
@@ -242,19 +236,6 @@ def _mac(signed: str, salt: str) -> str:
 @lru_cache(maxsize=8)
 def _token_key(salt: str) -> bytes:
     return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), person=b"feedback-token").digest()
-
-
-class FeedbackByToken:
-    def __init__(self) -> None:
-        self._n: dict[str, int] = {}
-
-    def of(self, episode_id: str) -> int:
-        return self._n.get(episode_id, 0)
-
-    def note(self, episode_id: str) -> None:
-        self._n[episode_id] = self._n.pop(episode_id, 0) + 1
-        if len(self._n) > MOST_TOKENS_COUNTED:
-            del self._n[next(iter(self._n))]
 
 
 # --------------------------------------------------------------------------- repeated deliveries
@@ -358,21 +339,16 @@ class Objects:
 
     def note(self, made: StoredObject) -> bool:
         """Record an object's creation. Return False if it was known; its first creator stays the owner."""
-        if made.object_id in self._recent:
-            return False
-        self._keep(made)
-        return True
-
-    def _keep(self, made: StoredObject) -> None:
-        self._recent[made.object_id] = made
-        while len(self._recent) > MOST_ENTRIES:
-            del self._recent[next(iter(self._recent))]
+        is_new = self._recent.setdefault(made.object_id, made) is made
+        forget_oldest(self._recent, MOST_ENTRIES)
+        return is_new
 
     async def of(self, object_id: str) -> StoredObject | None:
         """Return an object's record. The log takes precedence: another process may have recorded the id earlier."""
         stored = await asyncio.to_thread(self._find, object_id)
         if stored is not None:
-            self._keep(stored)
+            self._recent[object_id] = stored
+            forget_oldest(self._recent, MOST_ENTRIES)
         return stored or self._recent.get(object_id)
 
     def recent(self, object_id: str) -> StoredObject | None:
@@ -397,6 +373,11 @@ class Objects:
         chosen = body.get("request_id")  # some engines let callers choose the id of a new object
         if isinstance(chosen, str) and (stored := await self.of(chosen)) is not None and stored.sender != caller.id:
             raise BadRequest("request_id: is taken; choose another one", status=409, param="request_id", code="taken")
+
+
+def forget_oldest(table: dict[str, Any], most: int) -> None:
+    if len(table) > most:
+        del table[next(iter(table))]
 
 
 def _objects_in(body: Mapping[str, Any]) -> dict[str, str]:
@@ -459,7 +440,7 @@ class Clients:
     objects: Objects = field(default_factory=Objects)
     # Looks up the senders of requests in the log; called in a thread, raises StoreError.
     senders_of: Callable[[Sequence[Named]], list[frozenset[str]]] = lambda named: [frozenset()] * len(named)
-    by_token: FeedbackByToken = field(default_factory=FeedbackByToken)
+    by_token: Counter[str] = field(default_factory=Counter)  # feedback with each answer's token, the latest last
     langfuse_secret: str | None = None  # for signatures of Langfuse's webhooks; None: none
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, Str
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState, is_measured, may_stop
-from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, KeptAlive, StreamDelivery
+from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery, kept_alive
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, count_stripped, find_route, serve_request
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
@@ -165,7 +165,7 @@ class GovernedRequest:
     def keep_alive(self) -> AbstractAsyncContextManager[None]:
         if not self.parsed.stream:
             return nullcontext()
-        return KeptAlive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
+        return kept_alive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
 
 
 def _governed_request(

@@ -17,7 +17,7 @@ from suffice.episode.extra_calls import Vectors
 from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
-from suffice.gateway.auth import Clients, RequestKey, sign_token
+from suffice.gateway.auth import Clients, RequestKey, forget_oldest, sign_token
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.route import BuiltRoute, Variants
@@ -238,8 +238,8 @@ class LogSampler:
         )
         if response is not None:
             self._answered[response] = None if response in self._answered else name
-        _forget_oldest(self._recent, MOST_RECALLED)
-        _forget_oldest(self._answered, MOST_RECALLED)
+        forget_oldest(self._recent, MOST_RECALLED)
+        forget_oldest(self._answered, MOST_RECALLED)
 
     def is_open(self, label: Feedback) -> bool:
         """Return whether the label is about an open run. A client gets its answer shortly before its run is closed."""
@@ -266,7 +266,7 @@ class LogSampler:
         if request.sender and request.sender not in self._senders:
             count.senders.append(request.sender)
             self._senders[request.sender] = None
-            _forget_oldest(self._senders, MOST_SENDERS)
+            forget_oldest(self._senders, MOST_SENDERS)
         is_due = count.n >= COUNT_REQUESTS or now_s - count.since_s >= COUNT_S
         return self._written(request.route) if is_due else None
 
@@ -296,11 +296,6 @@ class LogSampler:
             senders=tuple(count.senders),
             audit_share=count.audit_share,
         )
-
-
-def _forget_oldest(table: dict[str, Any], most: int) -> None:
-    if len(table) > most:
-        del table[next(iter(table))]
 
 
 # --------------------------------------------------------------------------- the state

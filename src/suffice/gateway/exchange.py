@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -151,40 +152,33 @@ class Exchange:
             await self.body(self.error_frame(status, message, kind, code), more=False)
 
 
-class KeptAlive:
-    """Sends a comment line whenever a stream is silent for `every_s`, beginning the stream if necessary."""
+@asynccontextmanager
+async def kept_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> AsyncIterator[None]:
+    """Send a comment line whenever a stream is silent for `every_s`, beginning the stream if necessary."""
+    sender: asyncio.Task[None] | None = None
 
-    def __init__(self, exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
-        self._exchange, self._every_s, self._now = exchange, every_s, monotonic_s
-        self._timer: asyncio.TimerHandle | None = None
-        self._line: asyncio.Task[None] | None = None
+    async def send_comments() -> None:
+        while not exchange.complete:
+            left_s = every_s - (monotonic_s() - exchange.last_sent_s)
+            if left_s > 0:
+                await asyncio.sleep(max(0.01, left_s))
+                continue
+            if not exchange.status:
+                await exchange.start(200, SSE_HEADERS, events=True)
+            await exchange.body(PING)
 
-    async def __aenter__(self) -> None:
-        self._wait(self._every_s)
+    def begin() -> None:
+        nonlocal sender
+        sender = asyncio.create_task(send_comments())
 
-    async def __aexit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._line is not None:
-            self._line.cancel()
-            await asyncio.gather(self._line, return_exceptions=True)
-
-    def _wait(self, for_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(max(0.01, for_s), self._look)
-
-    def _look(self) -> None:
-        left_s = self._every_s - (self._now() - self._exchange.last_sent_s)
-        on_its_way = self._line is not None and not self._line.done()
-        if left_s > 0 or on_its_way or self._exchange.complete:
-            self._wait(left_s)
-            return
-        self._line = asyncio.create_task(self._send_comment())
-        self._wait(self._every_s)
-
-    async def _send_comment(self) -> None:
-        if not self._exchange.status:
-            await self._exchange.start(200, SSE_HEADERS, events=True)
-        await self._exchange.body(PING)
+    timer = asyncio.get_running_loop().call_later(max(0.01, every_s), begin)  # most streams end before it
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if sender is not None:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
 
 
 def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]:

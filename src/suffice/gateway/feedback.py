@@ -15,7 +15,7 @@ import msgspec
 from suffice.asgi import ClientGone
 from suffice.assurance.labels import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
-from suffice.gateway.auth import ANYONE, TOKEN_HEADER, Caller, read_token
+from suffice.gateway.auth import ANYONE, MOST_TOKENS_COUNTED, TOKEN_HEADER, Caller, forget_oldest, read_token
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.feedback_form import id_conflict, read_feedback, seal_feedback
@@ -190,7 +190,7 @@ def _read(gw: GatewayState, source: LabelSource, body: Any) -> Row:
         if not isinstance(body, dict):
             raise BadRequest("feedback: must be an object")
         feedback = read_feedback(bind_body(body, source), gw.settings.metrics)
-        if source.episode is not None and gw.clients.by_token.of(source.episode) >= MOST_WORDS:
+        if source.episode is not None and gw.clients.by_token[source.episode] >= MOST_WORDS:
             message = f"feedback: {MOST_WORDS} entries were sent with this token; more need a key"
             raise BadRequest(message, status=429, code="too_much_feedback")
     except BadRequest as error:
@@ -301,7 +301,9 @@ def _note(gw: GatewayState, source: LabelSource, receipt: Receipt) -> None:
     if not receipt.joined:
         gw.metrics.inc("suffice_feedback_unjoined_total")
     if source.episode is not None:
-        gw.clients.by_token.note(source.episode)
+        by_token = gw.clients.by_token
+        by_token[source.episode] = by_token.pop(source.episode, 0) + 1
+        forget_oldest(by_token, MOST_TOKENS_COUNTED)
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ import logging
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 from math import inf
@@ -36,8 +35,9 @@ class Connections:
     cannot lock others out. A request that has arrived in full is never dropped.
     """
 
-    def __init__(self, *, most: int | None = None, most_per_address: int | None = None) -> None:
-        self.most, self.most_per_address = most, most_per_address  # None: no limit
+    def __init__(self, server: Server, *, affordable: int | None = None) -> None:
+        limits = [n for n in (server.max_connections, affordable) if n is not None]
+        self.most, self.most_per_address = min(limits, default=inf), server.max_connections_per_address or inf
         self._address_of: dict[LimitedHttp, str | bytes] = {}
         self._by_address: dict[str | bytes, dict[LimitedHttp, None]] = {}  # longest wait first
         self._waiting: tuple[dict[LimitedHttp, None], ...] = ({}, {})  # by phase, longest wait first
@@ -51,10 +51,10 @@ class Connections:
         same = self._by_address.get(address, {})
         phases = (ConnectionPhase.HEAD, ConnectionPhase.BODY)
         here = (one for phase in phases for one in same if one.phase == phase)
-        if self.most_per_address is not None and len(same) >= self.most_per_address and not self._evict(here):
+        if len(same) >= self.most_per_address and not self._evict(here):
             return f"server.max_connections_per_address: {self.most_per_address} requests are being answered"
         anywhere = (one for waiting in self._waiting for one in waiting)
-        if self.most is not None and len(self) >= self.most and not self._evict(anywhere):
+        if len(self) >= self.most and not self._evict(anywhere):
             return f"server.max_connections: {self.most} requests are being answered"
         self._address_of[peer] = address
         self._by_address.setdefault(address, {})[peer] = None
@@ -115,24 +115,6 @@ _NAMED = re.compile(rb"\r?\n?x-suffice-(route|episode-id): ([\x21-\x7e]+)", re.I
 _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections", 505: "http_version"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientLimits:
-    head_s: float = inf
-    body_s: float = inf
-    idle_s: float = inf  # between two requests
-    connections: Connections = field(default_factory=Connections)
-
-    @classmethod
-    def of(cls, server: Server, *, most: int | None) -> ClientLimits:
-        most = min((n for n in (server.max_connections, most) if n is not None), default=None)
-        return cls(
-            head_s=server.head_timeout_s or inf,
-            body_s=server.body_timeout_s or inf,
-            idle_s=server.keepalive_s or inf,
-            connections=Connections(most=most, most_per_address=server.max_connections_per_address or None),
-        )
-
-
 class _Refused(Exception):
     pass
 
@@ -140,9 +122,9 @@ class _Refused(Exception):
 class LimitedHttp(HttpToolsProtocol):
     _hang_up: HangUp
 
-    def __init__(self, *args: Any, limits: ClientLimits | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, limits: Server, connections: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.limits = limits or ClientLimits()
+        self.limits, self.connections_open = limits, connections
         self.phase = ConnectionPhase.HEAD
         self._in_head = True
         self._has_begun = False  # a byte of this head has arrived
@@ -160,7 +142,7 @@ class LimitedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._hang_up = HangUp(self.flow.resume_reading)
-        problem = self.limits.connections.admit(self, self.client[0] if self.client else "")
+        problem = self.connections_open.admit(self, self.client[0] if self.client else "")
         if problem is not None:
             self._refuse(503, f"{problem}; try again later")
 
@@ -179,7 +161,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._enter()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.limits.connections.forget(self)
+        self.connections_open.forget(self)
         if self._active is not None and not self._active.response_complete:
             _log(self._active)
         super().connection_lost(exc)
@@ -247,7 +229,7 @@ class LimitedHttp(HttpToolsProtocol):
         else:
             phase = ConnectionPhase.HEAD if self._in_head else ConnectionPhase.BODY
         if phase != self.phase:
-            self.limits.connections.move(self, phase)
+            self.connections_open.move(self, phase)
 
     def look(self, now_s: float) -> None:
         """Close the connection if its client is too slow.
@@ -276,8 +258,9 @@ class LimitedHttp(HttpToolsProtocol):
         if self._is_refused:
             return LINGER_S
         if self.phase == ConnectionPhase.BODY:
-            return self.limits.body_s + self._n_bytes / BODY_BYTES_PER_S
-        return self.limits.head_s if self._has_begun or not self._n_requests else self.limits.idle_s
+            return (self.limits.body_timeout_s or inf) + self._n_bytes / BODY_BYTES_PER_S
+        is_in_head = self._has_begun or not self._n_requests
+        return (self.limits.head_timeout_s if is_in_head else self.limits.keepalive_s) or inf
 
     # ---- refusals
 
