@@ -202,14 +202,10 @@ class App:
         return {}, None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        by_method, stored_id = self._find(scope["path"])
+        is_console = self.console_port == scope["server"][1]  # the listener's port, not the Host header's
+        by_method, stored_id = ({}, None) if is_console else self._find(scope["path"])
         other = self.beside.get(_first_part(scope["path"])) if self.beside and not by_method else None
-        if self.console_port is not None:
-            if scope["server"][1] == self.console_port:  # the listener's port, not the Host header's
-                by_method = {}
-            else:
-                other = None
-        if other is not None:
+        if other is not None and (is_console or self.console_port is None):
             await self._answer_beside(other, scope, receive, send)
             return
         if by_method and self.browsers.origins:
@@ -255,7 +251,7 @@ class App:
         scope, headers = exchange.scope, exchange.headers
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
-            if self.console_port is not None and scope["server"][1] == self.console_port:
+            if self.console_port == scope["server"][1]:
                 known = "allowed on this port: the console and its API, below " + " and ".join(sorted(self.beside))
             raise BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
         endpoint = by_method.get(scope["method"])

@@ -38,6 +38,7 @@ USER: Final = "user"
 _TOKEN = re.compile(rb'"token"\s*:\s*"([^"\\]{0,400})"')
 
 Row = Feedback | BadRequest  # a label that can be stored, or why not
+Stored = Receipt | BadRequest | StoreError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +58,10 @@ async def one(gw: GatewayState, exchange: Exchange) -> None:
         if token is None and exchange.foreign_page is not None:
             raise exchange.foreign_page  # a token makes any page acceptable
         source = find_label_source(gw, exchange.headers, token)
-        row = (await _owned(gw, source, [_read(gw, source, body)]))[0]
-        if isinstance(row, BadRequest):
-            raise row
-        (event,) = await _events(gw, [row])
-        receipt = await gw.log.append_durable(event)
-        if receipt.conflict:
-            raise id_conflict()
-        _note(gw, source, receipt)
-        answer = {"accepted": True, "duplicate": receipt.duplicate, "joined": receipt.joined}
-        await exchange.json(200, msgspec.json.encode(answer))
+        (receipt,) = await _store(gw, source, [body])
+        if not isinstance(receipt, Receipt):
+            raise receipt
+        await exchange.json(200, msgspec.json.encode(_accepted(receipt)))
 
 
 async def batch(gw: GatewayState, exchange: Exchange) -> None:
@@ -77,7 +72,7 @@ async def batch(gw: GatewayState, exchange: Exchange) -> None:
             raise BadRequest('body: must be {"feedback": [...]}, a list of objects as /v1/feedback takes them')
         if not rows:
             raise _row_count_refused(0)
-        await _store(gw, exchange, find_label_source(gw, exchange.headers, None), rows)
+        await _store_batch(gw, exchange, find_label_source(gw, exchange.headers, None), rows)
 
 
 async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
@@ -88,7 +83,7 @@ async def from_label_studio(gw: GatewayState, exchange: Exchange) -> None:
         source = find_label_source(gw, exchange.headers, None, door="label-studio")
         if not source.caller.may_write("reviewer"):
             raise _out_of_scope("reviewer")
-        await _store(gw, exchange, source, event.rows, event.n_ignored)
+        await _store_batch(gw, exchange, source, event.rows, event.n_ignored)
 
 
 async def from_langfuse(gw: GatewayState, exchange: Exchange) -> None:
@@ -106,7 +101,7 @@ async def from_langfuse(gw: GatewayState, exchange: Exchange) -> None:
             lambda raw, limits: langfuse.read_scores(parse_json(raw, limits), rules, declared), raw, gw.settings.server
         )
         source = find_label_source(gw, headers, None, door="langfuse", signed=signed)
-        await _store(gw, exchange, source, scores.rows, scores.n_ignored)
+        await _store_batch(gw, exchange, source, scores.rows, scores.n_ignored)
 
 
 async def _read_batch(exchange: Exchange) -> bytes:
@@ -238,30 +233,43 @@ async def _body_and_token(gw: GatewayState, exchange: Exchange) -> tuple[dict[st
     return body, token
 
 
-async def _store(
+async def _store(gw: GatewayState, source: LabelSource, bodies: Sequence[Any]) -> list[Stored]:
+    """Store each label that is valid; return what came of each body, in order."""
+    rows = await _owned(gw, source, [b if isinstance(b, BadRequest) else _read(gw, source, b) for b in bodies])
+    labels = [row for row in rows if isinstance(row, Feedback)]
+    for _ in range(SETTLE_LOOKS):
+        if not any(map(gw.sampling.is_open, labels)):
+            break
+        await asyncio.sleep(SETTLE_S)
+    events = [FeedbackEvent(label, gw.sampling.recalled(label)) for label in labels]
+    receipts = iter(await asyncio.gather(*map(gw.log.append_durable, events), return_exceptions=True))
+    results = list[Stored]()
+    for row in rows:
+        result = row if isinstance(row, BadRequest) else next(receipts)
+        if isinstance(result, Receipt) and result.conflict:
+            result = id_conflict()
+        elif isinstance(result, Receipt):
+            _note(gw, source, result)
+        elif not isinstance(result, BadRequest | StoreError):
+            raise result
+        results.append(result)
+    return results
+
+
+async def _store_batch(
     gw: GatewayState, exchange: Exchange, source: LabelSource, bodies: Sequence[Any], n_ignored: int = 0
 ) -> None:
     if len(bodies) > MOST_ROWS:
         raise _row_count_refused(len(bodies))
-    rows = await _owned(gw, source, [b if isinstance(b, BadRequest) else _read(gw, source, b) for b in bodies])
-    events = await _events(gw, [row for row in rows if isinstance(row, Feedback)])
-    stored = iter(await asyncio.gather(*map(gw.log.append_durable, events), return_exceptions=True))
-    results, failure = list[dict[str, Any]](), None
-    for row, body in zip(rows, bodies, strict=True):
-        outcome: Any = row if isinstance(row, BadRequest) else next(stored)
-        if isinstance(outcome, BaseException) and not isinstance(outcome, BadRequest | StoreError):
-            raise outcome
-        if isinstance(outcome, StoreError):
-            failure = outcome
-        elif isinstance(outcome, Receipt) and outcome.conflict:
-            outcome = id_conflict()
-        results.append(_result(gw, source, body, outcome))
+    stored = await _store(gw, source, bodies)
+    results = [_result(gw, body, result) for body, result in zip(bodies, stored, strict=True)]
     counts = {
         "accepted": sum(one["accepted"] for one in results),
         "duplicates": sum(one.get("duplicate", False) for one in results),
         "refused": sum(not one["accepted"] for one in results),
         "ignored": n_ignored,
     }
+    failure = next((one for one in reversed(stored) if isinstance(one, StoreError)), None)
     retry = [("retry-after", "5")] if failure is not None else []
     status = 200 if failure is None else _status(failure)
     await exchange.json(status, msgspec.json.encode({**counts, "results": results}), retry)
@@ -272,25 +280,17 @@ def _row_count_refused(n: int) -> BadRequest:
     return BadRequest(message, status=413 if n else 400, param="feedback", code="too_many_rows")
 
 
-async def _events(gw: GatewayState, rows: Sequence[Feedback]) -> list[FeedbackEvent]:
-    for _ in range(SETTLE_LOOKS):
-        if not any(map(gw.sampling.is_open, rows)):
-            break
-        await asyncio.sleep(SETTLE_S)
-    return [FeedbackEvent(row, gw.sampling.recalled(row)) for row in rows]
+def _accepted(receipt: Receipt) -> dict[str, Any]:
+    return {"accepted": True, "duplicate": receipt.duplicate, "joined": receipt.joined}
 
 
-def _result(
-    gw: GatewayState, source: LabelSource, body: Any, outcome: Receipt | BadRequest | StoreError
-) -> dict[str, Any]:
+def _result(gw: GatewayState, body: Any, stored: Stored) -> dict[str, Any]:
     name = body.get("feedback_id") if isinstance(body, dict) else None
-    if isinstance(outcome, Receipt):
-        _note(gw, source, outcome)
-        receipt = {"accepted": True, "duplicate": outcome.duplicate, "joined": outcome.joined}
-        return {"feedback_id": name, **receipt}
-    param, code = (outcome.param, outcome.code) if isinstance(outcome, BadRequest) else (None, "store_error")
-    gw.metrics.inc("suffice_feedback_total", "failed" if isinstance(outcome, StoreError) else "rejected")
-    error = {"message": str(outcome), "param": param, "code": code}
+    if isinstance(stored, Receipt):
+        return {"feedback_id": name, **_accepted(stored)}
+    param, code = (stored.param, stored.code) if isinstance(stored, BadRequest) else (None, "store_error")
+    gw.metrics.inc("suffice_feedback_total", "failed" if isinstance(stored, StoreError) else "rejected")
+    error = {"message": str(stored), "param": param, "code": code}
     return {"feedback_id": name if isinstance(name, str) else None, "accepted": False, "error": error}
 
 
