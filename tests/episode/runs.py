@@ -66,7 +66,7 @@ class BytesCall:
 
 
 @dataclass
-class Kept:
+class Kept(Delivery):
     """A client that keeps what it got."""
 
     texts_now = None

@@ -56,25 +56,24 @@ async def run_episode(
 class StopCost:
     ledger: Ledger
     method: FinishMethod | None  # the first to try; None: there is none
-    full_runs: RunLengths | None  # of the route; None: there is none yet
-    hand_overs: TransitionCosts | None
+    full_runs: RunLengths  # of the route
+    hand_overs: TransitionCosts
     skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
 
     def objection(self, s: Signals) -> str | None:
         """Return why a stop would cost more than going on, or None. The first None records the stop's expected cost."""
-        prices, full = self.ledger.costs.prices, self.full_runs
-        remaining = full.remaining(s.tokens_used) if full is not None else None
-        if prices is None or full is None or remaining is None or self.method is None:
+        prices, remaining = self.ledger.costs.prices, self.full_runs.remaining(s.tokens_used)
+        if prices is None or remaining is None or self.method is None:
             return None
-        known, measured = self.ledger.client_prompt_tokens(), self.hand_overs or TransitionCosts()
+        known = self.ledger.client_prompt_tokens()
         finish = Finish(
             method=self.method,
-            prompt_tokens=full.mean_prompt_tokens if known is None else known,
+            prompt_tokens=self.full_runs.mean_prompt_tokens if known is None else known,
             thought_tokens=s.tokens_used,
             answer_tokens=remaining.answer_tokens,
-            overlap_tokens=measured.overlap_tokens,
+            overlap_tokens=self.hand_overs.overlap_tokens,
             closing_tokens=CLOSING_TOKENS,
-            cached_share=measured.cached_share,
+            cached_share=self.hand_overs.cached_share,
         )
         why = money.cost_refusal(prices, finish, remaining.tokens)
         if why is None and self.ledger.stop.step is None:

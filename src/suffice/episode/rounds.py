@@ -113,7 +113,7 @@ class RoundsRun:
         step = self._build_step(index, report, vector)
         if self.ledger.request.ungoverned is not None:
             decision = Decision(action="continue", reason=f"not governed: {self.ledger.request.ungoverned}")
-            self._remember(report, step.answer, step.confidence, decision)
+            self.seen.append(StepRecordBrief(report.answer, report.tokens, step.answer, step.confidence, decision))
             return decision
         if self.shelf is not None:
             self.shelf.add(index, read=report.sources, wrote=report.text)
@@ -122,14 +122,11 @@ class RoundsRun:
         self.ledger.record_step(step, signals, decision)
         effective = self._apply_mode(decision)
         confidence = step.confidence if signals.confidence is None else signals.confidence
-        self._remember(report, step.answer, confidence, effective)
+        self.seen.append(StepRecordBrief(report.answer, report.tokens, step.answer, confidence, effective))
         if decision.stop and self.ledger.stop.step == index:
             self.ledger.stop.would_answer = self.answer_of(self._choose_step(acting=True))
         self.ledger.stop.acted = effective.stop  # a stop that is not acted on does not count as stopped
         return effective
-
-    def _remember(self, report: StepReport, answer: str | None, confidence: float | None, decision: Decision) -> None:
-        self.seen.append(StepRecordBrief(report.answer, report.tokens, answer, confidence, decision))
 
     @property
     def return_step(self) -> int | None:

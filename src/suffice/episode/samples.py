@@ -17,6 +17,7 @@ from suffice.scoring.base import Scorer
 from suffice.types import Step
 from suffice.upstream.assemble import LIMIT_BYTES, Assembler
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
+from suffice.upstream.drivers import CHAT_PATH
 from suffice.upstream.wire import encode_json, reasoning_of
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # of a sample's end, which is scored
@@ -43,7 +44,6 @@ class Sample:
 @dataclass(slots=True)
 class SampleRun:
     client: UpstreamClient
-    path: str
     body: Mapping[str, Any]  # the client's body, as sent upstream
     headers: Headers
     ledger: Ledger
@@ -116,7 +116,7 @@ class SampleRun:
 
     async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
         headers, extra = governed_headers(self.headers, nth=index), index > 1
-        async with self.client.open(self.path, self._encode(index), headers, extra=extra) as call:
+        async with self.client.open(CHAT_PATH, self._encode(index), headers, extra=extra) as call:
             self.ledger.extra.n_refused += extra and call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
                 raise await sample_refusal(call)

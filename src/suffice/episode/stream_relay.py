@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from suffice.episode.chain_reader import ChainReader, Checkpoint, StreamState, first_choice, missing_step, visible_step
 from suffice.episode.extra_calls import Prober, Vectors
@@ -44,27 +44,25 @@ class RepeatedFrame(Frame, frozen=True, gc=False):
 TextsCallback: TypeAlias = Callable[[bytes, str, list[str]], bool]  # as in `RepeatedFrame`; must not raise
 
 
-class Delivery(Protocol):
+class Delivery:
     """Receives frames: a client's stream, or a body that is assembled."""
 
-    async def frames(self, frames: Sequence[Frame]) -> None: ...
+    # As `frame_now`, for repeated chunks by their texts; None if this client needs their bytes.
+    texts_now: TextsCallback | None = None
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        raise NotImplementedError
 
     def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
         """Pass on the bytes of whole frames without waiting; return False if that is impossible now or here."""
         return False
 
-    @property
-    def texts_now(self) -> TextsCallback | None:
-        """Like `frame_now`, for repeated chunks by their texts; None if this client needs their bytes."""
-        return None
-
     def can_rerun(self) -> bool:
         """Return whether another answer may still replace what was delivered."""
-        ...
+        return False
 
     async def end(self) -> None:
         """Complete the client's answer. Work may go on after it, unseen by the client."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,30 +396,28 @@ class ReasoningRun:
     ) -> None:
         self.relay, self.reader = relay, relay.reader
         self._prober, self._vectors, self._drain = prober, vectors, drain
-        self._prober_failed = False
-        self._visible: str | None = None
+        self._probes_are_off = prober is None
+        self._visible: str | None = None  # the answer in the text so far
 
     async def steps(self) -> AsyncGenerator[Step, None]:
         state = self.reader.state
         waiting: deque[Checkpoint] = deque()
-        point: Checkpoint | None = None
         probing: asyncio.Task[Step] | None = None
         try:
             # A probe already sent is paid for, so it may finish; the client no longer waits for it.
             while not state.ended or probing or (self._drain and waiting):
-                if probing is None and waiting and not (state.ended and not self._drain):
+                if probing is None and waiting and (self._drain or not state.ended):
                     point = waiting.popleft()
                     probing = self._begin_probe(point)
                     if probing is None:
                         yield self._build_unprobed_step(point)
-                        continue
-                if probing is None or point is None:
+                elif probing is None:
                     waiting.extend(await self.relay.advance(to_step=True))
-                    continue
-                await self._wait_for_probe_or_read(probing, waiting)
-                if probing.done():
-                    step, probing = self._read_probe(probing, point), None
-                    yield step
+                else:
+                    await self._wait_for_probe_or_read(probing, waiting)
+                    if probing.done():
+                        step, probing = probing.result(), None
+                        yield step
             for left in waiting:
                 yield self._build_unprobed_step(left)  # the run ended before they could be probed
         finally:
@@ -430,26 +426,28 @@ class ReasoningRun:
                 await asyncio.gather(probing, return_exceptions=True)
 
     def _begin_probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
-        prober = self._ready_prober()
+        prober = None if self._probes_are_off else self._prober
+        try:
+            prober = prober if prober is not None and prober.ready() else None
+        except Exception:  # noqa: BLE001 - as for the probe itself
+            self._disable_probes()
+            prober = None
         if prober is None and self._vectors is None:
             return None
         return asyncio.create_task(self._probe(point, prober))
 
     async def _probe(self, point: Checkpoint, prober: Prober | None) -> Step:
-        step = self._build_unprobed_step(point) if prober is None else await prober.ask(point)
-        return step if self._vectors is None else await self._vectors.add_to(step)
-
-    def _ready_prober(self) -> Prober | None:
+        """Return the probed step; a probe that raises leaves it without an answer and is the last one."""
         try:
-            usable = self._prober is not None and not self._prober_failed and self._prober.ready()
-        except Exception:  # noqa: BLE001 - as for the probe itself
+            step = self._build_unprobed_step(point) if prober is None else await prober.ask(point)
+            return step if self._vectors is None else await self._vectors.add_to(step)
+        except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
             self._disable_probes()
-            return None
-        return self._prober if usable else None
+            return missing_step(point)
 
     def _disable_probes(self) -> None:
         self.reader.ledger.fail_open("probe")
-        self._prober_failed = True
+        self._probes_are_off = True
 
     def _build_unprobed_step(self, point: Checkpoint) -> Step:
         if self._prober is not None:
@@ -457,14 +455,6 @@ class ReasoningRun:
         step = visible_step(point, self.reader.extract(point.text), self._visible)
         self._visible = step.answer
         return step
-
-    def _read_probe(self, probing: asyncio.Task[Step], point: Checkpoint) -> Step:
-        """Return the probed step; a probe that raises leaves it without an answer and is the last one."""
-        try:
-            return probing.result()
-        except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
-            self._disable_probes()
-            return missing_step(point)
 
     async def _wait_for_probe_or_read(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
         tasks: set[asyncio.Task[Any]] = {probing}

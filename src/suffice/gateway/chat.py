@@ -21,7 +21,7 @@ from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_js
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.stop_transition import StopTransition
-from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, StreamRelay, data_frame
+from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay, data_frame
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState, is_measured, may_stop
@@ -332,7 +332,7 @@ async def _open_relay(
             alias=rerun_of,
             hides_thought=rerun_of is not None and parsed.stream,
         )
-        delivery: Delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers)
+        delivery = StreamDelivery(exchange) if parsed.stream else BodyDelivery(exchange, 200, call.headers)
         continuer.thinks_inline = lambda: reader.state.inline
         if sent.has_effort:
             ledger.stop.finish_method = "effort"
@@ -432,7 +432,6 @@ async def govern_samples(job: GovernedRequest) -> None:
         ledger.disclosure.warnings.append("temperature is 0: every sample would be the same, one was drawn")
     run = SampleRun(
         client=job.client,
-        path=CHAT_PATH,
         body=job.upstream_body,
         headers=job.headers,
         ledger=ledger,

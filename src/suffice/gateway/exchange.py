@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from suffice.asgi import Receive, Scope, Send, read_body
-from suffice.episode.stream_relay import RepeatedFrame
+from suffice.episode.stream_relay import Delivery, RepeatedFrame
 from suffice.errors import BadRequest, OverloadError, UpstreamProtocol
 from suffice.gateway.auth import ANYONE
 from suffice.upstream.assemble import Assembler
@@ -230,26 +230,21 @@ async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool
 BODY_LIMIT_BYTES = 32 * 2**20  # of an assembled response
 
 
-class StreamDelivery:
-    texts_now = None
-
+class StreamDelivery(Delivery):
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self.frame_now = exchange.body_now  # takes bytes of whole frames, without a layer in between
+        self.frame_now = exchange.body_now  # type: ignore[assignment, method-assign] # without a layer in between
 
     def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
         """Return the coroutine of the send itself, which saves a layer per read."""
         return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
-
-    def can_rerun(self) -> bool:
-        return False
 
     async def end(self) -> None:
         if not self._exchange.complete:
             await self._exchange.body(b"", more=False)
 
 
-class BodyDelivery:
+class BodyDelivery(Delivery):
     """Delivers one body, equal to the upstream's direct response."""
 
     def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
@@ -257,11 +252,9 @@ class BodyDelivery:
         dropped = {"content-type", "content-length", "content-encoding"}
         self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
         self._assembler = Assembler(BODY_LIMIT_BYTES)
+        self.texts_now = self._add_texts
 
-    def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
-        return False
-
-    def texts_now(self, template: bytes, field: str, texts: list[str]) -> bool:
+    def _add_texts(self, template: bytes, field: str, texts: list[str]) -> bool:
         """Add repeated chunks by their texts, much faster than by parsing each."""
         try:
             return self._assembler.add_repeated(template, field, texts)

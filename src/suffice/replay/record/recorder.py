@@ -82,7 +82,6 @@ class Recorder:
             body["seed"] += index - 1
         run = SampleRun(
             client=self.client,
-            path=CHAT_PATH,
             body=body,
             headers=[],
             ledger=Ledger(self._request(question), 0.0),
@@ -295,12 +294,6 @@ class Tap(Delivery):
                 choice = first_choice(decode_chunk(frame.data))
                 if choice is not None:
                     self.logprobs.extend(t.logprob for t in logprobs_of(choice))
-
-    def can_rerun(self) -> bool:
-        return False
-
-    async def end(self) -> None:
-        """Nothing is held back."""
 
 
 def _logprobs_in(body: Mapping[str, Any]) -> list[float]:
