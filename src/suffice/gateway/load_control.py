@@ -12,15 +12,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil, exp
 from typing import Final
 
-from suffice.assurance.load_level import (
-    Admission,
-    Fallback,
-    LoadSample,
-    Operation,
-    admission,
-    level_of,
-    update_pressure,
-)
+from suffice.assurance import load_level
+from suffice.assurance.load_level import Admission
 from suffice.gateway.route import BuiltRoute
 from suffice.settings import Route, Upstream
 from suffice.telemetry import LOG, Metrics
@@ -131,8 +124,8 @@ class RouteLoad:
             return 0.0 if idle else None
         return durations[ceil(0.95 * len(durations)) - 1]
 
-    def measured(self, now_s: float, *, queue: float | None) -> LoadSample:
-        return LoadSample(
+    def measured(self, now_s: float, *, queue: float | None) -> load_level.LoadSample:
+        return load_level.LoadSample(
             queue=queue,
             latency_s=self.latency_s(now_s, idle=queue is not None and queue < 0.01),
             tokens_per_s=self.tokens.per_s(now_s),
@@ -188,16 +181,19 @@ class RouteOperation:
     name: str
     settings: Route
     load: RouteLoad = field(default_factory=RouteLoad)
-    operation: Operation = field(default_factory=Operation)
+    operation: load_level.Operation = field(default_factory=load_level.Operation)
     certified: int = 0  # the most aggressive level allowed; 0 never stops
-    fallback: Fallback | None = None  # None: no fallback
+    fallback: load_level.Fallback | None = None  # None: no fallback
     alerted: bool = False
     _before_tokens_per_s: float = 0.0  # of governed runs, when the fallback began
     _before_ratio: float = 1.0
 
     @property
     def level(self) -> int:
-        return level_of(self.operation.stance, self.settings.pressure, certified=self.certified)
+        targets = self.settings.pressure
+        if targets is None:
+            return self.certified
+        return load_level.level_of(self.operation.stance, targets, certified=self.certified)
 
     def fall_back(self, now_s: float, loads: tuple[float, ...] = ()) -> None:
         """Begin a fallback. Call it before resetting `certified`, because it records the level used until now."""
@@ -205,7 +201,7 @@ class RouteOperation:
             return
         self._before_tokens_per_s = self.load.spent.per_s(now_s)
         self._before_ratio = self.load.ratio(now_s) or 1.0
-        self.fallback = Fallback(
+        self.fallback = load_level.Fallback(
             level=self.level,
             on_fallback=self.settings.on_fallback,
             capacity=self.settings.fallback_capacity,
@@ -227,13 +223,14 @@ class RouteOperation:
     def admission(self, now_s: float, *, queue: float | None = 0.0, point: float = 0.0) -> Admission:
         if self.fallback is None:
             return Admission(level=self.level, certified=True, reason=self.operation.reason)
-        return admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
+        return load_level.admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
 
     def move(self, queue: float | None, metrics: Metrics, now_s: float) -> None:
         targets, before = self.settings.pressure, self.operation
         if targets is None:
             return
-        self.operation = update_pressure(before, targets, self.load.measured(now_s, queue=queue), now_s=now_s)
+        measured = self.load.measured(now_s, queue=queue)
+        self.operation = load_level.update_pressure(before, targets, measured, now_s=now_s)
         if self.operation.n_moves > before.n_moves:
             stance, reason = self.operation.stance, self.operation.reason
             metrics.inc("suffice_operating_moves_total", self.name, stance)

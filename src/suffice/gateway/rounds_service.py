@@ -14,20 +14,11 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.loop import GuardedPolicy
 from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.errors import BadRequest
+from suffice.gateway import lifecycle
 from suffice.gateway.auth import ANYONE, Caller, token_header
 from suffice.gateway.context import GatewayState, may_stop
 from suffice.gateway.exchange import Exchange
-from suffice.gateway.lifecycle import (
-    Arrival,
-    admit,
-    close,
-    keep_sources,
-    open_ledger,
-    open_shelf,
-    reply_headers,
-    route_refusal,
-    usable_routes,
-)
+from suffice.gateway.lifecycle import Arrival
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import MOST_SOURCES
@@ -87,10 +78,10 @@ def open_run(
         user=start.metadata.get("user"),
         tenant=start.metadata.get("tenant"),
     )
-    served, request, _ = admit(gw, arrival, route, "off" if route.settings.mode == "off" else None)
+    served, request, _ = lifecycle.admit(gw, arrival, route, "off" if route.settings.mode == "off" else None)
     assert served is not None
     ledger = Ledger(request, gw.monotonic_s())
-    open_ledger(gw, ledger, served, gw.feedback_token(request.episode_id), lambda: start.question)
+    lifecycle.open_ledger(gw, ledger, served, gw.feedback_token(request.episode_id), lambda: start.question)
     gw.metrics.inc("suffice_open_episodes")
     if request.ungoverned is not None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned)
@@ -102,7 +93,7 @@ def open_run(
         returning=served.returning,
         is_killed=lambda: gw.deployment.kill.on,
         vectors=gw.vectors(served, ledger),
-        shelf=open_shelf(served, ledger),
+        shelf=lifecycle.open_shelf(served, ledger),
     )
 
 
@@ -122,8 +113,8 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
             ledger.costs.tokens_saved = round(remaining.thought_tokens)
             ledger.costs.estimate_method = f"mean of {remaining.n} full runs of this route that were longer"
     gw.metrics.inc("suffice_open_episodes", by=-1)
-    keep_sources(gw, ledger, run.shelf)
-    close(gw, ledger, end)
+    lifecycle.keep_sources(gw, ledger, run.shelf)
+    lifecycle.close(gw, ledger, end)
     ledger.steps = []  # logged; the run stays in memory for repeated calls
 
 
@@ -178,7 +169,7 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     request = run.ledger.request
     gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
     token = token_header(run.ledger.disclosure.feedback_token)
-    exchange.own_headers += [("x-suffice-episode-id", run.id), *reply_headers(request), *token]
+    exchange.own_headers += [("x-suffice-episode-id", run.id), *lifecycle.reply_headers(request), *token]
     _watch(gw)
     answer = {
         "episode_id": run.id,
@@ -200,9 +191,9 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
 def _run(gw: GatewayState, step: DecideRequest, exchange: Exchange) -> RoundsRun:
     caller, key = exchange.caller, dict(exchange.headers).get("idempotency-key")
     routes = gw.deployment.routes
-    route = next((r for r in usable_routes(routes, caller, by_name=True) if r.name == step.route), None)
+    route = next((r for r in lifecycle.usable_routes(routes, caller, by_name=True) if r.name == step.route), None)
     if route is None:
-        raise route_refusal(routes, caller, step.route, where="route")
+        raise lifecycle.route_refusal(routes, caller, step.route, where="route")
     # Lets the opening call be repeated; unique to the caller.
     opening = joined(caller.namespace, key) if key else None
     episode_id = step.episode_id or (gw.runs.opened_by(opening) if opening else None)
