@@ -7,14 +7,14 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from suffice.errors import ConfigError
 from suffice.scoring.number import exact_number
 from suffice.scoring.text import (
     MAX_ANSWER_CHARS,
+    ByComparer,
     ByNormalForm,
-    Comparer,
     TextScorer,
     cap_answer,
     check_flag,
@@ -28,6 +28,9 @@ from suffice.scoring.text import (
     strip_control_characters,
 )
 
+if TYPE_CHECKING:
+    from suffice.scoring.base import Scorer
+
 MAX_DEPTH = 64
 MAX_ITEMS = 1_000
 Value: TypeAlias = Any  # as parsed by json.loads
@@ -40,7 +43,7 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
 @dataclass(frozen=True, slots=True)
-class JsonScorer(ByNormalForm):
+class JsonScorer(ByComparer):
     """Compares JSON values, or the one at `path` by another scorer.
 
     Normal form: compact, keys sorted, numbers by value (``1.0`` is ``1``), strings in NFC. `compare` gets a string
@@ -52,7 +55,7 @@ class JsonScorer(ByNormalForm):
     name: ClassVar[str] = "json"
 
     path: str = "$"
-    compare: Comparer | None = None
+    compare: Scorer | None = None
     _steps: tuple[str | int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -83,11 +86,6 @@ class JsonScorer(ByNormalForm):
             return self._normal(_parse(answer))
         except ValueError:
             return self._normal(answer.strip())
-
-    def match(self, answer: str | None, gold: str) -> bool:
-        if self.compare is not None:
-            return self.compare.match(answer, gold)
-        return ByNormalForm.match(self, answer, gold)
 
     def _normal(self, value: Value) -> str | None:
         if value is None or (type(value) is str and not says_something(value)):
@@ -209,7 +207,7 @@ class ListScorer(ByNormalForm):
     name: ClassVar[str] = "list"
 
     ordered: bool = False
-    compare: Comparer = field(default_factory=TextScorer)
+    compare: Scorer = field(default_factory=TextScorer)
 
     def __post_init__(self) -> None:
         check_flag("scorer.ordered", self.ordered)

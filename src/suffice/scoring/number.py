@@ -6,16 +6,18 @@ A value is a string of digits throughout, so that a million digits take linear t
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 from suffice.scoring.text import AnnouncementPattern, ByNormalForm, check_word, last_boxed, last_part
 
 MAX_DIGITS = 1_000
-_MAX_FRACTION_DIGITS = 18  # longer ones are compared as written
+_MAX_FRACTION_DIGITS = 18  # longer ones are compared as written …
+_MAX_PLACES = 60  # … and if a shorter one is a finite decimal, it has at most so many places
 _MAX_ANNOUNCED_GAP = 80  # characters between "answer is" and its number
 _MAX_OPERATOR_GAP = 24  # characters between two numbers of one sum
 _MINUS = {ord(dash): "-" for dash in "−–‐‑－﹣"}
@@ -107,18 +109,6 @@ def _choose_number(text: str) -> tuple[str, re.Match[str]] | None:
     return None if last is None else (plain, last)
 
 
-def _shift(value: str, exponent: int) -> str | None:
-    """Multiply a value in normal form by 10**exponent, -999 to 999; None if the result is too long."""
-    sign, plain = ("-", value[1:]) if value.startswith("-") else ("", value)
-    above, slash, below = plain.partition("/")
-    if slash:
-        moved = _fraction(above + "0" * exponent, below + "0" * -exponent)
-    else:
-        whole, _, part = plain.partition(".")
-        moved = _decimal(whole, part, exponent)
-    return None if moved is None or len(moved) > MAX_DIGITS + 1 else f"{'' if moved == '0' else sign}{moved}"
-
-
 def _plain(text: str) -> str:
     text = last_part(text)
     if not text.isascii():
@@ -158,15 +148,16 @@ def _result(text: str, first: re.Match[str]) -> re.Match[str]:
     return result
 
 
-def _value(number: re.Match[str], percent: str = "keep") -> str | None:
+def _value(number: re.Match[str], percent: str = "keep", power: int = 0) -> str | None:
+    """Return the normal form of a number times 10**power; None if it is too long or divides by zero."""
     sign = "-" if number["sign"] == "-" else ""
     is_percent = number["percent"] is not None
-    hundredth = 2 if is_percent and percent == "share" else 0
+    power -= 2 if is_percent and percent == "share" else 0
     if number["below"] is not None:
-        value = _fraction(_digits(number["above"]), _digits(number["below"]) + "0" * hundredth)
+        value = _fraction(_digits(number["above"]) + "0" * power, _digits(number["below"]) + "0" * -power)
     else:
         whole, part = _digits(number["whole"] or ""), _digits(number["part"] or number["bare_part"] or "")
-        value = _decimal(whole, part, int(number["exponent"] or number["power"] or 0) - hundredth)
+        value = _decimal(whole, part, int(number["exponent"] or number["power"] or 0) + power)
     if value is None or len(value) > MAX_DIGITS + 1:  # the point is not a digit
         return None
     return f"{'' if value == '0' else sign}{value}{'%' if is_percent and percent == 'keep' else ''}"
@@ -180,14 +171,8 @@ def _digits(written: str) -> str:
 
 
 def _decimal(whole: str, part: str, exponent: int) -> str:
-    if exponent > 0:
-        part = part.ljust(exponent, "0")
-        whole, part = whole + part[:exponent], part[exponent:]
-    elif exponent < 0:
-        whole = whole.rjust(-exponent, "0")
-        whole, part = whole[:exponent], whole[exponent:] + part
-    whole, part = whole.lstrip("0") or "0", part.rstrip("0")
-    return f"{whole}.{part}" if part else whole
+    plain = format(Decimal(f"{whole or 0}.{part}e{exponent}"), "f")  # exact: only arithmetic rounds
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
 def _fraction(above: str, below: str) -> str | None:
@@ -198,15 +183,10 @@ def _fraction(above: str, below: str) -> str | None:
         return "0"
     if max(len(above), len(below)) > _MAX_FRACTION_DIGITS:
         return f"{above}/{below}"
-    divisor = math.gcd(int(above), int(below))
-    top, bottom = int(above) // divisor, int(below) // divisor
-    places, rest = 0, bottom
-    while rest % 10 == 0 or rest % 5 == 0 or rest % 2 == 0:
-        rest //= 10 if rest % 10 == 0 else 5 if rest % 5 == 0 else 2
-        places += 1
-    if rest != 1:
-        return f"{top}/{bottom}"
-    return _decimal(str(top * 10**places // bottom), "", -places)
+    value = Fraction(int(above), int(below))
+    if 10**_MAX_PLACES % value.denominator:
+        return f"{value.numerator}/{value.denominator}"
+    return _decimal(str(value.numerator * 10**_MAX_PLACES // value.denominator), "", -_MAX_PLACES)
 
 
 _PREFIXES = {"n": -9, "µ": -6, "μ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9, "T": 12}
@@ -284,8 +264,8 @@ class QuantityScorer(ByNormalForm):
         if _PRODUCT.match(plain, written.end()):
             return None
         symbol, power = unit
-        moved = _shift(value, power)
-        return None if moved is None else f"{moved} {symbol}"
+        value = _value(number, power=power)
+        return None if value is None else f"{value} {symbol}"
 
     def normalise(self, answer: str) -> str | None:
         return self.extract(answer)

@@ -14,10 +14,13 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from suffice.errors import ConfigError
 from suffice.scoring.pattern import BadPattern, Pattern, compile_pattern
+
+if TYPE_CHECKING:
+    from suffice.scoring.base import Scorer
 
 READ_CHARS = 200_000  # an answer comes at the end; reading more costs time on the event loop
 MAX_ANSWER_CHARS = 2_000  # a longer normal form is logged as a digest: the log holds answers, not essays
@@ -172,8 +175,7 @@ class ByNormalForm(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def normalise(self, answer: str) -> str | None:
-        """Return the normal form of a bare answer, such as a reference; None if it is not an answer."""
+    def normalise(self, answer: str) -> str | None: ...
 
     def match(self, answer: str | None, gold: str) -> bool:
         if answer is None:
@@ -182,12 +184,14 @@ class ByNormalForm(ABC):
         return normal is not None and (answer == gold or normal == self.normalise(gold))
 
 
-class Comparer(Protocol):
-    """The part of a scorer that compares bare answers; another scorer extracts them."""
+class ByComparer(ByNormalForm):
+    """A scorer whose answers are compared by another one, if there is one."""
 
-    def normalise(self, answer: str) -> str | None: ...
+    __slots__ = ()
+    compare: Scorer | None
 
-    def match(self, answer: str | None, gold: str) -> bool: ...
+    def match(self, answer: str | None, gold: str) -> bool:
+        return super().match(answer, gold) if self.compare is None else self.compare.match(answer, gold)
 
 
 # ---- parameters of scorers
@@ -321,7 +325,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 
 
 @dataclass(frozen=True, slots=True)
-class WholeScorer:
+class WholeScorer(ByComparer):
     """Compares whole texts.
 
     Every character counts, except white space at the ends of lines and of the text, the kind of line end, and how an
@@ -331,7 +335,7 @@ class WholeScorer:
 
     name: ClassVar[str] = "whole"
 
-    compare: Comparer | None = None
+    compare: Scorer | None = None
 
     def extract(self, text: str) -> str | None:
         return self.normalise(text)
@@ -347,24 +351,16 @@ class WholeScorer:
             return None
         return cap_answer(lines if len(lines) > MAX_ANSWER_CHARS else unicodedata.normalize("NFC", lines))
 
-    def match(self, answer: str | None, gold: str) -> bool:
-        if answer is None:
-            return False
-        if self.compare is not None:
-            return self.compare.match(answer, gold)
-        normal = self.normalise(answer)
-        return normal is not None and (answer == gold or normal == self.normalise(gold))
-
 
 @dataclass(frozen=True, slots=True)
-class RegexScorer:
+class RegexScorer(ByComparer):
     """Extracts the answer by a pattern (see `Pattern.last`) and compares it by another scorer."""
 
     name: ClassVar[str] = "regex"
 
     pattern: str
     ignore_case: bool = False
-    compare: Comparer = field(default_factory=TextScorer)
+    compare: Scorer = field(default_factory=TextScorer)
     _pattern: Pattern = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -383,6 +379,3 @@ class RegexScorer:
     def normalise(self, answer: str) -> str | None:
         """Return the normal form of a bare answer, such as a reference, which need not match the pattern."""
         return self.compare.normalise(answer)
-
-    def match(self, answer: str | None, gold: str) -> bool:
-        return self.compare.match(answer, gold)
