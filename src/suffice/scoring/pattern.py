@@ -2,13 +2,14 @@
 
 Python's own `re` backtracks and takes exponential time on patterns such as `(a+)+b`. This matcher backtracks too, but
 remembers failures: whether a place in the pattern fits a place in the text never depends on the path there, so it tries
-each pair at most once and matches what `re` does. Back references and lookaround would break that and are refused at
-compile time, as in RE2, and so are very long patterns.
+each pair at most once and matches what `re` does, which also checks the syntax. Back references and lookaround would
+break that and are refused at compile time, as in RE2, and so are very long patterns.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,7 +21,7 @@ _MAX_PATTERN_CHARS = 1_000
 
 _QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d{1,3})(?:(,)(\d{1,3})?)?\})(\?)?")
 _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\\[])*\]", re.DOTALL)
-_GROUP = re.compile(r"\((?:\?(?::|P<([A-Za-z_]\w{0,40})>))?")
+_GROUP = re.compile(r"\((?:\?(?::|P<\w+>))?")
 _ESCAPES = frozenset("dDwWsSntrfv")
 
 
@@ -32,8 +33,7 @@ class BadPattern(ValueError):
 class _Instruction:
     test: re.Pattern[str] | None = None
     n_chars: int = 0  # consumed by the test: 1, or 0 for a place between characters
-    mark: Literal["open", "close"] | None = None
-    group: int = 0  # of the mark
+    mark: Literal["open", "close"] | None = None  # of the group that holds the answer
     jumps: tuple[int, ...] = (1,)  # to the next steps, relative to this one, the preferred one first
 
 
@@ -42,7 +42,6 @@ _Program = list[_Instruction]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    source: str
     _program: tuple[_Instruction, ...] = field(repr=False)
     _first: re.Pattern[str] | None = field(repr=False)  # what a match can begin with; None: anything
 
@@ -107,32 +106,31 @@ def compile_pattern(source: str, *, ignore_case: bool = False) -> Pattern:
     if len(source) > _MAX_PATTERN_CHARS:
         raise BadPattern(f"{len(source):,} characters; at most {_MAX_PATTERN_CHARS:,}")
     flags = re.MULTILINE | (re.IGNORECASE if ignore_case else re.NOFLAG)
-    compiler = _Compiler(source, flags)
-    program = compiler.compile()
-    if compiler.n_groups == 0:
-        program = _group(1, program)
-    wanted = compiler.names.get("answer", 1)
-    program = [_Instruction() if one.mark and one.group != wanted else one for one in program]
+    try:
+        with warnings.catch_warnings(action="error", category=FutureWarning):  # classes that Python will read otherwise
+            checked = re.compile(source, flags)
+    except re.error as error:
+        raise BadPattern(f"character {(error.pos or 0) + 1}: {error.msg}") from None
+    except (FutureWarning, OverflowError, RecursionError) as error:
+        raise BadPattern(str(error)) from None
+    program = _Compiler(source, flags, answer_group=checked.groupindex.get("answer", 1)).choice()
+    if checked.groups == 0:
+        program = _answer(program)
     first = _first_items(program)
-    return Pattern(source, tuple(program), re.compile("|".join(sorted(first)), flags) if first is not None else None)
+    return Pattern(tuple(program), re.compile("|".join(sorted(first)), flags) if first is not None else None)
 
 
 class _Compiler:
-    def __init__(self, source: str, flags: re.RegexFlag) -> None:
-        self._source, self._flags = source, flags
-        self._at = self._depth = 0
-        self.n_groups = 0
-        self.names: dict[str, int] = {}
+    """Compiles a pattern that `re` accepts. `answer_group` is the number of the group that holds the answer."""
 
-    def compile(self) -> _Program:
-        program = self._choice()
-        if self._at < len(self._source):
-            raise self._error("a ) that closes nothing")
-        return program
+    def __init__(self, source: str, flags: re.RegexFlag, *, answer_group: int) -> None:
+        self._source, self._flags, self._answer_group = source, flags, answer_group
+        self._at = self._depth = self._n_groups = 0
 
-    def _choice(self) -> _Program:
+    def choice(self) -> _Program:
         options = [self._sequence()]
-        while self._next("|"):
+        while self._next() == "|":
+            self._at += 1
             options.append(self._sequence())
         if len(options) == 1:
             return options[0]
@@ -148,7 +146,7 @@ class _Compiler:
 
     def _sequence(self) -> _Program:
         program: _Program = []
-        while self._at < len(self._source) and self._source[self._at] not in "|)":
+        while self._next() not in ("", "|", ")"):
             program += self._piece()
             _check_length(len(program))
         return program
@@ -157,13 +155,13 @@ class _Compiler:
         atom = self._atom()
         match = _QUANTIFIER.match(self._source, self._at)
         if match is None:
-            if self._source[self._at : self._at + 1] == "{":
+            if self._next() == "{":
                 raise self._error(r"a { that repeats nothing; write \{ for a brace")
             return atom
         if _first_items(atom) is None:
             raise self._error("repeats something that can be empty")
         self._at = match.end()
-        if self._source[self._at : self._at + 1] in ("*", "+", "?"):
+        if self._next() in ("*", "+", "?"):
             raise self._error("repeats a repetition")
         sign, low, comma, high, lazy = match.groups()
         if sign is not None:
@@ -171,83 +169,59 @@ class _Compiler:
         else:
             least = int(low)
             most = int(high) if high is not None else None if comma else least
-        if most is not None and (most < least or most == 0):
-            raise self._error(f"{match.group()} repeats at most {most} times")
+        if most == 0:
+            raise self._error(f"{match.group()} repeats at most 0 times")
         return _repeat(atom, least, most, greedy=lazy is None)
 
     def _atom(self) -> _Program:
-        character = self._source[self._at]
+        character = self._next()
         if character == "(":
             return self._in_brackets()
-        if character == "[":
-            return self._class()
         if character == "\\":
             return self._escaped()
-        if character in "*+?":
-            raise self._error(f"a {character} that repeats nothing")
-        self._at += 1
-        if character in "^$":
+        if character == "[" and (match := _CLASS.match(self._source, self._at)) is not None:
+            return self._test(match.group(), 1)
+        if character in ("^", "$"):
             return self._test(character, 0)
-        return self._test(character if character == "." else re.escape(character), 1)
+        return self._test(character, 1, character if character == "." else re.escape(character))
 
     def _in_brackets(self) -> _Program:
         match = _GROUP.match(self._source, self._at)
         if match is None or self._source[match.end() : match.end() + 1] == "?":
             raise self._error("of groups with (? only (?: ) and (?P<name> ) can be matched in linear time")
-        self._at, name, number = match.end(), match.group(1), 0
-        if match.group() != "(?:":
-            self.n_groups += 1
-            number = self.n_groups
-            if name is not None:
-                if name in self.names:
-                    raise self._error(f"two groups named {name}")
-                self.names[name] = number
+        self._at = match.end()
+        captures = match.group() != "(?:"
+        self._n_groups += captures
+        is_answer = captures and self._n_groups == self._answer_group
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise self._error(f"more than {_MAX_DEPTH} groups inside each other")
-        inner = self._choice()
+        inner = self.choice()
         self._depth -= 1
-        if not self._next(")"):
-            raise self._error("a ( that is never closed")
-        return _group(number, inner) if number else inner
-
-    def _class(self) -> _Program:
-        match = _CLASS.match(self._source, self._at)
-        if match is None:
-            raise self._error(r"a [ that is never closed; inside of [ ] write \[ for a bracket")
-        written = match.group()
-        if any(double in written for double in ("--", "&&", "~~", "||")):
-            raise self._error("-- && ~~ || mean nothing inside of [ ]")
-        try:
-            program = self._test(written, 1)
-        except re.error as error:
-            raise self._error(str(error)) from None
-        self._at = match.end()
-        return program
+        self._at += 1
+        return _answer(inner) if is_answer else inner
 
     def _escaped(self) -> _Program:
-        character = self._source[self._at + 1 : self._at + 2]
-        if not character or (character.isalnum() and character not in _ESCAPES | {"b", "B"}):
-            raise self._error(rf"\{character} is not among \d \w \s \D \W \S \b \B \n \t \r \f \v")
-        self._at += 2
-        if character in ("b", "B"):
-            return self._test("\\" + character, 0)
-        return self._test("\\" + character if character in _ESCAPES else re.escape(character), 1)
+        written = self._source[self._at : self._at + 2]
+        if written in (r"\b", r"\B"):
+            return self._test(written, 0)
+        if written[1].isalnum() and written[1] not in _ESCAPES:
+            raise self._error(rf"{written} is not among \d \w \s \D \W \S \b \B \n \t \r \f \v")
+        return self._test(written, 1, written if written[1] in _ESCAPES else re.escape(written[1]))
 
-    def _test(self, written: str, n_chars: int) -> _Program:
-        return [_Instruction(re.compile(written, self._flags), n_chars)]
+    def _test(self, written: str, n_chars: int, pattern: str | None = None) -> _Program:
+        self._at += len(written)
+        return [_Instruction(re.compile(pattern or written, self._flags), n_chars)]
 
-    def _next(self, character: str) -> bool:
-        is_next = self._source.startswith(character, self._at)
-        self._at += is_next
-        return is_next
+    def _next(self) -> str:
+        return self._source[self._at : self._at + 1]
 
     def _error(self, what: str) -> BadPattern:
         return BadPattern(f"character {self._at + 1}: {what}")
 
 
-def _group(number: int, inner: _Program) -> _Program:
-    return [_Instruction(mark="open", group=number), *inner, _Instruction(mark="close", group=number)]
+def _answer(inner: _Program) -> _Program:
+    return [_Instruction(mark="open"), *inner, _Instruction(mark="close")]
 
 
 def _repeat(inner: _Program, low: int, high: int | None, *, greedy: bool) -> _Program:
