@@ -44,9 +44,8 @@ from suffice.rollout.assign import AuditAssignment, assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import EpisodeWithLabels, newest_event, open_reader, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, counted_cells, newest_event, open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.windows import counted_cells
 from suffice.store.rows.records import FeedbackEvent, RowRates
 from suffice.store.rows.sums import NO_SUMS
 from suffice.telemetry import Metrics

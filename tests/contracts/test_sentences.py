@@ -107,7 +107,6 @@ def gateway_of(made: Made) -> GatewayState:
     )
     follower = Follower(gw, made.path)
     follower.apply(follower.read_changes())
-    follower.close()
     gw.deployment.export_gauges()
     return gw
 

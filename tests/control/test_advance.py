@@ -22,12 +22,11 @@ from suffice.rollout.evidence import Rules, rules_of
 from suffice.rollout.versions import Version, VersionLineage
 from suffice.settings import Control, Rollout, Route, Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import label_requests, open_reader
 from suffice.store.people.deciding import open_incident, set_override
 from suffice.store.routes import rollouts
 from suffice.store.routes.deployments import NOTHING
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
-from suffice.store.routes.windows import label_requests
 from suffice.store.rows.events import Event
 from suffice.types import ArmDraw, Epoch, Pause, Query
 from tests.control.made import label, one_round, run

@@ -16,10 +16,9 @@ from suffice.review.items import VerdictForm
 from suffice.review.queue import Submission
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import open_reader, read_events
+from suffice.store.database.views import label_requests, open_reader, read_events
 from suffice.store.people.deciding import add_review, lease_next, read_reviews, submit_verdict
 from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.windows import label_requests
 from suffice.types import Outcome
 from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, ROUTE, WINDOW, traffic

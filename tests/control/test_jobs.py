@@ -13,7 +13,7 @@ import pytest
 from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, Worker
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions
-from suffice.store.routes.windows import job_history
+from suffice.store.database.views import job_history
 from tests.store.test_decisions import Clock, began
 
 

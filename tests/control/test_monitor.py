@@ -18,8 +18,7 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.views import newest_event, newest_events, open_reader, read_events
-from suffice.store.routes.windows import job_history
+from suffice.store.database.views import job_history, newest_event, newest_events, open_reader, read_events
 from suffice.store.rows.events import Event
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Query, Request, StepRecord, Usage

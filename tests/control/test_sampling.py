@@ -17,10 +17,18 @@ from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.views import StoredLabel, newest_event, open_reader, read_episodes
+from suffice.store.database.views import (
+    StoredLabel,
+    counted_cells,
+    counts_since,
+    drawn_runs,
+    newest_event,
+    open_reader,
+    read_episodes,
+    requests_since,
+)
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RouteScorer, tallies_now
-from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs, requests_since
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Feedback, Query, StepRecord

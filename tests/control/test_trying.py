@@ -11,11 +11,10 @@ import pytest
 from suffice.assurance.certify import spent_delta
 from suffice.control.compare.assessment import RolloutAssessor
 from suffice.control.compare.counterfactual import AuditReplay
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import label_requests, open_reader
 from suffice.store.people.audit_view import entries
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import read_rollouts
-from suffice.store.routes.windows import label_requests
 from suffice.types import EvidenceSummary
 from tests.control.made import label
 from tests.control.tried import (

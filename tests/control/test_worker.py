@@ -26,8 +26,8 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.certify import Certify
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import job_history
 from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
 from suffice.wiring.worker import open_worker
 from suffice_testing import FakeUpstream

@@ -12,11 +12,10 @@ import pytest
 
 from suffice import Governor
 from suffice.assurance.sampling import is_certain, weight_of
-from suffice.store.database.views import open_reader, read_episodes, read_events
+from suffice.store.database.views import counted_cells, open_reader, read_episodes, read_events
 from suffice.store.people.feedback import read_all_feedback as said_of
 from suffice.store.people.feedback import read_unmatched
 from suffice.store.routes.rollups import RouteScorer, tallies_now
-from suffice.store.routes.windows import counted_cells
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Request
 from tests.gateway.conftest import Serve

@@ -36,7 +36,7 @@ from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import CachedReader, LogReader, newest_event, newest_of
+from suffice.store.database.views import LogReader, last_place, newest_event, newest_of, newest_place, snapshot
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.deployments import (
     NOTHING,
@@ -50,14 +50,11 @@ from suffice.store.routes.experiments import read_experiments, read_running_expe
 from suffice.store.routes.rollouts import models_of, own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.routes.windows import newest_place
 from suffice.store.rows.records import RowRates, VersionRefusal
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once
-GAUGES_S: Final = 5.0  # longest time between two reads of the worker's sums for the gauges
 WARN_AGAIN_S: Final = 60.0  # between two identical warnings
-_OF_REQUESTS: Final = frozenset({"request", "outcome"})  # most rows by far; they decide nothing
 _VARYING: Final = (
     "experiment_started",
     "experiment_changed",
@@ -138,7 +135,6 @@ class VersionCache:
 class MonitorFeed:
     def __init__(self, gw: GatewayState) -> None:
         self._gw = gw
-        self.read_s = gw.monotonic_s()  # of the latest read
         self._summed = 0  # place in the log up to which the sums went then
         self._tallies: dict[str, Tally] = {}  # not exported yet
         names = [route.name for route in gw.deployment.routes]
@@ -149,7 +145,7 @@ class MonitorFeed:
             if self._gw.settings.adapts_rates:
                 rates = {name: newest_event(connection, RowRates, route=name) for name in self._forecasts}
                 self._gw.sampling.rates = {name: one for name, one in rates.items() if one is not None}
-            to, self.read_s = read_to(connection), self._gw.monotonic_s()
+            to = read_to(connection)
             if to.seq != self._summed:
                 self._tallies |= read_tallies(connection, since=self._summed if to.seq > self._summed else 0)
                 self._summed = to.seq
@@ -213,9 +209,10 @@ class Follower:
     def __init__(
         self, gw: GatewayState, path: Path, *, good_writer: LastGoodWriter | None = None, good: LastGood | None = None
     ) -> None:
-        self._gw, self._reader, self._good_writer = gw, CachedReader(path, besides=_OF_REQUESTS), good_writer
+        self._gw, self._path, self._good_writer = gw, path, good_writer
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
+        self._seq = 0  # place in the log up to which it was read
         self._notified = asyncio.Event()
         self._refreshed_s: float | None = None
         self._read_s = gw.monotonic_s()  # when the log was last read
@@ -242,7 +239,8 @@ class Follower:
         """Read new rows and return the routes that they change. Raise StoreError."""
         if self._gw.deployment.log_problem is not None:
             raise StoreError(self._gw.deployment.log_problem)
-        with self._reader.reading() as connection:
+        with snapshot(self._path) as connection:
+            self._seq = last_place(connection)
             self._monitor.read(connection)
             self._decided = read_decided(connection, self._decided)
             self._holds = read_holds(connection, self._holds)
@@ -349,7 +347,7 @@ class Follower:
         self._read_s, self._rebuild, deployment.serves = self._gw.monotonic_s(), False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
         if deployment.kill.presence is not None:  # commands wait for this
-            deployment.kill.presence.update(decided=self._reader.seq)
+            deployment.kill.presence.update(decided=self._seq)
 
     def _set_variants(self, running: _RunningVariants) -> None:
         variants = self._gw.deployment.variants
@@ -441,7 +439,6 @@ class Follower:
                 seen = True
         if not seen:
             self._check_age()
-        self.close()
 
     async def follow(self) -> None:
         while True:
@@ -455,18 +452,6 @@ class Follower:
                 await asyncio.to_thread(self._keep)
             await self._notified.wait()
             self._notified.clear()
-
-    def poll(self) -> None:
-        by_clock = any(one.holding.until_s is not None for one in self._routes.values()) or self._keep_is_due()
-        # The worker's sums change with request rows, which `has_new` leaves out.
-        by_clock = by_clock or self._gw.monotonic_s() - self._monitor.read_s >= GAUGES_S
-        if by_clock or self._reader.has_new():
-            self._notified.set()
-        else:
-            self._read_s = self._gw.monotonic_s()
-
-    def close(self) -> None:
-        self._reader.close()
 
     @contextlib.contextmanager
     def _failing_open(self) -> Iterator[None]:
@@ -505,9 +490,8 @@ async def follow_log(follower: Follower, metrics: Metrics) -> AsyncIterator[None
     follower.refresh()
     task = asyncio.create_task(follower.follow())
     try:
-        with run_periodically(follower.poll, metrics, site="follow", every_s=LOOK_S):
+        with run_periodically(follower.wake, metrics, site="follow", every_s=LOOK_S):
             yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.to_thread(follower.close)

@@ -17,8 +17,7 @@ from suffice.errors import ConfigError
 from suffice.files import write_whole
 from suffice.settings import Settings
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import open_reader, read_episodes
-from suffice.store.routes.windows import label_requests
+from suffice.store.database.views import label_requests, open_reader, read_episodes
 from suffice.wiring.audit import note_export
 from suffice.wiring.files import load_deployment, question_texts
 from suffice.wiring.keys import secret

@@ -39,11 +39,12 @@ from suffice.store.database.views import (
     newest_request,
     open_reader,
     read_episodes,
+    snapshot,
 )
 from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
-from suffice.store.routes.rollups import RouteScorer, read_to, snapshot, tallies_now
+from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
 from suffice.store.rows.records import KillSwitchState, ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, load_settings, require_log

@@ -196,7 +196,7 @@ def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
 def _show_history(settings: Settings, *, as_json: bool) -> None:
     from suffice.formatting import format_iso
     from suffice.store.database.sqlite import database_path
-    from suffice.store.routes.windows import job_history
+    from suffice.store.database.views import job_history
 
     runs, lines = list(job_history(database_path(settings.store.url))), list[str]()
     for run in runs:

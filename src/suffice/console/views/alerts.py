@@ -9,10 +9,10 @@ from suffice.console.context import DAY_S, ViewContext, ViewRecord
 from suffice.review.decide import describe_state
 from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
+from suffice.store.database.views import job_history
 from suffice.store.people.alerts import AlertEnd, AlertLog, OpenAlert, SinkReceipt, read_alert_log
 from suffice.store.people.deciding import fitting, read_snapshot
 from suffice.store.routes.deployments import read_holds
-from suffice.store.routes.windows import job_history
 from suffice.types import Publication
 
 MOST_LISTED: Final = 100

@@ -12,8 +12,7 @@ from suffice.console.context import ViewContext, ViewRecord
 from suffice.console.openapi import VERSION
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
-from suffice.store.database.views import upstream_findings
-from suffice.store.routes.windows import job_history
+from suffice.store.database.views import job_history, upstream_findings
 from suffice.types import Findings, JobRun
 
 MOST_CHARS: Final = 400  # of one value: a learned model in a policy is long

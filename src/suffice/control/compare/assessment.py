@@ -13,10 +13,9 @@ from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route, Settings
-from suffice.store.database.views import LogReader, read_events
+from suffice.store.database.views import LogReader, label_requests, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
-from suffice.store.routes.windows import label_requests
 from suffice.types import LabelRequest
 
 

@@ -18,10 +18,9 @@ from suffice.control.evidence.versions import ServedVersion, active_version
 from suffice.review.agreement import LabelEffect, VerdictEffect, em_of
 from suffice.review.queue import label_of
 from suffice.settings import Route
-from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, open_reader, place_before, read_episodes
 from suffice.store.people.deciding import read_reviews
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.routes.windows import place_before
 
 MOST_REQUESTS: Final = 5_000  # of the route that are read
 _BY_REVIEW: Final = "review:"  # prefix of the ids of labels that come of verdicts

@@ -29,9 +29,8 @@ from suffice.policy.base import Policy
 from suffice.policy.columns import QueryColumns, stops_of
 from suffice.policy.returning import returning
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import LogReader
+from suffice.store.database.views import LogReader, read_publications
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.store.routes.windows import read_publications
 from suffice.types import Kind, Publication
 
 SEED = 0

@@ -22,9 +22,8 @@ from suffice.errors import StoreError, SufficeError
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, last_place, open_reader, read_events
+from suffice.store.database.views import LogReader, last_place, open_reader, place_before, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.routes.windows import place_before
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 from suffice.types import JobRun

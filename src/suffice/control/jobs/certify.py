@@ -24,9 +24,17 @@ from suffice.review.holds import incident_of_pause
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, StoredLabel, find_run, last_place, open_reader
+from suffice.store.database.views import (
+    LogReader,
+    StoredLabel,
+    find_run,
+    label_requests,
+    last_place,
+    open_reader,
+    place_before,
+    read_publications,
+)
 from suffice.store.routes.deployments import NOTHING_HELD, Holds, RouteDeployment, last_at_s, read_decided, read_holds
-from suffice.store.routes.windows import label_requests, place_before, read_publications
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Outcome, Pause, Request, Resumption
 

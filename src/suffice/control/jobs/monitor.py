@@ -36,9 +36,16 @@ from suffice.learn.version import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, newest_event, open_reader
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
+    StoredLabel,
+    newest_event,
+    open_reader,
+    place_before,
+    requests_since,
+)
 from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.windows import place_before, requests_since
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, Publication, Request

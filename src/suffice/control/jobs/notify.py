@@ -13,15 +13,7 @@ from suffice.control.jobs.base import JobReport, JobWriter, LogJob
 from suffice.edge.notification import MailServer, post_json, send_mail
 from suffice.formatting import format_iso
 from suffice.store.database.views import LogReader, last_place, open_reader
-from suffice.store.people.alerts import (
-    AlertLog,
-    Notice,
-    alerts_of,
-    deliveries_to,
-    due_resolution,
-    read_alert_log,
-    read_alert_rows,
-)
+from suffice.store.people import alerts
 from suffice.store.routes.rollups import HOUR_S, degraded_runs
 from suffice.store.rows.records import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
@@ -32,7 +24,7 @@ TIMEOUT_S: Final = 10.0
 class Sink(Protocol):
     name: str
 
-    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: alerts.Notice, *, at_s: float, link: str | None) -> str | None:
         """Send a notice; None: it was accepted, else the reason without secrets. at_s: Unix time of the event."""
         ...
 
@@ -41,7 +33,7 @@ class Sink(Protocol):
 class LogSink:
     name: str = "log"
 
-    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - lines have a time
+    def send(self, notice: alerts.Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - lines have a time
         LOG.warning("alert: %s%s", notice_headline(notice), f" {link}" if link else "")
         return None
 
@@ -53,7 +45,7 @@ class WebhookSink:
     url: str = field(repr=False)
     name: str = "webhook"
 
-    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: alerts.Notice, *, at_s: float, link: str | None) -> str | None:
         text = notice_headline(notice)
         for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # otherwise Slack makes links of it
             text = text.replace(sign, written)
@@ -77,14 +69,14 @@ class MailSink:
     to: tuple[str, ...]
     name: str = "email"
 
-    def send(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+    def send(self, notice: alerts.Notice, *, at_s: float, link: str | None) -> str | None:
         about = f" on {notice.route}" if notice.route else ""
         text = f"{notice_headline(notice)}\n\n{format_iso(at_s)}\n{link or ''}"
         subject = f"Suffice: {'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}{about}"
         return send_mail(self.server, sender=self.sender, to=self.to, subject=subject, text=text, timeout_s=TIMEOUT_S)
 
 
-def notice_headline(notice: Notice) -> str:
+def notice_headline(notice: alerts.Notice) -> str:
     about = f"route {notice.route}: " if notice.route else ""
     return f"{'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}: {about}{notice.sentence}"
 
@@ -100,7 +92,7 @@ LOOK_S: Final = 30.0  # between two checks
 
 @dataclass(slots=True)
 class _Flight:
-    notice: Notice
+    notice: alerts.Notice
     seq: int
     at_s: float
     over: int = 0  # position of the alert that it resolves
@@ -138,7 +130,7 @@ class Notify(LogJob):
     sinks: Sequence[Sink]
     patience_s: float = 1.0
     _places: dict[str, _SinkPlace] = field(init=False, default_factory=dict)
-    _alerts: AlertLog | None = field(init=False, default=None)
+    _alerts: alerts.AlertLog | None = field(init=False, default=None)
 
     def forget(self) -> None:
         super().forget()
@@ -176,7 +168,7 @@ class Notify(LogJob):
         return [JobReport(said=f"{sink.name}: sent {n_sent}", read_to_seq=place.seq)] if n_sent else ()
 
     def _restore_place(self, name: str, writer: JobWriter, log: LogReader) -> _SinkPlace:
-        sent = deliveries_to(log, name, MOST_REMEMBERED)[::-1]
+        sent = alerts.deliveries_to(log, name, MOST_REMEMBERED)[::-1]
         if sent:
             places = {one.same: (one.about_s, one.over) for one in sent if one.same}
             return _SinkPlace(sent[-1].read_to_seq, {same: at_s for same, (at_s, over) in places.items() if not over})
@@ -185,9 +177,9 @@ class Notify(LogJob):
         return _SinkPlace(newest, {})
 
     def _next(self, place: _SinkPlace, log: LogReader) -> _Flight | None:
-        while rows := read_alert_rows(log, place.seq, BATCH):
+        while rows := alerts.read_alert_rows(log, place.seq, BATCH):
             for stored in rows:
-                notice = alerts_of(stored.event)
+                notice = alerts.alerts_of(stored.event)
                 if notice is not None and notice.kind in self.settings.alerts.kinds:
                     before_s = place.sent_at_s.get(notice.same)
                     if before_s is None or stored.at_s - before_s >= self.settings.alerts.repeat_s:
@@ -198,8 +190,10 @@ class Notify(LogJob):
     def _next_resolution(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
         if not self.settings.alerts.tell_over:
             return None
-        self._alerts = read_alert_log(log, self._alerts or AlertLog(repeat_s=self.settings.alerts.repeat_s))
-        due = due_resolution(self._alerts, name, self.now())
+        self._alerts = alerts.read_alert_log(
+            log, self._alerts or alerts.AlertLog(repeat_s=self.settings.alerts.repeat_s)
+        )
+        due = alerts.due_resolution(self._alerts, name, self.now())
         if due is None:
             return None
         one, over = due
@@ -227,7 +221,7 @@ class Notify(LogJob):
         LOG.error("notify: %s", sentence)
         return JobReport(said=sentence, ok=False, read_to_seq=place.seq)
 
-    def link(self, notice: Notice) -> str | None:
+    def link(self, notice: alerts.Notice) -> str | None:
         """The console's page about a notice; None: the settings hold no address of the console."""
         address = self.settings.alerts.link
         return None if address is None else f"{address.rstrip('/')}/console{notice.path}"

@@ -24,16 +24,19 @@ from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
 from suffice.settings import Route
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_event, read_episodes
-from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
-from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
-from suffice.store.routes.windows import (
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
     counted_cells,
     counts_since,
     drawn_runs,
+    newest_event,
     place_before,
+    read_episodes,
     requests_since,
 )
+from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
+from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
 from suffice.store.rows.records import ProposedVersion, RolloutMove, RowRates
 
 LEAST_REST: Final = 20.0  # times the duration of the last look, at least, between two looks at a rollout

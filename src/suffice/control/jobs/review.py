@@ -13,31 +13,16 @@ from typing import Final
 from suffice.assurance.forecast import RouteForecast
 from suffice.control.evidence.run_join import remember
 from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
+from suffice.review import select
 from suffice.review.items import ControlDraw, day_number
-from suffice.review.select import (
-    LEAST_UNCERTAIN,
-    MOST_WAITING,
-    CandidateQueue,
-    Cap,
-    Demand,
-    ReviewCandidate,
-    Urn,
-    count_due,
-    item_of,
-    of_run,
-    open_now,
-    share_out,
-    uncertainty,
-)
 from suffice.rollout.assign import assign_audit
 from suffice.sanitize import plural
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, find_event, newest_event
+from suffice.store.database.views import LogReader, find_event, newest_event, place_before, read_open_label_requests
 from suffice.store.people.deciding import NO_REVIEWS, Reviews, read_reviews
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.routes.windows import place_before, read_open_label_requests
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, LabelRequest, Outcome, Request
 
@@ -57,14 +42,14 @@ class Candidates:
     below: dict[str, str] = field(default_factory=dict)
     seq: int = 0  # position of the last row read
     n: int = 0  # requests are not counted here
-    waiting: CandidateQueue = field(init=False, default_factory=CandidateQueue)
-    urn: Urn = field(init=False)
+    waiting: select.CandidateQueue = field(init=False, default_factory=select.CandidateQueue)
+    urn: select.Urn = field(init=False)
     _open: dict[str, Request] = field(init=False, default_factory=dict)
     _n_new: int = field(init=False, default=0)  # runs of the epoch that still become candidates
     _new_because: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        self.urn = Urn(self.most_drawn)
+        self.urn = select.Urn(self.most_drawn)
 
     def feed(self, stored: StoredEvent) -> None:
         if stored.seq <= self.seq:
@@ -89,13 +74,13 @@ class Candidates:
             self._new_because = f"one of the first runs since epoch {event.number} began: {event.reason}"
 
     def restart(self, until_seq: int) -> None:
-        self.since_seq, self.urn = until_seq, Urn(self.most_drawn)
+        self.since_seq, self.urn = until_seq, select.Urn(self.most_drawn)
 
     def add_request(self, wanted: LabelRequest) -> None:
         """Add an audit that disagrees at the active level or the next one."""
         if wanted.episode_id not in self.queued:
             self.waiting.add(
-                ReviewCandidate(
+                select.ReviewCandidate(
                     episode_id=wanted.episode_id,
                     route=self.name,
                     why="disagreement",
@@ -111,20 +96,20 @@ class Candidates:
     def _end_run(self, request: Request, outcome: Outcome) -> None:
         name, query_class = request.episode_id, class_of(request.query)
         if self.seq > self.since_seq:
-            self.urn.add(self.point(name), of_run(request, outcome, "control", "drawn at random from all runs"))
+            self.urn.add(self.point(name), select.of_run(request, outcome, "control", "drawn at random from all runs"))
         if name in self.queued:
             return
         if query_class in self.below:
-            self.waiting.add(of_run(request, outcome, "class_below", self.below[query_class]))
+            self.waiting.add(select.of_run(request, outcome, "class_below", self.below[query_class]))
         if self._n_new:
             self._n_new -= 1
-            self.waiting.add(of_run(request, outcome, "drift", self._new_because))
+            self.waiting.add(select.of_run(request, outcome, "drift", self._new_because))
         if outcome.stopped and outcome.stop_step is not None:
             before = [step.answer for step in outcome.steps if step.index <= outcome.stop_step]
-            share = uncertainty(before, outcome.answer)
-            if share >= LEAST_UNCERTAIN:
+            share = select.uncertainty(before, outcome.answer)
+            if share >= select.LEAST_UNCERTAIN:
                 because = f"it was stopped although {share:.0%} of its trial answers differed from the delivered one"
-                self.waiting.add(of_run(request, outcome, "uncertain", because, urgency=min(share, 0.999)))
+                self.waiting.add(select.of_run(request, outcome, "uncertain", because, urgency=min(share, 0.999)))
 
 
 @dataclass(kw_only=True)
@@ -161,7 +146,7 @@ class ReviewJob(FoldJob[Candidates]):
             seq=looked_back,
         )
         self._update(fold, here.log)
-        for wanted in read_open_label_requests(here.log, name, most=MOST_WAITING):
+        for wanted in read_open_label_requests(here.log, name, most=select.MOST_WAITING):
             fold.add_request(wanted)
         return fold
 
@@ -169,31 +154,31 @@ class ReviewJob(FoldJob[Candidates]):
         fold.queued = self._reviews.queue.places
         fold.below = harmed_classes(read_decided(log).of(fold.name), log, fold.name, self.settings.routes[fold.name])
 
-    def _cap(self, name: str) -> Cap:
+    def _cap(self, name: str) -> select.Cap:
         rules = self.settings.routes[name].review
-        return Cap(per_day=rules.per_day, control_share=rules.control_share)
+        return select.Cap(per_day=rules.per_day, control_share=rules.control_share)
 
     def prepare(self) -> None:
         """Divide what is left of the deployment's cap for today among the routes."""
         now_s = self._now_s = self.now()
-        day, queue, demands = day_number(now_s), self._reviews.queue, list[Demand]()
+        day, queue, demands = day_number(now_s), self._reviews.queue, list[select.Demand]()
         n_queued = queue.items_on(day)
         for name, fold in self._folds.items():
             cap, (n_chosen, n_drawn) = self._cap(name), n_queued.get(name, (0, 0))
             drawings = queue.drawings.get(name, ())
             last_at_s = drawings[-1].drawn_at_s if drawings else None
             demands.append(
-                Demand(
+                select.Demand(
                     route=name,
                     n_chosen=n_chosen,
                     n_drawn=n_drawn,
                     control_share=cap.control_share,
-                    drawable=min(fold.urn.n, count_due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
-                    priorities=fold.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
+                    drawable=min(fold.urn.n, select.count_due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
+                    priorities=fold.waiting.priorities(select.open_now(cap.n_chosen, n_chosen, now_s=now_s)),
                 )
             )
-        room = open_now(self.settings.review.per_day, sum(map(sum, n_queued.values())), now_s=now_s)
-        self._granted = share_out(room, demands, day=day)
+        room = select.open_now(self.settings.review.per_day, sum(map(sum, n_queued.values())), now_s=now_s)
+        self._granted = select.share_out(room, demands, day=day)
 
     def conclude(self, name: str, fold: Candidates, here: JobPass) -> None:
         n_chosen, n_drawn = self._granted[name]
@@ -208,8 +193,8 @@ class ReviewJob(FoldJob[Candidates]):
                 query_class = class_of(request.query)
                 chosen[at] = replace(one, question_key=request.question_key, query_class=query_class)
         rules = self.settings.routes[name].review
-        items = [item_of(one, rules, now_s=self._now_s, author=self.author, drawing=drawing) for one in drawn]
-        items += [item_of(one, rules, now_s=self._now_s, author=self.author) for one in chosen]
+        items = [select.item_of(one, rules, now_s=self._now_s, author=self.author, drawing=drawing) for one in drawn]
+        items += [select.item_of(one, rules, now_s=self._now_s, author=self.author) for one in chosen]
         here.writer.write([*([] if drawing is None else [drawing]), *items])
         if drawing is not None:
             fold.restart(fold.seq)
@@ -217,7 +202,7 @@ class ReviewJob(FoldJob[Candidates]):
         of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
         self.add_sentence(name, f"{plural(len(items), 'run')} queued for review{of}")
 
-    def _draw(self, fold: Candidates, n: int) -> tuple[ControlDraw, list[ReviewCandidate]]:
+    def _draw(self, fold: Candidates, n: int) -> tuple[ControlDraw, list[select.ReviewCandidate]]:
         n_candidates, drawn = fold.urn.n, fold.urn.draw(n)
         drawing = ControlDraw(
             route=fold.name,

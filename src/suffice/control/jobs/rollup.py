@@ -18,17 +18,6 @@ from suffice.scoring.base import scorer_label
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, open_reader
 from suffice.store.routes import rollups
-from suffice.store.routes.rollups import (
-    HOUR_S,
-    Change,
-    RouteScorer,
-    RunChange,
-    UnwrittenRequests,
-    first_about,
-    fold_changes,
-    measure_governed_run,
-    read_stretch,
-)
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.telemetry import LOG
 from suffice.types import Outcome
@@ -73,7 +62,7 @@ class Rollup(LogJob):
 
     def _batch(self, log: LogReader, writer: JobWriter) -> tuple[int, int]:
         to, at_s = rollups.read_to(log), self.now()
-        stretch = read_stretch(log, to.seq, BATCH_ROWS)
+        stretch = rollups.read_stretch(log, to.seq, BATCH_ROWS)
         if not stretch.n_rows:
             return 0, to.seq
         sums = dict[RollupKey, RollupSums]()
@@ -81,7 +70,7 @@ class Rollup(LogJob):
             for key, part, sign in self._bookings(change):
                 sums[key] = sums.get(key, NO_SUMS).plus(part, sign=sign)
         tallies = rollups.read_tallies(log, {change.route for change in stretch.changes})
-        fold_changes(tallies, stretch.changes, self._scoring)
+        rollups.fold_changes(tallies, stretch.changes, self._scoring)
         # There are no more such rows up to `to.last`, the end of the log before they were read.
         until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
 
@@ -99,11 +88,11 @@ class Rollup(LogJob):
                 writer.keep(rollups.clear)
                 return
 
-    def _bookings(self, change: Change) -> Iterator[Booking]:
-        if isinstance(change, UnwrittenRequests):
+    def _bookings(self, change: rollups.Change) -> Iterator[Booking]:
+        if isinstance(change, rollups.UnwrittenRequests):
             for cell in change.event.cells:
                 yield self._key(change.route, cell.query_class, cell.version, change.at_s), added_by_cell(cell), 1
-        elif isinstance(change, RunChange):
+        elif isinstance(change, rollups.RunChange):
             request, match = change.after.episode.request, self._match(change.route)
             key = self._key(request.route, class_of(request.query), request.policy_version, change.at_s)
             adds = added_by if change.is_written else added_by_labels
@@ -118,11 +107,11 @@ class Rollup(LogJob):
             query_class = OTHER
         else:
             known.add(query_class)
-        return RollupKey(route, query_class, version, int(at_s // HOUR_S))
+        return RollupKey(route, query_class, version, int(at_s // rollups.HOUR_S))
 
-    def _scoring(self, route: str) -> RouteScorer:
+    def _scoring(self, route: str) -> rollups.RouteScorer:
         match = self._match(route)
-        return RouteScorer("" if match is _is_same else scorer_label(self.settings.routes[route].scorer), match)
+        return rollups.RouteScorer("" if match is _is_same else scorer_label(self.settings.routes[route].scorer), match)
 
     def _match(self, route: str) -> Match:
         """The route's match; exact comparison where its scorer cannot be built."""
@@ -159,16 +148,16 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
     )
     if request.ungoverned is not None:
         return everyone
-    run = measure_governed_run(item, match)
-    weight = 1.0 if first_about(item.labels) is not None else weight_of(request, outcome)
+    run = rollups.measure_governed_run(item, match)
+    weight = 1.0 if rollups.first_about(item.labels) is not None else weight_of(request, outcome)
     return everyone.plus(_governed(run, outcome)).plus(_labelled(run, item.labels, weight))
 
 
 def added_by_labels(item: EpisodeWithLabels, match: Match) -> RollupSums:
     """What the labels of a run without rows add: the run itself is counted already."""
-    if first_about(item.labels) is None:
+    if rollups.first_about(item.labels) is None:
         return NO_SUMS
-    return _labelled(measure_governed_run(item, match), item.labels, 1.0)
+    return _labelled(rollups.measure_governed_run(item, match), item.labels, 1.0)
 
 
 def added_by_cell(cell: UnloggedRequests) -> RollupSums:

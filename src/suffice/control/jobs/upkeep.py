@@ -17,17 +17,8 @@ from suffice.errors import StoreError
 from suffice.formatting import format_iso
 from suffice.store.audit.chain import Head, append_line, head, line_of, read_heads, signing_key
 from suffice.store.audit.personal import PARTS, Part
+from suffice.store.database import erasing
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import (
-    ErasureOrder,
-    ErasureTally,
-    erase_words,
-    erased_until,
-    purge,
-    select_expired_rows,
-    select_label_rows,
-    select_word_rows,
-)
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.routes.deployments import read_decided
 from suffice.telemetry import LOG
@@ -107,7 +98,7 @@ class Retain(LogJob):
         reports = [self._retain(part, days, writer) for part, days in due]
         if self._unpurged:
             writer.renew()
-            self._unpurged = not purge(self.path)
+            self._unpurged = not erasing.purge(self.path)
             if self._unpurged:
                 sentence = "the write-ahead log may still hold erased text: another process was reading; will retry"
                 reports.append(JobReport(said=sentence, ok=False))
@@ -115,17 +106,17 @@ class Retain(LogJob):
 
     def _retain(self, part: Part, days: float, writer: JobWriter) -> JobReport:
         what = f"{part} older than {days:g} days"
-        order = ErasureOrder(
+        order = erasing.ErasureOrder(
             erasure_id=self.new_id(),
             what=what,
             parts=(part,),
             author=self.author,
             reason=f"retention.{part}_days is {days:g}",
         )
-        tally = ErasureTally()
+        tally = erasing.ErasureTally()
         for until, rows in self._batches(part, what, self.now() - days * DAY_S):
             writer.renew()
-            erase_words(self.writer, order, rows, tally, until_seq=until)
+            erasing.erase_words(self.writer, order, rows, tally, until_seq=until)
             self._done[part] = until
             self._unpurged = self._unpurged or bool(tally.n_rows)
         sentence = f"{what}: erased in {tally.n_rows:,} rows" if tally.n_rows else ""
@@ -133,14 +124,14 @@ class Retain(LogJob):
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
         with open_reader(self.path) as log:
-            after = self._done.get(part) or erased_until(log, what)
+            after = self._done.get(part) or erasing.erased_until(log, what)
             last = self._needed_from(log) - 1 if part == "steps" else last_place(log)
         while True:
             with open_reader(self.path) as log:
-                rows = select_expired_rows(log, limit_s, after_seq=after, until_seq=last)
+                rows = erasing.select_expired_rows(log, limit_s, after_seq=after, until_seq=last)
                 # References are erased with the answers: they would mark a missing answer as wrong.
                 ended = [row.key for row in rows if row.kind == "outcome"] if part == "answers" else []
-                labels = {seq for key in ended for seq in select_label_rows(log, key)}
+                labels = {seq for key in ended for seq in erasing.select_label_rows(log, key)}
             if not rows:
                 return
             after = rows[-1].seq
@@ -151,6 +142,6 @@ class Retain(LogJob):
         for name, route in self.settings.routes.items():
             epoch = decided.of(name).epoch if route.certifies_itself else None
             if epoch is not None:
-                kept = (seq for one in epoch.kept for seq in select_word_rows(log, one))
+                kept = (seq for one in epoch.kept for seq in erasing.select_word_rows(log, one))
                 first = min([first, epoch.since_seq + 1, *kept])
         return first

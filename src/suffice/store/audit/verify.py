@@ -20,30 +20,16 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from suffice.store.audit.chain import (
-    COLUMNS,
-    FORM,
-    NOTHING,
-    ChainStart,
-    Head,
-    Link,
-    columns_text,
-    digest,
-    digest_event,
-    is_chained,
-    parts_of,
-    require_chain,
-    salted_digest,
-)
+from suffice.store.audit import chain
 from suffice.store.audit.personal import split
 from suffice.store.rows.events import EVENTS, decode_as
 from suffice.store.rows.records import Erasure
 
 _ROWS: Final = f"""
-    SELECT {COLUMNS}, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
+    SELECT {chain.COLUMNS}, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
     FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""  # noqa: S608 - names
 _MAX: Final = 2**63 - 1
-_KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
+_KNOWN: Final = frozenset(kind for kind in EVENTS if chain.is_chained(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +45,8 @@ class ChainCheck:
     n_rows: int  # of the chain, its first row included
     n_erased: int  # parts of rows erased by an erasure in the chain
     n_heads: int  # exported heads compared with the chain
-    beginning: ChainStart | None  # None: there is no chain, or its first row is invalid
-    head: Head | None  # None: there is no chain
+    beginning: chain.ChainStart | None  # None: there is no chain, or its first row is invalid
+    head: chain.Head | None  # None: there is no chain
     bad: BadRow | None  # None: every row is intact
 
     @property
@@ -83,12 +69,12 @@ class _Event(NamedTuple):
 class _Walk:
     place: int = 0
     seq: int = 0
-    link: bytes = NOTHING
+    link: bytes = chain.NOTHING
     n_rows: int = 0
     n_known: int = 0  # of kinds known to this version
     n_erased: int = 0
     first: bytes = b""
-    beginning: ChainStart | None = None
+    beginning: chain.ChainStart | None = None
     bad: BadRow | None = None
     is_silent: bool = False  # is `bad` a row with missing text whose erasure may have been cut off?
     silent: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)  # (seq, part): place, kind
@@ -98,22 +84,22 @@ class _Walk:
         if self.bad is None:
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
-    def begin(self, row: Link) -> None:
+    def begin(self, row: chain.Link) -> None:
         self.place, self.link, self.first, self.n_rows = row.place, _link(row.link), _link(row.link), 1
         if row.place != 1 or row.seq is not None or not isinstance(row.note, str):
             self.blame(1, None, None, "removed: the beginning of the chain is gone")
             return
         try:
-            self.beginning = msgspec.json.decode(row.note, type=ChainStart)
+            self.beginning = msgspec.json.decode(row.note, type=chain.ChainStart)
         except ValueError:
             self.blame(1, None, None, "edited: the beginning of the chain cannot be read")
             return
         self.seq = self.beginning.after_seq
-        written = Link(place=1, seq=None, form=FORM, kept=digest(row.note.encode()), note=row.note)
-        if row != written._replace(link=written.digest_after(NOTHING)):
+        written = chain.Link(place=1, seq=None, form=chain.FORM, kept=chain.digest(row.note.encode()), note=row.note)
+        if row != written._replace(link=written.digest_after(chain.NOTHING)):
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
-    def take(self, row: Link, event: _Event) -> None:
+    def take(self, row: chain.Link, event: _Event) -> None:
         place, seq, kind = row.place, row.seq, event.kind
         before, self.link = self.link, _link(row.link)
         self.n_rows += 1
@@ -147,39 +133,39 @@ class _Walk:
             self.blame(place, seq, None, "removed: its event is not in the log any more")
         return kind is not None
 
-    def _is_same(self, row: Link, seq: int, event: _Event) -> bool:
-        if row.form != FORM:
-            what = f"is digested in form {row.form!r}, and this version knows {FORM}: upgrade"
+    def _is_same(self, row: chain.Link, seq: int, event: _Event) -> bool:
+        if row.form != chain.FORM:
+            what = f"is digested in form {row.form!r}, and this version knows {chain.FORM}: upgrade"
             self.blame(row.place, seq, event.kind, what)
             return False
         try:
-            columns, body = columns_text(seq, *event[:-1]), event.body.encode()
+            columns, body = chain.columns_text(seq, *event[:-1]), event.body.encode()
         except (ValueError, AttributeError):  # not text, or not encodable
             same = False
         else:
-            parts = parts_of(row).values()
+            parts = chain.parts_of(row).values()
             if row.whole is None:
-                same = digest_event(columns, body) == row.kept and all(one == (None, None) for one in parts)
+                same = chain.digest_event(columns, body) == row.kept and all(one == (None, None) for one in parts)
             elif all((words is None) is (salt is None) for words, salt in parts):
-                same = digest_event(columns, body, (row.answers_salt, row.comments_salt)) == row.whole
+                same = chain.digest_event(columns, body, (row.answers_salt, row.comments_salt)) == row.whole
             else:
                 same = self._is_same_without_words(row, seq, event, columns)
         if not same:
             self.blame(row.place, seq, event.kind, "edited: it is not what was written")
         return same
 
-    def _is_same_without_words(self, row: Link, seq: int, event: _Event, columns: bytes) -> bool:
+    def _is_same_without_words(self, row: chain.Link, seq: int, event: _Event, columns: bytes) -> bool:
         try:
             taken = split(event.kind, event.body)
         except (ValueError, TypeError, AttributeError):  # not valid JSON
             return False
-        if digest_event(columns, taken.kept) != row.kept:
+        if chain.digest_event(columns, taken.kept) != row.kept:
             return False
-        for part, (written, salt) in parts_of(row).items():
+        for part, (written, salt) in chain.parts_of(row).items():
             words = taken.words.get(part)
             if written is not None and salt is None and words is None:
                 self.silent[seq, part] = row.place, event.kind
-            elif (words is None) is not (salt is None) or salted_digest(salt, words) != written:
+            elif (words is None) is not (salt is None) or chain.salted_digest(salt, words) != written:
                 self.blame(row.place, seq, event.kind, f"edited: its {part} are not what was written")
         return True
 
@@ -192,18 +178,18 @@ class _Walk:
 
 
 def _link(value: object) -> bytes:
-    return value if isinstance(value, bytes) else NOTHING
+    return value if isinstance(value, bytes) else chain.NOTHING
 
 
-def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
-    require_chain(connection)
+def verify_chain(connection: sqlite3.Connection, heads: Sequence[chain.Head] = ()) -> ChainCheck:
+    chain.require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
     with connection:
         connection.execute("BEGIN")  # one snapshot, whatever other processes write
         _walk_rows(connection, walk)
         _find_added(connection, walk)
     _compare_heads(walk, heads)
-    head = Head(walk.first.hex(), walk.place, walk.seq, walk.link.hex()) if walk.n_rows else None
+    head = chain.Head(walk.first.hex(), walk.place, walk.seq, walk.link.hex()) if walk.n_rows else None
     return ChainCheck(
         n_rows=walk.n_rows,
         n_erased=walk.n_erased,
@@ -215,9 +201,9 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> 
 
 
 def _walk_rows(connection: sqlite3.Connection, walk: _Walk) -> None:
-    n_columns = len(Link._fields)
+    n_columns = len(chain.Link._fields)
     for columns in connection.execute(_ROWS):
-        row = Link._make(columns[:n_columns])
+        row = chain.Link._make(columns[:n_columns])
         if walk.n_rows:
             walk.take(row, _Event._make(columns[n_columns:]))
         else:
@@ -246,7 +232,7 @@ def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
         walk.bad = BadRow(place=None, seq=row[0], kind=row[1], what="added: it is in the log but not in the chain")
 
 
-def _compare_heads(walk: _Walk, heads: Sequence[Head]) -> None:
+def _compare_heads(walk: _Walk, heads: Sequence[chain.Head]) -> None:
     agreed = 0
     for head in sorted(heads, key=lambda head: head.place):
         link = walk.links.get(head.place)

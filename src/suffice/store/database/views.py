@@ -10,18 +10,29 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from suffice.assurance.sampling import UnloggedRequests
 from suffice.errors import StoreError
 from suffice.store.database import schema
 from suffice.store.database.log import StoredEvent
 from suffice.store.rows.events import EVENTS, E, decode_as, kind_named
-from suffice.store.rows.records import FeedbackEvent
-from suffice.types import Episode, Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
+from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.types import (
+    Episode,
+    Feedback,
+    Findings,
+    JobRun,
+    LabelRequest,
+    Outcome,
+    Publication,
+    RecalledRun,
+    Request,
+    RouteFindings,
+)
 
 LogReader: TypeAlias = sqlite3.Connection  # opaque outside `store`: passed on to readers, never queried
 LogSource: TypeAlias = Path | str | LogReader  # a log's file, or an open reader
@@ -92,6 +103,32 @@ _EXTRACTED = """
         AND json_extract(o.body, '$.outcome.end_reason') IN ('done', 'truncated')
     ORDER BY r.seq DESC LIMIT :limit"""
 
+# A cross join reads the new rows and then their requests; SQLite would begin with all requests of the route.
+_DRAWN: Final = """
+    SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
+    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE +o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
+        AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq"""
+_COUNTED: Final = """
+    SELECT sum(json_extract(body, '$.counted.n_governed')) FROM events
+    WHERE kind = 'requests_counted' AND route = ? AND seq > ?"""
+# Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
+_FORECAST: Final = """
+    SELECT max(seq) FROM (SELECT seq FROM events
+    WHERE kind = 'route_monitored' AND key > :route || ':' AND key < :route || ';' AND route = :route
+    ORDER BY key DESC LIMIT 1)"""
+_GOVERNED: Final = """
+    SELECT count(*), coalesce(sum(
+        json_extract(body, '$.request.audit') OR json_extract(body, '$.request.mode') = 'observe'
+    ), 0) FROM events WHERE kind = 'request' AND seq > ? AND route = ?
+        AND json_extract(body, '$.request.ungoverned') IS NULL"""
+_OPEN: Final = """
+    route = :route AND NOT EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = events.key)
+        AND NOT EXISTS (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = events.key)
+    ORDER BY seq DESC LIMIT :most"""
+_NTH_LATEST: Final = "SELECT seq FROM events WHERE kind = 'request' AND route = ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
+_FIRST: Final = "SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND route = ?"
+
 Values: TypeAlias = Sequence[object] | Mapping[str, object]
 
 
@@ -132,8 +169,8 @@ def read_events_where(source: LogSource, condition: str, values: Values = (), *,
     ]
 
 
-def select(source: LogSource, payload: type[E], condition: str, values: Values = ()) -> list[E]:
-    return [event for _, event in select_placed(source, payload, condition, values)]
+def select(source: LogSource, payload: type[E], condition: str, values: Values = (), *, index: str = "") -> list[E]:
+    return [event for _, event in select_placed(source, payload, condition, values, index=index)]
 
 
 def select_placed(
@@ -330,6 +367,72 @@ def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limi
     return [bool(one) for (one,) in reversed(query_rows(source, _EXTRACTED, wanted))]
 
 
+# ---- one route within a range of the log ---------------------------------------------------------
+
+
+def counted_cells(
+    source: LogSource, route: str, *, since_seq: int = 0, until_seq: int | None = None
+) -> Iterator[UnloggedRequests]:
+    condition = "route = :route AND seq > :since AND (:until IS NULL OR seq <= :until) ORDER BY seq"
+    for count in select(source, RequestCount, condition, {"route": route, "since": since_seq, "until": until_seq}):
+        yield from count.cells
+
+
+def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
+    for row in query_rows(connection, _DRAWN, (since_seq, until_seq, route)):
+        yield _labelled(row[:4], read_labels(connection, *row[4:]))
+
+
+# ---- requests, counted ---------------------------------------------------------------------------
+
+
+def n_counted(connection: LogReader, route: str, seq: int) -> int:
+    return query_number(connection, _COUNTED, (route, seq))
+
+
+def counts_since(connection: LogReader, route: str, seq: int) -> tuple[int, int]:
+    """Count a route's governed requests after a place, unlogged ones included, and those that nothing could stop."""
+    n, n_full = query_rows(connection, _GOVERNED, (seq, route))[0]
+    return n + n_counted(connection, route, seq), n_full
+
+
+def requests_since(connection: LogReader, route: str, seq: int) -> int:
+    return counts_since(connection, route, seq)[0]
+
+
+def place_before(connection: LogReader, route: str, n_requests: int) -> int:
+    """Return the place after which the latest `n_requests` requests of a route come, or fewer if there are fewer."""
+    rows = query_rows(connection, _NTH_LATEST, (route, n_requests)) or query_rows(connection, _FIRST, (route,))
+    return last_place(connection) if rows[0][0] is None else int(rows[0][0])
+
+
+# ---- reports of jobs -----------------------------------------------------------------------------
+
+
+def newest_place(connection: LogReader, route: str) -> int:
+    return query_number(connection, _FORECAST, {"route": route})
+
+
+def job_history(source: LogSource, *, n: int = 50) -> list[JobRun]:
+    return newest_events(source, JobRun, n)[::-1]
+
+
+def read_publications(connection: LogReader, route: str, *, epoch: int | None = None) -> list[tuple[int, Publication]]:
+    made = select_placed(connection, Publication, "route = ? ORDER BY seq", (route,), index="decisions")
+    return [one for one in made if epoch is None or one[1].epoch == epoch]
+
+
+# ---- requested labels ----------------------------------------------------------------------------
+
+
+def read_open_label_requests(connection: LogReader, route: str, *, most: int) -> list[LabelRequest]:
+    return select(connection, LabelRequest, _OPEN, {"route": route, "most": most}, index="jobs")
+
+
+def label_requests(connection: LogReader, route: str) -> dict[str, LabelRequest]:
+    return {one.episode_id: one for one in select(connection, LabelRequest, "route = ?", (route,))}
+
+
 # ---- connections ---------------------------------------------------------------------------------
 
 
@@ -343,6 +446,14 @@ def open_reader(source: LogSource, *, is_over: Callable[[], bool] | None = None)
     with translate_errors(path), contextlib.closing(connect_reader(path)) as connection:
         if is_over is not None:
             connection.set_progress_handler(is_over, 20_000)
+        yield connection
+
+
+@contextlib.contextmanager
+def snapshot(source: LogSource) -> Iterator[LogReader]:
+    """Yield a reader of one state of the log, whatever other processes write."""
+    with open_reader(source) as connection, connection:
+        connection.execute("BEGIN")
         yield connection
 
 
@@ -374,92 +485,3 @@ def decoded(seq: int, record: type[E], body: str) -> E:
         return decode_as(record, body)
     except ValueError as error:
         raise StoreError(f"store: row {seq} ({kind_named(record)}) cannot be read: {error}") from None
-
-
-_FEW_ROWS: Final = 64  # new rows whose kinds are checked; more of them always count as new
-_NEWER: Final = "SELECT seq, kind FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-_WAITS_MS: Final = 5_000  # a read waits this long for another process that holds the file; `has_new` does not wait
-
-
-class CachedReader:
-    def __init__(self, path: Path, *, besides: frozenset[str] = frozenset()) -> None:
-        """Create a reader; if only rows of kinds in `besides` are new, it reports nothing new."""
-        self._path, self._besides = path, besides
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None  # device and inode of the open file
-        self._commits = -1  # SQLite's data version at the latest read
-        self._seq = 0  # the newest row then
-
-    @property
-    def seq(self) -> int:
-        return self._seq
-
-    def has_new(self) -> bool:
-        """Return whether anything was committed since the latest read began; True if unknown. Never waits."""
-        if not self._lock.acquire(blocking=False):
-            return True
-        try:
-            connection = self._connection
-            if connection is None or self._file != _file(self._path):
-                return True
-            commits = _commits(connection)
-            return commits != self._commits and not self._only_besides(connection, commits)
-        except sqlite3.Error:
-            return True
-        finally:
-            self._lock.release()
-
-    def _only_besides(self, connection: sqlite3.Connection, commits: int) -> bool:
-        rows = connection.execute(_NEWER, (self._seq, _FEW_ROWS + 1)).fetchall()
-        if not 0 < len(rows) <= _FEW_ROWS or any(kind not in self._besides for _, kind in rows):
-            return False
-        self._commits, self._seq = commits, rows[-1][0]
-        return True
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection on one snapshot of the log. Raise StoreError; the next read then reopens the file."""
-        with self._lock, translate_errors(self._path):
-            try:
-                connection = self._open()
-                connection.execute(f"PRAGMA busy_timeout = {_WAITS_MS}")
-                connection.execute("BEGIN")
-                self._commits = _commits(connection)
-                self._seq = last_place(connection)
-                yield connection
-                connection.execute("COMMIT")
-                connection.execute("PRAGMA busy_timeout = 0")
-            except BaseException:
-                self._drop()
-                raise
-
-    def close(self) -> None:
-        with self._lock:
-            self._drop()
-
-    def _open(self) -> sqlite3.Connection:
-        file = _file(self._path)
-        if self._connection is None or file != self._file:
-            self._drop()
-            self._connection = connect_reader(self._path, one_thread=False)
-            self._file = file
-        return self._connection
-
-    def _drop(self) -> None:
-        connection, self._connection, self._file, self._commits = self._connection, None, None, -1
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-
-
-def _file(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _commits(connection: sqlite3.Connection) -> int:
-    return query_number(connection, "PRAGMA data_version")

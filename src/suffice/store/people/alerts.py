@@ -19,27 +19,12 @@ from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import EVIDENCE
 from suffice.sanitize import printable
 from suffice.settings import AlertKind
+from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.schema import kinds_in
-from suffice.store.database.views import (
-    LogReader,
-    last_place,
-    newest_events,
-    open_reader,
-    query_rows,
-    read_events_where,
-)
 from suffice.store.routes.rollups import HOUR_S
+from suffice.store.rows import records
 from suffice.store.rows.events import Event, key_of
-from suffice.store.rows.records import (
-    AlertDelivery,
-    FailOpenCount,
-    KillSwitchState,
-    LogOutage,
-    RolloutMove,
-    RolloutUndo,
-    VersionRefusal,
-)
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 NEARLY: Final = 0.8  # fraction of the budget from which it counts as nearly spent
@@ -125,20 +110,22 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return notice, AlertCause("pause", route, str(number))
         case Incident(route=route, incident=name):
             return _notice("incident", route, event.summary, name, "/incidents"), AlertCause("incident", route, name)
-        case KillSwitchState(on=on):
+        case records.KillSwitchState(on=on):
             text = f"the kill switch is {'pulled' if on else 'released'}: {event.reason}"
             return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), AlertCause(
                 "kill_switch"
             ) if on else None
-        case RouteForecast() | FailOpenCount() | VersionRefusal() | LogOutage():
+        case RouteForecast() | records.FailOpenCount() | records.VersionRefusal() | records.LogOutage():
             return _alert_of_serving(event)
-        case RolloutMove() | RolloutUndo():
+        case records.RolloutMove() | records.RolloutUndo():
             return _alert_of_rollout(event)
         case _:
             return None
 
 
-def _alert_of_serving(event: RouteForecast | FailOpenCount | VersionRefusal | LogOutage) -> RaisedAlert | None:
+def _alert_of_serving(
+    event: RouteForecast | records.FailOpenCount | records.VersionRefusal | records.LogOutage,
+) -> RaisedAlert | None:
     match event:
         case RouteForecast(route=route, drop=drop):
             # A forecast breach was reported already, by its own row.
@@ -147,15 +134,15 @@ def _alert_of_serving(event: RouteForecast | FailOpenCount | VersionRefusal | Lo
             part = f"{drop.now / drop.limit:.0%} of it"
             text = f"the EM drop is about {drop.now:.2%}, and the budget {drop.limit:.2%}: {part}"
             return _notice("budget_nearly_spent", route, text), AlertCause("budget", route)
-        case FailOpenCount(route=route, n_runs=n, n_degraded=n_degraded):
+        case records.FailOpenCount(route=route, n_runs=n, n_degraded=n_degraded):
             text = f"failed open in {n_degraded:,} of {n:,} runs within an hour ({n_degraded / n:.1%})"
             until_s = float((event.hour + 1) * HOUR_S)
             return _notice("fail_open", route, text), AlertCause("fail_open", route, until_s=until_s)
-        case VersionRefusal(route=route, number=number, fit=fit):
+        case records.VersionRefusal(route=route, number=number, fit=fit):
             what = f"publication {number}" if number else f"version {fit}"
             text = f"{what} cannot be served: {event.reason}; {event.serves}"
             return _notice("version_refused", route, text, str(number or fit)), AlertCause("version", route)
-        case LogOutage():
+        case records.LogOutage():
             text = (
                 f"a gateway was without its log for {event.until_s - event.since_s:,.0f} s and served {event.after}:"
                 f" {event.reason}; {event.n_dropped:,} rows are lost"
@@ -163,9 +150,9 @@ def _alert_of_serving(event: RouteForecast | FailOpenCount | VersionRefusal | Lo
             return _notice("log_missed", "", text, key_of(event), ""), None
 
 
-def _alert_of_rollout(event: RolloutMove | RolloutUndo) -> RaisedAlert | None:
+def _alert_of_rollout(event: records.RolloutMove | records.RolloutUndo) -> RaisedAlert | None:
     route = event.route
-    if isinstance(event, RolloutUndo):
+    if isinstance(event, records.RolloutUndo):
         text = f"the version of rollout {event.rollout} was taken back by {event.author}: {event.reason}"
         return _notice("rollback", route, text, event.rollout, "/policies"), None
     move = event.transition
@@ -211,11 +198,11 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
         case IncidentDecision():
             text = f"{event.author} decided to {event.decision.replace('_', ' ')}: {event.reason}"
             return (_over("incident", event.route, text, name=event.incident),)
-        case KillSwitchState(on=False):
+        case records.KillSwitchState(on=False):
             return (_over("kill_switch", "", f"released: {event.reason}"),)
-        case RolloutUndo():
+        case records.RolloutUndo():
             return (_over("version", event.route, f"{event.author} took the version back"),)
-        case RolloutMove():
+        case records.RolloutMove():
             return _after_move(event)
         case _:
             return ()
@@ -239,7 +226,7 @@ def _after_look(forecast: RouteForecast) -> tuple[AlertResolution, ...]:
     return tuple(endings)
 
 
-def _after_move(event: RolloutMove) -> tuple[AlertResolution, ...]:
+def _after_move(event: records.RolloutMove) -> tuple[AlertResolution, ...]:
     route, move = event.route, event.transition
     did = {"resume": "went on", "promote": "moved to its next step", "roll_back": "was rolled back"}.get(move.move)
     if did is None:
@@ -337,15 +324,15 @@ def due_resolution(log: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, A
     return next(((one, over) for one, over in ends if over is not None), None)
 
 
-def read_alert_log(connection: LogReader, known: AlertLog) -> AlertLog:
-    last = last_place(connection)  # rows written meanwhile are read the next time
+def read_alert_log(connection: views.LogReader, known: AlertLog) -> AlertLog:
+    last = views.last_place(connection)  # rows written meanwhile are read the next time
     if last <= known.seq:
         return known
     places = list[int]()
     for kind in (*READS, *ENDS, "alert_sent"):
         most = -1 if known.seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
-        places += [seq for (seq,) in query_rows(connection, _SEQS, (kind, known.seq, last, most))]
-    rows = (read_events_where(connection, "seq = ?", (seq,))[0] for seq in sorted(places))
+        places += [seq for (seq,) in views.query_rows(connection, _SEQS, (kind, known.seq, last, most))]
+    rows = (views.read_events_where(connection, "seq = ?", (seq,))[0] for seq in sorted(places))
     return replace(after(known, ((one.seq, one.at_s, one.event) for one in rows)), seq=last)
 
 
@@ -355,7 +342,7 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
     sinks, of, last = dict(known.sinks), dict(known.of), known.seq
     for seq, at_s, event in rows:
         last = seq
-        if isinstance(event, AlertDelivery):
+        if isinstance(event, records.AlertDelivery):
             _take(event, at_s, raised, sinks, of)
             continue
         _end(event, at_s, raised)
@@ -400,7 +387,11 @@ def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
 
 
 def _take(
-    event: AlertDelivery, at_s: float, raised: dict[int, OpenAlert], sinks: dict[str, SinkState], of: Mapping[int, int]
+    event: records.AlertDelivery,
+    at_s: float,
+    raised: dict[int, OpenAlert],
+    sinks: dict[str, SinkState],
+    of: Mapping[int, int],
 ) -> None:
     now = sinks.get(event.sink)
     if now is None:
@@ -422,13 +413,13 @@ def _take(
     )
 
 
-def read_alert_rows(connection: LogReader, since_seq: int, n: int) -> list[StoredEvent]:
+def read_alert_rows(connection: views.LogReader, since_seq: int, n: int) -> list[StoredEvent]:
     condition = f"{kinds_in(READS)} AND seq > ? ORDER BY seq LIMIT ?"
-    return read_events_where(connection, condition, (since_seq, n), index="events_once")
+    return views.read_events_where(connection, condition, (since_seq, n), index="events_once")
 
 
-def deliveries_to(connection: LogReader, sink: str, n: int) -> list[AlertDelivery]:
-    return newest_events(connection, AlertDelivery, n, prefix=sink)
+def deliveries_to(connection: views.LogReader, sink: str, n: int) -> list[records.AlertDelivery]:
+    return views.newest_events(connection, records.AlertDelivery, n, prefix=sink)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,12 +432,12 @@ class SentNotice:
 
 def sent_notices(path: Path, n: int) -> list[SentNotice]:
     notices = list[SentNotice]()
-    with open_reader(path) as connection:
-        for stored in read_events_where(connection, "kind = 'alert_sent' ORDER BY seq DESC LIMIT ?", (n,)):
+    with views.open_reader(path) as connection:
+        for stored in views.read_events_where(connection, "kind = 'alert_sent' ORDER BY seq DESC LIMIT ?", (n,)):
             delivery = stored.event
-            assert isinstance(delivery, AlertDelivery)
+            assert isinstance(delivery, records.AlertDelivery)
             about = (
-                read_events_where(connection, "seq = ?", (delivery.over or delivery.read_to_seq,))
+                views.read_events_where(connection, "seq = ?", (delivery.over or delivery.read_to_seq,))
                 if delivery.of
                 else ()
             )

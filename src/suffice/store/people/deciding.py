@@ -10,15 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from suffice.review.decide import (
-    DecisionRows,
-    IncidentForm,
-    OverrideForm,
-    RouteSnapshot,
-    describe_state,
-    override_of,
-    resolve_incident,
-)
+from suffice.review import decide
 from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, manual_incident_name, pin_problem
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_back, next_for
@@ -26,9 +18,8 @@ from suffice.review.select import item_of, of_run
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import LogReader, LogSource, find_event, open_reader, read_newer
+from suffice.store.database.views import LogReader, LogSource, find_event, open_reader, read_newer, read_publications
 from suffice.store.routes.deployments import read_decided, read_holds
-from suffice.store.routes.windows import read_publications
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
 from suffice.types import Outcome, Pause, Publication, Request, Resumption
@@ -53,10 +44,10 @@ def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str
     return None if writer.write_new(end) else RACE
 
 
-def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> RouteSnapshot:
+def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> decide.RouteSnapshot:
     """Return the current state of a route; `setup` as in `gateway.route.route_setup`, "": the latest publication's."""
     held = read_decided(connection).of(route)
-    return RouteSnapshot(
+    return decide.RouteSnapshot(
         route=route,
         holds=read_holds(connection).of(route),
         settings=settings,
@@ -71,7 +62,7 @@ def read_publication(connection: LogReader, route: str, number: int) -> Publicat
     return find_event(connection, Publication, f"{route}:{number}")
 
 
-def fitting(connection: LogReader, now: RouteSnapshot, *, now_s: float) -> list[tuple[Publication, str | None]]:
+def fitting(connection: LogReader, now: decide.RouteSnapshot, *, now_s: float) -> list[tuple[Publication, str | None]]:
     """Return the publications of the current epoch, latest first, each with why it may not be served; None: it may."""
     if now.epoch is None:
         return []
@@ -97,7 +88,7 @@ def set_override(
     writer: Decisions,
     route: str,
     settings: Route,
-    wanted: OverrideForm,
+    wanted: decide.OverrideForm,
     *,
     now_s: float,
     publication: int | None = None,
@@ -108,7 +99,7 @@ def set_override(
         if isinstance(pinned, str):
             return pinned
         now = read_snapshot(connection, route, settings, setup=setup)
-        override = override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
+        override = decide.override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
         return override if isinstance(override, str) else ([override], override)
 
     return writer.decide(step)
@@ -135,7 +126,7 @@ def end_override(
             author=author,
             ended_at_s=now_s,
             before=describe_override(override),
-            after=describe_state(left, now_s=now_s),
+            after=decide.describe_state(left, now_s=now_s),
         )
         return [end], end
 
@@ -169,7 +160,7 @@ def open_incident(
             route=route,
             cause="person",
             summary=summary,
-            evidence=(*evidence, f"held then: {describe_state(now, now_s=now_s)}"),
+            evidence=(*evidence, f"held then: {decide.describe_state(now, now_s=now_s)}"),
             pause=None if pause is None else pause.number,
             opened_at_s=now_s,
             author=author,
@@ -183,18 +174,18 @@ def decide_incident(
     writer: Decisions,
     settings: Route,
     route: str,
-    form: IncidentForm,
+    form: decide.IncidentForm,
     *,
     now_s: float,
     publication: int | None = None,
     setup: str = "",
-) -> DecisionRows | str:
-    def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
+) -> decide.DecisionRows | str:
+    def step(connection: LogReader) -> tuple[list[Event], decide.DecisionRows] | str:
         pinned = _pinned(connection, route, publication, form.pinned)
         if isinstance(pinned, str):
             return pinned
         now = read_snapshot(connection, route, settings, setup=setup)
-        made = resolve_incident(replace(form, pinned=pinned), now, now_s=now_s)
+        made = decide.resolve_incident(replace(form, pinned=pinned), now, now_s=now_s)
         if isinstance(made, str):
             return made
         return [one for one in (made.decision, made.override, made.resumption) if one is not None], made

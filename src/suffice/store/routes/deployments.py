@@ -13,22 +13,10 @@ from typing import Any, Final, Literal, TypeAlias
 from suffice.errors import StoreError
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
 from suffice.review.route_guarantee import request_window
-from suffice.store.database import schema
+from suffice.store.database import schema, views
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
-from suffice.store.database.views import (
-    LogReader,
-    LogSource,
-    connect_reader,
-    open_reader,
-    query_number,
-    query_rows,
-    read_events_where,
-    read_kinds,
-    read_newer,
-)
-from suffice.store.routes.windows import n_counted
 from suffice.store.rows.events import Event, route_of
 from suffice.types import Alarm, BudgetAccount, Epoch, Pause, Publication, Resumption
 
@@ -90,9 +78,9 @@ class DeploymentState:
 NOTHING_DECIDED: Final = DeploymentState(0, {})
 
 
-def read_decided(source: LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
+def read_decided(source: views.LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
     """Return the state, updated from `known`; the same object if nothing is new. Raise StoreError."""
-    rows = read_newer(source, "decisions", known.seq)
+    rows = views.read_newer(source, "decisions", known.seq)
     if not rows:
         return known
     return DeploymentState(rows[-1].seq, fold_decisions((stored.event for stored in rows), known.routes))
@@ -107,9 +95,9 @@ def fold_decisions(events: Iterable[Event], known: Mapping[str, RouteDeployment]
     return routes
 
 
-def decisions_of(connection: LogReader, route: str, n: int) -> list[StoredEvent]:
+def decisions_of(connection: views.LogReader, route: str, n: int) -> list[StoredEvent]:
     condition = f"{schema.kinds_in(schema.INDEXED_KINDS['decisions'])} AND route = ? ORDER BY seq DESC LIMIT ?"
-    return read_events_where(connection, condition, (route, n), index="decisions")
+    return views.read_events_where(connection, condition, (route, n), index="decisions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +112,9 @@ class Holds:
 NOTHING_HELD: Final = Holds()
 
 
-def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
+def read_holds(source: views.LogSource, known: Holds = NOTHING_HELD) -> Holds:
     """Return the holds, updated from `known`; the same object if nothing is new. Raise StoreError."""
-    rows = read_newer(source, "holds", known.seq)
+    rows = views.read_newer(source, "holds", known.seq)
     if not rows:
         return known
     routes = dict(known.routes)
@@ -137,11 +125,10 @@ def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
     return Holds(rows[-1].seq, routes)
 
 
-def last_at_s(connection: LogReader) -> float:
+def last_at_s(connection: views.LogReader) -> float:
     """Return the Unix time at which the log accepted its last row; 0 if empty. The control loop has no other clock."""
-    return next(
-        (float(at_s) for (at_s,) in query_rows(connection, "SELECT at_s FROM events ORDER BY seq DESC LIMIT 1")), 0.0
-    )
+    rows = views.query_rows(connection, "SELECT at_s FROM events ORDER BY seq DESC LIMIT 1")
+    return float(rows[0][0]) if rows else 0.0
 
 
 # Labels that were requested and have not arrived, of all routes.
@@ -195,10 +182,10 @@ class Phase:
 
 
 def read_phases(
-    source: LogSource, decided: DeploymentState | None = None, *, attended: bool = False
+    source: views.LogSource, decided: DeploymentState | None = None, *, attended: bool = False
 ) -> dict[str, Phase]:
-    with open_reader(source) as connection:
-        phases, wanted = {}, dict[str, int](query_rows(connection, _WANTED))
+    with views.open_reader(source) as connection:
+        phases, wanted = {}, dict[str, int](views.query_rows(connection, _WANTED))
         for name, held in (decided or read_decided(connection)).routes.items():
             n = 0 if held.epoch is None else held.epoch.burst
             if held.epoch is not None and held.publication is None:
@@ -207,9 +194,9 @@ def read_phases(
         return phases
 
 
-def governed_since(connection: LogReader, route: str, seq: int, *, most: int) -> int:
-    n = query_number(connection, _SINCE, (route, seq, most))
-    return n if n >= most else min(most, n + n_counted(connection, route, seq))
+def governed_since(connection: views.LogReader, route: str, seq: int, *, most: int) -> int:
+    n = views.query_number(connection, _SINCE, (route, seq, most))
+    return n if n >= most else min(most, n + views.n_counted(connection, route, seq))
 
 
 def phase_of(held: RouteDeployment, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
@@ -257,7 +244,7 @@ def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = F
     thorough  compare indexes with their tables too; several times slower
     """
     try:
-        with contextlib.closing(connect_reader(path, one_thread=False)) as connection:
+        with contextlib.closing(views.connect_reader(path, one_thread=False)) as connection:
             if within_s is not None:
                 end_s = time.monotonic() + within_s
                 connection.set_progress_handler(lambda: time.monotonic() > end_s, 10_000)
@@ -328,8 +315,8 @@ def read_condition(
     if checks and not damage and not is_large(path):
         damage = find_damage(path, within_s=CHECK_S) or ""
     pauses: tuple[Pause, ...] = ()
-    with contextlib.suppress(StoreError, sqlite3.Error), open_reader(path) as connection:
-        rows = read_kinds(connection, "enforcement_paused", "enforcement_resumed")
+    with contextlib.suppress(StoreError, sqlite3.Error), views.open_reader(path) as connection:
+        rows = views.read_kinds(connection, "enforcement_paused", "enforcement_resumed")
         held = sorted(fold_decisions((stored.event for stored in rows), {}).items())
         pauses = tuple(one.pause for route, one in held if one.pause is not None and route in routes)
     return Condition(kill_reason=switch_reason(switch), pauses=pauses, processes=processes, damage=damage)

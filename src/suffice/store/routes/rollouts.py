@@ -13,46 +13,27 @@ from typing import Any, Final
 from suffice.errors import ConfigError
 from suffice.learn.version import FoldedVersion as Models
 from suffice.learn.version import load_version, read_version
+from suffice.rollout import stages, versions
 from suffice.rollout.evidence import Rules, rules_of
-from suffice.rollout.stages import (
-    PastRollout,
-    State,
-    StepOrder,
-    Transition,
-    cool_down_refusal,
-    hold_rollout,
-    promote_rollout,
-    resume_rollout,
-    roll_back,
-    start_rollout,
-)
-from suffice.rollout.versions import (
-    Version,
-    VersionLineage,
-    VersionTarget,
-    misfit,
-    open_version,
-    seal_version,
-)
+from suffice.rollout.versions import Version, VersionLineage, VersionTarget
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import LogReader, LogSource, open_reader, read_kinds, select
+from suffice.store.database.views import LogReader, LogSource, open_reader, read_kinds, requests_since, select
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.routes.windows import requests_since
 from suffice.store.rows.records import ProposedVersion, RolloutMove, RolloutStart, RolloutUndo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRun:
-    state: State  # current
-    first: State  # initial
+    state: stages.State  # current
+    first: stages.State  # initial
     number: int  # of the route's rollouts
     seq: int  # place in the log of its start
     author: str
     reason: str
     rules: Rules  # fixed at its start
-    moves: tuple[Transition, ...] = ()
+    moves: tuple[stages.Transition, ...] = ()
     undone: RolloutUndo | None = None  # it was completed, and taken back later
 
     @property
@@ -138,12 +119,12 @@ def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
     body = read_artefact(connection, address)
     if body is None:
         raise ConfigError(f"version {address}: is not kept here")
-    return open_version(body.encode(), secret=secret, address=address)
+    return versions.open_version(body.encode(), secret=secret, address=address)
 
 
-def past_of(held: Iterable[RolloutRun], route: str) -> list[PastRollout]:
+def past_of(held: Iterable[RolloutRun], route: str) -> list[stages.PastRollout]:
     return [
-        PastRollout(
+        stages.PastRollout(
             candidate=one.state.candidate,
             began_s=one.first.began_s,
             ended_s=one.moves[-1].now_s if one.state.over else None,
@@ -184,10 +165,12 @@ def beginning(
     by_person: bool = True,
 ) -> RolloutStart | str:
     route, address = one.route, one.version.address
-    why = cool_down_refusal(past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
+    why = stages.cool_down_refusal(
+        past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person
+    )
     if why is not None:
         return why
-    state = start_rollout(
+    state = stages.start_rollout(
         name,
         route=route,
         candidate=address,
@@ -203,7 +186,7 @@ def beginning(
 
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
-    return {each.address: seal_version(each, secret=secret).decode() for each in (one.version, *one.beside)}
+    return {each.address: versions.seal_version(each, secret=secret).decode() for each in (one.version, *one.beside)}
 
 
 def start_candidate(
@@ -218,7 +201,7 @@ def start_candidate(
     return read_rollouts(writer.path)[-1]
 
 
-def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition]) -> Transition | str:
+def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], stages.Transition]) -> stages.Transition | str:
     """Move the running rollout for a person; return a sentence if there is none or `moved` raises ValueError."""
     one = read_running_rollouts(read_rollouts(writer.path)).get(route)
     if one is None:
@@ -233,20 +216,20 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
     return transition
 
 
-STEPS: Final[Mapping[str, Callable[[State, Rules, StepOrder], Transition]]] = {
-    "promote": promote_rollout,
-    "hold": lambda state, _, order: hold_rollout(state, order),
-    "release": resume_rollout,
-    "rollback": lambda state, _, order: roll_back(state, order),
+STEPS: Final[Mapping[str, Callable[[stages.State, Rules, stages.StepOrder], stages.Transition]]] = {
+    "promote": stages.promote_rollout,
+    "hold": lambda state, _, order: stages.hold_rollout(state, order),
+    "release": stages.resume_rollout,
+    "rollback": lambda state, _, order: stages.roll_back(state, order),
 }
 
 
-def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) -> Transition | str:
+def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) -> stages.Transition | str:
     """Take a step (a key of STEPS) on the running rollout for a person; return a sentence if that is not possible."""
     with open_reader(writer.path) as connection:
         one = read_running_rollouts(read_rollouts(connection)).get(route)
         at = 0 if one is None else requests_since(connection, route, one.seq)
-    order = StepOrder(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
+    order = stages.StepOrder(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
     return move(writer, route, lambda held: STEPS[name](held.state, held.rules, order))
 
 
@@ -380,7 +363,7 @@ def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: 
     if isinstance(version, Models):
         return ""
     here = VersionTarget(kind=route.kind, scorer=scorer_label(route.scorer), model_family=version.model_family or "")
-    problem = misfit(version, here)
+    problem = versions.misfit(version, here)
     return "" if problem is None else f"version {address} {problem}"
 
 

@@ -7,24 +7,13 @@ and every reader fold the same changes, so a figure does not depend on who compu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 import msgspec
 
 from suffice.assurance.runs import Match, RunNumbers, Tally, measure_run
-from suffice.store.database.views import (
-    EpisodeWithLabels,
-    LogReader,
-    StoredLabel,
-    decoded,
-    episodes_of_response,
-    find_run,
-    last_place,
-    query_rows,
-    read_labels,
-)
+from suffice.store.database import views
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.store.rows.sums import COLUMNS, NO_SUMS, RollupKey, RollupSums, values_of
 from suffice.telemetry import LOG
@@ -66,14 +55,14 @@ class ReadTo:
         return max(0, self.last - self.seq)
 
 
-def read_to(connection: LogReader) -> ReadTo:
-    rows = query_rows(connection, "SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,))
+def read_to(connection: views.LogReader) -> ReadTo:
+    rows = views.query_rows(connection, "SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,))
     seq, at_s = rows[0] if rows else (0, 0.0)
-    return ReadTo(seq=seq, last=last_place(connection), at_s=at_s)
+    return ReadTo(seq=seq, last=views.last_place(connection), at_s=at_s)
 
 
 def add_rollups(
-    connection: LogReader,
+    connection: views.LogReader,
     sums: Mapping[RollupKey, RollupSums],
     tallies: Mapping[str, Tally],
     *,
@@ -82,7 +71,7 @@ def add_rollups(
     at_s: float,
 ) -> bool:
     """Return False if another writer has gone on from `since`; then nothing was written."""
-    rows = query_rows(connection, "SELECT seq FROM rolled WHERE format = ?", (FORMAT,))
+    rows = views.query_rows(connection, "SELECT seq FROM rolled WHERE format = ?", (FORMAT,))
     if (rows[0][0] if rows else 0) != since:
         return False
     if not rows:
@@ -96,17 +85,19 @@ def add_rollups(
     return True
 
 
-def clear(connection: LogReader) -> None:
+def clear(connection: views.LogReader) -> None:
     for table in ("rollups", "tallies", "rolled"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - a constant
 
 
-def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *, since: int = 0) -> dict[str, Tally]:
+def read_tallies(
+    connection: views.LogReader, routes: Collection[str] | None = None, *, since: int = 0
+) -> dict[str, Tally]:
     if not read_to(connection).seq:
         return {}
     where = "" if routes is None else f" AND route IN ({', '.join('?' * len(routes))})"
     query = f"SELECT route, body FROM tallies WHERE seq > ?{where}"  # noqa: S608 - marks
-    rows = query_rows(connection, query, (since, *(routes or ())))
+    rows = views.query_rows(connection, query, (since, *(routes or ())))
     return {route: _DECODER.decode(body) for route, body in rows}
 
 
@@ -125,7 +116,7 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
 
 
 def read_rollups(
-    connection: LogReader, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
+    connection: views.LogReader, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
 ) -> dict[tuple[str | int, ...], RollupSums]:
     """Return sums for each value of `by`, in order; () gives one total. A `since_hour` at midnight reads far less."""
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
@@ -133,7 +124,7 @@ def read_rollups(
     where = "grain = :grain AND hour >= :since" + ("" if route is None else " AND route = :route")
     query = f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups WHERE {where}{grouped}"  # noqa: S608 - as above
     wanted = {"grain": _grain_for(by, since_hour), "since": since_hour, "route": route}
-    rows = query_rows(connection, query, wanted)
+    rows = views.query_rows(connection, query, wanted)
     return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
 
@@ -144,17 +135,17 @@ def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:
     return _BY_CLASS if "query_class" in by else _BY_VERSION if "version" in by else _BY_DAY
 
 
-def classes_of(connection: LogReader) -> dict[str, set[str]]:
+def classes_of(connection: views.LogReader) -> dict[str, set[str]]:
     classes: dict[str, set[str]] = {}
     query = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
-    for route, query_class in query_rows(connection, query, (_BY_CLASS,)):
+    for route, query_class in views.query_rows(connection, query, (_BY_CLASS,)):
         classes.setdefault(route, set()).add(query_class)
     return classes
 
 
-def degraded_runs(connection: LogReader, hour: int) -> list[tuple[str, int, int]]:
+def degraded_runs(connection: views.LogReader, hour: int) -> list[tuple[str, int, int]]:
     query = "SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"
-    return query_rows(connection, query, (_BY_HOUR, hour))
+    return views.query_rows(connection, query, (_BY_HOUR, hour))
 
 
 PAGE_ROWS: Final = 5_000
@@ -187,8 +178,8 @@ class RunChange:
     """A run that ended, or that a later label changes."""
 
     at_s: float  # of its end
-    before: EpisodeWithLabels | None  # None: it ended just now
-    after: EpisodeWithLabels
+    before: views.EpisodeWithLabels | None  # None: it ended just now
+    after: views.EpisodeWithLabels
     is_written: bool = True  # False: it has no rows, and was counted when it ended
 
     @property
@@ -206,29 +197,29 @@ class Stretch:
     last: int  # place of the last one; without any, of the row before them
 
 
-def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
-    rows = query_rows(connection, _ROWS, (since, limit))
+def read_stretch(connection: views.LogReader, since: int, limit: int) -> Stretch:
+    rows = views.query_rows(connection, _ROWS, (since, limit))
     last, changes = rows[-1][0] if rows else since, list[Change | None]()
     for seq, at_s, kind, key, episode_id, route, body in rows:
         if kind == "request":
             changes.append(RequestStart(route or ""))
         elif kind == "outcome":
-            run = find_run(connection, key, until_seq=last)
+            run = views.find_run(connection, key, until_seq=last)
             changes.append(None if run is None else RunChange(at_s, None, run[1]))
         elif kind == "requests_counted":
-            changes.append(UnwrittenRequests(at_s, decoded(seq, RequestCount, body)))
+            changes.append(UnwrittenRequests(at_s, views.decoded(seq, RequestCount, body)))
         else:
-            given = decoded(seq, FeedbackEvent, body)
+            given = views.decoded(seq, FeedbackEvent, body)
             changes.append(_relabelled(connection, seq, episode_id, given, since_seq=since))
     return Stretch(tuple(one for one in changes if one is not None), len(rows), last)
 
 
 def _relabelled(
-    connection: LogReader, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
+    connection: views.LogReader, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
 ) -> RunChange | None:
     """Return None if the run is missing, or ended in this stretch and is counted with all of its labels."""
     name = episode_id or _by_response(connection, given.feedback.response_id)
-    run = None if name is None else find_run(connection, name, until_seq=seq)
+    run = None if name is None else views.find_run(connection, name, until_seq=seq)
     if run is None:
         return _recalled(connection, seq, given)
     end_at_s, after = run
@@ -238,19 +229,19 @@ def _relabelled(
     return RunChange(end_at_s, before, after)
 
 
-def _recalled(connection: LogReader, seq: int, given: FeedbackEvent) -> RunChange | None:
-    def labels_of(episode_id: str | None, response_id: str | None) -> tuple[StoredLabel, ...]:
-        return read_labels(connection, episode_id, response_id, until_seq=seq, shared=True)
+def _recalled(connection: views.LogReader, seq: int, given: FeedbackEvent) -> RunChange | None:
+    def labels_of(episode_id: str | None, response_id: str | None) -> tuple[views.StoredLabel, ...]:
+        return views.read_labels(connection, episode_id, response_id, until_seq=seq, shared=True)
 
     about = given.about or first_about(labels_of(given.feedback.episode_id, given.feedback.response_id))
     if about is None:
         return None
     labels = labels_of(about.episode_id, about.response_id)
-    after = EpisodeWithLabels(seq=seq, episode=_episode(about), labels=labels)
+    after = views.EpisodeWithLabels(seq=seq, episode=_episode(about), labels=labels)
     return RunChange(about.ended_at_s, replace(after, labels=labels[:-1]), after, is_written=False)
 
 
-def first_about(labels: Iterable[StoredLabel]) -> RecalledRun | None:
+def first_about(labels: Iterable[views.StoredLabel]) -> RecalledRun | None:
     return next((label.about for label in labels if label.about is not None), None)
 
 
@@ -284,12 +275,12 @@ def _episode(about: RecalledRun) -> Episode:
     return Episode(request=request, outcome=outcome)
 
 
-def _by_response(connection: LogReader, response_id: str | None) -> str | None:
-    episodes = [] if response_id is None else episodes_of_response(connection, response_id, most=2)
+def _by_response(connection: views.LogReader, response_id: str | None) -> str | None:
+    episodes = [] if response_id is None else views.episodes_of_response(connection, response_id, most=2)
     return episodes[0] if len(episodes) == 1 else None
 
 
-def measure_governed_run(item: EpisodeWithLabels, match: Match) -> RunNumbers:
+def measure_governed_run(item: views.EpisodeWithLabels, match: Match) -> RunNumbers:
     try:
         return measure_run(item, match)
     except Exception as error:  # noqa: BLE001 - a scorer that fails on one label costs that label
@@ -333,7 +324,7 @@ def _fold_run(tally: Tally, change: RunChange, match: Match) -> None:
         tally.relabel(measure_governed_run(change.before, match), run)
 
 
-def tallies_now(connection: LogReader, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
+def tallies_now(connection: views.LogReader, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
     """Return the tally of every route up to the log's last row. Raise StoreError.
 
     A route whose labels were compared by another scorer than `scoring` names is read again from the beginning.
@@ -347,19 +338,10 @@ def tallies_now(connection: LogReader, scoring: Callable[[str], RouteScorer]) ->
     return dict(sorted(tallies.items()))
 
 
-def _changes(connection: LogReader, since: int) -> Iterator[Change]:
+def _changes(connection: views.LogReader, since: int) -> Iterator[Change]:
     while True:
         stretch = read_stretch(connection, since, PAGE_ROWS)
         yield from stretch.changes
         if stretch.n_rows < PAGE_ROWS:
             return
         since = stretch.last
-
-
-@contextmanager
-def snapshot(connection: LogReader) -> Iterator[LogReader]:
-    connection.execute("BEGIN")
-    try:
-        yield connection
-    finally:
-        connection.execute("ROLLBACK")
