@@ -88,13 +88,6 @@ def test_a_label_that_comes_later_counts_as_if_it_had_come_with_the_run() -> Non
     assert at_once.suspicion == later.suspicion > 0
 
 
-def test_an_audit_that_stands_for_fewer_requests_moves_the_watch_less() -> None:
-    light, full = watch(), watch()
-    light.add(None, True, weight=0.1)
-    full.add(None, True)
-    assert 0 < light.suspicion < full.suspicion
-
-
 # --------------------------------------------------------------------------- the frozen reference
 
 
@@ -197,7 +190,6 @@ def test_the_law_is_told_in_a_sentence() -> None:
         lambda: Reference(n_disagreeing=0, n_lost=0, n=0),
         lambda: Reference(n_disagreeing=9, n_lost=0, n=8),
         lambda: AuditWatch(max_em_drop=0.0, reference=QUIET),
-        lambda: watch().add(0, False, weight=0.0),
         lambda: law(0.0),
         lambda: law(0.1, audit_share=0.0),
     ],

@@ -64,7 +64,7 @@ def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRu
         )
         for seq, audit in enumerate(rng.permutation(differing).tolist())
     ]
-    verdicts = resolve_labels(words, differing=set(map(str, differing.tolist()))).verdicts
+    verdicts = resolve_labels(words, differing=set(map(str, differing.tolist())))
     z, label_at = truth.z.copy(), np.full(len(truth), np.inf)
     label_at[~truth.d[first]] = 0.0
     for audit, verdict in verdicts.items():

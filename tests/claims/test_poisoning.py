@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from math import log
+from math import floor, log
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, count_outcomes, log_wealth
-from suffice.assurance.labels import LabelSummary, TrustedLabel, count_losses, harden, resolve_labels
+from suffice.assurance.labels import MAX_SHARE, TrustedLabel, count_losses, harden, resolve_labels
 
 N_WINDOWS: Final = 300
 AGREES: Final = 9  # in place of Z where the two answers are the same
@@ -54,11 +55,11 @@ def differing_of(truth: Outcomes) -> frozenset[str]:
     return frozenset(map(str, np.flatnonzero(truth != AGREES).tolist()))
 
 
-def counts_of(truth: Outcomes, standing: LabelSummary) -> Counts:
+def counts_of(truth: Outcomes, standing: Mapping[str, Hashable]) -> Counts:
     """What the certificate sees with the verdicts that stand: level 0, and the level in question."""
     z = np.zeros((N_AUDITS, 2), dtype=np.int8)
     labelled = np.zeros(N_AUDITS, dtype=np.bool_)
-    for audit, verdict in standing.verdicts.items():
+    for audit, verdict in standing.items():
         assert isinstance(verdict, int)
         z[int(audit), 1], labelled[int(audit)] = verdict, True
     disagrees = np.stack([np.zeros(N_AUDITS, dtype=np.bool_), truth != AGREES], axis=1)
@@ -110,7 +111,7 @@ def test_hardened_counts_of_a_poisoned_window_prove_less_than_its_truth() -> Non
         standing = resolve_labels(labels_of(truth, attack, rng), differing=differing_of(truth))
         told = counts_of(truth, standing)
         true = count_outcomes(np.where(truth == AGREES, 0, truth)[:, np.newaxis].repeat(2, axis=1).astype(np.int8))
-        seen = (told, harden(told, standing.allowed), true)
+        seen = (told, harden(told, max(1, floor(MAX_SHARE * len(differing_of(truth))))), true)
         wealth = [float(log_wealth(counts, max_em_drop=MAX_EM_DROP)[1]) for counts in seen]
         n_moved += wealth[0] > wealth[2]
         assert wealth[1] <= wealth[2]
@@ -120,12 +121,12 @@ def test_hardened_counts_of_a_poisoned_window_prove_less_than_its_truth() -> Non
 def test_what_the_cap_costs_where_nobody_lies() -> None:
     honest, rng, heard = Attack(part=0.0, one_key=True, max_share=0.05), np.random.default_rng(8), {}
     for n_users in (5, 20, 60, 200):
-        n_words = n_aside = 0
+        n_words = n_heard = 0
         for truth in windows(0.03, seed=9)[:100]:
             words = labels_of(truth, honest, rng, n_users=n_users)
             n_words += len(words)
-            n_aside += sum(resolve_labels(words, differing=differing_of(truth)).set_aside.values())
-        heard[n_users] = 1 - n_aside / n_words
+            n_heard += len(resolve_labels(words, differing=differing_of(truth)))  # one label for each
+        heard[n_users] = n_heard / n_words
         print(f"{n_users:4} honest keys: {heard[n_users]:.0%} of their labels count")
     assert heard[5] < 0.5, "with few keys, trust them"
     assert heard[200] > 0.95

@@ -73,7 +73,7 @@ def test_a_measured_judge_is_heard_and_pays_twice_its_error_times_what_rests_on_
     assert here.charge == pytest.approx(2 * error.upper * share.upper)
     assert 0 < here.charge <= MOST_SHARE * BUDGET
     assert here.accepts(judge(1_000))
-    counts, _ = verdicts([*ALONE, *QUIET], same, accepts=here.accepts)
+    counts = verdicts([*ALONE, *QUIET], same, accepts=here.accepts)
     assert len(counts) == 40, "each of its words counts: what it gets wrong is paid for, so no cap silences it"
 
 
@@ -86,7 +86,7 @@ def test_a_judge_that_nobody_measured_or_that_is_often_wrong_is_not_heard(eviden
     here = looked(*evidence, *ALONE, *QUIET, callers=frozenset({"app"}))
     assert (here.is_accepted, here.charge) == (False, 0.0)
     assert not here.accepts(judge(1_000))
-    assert verdicts(ALONE, same, accepts=here.accepts)[0] == {}
+    assert verdicts(ALONE, same, accepts=here.accepts) == {}
 
 
 def test_a_route_without_a_judge_hears_none_and_other_judges_are_not_its_own() -> None:
@@ -106,7 +106,7 @@ def test_who_writes_as_the_judge_over_http_is_nobody() -> None:
 
 def test_a_persons_word_stands_over_the_judges() -> None:
     both = audit(1, judge(1), person(1, gold="7"))
-    counts, _ = verdicts([both], same, accepts=lambda _: True)
+    counts = verdicts([both], same, accepts=lambda _: True)
     assert counts[both.id].source == "reviewer"
 
 

@@ -30,7 +30,7 @@ def heard(*, sender: str, source: str, asks: str = APPS, door: str = "", users: 
     who = {n: f"user {n}" if users else "" for n in range(40)}
     labels = [label(n, gold="1000", source=source, sender=sender, door=door, user=who[n]) for n in range(40)]
     loop = story().feed(rows([*log, *labels])).loop
-    counts, _ = verdicts(loop.state.audits, loop.context.match, callers=loop.state.traffic.callers)
+    counts = verdicts(loop.state.audits, loop.context.match, callers=loop.state.traffic.callers)
     return len(counts)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.labels import TRUSTED, trust_of
+from suffice.assurance.labels import RANKS, TRUSTED
 from suffice.review.items import (
     ADJUDICATOR,
     ReviewLease,
@@ -127,7 +127,7 @@ def test_a_settled_item_is_a_label_that_the_highest_trust_reads(
     label = says(ItemState(item=item(shows=shows)), "ann", word, reason="because").label
     assert label is not None
     assert (label.correct, label.gold, label.episode_id, label.asked_for) == (correct, gold, "ep_1", "disagreement")
-    assert trust_of(label.source) > TRUSTED
+    assert RANKS[label.source] > TRUSTED
     assert (label.comment, label.reason) == ("reviewed by ann", "because")
     fixed = says(ItemState(item=item(shows=shows)), "ann", word, corrected=" 43 ").label
     assert fixed is not None

@@ -5,7 +5,6 @@ The caller resets a detector after an alarm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import inf, log
 from typing import Final
@@ -14,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import exact_binomial
+from suffice.assurance.certify import check_budget
 
 Floats = NDArray[np.float64]
 
 SR_SHARES: Final = tuple(float(share) for share in np.geomspace(0.02, 0.9, 8))  # of the largest bet
+SR_ALARM: Final = 2_000.0
 _LEAST_SD: Final = 1e-9  # a feature that never moved in the reference has no sd to measure with
 
 # --------------------------------------------------------------------------- known changes
@@ -46,46 +47,40 @@ def find_changes(before: Fingerprint, after: Fingerprint) -> tuple[str, ...]:
 
 BATCH: Final = 100  # requests whose signals are averaged
 REFERENCE: Final = 15  # batches that define the normal state
+SLACK: Final = 0.75
+LIMIT: Final = 9.0
 
 
 class Cusum:
     """Watch F signals of all traffic, batch by batch, for a lasting shift up or down.
 
-    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first `reference_batches`
-    (at least 2). Slack and limit are in sd of a batch mean: the larger of the spread between the reference batches,
-    which sees clusters but is imprecise (15 means know their sd to a fifth), and the spread of requests inside them.
+    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first `REFERENCE` batches.
+    Slack and limit are in sd of a batch mean: the larger of the spread between the reference batches, which sees
+    clusters but is imprecise (15 means know their sd to a fifth), and the spread of requests inside them.
     """
 
-    def __init__(
-        self, n_features: int, *, reference_batches: int = REFERENCE, slack: float = 0.75, limit: float = 9.0
-    ) -> None:
-        if n_features < 1 or reference_batches < 2:
-            raise ValueError(f"need n_features >= 1 and reference_batches >= 2; got {n_features=} {reference_batches=}")
-        self._n_features, self._n_reference = n_features, reference_batches
-        self._slack, self._limit = slack, limit
-        self.reset()
-
-    def reset(self) -> None:
+    def __init__(self, n_features: int) -> None:
         self._means: list[Floats] = []
         self._within: list[Floats] = []  # variance of each batch's mean if its requests are independent
-        self.up = np.zeros(self._n_features)  # sums towards larger means, shape (F,)
-        self.down = np.zeros(self._n_features)  # sums towards smaller means
+        self.up = np.zeros(n_features)  # sums towards larger means, shape (F,)
+        self.down = np.zeros(n_features)  # sums towards smaller means
 
     def add(self, batch: Floats) -> bool:
         """Add one batch of finite signals, shape (n, F); return True for an alarm."""
-        if batch.ndim != 2 or not len(batch) or batch.shape[1] != self._n_features or not np.isfinite(batch).all():
-            raise ValueError(f"batch: got {batch!r}; rows of {self._n_features} finite signals")
+        n_features = len(self.up)
+        if batch.ndim != 2 or not len(batch) or batch.shape[1] != n_features or not np.isfinite(batch).all():
+            raise ValueError(f"batch: got {batch!r}; rows of {n_features} finite signals")
         mean = batch.mean(axis=0)
-        if len(self._means) < self._n_reference:
+        if len(self._means) < REFERENCE:
             self._means.append(mean)
             self._within.append(batch.var(axis=0, ddof=1) / len(batch) if len(batch) > 1 else np.zeros_like(mean))
             return False
         usual = np.mean(self._means, axis=0)
         variance = np.maximum(np.var(self._means, axis=0, ddof=1), np.mean(self._within, axis=0))
         shift = (mean - usual) / np.maximum(np.sqrt(variance), _LEAST_SD * (1 + np.abs(usual)))
-        self.up = np.maximum(0.0, self.up + shift - self._slack)
-        self.down = np.maximum(0.0, self.down - shift - self._slack)
-        return bool(max(self.up.max(), self.down.max()) >= self._limit)
+        self.up = np.maximum(0.0, self.up + shift - SLACK)
+        self.down = np.maximum(0.0, self.down - shift - SLACK)
+        return bool(max(self.up.max(), self.down.max()) >= LIMIT)
 
 
 # --------------------------------------------------------------------------- outcomes of audits
@@ -94,15 +89,13 @@ class Cusum:
 class ShiryaevRoberts:
     """Watch the outcomes of audits at the deployed level for an EM drop above the budget.
 
-    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `threshold`. While
-    the drop is within the budget, the mean number of audits to an alarm is at least `threshold` (Shin, Ramdas, Rinaldo
-    2023, arXiv:2203.03532).
+    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `SR_ALARM`. While
+    the drop is within the budget, the mean number of audits to an alarm is at least that (Shin, Ramdas, Rinaldo 2023,
+    arXiv:2203.03532).
     """
 
-    def __init__(self, max_em_drop: float, *, threshold: float = 2_000.0) -> None:
-        if not 0 < max_em_drop < 1 or threshold <= 1:
-            raise ValueError(f"need 0 < max_em_drop < 1 and threshold > 1; got {max_em_drop=} {threshold=}")
-        self._threshold = threshold
+    def __init__(self, max_em_drop: float) -> None:
+        check_budget(max_em_drop)
         bets = [share / (1 + max_em_drop) for share in SR_SHARES]
         self._factors = {z: tuple(1 + bet * (z - max_em_drop) for bet in bets) for z in (-1, 0, 1)}
         self.reset()
@@ -118,15 +111,7 @@ class ShiryaevRoberts:
         """Add Z of one audit (+1 the stop lost the right answer, -1 it gained it, 0 neither); True is an alarm."""
         factors = self._factors[z]
         self._sums = tuple((m + 1) * factor for m, factor in zip(self._sums, factors, strict=True))
-        return self.mean >= self._threshold
-
-    def state(self) -> tuple[float, ...]:
-        return self._sums
-
-    def restore(self, state: Sequence[float]) -> None:
-        if len(state) != len(SR_SHARES):
-            raise ValueError(f"state: got {len(state)} numbers; {len(SR_SHARES)}")
-        self._sums = tuple(state)
+        return self.mean >= SR_ALARM
 
 
 # --------------------------------------------------------------------------- drift that only audits show
@@ -177,11 +162,9 @@ class _RateWatch:
     def suspicion(self) -> float:
         return min(1.0, max(0.0, log(sum(self._wealth) / len(RISES)) / log(THRESHOLD)))
 
-    def add(self, happened: bool, weight: float) -> bool:
+    def add(self, happened: bool) -> bool:
         ratios = self._if_so if happened else self._if_not
-        self._wealth = tuple(
-            max(1.0, w) * (1 + weight * (ratio - 1)) for w, ratio in zip(self._wealth, ratios, strict=True)
-        )
+        self._wealth = tuple(max(1.0, w) * ratio for w, ratio in zip(self._wealth, ratios, strict=True))
         return sum(self._wealth) >= THRESHOLD * len(RISES)
 
 
@@ -198,7 +181,7 @@ class AuditWatch:
         self._max_em_drop = max_em_drop
         self._drop = ShiryaevRoberts(max_em_drop)
         self._disagreement, self._loss = _RateWatch(), _RateWatch()
-        self._in_doubt = False
+        self.in_doubt = False
         self.rebase(reference)
 
     def rebase(self, reference: Reference) -> None:
@@ -210,28 +193,21 @@ class AuditWatch:
         """Nearness of the alarm for a rising rate, in [0, 1]; 1 is an alarm."""
         return max(self._disagreement.suspicion, self._loss.suspicion)
 
-    @property
-    def in_doubt(self) -> bool:
-        return self._in_doubt
-
-    def add(self, z: int | None, disagrees: bool | None, weight: float = 1.0) -> str | None:
+    def add(self, z: int | None, disagrees: bool | None) -> str | None:
         """Add one audit, in the order in which audits return; return the alarm's sentence or None.
 
         z          +1: the stop lost the right answer, -1: it gained it, 0: the same; None: not known (yet)
         disagrees  the stop's answer differs from the full run's; None: already added, when the run returned unlabelled
-        weight     c/rho in (0, 1] where the audit share depended on the request itself, else 1
         """
-        if not 0 < weight <= 1:
-            raise ValueError(f"weight: got {weight}; in (0, 1]")
         alarm = None
-        if disagrees is not None and self._disagreement.add(disagrees, weight):
+        if disagrees is not None and self._disagreement.add(disagrees):
             alarm = "audits disagree more often than when the level was certified"
         if z is not None:
-            if self._loss.add(z == 1, weight):
+            if self._loss.add(z == 1):
                 alarm = "audits lose more often than when the level was certified"
             if self._drop.add(z):
                 alarm = "audits lose more than the budget"
-        self._in_doubt = self.suspicion >= (DOUBT_ENDS if self._in_doubt else DOUBT_BEGINS)
+        self.in_doubt = self.suspicion >= (DOUBT_ENDS if self.in_doubt else DOUBT_BEGINS)
         return alarm
 
 

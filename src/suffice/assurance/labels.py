@@ -8,8 +8,8 @@ withheld on purpose cost savings and not validity: the EM drop is at most the di
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from math import floor, isfinite
 from types import MappingProxyType
@@ -64,8 +64,9 @@ def find_first_disagreements(disagrees: Bools, *, deployed: int) -> Ints:
 # 3. The highest trust present decides. If labels of that trust contradict each other, there is no verdict.
 #
 # An audit without a verdict counts as lost where it disagrees, so ignored or contradictory labels cost savings and
-# never validity. One lying key decides at most `LabelSummary.allowed` audits; a certificate from counts `harden` by
-# that number still holds. Against colluding keys the cap only raises the number needed (docs/reference/assurance.md).
+# never validity. One lying key decides at most `MAX_SHARE` of the differing audits; a certificate from counts
+# `harden` by that number still holds. Against colluding keys the cap only raises the number needed
+# (docs/reference/assurance.md).
 
 MAX_SHARE: Final = 0.05  # of the audits that can use a label, for one capped key
 TRUSTED: Final = 2  # labels of this trust or more are not capped
@@ -87,39 +88,28 @@ class TrustedLabel:
     seq: int  # place in the log, unique; the order of receipt
     source: str  # "reviewer", "user" …
     key: str  # of the sender
-    trust: int  # see `trust_of`
+    trust: int  # see `rank_of`
     verdict: Hashable  # compared for equality, such as the audit's row of Z
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelSummary:
-    verdicts: Mapping[str, Hashable]  # by audit; a missing one is unlabelled
-    contested: frozenset[str]  # audits on which labels of the highest trust contradict each other: request another
-    set_aside: Mapping[str, int]  # by key: labels beyond its share
-    allowed: int  # audits that one capped key may label
-
-
-def trust_of(source: str, *, asks: bool = False) -> int:
-    """The default rank of a source: 0 for users and unknown sources. A key that also `asks` the model gets no more."""
-    rank = RANKS.get(source, 0)
-    return min(rank, 0) if asks else rank
-
-
 def rank_of(given: Feedback, callers: Collection[str] = ()) -> int:
-    """The rank of a label; `callers` are keys that may ask the model."""
-    return trust_of(given.source, asks=given.door == INFERENCE_KEY or given.sender in callers)
+    """The rank of a label: 0 for users and unknown sources, and at most 0 for keys that may ask the model.
+
+    callers  keys that have asked the model
+    """
+    rank = RANKS.get(given.source, 0)
+    return min(rank, 0) if given.door == INFERENCE_KEY or given.sender in callers else rank
 
 
 def resolve_labels(
-    labels: Iterable[TrustedLabel], *, differing: Collection[str], max_share: float = MAX_SHARE, trusted: int = TRUSTED
-) -> LabelSummary:
-    """Find the verdict of each audit in `differing`; the order of `labels` does not matter.
+    labels: Iterable[TrustedLabel], *, differing: Collection[str], max_share: float = MAX_SHARE
+) -> dict[str, Hashable]:
+    """Return the verdicts by audit, of those in `differing`; the order of `labels` does not matter.
 
     differing  audits of the window whose answers differ at an eligible level; labels of others are ignored. Counting
                all audits of the window here would give each key ten times the weight
     max_share  largest part of `differing` that one capped key may label, [0, 1]. At 0.05 it takes twenty keys of equal
                weight to label everything, so a route whose labels all come from one key has to trust that key
-    trusted    lowest rank that is not capped
     """
     if not 0 <= max_share <= 1:
         raise ValueError(f"max_share: got {max_share}; a fraction")
@@ -128,21 +118,16 @@ def resolve_labels(
         source = label.audit, label.key, label.source
         if label.audit in differing and (source not in last or label.seq > last[source].seq):
             last[source] = label
-    allowed = max(1, floor(max_share * len(differing)))
-    spoken, set_aside = defaultdict[str, set[str]](set), Counter[str]()
-    kept = list[TrustedLabel]()
+    allowed, labelled = max(1, floor(max_share * len(differing))), defaultdict[str, set[str]](set)
+    by_rank = defaultdict[str, defaultdict[int, set[Hashable]]](lambda: defaultdict(set))
     for label in sorted(last.values(), key=lambda label: label.seq):
-        audits = spoken[label.key]
-        if label.trust < trusted and label.audit not in audits and len(audits) >= allowed:
-            set_aside[label.key] += 1
-            continue
-        if label.trust < trusted:
-            audits.add(label.audit)
-        kept.append(label)
-    verdicts, contested = _decide(kept)
-    return LabelSummary(
-        verdicts=verdicts, contested=contested, set_aside=dict(sorted(set_aside.items())), allowed=allowed
-    )
+        if label.trust < TRUSTED:
+            if len(labelled[label.key] | {label.audit}) > allowed:
+                continue
+            labelled[label.key].add(label.audit)
+        by_rank[label.audit][label.trust].add(label.verdict)
+    decisive = {audit: ranks[max(ranks)] for audit, ranks in sorted(by_rank.items())}
+    return {audit: next(iter(verdicts)) for audit, verdicts in decisive.items() if len(verdicts) == 1}
 
 
 def harden(counts: Counts, n_lies: int) -> Counts:
@@ -152,18 +137,6 @@ def harden(counts: Counts, n_lies: int) -> Counts:
     gained = np.minimum(counts.gained, n_lies)
     same = np.minimum(counts.same, n_lies - gained)
     return Counts(counts.gained - gained, counts.same - same, counts.lost + gained + same)
-
-
-def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozenset[str]]:
-    highest: dict[str, int] = {}
-    for label in words:
-        highest[label.audit] = max(label.trust, highest.get(label.audit, label.trust))
-    by_audit: defaultdict[str, set[Hashable]] = defaultdict(set)
-    for label in words:
-        if label.trust == highest[label.audit]:
-            by_audit[label.audit].add(label.verdict)
-    verdicts = {audit: next(iter(values)) for audit, values in sorted(by_audit.items()) if len(values) == 1}
-    return verdicts, frozenset(audit for audit, values in by_audit.items() if len(values) > 1)
 
 
 # --------------------------------------------------------------------------- a judge model's mistakes

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import floor, log10
 
 from suffice.settings import FinishMethod, Prices
@@ -64,15 +62,6 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
     )
 
 
-def total_cost(costs: Iterable[TokenCost | None]) -> TokenCost | None:
-    summed = TokenCost()
-    for cost in costs:
-        if cost is None:
-            return None
-        summed += cost
-    return summed
-
-
 # --------------------------------------------------------------------------- is a stop worth it?
 
 
@@ -100,17 +89,10 @@ def finishing_cost(prices: Prices, finish: Finish) -> TokenCost:
     )
 
 
-def closing_cost(prices: Prices, finish: Finish) -> TokenCost:
-    return finishing_cost(prices, replace(finish, answer_tokens=0))
-
-
-def remaining_cost(prices: Prices, remaining_tokens: float) -> TokenCost:
-    return cost_of(prices, completion_tokens=remaining_tokens)
-
-
 def cost_refusal(prices: Prices, finish: Finish, remaining_tokens: float) -> str | None:
     """Why the stop should not be made; None: it costs no more than `remaining_tokens` more tokens."""
-    stop, go_on = finishing_cost(prices, finish).total_usd, remaining_cost(prices, remaining_tokens).total_usd
+    stop = finishing_cost(prices, finish).total_usd
+    go_on = cost_of(prices, completion_tokens=remaining_tokens).total_usd
     if stop <= go_on:
         return None
     return f"not worth it: finishing costs about {usd(stop)}, going on about {usd(go_on)}"
@@ -145,6 +127,8 @@ def usd(amount_usd: float) -> str:
 WINDOW_RUNS = 1_024  # latest full runs that are kept
 MIN_RUNS = 20  # full runs before the first estimate
 MIN_LONGER = 5  # runs that thought longer, for an estimate
+MEMORY = 200  # hand-overs, about
+KEPT = 1 - 1 / MEMORY  # of the sums, when one is added
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,42 +146,27 @@ class RemainingTokens:
 class RunLengths:
     n: int = 0  # ever added
     mean_prompt_tokens: float = 0.0  # running mean over all
-    _recent: deque[tuple[int, int]] = field(default_factory=deque)  # (thought, answer), oldest first
-    _ordered: list[tuple[int, int]] = field(default_factory=list)  # the same by length of thought
-    _sums: list[tuple[int, int]] = field(default_factory=list)  # suffix sums of `_ordered`; []: outdated
+    _recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW_RUNS))  # (thought, answer)
 
     def add(self, usage: Usage) -> None:
-        run = usage.reasoning_tokens, max(0, usage.completion_tokens - usage.reasoning_tokens)
         self.n += 1
         self.mean_prompt_tokens += (usage.prompt_tokens - self.mean_prompt_tokens) / self.n
-        self._recent.append(run)
-        insort(self._ordered, run)
-        if len(self._recent) > WINDOW_RUNS:
-            self._ordered.remove(self._recent.popleft())
-        self._sums = []
+        self._recent.append((usage.reasoning_tokens, max(0, usage.completion_tokens - usage.reasoning_tokens)))
 
     def remaining(self, thought_tokens: int) -> RemainingTokens | None:
         """E[remaining tokens | the thought is longer than `thought_tokens`]; None: too few runs."""
-        if self.n < MIN_RUNS:
+        longer = [run for run in self._recent if run[0] > thought_tokens]
+        n = len(longer)
+        if self.n < MIN_RUNS or n < MIN_LONGER:
             return None
-        first = bisect_right(self._ordered, thought_tokens, key=lambda run: run[0])
-        n = len(self._ordered) - first
-        if n < MIN_LONGER:
-            return None
-        if not self._sums:
-            longest_first = accumulate(
-                reversed(self._ordered), lambda one, other: (one[0] + other[0], one[1] + other[1])
-            )
-            self._sums = list(longest_first)[::-1]
-        thought, answer = self._sums[first]
+        thought, answer = (sum(tokens) for tokens in zip(*longer, strict=True))
         return RemainingTokens(thought_tokens=thought / n - thought_tokens, answer_tokens=answer / n, n=n)
 
 
 @dataclass(slots=True)
 class TransitionCosts:
-    """Costs of stop transitions on one route, exponentially weighted with an effective size of `memory` calls."""
+    """Costs of stop transitions on one route, exponentially weighted with an effective size of `MEMORY` calls."""
 
-    memory: int = 200
     _prompts: float = 0.0  # tokens sent again
     _cached: float = 0.0  # cached part of `_prompts`
     _n: float = 0.0  # hand-overs
@@ -213,14 +182,12 @@ class TransitionCosts:
         return self._overlap / self._n if self._n else 0.0
 
     def add_resent(self, prompt_tokens: int, cached_tokens: int) -> None:
-        keep = 1 - 1 / self.memory
-        self._prompts = keep * self._prompts + prompt_tokens
-        self._cached = keep * self._cached + min(cached_tokens, prompt_tokens)
+        self._prompts = KEPT * self._prompts + prompt_tokens
+        self._cached = KEPT * self._cached + min(cached_tokens, prompt_tokens)
 
     def add_overlap(self, tokens: int) -> None:
-        keep = 1 - 1 / self.memory
-        self._n = keep * self._n + 1
-        self._overlap = keep * self._overlap + tokens
+        self._n = KEPT * self._n + 1
+        self._overlap = KEPT * self._overlap + tokens
 
 
 def full_vote_tokens(drawn: Sequence[int], n_samples: int) -> float:

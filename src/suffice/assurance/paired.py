@@ -89,7 +89,7 @@ class PairedView:
 
 # --------------------------------------------------------------------------- importance-weighted terms
 #
-# Lower bounds for the mean of importance-weighted terms, valid at every look and without a largest weight: a term such
+# A lower bound for the mean of importance-weighted terms, valid at every look and without a largest weight: a term such
 # as weight x reward can be huge but is never far below 0. An upper bound of a reward in [0, 1] is one minus the lower
 # bound of 1 - reward. Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro (2024), ACM/IMS J. Data Sci. 1(3),
 # arXiv:2210.10768.
@@ -98,54 +98,32 @@ class PairedView:
 SPEEDS: Final = tuple(float(speed) for speed in np.geomspace(0.006, 0.9, 10))
 
 
-def lower_sequence(terms: Floats, *, floor: float, alpha: float) -> Floats:
-    """Lower bounds for the mean of 1, 2 … n terms, each at least -floor; the chance that any is too high is alpha.
+def lower_bound(terms: Floats, *, floor: float, alpha: float) -> float:
+    """A lower bound for the mean of terms that are at least -floor; the chance that it is ever too high is alpha.
 
     Covers the mean of the terms' conditional expectations so far, which must lie in [0, 1]. Empirical Bernstein: with y
     = (term - centre) / (1 + floor) >= -1, the centre a shrunken mean of earlier terms, and psi(s) = -log(1 - s) - s,
     exp(speed y - psi(speed) y^2) <= 1 + speed y (Fan, Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is
     inverted by bisection. Raise ValueError for a term below -floor or one that is not finite.
     """
-    _check(terms, floor, alpha)
-    n = np.arange(1, len(terms) + 1)
-    sums = np.cumsum(terms) / (1 + floor)
-    spread = np.cumsum(((terms - _centres(terms)) / (1 + floor)) ** 2)
-    return _inverted(sums, spread, n, floor, alpha)
-
-
-def lower_bound(terms: Floats, *, floor: float, alpha: float) -> float:
-    _check(terms, floor, alpha)
-    if not len(terms):
-        return 0.0
-    sums = np.array([terms.sum() / (1 + floor)])
-    spread = np.array([(((terms - _centres(terms)) / (1 + floor)) ** 2).sum()])
-    return float(_inverted(sums, spread, np.array([len(terms)]), floor, alpha)[0])
-
-
-def _check(terms: Floats, floor: float, alpha: float) -> None:
     if floor < 0 or not 0 < alpha < 1:
         raise ValueError(f"need floor >= 0 and 0 < alpha < 1; got {floor=} {alpha=}")
     if not np.isfinite(terms).all() or (terms < -floor - 1e-9).any():
         raise ValueError(f"terms: got {terms.min():g} at the lowest; finite numbers, at least {-floor:g}")
-
-
-def _centres(terms: Floats) -> Floats:
-    """Before each term, the mean of 1/2 and all earlier terms, clipped to [0, 1]."""
-    before = np.cumsum(terms) - terms
-    return np.clip((before + 0.5) / np.arange(1, len(terms) + 1), 0.0, 1.0)
-
-
-def _inverted(sums: Floats, spread: Floats, n: NDArray[np.int64], floor: float, alpha: float) -> Floats:
-    """The mean at which the mixture, decreasing in it, reaches 1/alpha, at each time."""
+    n = len(terms)
+    if not n:
+        return 0.0
+    # Before each term, the mean of 1/2 and all earlier terms, clipped to [0, 1].
+    centres = np.clip((np.cumsum(terms) - terms + 0.5) / np.arange(1, n + 1), 0.0, 1.0)
+    total, spread = terms.sum() / (1 + floor), (((terms - centres) / (1 + floor)) ** 2).sum()
     speeds = np.array(SPEEDS)
     psi = -np.log1p(-speeds) - speeds
-    fixed = speeds * sums[:, np.newaxis] - psi * spread[:, np.newaxis] - log(len(speeds))
-    per_mean = speeds * n[:, np.newaxis] / (1 + floor)
-    low, high = np.zeros(len(n)), np.ones(len(n))
-    for _ in range(40):
+    fixed, per_mean = speeds * total - psi * spread - log(len(speeds)), speeds * n / (1 + floor)
+    low, high = 0.0, 1.0
+    for _ in range(40):  # the mixture falls with the mean
         middle = (low + high) / 2
-        exponents = fixed - per_mean * middle[:, np.newaxis]
-        peak = exponents.max(axis=1)
-        refuted = peak + np.log(np.exp(exponents - peak[:, np.newaxis]).sum(axis=1)) >= log(1 / alpha)
-        low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
+        exponents = fixed - per_mean * middle
+        peak = exponents.max()
+        refuted = peak + np.log(np.exp(exponents - peak).sum()) >= log(1 / alpha)
+        low, high = (middle, high) if refuted else (low, middle)
     return low

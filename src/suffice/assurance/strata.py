@@ -36,10 +36,6 @@ class Cell:
         return self.n_full + self.n_stopping
 
     @property
-    def known(self) -> bool:
-        return min(self.n_full, self.n_stopping) >= KNOWN_AUDITS
-
-    @property
     def drop(self) -> float | None:
         if not self.n_full or not self.n_stopping:
             return None
@@ -50,8 +46,6 @@ class Cell:
 class StandardisedDrop:
     pooled_drop: float | None  # over all runs
     standardised_drop: float | None  # drops of classes, weighted by their runs; None: unknown for a class
-    harmed: tuple[str, ...]  # known classes that lose more than the margin
-    unknown: tuple[str, ...]  # classes with under `KNOWN_AUDITS` runs on a side
 
     @property
     def misleading(self) -> bool:
@@ -59,19 +53,15 @@ class StandardisedDrop:
         return pooled is not None and true is not None and pooled <= 0 < true
 
 
-def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> StandardisedDrop:
-    """A class counts as harmed above a drop of `margin`; these are point estimates without intervals."""
+def standardise(cells: Sequence[Cell]) -> StandardisedDrop:
+    """Point estimates, without intervals."""
     sums = {name: sum(getattr(cell, name) for cell in cells) for name in _CELL_COUNTS}
     everything = Cell(query_class="", **sums)
     filled = [cell for cell in cells if cell.n]
-    drops = [(cell, cell.drop) for cell in filled]
-    weighted = [cell.n * drop for cell, drop in drops if drop is not None]
-    complete = filled and len(weighted) == len(filled)
+    weighted = [cell.n * cell.drop for cell in filled if cell.drop is not None]
+    is_complete = filled and len(weighted) == len(filled)
     return StandardisedDrop(
-        pooled_drop=everything.drop,
-        standardised_drop=sum(weighted) / everything.n if complete else None,
-        harmed=tuple(cell.query_class for cell, drop in drops if cell.known and drop is not None and drop > margin),
-        unknown=tuple(cell.query_class for cell in cells if not cell.known),
+        pooled_drop=everything.drop, standardised_drop=sum(weighted) / everything.n if is_complete else None
     )
 
 
@@ -144,16 +134,15 @@ class ClassGuards:
     n_levels     M: levels 0 … M - 1
     max_em_drop  the route's budget, a fraction; a class is moved down when it loses more than twice as much
     delta        of the proof that moves a class up again, in (0, 1)
-    threshold    mean number of audits of a class to a false alarm
     """
 
-    def __init__(self, n_levels: int, max_em_drop: float, *, delta: float = 0.05, threshold: float = 2_000.0) -> None:
+    def __init__(self, n_levels: int, max_em_drop: float, *, delta: float = 0.05) -> None:
         if n_levels < 1 or not 0 < FACTOR * max_em_drop < MAX_CLASS_DROP or not 0 < delta < 1:
             raise ValueError(
                 f"need n_levels >= 1, 0 < max_em_drop < 0.45, 0 < delta < 1; got {n_levels=} {max_em_drop=} {delta=}"
             )
         self._n_levels, self._allowed = n_levels, FACTOR * max_em_drop
-        self._delta, self._threshold = delta, threshold
+        self._delta = delta
         self._classes: dict[str, _Guard] = {}
 
     def level(self, query_class: str, pooled: int) -> int:
@@ -172,10 +161,9 @@ class ClassGuards:
         """
         if z.shape != (self._n_levels,) or not 0 <= pooled < self._n_levels:
             raise ValueError(f"need z at {self._n_levels} levels and pooled among them; got {z.shape} {pooled=}")
-        guard = self._classes.get(query_class)
-        if guard is None:
-            guard = _Guard(ShiryaevRoberts(self._allowed, threshold=self._threshold))
-            self._classes[query_class] = guard
+        if query_class not in self._classes:
+            self._classes[query_class] = _Guard(ShiryaevRoberts(self._allowed))
+        guard = self._classes[query_class]
         guard.n_audits += 1
         if guard.steps_down:
             guard.since += count_outcomes(z[np.newaxis])

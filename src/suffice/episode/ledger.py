@@ -281,7 +281,7 @@ class Ledger:
     def cost(self) -> TokenCost | None:
         """Return the cost of all calls so far; None if it is unknown."""
         priced = self.priced_calls()
-        return None if priced is None else money.total_cost([cost for _, cost in priced])
+        return None if priced is None else sum((cost for _, cost in priced), TokenCost())
 
     def overhead_usd(self) -> float | None:
         """Return the cost of governing the run: probes, discarded calls, thoughts read again."""
@@ -304,7 +304,7 @@ class Ledger:
         if not prompts:
             return None
         prompts_usd = self.request.n_samples * sum(prompts) / len(prompts)
-        return prompts_usd + money.remaining_cost(prices, full).total_usd - cost.total_usd
+        return prompts_usd + money.cost_of(prices, completion_tokens=full).total_usd - cost.total_usd
 
     def would_cost_usd(self) -> float | None:
         priced, cost, prices, pair = self.priced_calls(), self.cost(), self.costs.prices, self.audit.pair_call
@@ -320,7 +320,7 @@ class Ledger:
         n_later = sum(step.answer_source == "probe" for step in later)
         avoided_usd = next((one.total_usd for call, one in priced if call is pair), 0.0)
         avoided_usd += sum(one.total_usd for one in probes[len(probes) - n_later :])
-        avoided_usd += money.remaining_cost(prices, sum(step.tokens for step in later)).total_usd
+        avoided_usd += money.cost_of(prices, completion_tokens=sum(step.tokens for step in later)).total_usd
         return cost.total_usd - avoided_usd + self.costs.closing_usd
 
     def close(self, *, now_s: float, default: EndReason) -> Outcome:

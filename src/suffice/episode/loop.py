@@ -77,7 +77,7 @@ class StopCost:
         )
         why = money.cost_refusal(prices, finish, remaining.tokens)
         if why is None and self.ledger.stop.step is None:
-            self.ledger.costs.closing_usd = money.closing_cost(prices, finish).total_usd
+            self.ledger.costs.closing_usd = money.finishing_cost(prices, replace(finish, answer_tokens=0)).total_usd
         return why
 
 

@@ -254,7 +254,7 @@ def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str:
     if drop is not None and drop > rules.em_margin:
         allowed = describe_guardrail_points(rules.em_margin)
         return f"weighted as the traffic is, classes lose {100 * drop:.2f} points, of {allowed} allowed"
-    mixed_up = standardise(evidence.labelled, margin=rules.em_margin)
+    mixed_up = standardise(evidence.labelled)
     true = mixed_up.standardised_drop
     if mixed_up.misleading and true is not None and true > rules.em_margin:
         return f"live labels look better over all and are {100 * true:.2f} points worse class by class"

@@ -96,7 +96,7 @@ class CandidateEvidence:
     def note_labels(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
         """Judge again the audits whose label has changed."""
         differing = [audits[name] for name, one in self._judged.items() if one.disagrees.any() and name in audits]
-        before, (self._counts, _) = self._counts, verdicts(differing, self.match, callers=callers)
+        before, self._counts = self._counts, verdicts(differing, self.match, callers=callers)
         changed = [audit for audit in differing if before.get(audit.id) != self._counts.get(audit.id)]
         if not changed:
             return

@@ -83,7 +83,7 @@ class AuditReplay:
         differing = [
             audit for audit in audits if len({one.answer for one in replays[audit.id].values() if one.seen}) > 1
         ]
-        counts, _ = verdicts(differing, self.match, callers=callers)
+        counts = verdicts(differing, self.match, callers=callers)
         return {
             audit.id: {
                 arm: replace(one, right=is_right(one.answer, audit.outcome.answer, label, self.match))

@@ -138,8 +138,8 @@ def verdicts(
     *,
     callers: Collection[str] = (),
     accepts: Callable[[Feedback], bool] = lambda _: False,
-) -> tuple[Verdicts, frozenset[str]]:
-    """Return the label that counts for each audit (`assurance.labels`), and the audits in contradiction.
+) -> Verdicts:
+    """Return the label that counts for each audit (`assurance.labels`).
 
     audits   of the window whose answers differ at an eligible level: labels of others change nothing
     match    compares an answer with a reference; references that judge an audit alike are one verdict
@@ -162,16 +162,12 @@ def verdicts(
         )
         for (name, seq), one in given.items()
     ]
-    standing = resolve_labels(labels, differing=by_id)
-    counts = {
+    decided = resolve_labels(labels, differing=by_id)
+    return {
         label.audit: given[label.audit, label.seq]
         for label in sorted(labels, key=lambda label: label.seq)
-        if standing.verdicts.get(label.audit, _NOBODY) == label.verdict
+        if label.audit in decided and decided[label.audit] == label.verdict
     }
-    return counts, standing.contested
-
-
-_NOBODY: Final = object()
 
 
 def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers: Collection[str]) -> TrustedLabel:

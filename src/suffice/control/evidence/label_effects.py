@@ -74,7 +74,7 @@ class _Evaluation:
 
     def _by_version(self, served: ServedVersion, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
         audits = self.audits(episodes)
-        counts, _ = verdicts([one for one in audits if one.labels], self.match)
+        counts = verdicts([one for one in audits if one.labels], self.match)
         wave = self.route.wave
         runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=wave, counts=counts)
         rows = served.rows(runs)

@@ -167,7 +167,7 @@ class ReplayedAudits:
     def of(self, audits: Sequence[Audit]) -> Mapping[str, AuditAtLevel]:
         if self.served is None or not audits:
             return {}
-        before, (self._counts, _) = self._counts, verdicts([one for one in audits if one.labels], self.match)
+        before, self._counts = self._counts, verdicts([one for one in audits if one.labels], self.match)
         again = changed_verdicts(before, self._counts)
         self._judge(self.served, [one for one in audits if one.id not in self._judged or one.id in again])
         kept = {one.id for one in audits}

@@ -227,7 +227,7 @@ class LearnedEvidence(EvidenceSource):
             if (judged[place] if place < len(judged) else audit.differs)
         ]
         before = self.counts
-        self.counts, _ = verdicts(
+        self.counts = verdicts(
             differing, state.context.match, callers=state.traffic.callers, accepts=self.judge.accepts
         )
         changed = (state.places.get(name, self._n_taken) for name in changed_verdicts(before, self.counts))

@@ -55,7 +55,7 @@ def pair_audits(
         for label in audit.labels
         if (z := pair_loss(audit.outcome, label.feedback, match)) is not None
     ]
-    losses = {name: z for name, z in resolve_labels(labels, differing=differing).verdicts.items() if isinstance(z, int)}
+    losses = {name: z for name, z in resolve_labels(labels, differing=differing).items() if isinstance(z, int)}
     weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
     return [
         replace(_pair(audit, losses.get(audit.id), due=audit.at + timeout), weight=weight)
