@@ -449,7 +449,7 @@ def test_a_label_of_a_decided_vote_counts_where_its_steps_are_not_kept() -> None
 def tallied(episodes: Iterable[Labelled]) -> Tally:
     tally = Tally()
     for item in episodes:
-        tally.ask()
+        tally.n_asked += 1
         tally.add(item.episode.request, item.episode.outcome, measure_run(item, lambda answer, gold: answer == gold))
     return tally
 

@@ -38,8 +38,9 @@ X = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0] * 10, dtype=np.float64)
 def test_the_mixtures_have_their_published_values() -> None:
     assert best_rho(100, 0.05) == pytest.approx(12.60056, abs=5e-6)
     assert mixture_bound(100, 0.95, 100) == pytest.approx(30.35209, abs=5e-6)
-    assert gamma_exponential_bound(100, 0.05, v_opt=100, scale=2) == pytest.approx(33.02017, abs=5e-6)
-    assert gamma_exponential_log_wealth(10, 100, 0.05, v_opt=100, scale=2) == pytest.approx(-0.2490165, abs=5e-8)
+    # Published for c = 2: sums count in units of c, and variances in its square.
+    assert 2 * gamma_exponential_bound(100 / 4, 0.05, v_opt=100 / 4) == pytest.approx(33.02017, abs=5e-6)
+    assert gamma_exponential_log_wealth(10 / 2, 100 / 4, 0.05, v_opt=100 / 4) == pytest.approx(-0.2490165, abs=5e-8)
 
 
 @pytest.mark.parametrize(("n", "expected"), [(10, 0.998159), (50, 0.448378), (100, 0.360313)])
@@ -70,14 +71,11 @@ def test_series_and_fraction_agree_by_the_recurrence(a: float, nearness: float) 
     assert right < lgamma(a) - a * log(x) + x + 1e-9, "the lower one is part of the whole"
 
 
-@given(values=st.lists(st.sampled_from([-1.0, 0.0, 0.0, 0.0, 1.0]), min_size=1, max_size=60), at=st.integers(0, 60))
+@given(values=st.lists(st.sampled_from([-1.0, 0.0, 0.0, 0.0, 1.0]), min_size=1, max_size=60))
 @settings(max_examples=60, derandomize=True, deadline=None)
-def test_batches_add_up_to_the_whole_and_a_worker_may_be_killed_between_them(values: list[float], at: int) -> None:
+def test_values_one_by_one_add_up_to_the_whole(values: list[float]) -> None:
     whole = watch(np.array(values), low=-1)
-    parts = watch(np.array(values[at:]), watch(np.array(values[:at]), low=-1), low=-1)
-    assert parts.n == whole.n == len(values)
-    assert parts.total == pytest.approx(whole.total)
-    assert parts.deviation == pytest.approx(whole.deviation)
+    assert whole.n == len(values)
     one_by_one = reduce(lambda so_far, z: so_far.plus((z + 1) / 2), values, SequenceState())
     assert one_by_one.n == whole.n
     assert one_by_one.total == pytest.approx(whole.total)
@@ -103,7 +101,7 @@ def test_a_small_drop_is_known_far_better_than_its_range_says() -> None:
 def test_no_earlier_interval_is_cut_in() -> None:
     good, bad = np.zeros(2_000), np.full(2_000, 0.5)
     early = mean_below(watch(good), 0.05)
-    assert mean_above(watch(bad, watch(good)), 0.05) > early, "the mean has moved out of the old interval"
+    assert mean_above(watch(np.concatenate([good, bad])), 0.05) > early, "the mean has moved out of the old interval"
 
 
 def test_the_bound_is_tightest_where_it_was_tuned() -> None:
@@ -114,14 +112,11 @@ def test_the_bound_is_tightest_where_it_was_tuned() -> None:
 # --------------------------------------------------------------------------- ratios
 
 
-def test_pairs_add_up_and_the_interval_holds_the_ratio() -> None:
+def test_the_interval_holds_the_ratio() -> None:
     rng = np.random.default_rng(31)
     full = np.minimum(rng.lognormal(7, 0.5, 1_000), 8_000)
     part = full * np.clip(rng.normal(0.65, 0.25, 1_000), 0.1, 1)
     whole = watch_pairs(part, full, cap=8_000)
-    parts = watch_pairs(part[400:], full[400:], watch_pairs(part[:400], full[:400], cap=8_000), cap=8_000)
-    for name in WatchedPairs.__dataclass_fields__:
-        assert getattr(parts, name) == pytest.approx(getattr(whole, name))
     interval = ratio_between(whole, 0.95)
     assert interval.low < part.sum() / full.sum() < interval.high
     assert interval.high - interval.low < 0.2

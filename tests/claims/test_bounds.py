@@ -8,7 +8,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from suffice.assurance.bounds import Interval, bootstrap_interval, exact_binomial, mean_interval, wilson
+from suffice.assurance.bounds import Interval, exact_binomial, mean_interval, wilson
+from suffice_demo.bootstrap import bootstrap_interval
 
 RATES = np.linspace(0.01, 0.99, 41)
 

@@ -70,7 +70,7 @@ def signal_alarms(setting: str, n: int, seed: int) -> list[int]:
     for end in range(BATCH, n + 1, BATCH):
         if cusum.add(early[end - BATCH : end]):
             found.append(end)
-            cusum.reset()
+            cusum = Cusum(4)
     return found
 
 

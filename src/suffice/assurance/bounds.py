@@ -6,16 +6,14 @@ An earlier one covers an earlier mean, so they are never intersected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf, isfinite, lgamma, log, log1p, sqrt
+from math import exp, inf, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-_MIN_DEFINED_SHARE = 0.99  # of bootstrap draws; below it the statistic is too often undefined
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,41 +77,6 @@ def best_rho(v_opt: float, alpha: float) -> float:
     """Return the mixture width that is tightest at `v_opt` for a two-sided bound; double alpha for a one-sided one."""
     surprise = 2 * log(1 / alpha)
     return v_opt / (surprise + log(1 + surprise))
-
-
-def bootstrap_interval(
-    values: NDArray[np.float64],
-    groups: Sequence[Hashable],
-    statistic: Callable[[NDArray[np.float64]], float],
-    confidence: float,
-    n_draws: int,
-    rng: np.random.Generator,
-) -> Interval | None:
-    """Percentile interval from resampling whole groups with replacement, for a single look.
-
-    Rows of one group (repeats of one question) are dependent and stay together: Davison and Hinkley (1997), section
-    3.8. Below about 20 groups it is too narrow. `statistic` maps the d column sums of a resample of `values`, shape (n,
-    d), to a number, nan where it is undefined. None: fewer than two groups, or undefined in more than 1 % of the draws.
-    """
-    if values.ndim != 2 or len(values) != len(groups):
-        raise ValueError(f"need one group for each row of values; got {values.shape=} {len(groups)=}")
-    if n_draws < 1 or not 0 < confidence < 1:
-        raise ValueError(f"need n_draws >= 1 and 0 < confidence < 1; got {n_draws=} {confidence=}")
-    numbers: dict[Hashable, int] = {}
-    members = [numbers.setdefault(group, len(numbers)) for group in groups]
-    if len(numbers) < 2:
-        return None
-    sums = np.zeros((len(numbers), values.shape[1]))
-    np.add.at(sums, members, values)
-    drawn = []
-    for _ in range(n_draws):
-        weights = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums))
-        drawn.append(statistic(weights @ sums))
-    defined = [number for number in drawn if isfinite(number)]
-    if len(defined) < _MIN_DEFINED_SHARE * n_draws:
-        return None
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(low), float(high))
 
 
 def binomial_at_most(k: int, n: int, p: float) -> float:
@@ -185,24 +148,14 @@ class SequenceState:
         return SequenceState(n=self.n + 1, total=self.total + value, deviation=self.deviation + away * away)
 
 
-def watch(
-    values: NDArray[np.float64], before: SequenceState | None = None, *, low: float = 0.0, high: float = 1.0
-) -> SequenceState:
-    """Add the next values, shape (n,), in their order. Raise ValueError for one outside [low, high]."""
+def watch(values: NDArray[np.float64], *, low: float = 0.0, high: float = 1.0) -> SequenceState:
+    """The state after all values, shape (n,), in their order. Raise ValueError for one outside [low, high]."""
     if not low < high or not ((values >= low) & (values <= high)).all():
         raise ValueError(f"values: need all of them in [{low:g}, {high:g}]")
-    start = before or SequenceState()
     scaled = (values - low) / (high - low)
-    totals = start.total + np.cumsum(scaled)
-    guesses = np.empty(len(scaled))
-    if len(scaled):
-        guesses[0] = start.mean
-        guesses[1:] = totals[:-1] / (start.n + np.arange(1, len(scaled)))
-    return SequenceState(
-        n=start.n + len(scaled),
-        total=start.total + float(scaled.sum()),
-        deviation=start.deviation + float(((scaled - guesses) ** 2).sum()),
-    )
+    guesses = np.full(len(scaled), FIRST_GUESS)
+    guesses[1:] = np.cumsum(scaled)[:-1] / np.arange(1, len(scaled))
+    return SequenceState(n=len(scaled), total=float(scaled.sum()), deviation=float(((scaled - guesses) ** 2).sum()))
 
 
 def mean_below(
@@ -233,27 +186,25 @@ def _radius(watched: SequenceState, alpha: float, v_opt: float) -> float:
 # --------------------------------------------------------------------------- mixtures
 
 
-def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
-    """One-sided bound on a sub-exponential sum with intrinsic variance v >= 0, tightest at `v_opt`.
+def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float) -> float:
+    """One-sided bound on a sub-exponential sum (c = 1) with intrinsic variance v >= 0, tightest at `v_opt`.
 
     alpha  in (0, 1/2)
-    scale  c of the sub-exponential law: the largest step down, in the unit of the sum
     """
     if v < 0 or not 0 < alpha < 0.5 or v_opt <= 0:
         raise ValueError(f"need v >= 0, 0 < alpha < 0.5, v_opt > 0; got {v=} {alpha=} {v_opt=}")
-    return _reached(_gamma_exponential(v, alpha, v_opt, scale), log(1 / alpha))
+    return _reached(_gamma_exponential(v, alpha, v_opt), log(1 / alpha))
 
 
-def gamma_exponential_log_wealth(s: float, v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
+def gamma_exponential_log_wealth(s: float, v: float, alpha: float, *, v_opt: float) -> float:
     """Natural logarithm of the mixture supermartingale at sum s and variance v (Howard et al. 2021, proposition 9)."""
-    return _gamma_exponential(v, alpha, v_opt, scale)(s)
+    return _gamma_exponential(v, alpha, v_opt)(s)
 
 
-def _gamma_exponential(v: float, alpha: float, v_opt: float, scale: float) -> Callable[[float], float]:
-    c2 = scale * scale
-    start = best_rho(v_opt, 2 * alpha) / c2
-    grown, begun = v / c2 + start, _log_lower_gamma(start, start)
-    return lambda s: _log_lower_gamma(grown, (scale * s + v) / c2 + start) - begun
+def _gamma_exponential(v: float, alpha: float, v_opt: float) -> Callable[[float], float]:
+    start = best_rho(v_opt, 2 * alpha)
+    begun = _log_lower_gamma(start, start)
+    return lambda s: _log_lower_gamma(v + start, s + v + start) - begun
 
 
 def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
@@ -298,23 +249,18 @@ def _log_lower_gamma(a: float, x: float) -> float:
 
 def _upper_gamma_fraction(a: float, x: float) -> float:
     """The continued fraction of the upper incomplete gamma function, x >= a + 1."""
-    tiny = 1e-300
     b = x + 1 - a
-    c, d = 1 / tiny, 1 / b
+    c, d = 1e300, 1 / b
     fraction = d
     for i in range(1, 100_000):
         part = i * (a - i)
         b += 2
-        d = 1 / _off_zero(part * d + b, tiny)
-        c = _off_zero(b + part / c, tiny)
+        d = 1 / (part * d + b)
+        c = b + part / c
         fraction *= c * d
         if abs(c * d - 1) < 1e-15:
             break
     return fraction
-
-
-def _off_zero(number: float, tiny: float) -> float:
-    return number if abs(number) > tiny else tiny
 
 
 # --------------------------------------------------------------------------- ratios
@@ -328,50 +274,37 @@ MOST: Final = 4.0  # the largest ratio considered
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedPairs:
-    n: int = 0
     part: float = 0.0
     whole: float = 0.0
     part_deviation: float = 0.0  # squared, each from the mean of those before it
     cross_deviation: float = 0.0  # products of both
     whole_deviation: float = 0.0
 
-    @property
-    def ratio(self) -> float | None:
-        return self.part / self.whole if self.whole else None
 
-
-def watch_pairs(
-    part: NDArray[np.float64], whole: NDArray[np.float64], before: WatchedPairs | None = None, *, cap: float
-) -> WatchedPairs:
-    """Add the next pairs, shape (n,) each. Raise ValueError for one outside [0, cap]; fix `cap` before the data."""
+def watch_pairs(part: NDArray[np.float64], whole: NDArray[np.float64], *, cap: float) -> WatchedPairs:
+    """The state after all pairs, shape (n,). Raise ValueError for one outside [0, cap]; fix `cap` before the data."""
     both = np.stack([part, whole], axis=1)
     if not cap > 0 or not ((both >= 0) & (both <= cap)).all():
         raise ValueError(f"pairs: need all of them in [0, {cap:g}]")
-    start = before or WatchedPairs()
     scaled = both / cap
-    so_far = np.array([start.part, start.whole])
-    earlier = so_far + np.cumsum(scaled, axis=0) - scaled
-    n_earlier = start.n + np.arange(len(scaled))[:, np.newaxis]
-    guesses = np.where(n_earlier > 0, earlier / np.maximum(n_earlier, 1), FIRST_GUESS)
+    guesses = np.full(scaled.shape, FIRST_GUESS)
+    guesses[1:] = (np.cumsum(scaled, axis=0) - scaled)[1:] / np.arange(1, len(scaled))[:, np.newaxis]
     away = scaled - guesses
-    squares = away.T @ away
-    total = so_far + scaled.sum(axis=0)
+    squares, total = away.T @ away, scaled.sum(axis=0)
     return WatchedPairs(
-        n=start.n + len(scaled),
         part=float(total[0]),
         whole=float(total[1]),
-        part_deviation=start.part_deviation + float(squares[0, 0]),
-        cross_deviation=start.cross_deviation + float(squares[0, 1]),
-        whole_deviation=start.whole_deviation + float(squares[1, 1]),
+        part_deviation=float(squares[0, 0]),
+        cross_deviation=float(squares[0, 1]),
+        whole_deviation=float(squares[1, 1]),
     )
 
 
 def ratio_between(watched: WatchedPairs, confidence: float) -> Interval:
     """Confidence sequence for the ratio, within [0, 4]."""
-    ratio = watched.ratio
-    if ratio is None:
+    if not watched.whole:
         return Interval(0.0, MOST)
-    alpha, middle = (1 - confidence) / 2, min(ratio, MOST)
+    alpha, middle = (1 - confidence) / 2, min(watched.part / watched.whole, MOST)
     return Interval(_edge(watched, alpha, middle, 0.0), _edge(watched, alpha, middle, MOST))
 
 

@@ -94,6 +94,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
     finished = outcome.end_reason in FINISHED_ENDS
     would_cost = outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
+    disagrees, drop = _compare(request, outcome, label, match) if full else (None, None)
     if outcome.usage is not None:
         usage, overhead = outcome.usage, outcome.overhead
         spent = usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
@@ -113,10 +114,10 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         cost_usd=outcome.cost_usd,
         baseline_usd=None if alone_usd is None else alone_usd * factor,
         would_cost_usd=would_cost if finished else None,
-        correct=_is_right(outcome.answer, label, match) if label is not None and counts else None,
-        disagrees=_disagrees(request, outcome) if full else None,
-        drop=_drop(request, outcome, label, match) if full else None,
-        abandoned_audit=full and _is_abandoned_audit(request, outcome),
+        correct=is_right(outcome.answer, outcome.answer, label, match) if counts else None,
+        disagrees=disagrees,
+        drop=drop,
+        abandoned_audit=full and request.audit and outcome.end_reason in ABANDONED_ENDS,
         undrawn_tokens=undrawn,
         undrawn_usd=(alone_usd or 0.0) * (factor - 1),
         sampling_weight=weight_of(request, outcome),
@@ -130,39 +131,33 @@ def _would_spend(outcome: Outcome, delivered: int) -> int:
     return max(0, delivered - later) + probes
 
 
-def _is_right(answer: str | None, label: Feedback, match: Match) -> bool:
-    if label.correct is not None:
+def is_right(answer: str | None, delivered: str | None, label: Feedback | None, match: Match) -> bool | None:
+    """Return None if the label does not tell."""
+    if label is None:
+        return None
+    if answer == delivered and label.correct is not None:
         return label.correct
-    return answer is not None and label.gold is not None and match(answer, label.gold)
+    if label.gold is not None:
+        return answer is not None and match(answer, label.gold)
+    # Without a reference, an answer that differs from a right one is wrong, and any other is unknown.
+    return False if label.correct or answer is None else None
 
 
-def _is_abandoned_audit(request: Request, outcome: Outcome) -> bool:
-    return request.audit and outcome.end_reason in ABANDONED_ENDS
-
-
-def _disagrees(request: Request, outcome: Outcome) -> bool | None:
-    if _is_abandoned_audit(request, outcome):
-        return True
+def _compare(
+    request: Request, outcome: Outcome, label: Feedback | None, match: Match
+) -> tuple[bool | None, int | None]:
+    """Whether the stop of a full run changes the answer, and Z: +1 it loses the right answer, -1 it gains it."""
+    if request.audit and outcome.end_reason in ABANDONED_ENDS:
+        return True, 1
     if outcome.end_reason not in FINISHED_ENDS:
-        return None
-    return outcome.stop_step is not None and outcome.would_answer != outcome.answer
-
-
-def _drop(request: Request, outcome: Outcome, label: Feedback | None, match: Match) -> int | None:
-    """Z of one full run: +1 the stop would have lost the right answer, -1 it would have gained it."""
-    disagrees = _disagrees(request, outcome)
-    if _is_abandoned_audit(request, outcome):
-        return 1
-    if label is None or disagrees is None:
-        return None
-    if not disagrees:
-        return 0
-    full_right = _is_right(outcome.answer, label, match)
-    if label.gold is None:
-        # The stop's answer is unlabelled and differs: lost if the delivered one was right, never gained.
-        return int(full_right)
-    stop_right = outcome.would_answer is not None and match(outcome.would_answer, label.gold)
-    return int(full_right) - int(stop_right)
+        return None, None
+    if outcome.stop_step is None or outcome.would_answer == outcome.answer:
+        return False, None if label is None else 0
+    if label is None:
+        return True, None
+    # An answer that no label tells of is never a gain.
+    right, stop_right = (is_right(one, outcome.answer, label, match) for one in (outcome.answer, outcome.would_answer))
+    return True, int(right or False) - int(stop_right or False)
 
 
 # --------------------------------------------------------------------------- sums over runs
@@ -204,9 +199,6 @@ class Tally(msgspec.Struct, kw_only=True):
     extracted: str = ""  # of the latest full runs, oldest first: "1" if the scorer could read the answer, else "0"
     rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of true weights, of squared weights
     groups: dict[str, dict[int, list[float]]] = {}  # by name and group of questions: runs, then sums
-
-    def ask(self) -> None:
-        self.n_asked += 1
 
     def add(self, request: Request, outcome: Outcome, run: RunNumbers | None) -> None:
         """`run` is None if the request passed through."""

@@ -24,7 +24,15 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 import numpy as np
 
 from suffice.assurance.money import undrawn_tokens
-from suffice.assurance.runs import ABANDONED_ENDS, FINISHED_ENDS, LabelledEpisode, Match, SequencedLabel, current_label
+from suffice.assurance.runs import (
+    ABANDONED_ENDS,
+    FINISHED_ENDS,
+    LabelledEpisode,
+    Match,
+    SequencedLabel,
+    current_label,
+    is_right,
+)
 from suffice.assurance.sampling import p_kept
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns, Small
@@ -335,18 +343,6 @@ def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple
 def _is_right(answer: str | None, run: _Run, match: Match) -> int:
     right = None if run.fate == "abandoned" else is_right(answer, run.outcome.answer, run.label, match)
     return -1 if right is None else int(right)
-
-
-def is_right(answer: str | None, delivered: str | None, label: Feedback | None, match: Match) -> bool | None:
-    """Return None if the label does not tell."""
-    if label is None:
-        return None
-    if answer == delivered and label.correct is not None:
-        return label.correct
-    if label.gold is not None:
-        return answer is not None and match(answer, label.gold)
-    # Without a reference, an answer that differs from a right one is wrong, and any other is unknown.
-    return False if label.correct or answer is None else None
 
 
 def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: float) -> dict[str, Any]:

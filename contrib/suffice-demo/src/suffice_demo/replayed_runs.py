@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import Interval, bootstrap_interval
+from suffice.assurance.bounds import Interval
 from suffice.assurance.money import undrawn_tokens
 from suffice.learn.dataset import as_step
 from suffice.policy.base import Policy
 from suffice.signals.base import FIELDS, fields_of
 from suffice.signals.observe import Observer
 from suffice.types import Episode, Request, Signals, StepRecord, StopReason
+from suffice_demo.bootstrap import bootstrap_interval
 
 N_DRAWS = 2_000
 

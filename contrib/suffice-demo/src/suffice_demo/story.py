@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
-from suffice.assurance.bounds import Interval, bootstrap_interval
+from suffice.assurance.bounds import Interval
 from suffice.extras import how_to_install
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serve_in_loop
@@ -26,6 +26,7 @@ from suffice.store.routes.deployments import NOTHING_DECIDED, DeploymentState, R
 from suffice.types import Episode
 from suffice.wiring.files import load_settings
 from suffice_demo import rows
+from suffice_demo.bootstrap import bootstrap_interval
 from suffice_demo.local import LocalModelError
 from suffice_demo.local.tasks import TaskQuestion
 from suffice_demo.rows import DemoAnswer, Pass, ask_all

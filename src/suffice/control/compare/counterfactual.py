@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-from suffice.assurance.runs import Match
+from suffice.assurance.runs import Match, is_right
 from suffice.control.compare.candidate_certificate import CandidateCertificate, CandidateEvidence
 from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair, RolloutAudit
 from suffice.control.evidence.audits import Audit, audits_to_rows, verdicts
@@ -24,7 +24,7 @@ from suffice.control.evidence.versions import (
     policy_stops,
     published_on,
 )
-from suffice.learn.dataset import is_right, recorded_columns
+from suffice.learn.dataset import recorded_columns
 from suffice.learn.version import as_served
 from suffice.policy.base import build_policy
 from suffice.rollout.experiment import Arm, with_arm

@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, resolve_labels
 from suffice.assurance.money import undrawn_tokens
-from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
+from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel, is_right
 from suffice.learn.audits import AuditRuns, concatenate_audits
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
@@ -194,9 +194,7 @@ def _key(given: Feedback, callers: Collection[str]) -> str:
 
 def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
     answers = sorted({step.answer for step in audit.outcome.steps if step.answer is not None})
-    full = given.correct
-    if full is None and given.gold is not None:
-        full = audit.outcome.answer is not None and match(audit.outcome.answer, given.gold)
+    full = is_right(audit.outcome.answer, audit.outcome.answer, given, match)
     others = () if given.gold is None else tuple(answer for answer in answers if match(answer, given.gold))
     return full, others
 

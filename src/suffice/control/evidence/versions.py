@@ -15,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 
 from suffice.assurance.forecast import DROP_PER_NEAR, near_levels, near_share
-from suffice.assurance.runs import Match, RunNumbers
+from suffice.assurance.runs import Match, RunNumbers, is_right
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, changed_verdicts, verdicts
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.dataset import is_right, recorded_columns
+from suffice.learn.dataset import recorded_columns
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, Parts, fit

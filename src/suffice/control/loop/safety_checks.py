@@ -17,7 +17,7 @@ import numpy as np
 
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, find_changes
-from suffice.assurance.runs import REPRESENTATIVE, Match
+from suffice.assurance.runs import REPRESENTATIVE, Match, is_right
 from suffice.assurance.sampling import Draws, UnloggedRequests, assignment_of, count_draws, find_sample_ratio_mismatch
 from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards, post_stratify
 from suffice.control.evidence.audits import Audit
@@ -227,11 +227,11 @@ class CriticalEM:
 
     def note_label(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
         """Note a label about correctness. Runs that were reviewed because they were doubtful are not representative."""
-        if self.critical is None or given.asked_for not in REPRESENTATIVE:
+        tells = given.correct is not None or given.gold is not None
+        if self.critical is None or given.asked_for not in REPRESENTATIVE or not tells:
             return
-        answer, right = joined.answers[episode_id], given.correct
-        if right is None and given.gold is not None:
-            right = answer is not None and match(answer, given.gold)
+        answer = joined.answers[episode_id]
+        right = is_right(answer, answer, given, match)
         if right is not None:
             self.note(episode_id, right=right, weight=joined.weights.get(episode_id, 1.0))
 
