@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import GuardedPolicy, StopVerdict, run_episode
+from suffice.episode.loop import GuardedPolicy, run_episode
 from suffice.types import Decision, Signals, Step
 from tests.episode.runs import request
 
@@ -46,11 +46,11 @@ def observe(step: Step) -> Signals:
     return Signals(step=step.index, tokens_used=step.index)
 
 
-async def play(steps: Steps, policy: StopFrom, *, may_stop: bool = True) -> tuple[StopVerdict | None, list[int]]:
+async def play(steps: Steps, policy: StopFrom, *, may_stop: bool = True) -> tuple[Signals | None, list[int]]:
     recorded: list[int] = []
 
     def record(step: Step, signals: Signals, decision: Decision) -> bool:
-        assert signals.step == step.index
+        assert (signals.step, decision) == (step.index, policy.decide(signals))
         recorded.append(step.index)
         return may_stop
 
@@ -60,17 +60,16 @@ async def play(steps: Steps, policy: StopFrom, *, may_stop: bool = True) -> tupl
 @pytest.mark.parametrize("at", [1, 3, 5])
 async def test_it_stops_where_the_policy_says_so(at: int) -> None:
     steps = Steps()
-    verdict, recorded = await play(steps, StopFrom(at))
-    assert verdict is not None
-    assert (verdict.step.index, verdict.decision) == (at, STOP)
+    stop, recorded = await play(steps, StopFrom(at))
+    assert stop == Signals(step=at, tokens_used=at)
     assert recorded == list(range(1, at + 1))
     assert (steps.given, steps.closed) == (at, True)
 
 
 async def test_where_it_may_not_stop_every_step_is_recorded() -> None:
     steps = Steps()
-    verdict, recorded = await play(steps, StopFrom(2), may_stop=False)
-    assert verdict is None
+    stop, recorded = await play(steps, StopFrom(2), may_stop=False)
+    assert stop is None
     assert recorded == [1, 2, 3, 4, 5]
     assert steps.closed
 

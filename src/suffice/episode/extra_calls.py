@@ -83,16 +83,9 @@ class Continuer:
         """The method that sends the thought so far in a second request; probes need one."""
         return next((m for m in self.methods if m != "native"), None)
 
-    @property
-    def has_free_slot(self) -> bool:
-        return self.client.n_open < self.settings.slots
-
     def may_call(self, *, keep: int) -> bool:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
         return self._ledger.n_extra_calls + keep < self._max_extra_calls
-
-    def probe_refusal(self, *, keep: int) -> str | None:
-        return self.client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
 
     async def end_reasoning(self, completion_id: str) -> bool:
         """End the running thought in place by llama.cpp's control endpoint; return True if it confirms."""
@@ -240,7 +233,8 @@ class Prober:
         """Return whether there is a way to probe and another call is allowed; otherwise the step has no answer."""
         if self._continuer.second_call is None:
             return False
-        reason = self._continuer.probe_refusal(keep=KEPT_CALLS)
+        may_call = self._continuer.may_call(keep=KEPT_CALLS)
+        reason = self._continuer.client.extra_refusal() if may_call else "max_extra_calls"
         if reason is not None:
             self._ledger.extra.skipped[reason] += 1
         return reason is None

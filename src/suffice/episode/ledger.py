@@ -57,10 +57,6 @@ class CallAccount:
         return self.purpose in DELIVERED and not self.discarded
 
     @property
-    def is_paid(self) -> bool:
-        return self.began or self.prompt_tokens is not None
-
-    @property
     def completion_tokens(self) -> int:
         """Return the tokens that the upstream reports, or those received if the call was cut off."""
         return self.received_tokens if self.reported_tokens is None else self.reported_tokens
@@ -272,7 +268,8 @@ class Ledger:
         if prices is None:
             return None
         for call in self.calls:
-            cost = money.cost_of_call(prices, call.close(known)) if call.is_paid else TokenCost()
+            is_paid = call.began or call.prompt_tokens is not None
+            cost = money.cost_of_call(prices, call.close(known)) if is_paid else TokenCost()
             if cost is None:
                 return None
             priced.append((call, cost))

@@ -204,14 +204,16 @@ class App:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_console = self.console_port == scope["server"][1]  # the listener's port, not the Host header's
         by_method, stored_id = ({}, None) if is_console else self._find(scope["path"])
-        other = self.beside.get(_first_part(scope["path"])) if self.beside and not by_method else None
+        other = None if by_method else self.beside.get("/" + scope["path"][1:].partition("/")[0])
         if other is not None and (is_console or self.console_port is None):
             await self._answer_beside(other, scope, receive, send)
             return
         if by_method and self.browsers.origins:
             named = dict(headers_of(scope))
             if named.get("origin") in self.browsers.origins:
-                send = _with_cors(send, named["origin"])
+                # A page of this origin may read the response. Cookies are neither sent nor allowed.
+                allowed = (b"access-control-allow-origin", named["origin"].encode("latin-1"))
+                send = _with_headers(send, (allowed, (b"access-control-expose-headers", b"*"), (b"vary", b"origin")))
                 if scope["method"] == "OPTIONS" and "access-control-request-method" in named:
                     await self._answer_preflight(Exchange(scope, receive, send, self.gateway.monotonic_s), by_method)
                     return
@@ -262,22 +264,17 @@ class App:
         if endpoint.public:
             return endpoint.handler
         try:
-            self._check_page(dict(headers))
+            named = dict(headers)
+            # Only an open gateway checks the host name: after DNS rebinding a page counts as ours, but it has no key.
+            if not self.gateway.clients.keys.asks_for_keys and "host" in named:  # every browser sends it
+                self.browsers.check_host(named["host"])
+            self.browsers.check_page(named)
         except BadRequest as error:
             if not endpoint.takes_tokens:
                 raise
             exchange.foreign_page = error
         exchange.caller = self._caller(endpoint, headers)
         return endpoint.handler
-
-    def _check_page(self, named: Mapping[str, str]) -> None:
-        """Raise BadRequest for a request that another site's page may have sent from somebody's browser.
-
-        Only an open gateway checks the host name: after DNS rebinding a page counts as ours, but it has no key.
-        """
-        if not self.gateway.clients.keys.asks_for_keys and "host" in named:  # every browser sends it
-            self.browsers.check_host(named["host"])
-        self.browsers.check_page(named)
 
     def _caller(self, endpoint: Endpoint, headers: list[tuple[str, str]]) -> Caller:
         """Count the request against the limits of its key. Raise BadRequest."""
@@ -309,14 +306,3 @@ def _with_headers(send: Send, headers: Iterable[tuple[bytes, bytes]]) -> Send:
         await send(message)
 
     return send_with
-
-
-def _with_cors(send: Send, origin: str) -> Send:
-    """Let a page of this origin read the response. Cookies are neither sent nor allowed."""
-    allowed = (b"access-control-allow-origin", origin.encode("latin-1"))
-    return _with_headers(send, (allowed, (b"access-control-expose-headers", b"*"), (b"vary", b"origin")))
-
-
-def _first_part(path: str) -> str:
-    behind = path.find("/", 1)
-    return path if behind < 0 else path[:behind]

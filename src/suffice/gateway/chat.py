@@ -228,13 +228,13 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         run = ReasoningRun(relay, prober=prober, vectors=vectors, drain=is_measured(ledger.request))
         # In audits too: their clients get the same as those of any run that goes to its end.
         relay.own_end.wanted = job.route.acts and not gw.deployment.kill.on and route.finish_unclosed
-        verdict = await run_episode(run.steps(), policy.observe, policy, record)
-        if verdict is not None:
+        stop = await run_episode(run.steps(), policy.observe, policy, record)
+        if stop is not None:
             relay.own_end.wanted = False
             if reader.is_over_budget:
                 ledger.fail_open("budget")  # the engine did not enforce the budget
-            _estimate_saved(job, verdict.signals.tokens_used)
-            await transition.carry_out(*reader.thought_at(verdict.step.index))
+            _estimate_saved(job, stop.tokens_used)
+            await transition.carry_out(*reader.thought_at(stop.step))
             return
         if relay.own_end.kept is not None:  # cut inside its thought: force an answer for the client
             forced = transition.finish_unclosed(continuer.probe.max_tokens) if ledger.reply.unclosed else None
@@ -448,9 +448,9 @@ async def govern_samples(job: GovernedRequest) -> None:
         return job.may_act and not run.is_decided()
 
     async with job.keep_alive():
-        verdict = await run_episode(run.steps(), policy.observe, policy, record)
+        stop = await run_episode(run.steps(), policy.observe, policy, record)
         body = run.result()
-        if verdict is not None:
+        if stop is not None:
             ledger.stop.acted, ledger.stop.finish_method = True, "vote"
             drawn = [s.tokens for s in run.seen]
             ledger.costs.full_tokens = full_vote_tokens(drawn, n)

@@ -111,21 +111,15 @@ class OpenRuns:
         return self._opened.get(key)
 
     def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
+        """Remove the abandoned runs, and the oldest ones beyond the limit; all of them if `now_s` is infinite."""
         while self._runs:
-            _, used_s, _ = next(iter(self._runs.values()))
+            name, (run, used_s, key) = next(iter(self._runs.items()))
             if now_s - used_s <= self._idle_s and len(self._runs) <= self._limit:
                 return
-            yield self._pop_oldest()
-
-    def pop_all(self) -> Iterator[RoundsRun]:
-        while self._runs:
-            yield self._pop_oldest()
-
-    def _pop_oldest(self) -> RoundsRun:
-        run, _, key = self._runs.pop(next(iter(self._runs)))
-        if key is not None:
-            self._opened.pop(key, None)
-        return run
+            del self._runs[name]
+            if key is not None:
+                self._opened.pop(key, None)
+            yield run
 
 
 # --------------------------------------------------------------------------- rows in the log
@@ -202,9 +196,6 @@ class LogSampler:
         if point_of(request.unit or request.episode_id, salt=self.salt, purpose=_PURPOSE) < rate:
             return replace(request, keep_rate=rate, kept_by="lot"), True
         return request, False
-
-    def with_rows(self, request: Request) -> Request:
-        return replace(request, keep_rate=self.rate_of(request), kept_by="end")
 
     def rate_of(self, request: Request) -> float:
         """Return the probability that requests like it have rows, in (0, 1]."""

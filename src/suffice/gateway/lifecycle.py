@@ -374,7 +374,8 @@ def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
 def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
     """Write the outcome as a row or into the counts. A request that ends badly always gets rows."""
     if not ledger.has_rows and ended_badly(outcome):
-        ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
+        ledger.request = replace(ledger.request, keep_rate=gw.sampling.rate_of(ledger.request), kept_by="end")
+        ledger.has_rows = True
         append(gw, ledger.request, ledger)
     gw.sampling.remember(ledger.request, outcome, now_s=gw.wall_s())
     if ledger.has_rows:

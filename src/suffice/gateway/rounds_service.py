@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any, Final
 
 import msgspec
@@ -124,7 +125,7 @@ def close_old(gw: GatewayState) -> None:
 
 
 def close_all(gw: GatewayState) -> None:
-    for run in gw.runs.pop_all():
+    for run in gw.runs.pop_old(now_s=inf):
         close_run(gw, run, "shutdown")
 
 
