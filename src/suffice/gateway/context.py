@@ -178,11 +178,15 @@ class LogSampler:
     settings: Settings
     salt: str
     rates: Mapping[str, RowRates] = field(default_factory=dict)  # by route, set by the control loop
+    _sample_rates: Mapping[str, float] = field(init=False)  # by route, "" included
     _counts: dict[str, _Count] = field(default_factory=dict)
     _senders: dict[str, None] = field(default_factory=dict)  # already written, oldest first
     _open: set[str] = field(default_factory=set)  # drawn runs that have not ended
     _recent: dict[str, RecalledRun] = field(default_factory=dict)  # by episode, oldest first
     _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: ambiguous
+
+    def __post_init__(self) -> None:
+        self._sample_rates = {name: self.settings.sample_rate_of(name) for name in ("", *self.settings.routes)}
 
     def drawn(self, request: Request) -> tuple[Request, bool]:
         """Return the request for its row, and whether it has rows. One without gets them later if it ends badly."""
@@ -199,7 +203,7 @@ class LogSampler:
 
     def rate_of(self, request: Request) -> float:
         """Return the probability that requests like it have rows, in (0, 1]."""
-        sample_rate = self.settings.sample_rate_of(request.route)
+        sample_rate = self._sample_rates.get(request.route, self._sample_rates[""])
         if sample_rate >= 1:
             return 1.0
         if request.ungoverned is not None:
