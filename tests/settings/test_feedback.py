@@ -49,8 +49,8 @@ def test_every_type_can_be_declared_and_has_a_span() -> None:
         ("x", {"type": "category", "values": ["a", ""]}, "metrics.x.values", "1 to 100 characters"),
         ("x", {"type": "boolean", "values": ["a", "b"]}, "metrics.x.values", "category"),
         ("x", {"type": "category", "values": ["a", "b"], "survey": "s"}, "metrics.x.survey", "words have no mean"),
-        ("1x", {"type": "boolean"}, "metrics.1x", "a letter"),
-        ("a.b", {"type": "boolean"}, "metrics.a.b", "letters, digits"),
+        ("1x", {"type": "boolean"}, "metrics", "got '1x'; a letter"),
+        ("a.b", {"type": "boolean"}, "metrics", "got 'a.b'; a letter, then up to 63 letters, digits"),
     ],
 )
 def test_a_metric_that_cannot_work_is_refused_with_its_path(

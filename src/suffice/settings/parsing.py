@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.settings.checks import check_settings
+from suffice.settings.checks import check_settings, typed_fields
 from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Rollout, Route, Settings, Upstream
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -97,7 +96,7 @@ def _allowed(model: type[msgspec.Struct], inner: str) -> str:
     hint: Any = model
     for name in inner.split("."):
         nested = _struct_in(hint)
-        hint = get_type_hints(nested).get(name.partition("[")[0]) if nested is not None else None
+        hint = typed_fields(nested).get(name.partition("[")[0]) if nested is not None else None
     words = [w for part in (hint, *get_args(hint)) if get_origin(part) is Literal for w in get_args(part)]
     return f"; allowed: {', '.join(words)}" if words else ""
 
@@ -105,7 +104,7 @@ def _allowed(model: type[msgspec.Struct], inner: str) -> str:
 def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path or 'config'}: must be a table, got {type(raw).__name__}")
-    hints = _hints(model)
+    hints = typed_fields(model)
     for key, value in raw.items():
         here = f"{path}.{key}" if path else str(key)
         if key not in hints:
@@ -126,11 +125,6 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
                 _refuse_unknown(item, nested, f"{here}.{name}")
         else:
             _refuse_unknown(value, nested, here)
-
-
-@cache
-def _hints(model: type[msgspec.Struct]) -> Mapping[str, Any]:
-    return get_type_hints(model)
 
 
 def _check_plain(here: str, key: str, value: object) -> None:

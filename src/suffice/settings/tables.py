@@ -94,7 +94,9 @@ Margin: TypeAlias = Annotated[float, Limits(_ABOVE_0, "above 0 and below 1", mos
 LatencyMargin: TypeAlias = Annotated[float, Limits(_ABOVE_0, "above 0 and at most 10", most=10)]
 Confidence: TypeAlias = Annotated[float, Limits(_ABOVE_HALF, "a fraction above 0.5 and below 1", most=_BELOW_1)]
 
-NAME: Final = TextRule(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '_', '.' and '-'")
+NAME: Final = TextRule(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", "a name is 1 to 64 letters, digits, '_', '.' and '-', not a sign first"
+)
 LayerName: TypeAlias = Annotated[str, NAME]
 HostName: TypeAlias = Annotated[str, TextRule(r"[A-Za-z0-9_.-]{1,253}", "a host name without scheme and port")]
 HeaderName: TypeAlias = Annotated[str, TextRule(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", "no HTTP header name")]

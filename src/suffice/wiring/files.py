@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,11 +15,12 @@ from suffice.errors import ConfigError, StoreError
 from suffice.model.artefact import StopModel, load_model
 from suffice.model.reading import MOST_BYTES
 from suffice.plugins import load_plugins
-from suffice.policy.base import POLICIES, Policy
+from suffice.policy.base import POLICIES
 from suffice.policy.parameters import parameters_of
 from suffice.review.items import format_conversation
 from suffice.rollout.assign import question_key
-from suffice.settings import Settings, parse_settings
+from suffice.settings import FileName, FileUrl, Settings, parse_settings
+from suffice.settings.checks import known_names, typed_fields
 from suffice.store.database.sqlite import database_path
 from suffice.store.routes.deployments import Condition, read_condition
 from suffice.upstream.wire import encode_json
@@ -32,7 +32,7 @@ MOST_SETTINGS_BYTES: Final = 2**20
 MOST_PARTS: Final = 40  # of a dotted key, which costs memory in the square of its parts
 # Possessive: linear time.
 _LONG_KEY: Final = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}""")
-MOST_DEEP = 8  # nested policies in which models are looked for, as in `build_policy`
+MOST_DEEP: Final = 24  # nested tables and lists in which models are looked for: eight policies
 
 
 def load_settings(path: str | Path) -> Settings:
@@ -42,14 +42,15 @@ def load_settings(path: str | Path) -> Settings:
     try:
         raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else read_toml(text)
         load_plugins()
-        return _absolute(parse_settings(_with_models(raw, file.parent)), file.parent.resolve())
+        return _absolute(parse_settings(read_models("", raw, file.parent)), file.parent.resolve())
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
 def _absolute(table: S, folder: Path) -> S:
+    """Count the names of files in a table, and in those inside it, from a folder."""
     changed = dict[str, Any]()
-    for name, kind in _file_fields(type(table)).items():
+    for name, hint in typed_fields(type(table)).items():
         value = getattr(table, name)
         if isinstance(value, msgspec.Struct):
             changed[name] = _absolute(value, folder)
@@ -57,22 +58,12 @@ def _absolute(table: S, folder: Path) -> S:
             changed[name] = {
                 key: _absolute(one, folder) if isinstance(one, msgspec.Struct) else one for key, one in value.items()
             }
-        elif value and kind == "file":
+        elif hint == FileName and value:
             changed[name] = str(folder / value)
-        elif kind == "file in a URL":
+        elif hint == FileUrl:
             scheme, separator, file = value.partition(":///")
             changed[name] = f"{scheme}:///{folder / file}" if separator and file not in ("", ":memory:") else value
     return msgspec.structs.replace(table, **changed)
-
-
-@cache
-def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
-    entries = dict[str, str]()
-    for name, hint in get_type_hints(table, include_extras=True).items():
-        marks = [one.extra or {} for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
-        if marks or not isinstance(hint, type) or issubclass(hint, msgspec.Struct | dict):
-            entries[name] = marks[0].get("names", "") if marks else ""
-    return entries
 
 
 def _read_file(file: Path, most_bytes: int, where: str) -> bytes:
@@ -104,49 +95,20 @@ def read_toml(text: str) -> dict[str, Any]:
         raise ConfigError(f"is not valid TOML: {error}") from None
 
 
-def _with_models(raw: Any, folder: Path) -> Any:
-    """Replace each learned model that a route or an arm names by file with the file's content, unchecked."""
-    if not isinstance(raw, Mapping):
-        return raw
-    read, experiments = dict(raw), raw.get("experiments")
-    if "routes" in raw:
-        read["routes"] = _policies_with_models("routes", raw["routes"], folder)
-    if isinstance(experiments, Mapping):
-        read["experiments"] = {
-            name: {**one, "arms": _policies_with_models(f"experiments.{name}.arms", one["arms"], folder)}
-            if isinstance(one, Mapping) and "arms" in one
-            else one
-            for name, one in experiments.items()
-        }
-    return read
-
-
-def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
-    if not isinstance(tables, Mapping):
-        return tables
-    return {
-        name: {**table, "policy": policy_with_models(f"{where}.{name}.policy", table["policy"], folder)}
-        if isinstance(table, Mapping) and "policy" in table
-        else table
-        for name, table in tables.items()
-    }
-
-
-def policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DEEP) -> Any:
-    name = spec.get("policy") if isinstance(spec, Mapping) else None
-    if not depth or not isinstance(name, str) or name not in POLICIES:
-        return spec
-    read = dict(spec)
-    for parameter in parameters_of(POLICIES[name]):
-        value, place = read.get(parameter.name), f"{where}.{name}.{parameter.name}"
-        if parameter.type is StopModel and isinstance(value, str):
-            read[parameter.name] = _read_model(place, folder / value)
-        elif parameter.type is Policy and isinstance(value, list):
-            read[parameter.name] = [
-                policy_with_models(f"{place}[{at}]", one, folder, depth - 1) for at, one in enumerate(value)
-            ]
-        elif parameter.type is Policy and value is not None:
-            read[parameter.name] = policy_with_models(place, value, folder, depth - 1)
+def read_models(where: str, value: Any, folder: Path, depth: int = MOST_DEEP) -> Any:
+    """Replace each learned model that a policy names by file with the file's content, unchecked."""
+    if isinstance(value, list) and depth:
+        return [read_models(f"{where}[{at}]", one, folder, depth - 1) for at, one in enumerate(value)]
+    if not isinstance(value, Mapping) or not depth:
+        return value
+    name = value.get("policy")
+    policy = POLICIES.get(name) if isinstance(name, str) else None
+    models = () if policy is None else {one.name for one in parameters_of(policy) if one.type is StopModel}
+    read = dict[Any, Any]()
+    for key, inner in value.items():
+        place = ".".join(filter(None, (where, name if policy is not None else "", str(key))))
+        is_file = key in models and isinstance(inner, str)
+        read[key] = _read_model(place, folder / inner) if is_file else read_models(place, inner, folder, depth - 1)
     return read
 
 
@@ -242,7 +204,6 @@ def questions_file(settings: Settings, route: str) -> Path | None:
     """The file of a route's questions for reviewers, else its judge's. Raises ConfigError for an unknown route."""
     known = settings.routes.get(route)
     if known is None:
-        names = ", ".join(sorted(settings.routes)) or "none is configured"
-        raise ConfigError(f"unknown route {route!r}; known: {names}")
+        raise ConfigError(f"unknown route {route!r}; {known_names(settings.routes)}")
     named = known.review.questions or ("" if known.judge is None else known.judge.questions)
     return Path(named) if named else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.people.promises import extracted
 from suffice.types import Findings
 from suffice.upstream.drivers import driver_facts, effort_problem, url_key
-from suffice.wiring.files import policy_with_models, read_toml
+from suffice.wiring.files import read_models, read_toml
 
 # Signals that every governed route records, so that later policies can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -210,12 +211,12 @@ def _starving(where: str, route: Route, settings: Settings) -> list[str]:
     if not start.is_long:
         return []
     long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
-    sentence = (
-        f"at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate takes some"
-        f" {start.n_audits:,} audits that count at once, and the burst brings {burst_of(route, settings.control):,};"
-        " leave it out, and audits are many until something is certified"
+    warning = (
+        f"{where}.audit_share: at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate"
+        f" takes some {start.n_audits:,} audits that count at once, and the burst brings"
+        f" {burst_of(route, settings.control):,}; leave it out, and audits are many until something is certified"
     )
-    return [f"{where}.audit_share: {sentence}"]
+    return [warning]
 
 
 def policy_table(source: str) -> dict[str, Any]:
@@ -223,28 +224,27 @@ def policy_table(source: str) -> dict[str, Any]:
     is_written = source.lstrip().startswith("{")
     where, folder = ("policy", Path()) if is_written else (source, Path(source).parent)
     try:
-        text = source if is_written else Path(source).read_text(encoding="utf-8")
-        result = _read(text)
+        result = _read_table(source if is_written else Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError, ConfigError):  # of TOML, JSON and Unicode
+    except (ValueError, ConfigError):  # of TOML and Unicode
         raise ConfigError(
             f"""{where}: is no table; write it as {{policy = "beta", threshold = 0.9}}, or name a TOML or JSON file"""
         ) from None
-    if not isinstance(result, Mapping) or not isinstance(result.get("policy"), str):
+    if not isinstance(result.get("policy"), str):
         raise ConfigError(f'{where}: names no policy; a table needs policy = "NAME"')
-    return dict(policy_with_models(where, result, folder))
+    return dict(read_models(where, result, folder))
+
+
+def _read_table(text: str) -> Mapping[str, Any]:
+    if not text.lstrip().startswith("{"):
+        return read_toml(text)
+    with contextlib.suppress(ValueError, RecursionError):
+        table: dict[str, Any] = json.loads(text)  # an object, by its brace
+        return table
+    inline: dict[str, Any] = read_toml(f"table = {text.strip()}")["table"]
+    return inline
 
 
 def check_policy(name: str, route: Route, policy: Mapping[str, Any]) -> None:
     build_route(name, msgspec.structs.replace(route, policy=dict(policy)))
-
-
-def _read(text: str) -> Any:
-    stripped = text.strip()
-    if stripped.startswith("{"):
-        try:
-            return json.loads(stripped)
-        except (ValueError, RecursionError):
-            return read_toml(f"table = {stripped}")["table"]
-    return read_toml(text)
