@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns
-from suffice.learn.budgeting import Integrator, Spender
+from suffice.learn.budgeting import DROP_PER_DISAGREEMENT, ETA, Spender
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.version import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount
 from tests.learn.runs_made import audits, believing
 
-RULE = Integrator(max_em_drop=0.02)
 N_LEVELS = 5
 LEVELS = np.array([-np.inf, 0.2, 0.4, 0.6, 0.8])  # of 1 - score, a step costs nothing here
 SERVED = FoldedModels(
@@ -61,11 +60,11 @@ def running(level: int = 1) -> Spender:
 
 def gap(here: Spender) -> float:
     """How far the identity of guarantee B is from holding, under budgets that may have moved."""
-    state, n = here.state, here.account.n_audits
-    assert state is not None
+    spent, n = here.integrator, here.account.n_audits
+    assert spent is not None
     assert here.account.em_drop is not None
     assert here.account.max_em_drop is not None
-    moved = (state.started - state.theta + state.clipped) / (RULE.eta * n)
+    moved = (spent.started - spent.theta + spent.clipped) / (ETA * n)
     return here.account.em_drop - here.account.max_em_drop - moved
 
 
@@ -131,7 +130,7 @@ def test_a_label_settles_what_a_disagreement_cost_and_one_that_never_comes_is_a_
     runs = replace(audits([[0.9, 0.9]], z=[[0, 0]], d=[[True, False]]), label_at=np.array([label_at]))
     here = booked(running(), runs, level=1, now=now, timeout=50)
     assert here.account.n_waiting == waiting
-    assert here.account.em_drop == pytest.approx(RULE.drop_per_disagreement if z is None else z)
+    assert here.account.em_drop == pytest.approx(DROP_PER_DISAGREEMENT if z is None else z)
 
 
 def test_without_labels_a_disagreement_is_a_loss_at_once_and_so_is_an_audit_that_was_left() -> None:
