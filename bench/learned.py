@@ -100,14 +100,14 @@ def figures() -> list[Figure]:
     half = len(table) // 3
     at = [chosen.names.index(name) for name in ("logit(confidence)", "log1p(answer_streak)")]
     good = rng.random(len(table)) < 1 / (1 + np.exp(1 - table[:, at] @ [0.4, 0.8]))
-    examples = Examples(x=table[:half], good={"as-good": good[:half]})
+    examples = Examples(table[:half], good[:half])
     unseen = table[half:][:N_ROWS]
     seen = signals_of(features, made[:100])
     rows = [features.row(signals) for signals in seen]
     found = [Figure(what=f"features of a row: {len(features)}, µs", value=microseconds(features.row, seen), limit=None)]
     kinds: tuple[tuple[Parts, str], ...] = (("linear", "linear"), ("ensemble", "linear and 60 trees"))
     for parts, name in kinds:
-        fitted = fit(examples, chosen, "as-good", parts=parts)
+        fitted = fit(examples, chosen, parts=parts)
         ensemble = export_ensemble(fitted.trained, n_features=len(features))
         trained = TrainingRecord(n_episodes=N_RUNS, n_questions=N_RUNS, digest="made up", target="as-good", seed=0)
         model = load_model(dump_model(StopModel(features=features.names, suffices=ensemble, trained=trained)))

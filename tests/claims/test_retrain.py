@@ -67,9 +67,9 @@ def models(data: Dataset) -> dict[str, FitResult]:
     for name, taken in (("naive", stops), ("right stops", right), ("unweighted", stops[:0])):
         made[name] = Examples(
             x=data.own[np.concatenate([whole, taken])],
-            good={"as-good": np.concatenate([good[whole], np.ones(len(taken), dtype=bool)])},
+            good=np.concatenate([good[whole], np.ones(len(taken), dtype=bool)]),
         )
-    return {name: fit(rows, data.chosen, "as-good") for name, rows in made.items()}
+    return {name: fit(rows, data.chosen) for name, rows in made.items()}
 
 
 def mean_bias(biases: list[Bias], name: str, at: int) -> float:

@@ -24,7 +24,7 @@ from suffice.learn.export import (
     export_trees,
 )
 from suffice.learn.features import FeatureSelection
-from suffice.learn.models import Examples, Parts, Target, Trajectories, fit, fit_values
+from suffice.learn.models import Examples, Parts, Trajectories, fit, fit_values
 from suffice.model.artefact import StepCost, TrainingRecord, dump_model, load_model
 from suffice.model.ensemble import Ensemble, ModelPart
 
@@ -123,11 +123,11 @@ def test_a_fitted_stop_model_says_as_an_artefact_what_it_said_to_its_trainer(par
     chosen = FeatureSelection(
         ("step", "tokens_used", "confidence"), ("agreement", "n_votes", "lead", "model=a", "model=b")
     )
-    examples = Examples(x=matrix, good={"as-good": label, "hopeless": np.ones(len(label), bool)})
-    targets: tuple[Target, Target] = ("as-good", "hopeless")
-    good, hopeless = (fit(examples, chosen, target, parts=parts) for target in targets)
+    good, hopeless = (
+        fit(Examples(matrix, target), chosen, parts=parts) for target in (label, np.ones(len(label), bool))
+    )
     facts = TrainingRecord(n_episodes=100, n_questions=50, digest="d", target="as-good", seed=0)
-    model = export_stop_model(chosen, good, hopeless, trained=facts, cost=StepCost(0.5), classes=[("hard", 0.1)])
+    model = export_stop_model(chosen, good, hopeless, trained=facts, cost=StepCost(0.5))
     assert model.hopeless is not None
     assert model.features == chosen.names
     assert {"suffice", "numpy", "scikit-learn"} <= dict(model.trained.versions).keys()

@@ -175,7 +175,7 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
     for fold in range(5):
         rows = build_examples(told, told.fold != fold, "as-good")
         assert rows is not None
-        model = fit(rows, told.chosen, "as-good", parts="linear")
+        model = fit(rows, told.chosen, parts="linear")
         seen = inner & (told.fold != fold)[told.run_of_row]
         unseen = inner & (told.fold == fold)[told.run_of_row]
         within.append(_skill(model.scores(told.x[seen]), told.same[seen]))

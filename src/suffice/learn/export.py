@@ -16,7 +16,6 @@ from suffice.learn.models import FitResult, Values
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Isotonic, Linear, ModelPart
 from suffice.model.trees import LEAF, Tree, Trees
-from suffice.signals.classes import Classes
 
 _LAST_DIGITS = 1e-10  # relative: above rounding errors, below the distance of values that a tree separates
 
@@ -29,19 +28,14 @@ def export_stop_model(
     hopeless: FitResult | None = None,
     *,
     trained: TrainingRecord,
-    cost: StepCost | None = None,
-    classes: Sequence[tuple[str, float]] = (),
-    found: Classes | None = None,
+    cost: StepCost,
 ) -> StopModel:
-    """Export for the policy `learned`. `classes` are thresholds by class, `found` the rules for a query's class."""
     return StopModel(
         features=chosen.names,
         suffices=_fitted(suffices, chosen),
         hopeless=None if hopeless is None else _fitted(hopeless, chosen),
         trained=_with_versions(trained),
-        cost=cost or StepCost(),
-        classes=tuple(classes),
-        found=() if found is None else found.plain(),
+        cost=cost,
     )
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isqrt
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,16 +50,12 @@ MAX_ROWS = 40_000  # more rows are thinned evenly, to bound the fitting time
 _CLIP = 1e-4  # of a part's probability, before logits are averaged
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examples:
+class Examples(NamedTuple):
     """Checkpoints of full runs, one row each, without the last step of a run: a stop there is the full run."""
 
     x: Floats  # (R, P): features, the dense ones first
-    good: Mapping[Target, Bools]  # R each
+    good: Bools  # R
     weight: Floats | None = None  # R, at least 0; None: 1 each
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +71,18 @@ class FitResult:
         return mean
 
 
-def fit(
-    examples: Examples, chosen: FeatureSelection, target: Target, *, parts: Parts = "ensemble", seed: int = 0
-) -> FitResult:
+def fit(examples: Examples, chosen: FeatureSelection, *, parts: Parts = "ensemble", seed: int = 0) -> FitResult:
     """Fit P(good): by default, mean logits of a penalised logistic regression and of boosted trees on dense features.
 
     With fewer than 20 rows of either outcome the model is a constant, the share of good rows. Raise ConfigError without
     scikit-learn, ValueError for weights that are not finite, below 0, or not one per row.
     """
-    x, y, weight = _rows(examples, target)
+    x, y, weight = examples
+    if weight is not None:
+        if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
+            raise ValueError(f"weight: got shape {weight.shape} for {len(y)} rows; one a row, finite and at least 0")
+        counts = weight > 0
+        x, y, weight = x[counts], y[counts], weight[counts]
     if min(int(y.sum()), int((~y).sum())) < 20:
         n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
         share = (float(n_good) + 1) / (float(n) + 2)  # never 0 and never 1
@@ -110,16 +109,6 @@ def fit(
             made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
             trained.append(trees)
     return FitResult(tuple(made), tuple(trained))
-
-
-def _rows(examples: Examples, target: Target) -> tuple[Floats, Bools, Floats | None]:
-    y, weight = examples.good[target], examples.weight
-    if weight is None:
-        return examples.x, y, None
-    if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
-        raise ValueError(f"weight: got shape {weight.shape} for {len(y)} rows; one a row, finite and at least 0")
-    counts = weight > 0
-    return examples.x[counts], y[counts], weight[counts]
 
 
 def _systematic_sample(weight: Floats | None, n_rows: int) -> Ints:

@@ -159,12 +159,12 @@ def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest:
 def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str) -> StopModel:
     rows = build_examples(data, learn_from, "as-good", half_life=recipe.half_life)
     assert rows is not None, "agreement needs no label"
-    suffices = fit(rows, data.chosen, "as-good", parts=recipe.parts, seed=recipe.seed)
+    suffices = fit(rows, data.chosen, parts=recipe.parts, seed=recipe.seed)
     failing = build_examples(data, learn_from, "hopeless", half_life=recipe.half_life)
     hopeless: FitResult | None = None
     if failing is not None:
         # It only classifies stops and never causes a risky one, so the fastest part is enough.
-        hopeless = fit(failing, data.chosen, "hopeless", parts="linear", seed=recipe.seed)
+        hopeless = fit(failing, data.chosen, parts="linear", seed=recipe.seed)
     facts = _facts(data, learn_from, "as-good", recipe, digest)
     return export_stop_model(data.chosen, suffices, hopeless, trained=facts, cost=StepCost(recipe.cost_exponent))
 

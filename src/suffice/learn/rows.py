@@ -65,7 +65,7 @@ def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: flo
     weight = _scaled(runs_each, _fading(data, half_life))
     run = data.run_of_row
     rows = np.flatnonzero(data.inner & (weight > 0)[run])
-    return Examples(x=data.own[rows], good={target: good_rows_of_run(data, target)[rows]}, weight=weight[run][rows])
+    return Examples(data.own[rows], good_rows_of_run(data, target)[rows], weight[run][rows])
 
 
 def good_rows_of_run(data: Dataset, target: Target) -> Bools:

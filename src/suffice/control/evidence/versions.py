@@ -65,8 +65,7 @@ class LiveLearner:
     parts: Parts = "ensemble"
 
     def __call__(self, x: Floats, good: Bools, weight: Floats) -> ModelScores:
-        examples = Examples(x=x, good={"as-good": good}, weight=weight)
-        fitted = fit(examples, self.chosen, "as-good", parts=self.parts, seed=SEED)
+        fitted = fit(Examples(x, good, weight), self.chosen, parts=self.parts, seed=SEED)
         digest = hashlib.blake2b(digest_size=8)
         for part in (x, good, weight):
             digest.update(np.ascontiguousarray(part).tobytes())

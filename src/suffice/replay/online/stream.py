@@ -127,8 +127,7 @@ def learner_of(chosen: FeatureSelection, *, parts: Parts = "ensemble", seed: int
 
 
 def _learn(chosen: FeatureSelection, parts: Parts, seed: int, x: Floats, good: Bools, weight: Floats) -> PGood:
-    fitted = fit(Examples(x=x, good={"as-good": good}, weight=weight), chosen, "as-good", parts=parts, seed=seed)
-    return fitted.scores
+    return fit(Examples(x, good, weight), chosen, parts=parts, seed=seed).scores
 
 
 def _take(names: Sequence[V], which: Ints) -> tuple[V, ...]:

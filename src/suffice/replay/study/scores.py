@@ -162,8 +162,8 @@ class CrossFit:
             kept = thin_runs(kept, runs)
             those, x = select_runs(runs, kept), self.x[kept[runs.run_of_row]]
             return fit_values(Trajectories(x=x, starts=those.starts, ok=those.ok, tokens=those.cost))
-        examples = Examples(x=self.x[rows], good={target: good_rows(runs, target)[rows]})
-        return fit(examples, self.chosen, target, parts=parts, seed=self.seed)
+        examples = Examples(self.x[rows], good_rows(runs, target)[rows])
+        return fit(examples, self.chosen, parts=parts, seed=self.seed)
 
     def kept(self, left_out: Sequence[int]) -> Bools:
         return ~np.isin(self.fold, list(left_out))
