@@ -37,10 +37,10 @@ from suffice.gateway.request_parsing import (
     read_chat,
 )
 from suffice.gateway.rounds_service import read_decide
-from suffice.learn.version import read_version
 from suffice.model import artefact
 from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Isotonic, Linear
+from suffice.policy.folded_version import read_version
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import label_studio, langfuse
 from suffice.settings import Server, parse_settings

@@ -28,8 +28,8 @@ from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.loop.epoch import Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
-from suffice.learn.groups import prompt_fold
 from suffice.learn.version import N_FOLDS
+from suffice.policy.folded_version import prompt_fold
 from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route
 from suffice.store.database.log import StoredEvent

@@ -21,10 +21,10 @@ from suffice.control.evidence.versions import written
 from suffice.errors import ConfigError, TraceError
 from suffice.gateway import last_good
 from suffice.gateway.last_good import LastGood
-from suffice.learn.version import FoldedVersion as Models
-from suffice.learn.version import load_version, read_version
 from suffice.model.artefact import StopModel, TrainingRecord, canonical, dump_model, load_model
 from suffice.model.ensemble import Ensemble, Isotonic, Linear
+from suffice.policy.folded_version import FoldedVersion as Models
+from suffice.policy.folded_version import load_version, read_version
 from suffice.policy.learned import LearnedPolicy
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.rollout.versions import check_address, open_version, seal_version

@@ -23,7 +23,8 @@ from suffice.learn.dataset import Dataset, build_dataset
 from suffice.learn.models import Examples, FitResult, fit
 from suffice.learn.retrain import FitRecipe, fit_version, retrain
 from suffice.learn.rows import audit_runs, build_examples, good_rows_of_run
-from suffice.learn.version import FoldedVersion, as_served, fold_version
+from suffice.learn.version import as_served, fold_version
+from suffice.policy.folded_version import FoldedVersion
 from tests.learn.made import World, episodes, match
 
 SEEDS = (0, 1, 2)

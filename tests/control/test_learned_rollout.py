@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.control.evidence.versions import read_back, written
 from suffice.control.jobs.base import Worker
-from suffice.learn.version import FoldedVersion
+from suffice.policy.folded_version import FoldedVersion
 from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import newest_event, open_reader

@@ -13,9 +13,9 @@ from typing import Any
 from suffice.assurance.runs import Match
 from suffice.control.compare.assessment import Assessment, standing_of
 from suffice.control.jobs.proposals import Advance
-from suffice.learn.version import FoldedVersion
 from suffice.model.artefact import StopModel, TrainingRecord, canonical
 from suffice.model.ensemble import Ensemble, Linear
+from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.evidence import Rules
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions

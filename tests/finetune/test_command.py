@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.learn.version import FoldedVersion
 from suffice.model.artefact import StopModel, TrainingRecord, canonical
 from suffice.model.ensemble import Ensemble, Linear
+from suffice.policy.folded_version import FoldedVersion
 from suffice.replay.traces.read import own_traces
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog

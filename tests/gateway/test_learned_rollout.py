@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from suffice.learn.version import FoldedVersion
 from suffice.model.artefact import canonical
+from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout import stages
 from suffice.rollout.evidence import Rules, rules_of
 from suffice.settings import Settings, parse_settings

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from suffice import Governor
-from suffice.learn.version import FoldedVersion
 from suffice.model.artefact import StopModel, TrainingRecord, canonical
 from suffice.model.ensemble import Ensemble, Linear
+from suffice.policy.folded_version import FoldedVersion
 from suffice.settings import Settings
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.learn.groups import prompt_fold
+from suffice.policy.folded_version import prompt_fold
 from suffice.wiring.routes import build_route
 from suffice_testing import FakeRequest, Fault, Reply, Samples, ScriptedThought, cut
 from tests.gateway.conftest import Serve

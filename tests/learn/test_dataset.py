@@ -11,8 +11,9 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.dataset import Dataset, as_step, build_dataset, early_features
-from suffice.learn.groups import MOST_REPEATS, prompt_fold, weigh_repeats
+from suffice.learn.groups import MOST_REPEATS, weigh_repeats
 from suffice.learn.rows import build_examples
+from suffice.policy.folded_version import prompt_fold
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel

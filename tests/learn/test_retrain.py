@@ -10,12 +10,12 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.dataset import Dataset, build_dataset
-from suffice.learn.groups import prompt_fold
 from suffice.learn.report_card import make_card
 from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, refit_reason, retrain
 from suffice.learn.rows import audit_runs
-from suffice.learn.version import FoldedVersion, as_served, fold_version, load_version
+from suffice.learn.version import as_served, fold_version
 from suffice.policy.base import build_policy
+from suffice.policy.folded_version import FoldedVersion, load_version, prompt_fold
 from suffice.store.database.views import EpisodeWithLabels
 from suffice_demo.replayed_runs import replay_run
 from tests.learn.made import World, episodes, match
@@ -112,13 +112,16 @@ def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, ver
     ("change", "message"),
     [
         ({"schema": 2}, "version.schema: got 2"),
-        ({"more": 1}, "version.more: unknown"),
-        ({"models": []}, "version.models: got a list; a list of 1 to 20"),
-        ({"levels": [1, 2]}, "version.levels: must be lists"),
-        ({"levels": [[0.1], [0.1]]}, "5 models and 2 ladders"),
+        ({"more": 1}, "version: unknown key 'more'"),
+        ({"models": []}, "version.models: got 0; 1 to 20, one for each fold"),
+        ({"levels": [1, 2]}, r"version.levels\[0\]: got 1; a list"),
+        ({"levels": [[0.1], [0.1]]}, "version.levels: need a list of levels for each of 5 models"),
         ({"levels": [[0.2, 0.1]] * 5}, r"levels\[0\]: must rise"),
         ({"levels": [[0.1, float("nan")]] * 5}, r"levels\[0\]\[1\]: got nan"),
-        ({"levels": [[0.1]] * 4 + [[0.1, 0.2]]}, "as many for each fold"),
+        (
+            {"levels": [[0.1]] * 4 + [[0.1, 0.2]]},
+            "version.levels: need a list of levels for each of 5 models, equally long",
+        ),
         ({"values": [1, 2, 3, 4, 5]}, r"version.values\[0\]"),
     ],
 )

@@ -234,7 +234,7 @@ def weights(plain: dict[str, Any]) -> Any:
         (lambda p: weights(p)["weights"].__setitem__(0, "1"), r"weights\[0\]"),
         (lambda p: weights(p)["weights"].append(1.0), "one for each of 2 features"),
         (lambda p: p["body"]["levels"].pop(), "levels: need a list of levels for each of 2 models"),
-        (lambda p: p["body"]["levels"].__setitem__(0, 7), "levels: need a list"),
+        (lambda p: p["body"]["levels"].__setitem__(0, 7), r"levels\[0\]: got 7; a list"),
         (lambda p: p["body"]["levels"].__setitem__(0, [0.3, 0.1]), r"levels\[0\]: must rise"),
         (lambda p: p["body"]["levels"].__setitem__(0, [0.1, 1e9]), r"levels\[0\]\[1\]"),
         (lambda p: p["body"].__setitem__("models", []), "models: got 0; 1 to 20"),

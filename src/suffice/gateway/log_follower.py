@@ -29,8 +29,8 @@ from suffice.gateway.route import (
     deploy_route,
     observe_route,
 )
-from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
+from suffice.policy.folded_version import FoldedVersion, load_version, read_version
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, in_effect, unexpired
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment

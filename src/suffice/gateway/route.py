@@ -15,9 +15,8 @@ import msgspec
 
 from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest, ConfigError
-from suffice.learn.groups import prompt_fold
-from suffice.learn.version import FoldedVersion
 from suffice.policy.base import Policy, build_policy, version_of
+from suffice.policy.folded_version import FoldedVersion, prompt_fold
 from suffice.policy.returning import returning
 from suffice.policy.rules import Never
 from suffice.review import route_guarantee

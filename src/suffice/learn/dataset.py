@@ -37,8 +37,8 @@ from suffice.assurance.sampling import p_kept
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns, Small
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.groups import place_of, prompt_fold
 from suffice.learn.version import MOST_AUDITS, N_FOLDS
+from suffice.policy.folded_version import place_of, prompt_fold
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import SignalColumns, observe_columns
 from suffice.types import Feedback, Kind, Outcome, Query, Request, Step, StepRecord

@@ -6,7 +6,6 @@ draws serves every number of a report, so differences between them are paired.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeAlias
@@ -24,17 +23,6 @@ _LEAST_DEFINED: Final = 0.99  # share of draws; below it there is no interval
 _FEW: Final = 20  # prompts below which an interval is only a sketch
 
 Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) → (draws,); nan: undefined there
-
-
-def place_of(key: str, *, purpose: str) -> float:
-    """A hash in [0, 1), independent for each purpose."""
-    # Invalid Unicode needs a place, too.
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), person=purpose.encode()[:16], digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53  # a float holds 53 bits
-
-
-def prompt_fold(key: str, n_folds: int) -> int:
-    return int(place_of(key, purpose="fold") * n_folds)
 
 
 def weigh_repeats(keys: Sequence[str]) -> NDArray[np.float64]:

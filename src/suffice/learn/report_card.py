@@ -19,8 +19,9 @@ from suffice.learn.export import export_isotonic
 from suffice.learn.features import sklearn
 from suffice.learn.groups import Resamples, pick_level, ratio
 from suffice.learn.rows import audit_runs, good_rows_of_run, weigh_full_runs, weigh_labels
-from suffice.learn.version import N_FOLDS, FoldedVersion, as_served, fold_version
+from suffice.learn.version import N_FOLDS, as_served, fold_version
 from suffice.model.ensemble import Isotonic
+from suffice.policy.folded_version import FoldedVersion
 
 Learned: TypeAlias = Literal["as-good", "hopeless"]
 

@@ -16,8 +16,9 @@ from suffice.learn.groups import pick_level
 from suffice.learn.models import PRICES, FitResult, Parts, Values, fit, fit_values
 from suffice.learn.report_card import ReportCard, Verdict, make_card
 from suffice.learn.rows import audit_runs, build_examples, build_trajectories, weigh_full_runs
-from suffice.learn.version import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, FoldedVersion, cut_levels, level_risk
+from suffice.learn.version import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, level_risk
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord
+from suffice.policy.folded_version import FoldedVersion
 
 Reason: TypeAlias = Literal["schedule", "drift", "by hand"]
 _PRICES: Final = PRICES[::3]  # a finer sweep takes three times as long and picks a neighbour

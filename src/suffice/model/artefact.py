@@ -127,12 +127,10 @@ def dump_model(model: StopModel) -> bytes:
     return canonical(model.plain())
 
 
-def load_model(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopModel:
+def load_model(source: object, *, where: str = "model") -> StopModel:
     """Raise ConfigError, with the place after `where`, for anything invalid, unknown, missing, duplicate or too big."""
     table = ModelTable(where, parse_json(where, source) if isinstance(source, bytes) else source)
-    schema = table.take("schema")
-    if type(schema) is not int or schema != SCHEMA:
-        raise ConfigError(f"{where}.schema: got {describe_value(schema)}; this version reads {SCHEMA}")
+    table.check_schema(SCHEMA)
     hopeless = table.table_or_none("hopeless")
     return table.build(
         StopModel,

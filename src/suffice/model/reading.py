@@ -37,6 +37,11 @@ class ModelTable:
         self._left.pop(key, None)
         return self.content[key]
 
+    def check_schema(self, known: int) -> None:
+        schema = self.take("schema")
+        if type(schema) is not int or schema != known:
+            raise ConfigError(f"{self.where}.schema: got {describe_value(schema)}; this version reads {known}")
+
     def text(self, key: str) -> str:
         return _text(f"{self.where}.{key:.60}", self.take(key))
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import MOST_RISK, canonical, load_model
+from suffice.model.artefact import canonical
 from suffice.model.reading import (
     MOST,
     MOST_BYTES,
@@ -24,22 +24,20 @@ from suffice.model.reading import (
     ModelTable,
     describe_value,
     exact_float,
-    numbers,
     parse_json,
 )
 from suffice.policy.base import build_policy
+from suffice.policy.folded_version import load_version
 from suffice.signals.base import resolve_needs
-from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 
 Form: TypeAlias = Literal[
     "policy",  # {"policy": name, **parameters}, as `policy.base.build_policy` takes it
-    "learned",  # models with their levels, as `learn.version.Version.plain` writes them
+    "learned",  # models with their levels, as `policy.folded_version.FoldedVersion.plain` writes them
 ]
 
 SCHEMA: Final = 1
 MOST_DEPTH: Final = 64
-MOST_FOLDS: Final = 20
 ADDRESS: Final = re.compile(r"pv-[0-9a-f]{32}")
 _MARK: Final = b"suffice-version/1"
 _FIRST_LINE: Final = re.compile(rb"suffice-version/1 (pv-[0-9a-f]{32}) ([0-9a-f]{64})")
@@ -269,38 +267,7 @@ def _check_plain(where: str, value: object, depth: int) -> None:
 def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
     if form == "policy":
         return build_policy(body).needs
-    table = ModelTable("version.body", body)
-    _check_schema(table)
-    needs = _models_need("version.body.models", table.items("models"))
-    _check_levels(table.items("levels"), n_models=len(table.content["models"]))
-    values = table.take("values")
-    if values is not None:
-        _models_need("version.body.values", table.items("values"))
-        if len(values) != len(table.content["models"]):
-            raise ConfigError(f"version.body.values: got {len(values)}; one for each of the models, or none at all")
-    table.done()
-    return needs
-
-
-def _models_need(where: str, models: tuple[Any, ...]) -> tuple[str, ...]:
-    if not 1 <= len(models) <= MOST_FOLDS:
-        raise ConfigError(f"{where}: got {len(models)}; 1 to {MOST_FOLDS}, one for each fold")
-    needs: dict[str, None] = {}
-    for at, plain in enumerate(models):
-        model = load_model(plain, where=f"{where}[{at}]")
-        signals = FeatureSet(model.features, where=f"{where}[{at}].features").needs
-        needs |= dict.fromkeys((*signals, "query") if model.classes else signals)
-    return tuple(needs)
-
-
-def _check_levels(ladders: tuple[Any, ...], *, n_models: int) -> None:
-    lengths = {len(levels) if isinstance(levels, (list, tuple)) else 0 for levels in ladders}
-    if len(ladders) != n_models or len(lengths) != 1 or lengths == {0}:
-        raise ConfigError(f"version.body.levels: need a list of levels for each of {n_models} models, equally long")
-    for at, levels in enumerate(ladders):
-        values = numbers(f"version.body.levels[{at}]", levels, least=0.0, most=MOST_RISK)
-        if list(values) != sorted(values):
-            raise ConfigError(f"version.body.levels[{at}]: must rise, safe first")
+    return load_version(body, where="version.body").needs
 
 
 def _schema_of(needs: Iterable[str]) -> tuple[SignalSchema, ...]:
@@ -325,7 +292,7 @@ def _check_signals(declared: tuple[ModelTable, ...], needed: tuple[SignalSchema,
 
 def _read(plain: object) -> Version:
     table = ModelTable("version", plain)
-    _check_schema(table)
+    table.check_schema(SCHEMA)
     made: dict[str, Any] = {name: table.text(name) for name in ("form", "kind", "scorer")}
     made |= {name: table.table(name).content for name in ("body", "report_card")}
     made["model_family"] = _text_or_none(table, "model_family")
@@ -335,12 +302,6 @@ def _read(plain: object) -> Version:
     version = Version(**made)
     _check_signals(signals, version.signals)
     return version
-
-
-def _check_schema(table: ModelTable) -> None:
-    schema = table.take("schema")
-    if type(schema) is not int or schema != SCHEMA:
-        raise ConfigError(f"{table.where}.schema: got {describe_value(schema)}; this one reads {SCHEMA}")
 
 
 def _text_or_none(table: ModelTable, key: str) -> str | None:

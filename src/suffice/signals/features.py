@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log, log1p, sqrt
 from operator import itemgetter, sub
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.signals.base import FOLDS, check_need
+from suffice.signals.fold import Fold
 from suffice.signals.observe import SignalColumns
 from suffice.types import Query, Signals
 
@@ -240,7 +242,7 @@ class FeatureSet:
     def __init__(self, names: Sequence[str], *, where: str = "features") -> None:
         if not 0 < len(names) <= MOST_FEATURES:
             raise ConfigError(f"{where}: got {len(names):,} features; 1 to {MOST_FEATURES:,}")
-        folds = _folds()
+        folds = _folds(tuple(FOLDS.items()))
         parsed, first = list[tuple[Factor, ...]](), dict[str, int]()
         for at, name in enumerate(names):
             parsed.append(parse_terms(f"{where}[{at}]", name))
@@ -488,9 +490,11 @@ def _read_many(transform: Transform, column: Column) -> Column:
 # ---- what a name refers to
 
 
-def _folds() -> dict[str, str]:
+@lru_cache(maxsize=8)
+def _folds(known: tuple[tuple[str, Callable[..., Fold]], ...]) -> Mapping[str, str]:
+    """Each field of Signals with the name of the fold that fills it without parameters."""
     filled: dict[str, str] = {}
-    for name in FOLDS:
+    for name, _ in known:
         try:
             fields = check_need(name).fields
         except ConfigError:

@@ -20,8 +20,8 @@ from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, Retrain
 from suffice.control.jobs.rollup import Rollup
 from suffice.errors import SufficeError
-from suffice.learn.version import FoldedVersion, load_version
 from suffice.policy.base import build_policy
+from suffice.policy.folded_version import FoldedVersion, load_version
 from suffice.review.decide import IncidentForm
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions, read_artefact

@@ -20,8 +20,8 @@ from suffice.control.evidence.versions import read_back
 from suffice.edge.math import open_match
 from suffice.errors import ConfigError
 from suffice.files import write_whole
-from suffice.learn.groups import prompt_fold
 from suffice.policy.base import build_policy, version_of
+from suffice.policy.folded_version import prompt_fold
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.sqlite import database_path

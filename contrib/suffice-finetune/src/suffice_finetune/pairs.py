@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from suffice.learn.groups import place_of
+from suffice.policy.folded_version import place_of
 
 Format: TypeAlias = Literal["supervised", "preference"]
 ThoughtAs: TypeAlias = Literal["tags", "field"]

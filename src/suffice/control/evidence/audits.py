@@ -18,9 +18,9 @@ from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel, is_righ
 from suffice.learn.audits import AuditRuns, concatenate_audits
 from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
-from suffice.learn.groups import prompt_fold
 from suffice.learn.rows import audit_runs
 from suffice.learn.version import N_FOLDS
+from suffice.policy.folded_version import prompt_fold
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel

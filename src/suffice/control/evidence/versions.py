@@ -23,10 +23,11 @@ from suffice.learn.dataset import recorded_columns
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import Examples, Parts, fit
-from suffice.learn.version import N_FOLDS, FoldedModels, FoldedVersion, fit_served, fold_version, read_version
+from suffice.learn.version import N_FOLDS, FoldedModels, fit_served, fold_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy
 from suffice.policy.columns import QueryColumns, stops_of
+from suffice.policy.folded_version import FoldedVersion, read_version
 from suffice.policy.returning import returning
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, read_publications

@@ -20,7 +20,7 @@ from suffice.control.evidence.versions import active_version, written
 from suffice.control.jobs.base import JobPass, ProposalJob, rows_since, since
 from suffice.learn.dataset import build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
-from suffice.learn.version import FoldedVersion
+from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.evidence import rules_of
 from suffice.settings import Route
 from suffice.signals.query import class_of

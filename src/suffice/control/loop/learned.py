@@ -39,8 +39,9 @@ from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.version import FoldedModels, FoldedVersion, as_served
+from suffice.learn.version import FoldedModels, as_served
 from suffice.policy.base import build_policy
+from suffice.policy.folded_version import FoldedVersion
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo

@@ -27,7 +27,7 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats, Ints
-from suffice.learn.groups import place_of
+from suffice.policy.folded_version import place_of
 from suffice.replay.online.stream import RecordedTraffic
 
 Kind: TypeAlias = Literal["em", "model", "class", "mix", "relabel", "silent", "ramp", "oscillate", "turns", "set"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.errors import ConfigError, TraceError
 from suffice.learn.audits import Bools
-from suffice.learn.groups import place_of
+from suffice.policy.folded_version import place_of
 from suffice.replay.traces.columns import Batch, Hashes, TraceColumns, as_batches, check_columns, check_unique
 from suffice.replay.traces.formats import read_jsonl, read_parquet
 from suffice.types import Kind

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from suffice.errors import ConfigError
-from suffice.learn.version import FoldedVersion as Models
-from suffice.learn.version import load_version, read_version
+from suffice.policy.folded_version import FoldedVersion as Models
+from suffice.policy.folded_version import load_version, read_version
 from suffice.rollout import stages, versions
 from suffice.rollout.evidence import Rules, rules_of
 from suffice.rollout.versions import Version, VersionLineage, VersionTarget
