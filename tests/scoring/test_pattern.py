@@ -87,7 +87,7 @@ def test_the_last_match_counts_and_the_named_group() -> None:
         ("a**", "multiple repeat"),
         ("a++", "character 3: repeats a repetition"),
         ("(a*)*", "character 5: repeats something that can be empty"),
-        ("^*", "character 2: repeats something that can be empty"),
+        ("^*", "nothing to repeat"),
         ("*a", "character 1: nothing to repeat"),
         ("a{3,2}", "character 3: min repeat greater than max"),
         ("a{0}", "repeats at most 0 times"),

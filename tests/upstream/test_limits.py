@@ -96,8 +96,8 @@ def test_every_spelling_in_use() -> None:
         ("x-ratelimit-reset-tokens", "1m2s"),
     ]
     assert read_limits(openai, wall_s=NOW_S) == {
-        "requests": LimitWindow(remaining=499, limit=500, reset_s=0.12),
-        "tokens": LimitWindow(remaining=29_000, limit=30_000, reset_s=62.0),
+        "requests": LimitWindow(remaining=499, reset_s=0.12),
+        "tokens": LimitWindow(remaining=29_000, reset_s=62.0),
     }
     anthropic = [
         ("anthropic-ratelimit-requests-limit", "50"),
@@ -106,15 +106,15 @@ def test_every_spelling_in_use() -> None:
         ("anthropic-ratelimit-input-tokens-remaining", "7000"),
     ]
     assert read_limits(anthropic, wall_s=NOW_S) == {
-        "requests": LimitWindow(remaining=49, limit=50, reset_s=90.0),
+        "requests": LimitWindow(remaining=49, reset_s=90.0),
         "tokens": LimitWindow(remaining=7_000),
     }
     now = [("RateLimit", '"default";r=50;t=30'), ("RateLimit-Policy", '"default";q=100;w=60')]
-    assert read_limits(now, wall_s=NOW_S) == {"requests": LimitWindow(remaining=50, limit=100, reset_s=30.0)}
+    assert read_limits(now, wall_s=NOW_S) == {"requests": LimitWindow(remaining=50, reset_s=30.0)}
     before = [("ratelimit", "limit=100, remaining=40, reset=5")]
-    assert read_limits(before, wall_s=NOW_S) == {"requests": LimitWindow(remaining=40, limit=100, reset_s=5.0)}
+    assert read_limits(before, wall_s=NOW_S) == {"requests": LimitWindow(remaining=40, reset_s=5.0)}
     parts = [("ratelimit-limit", "100"), ("ratelimit-remaining", "3"), ("ratelimit-reset", "5")]
-    assert read_limits(parts, wall_s=NOW_S) == {"requests": LimitWindow(remaining=3, limit=100, reset_s=5.0)}
+    assert read_limits(parts, wall_s=NOW_S) == {"requests": LimitWindow(remaining=3, reset_s=5.0)}
     assert read_limits([("ratelimit", '"b";r=9'), ("ratelimit-policy", '"b";q=9;qu="content-bytes"')], wall_s=0) == {}
     assert retry_after_s([("Retry-After", "7")], wall_s=NOW_S) == 7.0
     assert retry_after_s([("retry-after", "7"), ("retry-after-ms", "1500")], wall_s=NOW_S) == 1.5
@@ -125,7 +125,6 @@ def test_every_spelling_in_use() -> None:
 def test_no_header_is_an_error_and_no_number_is_out_of_range(headers: list[tuple[str, str]]) -> None:
     for window in read_limits(headers, wall_s=NOW_S).values():
         assert window.remaining >= 0
-        assert window.limit is None or window.limit >= 0
         assert window.reset_s is None or 0 <= window.reset_s <= MAX_RESET_S
     asked = retry_after_s(headers, wall_s=NOW_S)
     assert asked is None or 0 <= asked <= MAX_RESET_S

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from suffice.settings import Extra
 
@@ -28,7 +28,7 @@ MEMORY_S = 60.0  # how long a limit without a reset time is kept
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|s|m|h|d)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-_PAIR = re.compile(r"\b(limit|remaining|reset|r|t|q)\s*=\s*(\d+(?:\.\d+)?)")
+_PAIR = re.compile(r"\b(remaining|reset|r|t)\s*=\s*(\d+(?:\.\d+)?)")
 # The spellings of each kind's headers, the more specific ones first.
 _SPELLINGS: Mapping[LimitKind, tuple[str, ...]] = {
     "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}", "ratelimit-{}", "x-ratelimit-{}"),
@@ -36,13 +36,11 @@ _SPELLINGS: Mapping[LimitKind, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitWindow:
-    """One rate limit at the time of a response. None: not given."""
+class LimitWindow(NamedTuple):
+    """One rate limit at the time of a response."""
 
     remaining: int
-    limit: int | None = None
-    reset_s: float | None = None  # seconds until it is full again
+    reset_s: float | None = None  # seconds until it is full again; None: not given
 
 
 def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[LimitKind, LimitWindow]:
@@ -59,11 +57,9 @@ def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[Li
     windows: dict[LimitKind, LimitWindow] = {}
     for kind, spellings in _SPELLINGS.items():
         for spelling in spellings:
-            limit, remaining, reset = (given.get(spelling.format(part)) for part in ("limit", "remaining", "reset"))
-            left = _count(remaining)
+            left = _count(given.get(spelling.format("remaining")))
             if left is not None:
-                reset_s = duration_s(reset, wall_s=wall_s)
-                windows[kind] = LimitWindow(remaining=left, limit=_count(limit), reset_s=reset_s)
+                windows[kind] = LimitWindow(left, duration_s(given.get(spelling.format("reset")), wall_s=wall_s))
                 break
     if "requests" not in windows and "ratelimit" in given:
         window = _structured(given["ratelimit"], given.get("ratelimit-policy", ""))
@@ -80,18 +76,11 @@ def _structured(value: str, policy: str) -> LimitWindow | None:
     """Parse the IETF field: `"default";r=50;t=30`, or the pairs of earlier drafts. The first policy counts."""
     if "qu=" in policy and 'qu="requests"' not in policy:
         return None  # bytes or connections, which are not counted here
-    pairs = {key: float(number) for key, number in reversed(_PAIR.findall(value))}
-    left = pairs.get("remaining", pairs.get("r"))
-    if left is None or left > MAX_COUNT:
+    pairs = dict(reversed(_PAIR.findall(value)))
+    left, reset_s = _count(pairs.get("remaining", pairs.get("r"))), _number(pairs.get("reset", pairs.get("t")))
+    if left is None:
         return None
-    quota = dict(reversed(_PAIR.findall(policy))).get("q")
-    limit = pairs.get("limit", None if quota is None else float(quota))
-    reset = pairs.get("reset", pairs.get("t"))
-    return LimitWindow(
-        remaining=int(left),
-        limit=None if limit is None or limit > MAX_COUNT else int(limit),
-        reset_s=None if reset is None or reset > MAX_RESET_S else reset,
-    )
+    return LimitWindow(left, None if reset_s is None or reset_s > MAX_RESET_S else reset_s)
 
 
 def retry_after_s(headers: Iterable[tuple[str, str]], *, wall_s: float) -> float | None:
@@ -174,7 +163,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class KnownLimit:
-    window: LimitWindow
+    remaining: int
     known_until_s: float  # the report expires then
     ends_s: float  # `used` restarts then
     used_before: float  # taken by extra calls in this window up to the report
@@ -182,7 +171,7 @@ class KnownLimit:
 
     def leaves(self, amount: float, share: float) -> bool:
         """Return whether extra calls may use `amount` more, within `share` of what other calls left."""
-        return self.used + amount <= share * (self.window.remaining + self.used_before)
+        return self.used + amount <= share * (self.remaining + self.used_before)
 
 
 @dataclass(slots=True)
@@ -270,4 +259,4 @@ class Allowance:
         used, ends_s = 0.0, known_until_s
         if before is not None and now_s < before.ends_s:  # still the window of the previous response
             used, ends_s = before.used, before.ends_s
-        self.limits[kind] = KnownLimit(window, known_until_s, ends_s, used_before=used, used=used)
+        self.limits[kind] = KnownLimit(window.remaining, known_until_s, ends_s, used_before=used, used=used)
