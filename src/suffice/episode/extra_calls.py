@@ -364,7 +364,7 @@ class Vectors:
             self.ledger.extra.skipped["max_extra_calls"] += 1
             return ()
         self.ledger.extra.n_embeddings += 1
-        (vector,) = await self.embedder.embed([text])
+        vector = await self.embedder.embed(text)
         if vector is None:
             self.ledger.fail_open(SITE)
         return vector or ()

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from operator import mul
 from typing import ClassVar, Protocol
@@ -123,8 +123,8 @@ class Embedder(Protocol):
         """Return the cached vector of this text; None if it would need a call."""
         ...
 
-    async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...] | None]:
-        """Return one vector per text; None where there is none, which is never an error."""
+    async def embed(self, text: str) -> tuple[float, ...] | None:
+        """Return the vector of a text; None if there is none, which is never an error."""
         ...
 
 
