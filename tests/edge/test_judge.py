@@ -42,12 +42,10 @@ async def graded(fake: FakeUpstream, *, answer: str | None = ANSWER, timeout_s: 
         return await judge.grade(QUESTION, answer, GOLD)
 
 
-async def test_a_grade_is_read_and_its_cost_is_counted() -> None:
+async def test_a_grade_is_read_and_its_calls_are_counted() -> None:
     async with FakeUpstream(says("Both name Goethe.\nGrade: 0.9")) as fake:
         grade = await graded(fake)
         assert (grade.value, grade.problem, grade.n_calls) == (0.9, "", 1)
-        assert grade.prompt_tokens == fake.total_prompt_tokens > 0
-        assert grade.completion_tokens == fake.total_completion_tokens > 0
         (call,) = fake.calls
         assert call.request.body["temperature"] == 0
         asked = call.request.text

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from suffice.errors import UpstreamError
+from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.upstream.allowance import retry_after_s
 from suffice.upstream.client import helper_client
-from suffice.upstream.wire import encode_json, parse_token_count, within
+from suffice.upstream.wire import decode_json, encode_json, within
 
 MAX_CHARS = 20_000  # of a question, an answer or a reference; longer ones are cut in the middle
 MAX_REPLY_BYTES = 2**20
@@ -47,11 +45,8 @@ REMINDER = "\n\nEnd with the line Grade: X and nothing behind it, where X is a n
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
     value: float | None  # in [-1, 1], above 0 is right; None: no grade
-    said: str = ""  # the end of its reply, at most 500 characters
     problem: str = ""  # why there is no grade
     n_calls: int = 0  # calls to the model, including failed ones
-    prompt_tokens: int = 0  # as reported by the server; 0 if not reported
-    completion_tokens: int = 0
 
 
 class JudgeModel:
@@ -81,7 +76,7 @@ class JudgeModel:
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
         """Return a grade without a value if the server fails. `answer` None is wrong, without a call."""
         if answer is None or not answer.strip():
-            return Grade(value=-1.0, said="no answer")
+            return Grade(value=-1.0)
         key = (question, answer, gold)
         task = self._grades.get(key)
         if task is None:
@@ -94,43 +89,42 @@ class JudgeModel:
         return grade
 
     async def _grade(self, question: str, answer: str, gold: str | None) -> Grade:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "temperature": 0,
-            "max_tokens": self._max_tokens,
-            "stream": False,
-            "messages": messages(question, answer, gold),
-        }
-        spent, pause_s = Grade(value=None), FIRST_PAUSE_S
-        for attempt in range(RETRIES + 1):
+        sent, pause_s, n_calls = messages(question, answer, gold), FIRST_PAUSE_S, 0
+        while True:
+            n_calls += 1
             async with self._slots:
-                reply, problem, wait_s = await self._call(body)
-            spent = _with(spent, reply, problem)
-            if spent.value is not None or wait_s is None:
-                return spent
-            if not problem:
-                body["messages"] = messages(question, answer, gold, reminder=REMINDER)
-            elif attempt < RETRIES:
+                reply, problem, wait_s = await self._call(sent)
+            value = read_grade(reply)
+            if value is not None or wait_s is None or n_calls > RETRIES:
+                unread = "" if value is not None else "the reply does not end with a grade from -1 to 1"
+                return Grade(value=value, problem=problem or unread, n_calls=n_calls)
+            if problem:
                 await asyncio.sleep(max(pause_s, wait_s))
                 pause_s *= 2
-        return spent
+            else:
+                sent = messages(question, answer, gold, reminder=REMINDER)
 
-    async def _call(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, float | None]:
-        """Return the reply, the problem, and how many seconds to wait before a retry (None: do not retry)."""
+    async def _call(self, sent: list[dict[str, str]]) -> tuple[str, str, float | None]:
+        """Return the reply's text, the problem, and how many seconds to wait before a retry (None: do not retry)."""
+        body = {"model": self.model, "temperature": 0, "max_tokens": self._max_tokens, "stream": False}
         try:
             status, raw, headers = await self._client.fetch(
-                "/v1/chat/completions", encode_json(body), timeout_s=self._timeout_s, most_bytes=MAX_REPLY_BYTES
+                "/v1/chat/completions",
+                encode_json(body | {"messages": sent}),
+                timeout_s=self._timeout_s,
+                most_bytes=MAX_REPLY_BYTES,
             )
             if status != 200:
                 wait_s = min(retry_after_s(headers, wall_s=time.time()) or 0.0, LONGEST_PAUSE_S)
                 may_pass = status in _BUSY or status >= 500
-                return {}, f"the server answered {status}", wait_s if may_pass else None
-            read = json.loads(raw)
+                return "", f"the server answered {status}", wait_s if may_pass else None
+            choices = within(decode_json(raw), "choices")
+        except UpstreamProtocol:
+            return "", "the reply is not JSON", 0.0
         except UpstreamError as error:
-            return {}, f"the call failed: {type(error).__name__}", 0.0
-        except (ValueError, RecursionError):
-            return {}, "the reply is not JSON", 0.0
-        return (read, "", 0.0) if isinstance(read, dict) else ({}, "the reply is not a JSON object", 0.0)
+            return "", f"the call failed: {type(error).__name__}", 0.0
+        text = within(choices[0], "message", "content") if isinstance(choices, list) and choices else None
+        return text if isinstance(text, str) else "", "", 0.0
 
 
 def messages(question: str, answer: str, gold: str | None, *, reminder: str = "") -> list[dict[str, str]]:
@@ -158,19 +152,3 @@ def _contained(text: str, tag: str) -> str:
         text = f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
     plain = text.encode("utf-8", "replace").decode("utf-8")
     return re.sub(rf"<(?=/?\s?(?:question|reference|answer|{tag})\b)", "‹", plain, flags=re.IGNORECASE)
-
-
-def _with(before: Grade, reply: Mapping[str, Any], problem: str) -> Grade:
-    choices = reply.get("choices")
-    content = within(choices[0], "message", "content") if isinstance(choices, list) and choices else None
-    text = content if isinstance(content, str) else ""
-    value = None if problem else read_grade(text)
-    prompt, completion = (within(reply, "usage", name) for name in ("prompt_tokens", "completion_tokens"))
-    return Grade(
-        value=value,
-        said=text[-500:],
-        problem=problem or ("" if value is not None else "the reply does not end with a grade from -1 to 1"),
-        n_calls=before.n_calls + 1,
-        prompt_tokens=before.prompt_tokens + (parse_token_count(prompt) or 0),
-        completion_tokens=before.completion_tokens + (parse_token_count(completion) or 0),
-    )
