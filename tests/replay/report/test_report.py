@@ -20,7 +20,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.report.page import tag, write_report
+from suffice.replay.report.page import write_report
 from suffice.replay.report.plot import draw_classes, draw_frontier
 from suffice.replay.report.text import (
     GROUPS,
@@ -298,11 +298,6 @@ def test_the_files_of_sets_stay_in_their_folder_and_apart(tmp_path: Path) -> Non
     assert {path.parent for path in written} == {tmp_path / "out"}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-
-
-def test_elements_escape_text_and_keep_elements() -> None:
-    made = tag("p", "<b>", tag("i", "&"), title='"x"', class_="y", aria_label="z")
-    assert made == '<p title="&quot;x&quot;" class="y" aria-label="z">&lt;b&gt;<i>&amp;</i></p>'
 
 
 def test_one_object_a_line_has_every_field() -> None:
