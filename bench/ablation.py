@@ -30,11 +30,11 @@ from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.sets import FALLBACKS
 from suffice.replay.study.study import (
     LadderPool,
+    ReplayOptions,
     RungSums,
-    ScoreLevels,
     Study,
-    Target,
-    find_halts,
+    lay_ladders,
+    lay_score,
     pick_by_class,
     sum_rungs,
 )
@@ -45,10 +45,10 @@ from suffice.replay.study.sums import (
     NONE,
     Difference,
     QuestionSums,
-    SumsFold,
     compare_nested,
     measure_policies,
     pick_policies,
+    sum_halts,
 )
 from suffice.replay.traces.read import survey
 
@@ -152,13 +152,12 @@ def of_class(study: Study, pooled: RungSums, keep: NDArray[np.bool_], v: int) ->
     """Every rung of a fold on the runs of one class alone."""
     runs = select_runs(study.runs, keep)
     rows = keep[study.runs.run_of_row]
-    learned: dict[str, ScoreLevels] = {}
+    laid = lay_ladders(study.ladders, runs)
     for score in study.options.scores:
-        risk, codes = study.risk(score, v)
         rungs = pooled.rungs[pooled.slices[score.name]]
         levels = np.array([rung.level for rung in rungs if isinstance(rung, ScoreRung)])
-        learned[score.name] = ScoreLevels(risk[rows], codes[rows], levels)
-    return sum_rungs(runs, find_halts(study.ladders, runs), learned)
+        laid[score.name] = lay_score(score.name, study.risk(score, v).select(rows), levels, runs)
+    return sum_rungs(runs, laid)
 
 
 def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, target: float) -> QuestionSums:
@@ -168,15 +167,15 @@ def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, t
     values = pooled.values.copy()
     place = {question: at for at, question in enumerate(dict.fromkeys(study.runs.question))}
     for v in range(N_FOLDS):
-        picked = pick_by_class(study, v, MOST_CLASSES, Target(target, MARGIN), scores=variant.scores)
+        options = ReplayOptions(max_em_drop=target, margin=MARGIN, classes=MOST_CLASSES, scores=variant.scores)
+        picked = pick_by_class(study, v, options)
         if picked is None or picked[1] <= saved_in_pick(nested, pool, v, target):
             continue
         mine, rung = study.fold == v, picked[0]
-        risk, codes = study.risk(next(score for score in variant.scores if score.name == rung.score), v)
+        scored = study.risk(next(score for score in variant.scores if score.name == rung.score), v)
         rows, runs = mine[study.runs.run_of_row], select_runs(study.runs, mine)
-        summing = SumsFold(1)
-        summing.add(runs, [rung.halts(risk[rows], codes[rows], runs)], [True])
-        values[[place[question] for question in dict.fromkeys(runs.question)]] = summing.sums().values
+        sums = sum_halts(runs, [rung.halts(*scored.select(rows), runs)])
+        values[[place[question] for question in dict.fromkeys(runs.question)]] = sums.values
     return QuestionSums(fold=pooled.fold, base=pooled.base, values=values)
 
 

@@ -85,7 +85,7 @@ def oracles(study: Study) -> str:
     """What nobody can reach: the first step with the full run's answer, and the first with a right one."""
     runs = study.runs
     summing = SumsFold(2)
-    summing.add(runs, [stop_at_first(runs, runs.same), stop_at_first(runs, runs.ok)], [False, False])
+    summing.add(runs, [stop_at_first(runs, runs.same), stop_at_first(runs, runs.ok)])
     sums = without_probes(summing.sums())
     at = measure_policies(sums, sums.weights(None))
     agree, correct = (f"{saved:.1%}" for saved in at.saved[0])

@@ -100,7 +100,7 @@ def evaluations(data: Survey) -> list[Figure]:
 
 def judge(runs: Runs, risk: np.ndarray, levels: np.ndarray, codes: np.ndarray) -> None:
     summing = SumsFold(len(levels))
-    summing.add(runs, halts_at(risk, levels, runs, codes), [True] * len(levels))
+    summing.add(runs, halts_at(risk, levels, runs, codes))
 
 
 def everything(data: Survey) -> list[Figure]:

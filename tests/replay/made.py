@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from suffice.learn.audits import Ints
 from suffice.replay.study.policies import Ladder, PolicyRung, build_ladders, list_ladder_folds
-from suffice.replay.study.runs import Runs, make_runs
+from suffice.replay.study.runs import Halts, Runs, make_runs
 from suffice.replay.traces.columns import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.replay.traces.rows import RunRow, StepRow
@@ -38,6 +41,11 @@ def runs_of(
     longest = planned_steps or longest_of(batch)
     asked = tuple(dict.fromkeys([*list_ladder_folds(build_ladders(batch.kind, longest=longest)), *needs]))
     return make_runs(batch, asked, probe_tokens=probe_tokens, planned_steps=longest)
+
+
+def halts_at_rows(row: Ints, code: NDArray[np.int8], *, asks: bool = True) -> Halts:
+    """Runs that end at these rows and return the answers there."""
+    return Halts(row, code, row, np.full(len(row), asks))
 
 
 def rungs_of(ladders: Sequence[Ladder]) -> list[PolicyRung]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -307,9 +308,11 @@ def test_no_record_breaks_a_reader(name: str, item: dict[str, Any]) -> None:
 
 
 def test_every_format_that_the_command_offers_is_read() -> None:
-    from suffice.cli.offline import estimate
+    from suffice.cli.offline.estimate import estimate
 
-    assert estimate.FORMATS == FORMATS
+    (offered,) = (one.type for one in estimate.params if one.name == "as_format")
+    assert isinstance(offered, click.Choice)
+    assert tuple(offered.choices) == FORMATS == ("openai", "litellm", "langfuse", "vllm")
 
 
 @pytest.mark.parametrize(

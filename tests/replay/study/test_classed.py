@@ -16,11 +16,9 @@ from suffice.replay.study.study import (
     MIN_QUESTIONS,
     ReplayOptions,
     Study,
-    Target,
-    learn_classes,
+    find_large_classes,
     number_classes,
     pick_by_class,
-    select_large_classes,
 )
 from suffice.replay.study.sums import N_FOLDS
 from suffice.replay.traces.read import survey
@@ -31,7 +29,7 @@ from tests.replay.made import batch_of, runs_of
 from tests.replay.study.test_scores import turned_round
 
 SCORES = (Score(name="as-good", target="as-good", parts="linear"), Score(name="value", target="value"))
-TARGET = Target(0.03, 1.0)
+ASKED = ReplayOptions(scores=SCORES, max_em_drop=0.03, classes=8)
 
 
 def many(n_runs: int = 1_500, seed: int = 2) -> Runs:
@@ -42,13 +40,13 @@ def many(n_runs: int = 1_500, seed: int = 2) -> Runs:
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return Study(many(), build_ladders("samples", longest=8)[:1], ReplayOptions(scores=SCORES, max_em_drop=0.03))
+    return Study(many(), build_ladders("samples", longest=8)[:1], ASKED)
 
 
 @pytest.mark.slow
 def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(study: Study) -> None:
     turned = Study(turned_round(study.runs, 1), study.ladders, study.options)
-    mine, other = (pick_by_class(one, 1, 8, TARGET) for one in (study, turned))
+    mine, other = (pick_by_class(one, 1, ASKED) for one in (study, turned))
     assert mine is not None
     assert other is not None
     assert mine[0].levels == other[0].levels
@@ -56,20 +54,20 @@ def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(stu
     assert other[0].classes is not None
     assert mine[0].classes.rules == other[0].classes.rules
     assert mine[1] == pytest.approx(other[1])
-    anything = pick_by_class(turned, 0, 8, TARGET)  # to the other folds its labels do matter
+    anything = pick_by_class(turned, 0, ASKED)  # to the other folds its labels do matter
     assert anything is None or anything[0].levels != mine[0].levels
 
 
 def test_what_is_picked_keeps_the_target_where_it_was_picked_and_saves_there_what_it_says(study: Study) -> None:
     for v in range(N_FOLDS):
-        picked = pick_by_class(study, v, 8, TARGET)
+        picked = pick_by_class(study, v, ASKED)
         assert picked is not None
         rung, saved = picked
         train = study.fold != v
         rows, runs = train[study.runs.run_of_row], select_runs(study.runs, train)
         risk, codes = study.risk(SCORES[0], v)
         halts = rung.halts(risk[rows], codes[rows], runs)
-        assert (runs.full_ok.astype(int) - runs.ok[halts.row]).mean() <= TARGET.max_em_drop
+        assert (runs.full_ok.astype(int) - runs.ok[halts.row]).mean() <= ASKED.max_em_drop
         assert 1 - runs.cost[halts.row].sum() / runs.full_tokens.sum() == pytest.approx(saved)
         assert len(rung.levels) >= 2
 
@@ -91,15 +89,15 @@ def test_each_run_ends_at_the_level_of_its_class() -> None:
 
 def test_a_class_of_few_runs_or_few_questions_has_no_level_of_its_own() -> None:
     runs = many(900)
-    rules = [Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())]
-    both = select_large_classes(runs, Classes(rules))
-    assert [mine.sum() for mine in both.values()] == [300, 600]
+    rules = Classes([Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())])
+    of_run, everything = [rules.of(query) for query in runs.queries], np.ones(len(runs), dtype=bool)
+    assert find_large_classes(of_run, runs.question, everything) == (rules.rules[0].name, "every query")
     weak = np.array([("model", "model-0") in query.metadata for query in runs.queries])
-    few = select_runs(runs, ~weak | (np.cumsum(weak) < 200))
-    assert list(select_large_classes(few, Classes(rules))) == ["every query"]
-    same = replace(runs, question=tuple(f"q{i % (MIN_QUESTIONS - 1)}" for i in range(len(runs))))
-    assert select_large_classes(same, Classes(rules)) == {}
-    nothing = number_classes(runs, np.ones(len(runs), dtype=bool), 0)
+    few = ~weak | (np.cumsum(weak) < 200)
+    assert find_large_classes(of_run, runs.question, few) == ("every query",)
+    same = [f"q{i % (MIN_QUESTIONS - 1)}" for i in range(len(runs))]
+    assert find_large_classes(of_run, same, everything) == ()
+    nothing = number_classes(runs, everything, 0)
     assert nothing.names == ()
     assert nothing.classes is None
     assert np.isnan(nothing.number).all()
@@ -110,8 +108,8 @@ def test_found_classes_divide_the_runs_by_what_was_known_beforehand(study: Study
     found = number_classes(study.runs, everything, 8)
     assert len(found.names) >= 2
     assert any("model" in name for name in found.names)
-    classes = learn_classes(study.runs, everything, 8)
-    told = np.array([classes.of(query) for query in study.runs.queries])
+    assert found.classes is not None
+    told = np.array([found.classes.of(query) for query in study.runs.queries])
     for number, name in enumerate(found.names):
         assert (found.number == number).sum() >= 200
         assert ((told == name) == (found.number == number)).all()

@@ -10,7 +10,15 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.audits import find_first_passages
 from suffice.policy.base import POLICIES, build_policy
-from suffice.replay.study.policies import GRID, build_given_ladder, build_ladders, halts_at, halts_of, levels_of
+from suffice.replay.study.policies import (
+    GRID,
+    asks_for_answers,
+    build_given_ladder,
+    build_ladders,
+    halts_at,
+    halts_of,
+    levels_of,
+)
 from suffice.replay.study.sums import columns_of
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
@@ -53,7 +61,9 @@ def test_a_ladder_stands_only_where_its_rule_makes_sense(kind: Kind) -> None:
 
 
 def test_a_rule_that_reads_no_trial_answer_asks_for_none() -> None:
-    asks = {rung.spec["policy"]: rung.asks for rung in rungs_of(build_ladders("reasoning", longest=8))}
+    asks = {
+        rung.spec["policy"]: asks_for_answers(rung.policy) for rung in rungs_of(build_ladders("reasoning", longest=8))
+    }
     assert asks["fixed-rounds"] is False
     assert asks["stable-answer"] is True
     assert asks["confidence-threshold"] is True
@@ -98,6 +108,6 @@ def test_a_policy_says_which_rounds_answer_a_stopped_loop_returns(tmp_path: Path
         (rung,) = rungs_of([build_given_ladder(spec, "mine")])
         halts = halts_of(rung, runs)
         stopped_at[rung.spec["policy"]] = halts.row.tolist()
-        lost[rung.spec["policy"]] = columns_of(runs, halts, asks=True)[0].tolist()
+        lost[rung.spec["policy"]] = columns_of(runs, halts)[0].tolist()
     assert stopped_at == {"fixed-rounds": [2], "guarded": [2]}
     assert lost == {"fixed-rounds": [1.0], "guarded": [0.0]}

@@ -12,21 +12,22 @@ from suffice.replay.study.runs import Halts, Runs, select_runs
 from suffice.replay.study.sets import MOST_CLASSES, Parts, class_names
 from suffice.replay.study.sums import columns_of
 from suffice.types import Kind
-from tests.replay.made import KINDS, batch_of, runs_of
+from tests.replay.made import KINDS, batch_of, halts_at_rows, runs_of
 
 
-def halted(runs: Runs) -> dict[str, tuple[Halts, bool]]:
+def halted(runs: Runs) -> dict[str, Halts]:
     """Two made-up policies: one stops by lot, one never."""
     row = find_first_passages(np.random.default_rng(1).random(len(runs.cost)), runs.starts, np.array([0.2]))[0]
     code = (row < runs.last).astype(np.int8)
-    return {"some": (Halts(row, code), True), "full": (Halts(runs.last, np.zeros_like(code)), False)}
+    full = halts_at_rows(runs.last, np.zeros_like(code), asks=False)
+    return {"some": halts_at_rows(row, code), "full": full}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_together_are_the_set(kind: Kind) -> None:
     runs = runs_of(batch_of(kind, 300))
     judged = halted(runs)
-    lost, gained, tokens, *_ = columns_of(runs, *judged["some"][:1], asks=True)
+    lost, gained, tokens, *_ = columns_of(runs, judged["some"])
     parts = Parts(["some", "full"])
     parts.add(runs, judged)
     for found in (parts.by_class()["some"], parts.by_step()["some"]):
@@ -48,12 +49,12 @@ def test_in_batches_is_as_at_once() -> None:
     runs = runs_of(batch_of("rounds", 120))
     once, often = Parts(["some"]), Parts(["some"])
     once.add(runs, halted(runs))
-    row, code, _ = halted(runs)["some"][0]
+    halts = halted(runs)["some"]
     for part in range(4):
         keep = np.arange(len(runs)) % 4 == part
         those = select_runs(runs, keep)
-        at = Halts(row[keep] - runs.starts[:-1][keep] + those.starts[:-1], code[keep])
-        often.add(those, {"some": (at, True)})
+        row = halts.row[keep] - runs.starts[:-1][keep] + those.starts[:-1]
+        often.add(those, {"some": halts_at_rows(row, halts.code[keep])})
     assert once.by_step() == often.by_step()
     assert {part.name: part for part in once.by_class()["some"]} == {p.name: p for p in often.by_class()["some"]}
 
@@ -62,7 +63,7 @@ def test_steps_stand_in_their_order_and_name_the_step_that_was_last() -> None:
     runs = runs_of(batch_of("rounds", 9, n_steps=40, n_questions=9))
     row = runs.starts[:-1] + np.array([0, 1, 2, 3, 4, 8, 16, 32, 39])
     parts = Parts(["some"])
-    parts.add(runs, {"some": (Halts(row, np.ones(9, dtype=np.int8)), True)})
+    parts.add(runs, {"some": halts_at_rows(row, np.ones(9, dtype=np.int8))})
     assert [(part.name, part.n_episodes) for part in parts.by_step()["some"]] == [
         ("step 1", 1),
         ("step 2", 1),

@@ -70,9 +70,8 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
     for pool in pools(study):
         summing = SumsFold(1)
         for v in range(N_FOLDS):
-            mine, rung = select_runs(runs, study.fold == v), frozen[v].rungs[pool.name]
-            asks = rung is not None and rung.asks
-            summing.add(mine, [study.halts(frozen[v], mine)[pool.name]], [asks])
+            mine = select_runs(runs, study.fold == v)
+            summing.add(mine, [study.halts(frozen[v], mine)[pool.name]])
         expected = summing.sums().values.sum(axis=(0, 1))
         found = nested.frozen(pool, study.options.max_em_drop).values.sum(axis=(0, 1))
         np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -176,5 +175,5 @@ def test_sums_of_a_point_are_what_its_halts_cost(nested: NestedRungs) -> None:
     frozen = study.freeze((), None)
     (halt,) = study.halts(type(frozen)(rungs={"one": rung}), runs).values()
     at = nested.all.slices[study.ladders[1].name].stop - 1
-    by_hand = np.stack(columns_of(runs, halt, asks=rung.asks), axis=1).sum(axis=0)
+    by_hand = np.stack(columns_of(runs, halt), axis=1).sum(axis=0)
     np.testing.assert_allclose(nested.all.sums.values[:, at].sum(axis=0), by_hand)

@@ -25,7 +25,7 @@ from suffice.replay.study.sums import (
 )
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.types import Kind
-from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
+from tests.replay.made import KINDS, batch_of, halts_at_rows, rungs_of, runs_of, written
 
 CHAIN = [("q", "7", [("5", 10), ("7", 20), ("7", 30), ("7", 40)])]
 CODE = np.int8(1)
@@ -34,7 +34,7 @@ CODE = np.int8(1)
 def counted(runs: Runs, row: int, *, asks: bool) -> dict[str, float]:
     """What one run costs when it ends at a row."""
     code = np.array([CODE if row < runs.last[0] else 0], dtype=np.int8)
-    columns = columns_of(runs, Halts(np.array([row]), code), asks=asks)
+    columns = columns_of(runs, halts_at_rows(np.array([row]), code, asks=asks))
     return {name: float(column[0]) for name, column in zip(FIELDS, columns, strict=True)}
 
 
@@ -76,8 +76,7 @@ def test_context_counts_as_spent_and_as_sent_again(tmp_path: Path) -> None:
 def test_lost_and_gained_are_told_apart(tmp_path: Path) -> None:
     rows = [("a", "7", [("5", 1), ("7", 1)]), ("b", "7", [("7", 1), ("5", 1)]), ("c", "7", [("7", 1), ("7", 1)])]
     runs = runs_of(written(tmp_path, "rounds", rows))
-    halt = Halts(runs.starts[:-1], np.full(3, CODE))
-    lost, gained, *_ = columns_of(runs, halt, asks=False)
+    lost, gained, *_ = columns_of(runs, halts_at_rows(runs.starts[:-1], np.full(3, CODE), asks=False))
     assert lost.tolist() == [1, 0, 0]
     assert gained.tolist() == [0, 1, 0]
 
@@ -93,7 +92,7 @@ def summed(runs: Runs, parts: int) -> QuestionSums:
     which = np.arange(len(runs)) * parts // len(runs)
     for part in range(parts):
         those = select_runs(runs, which == part)
-        summing.add(those, every_rung(those)[1], [rung.asks for rung in rungs])
+        summing.add(those, every_rung(those)[1])
     assert summing.n_questions == len(set(runs.question))
     return summing.sums()
 
@@ -113,16 +112,16 @@ def test_more_questions_than_groups_lose_nothing_and_stay_in_their_fold() -> Non
     """Above 5,120 questions they share groups; the totals and each fold's totals stay the same."""
     runs = runs_of(batch_of("rounds", 7_000, n_questions=6_500, n_steps=3))
     summing = SumsFold(1)
-    halt = Halts(runs.starts[:-1], np.full(len(runs), CODE))
+    halts = halts_at_rows(runs.starts[:-1], np.full(len(runs), CODE), asks=False)
     for at in range(0, len(runs), 1_000):
         part = np.zeros(len(runs), dtype=bool)
         part[at : at + 1_000] = True
         those = select_runs(runs, part)
-        summing.add(those, [Halts(those.starts[:-1], halt.code[part])], [False])
+        summing.add(those, [halts_at_rows(those.starts[:-1], halts.code[part], asks=False)])
     sums = summing.sums()
     assert len(sums.n) == MAX_GROUPS
     assert summing.n_questions == 6_500
-    by_hand = np.stack(columns_of(runs, halt, asks=False), axis=1)
+    by_hand = np.stack(columns_of(runs, halts), axis=1)
     fold = folds_of(runs)
     for v in range(N_FOLDS):
         np.testing.assert_allclose(sums.values[sums.fold == v, 0].sum(axis=0), by_hand[fold == v].sum(axis=0))
@@ -151,7 +150,7 @@ def test_a_drop_is_at_most_the_disagreement_at_every_level_and_a_stop_at_the_end
     rows = find_first_passages(risk, runs.starts, levels)
     for level, row in enumerate(rows):
         stopped = row < runs.last
-        lost, gained, *_ = columns_of(runs, Halts(row, stopped.astype(np.int8)), asks=True)
+        lost, gained, *_ = columns_of(runs, halts_at_rows(row, stopped.astype(np.int8)))
         differs = stopped & ~runs.same[row]
         assert ((lost - gained) <= differs).all()
         assert not (lost + gained)[~differs].any()
@@ -173,10 +172,10 @@ def test_a_stopped_chain_still_writes_the_answer_that_its_recording_counted(tmp_
     chain = [("q", "a", [("a", 10), ("a", 10), ("a", 10)])]
     plain = runs_of(written(tmp_path, "reasoning", chain), probe_tokens=0)
     noted = replace(plain, finish=np.array([4.0]))
-    stopped = Halts(np.array([0]), np.array([CODE]))
-    whole = Halts(noted.last, np.zeros(1, dtype=np.int8))
-    assert columns_of(plain, stopped, asks=True)[2].tolist() == [10.0]
-    assert columns_of(noted, stopped, asks=True)[2].tolist() == [14.0]
-    assert columns_of(noted, whole, asks=True)[2].tolist() == [30.0]
+    stopped = halts_at_rows(np.array([0]), np.array([CODE]))
+    whole = halts_at_rows(noted.last, np.zeros(1, dtype=np.int8))
+    assert columns_of(plain, stopped)[2].tolist() == [10.0]
+    assert columns_of(noted, stopped)[2].tolist() == [14.0]
+    assert columns_of(noted, whole)[2].tolist() == [30.0]
     (batch,) = read_traces([own_traces("reasoning")], batch_rows=1_000)
     assert (runs_of(batch).finish > 0).mean() > 0.9

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -23,25 +24,12 @@ from suffice.replay.estimate import (
     runs_of_traces,
     traffic_of,
 )
-from suffice.replay.logs import Log, read_logs
+from suffice.replay.logs import FORMATS, Log, read_logs
 from suffice.replay.traces.read import read_traces
 from suffice.scoring.base import build_scorer
 
 SEED = 0  # of the random draws: the same log gives the same figures
-FORMATS = ("openai", "litellm", "langfuse", "vllm")
 HOUR_S, DAY_S = 3_600.0, 86_400.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EstimateOptions:
-    like: tuple[Path, ...]
-    max_em_drop: float
-    confidence: float
-    scorer: str
-    audit_share: float
-    audits: int
-    as_format: str | None
-    as_json: bool
 
 
 @click.command(cls=Command)
@@ -62,56 +50,57 @@ class EstimateOptions:
 )
 @option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
 @JSON_OBJECT
-def estimate(logs: tuple[Path, ...], **options: object) -> None:
+def estimate(
+    logs: tuple[Path, ...],
+    like: tuple[Path, ...],
+    scorer: str,
+    audits: int,
+    as_format: str | None,
+    *,
+    as_json: bool,
+    **fractions: float,
+) -> None:
     """Predict from LOGS the saving at a maximum EM drop, the cost of audits, and how many days they take.
 
     LOGS are OpenAI requests with their responses as JSON lines, or logs of LiteLLM, Langfuse or vLLM. No call is made.
     Exits with 2 when the logs cannot be read or hold too little.
     """
-    given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
-    result, log = _estimate(logs, given)
-    if given.as_json:
-        formats = {"formats": log.formats, "n_records": log.n_records, "n_left_out": log.n_left_out}
-        click.echo(json.dumps(asdict(result) | formats))
-        return
-    _print(result, log, given)
-
-
-def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstimate, Log]:
-    for name in ("max_em_drop", "confidence", "audit_share"):
-        if not 0 < getattr(given, name) < 1:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option}: got {getattr(given, name)}; a fraction between 0 and 1 (1 point = 0.01)")
+    for name, value in fractions.items():
+        if not 0 < value < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag}: got {value}; a fraction between 0 and 1 (1 point = 0.01)")
     load_plugins()
-    scorer = build_scorer(given.scorer)
-    log = read_logs(paths, as_format=given.as_format)
-    own = runs_of_calls(log.calls, scorer)
-    judged = runs_of_traces(read_traces(given.like)) if given.like else own
+    reader = build_scorer(scorer)
+    log = read_logs(logs, as_format=as_format)
+    own = runs_of_calls(log.calls, reader)
+    judged = runs_of_traces(read_traces(like)) if like else own
     if not judged.runs:
         raise ConfigError(
-            f"{', '.join(map(str, paths))}: shows no thought, and no prompt was answered three times: nothing says when"
+            f"{', '.join(map(str, logs))}: shows no thought, and no prompt was answered three times: nothing says when"
             " a stop would suffice; name recorded traces of traffic like yours with --like"
         )
     rng = np.random.default_rng(SEED)
     n_requests = len(log.calls) if own.kind != "samples" else len(own.runs) + own.n_unfit
     traffic = traffic_of(log.calls, n_requests, rng)
     result = estimate_levels(
-        replay_ladder(judged, scorer),
+        replay_ladder(judged, reader),
         traffic,
-        max_em_drop=given.max_em_drop,
-        confidence=given.confidence,
-        audit_share=given.audit_share,
-        most_audits=given.audits,
+        most_audits=audits,
         rng=rng,
-        assumed=_assumed(given, own, judged, traffic.span_s),
+        assumed=_assumed(like, own, judged, traffic.span_s),
+        **fractions,
     )
-    return result, log
+    if as_json:
+        formats = {"formats": log.formats, "n_records": log.n_records, "n_left_out": log.n_left_out}
+        click.echo(json.dumps(asdict(result) | formats))
+    else:
+        _print(result, log, like)
 
 
-def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
+def _assumed(like: Sequence[Path], own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
     sentences = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
-    if given.like:
-        sentences.append(f"stops do on this traffic what they do on {', '.join(map(str, given.like))}")
+    if like:
+        sentences.append(f"stops do on this traffic what they do on {', '.join(map(str, like))}")
     elif judged.kind == "samples":
         sentences.append(
             "calls with the same prompt are the samples of one request, in the order of their times; the tokens of"
@@ -133,14 +122,14 @@ def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: floa
     return sentences
 
 
-def _print(result: LogEstimate, log: Log, given: EstimateOptions) -> None:
+def _print(result: LogEstimate, log: Log, like: Sequence[Path]) -> None:
     traffic = result.traffic
     a_day = "" if traffic.requests_per_day is None else f", {_range(traffic.requests_per_day, '{:,.0f}')} a day"
     click.echo(
         f"{traffic.n_calls:,} calls ({', '.join(dict.fromkeys(log.formats))}), {log.n_left_out} records left out;"
         f" {traffic.n_requests:,} requests{a_day}"
     )
-    source = f"traces {', '.join(map(str, given.like))}" if given.like else "the log"
+    source = f"traces {', '.join(map(str, like))}" if like else "the log"
     click.echo(
         f"judged by {result.ladder} of {result.n_runs:,} full runs of {result.n_questions:,} questions in {source}\n"
     )

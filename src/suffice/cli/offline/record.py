@@ -18,7 +18,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from suffice.cli.shell import FILE, JSON_OBJECT, Command, fail, find_settings, find_upstream, option
+from suffice.cli.shell import (
+    FILE,
+    JSON_OBJECT,
+    Command,
+    fail,
+    find_settings,
+    find_upstream,
+    load_optional_settings,
+    option,
+    warn,
+)
 from suffice.edge.math import open_scorer
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
@@ -27,10 +37,8 @@ from suffice.replay.record.recording import RecordingRecipe, open_recording, rea
 from suffice.settings import Probe, Route, Settings, Upstream
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import DRIVERS
-from suffice.wiring.files import load_settings
 from suffice.wiring.keys import api_key
 
-SETTINGS = Path("suffice.toml")
 _FIGURES = (  # in --json
     *("n_questions", "n_before", "n_recorded", "n_left", "n_right", "n_steps"),
     *("run_tokens", "probe_tokens", "n_unclosed", "n_unread", "failed"),
@@ -103,19 +111,21 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
         raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
     load_plugins()
-    recorded_questions = read_recorded_questions(_lines(questions), str(questions))
-    settings = _settings(given)
+    asked = read_recorded_questions(_lines(questions), str(questions))
+    is_address = (given.upstream or "").startswith(("http://", "https://"))
+    needs_settings = given.config is not None or given.route is not None or not is_address
+    settings = load_optional_settings(given.config) if needs_settings else None
     route = _route(settings, given)
     name, upstream = _upstream(settings, route, given)
     recipe = _recipe(route, upstream, given)
     limited = upstream_for_recording(upstream, concurrency=given.concurrency)
     client = UpstreamClient(name, limited, api_key(name, upstream))
     with open_scorer(recipe.scorer) as scorer, open_recording(given.out, recipe) as recording:
-        _warn(recipe, given, torn=recording.torn)
+        _warn(recipe, given.out, torn=recording.torn)
         async with client:
-            with _reporting(len(recorded_questions), given) as on_progress:
+            with _reporting(len(asked), as_json=given.as_json) as on_progress:
                 return await record_runs(
-                    recorded_questions,
+                    asked,
                     recording,
                     client=client,
                     recipe=recipe,
@@ -131,12 +141,6 @@ def _lines(questions: Path) -> list[str]:
         return questions.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{questions}: is not UTF-8 at byte {error.start}") from None
-
-
-def _settings(given: RecordOptions) -> Settings | None:
-    is_meant = given.route is not None or not (given.upstream or "").startswith(("http://", "https://"))
-    path = given.config or (SETTINGS if is_meant and SETTINGS.is_file() else None)
-    return None if path is None else load_settings(path)
 
 
 def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
@@ -161,7 +165,7 @@ def _upstream(settings: Settings | None, route: Route | None, given: RecordOptio
 
 def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:
     kind = given.kind or (route.kind if route is not None else None)
-    if kind not in {"reasoning", "samples"}:
+    if kind not in ("reasoning", "samples"):
         raise ConfigError(f"--kind: got {kind!r}; allowed: reasoning, samples")
     rules = route or Route()
     model = given.model or rules.model
@@ -170,7 +174,7 @@ def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> Re
     methods = upstream.finish or DRIVERS[upstream.driver].methods
     samples = given.samples or (rules.samples if rules.samples > 1 else 16)
     return RecordingRecipe(
-        kind="samples" if kind == "samples" else "reasoning",
+        kind=kind,
         model=model,
         scorer=given.scorer or rules.scorer,
         driver=upstream.driver,
@@ -184,28 +188,25 @@ def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> Re
     )
 
 
-def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
+def _warn(recipe: RecordingRecipe, out: Path, *, torn: bool) -> None:
     if torn:
-        again = "the last line was cut short; its question is recorded again"
-        click.echo(f"suffice record: {given.out}: {again}", err=True)
+        warn(f"{out}: the last line was cut short; its question is recorded again")
     if recipe.kind == "reasoning" and recipe.finish is None:
-        click.echo("suffice record: this server has no way to ask for a trial answer: steps will have none", err=True)
+        warn("this server has no way to ask for a trial answer: steps will have none")
     if recipe.kind == "samples" and recipe.temperature == 0:
-        click.echo("suffice record: temperature is 0, so all samples of a question will be the same", err=True)
+        warn("temperature is 0, so all samples of a question will be the same")
 
 
 @contextmanager
-def _reporting(n_questions: int, given: RecordOptions) -> Iterator[Callable[[Progress], None]]:
+def _reporting(n_questions: int, *, as_json: bool) -> Iterator[Callable[[Progress], None]]:
     started_s = last_s = time.monotonic()
-    if given.as_json:
+    if as_json:
         yield lambda _: None
     elif sys.stderr.isatty():
         columns = (TextColumn("record"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[live]}"))
         with Bars(*columns, console=Console(stderr=True)) as bars:
             task = bars.add_task("record", total=n_questions, live="")
-            yield lambda p: bars.update(
-                task, completed=p.n_before + p.n_recorded, live=live_line(p, time.monotonic() - started_s)
-            )
+            yield lambda p: bars.update(task, completed=p.n_done, live=live_line(p, time.monotonic() - started_s))
     else:
 
         def on_progress(progress: Progress) -> None:
@@ -213,20 +214,20 @@ def _reporting(n_questions: int, given: RecordOptions) -> Iterator[Callable[[Pro
             now_s = time.monotonic()
             if now_s - last_s >= PLAIN_LINE_S:
                 last_s = now_s
-                done = f"{progress.n_before + progress.n_recorded} of {progress.n_questions}"
-                click.echo(f"suffice record: {done} · {live_line(progress, now_s - started_s)}", err=True)
+                done = f"{progress.n_done} of {progress.n_questions}"
+                warn(f"{done} · {live_line(progress, now_s - started_s)}")
 
         yield on_progress
 
 
 def live_line(progress: Progress, taken_s: float) -> str:
-    parts = []
-    if progress.n_recorded:
-        parts.append(f"EM {progress.n_right / progress.n_recorded:.2f}")
+    n, parts = progress.n_recorded, []
+    if n:
+        parts.append(f"EM {progress.n_right / n:.2f}")
     if taken_s > 0:
         parts.append(f"{(progress.run_tokens + progress.probe_tokens) / taken_s:.0f} tokens/s")
-    if progress.n_recorded and taken_s > 0:
-        parts.append(f"{_clock(progress.n_left * taken_s / progress.n_recorded)} left")
+    if n and taken_s > 0:
+        parts.append(f"{_clock(progress.n_left * taken_s / n)} left")
     if progress.failed:
         parts.append(f"{len(progress.failed)} failed")
     return " · ".join(parts)
@@ -242,10 +243,7 @@ def _print(progress: Progress, given: RecordOptions) -> None:
     if given.as_json:
         click.echo(json.dumps({"out": str(given.out), **{name: getattr(progress, name) for name in _FIGURES}}))
         return
-    click.echo(
-        f"{given.out}: {progress.n_before + progress.n_recorded} of {progress.n_questions} questions,"
-        f" {progress.n_recorded} of them now"
-    )
+    click.echo(f"{given.out}: {progress.n_done} of {progress.n_questions} questions, {progress.n_recorded} of them now")
     if n := progress.n_recorded:
         click.echo(
             f"EM {progress.n_right / n:.3f}, {progress.n_steps / n:.1f} steps and"

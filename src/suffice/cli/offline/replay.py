@@ -28,6 +28,8 @@ from suffice.replay.study.study import ReplayOptions
 from suffice.replay.study.sums import MARGIN
 from suffice.replay.traces.read import Survey, survey
 
+Selector = Callable[[Sequence[Path]], list[Survey]]
+
 OFFLINE = stacked(
     option(
         "--fit",
@@ -174,10 +176,13 @@ def replay(
     own = {name: value for name, value in given.items() if name not in others}
     folder = None if no_report or (as_json and out is None) else out or Path("replay-report")
     select = partial(survey, where=where, min_run_em=min_run_em)
-    if online:
-        _replay_online(select, files, _online_options(**own), folder, as_json=as_json)
-    else:
-        _replay(select, files, own.pop("fit_files"), _replay_options(**own), folder, as_json=as_json)
+    run = _replay_online if online else _replay
+    run(select, files, folder, as_json=as_json, **own)
+
+
+def _console(width: int) -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
 
 
 def _replay_options(policies: str | None, written: Sequence[str], classes: int | None, **given: Any) -> ReplayOptions:
@@ -190,15 +195,15 @@ def _replay_options(policies: str | None, written: Sequence[str], classes: int |
 
 
 def _replay(
-    select: Callable[[Sequence[Path]], list[Survey]],
+    select: Selector,
     files: Sequence[Path],
-    fit_files: Sequence[Path],
-    options: ReplayOptions,
     folder: Path | None,
     *,
+    fit_files: Sequence[Path],
     as_json: bool,
+    **given: Any,
 ) -> None:
-    reports = list[SetReport]()
+    options, reports = _replay_options(**given), list[SetReport]()
     with trace_progress(quiet=as_json) as progress:
         task = progress.add_task("looking at the files", total=None)
         sets, fits = select(files), select(fit_files) if fit_files else []
@@ -211,9 +216,9 @@ def _replay(
     if as_json:
         click.echo(dump_lines(reports), nl=False)
     else:
-        console = Console()
+        console = _console(WIDTH)
         for report in reports:
-            print_report(report, console if console.is_terminal else Console(width=WIDTH))
+            print_report(report, console)
     if folder is not None:
         files_written = write_report(reports, folder, command=command_line())
         if not as_json:
@@ -249,13 +254,9 @@ def _online_options(max_em_drop: float, label_delay: str, drift: str | None, **g
 
 
 def _replay_online(
-    select: Callable[[Sequence[Path]], list[Survey]],
-    files: Sequence[Path],
-    options: OnlineOptions,
-    folder: Path | None,
-    *,
-    as_json: bool,
+    select: Selector, files: Sequence[Path], folder: Path | None, *, as_json: bool, **given: Any
 ) -> None:
+    options = _online_options(**given)
     sets, drift = select(files), options.drift
     later = survey([drift.file])[0] if drift is not None and drift.file is not None else None
     reports = list[OnlineReport]()
@@ -267,8 +268,7 @@ def _replay_online(
         for report in reports:
             click.echo(json.dumps(report.plain(), allow_nan=False))
     else:
-        console = Console()
-        print_online(reports, console if console.is_terminal else Console(width=WIDTH + 10))
+        print_online(reports, _console(WIDTH + 10))
     if folder is not None:
         courses = write_courses(reports, folder)
         if not as_json:

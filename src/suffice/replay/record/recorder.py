@@ -345,8 +345,12 @@ class Progress:
         self.n_unread += run.full_answer is None
 
     @property
+    def n_done(self) -> int:
+        return self.n_before + self.n_recorded
+
+    @property
     def n_left(self) -> int:
-        return self.n_questions - self.n_before - self.n_recorded
+        return self.n_questions - self.n_done
 
 
 def upstream_for_recording(upstream: Upstream, *, concurrency: int) -> Upstream:

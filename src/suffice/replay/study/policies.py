@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlia
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.audits import Floats, Ints, find_first_passages
+from suffice.learn.audits import Floats, find_first_passages
 from suffice.learn.models import PRICES
 from suffice.model.artefact import StopModel
 from suffice.policy.base import POLICIES, build_policy, stops_of
@@ -308,10 +308,6 @@ class PolicyRung:
     spec: Spec
     label: str
 
-    @property
-    def asks(self) -> bool:
-        return asks_for_answers(self.policy)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRung:
@@ -323,7 +319,6 @@ class ScoreRung:
     classes: Classes | None = None  # classifies queries, where some classes have their own levels
     levels: Mapping[str, float] = field(default_factory=dict)  # by name of the class
     spec: ClassVar[None] = None
-    asks: ClassVar[bool] = True  # a learned score needs probes
 
     def halts(self, risk: RowScores, code: NDArray[np.int8], runs: Runs) -> Halts:
         if self.classes is None:
@@ -331,7 +326,7 @@ class ScoreRung:
         level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
         different, which = np.unique(level, return_inverse=True)
         row = find_first_passages(risk, runs.starts, different)[which, np.arange(len(runs))]
-        return _halts_with(row, code, runs)
+        return Halts.at(row, code, runs, asks=True)
 
 
 Rung: TypeAlias = PolicyRung | ScoreRung
@@ -369,7 +364,7 @@ def list_ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
 
 
 def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
-    halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs)
+    halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs, asks=asks_for_answers(rung.policy))
     returns = returns_of(rung.policy)
     if runs.kind != "rounds" or returns == "last":
         return halts
@@ -393,11 +388,7 @@ def halts_at(risk: RowScores, levels: Floats, runs: Runs, code: NDArray[np.int8]
         passages = find_first_bits(risk, runs, np.searchsorted(PRICES, levels))
     else:
         passages = find_first_passages(risk, runs.starts, levels)
-    return [_halts_with(row, code, runs) for row in passages]
-
-
-def _halts_with(row: Ints, code: NDArray[np.int8], runs: Runs) -> Halts:
-    return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
+    return [Halts.at(row, code, runs, asks=True) for row in passages]  # a learned score needs probes
 
 
 def levels_of(risk: RowScores, n_levels: int) -> Floats:

@@ -63,9 +63,18 @@ class Runs(RaggedRuns):
 
 
 class Halts(NamedTuple):
-    row: Ints  # E: the last executed row
-    code: NDArray[np.int8]  # E: the reason, as in `policy.columns`; CONTINUE: ran in full
-    returned: Ints | None = None  # E: the row whose answer a stopped run returns; None: the last
+    """Where one policy ends each run, shape (E,) each."""
+
+    row: Ints  # the last executed row
+    code: NDArray[np.int8]  # the reason, as in `policy.columns`; CONTINUE: ran in full
+    returned: Ints  # the row whose answer a stopped run returns
+    asks: Bools  # the policy reads trial answers, so every checkpoint is probed
+
+    @classmethod
+    def at(cls, row: Ints, codes: NDArray[np.int8], runs: Runs, *, asks: bool) -> Halts:
+        """The halts at these rows, given the code of every row; at a run's last row nothing is stopped."""
+        code = np.where(row == runs.last, CONTINUE, codes[row]).astype(np.int8)
+        return cls(row, code, row, np.full(len(runs), asks))
 
 
 def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, planned_steps: int | None) -> Runs:
@@ -75,17 +84,14 @@ def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, p
     probe_tokens   per probe; None: as recorded, else 15 for `reasoning`, else 0
     planned_steps  the cap on steps that a live route of loops or chains would declare
     """
-    known = [batch.query(i) for i in range(len(batch))]
+    known = map(batch.query, range(len(batch)))
     queries = tuple(q if q.planned_steps is not None else replace(q, planned_steps=planned_steps) for q in known)
     columns = observe_columns(needs, batch.kind, ((query, batch.steps(i)) for i, query in enumerate(queries)))
     n_steps = np.diff(batch.offset)
     run, last = np.repeat(np.arange(len(batch)), n_steps), _last_rows(batch)
-    if probe_tokens is not None:
-        probed = np.full(len(batch.tokens), float(probe_tokens))
-    else:
-        recorded = np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind])
-        probed = recorded.astype(np.float64)
-    probed[last] = 0.0  # no probe at the end
+    known_probes = np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind])
+    probed = known_probes if probe_tokens is None else np.full(len(run), probe_tokens)
+    probed[last] = 0  # no probe at the end
     cost = _sum_within(batch.tokens + batch.ctx_tokens, batch.offset)
     answer = _answer_codes(batch, columns)
     ok = _is_right(batch, run, answer)
@@ -158,28 +164,21 @@ def select_runs(runs: Runs, keep: Bools) -> Runs:
 
 def _select_rows(runs: Runs, rows: Bools, n_steps: Ints) -> Runs:
     starts = np.concatenate([[0], np.cumsum(n_steps)])
-    columns = replace(
-        runs.columns,
-        values={name: column[rows] for name, column in runs.columns.values.items()},
-        answer=runs.columns.answer[rows],
-        starts=starts,
-    )
+    values = {name: column[rows] for name, column in runs.columns.values.items()}
+    columns = replace(runs.columns, values=values, answer=runs.columns.answer[rows], starts=starts)
     return replace(runs, columns=columns, starts=starts, **{name: getattr(runs, name)[rows] for name in _BY_ROW})
 
 
 def never_halt(runs: Runs) -> Halts:
-    return Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
+    return Halts.at(runs.last, np.zeros(len(runs.cost), dtype=np.int8), runs, asks=False)
 
 
-def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
+def find_first_stops(codes: NDArray[np.int8], runs: Runs, *, asks: bool = False) -> Halts:
     """The first row of each run with a stop code, given the code of every row, shape (T,); its end: a full run."""
-    row, code = runs.last.copy(), np.zeros(len(runs), dtype=np.int8)
-    stops = np.flatnonzero(codes)
-    if len(stops):
-        run, at = np.unique(runs.run_of_row[stops], return_index=True)
-        row[run], code[run] = stops[at], codes[stops[at]]
-    code[row == runs.last] = CONTINUE
-    return Halts(row, code)
+    row, stops = runs.last, np.flatnonzero(codes)
+    run, first = np.unique(runs.run_of_row[stops], return_index=True)
+    row[run] = stops[first]
+    return Halts.at(row, codes, runs, asks=asks)
 
 
 def find_first_bits(bits: NDArray[np.uint64], runs: Runs, places: Ints) -> Ints:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,8 +102,18 @@ def score_rows(model: Model, x: Floats) -> RowScores:
     return model.stopping_prices(x) if isinstance(model, Values) else model.scores(x)
 
 
-def risk_and_codes(score: Score, p: RowScores, p_hopeless: Floats, runs: Runs) -> tuple[RowScores, NDArray[np.int8]]:
-    """The risk of stopping and the reason of a stop, shape (T,) each.
+class ScoredRows(NamedTuple):
+    """The risk of stopping and the reason of a stop, shape (T,) each."""
+
+    risk: RowScores
+    codes: NDArray[np.int8]
+
+    def select(self, rows: Bools) -> ScoredRows:
+        return ScoredRows(self.risk[rows], self.codes[rows])
+
+
+def risk_and_codes(score: Score, p: RowScores, p_hopeless: Floats, runs: Runs) -> ScoredRows:
+    """The risk of stopping at each row, and why.
 
     The risk is P(not good) over a power of the run's cost per step, or the value model's price bits. Rows without an
     answer never stop, unless the run is hopeless.
@@ -112,12 +122,12 @@ def risk_and_codes(score: Score, p: RowScores, p_hopeless: Floats, runs: Runs) -
     codes = np.where(lost, np.int8(HOPELESS), np.int8(SUFFICES))
     silent = np.isnan(runs.columns.answer) & ~lost
     if p.dtype == np.uint64:
-        return np.where(silent, np.uint64(0), p), codes
+        return ScoredRows(np.where(silent, np.uint64(0), p), codes)
     risk = 1 - p
     if score.cost:
         risk = risk / runs.per_step**score.cost
     risk[silent] = np.nan
-    return risk, codes
+    return ScoredRows(risk, codes)
 
 
 class CrossFit:

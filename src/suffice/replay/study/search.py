@@ -200,9 +200,10 @@ class Bench:
             policy = build_scored(spec, self.scores.names, classes.names)
             own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
             columns = QueryColumns(own, queries=columns.queries, run=columns.run)
-        halts = find_first_stops(stops_of(policy, columns), self.runs)
-        summed = columns_of(self.runs, halts, asks=model is not None or asks_for_answers(policy))
-        return replace(self._no_policies, values=sum_by_group(self._group, summed, len(self.fold))[:, None, :])
+        asks = model is not None or asks_for_answers(policy)
+        columns_of_runs = columns_of(self.runs, find_first_stops(stops_of(policy, columns), self.runs, asks=asks))
+        summed = sum_by_group(self._group, columns_of_runs, len(self.fold))
+        return replace(self._no_policies, values=summed[:, None, :])
 
     def figures(self, spec: Spec | None, v: int | None) -> PolicyFigures:
         sums = self.judge(spec, v)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools, Floats
+from suffice.learn.audits import Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.replay.study.policies import (
     LEARNED,
@@ -46,10 +46,9 @@ from suffice.replay.study.study import (
     LadderPool,
     ReplayOptions,
     RungSums,
-    ScoreLevels,
     Study,
-    Target,
-    find_halts,
+    lay_ladders,
+    lay_score,
     pick_by_class,
     sum_rungs,
 )
@@ -160,21 +159,21 @@ _STEP_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
 class Parts:
     def __init__(self, policies: Sequence[str]) -> None:
         self._policies = tuple(policies)
-        self._sums: dict[tuple[str, str, str], Floats] = {}  # (policy, "class" | "step", part)
-        self._questions: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
+        self._sums = defaultdict[tuple[str, str, str], Floats](lambda: np.zeros(6))  # (policy, what, part)
+        self._questions = defaultdict[tuple[str, str, str], set[str]](set)
 
-    def add(self, runs: Runs, judged: Mapping[str, tuple[Halts, bool | Bools]]) -> None:
+    def add(self, runs: Runs, judged: Mapping[str, Halts]) -> None:
         classes = class_names(runs)
         for policy in self._policies:
-            halt, asks = judged[policy]
-            lost, gained, tokens, *_ = columns_of(runs, halt, asks=asks)
+            halts = judged[policy]
+            lost, gained, tokens, *_ = columns_of(runs, halts)
             columns = (*base_columns(runs), lost, gained, tokens)
-            for what, names in (("class", classes), ("step", _halt_names(runs, halt))):
+            for what, names in (("class", classes), ("step", _halt_names(runs, halts))):
                 different, which = np.unique(names, return_inverse=True)
                 sums = sum_by_group(which, columns, len(different))
                 for at, name in enumerate(different.tolist()):
                     key = (policy, what, name)
-                    self._sums[key] = self._sums.get(key, 0.0) + sums[at]
+                    self._sums[key] += sums[at]
                     if len(known := self._questions[key]) < 100_000:  # bounds the memory
                         known.update(runs.question[i] for i in np.flatnonzero(which == at).tolist())
 
@@ -190,22 +189,20 @@ class Parts:
         return {policy: tuple(sorted(self._parts(policy, "step"), key=_step_order)) for policy in self._policies}
 
     def _parts(self, policy: str, what: str) -> list[SetPart]:
-        parts = []
-        for key, sums in self._sums.items():
-            if key[:2] == (policy, what):
-                n, full_ok, full_tokens, lost, gained, tokens = sums.tolist()
-                part = SetPart(
-                    name=key[2],
-                    n_episodes=int(n),
-                    n_questions=len(self._questions[key]),
-                    full_em=full_ok / n,
-                    em_drop=(lost - gained) / n,
-                    lost=lost / n,
-                    gained=gained / n,
-                    token_reduction=1 - tokens / full_tokens if full_tokens else 0.0,
-                )
-                parts.append(part)
-        return parts
+        return [self._part(key) for key in self._sums if key[:2] == (policy, what)]
+
+    def _part(self, key: tuple[str, str, str]) -> SetPart:
+        n, full_ok, full_tokens, lost, gained, tokens = self._sums[key].tolist()
+        return SetPart(
+            name=key[2],
+            n_episodes=int(n),
+            n_questions=len(self._questions[key]),
+            full_em=full_ok / n,
+            em_drop=(lost - gained) / n,
+            lost=lost / n,
+            gained=gained / n,
+            token_reduction=1 - tokens / full_tokens if full_tokens else 0.0,
+        )
 
 
 def class_names(runs: Runs) -> NDArray[np.str_]:
@@ -215,13 +212,13 @@ def class_names(runs: Runs) -> NDArray[np.str_]:
     return np.array([f"{task} · {model}" if task else model for task, model in zip(tasks, models, strict=True)])
 
 
-def _halt_names(runs: Runs, halt: Halts) -> NDArray[np.str_]:
-    place = np.searchsorted(_STEP_EDGES, halt.row - runs.starts[:-1] + 1)
+def _halt_names(runs: Runs, halts: Halts) -> NDArray[np.str_]:
+    place = np.searchsorted(_STEP_EDGES, halts.row - runs.starts[:-1] + 1)
     lows = (1, *(edge + 1 for edge in _STEP_EDGES))
     pairs = zip(lows, _STEP_EDGES, strict=False)
     names = [f"step {low}" if low == high else f"steps {low}–{high}" for low, high in pairs]
     names.append(f"steps above {_STEP_EDGES[-1]}")
-    return np.where(halt.row < runs.last, np.array(names)[place], "to the end")
+    return np.where(halts.row < runs.last, np.array(names)[place], "to the end")
 
 
 def _step_order(part: SetPart) -> tuple[int, str]:
@@ -315,18 +312,17 @@ def _with_classes(study: Study, v: int | None, frozen: FoldChoice) -> FoldChoice
     options = study.options
     if not options.classes or OURS not in frozen.rungs:
         return frozen
-    picked = pick_by_class(study, v, options.classes, Target(options.max_em_drop, options.margin))
-    better = picked is not None and picked[1] > frozen.saved[OURS]
-    rung = picked[0] if picked is not None and better else frozen.rungs[OURS]
+    picked = pick_by_class(study, v, options)
+    rung = frozen.rungs[OURS] if picked is None or picked[1] <= frozen.saved[OURS] else picked[0]
     return replace(frozen, rungs={**frozen.rungs, BY_CLASS: rung})
 
 
 def _sum_rungs_here(study: Study, frozen: FoldChoice, runs: Runs) -> RungSums:
-    learned = {}
+    laid = lay_ladders(study.ladders, runs)
     for score in study.options.scores:
-        risk, codes = study.score_others(score.name, frozen, runs)
-        learned[score.name] = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
-    return sum_rungs(runs, find_halts(study.ladders, runs), learned)
+        scored = study.score_others(score.name, frozen, runs)
+        laid[score.name] = lay_score(score.name, scored, levels_of(scored.risk, N_LEVELS), runs)
+    return sum_rungs(runs, laid)
 
 
 def _in_hindsight(pool: LadderPool, here: RungSums, options: ReplayOptions) -> Rung | None:
@@ -356,7 +352,7 @@ class _Judge:
         count: Counter[str] = Counter()
         for runs in everything:
             judged = self._halts(runs)
-            summing.add(runs, [judged[name][0] for name in names], [judged[name][1] for name in names])
+            summing.add(runs, [judged[name] for name in names])
             parts.add(runs, judged)
             count.update(runs=len(runs), answered=int((~np.isnan(runs.columns.answer[runs.last])).sum()))
             tick("judging")
@@ -386,28 +382,28 @@ class _Judge:
         first = [name for name in (OURS, BY_CLASS) if name in rungs]
         return list(dict.fromkeys(["full", *first, *pools, *rungs, "oracle_agree", "oracle_correct"]))
 
-    def _halts(self, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
-        full, silent = never_halt(runs), np.zeros(len(runs), dtype=bool)
-        judged = {
-            name: (Halts(runs.last.copy(), full.code.copy(), runs.last.copy()), silent.copy())
-            for name in self.frozen[0].rungs
-        }
+    def _halts(self, runs: Runs) -> dict[str, Halts]:
         fold = folds_of(runs) if len(self.frozen) > 1 else np.zeros(len(runs), dtype=np.int64)
+        places, parts = list[Ints](), defaultdict[str, list[Halts]](list)
         for v, frozen in enumerate(self.frozen):
-            mine = np.flatnonzero(fold == v)
-            if not len(mine):
+            if not (fold == v).any():
                 continue
-            those = select_runs(runs, fold == v)
+            those, mine = select_runs(runs, fold == v), np.flatnonzero(fold == v)
+            places.append(mine)
             shift = runs.starts[mine] - those.starts[:-1]
-            for name, halt in self.study.halts(frozen, those).items():
-                (row, code, returned), asks = judged[name]
-                assert returned is not None
-                row[mine], code[mine] = halt.row + shift, halt.code
-                returned[mine] = (halt.row if halt.returned is None else halt.returned) + shift
-                rung = frozen.rungs[name]
-                asks[mine] = rung is not None and rung.asks
-        oracles = {"oracle_agree": stop_at_first(runs, runs.same), "oracle_correct": stop_at_first(runs, runs.ok)}
-        return {**judged, **{name: (halt, silent) for name, halt in {"full": full, **oracles}.items()}}
+            for name, halts in self.study.halts(frozen, those).items():
+                parts[name].append(halts._replace(row=halts.row + shift, returned=halts.returned + shift))
+        order = np.argsort(np.concatenate(places))
+        judged = {
+            name: Halts(*(np.concatenate(column)[order] for column in zip(*of_folds, strict=True)))
+            for name, of_folds in parts.items()
+        }
+        return {
+            **judged,
+            "full": never_halt(runs),
+            "oracle_agree": stop_at_first(runs, runs.same),
+            "oracle_correct": stop_at_first(runs, runs.ok),
+        }
 
     def _measure_misses(self) -> tuple[dict[str, float], dict[str, float]]:
         rung_sums, options = self.study.sum_rungs(None), self.options

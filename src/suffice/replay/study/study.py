@@ -6,23 +6,24 @@ Each of five folds, by question hash, is judged by scores and points from the ot
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.features import MIN_CLASS_RUNS, find_classes
 from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_at, halts_of, levels_of
-from suffice.replay.study.runs import Halts, RowScores, Runs, never_halt, select_runs
+from suffice.replay.study.runs import Halts, Runs, never_halt, select_runs
 from suffice.replay.study.scores import (
     HOPELESS_KEY,
     SCORES,
     CrossFit,
     Model,
     Score,
+    ScoredRows,
     features_of,
     good_rows,
     risk_and_codes,
@@ -31,12 +32,11 @@ from suffice.replay.study.scores import (
 from suffice.replay.study.sums import (
     MARGIN,
     NONE,
-    PolicyPoints,
     QuestionSums,
-    SumsFold,
     folds_of,
     measure_policies,
     pick_policies,
+    sum_halts,
 )
 from suffice.signals.classes import Classes
 
@@ -87,40 +87,26 @@ class RungSums:
         return self.sums.columns(keep), tuple(self.rungs[at] for at in keep), slices
 
 
-class ScoreLevels(NamedTuple):
-    risk: RowScores
-    codes: NDArray[np.int8]
-    levels: Floats
-
-    def rows(self, keep: Bools) -> ScoreLevels:
-        return self._replace(risk=self.risk[keep], codes=self.codes[keep])
+Laid: TypeAlias = tuple[Sequence[Rung], Sequence[Halts]]  # the rungs of a ladder, and where each ends the runs
 
 
-def find_halts(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list[Halts]]]:
-    return [(ladder, [halts_of(rung, runs) for rung in ladder.rungs]) for ladder in ladders]
+def lay_ladders(ladders: Sequence[Ladder], runs: Runs) -> dict[str, Laid]:
+    return {ladder.name: (ladder.rungs, [halts_of(rung, runs) for rung in ladder.rungs]) for ladder in ladders}
 
 
-def sum_rungs(
-    runs: Runs, fixed: Sequence[tuple[Ladder, Sequence[Halts]]], learned: Mapping[str, ScoreLevels]
-) -> RungSums:
-    rungs: list[Rung] = []
-    halts: list[Halts] = []
+def lay_score(name: str, scored: ScoredRows, levels: Floats, runs: Runs) -> Laid:
+    rungs = [ScoreRung(score=name, level=float(level), label=f"{name} {level:.3g}") for level in levels]
+    return rungs, halts_at(scored.risk, levels, runs, scored.codes)
+
+
+def sum_rungs(runs: Runs, laid: Mapping[str, Laid]) -> RungSums:
+    rungs, halts = list[Rung](), list[Halts]()
     slices: dict[str, slice] = {}
-    for ladder, of_ladder in fixed:
-        slices[ladder.name] = slice(len(rungs), len(rungs) + len(of_ladder))
-        rungs += ladder.rungs
-        halts += of_ladder
-    for name, (risk, codes, levels) in learned.items():
-        slices[name] = slice(len(rungs), len(rungs) + len(levels))
-        rungs += [ScoreRung(score=name, level=float(level), label=f"{name} {level:.3g}") for level in levels]
-        halts += halts_at(risk, levels, runs, codes)
-    return RungSums(sums=sum_halts(runs, halts, [rung.asks for rung in rungs]), rungs=tuple(rungs), slices=slices)
-
-
-def sum_halts(runs: Runs, halts: Sequence[Halts], asks: Sequence[bool]) -> QuestionSums:
-    summing = SumsFold(len(halts))
-    summing.add(runs, halts, asks)
-    return summing.sums()
+    for name, (own, ends) in laid.items():
+        slices[name] = slice(len(rungs), len(rungs) + len(own))
+        rungs += own
+        halts += ends
+    return RungSums(sums=sum_halts(runs, halts), rungs=tuple(rungs), slices=slices)
 
 
 class Study:
@@ -129,21 +115,24 @@ class Study:
     ) -> None:
         self.runs, self.ladders, self.options = runs, tuple(ladders), options
         self.fold = folds_of(runs)
-        self._fixed = find_halts(ladders, runs)
+        self._laid = lay_ladders(ladders, runs)
         read = sorted({score.query_signals for score in options.scores} | {True}) if options.scores else []
         self._fits = {key: CrossFit(runs, seed=options.seed, query_signals=key, tick=tick) for key in read}
 
-    def risk(self, score: Score, v: int | None) -> tuple[RowScores, NDArray[np.int8]]:
+    def train(self, v: int | None) -> Bools:
+        """The runs on questions outside fold `v`, or all, shape (E,)."""
+        return np.ones(len(self.runs), dtype=bool) if v is None else self.fold != v
+
+    def risk(self, score: Score, v: int | None) -> ScoredRows:
         p = self._fits[score.query_signals].scores(score.key, v)
         return risk_and_codes(score, p, self._fits[True].scores(HOPELESS_KEY, v), self.runs)
 
     def sum_rungs(self, v: int | None) -> RungSums:
-        train = np.ones(len(self.runs.cost), dtype=bool) if v is None else self.fold[self.runs.run_of_row] != v
-        learned = {}
+        laid, train = dict(self._laid), self.train(v)[self.runs.run_of_row]
         for score in self.options.scores:
-            risk, codes = self.risk(score, v)
-            learned[score.name] = ScoreLevels(risk, codes, levels_of(risk[train], N_LEVELS))
-        return sum_rungs(self.runs, self._fixed, learned)
+            scored = self.risk(score, v)
+            laid[score.name] = lay_score(score.name, scored, levels_of(scored.risk[train], N_LEVELS), self.runs)
+        return sum_rungs(self.runs, laid)
 
     def freeze(self, pools: Sequence[LadderPool], v: int | None) -> FoldChoice:
         """Pick each pool's point on the questions outside fold `v`, or on all; keep the models that it needs."""
@@ -164,7 +153,7 @@ class Study:
 
     def halts(self, frozen: FoldChoice, runs: Runs) -> dict[str, Halts]:
         halts: dict[str, Halts] = {}
-        scored: dict[str, tuple[RowScores, NDArray[np.int8]]] = {}
+        scored: dict[str, ScoredRows] = {}
         for name, rung in frozen.rungs.items():
             if rung is None:
                 halts[name] = never_halt(runs)
@@ -176,7 +165,7 @@ class Study:
                 halts[name] = rung.halts(*scored[rung.score], runs)
         return halts
 
-    def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> tuple[RowScores, NDArray[np.int8]]:
+    def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> ScoredRows:
         score = next(score for score in self.options.scores if score.name == name)
         x = {key: features_of(runs, self._fits[key].chosen) for key in {True, score.query_signals}}
         hopeless = score_rows(frozen.models["hopeless"], x[True])
@@ -189,31 +178,6 @@ MIN_QUESTIONS: Final = 20  # per class
 NEVER: Final = 0.0  # a level below every risk
 
 
-class Target(NamedTuple):
-    max_em_drop: float
-    margin: float  # in standard errors
-
-    def keeps(self, at: PolicyPoints) -> bool:
-        return bool(at.drop[0, 0] + self.margin * at.error[0, 0] <= self.max_em_drop)
-
-
-def learn_classes(runs: Runs, keep: Bools, most: int) -> Classes:
-    good = good_rows(runs, "as-good")[runs.starts[:-1]]
-    return find_classes([runs.queries[i] for i in np.flatnonzero(keep).tolist()], good[keep], max_classes=most)
-
-
-def select_large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
-    """The runs of each class with enough runs and questions, by name, shape (E,) each."""
-    names = np.array([classes.of(query) for query in runs.queries])
-    questions = np.array(runs.question)
-    members = {name: names == name for name in dict.fromkeys(names.tolist())}
-    return {
-        name: mine
-        for name, mine in members.items()
-        if mine.sum() >= MIN_CLASS_RUNS and len(set(questions[mine].tolist())) >= MIN_QUESTIONS
-    }
-
-
 class ClassPartition(NamedTuple):
     classes: Classes | None  # None: no classes
     names: tuple[str, ...]  # of the large classes
@@ -222,48 +186,62 @@ class ClassPartition(NamedTuple):
 
 def number_classes(runs: Runs, keep: Bools, most: int) -> ClassPartition:
     """Find up to `most` classes in the runs where `keep` holds, and classify all runs; none below two large ones."""
-    classes = learn_classes(runs, keep, most) if most >= 2 else None
-    names = () if classes is None else tuple(select_large_classes(select_runs(runs, keep), classes))
-    if classes is None or len(names) < 2:
-        return ClassPartition(None, (), np.full(len(runs), np.nan))
-    place = {name: float(at) for at, name in enumerate(names)}
-    return ClassPartition(classes, names, np.array([place.get(classes.of(query), np.nan) for query in runs.queries]))
+    if most >= 2:
+        good = good_rows(runs, "as-good")[runs.starts[:-1]]
+        known = [runs.queries[i] for i in np.flatnonzero(keep).tolist()]
+        classes = find_classes(known, good[keep], max_classes=most)
+        of_run = [classes.of(query) for query in runs.queries]
+        names = find_large_classes(of_run, runs.question, keep)
+        if len(names) >= 2:
+            place = {name: float(at) for at, name in enumerate(names)}
+            return ClassPartition(classes, names, np.array([place.get(name, np.nan) for name in of_run]))
+    return ClassPartition(None, (), np.full(len(runs), np.nan))
 
 
-def pick_by_class(
-    study: Study, v: int | None, most: int, target: Target, *, scores: Sequence[Score] = ()
-) -> tuple[ScoreRung, float] | None:
+def find_large_classes(of_run: Sequence[str], question: Sequence[str], keep: Bools) -> tuple[str, ...]:
+    """The classes with enough runs and questions where `keep` holds, in the order of their first runs."""
+    questions = defaultdict[str, list[str]](list)
+    for i in np.flatnonzero(keep).tolist():
+        questions[of_run[i]].append(question[i])
+    return tuple(
+        name for name, asked in questions.items() if len(asked) >= MIN_CLASS_RUNS and len(set(asked)) >= MIN_QUESTIONS
+    )
+
+
+def pick_by_class(study: Study, v: int | None, options: ReplayOptions) -> tuple[ScoreRung, float] | None:
     """The rung by class that saves most on the questions outside fold `v`, or on all, and its saving.
 
-    None if the runs do not divide into two large classes, or no rung keeps the target. `scores` (): all of the study.
+    None if the runs do not divide into two large classes, or no rung keeps the target.
     """
-    train = np.ones(len(study.runs), dtype=bool) if v is None else study.fold != v
-    classes, training = learn_classes(study.runs, train, most), select_runs(study.runs, train)
-    large = select_large_classes(training, classes)
+    train = study.train(v)
+    partition, training = number_classes(study.runs, train, options.classes), select_runs(study.runs, train)
     best: tuple[ScoreRung, float] | None = None
-    for score in scores or study.options.scores:
-        if score.target == "value" or len(large) < 2:
+    for score in options.scores:
+        if score.target == "value" or partition.classes is None:
             continue  # each level of the value model is a separate model, and a route has one
-        risk, codes = (column[train[study.runs.run_of_row]] for column in study.risk(score, v))
-        scored = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
-        pooled = _pick_level(training, scored, target)
+        scored = study.risk(score, v).select(train[study.runs.run_of_row])
+        levels = levels_of(scored.risk, N_LEVELS)
+        pooled = _pick_level(training, scored, levels, options)
         if pooled is None:
             continue
-        levels = {
-            name: _pick_level(select_runs(training, mine), scored.rows(mine[training.run_of_row]), target) or NEVER
-            for name, mine in large.items()
-        }
+        of_class = {}
+        for at, name in enumerate(partition.names):
+            mine = partition.number[train] == at
+            rows = scored.select(mine[training.run_of_row])
+            of_class[name] = _pick_level(select_runs(training, mine), rows, levels, options) or NEVER
         label = f"{score.name}, by class"
-        rung = ScoreRung(score=score.name, level=pooled, classes=classes, levels=levels, label=label)
-        sums = sum_halts(training, [rung.halts(risk, codes, training)], [True])
-        at = measure_policies(sums, sums.weights(None))
-        if target.keeps(at) and at.saved[0, 0] > (best[1] if best else 0):
-            best = rung, float(at.saved[0, 0])
+        rung = ScoreRung(score=score.name, level=pooled, classes=partition.classes, levels=of_class, label=label)
+        sums = sum_halts(training, [rung.halts(*scored, training)])
+        at_rung = measure_policies(sums, sums.weights(None))
+        saved = float(at_rung.saved[0, 0])
+        keeps = at_rung.drop[0, 0] + options.margin * at_rung.error[0, 0] <= options.max_em_drop
+        if keeps and saved > (best[1] if best else 0):
+            best = rung, saved
     return best
 
 
-def _pick_level(runs: Runs, scored: ScoreLevels, target: Target) -> float | None:
-    sums = sum_rungs(runs, [], {"": scored}).sums
+def _pick_level(runs: Runs, scored: ScoredRows, levels: Floats, options: ReplayOptions) -> float | None:
+    sums = sum_halts(runs, halts_at(scored.risk, levels, runs, scored.codes))
     at = measure_policies(sums, sums.weights(None))
-    choice = int(pick_policies(at, [slice(0, len(scored.levels))], target.max_em_drop, target.margin)[0])
-    return None if choice == NONE else float(scored.levels[choice])
+    choice = int(pick_policies(at, [slice(0, len(levels))], options.max_em_drop, options.margin)[0])
+    return None if choice == NONE else float(levels[choice])

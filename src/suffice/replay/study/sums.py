@@ -104,7 +104,7 @@ class SumsFold:
     def n_questions(self) -> int:
         return len(self._seen)
 
-    def add(self, runs: Runs, halts: Sequence[Halts], asks: Sequence[bool | Bools]) -> None:
+    def add(self, runs: Runs, halts: Sequence[Halts]) -> None:
         for question in dict.fromkeys(runs.question):
             self._seen.add(_number(question))
             self._place_question(question)
@@ -114,8 +114,8 @@ class SumsFold:
         n_groups = len(self._fold)
         self._base, self._values = _grow(self._base, n_groups), _grow(self._values, n_groups)
         self._base += sum_by_group(group, base_columns(runs), n_groups)
-        for at, (halt, ask) in enumerate(zip(halts, asks, strict=True)):
-            self._values[:, at] += sum_by_group(group, columns_of(runs, halt, asks=ask), n_groups)
+        for at, halt in enumerate(halts):
+            self._values[:, at] += sum_by_group(group, columns_of(runs, halt), n_groups)
 
     def sums(self) -> QuestionSums:
         return QuestionSums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
@@ -140,20 +140,19 @@ def _grow(array: Floats, n_groups: int) -> Floats:
     return np.concatenate([array, np.zeros((n_groups - len(array), *array.shape[1:]))])
 
 
-def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, ...]:
+def columns_of(runs: Runs, halts: Halts) -> tuple[Floats, ...]:
     """The result of one policy on each run, in the order of FIELDS, shape (E,) each.
 
     A policy that reads trial answers probes every checkpoint up to its stop, or all but the last of a full run; any
     other policy probes only where it stops.
     """
-    row, stopped = halt.row, halt.row < runs.last
-    ok = np.where(stopped, runs.ok[row if halt.returned is None else halt.returned], runs.full_ok)
-    once = stopped & ~np.asarray(asks)
-    before = np.where(row == runs.starts[:-1], -1, row - 1)
-    silent = ~stopped & ~np.asarray(asks)
+    row, stopped = halts.row, halts.row < runs.last
+    ok = np.where(stopped, runs.ok[halts.returned], runs.full_ok)
+    before = row - 1
+    once = stopped & ~halts.asks & (before >= runs.starts[:-1])
+    silent = ~stopped & ~halts.asks
     probes, resent = (
-        np.where(silent, 0.0, total[row] - np.where(once & (before >= 0), total[before], 0.0))
-        for total in (runs.probes, runs.resent)
+        np.where(silent, 0.0, total[row] - np.where(once, total[before], 0.0)) for total in (runs.probes, runs.resent)
     )
     return (
         (runs.full_ok & ~ok).astype(np.float64),
@@ -162,7 +161,7 @@ def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, 
         probes,
         resent,
         stopped.astype(np.float64),
-        (halt.code == HOPELESS).astype(np.float64),
+        (halts.code == HOPELESS).astype(np.float64),
     )
 
 
@@ -263,6 +262,12 @@ def bootstrap(sums: QuestionSums, n_draws: int, rng: np.random.Generator) -> tup
 def _percentiles(drawn: Floats) -> list[Interval]:
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def sum_halts(runs: Runs, halts: Sequence[Halts]) -> QuestionSums:
+    summing = SumsFold(len(halts))
+    summing.add(runs, halts)
+    return summing.sums()
 
 
 def never_stop(sums: QuestionSums) -> QuestionSums:
