@@ -111,7 +111,7 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
         raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
     load_plugins()
-    asked = read_recorded_questions(_lines(questions), str(questions))
+    to_record = read_recorded_questions(_lines(questions), str(questions))
     is_address = (given.upstream or "").startswith(("http://", "https://"))
     needs_settings = given.config is not None or given.route is not None or not is_address
     settings = load_optional_settings(given.config) if needs_settings else None
@@ -123,9 +123,9 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     with open_scorer(recipe.scorer) as scorer, open_recording(given.out, recipe) as recording:
         _warn(recipe, given.out, torn=recording.torn)
         async with client:
-            with _reporting(len(asked), as_json=given.as_json) as on_progress:
+            with _reporting(len(to_record), as_json=given.as_json) as on_progress:
                 return await record_runs(
-                    asked,
+                    to_record,
                     recording,
                     client=client,
                     recipe=recipe,

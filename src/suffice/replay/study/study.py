@@ -204,7 +204,7 @@ def find_large_classes(of_run: Sequence[str], question: Sequence[str], keep: Boo
     for i in np.flatnonzero(keep).tolist():
         questions[of_run[i]].append(question[i])
     return tuple(
-        name for name, asked in questions.items() if len(asked) >= MIN_CLASS_RUNS and len(set(asked)) >= MIN_QUESTIONS
+        name for name, own in questions.items() if len(own) >= MIN_CLASS_RUNS and len(set(own)) >= MIN_QUESTIONS
     )
 
 
