@@ -154,11 +154,9 @@ def require_log(settings: Settings, file: str | Path) -> None:
     try:
         if log.is_file():
             return
-        from suffice.wiring.startup import missing_log_reason
+        from suffice.wiring.startup import refuse_lost_log
 
-        gone = missing_log_reason(settings)
-        if gone is not None:
-            raise StoreError(gone)
+        refuse_lost_log(settings)
         what = _instead_of(log)
     except (OSError, ValueError) as error:  # a name that is too long, or invalid
         what = f"cannot be checked ({getattr(error, 'strerror', None) or error})"

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,9 +149,11 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
     """
     for warning in check_routes(settings):
         LOG.warning(warning)
-    begun = open_known_log(settings, process="library")
-    presence = Announcement(presence_files(settings), process="library")
-    try:
+    with ExitStack() as stack:
+        begun = open_known_log(settings, process="library")
+        stack.callback(begun.log.close)
+        presence = Announcement(presence_files(settings), process="library")
+        stack.callback(presence.release)
         gw = _build_state(settings, begun, {}, vectors, presence)
         follower = Follower(gw, database_path(settings.store.url).resolve(), good=begun.good)
         if begun.problem is not None:
@@ -163,24 +165,14 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
 
         gw.deployment.refresh = refresh
         gw.deployment.refresh()
-    except BaseException:
-        presence.release()
-        begun.log.close()
-        raise
 
-    def restore(log: SqliteLog, known: LogKnowledge) -> None:
-        attach(begun, gw, log)
-        _restore_late(settings, gw, follower, known)
+        def restore(log: SqliteLog, known: LogKnowledge) -> None:
+            attach(begun, gw, log)
+            _restore_late(settings, gw, follower, known)
 
-    retry = None if begun.problem is None else LogRetry(settings, gw, begun, restore, process="library", lock=lock)
-
-    def close() -> None:
-        if retry is not None:
-            retry.close()
-        presence.release()
-        begun.log.close()
-
-    return Library(gw, close)
+        if begun.problem is not None:
+            stack.callback(LogRetry(settings, gw, begun, restore, process="library", lock=lock).close)
+        return Library(gw, stack.pop_all().close)
 
 
 def _restore_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
@@ -222,9 +214,12 @@ async def build_gateway(
     result = result or preflight(settings)
     for warning in result.warnings:
         LOG.warning(warning)
-    begun = open_known_log(settings, log)
-    presence = Announcement(presence_files(settings), process="serve")
-    try:
+    async with AsyncExitStack() as stack:
+        begun = open_known_log(settings, log)
+        if log is None:
+            stack.callback(begun.log.close)
+        presence = Announcement(presence_files(settings), process="serve")
+        stack.callback(presence.release)
         clients = {
             name: UpstreamClient(
                 name,
@@ -235,36 +230,28 @@ async def build_gateway(
             for name, upstream in settings.upstreams.items()
         }
         gw = _build_state(settings, begun, clients, result.embedders, presence, result)
-        async with AsyncExitStack() as stack:
-            for client in clients.values():
-                await stack.enter_async_context(client)
-            for embedder in result.embedders.values():
-                await stack.enter_async_context(embedder)
-            stack.enter_context(
-                run_periodically(partial(gw.deployment.update_load, clients), gw.metrics, site="load", every_s=LOOK_S)
-            )
-            stack.enter_context(
-                run_periodically(gw.deployment.check_kill, gw.metrics, site="kill", every_s=kill.LOOK_S)
-            )
-            gw.metrics.filled_by(gw.deployment.export_gauges)
-            stack.enter_context(
-                run_periodically(partial(lifecycle.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
-            )
-            app = App(gw)
-            await _follow_log(settings, gw, begun, app, stack)
-            app.beside |= _console_apps(settings, begun.log, gw, stack)
-            gw.process.ready = True
-            try:
-                yield app
-            finally:
-                gw.process.ready = False
-                await _await_handlers(gw)
-                rounds_service.close_all(gw)
-                lifecycle.write_counts(gw, all_of_them=True)
-    finally:
-        presence.release()
-        if log is None:
-            begun.log.close()
+        for client in clients.values():
+            await stack.enter_async_context(client)
+        for embedder in result.embedders.values():
+            await stack.enter_async_context(embedder)
+        gw.metrics.filled_by(gw.deployment.export_gauges)
+        for site, work, every_s in (
+            ("load", partial(gw.deployment.update_load, clients), LOOK_S),
+            ("kill", gw.deployment.check_kill, kill.LOOK_S),
+            ("counts", partial(lifecycle.write_counts, gw), COUNTS_S),
+        ):
+            stack.enter_context(run_periodically(work, gw.metrics, site=site, every_s=every_s))
+        app = App(gw)
+        await _follow_log(settings, gw, begun, app, stack)
+        app.beside |= _console_apps(settings, begun.log, gw, stack)
+        gw.process.ready = True
+        try:
+            yield app
+        finally:
+            gw.process.ready = False
+            await _await_handlers(gw)
+            rounds_service.close_all(gw)
+            lifecycle.write_counts(gw, all_of_them=True)
 
 
 def _look_for_damage(path: Path, gw: GatewayState) -> None:

@@ -85,28 +85,23 @@ def last_good(settings: Settings) -> LastGood | None:
     return read_last_good(file, secret=deployment_salt(settings), now_s=time.time(), most_s=math.inf)
 
 
-def missing_log_reason(settings: Settings) -> str | None:
-    """Why a missing log must not be created anew; None: it exists, or nothing would be lost."""
+def refuse_lost_log(settings: Settings) -> None:
+    """Raise StoreError if the log is missing and must not be made anew, because what was active would be lost."""
     path, file = database_path(settings.store.url), good_file(settings)
     if path.exists():
-        return None
-    try:
+        return
+    with contextlib.suppress(ConfigError, OSError):
         good = last_good(settings)
-    except (ConfigError, OSError):
-        return None
-    if good is None or not good.matters:
-        return None
-    return (
-        f"store {path}: is missing, but {file} shows that something was active in it; restore it, or delete that file"
-        " as well to start over"
-    )
+        if good is not None and good.matters:
+            raise StoreError(
+                f"store {path}: is missing, but {file} shows that something was active in it; restore it, or delete"
+                " that file as well to start over"
+            )
 
 
 def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
     """Open the settings' log for events; the caller closes it. Raises ConfigError and StoreError."""
-    gone = missing_log_reason(settings)
-    if gone is not None:
-        raise StoreError(gone)
+    refuse_lost_log(settings)
     return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact, create=create)
 
 

@@ -17,12 +17,11 @@ from suffice.control.jobs.proposals import Advance, Retrain, SamplingJob
 from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.upkeep import ExportHeads, Retain
-from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path
 from suffice.wiring.keys import create_id, deployment_salt, secret
-from suffice.wiring.startup import missing_log_reason, sinks_of
+from suffice.wiring.startup import refuse_lost_log, sinks_of
 
 LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
 OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
@@ -30,9 +29,7 @@ OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
 
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
     """Open the settings' log for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
-    gone = missing_log_reason(settings)
-    if gone is not None:
-        raise StoreError(gone)
+    refuse_lost_log(settings)
     return Decisions.open(
         database_path(settings.store.url),
         now=time.time,

@@ -19,7 +19,7 @@ from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
 from suffice.cli.inspect import route_report
-from suffice.cli.shell import fail, print_facts, print_json
+from suffice.cli.shell import fail, load_optional_settings, print_facts, print_json, warn
 from suffice.edge.math import open_match
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_time
@@ -47,7 +47,7 @@ from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeploym
 from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
 from suffice.store.rows.records import KillSwitchState, ProposedVersion
 from suffice.types import Request
-from suffice.wiring.files import condition, load_settings, require_log
+from suffice.wiring.files import condition, require_log
 from suffice.wiring.keys import good_file, kill_file
 
 if TYPE_CHECKING:  # the gateway and the learning code would take most of the start-up time of `suffice status`
@@ -142,24 +142,20 @@ def print_statuses(statuses: Iterable[RouteStatus], *, as_json: bool) -> None:
 
 
 def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Path]:
-    default = Path("suffice.toml")
-    if config is None and db is not None:
-        return None, db
-    if config is None and not default.is_file():
+    settings = load_optional_settings(config) if config is not None or db is None else None
+    if db is not None:
+        return settings, db
+    if settings is None:
         raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
-    settings = load_settings(str(config or default))
-    return settings, db or database_path(settings.store.url)
+    return settings, database_path(settings.store.url)
 
 
 def _warn_of_rows(database: Path) -> None:
     with open_reader(database) as connection:
         n_behind = read_to(connection).n_behind
     if n_behind > MANY_ROWS:
-        click.echo(
-            f"suffice status: reads {n_behind:,} rows that no worker has summed up yet; suffice worker --once rollup"
-            " does that once for all",
-            err=True,
-        )
+        way_out = "suffice worker --once rollup does that once for all"
+        warn(f"reads {n_behind:,} rows that no worker has summed up yet; {way_out}")
 
 
 def read_statuses(database: Path, settings: Settings | None, route: str | None) -> list[RouteStatus]:
@@ -239,8 +235,8 @@ def _status(
     phase: Phase | None,
     held: RouteHoldings | None,
 ) -> RouteStatus:
-    confidence = configured.confidence if configured is not None else 0.95
-    max_em_drop = configured.max_em_drop if configured is not None else 0.02
+    rules = configured or Route()
+    confidence, max_em_drop = rules.confidence, rules.max_em_drop
     certifies = None if configured is None else configured.certifies_itself
     report = report_of(tally, route=name, confidence=confidence)
     if certifies is False or (certifies is None and phase is not None and not phase.epoch):
