@@ -13,6 +13,7 @@ import pytest
 
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, resolve_labels
 from suffice.scoring.base import SCORERS, build_scorer
+from suffice.store.database.views import read_events
 from suffice.types import Feedback
 from suffice_testing import Fault, Reply
 from tests.gateway.conftest import Serve, serve
@@ -329,7 +330,7 @@ async def test_an_upstream_of_another_name_each_time_fills_neither_metrics_nor_t
         for _ in range(60):
             assert (await g.ask(chat(stream=True))).status == 200
         await g.episodes(60)
-        kinds = [type(one.event).__name__ for one in g.gateway.log.read()]
+        kinds = [type(one.event).__name__ for one in read_events(g.database)]
         assert len(kinds) <= 2 * 60 + 20, sorted(set(kinds))
         async with g.session.get(g.url + "/metrics") as told:
             assert len((await told.text()).splitlines()) <= before + 60

@@ -127,16 +127,11 @@ async def test_a_broken_part_in_observe_adds_no_call(serve: Serve) -> None:
 class RaisingLog:
     """A log that breaks its promise never to raise."""
 
-    n_written = n_dropped = n_failed = 0
-
     def append(self, event: object) -> bool:
         raise OSError(CANARY)
 
     async def append_durable(self, event: object) -> Any:
         raise AssertionError("not asked for here")
-
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Any:
-        return iter(())
 
     def drain(self, timeout_s: float = 5.0) -> bool:
         return True

@@ -9,6 +9,7 @@ import pytest
 
 from suffice.gateway.feedback_form import read_feedback
 from suffice.settings import parse_settings
+from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring.gateway import build_gateway
@@ -47,7 +48,7 @@ def said(**fields: Any) -> dict[str, Any]:
 
 
 def kept(g: Served) -> list[Feedback]:
-    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackEvent)]
+    return [one.event.feedback for one in read_events(g.database) if isinstance(one.event, FeedbackEvent)]
 
 
 async def test_declared_metrics_and_surveys_are_stored_with_what_they_say_of_satisfaction(serve: Serve) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.settings import Settings
+from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring.keys import key_ring
@@ -35,7 +36,7 @@ def word(source: str, number: int = 0) -> dict[str, Any]:
 
 
 def kept(g: Served) -> list[Feedback]:
-    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackEvent)]
+    return [one.event.feedback for one in read_events(g.database) if isinstance(one.event, FeedbackEvent)]
 
 
 @pytest.mark.parametrize("server", [BOTH, {"api_keys_env": "KEYS_OF_THIS_TEST"}], ids=["both", "one kind"])

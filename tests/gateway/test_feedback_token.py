@@ -11,6 +11,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.gateway.auth import read_token, sign_token
 from suffice.gateway.feedback import MOST_WORDS
+from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
@@ -31,7 +32,7 @@ async def say(g: Served, body: Any, path: str = "/v1/feedback", **headers: str) 
 
 
 def kept(g: Served) -> list[Feedback]:
-    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackEvent)]
+    return [one.event.feedback for one in read_events(g.database) if isinstance(one.event, FeedbackEvent)]
 
 
 def rated(g: Served, token: str, **body: Any) -> Any:

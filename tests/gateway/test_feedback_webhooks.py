@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
@@ -36,7 +37,7 @@ async def say(g: Served, path: str, body: Any, headers: dict[str, str] | None = 
 
 
 def kept(g: Served) -> list[Feedback]:
-    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackEvent)]
+    return [one.event.feedback for one in read_events(g.database) if isinstance(one.event, FeedbackEvent)]
 
 
 async def test_an_annotation_is_a_reviewers_word_and_counts_once(serve: Serve) -> None:

@@ -17,6 +17,7 @@ from suffice.cli.main import main
 from suffice.gateway import kill
 from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES
+from suffice.store.database.views import read_events
 from suffice.store.rows.events import key_of
 from suffice.store.rows.records import KillSwitchState
 from suffice.types import Outcome
@@ -59,7 +60,7 @@ async def test_a_thought_passes_through_untouched_until_the_switch_is_released(s
         assert await seen(g, on=False) < 1
         assert (await g.ask(chat(stream=True))).status == 200
         episodes = [one.episode for one in await g.episodes(3)]
-        changes = [one.event for one in g.gateway.log.read() if isinstance(one.event, KillSwitchState)]
+        changes = [one.event for one in read_events(g.database) if isinstance(one.event, KillSwitchState)]
     assert [one.outcome.stopped for one in episodes] == [True, False, True]
     assert [one.request.ungoverned for one in episodes] == [None, kill.REASON, None]
     assert [one.on for one in changes] == [True, False]
@@ -117,7 +118,7 @@ async def test_under_load_nothing_is_stopped_a_second_after_the_pull(serve: Serv
         done = True
         await asyncio.gather(*clients)
         await g.quiet()
-        ends = [(one.at_s, one.event) for one in g.gateway.log.read() if isinstance(one.event, Outcome)]
+        ends = [(one.at_s, one.event) for one in read_events(g.database) if isinstance(one.event, Outcome)]
     stops = [at_s for at_s, outcome in ends if outcome.stopped]
     assert sum(at_s > pulled_s + 1 for at_s, _ in ends) >= len(clients)  # all of them still ask
     assert min(stops) < pulled_s  # and were stopped until then

@@ -14,8 +14,9 @@ import pytest
 
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
-from suffice.store.database.log import EventLog, Receipt
+from suffice.store.database.log import Receipt
 from suffice.store.database.sqlite import SqliteLog, database_path
+from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
@@ -90,7 +91,7 @@ def test_a_url_that_cannot_work_is_refused_with_the_reason(url: str, reason: str
 
 
 def test_every_kind_of_end_leaves_one_outcome_for_its_request(open_log: Open, query: Query) -> None:
-    log: EventLog = open_log()
+    log = open_log()
     reasons = get_args(EndReason)
     expected = [(len(reasons),)]
     for reason in reasons:
@@ -268,16 +269,16 @@ async def test_what_cannot_be_stored_is_refused_alone(open_log: Open, query: Que
     assert log.n_failed == 3
 
 
-def test_reading_goes_on_where_it_ended(open_log: Open) -> None:
+def test_reading_goes_on_where_it_ended(open_log: Open, database: Path) -> None:
     log = open_log()
     events = [seen(f"e{i}") for i in range(1_203)]
     for event in events:
         log.append(event)
     assert log.drain()
-    assert [stored.event for stored in log.read()] == events
-    first = list(log.read(limit=700))
+    assert [stored.event for stored in read_events(database)] == events
+    first = list(read_events(database, limit=700))
     assert [s.event for s in first] == events[:700]
-    assert [s.event for s in log.read(since_seq=first[-1].seq)] == events[700:]
+    assert [s.event for s in read_events(database, since_seq=first[-1].seq)] == events[700:]
 
 
 def test_a_full_queue_drops_counts_and_keeps_the_two_counts_equal(

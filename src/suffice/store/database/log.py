@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from itertools import islice
@@ -36,18 +35,6 @@ class StoredEvent:
 
 
 class EventLog(Protocol):
-    @property
-    def n_written(self) -> int:
-        """Rows committed by this process, without duplicates."""
-
-    @property
-    def n_dropped(self) -> int:
-        """Events that `append` refused because the queue was full or the log closed."""
-
-    @property
-    def n_failed(self) -> int:
-        """Events accepted and then given up: not encodable, durable but too late, left at close."""
-
     def append(self, event: Event) -> bool:
         """Queue the event. Never blocks, never raises; False: dropped and counted.
 
@@ -59,12 +46,6 @@ class EventLog(Protocol):
 
         Raises StoreFull when there is no space or the queue is full, and StoreError otherwise. After an error the row
         may still arrive; sending it again with the same key is safe.
-        """
-
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
-        """Yield the committed events after `since_seq` in order, at most `limit`.
-
-        Kinds unknown to this version are skipped. Raises StoreError.
         """
 
     def drain(self, timeout_s: float = 5.0) -> bool:
@@ -98,7 +79,9 @@ class EventQueue:
         self._n_durable = 0  # items in the queue whose sender waits
         self._unlogged: set[str] = set()  # episodes whose request was dropped: their outcome is dropped too
         self._n_accepted = self._n_settled = 0
-        self.n_written = self.n_dropped = self.n_failed = 0
+        self.n_written = 0  # rows committed by this process, without duplicates
+        self.n_dropped = 0  # events refused because the queue was full or closed
+        self.n_failed = 0  # events accepted and then given up: not encodable, durable but too late, left at close
         self._closing = False
 
     @property
@@ -158,7 +141,7 @@ class EventQueue:
             self.give_up(item, error)
         self.settle(len(left))
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = 5.0) -> None:  # noqa: ARG002 - those who write the queue out need it
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -169,58 +152,37 @@ class EventQueue:
             return self._settled.wait_for(lambda: self._n_settled >= target, timeout_s)
 
 
-class LateLog:
+class LateLog(EventQueue):
     """An EventLog whose database opens later, or never: rows wait until then. For one thread at a time."""
 
     def __init__(self, problem: str, *, most_rows: int) -> None:
         """`problem` is the error text of durable appends; beyond `most_rows`, waiting rows are counted as dropped."""
+        super().__init__(most_rows)
         self.problem = problem
-        self._queue = EventQueue(most_rows)
         self._log: EventLog | None = None
 
-    @property
-    def n_written(self) -> int:
-        return 0 if self._log is None else self._log.n_written
-
-    @property
-    def n_dropped(self) -> int:
-        return self._queue.n_dropped + (0 if self._log is None else self._log.n_dropped)
-
-    @property
-    def n_failed(self) -> int:
-        return self._queue.n_failed + (0 if self._log is None else self._log.n_failed)
-
-    @property
-    def n_waiting(self) -> int:
-        return self._queue.n_waiting
-
     def append(self, event: Event) -> bool:
-        if self._log is not None and not self._queue.is_orphan(event):
-            return self._log.append(event)
-        return self._queue.accept(QueueItem(event))
+        if self._log is None or self.is_orphan(event):
+            return self.accept(QueueItem(event))
+        return self._log.append(event)
 
     async def append_durable(self, event: Event) -> Receipt:
         if self._log is None:
             raise StoreError(f"{self.problem}; send it again with the same id")
         return await self._log.append_durable(event)
 
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
-        if self._log is None:
-            raise StoreError(self.problem)
-        return self._log.read(since_seq, limit)
-
     def drain(self, timeout_s: float = 5.0) -> bool:
         return not self.n_waiting if self._log is None else self._log.drain(timeout_s)
 
     def attach(self, log: EventLog) -> int:
         n, self._log = self.n_waiting, log
-        for item in self._queue.gather(n, 0.0) if n else ():
+        for item in self.gather(n, 0.0) if n else ():
             log.append(item.event)
-        self._queue.settle(n)
+        self.settle(n)
         return n
 
     def close(self, timeout_s: float = 5.0) -> None:
-        self._queue.close()
-        self._queue.abandon()
+        super().close()
+        self.abandon()
         if self._log is not None:
             self._log.close(timeout_s)

@@ -17,7 +17,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from suffice.files import create_private, tighten
 from suffice.settings import Store
 from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
-from suffice.store.database import presence, schema, views
-from suffice.store.database.log import EventQueue, QueueItem, Receipt, StoredEvent
+from suffice.store.database import presence, schema
+from suffice.store.database.log import EventQueue, QueueItem, Receipt
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.types import Outcome, Request
 
@@ -170,9 +170,6 @@ class SqliteLog(EventQueue):
             raise StoreError(
                 f"store {self.path}: not written within {DURABLE_TIMEOUT_S} s; send it again with the same id"
             ) from None
-
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
-        return views.read_events(self.path, since_seq=since_seq, limit=limit)
 
     def recover(self) -> int:
         """Give every unfinished request of a dead process the outcome "lost"; return how many. May run concurrently."""
