@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, Worker
+from suffice.control.jobs.base import JobReport, JobWriter, Worker
 from suffice.errors import StoreError
-from suffice.store.database.decisions import Decisions
+from suffice.store.database.decisions import Decisions, LeaseLost
 from suffice.store.database.views import job_history
 from tests.store.test_decisions import Clock, began
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import StoreError
-from suffice.store.database.decisions import Decisions, JobLease, read_artefact
+from suffice.store.database.decisions import Decisions, JobLease, LeaseLost, read_artefact
 from suffice.store.database.views import open_reader
 from suffice.store.routes.deployments import NOTHING, fold_decisions, read_decided
 from suffice.store.rows.events import Event
@@ -89,8 +89,8 @@ def test_of_two_workers_one_has_the_job_until_it_lets_go(writer: Callable[[], De
     assert second.acquire("certify") is None
     assert first.acquire("certify") is None, "twice in one process is twice, too"
     assert second.acquire("another") is not None
-    assert first.renew(lease)
-    first.release(lease)
+    first.renew(lease)
+    first.close()
     assert held(second.acquire("certify")).token == 2
 
 
@@ -115,14 +115,16 @@ def test_a_lease_without_renewal_passes_on_and_its_old_owner_can_write_nothing(
     lost = held(slow.acquire("certify"))
     assert quick.acquire("certify") is None
     clock.now_s = 29.0
-    assert slow.renew(lost)
+    slow.renew(lost)
     assert quick.acquire("certify") is None, "a renewal counts from when it was seen"
     clock.now_s = 58.0
     assert quick.acquire("certify") is None
     clock.now_s = 59.5
     lease = held(quick.acquire("certify"))
-    assert not slow.renew(lost)
-    assert slow.write(lost, [published(1, level=40)], {"f-1": "{}"}) is None
+    with pytest.raises(LeaseLost, match="job certify: another worker has it"):
+        slow.renew(lost)
+    with pytest.raises(LeaseLost):
+        slow.write(lost, [published(1, level=40)], {"f-1": "{}"})
     assert query("SELECT count(*) FROM events") == query("SELECT count(*) FROM artefacts") == [(0,)]
     assert quick.write(lease, [published(1, level=3)]) == [True]
 

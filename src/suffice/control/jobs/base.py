@@ -20,7 +20,7 @@ from suffice.assurance.runs import Match
 from suffice.edge.math import Matches, open_match
 from suffice.errors import StoreError, SufficeError
 from suffice.settings import Route, Settings
-from suffice.store.database.decisions import Decisions, JobLease
+from suffice.store.database.decisions import Decisions, JobLease, LeaseLost
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, last_place, open_reader, place_before, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided
@@ -35,10 +35,6 @@ FIRST_REST_S: Final = 5.0
 LONGEST_REST_S: Final = 600.0
 
 T = TypeVar("T")
-
-
-class LeaseLost(SufficeError):
-    """Another worker holds the job's lease; the decision in progress is discarded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,21 +74,19 @@ class JobWriter:
 
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
         """Write everything or nothing, in one transaction."""
-        if self._decisions.write(self.lease, events, artefacts) is None:
-            raise self._lost()
+        self._decisions.write(self.lease, events, artefacts)
 
     def keep(self, work: Callable[[LogReader], None]) -> None:
         """Write a cache beside the log, in one transaction."""
-        if self.lease is None or not self._decisions.keep(self.lease, work):
-            raise self._lost()
+        assert self.lease is not None
+        with self._decisions.leased(self.lease) as connection:
+            work(connection)
 
     def renew(self) -> None:
         now_s = self._monotonic_s()
-        if self.lease is None or now_s - self._renewed_s < RENEW_S:
-            return
-        if not self._decisions.renew(self.lease):
-            raise self._lost()
-        self._renewed_s = now_s
+        if self.lease is not None and now_s - self._renewed_s >= RENEW_S:
+            self._decisions.renew(self.lease)
+            self._renewed_s = now_s
 
     @contextmanager
     def timed(self, route: str) -> Iterator[None]:
@@ -102,9 +96,6 @@ class JobWriter:
             yield
         finally:
             self.spent_s[route] += self._monotonic_s() - began_s
-
-    def _lost(self) -> LeaseLost:
-        return LeaseLost(f"job {self._job}: another worker has it")
 
 
 @dataclass(slots=True, kw_only=True)

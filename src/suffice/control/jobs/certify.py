@@ -15,14 +15,14 @@ from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.evidence.versions import ServedVersion, read_back
-from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, FoldJob, JobPass, JobWriter, LeaseLost, T
+from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, FoldJob, JobPass, JobWriter, T
 from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.errors import ConfigError, StoreError
 from suffice.review.holds import incident_of_pause
 from suffice.settings import Route
-from suffice.store.database.decisions import read_artefact
+from suffice.store.database.decisions import LeaseLost, read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import (
     LogReader,

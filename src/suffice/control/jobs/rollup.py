@@ -12,10 +12,11 @@ from typing import Final, TypeAlias
 from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, LogJob, why_of
+from suffice.control.jobs.base import JobReport, JobWriter, LogJob, why_of
 from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
 from suffice.signals.query import class_of
+from suffice.store.database.decisions import LeaseLost
 from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, open_reader
 from suffice.store.routes import rollups
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums

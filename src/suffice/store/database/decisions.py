@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from suffice.errors import StoreError
+from suffice.errors import StoreError, SufficeError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.personal import Part
 from suffice.store.database import presence
@@ -32,10 +31,11 @@ _TRIES: Final = 20  # attempts of `decide` when others keep writing first
 _TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
            ON CONFLICT (job) DO UPDATE
            SET owner = :owner, token = token + 1, beat = 0, held = 1, until_s = :until_s RETURNING token"""
-_MINE = "job = :job AND owner = :owner AND token = :token AND held = 1"
-_HELD = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - a constant
-_RENEW = f"UPDATE leases SET beat = beat + 1, until_s = :until_s WHERE {_MINE}"  # noqa: S608 - a constant
-_RELEASE = f"UPDATE leases SET held = 0 WHERE {_MINE}"  # noqa: S608 - a constant
+_HELD = "SELECT 1 FROM leases WHERE job = ? AND owner = ? AND token = ? AND held = 1"
+
+
+class LeaseLost(SufficeError):
+    """Another worker holds the job's lease; the decision in progress is discarded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +51,18 @@ class _Sight:
     since_s: float  # monotonic
 
 
+@dataclass(kw_only=True, eq=False)
 class Decisions:
-    def __init__(
-        self,
-        path: Path,
-        claim: presence.ProcessLock,
-        owner: int,
-        *,
-        now: Callable[[], float],
-        monotonic_s: Callable[[], float],
-        lease_s: float,
-        redact: tuple[Part, ...] = (),
-    ) -> None:
-        self.path, self.owner, self.now, self._redact = path, owner, now, redact
-        self.n_new = 0  # rows added by `write`
-        self._claim, self._monotonic_s, self._lease_s = claim, monotonic_s, lease_s
-        self._seen: dict[str, _Sight] = {}
-        self._closed = False
+    path: Path
+    owner: int
+    now: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    lease_s: float
+    redact: tuple[Part, ...]
+    claim: presence.ProcessLock
+    n_new: int = field(init=False, default=0)  # rows added by `write`
+    _seen: dict[str, _Sight] = field(init=False, default_factory=dict)
+    _closed: bool = field(init=False, default=False)
 
     @classmethod
     def open(
@@ -80,16 +75,16 @@ class Decisions:
         redact: tuple[Part, ...] = (),
         create: bool = True,
     ) -> Self:
-        whole = path.resolve()
-        claim, owner = enter(whole, now_s=now(), create=create)
-        return cls(whole, claim, owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s, redact=redact)
+        path = path.resolve()
+        claim, owner = enter(path, now_s=now(), create=create)
+        return cls(
+            path=path, owner=owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s, redact=redact, claim=claim
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -100,7 +95,7 @@ class Decisions:
         with contextlib.suppress(sqlite3.Error, StoreError), self.transaction() as connection:
             connection.execute("UPDATE leases SET held = 0 WHERE owner = ?", (self.owner,))
             connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
-        self._claim.release()
+        self.claim.release()
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
@@ -109,22 +104,23 @@ class Decisions:
             row = connection.execute("SELECT owner, token, beat, held FROM leases WHERE job = ?", (job,)).fetchone()
             if row is not None and row[3] and not self._has_ended(connection, job, *row[:3]):
                 return None
-            wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self._lease_s}
+            wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self.lease_s}
             token = int(connection.execute(_TAKE, wanted).fetchone()[0])
         self._seen.pop(job, None)
         return JobLease(job, token)
 
-    def renew(self, lease: JobLease) -> bool:
-        with self.transaction() as connection:
-            return connection.execute(_RENEW, self._named(lease)).rowcount == 1
+    def renew(self, lease: JobLease) -> None:
+        with self.leased(lease) as connection:
+            query = "UPDATE leases SET beat = beat + 1, until_s = ? WHERE job = ?"
+            connection.execute(query, (self.now() + self.lease_s, lease.job))
 
-    def release(self, lease: JobLease) -> None:
+    @contextlib.contextmanager
+    def leased(self, lease: JobLease) -> Iterator[sqlite3.Connection]:
+        """Yield a transaction under a lease. Raise LeaseLost if somebody else holds it."""
         with self.transaction() as connection:
-            connection.execute(_RELEASE, self._named(lease))
-
-    def _named(self, lease: JobLease) -> dict[str, object]:
-        until_s = self.now() + self._lease_s
-        return {"job": lease.job, "owner": self.owner, "token": lease.token, "until_s": until_s}
+            if connection.execute(_HELD, (lease.job, self.owner, lease.token)).fetchone() is None:
+                raise LeaseLost(f"job {lease.job}: another worker has it")
+            yield connection
 
     def _has_ended(self, connection: sqlite3.Connection, job: str, owner: int, token: int, beat: int) -> bool:
         if owner == self.owner:
@@ -132,11 +128,11 @@ class Decisions:
         row = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
         if row is None or not presence.is_alive(self.path, row[0]):
             return True
-        sight, now_s = self._seen.get(job), self._monotonic_s()
+        sight, now_s = self._seen.get(job), self.monotonic_s()
         if sight is None or (sight.token, sight.beat) != (token, beat):
             self._seen[job] = _Sight(token, beat, now_s)
             return False
-        return now_s - sight.since_s >= self._lease_s
+        return now_s - sight.since_s >= self.lease_s
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────
 
@@ -147,19 +143,15 @@ class Decisions:
         artefacts: Mapping[str, str] | None = None,
         *,
         all_new: bool = False,
-    ) -> list[bool] | None:
-        """Write all events in one synced transaction; return for each whether its row is new.
+    ) -> list[bool]:
+        """Write all events in one synced transaction; return for each whether its row is new. Raise LeaseLost.
 
         lease      under which the decision was made; None: a person made it. An existing row stays unchanged
         all_new    write nothing if any of the rows exists
-
-        None: the lease is lost, and nothing was written.
         """
         rows = [to_row(event) for event in events]
-        with self.transaction() as connection:
-            if lease is not None and connection.execute(_HELD, self._named(lease)).fetchone() is None:
-                return None
-            at_s, appender = self.now(), Appender(connection, owner=self.owner, redact=self._redact)
+        with self.transaction() if lease is None else self.leased(lease) as connection:
+            at_s, appender = self.now(), Appender(connection, owner=self.owner, redact=self.redact)
             connection.executemany(
                 "INSERT OR IGNORE INTO artefacts (address, body, at_s) VALUES (?, ?, ?)",
                 [(address, body, at_s) for address, body in (artefacts or {}).items()],
@@ -173,8 +165,7 @@ class Decisions:
             return new
 
     def write_new(self, *events: Event, artefacts: Mapping[str, str] | None = None) -> bool:
-        new = self.write(None, events, artefacts, all_new=True)
-        return new is not None and all(new)
+        return all(self.write(None, events, artefacts, all_new=True))
 
     def decide(self, step: Callable[[LogReader], tuple[Sequence[Event], T] | str]) -> T | str:
         """Decide on the current log and write what `step` returns; decide again if another writer was first."""
@@ -188,26 +179,14 @@ class Decisions:
                 return result
         raise StoreError(f"store {self.path}: others were quicker {_TRIES} times; try again")
 
-    def keep(self, lease: JobLease, work: Callable[[sqlite3.Connection], None]) -> bool:
-        """Update a cache beside the log in one transaction. False: the lease is lost."""
-        with self.transaction() as connection:
-            if connection.execute(_HELD, self._named(lease)).fetchone() is None:
-                return False
-            work(connection)
-            return True
-
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
+            connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+            with contextlib.closing(connection), connection:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                except BaseException:
-                    connection.execute("ROLLBACK")
-                    raise
-                connection.execute("COMMIT")
+                yield connection
         except (sqlite3.Error, OSError) as error:
             raise unusable(self.path, error) from error
 
