@@ -61,23 +61,20 @@ def base_url(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _raise_descriptor_limit() -> None:
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def _affordable_clients() -> int | None:
-    with contextlib.suppress(ImportError):
+    """Raise the limit of open files as far as allowed; return how many clients it is enough for, None: any number."""
+    try:
         import resource
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY:
-            return max(16, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CLIENT)
-    return None
+    except ImportError:  # Windows has no such limit
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return None
+    return max(16, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CLIENT)
 
 
 class StopSignal:
@@ -152,28 +149,24 @@ class GatewayServer(uvicorn.Server):
                 self._wake = lambda: None  # the loop may be closed by the next signal
 
     def _look_at_clients(self) -> None:
-        """Close connections of slow clients, by a clock that stops while this loop is blocked."""
-        now_s = time.monotonic()
+        """Close connections of slow clients, by a clock that stops while this loop is blocked.
+
+        Abort those whose client has read nothing for `client_idle_timeout_s` while bytes were waiting.
+        """
+        now_s, unread = time.monotonic(), {}
         self._clock_s += min(now_s - self._looked_s, 2 * LOOK_S)
         self._looked_s = now_s
         for connection in list(self.server_state.connections):
             if isinstance(connection, LimitedHttp):
                 connection.look(self._clock_s)
-        self._cut_who_do_not_read()
-
-    def _cut_who_do_not_read(self) -> None:
-        """Abort connections whose client has read nothing for `client_idle_timeout_s` while bytes were waiting."""
-        now_s, unread = time.monotonic(), {}
-        for connection in list(self.server_state.connections):
-            transport = connection.transport
-            size = transport.get_write_buffer_size()
+            size = connection.transport.get_write_buffer_size()
             if not size:
                 continue
             before, since_s = self._unread.get(connection, (size, now_s))
             unread[connection] = (size, since_s if size == before else now_s)
             if size == before and now_s - since_s >= self._gw.settings.server.client_idle_timeout_s:
                 LOG.warning("disconnected a client that read nothing; %d bytes were pending", size)
-                transport.abort()
+                connection.transport.abort()
         self._unread = unread
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -215,14 +208,11 @@ class GatewayServer(uvicorn.Server):
                 while True:
                     queued.append(listener.accept()[0])
             listener.close()
+        http: Any = self.config.http_protocol_class
+        protocol = partial(http, config=self.config, server_state=self.server_state, app_state={})
         for client in queued:
             with contextlib.suppress(OSError):
-                await loop.connect_accepted_socket(self._protocol, client)
-
-    def _protocol(self) -> asyncio.Protocol:
-        make: Any = self.config.http_protocol_class
-        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state={})
-        return made
+                await loop.connect_accepted_socket(protocol, client)
 
     async def _until(self, done: Callable[[], bool], within_s: float) -> None:
         end_s = time.monotonic() + within_s
@@ -288,8 +278,9 @@ def run_server(
         listeners = [stack.enter_context(contextlib.closing(one)) for one in _listeners(settings, host, port)]
         stop = StopSignal()
         sys.setswitchinterval(SWITCH_S)
-        _raise_descriptor_limit()
-        _spare_the_collector()
+        gc.collect()
+        gc.freeze()  # excludes loaded modules from garbage collection; requests leave few cycles
+        gc.set_threshold(20_000, 20, 20)
         with stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(settings, checked, listeners, listening, stop))
 
@@ -299,13 +290,6 @@ def _listeners(settings: Settings, host: str, port: int | None) -> Iterator[sock
     console = settings.console
     if console.enabled and console.port is not None:
         yield _listen(console.host or host, console.port)
-
-
-def _spare_the_collector() -> None:
-    """Exclude loaded modules from garbage collection and collect less often: requests leave few cycles."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from suffice.assurance.guarantee import WINDOW_RUNS
@@ -29,12 +29,10 @@ class FullRunCounts:
     n_repeats: int = 0  # questions, or pairs of runs of one question, that were compared
     n_agreeing: int = 0
     n_failed: int = 0  # live runs without a response from the server; not among `n_runs`
-    answers: list[str | None] = field(default_factory=list)
 
     def add(self, answer: str | None) -> None:
         self.n_runs += 1
         self.n_extractable += answer is not None
-        self.answers.append(answer)
 
     def compare(self, one: str | None, other: str | None, scorer: Scorer) -> None:
         self.n_repeats += 1

@@ -19,7 +19,7 @@ from suffice.settings import Upstream
 from suffice.telemetry import LOG
 from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
-from suffice.upstream.connection import Address, ArrivalCallback, Connection, ConnectionBroken, ConnectionPool
+from suffice.upstream.connection import ArrivalCallback, Connection, ConnectionBroken, ConnectionPool
 
 Headers = Iterable[tuple[str, str]]
 
@@ -164,19 +164,14 @@ class UpstreamClient:
         self.name, self.settings, self._api_key = name, settings, api_key
         self.findings = findings  # what doctor observed of this server; None: doctor has not run
         self.allowance = Allowance(settings.extra, settings.slots)
-        self._address, self._login = Address.of(settings.url), _login_header(settings.url)
-        self._pool = ConnectionPool(
-            self._address,
-            connect_timeout_s=settings.connect_timeout_s,
-            first_byte_timeout_s=settings.first_byte_timeout_s,
-            idle_timeout_s=settings.idle_timeout_s,
-            keep_s=settings.keepalive_s,
-        )
+        self._login = _login_header(settings.url)
+        self._pool = ConnectionPool(settings)
+        self._address = self._pool.address
         self.n_open = 0  # completions open on the server, of all requests
         self.refuses: set[str] = set()  # fields of ours that it rejected
         self._crowded_s = CROWDED_S[0]  # how long the next lost slot is remembered
         self._crowded_until_s = float("-inf")
-        self.reachability = Reachability(name, f"{self._address.host}:{self._address.port}")
+        self.reachability = Reachability(name, self._address.name)
 
     async def __aenter__(self) -> Self:
         return self
@@ -250,10 +245,18 @@ class UpstreamClient:
 
     async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
         for attempt in range(retries + 1):
+            # Most often a kept connection that the server was just closing: the request never got a response.
+            # The others in the pool may be as stale, so the next attempt uses a new connection.
+            fresh = attempt > 0
+            end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"
             try:
-                # Most often a kept connection that the server was just closing: the request never got a response.
-                # The others in the pool may be as stale, so the next attempt uses a new connection.
-                return await self._send_once(head, body, fresh=attempt > 0)
+                connection = await self._pool.take(fresh=fresh)
+                try:
+                    await connection.ask((head + end).encode("latin-1", "replace"), body)
+                except BaseException:
+                    self._pool.give_back(connection)
+                    raise
+                return connection
             except TimeoutError:
                 raise self._failed(UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time")) from None
             except (ConnectionBroken, OSError) as error:
@@ -269,18 +272,8 @@ class UpstreamClient:
         self.reachability.note_failure(str(error))
         return self._with_address(error)
 
-    async def _send_once(self, head: str, body: bytes | None, *, fresh: bool) -> Connection:
-        connection = await self._pool.take(fresh=fresh)
-        try:
-            end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"
-            await connection.ask((head + end).encode("latin-1", "replace"), body)
-        except BaseException:
-            self._pool.give_back(connection)
-            raise
-        return connection
-
     def _with_address(self, error: UpstreamError) -> UpstreamError:
-        error.address = f"{self._address.host}:{self._address.port}"
+        error.address = self._address.name
         return error
 
     async def fetch(

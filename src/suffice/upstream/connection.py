@@ -22,6 +22,8 @@ import aiohappyeyeballs
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from yarl import URL
 
+from suffice.settings import Upstream
+
 HEADER_LIMIT_BYTES = 32 * 1024  # a longer header line is the upstream's fault
 HEAD_LIMIT_BYTES = 128 * 1024  # likewise a head, a trailer, or anything else outside the body
 HELD_BYTES = 128 * 1024  # of a response that nobody reads; beyond it the server has to wait
@@ -88,14 +90,14 @@ class _Response:
 
 
 class _Waiting:
-    """The wait for a connection's next event, with its timeouts; 0 seconds: no limit."""
+    """The wait for a connection's next event, with its timeouts: for a whole head, and for the next bytes of a body."""
 
-    def __init__(self, response: _Response, *, first_byte_timeout_s: float, idle_timeout_s: float) -> None:
+    def __init__(self, response: _Response, settings: Upstream) -> None:
         self.error: Exception | None = None  # ends this wait and all later ones
         self.on_arrival: ArrivalCallback | None = None  # called before the waiter is woken
         self.since_s = 0.0
         self._response = response
-        self._first_byte_s, self._idle_s = first_byte_timeout_s or inf, idle_timeout_s or inf
+        self._first_byte_s, self._idle_s = settings.first_byte_timeout_s or inf, settings.idle_timeout_s or inf
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._requested_s = 0.0
@@ -147,19 +149,14 @@ class _Waiting:
 
 
 class Connection(asyncio.Protocol):
-    """One connection. It carries one request at a time, of one holder.
+    """One connection. It carries one request at a time, of one holder."""
 
-    first_byte_timeout_s  how long `ask` waits for the whole head of the response; 0: no limit
-    idle_timeout_s        how long `more` waits for the next bytes of a body; 0: no limit
-    """
-
-    def __init__(self, *, first_byte_timeout_s: float, idle_timeout_s: float, keep: bool = True) -> None:
+    def __init__(self, settings: Upstream, *, keep: bool = True) -> None:
         self.response = _Response(keep=keep)
         self.closed = False  # it can carry nothing more
-        self.lost_s = 0.0  # when it was closed, by the event loop's clock
-        self._waiting = _Waiting(
-            self.response, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s
-        )
+        self.lost_s = 0.0  # when it was closed, by the event loop's clock; likewise
+        self.kept_s = 0.0  # when its last response was complete
+        self._waiting = _Waiting(self.response, settings)
         self._transport: asyncio.Transport | None = None
         self._held_bytes = 0
         self._is_unusable = False  # it received bytes that belong to no request
@@ -235,10 +232,11 @@ class Connection(asyncio.Protocol):
         return self._waiting.begin(on_arrival)
 
     def rest(self) -> None:
+        self.kept_s = asyncio.get_running_loop().time()
         self._waiting.end_request()
 
     def cut(self) -> None:
-        self.rest()
+        self._waiting.end_request()
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
@@ -331,6 +329,10 @@ class Address:
     path: str  # in front of every path; "" or "/…"
     authority: str  # for the Host header
 
+    @property
+    def name(self) -> str:
+        return f"{self.host}:{self.port}"
+
     @classmethod
     def of(cls, url: str) -> Address:
         """Parse a base address; its `/v1` is left out."""
@@ -344,13 +346,6 @@ class Address:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    connection: Connection
-    since_s: float
-    behind_stream: bool  # its last response was chunked
-
-
 class ConnectionPool:
     """The connections to one server, without a limit: `slots` belong to the engine.
 
@@ -358,23 +353,14 @@ class ConnectionPool:
     is lost. So a connection rests for REST_S after a stream, until a rested one was still open.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        *,
-        connect_timeout_s: float,
-        first_byte_timeout_s: float,
-        idle_timeout_s: float,
-        keep_s: float,
-    ) -> None:
-        self._address = address
-        self._connect_timeout_s, self._keep_s = connect_timeout_s, keep_s
-        self._new = partial(Connection, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
-        self._kept: deque[_Kept] = deque()  # the latest one last
+    def __init__(self, settings: Upstream) -> None:
+        self.address = Address.of(settings.url)
+        self._settings, self._keep_s = settings, settings.keepalive_s
+        self._kept: deque[Connection] = deque()  # the latest one last
         self._held: set[Connection] = set()
         self._keeps = {True: False, False: True}  # whether one is known to stay open, after a stream and after a body
         self._sweep: asyncio.TimerHandle | None = None
-        self._tls = ssl.create_default_context() if address.tls else None
+        self._tls = ssl.create_default_context() if self.address.tls else None
         if self._tls is not None:
             self._tls.set_alpn_protocols(["http/1.1"])
 
@@ -387,24 +373,25 @@ class ConnectionPool:
         return connection
 
     def _take_kept(self, now_s: float) -> Connection | None:
-        resting, connection = list[_Kept](), None
-        while self._kept and connection is None:
-            kept = self._kept.pop()
-            age_s = now_s - kept.since_s
-            if kept.connection.closed or age_s >= self._keep_s:
-                self._drop(kept)
-            elif age_s < REST_S and not self._keeps[kept.behind_stream]:
-                resting.append(kept)
+        resting = list[Connection]()
+        taken = None
+        while self._kept and taken is None:
+            connection = self._kept.pop()
+            age_s = now_s - connection.kept_s
+            if connection.closed or age_s >= self._keep_s:
+                self._drop(connection)
+            elif age_s < REST_S and not self._keeps[connection.came_in_chunks]:
+                resting.append(connection)
             else:
-                self._keeps[kept.behind_stream] |= age_s >= REST_S
-                connection = kept.connection
+                self._keeps[connection.came_in_chunks] |= age_s >= REST_S
+                taken = connection
         self._kept.extend(reversed(resting))
-        return connection
+        return taken
 
-    def _drop(self, kept: _Kept) -> None:
-        if kept.connection.closed and kept.connection.lost_s - kept.since_s < REST_S:
-            self._keeps[kept.behind_stream] = False
-        kept.connection.cut()
+    def _drop(self, connection: Connection) -> None:
+        if connection.closed and connection.lost_s - connection.kept_s < REST_S:
+            self._keeps[connection.came_in_chunks] = False
+        connection.cut()
 
     def give_back(self, connection: Connection) -> None:
         """Keep the connection after a request, or cut it if its response was not read to the end."""
@@ -413,29 +400,28 @@ class ConnectionPool:
             connection.cut()
             return
         connection.rest()
-        loop = asyncio.get_running_loop()
-        self._kept.append(_Kept(connection, loop.time(), connection.came_in_chunks))
+        self._kept.append(connection)
         if self._sweep is None:
-            self._sweep = loop.call_later(self._keep_s, self._drop_old)
+            self._sweep = asyncio.get_running_loop().call_later(self._keep_s, self._drop_old)
 
     def close(self) -> None:
         if self._sweep is not None:
             self._sweep.cancel()
-        for connection in (*self._held, *(kept.connection for kept in self._kept)):
+        for connection in (*self._held, *self._kept):
             connection.cut()
         self._kept.clear()
 
     def _drop_old(self) -> None:
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        while self._kept and (now_s - self._kept[0].since_s >= self._keep_s or self._kept[0].connection.closed):
+        while self._kept and (now_s - self._kept[0].kept_s >= self._keep_s or self._kept[0].closed):
             self._drop(self._kept.popleft())
-        left_s = self._kept[0].since_s + self._keep_s - now_s if self._kept else 0.0
+        left_s = self._kept[0].kept_s + self._keep_s - now_s if self._kept else 0.0
         self._sweep = loop.call_later(left_s, self._drop_old) if self._kept else None
 
     async def _connect(self, *, keep: bool) -> Connection:
-        loop, address = asyncio.get_running_loop(), self._address
-        async with asyncio.timeout(self._connect_timeout_s or None):
+        loop, address = asyncio.get_running_loop(), self.address
+        async with asyncio.timeout(self._settings.connect_timeout_s or None):
             addresses = await loop.getaddrinfo(
                 address.host, address.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
             )
@@ -444,7 +430,7 @@ class ConnectionPool:
             )
             try:
                 _, connection = await loop.create_connection(
-                    partial(self._new, keep=keep),
+                    partial(Connection, self._settings, keep=keep),
                     sock=sock,
                     ssl=self._tls,
                     server_hostname=address.host if self._tls is not None else None,
