@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.sampling import UnloggedRequests
-from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair, RolloutAudit
+from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair
 from suffice.control.evidence.audits import Audit
 from suffice.rollout import stages
 from suffice.rollout.evidence import RolloutEvidence, Rules
@@ -39,13 +39,13 @@ def gathering() -> EvidenceFold:
     return EvidenceFold(held=held(), match=lambda answer, gold: answer == gold, probes=False)
 
 
-def replay(witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
+def replay(audits: Sequence[Audit], _levels: Sequence[int]) -> list[ReplayedPair | None]:
     """The candidate stops after the first sample, the version in force after the second; one in nine shows no pair."""
     found = list[ReplayedPair | None]()
-    for one in witnesses:
-        steps = one.audit.episode.outcome.steps
+    for audit in audits:
+        steps = audit.outcome.steps
         first, second = (ArmEvidence(answer=step.answer, right=None, tokens=float(step.tokens)) for step in steps[:2])
-        found.append(None if hash_of(one.audit) == 0 else ReplayedPair(candidate=first, active=second))
+        found.append(None if hash_of(audit) == 0 else {"candidate": first, "in force": second})
     return found
 
 
@@ -53,9 +53,7 @@ def hash_of(audit: Audit) -> int:
     return int(audit.id[3:]) % 9
 
 
-def judge(
-    audits: Sequence[Audit], shown: dict[str, dict[str, ArmEvidence]], callers: set[str]
-) -> dict[str, dict[str, ArmEvidence]]:
+def judge(audits: Sequence[Audit], shown: Mapping[str, ReplayedPair], callers: set[str]) -> Mapping[str, ReplayedPair]:
     """The latest gold of each audit; who asked the model does not count."""
     assert all(len({one.answer for one in shown[audit.id].values()}) > 1 for audit in audits), "of those that differ"
     found = dict[str, dict[str, ArmEvidence]]()

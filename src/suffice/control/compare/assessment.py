@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from suffice.control.compare.candidate_certificate import CandidateCertificate
-from suffice.control.compare.counterfactual import AuditReplay, VersionPair
-from suffice.control.compare.rollout_evidence import EvidenceFold
+from suffice.control.compare.candidate_certificate import CandidateCertificate, CandidateEvidence
+from suffice.control.compare.counterfactual import ACTIVE_ARM, AuditReplay
+from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair
+from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.cold_start import window_size
+from suffice.control.evidence.versions import ServedVersion, as_served_version, loader, published_on
 from suffice.edge.math import Matches
 from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
+from suffice.rollout.experiment import Arm
+from suffice.rollout.results import ArmEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.views import LogReader, label_requests, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
-from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
+from suffice.store.routes.rollouts import (
+    RolloutRun,
+    models_of,
+    own_version,
+    read_rollouts,
+    read_serving_version,
+    version_at,
+)
 from suffice.types import LabelRequest
 
 
@@ -43,33 +57,117 @@ class Assessment:
 
 
 class RolloutAssessor:
-    """Assesses one rollout again and again; `asked` are the episodes whose label was requested."""
+    """Assesses one rollout again and again, by both versions on each audit.
+
+    A learned candidate is replayed at the level that its certificate allowed when the request arrived; else there is no
+    pair. `requested` are the episodes whose label was requested.
+    """
 
     def __init__(
         self, log: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
     ) -> None:
         """Raises ConfigError for a version that cannot be read, and StoreError."""
-        self.of_route = of_route
-        self.versions = VersionPair(log, held, of_route, control, secret=secret)
+        self.held, self.of_route = held, of_route
         self.gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
         self.requested = set(label_requests(log, held.state.route))
+        self._arms: tuple[Arm, ...] = ()  # both versions, if they are policies
+        self._evidence: CandidateEvidence | None = None  # if the candidate is learned
+        self._known: dict[str, ServedVersion | None] = {}
+        candidate = version_at(log, held.state.candidate, secret=secret)
+        if held.state.fit:
+            self._evidence = CandidateEvidence(
+                version=as_served_version(models_of(candidate)),
+                match=of_route.match,
+                wave=of_route.route.wave,
+                number=held.number,
+                window=window_size(control, of_route.route.max_em_drop),
+            )
+            return
+        other = version_at(log, held.state.in_force, secret=secret)
+        bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, other))
+        self._arms = tuple(Arm(name="", weight=1.0, policy=body) for body in bodies)
 
     def see(self, log: LogReader, held: RolloutRun, decided: RouteDeployment, *, now_s: float) -> Assessment:
         """Read new rows and assess the rollout. Raises StoreError."""
         for stored in read_events(log, since_seq=self.gathering.seq):
             self.gathering.feed(stored)
-        route = self.of_route.route
-        self.versions.begin(log)
-        evidence = self.gathering.evidence(self.versions.replay, self.of_route.judged, self.versions.watch)
-        holds = read_holds(log).of(held.state.route)
-        budget = holds.in_effect(now_s).budget(route.max_em_drop)
-        certificate = self.versions.certify(self.gathering, decided, budget)
+        name, route = held.state.route, self.of_route.route
+        if self._evidence is not None:
+            self.of_route = replace(self.of_route, published=published_on(log, name), load=loader(log, self._known))
+        evidence = self.gathering.evidence(self._replay, self.of_route.judged, self._watch)
+        holds = read_holds(log).of(name)
+        certificate = self._certify(decided, holds.in_effect(now_s).budget(route.max_em_drop))
         withheld = withheld_by(held, decided, holds, now_s=now_s)
         latest = latest_on(log, held, route, decided)
         assessment = assess_evidence(
             held, evidence, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s
         )
-        return replace(assessment, wanted=tuple(self.versions.label_requests(self.gathering, self.requested)))
+        return replace(assessment, wanted=tuple(self._label_requests()))
+
+    def _replay(self, audits: Sequence[Audit], levels: Sequence[int]) -> list[ReplayedPair | None]:
+        """Replay new audits under both versions; None: there is no pair."""
+        if self._evidence is None:
+            candidate, active = (self.of_route.arm(arm, audits) for arm in self._arms)
+        else:
+            by_id: dict[str, ArmEvidence] = {}
+            for level in sorted(set(levels) - {0}):
+                at_level = [audit for audit, one in zip(audits, levels, strict=True) if one == level]
+                replayed = self.of_route.at_level(self._evidence.version, level, at_level)
+                by_id |= {audit.id: evidence for audit, evidence in zip(at_level, replayed, strict=True)}
+            candidate, active = [by_id.get(audit.id) for audit in audits], self.of_route.arm(ACTIVE_ARM, audits)
+        return [
+            None if one is None or other is None else {"candidate": one, "in force": other}
+            for one, other in zip(candidate, active, strict=True)
+        ]
+
+    def _watch(self, audits: Sequence[Audit]) -> set[str]:
+        return set() if self._evidence is None else self._evidence.add(audits)
+
+    def _certify(self, decided: RouteDeployment, budget: float) -> CandidateCertificate | None:
+        """Test the candidate on the active version's budget; None: it has no certificate, or cannot be tested now."""
+        made, epoch, evidence, gathering = decided.publication, decided.epoch, self._evidence, self.gathering
+        if evidence is None or made is None or epoch is None:
+            return None
+        if not made.certified or made.fit != self.held.state.in_force:
+            return None
+        evidence.note_labels(gathering.watched, gathering.callers)
+        if made.evidence.max_em_drop is None:
+            return None
+        # The epoch's confidence: a publication's holds the loop's part of delta, which does not apply to this one.
+        return evidence.certificate(
+            pending=gathering.pending,
+            windows=gathering.windows,
+            max_em_drop=min(budget, made.evidence.max_em_drop),
+            confidence=max(epoch.confidence, self.of_route.route.confidence),
+            harm_confidence=self.held.rules.harm_confidence,
+        )
+
+    def _label_requests(self) -> list[LabelRequest]:
+        """Request unlabelled audits on which the versions differ, or that the candidate's certificate needs."""
+        requests = dict[str, LabelRequest]()
+        for audit, pair in self.gathering.unjudged():
+            answer, other = pair["candidate"].answer, pair["in force"].answer
+            answer = answer if answer != audit.outcome.answer else other
+            why = "the candidate would have given a different answer from the active version"
+            requests[audit.id] = _request(audit, 1, answer, why)
+        if self._evidence is not None:
+            for audit, level in self._evidence.unjudged(self.gathering.watched):
+                if audit.id not in requests and audit.id not in self.requested:
+                    (evidence,) = self.of_route.at_level(self._evidence.version, level, [audit])
+                    why = f"level {level} of the candidate would have given a different answer from the full run"
+                    requests[audit.id] = _request(audit, level, evidence.answer, why)
+        return [request for name, request in requests.items() if name not in self.requested]
+
+
+def _request(audit: Audit, level: int, would_answer: str | None, why: str) -> LabelRequest:
+    return LabelRequest(
+        episode_id=audit.id,
+        route=audit.episode.request.route,
+        level=level,
+        would_answer=would_answer,
+        answer=audit.outcome.answer,
+        why=why,
+    )
 
 
 def assess_evidence(

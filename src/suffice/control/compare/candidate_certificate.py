@@ -66,7 +66,7 @@ class _JudgedAudit:
     audit: Audit
     disagrees: Bools  # (M,)
     z: Small  # (M,): EM drop as it counts now
-    is_labelled: bool = False  # a label names the right answer
+    is_labelled: bool  # a label names the right answer
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -84,27 +84,19 @@ class CandidateEvidence:
 
     def add(self, audits: Sequence[Audit]) -> set[str]:
         """Add new audits; return the episodes whose label can change the result."""
-        if not audits:
-            return set()
-        z, disagrees = self._judge(audits, {})
-        for audit, one, apart in zip(audits, z, disagrees, strict=True):
-            self._judged[audit.id] = _JudgedAudit(audit, apart, unlabelled_losses(one, apart))
+        if audits:
+            self._judge(audits, {})
         while len(self._judged) > MOST_KEPT:
             del self._judged[next(iter(self._judged))]
-        return {audit.id for audit, apart in zip(audits, disagrees, strict=True) if apart.any()}
+        return {audit.id for audit in audits if audit.id in self._judged and self._judged[audit.id].disagrees.any()}
 
     def note_labels(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
         """Judge again the audits whose label has changed."""
         differing = [audits[name] for name, one in self._judged.items() if one.disagrees.any() and name in audits]
         before, self._counts = self._counts, verdicts(differing, self.match, callers=callers)
         changed = [audit for audit in differing if before.get(audit.id) != self._counts.get(audit.id)]
-        if not changed:
-            return
-        z, _ = self._judge(changed, self._counts)
-        for audit, now in zip(changed, z, strict=True):
-            one = self._judged[audit.id]
-            one.is_labelled = audit.id in self._counts
-            one.z = now if one.is_labelled else unlabelled_losses(now, one.disagrees)
+        if changed:
+            self._judge(changed, self._counts)
 
     def certificate(
         self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
@@ -135,8 +127,8 @@ class CandidateEvidence:
                 unjudged.append((audits[name], int(levels[0])))
         return unjudged
 
-    def _judge(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
-        """EM drop and disagreement of each audit at each level, (n, M); a run that broke off is lost at every level."""
+    def _judge(self, audits: Sequence[Audit], counts: Verdicts) -> None:
+        """Judge audits at each level by the labels that count; a run that broke off is lost at every level."""
         version = self.version
         rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.wave, counts=counts)
         rows = as_served(rows, version.version)
@@ -144,7 +136,10 @@ class CandidateEvidence:
         z, disagrees = rows.z[at].copy(), rows.d[at].copy()
         z[rows.abandoned], disagrees[rows.abandoned] = 1, False
         z[:, 0], disagrees[:, 0] = 0, False
-        return z, disagrees
+        for audit, one, apart in zip(audits, z, disagrees, strict=True):
+            is_labelled = audit.id in counts
+            one = one if is_labelled else unlabelled_losses(one, apart)
+            self._judged[audit.id] = _JudgedAudit(audit, apart, one, is_labelled)
 
 
 def unlabelled_losses(z: Small, disagrees: Bools) -> Small:

@@ -5,7 +5,8 @@ A run belongs to the step of the rollout in which it began. Only audits on which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -28,28 +29,11 @@ from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove
 from suffice.types import Episode, Outcome, Request
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayedPair:
-    candidate: ArmEvidence
-    active: ArmEvidence
-
-    @property
-    def named(self) -> dict[str, ArmEvidence]:
-        return {"candidate": self.candidate, "in force": self.active}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutAudit:
-    audit: Audit
-    state: State
-
-
-Replay: TypeAlias = Callable[[Sequence[RolloutAudit]], Sequence[ReplayedPair | None]]  # None: there is no pair
+ReplayedPair: TypeAlias = Mapping[str, ArmEvidence]  # "candidate" and "in force"
+# Audits, and the level of the candidate that could have served each, to their pairs; None: there is none.
+Replay: TypeAlias = Callable[[Sequence[Audit], Sequence[int]], Sequence[ReplayedPair | None]]
 Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # returns the episodes whose labels can still change a result
-Judge: TypeAlias = Callable[
-    [Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]
-]
+Judge: TypeAlias = Callable[[Sequence[Audit], Mapping[str, ReplayedPair], set[str]], Mapping[str, ReplayedPair]]
 
 
 @dataclass(slots=True)
@@ -77,21 +61,23 @@ class _LiveUnits:
             self.right[live.unit] = name, live.arm, class_of(live.episode.request.query), right
 
     def cells(self) -> tuple[Cell, ...]:
-        counts: dict[str, list[int]] = {}
-        for _, arm, query_class, right in self.right.values():
-            cell = counts.setdefault(query_class, [0, 0, 0, 0])
-            side = 2 if arm == "candidate" else 0
-            cell[side] += 1
-            cell[side + 1] += right
+        n = Counter((query_class, arm, right) for _, arm, query_class, right in self.right.values())
         return tuple(
-            Cell(query_class=name, n_full=n[0], n_full_right=n[1], n_stopping=n[2], n_stopping_right=n[3])
-            for name, n in sorted(counts.items())
+            Cell(
+                query_class=name,
+                n_full=n[name, "control", True] + n[name, "control", False],
+                n_full_right=n[name, "control", True],
+                n_stopping=n[name, "candidate", True] + n[name, "candidate", False],
+                n_stopping_right=n[name, "candidate", True],
+            )
+            for name in sorted({query_class for query_class, _, _ in n})
         )
 
 
 @dataclass(slots=True)
 class _Audits:
-    new: dict[str, RolloutAudit] = field(default_factory=dict)  # not replayed yet
+    new: dict[str, Audit] = field(default_factory=dict)  # not replayed yet
+    levels: dict[str, int] = field(default_factory=dict)  # of the candidate, when each new one began
     differing: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions differ
     watched: dict[str, Audit] = field(default_factory=dict)  # whose labels can still change a result
 
@@ -169,7 +155,7 @@ class EvidenceFold:
         waiting = self._labels.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
             audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=run.episode)
-            self._audits.new[audit.id] = RolloutAudit(audit=audit, state=state)
+            self._audits.new[audit.id], self._audits.levels[audit.id] = audit, state.level
         experiment = f"rollout {self._state.rollout}"
         drawn = next((one for one in request.arms if one.experiment == experiment), None)
         # An audit runs in full and counts for no arm.
@@ -184,12 +170,9 @@ class EvidenceFold:
             self._note_label(outcome.episode_id, label)
 
     def _note_label(self, name: str, label: StoredLabel) -> None:
-        audits = self._audits
-        if name in audits.new:
-            new = audits.new[name]
-            audits.new[name] = replace(new, audit=new.audit.with_label(label, self.n))
-        elif name in audits.watched:
-            audits.watched[name] = audits.watched[name].with_label(label, self.n)
+        for audits in (self._audits.new, self._audits.watched):
+            if name in audits:
+                audits[name] = audits[name].with_label(label, self.n)
         live = self._live.runs.get(name)
         if live is None:
             return
@@ -205,40 +188,40 @@ class EvidenceFold:
     def evidence(self, replay: Replay, judge: Judge, watch: Watch = lambda _: set()) -> RolloutEvidence:
         """Sum up the evidence; `replay` and `judge` turn new audits into pairs, `watch` returns awaited episodes."""
         self._take(replay, watch)
-        audits = [self._audits.watched[name] for name in self._audits.differing]
-        judged = judge(audits, {name: both.named for name, both in self._audits.differing.items()}, self.callers)
+        differing = self._audits.differing
+        audits = [self._audits.watched[name] for name in differing]
+        judged = judge(audits, differing, self.callers)
         evidence = replace(self._evidence, labelled=self._live.cells())
-        for audit, both in zip(audits, self._audits.differing.values(), strict=True):
-            arms = {**both.named, **judged.get(audit.id, {})}
-            z = loss(arms["candidate"], arms["in force"])
+        for audit in audits:
+            z = loss(judged.get(audit.id, differing[audit.id]))
             if z is not None:
                 evidence = evidence.with_label(audit.query_class, z)
         return evidence
 
     def _take(self, replay: Replay, watch: Watch) -> None:
-        new, self._audits.new = self._audits.new, {}
-        wanted = watch([witness.audit for witness in new.values()])
-        for witness, both in zip(new.values(), replay(list(new.values())), strict=True):
-            audit = witness.audit
-            if audit.id in wanted:
+        audits, levels = list(self._audits.new.values()), list(self._audits.levels.values())
+        self._audits.new, self._audits.levels = {}, {}
+        awaited = watch(audits)
+        for audit, pair in zip(audits, replay(audits, levels), strict=True):
+            if audit.id in awaited:
                 self._audits.watched[audit.id] = audit
-            if both is None:
+            if pair is None:
                 continue
-            usage, z = audit.outcome.usage, loss(both.candidate, both.active)
+            usage, z = audit.outcome.usage, loss(pair)
             full = usage.completion_tokens if usage is not None else 0
             self._evidence = self._evidence.with_audit(
                 audit.query_class,
                 z,
                 full=full + undrawn_tokens(audit.episode.request, audit.outcome),
-                in_force=both.active.tokens,
-                candidate=both.candidate.tokens,
+                in_force=pair["in force"].tokens,
+                candidate=pair["candidate"].tokens,
             )
             if z is None:
-                self._audits.watched[audit.id], self._audits.differing[audit.id] = audit, both
+                self._audits.watched[audit.id], self._audits.differing[audit.id] = audit, pair
 
     def unjudged(self) -> list[tuple[Audit, ReplayedPair]]:
-        pairs = [(self._audits.watched[name], both) for name, both in self._audits.differing.items()]
-        return [(audit, both) for audit, both in pairs if not audit.labels]
+        pairs = [(self._audits.watched[name], pair) for name, pair in self._audits.differing.items()]
+        return [(audit, pair) for audit, pair in pairs if not audit.labels]
 
 
 def _unit_run(episode: Episode) -> UnitRun:
@@ -252,14 +235,17 @@ def _unit_run(episode: Episode) -> UnitRun:
     )
 
 
-def loss(candidate: ArmEvidence, active: ArmEvidence) -> Z | None:
+def loss(pair: ReplayedPair) -> Z | None:
     """EM of the active version minus the candidate's, of which an unknown one is a loss; None: unlabelled."""
+    candidate, active = pair["candidate"], pair["in force"]
     if not candidate.seen:
         return 1 if active.seen else 0
-    if candidate.answer == active.answer or not active.seen:
+    if (
+        candidate.answer == active.answer
+        or not active.seen
+        or (candidate.right is not None and candidate.right == active.right)
+    ):
         return 0
     if candidate.right is None or active.right is None:
         return None
-    if candidate.right == active.right:
-        return 0
     return -1 if candidate.right else 1
