@@ -1,98 +1,68 @@
-"""The first page live: read once for all who watch, sent only when something has changed, ended with the gateway."""
+"""The first page live: it is told what has changed, nothing else, and what it is told is rendered once for all."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from suffice.console.context import MOST_WATCHERS, Live
+import pytest
 
-
-@dataclass
-class World:
-    """What there is to see, and how often somebody looked."""
-
-    mark: int = 0
-    n_looks: int = 0
-    n_parts: int = 0
-    ends: bool = False
-    fails: bool = False
-    windows: list[str] = field(default_factory=list)
-
-    async def look(self, window: str) -> object:
-        self.n_looks += 1
-        if self.fails:
-            raise OSError
-        return self.mark
-
-    async def part(self, window: str) -> bytes:
-        self.n_parts += 1
-        self.windows.append(window)
-        return f"<p>\n{self.mark}</p>".encode()
-
-    def live(self) -> Live:
-        return Live(look=self.look, part=self.part, every_s=0.02, closing=lambda: self.ends)
+from suffice.console import render
+from suffice.console.app import ConsoleApp
+from suffice.settings import Settings
+from suffice.wiring.worker import open_worker
+from tests.console.made import fill, more
+from tests.console.visitor import Visitor, people_of, settings_in, site
 
 
-async def told(stream: AsyncIterator[bytes]) -> bytes:
-    async with asyncio.timeout(30):
-        return await anext(stream)
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[tuple[Settings, ConsoleApp, str]]:
+    settings = settings_in(tmp_path)
+    secret = people_of(settings).first() or ""
+    fill(tmp_path, settings, now_s=time.time())
+    with site(settings) as app:
+        yield settings, app, secret
 
 
-async def test_who_watches_is_told_what_changed_and_it_is_read_once_for_all() -> None:
-    world = World()
-    live = world.live()
-    watchers = [live.watch("30", lambda: True) for _ in range(3)]
-    assert [await told(one) for one in watchers] == [b"retry: 5000\n\n"] * 3
-    waiting = [asyncio.create_task(told(one)) for one in watchers]
-    while world.n_looks < 3:  # noqa: ASYNC110 - a count tells nobody
-        await asyncio.sleep(0.01)
-    assert world.n_parts == 0, "nothing has changed"
-    world.mark = 7
-    assert [await one for one in waiting] == [b"event: overview\ndata: <p>\ndata: 7</p>\n\n"] * 3
-    assert world.n_parts == 1
-    for one in watchers:
-        await one.aclose()  # type: ignore[attr-defined]
-    await asyncio.sleep(0.1)
-    looked = world.n_looks
-    await asyncio.sleep(0.1)
-    assert world.n_looks == looked, "nobody watches, nothing is read"
+def logged_in(app: ConsoleApp, secret: str) -> Visitor:
+    visitor = Visitor(app)
+    visitor.login(secret)
+    return visitor
 
 
-async def test_watching_ends_with_the_gateway_and_with_the_session() -> None:
-    world, holds = World(), True
-    stream = world.live().watch("7", lambda: holds)
-    await told(stream)
-    waits = asyncio.create_task(anext(stream, b"the end"))
-    await asyncio.sleep(0.05)
-    world.ends = True
-    async with asyncio.timeout(30):
-        assert await waits == b"the end"
-    assert [part async for part in World().live().watch("7", lambda: False)] == [b"retry: 5000\n\n"]
+def test_who_watches_is_told_what_changed_and_it_is_rendered_once_for_all(
+    watched: tuple[Settings, ConsoleApp, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, app, secret = watched
+    watchers, rendered, page = [logged_in(app, secret) for _ in range(3)], list[str](), render.page
+
+    def noted(name: str, values: Mapping[str, Any]) -> bytes:
+        rendered.append(name)
+        return page(name, values)
+
+    monkeypatch.setattr(render, "page", noted)
+    first = [one.get("/console/live?days=30") for one in watchers]
+    (mark,) = {got.headers["x-mark"] for got in first}
+    assert {got.body for got in first} == {b""}, "what the page shows already"
+    assert watchers[0].get(f"/console/live?days=30&mark={mark}").body == b"", "nothing has changed"
+    more(settings, now_s=time.time())
+    with open_worker(settings, learning=False) as here:
+        here.once("rollup")
+    told = [one.get(f"/console/live?days=30&mark={mark}") for one in watchers]
+    (now,) = {got.headers["x-mark"] for got in told}
+    assert now != mark
+    assert all("41 requests" in got.text for got in told)
+    assert rendered == ["_overview.html"]
+    assert watchers[0].get(f"/console/live?days=30&mark={now}").body == b""
+    assert b"41 requests" in watchers[0].get(f"/console/live?days=all&mark={mark}").body, "each time range has its own"
 
 
-async def test_a_look_that_fails_leaves_the_page_as_it_is_and_the_next_one_is_told() -> None:
-    world = World()
-    stream = world.live().watch("1", lambda: True)
-    await told(stream)
-    waits = asyncio.create_task(told(stream))
-    while not world.n_looks:  # noqa: ASYNC110 - as above
-        await asyncio.sleep(0.01)
-    world.fails = True
-    await asyncio.sleep(0.1)
-    assert not waits.done()
-    world.fails, world.mark = False, 3
-    assert b"data: 3</p>" in await waits
-    await stream.aclose()  # type: ignore[attr-defined]
-
-
-async def test_only_so_many_watch_at_once() -> None:
-    live = World().live()
-    streams = [live.watch("1", lambda: True) for _ in range(MOST_WATCHERS)]
-    for one in streams:
-        await told(one)
-    assert live.is_full
-    for one in streams:
-        await one.aclose()  # type: ignore[attr-defined]
-    assert not live.is_full
+def test_watching_ends_with_the_session(watched: tuple[Settings, ConsoleApp, str]) -> None:
+    _, app, secret = watched
+    visitor = logged_in(app, secret)
+    copy = Visitor(app, cookies=dict(visitor.cookies))
+    assert copy.get("/console/live?days=7", hx_request="true").status == 200
+    visitor.post("/console/logout", {"csrf": visitor.token()})
+    assert copy.get("/console/live?days=7", hx_request="true").status == 401

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
-from suffice.console.auth import Principal
-from suffice.console.context import Action, ActionResult, ConsoleContext, ConsoleEndpoint, Handler, ViewContext
-from suffice.console.exchange import ConsoleRequest, ConsoleResponse
+from suffice.console.context import Action, ActionResult, ConsoleEndpoint, ConsoleVisit, Handler, ViewContext
+from suffice.console.exchange import ConsoleResponse
 from suffice.console.views.episodes import MOST_PAGE, changes, episodes
 from suffice.console.views.review import unknown_item
 from suffice.errors import BadRequest, ConfigError
@@ -51,12 +50,8 @@ def raise_if_refused(result: T | str, where: str = "") -> T:
 
 
 @dataclass(frozen=True, slots=True)
-class ActionForm:
+class ActionForm(ConsoleVisit):
     """The fields of a requested change. Every reader raises BadRequest for an invalid field."""
-
-    context: ConsoleContext
-    request: ConsoleRequest
-    principal: Principal
 
     @property
     def writer(self) -> Decisions:
@@ -355,13 +350,15 @@ def format_csv_cell(value: object) -> str:
 
 
 def _export(name: str, columns: Mapping[str, str], lines: Callable[[ViewContext], tuple[object, ...]]) -> Handler:
-    async def run(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
-        whole = replace(request, query={**request.query, "limit": str(MOST_PAGE)})
-        records = await context.read(whole, principal, lines)
-        await context.in_thread(lambda: context.services.note_export(name, len(records), principal.name))
-        body = format_csv_table(columns, records)
+    async def run(visit: ConsoleVisit) -> ConsoleResponse:
+        whole = replace(visit.request, query={**visit.request.query, "limit": str(MOST_PAGE)})
+        context, author = visit.context, visit.principal.name
+        records = await context.read(replace(visit, request=whole), lines)
+        await context.in_thread(lambda: context.services.note_export(name, len(records), author))
         return ConsoleResponse(
-            kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),)
+            kind=CSV,
+            body=format_csv_table(columns, records),
+            headers=(("content-disposition", f'attachment; filename="{name}"'),),
         )
 
     return run

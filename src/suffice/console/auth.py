@@ -284,11 +284,6 @@ class ConsoleAuth:
             self._ended[principal.session.nonce] = principal.session.expires_s
         return cookie(SESSION, "", age_s=0, secure=request.behind_tls)
 
-    def is_valid(self, session: Session) -> bool:
-        roster = self.roster()
-        known = roster is not None and roster.by_id(session.person_id) is not None
-        return known and self._now() < session.expires_s and session.nonce not in self._ended
-
     def _roster(self) -> Roster:
         roster = self.roster()
         if roster is None:

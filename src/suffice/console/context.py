@@ -1,10 +1,9 @@
-"""What handlers work with: the log, the context of views, live updates, and the kinds of endpoints."""
+"""What handlers work with: the log, the context of views, and the kinds of endpoints."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from suffice.console.auth import ConsoleAuth, Needs, Person, Principal, Role
+from suffice.console.auth import NOBODY, ConsoleAuth, Needs, Principal, Role
 from suffice.console.exchange import JSON, ConsoleRequest, ConsoleResponse
 from suffice.errors import BadRequest, StoreError
 from suffice.review.items import ReviewItem
@@ -27,7 +26,6 @@ from suffice.store.people.deciding import NO_REVIEWS, Reviews
 from suffice.store.routes.experiments import ExperimentRun
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
-from suffice.telemetry import LOG
 
 if TYPE_CHECKING:
     from suffice.console.actions import ActionForm
@@ -46,17 +44,17 @@ class ViewRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class ViewCache:
-    """Folds that views continue, so that no row of the log is read twice."""
+    """What views continue from, so that no row of the log is read twice."""
 
     alerts: AlertLog | None = None
     reviews: Reviews = NO_REVIEWS
+    live: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # by window: mark of the overview, and its HTML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleServices:
     decisions: Callable[[], Decisions]  # a writer of the log, opened on first use
     notify: Callable[[], None]  # tells the gateway that something was decided
-    closing: Callable[[], bool]  # whether the process is ending
     killed: Callable[[], bool]  # whether the kill switch is on
     warnings: Callable[[], Sequence[str]]  # sentences at the top of every page; reads files and the log
     setup_of: Callable[[str], str]  # a route's present setup, for comparison with its evidence
@@ -87,15 +85,15 @@ class LogView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewContext(LogView):
-    services: ConsoleServices
-    people: Callable[[], Sequence[Person]]  # with access
-    cache: ViewCache
-    request: ConsoleRequest
-    principal: Principal
+    visit: ConsoleVisit
 
     @property
     def query(self) -> Mapping[str, str]:
-        return self.request.query
+        return self.visit.request.query
+
+    @property
+    def services(self) -> ConsoleServices:
+        return self.visit.context.services
 
     @property
     def window(self) -> TimeRange:
@@ -151,92 +149,6 @@ def route_url(name: str) -> str:
     return f"/console/route?{urlencode({'name': name})}"
 
 
-MOST_WATCHERS: Final = 50
-CLOSING_S: Final = 0.5  # delay until watchers notice that the gateway is ending
-PING: Final = b": here\n\n"
-PING_S: Final = 15.0
-
-
-class Live:
-    """The watchers of the overview page; `look` returns a mark that changes with a window's content."""
-
-    def __init__(
-        self,
-        *,
-        look: Callable[[str], Awaitable[object]],
-        part: Callable[[str], Awaitable[bytes]],
-        every_s: float,
-        closing: Callable[[], bool],
-    ) -> None:
-        self._look, self._part, self._every_s, self._closing = look, part, every_s, closing
-        self._watchers: dict[asyncio.Queue[bytes | None], str] = {}
-        self._marks: dict[str, object] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._watchers) >= MOST_WATCHERS
-
-    async def watch(self, window: str, holds: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """Yield events for one watcher, until the gateway ends or `holds` reports that their access has ended."""
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
-        self._watchers[queue] = window
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
-        try:
-            yield b"retry: 5000\n\n"
-            while holds():
-                try:
-                    async with asyncio.timeout(PING_S):
-                        event = await queue.get()
-                except TimeoutError:
-                    yield PING
-                    continue
-                if event is None:
-                    return
-                yield event
-        finally:
-            self._watchers.pop(queue, None)
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        next_s = loop.time() + self._every_s
-        while self._watchers:
-            await asyncio.sleep(min(CLOSING_S, self._every_s))
-            if self._closing():
-                self._put(list(self._watchers), None)
-                return
-            if loop.time() >= next_s:
-                for window in sorted(set(self._watchers.values())):
-                    await self._update(window)
-                next_s = loop.time() + self._every_s
-        self._marks.clear()
-
-    async def _update(self, window: str) -> None:
-        try:
-            mark = await self._look(window)
-            if self._marks.get(window) == mark:
-                return
-            is_first = window not in self._marks
-            self._marks[window] = mark
-            if is_first:
-                return  # this state is on the watcher's page already
-            part = await self._part(window)
-        except Exception as error:  # noqa: BLE001 - the page keeps its last state
-            LOG.warning("console: the overview page could not be updated (%s)", type(error).__name__)
-            return
-        lines = b"".join(b"data: " + line + b"\n" for line in part.splitlines() if line.strip())
-        watchers = [queue for queue, wanted in self._watchers.items() if wanted == window]
-        self._put(watchers, b"event: overview\n" + lines + b"\n")
-
-    @staticmethod
-    def _put(queues: Iterable[asyncio.Queue[bytes | None]], event: bytes | None) -> None:
-        for queue in queues:
-            with contextlib.suppress(asyncio.QueueEmpty):
-                queue.get_nowait()
-            queue.put_nowait(event)
-
-
 READERS: Final = 2  # threads that read for pages
 LONGEST_READ_S: Final = 10.0
 MOST_MESSAGES: Final = 1_000  # sessions with a message for their next page
@@ -250,7 +162,6 @@ class ConsoleContext:
     services: ConsoleServices
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
-    live: Live = field(init=False)
     cache: ViewCache = field(default_factory=ViewCache)
     _begun_s: float = field(init=False)  # Unix time
     _threads: ThreadPoolExecutor = field(init=False)
@@ -267,30 +178,25 @@ class ConsoleContext:
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def read(self, request: ConsoleRequest, principal: Principal, view: Callable[[ViewContext], T]) -> T:
+    async def read(self, visit: ConsoleVisit, view: Callable[[ViewContext], T]) -> T:
         """Read the log in a thread, with a time-out. Raises what the view raises, and StoreError."""
-        return await self.in_thread(lambda: self._read(request, principal, view))
+        return await self.in_thread(lambda: self._read(visit, view))
 
-    def _read(self, request: ConsoleRequest, principal: Principal, view: Callable[[ViewContext], T]) -> T:
+    def _read(self, visit: ConsoleVisit, view: Callable[[ViewContext], T]) -> T:
         end_s = self.monotonic_s() + LONGEST_READ_S
         try:
             with open_reader(self.path, is_over=lambda: self.monotonic_s() > end_s) as connection:
-                return view(
-                    ViewContext(
-                        connection=connection,
-                        settings=self.settings,
-                        path=self.path,
-                        now_s=self.now(),
-                        monotonic_s=self.monotonic_s,
-                        begun_s=self._begun_s,
-                        killed=self.services.killed(),
-                        services=self.services,
-                        people=self.auth.people,
-                        cache=self.cache,
-                        request=request,
-                        principal=principal,
-                    )
+                look = ViewContext(
+                    connection=connection,
+                    settings=self.settings,
+                    path=self.path,
+                    now_s=self.now(),
+                    monotonic_s=self.monotonic_s,
+                    begun_s=self._begun_s,
+                    killed=self.services.killed(),
+                    visit=visit,
                 )
+                return view(look)
         except StoreError:
             if self.monotonic_s() <= end_s:
                 raise
@@ -309,7 +215,16 @@ class ConsoleContext:
         return "" if principal.session is None else self._messages.pop(principal.session.nonce, "")
 
 
-Handler: TypeAlias = Callable[[ConsoleContext, ConsoleRequest, Principal], Awaitable[ConsoleResponse]]
+@dataclass(frozen=True, slots=True)
+class ConsoleVisit:
+    """One request with its sender."""
+
+    context: ConsoleContext
+    request: ConsoleRequest
+    principal: Principal = NOBODY
+
+
+Handler: TypeAlias = Callable[[ConsoleVisit], Awaitable[ConsoleResponse]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote
@@ -17,7 +17,6 @@ MOST_BODY_BYTES: Final = 256 * 1024
 MOST_FIELDS: Final = 100
 HTML: Final = "text/html; charset=utf-8"
 JSON: Final = "application/json"
-SSE: Final = "text/event-stream; charset=utf-8"
 
 # Nothing inline, nothing from other origins, no framing, and no referrer to other sites.
 POLICY: Final = (
@@ -70,24 +69,16 @@ class ConsoleResponse:
     kind: str = HTML
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
-    stream: AsyncIterator[bytes] | None = None
 
     def with_headers(self, *headers: tuple[str, str]) -> ConsoleResponse:
         return replace(self, headers=(*self.headers, *headers))
 
-    async def send(self, send: Send, *, head_only: bool = False) -> None:
-        headers = [("content-type", self.kind), *self.headers, *ALWAYS]
-        if "cache-control" not in {name for name, _ in self.headers}:
-            headers.append(("cache-control", "no-store"))
-        if self.stream is None:
-            headers.append(("content-length", str(len(self.body))))
-        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
+    async def send(self, send: Send, *, head_only: bool) -> None:
+        headers = {"content-type": self.kind, "cache-control": "no-store", "content-length": str(len(self.body))}
+        pairs = [*(headers | dict(ALWAYS)).items(), *self.headers]
+        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in pairs]
         await send({"type": "http.response.start", "status": self.status, "headers": raw})
-        if self.stream is not None and not head_only:
-            async for part in self.stream:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        body = b"" if head_only or self.stream is not None else self.body
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send({"type": "http.response.body", "body": b"" if head_only else self.body, "more_body": False})
 
 
 def json_response(value: Any) -> ConsoleResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -17,13 +18,12 @@ from suffice.console.context import (
     WINDOWS,
     Action,
     ActionResult,
-    ConsoleContext,
     ConsoleEndpoint,
+    ConsoleVisit,
     View,
     ViewContext,
-    parse_window,
 )
-from suffice.console.exchange import HTML, JSON, SSE, ConsoleRequest, ConsoleResponse, json_response, redirect
+from suffice.console.exchange import HTML, JSON, ConsoleRequest, ConsoleResponse, json_response, redirect
 from suffice.console.views.alerts import AlertsPage, Incidents, alerts, incidents
 from suffice.console.views.episodes import (
     ENDS,
@@ -63,21 +63,21 @@ _BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
 
 
 def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
-    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
+    async def page(visit: ConsoleVisit) -> ConsoleResponse:
         if not render.can_render():
-            return ConsoleResponse(status=501, body=render.missing_package_page())
-        record = await context.read(request, principal, view.read)
-        values = _values(context, request, principal, view.title)
-        values |= {"it": record, "places": navigation(views, principal, view.place or view.title)}
-        if not request.is_partial:
+            return _without_package(501)
+        context, is_partial = visit.context, visit.request.is_partial
+        values = {"it": await context.read(visit, view.read), "first": ()}
+        values["places"] = navigation(views, visit.principal, view.place or view.title)
+        if not is_partial:
             values["first"] = await context.in_thread(context.services.warnings)
         # A part of a page that is requested alone is rendered as a page of its own.
-        own = view.template or f"{view.path[1:]}.html"
-        template = "part.html" if own.startswith("_") and not request.is_partial else own
-        return ConsoleResponse(body=await context.in_thread(lambda: render.page(template, values | {"part": own})))
+        values["part"] = own = view.template or f"{view.path[1:]}.html"
+        template = "part.html" if own.startswith("_") and not is_partial else own
+        return await context.in_thread(lambda: _page(visit, template, view.title, values))
 
-    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
-        return await context.read(request, principal, lambda look: json_response(view.read(look)))
+    async def api(visit: ConsoleVisit) -> ConsoleResponse:
+        return await visit.context.read(visit, lambda look: json_response(view.read(look)))
 
     path = f"/api{view.path if view.api_path is None else view.api_path}"
     return (
@@ -87,19 +87,20 @@ def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpo
 
 
 def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
-    async def run(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ActionResult:
-        result = await context.in_thread(lambda: action.run(ActionForm(context, request, principal)))
-        context.services.notify()
+    async def run(visit: ConsoleVisit) -> ActionResult:
+        form = ActionForm(visit.context, visit.request, visit.principal)
+        result = await visit.context.in_thread(lambda: action.run(form))
+        visit.context.services.notify()
         return result
 
-    async def page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
-        result = await run(context, request, principal)
+    async def page(visit: ConsoleVisit) -> ConsoleResponse:
+        result = await run(visit)
         if result.message:
-            context.leave_message(principal, result.message)
-        return redirect(result.goes_to or _back_of(request))
+            visit.context.leave_message(visit.principal, result.message)
+        return redirect(result.goes_to or _back_of(visit.request))
 
-    async def api(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
-        result = await run(context, request, principal)
+    async def api(visit: ConsoleVisit) -> ConsoleResponse:
+        result = await run(visit)
         return json_response({"done": True, "said": result.message})
 
     needs, summary, fields = action.needs, action.summary, action.fields
@@ -122,8 +123,9 @@ def navigation(views: tuple[View, ...], principal: Principal, here: str) -> tupl
     )
 
 
-def _values(context: ConsoleContext, request: ConsoleRequest, principal: Principal, title: str) -> dict[str, Any]:
-    return {
+def _page(visit: ConsoleVisit, template: str, title: str, values: dict[str, Any], status: int = 200) -> ConsoleResponse:
+    context, request, principal = visit.context, visit.request, visit.principal
+    common: dict[str, Any] = {
         "title": title,
         "first": (),
         "places": (),
@@ -135,9 +137,15 @@ def _values(context: ConsoleContext, request: ConsoleRequest, principal: Princip
         "csrf": principal.token,
         "windows": tuple(WINDOWS),
         "version": openapi.VERSION,
+        "live_s": context.settings.console.live_s,
         "is_admin": principal.role == ROLES[-1],
         "here_whole": _address(request),
     }
+    return ConsoleResponse(status=status, body=render.page(template, common | values))
+
+
+def _without_package(status: int) -> ConsoleResponse:
+    return ConsoleResponse(status=status, body=render.missing_package_page())
 
 
 def _address(request: ConsoleRequest) -> str:
@@ -160,52 +168,46 @@ def redirect_to_login(request: ConsoleRequest) -> ConsoleResponse:
     return redirect(f"/console/login?back={quote(here, safe='')}" if is_page else "/console/login")
 
 
-async def _login_page(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
-    if principal.person is not None:
+async def _login_page(visit: ConsoleVisit) -> ConsoleResponse:
+    if visit.principal.person is not None:
         return redirect(HOME)
-    return _login_form(context, request, back=request.query.get("back", HOME), problem="", status=200)
+    return _login_form(visit, back=visit.request.query.get("back", HOME), problem="", status=200)
 
 
-async def _login(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
-    cookies = context.auth.login(request)
+async def _login(visit: ConsoleVisit) -> ConsoleResponse:
+    cookies, back = visit.context.auth.login(visit.request), _back_of(visit.request)
     if cookies is None:
-        problem = "This secret is not valid."
-        return _login_form(context, request, back=_back_of(request), problem=problem, status=401)
-    return redirect(_back_of(request)).with_headers(*cookies)
+        return _login_form(visit, back=back, problem="This secret is not valid.", status=401)
+    return redirect(back).with_headers(*cookies)
 
 
-def _login_form(
-    context: ConsoleContext, request: ConsoleRequest, *, back: str, problem: str, status: int
-) -> ConsoleResponse:
+def _login_form(visit: ConsoleVisit, *, back: str, problem: str, status: int) -> ConsoleResponse:
+    auth, visit = visit.context.auth, replace(visit, principal=NOBODY)
     if not render.can_render():
-        return ConsoleResponse(status=501, body=render.missing_package_page())
-    values = _values(context, request, NOBODY, "Log in")
-    if context.auth.roster() is None:
-        return ConsoleResponse(body=render.page("login.html", values | {"back": "", "problem": "", "is_open": False}))
-    token, cookie = context.auth.login_page(request)
-    values |= {"back": back, "problem": problem, "is_open": True, "csrf": token}
-    return ConsoleResponse(status=status, body=render.page("login.html", values), headers=(cookie,))
+        return _without_package(501)
+    if auth.roster() is None:
+        return _page(visit, "login.html", "Log in", {"back": "", "problem": "", "is_open": False})
+    token, cookie = auth.login_page(visit.request)
+    values = {"back": back, "problem": problem, "is_open": True, "csrf": token}
+    return _page(visit, "login.html", "Log in", values, status).with_headers(cookie)
 
 
-async def _logout(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
-    return redirect("/console/login").with_headers(context.auth.logout(principal, request))
+async def _logout(visit: ConsoleVisit) -> ConsoleResponse:
+    return redirect("/console/login").with_headers(visit.context.auth.logout(visit.principal, visit.request))
 
 
-def error_page(
-    context: ConsoleContext, request: ConsoleRequest, principal: Principal, status: int, message: str
-) -> ConsoleResponse:
+def error_page(visit: ConsoleVisit, status: int, message: str) -> ConsoleResponse:
     if not render.can_render():
-        return ConsoleResponse(status=status if status < 500 else 501, body=render.missing_package_page())
-    values = _values(context, request, principal, "Request failed") | {"status": status, "message": message}
-    return ConsoleResponse(status=status, body=render.page("sorry.html", values))
+        return _without_package(status if status < 500 else 501)
+    return _page(visit, "sorry.html", "Request failed", {"status": status, "message": message}, status)
 
 
 # ---- files, the description, the first page live ---------------------------------------------------
 
 
-async def _static(_context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
+async def _static(visit: ConsoleVisit) -> ConsoleResponse:
     try:
-        body, kind = render.static(request.fields["name"])
+        body, kind = render.static(visit.request.fields["name"])
     except (KeyError, OSError):
         raise BadRequest("no such file", status=404, code="not_found") from None
     return ConsoleResponse(kind=kind, body=body, headers=FOREVER)
@@ -216,44 +218,32 @@ def _description() -> bytes:
     return msgspec.json.encode(openapi.document(ENDPOINTS))
 
 
-async def _describe(context: ConsoleContext, _request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
+async def _describe(visit: ConsoleVisit) -> ConsoleResponse:
     """Generated on first use and in a thread: it takes longer than the rest of a gateway's start."""
-    return ConsoleResponse(kind=JSON, body=await context.in_thread(_description))
+    return ConsoleResponse(kind=JSON, body=await visit.context.in_thread(_description))
 
 
-async def _changed(context: ConsoleContext, request: ConsoleRequest, _principal: Principal) -> ConsoleResponse:
-    effect = await context.in_thread(lambda: context.services.effect_of(request.query.get("item", "")))
+async def _changed(visit: ConsoleVisit) -> ConsoleResponse:
+    context, item = visit.context, visit.request.query.get("item", "")
+    effect = await context.in_thread(lambda: context.services.effect_of(item))
     return ConsoleResponse(body=html.escape(effect).encode())
 
 
-async def _live(context: ConsoleContext, request: ConsoleRequest, principal: Principal) -> ConsoleResponse:
-    window, session = parse_window(request.query, context.now()).name, principal.session
-    if context.live.is_full:
-        raise BadRequest("too many pages watch already; load the page again later", status=503, code="too_many")
-    if session is None:
-        raise BadRequest("only a page may watch", status=403, code="no_session")
-    stream = context.live.watch(window, lambda: context.auth.is_valid(session))
-    return ConsoleResponse(kind=SSE, stream=stream, headers=(("x-accel-buffering", "no"),))
+async def _live(visit: ConsoleVisit) -> ConsoleResponse:
+    return await visit.context.read(visit, _live_part)
 
 
-async def mark_of(context: ConsoleContext, window: str) -> object:
-    def mark(view: ViewContext) -> object:
-        log = view.connection
-        return window, rollups.read_to(log).seq, read_decided(log).seq, newest_of(log, ("alert_sent",))
-
-    return await context.read(_first_page(window), NOBODY, mark)
-
-
-async def live_part(context: ConsoleContext, window: str) -> bytes:
-    def part(view: ViewContext) -> bytes:
+def _live_part(view: ViewContext) -> ConsoleResponse:
+    """The overview if it has changed since the page with this mark; to a page without one, its mark alone."""
+    log, window, known = view.connection, view.window.name, view.query.get("mark")
+    mark = f"{rollups.read_to(log).seq}-{read_decided(log).seq}-{newest_of(log, ('alert_sent',))}"
+    live, headers = view.visit.context.cache.live, (("x-mark", mark),)
+    if known in (None, mark):
+        return ConsoleResponse(headers=headers)
+    if live.get(window, ("", b""))[0] != mark:
         values = {"it": overview(view), "now_s": view.now_s, "windows": tuple(WINDOWS)}
-        return render.page("_overview.html", values)
-
-    return await context.read(_first_page(window), NOBODY, part)
-
-
-def _first_page(window: str) -> ConsoleRequest:
-    return ConsoleRequest(method="GET", path=HOME, query={"days": window})
+        live[window] = mark, render.page("_overview.html", values)
+    return ConsoleResponse(body=live[window][1], headers=headers)
 
 
 # ---- the table -------------------------------------------------------------------------------------
@@ -297,7 +287,7 @@ ENDPOINTS: Final = (  # a path that is not here does not exist
     ConsoleEndpoint(
         "GET", "/console/review/changed", "reviewer", _changed, "what a verdict changed", HTML, fields=ITEM
     ),
-    ConsoleEndpoint("GET", "/console/live", "reviewer", _live, "the first page live", SSE),
+    ConsoleEndpoint("GET", "/console/live", "reviewer", _live, "the first page live", HTML),
     ConsoleEndpoint("GET", "/api/openapi.json", "reviewer", _describe, "this description"),
     *(one for view in VIEWS for one in endpoints_of_view(view, VIEWS)),
     *(one for action in ACTIONS for one in endpoints_of_action(action)),

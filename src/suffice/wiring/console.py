@@ -38,7 +38,6 @@ def console(
     *,
     decisions: Callable[[], Decisions],
     notify: Callable[[], None] = lambda: None,
-    closing: Callable[[], bool] = lambda: False,
 ) -> Iterator[ConsoleApp]:
     people = People.of(settings)
     with ExitStack() as stack:
@@ -53,7 +52,7 @@ def console(
                 now=time.time,
                 monotonic_s=time.monotonic,
             ),
-            services=_services(settings, path, writer=_opened_once(stack, decisions), notify=notify, closing=closing),
+            services=_services(settings, path, writer=_opened_once(stack, decisions), notify=notify),
             now=time.time,
             monotonic_s=time.monotonic,
         )
@@ -69,12 +68,10 @@ def _services(
     *,
     writer: Callable[[], Decisions],
     notify: Callable[[], None],
-    closing: Callable[[], bool],
 ) -> ConsoleServices:
     return ConsoleServices(
         decisions=writer,
         notify=notify,
-        closing=closing,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
         warnings=lambda: condition(settings, checks=False).sentences,
         setup_of=partial(setup_of, settings),

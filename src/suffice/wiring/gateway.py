@@ -196,7 +196,6 @@ def _console_apps(settings: Settings, log: EventLog, gw: GatewayState, stack: As
             log.path,
             decisions=lambda: open_decisions(settings, create=False),
             notify=gw.deployment.notify,
-            closing=lambda: not gw.process.ready,
         )
     )
     return dict.fromkeys(MOUNTS, site)

@@ -56,21 +56,30 @@
     if (found.matches("input, textarea, select")) found.focus(); else found.click();
   });
 
-  // The first page, live: what changed comes as a whole part and takes the old one's place.
+  // The first page, live: it asks what has changed, and that takes the old part's place.
   document.addEventListener("DOMContentLoaded", function () {
     var part = document.querySelector("[data-live]");
-    if (!part || !window.EventSource) return;
-    var said = document.querySelector("[data-live-said]"), source = new EventSource(part.dataset.live);
-    source.addEventListener("open", function () { if (said) said.textContent = "live"; });
-    source.addEventListener("error", function () { if (said) said.textContent = source.readyState === 2 ? "not live: load the page again" : "reconnecting"; });
-    source.addEventListener("overview", function (event) {
+    if (!part || !window.fetch) return;
+    var said = document.querySelector("[data-live-said]"), mark = null;
+    function say(text) { if (said) said.textContent = text; }
+    function show(text) {
+      if (!text) return;
       var open = Array.from(part.querySelectorAll("details")).map(function (one) { return one.open; });
       var focused = document.activeElement && part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-      part.innerHTML = event.data;
+      part.innerHTML = text;
       part.querySelectorAll("details").forEach(function (one, at) { one.open = Boolean(open[at]); });
       if (focused) { var again = Array.from(part.querySelectorAll("a")).find(function (one) { return one.getAttribute("href") === focused; }); if (again) again.focus({ preventScroll: true }); }
       if (window.sufficeCharts) window.sufficeCharts();
-    });
-    window.addEventListener("pagehide", function () { source.close(); });
+    }
+    function look() {
+      var place = part.dataset.live + (mark === null ? "" : "&mark=" + encodeURIComponent(mark));
+      fetch(place, { headers: { "hx-request": "true" } }).then(function (got) {
+        if (got.status === 401 || got.status === 403) { say("not live: load the page again"); return; }
+        if (!got.ok) throw new Error(String(got.status));
+        return got.text().then(function (text) { mark = got.headers.get("x-mark"); show(text); say("live"); again(); });
+      }).catch(function () { say("reconnecting"); again(); });
+    }
+    function again() { setTimeout(look, 1000 * part.dataset.everyS); }
+    look();
   });
 })();

@@ -85,8 +85,8 @@ def latest_alerts(view: ViewContext) -> tuple[AlertLine, ...]:
 
 
 def read_alerts(view: ViewContext) -> AlertLog:
-    known = view.cache.alerts or AlertLog(repeat_s=view.settings.alerts.repeat_s)
-    view.cache.alerts = log = read_alert_log(view.connection, known)
+    known = view.visit.context.cache.alerts or AlertLog(repeat_s=view.settings.alerts.repeat_s)
+    view.visit.context.cache.alerts = log = read_alert_log(view.connection, known)
     return log
 
 

@@ -237,7 +237,7 @@ def _match_of(scorer_name: Any) -> Match:
 
 
 def episode(view: ViewContext) -> EpisodePage:
-    name, log = view.request.fields["id"], view.connection
+    name, log = view.visit.request.fields["id"], view.connection
     located = locate_event(log, Request, name)
     if located is None:
         raise UnknownNameError(f"episode: no episode {name[:80]!r} in the log")

@@ -79,8 +79,8 @@ class ReviewPage(ViewRecord, frozen=True):
 
 
 def review_page(view: ViewContext) -> ReviewPage:
-    name, now_s = view.principal.name, view.now_s
-    view.cache.reviews = known = read_reviews(view.connection, view.cache.reviews)
+    name, now_s = view.visit.principal.name, view.now_s
+    view.visit.context.cache.reviews = known = read_reviews(view.connection, view.visit.context.cache.reviews)
     queue = known.queue
     waiting = queue.waiting(now_s=now_s)
     settled = [one for one in queue.of() if one.state(now_s) in ("settled", "undecided")]

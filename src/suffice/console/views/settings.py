@@ -51,7 +51,11 @@ class SettingsPage(ViewRecord, frozen=True):
 
 
 def settings_page(view: ViewContext) -> SettingsPage:
-    people = sorted(view.people(), key=lambda one: one.name) if view.principal.role == "admin" else ()
+    people = (
+        sorted(view.visit.context.auth.people(), key=lambda one: one.name)
+        if view.visit.principal.role == "admin"
+        else ()
+    )
     return SettingsPage(
         version=VERSION,
         log=view.path.name,

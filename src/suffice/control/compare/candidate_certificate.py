@@ -138,8 +138,8 @@ class CandidateEvidence:
         z[:, 0], disagrees[:, 0] = 0, False
         for audit, one, apart in zip(audits, z, disagrees, strict=True):
             is_labelled = audit.id in counts
-            one = one if is_labelled else unlabelled_losses(one, apart)
-            self._judged[audit.id] = _JudgedAudit(audit, apart, one, is_labelled)
+            now = one if is_labelled else unlabelled_losses(one, apart)
+            self._judged[audit.id] = _JudgedAudit(audit, apart, now, is_labelled)
 
 
 def unlabelled_losses(z: Small, disagrees: Bools) -> Small:
