@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from suffice.assurance.estimate import RouteReport, report_of
 from suffice.assurance.runs import LabelledEpisode, Match, Tally, measure_run
 from suffice.assurance.sampling import UnloggedRequests
-from suffice.assurance.satisfaction import RatedRun, SatisfactionTest
+from suffice.assurance.satisfaction import SatisfactionTest
 
 
 def estimate_route(
@@ -29,11 +30,19 @@ def estimate_route(
     return report_of(tally, route=route, confidence=confidence, n_dropped=n_dropped)
 
 
+class RatedRun(NamedTuple):
+    """An audit, or a stopped run that could have been drawn as one, with its rating."""
+
+    satisfaction: float
+    audit: bool
+    weight: float = 1.0
+
+
 def judge_satisfaction(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionTest:
     """The test after the ratings of one route, in order of arrival, up to the one that steps down."""
     test = SatisfactionTest(min_satisfaction=min_satisfaction, delta=delta)
     for rated in ratings:
-        test.add(rated)
+        test.add(rated.satisfaction, audit=rated.audit, weight=rated.weight)
         if test.step_down_reason is not None:
             break
     return test

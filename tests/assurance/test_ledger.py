@@ -45,29 +45,25 @@ PENDING = replace(AUDIT, disagrees=True, drop=None, correct=None)
 UNLABELLED = replace(AUDIT, drop=None, correct=None)
 
 
-def entries(*runs: RunNumbers, query_class: str = "code", version: str = "v1", route: str = "r") -> list[LedgerEntry]:
-    return [LedgerEntry(route=route, query_class=query_class, version=version, run=run) for run in runs]
+def entries(*runs: RunNumbers, query_class: str = "code", version: str = "v1") -> list[LedgerEntry]:
+    return [LedgerEntry(query_class=query_class, version=version, run=run) for run in runs]
 
 
 def total(*runs: RunNumbers) -> Account:
-    return accounts(entries(*runs), cap_tokens=4_000)[0]
+    return accounts("r", entries(*runs), cap_tokens=4_000)[0]
 
 
 def test_every_group_is_booked_once_and_adds_up() -> None:
     booked = accounts(
+        "r",
         [
             *entries(*[AUDIT] * 30),
             *entries(*[LOST] * 10, query_class="law", version="v2"),
             *entries(*[STOPPED] * 60, version="v2"),
-            *entries(AUDIT, route="other"),
         ],
         cap_tokens=4_000,
     )
     assert [(at.route, at.query_class, at.version, at.n_runs) for at in booked] == [
-        ("other", None, None, 1),
-        ("other", None, "v1", 1),
-        ("other", "code", None, 1),
-        ("other", "code", "v1", 1),
         ("r", None, None, 100),
         ("r", None, "v1", 30),
         ("r", None, "v2", 70),
@@ -152,7 +148,6 @@ CLAIM = Guarantee(
     confidence=0.95,
     n_window=800,
     requests=(1_201, 17_200),
-    per="pooled",
     labels="labelled",
     detection="a silent loss of 3 points would be noticed within about 710 requests",
     classes={"physics": 650, "law": KNOWN_AUDITS - 1, "": 12},
@@ -177,9 +172,7 @@ def test_the_sentence_names_everything_that_the_promise_hangs_on() -> None:
 
 
 def test_what_is_not_known_or_has_no_labels_is_said() -> None:
-    text = sentence(
-        replace(CLAIM, requests=None, detection="", labels="label-free", per="class", max_em_drop=0.01, classes={})
-    )
-    for said in ("1 point of EM", "all requests of the window", "is not known", "without labels", "in each class"):
+    text = sentence(replace(CLAIM, requests=None, detection="", labels="label-free", max_em_drop=0.01, classes={}))
+    for said in ("1 point of EM", "all requests of the window", "is not known", "without labels"):
         assert said in text, said
     assert "unknown, with" not in text

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from suffice.assurance.satisfaction import (
-    RatedRun,
     SatisfactionTest,
-    next_safer,
     satisfaction_of,
 )
 from suffice.types import Feedback
-from tests.assurance.reports import judge_satisfaction
+from tests.assurance.reports import RatedRun, judge_satisfaction
 
 SHARE = 0.1  # of audits
 ANYTHING = 1.0  # a floor that nobody reaches, so that only the comparison decides
@@ -167,7 +165,6 @@ def test_stars_and_thumbs_become_fractions() -> None:
     assert satisfaction_of(Feedback(feedback_id="f", correct=False)) is None
     floors = [SatisfactionTest(min_satisfaction=given, delta=0.1).floor for given in (0.8, 1.0, 4.2, 5.0)]
     assert floors == pytest.approx([0.8, 1.0, 0.8, 1.0])
-    assert (next_safer(7), next_safer(0)) == (6, 0)
 
 
 @pytest.mark.parametrize(

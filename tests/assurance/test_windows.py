@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 import numpy as np
@@ -17,7 +18,6 @@ from suffice.assurance.windows import (
     Floats,
     Window,
     Windows,
-    longest_use,
     read_windows,
     restart_share,
     window_audits,
@@ -195,10 +195,10 @@ def test_a_route_that_runs_for_long_forgets() -> None:
 
 
 def test_delta_is_earned_by_traffic() -> None:
-    assert longest_use(800, 0.05) == 16_000
-    assert restart_share(16_000, 16_000) == restart_share(10**9, 16_000) == 1.0
-    assert restart_share(4_000, 16_000) == 0.25
-    assert restart_share(0, 16_000) == LEAST_DELTA_SHARE, "an epoch that ended at once leaves next to nothing"
+    earned = partial(restart_share, window=800, share=0.05)
+    assert earned(16_000) == earned(10**9) == 1.0
+    assert earned(4_000) == 0.25
+    assert earned(0) == LEAST_DELTA_SHARE, "an epoch that ended at once leaves next to nothing"
 
 
 @given(lengths=st.lists(st.integers(1, 60_000), min_size=1, max_size=40), longest=st.integers(200, 40_000))
@@ -207,21 +207,22 @@ def test_what_restarts_put_at_risk_is_no_more_than_the_requests_that_paid_for_it
     lengths: list[int], longest: int
 ) -> None:
     """A false certificate is in use for L requests at most, so an epoch risks its part of delta times L of them."""
-    at_risk = sum(restart_share(length, longest) * longest for length in lengths)
+    at_risk = sum(restart_share(length, window=longest, share=1.0) * longest for length in lengths)
     assert at_risk <= sum(lengths) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("burst", [100, 1_200])
 def test_an_adversary_who_ends_every_epoch_that_does_not_go_wrong_gets_no_more_than_delta(burst: int) -> None:
     """Alarms come right behind the burst unless the certificate is false, and then not before its window is spent."""
-    delta, longest = 0.05, longest_use(800, 0.05)
+    delta, longest = 0.05, 16_000
 
     def above(*, earned: bool, n_epochs: int = 20_000) -> float:
         """Expected part of the requests that is served above the budget, the first epoch's own L aside."""
         p_wrong, n_bad, n_all = 0.0, 0.0, 0.0  # of the epoch before
         for _ in range(n_epochs):
             after_right, after_wrong = (
-                delta * (restart_share(length, longest) if earned else 1.0) for length in (burst, burst + longest)
+                delta * (restart_share(length, window=800, share=0.05) if earned else 1.0)
+                for length in (burst, burst + longest)
             )
             p_wrong = (1 - p_wrong) * after_right + p_wrong * after_wrong
             n_bad, n_all = n_bad + p_wrong * longest, n_all + burst + p_wrong * longest

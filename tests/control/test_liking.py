@@ -216,7 +216,10 @@ def steered(ratings: Ratings, events: list[Event], **changes: Any) -> Ratings:
 
 def test_one_inference_key_steers_by_a_share_of_the_runs_at_most() -> None:
     events = rated(600, full=1.0, stopped=0.0)
-    free, capped = Ratings.of(RATED), Ratings.of(RATED)
+    free, capped = (
+        Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence),
+        Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence),
+    )
     assert steered(free, events, door="token", sender="x").asks is not None
     assert steered(capped, events, door="key", sender="x").asks is None
     verdict = capped.test
@@ -232,14 +235,14 @@ def test_a_survey_steers_as_a_rating_does_and_what_people_did_steers_nothing() -
         else one
         for one in events
     ]
-    assert steered(Ratings.of(RATED), by_survey).asks is not None
+    assert steered(Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), by_survey).asks is not None
     by_deeds = [
         FeedbackEvent(replace(one.feedback, thumbs=None, event="regenerate", source="behaviour"))
         if isinstance(one, FeedbackEvent)
         else one
         for one in events
     ]
-    found = steered(Ratings.of(RATED), by_deeds)
+    found = steered(Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), by_deeds)
     assert found.test is not None
     assert found.test.n_pairs == 0
 

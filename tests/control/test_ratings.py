@@ -99,7 +99,7 @@ def test_a_bad_week_for_everybody_and_a_fall_that_stays_above_the_floor_take_not
 def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_everybody_is_below_the_floor() -> None:
     n_seeds, n_asked = 80, 0
     for seed in range(n_seeds):
-        ratings, asked = Ratings.of(RATED), {}
+        ratings, asked = Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), {}
         for event in rated(200, full=0.5, stopped=0.5, seed=seed):
             if isinstance(event, Request):
                 asked[event.episode_id] = event

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.sampling import LEAST_CLASS, UnloggedRequests
-from suffice.assurance.satisfaction import SATISFACTION, RatedRun, estimate_satisfaction
+from suffice.assurance.satisfaction import SATISFACTION, estimate_satisfaction
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.loop.safety_checks import CriticalEM
@@ -33,7 +33,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Feedback, Query, StepRecord
 from suffice.wiring.worker import open_worker
-from tests.assurance.reports import estimate_route, judge_satisfaction
+from tests.assurance.reports import RatedRun, estimate_route, judge_satisfaction
 from tests.control.made import BURST, rows, run, story, traffic
 from tests.control.test_worker import fill
 

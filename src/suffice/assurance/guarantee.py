@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.bounds import binomial_at_most
 from suffice.types import BudgetAccount
 
 KNOWN_AUDITS: Final = 200  # a class with fewer is unknown
+Labels: TypeAlias = Literal["labelled", "label-free"]
+_LABELS: Final[Mapping[Labels, str]] = {
+    "labelled": "with labels",
+    "label-free": "without labels (every other answer counts as lost)",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +26,7 @@ class Guarantee:
     confidence: float  # 1 - delta, a fraction
     n_window: int  # audits of the certificate
     requests: tuple[int, int] | None  # numbers of the first and last request covered; None: unknown
-    per: Literal["pooled", "class"]
-    labels: Literal["labelled", "label-free"]
+    labels: Labels
     detection: str  # clause about the delay until a silent loss is noticed; "": unknown
     classes: Mapping[str, int] = field(default_factory=dict)  # audits in the window, by class
     what: str = "at the active level"  # the condition under which the requests would have lost less
@@ -36,21 +40,19 @@ def sentence(claim: Guarantee) -> str:
     """Word the guarantee for people.
 
     >>> print(sentence(Guarantee(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=1600,
-    ...     requests=(1, 2400), per="pooled", labels="labelled", classes={"physics": 1440, "law": 160},
+    ...     requests=(1, 2400), labels="labelled", classes={"physics": 1440, "law": 160},
     ...     detection="a silent loss of 3 points would be noticed within about 710 requests")))
     Route 'gpqa', scorer 'choice': at the active level all requests from number 1 to 2,400 would have lost less than \
 1 point of EM on average over all classes, with 95 % confidence, shown by 1,600 audits with labels; a silent loss of \
 3 points would be noticed within about 710 requests; unknown, with under 200 audits: law.
     """
-    over = "on average over all classes" if claim.per == "pooled" else "in each class"
     which = "all requests of the window"
     if claim.requests is not None:
         which = f"all requests from number {claim.requests[0]:,} to {claim.requests[1]:,}"
-    how = "with labels" if claim.labels == "labelled" else "without labels (every other answer counts as lost)"
     promise = (
         f"Route {claim.route!r}, scorer {claim.scorer!r}: {claim.what} {which} would have lost less than"
-        f" {_points(claim.max_em_drop)} of EM {over}, with {100 * claim.confidence:g} % confidence, shown by"
-        f" {claim.n_window:,} audits {how}"
+        f" {_points(claim.max_em_drop)} of EM on average over all classes, with"
+        f" {100 * claim.confidence:g} % confidence, shown by {claim.n_window:,} audits {_LABELS[claim.labels]}"
     )
     parts = [promise, claim.detection or "how soon a silent loss would be noticed is not known"]
     if claim.unknown:
@@ -66,22 +68,19 @@ class Average:
     max_em_drop: float  # epsilon, a fraction
     level: int  # active
     account: BudgetAccount
-    labels: Literal["labelled", "label-free"]
+    labels: Labels
 
 
 def average_sentence(average: Average) -> str:
     account = average.account
-    how = "with labels" if average.labels == "labelled" else "without labels (every other answer counts as lost)"
-    so_far = (
-        "no audit is recorded yet"
-        if account.em_drop is None
-        else (f"so far it is {100 * account.em_drop:.2f} points over {account.n_audits:,} audits")
-    )
+    so_far = "no audit is recorded yet"
+    if account.em_drop is not None:
+        so_far = f"so far it is {100 * account.em_drop:.2f} points over {account.n_audits:,} audits"
     return (
         f"Route {average.route!r}, scorer {average.scorer!r}, budgeted: the mean EM drop of all audits of this epoch is"
-        f" steered to {_points(average.max_em_drop)}, {how}; {so_far}. No confidence belongs to it: nothing is promised"
-        f" of level {average.level}, which is active now, of any shorter period, of any class, nor within any delay"
-        f" after an unannounced change. Certified is level {account.floor}."
+        f" steered to {_points(average.max_em_drop)}, {_LABELS[average.labels]}; {so_far}. No confidence belongs to it:"
+        f" nothing is promised of level {average.level}, which is active now, of any shorter period, of any class, nor"
+        f" within any delay after an unannounced change. Certified is level {account.floor}."
     )
 
 
@@ -120,27 +119,23 @@ class AuditEvidence:
 
 
 @lru_cache(maxsize=4_096)
-def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0) -> int:
+def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0) -> int | None:
     """The smallest number of audits that bound the disagreement rate, and so the EM drop, by `max_em_drop`.
 
     One-sided exact binomial bound at a single look, Clopper and Pearson (1934), Biometrika 26(4); a test that is valid
-    at every look needs more. Raise ValueError out of range, and above 2^40 audits.
+    at every look needs more. None: out of range, or more than 2^40 audits.
     """
     if not 0 < max_em_drop < 1 or not 0 < confidence < 1 or disagreements < 0:
-        raise ValueError(
-            f"need 0 < max_em_drop < 1, 0 < confidence < 1, disagreements >= 0;"
-            f" got {max_em_drop=} {confidence=} {disagreements=}"
-        )
+        return None
 
     def enough(n: int) -> bool:
         return n > disagreements and binomial_at_most(disagreements, n, max_em_drop) <= 1 - confidence
 
-    high = disagreements + 1
+    low, high = disagreements, disagreements + 1
     while not enough(high):
         high *= 2
         if high > MAX_AUDITS:
-            raise ValueError(f"{max_em_drop=} at {confidence=} would need more than {MAX_AUDITS} audits")
-    low = disagreements
+            return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -155,13 +150,12 @@ def evidence(
     n_disagreements: int,
     audits_at_s: Sequence[float] = (),
 ) -> AuditEvidence:
-    """Never raises for a route's own settings. `audits_at_s` are Unix times, in any order."""
-    try:
-        needed = audits_needed(max_em_drop, confidence, n_disagreements)
-    except ValueError:
-        needed = None  # no number proves a drop of exactly 0, or certainty
+    """`audits_at_s` are Unix times, in any order."""
     return AuditEvidence(
-        n_audits=n_audits, n_disagreements=n_disagreements, n_needed=needed, audits_per_s=rate_of(audits_at_s)
+        n_audits=n_audits,
+        n_disagreements=n_disagreements,
+        n_needed=audits_needed(max_em_drop, confidence, n_disagreements),
+        audits_per_s=rate_of(audits_at_s),
     )
 
 

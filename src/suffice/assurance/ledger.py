@@ -6,6 +6,7 @@ one look. It only reports; the certificate decides.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -25,7 +26,6 @@ METHOD: Final = "valid at every look, empirical Bernstein"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    route: str
     query_class: str  # "": none
     version: str  # of the policy
     run: RunNumbers
@@ -52,20 +52,22 @@ class Account:
         return self.n_audits >= KNOWN_AUDITS
 
 
-def accounts(entries: Iterable[LedgerEntry], *, cap_tokens: float, confidence: float = 0.95) -> tuple[Account, ...]:
-    """Book runs by route, by class, by version, and by class and version.
+def accounts(
+    route: str, entries: Iterable[LedgerEntry], *, cap_tokens: float, confidence: float = 0.95
+) -> tuple[Account, ...]:
+    """Book a route's runs as a whole, by version, by class, and by class and version.
 
     entries     in the log's order; intervals depend on it
     cap_tokens  most that a run can spend: the limit of the upstream or the client, known beforehand
     confidence  of each interval by itself, in (0, 1)
     """
-    groups: dict[tuple[str, str | None, str | None], list[RunNumbers]] = {}
+    groups = defaultdict[tuple[str | None, str | None], list[RunNumbers]](list)
     for entry in entries:
         for query_class in (None, entry.query_class):
             for version in (None, entry.version):
-                groups.setdefault((entry.route, query_class, version), []).append(entry.run)
-    order = sorted(groups, key=lambda at: (at[0], at[1] is not None, at[1] or "", at[2] is not None, at[2] or ""))
-    return tuple(_account(*at, groups[at], cap_tokens, confidence) for at in order)
+                groups[query_class, version].append(entry.run)
+    order = sorted(groups, key=lambda at: (at[0] is not None, at[0] or "", at[1] is not None, at[1] or ""))
+    return tuple(_account(route, *at, groups[at], cap_tokens, confidence) for at in order)
 
 
 def _account(

@@ -74,25 +74,23 @@ def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, n
 
     At most one move to the safe side in `hold_s`, and at most two to the other side between two of those.
     """
-    now_s = max(now_s, before.at_s)
-    measured, blind = strain(targets, load), now_s - before.at_s > BLIND_S
+    now_s, measured = max(now_s, before.at_s), strain(targets, load)
+    blind = now_s - before.at_s > BLIND_S
     more, less = _asks(before.stance, targets, measured)
-    more_since_s = now_s if before.more_since_s is None or blind else before.more_since_s
-    less_since_s = now_s if before.less_since_s is None or blind else before.less_since_s
-    since = replace(
-        before,
-        at_s=now_s,
-        more_since_s=more_since_s if more else None,
-        less_since_s=less_since_s if less else None,
-    )
-    if more and measured is not None and now_s - more_since_s >= RAISE_AFTER_S:
-        return _raised(since, targets, measured)
-    hold_s = targets.hold_s * 2**since.n_doublings
-    if less and now_s - less_since_s >= hold_s:
+
+    def since(asks: bool, known_s: float | None) -> float | None:
+        return None if not asks else now_s if known_s is None or blind else known_s
+
+    more_since_s, less_since_s = since(more, before.more_since_s), since(less, before.less_since_s)
+    now = replace(before, at_s=now_s, more_since_s=more_since_s, less_since_s=less_since_s)
+    if more_since_s is not None and measured is not None and now_s - more_since_s >= RAISE_AFTER_S:
+        return _raised(now, targets, measured)
+    hold_s = targets.hold_s * 2**now.n_doublings
+    if less_since_s is not None and now_s - less_since_s >= hold_s:
         last = "no load was measured" if measured is None else str(measured)
-        stance: Stance = "usual" if since.stance == "spike" else "slack"
-        return _moved(since, stance, f"the load was low for {hold_s:g} s; at last {last}", lowered_s=now_s)
-    return since
+        stance: Stance = "usual" if now.stance == "spike" else "slack"
+        return replace(_moved(now, stance, f"the load was low for {hold_s:g} s; at last {last}"), lowered_s=now_s)
+    return now
 
 
 def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: int = 0) -> int:
@@ -124,20 +122,12 @@ def _raised(now: Operation, targets: Pressure, measured: Strain) -> Operation:
         early = now.at_s - now.lowered_s < 2 * targets.hold_s * 2**n_doublings
         n_doublings = min(MOST_DOUBLINGS, n_doublings + 1) if early else 0
     stance: Stance = "spike" if measured.share >= SPIKE_FROM else "usual"
-    moved = _moved(now, stance, f"{measured} for {RAISE_AFTER_S:g} s", lowered_s=None)
-    return replace(moved, n_doublings=n_doublings)
+    moved = _moved(now, stance, f"{measured} for {RAISE_AFTER_S:g} s")
+    return replace(moved, lowered_s=None, n_doublings=n_doublings)
 
 
-def _moved(now: Operation, stance: Stance, reason: str, *, lowered_s: float | None) -> Operation:
-    return replace(
-        now,
-        stance=stance,
-        reason=reason,
-        n_moves=now.n_moves + 1,
-        more_since_s=None,
-        less_since_s=None,
-        lowered_s=lowered_s,
-    )
+def _moved(now: Operation, stance: Stance, reason: str) -> Operation:
+    return replace(now, stance=stance, reason=reason, n_moves=now.n_moves + 1, more_since_s=None, less_since_s=None)
 
 
 # --------------------------------------------------------------------------- when everything must run in full

@@ -29,7 +29,11 @@ PRIOR_RUNS: Final = 50.0  # weight of the overall variance in that of a class, i
 
 def is_certain(request: Request) -> bool:
     """Whether the request keeps its rows whatever its end."""
-    return request.ungoverned is None and (request.mode != "enforce" or request.audit or bool(request.arms))
+    return request.ungoverned is None and (request.audit or _is_kept(request))
+
+
+def _is_kept(request: Request) -> bool:
+    return request.ungoverned is None and (request.mode != "enforce" or bool(request.arms))
 
 
 def ended_badly(outcome: Outcome) -> bool:
@@ -38,7 +42,7 @@ def ended_badly(outcome: Outcome) -> bool:
 
 def p_kept(request: Request, outcome: Outcome) -> float:
     """P(a run like this one that is no audit has rows), in (0, 1]."""
-    return 1.0 if ended_badly(outcome) else _rate(request)
+    return 1.0 if _is_kept(request) or ended_badly(outcome) else request.keep_rate
 
 
 def weight_of(request: Request, outcome: Outcome) -> float:
@@ -52,14 +56,10 @@ def assignment_of(request: Request) -> tuple[bool, float] | None:
     """
     if request.kept_by == "end":
         return None
-    kept = request.propensity if request.audit else request.propensity * _rate(request)
-    other = (1 - request.propensity) * (_rate(request) if request.audit else 1.0)
+    rate = 1.0 if _is_kept(request) else request.keep_rate
+    kept = request.propensity if request.audit else request.propensity * rate
+    other = (1 - request.propensity) * (rate if request.audit else 1.0)
     return request.audit, kept / (kept + other)
-
-
-def _rate(request: Request) -> float:
-    whole = request.ungoverned is None and (request.mode != "enforce" or request.arms)
-    return 1.0 if whole else request.keep_rate
 
 
 def worth(weights: Sequence[float]) -> float:

@@ -23,19 +23,12 @@ from suffice.settings import Metric
 from suffice.settings.checks import span_of
 from suffice.types import Feedback
 
+Floats = NDArray[np.float64]
+
 BETS: Final = (0.1, 0.3, 0.6, 0.9)  # parts of the wealth: small ones for small drops, large ones for large drops
 START_EVERY: Final = 50  # pairs after which new bets begin, so that a drop after a long calm is still noticed
 MEMORY_RATINGS: Final = 200  # latest ratings of stopped runs in the mean that is compared with the floor
 MOST_WEALTH: Final = 1e100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RatedRun:
-    """One rated run: an audit, or a stopped run that could have been drawn as one."""
-
-    audit: bool
-    satisfaction: float  # [0, 1]
-    weight: float = 1.0  # at least 1 (`sampling`)
 
 
 def satisfaction_of(feedback: Feedback) -> float | None:
@@ -56,10 +49,6 @@ def scaled(value: float, metric: Metric) -> float:
         raise ValueError("metric: a category has no best value")
     share = (value - span[0]) / (span[1] - span[0])
     return share if metric.direction == "higher" else 1 - share
-
-
-def next_safer(level: int) -> int:
-    return max(0, level - 1)
 
 
 @dataclass(slots=True)
@@ -128,17 +117,19 @@ class SatisfactionTest:
         given = self.min_satisfaction
         return given if given <= 1 else (given - 1) / 4
 
-    def add(self, rated: RatedRun) -> None:
-        """Raise ValueError unless the rating is in [0, 1]."""
-        if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):
-            raise ValueError(f"satisfaction: got {rated.satisfaction}; a fraction from 0 to 1")
-        if not rated.audit:
+    def add(self, satisfaction: float, *, audit: bool, weight: float = 1.0) -> None:
+        """Add the rating of an audit, or of a stopped run that could have been one. Raise ValueError outside [0, 1].
+
+        weight  of the run, at least 1 (`sampling`)
+        """
+        if not (isfinite(satisfaction) and 0 <= satisfaction <= 1):
+            raise ValueError(f"satisfaction: got {satisfaction}; a fraction from 0 to 1")
+        if not audit:
             self._n_stopped += 1
-            before = rated.satisfaction if self.stopped is None else self.stopped
-            self._mean_weight += (rated.weight - self._mean_weight) / min(self._n_stopped, MEMORY_RATINGS)
-            away = (rated.satisfaction - before) * rated.weight
-            self.stopped = before + away / (self._mean_weight * min(self._n_stopped, MEMORY_RATINGS))
-        pair = self._pairing.add(rated.satisfaction, audit=rated.audit, weight=rated.weight)
+            n, before = min(self._n_stopped, MEMORY_RATINGS), satisfaction if self.stopped is None else self.stopped
+            self._mean_weight += (weight - self._mean_weight) / n
+            self.stopped = before + (satisfaction - before) * weight / (self._mean_weight * n)
+        pair = self._pairing.add(satisfaction, audit=audit, weight=weight)
         if pair is not None:
             self._bet(pair[0])
         proven = self.e_value >= 1 / self.delta
@@ -253,9 +244,6 @@ def estimate_satisfaction(
     return tuple(effects)
 
 
-# --------------------------------------------------------------------------- feedback that counts
-
-
 class _Value(NamedTuple):
     value: float
     weight: float
@@ -294,33 +282,32 @@ def _values(runs: Sequence[RunFeedback], measure: Measure, most_weight: float) -
     return means, n_set_aside
 
 
-# --------------------------------------------------------------------------- numbers
-
-
+@dataclass(frozen=True, slots=True)
 class _Estimator:
-    def __init__(self, measure: Measure, confidence: float, most_weight: float, values: Mapping[int, _Value]) -> None:
-        self._measure, self._confidence, self._most, self._values = measure, confidence, most_weight, values
-        self._span = measure.high - measure.low
+    measure: Measure
+    confidence: float
+    most_weight: float
+    values: Mapping[int, _Value]  # by place of the run
 
     def effect_in(
         self, members: Sequence[tuple[int, RunFeedback]], query_class: str | None, version: str | None
     ) -> SatisfactionEffect:
         """A run without feedback gets the measure's `silent` value or is left out."""
-        silent = self._measure.silent
+        silent = self.measure.silent
         values = [
-            (run, self._values.get(place) or (None if silent is None else _Value(silent, run.weight)))
+            (run, self.values.get(place) or (None if silent is None else _Value(silent, run.weight)))
             for place, run in members
         ]
-        drawn = [(run.audit, place in self._values) for place, run in members if run.drawn]
-        of_users = self._measure.level == "user"
+        drawn = [(run.audit, place in self.values) for place, run in members if run.drawn]
+        of_users = self.measure.level == "user"
         rated = {audit: [heard for audited, heard in drawn if audited is audit] for audit in (True, False)}
         return SatisfactionEffect(
-            measure=self._measure.name,
-            better=self._measure.better,
+            measure=self.measure.name,
+            better=self.measure.better,
             query_class=query_class,
             version=version,
             n_runs=len(members),
-            n_heard=sum(place in self._values for place, _ in members),
+            n_heard=sum(place in self.values for place, _ in members),
             everybody=self._mean([one for _, one in values]),
             full=None if of_users else self._mean([one for run, one in values if run.full]),
             stopped=None if of_users else self._mean([one for run, one in values if run.stopped]),
@@ -333,17 +320,10 @@ class _Estimator:
         known = [one for one in values if one is not None]
         if not known:
             return None
-        weights, n_silent = np.array([one.weight for one in known]), len(values) - len(known)
-        mean, between = weighted_between(self._scaled(known), weights, self._confidence, most_weight=self._most)
-        low = self._measure.low
-        return IntervalEstimate(
-            value=low + self._span * mean,
-            low=low + self._span * between.low,
-            high=low + self._span * between.high,
-            n=len(known),
-            method=METHOD,
-            note=f"of the runs with feedback; {n_silent:,} without any are left out" if n_silent else None,
-        )
+        n_silent = len(values) - len(known)
+        note = f"of the runs with feedback; {n_silent:,} without any are left out" if n_silent else None
+        weights = [one.weight for one in known]
+        return self._estimate(self._scaled(known), weights, low=0.0, offset=self.measure.low, method=METHOD, note=note)
 
     def _effect(
         self, drawn: Sequence[tuple[bool, _Value | None]], heard: Sequence[tuple[bool, bool]]
@@ -353,28 +333,35 @@ class _Estimator:
         pairs = _paired([(audit, value, one.weight) for (audit, one), value in zip(known, values, strict=True)])
         if not pairs:
             return None
-        drops, weights = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
-        mean, between = weighted_between(-drops, weights, self._confidence, most_weight=self._most, low=-1.0)
-        return IntervalEstimate(
-            value=self._span * mean,
-            low=self._span * between.low,
-            high=self._span * between.high,
-            n=len(pairs),
-            method=PAIRED,
-            note=None if self._measure.silent is not None else self._who_votes(heard),
+        note = None if self.measure.silent is not None else self._who_votes(heard)
+        effects, weights = np.array([-drop for drop, _ in pairs]), [weight for _, weight in pairs]
+        return self._estimate(effects, weights, low=-1.0, offset=0.0, method=PAIRED, note=note)
+
+    def _estimate(
+        self, scaled: Floats, weights: Sequence[float], *, low: float, offset: float, method: str, note: str | None
+    ) -> IntervalEstimate:
+        """A mean of values in [low, 1], in the measure's own unit."""
+        mean, between = weighted_between(
+            scaled, np.array(weights, dtype=np.float64), self.confidence, most_weight=self.most_weight, low=low
         )
+        value, lowest, highest = (offset + self._span * one for one in (mean, between.low, between.high))
+        return IntervalEstimate(value=value, low=lowest, high=highest, n=len(scaled), method=method, note=note)
+
+    @property
+    def _span(self) -> float:
+        return self.measure.high - self.measure.low
 
     def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
         drops = np.array([drop for drop, _ in _paired([(audit, float(voted), 1.0) for audit, voted in heard])])
-        between = mean_between(watch(drops, low=-1.0), self._confidence, low=-1.0)
+        between = mean_between(watch(drops, low=-1.0), self.confidence, low=-1.0)
         if between.low <= 0 <= between.high:
             return None
         more = "audits" if between.low > 0 else "stopped runs"
         return f"{more} are rated more often, so the raters differ as well"
 
-    def _scaled(self, known: Sequence[_Value]) -> NDArray[np.float64]:
+    def _scaled(self, known: Sequence[_Value]) -> Floats:
         values = np.array([one.value for one in known], dtype=np.float64)
-        return np.clip((values - self._measure.low) / self._span, 0.0, 1.0)
+        return np.clip((values - self.measure.low) / self._span, 0.0, 1.0)
 
 
 def _paired(runs: Iterable[tuple[bool, float, float]]) -> list[tuple[float, float]]:

@@ -113,19 +113,15 @@ def _moved_up(base: Window, began: Floats, weight: Floats, wanted: int) -> Windo
     return replace(base, start=float(base.start + step * floor((latest - base.start) / step)))
 
 
-def longest_use(wanted: int, share: float) -> float:
-    """The most requests during which one window is used: until the next has its audits at the usual share."""
-    return wanted / share if share else inf
-
-
-def restart_share(n_requests: float, longest: float) -> float:
-    """The part of delta for an epoch that begins because of an alarm from audits.
+def restart_share(n_requests: float, *, window: int, share: float) -> float:
+    """The part of delta for an epoch that begins because of an alarm from audits, `n_requests` after the last one.
 
     Such alarms depend on the draws: if every epoch used all of delta, windows cut short by alarms could serve more than
     delta of the requests above the budget. So an epoch that begins r requests after the last one gets min(1, r / L) of
-    delta, L being the longest use of a window (`longest_use`). Over any number of epochs, the expected number of
-    requests served above the budget is then at most delta times all requests.
+    delta. L is the longest use of a window: the requests until the next one has its audits at the usual share. Over any
+    number of epochs, the expected number of requests served above the budget is then at most delta times all requests.
     """
+    longest = window / share if share else inf
     return max(LEAST_DELTA_SHARE, min(1.0, n_requests / longest))
 
 

@@ -23,7 +23,7 @@ from suffice.assurance.certify import (
 )
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, audit_share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
-from suffice.assurance.windows import Window, Windows, longest_use, restart_share
+from suffice.assurance.windows import Window, Windows, restart_share
 from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats, Ints, Small, concatenate_audits
 from suffice.learn.budgeting import Spender
 from suffice.learn.version import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
@@ -67,7 +67,7 @@ class Plan:
 
     def restart_share(self, n_requests: float) -> float:
         """Part of delta for an epoch that an alarm from audits begins `n_requests` after the last one began."""
-        return restart_share(n_requests, longest_use(self.window, self.share))
+        return restart_share(n_requests, window=self.window, share=self.share)
 
 
 def full_runs(max_em_drop: float, horizon: float) -> int:

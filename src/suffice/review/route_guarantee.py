@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from suffice.assurance.drift import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
-from suffice.assurance.guarantee import Average, Guarantee, average_sentence, sentence
+from suffice.assurance.guarantee import Average, Guarantee, Labels, average_sentence, sentence
 from suffice.assurance.labels import AT_RISK
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, proves
 from suffice.scoring.base import scorer_label
@@ -122,7 +122,7 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
     scorer = scorer_label(route.scorer)
     evidence, disagreeing = made.evidence, made.evidence.n_disagreeing
     labelled = evidence.n_gained > 0 or (disagreeing is not None and evidence.n_lost < disagreeing + evidence.n_pending)
-    labels: Literal["labelled", "label-free"] = "labelled" if labelled else "label-free"
+    labels: Labels = "labelled" if labelled else "label-free"
     if made.spending is not None and state == "budgeted":
         average = Average(
             route=one.name,
@@ -143,7 +143,6 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
         confidence=round((evidence.confidence or 0) - at_risk, 6),
         n_window=evidence.n_audits,
         requests=request_window(evidence),
-        per="pooled",
         labels=labels,
         detection=_detection(route, budget, made, labelled=labelled),
         classes=one.classes,

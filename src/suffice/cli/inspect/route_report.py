@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, ReportEstimates, RouteReport, TokenTotals
+from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, ReportEstimates, RouteReport
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence
 from suffice.assurance.ledger import Account
 from suffice.assurance.money import usd
+from suffice.assurance.runs import TokenTotals
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from math import floor
 from typing import Final
 
@@ -20,13 +19,12 @@ from suffice.assurance.satisfaction import (
     SATISFACTION,
     FeedbackValue,
     Measure,
-    RatedRun,
     RunFeedback,
     SatisfactionTest,
     satisfaction_of,
 )
 from suffice.control.evidence.run_join import remember
-from suffice.settings import Metric, Route
+from suffice.settings import Metric
 from suffice.settings.checks import span_of
 from suffice.signals.query import class_of
 from suffice.store.database.views import StoredLabel
@@ -35,44 +33,33 @@ from suffice.types import Episode, Feedback
 MOST_RUNS: Final = 50_000  # awaiting a rating
 
 
-@dataclass(slots=True, kw_only=True)
 class Ratings:
     """Ratings since the level was last lowered or the epoch began; without a `floor`, none are kept.
 
+    floor  see `min_satisfaction` of the settings
     delta  probability of ever finding an effect where stopping has none
     """
 
-    floor: float | None
-    delta: float
-    _test: SatisfactionTest | None = field(init=False)
-    _runs: dict[str, tuple[bool, float]] = field(init=False)  # audit, and the number of runs that it stands for
-    _n_runs: int = field(init=False)
-    _counted: Counter[str] = field(init=False)  # ratings that counted, by capped key
-
-    def __post_init__(self) -> None:
+    def __init__(self, *, floor: float | None, delta: float) -> None:
+        self._floor, self._delta = floor, delta
         self.restart()
 
-    @classmethod
-    def of(cls, route: Route) -> Ratings:
-        return cls(floor=route.min_satisfaction, delta=1 - route.confidence)
+    def restart(self) -> None:
+        self._runs: dict[str, tuple[bool, float]] = {}  # audit, and the number of runs that it stands for
+        self._n_runs, self._counted = 0, Counter[str]()  # by capped key: ratings that counted
+        self.test: SatisfactionTest | None = None
+        if self._floor is not None:
+            self.test = SatisfactionTest(min_satisfaction=self._floor, delta=self._delta)
 
     @property
     def asks(self) -> str | None:
-        return None if self._test is None else self._test.step_down_reason
-
-    @property
-    def test(self) -> SatisfactionTest | None:
-        return self._test
-
-    def restart(self) -> None:
-        self._runs, self._n_runs, self._counted = {}, 0, Counter()
-        self._test = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
+        return None if self.test is None else self.test.step_down_reason
 
     def ended(self, episode: Episode) -> None:
         request, outcome = episode.request, episode.outcome
         proved = request.certified or request.promise == "budgeted"
         drawn = request.mode == "enforce" and proved and 0 < request.propensity < 1 and request.delivery == 1
-        if self._test is None or not drawn or outcome.stop_step is None:
+        if self.test is None or not drawn or outcome.stop_step is None:
             return
         self._n_runs += 1
         remember(self._runs, request.episode_id, (request.audit, weight_of(request, outcome)), MOST_RUNS)
@@ -80,14 +67,14 @@ class Ratings:
     def note_label(self, episode_id: str, given: Feedback) -> None:
         """Note a rating of a run; only the first one counts."""
         satisfaction = satisfaction_of(given)
-        if self._test is None or satisfaction is None or episode_id not in self._runs:
+        if self.test is None or satisfaction is None or episode_id not in self._runs:
             return
         if given.door == INFERENCE_KEY:
             if self._counted[given.sender] >= max(1, floor(MAX_SHARE * self._n_runs)):
                 return
             self._counted[given.sender] += 1
         audit, weight = self._runs.pop(episode_id)
-        self._test.add(RatedRun(audit=audit, satisfaction=satisfaction, weight=weight))
+        self.test.add(satisfaction, audit=audit, weight=weight)
 
 
 def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:

@@ -126,27 +126,21 @@ async def judge_labels(
     differing = [item for item in runs if differs(item)]
     disagreement = exact_binomial(len(differing), len(runs), 2 * confidence - 1).high if runs else 1.0
     known = [item for item in differing if item.episode.request.question_key in questions]
+    by_people = {_id(item): human_label(item.labels) for item in differing}
     grading = _Grading(judge, append, questions, most_calls)
-    beside = await grading.each([item for item in known if human_label(item.labels) is not None], counts=False)
+    beside = await grading.each([item for item in known if by_people[_id(item)] is not None], counts=False)
 
-    def compare() -> list[tuple[float, bool]]:
-        return [
-            pair
-            for item in differing
-            for pair in pair_grades(
-                item.episode.outcome,
-                human_label(item.labels),
-                beside.get(_id(item)) or graded(item.labels, judge.model),
-                match,
-            )
-        ]
+    def compare(item: LabelledEpisode) -> list[tuple[float, bool]]:
+        grades = beside.get(_id(item)) or graded(item.labels, judge.model)
+        return pair_grades(item.episode.outcome, by_people[_id(item)], grades, match)
 
-    pairs = await asyncio.to_thread(compare)  # a scorer may call a formula judge: off the event loop
+    # A scorer may call a formula judge: off the event loop.
+    pairs = await asyncio.to_thread(lambda: [pair for item in differing for pair in compare(item)])
     error = judge_error_bound(pairs, confidence=confidence, disagreement=disagreement) if pairs else None
     may_count = error is not None and error.charge < max_em_drop
     labelled: Mapping[str, JudgeGrades] = {}
     if may_count:
-        labelled = await grading.each([item for item in known if human_label(item.labels) is None], counts=True)
+        labelled = await grading.each([item for item in known if by_people[_id(item)] is None], counts=True)
     return JudgingResult(
         n_full=len(runs),
         n_differing=len(differing),

@@ -109,14 +109,13 @@ class RunAccounts:
             return ()
         entries = [
             LedgerEntry(
-                route=context.name,
                 query_class=class_of(one.episode.request.query),
                 version=one.episode.request.policy_version,
                 run=one.numbers,
             )
             for one in self.runs.values()
         ]
-        result = accounts(entries, cap_tokens=self.cap_tokens, confidence=context.route.confidence)
+        result = accounts(context.name, entries, cap_tokens=self.cap_tokens, confidence=context.route.confidence)
         of_classes = [one for one in result if one.query_class is not None and one.version is None]
         largest = [one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]]
         return self._displayed(result, largest)

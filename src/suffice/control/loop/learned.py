@@ -13,7 +13,6 @@ import numpy as np
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.fidelity import budget_left
-from suffice.assurance.satisfaction import next_safer
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
@@ -118,7 +117,7 @@ class LearnedEvidence(EvidenceSource):
         self.counts: Verdicts = {}
         self.finish = FinishLog(is_needed=route.kind == "reasoning")
         self.judge = JudgeCharge(model=None if route.judge is None else route.judge.model, match=state.context.match)
-        self.ratings = Ratings.of(route)
+        self.ratings = Ratings(floor=route.min_satisfaction, delta=1 - route.confidence)
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         self._rollouts = RolloutTransition()
@@ -203,7 +202,7 @@ class LearnedEvidence(EvidenceSource):
         why = self.ratings.asks
         if why is None or not self.level:
             return ""
-        self.ceiling = next_safer(self.level)
+        self.ceiling = self.level - 1
         self.ratings.restart()
         return f"{why}: level {self.ceiling} at most"
 
