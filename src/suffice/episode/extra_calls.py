@@ -17,14 +17,14 @@ import msgspec
 from suffice.episode.chain_reader import Checkpoint, missing_step
 from suffice.episode.chunk_parsing import Piece, entropy_of, margin_of, pieces
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol
+from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.scoring.base import Scorer
 from suffice.settings import FinishMethod, Probe
 from suffice.signals.folds.wording import Embedder
 from suffice.types import Purpose, Step
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at, write_prompt
-from suffice.upstream.drivers import CHAT_PATH, DRIVERS, find_verdict, merge_fields, thinking_is_off
+from suffice.upstream.drivers import CHAT_PATH, DRIVERS, find_verdict, thinking_is_off
 from suffice.upstream.wire import TokenLogprob, encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
@@ -209,20 +209,21 @@ class Continuer:
                 yield reply, account
 
     async def ask(
-        self,
-        method: FinishMethod,
-        thought: str,
-        thought_tokens: int,
-        *,
-        purpose: Purpose,
-        timeout_s: float,
-        max_tokens: int | None,
+        self, thought: str, thought_tokens: int, *, whole: bool = False, max_tokens: int | None = None
     ) -> TrialReply:
-        """Read a whole reply, for the record or as a trial answer. Raise UpstreamError and TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            request = await self.prepare(method, thought, purpose=purpose, max_tokens=max_tokens)
-            async with self.open(request, thought_tokens=thought_tokens, purpose="probe") as (reply, account):
-                return TrialReply(request, [piece async for piece in reply], account.completion_tokens)
+        """Read the reply to a probe, or a `whole` finish of at most `max_tokens`. Raise UpstreamError."""
+        method, probe = self.second_call, self.probe
+        if method is None:
+            raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
+        purpose: Purpose = "continuation" if whole else "probe"
+        timeout_s, max_tokens = (FINISH_TIMEOUT_S, max_tokens) if whole else (probe.timeout_s, probe.max_tokens)
+        try:
+            async with asyncio.timeout(timeout_s):
+                request = await self.prepare(method, thought, purpose=purpose, max_tokens=max_tokens)
+                async with self.open(request, thought_tokens=thought_tokens, purpose="probe") as (reply, account):
+                    return TrialReply(request, [piece async for piece in reply], account.completion_tokens)
+        except TimeoutError:
+            raise UpstreamTimeout(f"a trial answer took longer than {timeout_s:g} s") from None
 
 
 class Prober:
@@ -240,7 +241,7 @@ class Prober:
         return reason is None
 
     async def ask(self, point: Checkpoint) -> Step:
-        reply = await self._fetch_trial(point.prefix, point.tokens_used)
+        reply = await self._fetch_reply(point.prefix, point.tokens_used)
         if reply is None:
             return missing_step(point)
         firsts = [piece.tokens[0] for piece in reply.pieces if piece.tokens]
@@ -261,62 +262,44 @@ class Prober:
 
     async def answer_to(self, thought: str, tokens: int) -> str | None:
         """Return the normalised answer after a finished thought of `tokens` tokens; None if there is none."""
-        reply = await self._fetch_trial(thought, tokens)
+        reply = await self._fetch_reply(thought, tokens)
         return None if reply is None else self._ledger.extract(self._scorer, reply.text)
 
     async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
         """Request a whole finish after a step, for the record: what a stop there would have delivered."""
         if not self._continuer.may_call(keep=0):
             return
-        reply = await self._fetch_reply(
-            thought, tokens, purpose="continuation", timeout_s=FINISH_TIMEOUT_S, max_tokens=max_tokens
-        )
+        reply = await self._fetch_reply(thought, tokens, whole=True, max_tokens=max_tokens)
         if reply is not None:
             self._ledger.audit.finish_step = step
             self._ledger.audit.finish_answer = self._scorer.extract(reply.text)
 
-    async def _fetch_trial(self, thought: str, tokens: int) -> TrialReply | None:
-        probe = self._continuer.probe
-        return await self._fetch_reply(
-            thought, tokens, purpose="probe", timeout_s=probe.timeout_s, max_tokens=probe.max_tokens
-        )
-
-    async def _fetch_reply(
-        self, thought: str, tokens: int, *, purpose: Purpose, timeout_s: float, max_tokens: int | None
-    ) -> TrialReply | None:
-        method = self._continuer.second_call
-        if method is None:
+    async def _fetch_reply(self, thought: str, tokens: int, **finish: Any) -> TrialReply | None:
+        if self._continuer.second_call is None:
             return None
         try:
-            return await self._continuer.ask(
-                method, thought, tokens, purpose=purpose, timeout_s=timeout_s, max_tokens=max_tokens
-            )
+            return await self._continuer.ask(thought, tokens, **finish)
         except UpstreamBusy as busy:  # other requests took the room while this one was prepared
             self._ledger.extra.skipped[busy.reason] += 1
-        except (UpstreamError, TimeoutError):
+        except UpstreamError:
             self._ledger.fail_open("probe")
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallArm:
-    name: str  # "effort=low", "budget_tokens=512"; "full": no change
-    fields: Mapping[str, Any]  # upstream fields added to the client's own
-    propensity: float
-
-
 async def ask_paired_call(
-    continuer: Continuer, ledger: Ledger, scorer: Scorer, arm: CallArm, client_body: Mapping[str, Any]
+    continuer: Continuer, ledger: Ledger, scorer: Scorer, body: Mapping[str, Any], *, arm: str, propensity: float
 ) -> None:
-    """In an audit, send the client's question once more with an arm, for the record only.
+    """In an audit, send the client's question once more with an arm's fields, for the record only.
+
+    arm  "effort=low", "budget_tokens=512"; "full": no field is added
 
     If an upstream's thought cannot be cut, only effort or budget can be chosen, and no single run shows what they lose.
     The client has its full answer by then; the call is sent now or not at all. A call that was sent and failed is
     recorded without an answer, which counts against the arm.
     """
-    audit, n_before, body = ledger.audit, len(ledger.calls), merge_fields(client_body, arm.fields)
+    audit, n_before = ledger.audit, len(ledger.calls)
     opened = continuer.settings.think_opened and not thinking_is_off(body)
-    request = Continuation(path=CHAT_PATH, body=body, opened=opened)
+    request = Continuation(path=CHAT_PATH, body=dict(body), opened=opened)
     try:
         async with (
             asyncio.timeout(PAIR_TIMEOUT_S),
@@ -330,7 +313,7 @@ async def ask_paired_call(
         ledger.fail_open("probe")
     finally:
         if len(ledger.calls) > n_before:  # it was sent
-            audit.pair_call, audit.pair_arm, audit.pair_propensity = ledger.calls[n_before], arm.name, arm.propensity
+            audit.pair_call, audit.pair_arm, audit.pair_propensity = ledger.calls[n_before], arm, propensity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

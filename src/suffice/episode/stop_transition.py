@@ -26,7 +26,7 @@ from suffice.episode.extra_calls import Continuer
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.stream_relay import DONE_FRAME, StreamRelay, data_frame
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
-from suffice.settings import FinishMethod
+from suffice.settings import FinishMethod, Route
 from suffice.upstream.continuation import Continuation
 from suffice.upstream.wire import Frame
 
@@ -40,14 +40,16 @@ OpenContinuation: TypeAlias = tuple[AsyncIterator[Piece], CallAccount]  # the fi
 class StopTransition:
     relay: StreamRelay
     continuer: Continuer
-    ledger: Ledger
     rerun: Rerun  # opens the client's request once more; the caller owns its call
     max_tokens: int | None  # the client's cap on all generated tokens; None: none
-    handover_ms: int
-    buffer_bytes: int
+    route: Route  # its settings
     monotonic_s: Callable[[], float]
     began_s: float  # when the original was opened
     _overlaps: bool = False  # the original runs on beside the continuation that is being opened
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.relay.reader.ledger
 
     @property
     def _original_has_closed(self) -> bool:
@@ -186,7 +188,7 @@ class StopTransition:
         holding: asyncio.Task[None] | None = None
         before = request.answer_prefix
         try:
-            async with asyncio.timeout(self.handover_ms / 1e3) as deadline:
+            async with asyncio.timeout(self.route.handover_ms / 1e3) as deadline:
                 if self._overlaps:
                     holding = asyncio.create_task(self._hold(deadline))
                 reply, account = await stack.enter_async_context(
@@ -198,7 +200,7 @@ class StopTransition:
                         return _chain(replace(piece, text=before), reply), account
             raise UpstreamProtocol("the continuation gave no answer")
         except TimeoutError:
-            raise UpstreamTimeout(f"the continuation took longer than {self.handover_ms} ms") from None
+            raise UpstreamTimeout(f"the continuation took longer than {self.route.handover_ms} ms") from None
         finally:
             if holding is not None:
                 holding.cancel()
@@ -207,7 +209,7 @@ class StopTransition:
     async def _hold(self, deadline: asyncio.Timeout) -> None:
         """Keep reading the original, up to the buffer's size. If it closes its thought, end the wait."""
         with contextlib.suppress(UpstreamError):  # remembered in `relay.failure`
-            while self.relay.reader.is_in_thought and self.relay.held_bytes < self.buffer_bytes:
+            while self.relay.reader.is_in_thought and self.relay.held_bytes < self.route.handover_buffer_bytes:
                 await self.relay.advance()
         if self._original_has_closed:
             deadline.reschedule(0.0)

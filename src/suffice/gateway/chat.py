@@ -16,7 +16,7 @@ from suffice.episode.chain_reader import (
     StreamState,
     build_segmenter,
 )
-from suffice.episode.extra_calls import KEPT_CALLS, CallArm, Continuer, Prober, ask_paired_call
+from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
 from suffice.episode.samples import SampleRun, sample_refusal
@@ -26,7 +26,15 @@ from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamPro
 from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState, is_measured, may_stop
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery, kept_alive
-from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, count_stripped, find_route, serve_request
+from suffice.gateway.lifecycle import (
+    AdmittedRequest,
+    Arrival,
+    admit,
+    count_stripped,
+    estimate_saved,
+    find_route,
+    serve_request,
+)
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
@@ -215,11 +223,9 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         transition = StopTransition(
             relay=relay,
             continuer=continuer,
-            ledger=ledger,
             rerun=lambda before: _open_relay(job, fields, continuer, rerun_of=before),
             max_tokens=job.max_tokens,
-            handover_ms=route.handover_ms,
-            buffer_bytes=route.handover_buffer_bytes,
+            route=route,
             monotonic_s=gw.monotonic_s,
             began_s=gw.monotonic_s(),
         )
@@ -233,7 +239,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             relay.own_end.wanted = False
             if reader.is_over_budget:
                 ledger.fail_open("budget")  # the engine did not enforce the budget
-            _estimate_saved(job, stop.tokens_used)
+            estimate_saved(gw, ledger, stop.tokens_used)
             await transition.carry_out(*reader.thought_at(stop.step))
             return
         if relay.own_end.kept is not None:  # cut inside its thought: force an answer for the client
@@ -299,10 +305,12 @@ async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     if not fields.fields or not continuer.may_call(keep=0):
         return
     point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point
-    arm = CallArm(name="full", fields={}, propensity=REPEAT_SHARE)
-    if point >= REPEAT_SHARE:
-        arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=1 - REPEAT_SHARE)
-    await ask_paired_call(continuer, ledger, job.route.scorer, arm, job.upstream_body)
+    body, scorer = job.upstream_body, job.route.scorer
+    if point < REPEAT_SHARE:
+        await ask_paired_call(continuer, ledger, scorer, body, arm="full", propensity=REPEAT_SHARE)
+    else:
+        body = merge_fields(body, fields.fields)
+        await ask_paired_call(continuer, ledger, scorer, body, arm=fields.arm(route), propensity=1 - REPEAT_SHARE)
 
 
 @asynccontextmanager
@@ -316,6 +324,11 @@ async def _open_relay(
         if call.is_encoded:
             raise UpstreamProtocol("the upstream compressed a stream that was requested uncompressed")
         account.began = True
+        budget = None
+        if sent.budget_tokens is not None:
+            slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is part of the thought
+            is_policy = isinstance(job.route.policy, FixedBudget)
+            budget = EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, slack_tokens=slack)
         reader = ChainReader(
             account,
             ledger,
@@ -323,7 +336,7 @@ async def _open_relay(
             scorer=job.route.scorer,
             tags=(settings.think_open, settings.think_close),
             opened=settings.think_opened and not thinking_is_off(merge_fields(parsed.body, sent.fields)),
-            budget=_engine_budget(job, sent, continuer),
+            budget=budget,
         )
         view = ClientView(
             usage=parsed.wants_usage or not parsed.stream,
@@ -342,14 +355,6 @@ async def _open_relay(
                 kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
                 await exchange.start(200, kept, events=True)
             yield relay
-
-
-def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Continuer) -> EngineBudget | None:
-    if sent.budget_tokens is None:
-        return None
-    slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is part of the thought
-    is_policy = isinstance(job.route.policy, FixedBudget)
-    return EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, slack_tokens=slack)
 
 
 @asynccontextmanager
@@ -399,7 +404,7 @@ def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFi
     if job.route.arm and fields.arm(route) not in ("", job.route.arm):
         return NO_FIELDS  # the driver has changed, and its fields are not certified
     if fields.budget_tokens is not None:
-        _estimate_saved(job, fields.budget_tokens)  # reported only after a stop
+        estimate_saved(job.gw, job.ledger, fields.budget_tokens)  # reported only after a stop
     return fields
 
 
@@ -409,16 +414,6 @@ def _segmenter(job: GovernedRequest) -> Segmenter:
     except Exception:  # noqa: BLE001 - a broken segmenter costs tokens, never an answer
         job.ledger.fail_open("segment")
         return Segmenter(job.route.settings.steps)
-
-
-def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
-    remaining = job.gw.statistics[job.route.name].full_runs.remaining(tokens_used)
-    if remaining is None:
-        return
-    # The answer is generated either way, so only the thought is saved.
-    job.ledger.costs.tokens_saved = round(remaining.thought_tokens)
-    job.ledger.costs.full_tokens = tokens_used + remaining.tokens
-    job.ledger.costs.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
 
 
 # --------------------------------------------------------------------------- samples

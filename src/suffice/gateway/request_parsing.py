@@ -252,15 +252,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise BadRequest(message, param=f"suffice.{key}")
 
 
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+
+
 def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, int | float):
-        return "a number"
-    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
 
 
 def query_of(body: Mapping[str, Any], kind: Kind, n_samples: int) -> Query:

@@ -108,11 +108,9 @@ def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None
         ledger.stop.acted = False
     elif ledger.stop.acted:
         ledger.stop.finish_method = "caller"
-        full, usage = gw.statistics[ledger.request.route].full_runs, ledger.reply.caller_usage
-        remaining = None if usage is None else full.remaining(usage.completion_tokens)
-        if remaining is not None:
-            ledger.costs.tokens_saved = round(remaining.thought_tokens)
-            ledger.costs.estimate_method = f"mean of {remaining.n} full runs of this route that were longer"
+        if ledger.reply.caller_usage is not None:
+            n_tokens = ledger.reply.caller_usage.completion_tokens
+            lifecycle.estimate_saved(gw, ledger, n_tokens, longer="were longer")
     gw.metrics.inc("suffice_open_episodes", by=-1)
     lifecycle.keep_sources(gw, ledger, run.shelf)
     lifecycle.close(gw, ledger, end)

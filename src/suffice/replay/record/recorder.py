@@ -172,24 +172,8 @@ class Recorder:
     async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> TrialReply | None:
         if self.recipe.finish is None:
             return None
-        trial: TrialReply = await self.retry(lambda: self._ask(continuer, thought, tokens))
+        trial: TrialReply = await self.retry(lambda: continuer.ask(thought, tokens))
         return trial
-
-    async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> TrialReply:
-        method, probe = continuer.second_call, continuer.probe
-        if method is None:
-            raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
-        try:
-            return await continuer.ask(
-                method,
-                thought,
-                thought_tokens,
-                purpose="probe",
-                timeout_s=probe.timeout_s,
-                max_tokens=probe.max_tokens,
-            )
-        except TimeoutError:
-            raise UpstreamProtocol(f"a trial answer took longer than {probe.timeout_s:g} s") from None
 
     def _is_right(self, answer: str | None, question: QuestionLine) -> bool:
         return self.scorer.match(answer, self.scorer.normalise(question.gold) or question.gold)
