@@ -22,7 +22,7 @@ from typing import Any
 
 from suffice.console import exchange as console
 from suffice.episode.chain_reader import first_choice, safe_cut
-from suffice.episode.chunk_parsing import AnswerOnly, entropy_of, margin_of
+from suffice.episode.extra_calls import AnswerOnly, entropy_of, margin_of
 from suffice.episode.ledger import CallAccount
 from suffice.errors import SufficeError, UpstreamError
 from suffice.gateway.auth import Caller, KeyRing

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.episode.chunk_parsing import PrefillStripper
+from suffice.episode.extra_calls import PrefillStripper
 from suffice.settings import Driver, Effort, FinishMethod, Probe, Template, Upstream
 from suffice.upstream.continuation import SAMPLING, Prompt, build_continuation, close_thought, cut_at, write_prompt
 from suffice.upstream.drivers import DRIVERS

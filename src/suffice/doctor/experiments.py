@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 from msgspec.structs import replace
 
 from suffice.doctor.session import CHAT, Result, ServerSession, StreamTranscript
-from suffice.episode.chunk_parsing import PrefillStripper
+from suffice.episode.extra_calls import PrefillStripper
 from suffice.settings import Probe
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation
 from suffice.upstream.drivers import DRIVERS

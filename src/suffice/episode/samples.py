@@ -10,7 +10,7 @@ from typing import Any
 
 from suffice.episode import vote
 from suffice.episode.chain_reader import first_choice, n_tokens
-from suffice.episode.chunk_parsing import chunks
+from suffice.episode.extra_calls import chunks
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer

@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from suffice.episode.chain_reader import StreamState
-from suffice.episode.chunk_parsing import Piece
-from suffice.episode.extra_calls import Continuer
+from suffice.episode.extra_calls import Continuer, Piece
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.stream_relay import DONE_FRAME, StreamRelay, data_frame
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout

@@ -166,9 +166,9 @@ class App:
     `beside` maps the first part of a path to another application, which answers only on `console_port` if that is set.
     """
 
-    def __init__(self, gateway: GatewayState, beside: Mapping[str, MountedApp] | None = None) -> None:
+    def __init__(self, gateway: GatewayState) -> None:
         self.gateway = gateway
-        self.beside = dict(beside or {})
+        self.beside: dict[str, MountedApp] = {}
         server = gateway.settings.server
         self.browsers = BrowserPolicy(hosts=server.names, origins=server.allowed_origins)
         self.console_port: int | None = None

@@ -89,7 +89,6 @@ class OpenRuns:
         self._limit, self._idle_s = limit, idle_s
         self._runs: dict[str, tuple[RoundsRun, float, str | None]] = {}  # run, last use, opening key
         self._opened: dict[str, str] = {}  # idempotency key of the opening call → episode
-        self.is_watched = False  # a timer for abandoned runs is set
 
     def __len__(self) -> int:
         return len(self._runs)

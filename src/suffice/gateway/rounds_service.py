@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
@@ -132,8 +131,7 @@ class DecideRequest:
     route: str
     episode_id: str | None
     start: RunStart | None  # None: the body has no question
-    index: int | None  # None: no step is reported
-    report: StepReport | None
+    step: tuple[int, StepReport] | None  # its index from 1; None: no step is reported
     done: bool
     aborted: bool
 
@@ -146,14 +144,19 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     try:
         check_body_headers(exchange.headers, LIMIT_BYTES)
         raw = await exchange.read_body(LIMIT_BYTES)
-        step = read_decide(
+        call = read_decide(
             await read_aside(parse_json, raw, gw.settings.server), dict(exchange.headers).get("x-conversation-id")
         )
         close_old(gw)
-        run = _run(gw, step, exchange)
-        vector = () if step.report is None or step.index is None else await run.vector_of(step.index, step.report)
+        run = _run(gw, call, exchange)
+        vector = () if call.step is None else await run.vector_of(*call.step)
         # No await from here to the decision, so concurrent calls cannot interleave.
-        decision = _advance(gw, run, step, vector)
+        reason = "the run is over" if run.is_over or call.done else "the run is open"
+        decision = Decision(action="continue", reason=reason)
+        if call.step is not None:
+            decision = run.take(*call.step, vector)
+        if call.done or call.aborted:
+            close_run(gw, run, "client_left" if call.aborted else "done")
     except ClientGone:
         return
     except BadRequest as error:
@@ -169,7 +172,6 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
     token = token_header(run.ledger.disclosure.feedback_token)
     exchange.own_headers += [("x-suffice-episode-id", run.id), *lifecycle.reply_headers(request), *token]
-    _watch(gw)
     answer = {
         "episode_id": run.id,
         "feedback_token": run.ledger.disclosure.feedback_token or None,
@@ -187,22 +189,22 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     await exchange.json(200, msgspec.json.encode(answer))
 
 
-def _run(gw: GatewayState, step: DecideRequest, exchange: Exchange) -> RoundsRun:
+def _run(gw: GatewayState, call: DecideRequest, exchange: Exchange) -> RoundsRun:
     caller, key = exchange.caller, dict(exchange.headers).get("idempotency-key")
     routes = gw.deployment.routes
-    route = next((r for r in lifecycle.usable_routes(routes, caller, by_name=True) if r.name == step.route), None)
+    route = next((r for r in lifecycle.usable_routes(routes, caller, by_name=True) if r.name == call.route), None)
     if route is None:
-        raise lifecycle.route_refusal(routes, caller, step.route, where="route")
+        raise lifecycle.route_refusal(routes, caller, call.route, where="route")
     # Lets the opening call be repeated; unique to the caller.
     opening = joined(caller.namespace, key) if key else None
-    episode_id = step.episode_id or (gw.runs.opened_by(opening) if opening else None)
+    episode_id = call.episode_id or (gw.runs.opened_by(opening) if opening else None)
     if episode_id is None:
-        if step.start is None:
+        if call.start is None:
             raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
-        if step.index not in (None, 1):
-            message = f"step.index: got {step.index}; the first step of a run is 1, and episode_id names one that"
+        if call.step is not None and call.step[0] != 1:
+            message = f"step.index: got {call.step[0]}; the first step of a run is 1, and episode_id names one that"
             raise BadRequest(f"{message} is open", status=409, param="step.index", code="step_gap")
-        run = open_run(gw, route, step.start, caller=caller, idempotency_key=key)
+        run = open_run(gw, route, call.start, caller=caller, idempotency_key=key)
         gw.runs.put(run, key=opening, now_s=gw.monotonic_s())
         close_old(gw)
         return run
@@ -210,33 +212,10 @@ def _run(gw: GatewayState, step: DecideRequest, exchange: Exchange) -> RoundsRun
     if known is None:
         message = f"episode_id: {episode_id[:80]!r} is not open here; it has ended, timed out, or never existed"
         raise BadRequest(message, status=404, param="episode_id", code="unknown_episode")
-    if known.ledger.request.route != step.route:
+    if known.ledger.request.route != call.route:
         message = f"route: this episode belongs to the route {known.ledger.request.route!r}"
         raise BadRequest(message, status=409, param="route", code="route_conflict")
     return known
-
-
-def _advance(gw: GatewayState, run: RoundsRun, step: DecideRequest, vector: tuple[float, ...]) -> Decision:
-    decision = Decision(action="continue", reason="the run is over" if run.is_over or step.done else "the run is open")
-    if step.report is not None and step.index is not None:
-        decision = run.take(step.index, step.report, vector)
-    if step.done or step.aborted:
-        close_run(gw, run, "client_left" if step.aborted else "done")
-    return decision
-
-
-def _watch(gw: GatewayState) -> None:
-    if gw.runs.is_watched or not len(gw.runs):
-        return
-    gw.runs.is_watched = True
-
-    def look() -> None:
-        gw.runs.is_watched = False
-        if not gw.process.draining:
-            close_old(gw)
-            _watch(gw)
-
-    asyncio.get_running_loop().call_later(LOOK_S, look)
 
 
 def read_decide(body: dict[str, Any], conversation: str | None = None) -> DecideRequest:
@@ -245,7 +224,7 @@ def read_decide(body: dict[str, Any], conversation: str | None = None) -> Decide
     route = _text(body, "route", ID_CHARS)
     if not route:
         raise BadRequest("route: is needed, the name of a route", param="route")
-    index, report = _step(body["step"]) if body.get("step") is not None else (None, None)
+    step = _step(body["step"]) if body.get("step") is not None else None
     for name in ("done", "aborted"):
         if not isinstance(body.get(name), bool | None):
             raise BadRequest(f"{name}: must be true or false", param=name)
@@ -260,14 +239,13 @@ def read_decide(body: dict[str, Any], conversation: str | None = None) -> Decide
     )
     if start.planned_steps is not None and not _is_count(start.planned_steps):
         raise BadRequest("planned_steps: must be a whole number, at least 1", param="planned_steps")
-    if report is None and episode_id is None and question is None:
+    if step is None and episode_id is None and question is None:
         raise BadRequest("step: is needed, or question to begin a run, or episode_id with done", param="step")
     return DecideRequest(
         route=route,
         episode_id=episode_id,
         start=None if question is None else start,
-        index=index,
-        report=report,
+        step=step,
         done=body.get("done") is True,
         aborted=body.get("aborted") is True,
     )

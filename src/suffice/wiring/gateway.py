@@ -238,6 +238,7 @@ async def build_gateway(
             ("load", partial(gw.deployment.update_load, clients), LOOK_S),
             ("kill", gw.deployment.check_kill, kill.LOOK_S),
             ("counts", partial(lifecycle.write_counts, gw), COUNTS_S),
+            ("decide", partial(rounds_service.close_old, gw), rounds_service.LOOK_S),
         ):
             stack.enter_context(run_periodically(work, gw.metrics, site=site, every_s=every_s))
         app = App(gw)

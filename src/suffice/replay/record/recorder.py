@@ -17,8 +17,7 @@ import msgspec
 
 from suffice.episode import vote
 from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter, first_choice
-from suffice.episode.chunk_parsing import entropy_of, margin_of
-from suffice.episode.extra_calls import Continuer, TrialReply
+from suffice.episode.extra_calls import Continuer, TrialReply, entropy_of, margin_of
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.samples import SampleRun, completion_text, sample_refusal
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from suffice.episode.chunk_parsing import margin_of
+from suffice.episode.extra_calls import margin_of
 from suffice.upstream.wire import TokenLogprob
 
 LOG_6, LOG_3 = math.log(0.6), math.log(0.3)
