@@ -13,7 +13,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,11 +48,12 @@ class Announcement:
         self._switches = switches
         self._presence = Presence(pid=os.getpid(), process=process)
         self._lock = threading.Lock()
-        self._path: Path | None = None
-        self._descriptor: int | None = None
+        self._file: ProcessLock | None = None
         self._has_warned = self._is_over = False
-        for one in switches:
-            _forget_dead(one)
+        for path in _files(switches):
+            with contextlib.suppress(OSError), _opened(path) as descriptor:
+                if not is_locked(descriptor):  # of a dead process
+                    path.unlink(missing_ok=True)
         self.update()
 
     def update(self, **changes: Any) -> None:
@@ -61,14 +62,11 @@ class Announcement:
             if self._is_over:
                 return
             before, self._presence = self._presence, msgspec.structs.replace(self._presence, **changes)
-            is_there = self._descriptor is not None and os.fstat(self._descriptor).st_nlink > 0
-            if is_there and before == self._presence:
-                return
             try:
-                if not is_there:
+                if self._file is None or not os.fstat(self._file.descriptor).st_nlink:
                     self._claim()
-                elif self._descriptor is not None:
-                    os.pwrite(self._descriptor, self._content(), 0)
+                elif before != self._presence:
+                    os.pwrite(self._file.descriptor, self._content(), 0)
             except OSError as error:
                 if not self._has_warned:
                     self._has_warned = True
@@ -81,41 +79,35 @@ class Announcement:
     def release(self) -> None:
         with self._lock:
             self._is_over = True
-            self._drop()
-            if self._path is not None:
+            if self._file is not None:
                 with contextlib.suppress(OSError):
-                    self._path.unlink(missing_ok=True)
-
-    def _drop(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = None
+                    self._file.release()
 
     def _claim(self) -> None:
-        self._drop()
+        if self._file is not None:
+            os.close(self._file.descriptor)
+            self._file = None
         problem = OSError(2, "no folder")
         for switch in self._switches:
             try:
-                self._path, self._descriptor = self._made_beside(switch)
+                self._file = self._claim_beside(switch)
             except OSError as error:
                 problem = error
             else:
                 return
         raise problem
 
-    def _made_beside(self, switch: Path) -> tuple[Path, int]:
-        path = switch.with_name(f"{switch.name}-{secrets.token_hex(6)}{ENDING}")
-        draft = path.with_suffix(".draft")
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    def _claim_beside(self, switch: Path) -> ProcessLock:
+        name = secrets.token_hex(6)
+        path = switch.with_name(f"{switch.name}-{name}{ENDING}")
+        draft = _create_locked(name, path.with_suffix(".draft"))
         try:
-            try_lock(descriptor)
-            os.pwrite(descriptor, self._content(), 0)
-            draft.rename(path)
+            os.pwrite(draft.descriptor, self._content(), 0)
+            draft.path.rename(path)
         except OSError:
-            os.close(descriptor)
-            draft.unlink(missing_ok=True)
+            draft.release()
             raise
-        return path, descriptor
+        return replace(draft, path=path)
 
     def _content(self) -> bytes:
         return msgspec.json.encode(self._presence).ljust(SIZE_BYTES)
@@ -134,30 +126,22 @@ def switch_reason(switch: Path) -> str | None:
 def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
     """Return the running processes announced beside these files; unreadable announcements are skipped."""
     by_path = dict[Path, Presence]()
-    for switch in switches:
-        for path in _files(switch):
-            with contextlib.suppress(OSError, ValueError), _opened(path) as descriptor:
-                if is_locked(descriptor):  # otherwise it has ended meanwhile
-                    by_path[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
+    for path in _files(switches):
+        with contextlib.suppress(OSError, ValueError), _opened(path) as descriptor:
+            if is_locked(descriptor):  # otherwise it has ended meanwhile
+                by_path[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
     return tuple(sorted(by_path.values(), key=lambda one: one.pid))
 
 
-def _files(switch: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return [one for one in switch.parent.iterdir() if one.match(f"{switch.name}-*{ENDING}")]
-    return []
-
-
-def _forget_dead(switch: Path) -> None:
-    for path in _files(switch):
-        with contextlib.suppress(OSError), _opened(path) as descriptor:
-            if not is_locked(descriptor):
-                path.unlink(missing_ok=True)
+def _files(switches: Iterable[Path]) -> Iterator[Path]:
+    for switch in switches:
+        with contextlib.suppress(OSError):
+            yield from (one for one in switch.parent.iterdir() if one.match(f"{switch.name}-*{ENDING}"))
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+def _opened(path: Path, mode: int = os.O_RDONLY) -> Iterator[int]:
+    descriptor = os.open(path, mode | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         yield descriptor
     finally:
@@ -212,23 +196,23 @@ class ProcessLock:
         self.path.unlink(missing_ok=True)
 
 
-def claim(database: Path) -> ProcessLock:
-    name = secrets.token_hex(6)
-    path = _path(database, name)
+def _create_locked(name: str, path: Path) -> ProcessLock:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try_lock(descriptor)
     return ProcessLock(name, path, descriptor)
 
 
+def claim(database: Path) -> ProcessLock:
+    name = secrets.token_hex(6)
+    return _create_locked(name, _path(database, name))
+
+
 def is_alive(database: Path, name: str) -> bool:
     try:
-        descriptor = os.open(_path(database, name), os.O_RDWR)
+        with _opened(_path(database, name), os.O_RDWR) as descriptor:
+            return is_locked(descriptor)
     except FileNotFoundError:
         return False
-    try:
-        return is_locked(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def forget(database: Path, name: str) -> None:
