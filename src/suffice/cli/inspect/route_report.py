@@ -166,25 +166,27 @@ def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) ->
 
 def _pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> Lines:
     sure, goal = f"{one.confidence:.0%}", f"a drop below {100 * one.max_em_drop:g} points"
-    if one.em_drop is None or one.em_drop_high is None:
-        pairs = f"none yet: each audit is to be run a second time, with {one.arm}"
-    else:
+    pairs = f"none yet: each audit is to be run a second time, with {one.arm}"
+    if one.em_drop is not None and one.em_drop_high is not None:
         pairs = (
             f"{one.n:,} audits run again with {one.arm}: EM drop {100 * one.em_drop:+.2f} points, below"
             f" {100 * one.em_drop_high:.2f} proved at {sure}; {one.n_disagree / one.n:.1%} of the answers differ"
         )
-    if one.n_missing is None:
-        missing = f"no number of such pairs would prove {goal}"
-    elif one.n_missing:
+    missing = f"no number of such pairs would prove {goal}"
+    if one.n_missing is not None:
         missing = f"about {one.n_missing:,} more at the rates seen, for {goal}"
-    else:
+    if one.n_missing == 0:
         missing = f"none: these prove {goal}"
     noise = "not compared yet: one pair in ten is a second full run"
     if one.n_repeats:
         share = one.n_repeats_disagree / one.n_repeats
         noise = f"{share:.1%} of {one.n_repeats:,} answered otherwise: so much is the model's own noise"
-    phrase = _pair_phase(one, phase, sure, promise_state)
-    lines = [("phase", phrase), ("pairs", pairs), ("pairs missing", missing), ("two full runs", noise)]
+    lines = [
+        ("phase", _pair_phase(one, phase, sure, promise_state)),
+        ("pairs", pairs),
+        ("pairs missing", missing),
+        ("two full runs", noise),
+    ]
     if n := phase.n_labels_wanted:
         lines.append(("labels wanted", f"{n:,}: pairs whose two answers differ, which count as lost until then"))
     return lines + _ending_lines(phase)
@@ -392,21 +394,17 @@ def satisfaction_effect_lines(one: RouteForecast) -> Lines:
         classes = [(f"    class {part.query_class or 'none'}", part) for part in parts if part.query_class is not None]
         versions = [(f"    {part.version or 'no version'}", part) for part in parts if part.version is not None]
         for name, part in (*classes, *versions):
-            paired = part.effect is not None
-            lines.append(
-                (name, f"effect {_effect(part, sure)}" if paired else format_estimate(part.everybody, rating, sure))
-            )
+            known = format_estimate(part.everybody, rating, sure)
+            lines.append((name, known if part.effect is None else f"effect {_effect(part, sure)}"))
     return lines
 
 
 def _satisfaction_lines(effect: SatisfactionEffect, sure: str) -> Lines:
-    measure, lines = f"  {effect.measure}", list[tuple[str, str]]()
-    if effect.full is None and effect.stopped is None:
+    measure = f"  {effect.measure}"
+    known = ((", full", effect.full), (", stopped", effect.stopped))
+    lines = [(measure + runs, format_estimate(mean, rating, sure)) for runs, mean in known if mean is not None]
+    if not lines:
         lines.append((measure, format_estimate(effect.everybody, rating, sure)))
-    if effect.full is not None:
-        lines.append((f"{measure}, full", format_estimate(effect.full, rating, sure)))
-    if effect.stopped is not None:
-        lines.append((f"{measure}, stopped", format_estimate(effect.stopped, rating, sure)))
     if effect.effect is not None:
         lines.append((f"{measure}, effect", _effect(effect, sure) + _rates(effect)))
     if effect.n_set_aside:

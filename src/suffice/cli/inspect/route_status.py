@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,7 +33,6 @@ from suffice.store.database.decisions import is_attended
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import (
-    EpisodeWithLabels,
     LogReader,
     newest_event,
     newest_request,
@@ -319,13 +318,18 @@ def read_pairs(
 ) -> PairStatus | None:
     if not route.is_paired:
         return None
+    from suffice.control.evidence.audits import recorded_audit
     from suffice.control.jobs.base import since
-    from suffice.control.loop.paired import FULL, pair_audits
+    from suffice.control.loop.paired import FULL, is_pair, pair_audits
     from suffice.learn.effort import certify_arms, pairs_missing
 
-    behind = since(name, held, connection)
-    audits, callers = _paired_audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
-    pairs = pair_audits(audits, match, timeout=0, callers=callers)
+    audits: list[Audit] = []
+    behind, callers = since(name, held, connection), set[str]()
+    for item in read_episodes(connection, name, behind, ended_after=behind):
+        callers.add(item.episode.request.sender)
+        if is_pair(item.episode.request, item.episode.outcome, route.arms):
+            audits.append(recorded_audit(item))
+    pairs = pair_audits(audits, match, timeout=0, callers=callers - {""})
     delta = 1 - route.confidence
     result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
     arms = (audit.episode.outcome.pair_arm for audit in reversed(audits))
@@ -342,20 +346,6 @@ def read_pairs(
         max_em_drop=route.max_em_drop,
         confidence=route.confidence,
     )
-
-
-def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
-    from suffice.control.evidence.audits import recorded_audit
-    from suffice.control.loop.paired import is_pair
-
-    audits: list[Audit] = []
-    callers = set[str]()
-    for item in items:
-        request, outcome = item.episode.request, item.episode.outcome
-        callers.add(request.sender)
-        if is_pair(request, outcome, arms):
-            audits.append(recorded_audit(item))
-    return audits, callers - {""}
 
 
 def _last_good(settings: Settings, route: str | None) -> list[str]:

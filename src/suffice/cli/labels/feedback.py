@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -164,8 +164,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _scores(file: Path) -> Iterator[tuple[int, Any]]:
-    result = _read_json(file)
-    scores = list[Any]()
+    result, scores = _read_json(file), list[Any]()
     for page in result if isinstance(result, list) else [result]:
         data = page.get("data") if isinstance(page, dict) else None
         scores += data if isinstance(data, list) else [page]
@@ -187,25 +186,22 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
         try:
             if isinstance(row, BadRequest):
                 raise row
-            outcome = read_feedback(row, settings.metrics)
+            results.append(seal_feedback(read_feedback(row, settings.metrics), sender=sender, door="import", salt=salt))
         except BadRequest as error:
             column = result.by.column_of(error.param) if result.by is not None else error.param
             raise TraceError(str(error), file=result.source, row=number, column=column) from None
-        results.append(seal_feedback(outcome, sender=sender, door="import", salt=salt))
     result.n_rows = len(results)
     return results
 
 
 def _compare(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
-    path = database_path(settings.store.url)
     first: dict[str, Feedback] = {}
-    with open_reader(path) if path.is_file() else nullcontext() as connection:
+    with open_reader(database_path(settings.store.url)) as connection:
         for row in rows:
-            before = first.setdefault(row.feedback_id, row)
-            known = "no" if connection is None else find_feedback(connection, row)
+            before, known = first.setdefault(row.feedback_id, row), find_feedback(connection, row)
             result.n_known += before is not row or known != "no"
             result.n_conflicts += known == "otherwise" or (known == "no" and before != row)
-            result.n_joined += connection is not None and would_join(connection, row.episode_id, row.response_id)
+            result.n_joined += would_join(connection, row.episode_id, row.response_id)
     result.n_new = len(rows) - result.n_known
 
 
@@ -265,12 +261,8 @@ def parked(settings: Settings, days: float | None, out: Path | None) -> shell.Co
 
 def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any]:
     age_s = max(0.0, now_s - one.at_s)  # a clock that was set back gives no negative age
-    names = ("feedback_id", "episode_id", "response_id", "source")
-    return {
-        **{name: getattr(one, name) for name in names},
-        "age_days": round(age_s / DAY_S, 3),
-        "dead": age_s > limit_s,
-    }
+    named = {name: getattr(one, name) for name in ("feedback_id", "episode_id", "response_id", "source")}
+    return {**named, "age_days": round(age_s / DAY_S, 3), "dead": age_s > limit_s}
 
 
 @feedback.command()
