@@ -7,7 +7,8 @@ import csv
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,7 +22,7 @@ from suffice.files import whole_file
 from suffice.formatting import format_iso
 from suffice.sanitize import format_cell, printable
 from suffice.settings import Settings, Store
-from suffice.store.audit.chain import KeptHead, read_heads
+from suffice.store.audit.chain import read_heads
 from suffice.store.audit.verify import BadRow, ChainCheck, verify_chain
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader
@@ -74,9 +75,19 @@ def list_sent(settings: Settings, n: int) -> shell.CommandReply:
     return shell.CommandReply(sent, lines or "no alerts were sent yet")
 
 
-_LOG = shell.stacked(
-    shell.CONFIG, shell.option("--db", type=shell.FILE, metavar="FILE", help="This log instead of the settings'.")
-)
+def _of_log(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command read the log of the settings, or the file that --db names; it gets the settings of that log."""
+
+    @shell.CONFIG
+    @shell.option("--db", type=shell.FILE, metavar="FILE", help="This log instead of the settings'.")
+    @wraps(command)
+    def run(*, path: Path, db: Path | None, **arguments: Any) -> None:
+        named = None if db is None else Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
+        command(named or load_deployment(path), **arguments)
+
+    return run
+
+
 _EXPORT = shell.stacked(
     shell.option(
         "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]"
@@ -92,7 +103,7 @@ def audit() -> None:
 
 
 @audit.command()
-@_LOG
+@_of_log
 @shell.option(
     "--head",
     "heads",
@@ -102,70 +113,53 @@ def audit() -> None:
     help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]",
 )
 @shell.JSON_OBJECT
-def verify(path: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
+def verify(settings: Settings, heads: tuple[Path, ...], as_json: bool) -> None:
     """Verify the whole chain and report the first row that was changed.
 
     First checks the pages of the file and its indexes. Only exported heads reveal a cut-off end or a rebuilt chain.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
-    damage = ""
-    try:
-        settings = _settings(path, db)
-        own = Path(settings.audit.file)
-        files = heads or ((own,) if settings.audit.file and db is None and own.exists() else ())
-        key = audit_key(settings)
-        kept = [(file, one) for file in files for one in read_heads(file, key=key)]
-        log = database_path(settings.store.url)
-        checked = find_damage(log, thorough=True)
-        with open_reader(log) as connection:
-            damage = checked or ""
-            if checked is None:
-                raise StoreError(f"store {log}: its pages could not be read through; try again")
+    own, key, log = Path(settings.audit.file), audit_key(settings), database_path(settings.store.url)
+    files = heads or ((own,) if settings.audit.file and own.exists() else ())
+    kept = [(file, one) for file in files for one in read_heads(file, key=key)]
+    damage = find_damage(log, thorough=True)
+    with open_reader(log) as connection:
+        if damage is None:
+            raise StoreError(f"store {log}: its pages could not be read through; try again")
+        try:
             verdict = verify_chain(connection, [one.head for _, one in kept if one.signed is not False])
-    except SufficeError as error:
-        shell.fail(f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
+        except SufficeError as error:
+            if not damage:
+                raise
+            shell.fail(f"LOG DAMAGED: {damage}: {error}", 1)
     forged = [(file, one) for file, one in kept if one.signed is False]
     ok = verdict.ok and not forged and not damage
-    if as_json:
-        bad_heads = [{"file": str(file), "line": one.line} for file, one in forged]
-        checks = {"damage": damage, "signatures_checked": key is not None, "bad_heads": bad_heads}
-        shell.print_json({"ok": ok, **msgspec.to_builtins(verdict), **checks})
-    else:
-        if damage:
-            click.echo(f"LOG DAMAGED: {log}: {damage}; restore a backup")
-        _print_verdict(verdict, forged, files, signatures=key is not None)
+    bad_heads = [{"file": str(file), "line": one.line} for file, one in forged]
+    checks = {"damage": damage, "signatures_checked": key is not None, "bad_heads": bad_heads}
+    lines = [f"LOG DAMAGED: {log}: {damage}; restore a backup"] if damage else []
+    lines += [f"BAD HEAD: {file}, line {one.line}: is not signed with this deployment's secret" for file, one in forged]
+    lines += _verdict_lines(verdict, signatures=key is not None, compared=bool(files))
+    shell.print_reply(shell.CommandReply({"ok": ok, **msgspec.to_builtins(verdict), **checks}, lines), as_json=as_json)
     raise SystemExit(0 if ok else 1)
 
 
-def _settings(path: Path, db: Path | None) -> Settings:
-    if db is None:
-        return load_deployment(path)
-    return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
-
-
-def _print_verdict(
-    verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], files: tuple[Path, ...], *, signatures: bool
-) -> None:
-    for file, one in forged:
-        click.echo(f"BAD HEAD: {file}, line {one.line}: is not signed with this deployment's secret")
+def _verdict_lines(verdict: ChainCheck, *, signatures: bool, compared: bool) -> Iterator[str]:
     if verdict.bad is not None:
-        click.echo(f"BAD: {_place(verdict.bad)}: {verdict.bad.what}")
+        yield f"BAD: {_place(verdict.bad)}: {verdict.bad.what}"
     beginning, head = verdict.beginning, verdict.head
     if beginning is not None and beginning.n_before:
-        click.echo(
-            f"{beginning.n_before:,} rows up to row {beginning.after_seq:,} of the log were written before there"
-            " was a chain; nothing vouches for them"
-        )
+        until = f"{beginning.n_before:,} rows up to row {beginning.after_seq:,} of the log"
+        yield f"{until} were written before there was a chain; nothing vouches for them"
     sentence = "checked" if not verdict.ok else "are what was written"
     erased = f"; the text of {verdict.n_erased:,} of their parts was erased, as the chain records"
-    click.echo(f"{verdict.n_rows:,} rows of the chain {sentence}{erased if verdict.n_erased else ''}")
+    yield f"{verdict.n_rows:,} rows of the chain {sentence}{erased if verdict.n_erased else ''}"
     if head is not None:
-        click.echo(f"head: place {head.place:,}, row {head.seq:,} of the log, {head.link}")
-    if not files:
-        click.echo("no exported head to compare with: a cut end or a chain that was written anew would not be seen")
-    else:
-        unsigned = "" if signatures else "; their signatures were not checked: the deployment's secret is not here"
-        click.echo(f"compared with {verdict.n_heads:,} exported heads{unsigned}")
+        yield f"head: place {head.place:,}, row {head.seq:,} of the log, {head.link}"
+    if not compared:
+        yield "no exported head to compare with: a cut end or a chain that was written anew would not be seen"
+        return
+    unsigned = "" if signatures else "; their signatures were not checked: the deployment's secret is not here"
+    yield f"compared with {verdict.n_heads:,} exported heads{unsigned}"
 
 
 def _place(bad: BadRow) -> str:
@@ -176,14 +170,14 @@ def _place(bad: BadRow) -> str:
 
 
 @audit.command()
-@_LOG
+@_of_log
 @shell.option("-n", "n", type=click.IntRange(1, 100_000), default=20, help="Rows, the latest.")
 @shell.option("--route", help="Only of this route.")
 @shell.option("--kind", help="Only of this kind of event, such as policy_published.")
 @shell.JSON_LINES
-def show(path: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
+def show(settings: Settings, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    rows = list(read_latest_rows(database_path(_settings(path, db).store.url), n, route=route, kind=kind))
+    rows = list(read_latest_rows(database_path(settings.store.url), n, route=route, kind=kind))
     lines = [line for row in rows for line in _entry_lines(row)]
     reply = shell.CommandReply([_plain_entry(row) for row in rows], lines or "no such row in the audit log")
     shell.print_reply(reply, as_json=as_json)
@@ -204,14 +198,13 @@ def _plain_entry(entry: AuditEntry) -> dict[str, Any]:
 
 
 @audit.command()
-@_LOG
+@_of_log
 @shell.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
 @shell.option("--route", help="Only of this route.")
 @shell.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="JSON lines, or a table.")
 @_EXPORT
 def export(
-    path: Path,
-    db: Path | None,
+    settings: Settings,
     since: str | None,
     route: str | None,
     form: Literal["jsonl", "csv"],
@@ -220,7 +213,6 @@ def export(
     reason: str,
 ) -> None:
     """Export the rows of the audit log. The export itself is recorded in the audit log."""
-    settings = _settings(path, db)
     since_s = None if since is None else shell.parse_time("--since", since, _TIMES)
     rows = entries(database_path(settings.store.url), since_s=since_s, route=route)
     n_rows = 0
