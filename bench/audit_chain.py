@@ -20,8 +20,7 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge
-from suffice.store.rows.events import Event, to_row
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent, to_row
 from suffice.types import Feedback, Publication
 
 BATCH = 1_000

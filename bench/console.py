@@ -34,8 +34,7 @@ from tests.gateway_process import GatewayProcess
 from peers.processes import cpu_s
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.rollups import read_to
-from suffice.store.rows.events import Event, to_row
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent, to_row
 from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
 from suffice.wiring.people import People
 from suffice.wiring.worker import open_decisions, open_worker

@@ -22,8 +22,7 @@ from pathlib import Path
 
 from suffice.settings import Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import encode
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent, encode
 from suffice.types import Feedback, Outcome, Overhead, Request, Usage
 from suffice.wiring.worker import open_worker
 

@@ -25,8 +25,7 @@ from suffice.rollout.experiment import RunningExperiment, UnitIds, draw_arms
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.experiments import read_experiments
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
 SETTINGS: Final = """

@@ -34,8 +34,7 @@ from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
 from suffice.types import Alarm, Epoch, Feedback, Pause, Request
 
 SETTINGS: Final = {f"live {name}": name for name in SCENARIOS}

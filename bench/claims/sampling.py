@@ -46,7 +46,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, counted_cells, newest_event, open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.rows.records import FeedbackEvent, RowRates
+from suffice.store.rows.events import FeedbackEvent, RowRates
 from suffice.store.rows.sums import NO_SUMS
 from suffice.telemetry import Metrics
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage

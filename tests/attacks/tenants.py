@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice_testing import FakeUpstream, Reply, Script, ServerBehaviour
 from tests.gateway_process import GatewayProcess
 

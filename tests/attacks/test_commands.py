@@ -22,7 +22,7 @@ from suffice.settings import Store
 from suffice.store.database import presence
 from suffice.store.database.presence import Announcement, read_presences
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice_testing import FakeUpstream
 from tests.gateway_process import GatewayProcess

@@ -25,7 +25,7 @@ from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
 from suffice.rollout.guardrails import GuardrailValue, read_live
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Outcome, Request
 from suffice_testing import FakeUpstream, ScriptedThought
 from tests.gateway_process import GatewayProcess

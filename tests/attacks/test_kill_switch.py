@@ -13,8 +13,7 @@ import pytest
 
 from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES as MOST_BYTES
-from suffice.store.rows.events import key_of, to_row
-from suffice.store.rows.records import KillSwitchState
+from suffice.store.rows.events import KillSwitchState, key_of, to_row
 
 
 def _socket(file: Path) -> None:

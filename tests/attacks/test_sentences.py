@@ -302,7 +302,7 @@ def test_without_settings_nothing_is_promised_that_hangs_on_them(tmp_path: Path)
 
 
 def test_a_log_from_another_scorer_is_scored_anew(tmp_path: Path) -> None:
-    from suffice.store.rows.records import FeedbackEvent
+    from suffice.store.rows.events import FeedbackEvent
     from suffice.types import Feedback
     from suffice.wiring.worker import open_worker
 

@@ -21,8 +21,7 @@ from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings
 from suffice.store.routes.deployments import read_decided
-from suffice.store.rows.events import Event, key_of
-from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.store.rows.events import Event, FeedbackEvent, RequestCount, key_of
 from suffice.types import Outcome, Request
 from suffice.wiring.bundle import write_bundle
 from tests.audit_bundle.made import BURST, ROUTE, SHARE, events, fill, made_log, settings_of

@@ -23,7 +23,7 @@ from suffice.rollout.assign import conversation_key
 from suffice.sanitize import format_cell
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Pause
 from suffice.wiring.audit import differences, loggable_settings, user_name
 from suffice.wiring.files import load_settings

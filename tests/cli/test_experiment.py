@@ -17,8 +17,7 @@ from suffice.rollout.experiment import UnitIds, draw_arms
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.experiments import read_experiments
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Feedback, Usage
 
 CONFIG = """

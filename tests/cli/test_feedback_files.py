@@ -20,8 +20,7 @@ from suffice.review.label_studio import full_is_a
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, read_events
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Feedback, LabelRequest, Outcome, Request
 from suffice.wiring.files import load_settings
 

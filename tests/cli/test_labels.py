@@ -29,8 +29,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import read_reviews
 from suffice.store.routes.deployments import read_holds
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import QuestionText
+from suffice.store.rows.events import Event, QuestionText
 from suffice.types import Epoch, Pause
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import deployment_salt

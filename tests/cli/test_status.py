@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from suffice.cli.inspect.status import status
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
 CONFIG = """

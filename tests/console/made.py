@@ -10,8 +10,7 @@ from suffice.review.items import ReviewItem, Source, day_number
 from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.people.deciding import add_review, open_incident
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent, Sources
+from suffice.store.rows.events import Event, FeedbackEvent, Sources
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Outcome, Publication, Query, Request
 from suffice.wiring.routes import build_route
 from suffice.wiring.worker import open_decisions, open_worker

@@ -13,8 +13,8 @@ from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader
 from suffice.store.people.alerts import ENDS, MOST, READS, AlertLog, OpenAlert, after, read_alert_log
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import (
+from suffice.store.rows.events import (
+    Event,
     FailOpenCount,
     KillSwitchState,
     LogOutage,

@@ -20,8 +20,7 @@ from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.alerts import MOST, AlertLog, Notice, after, read_alert_log
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import KillSwitchState
+from suffice.store.rows.events import Event, KillSwitchState
 from suffice.types import Alarm
 from tests.console.made import HOSTILE, fill
 from tests.console.visitor import Visitor, people_of, settings_in, site

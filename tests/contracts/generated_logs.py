@@ -12,8 +12,7 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import canonical
 from suffice.review.holds import DAY_S, Override, OverrideKind
 from suffice.settings import Settings, parse_settings
-from suffice.store.rows.events import Event, to_row
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent, to_row
 from suffice.types import (
     BudgetAccount,
     Epoch,

@@ -20,8 +20,7 @@ from suffice.store.audit.personal import PARTS, WORDS, split, without
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.people.audit_view import read_latest_rows
-from suffice.store.rows.events import EVENTS, UNCHAINED, Event, decode, to_row
-from suffice.store.rows.records import Erasure
+from suffice.store.rows.events import EVENTS, UNCHAINED, Erasure, Event, decode, to_row
 from tests.contracts.test_events import records, values
 from tests.drawn import examples
 from tests.house.tree import ROOT

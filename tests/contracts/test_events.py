@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.rollout.evidence import Rules
-from suffice.store.rows.events import EVENTS, Event, decode, encode, key_of, kind_of, route_of, to_row
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import EVENTS, Event, FeedbackEvent, decode, encode, key_of, kind_of, route_of, to_row
 from suffice.types import Feedback, Outcome, StepRecord
 from tests.drawn import examples
 

@@ -19,8 +19,7 @@ from suffice.settings import Control, Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Epoch, Feedback, Outcome, Publication, Query, Request, StepRecord, Usage
 
 BURST = 160

@@ -16,8 +16,7 @@ from suffice.control.loop.paired import MOST_KEPT, PairedEvidence, is_pair
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route, Settings, parse_settings
 from suffice.store.routes.deployments import read_decided
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Publication, Request, Usage
 from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, Story, began, rows, story

@@ -8,7 +8,7 @@ from suffice.assurance.certify import spent_delta
 from suffice.control.loop.learned import RolloutTransition
 from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import StepOrder, roll_back, start_rollout
-from suffice.store.rows.records import RolloutMove, RolloutStart
+from suffice.store.rows.events import RolloutMove, RolloutStart
 
 DELTA = 0.05
 

@@ -15,8 +15,7 @@ from suffice.control.evidence.judging import JudgeGrades, graded, parse_grade
 from suffice.control.loop.charges import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
 from suffice.store.database.views import StoredLabel
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Episode, Feedback
 from tests.control.made import ROUTE, learned, rows, run, story
 

@@ -23,8 +23,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
 from suffice.store.routes.experiments import ExperimentRun, read_experiments, start_experiment, stop_experiment
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import ExperimentStart, FeedbackEvent
+from suffice.store.rows.events import Event, ExperimentStart, FeedbackEvent
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.made import story as certify

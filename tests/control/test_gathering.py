@@ -19,8 +19,7 @@ from suffice.rollout.evidence import RolloutEvidence, Rules
 from suffice.rollout.results import ArmEvidence
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.rollouts import RolloutRun
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import RequestCount, RolloutMove
+from suffice.store.rows.events import Event, RequestCount, RolloutMove
 from suffice.types import ArmDraw, Query
 from tests.control.made import label, rows, run
 

@@ -25,7 +25,7 @@ from suffice.scoring.base import build_scorer
 from suffice.settings import parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice_testing import FakeRequest, FakeUpstream, Reply
 from suffice_testing.prompt import cut

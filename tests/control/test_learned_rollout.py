@@ -21,8 +21,7 @@ from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import newest_event, open_reader
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.events import Event, ProposedVersion
 from suffice.types import Publication
 from suffice.wiring.worker import open_worker
 from tests.control.made import label, run, traffic

@@ -19,8 +19,7 @@ from suffice.control.jobs.monitor import RouteWatch, WatchContext
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
 from suffice.store.database.views import newest_event
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Feedback, Outcome, Request
 from suffice.wiring.worker import open_worker

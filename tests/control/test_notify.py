@@ -29,8 +29,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
 from suffice.store.people.alerts import Notice, alerts_of, plain, sent_notices
 from suffice.store.routes.rollups import add_rollups
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FailOpenCount, KillSwitchState, RolloutMove
+from suffice.store.rows.events import Event, FailOpenCount, KillSwitchState, RolloutMove
 from suffice.store.rows.sums import RollupKey, RollupSums
 from suffice.types import Alarm, Pause, Resumption
 from suffice.wiring.startup import sinks_of

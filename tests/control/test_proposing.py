@@ -17,7 +17,7 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import last_place, newest_event, open_reader
 from suffice.store.routes.deployments import read_decided
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.events import ProposedVersion
 from suffice.types import Alarm, Epoch
 from suffice.wiring.worker import open_worker
 from tests.control.made import CONTROL, ROUTE, traffic

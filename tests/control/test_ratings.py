@@ -11,8 +11,7 @@ import pytest
 from suffice.control.evidence.feedback import Ratings
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Episode, Epoch, Feedback, Outcome, Publication, Request
 from tests.control.made import BURST, CONTROL, ROUTE, Story, learned, rows, run, story, traffic
 

@@ -20,8 +20,7 @@ from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.store.rows.sums import NO_SUMS, RollupKey, RollupSums
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring.worker import open_worker

@@ -29,8 +29,7 @@ from suffice.store.database.views import (
 )
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RouteScorer, tallies_now
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
+from suffice.store.rows.events import Event, FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Feedback, Query, StepRecord
 from suffice.wiring.worker import open_worker
 from tests.assurance.reports import RatedRun, estimate_route, judge_satisfaction

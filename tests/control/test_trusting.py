@@ -9,8 +9,7 @@ import pytest
 
 from suffice.control.evidence.audits import verdicts
 from suffice.store.database.views import read_episodes
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Request
 from tests.control.made import label, rows, story, traffic
 from tests.control.test_armed import armed, pairs

@@ -26,8 +26,7 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.types import Epoch, Feedback
 from suffice.wiring.gateway import build_gateway
 from suffice.wiring.startup import open_log

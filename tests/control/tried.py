@@ -23,8 +23,7 @@ from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, learned_candidate, read_rollouts
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.events import Event, ProposedVersion
 from suffice.types import Epoch, EvidenceSummary, Publication
 from tests.control.made import label, one_round, run
 

@@ -19,8 +19,7 @@ from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice.wiring.keys import deployment_salt
 from suffice_demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
 from suffice_demo.month_traffic import MATH, SUPPORT, make_feedback

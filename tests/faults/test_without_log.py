@@ -24,8 +24,7 @@ from suffice.settings import Settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
 from suffice.store.people.alerts import Notice
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import LogOutage, VersionRefusal
+from suffice.store.rows.events import Event, LogOutage, VersionRefusal
 from suffice.types import Pause
 from suffice.wiring import startup
 from suffice.wiring.worker import open_decisions

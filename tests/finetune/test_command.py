@@ -18,7 +18,7 @@ from suffice.policy.folded_version import FoldedVersion
 from suffice.replay.traces.read import own_traces
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Publication
 from suffice.wiring.files import load_settings
 from suffice.wiring.worker import open_decisions

@@ -10,7 +10,7 @@ from suffice.control.compare.experiments import read_experiment
 from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, summarize_arm
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes import experiments
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring.worker import open_decisions
 from suffice_testing import Samples

@@ -19,8 +19,7 @@ from suffice.settings import Store
 from suffice.store.database.log import Receipt
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, read_events
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent
 from suffice_testing import Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post

@@ -10,7 +10,7 @@ import pytest
 from suffice.gateway.feedback_form import read_feedback
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring.gateway import build_gateway
 from tests.gateway.conftest import Serve

@@ -10,7 +10,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring.keys import key_ring
 from tests.gateway.conftest import Serve

@@ -12,7 +12,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.auth import read_token, sign_token
 from suffice.gateway.feedback import MOST_WORDS
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post

@@ -17,7 +17,7 @@ from suffice.gateway.auth import (
     utc_day,
 )
 from suffice.settings import Key, Route, parse_settings
-from suffice.store.rows.records import KeyUsage, StoredObject
+from suffice.store.rows.events import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring
 
 NOON_S = 1_764_331_200.0  # 2025-11-28, 12:00 UTC

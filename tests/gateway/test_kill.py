@@ -18,8 +18,7 @@ from suffice.gateway import kill
 from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES
 from suffice.store.database.views import read_events
-from suffice.store.rows.events import key_of
-from suffice.store.rows.records import KillSwitchState
+from suffice.store.rows.events import KillSwitchState, key_of
 from suffice.types import Outcome
 from suffice.wiring.keys import kill_file
 from suffice_testing import Reply, Samples

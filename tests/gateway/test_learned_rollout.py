@@ -20,7 +20,7 @@ from suffice.store.database.views import newest_event, open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.deployments import read_decided
 from suffice.store.routes.rollouts import learned_candidate, read_rollouts
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.events import ProposedVersion
 from suffice.types import Episode
 from suffice.wiring.worker import open_decisions, open_worker
 from tests.control.test_story import Model, ask, until

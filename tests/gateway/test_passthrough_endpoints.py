@@ -13,7 +13,7 @@ from yarl import URL
 
 from suffice.gateway.auth import Caller, KeyRing, Objects
 from suffice.settings import Upstream
-from suffice.store.rows.records import StoredObject
+from suffice.store.rows.events import StoredObject
 from suffice.upstream.client import UpstreamClient
 from suffice_testing import FakeUpstream, Script, ServerBehaviour
 from tests.gateway.conftest import Serve

@@ -16,7 +16,7 @@ from suffice.store.database.views import counted_cells, open_reader, read_episod
 from suffice.store.people.feedback import read_all_feedback as said_of
 from suffice.store.people.feedback import read_unmatched
 from suffice.store.routes.rollups import RouteScorer, tallies_now
-from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
+from suffice.store.rows.events import FeedbackEvent, RequestCount, RowRates
 from suffice.types import Episode, Request
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for

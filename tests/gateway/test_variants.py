@@ -21,7 +21,7 @@ from suffice.rollout.versions import Version, VersionLineage
 from suffice.settings import Experiment, parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts
-from suffice.store.rows.records import RolloutMove, VersionRefusal
+from suffice.store.rows.events import RolloutMove, VersionRefusal
 from suffice.types import Request
 from suffice.wiring.worker import open_decisions
 from suffice_testing import Samples

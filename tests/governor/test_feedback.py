@@ -14,7 +14,7 @@ from suffice.gateway.auth import read_token
 from suffice.governor import Governor
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from tests.governor.loops import ROUTE, STABLE, drive
 from tests.house.test_docs import in_thread

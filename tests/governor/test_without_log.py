@@ -18,7 +18,7 @@ from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.store.rows.records import LogOutage
+from suffice.store.rows.events import LogOutage
 from suffice.types import Pause
 from suffice.wiring import startup
 from tests.governor.loops import ROUTE, drive, episodes, local

@@ -32,9 +32,8 @@ from suffice.review.holds import Incident, IncidentDecision, Override, OverrideE
 from suffice.scoring.base import SCORERS
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
-from suffice.store.rows import records
-from suffice.store.rows.events import EVENTS
-from suffice.store.rows.records import AccessGrant, QuestionText
+from suffice.store.rows import events
+from suffice.store.rows.events import EVENTS, AccessGrant, QuestionText
 from suffice.telemetry import METRICS
 from suffice.wiring.routes import build_route
 from suffice_testing import FakeUpstream
@@ -236,12 +235,12 @@ RECORDS = {
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
     "Access": (AccessGrant,),
-    "Config change": (records.ConfigChange, records.SettingChange),
-    "Alert sent": (records.AlertDelivery,),
-    "Fail-open rate": (records.FailOpenCount,),
-    "Export": (records.Export,),
-    "Erasure": (records.Erasure,),
-    "Experiment": (records.ExperimentStart, records.ExperimentEnd),
+    "Config change": (events.ConfigChange, events.SettingChange),
+    "Alert sent": (events.AlertDelivery,),
+    "Fail-open rate": (events.FailOpenCount,),
+    "Export": (events.Export,),
+    "Erasure": (events.Erasure,),
+    "Experiment": (events.ExperimentStart, events.ExperimentEnd),
     "Review item": (items.ReviewItem,),
     "Review drawing": (items.ControlDraw,),
     "Review lease": (items.ReviewLease, items.ItemReturn),

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from suffice.store.audit.chain import Appender, Head, begin_chain, head
 from suffice.store.database import schema
-from suffice.store.rows.events import Event, Row, to_row
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import Event, FeedbackEvent, Row, to_row
 from suffice.types import Alarm, Epoch, Feedback, Publication, Request
 
 AUTHOR = "worker"

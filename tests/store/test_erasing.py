@@ -33,8 +33,7 @@ from suffice.store.database.erasing import (
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.people.audit_view import entries
-from suffice.store.rows.events import decode, to_row
-from suffice.store.rows.records import Export, FeedbackEvent
+from suffice.store.rows.events import Export, FeedbackEvent, decode, to_row
 from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 

@@ -22,8 +22,7 @@ from suffice.store.routes.experiments import (
     start_experiment,
     stop_experiment,
 )
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import ExperimentEnd, ExperimentStart
+from suffice.store.rows.events import Event, ExperimentEnd, ExperimentStart
 from suffice.types import Query, Request
 
 

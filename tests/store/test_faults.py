@@ -20,7 +20,7 @@ from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database import sqlite
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback, Outcome, Request
 
 Open = Callable[..., SqliteLog]
@@ -30,7 +30,7 @@ Query = Callable[..., list[tuple[Any, ...]]]
 SENDER = """
 import asyncio, sys, time
 from suffice.settings import Store
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback, Request
 
@@ -234,7 +234,7 @@ FULL_DISK = """
 import asyncio, resource, sys, time
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback
 

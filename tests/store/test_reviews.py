@@ -26,7 +26,7 @@ from suffice.store.people.deciding import (
     submit_verdict,
 )
 from suffice.store.routes.deployments import read_holds
-from suffice.store.rows.records import FeedbackEvent, QuestionText
+from suffice.store.rows.events import FeedbackEvent, QuestionText
 from tests.review.made import item
 from tests.review.test_select import drawing
 

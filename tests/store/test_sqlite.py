@@ -17,7 +17,7 @@ from suffice.settings import Store
 from suffice.store.database.log import Receipt
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import read_events
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
 Open = Callable[..., SqliteLog]

@@ -29,8 +29,7 @@ from suffice.store.database.views import (
     read_recent,
 )
 from suffice.store.routes.rollups import RouteScorer, tallies_now
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.store.rows.events import Event, FeedbackEvent, RequestCount
 from suffice.types import (
     ArmDraw,
     Feedback,

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 from suffice.errors import BadRequest, OverloadError
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined
 from suffice.settings import Key, Route
-from suffice.store.rows.records import KeyUsage, StoredObject
+from suffice.store.rows.events import KeyUsage, StoredObject
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096

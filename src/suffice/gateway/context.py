@@ -30,7 +30,7 @@ from suffice.signals.folds.wording import Embedder
 from suffice.signals.query import class_of
 from suffice.store.database.log import EventLog
 from suffice.store.people.promises import read_other_arms
-from suffice.store.rows.records import RequestCount, RowRates
+from suffice.store.rows.events import RequestCount, RowRates
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 from suffice.upstream.client import UpstreamClient

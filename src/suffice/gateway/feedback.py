@@ -23,7 +23,7 @@ from suffice.gateway.request_parsing import check_body_headers, parse_json, read
 from suffice.review import label_studio, langfuse
 from suffice.rollout.assign import sender_key
 from suffice.store.database.log import Receipt
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice.upstream.wire import error_body
 

@@ -15,7 +15,7 @@ from typing import Final
 from suffice.files import PRIVATE, write_whole
 from suffice.gateway.route import BuiltRoute
 from suffice.store.database.presence import NO_REASON, Announcement, switch_reason
-from suffice.store.rows.records import KillSwitchState
+from suffice.store.rows.events import KillSwitchState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5

@@ -31,8 +31,7 @@ from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer, format_convers
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, conversation_key, question_key
 from suffice.rollout.experiment import UnitIds, units_of
 from suffice.signals.query import class_of
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import QuestionText, Sources
+from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.telemetry import LOG
 from suffice.types import ArmDraw, EndReason, Outcome, Query, Request
 

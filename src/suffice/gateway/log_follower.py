@@ -50,7 +50,7 @@ from suffice.store.routes.experiments import read_experiments, read_running_expe
 from suffice.store.routes.rollouts import models_of, own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.rows.records import RowRates, VersionRefusal
+from suffice.store.rows.events import RowRates, VersionRefusal
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once

@@ -25,7 +25,7 @@ from suffice.gateway.request_parsing import (
     read_aside,
     read_chat,
 )
-from suffice.store.rows.records import StoredObject
+from suffice.store.rows.events import StoredObject
 from suffice.types import Purpose
 from suffice.upstream.assemble import AnswerFacts, read_answer
 from suffice.upstream.client import Call, Headers, UpstreamClient

@@ -32,7 +32,7 @@ from suffice.review.items import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Settings
 from suffice.store.database.log import LateLog, Receipt
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
 from suffice.upstream.client import Headers, helper_client

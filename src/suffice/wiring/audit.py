@@ -18,7 +18,7 @@ from suffice.settings import Settings
 from suffice.store.audit.chain import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import newest_event
-from suffice.store.rows.records import ConfigChange, Export, SettingChange
+from suffice.store.rows.events import ConfigChange, Export, SettingChange
 from suffice.wiring.keys import deployment_salt, has_secret
 
 MOST_TEXT: Final = 2_000  # characters of a value that are recorded; of a longer one, a digest

@@ -33,7 +33,7 @@ from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import find_event
 from suffice.store.people.feedback import senders_of
 from suffice.store.routes.deployments import find_damage, is_large
-from suffice.store.rows.records import StoredObject
+from suffice.store.rows.events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console

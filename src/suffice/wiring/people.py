@@ -18,7 +18,7 @@ from suffice.files import whole_file
 from suffice.settings import Settings
 from suffice.store.database.presence import try_lock
 from suffice.store.database.sqlite import database_path
-from suffice.store.rows.records import AccessGrant
+from suffice.store.rows.events import AccessGrant
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
 

@@ -32,7 +32,7 @@ from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, newest_events, read_recent
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
-from suffice.store.rows.records import KeyUsage, LogOutage
+from suffice.store.rows.events import KeyUsage, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.drivers import url_key

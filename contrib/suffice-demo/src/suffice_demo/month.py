@@ -30,8 +30,7 @@ from suffice.store.database.views import open_reader
 from suffice.store.people.alerts import Notice, plain
 from suffice.store.people.deciding import ask_about, decide_incident, open_incident
 from suffice.store.routes.deployments import NOTHING, RouteDeployment, read_decided
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent, KillSwitchState
+from suffice.store.rows.events import Event, FeedbackEvent, KillSwitchState
 from suffice.types import Episode, Outcome, Request
 from suffice_demo.month_traffic import (
     MATH,

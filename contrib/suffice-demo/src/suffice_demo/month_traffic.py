@@ -12,8 +12,7 @@ from typing import Any, Final
 from suffice.assurance.money import cost_of
 from suffice.review.items import Source
 from suffice.settings import Prices
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import QuestionText, Sources
+from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 from suffice_demo.replayed_runs import ReplayedRun
 

@@ -15,7 +15,7 @@ from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable
 from suffice.store.routes.deployments import Phase
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.events import ProposedVersion
 from suffice.types import BudgetAccount
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ from suffice.store.people.deciding import read_reviews
 from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes.deployments import NOTHING, Holds, Phase, RouteDeployment, phase_of, read_phases
 from suffice.store.routes.rollups import RouteScorer, read_to, tallies_now
-from suffice.store.rows.records import KillSwitchState, ProposedVersion
+from suffice.store.rows.events import KillSwitchState, ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, require_log
 from suffice.wiring.keys import good_file, kill_file

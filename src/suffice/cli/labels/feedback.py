@@ -42,7 +42,7 @@ from suffice.store.people.feedback import (
     read_unmatched,
     would_join,
 )
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring.audit import note_export
 from suffice.wiring.files import load_deployment, question_texts

@@ -18,7 +18,7 @@ from suffice.store.routes.rollouts import (
     read_running_rollouts,
     read_serving_version,
 )
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.events import ProposedVersion
 from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route

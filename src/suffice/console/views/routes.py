@@ -18,8 +18,7 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, newest_event, newest_events
 from suffice.store.routes import rollups
 from suffice.store.routes.deployments import RouteDeployment, decisions_of, read_decided
-from suffice.store.rows.events import Event, kind_of
-from suffice.store.rows.records import ProposedVersion
+from suffice.store.rows.events import Event, ProposedVersion, kind_of
 from suffice.store.rows.sums import RollupSums
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 

@@ -26,7 +26,7 @@ from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import StoredLabel
 from suffice.store.routes.rollouts import RolloutRun
-from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove
+from suffice.store.rows.events import FeedbackEvent, RequestCount, RolloutMove
 from suffice.types import Episode, Outcome, Request
 
 ReplayedPair: TypeAlias = Mapping[str, ArmEvidence]  # "candidate" and "in force"

@@ -31,7 +31,7 @@ from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_s
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, decoded, locate_event, read_events
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.rows.records import RequestCount
+from suffice.store.rows.events import RequestCount
 from suffice.types import Epoch, Outcome, Publication, Request
 
 FORM: Final = 1  # version of the line format

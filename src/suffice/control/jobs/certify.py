@@ -35,7 +35,7 @@ from suffice.store.database.views import (
     read_publications,
 )
 from suffice.store.routes.deployments import NOTHING_HELD, Holds, RouteDeployment, last_at_s, read_decided, read_holds
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Outcome, Pause, Request, Resumption
 
 

@@ -46,7 +46,7 @@ from suffice.store.database.views import (
     requests_since,
 )
 from suffice.store.routes.deployments import read_decided
-from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.store.rows.events import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, Publication, Request
 

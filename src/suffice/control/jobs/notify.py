@@ -15,7 +15,7 @@ from suffice.formatting import format_iso
 from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.people import alerts
 from suffice.store.routes.rollups import HOUR_S, degraded_runs
-from suffice.store.rows.records import AlertDelivery, FailOpenCount
+from suffice.store.rows.events import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
 
 TIMEOUT_S: Final = 10.0

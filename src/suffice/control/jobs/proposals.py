@@ -37,7 +37,7 @@ from suffice.store.database.views import (
 )
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
-from suffice.store.rows.records import ProposedVersion, RolloutMove, RowRates
+from suffice.store.rows.events import ProposedVersion, RolloutMove, RowRates
 
 LEAST_REST: Final = 20.0  # times the duration of the last look, at least, between two looks at a rollout
 

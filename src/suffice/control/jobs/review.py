@@ -23,7 +23,7 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, find_event, newest_event, place_before, read_open_label_requests
 from suffice.store.people.deciding import NO_REVIEWS, Reviews, read_reviews
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, LabelRequest, Outcome, Request
 
 DRIFT_RUNS: Final = 100  # first runs of an epoch that are candidates for review

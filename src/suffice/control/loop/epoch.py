@@ -19,8 +19,7 @@ from suffice.learn.certifier import Certifier
 from suffice.learn.features import FeatureSelection
 from suffice.settings import Control, Route
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
+from suffice.store.rows.events import Event, RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Outcome, Pause, Publication, Request
 
 

@@ -43,7 +43,7 @@ from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
-from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
+from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 

@@ -32,8 +32,15 @@ from suffice.review.holds import NO_HOLDS, RouteHolds, incident_of_pause
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import StoredLabel
 from suffice.store.routes.deployments import RouteDeployment
-from suffice.store.rows.events import Event, route_of
-from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove, RolloutStart, RolloutUndo
+from suffice.store.rows.events import (
+    Event,
+    FeedbackEvent,
+    RequestCount,
+    RolloutMove,
+    RolloutStart,
+    RolloutUndo,
+    route_of,
+)
 from suffice.types import Alarm, Epoch, Feedback, Outcome, Pause, Publication, Request, Resumption
 
 

@@ -22,8 +22,7 @@ import msgspec
 
 from suffice.store.audit import chain
 from suffice.store.audit.personal import split
-from suffice.store.rows.events import EVENTS, decode_as
-from suffice.store.rows.records import Erasure
+from suffice.store.rows.events import EVENTS, Erasure, decode_as
 
 _ROWS: Final = f"""
     SELECT {chain.COLUMNS}, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body

@@ -20,8 +20,7 @@ from suffice.store.audit.personal import WORDS, Part, without
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import unusable
 from suffice.store.database.views import LogReader, query_number
-from suffice.store.rows.events import to_row
-from suffice.store.rows.records import Erasure
+from suffice.store.rows.events import Erasure, to_row
 
 BATCH_ROWS: Final = 2_000  # in one transaction; other writers wait that long
 PURGE_BUSY_S: Final = 30.0  # how long rewriting the file waits for other processes

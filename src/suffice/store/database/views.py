@@ -19,8 +19,7 @@ from suffice.assurance.sampling import UnloggedRequests
 from suffice.errors import StoreError
 from suffice.store.database import schema
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.events import EVENTS, E, decode_as, kind_named
-from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.store.rows.events import EVENTS, E, FeedbackEvent, RequestCount, decode_as, kind_named
 from suffice.types import (
     Episode,
     Feedback,

@@ -23,7 +23,7 @@ from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.schema import kinds_in
 from suffice.store.routes.rollups import HOUR_S
-from suffice.store.rows import records
+from suffice.store.rows import events
 from suffice.store.rows.events import Event, key_of
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
@@ -110,21 +110,21 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return notice, AlertCause("pause", route, str(number))
         case Incident(route=route, incident=name):
             return _notice("incident", route, event.summary, name, "/incidents"), AlertCause("incident", route, name)
-        case records.KillSwitchState(on=on):
+        case events.KillSwitchState(on=on):
             text = f"the kill switch is {'pulled' if on else 'released'}: {event.reason}"
             return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), AlertCause(
                 "kill_switch"
             ) if on else None
-        case RouteForecast() | records.FailOpenCount() | records.VersionRefusal() | records.LogOutage():
+        case RouteForecast() | events.FailOpenCount() | events.VersionRefusal() | events.LogOutage():
             return _alert_of_serving(event)
-        case records.RolloutMove() | records.RolloutUndo():
+        case events.RolloutMove() | events.RolloutUndo():
             return _alert_of_rollout(event)
         case _:
             return None
 
 
 def _alert_of_serving(
-    event: RouteForecast | records.FailOpenCount | records.VersionRefusal | records.LogOutage,
+    event: RouteForecast | events.FailOpenCount | events.VersionRefusal | events.LogOutage,
 ) -> RaisedAlert | None:
     match event:
         case RouteForecast(route=route, drop=drop):
@@ -134,15 +134,15 @@ def _alert_of_serving(
             part = f"{drop.now / drop.limit:.0%} of it"
             text = f"the EM drop is about {drop.now:.2%}, and the budget {drop.limit:.2%}: {part}"
             return _notice("budget_nearly_spent", route, text), AlertCause("budget", route)
-        case records.FailOpenCount(route=route, n_runs=n, n_degraded=n_degraded):
+        case events.FailOpenCount(route=route, n_runs=n, n_degraded=n_degraded):
             text = f"failed open in {n_degraded:,} of {n:,} runs within an hour ({n_degraded / n:.1%})"
             until_s = float((event.hour + 1) * HOUR_S)
             return _notice("fail_open", route, text), AlertCause("fail_open", route, until_s=until_s)
-        case records.VersionRefusal(route=route, number=number, fit=fit):
+        case events.VersionRefusal(route=route, number=number, fit=fit):
             what = f"publication {number}" if number else f"version {fit}"
             text = f"{what} cannot be served: {event.reason}; {event.serves}"
             return _notice("version_refused", route, text, str(number or fit)), AlertCause("version", route)
-        case records.LogOutage():
+        case events.LogOutage():
             text = (
                 f"a gateway was without its log for {event.until_s - event.since_s:,.0f} s and served {event.after}:"
                 f" {event.reason}; {event.n_dropped:,} rows are lost"
@@ -150,9 +150,9 @@ def _alert_of_serving(
             return _notice("log_missed", "", text, key_of(event), ""), None
 
 
-def _alert_of_rollout(event: records.RolloutMove | records.RolloutUndo) -> RaisedAlert | None:
+def _alert_of_rollout(event: events.RolloutMove | events.RolloutUndo) -> RaisedAlert | None:
     route = event.route
-    if isinstance(event, records.RolloutUndo):
+    if isinstance(event, events.RolloutUndo):
         text = f"the version of rollout {event.rollout} was taken back by {event.author}: {event.reason}"
         return _notice("rollback", route, text, event.rollout, "/policies"), None
     move = event.transition
@@ -198,11 +198,11 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
         case IncidentDecision():
             text = f"{event.author} decided to {event.decision.replace('_', ' ')}: {event.reason}"
             return (_over("incident", event.route, text, name=event.incident),)
-        case records.KillSwitchState(on=False):
+        case events.KillSwitchState(on=False):
             return (_over("kill_switch", "", f"released: {event.reason}"),)
-        case records.RolloutUndo():
+        case events.RolloutUndo():
             return (_over("version", event.route, f"{event.author} took the version back"),)
-        case records.RolloutMove():
+        case events.RolloutMove():
             return _after_move(event)
         case _:
             return ()
@@ -226,7 +226,7 @@ def _after_look(forecast: RouteForecast) -> tuple[AlertResolution, ...]:
     return tuple(endings)
 
 
-def _after_move(event: records.RolloutMove) -> tuple[AlertResolution, ...]:
+def _after_move(event: events.RolloutMove) -> tuple[AlertResolution, ...]:
     route, move = event.route, event.transition
     did = {"resume": "went on", "promote": "moved to its next step", "roll_back": "was rolled back"}.get(move.move)
     if did is None:
@@ -342,7 +342,7 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
     sinks, of, last = dict(known.sinks), dict(known.of), known.seq
     for seq, at_s, event in rows:
         last = seq
-        if isinstance(event, records.AlertDelivery):
+        if isinstance(event, events.AlertDelivery):
             _take(event, at_s, raised, sinks, of)
             continue
         _end(event, at_s, raised)
@@ -387,7 +387,7 @@ def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
 
 
 def _take(
-    event: records.AlertDelivery,
+    event: events.AlertDelivery,
     at_s: float,
     raised: dict[int, OpenAlert],
     sinks: dict[str, SinkState],
@@ -418,8 +418,8 @@ def read_alert_rows(connection: views.LogReader, since_seq: int, n: int) -> list
     return views.read_events_where(connection, condition, (since_seq, n), index="events_once")
 
 
-def deliveries_to(connection: views.LogReader, sink: str, n: int) -> list[records.AlertDelivery]:
-    return views.newest_events(connection, records.AlertDelivery, n, prefix=sink)
+def deliveries_to(connection: views.LogReader, sink: str, n: int) -> list[events.AlertDelivery]:
+    return views.newest_events(connection, events.AlertDelivery, n, prefix=sink)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -435,7 +435,7 @@ def sent_notices(path: Path, n: int) -> list[SentNotice]:
     with views.open_reader(path) as connection:
         for stored in views.read_events_where(connection, "kind = 'alert_sent' ORDER BY seq DESC LIMIT ?", (n,)):
             delivery = stored.event
-            assert isinstance(delivery, records.AlertDelivery)
+            assert isinstance(delivery, events.AlertDelivery)
             about = (
                 views.read_events_where(connection, "seq = ?", (delivery.over or delivery.read_to_seq,))
                 if delivery.of

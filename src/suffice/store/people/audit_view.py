@@ -14,7 +14,7 @@ import msgspec
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
 from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows
-from suffice.store.rows import records
+from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.types import Epoch, Pause, Publication, Resumption
 
@@ -94,7 +94,7 @@ def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
     after = "written by a later version"
     if kind in EVENTS:
         event = decoded(seq, EVENTS[kind], body)
-        record = event.feedback if isinstance(event, records.FeedbackEvent) else event
+        record = event.feedback if isinstance(event, events.FeedbackEvent) else event
         who, why = _first(record, _WHO), _first(record, _WHY)
         before, after = _states(connection, event, record)
     return AuditEntry(place, seq, at_s, kind, route, episode_id, who, before, after, why, bytes(link).hex(), body)
@@ -108,7 +108,7 @@ def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]
     if isinstance(event, Publication):
         earlier = find_event(connection, Publication, f"{event.route}:{event.number - 1}")
         return "" if earlier is None else _published(earlier), _published(event)
-    if isinstance(event, records.ConfigChange):
+    if isinstance(event, events.ConfigChange):
         return _changed(event)
     before, after = (
         "" if one is None else _words(one) for one in (getattr(record, "before", None), getattr(record, "after", None))
@@ -127,15 +127,15 @@ def _decided(event: Event) -> tuple[str, str] | None:
             return "acting", f"paused: {event.cause}"
         case Resumption():
             return f"pause {event.number}", "acting"
-        case records.Erasure():
+        case events.Erasure():
             return event.what, f"{', '.join(event.parts)} erased in {event.n_rows:,} rows"
-        case records.Export():
+        case events.Export():
             return "", f"{event.what}: {event.n_rows:,} rows to {event.where}"
-        case records.AccessGrant():
+        case events.AccessGrant():
             return "", f"{event.name}: {event.what}" + (f" as {event.role}" if event.role else "")
         case Incident():
             return "", f"{event.incident}: {event.summary}"
-        case records.KillSwitchState():
+        case events.KillSwitchState():
             states = ("released", "pulled: nothing is stopped on any route")
             return states if event.on else (states[1], states[0])
     return None
@@ -143,22 +143,22 @@ def _decided(event: Event) -> tuple[str, str] | None:
 
 def _of_experiment(event: Event) -> tuple[str, str] | None:
     match event:
-        case records.ProposedVersion():
+        case events.ProposedVersion():
             return event.parent or "", f"{event.address}: {event.verdict}, {event.why}; not active anywhere by itself"
-        case records.RolloutStart(state=state):
+        case events.RolloutStart(state=state):
             tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
             return f"{state.in_force} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
-        case records.RolloutMove(transition=move):
+        case events.RolloutMove(transition=move):
             level = f"level {move.level} of the candidate may act"
             step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
             return "", f"rollout {move.rollout}: {level if move.move == 'certify' else step}"
-        case records.RolloutUndo():
+        case events.RolloutUndo():
             return "", f"rollout {event.rollout}: its version was taken back"
-        case records.ExperimentStart(experiment=one):
+        case events.ExperimentStart(experiment=one):
             arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in one.odds().items())
             where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
             return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
-        case records.ExperimentEnd():
+        case events.ExperimentEnd():
             return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.said)))
     return None
 
@@ -168,7 +168,7 @@ def _published(publication: Publication) -> str:
     return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {version}"
 
 
-def _changed(event: records.ConfigChange) -> tuple[str, str]:
+def _changed(event: events.ConfigChange) -> tuple[str, str]:
     changes = event.changes
     if not changes:
         return "", f"{len(event.settings):,} settings recorded"

@@ -20,8 +20,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, LogSource, find_event, open_reader, read_newer, read_publications
 from suffice.store.routes.deployments import read_decided, read_holds
-from suffice.store.rows.events import Event
-from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
+from suffice.store.rows.events import Event, FeedbackEvent, QuestionText, Sources
 from suffice.types import Outcome, Pause, Publication, Request, Resumption
 
 RACE: Final = "somebody else decided at the same time; check it and try again"

@@ -13,8 +13,7 @@ from typing import Final, Literal
 
 from suffice.store.audit.chain import repeats
 from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader, query_rows
-from suffice.store.rows.events import to_row
-from suffice.store.rows.records import FeedbackEvent
+from suffice.store.rows.events import FeedbackEvent, to_row
 from suffice.types import Feedback, Request
 
 _UNMATCHED: Final = """

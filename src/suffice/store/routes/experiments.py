@@ -13,7 +13,7 @@ from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
-from suffice.store.rows.records import ExperimentEnd, ExperimentRevision, ExperimentStart
+from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, ExperimentStart
 from suffice.types import ArmDraw, Query
 
 _DRAWS: Final = """

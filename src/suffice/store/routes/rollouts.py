@@ -21,7 +21,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import LogReader, LogSource, open_reader, read_kinds, requests_since, select
 from suffice.store.routes.deployments import RouteDeployment, read_decided
-from suffice.store.rows.records import ProposedVersion, RolloutMove, RolloutStart, RolloutUndo
+from suffice.store.rows.events import ProposedVersion, RolloutMove, RolloutStart, RolloutUndo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import msgspec
 
 from suffice.assurance.runs import Match, RunNumbers, Tally, measure_run
 from suffice.store.database import views
-from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.store.rows.events import FeedbackEvent, RequestCount
 from suffice.store.rows.sums import COLUMNS, NO_SUMS, RollupKey, RollupSums, values_of
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, Query, RecalledRun, Request

@@ -1,50 +1,285 @@
-"""The table of event kinds: the record of each, its key, and its row as JSON.
+"""The kinds of events: records that no other package defines, the table of all kinds, and their rows as JSON.
 
 To add a kind, write the record and add one line to `_KINDS` and one to `Event`. Keys name what was decided, not who
 wrote it: of two writers at the same place, the first row stays. Unknown fields of a stored row are skipped, so rows of
-a newer version stay readable.
+a newer version stay readable. No record holds a secret.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.forecast import Alert, RouteForecast
+from suffice.assurance.sampling import UnloggedRequests
 from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
-from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict
-from suffice.store.rows import records
+from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Source, Verdict
+from suffice.rollout.evidence import Rules
+from suffice.rollout.experiment import RunningExperiment
+from suffice.rollout.stages import State, Transition
 from suffice.types import (
     Alarm,
     Epoch,
+    Feedback,
     Findings,
     JobRun,
     LabelRequest,
     Outcome,
     Pause,
     Publication,
+    RecalledRun,
     Request,
     Resumption,
     RouteFindings,
 )
 
+
+@dataclass(frozen=True, slots=True)
+class FeedbackEvent:
+    feedback: Feedback
+    about: RecalledRun | None = None  # None: its run has rows of its own, or no gateway remembers it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessGrant:
+    """Access given, given with another secret, or removed."""
+
+    access_id: str  # of this change
+    name: str
+    what: Literal["added", "reset", "removed"]
+    role: str  # "": removed
+    author: str  # user of the computer on which it was done
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposedVersion:
+    """A version that a refit proposes, and its report. It takes effect nowhere by itself."""
+
+    route: str
+    read_to_seq: int  # place in the log up to which it was learned
+    address: str  # of the version, stored as an artefact
+    parent: str | None  # address of the active version
+    reason: str  # schedule, drift, by hand
+    verdict: str  # against the parent: better, worse, inconclusive, first
+    why: str
+    n_runs: int  # that it was learned from
+    saving: IntervalEstimate | None  # at the route's own EM budget, on prompts unseen by its models
+    drop: IntervalEstimate | None  # likewise
+    lineage: dict[str, Any]  # as `learn.retrain` has it; Any, because each key has its own type
+    card: dict[str, Any] | None  # as `learn.report_card` has it
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertDelivery:
+    sink: str  # log, webhook or email
+    read_to_seq: int  # place in the log of the event sent; earlier rows are known to the sink
+    of: str  # kind of the notice; "": the sink was enabled here
+    same: str  # equal for repetitions of one alert; "": the sink was enabled here
+    about_s: float  # Unix time at which the log accepted the event
+    over: int = 0  # place in the log of a resolved alert that was reported; 0: an event was reported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailOpenCount:
+    route: str
+    hour: int  # since 1970
+    n_runs: int
+    n_degraded: int  # of them, failed open: they ran in full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingChange:
+    path: str  # such as routes.math.max_em_drop
+    before: str | None  # None: it was absent
+    after: str | None  # None: it is absent now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigChange:
+    number: int  # of the log's changes, from 1, which only records the initial state
+    author: str  # process and user; "file" where no user is known
+    reason: str  # a short sentence
+    changes: tuple[SettingChange, ...]  # by path; (): nothing was recorded before
+    settings: dict[str, str]  # all of them, path to JSON; never secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    export_id: str
+    author: str
+    reason: str  # a short sentence
+    what: str  # "audit log", "training pairs" …
+    where: str  # name of the file, "standard output"
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    erasure_id: str  # of the whole erasure, which may be written in several rows
+    number: int  # of this row within it, from 1
+    author: str
+    reason: str
+    what: str  # which rows: "episode ep_…", "older than 90 days" …
+    parts: tuple[str, ...]  # "answers", "comments", "metadata", "steps"
+    n_rows: int  # rows that were changed
+    chained: tuple[int, ...] = ()  # places in the log of the chained ones
+    until_seq: int = 0  # everything in scope up to this place in the log is erased; 0: not stated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentStart:
+    experiment: RunningExperiment
+    revision: int  # of this run: 0 is the start
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentRevision(ExperimentStart):
+    """A running experiment with other weights or another share; earlier assignments keep their odds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentEnd:
+    experiment: str  # its name
+    run: int
+    author: str
+    reason: str
+    said: tuple[str, ...] = ()  # its result then, in sentences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    object_id: str  # as the upstream named it
+    sender: str  # keyed hash of the key that made it
+    upstream: str  # name of the upstream that keeps it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUsage:
+    usage_id: str
+    sender: str  # keyed hash of the key
+    day: str  # UTC, as 2026-01-31
+    n_tokens: int  # prompt and answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillSwitchState:
+    on: bool
+    reason: str  # of its file, with who set it
+    stamp: int  # modification time of the file, ns; 0: set by a gateway's environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionText:
+    episode_id: str
+    route: str
+    text: str  # as a person reads it
+    expires_at_s: float  # Unix time after which nobody may see it; erasing is separate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    episode_id: str
+    route: str
+    sources: tuple[Source, ...]  # in the order of the steps
+    is_cut: bool  # it was longer than is kept
+    expires_at_s: float  # Unix time after which nobody may see them; erasing is separate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStart:
+    state: State
+    number: int  # of the route's rollouts: 1 is the first
+    author: str
+    reason: str
+    rules: Rules = field(default_factory=Rules)  # fixed at its start, whatever the settings say later
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutUndo:
+    rollout: str
+    route: str
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutMove:
+    route: str
+    author: str  # a person, or the worker that moved it on evidence
+    reason: str
+    transition: Transition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCount:
+    """Requests that one gateway counted on a route since its last count."""
+
+    count_id: str
+    route: str  # "" when no route matched
+    n_requests: int
+    n_governed: int
+    cells: tuple[UnloggedRequests, ...]
+    senders: tuple[str, ...] = ()  # keyed hashes of API keys not reported before
+    audit_share: float | None = None  # lowest share at which a governed one was assigned; None: none was governed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowRates:
+    route: str
+    number: int  # of the route's settings of rates: 1 is the first
+    sample_rate: float  # the owner's, which the rates keep to; a changed one voids them
+    read_to_seq: int  # place in the log up to which it was read
+    other: float  # of classes that are not named
+    after: tuple[tuple[str, float], ...]  # sorted by class
+    before: tuple[tuple[str, float], ...]
+    reason: str
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRefusal:
+    route: str
+    number: int  # of the publication; 0: a completed rollout
+    fit: str  # address of the version
+    reason: str  # why, as a sentence
+    serves: str  # the version that serves instead, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOutage:
+    gateway: str  # a unique name of the gateway
+    since_s: float  # Unix time
+    until_s: float  # Unix time
+    reason: str  # why the log could not be read
+    after: str  # what was served meanwhile, in words
+    n_rows: int  # that waited and were written afterwards
+    n_dropped: int  # for which the queue had no room
+
+
+# ---- the table of kinds ---------------------------------------------------------------------------
+
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
-_RunEvent: TypeAlias = Request | Outcome | JobRun | LabelRequest | records.FeedbackEvent | records.RequestCount
-_RunText: TypeAlias = records.QuestionText | records.Sources
+_RunEvent: TypeAlias = Request | Outcome | JobRun | LabelRequest | FeedbackEvent | RequestCount
+_RunText: TypeAlias = QuestionText | Sources
 _RouteEvent: TypeAlias = Epoch | Publication | Alarm | Pause | Resumption | Findings | RouteFindings
-_Forecast: TypeAlias = RouteForecast | Alert | records.AlertDelivery | records.FailOpenCount
-_Proposal: TypeAlias = records.ProposedVersion | records.RowRates | records.VersionRefusal
-_Experiment: TypeAlias = records.ExperimentStart | records.ExperimentRevision | records.ExperimentEnd
-_Rollout: TypeAlias = records.RolloutStart | records.RolloutMove | records.RolloutUndo
+_Forecast: TypeAlias = RouteForecast | Alert | AlertDelivery | FailOpenCount
+_Proposal: TypeAlias = ProposedVersion | RowRates | VersionRefusal
+_Experiment: TypeAlias = ExperimentStart | ExperimentRevision | ExperimentEnd
+_Rollout: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _Review: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
-_Hold: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | records.KillSwitchState
-_Administration: TypeAlias = records.ConfigChange | records.Export | records.Erasure | records.AccessGrant
-_GatewayEvent: TypeAlias = records.LogOutage | records.StoredObject | records.KeyUsage
+_Hold: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
+_Administration: TypeAlias = ConfigChange | Export | Erasure | AccessGrant
+_GatewayEvent: TypeAlias = LogOutage | StoredObject | KeyUsage
 
 Event: TypeAlias = (
     _RunEvent
@@ -88,15 +323,15 @@ _LOOK: Final = "{0.route}:{0.epoch:06}:{0.at:012}"
 _TURN: Final = "{0.item}:{0.slot}:{0.turn}"
 
 
-def _delivery_key(event: records.AlertDelivery) -> str:
+def _delivery_key(event: AlertDelivery) -> str:
     return f"{event.sink}:{event.read_to_seq:015}" + (f":over:{event.over:015}" if event.over else "")
 
 
-def _switch_key(event: records.KillSwitchState) -> str:
+def _switch_key(event: KillSwitchState) -> str:
     return f"{event.stamp}:{'on' if event.on else 'off'}"
 
 
-def _refusal_key(event: records.VersionRefusal) -> str:
+def _refusal_key(event: VersionRefusal) -> str:
     return f"{event.route}:{event.number or event.fit}"
 
 
@@ -105,7 +340,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("outcome", Outcome, "outcome", _EPISODE, chained=False),
     Kind(
         "feedback",
-        records.FeedbackEvent,
+        FeedbackEvent,
         "",
         # Idempotency keys of different senders are independent.
         "{0.feedback.sender}/{0.feedback.feedback_id}",
@@ -122,41 +357,39 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("job_ran", JobRun, "run", "{0.run_id}", lambda e: e.route or None, chained=False),
     Kind("route_monitored", RouteForecast, "outlook", _LOOK, chained=False),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
-    Kind("version_proposed", records.ProposedVersion, "proposal", _READ_TO),
-    Kind("alert_sent", records.AlertDelivery, "telling", _delivery_key, chained=False),
-    Kind("fail_open_high", records.FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
-    Kind("version_refused", records.VersionRefusal, "refusal", _refusal_key),
-    Kind("log_missed", records.LogOutage, "missing", "{0.gateway}:{0.since_s:.3f}"),
-    Kind("kill_switched", records.KillSwitchState, "switching", _switch_key),
-    Kind("experiment_started", records.ExperimentStart, "begun", "{0.experiment.name}:{0.experiment.run}"),
-    Kind(
-        "experiment_changed", records.ExperimentRevision, "begun", "{0.experiment.name}:{0.experiment.run}:{0.revision}"
-    ),
-    Kind("experiment_stopped", records.ExperimentEnd, "ended", "{0.experiment}:{0.run}"),
+    Kind("version_proposed", ProposedVersion, "proposal", _READ_TO),
+    Kind("alert_sent", AlertDelivery, "telling", _delivery_key, chained=False),
+    Kind("fail_open_high", FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
+    Kind("version_refused", VersionRefusal, "refusal", _refusal_key),
+    Kind("log_missed", LogOutage, "missing", "{0.gateway}:{0.since_s:.3f}"),
+    Kind("kill_switched", KillSwitchState, "switching", _switch_key),
+    Kind("experiment_started", ExperimentStart, "begun", "{0.experiment.name}:{0.experiment.run}"),
+    Kind("experiment_changed", ExperimentRevision, "begun", "{0.experiment.name}:{0.experiment.run}:{0.revision}"),
+    Kind("experiment_stopped", ExperimentEnd, "ended", "{0.experiment}:{0.run}"),
     Kind("review_asked", ReviewItem, "item", _EPISODE),
     Kind("review_drawn", ControlDraw, "drawing", _NUMBERED),
     Kind("review_leased", ReviewLease, "lease", _TURN, chained=False),
     Kind("review_returned", ItemReturn, "returned", _TURN),
     Kind("review_verdict", Verdict, "verdict", "{0.item}:{0.reviewer}:{0.revision}"),
-    Kind("question_kept", records.QuestionText, "question", _EPISODE, chained=False),
-    Kind("sources_kept", records.Sources, "kept", _EPISODE, chained=False),
+    Kind("question_kept", QuestionText, "question", _EPISODE, chained=False),
+    Kind("sources_kept", Sources, "kept", _EPISODE, chained=False),
     Kind("override_set", Override, "override", _NUMBERED),
     Kind("override_ended", OverrideEnd, "end", _NUMBERED),
     Kind("incident_opened", Incident, "incident", "{0.incident}"),
     Kind("incident_decided", IncidentDecision, "decision", "{0.incident}"),
-    Kind("config_changed", records.ConfigChange, "change", "{0.number:08}"),
-    Kind("exported", records.Export, "export", "{0.export_id}"),
-    Kind("erased", records.Erasure, "erasure", "{0.erasure_id}:{0.number:06}"),
-    Kind("access_changed", records.AccessGrant, "access", "{0.access_id}"),
-    Kind("rollout_begun", records.RolloutStart, "beginning", "{0.state.route}:{0.number}", lambda e: e.state.route),
-    Kind("rollout_moved", records.RolloutMove, "moved", "{0.transition.rollout}:{0.transition.number}"),
-    Kind("rollout_undone", records.RolloutUndo, "undoing", "{0.rollout}"),
-    Kind("requests_counted", records.RequestCount, "counted", "{0.count_id}", chained=False),
-    Kind("rates_set", records.RowRates, "rates", "{0.route}:{0.number:09}"),
+    Kind("config_changed", ConfigChange, "change", "{0.number:08}"),
+    Kind("exported", Export, "export", "{0.export_id}"),
+    Kind("erased", Erasure, "erasure", "{0.erasure_id}:{0.number:06}"),
+    Kind("access_changed", AccessGrant, "access", "{0.access_id}"),
+    Kind("rollout_begun", RolloutStart, "beginning", "{0.state.route}:{0.number}", lambda e: e.state.route),
+    Kind("rollout_moved", RolloutMove, "moved", "{0.transition.rollout}:{0.transition.number}"),
+    Kind("rollout_undone", RolloutUndo, "undoing", "{0.rollout}"),
+    Kind("requests_counted", RequestCount, "counted", "{0.count_id}", chained=False),
+    Kind("rates_set", RowRates, "rates", "{0.route}:{0.number:09}"),
     # The first row of an id counts: nobody can take over an existing object.
-    Kind("object_made", records.StoredObject, "made", "{0.object_id}", chained=False),
+    Kind("object_made", StoredObject, "made", "{0.object_id}", chained=False),
     # The key begins with the day, so that a day's rows are found by it.
-    Kind("key_used", records.KeyUsage, "usage", "{0.day}:{0.usage_id}", chained=False),
+    Kind("key_used", KeyUsage, "usage", "{0.day}:{0.usage_id}", chained=False),
 )
 EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
 UNCHAINED: Final = frozenset(kind.name for kind in _KINDS if not kind.chained)
