@@ -10,7 +10,6 @@ import pytest
 
 from suffice.doctor.examine import recommend
 from suffice.doctor.experiments import EXPERIMENTS, cancel
-from suffice.doctor.session import Facts
 from suffice.settings import parse_settings
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS, allows_probes, honoured, url_key
@@ -112,7 +111,7 @@ async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
         FakeUpstream(model(delay_s=0.1), ServerBehaviour(cancels=False, slots=2)) as fake,
         open_session(fake) as session,
     ):
-        session.facts = Facts(n_slots=2, can_list_slots=True)
+        session.n_slots, session.can_list_slots = 2, True
         result = await cancel(session)
     assert result.verdict == "no"
     assert "1 still running" in result.evidence

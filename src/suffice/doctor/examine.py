@@ -45,8 +45,8 @@ async def examine(
         model=session.model,
         at_s=at_s,
         findings=tuple(entries.values()),
-        n_slots=session.facts.n_slots,
-        context_tokens=session.facts.context_tokens,
+        n_slots=session.n_slots,
+        context_tokens=session.context_tokens,
         finish=tuple(method for method, name in METHODS.items() if name in entries and entries[name].verdict == "yes"),
     )
 
@@ -63,35 +63,25 @@ async def _within(session: ServerSession, experiment: Experiment) -> Result:
         return Result("no" if experiment is reachable else "unclear", error.for_operator())
 
 
-# Shapes of answers that were written from documentation, not recorded from a live server, by engine and file in
-# tests/wire/streams/. No figure is taken from them.
-UNVERIFIED_SHAPES: Mapping[str, Mapping[str, str]] = {
-    "vLLM": {
-        "vllm_reasoning": "chat stream, thought in reasoning",
-        "vllm_reasoning_content": "chat stream, thought in reasoning_content",
-        "vllm_continuous_usage": "chat stream, usage in every chunk",
-    },
-    "SGLang": {"sglang_reasoning_content": "chat stream, thought in reasoning_content, nulls beside it"},
-    "DeepSeek API": {"deepseek_reasoning_content": "chat stream, comments, usage with the finish reason"},
-    "Ollama": {"ollama_reasoning": "chat stream, thought in reasoning"},
-    "OpenAI API": {
-        "openai_chat": "chat stream, hidden thought, usage null until the end",
-        "openai_responses": "responses stream",
-        "openai_responses_body": "responses, one body",
-        "openai_embeddings": "embeddings",
-    },
-    "Anthropic API": {
-        "anthropic_messages": "messages stream with a thought",
-        "anthropic_messages_body": "messages, one body",
-    },
-    "OpenRouter": {"openrouter_reasoning": "chat stream, comments, reasoning beside reasoning_details"},
-    "Mistral API": {"mistral_thinking": "chat stream, thought in parts of the content"},
-}
-
-
-def not_verified() -> tuple[str, ...]:
-    shapes = (f"{engine}: {'; '.join(known.values())}" for engine, known in UNVERIFIED_SHAPES.items())
-    return (*shapes, "the ways to close a thought and the budget fields of every driver but llama.cpp's")
+# What was written from documentation and not seen at a live server; no figure is taken from it. First, by engine, the
+# shapes of answers that are `synthetic` in tests/wire/streams/.
+NOT_VERIFIED = (
+    (
+        "vLLM: chat stream, thought in reasoning; chat stream, thought in reasoning_content; chat stream, usage in"
+        " every chunk"
+    ),
+    "SGLang: chat stream, thought in reasoning_content, nulls beside it",
+    "DeepSeek API: chat stream, comments, usage with the finish reason",
+    "Ollama: chat stream, thought in reasoning",
+    (
+        "OpenAI API: chat stream, hidden thought, usage null until the end; responses stream; responses, one body;"
+        " embeddings"
+    ),
+    "Anthropic API: messages stream with a thought; messages, one body",
+    "OpenRouter: chat stream, comments, reasoning beside reasoning_details",
+    "Mistral API: chat stream, thought in parts of the content",
+    "the ways to close a thought and the budget fields of every driver but llama.cpp's",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ async def _models(session: ServerSession) -> Result:
     if status != 200 or not items:
         return Result("no", f"/v1/models answered {status} and listed no models")
     mine = next((one for one in items if within(one, "id") == session.model), None)
-    session.facts.context_tokens = _positive(within(mine, "max_model_len"))
+    session.context_tokens = _positive(within(mine, "max_model_len"))
     here = "including the requested model" if mine else f"the requested model {session.model!r} is not among them"
     return Result("yes", f"{len(items)} listed, {here}")
 
@@ -162,26 +162,25 @@ async def _seed(session: ServerSession) -> Result:
 
 
 async def _slots(session: ServerSession) -> Result:
-    facts = session.facts
     status, props = await session.get("/props")
     if status == 200:
-        facts.n_slots = _positive(within(props, "total_slots"))
+        session.n_slots = _positive(within(props, "total_slots"))
         context = _positive(within(props, "default_generation_settings", "n_ctx"))
-        facts.context_tokens = facts.context_tokens or context
+        session.context_tokens = session.context_tokens or context
     status, listed = await session.get("/slots")
     if status == 200 and isinstance(listed, list) and listed:
-        facts.can_list_slots = True
-        facts.n_slots = facts.n_slots or len(listed)
-        facts.context_tokens = facts.context_tokens or _positive(within(listed[0], "n_ctx"))
-    if facts.n_slots is None:
+        session.can_list_slots = True
+        session.n_slots = session.n_slots or len(listed)
+        session.context_tokens = session.context_tokens or _positive(within(listed[0], "n_ctx"))
+    if session.n_slots is None:
         return Result("no", "neither /props nor /slots reports it; set upstreams.NAME.slots yourself")
-    return Result("yes", f"{facts.n_slots} at once")
+    return Result("yes", f"{session.n_slots} at once")
 
 
 async def _context(session: ServerSession) -> Result:
-    if session.facts.context_tokens is None:
+    if session.context_tokens is None:
         return Result("no", "neither the list of models nor /props reports it")
-    return Result("yes", f"{session.facts.context_tokens:,} tokens a request")
+    return Result("yes", f"{session.context_tokens:,} tokens a request")
 
 
 async def _rate_limits(session: ServerSession) -> Result:
@@ -208,7 +207,7 @@ SLACK = 12  # pieces that may still be in flight, a closing message included
 
 
 async def _reasoning(session: ServerSession) -> Result:
-    seen = session.facts.thought = await session.stream(session.body(THINK, THINK_CAP))
+    seen = session.thought = await session.stream(session.body(THINK, THINK_CAP))
     if seen.status != 200:
         return Result("unclear", f"answered {seen.refused}")
     begun, ended = session.settings.think_open, session.settings.think_close
@@ -262,7 +261,7 @@ async def _continuation(session: ServerSession, method: Any, *, prompt: Prompt |
 
 
 async def _native_end(session: ServerSession) -> Result:
-    base = session.facts.thought
+    base = session.thought
     if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
         return Result("unclear", f"no thought to end: {_length(base)}")
     seen = StreamTranscript()
@@ -292,7 +291,7 @@ async def _native_end(session: ServerSession) -> Result:
 
 
 async def _native_budget(session: ServerSession) -> Result:
-    base = session.facts.thought
+    base = session.thought
     if base is None or base.n_thought_pieces < MIN_THOUGHT:
         return Result("unclear", f"the thought is too short to test a budget: {_length(base)}")
     budget = DRIVERS[session.settings.driver].budget or DRIVERS["llama.cpp"].budget
@@ -348,7 +347,7 @@ async def _prefix_cache(session: ServerSession) -> Result:
     if warm.n_cached is None or longer.n_cached is None or not warm.n_prompt:
         sure = faster or cold_s >= 4 * CLEAR_S  # a quick cold prompt leaves nothing to save
         return Result("yes" if faster else "no" if sure else "unclear", f"nothing reported; {clock}")
-    session.facts.reports_cache = True
+    session.reports_cache = True
     reported = f"cached {warm.n_cached:,} of {warm.n_prompt:,} prompt tokens again, {longer.n_cached:,} with a suffix"
     if min(warm.n_cached, longer.n_cached) < SEEN_SHARE * warm.n_prompt:
         return Result("no", f"{reported}; {clock}")
@@ -359,7 +358,7 @@ async def _prefix_cache(session: ServerSession) -> Result:
 
 def _long_prompt(session: ServerSession, most_words: int) -> str:
     """Return a prompt with a new first word, so that it is in no cache."""
-    room = session.facts.context_tokens or 8 * N_WORDS
+    room = session.context_tokens or 8 * N_WORDS
     n_words = max(64, min(most_words, room // 4))
     words = (_WORDS[(i * i + i // 7) % len(_WORDS)] for i in range(n_words))
     return f"{secrets.token_hex(6)}: here is a list of words. {' '.join(words)}. Say hello."
@@ -370,7 +369,7 @@ async def _first_token(session: ServerSession, text: str, **more: Any) -> Stream
 
 
 async def _cache_prompt(session: ServerSession) -> Result:
-    if not session.facts.reports_cache:
+    if not session.reports_cache:
         return Result("unclear", "the server does not report what its cache served")
     prompt = _long_prompt(session, FEW_WORDS)
     await _first_token(session, prompt)
@@ -389,8 +388,8 @@ async def _id_slot(session: ServerSession) -> Result:
 
     llama.cpp's server may load another conversation into a busy slot that is requested by number.
     """
-    n_slots = session.facts.n_slots
-    if not session.facts.can_list_slots or not n_slots or n_slots < 2:
+    n_slots = session.n_slots
+    if not session.can_list_slots or not n_slots or n_slots < 2:
         why = "the server has one slot" if n_slots == 1 else "/slots does not report which slot is busy"
         return Result("unclear", why)
     results = []
@@ -421,7 +420,7 @@ async def cancel(session: ServerSession) -> Result:
     sentence = f"a short request took {_ms(after.took_s)} after a disconnect, {_ms(idle_s)} when idle"
     if after.took_s > 3 * idle_s + 0.5:
         return Result("no", sentence)
-    if session.facts.n_slots == 1:
+    if session.n_slots == 1:
         return Result("yes", sentence)
     return Result("unclear", f"{sentence}; a server with a free slot would answer the same")
 

@@ -32,29 +32,21 @@ class Refusal(Exception):
         self.result = result
 
 
-def error_message(body: Mapping[str, Any]) -> str:
-    error = body.get("error", body.get("message"))
-    message = error.get("message") if isinstance(error, Mapping) else error
-    return f" ({message[:_ERROR_CHARS].strip()})" if isinstance(message, str) and message else ""
-
-
 @dataclass(slots=True, kw_only=True)
-class Facts:
-    """Results that later experiments build on. None: not observed, or not tested yet."""
+class ServerReply:
+    status: int = 0
+    body: Mapping[str, Any] = field(default_factory=dict)  # {} if it is not a JSON object, or a stream
+    took_s: float = 0.0
 
-    n_slots: int | None = None
-    context_tokens: int | None = None
-    thought: StreamTranscript | None = None  # the run without a budget, for comparison
-    can_list_slots: bool = False
-    reports_cache: bool = False  # whether usage includes the cached tokens
+    @property
+    def refused(self) -> str:
+        """The status, with the server's own message."""
+        message = wire.within(self.body, "error", "message") or self.body.get("error", self.body.get("message"))
+        words = f" ({message[:_ERROR_CHARS].strip()})" if isinstance(message, str) and message else ""
+        return f"{self.status}{words}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WholeResponse:
-    status: int
-    body: Mapping[str, Any]  # {} if it is not a JSON object
-    took_s: float
-
+class WholeResponse(ServerReply):
     @property
     def choices(self) -> list[Mapping[str, Any]]:
         result = self.body.get("choices")
@@ -66,14 +58,9 @@ class WholeResponse:
         parts = (wire.within(message, name) for name in (*wire.REASONING_FIELDS, "content"))
         return "".join(part for part in parts if isinstance(part, str))
 
-    @property
-    def refused(self) -> str:
-        return f"{self.status}{error_message(self.body)}"
-
 
 @dataclass(slots=True, kw_only=True)
-class StreamTranscript:
-    status: int = 0
+class StreamTranscript(ServerReply):
     completion_id: str = ""
     content: str = ""
     thought: str = ""
@@ -89,12 +76,6 @@ class StreamTranscript:
     finish_reason: str | None = None
     start_s: float = field(default_factory=time.monotonic)  # of the request
     first_s: float | None = None  # from the request to the first piece
-    took_s: float = 0.0
-    error: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def refused(self) -> str:
-        return f"{self.status}{error_message(self.error)}"
 
     @property
     def n_cached(self) -> int | None:
@@ -116,8 +97,13 @@ class ServerSession:
 
     def __init__(self, client: UpstreamClient, *, model: str, timeout_s: float) -> None:
         self.client, self.model, self.timeout_s = client, model, timeout_s
-        self.facts = Facts()
         self.cap_field = "max_tokens"  # the name that this server accepts
+        # Results that later experiments build on. None: not observed, or not tested yet.
+        self.n_slots: int | None = None
+        self.context_tokens: int | None = None
+        self.thought: StreamTranscript | None = None  # the run without a budget, for comparison
+        self.can_list_slots = False
+        self.reports_cache = False  # whether usage includes the cached tokens
         self.headers: dict[str, str] = {}  # of all responses, lower case; the latest value
         self.n_calls = 0
 
@@ -194,7 +180,7 @@ class ServerSession:
         """Read a stream into `seen`, yielding after each piece of text. Raise UpstreamError."""
         seen.status = call.status
         if call.status != 200:
-            seen.error = _object(await call.read_all())
+            seen.body = _object(await call.read_all())
             return
         splitter, done = wire.SseSplitter(), False
         while not done and (data := await call.read()):
@@ -211,7 +197,7 @@ class ServerSession:
         await call.settle()
 
 
-def _check(answer: WholeResponse | StreamTranscript, refusal: str | None) -> None:
+def _check(answer: ServerReply, refusal: str | None) -> None:
     if refusal is not None and answer.status != 200:
         raise Refusal(Result("no", f"{refusal} {answer.refused}"))
 

@@ -52,15 +52,6 @@ class LabelReceipt:
     joined: bool  # its run is known; otherwise it joins when the run arrives
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunInfo:
-    id: str  # made up here if the server could not be called
-    mode: Mode = "off"  # of the route; "off" if no policy judges the steps
-    policy_version: str = ""  # "" if no policy judges the steps
-    certified: bool = False
-    feedback_token: str = ""  # lets its holder rate the run's answer; "": none
-
-
 class BackgroundLoop:
     """Runs an asynchronous helper in a thread with its own event loop. Any thread may use it."""
 
@@ -89,13 +80,8 @@ class LocalRun:
     def __init__(self, backend: LocalBackend, run: RoundsRun) -> None:
         self._backend, self._run = backend, run
         request = run.ledger.request
-        self.info = RunInfo(
-            id=run.id,
-            mode=request.mode,
-            policy_version=request.policy_version,
-            certified=request.certified,
-            feedback_token=run.ledger.disclosure.feedback_token,
-        )
+        self.id, self.mode, self.policy_version = run.id, request.mode, request.policy_version
+        self.certified, self.feedback_token = request.certified, run.ledger.disclosure.feedback_token
 
     @property
     def degraded(self) -> tuple[str, ...]:
@@ -194,13 +180,11 @@ class RemoteRun:
         self._latest: dict[str, Any] = {}  # response of the server
         self._call(asdict(start), [("idempotency-key", uuid.uuid4().hex)])
         opened = self._latest
-        self.info = RunInfo(
-            id=str(opened.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}"),
-            mode=opened.get("mode", "off"),
-            policy_version=str(opened.get("policy_version", "")),
-            certified=opened.get("certified") is True,
-            feedback_token=str(opened.get("feedback_token") or ""),
-        )
+        self.id = str(opened.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}")
+        self.mode: Mode = opened.get("mode", "off")
+        self.policy_version = str(opened.get("policy_version", ""))
+        self.certified = opened.get("certified") is True
+        self.feedback_token = str(opened.get("feedback_token") or "")
 
     @property
     def degraded(self) -> tuple[str, ...]:
@@ -216,7 +200,7 @@ class RemoteRun:
 
     def take(self, index: int, report: StepReport, *, done: bool) -> Decision:
         self._answers.append(report.answer if report.answer is not None else report.text or None)
-        answer = self._call({"episode_id": self.info.id, "step": step_json(index, report), "done": done})
+        answer = self._call({"episode_id": self.id, "step": step_json(index, report), "done": done})
         if answer is None:
             return Decision(action="continue", reason="the call to the server failed")
         stops = answer.get("action") == "stop"
@@ -228,7 +212,7 @@ class RemoteRun:
         )
 
     def end(self, *, aborted: bool) -> None:
-        self._call({"episode_id": self.info.id, "aborted" if aborted else "done": True})
+        self._call({"episode_id": self.id, "aborted" if aborted else "done": True})
 
     def _call(self, body: dict[str, Any], headers: Headers = ()) -> dict[str, Any] | None:
         answer = None if self._is_lost else self._backend.call(body, headers)

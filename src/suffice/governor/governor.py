@@ -91,11 +91,11 @@ class EpisodeBase:
         self._state, self._run, self._lock = state, run, threading.Lock()
         self._ended: str | None = None  # why the run ended; None: it is open
         self.history: tuple[RoundRecord, ...] = ()
-        self.id = run.info.id
-        self.mode = run.info.mode  # the route's mode; "off" if no policy judges the steps
-        self.policy_version = run.info.policy_version
-        self.certified = run.info.certified
-        self.feedback_token = run.info.feedback_token  # lets a browser rate the answer without a key; "": none
+        self.id = run.id  # made up here if the server could not be called
+        self.mode = run.mode  # of the route; "off" if no policy judges the steps
+        self.policy_version = run.policy_version  # "" if no policy judges the steps
+        self.certified = run.certified
+        self.feedback_token = run.feedback_token  # lets its holder rate the answer without a key; "": none
         state.open.add(self)
 
     @property

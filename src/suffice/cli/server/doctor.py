@@ -23,7 +23,7 @@ from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 from suffice.cli import shell
 from suffice.cli.inspect.route_report import audits_missing, frequencies
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
-from suffice.doctor.examine import Recommendation, examine, not_verified, recommend
+from suffice.doctor.examine import NOT_VERIFIED, Recommendation, examine, recommend
 from suffice.doctor.experiments import EXPERIMENTS
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
 from suffice.doctor.session import ServerSession
@@ -158,7 +158,7 @@ def _print_json(findings: Findings, recommendation: Recommendation, *, url: str,
     plain = msgspec.to_builtins(findings) | {"url": url, "advice": recommendation, "kept": kept}
     for one in plain["findings"]:
         one["verified"] = one["verdict"] in VERIFIED
-    shell.print_json({**plain, "not_verified": not_verified()})
+    shell.print_json({**plain, "not_verified": NOT_VERIFIED})
 
 
 def _print_findings(findings: Findings, head: str) -> None:
@@ -191,7 +191,7 @@ def _print_recommendations(recommendation: Recommendation, kept: str) -> None:
     _print_list("What Suffice will use here", [*recommendation.sentences, kept])
     click.echo("For suffice.toml:\n")
     click.echo(textwrap.indent(recommendation.settings, "    "))
-    _print_list("Known from documentation only, not verified against a live server", list(not_verified()))
+    _print_list("Known from documentation only, not verified against a live server", list(NOT_VERIFIED))
 
 
 def _print_list(title: str, sentences: list[str]) -> None:
@@ -301,15 +301,9 @@ def _plain_route(report: RouteDiagnosis) -> dict[str, Any]:
         "mode": report.route.mode,
         "scorer": scorer_label(report.route.scorer),
         "refused": report.refused,
-        "logged": _plain_runs(report.logged),
-        "live": None if report.live is None else _plain_runs(report.live),
+        "logged": asdict(report.logged),
+        "live": None if report.live is None else asdict(report.live),
         "governed_share": None if status is None else status.report.governed_share,
         "ungoverned": {} if status is None else dict(status.report.ungoverned),
         "audits": audits,
     }
-
-
-def _plain_runs(runs: FullRunCounts) -> dict[str, int]:
-    plain = asdict(runs)
-    del plain["answers"]
-    return plain
