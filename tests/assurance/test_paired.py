@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import isnan, log
+from dataclasses import replace
+from math import log
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance import certify
-from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.paired import BETS, PairedView, Repeats, pairs_to_certify, upper_drop
+from suffice.assurance.certify import Counts, count_outcomes, log_wealth
+from suffice.assurance.paired import BETS, PairedCertificate, pairs_to_certify, upper_drop
 
 EPS, DELTA = 0.02, 0.05
 small = st.integers(0, 400)
@@ -85,12 +86,11 @@ def test_what_cannot_be_certified_is_said(drop: float, flips: float) -> None:
 def test_the_upper_bound_covers_and_falls_with_evidence() -> None:
     rng = np.random.default_rng(7)
     z = rng.choice(np.array([-1, 0, 1]), size=(300, 1_000), p=[0.03, 0.93, 0.04])
-    table = Counts(*((z == value).sum(axis=1) for value in (-1, 0, 1)))
-    highs = upper_drop(table, delta=0.1)
+    highs = np.array([upper_drop(count_outcomes(stream[:, np.newaxis].astype(np.int8)), delta=0.1) for stream in z])
     assert (highs < 0.01).mean() <= 0.1
     assert np.median(highs) < 0.04
-    assert upper_drop(counts(0, 0, 0), delta=0.1)[0] == pytest.approx(1.0)
-    assert upper_drop(counts(0, 600, 0), delta=0.1)[0] < upper_drop(counts(0, 300, 0), delta=0.1)[0]
+    assert upper_drop(counts(0, 0, 0), delta=0.1) == pytest.approx(1.0)
+    assert upper_drop(counts(0, 600, 0), delta=0.1) < upper_drop(counts(0, 300, 0), delta=0.1)
 
 
 def test_disagreement_beyond_the_models_own_noise_bounds_nothing() -> None:
@@ -106,17 +106,23 @@ def test_disagreement_beyond_the_models_own_noise_bounds_nothing() -> None:
 
 
 def test_people_see_the_noise_beside_the_loss() -> None:
-    repeats = Repeats(n=200, n_disagree=24)
-    view = PairedView(n=800, drop=0.004, drop_high=0.019, disagreement=0.15, repeats=repeats, saved_share=0.4)
-    assert view.sentence("effort=low") == (
-        "effort=low: EM lower by 0.40 points on 800 pairs, less than 1.90 proved;"
+    certificate = PairedCertificate(
+        is_certified=True,
+        log_e=4.0,
+        n=1_000,
+        n_disagree=150,
+        n_gained=2,
+        n_lost=6,
+        drop_high=0.019,
+        saved_share=0.4,
+        n_repeats=200,
+        n_repeats_disagree=24,
+    )
+    assert certificate.sentence("effort=low") == (
+        "effort=low: EM lower by 0.40 points on 1000 pairs, less than 1.90 proved;"
         " 15.0% of answers differ from the full run's, and 12.0% between two full runs"
     )
-    nothing = Repeats(n=0, n_disagree=0)
-    assert isnan(nothing.disagreement)
-    assert "unknown between" in PairedView(
-        n=1, drop=0.0, drop_high=1.0, disagreement=0.0, repeats=nothing, saved_share=None
-    ).sentence("x")
+    assert "unknown between" in replace(certificate, n_repeats=0, n_repeats_disagree=0).sentence("x")
 
 
 @pytest.mark.parametrize("eps", [0.0, 1.0])

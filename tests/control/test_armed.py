@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from suffice.assurance.paired import WINDOW
 from suffice.cli.main import main
 from suffice.control.loop.paired import MOST_KEPT, PairedEvidence, is_pair
-from suffice.learn.effort import WINDOW
 from suffice.settings import Route, Settings, parse_settings
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event, FeedbackEvent

@@ -318,10 +318,10 @@ def read_pairs(
 ) -> PairStatus | None:
     if not route.is_paired:
         return None
+    from suffice.assurance.paired import certify_arm
     from suffice.control.evidence.audits import recorded_audit
     from suffice.control.jobs.base import since
-    from suffice.control.loop.paired import FULL, is_pair, pair_audits
-    from suffice.learn.effort import certify_arms, pairs_missing
+    from suffice.control.loop.paired import is_pair, latest_arm, pair_audits
 
     audits: list[Audit] = []
     behind, callers = since(name, held, connection), set[str]()
@@ -330,20 +330,18 @@ def read_pairs(
         if is_pair(item.episode.request, item.episode.outcome, route.arms):
             audits.append(recorded_audit(item))
     pairs = pair_audits(audits, match, timeout=0, callers=callers - {""})
-    delta = 1 - route.confidence
-    result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
-    arms = (audit.episode.outcome.pair_arm for audit in reversed(audits))
-    view = result.views[0]
+    budget, delta = route.max_em_drop, 1 - route.confidence
+    certificate = certify_arm(pairs, max_em_drop=budget, delta=delta, now=0)
     return PairStatus(
-        arm=next((arm for arm in arms if arm not in (None, FULL)), None) or route.arms[0],
-        n=view.n,
-        n_disagree=view.n_disagree,
-        em_drop=view.drop if view.n else None,
-        em_drop_high=view.drop_high if view.n else None,
-        n_missing=pairs_missing(result, max_em_drop=route.max_em_drop, delta=delta),
-        n_repeats=result.repeats.n,
-        n_repeats_disagree=result.repeats.n_disagree,
-        max_em_drop=route.max_em_drop,
+        arm=latest_arm(audits, route.arms),
+        n=certificate.n,
+        n_disagree=certificate.n_disagree,
+        em_drop=certificate.drop if certificate.n else None,
+        em_drop_high=certificate.drop_high if certificate.n else None,
+        n_missing=certificate.n_missing(max_em_drop=budget, delta=delta),
+        n_repeats=certificate.n_repeats,
+        n_repeats_disagree=certificate.n_repeats_disagree,
+        max_em_drop=budget,
         confidence=route.confidence,
     )
 

@@ -8,7 +8,6 @@ the arm itself changes them.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -17,11 +16,11 @@ import numpy as np
 from suffice.assurance.certify import e_value_of
 from suffice.assurance.drift import AuditWatch, Reference
 from suffice.assurance.labels import JUDGE, resolve_labels
+from suffice.assurance.paired import WINDOW, PairedAudit, PairedCertificate, certify_arm
 from suffice.assurance.runs import ABANDONED_ENDS, Match
 from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
-from suffice.learn.effort import WINDOW, CertifiedArms, PairedAudit, certify_arms, judge_pair, pairs_missing
 from suffice.rollout.assign import audit_share
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.types import EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
@@ -58,7 +57,7 @@ def pair_audits(
     losses = {name: z for name, z in resolve_labels(labels, differing=differing).items() if isinstance(z, int)}
     weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
     return [
-        replace(_pair(audit, losses.get(audit.id), due=audit.at + timeout), weight=weight)
+        _pair(audit, losses.get(audit.id), due=audit.at + timeout, weight=weight)
         for audit, weight in zip(audits, weights.tolist(), strict=True)
     ]
 
@@ -68,7 +67,9 @@ def pair_loss(outcome: Outcome, given: Feedback, match: Match) -> int | None:
     if given.source == JUDGE:
         return None
     if given.gold is not None:
-        return judge_pair(outcome.answer, outcome.pair_answer, given.gold, match)[1]
+        answers = outcome.answer, outcome.pair_answer
+        full_right, arm_right = (answer is not None and match(answer, given.gold) for answer in answers)
+        return int(full_right) - int(arm_right)
     # A label of the full run alone: if it is right, the other answer is wrong; otherwise that may be wrong as well.
     return None if given.correct is None else int(given.correct)
 
@@ -77,19 +78,26 @@ def _differs(outcome: Outcome) -> bool:
     return outcome.pair_arm is not None and outcome.answer != outcome.pair_answer
 
 
-def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
+def _pair(audit: Audit, z: int | None, *, due: float, weight: float) -> PairedAudit:
     outcome = audit.outcome
-    if outcome.pair_arm is None:  # the client left before the second call, which counts as lost for every arm
-        return PairedAudit(arm=1, disagrees=True, z=1, due=due)
+    if outcome.pair_arm is None:  # the client left before the second call, which counts as lost for the arm
+        return PairedAudit(disagrees=True, z=1, due=due, weight=weight)
     disagrees = _differs(outcome)
     return PairedAudit(
-        arm=0 if outcome.pair_arm == FULL else 1,
         disagrees=disagrees,
         z=z if disagrees else 0,
         due=due,
+        is_repeat=outcome.pair_arm == FULL,
+        weight=weight,
         full_tokens=outcome.usage.completion_tokens if outcome.usage is not None else 0,
         arm_tokens=outcome.pair_tokens or 0,
     )
+
+
+def latest_arm(audits: Sequence[Audit], arms: Sequence[str]) -> str:
+    """The arm of the latest pair: of an effort and a budget, it is the one that the upstream accepts."""
+    latest_first = (audit.outcome.pair_arm for audit in reversed(audits))
+    return next((arm for arm in latest_first if arm not in (None, FULL)), None) or arms[0]
 
 
 class PairedEvidence(EvidenceSource):
@@ -115,21 +123,20 @@ class PairedEvidence(EvidenceSource):
         alarm = self._alarm(pairs, now)
         if alarm is not None:
             return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
-        budget, delta = state.epoch.max_em_drop, self._arm_delta
-        arms = certify_arms(self._windowed(), n_arms=2, max_em_drop=budget, delta=delta, now=now)
-        self._fell, self.level = self._fell or arms.active < self.level, arms.active
+        certificate = certify_arm(self._windowed(), max_em_drop=state.epoch.max_em_drop, delta=self._arm_delta, now=now)
+        self._fell |= self.level == 1 and not certificate.is_certified
+        self.level = int(certificate.is_certified)
         if self.level and self._watch is None:  # the audits that certified the arm are no news about it
-            view = arms.views[0]
-            reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)
-            self._watch = AuditWatch(max_em_drop=budget, reference=reference)
+            reference = Reference(n_disagreeing=certificate.n_disagree, n_lost=certificate.n_lost, n=certificate.n)
+            self._watch = AuditWatch(max_em_drop=state.epoch.max_em_drop, reference=reference)
             self._watched_to = state.audits[-1].seq
-        return self._draft(held, arms)
+        return self._draft(held, certificate)
 
     def _alarm(self, pairs: Sequence[PairedAudit], now: float) -> str | None:
         if self._watch is None:
             return None
         for audit, pair in zip(self.state.audits, pairs, strict=True):
-            if audit.seq <= self._watched_to or pair.arm == 0:
+            if audit.seq <= self._watched_to or pair.is_repeat:
                 continue
             if pair.due > now:
                 return None  # later ones are not due, either
@@ -157,7 +164,7 @@ class PairedEvidence(EvidenceSource):
         late = window.holds(pending.at)
         weights = window.weights(pending.share[late]).tolist()
         lost = [
-            PairedAudit(arm=1, disagrees=True, z=1, due=began + timeout, weight=weight)
+            PairedAudit(disagrees=True, z=1, due=began + timeout, weight=weight)
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
         callers = state.traffic.callers
@@ -174,30 +181,28 @@ class PairedEvidence(EvidenceSource):
         delta = self.state.delta
         return delta / RETURN_DIVISOR if self._fell and not self.level else delta
 
-    def _draft(self, held: RouteDeployment, arms: CertifiedArms) -> Draft | None:
-        state, before, view = self.state, held.publication, arms.views[0]
+    def _draft(self, held: RouteDeployment, certificate: PairedCertificate) -> Draft | None:
+        state, before, route = self.state, held.publication, self.state.context.route
         if (before.level if before is not None else 0) == self.level:
             return None
-        # The arm of the latest pair: of an effort and a budget, it is the one that the upstream accepts.
-        latest_first = (audit.outcome.pair_arm for audit in reversed(state.audits))
-        arm = next((arm for arm in latest_first if arm not in (None, FULL)), None) or state.context.route.arms[0]
-        budget = state.epoch.max_em_drop
+        arm, budget = latest_arm(state.audits, route.arms), state.epoch.max_em_drop
         evidence = EvidenceSummary(
-            n_audits=view.n,
-            n_gained=view.n_gained,
-            n_lost=view.n_lost,
-            e_value=e_value_of(arms.log_e[0]),
-            share=view.saved_share,
-            n_missing=pairs_missing(arms, max_em_drop=budget, delta=self._arm_delta),
+            n_audits=certificate.n,
+            n_gained=certificate.n_gained,
+            n_lost=certificate.n_lost,
+            e_value=e_value_of(certificate.log_e),
+            share=certificate.saved_share,
+            n_missing=certificate.n_missing(max_em_drop=budget, delta=self._arm_delta),
             max_em_drop=budget,
             confidence=state.epoch.confidence,
         )
         pairs = PairSummary(
-            n=view.n,
-            n_disagree=round(view.disagreement * view.n) if view.n else 0,
-            n_repeats=arms.repeats.n,
-            n_repeats_disagree=arms.repeats.n_disagree,
+            n=certificate.n,
+            n_disagree=certificate.n_disagree,
+            n_repeats=certificate.n_repeats,
+            n_repeats_disagree=certificate.n_repeats_disagree,
         )
+        reason = certificate.sentence(arm)
         made = state.publication(
             held,
             version=arm if self.level else "",
@@ -205,8 +210,8 @@ class PairedEvidence(EvidenceSource):
             level=self.level,
             n_levels=2,
             certified=self.level > 0,
-            share=audit_share(state.n, state.context.route.audit_share),
-            reason=view.sentence(arm) if self.level else f"{arm} is no longer proved: {view.sentence(arm)}",
+            share=audit_share(state.n, route.audit_share),
+            reason=reason if self.level else f"{arm} is no longer proved: {reason}",
             evidence=evidence,
             arm=arm,
             pairs=pairs,
