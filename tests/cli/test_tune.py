@@ -13,7 +13,7 @@ from suffice.cli.main import main
 from suffice.cli.offline.tune import _show
 from suffice.model.artefact import load_model
 from suffice.replay.study.scores import build_proposal
-from suffice.replay.study.search import TuneOptions, tune_set
+from suffice.replay.study.search import TuneOptions, make_bench, tune_runs
 from suffice.replay.traces.read import survey
 from suffice.wiring.files import load_settings
 from suffice.wiring.routes import build_route
@@ -73,9 +73,8 @@ def test_a_program_reads_the_same_as_json_and_twice_the_same(votes: Path, tmp_pa
 
 
 def test_a_set_that_was_not_searched_whole_is_called_so(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tuned, bench = tune_set(
-        survey([votes], most_steps=960)[0], TuneOptions(trials=2, policies=("beta",)), clock=lambda: 0.0
-    )
+    bench = make_bench(survey([votes], most_steps=960)[0], TuneOptions(trials=2, policies=("beta",)))
+    tuned = tune_runs(bench, clock=lambda: 0.0)
     _show(tuned, build_proposal(tuned.proposal, bench.scores), [])
     assert "searched on 50.0 % of its questions, chosen by hash" in capsys.readouterr().out
 

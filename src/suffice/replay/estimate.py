@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from suffice.assurance.certify import BETS, mixed
 from suffice.episode import vote
 from suffice.episode.chain_reader import Segmenter, visible_step
 from suffice.learn.audits import Bools, Floats
@@ -42,7 +43,6 @@ LADDERS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRun:
     question: str  # groups runs of the same question
-    kind: Kind
     steps: tuple[Step, ...]
     full_answer: str | None
     full_tokens: int  # generated
@@ -102,7 +102,6 @@ def _vote_run(prompt: str, calls: Sequence[LoggedCall], scorer: Scorer) -> LogRu
     )
     return LogRun(
         question=prompt,
-        kind="samples",
         steps=steps,
         full_answer=vote.count_votes([s.answer for s in steps]).answer,
         full_tokens=sum(s.tokens for s in steps),
@@ -121,7 +120,6 @@ def _thought_runs(call: LoggedCall, scorer: Scorer) -> Iterator[LogRun]:
         steps = tuple(_visible_steps(thought, thinking, scorer))
         yield LogRun(
             question=call.prompt or text[:200],
-            kind="reasoning",
             steps=steps,
             full_answer=scorer.extract(text),
             full_tokens=max(1, round(full)),
@@ -158,7 +156,6 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
             recorded.runs.append(
                 LogRun(
                     question=batch.question_id[i],
-                    kind=batch.kind,
                     steps=steps if batch.kind == "samples" else steps[:-1],
                     full_answer=batch.full_answer[i],
                     full_tokens=int(batch.full_tokens[i]),
@@ -171,7 +168,8 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
 
 def replay_ladder(recorded: LogRuns, scorer: Scorer) -> LevelOutcomes:
     """Replay every level on every run; at least one run."""
-    runs, name = recorded.runs, _ladder_for(recorded)
+    assert recorded.kind is not None, "there is a run"
+    runs, kind, name = recorded.runs, recorded.kind, _ladder_for(recorded)
     ladder = [build_policy(dict(spec)) for spec in LADDERS[name]]
     needs = tuple(dict.fromkeys(need for policy in ladder for need in policy.needs))
     has_gold = all(run.gold is not None for run in runs)
@@ -181,14 +179,14 @@ def replay_ladder(recorded: LogRuns, scorer: Scorer) -> LevelOutcomes:
     for i, run in enumerate(runs):
         tokens[i] = run.full_tokens + sum(s.probe_tokens for s in run.steps)  # for levels that never stop
         right = has_gold and _is_right(run.full_answer, run, scorer)
-        observer = Observer(needs, run.kind)
+        observer = Observer(needs, kind)
         # After the last sample nothing is left to stop.
-        for place, step in enumerate(run.steps[:-1] if run.kind == "samples" else run.steps):
+        for place, step in enumerate(run.steps[:-1] if kind == "samples" else run.steps):
             signals = observer.observe(step)
             for level in np.flatnonzero(~stopped[i]).tolist():
                 if ladder[level].decide(signals).action == "stop":
                     stopped[i, level] = True
-                    tokens[i, level] = min(_count_spent_tokens(run, place), 2 * run.full_tokens)
+                    tokens[i, level] = min(_count_spent_tokens(run, place, kind), 2 * run.full_tokens)
                     differs[i, level] = signals.answer is None or signals.answer != run.full_answer
                     if has_gold:
                         drop[i, level] = float(right) - float(_is_right(signals.answer, run, scorer))
@@ -205,7 +203,7 @@ def replay_ladder(recorded: LogRuns, scorer: Scorer) -> LevelOutcomes:
         tokens=tokens,
         differs=differs,
         stopped=stopped,
-        probe_tokens=np.array([_count_probe_tokens(run) for run in runs], dtype=np.float64),
+        probe_tokens=np.array([_count_probe_tokens(run, kind) for run in runs], dtype=np.float64),
         drop=drop if has_gold else None,
     )
 
@@ -217,16 +215,16 @@ def _ladder_for(recorded: LogRuns) -> str:
     return "trial answers" if 2 * probed >= len(recorded.runs) else "visible answers"
 
 
-def _count_spent_tokens(run: LogRun, place: int) -> int:
-    if run.kind == "samples":
+def _count_spent_tokens(run: LogRun, place: int, kind: Kind) -> int:
+    if kind == "samples":
         drawn = min(len(run.steps), -(-(place + 1) // WAVE) * WAVE)
         return sum(s.tokens for s in run.steps[:drawn])
     seen = run.steps[: place + 1]
     return sum(s.tokens + s.ctx_tokens + s.probe_tokens for s in seen) + run.answer_tokens
 
 
-def _count_probe_tokens(run: LogRun) -> int:
-    if run.kind != "reasoning":
+def _count_probe_tokens(run: LogRun, kind: Kind) -> int:
+    if kind != "reasoning":
         return 0
     recorded = sum(s.probe_tokens for s in run.steps)
     return recorded or len(run.steps) * Probe().max_tokens
@@ -239,7 +237,6 @@ def _is_right(answer: str | None, run: LogRun, scorer: Scorer) -> bool:
 
 N_DRAWS = 1_000
 INTERVAL = 0.9  # coverage of every printed interval
-BETS = (0.25, 0.45, 0.65, 0.85)
 MOST_AUDITS = 2.0**23  # more count as unreachable
 # EM drop over disagreement with the full run, as seen in simulations of stopped runs.
 DROP_PER_DISAGREEMENT = (0.25, 0.45)
@@ -302,36 +299,27 @@ class LogEstimate:
 
 
 def expected_audits(risk: Floats, *, max_em_drop: float, confidence: float) -> Floats:
-    """Audits after which a count e-process is expected to certify a level; infinite if it never does.
+    """Audits after which the e-process of `certify.log_wealth` is expected to certify a level; infinite if it never is.
 
     risk  true share of runs that the stop loses, in [0, 1]; any shape
 
-    The e-process is a mean over four constant bets: wealth (1 + v e) for an audit that agrees and (1 + v (e - 1)) for
-    one that is lost, with v = f / (1 - e), f = .25, .45, .65, .85. By Ville's inequality it passes 1 / (1 - confidence)
-    with at most probability 1 - confidence when the risk is e or more (Waudby-Smith and Ramdas 2024, JRSS B 86(1),
-    arXiv:2010.09686, for betting on bounded means). Here the logarithm of each wealth grows by its mean; most real runs
-    certify a little earlier, because chance helps a test that is evaluated after every audit.
+    Here the logarithm of each wealth grows by its mean; most real runs certify a little earlier, because chance helps a
+    test that is evaluated after every audit.
     """
     if not 0 < max_em_drop < 1 or not 0 < confidence < 1:
         raise ValueError(f"need 0 < max_em_drop < 1 and 0 < confidence < 1; got {max_em_drop=} {confidence=}")
-    bets = np.array(BETS) / (1 - max_em_drop)
+    bets = np.array(BETS).reshape(-1, *[1] * np.ndim(risk)) / (1 - max_em_drop)
     kept, lost = np.log1p(bets * max_em_drop), np.log1p(bets * (max_em_drop - 1))
-    growth = np.asarray(risk)[..., None] * (lost - kept) + kept
+    growth = risk * (lost - kept) + kept
     wanted = -np.log(1 - confidence)
-
-    def wealth(n: Floats) -> Floats:
-        logs = n[..., None] * growth
-        most = logs.max(axis=-1)
-        return np.asarray(most + np.log(np.exp(logs - most[..., None]).mean(axis=-1)))
-
-    reachable = growth.max(axis=-1) > 1e-9
+    reachable = growth.max(axis=0) > 1e-9
     low = np.zeros(reachable.shape)
     high = np.where(reachable, 1.0, 0.0)
-    while (short := reachable & (wealth(high) < wanted) & (high < MOST_AUDITS)).any():
+    while (short := reachable & (mixed(high * growth) < wanted) & (high < MOST_AUDITS)).any():
         high = np.where(short, 2 * high, high)
     for _ in range(26):  # from 2^23 down to an eighth of an audit
         middle = (low + high) / 2
-        enough = wealth(middle) >= wanted
+        enough = mixed(middle * growth) >= wanted
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return np.where(reachable & (high < MOST_AUDITS), np.ceil(high - 0.125), np.inf)
 

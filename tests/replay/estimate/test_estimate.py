@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from suffice.assurance.certify import BETS
 from suffice.policy.base import build_policy
 from suffice.replay.estimate import (
-    BETS,
     LADDERS,
     LogEstimate,
     LogRun,
@@ -39,7 +39,6 @@ def votes(question: str, answers: Sequence[str], *, tokens: int = 10, gold: str 
     steps = tuple(Step(index=k, tokens=tokens, answer=a, answer_source="sample") for k, a in enumerate(answers, 1))
     return LogRun(
         question=question,
-        kind="samples",
         steps=steps,
         full_answer=vote.count_votes(list(answers)).answer,
         full_tokens=tokens * len(answers),
@@ -50,7 +49,7 @@ def votes(question: str, answers: Sequence[str], *, tokens: int = 10, gold: str 
 def estimated(runs: list[LogRun], seed: int = 0, traffic: LogTraffic = NO_TRAFFIC, **changes: float) -> LogEstimate:
     given = {"max_em_drop": 0.02, "confidence": 0.95, "audit_share": 0.1, "most_audits": 800} | changes
     return estimate_levels(
-        replay_ladder(LogRuns(runs=runs, kind=runs[0].kind), NUMBER),
+        replay_ladder(LogRuns(runs=runs, kind="samples"), NUMBER),
         traffic,
         rng=np.random.default_rng(seed),
         max_em_drop=given["max_em_drop"],

@@ -16,7 +16,6 @@ from suffice.policy.base import POLICIES, build_policy, version_of
 from suffice.policy.columns import stops_of
 from suffice.policy.parameters import parameters_of
 from suffice.replay.study.policies import (
-    FIXED,
     LEARNED,
     LEFT_OUT,
     SHAPES,
@@ -49,7 +48,6 @@ from suffice.replay.study.search import (
     make_bench,
     search,
     tune_runs,
-    tune_set,
     winner_of,
 )
 from suffice.replay.study.sums import N_FOLDS, folds_of
@@ -103,6 +101,19 @@ class Dice:
 
 
 # ---- what is tried --------------------------------------------------------------------------------
+
+
+# Parameters that keep their default. A parameter of a signal would need its own columns.
+FIXED = {
+    "stable-answer": {"min_tokens": "guarded draws it", "min_steps": "guarded draws it"},
+    "eat": {"alpha": "of the signal"},
+    "code-stop": {"give_up": "of the signal", "delta": "of the signal"},
+    "momentum": {"dial": "of the signal"},
+    "tasr": {"calibration": "a curve of its own, fitted elsewhere"},
+    "semantic-distance": {"epsilon": "of the signal"},
+    "guarded": {"returns": "tuned rounds return their last answer", "inner": "", "max_steps": "any-of draws it"},
+    "learned": {"min_steps": "guarded draws it"},
+}
 
 
 def test_every_policy_and_every_parameter_is_tried_or_left_out_with_a_reason() -> None:
@@ -324,7 +335,7 @@ def test_what_cannot_be_tuned_is_said_before_anything_is_searched(tmp_path: Path
     file = tmp_path / "one.parquet"
     Synthetic(kind="samples", n_runs=3, n_questions=1, seed=0).write(file)
     with pytest.raises(TraceError, match="one: contains 1 questions, too few"):
-        tune_set(survey([file])[0], WITHOUT_LEARNING, clock=never)
+        tune_runs(make_bench(survey([file])[0], WITHOUT_LEARNING), clock=never)
     with pytest.raises(ConfigError, match="policies: got 'deer'; for samples: fixed-budget, "):
         make_bench(survey([file])[0], replace(WITHOUT_LEARNING, policies=("beta", "deer")))
 
@@ -333,8 +344,8 @@ def test_a_set_too_long_for_memory_is_searched_on_part_of_its_questions_and_says
     file = tmp_path / "long.parquet"
     Synthetic(kind="samples", n_runs=300, n_questions=300, seed=0).write(file)
     asked = replace(WITHOUT_LEARNING, trials=3, n_draws=20)
-    part, _ = tune_set(survey([file], most_steps=800)[0], asked, clock=never)
-    whole, _ = tune_set(survey([file])[0], asked, clock=never)
+    part = tune_runs(make_bench(survey([file], most_steps=800)[0], asked), clock=never)
+    whole = tune_runs(make_bench(survey([file])[0], asked), clock=never)
     assert (whole.share, whole.n_questions) == (1.0, 300)
     assert part.share == pytest.approx(800 / (300 * 8))
     assert 60 < part.n_questions < 140

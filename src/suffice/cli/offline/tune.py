@@ -16,7 +16,7 @@ from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.report.text import as_plain, describe_percent, describe_points, dump_json
 from suffice.replay.study.scores import PolicyProposal, build_proposal, format_toml, title_of, write_proposal
-from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions, tune_set
+from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions, make_bench, tune_runs
 from suffice.replay.study.sums import MARGIN, N_FOLDS
 from suffice.replay.traces.read import Survey, survey
 from suffice.sanitize import printable
@@ -101,7 +101,8 @@ def _tune(data: Survey, options: TuneOptions, *, quiet: bool) -> tuple[TunedSet,
         def tick(what: str) -> None:
             progress.update(task, description=what, advance=1 if what.startswith("searching") else 0)
 
-        return tune_set(data, options, clock=time.monotonic, tick=tick)
+        bench = make_bench(data, options, tick)
+        return tune_runs(bench, clock=time.monotonic, tick=tick), bench
 
 
 def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:

@@ -14,8 +14,8 @@ from suffice.extras import how_to_install
 from suffice.files import write_whole
 from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, draw_classes, draw_frontier
 from suffice.replay.report.text import (
+    as_plain,
     assign_letters,
-    build_report,
     describe_percent,
     describe_points,
     describe_result,
@@ -49,13 +49,11 @@ class _SetFigures:
         return [(heading, [(letters[id(line)], line) for line in group]) for heading, group in group_lines(lines)]
 
 
-def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, made: str = "") -> list[Path]:
+def write_report(reports: Sequence[SetReport], folder: Path, *, command: str) -> list[Path]:
     """Write the page, the figures and the JSON into a folder; return the files, the page first.
 
-    made  the date to display; "" leaves it out, so that equal results give equal bytes
-
-    Everything is rendered before the first file is written. Raise ConfigError without matplotlib, ValueError without
-    sets.
+    Equal results give equal bytes. Everything is rendered before the first file is written. Raise ConfigError without
+    matplotlib or jinja2, ValueError without sets.
     """
     if not reports:
         raise ValueError("report: needs at least one set")
@@ -63,8 +61,8 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
     drawn = [_SetFigures(r, name, draw_frontier(r), draw_classes(r)) for r, name in zip(reports, names, strict=True)]
     texts = {
         "lines.jsonl": dump_lines(reports),
-        "report.json": dump_json([build_report(report) for report in reports], indent=1) + "\n",
-        "report.html": _page(drawn, command, made),
+        "report.json": dump_json(as_plain(list(reports)), indent=1) + "\n",
+        "report.html": _page(drawn, command),
     }
     written = []
     for one in drawn:
@@ -86,7 +84,7 @@ def _file_names(sets: Sequence[str]) -> list[str]:
     return names
 
 
-def _page(drawn: Sequence[_SetFigures], command: str, made: str) -> str:
+def _page(drawn: Sequence[_SetFigures], command: str) -> str:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
@@ -111,9 +109,7 @@ def _page(drawn: Sequence[_SetFigures], command: str, made: str) -> str:
     }
     targets = sorted({describe_points(one.report.max_em_drop) for one in drawn})
     title = f"Replay: at most {' or '.join(targets)} of Exact Match"
-    page: str = environment.get_template("report.html").render(
-        drawn=drawn, command=command, made=made, title=title, kinds=_KINDS
-    )
+    page: str = environment.get_template("report.html").render(drawn=drawn, command=command, title=title, kinds=_KINDS)
     return page
 
 

@@ -5,7 +5,6 @@ Names come from files, so they are escaped for terminals, markup and spreadsheet
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -167,12 +166,6 @@ def print_report(report: SetReport, console: Console) -> None:
     console.print(Text(_legend(report), style="dim"))
 
 
-def format_report(report: SetReport, *, width: int = WIDTH) -> str:
-    out = io.StringIO()
-    print_report(report, Console(file=out, width=width, color_system=None, force_terminal=False))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
 def build_table(heads: Sequence[str], *, width: int | None = None) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", width=width)
     table.add_column(heads[0], ratio=None if width is None else 1, overflow="fold")
@@ -218,21 +211,8 @@ def _legend(report: SetReport) -> str:
     )
 
 
-def build_line(line: PolicyResult) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in as_plain(line).items():
-        values[name] = value
-        if name == "em_drop_interval":
-            values["frozen"] = line.frozen
-    return values
-
-
 def dump_lines(reports: Iterable[SetReport]) -> str:
-    return "".join(dump_json(build_line(line)) + "\n" for report in reports for line in report.lines)
-
-
-def build_report(report: SetReport) -> dict[str, Any]:
-    return {**as_plain(report), "lines": [build_line(line) for line in report.lines]}
+    return "".join(dump_json(as_plain(line)) + "\n" for report in reports for line in report.lines)
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:

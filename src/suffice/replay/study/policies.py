@@ -33,17 +33,6 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "never": "what remains where nothing else will do",
     "bayes": "needs a prior learned from the votes themselves, see `learn.models`",
 }
-# Parameters that keep their default. A parameter of a signal would need its own columns.
-FIXED: Final[Mapping[str, Mapping[str, str]]] = {
-    "stable-answer": {"min_tokens": "guarded draws it", "min_steps": "guarded draws it"},
-    "eat": {"alpha": "of the signal"},
-    "code-stop": {"give_up": "of the signal", "delta": "of the signal"},
-    "momentum": {"dial": "of the signal"},
-    "tasr": {"calibration": "a curve of its own, fitted elsewhere"},
-    "semantic-distance": {"epsilon": "of the signal"},
-    "guarded": {"returns": "tuned rounds return their last answer", "inner": "", "max_steps": "any-of draws it"},
-    "learned": {"min_steps": "guarded draws it"},
-}
 
 
 class ParameterSource(Protocol):

@@ -263,14 +263,6 @@ def make_bench(data: Survey, options: TuneOptions, tick: Tick = lambda _: None) 
     return Bench(runs, options, scores, names, data.share)
 
 
-def tune_set(
-    data: Survey, options: TuneOptions, *, clock: Callable[[], float], tick: Tick = lambda _: None
-) -> tuple[TunedSet, Bench]:
-    """Tune one set. Raise as `make_bench` and `tune_runs` do."""
-    bench = make_bench(data, options, tick)
-    return tune_runs(bench, clock=clock, tick=tick), bench
-
-
 def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _: None) -> TunedSet:
     """Run all searches. Raise TraceError for too few questions, and ConfigError for a missing package.
 

@@ -63,6 +63,7 @@ from suffice.replay.study.sums import (
     compare_nested,
     folds_of,
     measure_policies,
+    measure_rates,
     miss_share,
     pick_plainly,
     sum_by_group,
@@ -87,7 +88,7 @@ Choice: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyResult:
-    """One policy on one set. JSON lines keep the order of the fields, with `frozen` after the first interval."""
+    """One policy on one set. JSON lines keep the order of the fields."""
 
     set: str
     policy: str  # display name with the main parameters
@@ -103,6 +104,7 @@ class PolicyResult:
     token_reduction: float  # 1 - tokens / full_tokens
     token_reduction_without_probes: float
     em_drop_interval: Interval | None = None  # question-clustered bootstrap, 95 %
+    frozen: bool = field(init=False)
     family: Family
     choice: Choice
     spec: Mapping[str, Any] | None  # argument of `build_policy`; None: an oracle, or folds differ
@@ -113,9 +115,8 @@ class PolicyResult:
     miss_share: float | None = None  # share of random splits in which the tuned point misses its target
     note: str = ""  # a caveat for the reader
 
-    @property
-    def frozen(self) -> bool:
-        return self.choice != "hindsight"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frozen", self.choice != "hindsight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,17 +193,8 @@ class Parts:
         return [self._part(key) for key in self._sums if key[:2] == (policy, what)]
 
     def _part(self, key: tuple[str, str, str]) -> SetPart:
-        n, full_ok, full_tokens, lost, gained, tokens = self._sums[key].tolist()
-        return SetPart(
-            name=key[2],
-            n_episodes=int(n),
-            n_questions=len(self._questions[key]),
-            full_em=full_ok / n,
-            em_drop=(lost - gained) / n,
-            lost=lost / n,
-            gained=gained / n,
-            token_reduction=1 - tokens / full_tokens if full_tokens else 0.0,
-        )
+        sums, n_questions = self._sums[key].tolist(), len(self._questions[key])
+        return SetPart(name=key[2], n_episodes=int(sums[0]), n_questions=n_questions, **measure_rates(sums))
 
 
 def class_names(runs: Runs) -> NDArray[np.str_]:
@@ -446,14 +438,9 @@ class _Judge:
             spec=specs[0] if all(spec == specs[0] for spec in specs) else None,
             n_episodes=int(n),
             n_questions=n_questions,
-            full_em=full_ok / n,
             em=(full_ok - lost + gained) / n,
-            em_drop=(lost - gained) / n,
-            lost=lost / n,
-            gained=gained / n,
             full_tokens=int(full_tokens),
             tokens=round(tokens),
-            token_reduction=reduction(tokens),
             token_reduction_without_probes=reduction(tokens - probes),
             token_reduction_without_cache=reduction(tokens + resent) if resent else None,
             em_drop_interval=drop_interval,
@@ -462,6 +449,7 @@ class _Judge:
             hopeless=hopeless / n,
             miss_share=missed,
             note=_describe_choice(name, chosen) if name in self.frozen[0].rungs else "",
+            **measure_rates((n, full_ok, full_tokens, lost, gained, tokens)),
         )
 
     def _frontier(self, here: RungSums) -> dict[str, tuple[PlotPoint, ...]]:

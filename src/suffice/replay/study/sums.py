@@ -89,6 +89,18 @@ def base_columns(runs: Runs) -> tuple[Floats | Bools, ...]:
     return np.ones(len(runs)), runs.full_ok, runs.full_tokens
 
 
+def measure_rates(sums: Sequence[float]) -> dict[str, float]:
+    """Rates over runs, from the sums of `base_columns` and of the answers lost and gained and the tokens spent."""
+    n, full_ok, full_tokens, lost, gained, tokens = sums
+    return {
+        "full_em": full_ok / n,
+        "em_drop": (lost - gained) / n,
+        "lost": lost / n,
+        "gained": gained / n,
+        "token_reduction": 1 - tokens / full_tokens if full_tokens else 0.0,
+    }
+
+
 class SumsFold:
     """Accumulates sums batch by batch. Memory: at most 5,120 questions times the policies."""
 
