@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from suffice.replay.traces.columns import (
     LAST,
     MAJORITY_VOTE,
-    NULL,
     STATED,
     Batch,
     TextColumn,
@@ -118,7 +117,7 @@ class Synthetic:
             step_texts={"answer": TextColumn(answer, choices)},
             step_numbers={
                 "tokens": tokens,
-                "ctx_tokens": np.where(ctx_tokens > 0, ctx_tokens, NULL),
+                "ctx_tokens": np.where(ctx_tokens > 0, ctx_tokens, -1),
                 "correct": (answer == np.repeat(gold[question], lengths)).astype(np.int8),
                 "confidence": made.confidence[there],
                 "stop_flag": made.stop_flag[there],

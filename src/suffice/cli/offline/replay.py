@@ -246,10 +246,7 @@ def _online_options(max_em_drop: float, label_delay: str, drift: str | None, **g
         allowed = "requests as 500, or least to most as 200-800"
         raise ConfigError(f"--label-delay: got {label_delay!r:.60}; allowed: {allowed}")
     return OnlineOptions(
-        max_em_drop=max_em_drop,
-        label_delay=(least, most),
-        drift=parse_drift(drift) if drift else None,
-        **given,
+        max_em_drop=max_em_drop, label_delay=(least, most), drift=parse_drift(drift) if drift else None, **given
     )
 
 

@@ -187,11 +187,7 @@ def _unpack(out: Path, part: Path) -> None:
 
 
 def _pack(part: Path, out: Path) -> None:
-    with (
-        whole_file(out) as draft,
-        open_packed(draft, gzipped=out.suffix == ".gz") as packed,
-        part.open("rb") as lines,
-    ):
+    with whole_file(out) as draft, open_packed(draft, gzipped=out.suffix == ".gz") as packed, part.open("rb") as lines:
         packed.writelines(line for line in lines if line.endswith(b"\n"))
     part.unlink()
 

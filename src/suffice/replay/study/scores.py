@@ -372,11 +372,7 @@ class PolicyProposal:
 
 
 def build_proposal(
-    spec: Spec | None,
-    scores: ScoreTable | None,
-    *,
-    classes: Classes | None = None,
-    left_out: Sequence[int] = (),
+    spec: Spec | None, scores: ScoreTable | None, *, classes: Classes | None = None, left_out: Sequence[int] = ()
 ) -> PolicyProposal:
     """The live form of a search's winner; a spec of None becomes `never`. Raise ConfigError without scikit-learn.
 

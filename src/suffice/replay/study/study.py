@@ -29,15 +29,7 @@ from suffice.replay.study.scores import (
     risk_and_codes,
     score_rows,
 )
-from suffice.replay.study.sums import (
-    MARGIN,
-    NONE,
-    QuestionSums,
-    folds_of,
-    measure_policies,
-    pick_policies,
-    sum_halts,
-)
+from suffice.replay.study.sums import MARGIN, NONE, QuestionSums, folds_of, measure_policies, pick_policies, sum_halts
 from suffice.signals.classes import Classes
 
 N_LEVELS = 61

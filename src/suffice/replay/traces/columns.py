@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.learn.audits import Bools, Floats, Ints, Small
-from suffice.replay.traces.rows import MOST, RUN_COLUMNS, STEP_COLUMNS, Column
+from suffice.replay.traces.rows import STEP_COLUMNS
 from suffice.signals.query import query_signals
 from suffice.types import AnswerSource, Kind, Query, Step
 
 NO_ANSWER: Final = "?"  # written by some sources for no answer
-NULL: Final = -(2**63)  # null in a column of integers
 MAJORITY_VOTE: Final = "majority_vote"
 LAST: Final = "last"
 STATED: Final = "self_revision"  # the setting whose `confidence` is stated by the model
@@ -66,7 +65,7 @@ class TextColumn:
 class TraceColumns:
     """Consecutive runs: E runs, T steps in all. A column that the file lacks is absent.
 
-    Integers are int64 with NULL for null, floats float64 with NaN, flags int8 with -1.
+    Integers are int64 and flags int8 with -1 for null, floats float64 with NaN.
     """
 
     file: str
@@ -94,13 +93,12 @@ class TraceColumns:
         return None if column is None or not column.words else column.texts()
 
     def step_column(self, name: str) -> Numbers:
-        """A column of the steps; NaN, or -1 for integers, where it is null or the file lacks it."""
-        kind, column = STEP_COLUMNS[name].type, self.step_numbers.get(name)
-        if kind != "integer":
-            missing = np.full(self.n_steps, np.nan) if kind == "number" else np.full(self.n_steps, -1, dtype=np.int8)
-            return missing if column is None else column
-        values = np.full(self.n_steps, -1) if column is None else np.where(column == NULL, -1, column)
-        return values.astype(np.int64)
+        """A column of the steps; NaN, or -1 for integers and flags, where it is null or the file lacks it."""
+        if name in self.step_numbers:
+            return self.step_numbers[name]
+        kind = STEP_COLUMNS[name].type
+        dtype = {"number": np.float64, "integer": np.int64, "flag": np.int8}[kind]
+        return np.full(self.n_steps, np.nan if kind == "number" else -1, dtype=dtype)
 
     @property
     def n_steps(self) -> int:
@@ -129,42 +127,9 @@ class TraceColumns:
 
 
 def check_columns(columns: TraceColumns) -> None:
-    _check_values(columns, RUN_COLUMNS, columns.texts, columns.numbers)
+    """Check what the columns say of each other; readers have checked each value."""
     _check_lengths(columns)
-    _check_values(columns, STEP_COLUMNS, columns.step_texts, columns.step_numbers, of_steps=True)
     _check_sums(columns)
-
-
-def _check_values(
-    columns: TraceColumns,
-    forms: Mapping[str, Column],
-    texts: Mapping[str, TextColumn],
-    numbers: Mapping[str, Numbers],
-    *,
-    of_steps: bool = False,
-) -> None:
-    for name, form in forms.items():
-        values = texts[name].codes if name in texts else numbers.get(name)
-        wrong = None if values is None else _find_wrong(values, form)
-        if values is None or wrong is None or not wrong.any():
-            continue
-        run = bad = int(np.argmax(wrong))
-        where = ""
-        if of_steps:
-            run = int(np.searchsorted(columns.offset, bad, side="right")) - 1
-            where = f" in step {bad - int(columns.offset[run]) + 1}"
-        got, allowed = "null", "a value"
-        if form.type == "integer":
-            got = "null" if values[bad] == NULL else f"{values[bad]}"
-            allowed = f"a whole number from {form.least} to {MOST:,}"
-        raise columns.error(run, f"steps.{name}" if of_steps else name, f"is {got}{where}; needs {allowed}")
-
-
-def _find_wrong(values: Numbers, form: Column) -> Bools | None:
-    if form.type == "integer":
-        out_of_range = (values < form.least) | (values > MOST)
-        return out_of_range if form.never_null else out_of_range & (values != NULL)
-    return values < 0 if form.never_null else None
 
 
 def _check_lengths(columns: TraceColumns) -> None:
@@ -178,10 +143,7 @@ def _check_lengths(columns: TraceColumns) -> None:
 
 
 def _check_sums(columns: TraceColumns) -> None:
-    cost = columns.step_numbers["tokens"].astype(np.int64)
-    context = columns.step_numbers.get("ctx_tokens")
-    if context is not None:
-        cost += np.where(context == NULL, 0, context).astype(np.int64)
+    cost = columns.step_numbers["tokens"] + np.maximum(columns.step_column("ctx_tokens"), 0)
     sums = np.add.reduceat(cost, columns.offset[:-1]) if len(columns) else cost
     stated = columns.numbers["full_tokens"]
     if (sums != stated).any():

@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 from suffice.errors import TraceError
 from suffice.extras import how_to_install
 from suffice.files import open_unpacked
-from suffice.replay.traces.columns import NULL, TextColumn, TraceColumns
-from suffice.replay.traces.rows import (
-    RUN_COLUMNS,
-    STEP_COLUMNS,
-    Column,
-    RunRow,
-    decode_row,
-)
+from suffice.replay.traces.columns import TextColumn, TraceColumns
+from suffice.replay.traces.rows import MOST, RUN_COLUMNS, STEP_COLUMNS, Column, RunRow, decode_row
 
 
 def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
@@ -74,9 +68,8 @@ def _by_type(
 def _array(values: Sequence[Any], column: Column) -> NDArray[np.generic]:
     if column.type == "number":
         return np.array(values, dtype=np.float64)  # None becomes NaN
-    if column.type == "flag":
-        return np.array([-1 if value is None else value for value in values], dtype=np.int8)
-    return np.array([NULL if value is None else value for value in values], dtype=np.int64)
+    known = [-1 if value is None else value for value in values]
+    return np.array(known, dtype=np.int8 if column.type == "flag" else np.int64)
 
 
 # ---- Parquet
@@ -172,44 +165,60 @@ def _arrow_columns(batch: Any, file: str, first_row: int) -> TraceColumns:
     flat = steps.flatten()  # the structs; flatten() on them propagates null to the fields
     inner = {flat.type.field(i).name: array for i, array in enumerate(flat.flatten())}
     logprobs = inner.get("logprobs", pa.array([], pa.list_(pa.float64())))
-    row = np.arange(first_row, first_row + batch.num_rows, dtype=np.int64)
 
-    def numbers(arrays: Mapping[str, Any], table: Mapping[str, Column], prefix: str) -> dict[str, NDArray[np.generic]]:
-        columns: dict[str, NDArray[np.generic]] = {}
+    def read(arrays: Mapping[str, Any], table: Mapping[str, Column], prefix: str = "") -> tuple[Any, Any]:
+        texts: dict[str, TextColumn] = {}
+        numbers: dict[str, NDArray[np.generic]] = {}
         for name, column in table.items():
-            if name in arrays and column.type not in ("text", "numbers"):
-                values = _values(arrays[name], column, pc)
-                known = ~arrays[name].is_null().to_numpy(zero_copy_only=False)
-                wrong = np.flatnonzero(known & ~np.isfinite(values.astype(np.float64, copy=False)))
-                if len(wrong):
-                    bad = int(wrong[0])
-                    run = bad if not prefix else int(np.searchsorted(offset, bad, side="right")) - 1
-                    problem = f"is {values[bad]}; needs a finite number or null"
-                    raise TraceError(problem, file=file, row=int(row[run]), column=prefix + name)
-                columns[name] = values
-        return columns
-
-    def texts(arrays: Mapping[str, Any], table: Mapping[str, Column]) -> dict[str, TextColumn]:
-        return {n: _words(arrays[n], pc) for n, column in table.items() if n in arrays and column.type == "text"}
+            if name not in arrays or column.type == "numbers":
+                continue
+            null = arrays[name].is_null().to_numpy(zero_copy_only=False)
+            if column.type == "text":
+                texts[name], wrong = _words(arrays[name], pc), null & column.never_null
+            else:
+                numbers[name] = values = _values(arrays[name], column, pc)
+                wrong = np.where(null, column.never_null, _is_out_of_range(values, column))
+            if wrong.any():
+                bad = int(np.argmax(wrong))
+                run = int(np.searchsorted(offset, bad, side="right")) - 1 if prefix else bad
+                where = f" in step {bad - int(offset[run]) + 1}" if prefix else ""
+                got = "null" if null[bad] else f"{numbers[name][bad]}"
+                problem = f"is {got}{where}; needs {_describe_allowed(column)}"
+                raise TraceError(problem, file=file, row=first_row + run, column=prefix + name)
+        return texts, numbers
 
     outer = {name: batch.column(name) for name in batch.schema.names if name != "steps"}
+    texts, numbers = read(outer, RUN_COLUMNS)
+    step_texts, step_numbers = read(inner, STEP_COLUMNS, "steps.")
     return TraceColumns(
         file=file,
-        row=row,
+        row=np.arange(first_row, first_row + batch.num_rows, dtype=np.int64),
         offset=offset,
-        texts=texts(outer, RUN_COLUMNS),
-        numbers=numbers(outer, RUN_COLUMNS, ""),
-        step_texts=texts(inner, STEP_COLUMNS),
-        step_numbers=numbers(inner, STEP_COLUMNS, "steps."),
+        texts=texts,
+        numbers=numbers,
+        step_texts=step_texts,
+        step_numbers=step_numbers,
         logprobs=[tuple(values or ()) for values in logprobs.to_pylist()] if len(logprobs.flatten()) else None,
     )
 
 
-def _values(array: Any, column: Column, pc: Any) -> NDArray[np.generic]:
-    kind, null = {"integer": ("int64", NULL), "number": ("float64", None), "flag": ("int8", -1)}[column.type]
-    cast = array.cast(kind) if null is None else pc.fill_null(array.cast(kind), null)
-    values: NDArray[np.generic] = cast.to_numpy(zero_copy_only=False)
-    return values.astype(kind, copy=False)
+def _is_out_of_range(values: NDArray[Any], column: Column) -> NDArray[np.bool_]:
+    if column.type == "integer":
+        return np.asarray((values < column.least) | (values > MOST))
+    return np.asarray(~np.isfinite(values) & (column.type == "number"))
+
+
+def _describe_allowed(column: Column) -> str:
+    if column.type == "integer":
+        return f"a whole number from {column.least} to {MOST:,}"
+    return "a finite number or null" if column.type == "number" else "a value"
+
+
+def _values(array: Any, column: Column, pc: Any) -> NDArray[Any]:
+    dtype = {"integer": "int64", "number": "float64", "flag": "int8"}[column.type]
+    cast = array.cast(dtype) if column.type == "number" else pc.fill_null(array.cast(dtype), -1)
+    values: NDArray[Any] = cast.to_numpy(zero_copy_only=False)
+    return values.astype(dtype, copy=False)
 
 
 def _words(array: Any, pc: Any) -> TextColumn:

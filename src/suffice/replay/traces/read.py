@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
+from itertools import compress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -58,11 +59,7 @@ def set_name(path: str | Path) -> str:
 
 
 def read_traces(
-    paths: Iterable[str | Path],
-    *,
-    where: str | None = None,
-    batch_rows: int = 20_000,
-    keep: Selection | None = None,
+    paths: Iterable[str | Path], *, where: str | None = None, batch_rows: int = 20_000, keep: Selection | None = None
 ) -> Iterator[Batch]:
     """Read files of recorded runs in batches, in the order of their rows.
 
@@ -173,33 +170,30 @@ def survey(
 
 def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: float | None) -> Survey:
     kinds: set[Kind] = set()
-    n_runs = n_steps = longest = 0
-    right: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    n_steps = longest = 0
+    n_runs, n_right = Counter[tuple[str, str]](), Counter[tuple[str, str]]()  # by model and run
     for batch in read_traces(files, where=where):
         kinds.add(batch.kind)
-        n_runs += len(batch)
         n_steps += len(batch.tokens)
         longest = max(longest, int(np.diff(batch.offset).max(initial=0)))
-        if min_run_em is not None:
-            for pair, ok in zip(zip(batch.model, batch.run, strict=True), batch.full_em.tolist(), strict=True):
-                right[pair][0] += ok
-                right[pair][1] += 1
+        pairs = list(zip(batch.model, batch.run, strict=True))
+        n_runs.update(pairs)
+        n_right.update(compress(pairs, batch.full_em))
     if len(kinds) != 1:
         what = ", ".join(sorted(kinds)) or "no runs"
         raise TraceError(f"contains {what}; all runs of a set must be of one kind", file=", ".join(map(str, files)))
     good = None
     if min_run_em is not None:
-        good = frozenset(pair for pair, (ok, n) in right.items() if ok / n > min_run_em)
+        good = frozenset(pair for pair, n in n_runs.items() if n_right[pair] / n > min_run_em)
         if not good:
             raise TraceError(f"no run has an EM above {min_run_em:g}", file=", ".join(map(str, files)))
-        n_steps = round(n_steps * sum(right[pair][1] for pair in good) / max(1, n_runs))
-        n_runs = sum(right[pair][1] for pair in good)
+        n_steps = round(n_steps * sum(n_runs[pair] for pair in good) / n_runs.total())
     return Survey(
         set=name,
         files=tuple(files),
         where=where,
         kind=kinds.pop(),
-        n_runs=n_runs,
+        n_runs=sum(n for pair, n in n_runs.items() if good is None or pair in good),
         n_steps=n_steps,
         longest=longest,
         good_runs=good,

@@ -60,7 +60,7 @@ class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     question: str | None = None  # its text; null where it may not be shown
     gold: str | None = None  # the right answer
     token_source: str | None = None  # how tokens were counted
-    n_steps: int | None = None  # to be checked; None: the length of `steps`
+    n_steps: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None  # to be checked; None: the length of `steps`
     meta: str | None = None  # a JSON object with what else is known
 
     @property
