@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.learn.features import find_classes
-from suffice.signals.classes import classes_from
+from suffice.signals.classes import Classes
 from suffice.types import Query
 
 
@@ -45,7 +45,7 @@ def test_the_division_that_matters_is_found_and_can_be_read() -> None:
 
 def test_where_nothing_divides_the_runs_there_is_one_class() -> None:
     queries = [Query(metadata=(("model", "m"),))] * 1_000
-    assert [rule.name for rule in find_classes(queries, np.ones(1_000, dtype=bool)).rules] == ["every query"]
+    assert find_classes(queries, np.ones(1_000, dtype=bool)).names == ("every query",)
     few, good = traffic(300, 2)
     assert len(find_classes(few, good).rules) == 1
 
@@ -57,20 +57,17 @@ def test_every_query_has_a_class_and_plain_data_builds_the_same_classes(
 ) -> None:
     classes = FOUND
     query = Query(n_words=words, n_numbers=numbers, metadata=(("model", model),))
-    assert classes.of(query) in {rule.name for rule in classes.rules}
-    assert classes_from(classes.plain()).of(query) == classes.of(query)
+    assert classes.of(query) in classes.names
+    assert Classes(classes.rules).of(query) == classes.of(query)
 
 
 @pytest.mark.parametrize(
-    ("described", "message"),
+    ("rules", "message"),
     [
-        ([], "1 to 64"),
-        ([[["n_words", "yes", 1]]], r"classes\[0\]\[0\]: got .*need \[feature"),
-        ([[["n_words", True, float("nan")]]], r"classes\[0\]\[0\]: got nan"),
-        ([[["agreement", True, 0.5]]], "known after the first token only"),
-        ([[["no_such_field", True, 0.5]]], "unknown field"),
+        ([[("agreement", True, 0.5)]], "known after the first token only"),
+        ([[("no_such_field", True, 0.5)]], "unknown field"),
     ],
 )
-def test_what_cannot_be_believed_is_refused(described: list[list[list[object]]], message: str) -> None:
+def test_what_is_no_test_of_a_query_is_refused(rules: list[list[tuple[str, bool, float]]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        classes_from(described)
+        Classes(rules)

@@ -145,10 +145,10 @@ def find_classes(
         raise ValueError(f"find_classes: {len(queries)} queries and {len(good)} outcomes; one for each")
     names = _candidates(queries)
     if not names or len(queries) < 2 * min_runs or max_classes < 2:
-        return Classes([Rule(())])
+        return Classes([()])
     x = FeatureSet(names).table({"step": np.zeros(len(queries))}, queries, np.arange(len(queries)))
     tree = sklearn("tree").DecisionTreeClassifier(max_leaf_nodes=max_classes, min_samples_leaf=min_runs, random_state=0)
-    return Classes([Rule(_merged(tests)) for tests in _leaves(tree.fit(x, good).tree_, names, 0, ())])
+    return Classes([_merged(tests) for tests in _leaves(tree.fit(x, good).tree_, names, 0, ())])
 
 
 def _candidates(queries: Sequence[Query]) -> list[str]:
@@ -164,9 +164,7 @@ def _candidates(queries: Sequence[Query]) -> list[str]:
     return [*names, *(name for name in counts if sum(getattr(q, name) is not None for q in queries) > 10)]
 
 
-def _leaves(
-    tree: Any, names: Sequence[str], node: int, tests: tuple[FeatureTest, ...]
-) -> Iterator[tuple[FeatureTest, ...]]:
+def _leaves(tree: Any, names: Sequence[str], node: int, tests: Rule) -> Iterator[Rule]:
     left, right = tree.children_left[node], tree.children_right[node]
     if left == right:
         yield tests
@@ -176,7 +174,7 @@ def _leaves(
     yield from _leaves(tree, names, right, (*tests, FeatureTest(name, above=True, value=value)))
 
 
-def _merged(tests: tuple[FeatureTest, ...]) -> tuple[FeatureTest, ...]:
+def _merged(tests: Rule) -> Rule:
     kept: dict[tuple[str, bool], FeatureTest] = {}
     for test in tests:
         other = kept.setdefault((test.feature, test.above), test)

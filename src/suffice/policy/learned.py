@@ -16,7 +16,7 @@ from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, 
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
-from suffice.signals.classes import Classes, classes_from
+from suffice.signals.classes import Classes
 from suffice.signals.features import FeatureSet
 from suffice.types import Decision, Query, Signals
 
@@ -114,7 +114,7 @@ class LearnedPolicy(ParameterChecks):
     @cached_property
     def _learned_classes(self) -> Classes | None:
         try:
-            return classes_from(self.model.found) if self.model.found else None
+            return Classes(self.model.found) if self.model.found else None
         except ConfigError as error:
             raise ConfigError(f"policy.learned.model.found: {error}") from None
 

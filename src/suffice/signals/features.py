@@ -17,12 +17,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log, log1p, sqrt
 from operator import itemgetter, sub
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ MOST_CHARS: Final = 2_000  # of one feature's name
 QUERY_FIELDS: Final = ("n_chars", "n_words", "n_numbers", "n_operators", "planned_steps")
 OF_THE_QUERY: Final = ("class", "ngram", "question_type", "script")
 HAS_ANSWER: Final = "has_answer"  # 1 if there is an answer to deliver, else 0; never unknown
-_COUNTED: Final = ("step", "tokens_used")
+_COUNTED: Final = ("step", "tokens_used", HAS_ANSWER)  # known of every step
 _BEFORE: Final = ("query", "step_share")  # known before the first token: no evidence of how the run went
 _LEAST_P: Final = 1e-4  # logit is clipped here …
 _MOST_P: Final = 1.0 - _LEAST_P  # … and here
@@ -160,12 +160,12 @@ def _unquote(where: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DerivedField:
-    """A number computed from fields of Signals, for a step and for columns of steps; unknown if an input is."""
+    """A number computed from two others, for a step and for columns of steps; unknown if one of them is."""
 
     says: str  # a plain sentence that describes it
-    reads: tuple[str, ...]  # the fields of Signals that it is computed from
-    one: Callable[..., float | None]  # from their known numbers to its own; None: unknown after all
-    many: Callable[..., Column]  # the same for columns; NaN: unknown
+    reads: tuple[str, str]  # fields of Signals, or derived fields that stand before it
+    one: Callable[[float, float], float | None]  # from their known numbers to its own; None: unknown after all
+    many: Callable[[Column, Column], Column]  # the same for columns; NaN: unknown
 
 
 def _over_step(count: float, step: float) -> float:
@@ -177,9 +177,7 @@ def _over_steps(count: Column, step: Column) -> Column:
 
 
 def _remaining(step: float, share: float) -> float | None:
-    if not 0.0 < share <= 1.0:
-        return None
-    return round(step / share) - step
+    return round(step / share) - step if 0.0 < share <= 1.0 else None
 
 
 def _remaining_many(step: Column, share: Column) -> Column:
@@ -187,36 +185,22 @@ def _remaining_many(step: Column, share: Column) -> Column:
     return np.round(step / usable) - step
 
 
-def _lead_share(top: float, second: float, step: float, share: float) -> float | None:
-    remaining = _remaining(step, share)
-    if remaining is None:
-        return None
-    return min(_MOST_LEAD, (top - second) / remaining) if remaining > 0 else _MOST_LEAD
+def _lead_share(lead: float, remaining: float) -> float:
+    return min(_MOST_LEAD, lead / remaining) if remaining > 0 else _MOST_LEAD
 
 
-def _lead_share_many(top: Column, second: Column, step: Column, share: Column) -> Column:
-    remaining = _remaining_many(step, share)
-    lead = top - second
-    ratio = np.minimum(_MOST_LEAD, lead / np.maximum(remaining, 1.0))
-    return np.where(remaining > 0, ratio, np.where(np.isnan(remaining + lead), np.nan, _MOST_LEAD))
+def _lead_share_many(lead: Column, remaining: Column) -> Column:
+    return np.where(remaining > 0, np.minimum(_MOST_LEAD, lead / np.maximum(remaining, 1.0)), _MOST_LEAD)
 
 
-def _settled(top: float, second: float, step: float, share: float) -> float | None:
-    remaining = _remaining(step, share)
-    if remaining is None:
-        return None
-    return 1.0 if remaining == 0 or top - second > remaining else 0.0
+def _settled(lead: float, remaining: float) -> float:
+    return 1.0 if remaining == 0 or lead > remaining else 0.0
 
 
-def _settled_many(top: Column, second: Column, step: Column, share: Column) -> Column:
-    remaining = _remaining_many(step, share)
-    lead = top - second
-    settled = ((remaining == 0) | (lead > remaining)).astype(np.float64)
-    return np.where(np.isnan(remaining + lead), np.nan, settled)
+def _settled_many(lead: Column, remaining: Column) -> Column:
+    return np.asarray((remaining == 0) | (lead > remaining), dtype=np.float64)
 
 
-_VOTES = ("top_votes", "second_votes")
-_PLAN = ("step", "step_share")
 _STREAK = "Steps in a row with the same trial answer over the steps so far."
 _REMAINING = "Planned steps that are still to come; unknown without a plan."
 _LEAD = "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan."
@@ -229,10 +213,12 @@ DERIVED: Final[Mapping[str, DerivedField]] = {
     "vote_share": DerivedField(
         "Steps that gave an answer over the steps so far.", ("n_votes", "step"), _over_step, _over_steps
     ),
-    "lead": DerivedField("Votes of the leading answer minus those of the runner-up.", _VOTES, sub, sub),
-    "remaining_steps": DerivedField(_REMAINING, _PLAN, _remaining, _remaining_many),
-    "lead_share": DerivedField(_LEAD, _VOTES + _PLAN, _lead_share, _lead_share_many),
-    "settled": DerivedField(_SETTLED, _VOTES + _PLAN, _settled, _settled_many),
+    "lead": DerivedField(
+        "Votes of the leading answer minus those of the runner-up.", ("top_votes", "second_votes"), sub, sub
+    ),
+    "remaining_steps": DerivedField(_REMAINING, ("step", "step_share"), _remaining, _remaining_many),
+    "lead_share": DerivedField(_LEAD, ("lead", "remaining_steps"), _lead_share, _lead_share_many),
+    "settled": DerivedField(_SETTLED, ("lead", "remaining_steps"), _settled, _settled_many),
 }
 
 
@@ -243,10 +229,12 @@ class FeatureSet:
         if not 0 < len(names) <= MOST_FEATURES:
             raise ConfigError(f"{where}: got {len(names):,} features; 1 to {MOST_FEATURES:,}")
         folds = _folds(tuple(FOLDS.items()))
+        fields = {*_COUNTED, *QUERY_FIELDS, *DERIVED, *folds} - {"query"}
         parsed, first = list[tuple[Factor, ...]](), dict[str, int]()
         for at, name in enumerate(names):
             parsed.append(parse_terms(f"{where}[{at}]", name))
-            _check(f"{where}[{at}]", parsed[-1], folds)
+            for factor in parsed[-1]:
+                _check(f"{where}[{at}]", factor, fields)
             if first.setdefault(name, at) != at:
                 raise ConfigError(f"{where}[{at}]: got {name!r:.80} again; each feature once")
         self.names: tuple[str, ...] = tuple(names)
@@ -257,11 +245,11 @@ class FeatureSet:
         self._numbers = [number for transform in transforms for number in numbers if number.transform == transform]
         self._plan = _plan_of(parsed, [*self._numbers, *of_query])
         self._of_query = _QueryFactors(of_query, len(self._numbers), self._plan[0])
-        self._fields = _fields_of(self._numbers)
-        fields = [*self._fields, *(("query",) if of_query else ())]
-        self.needs: tuple[str, ...] = tuple(dict.fromkeys(folds[field] for field in fields if field in folds))
-        evidence = [field for field in self._fields if field in folds and field not in _BEFORE]
-        self._evidence = evidence or [field for field in fields if field in folds]
+        self._derived, self._own = _inputs_of(self._numbers)
+        read = [*self._own, *(("query",) if of_query else ())]
+        self.needs: tuple[str, ...] = tuple(dict.fromkeys(folds[field] for field in read if field in folds))
+        evidence = [field for field in self._own if field in folds and field not in _BEFORE]
+        self._evidence = evidence or [field for field in read if field in folds]
         self._compile(transforms)
 
     def __reduce__(self) -> tuple[type[FeatureSet], tuple[tuple[str, ...]]]:
@@ -271,18 +259,13 @@ class FeatureSet:
         return len(self.names)
 
     def row(self, signals: Signals) -> tuple[float, ...]:
-        known: list[Known] = [signals.step, signals.tokens_used, *map(signals.values.get, self._own)]
-        if self._has_answer:
-            known.append(0.0 if signals.answer is None else 1.0)
+        has_answer = 0.0 if signals.answer is None else 1.0
+        known: list[Known] = [signals.step, signals.tokens_used, has_answer, *map(signals.values.get, self._own)]
         for derive in self._derive:
             known.append(derive(known))
         factors: list[float] = []
         for transform, pick in self._groups:
             factors += transform(pick(known))
-        if not self._of_query.factors:
-            for a, b in self._plan[0]:
-                factors.append(factors[a] * factors[b])
-            return self._pick(factors)
         tail, live = self._of_query.of(signals.query)
         factors += tail
         for at, a, b in live:
@@ -305,13 +288,12 @@ class FeatureSet:
         """
         n_rows = len(values["step"])
         unknown = np.full(n_rows, np.nan)
-        known = {field: values.get(field, unknown) for field in (*_COUNTED, *self._fields)}
-        for field in _made(self._numbers):
-            if field == HAS_ANSWER:
-                known[field] = (~np.isnan(known["answer"])).astype(np.float64)
-            else:
-                columns = [np.where(np.isfinite(known[name]), known[name], np.nan) for name in DERIVED[field].reads]
-                known[field] = DERIVED[field].many(*columns)
+        known = {field: values.get(field, unknown) for field in ("step", "tokens_used", *self._own)}
+        known[HAS_ANSWER] = (~np.isnan(values.get("answer", unknown))).astype(np.float64)
+        for field in self._derived:
+            given = [known[name] for name in DERIVED[field].reads]
+            usable = np.isfinite(given).all(axis=0)
+            known[field] = np.where(usable, DERIVED[field].many(*(np.where(usable, x, 1.0) for x in given)), np.nan)
         factors = [_read_many(factor.transform, known[factor.field]) for factor in self._numbers]
         factors += self._of_query.many(queries, run)
         pairs, picked = self._plan
@@ -340,17 +322,34 @@ class FeatureSet:
         return informed
 
     def _compile(self, transforms: Sequence[Transform]) -> None:
-        self._own = [field for field in self._fields if field != "answer"]
-        self._has_answer = "answer" in self._fields
-        names = [*_COUNTED, *self._own, *([HAS_ANSWER] if self._has_answer else [])]
-        derived = [field for field in _made(self._numbers) if field != HAS_ANSWER]
-        index = {name: at for at, name in enumerate([*names, *derived])}
-        self._derive = [_derivation(DERIVED[field], index) for field in derived]
+        index = {name: at for at, name in enumerate([*_COUNTED, *self._own, *self._derived])}
+        self._derive = [_derivation(DERIVED[field], index) for field in self._derived]
         self._groups = [
             (_TRANSFORMED[transform], _picker([index[n.field] for n in self._numbers if n.transform == transform]))
             for transform in transforms
         ]
         self._pick = _picker(self._plan[1])
+
+
+T = TypeVar("T")
+_NO_QUERY: Final = Query()
+
+
+class QueryMemory(Generic[T]):
+    """Remembers a function's results for recent queries, by identity: to hash a query would cost more."""
+
+    def __init__(self, compute: Callable[[Query], T]) -> None:
+        self._compute = compute
+        self._results: dict[int, tuple[Query, T]] = {}
+
+    def of(self, query: Query | None) -> T:
+        query = _NO_QUERY if query is None else query
+        known = self._results.get(id(query))
+        if known is None or known[0] is not query:
+            if len(self._results) >= _MOST_QUERIES:
+                self._results.clear()
+            known = self._results[id(query)] = (query, self._compute(query))
+        return known[1]
 
 
 class _QueryPart(NamedTuple):
@@ -366,31 +365,15 @@ class _QueryFactors:
     """
 
     def __init__(self, factors: Sequence[Factor], before: int, pairs: Sequence[tuple[int, int]]) -> None:
-        self.factors, self._before, self._pairs = factors, before, pairs
-        self._remembered: dict[int, tuple[Query, _QueryPart]] = {}
-        marks = [(at, factor) for at, factor in enumerate(factors) if isinstance(factor, Mark)]
+        self._n_factors, self._before, self._pairs = len(factors), before, pairs
+        self._marks = {(f.declared, f.key, f.word): at for at, f in enumerate(factors) if isinstance(f, Mark)}
         self._numbers = [(at, factor) for at, factor in enumerate(factors) if isinstance(factor, Number)]
-        self._declared = {(mark.key, mark.word): at for at, mark in marks if mark.declared}
-        self._derived = {(mark.key, mark.word): at for at, mark in marks if not mark.declared}
-        self._ngrams = {int(mark.word): at for at, mark in marks if mark.key == "ngram" and not mark.declared}
-        self._nobody = self._prepare(Query())
-
-    def of(self, query: Query | None) -> _QueryPart:
-        """Return the part of a row that this query determines; do not modify it. Recent queries are cached."""
-        if query is None:
-            return self._nobody
-        known = self._remembered.get(id(query))
-        if known is None or known[0] is not query:
-            if len(self._remembered) >= _MOST_QUERIES:
-                self._remembered.clear()
-            known = self._remembered[id(query)] = (query, self._prepare(query))
-        return known[1]
+        self._reads_ngrams = any(key == "ngram" and not declared for declared, key, _ in self._marks)
+        self.of = QueryMemory(self._prepare).of  # do not modify the part of a row that it returns
 
     def many(self, queries: Sequence[Query | None], run: NDArray[np.int64]) -> list[Column]:
-        if not self.factors:
-            return []
-        table = np.array([self._compute(query or Query()) for query in queries], dtype=np.float64)
-        table = table.reshape(len(queries), len(self.factors))
+        table = np.array([self._compute(query or _NO_QUERY) for query in queries], dtype=np.float64)
+        table = table.reshape(len(queries), self._n_factors)
         return [np.ascontiguousarray(column)[run] for column in table.T]
 
     def _prepare(self, query: Query) -> _QueryPart:
@@ -405,15 +388,19 @@ class _QueryFactors:
         return _QueryPart([*part, *[0.0] * len(self._pairs)], live)
 
     def _compute(self, query: Query) -> list[float]:
-        part = [0.0] * len(self.factors)
-        kinds = (("class", query.query_class), ("question_type", query.question_type), ("script", query.script))
-        marks = [self._declared.get(pair) for pair in query.metadata]
-        marks += [self._derived.get((key, word or "")) for key, word in kinds]
-        if self._ngrams:
-            marks += [self._ngrams.get(bucket) for bucket in query.ngrams]
-        for at in marks:
-            if at is not None:
-                part[at] = 1.0
+        part = [0.0] * self._n_factors
+        held = [(True, key, word) for key, word in query.metadata]
+        for key, derived in (
+            ("class", query.query_class),
+            ("question_type", query.question_type),
+            ("script", query.script),
+        ):
+            held.append((False, key, derived or ""))
+        if self._reads_ngrams:
+            held += [(False, "ngram", str(bucket)) for bucket in query.ngrams]
+        for mark in held:
+            if mark in self._marks:
+                part[self._marks[mark]] = 1.0
         for at, number in self._numbers:
             part[at] = _TRANSFORMED[number.transform]((getattr(query, number.field),))[0]
         return part
@@ -452,19 +439,11 @@ def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 def _derivation(field: DerivedField, index: Mapping[str, int]) -> Callable[[Sequence[Known]], Known]:
-    one, reads = field.one, [index[name] for name in field.reads]
-    if len(reads) == 2:  # the common case: spelled out, it takes two thirds of the time
-        first, second = reads
-
-        def derive_of_two(known: Sequence[Known]) -> Known:
-            a, b = known[first], known[second]
-            return None if a is None or b is None or a - a or b - b else one(a, b)
-
-        return derive_of_two
+    one, first, second = field.one, index[field.reads[0]], index[field.reads[1]]
 
     def derive(known: Sequence[Known]) -> Known:
-        given = [known[at] for at in reads]
-        return None if any(x is None or x - x for x in given) else one(*given)
+        a, b = known[first], known[second]
+        return None if a is None or b is None or a - a or b - b else one(a, b)
 
     return derive
 
@@ -503,31 +482,25 @@ def _folds(known: tuple[tuple[str, Callable[..., Fold]], ...]) -> Mapping[str, s
     return filled
 
 
-def _check(where: str, factors: Iterable[Factor], folds: Mapping[str, str]) -> None:
-    fields = {*_COUNTED, HAS_ANSWER, *QUERY_FIELDS, *DERIVED, *folds} - {"query"}
-    for factor in factors:
-        if isinstance(factor, Mark):
-            if factor.key == "ngram" and not factor.declared and not _BUCKET.fullmatch(factor.word):
-                raise ConfigError(f"{where}: got ngram {factor.word!r:.40}; a whole number, at least 0")
-        elif factor.field not in fields:
-            near = difflib.get_close_matches(factor.field[:100], sorted(fields), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            allowed = f"{hint}a number of Signals or Query, or a derived one"
-            raise ConfigError(f"{where}: unknown field {factor.field!r:.60}; {allowed}")
+def _check(where: str, factor: Factor, fields: Collection[str]) -> None:
+    if isinstance(factor, Mark):
+        if factor.key == "ngram" and not factor.declared and not _BUCKET.fullmatch(factor.word):
+            raise ConfigError(f"{where}: got ngram {factor.word!r:.40}; a whole number, at least 0")
+    elif factor.field not in fields:
+        near = difflib.get_close_matches(factor.field[:100], sorted(fields), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        allowed = f"{hint}a number of Signals or Query, or a derived one"
+        raise ConfigError(f"{where}: unknown field {factor.field!r:.60}; {allowed}")
 
 
-def _made(numbers: Iterable[Number]) -> list[str]:
-    return list(dict.fromkeys(n.field for n in numbers if n.field == HAS_ANSWER or n.field in DERIVED))
-
-
-def _fields_of(numbers: Iterable[Number]) -> list[str]:
-    fields: dict[str, None] = {}
-    for number in numbers:
-        if number.field == HAS_ANSWER:
-            fields["answer"] = None
-        else:
-            fields.update(dict.fromkeys(DERIVED[number.field].reads if number.field in DERIVED else (number.field,)))
-    return [field for field in fields if field not in _COUNTED]
+def _inputs_of(numbers: Iterable[Number]) -> tuple[list[str], list[str]]:
+    """The derived fields behind these numbers, each after those that it reads, and the fields that folds fill."""
+    read = dict.fromkeys(number.field for number in numbers)
+    for field in reversed(tuple(DERIVED)):
+        if field in read:
+            read |= dict.fromkeys(DERIVED[field].reads)
+    derived = [field for field in DERIVED if field in read]
+    return derived, [field for field in read if field not in DERIVED and field not in _COUNTED]
 
 
 def _plan_of(

@@ -22,7 +22,7 @@ from suffice.replay.study.study import (
 )
 from suffice.replay.study.sums import N_FOLDS
 from suffice.replay.traces.read import survey
-from suffice.signals.classes import Classes, FeatureTest, Rule
+from suffice.signals.classes import Classes, FeatureTest
 from suffice.signals.features import FeatureSet
 from suffice_testing.traces import Synthetic
 from tests.replay.made import batch_of, runs_of
@@ -74,8 +74,8 @@ def test_what_is_picked_keeps_the_target_where_it_was_picked_and_saves_there_wha
 
 def test_each_run_ends_at_the_level_of_its_class() -> None:
     runs = many(450)
-    rules = Classes([Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())])
-    levels = {rules.rules[0].name: 0.1}
+    rules = Classes([(FeatureTest("model=model-0", above=True, value=0.5),), ()])
+    levels = {rules.names[0]: 0.1}
     rung = ScoreRung(score="s", level=0.4, classes=rules, levels=levels, label="")
     risk = np.random.default_rng(0).random(len(runs.cost))
     codes = np.ones(len(risk), dtype=np.int8)
@@ -89,9 +89,9 @@ def test_each_run_ends_at_the_level_of_its_class() -> None:
 
 def test_a_class_of_few_runs_or_few_questions_has_no_level_of_its_own() -> None:
     runs = many(900)
-    rules = Classes([Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())])
+    rules = Classes([(FeatureTest("model=model-0", above=True, value=0.5),), ()])
     of_run, everything = [rules.of(query) for query in runs.queries], np.ones(len(runs), dtype=bool)
-    assert find_large_classes(of_run, runs.question, everything) == (rules.rules[0].name, "every query")
+    assert find_large_classes(of_run, runs.question, everything) == (rules.names[0], "every query")
     weak = np.array([("model", "model-0") in query.metadata for query in runs.queries])
     few = ~weak | (np.cumsum(weak) < 200)
     assert find_large_classes(of_run, runs.question, few) == ("every query",)
