@@ -88,9 +88,8 @@ def models() -> tuple[dict[str, Any], ...]:
 def values_for(parameter: Parameter) -> st.SearchStrategy[Any]:
     """Values that the parameter allows, the small ones more often."""
     values = _item(parameter)
-    for length in (parameter.inner, parameter.length):
-        if length is not None:
-            values = st.lists(values, min_size=length.low, max_size=min(length.high, length.low + 3))
+    for length in reversed(parameter.lengths):
+        values = st.lists(values, min_size=length.low, max_size=min(length.high, length.low + 3))
     return values
 
 
@@ -131,10 +130,10 @@ def example(name: str) -> Policy:
 def _first(parameter: Parameter) -> object:
     if parameter.type is Policy:
         parts = [{"policy": "stable-answer", "streak": 2}, {"policy": "confidence-threshold", "threshold": 0.5}]
-        return parts if parameter.length else parts[0]
+        return parts if parameter.lengths else parts[0]
     if parameter.type is StopModel:
         return models()[0]
     assert parameter.range is not None, f"{parameter.name}: say here what an example of it is"
-    if parameter.inner is not None:
+    if len(parameter.lengths) == 2:
         return [[parameter.range.high / 2**place for place in range(1, 9)]]
-    return [parameter.range.high] * parameter.length.low if parameter.length else parameter.range.low
+    return [parameter.range.high] * parameter.lengths[0].low if parameter.lengths else parameter.range.low

@@ -196,12 +196,13 @@ def no_lists(length: Length) -> list[object]:
 @EVERY_PARAMETER
 def test_a_value_out_of_range_is_refused_with_its_path(name: str, parameter: Parameter) -> None:
     cases: list[tuple[str, object]] = [("", value) for value in not_allowed(parameter)]
-    if parameter.length is not None:
-        cases = [("", value) for value in no_lists(parameter.length)]
-        some = max(1, parameter.length.low)
-        if parameter.inner is not None:
-            cases += [("[0]", [value] * some) for value in no_lists(parameter.inner)]
-            cases += [("[0][0]", [[value] * parameter.inner.low] * some) for value in not_allowed(parameter)]
+    if parameter.lengths:
+        outer, *inner = parameter.lengths
+        cases = [("", value) for value in no_lists(outer)]
+        some = max(1, outer.low)
+        if inner:
+            cases += [("[0]", [value] * some) for value in no_lists(inner[0])]
+            cases += [("[0][0]", [[value] * inner[0].low] * some) for value in not_allowed(parameter)]
         else:
             cases += [("[0]", [value] * some) for value in not_allowed(parameter)]
     for at, value in cases:

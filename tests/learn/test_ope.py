@@ -12,7 +12,6 @@ from suffice.learn.ope import (
     LoggedDraws,
     Method,
     PolicyValue,
-    compute_dr_terms,
     estimate_value,
 )
 
@@ -118,14 +117,6 @@ def test_rewards_of_any_unit_are_told_in_it() -> None:
         assert there.value == pytest.approx(10 * here.value - 4)
         assert there.low == pytest.approx(10 * here.low - 4)
         assert there.high == pytest.approx(10 * here.high - 4)
-
-
-def test_the_difference_of_two_targets_is_the_mean_difference_of_their_terms() -> None:
-    logged, target = log_of(np.random.default_rng(8), 600)
-    apart = compute_dr_terms(logged, target) - compute_dr_terms(logged, logged.odds)
-    assert apart.mean() == pytest.approx(
-        estimate_value(logged, target).value - estimate_value(logged, logged.odds).value
-    )
 
 
 def test_without_rows_everything_is_possible() -> None:

@@ -30,23 +30,27 @@ def export_stop_model(
     trained: TrainingRecord,
     cost: StepCost,
 ) -> StopModel:
-    return StopModel(
-        features=chosen.names,
-        suffices=_fitted(suffices, chosen),
-        hopeless=None if hopeless is None else _fitted(hopeless, chosen),
-        trained=_with_versions(trained),
-        cost=cost,
-    )
+    return _model(chosen, _fitted(suffices, chosen), hopeless, trained, cost)
 
 
 def export_value_model(
     chosen: FeatureSelection, values: Values, at: int, hopeless: FitResult | None = None, *, trained: TrainingRecord
 ) -> StopModel:
+    return _model(chosen, Ensemble((export_advantage(values, at),)), hopeless, trained, StepCost())
+
+
+def _model(
+    chosen: FeatureSelection, suffices: Ensemble, hopeless: FitResult | None, trained: TrainingRecord, cost: StepCost
+) -> StopModel:
+    versions = [*trained.versions, *((package, version(package)) for package in ("suffice", "numpy"))]
+    with suppress(PackageNotFoundError):
+        versions.append(("scikit-learn", version("scikit-learn")))
     return StopModel(
         features=chosen.names,
-        suffices=Ensemble((export_advantage(values, at),)),
+        suffices=suffices,
         hopeless=None if hopeless is None else _fitted(hopeless, chosen),
-        trained=_with_versions(trained),
+        trained=replace(trained, versions=tuple(versions)),
+        cost=cost,
     )
 
 
@@ -54,13 +58,6 @@ def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
     n_features = len(chosen.names)
     constant = float(fitted.scores(np.zeros((1, n_features)))[0])  # the constant probability of an untrained model
     return export_ensemble(fitted.trained, n_features=n_features, otherwise=constant)
-
-
-def _with_versions(trained: TrainingRecord) -> TrainingRecord:
-    versions = [*trained.versions, ("suffice", version("suffice")), ("numpy", version("numpy"))]
-    with suppress(PackageNotFoundError):
-        versions.append(("scikit-learn", version("scikit-learn")))
-    return replace(trained, versions=tuple(versions))
 
 
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:

@@ -157,10 +157,9 @@ def estimate_value(
         return _naive(logged, target, confidence)
     counted = weights if clip is None or method == "dr" else np.minimum(weights, clip)
     guess = guess_in_sequence(logged, kind=kind) if method == "dr" else np.zeros_like(logged.odds)
-    if method == "snips":  # the mean so far, shrunk to 1/2 by one row
+    if method == "snips":  # the guess is the mean so far, shrunk to 1/2 by one row
         gained = weights * _unit(logged)
         guess += ((np.cumsum(gained) - gained + 0.5) / (np.cumsum(weights) - weights + 1))[:, np.newaxis]
-    if method == "snips":
         value = float(counted @ _unit(logged)) / float(counted.sum()) if counted.any() else float("nan")
     else:
         value = float(_terms(logged, target, counted, guess).mean()) if len(logged) else float("nan")
@@ -200,18 +199,12 @@ def _naive(logged: LoggedDraws, target: Floats, confidence: float) -> PolicyValu
     )
 
 
-def compute_dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
-    """Terms whose mean is the value of `dr`, shape (N,)."""
-    terms = _terms(logged, target, _weights(logged, target, 0.5), guess_in_sequence(logged, kind=kind))
-    return logged.low + (logged.high - logged.low) * terms
-
-
-def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
+def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind) -> Floats:
     """Guess the rewards of all arms in every row, in [0, 1], from earlier rows alone, shape (N, K)."""
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)
     unit = _unit(logged)
-    begin = first_fit
+    begin = FIRST_FIT
     while begin < len(logged):
         end = min(2 * begin, len(logged))
         rows = np.flatnonzero(known[:begin])

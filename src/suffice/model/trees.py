@@ -28,7 +28,6 @@ _CHUNK: Final = 8_192  # rows at once, to fit the processor's cache
 COLUMNS: Final = ("feature", "threshold", "left", "right", "value")
 LEAF: Final = -1  # marks a leaf in `feature`
 
-Nested: TypeAlias = tuple[int, float, "Nested | None", "Nested | None"]  # feature, threshold or value, left, right
 Split: TypeAlias = tuple[int, float, int]  # feature, threshold, bits of the leaves that a larger value cannot reach
 
 
@@ -87,11 +86,6 @@ class Tree:
     def plain(self) -> dict[str, Any]:
         return {name: list(getattr(self, name)) for name in COLUMNS}
 
-    def nested(self, at: int = 0) -> Nested:
-        if self.feature[at] == LEAF:
-            return (LEAF, self.value[at], None, None)
-        return (self.feature[at], self.threshold[at], self.nested(self.left[at]), self.nested(self.right[at]))
-
     def leafed(self) -> tuple[list[Split], list[float]]:
         """The splits with the leaves they exclude, and the leaves' values from left to right."""
         splits: list[Split] = []
@@ -115,14 +109,14 @@ class Trees:
     baseline: float
     trees: tuple[Tree, ...]
     _small: _QuickScorer = field(init=False, repr=False, compare=False)
-    _large: tuple[Nested, ...] = field(init=False, repr=False, compare=False)
+    _large: tuple[Tree, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", exact_float("baseline", self.baseline))
         if len(self.trees) > MOST_TREES:
             raise ConfigError(f"trees: got {len(self.trees):,}; at most {MOST_TREES:,}")
         object.__setattr__(self, "_small", _QuickScorer([tree for tree in self.trees if tree.is_small]))
-        object.__setattr__(self, "_large", tuple(tree.nested() for tree in self.trees if not tree.is_small))
+        object.__setattr__(self, "_large", tuple(tree for tree in self.trees if not tree.is_small))
 
     def check(self, n_features: int) -> None:
         for at, tree in enumerate(self.trees):
@@ -134,23 +128,22 @@ class Trees:
 
     def raw(self, row: Sequence[float]) -> float:
         total = self.baseline + self._small.one(row)
-        for node in self._large:
-            total += _walk(node, row)
+        for tree in self._large:
+            total += _walk(tree, row)
         return total
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         total = self.baseline + self._small.many(matrix)
-        for tree in self.trees:
-            if not tree.is_small:
-                total += _descend(tree, matrix)
+        for tree in self._large:
+            total += _descend(tree, matrix)
         return total
 
 
-def _walk(node: Nested, row: Sequence[float]) -> float:
-    feature, number, left, right = node
-    while left is not None and right is not None:
-        feature, number, left, right = left if row[feature] <= number else right
-    return number
+def _walk(tree: Tree, row: Sequence[float]) -> float:
+    at = 0
+    while (feature := tree.feature[at]) != LEAF:
+        at = tree.left[at] if row[feature] <= tree.threshold[at] else tree.right[at]
+    return tree.value[at]
 
 
 def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:

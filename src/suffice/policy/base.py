@@ -69,13 +69,12 @@ def _build(where: str, spec: object, depth: int) -> Policy:
     return policy(**{name: _read(parameter, where, given, depth) for name, parameter in declared.items()})
 
 
-def _read(parameter: Parameter, where: str, given: Mapping[str, object], depth: int) -> Value:
+def _read(parameter: Parameter, where: str, given: Mapping[str, object], depth: int) -> Any:
     if parameter.name in given:
         return parameter.read(where, given[parameter.name], lambda at, spec: _build(at, spec, depth - 1))
     if parameter.required:
         raise ConfigError(f"{where}.{parameter.name}: missing; {parameter.allowed()}")
-    default: Value = parameter.default
-    return default
+    return parameter.default
 
 
 def describe(policy: Policy, *, in_full: bool = True) -> dict[str, Any]:

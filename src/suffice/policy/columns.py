@@ -64,14 +64,14 @@ def to_signals(columns: Columns) -> Iterator[Signals]:
     names = [name for name in columns if name not in ("step", "tokens_used", "answer")]
     whole = {name for name in names if name in FIELDS and FIELDS[name].whole}
     answers = columns.get("answer")
-    with_queries = find_query_columns(columns)
+    queries, run = queries_of(columns)
     for at, (step, tokens_used) in enumerate(zip(columns["step"], columns["tokens_used"], strict=True)):
         row = ((name, float(columns[name][at])) for name in names)
         yield Signals(
             step=int(step),
             tokens_used=int(tokens_used),
             answer=None if answers is None or isnan(answers[at]) else f"{answers[at]:g}",
-            query=None if with_queries is None else with_queries.queries[with_queries.run[at]],
+            query=queries[run[at]],
             **{name: int(value) if name in whole else value for name, value in row if not isnan(value)},
         )
 
@@ -82,9 +82,11 @@ def known_column(columns: Columns, field: str) -> NDArray[np.float64]:
     return np.full(len(columns["step"]), np.nan) if column is None else column
 
 
-def find_query_columns(columns: Columns) -> QueryColumns | None:
-    """The columns with their queries, or None if the queries are unknown."""
-    return columns if isinstance(columns, QueryColumns) else None
+def queries_of(columns: Columns) -> tuple[Sequence[Query | None], NDArray[np.int64]]:
+    """The query of each run, and the run of each row; one run without a query if none is known."""
+    if isinstance(columns, QueryColumns):
+        return columns.queries, columns.run
+    return [None], np.zeros(len(columns["step"]), np.int64)
 
 
 def answered(columns: Columns) -> Mask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import MOST_RISK, StopModel
-from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, find_query_columns
+from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, queries_of
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
@@ -83,23 +82,17 @@ class LearnedPolicy(ParameterChecks):
         return suffices(f"risk {risk:.4g} <= {threshold:g}, P(as good as the full run) {p:.4f}", risk)
 
     def stops(self, columns: Columns) -> Stops:
-        risks = self.risks(columns)
-        threshold: float | NDArray[np.float64] = self.threshold
-        with_queries = find_query_columns(columns)
-        if self.model.classes and with_queries is not None:
-            each = [self._threshold_of(query) for query in with_queries.queries]
-            threshold = np.array(each, dtype=np.float64)[with_queries.run]
+        risks, (queries, run) = self.risks(columns), queries_of(columns)
+        threshold = np.array([self._threshold_of(query) for query in queries], dtype=np.float64)[run]
         passed = (risks.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
         return np.where(passed, risks.code, np.int8(CONTINUE))
 
     def risks(self, columns: Columns) -> Risks:
-        with_queries, n_rows = find_query_columns(columns), len(columns["step"])
-        queries: Sequence[Query | None] = [None] if with_queries is None else with_queries.queries
-        run = np.zeros(n_rows, np.int64) if with_queries is None else with_queries.run
+        queries, run = queries_of(columns)
         table = self._features.table(columns, queries, run)
         per_step = columns["tokens_used"] / np.maximum(1.0, columns["step"])
         risk = (1.0 - self.model.suffices.scores(table)) / self.model.cost.of_many(per_step)
-        lost: Mask = np.zeros(n_rows, np.bool_)
+        lost: Mask = np.zeros(len(risk), np.bool_)
         if self.model.hopeless is not None:
             lost = self.model.hopeless.scores(table) >= 0.5
         stoppable = np.where(lost, self.on_hopeless == "stop", answered(columns))

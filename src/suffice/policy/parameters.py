@@ -68,8 +68,7 @@ class Parameter:
     default: Any  # dataclasses.MISSING: required
     range: ParameterRange | None = None  # of a number
     words: tuple[str, ...] = ()  # of a word
-    length: Length | None = None  # of a list; None: not a list
-    inner: Length | None = None  # of each list in a list of lists; None: items are not lists
+    lengths: tuple[Length, ...] = ()  # of a list, and of each list in a list of lists; (): not a list
     later: bool = False  # see `Later`
 
     @property
@@ -77,29 +76,22 @@ class Parameter:
         return self.default is dataclasses.MISSING
 
     def allowed(self) -> str:
-        lengths = [f"{length}, each " for length in (self.length, self.inner) if length is not None]
+        lengths = [f"{length}, each " for length in self.lengths]
         return f"{''.join(lengths)}{self._allowed_item()}"
 
-    def read(self, where: str, value: object, build: Build | None = None) -> Value:
+    def read(self, where: str, value: object, build: Build | None = None) -> Any:
         """Convert `value` to the parameter's type. Raise ConfigError that names `where`.
 
         build  builds a policy from a table; without it only built policies are accepted
         """
-        where = f"{where}.{self.name}"
-        if self.length is None:
-            return self._read_item(where, value, build)
-        items = self._read_list(where, value, self.length)
-        if self.inner is None:
-            return tuple(self._read_item(at, item, build) for at, item in items)
-        return tuple(
-            tuple(self._read_item(place, item, build) for place, item in self._read_list(at, inner, self.inner))
-            for at, inner in items
-        )
+        return self._read(f"{where}.{self.name}", value, self.lengths, build)
 
-    def _read_list(self, where: str, value: object, length: Length) -> list[tuple[str, object]]:
-        if not isinstance(value, (list, tuple)) or value not in length:
+    def _read(self, where: str, value: object, lengths: tuple[Length, ...], build: Build | None) -> Any:
+        if not lengths:
+            return self._read_item(where, value, build)
+        if not isinstance(value, (list, tuple)) or value not in lengths[0]:
             raise ConfigError(f"{where}: got {_describe_value(value)}; {self.allowed()}")
-        return [(f"{where}[{at}]", item) for at, item in enumerate(value)]
+        return tuple(self._read(f"{where}[{at}]", item, lengths[1:], build) for at, item in enumerate(value))
 
     def _allowed_item(self) -> str:
         words: dict[type, str] = {
@@ -158,12 +150,11 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
     if get_origin(hint) is Annotated:
         hint, *rest = get_args(hint)
         marks = tuple(rest)
-    lengths = iter([mark for mark in marks if isinstance(mark, Length)])
-    declared: list[Length | None] = []
+    declared = iter([mark for mark in marks if isinstance(mark, Length)])
+    lengths: list[Length] = []
     while get_origin(hint) is tuple:
         hint = get_args(hint)[0]
-        declared.append(next(lengths, _ANY_LENGTH))
-    length, inner = (*declared, None, None)[:2]
+        lengths.append(next(declared, _ANY_LENGTH))
     words = get_args(hint) if get_origin(hint) is Literal else ()
     return Parameter(
         name=field.name,
@@ -171,8 +162,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
         default=field.default,
         range=next((mark for mark in marks if isinstance(mark, ParameterRange)), None),
         words=words,
-        length=length,
-        inner=inner,
+        lengths=tuple(lengths),
         later=Later in marks,
     )
 

@@ -246,6 +246,7 @@ class FeatureSet:
         self._plan = _plan_of(parsed, [*self._numbers, *of_query])
         self._of_query = _QueryFactors(of_query, len(self._numbers), self._plan[0])
         self._derived, self._own = _inputs_of(self._numbers)
+        self._reads_query = bool(of_query)
         read = [*self._own, *(("query",) if of_query else ())]
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(folds[field] for field in read if field in folds))
         evidence = [field for field in self._own if field in folds and field not in _BEFORE]
@@ -266,7 +267,7 @@ class FeatureSet:
         factors: list[float] = []
         for transform, pick in self._groups:
             factors += transform(pick(known))
-        tail, live = self._of_query.of(signals.query)
+        tail, live = self._of_query.of(signals.query if self._reads_query else None)
         factors += tail
         for at, a, b in live:
             factors[at] = factors[a] * factors[b]

@@ -159,7 +159,7 @@ GRID: Final = (
 def _declared_family(policy: type) -> Family:
     draws: dict[str, Draw] = {}
     for one in parameters_of(policy):
-        if one.length is not None:
+        if one.lengths:
             continue
         if one.words or one.type is bool:
             draws[one.name] = _one_of(*(one.words or (False, True)))
