@@ -8,7 +8,7 @@ import importlib
 import click
 
 from suffice import __version__
-from suffice.cli.shell import check_contrib, contrib_lines, find_plugin_commands, load_plugin_command
+from suffice.cli.shell import CommandGroup
 
 # Section of --help → name → (module of this package that has it, the line that --help shows).
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
@@ -50,14 +50,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
 COMMANDS = {name: command for section in SECTIONS.values() for name, command in section.items()}
 
 
-class LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(dict.fromkeys([*COMMANDS, *find_plugin_commands()]))
+class LazyGroup(CommandGroup):
+    place = ""
+    own = COMMANDS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            point = find_plugin_commands().get(cmd_name)
-            return None if point is None else load_plugin_command(point)
+            return super().get_command(ctx, cmd_name)
         command = getattr(importlib.import_module(f"suffice.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
@@ -66,8 +65,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, names = args[0], self.list_commands(ctx)
-        check_contrib(self, ctx, name)
-        if name not in names and not name.startswith("-"):
+        if name not in (*names, *self.not_installed()) and not name.startswith("-"):
             near = difflib.get_close_matches(name, names, n=1)
             ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
@@ -77,10 +75,8 @@ class LazyGroup(click.Group):
         for title, section in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(f"{name:<{width}}", line) for name, (_, line) in section.items()])
-        added = {name: self.get_command(ctx, name) for name in find_plugin_commands() if name not in COMMANDS}
-        lines = [(name, one.get_short_help_str(1_000)) for name, one in added.items() if one]
         with formatter.section("Of other packages"):
-            formatter.write_dl([*lines, *contrib_lines("", added)])
+            formatter.write_dl(self.added_lines())
 
 
 @click.group("suffice", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,7 +6,7 @@ Imports only click and the standard library, because `--help` waits for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -79,67 +79,67 @@ CONTRIB: Final = {
 }
 
 
-def find_plugin_commands(group: str = "") -> dict[str, EntryPoint]:
-    """Return the entry points of `suffice.commands`, named NAME or GROUP.NAME, by NAME."""
-    from importlib.metadata import entry_points
-
-    points = {point.name: point for point in entry_points(group="suffice.commands")}
-    prefix = f"{group}." if group else ""
-    names = {name.removeprefix(prefix): point for name, point in sorted(points.items()) if name.startswith(prefix)}
-    return {name: point for name, point in names.items() if "." not in name}
-
-
-def load_plugin_command(point: EntryPoint) -> click.Command:
-    command = point.load()
-    if not isinstance(command, click.Command):
-        raise click.ClickException(f"plug-in {point.value}: need a click command, got {type(command).__name__}")
-    return command
-
-
-def check_contrib(group: click.Group, ctx: click.Context, name: str) -> None:
-    """End with the package to install if `name` ("NAME" or "GROUP NAME") is a command that contrib/ adds."""
-    if name in CONTRIB and group.get_command(ctx, name.rsplit(maxsplit=1)[-1]) is None:
-        package = CONTRIB[name][0]
-        ctx.fail(f"{name} is a package of its own; in a clone of the repository: pip install ./contrib/{package}")
-
-
-def contrib_lines(group: str, present: Collection[str]) -> list[tuple[str, str]]:
-    """Return the help lines of the commands that contrib/ adds to `group` ("" at the top) and that are missing."""
-    prefix = f"{group} " if group else ""
-    return [
-        (own, f"{line} Needs, from a clone: pip install ./contrib/{package}")
-        for name, (package, line) in CONTRIB.items()
-        if name.startswith(prefix) and " " not in (own := name.removeprefix(prefix)) and own not in present
-    ]
-
-
 class CommandGroup(click.Group):
     """A group whose help lists commands in the order of definition, each with its whole sentence.
 
-    Plugins add commands by entry points; an existing name is never replaced.
+    Packages add commands by entry points of `suffice.commands`, NAME or GROUP.NAME; a group's own are never replaced.
     """
 
     command_class = Command
 
+    @property
+    def place(self) -> str:
+        return self.name or ""
+
+    @property
+    def own(self) -> Iterable[str]:
+        return self.commands
+
+    def added(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points
+
+        points = sorted(entry_points(group="suffice.commands"), key=lambda point: point.name)
+        named = [(point.name.rpartition("."), point) for point in points]
+        return {name: point for (place, _, name), point in named if place == self.place and name not in self.own}
+
+    def not_installed(self) -> dict[str, tuple[str, str]]:
+        """The commands that packages in contrib/ would add, each with its package and its line of --help."""
+        named = [(words.rpartition(" "), one) for words, one in CONTRIB.items()]
+        return {name: one for (place, _, name), one in named if place == self.place and name not in self.added()}
+
+    def added_lines(self) -> list[tuple[str, str]]:
+        lines = [(name, _load(point).get_short_help_str(1_000)) for name, point in self.added().items()]
+        for name, (package, line) in self.not_installed().items():
+            lines.append((name, f"{line} Needs, from a clone: pip install ./contrib/{package}"))
+        return lines
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click passes it
-        return list(dict.fromkeys([*self.commands, *find_plugin_commands(self.name or "")]))
+        return [*self.own, *self.added()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        point = None if cmd_name in self.commands else find_plugin_commands(self.name or "").get(cmd_name)
-        return super().get_command(ctx, cmd_name) if point is None else load_plugin_command(point)
+        point = self.added().get(cmd_name)
+        return super().get_command(ctx, cmd_name) if point is None else _load(point)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        check_contrib(self, ctx, f"{self.name} {args[0]}")
+        package, _ = self.not_installed().get(args[0], ("", ""))
+        if package:
+            name = f"{self.place} {args[0]}".strip()
+            ctx.fail(f"{name} is a package of its own; in a clone of the repository: pip install ./contrib/{package}")
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        lines = [(name, one.get_short_help_str(1_000)) for name, one in commands.items() if one is not None]
-        lines += contrib_lines(self.name or "", commands)
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        lines = [(name, one.get_short_help_str(1_000)) for name, one in self.commands.items()]
         with formatter.section("Commands"):
-            formatter.write_dl(lines)
+            formatter.write_dl([*lines, *self.added_lines()])
+
+
+def _load(point: EntryPoint) -> click.Command:
+    command = point.load()
+    if not isinstance(command, click.Command):
+        raise click.ClickException(f"plug-in {point.value}: need a click command, got {type(command).__name__}")
+    return command
 
 
 # --------------------------------------------------------------------------- output
