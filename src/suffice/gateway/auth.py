@@ -365,7 +365,7 @@ class Objects:
         """Check every object that a request's body names. Raise BadRequest."""
         if not any(word in raw for word in _MAY_NAME):
             return
-        named = await asyncio.to_thread(_objects_in, body) if len(raw) > LARGE_BYTES else _objects_in(body)
+        named = await asyncio.to_thread(references, body) if len(raw) > LARGE_BYTES else references(body)
         if len(named) > MOST_REFERENCES:
             raise BadRequest(f"body: names more than {MOST_REFERENCES} objects", code="too_many_objects")
         for object_id, where in named.items():
@@ -380,34 +380,23 @@ def forget_oldest(table: dict[str, Any], most: int) -> None:
         del table[next(iter(table))]
 
 
-def _objects_in(body: Mapping[str, Any]) -> dict[str, str]:
-    fields = dict[str, str]()
-    for where, object_id in references(body):
-        fields[object_id] = where
-        if len(fields) > MOST_REFERENCES:
-            break
-    return fields
-
-
-def references(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    waiting: list[Any] = [body]
-    while waiting:
+def references(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the objects that a body names, each with the field; about one more than allowed if there are too many."""
+    named, waiting = dict[str, str](), list[Any]([body])
+    while waiting and len(named) <= MOST_REFERENCES:
         node = waiting.pop()
         if isinstance(node, list):
             waiting += node
-            continue
-        if not isinstance(node, dict):
-            continue
-        if node.get("type") == "item_reference" and isinstance(node.get("id"), str):
-            yield "item_reference", node["id"]
-        is_tool_use = node.get("type") == "tool_use"
-        for name, value in node.items():
-            if name in _FREE or (is_tool_use and name == "input"):
-                continue
-            if name in _REFERENCES:
-                yield from ((name, object_id) for object_id in _ids_in(value))
-            if isinstance(value, dict | list):
-                waiting.append(value)
+        elif isinstance(node, dict):
+            if node.get("type") == "item_reference" and isinstance(node.get("id"), str):
+                named[node["id"]] = "item_reference"
+            free = _FREE | {"input"} if node.get("type") == "tool_use" else _FREE
+            for name, value in node.items():
+                if name in _REFERENCES and name not in free:
+                    named.update((object_id, name) for object_id in _ids_in(value))
+                if name not in free and isinstance(value, dict | list):
+                    waiting.append(value)
+    return named
 
 
 def _ids_in(value: Any) -> Iterator[str]:

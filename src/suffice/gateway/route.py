@@ -404,24 +404,24 @@ class Variants:
         )
 
     def _built_with(self, route: BuiltRoute, policy: dict[str, object], name: str) -> BuiltRoute | None:
-        if (route.name, name) not in self._built:
-            if len(self._built) >= MOST_VARIANTS:
-                self._built.clear()
-            self._built[route.name, name] = self._build(route, policy)
-        return self._built[route.name, name]
-
-    def _build(self, route: BuiltRoute, policy: dict[str, object]) -> BuiltRoute | None:
+        key = route.name, name
+        if key in self._built:
+            return self._built[key]
+        if len(self._built) >= MOST_VARIANTS:
+            self._built.clear()
+        built: BuiltRoute | None = None
         try:
-            built = build_policy(policy)
-            needed = {need.partition("(")[0] for need in built.needs}
-            needs = (*(need for need in route.needs if need.partition("(")[0] not in needed), *built.needs)
+            variant = build_policy(policy)
+            needed = {need.partition("(")[0] for need in variant.needs}
+            needs = (*(need for need in route.needs if need.partition("(")[0] not in needed), *variant.needs)
             Observer(needs, route.settings.kind)  # fails here, not in a request, for an unknown signal
+            settings = msgspec.structs.replace(route.settings, policy=policy)
+            built = replace(route, settings=settings, policy=variant, policy_version=version_of(variant), needs=needs)
         except Exception as error:  # noqa: BLE001 - a policy that crashes at load is not served
             LOG.error("routes.%s: a variant cannot be built (%s); it is not served", route.name, type(error).__name__)
             self.metrics.inc("suffice_failopen_total", "arms")
-            return None
-        settings = msgspec.structs.replace(route.settings, policy=policy)
-        return replace(route, settings=settings, policy=built, policy_version=version_of(built), needs=needs)
+        self._built[key] = built
+        return built
 
 
 def _is_comparable(route: BuiltRoute, state: State) -> bool:
