@@ -393,12 +393,9 @@ class Follower:
             self._run_in_full(why)
         deployment.serves = deployment.serves or "last good"
 
-    def _keep_is_due(self) -> bool:
-        return self._good_writer is not None and self._good_writer.is_due(changed=self._changed)
-
-    def _keep(self) -> None:
+    def _keep(self, writer: LastGoodWriter) -> None:
         with self._failing_open():
-            if self._good_writer is not None and self._good_writer.keep(self._as_good, changed=self._changed):
+            if writer.keep(self._as_good, changed=self._changed):
                 self._changed = False
 
     def _as_good(self) -> LastGood:
@@ -430,42 +427,37 @@ class Follower:
         if self._refreshed_s is not None and now_s - self._refreshed_s < LOOK_S:
             return
         self._refreshed_s = now_s
-        seen = False
         if self._gw.deployment.log_problem is not None:  # logged before; there is no log to read
             self._gw.metrics.inc("suffice_failopen_total", "follow")
-        else:
-            with self._failing_open():
-                self.apply(self.read_changes())
-                seen = True
-        if not seen:
             self._check_age()
+            return
+        with self._failing_open(is_reading=True):
+            self.apply(self.read_changes())
 
     async def follow(self) -> None:
         while True:
-            seen = False
-            with self._failing_open():
+            with self._failing_open(is_reading=True):
                 self.apply(await asyncio.to_thread(self.read_changes))
-                seen = True
-            if not seen:
-                self._check_age()
-            elif self._keep_is_due():
-                await asyncio.to_thread(self._keep)
+                if self._good_writer is not None and self._good_writer.is_due(changed=self._changed):
+                    await asyncio.to_thread(self._keep, self._good_writer)
             await self._notified.wait()
             self._notified.clear()
 
     @contextlib.contextmanager
-    def _failing_open(self) -> Iterator[None]:
+    def _failing_open(self, *, is_reading: bool = False) -> Iterator[None]:
         try:
             yield
+            return
         except StoreError as error:
             now_s = self._gw.monotonic_s()
             if str(error) != self._warned[0] or now_s - self._warned[1] >= WARN_AGAIN_S:
                 self._warned = str(error), now_s
                 LOG.warning("control: %s", error)
-            self._gw.metrics.inc("suffice_failopen_total", "follow")
         except Exception as error:  # noqa: BLE001 - what is active stays active
             LOG.error("control: new decisions could not be applied (%s)", type(error).__name__)
-            self._gw.metrics.inc("suffice_failopen_total", "follow")
+        self._gw.metrics.inc("suffice_failopen_total", "follow")
+        if is_reading:
+            self._check_age()
 
 
 def _load_problem(error: Exception) -> str:
