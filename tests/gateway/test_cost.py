@@ -20,7 +20,7 @@ import pytest
 from suffice.episode.chain_reader import ChainReader, Segmenter
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.stream_relay import ClientView, Delivery, ReasoningRun, StreamRelay
-from suffice.gateway.exchange import WRITE_NOW, BodyDelivery, Exchange, StreamDelivery
+from suffice.gateway.exchange import HANG_UP, WRITE_NOW, BodyDelivery, Exchange, StreamDelivery
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps
 from suffice.types import Request
@@ -114,7 +114,7 @@ def request() -> Request:
 
 async def governed(call: Upstream, client: Client, *, streams: bool = True) -> ReasoningRun:
     """Relay it all through a watched run, as `gateway/chat.py` does without its probes."""
-    scope = {"headers": [], "extensions": {WRITE_NOW: client.write_now}}
+    scope = {"headers": [], "extensions": {HANG_UP: None, WRITE_NOW: client.write_now}}
     exchange = Exchange(scope, asyncio.Event().wait, client.send, time.monotonic)  # type: ignore[arg-type]
     exchange.status = 200 if streams else 0
     delivery: Delivery = StreamDelivery(exchange) if streams else BodyDelivery(exchange, 200, ())

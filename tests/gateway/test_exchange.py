@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import pytest
 
-from suffice.gateway.exchange import Exchange, supervise
+from suffice.gateway.exchange import HANG_UP, WRITE_NOW, Exchange, supervise
 
 
 class Client:
@@ -17,17 +17,26 @@ class Client:
 
     def __init__(self) -> None:
         self.sent: list[MutableMapping[str, Any]] = []
-        self.gone = asyncio.Event()
+        self._callbacks: set[Callable[[], None]] = set()
+
+    def subscribe(self, gone: Callable[[], None]) -> Callable[[], object]:
+        self._callbacks.add(gone)
+        return lambda: self._callbacks.discard(gone)
+
+    def leave(self) -> None:
+        for gone in tuple(self._callbacks):
+            gone()
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         self.sent.append(message)
 
     async def receive(self) -> MutableMapping[str, Any]:
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
+        raise AssertionError("nothing reads the body")
 
     def exchange(self) -> Exchange:
-        exchange = Exchange({"type": "http", "headers": []}, self.receive, self.send, time.monotonic)
+        extensions = {HANG_UP: self.subscribe, WRITE_NOW: lambda _: False}
+        scope = {"type": "http", "headers": [], "extensions": extensions}
+        exchange = Exchange(scope, self.receive, self.send, time.monotonic)
         exchange.own_headers.append(("x-own", "1"))
         return exchange
 
@@ -63,7 +72,7 @@ async def test_a_client_that_leaves_ends_the_work_and_nobody_asks_how(fails: Exc
     client, work = Client(), Work(fails=fails)
     watched = asyncio.create_task(supervise(work.run(), client.exchange()))
     await work.started.wait()
-    client.gone.set()
+    client.leave()
     assert await watched is True
     assert work.cleaned
 
@@ -74,7 +83,7 @@ async def test_a_client_that_leaves_after_its_answer_ends_nothing() -> None:
 
     async def work() -> None:
         await exchange.json(200, b"{}")
-        client.gone.set()
+        client.leave()
         await asyncio.sleep(0.02)
 
     assert await supervise(work(), exchange) is False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -72,9 +71,8 @@ def headers_of(scope: Scope) -> list[tuple[str, str]]:
 class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, monotonic_s: Callable[[], float]) -> None:
         self.scope, self.receive, self._send, self._now = scope, receive, send, monotonic_s
-        extensions = scope.get("extensions") or {}
-        self.hang_up: OnHangUp | None = extensions.get(HANG_UP)
-        self._write_now: WriteNow | None = extensions.get(WRITE_NOW)
+        self.hang_up: OnHangUp = scope["extensions"][HANG_UP]
+        self._write_now: WriteNow = scope["extensions"][WRITE_NOW]
         self.caller = ANYONE
         self.foreign_page: BadRequest | None = None  # why this request from another site's page may be refused
         self.stored_id: str | None = None  # the id in the path
@@ -118,7 +116,7 @@ class Exchange:
 
     def body_now(self, data: bytes) -> bool:
         """Send a part of a begun body without waiting. Return False if `body` must be awaited instead."""
-        if self._write_now is None or self.complete or not self._write_now(data):
+        if self.complete or not self._write_now(data):
             return False
         self.last_sent_s = self._now()
         if self.first_byte_s is None:
@@ -181,19 +179,6 @@ async def kept_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[
             await asyncio.gather(sender, return_exceptions=True)
 
 
-def _watch(exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]:
-    if exchange.hang_up is not None:
-        return exchange.hang_up(gone)
-
-    async def watch() -> None:
-        with contextlib.suppress(Exception):  # a broken connection is gone too
-            while (await exchange.receive())["type"] != "http.disconnect":
-                pass
-        gone()
-
-    return asyncio.create_task(watch()).cancel
-
-
 async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
     """Run `work` in the caller's task and return True if the client left, which cancels it.
 
@@ -209,7 +194,7 @@ async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool
             left = True
             task.cancel()
 
-    end_watch = _watch(exchange, gone)
+    end_watch = exchange.hang_up(gone)
     try:
         await work
     except asyncio.CancelledError:
