@@ -183,10 +183,7 @@ class Continuer:
     async def open(
         self, request: Continuation, *, thought_tokens: int, purpose: Purpose
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
-        """Send a request; yield its pieces and its account.
-
-        Raise UpstreamError, or UpstreamBusy for a probe without room.
-        """
+        """Send a request; yield its pieces and account. Raise UpstreamError; UpstreamBusy for a probe without room."""
         account = CallAccount(purpose)
         account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)
         account.is_open = True
@@ -385,10 +382,7 @@ def margin_of(token: TokenLogprob) -> float | None:
 
 
 async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGenerator[tuple[Chunk, bytes], None]:
-    """Yield each chunk and its bytes up to [DONE].
-
-    Raise UpstreamError, which names what is `inside`, if it breaks off.
-    """
+    """Yield each chunk and its bytes up to [DONE]. Raise UpstreamError, naming what is `inside`, if it breaks off."""
     splitter, n_events = wire.SseSplitter(), 0
     while data := await call.read():
         frames = splitter.feed(data)

@@ -75,10 +75,7 @@ class CallAccount:
             self.reasoning_tokens = usage.reasoning_tokens
 
     def close(self, client_prompt_tokens: int | None = None) -> UpstreamCall:
-        """Return the record of this call.
-
-        Without reported usage, its prompt is the client's plus the thought sent along.
-        """
+        """Return the record. Without reported usage, the prompt is the client's plus the thought sent along."""
         source: CountSource = "provider" if self.reported_tokens is not None else "counted"
         prompt = self.prompt_tokens
         if prompt is None and self.began and client_prompt_tokens is not None:

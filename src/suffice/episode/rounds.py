@@ -205,10 +205,7 @@ class RoundsRun:
             return None
 
     def _apply_mode(self, decision: Decision) -> Decision:
-        """Return a stop only if it may act.
-
-        In enforce mode all other decisions look alike, so that audits are hidden.
-        """
+        """Return a stop only if it may act. In enforce mode all other decisions look alike, to hide audits."""
         if decision.stop and self.acts:
             return decision
         if self.ledger.request.mode == "enforce":

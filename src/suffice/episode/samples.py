@@ -92,10 +92,7 @@ class SampleRun:
             await asyncio.gather(*running, return_exceptions=True)
 
     def _wave_end(self, first: int) -> int:
-        """Return the index after the wave from `first`, or `first` for none.
-
-        While paused, only the first sample is drawn.
-        """
+        """Return the index after the wave from `first`, or `first` for none: while paused, only sample 1 is drawn."""
         if not self.client.is_paused:
             return min(first + self.wave, self.n_samples + 1)
         last = 2 if first == 1 else first

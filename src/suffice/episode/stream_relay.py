@@ -171,10 +171,7 @@ class StreamRelay:
         return self._reading is not None and self._reading.done()
 
     async def advance(self, *, to_step: bool = False) -> list[Checkpoint]:
-        """Relay one read, or up to a step; return its checkpoints.
-
-        Raise UpstreamError after relaying the whole frames.
-        """
+        """Relay one read, or up to a step; return its checkpoints. Raise UpstreamError after the whole frames."""
         points = self._points = []
         try:
             while True:

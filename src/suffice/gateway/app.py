@@ -147,10 +147,7 @@ ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
 
 def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
-    """Return all endpoints, with listed engine paths ("POST /tokenize").
-
-    Raise ConfigError for a path of Suffice itself.
-    """
+    """Return all endpoints, listed engine paths included. Raise ConfigError for a path that Suffice answers."""
     listed = [_passed(method, path, ENGINE) for method, _, path in (entry.partition(" ") for entry in relay)]
     taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passthrough)}
     for one in listed:

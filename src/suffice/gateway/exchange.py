@@ -180,10 +180,7 @@ async def kept_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[
 
 
 async def supervise(work: Coroutine[Any, Any, None], exchange: Exchange) -> bool:
-    """Run `work` in the caller's task and return True if the client left, which cancels it.
-
-    Returns once it has ended.
-    """
+    """Run `work` in the caller's task to its end; return True if the client left, which cancels it."""
     task = asyncio.current_task()
     assert task is not None
     left = False

@@ -232,10 +232,7 @@ class LimitedHttp(HttpToolsProtocol):
             self.connections_open.move(self, phase)
 
     def look(self, now_s: float) -> None:
-        """Close the connection if its client is too slow.
-
-        The clock of `now_s` stops while the event loop is blocked.
-        """
+        """Close the connection if its client is too slow, by a clock that stops while the event loop is blocked."""
         ends = self._is_refused and self.phase != ConnectionPhase.ANSWER
         waits_for: object = "the end" if ends else (self.phase, self._n_requests, self._has_begun)
         if waits_for != self._seen or self.phase == ConnectionPhase.ANSWER or self.flow.read_paused:

@@ -59,10 +59,7 @@ class LastGood:
 
 
 def seal_last_good(good: LastGood, *, secret: str) -> bytes:
-    """Return the content, signed by HMAC-SHA256.
-
-    Raise ConfigError without a secret, ValueError for data not in JSON.
-    """
+    """Return the content, signed by HMAC-SHA256. Raise ConfigError without a secret, ValueError for no JSON."""
     content = msgspec.json.encode(good, order="deterministic")
     return b"%b %b %b\n%b" % (_MARK, sha256(content).hexdigest().encode(), _signature(content, secret), content)
 
