@@ -78,7 +78,7 @@ class Kept(Delivery):
         self.got += frames
 
     def frame_now(self, raw: bytes) -> bool:
-        self.got.append(Frame(raw, raw[6:-2], None))
+        self.got.append(Frame(raw, raw[6:-2]))
         return True
 
     def can_rerun(self) -> bool:

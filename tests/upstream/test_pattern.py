@@ -25,7 +25,7 @@ def chunk(field: str, text: str, **top: Any) -> dict[str, Any]:
 def frame(body: dict[str, Any], *, spaced: bool = False) -> Frame:
     """The frame as a server writes it, with or without white space in its JSON."""
     data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if spaced else encode_json(body)
-    return Frame(b"data: " + data + b"\n\n", data, None)
+    return Frame(b"data: " + data + b"\n\n", data)
 
 
 def learnt(first: Frame, *, without_usage: bool = False) -> TextPattern:
@@ -65,8 +65,8 @@ def test_ordinary_words_are_recognised(field: str, spaced: bool) -> None:
         frame(chunk("content", " so")),
         frame(chunk("reasoning", " so", created=2)),
         frame(chunk("reasoning", " so", error={"message": "m"})),
-        Frame(b"data: [DONE]\n\n", b"[DONE]", None),
-        Frame(b": ping\n\n", None, None),
+        Frame(b"data: [DONE]\n\n", b"[DONE]"),
+        Frame(b": ping\n\n", None),
     ],
     ids=str,
 )
@@ -149,8 +149,8 @@ PIECES = st.one_of(
             frame(chunk("content", " 4")),
             frame(chunk("reasoning", "")),
             frame(chunk("reasoning", " so", created=2)),
-            Frame(b": ping\n\n", None, None),
-            Frame(b'data: {"choices":[{"delta":{"reasoning":"a","x":"b"}}]}\n\n', None, None),
+            Frame(b": ping\n\n", None),
+            Frame(b'data: {"choices":[{"delta":{"reasoning":"a","x":"b"}}]}\n\n', None),
         ]
     ),
 )

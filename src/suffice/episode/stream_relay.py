@@ -29,8 +29,8 @@ from suffice.upstream.wire import (
     is_given,
 )
 
-DONE_FRAME = Frame(raw=DONE, data=DONE_DATA, event=None)
-_NOTHING = Frame(raw=b"", data=None, event=None)
+DONE_FRAME = Frame(raw=DONE, data=DONE_DATA)
+_NOTHING = Frame(raw=b"", data=None)
 
 
 class RepeatedFrame(Frame, frozen=True, gc=False):
@@ -76,7 +76,7 @@ class ClientView:
 
 def data_frame(obj: Any) -> Frame:
     raw = encode_frame(obj)
-    return Frame(raw=raw, data=raw[6:-2], event=None)
+    return Frame(raw=raw, data=raw[6:-2])
 
 
 class WithheldEnd:
@@ -220,7 +220,7 @@ class StreamRelay:
         if not texts or not self._folds_by_pattern:
             return _NOTHING, at
         self.reader.fold_repeated(pattern.field, texts, points)
-        return RepeatedFrame(sent, None, None, pattern.template, pattern.field, texts), end
+        return RepeatedFrame(sent, None, pattern.template, pattern.field, texts), end
 
     def _passes_as_is(self) -> bool:
         if not self.view.joined or self._held is not None or self._last is not None or self._splitter.holds:

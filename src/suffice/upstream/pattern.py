@@ -74,7 +74,7 @@ class TextPattern:
         if self._edited is None:
             return frame
         raw = frame.raw[self._n_before : -self._n_after].join(self._edited)
-        return Frame(raw, raw[6:-2], None)
+        return Frame(raw, raw[6:-2])
 
     def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
         """Learn the bytes around the text of `frame`, whose only choice is text."""

@@ -39,7 +39,6 @@ _LONGEST_END = 4
 class Frame(msgspec.Struct, frozen=True, gc=False):
     raw: bytes  # exact bytes, blank line included; all of them joined give the input
     data: bytes | None  # data lines joined by "\n"; None: there is none (comment, retry, id)
-    event: bytes | None  # None: the default event
 
 
 class SseSplitter:
@@ -64,9 +63,9 @@ class SseSplitter:
         known = len(self._rest)
         if not self._has_cr:
             self._has_cr = data.find(b"\r") >= 0  # faster than `in`, which first takes it for a number
-            if not known and _is_one_data_line(data) and len(data) <= self._limit:
+            if not known and not self._has_cr and _is_one_data_line(data) and len(data) <= self._limit:
                 self._at_start = False
-                return [Frame(data, data[6:-2], None)]
+                return [Frame(data, data[6:-2])]
         if self._has_cr:
             self._rest += data
             raws = self._cut_at_any_end(max(0, known - _LONGEST_END + 1))
@@ -111,14 +110,14 @@ class SseSplitter:
 
     def _frame(self, raw: bytes) -> Frame:
         if not self._at_start and not self._has_cr and _is_one_data_line(raw):
-            return Frame(raw, raw[6:-2], None)
+            return Frame(raw, raw[6:-2])
         body = raw
         if self._at_start:
             self._at_start = False
             body = raw.removeprefix(_BOM)
         line = body.rstrip(b"\r\n")
         if line.startswith(b"data:") and b"\n" not in line and b"\r" not in line:
-            return Frame(raw, line[5:].removeprefix(b" "), None)
+            return Frame(raw, line[5:].removeprefix(b" "))
         return _parse_lines(raw, body)
 
 
@@ -143,16 +142,9 @@ def _parse_lines(raw: bytes, body: bytes) -> Frame:
     """Parse one event by the rules of the HTML standard's event-stream format."""
     if body.count(b"\n") + body.count(b"\r") > LINES_LIMIT:
         raise UpstreamProtocol(f"upstream: an event has more than {LINES_LIMIT} lines; at most that many are allowed")
-    lines: list[bytes] = []
-    event = None
-    for line in _LINE_END.split(body):
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if name == b"data":
-            lines.append(value)
-        elif name == b"event":
-            event = value or None
-    return Frame(raw, b"\n".join(lines) if lines else None, event)
+    fields = [line.partition(b":") for line in _LINE_END.split(body)]
+    lines = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
+    return Frame(raw, b"\n".join(lines) if lines else None)
 
 
 # ---- bounds
@@ -212,7 +204,6 @@ class WireUsage(msgspec.Struct, frozen=True, gc=False):
 
     prompt_tokens: _Count | None = None
     completion_tokens: _Count | None = None
-    total_tokens: _Count | None = None
     prompt_tokens_details: TokenDetails | None = None
     completion_tokens_details: TokenDetails | None = None
 
@@ -229,7 +220,6 @@ class WireUsage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    role: str | None = None
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -257,7 +247,6 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     """One chunk of a stream. Every field may be missing; fields that Suffice does not read are left out."""
 
     id: str | None = None
-    object: str | None = None
     model: str | None = None
     choices: list[Choice] | None = None
     usage: WireUsage | None = None
