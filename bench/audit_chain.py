@@ -75,7 +75,7 @@ def erase_one_in_a_thousand(path: Path, n_rows: int) -> tuple[float, float]:
     order = ErasureOrder(
         erasure_id="e", what="a thousandth", parts=("answers", "comments"), author="a", reason="measured"
     )
-    with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
+    with Decisions(path, now=time.time, monotonic_s=time.monotonic) as writer:
         began_s = time.perf_counter()
         erase_words(writer, order, range(2, n_rows, 1_000), ErasureTally())
         erased_s, began_s = time.perf_counter() - began_s, time.perf_counter()

@@ -96,7 +96,7 @@ def looks(n_episodes: int) -> tuple[float, float, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         told = settings(folder)
-        SqliteLog.open(Store(url=told.store.url), now=lambda: 1.0).close()
+        SqliteLog(Store(url=told.store.url), now=lambda: 1.0).close()
         fill(folder, n_episodes)
         with open_worker(told) as here:
             add(folder, traffic(1_300, seed=2))
@@ -136,7 +136,7 @@ def fill(folder: Path, n_episodes: int) -> None:
 
 
 def add(folder: Path, events: list[Any]) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time)
+    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time)
     for event in events:
         log.append(event)
     assert log.drain(60)

@@ -95,7 +95,7 @@ def fill(folder: Path, n_rows: int, n_routes: int) -> Path:
     """Write the settings and the log."""
     config = folder / "suffice.toml"
     config.write_text(settings_text(folder, n_routes), "utf-8")
-    SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time).close()
+    SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time).close()
     connection = sqlite3.connect(folder / "log.db", isolation_level=None)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN")

@@ -148,7 +148,7 @@ def main() -> None:
         store = Store(url=f"sqlite:///{folder}/suffice.db")
         one = read_experiments(Path(folder) / "suffice.db")[0].experiment
         for begin in range(0, asked.requests, CHUNK):
-            log = SqliteLog.open(store, now=time.time)
+            log = SqliteLog(store, now=time.time)
             for number in range(begin, min(begin + CHUNK, asked.requests)):
                 for event in episode(one, number, rng):
                     assert log.append(event)

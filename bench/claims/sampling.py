@@ -270,10 +270,10 @@ def log_of(
     database, clock = folder / "log.db", SimpleNamespace(now_s=1.7e9)
     settings = _settings(database, rate)
     now: Callable[[], float] = lambda: clock.now_s
-    log, cost = SqliteLog.open(settings.store, now=now), Cost()
+    log, cost = SqliteLog(settings.store, now=now), Cost()
     sampling = LogSampler(settings=settings, salt="bench")
     gw = _gateway(log, sampling, now)
-    with closing(log), Decisions.open(database, now=now, monotonic_s=now) as writer:
+    with closing(log), Decisions(database, now=now, monotonic_s=now) as writer:
         common: dict[str, Any] = {"settings": settings, "path": database, "matches": open_match, "monotonic_s": now}
         jobs = (Rollup(now=now, **common), SamplingJob(author="bench", **common))
         worker = Worker(

@@ -123,7 +123,7 @@ def settings_of(folder: Path, route: dict[str, Any]) -> Settings:
 
 
 def written(folder: Path, events: Iterable[Event]) -> Path:
-    log = SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0)
+    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0)
     for event in events:
         assert log.append(event)
     log.close()

@@ -55,7 +55,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def fill(settings: Settings, events: Iterable[Any]) -> None:
-    log = SqliteLog.open(settings.store, now=lambda: 1_764_147_600.0)
+    log = SqliteLog(settings.store, now=lambda: 1_764_147_600.0)
     for event in events:
         assert log.append(event)
     log.close()

@@ -117,7 +117,7 @@ def test_what_cannot_be_asked_ends_with_2_and_a_sentence(
 
 
 def test_a_route_is_read_from_its_log(tmp_path: Path) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 0.0)
+    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 0.0)
     for i in range(20):
         write_run(log, f"read{i}", "4", question_key=f"q{i // 2}")  # ten agreeing pairs
     for i in range(20):

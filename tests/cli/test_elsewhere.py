@@ -149,7 +149,7 @@ def test_with_a_running_gateway(home: tuple[Path, str], elsewhere: Path) -> None
 def test_without_a_gateway(home: tuple[Path, str], elsewhere: Path) -> None:
     folder, url = home
     (folder / "suffice.toml").write_text(written(url), encoding="utf-8")
-    SqliteLog.open(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
+    SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
     walk(folder, elsewhere, 3)
 
 

@@ -48,7 +48,7 @@ helpful = "thumbs"
 
 
 def write(folder: Path, *events: Event, at_s: float = 1.0) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: at_s)
+    log = SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     assert log.drain(10)

@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, *events: Event) -> None:
-    with Decisions.open(folder / "log.db", now=lambda: 1.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(folder / "log.db", now=lambda: 1.0, monotonic_s=lambda: 0.0) as writer:
         assert writer.write(None, events) == [True] * len(events)
 
 

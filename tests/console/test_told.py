@@ -59,7 +59,7 @@ class Here:
             monotonic_s=lambda: 700.0 * next(ticks),
             sinks=[Heard(name, self.down) for name in ("log", "webhook")],
         )
-        with Decisions.open(self.database, now=time.time, monotonic_s=lambda: float(next(ticks))) as writer:
+        with Decisions(self.database, now=time.time, monotonic_s=lambda: float(next(ticks))) as writer:
             Worker(
                 decisions=writer,
                 jobs=(job,),

@@ -45,7 +45,7 @@ SHOWN_EVERY = 25  # of the logs their pages are asked for over the console's own
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("template")
-    SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0).close()
+    SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0).close()
     with contextlib.closing(sqlite3.connect(folder / "log.db")) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
     return (folder / "log.db").read_bytes()

@@ -186,7 +186,7 @@ def story(
 
 def one_round(database: Path, job: Job) -> Sequence[str]:
     """One round of a worker with one job, which knows nothing but the log; what it said."""
-    with Decisions.open(database, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(database, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
         worker = Worker(
             decisions=writer,
             jobs=(job,),

@@ -63,7 +63,7 @@ class World:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.writer = Decisions.open(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
+        self.writer = Decisions(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
         self.n = 0
 
     def begin(self, policy: dict[str, Any], rules: Rules = RULES) -> RolloutRun:

@@ -60,7 +60,7 @@ def test_an_em_below_the_critical_one_pauses_once_and_opens_an_incident(here: Wo
 def test_after_a_person_has_looked_it_counts_anew(here: Worker, tmp_path: Path) -> None:
     fill(tmp_path, [*traffic(120), *half_right()])
     assert said(here)
-    with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
         writer.write(None, [Resumption(route="r", number=1, reason="seen", author="ann")])
     assert said(here) == ""
     fill(tmp_path, half_right(60))

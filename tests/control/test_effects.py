@@ -17,7 +17,7 @@ from suffice.review.queue import Submission
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import label_requests, open_reader, read_events
-from suffice.store.people.deciding import add_review, lease_next, read_reviews, submit_verdict
+from suffice.store.people.deciding import lease_next, read_reviews, submit_verdict
 from suffice.store.routes.deployments import read_decided
 from suffice.types import Outcome
 from suffice.wiring.worker import open_worker
@@ -68,7 +68,7 @@ def submitted(writer: Decisions, said: VerdictForm) -> Submission:
 def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> None:
     with open_reader(folder / "log.db") as connection:
         assert set(label_requests(connection, "r"))
-    with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
+    with Decisions(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         lease = lease_next(writer, "ann", now_s=Clock().now_s)
         assert lease is not None
         before = changed(folder, lease.item)
@@ -93,7 +93,7 @@ def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
     gold = {e.event.episode_id: e.event for e in read_events(folder / "log.db") if isinstance(e.event, Outcome)}
     names = [name for name, place in read_reviews(folder / "log.db").queue.places.items() if place.item.shows == "both"]
     assert len(names) > 3
-    with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
+    with Decisions(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         for name in names:
             submitted(writer, VerdictForm(item=name, reviewer="ann", word="both"))
     counted = changed(folder, names[-1])
@@ -111,7 +111,7 @@ def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
 def test_a_verdict_on_a_random_item_moves_the_estimate_of_em(folder: Path) -> None:
     queue = read_reviews(folder / "log.db").queue
     (drawing,) = queue.drawings["r"]
-    with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
+    with Decisions(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         for number, name in enumerate(drawing.drawn):
             two = queue.places[name].item.shows == "both"
             words = ("full", "neither") if two else ("right", "wrong")
@@ -130,8 +130,8 @@ def test_a_run_that_nobody_was_asked_about_has_no_effect(folder: Path) -> None:
 def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Path) -> None:
     stops: dict[str, Any] = {"stop_step": 2, "would_answer": "77", "audit": True}
     fill(tmp_path, traffic(40, **stops))
-    with Decisions.open(tmp_path / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
-        add_review(writer, item("ep_00003"))
+    with Decisions(tmp_path / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
+        writer.write_new(item("ep_00003"))
         before = changed(tmp_path, "ep_00003", OWN)
         submitted(writer, VerdictForm(item="ep_00003", reviewer="ann", word="neither"))
     after = changed(tmp_path, "ep_00003", OWN)

@@ -75,7 +75,7 @@ class Story:
         return self.folder / "a.db"
 
     def write(self, events: Sequence[Event]) -> None:
-        log = SqliteLog.open(Store(url=f"sqlite:///{self.path}", flush_ms=0), now=lambda: 0.0)
+        log = SqliteLog(Store(url=f"sqlite:///{self.path}", flush_ms=0), now=lambda: 0.0)
         for event in events:
             assert log.append(event)
         log.close()
@@ -108,7 +108,7 @@ class Story:
 
 def story(folder: Path, **changes: Any) -> Story:
     given = settings(**changes)
-    with Decisions.open(folder / "a.db", now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(folder / "a.db", now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         begun = start_experiment(writer, "e", given.experiments["e"], author="a", reason="r")
     assert isinstance(begun, ExperimentStart)
     return Story(folder, given, read_experiments(folder / "a.db")[0])
@@ -222,7 +222,7 @@ def test_a_repeated_delivery_of_an_audit_is_no_second_witness(told: Story) -> No
 def test_behind_its_end_only_its_own_runs_count(told: Story) -> None:
     request, outcome = told.request(next(of("brisk", told)))
     told.write([request])
-    with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         stop_experiment(writer, "e", author="a", reason="r")
     late, ended = told.request("u", audit=True)
     said = FeedbackEvent(Feedback(feedback_id="a", episode_id=request.episode_id, rating=5))
@@ -331,7 +331,7 @@ def test_what_a_unit_says_after_the_weights_changed_does_not_count(told: Story) 
     told.ran(early)
     arms = {"full": {"full": True}, "brisk": {"policy": BRISK, "weight": 9.0}}
     given = settings(arms=arms).experiments["e"]
-    with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         assert isinstance(start_experiment(writer, "e", given, author="a", reason="r"), ExperimentStart)
     told.held = read_experiments(told.path)[0]
     told.ran(early, Feedback(feedback_id="a", rating=5))

@@ -109,7 +109,7 @@ def test_the_job_follows_what_is_held(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     with open_worker(settings) as here:
         assert here.once("certify")
-        with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
+        with Decisions(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
             wanted = OverrideForm(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
             found = set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0)
             assert isinstance(found, Override)
@@ -122,7 +122,7 @@ def test_the_job_follows_what_is_held(tmp_path: Path) -> None:
 def test_a_cold_start_under_a_smaller_budget_keeps_its_burst(tmp_path: Path) -> None:
     fill(tmp_path, traffic(20))
     settings = settings_for(tmp_path)
-    with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
         wanted = OverrideForm(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
         assert isinstance(set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0), Override)
     with open_worker(settings) as here:

@@ -57,7 +57,7 @@ def make(database: Path, clock: Clock) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def made(*jobs: Counting) -> Worker:
-            decisions = stack.enter_context(Decisions.open(database, now=lambda: 5.0, monotonic_s=clock))
+            decisions = stack.enter_context(Decisions(database, now=lambda: 5.0, monotonic_s=clock))
             return Worker(
                 decisions=decisions,
                 jobs=jobs,

@@ -62,7 +62,7 @@ def said(folder: Path, *given: Feedback) -> None:
         for one in given:
             await log.append_durable(FeedbackEvent(one))
 
-    log = SqliteLog.open(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
+    log = SqliteLog(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
     asyncio.run(append())
     log.close()
 
@@ -76,7 +76,7 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
     questions = {question_key(f"question {i}", salt=SALT): f"question {i}" for i in range(n)}
 
     async def go() -> tuple[JudgingResult, int]:
-        log = SqliteLog.open(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
+        log = SqliteLog(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
         try:
             async with FakeUpstream(grader) as server, JudgeModel(server.url, "grader") as judge:
                 found = await judge_labels(

@@ -211,7 +211,7 @@ def reckless_of(route: Route) -> FoldedVersion:
 
 def write(route: Route, version: FoldedVersion) -> None:
     """As if a refit had proposed it."""
-    with Decisions.open(route.log, now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(route.log, now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
         told = replace(route.proposal, address=version.address, read_to_seq=route.proposal.read_to_seq + 1)
         writer.write(None, [told], {version.address: written(version)})
 

@@ -92,7 +92,7 @@ def working(
         patience_s=patience_s,
     )
     with_ids = iter(range(10**6))
-    writer = Decisions.open(database, now=lambda: now_s, monotonic_s=ticks)
+    writer = Decisions(database, now=lambda: now_s, monotonic_s=ticks)
     try:
         yield Worker(
             decisions=writer,

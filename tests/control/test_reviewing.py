@@ -74,7 +74,7 @@ def settings_for(folder: Path, **review: Any) -> Settings:
 
 def job(folder: Path, clock: Clock, **review: Any) -> tuple[ReviewJob, Decisions]:
     settings = settings_for(folder, **review)
-    writer = Decisions.open(folder / "log.db", now=clock, monotonic_s=lambda: 0.0)
+    writer = Decisions(folder / "log.db", now=clock, monotonic_s=lambda: 0.0)
     made = ReviewJob(settings=settings, path=writer.path, author="w", secret="pepper", now=clock)
     return made, writer
 
@@ -168,7 +168,7 @@ def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
     )
     for hour in range(2, 49, 2):
         clock.now_s = 20_000 * DAY_S + hour * 3_600.0 - 1.0
-        writer = Decisions.open(tmp_path / "log.db", now=clock, monotonic_s=lambda: 0.0)
+        writer = Decisions(tmp_path / "log.db", now=clock, monotonic_s=lambda: 0.0)
         review = ReviewJob(settings=settings, path=writer.path, author="w", secret="pepper", now=clock)
         review.run(Straight(writer))
         review.run(Straight(writer))

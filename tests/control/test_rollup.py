@@ -38,7 +38,7 @@ def settings_for(folder: Path, **route: Any) -> Settings:
 
 
 def write(folder: Path, events: list[Event], *, at_s: float = 7_200.0) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
+    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     assert log.drain(20)

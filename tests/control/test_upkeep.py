@@ -92,7 +92,7 @@ def receiver(status: int = 200) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def append(database: Path, *events: Event, at_s: float = 1.0) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: at_s)
+    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     log.close()
@@ -197,7 +197,7 @@ def retaining(database: Path, clock: Clock, now: Clock, **retention: Any) -> Ite
         }
     )
     names = iter(range(1_000))
-    with Decisions.open(database, now=now, monotonic_s=clock) as writer:
+    with Decisions(database, now=now, monotonic_s=clock) as writer:
         yield Retain(
             settings=settings,
             path=writer.path,

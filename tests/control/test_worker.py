@@ -50,7 +50,7 @@ def settings_for(folder: Path, **routes: Any) -> Settings:
 
 
 def fill(folder: Path, events: Sequence[Event], *, at_s: float = 1.0) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
+    log = SqliteLog(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
     for event in events:
         assert log.append(event)
     assert log.drain(20)

@@ -79,8 +79,8 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
 def write_tries(settings: Settings, path: Path, *, n: int) -> None:
     """Write the log of a month in which so many questions were asked of what was tried, and the worker looked on."""
     secret, clock = deployment_salt(settings), Clock(time.time() - DAYS * DAY_S)
-    log = SqliteLog.open(settings.store, now=time.time)
-    with Decisions.open(path, now=clock, monotonic_s=clock) as writer:
+    log = SqliteLog(settings.store, now=time.time)
+    with Decisions(path, now=clock, monotonic_s=clock) as writer:
         made = MonthTrials(settings=settings, writer=writer, secret=secret, salt="s", rng=random.Random(9))
         advance = Advance(
             settings=settings, path=path, author="w", matches=open_match, secret=secret, now=clock, monotonic_s=clock

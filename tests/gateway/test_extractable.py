@@ -44,7 +44,7 @@ def settings(folder: Path, url: str = "http://127.0.0.1:1", **changes: Any) -> S
 
 
 def write(folder: Path, *events: Event) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
+    log = SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
     for event in events:
         assert log.append(event)
     log.close()

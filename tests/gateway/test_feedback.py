@@ -225,7 +225,7 @@ class FailingDisk:
 async def test_without_a_row_on_disk_there_is_no_2xx_and_it_recovers_by_itself(
     serve: Serve, tmp_path: Path, error: StoreError, expected: int
 ) -> None:
-    log = FailingDisk(SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/log.db", flush_ms=5), now=time.time))
+    log = FailingDisk(SqliteLog(Store(url=f"sqlite:///{tmp_path}/log.db", flush_ms=5), now=time.time))
     try:
         async with serve(log=log) as g:
             log.error = error

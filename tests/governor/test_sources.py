@@ -72,7 +72,7 @@ def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Pa
     assert shown(log, run, now_s=kept.expires_at_s) == []
     with open_reader(log) as connection:
         rows = select_word_rows(connection, run)
-    with closing(Decisions.open(log, now=lambda: 1.0, monotonic_s=lambda: 0.0)) as writer:
+    with closing(Decisions(log, now=lambda: 1.0, monotonic_s=lambda: 0.0)) as writer:
         order = ErasureOrder(erasure_id="e", what="the run", parts=("questions",), author="ann", reason="asked for")
         erase_words(writer, order, rows, ErasureTally())
     assert purge(log)

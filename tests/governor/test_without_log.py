@@ -39,7 +39,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """A log that another program hangs in."""
-    SqliteLog.open(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
+    SqliteLog(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0).close()
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield

@@ -25,7 +25,7 @@ def open_log(database: Path) -> Iterator[Callable[..., SqliteLog]]:
 
         def open_one(**settings: Any) -> SqliteLog:
             clock = itertools.count(1.0)  # a clock that only the test moves
-            log = SqliteLog.open(Store(url=f"sqlite:///{database}", **settings), now=lambda: next(clock))
+            log = SqliteLog(Store(url=f"sqlite:///{database}", **settings), now=lambda: next(clock))
             opened.callback(log.close)
             return log
 

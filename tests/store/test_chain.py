@@ -231,7 +231,7 @@ def test_several_changes_at_once_hide_nothing(whole: sqlite3.Connection, seed: i
 
 async def test_the_writer_and_decisions_extend_one_chain(open_log: Callable[..., SqliteLog], database: Path) -> None:
     log = open_log()
-    with Decisions.open(database, now=lambda: 5.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(database, now=lambda: 5.0, monotonic_s=lambda: 0.0) as writer:
         for number in range(1, 6):
             assert writer.write(None, [published(number)]) == [True]
             assert writer.write(None, [published(number)]) == [False], "a row that is there is not chained again"
@@ -248,7 +248,7 @@ async def test_what_was_rolled_back_leaves_no_place_in_the_chain(
 ) -> None:
     log = open_log()
     await log.append_durable(said(1))
-    with Decisions.open(database, now=lambda: 5.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(database, now=lambda: 5.0, monotonic_s=lambda: 0.0) as writer:
         assert writer.write(None, [published(1), published(1)], all_new=True) == [True, False]
         with pytest.raises(ZeroDivisionError), writer.transaction() as connection:
             connection.execute("DELETE FROM chain")
@@ -265,14 +265,14 @@ from pathlib import Path
 from suffice.store.database.decisions import Decisions
 from tests.store.made_chain import published
 name, path = sys.argv[1], Path(sys.argv[2])
-with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
+with Decisions(path, now=time.time, monotonic_s=time.monotonic) as writer:
     for number in range(1, 41):
         assert writer.write(None, [published(number, route=name)]) == [True]
 """
 
 
 def test_processes_that_write_at_once_make_one_chain(database: Path) -> None:
-    SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
+    SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, name, str(database)]) for name in ("a", "b", "c")]
     assert [one.wait(60) for one in writers] == [0, 0, 0]
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:

@@ -36,7 +36,7 @@ ROUTE = Route(upstream="up", mode="enforce", max_em_drop=0.02, confidence=0.95)
 
 @pytest.fixture
 def writer(database: Path) -> Iterator[Decisions]:
-    with Decisions.open(database, now=lambda: 10.0, monotonic_s=lambda: 0.0) as opened:
+    with Decisions(database, now=lambda: 10.0, monotonic_s=lambda: 0.0) as opened:
         yield opened
 
 
@@ -102,7 +102,7 @@ def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: Path,
     found: list[DecisionRows | str] = []
 
     def act(name: str, decision: str) -> None:
-        with Decisions.open(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
+        with Decisions(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
             more = {"level": 1} if decision == "tighten" else {}
             found.append(decide_incident(own, ROUTE, "r", asked(decision, author=name, **more), now_s=20.0))
 
@@ -122,7 +122,7 @@ def test_two_overrides_at_once_get_two_numbers(database: Path, writer: Decisions
     writer.write(None, told())
 
     def act(level: int) -> None:
-        with Decisions.open(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
+        with Decisions(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
             wanted = OverrideForm(kind="cap", reason="x", author="a", days=1.0, level=level)
             assert isinstance(set_override(own, "r", ROUTE, wanted, now_s=20.0), Override)
 

@@ -46,7 +46,7 @@ def clock() -> Clock:
 @pytest.fixture
 def writer(database: Path, clock: Clock) -> Iterator[Callable[[], Decisions]]:
     with ExitStack() as opened:
-        yield lambda: opened.enter_context(Decisions.open(database, now=lambda: 1.0, monotonic_s=clock))
+        yield lambda: opened.enter_context(Decisions(database, now=lambda: 1.0, monotonic_s=clock))
 
 
 def published(number: int, *, epoch: int = 1, level: int = 5, route: str = "r") -> Publication:
@@ -95,7 +95,7 @@ def test_of_two_workers_one_has_the_job_until_it_lets_go(writer: Callable[[], De
 
 
 def test_a_race_of_many_workers_for_one_job_has_one_winner(database: Path) -> None:
-    workers = [Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) for _ in range(8)]
+    workers = [Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) for _ in range(8)]
     won: list[JobLease | None] = []
     threads = [threading.Thread(target=lambda w=w: won.append(w.acquire("certify"))) for w in workers]
     for thread in threads:
@@ -133,8 +133,8 @@ def test_a_lease_without_renewal_passes_on_and_its_old_owner_can_write_nothing(
 def test_a_wall_clock_that_steps_takes_no_job_away(database: Path, step_s: float) -> None:
     wall, steady = Clock(1e9), Clock()
     with (
-        Decisions.open(database, now=wall, monotonic_s=steady) as owner,
-        Decisions.open(database, now=wall, monotonic_s=steady) as other,
+        Decisions(database, now=wall, monotonic_s=steady) as owner,
+        Decisions(database, now=wall, monotonic_s=steady) as other,
     ):
         lease = held(owner.acquire("certify"))
         wall.now_s += step_s
@@ -147,7 +147,7 @@ import sys, time
 from pathlib import Path
 from suffice.store.database.decisions import Decisions
 from tests.store.test_decisions import began
-worker = Decisions.open(Path(sys.argv[1]), now=time.time, monotonic_s=time.monotonic)
+worker = Decisions(Path(sys.argv[1]), now=time.time, monotonic_s=time.monotonic)
 lease = worker.acquire("certify")
 print("held", flush=True)
 n = 0
@@ -165,7 +165,7 @@ def test_the_job_of_a_killed_worker_is_free_at_once_and_nothing_of_it_is_half_wr
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as next_one:
+        with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as next_one:
             assert next_one.acquire("certify") is None
             while query("SELECT count(*) FROM events") == [(0,)]:
                 pass
@@ -269,4 +269,4 @@ def test_a_follower_reads_only_what_is_new_and_through_its_own_index(
 
 def test_a_file_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="does not exist"):
-        Decisions.open(tmp_path / "nowhere" / "log.db", now=lambda: 0.0, monotonic_s=lambda: 0.0)
+        Decisions(tmp_path / "nowhere" / "log.db", now=lambda: 0.0, monotonic_s=lambda: 0.0)

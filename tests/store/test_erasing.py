@@ -104,7 +104,7 @@ def order(parts: tuple[Part, ...] = PARTS, what: str = "episode a1") -> ErasureO
 
 @pytest.fixture
 def writer(database: Path) -> Iterator[Decisions]:
-    with Decisions.open(database, now=lambda: 100.0, monotonic_s=lambda: 0.0) as opened:
+    with Decisions(database, now=lambda: 100.0, monotonic_s=lambda: 0.0) as opened:
         yield opened
 
 
@@ -186,10 +186,10 @@ def test_a_label_that_is_sent_again_brings_no_words_back(open_log: Open, databas
 
 def test_what_is_redacted_is_never_written_by_anybody(database: Path) -> None:
     words: tuple[Part, ...] = ("answers", "comments", "metadata")
-    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=words)
+    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=words)
     try:
         fill(log, ["a1"])
-        with Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0, redact=words) as writer:
+        with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0, redact=words) as writer:
             writer.write(None, [FeedbackEvent(Feedback(feedback_id="h", comment=f"{CANARY} by another way"))])
         assert not [name for name, content in bytes_of(database.parent).items() if CANARY.encode() in content]
     finally:
@@ -332,7 +332,7 @@ def test_whatever_is_erased_the_chain_holds(
     database = tmp_path_factory.mktemp("erased") / "log.db"
     with closing(made(database, 12)) as connection:
         before = connection.execute("SELECT count(*), sum(length(kind)), sum(at_s) FROM events").fetchone()
-        with Decisions.open(database, now=lambda: 9.0, monotonic_s=lambda: 0.0) as writer:
+        with Decisions(database, now=lambda: 9.0, monotonic_s=lambda: 0.0) as writer:
             for name in chosen:
                 done = replace(order(tuple(sorted(parts))), erasure_id=f"er {name}")
                 erase_words(writer, done, select_word_rows(connection, f"e{name}"), ErasureTally())

@@ -33,7 +33,7 @@ def table(**changes: Any) -> Experiment:
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[Decisions]:
-    with Decisions.open(tmp_path / "a.db", now=lambda: 7.0, monotonic_s=lambda: 0.0) as opened:
+    with Decisions(tmp_path / "a.db", now=lambda: 7.0, monotonic_s=lambda: 0.0) as opened:
         yield opened
 
 
@@ -128,20 +128,20 @@ def seen(number: int, experiments: tuple[Any, ...]) -> Event:
 
 
 def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+    log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
     log.append(seen(-2, ()))
     log.close()
-    with Decisions.open(log.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+    with Decisions(log.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         begun, other = begin(writer), begin(writer, "other", layer="b")
         assert isinstance(begun, ExperimentStart)
         assert isinstance(other, ExperimentStart)
         both = begun.experiment, other.experiment
-        log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+        log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
         for number in range(40):
             log.append(seen(number, both))
         log.close()
         stop_experiment(writer, "e", author="a", reason="r")
-        log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+        log = SqliteLog(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
         log.append(seen(99, both))  # of a gateway that had not heard of the end
         log.close()
         found = list(read_draws(log.path, held(writer)["e", 1]))

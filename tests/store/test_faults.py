@@ -35,7 +35,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback, Request
 
 path, run, n_feedback = sys.argv[1], sys.argv[2], int(sys.argv[3])
-log = SqliteLog.open(Store(url=f"sqlite:///{path}"), now=time.time)
+log = SqliteLog(Store(url=f"sqlite:///{path}"), now=time.time)
 log.append(Request(
     episode_id=f"open-{run}", route="r", kind="reasoning", mode="observe", model="m", stream=False,
     n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
@@ -238,7 +238,7 @@ from suffice.store.rows.events import FeedbackEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback
 
-log = SqliteLog.open(Store(url=f"sqlite:///{sys.argv[1]}"), now=time.time)
+log = SqliteLog(Store(url=f"sqlite:///{sys.argv[1]}"), now=time.time)
 said = lambda name: FeedbackEvent(Feedback(feedback_id=name, comment="x" * 2000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 kept = []
@@ -287,4 +287,4 @@ def test_closing_while_the_database_is_locked_is_bounded_and_counts_what_is_left
 def test_a_log_that_is_locked_at_start_says_so(database: Path, open_log: Open, locked: Callable[[], Any]) -> None:
     open_log().close()
     with locked(), pytest.raises(StoreError, match="another process has held it for 3 s"):
-        SqliteLog.open(Store(url=f"sqlite:///{database}"), now=time.time)
+        SqliteLog(Store(url=f"sqlite:///{database}"), now=time.time)

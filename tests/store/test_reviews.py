@@ -18,7 +18,6 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.deciding import (
     NO_REVIEWS,
-    add_review,
     give_item_back,
     kept_question,
     lease_next,
@@ -35,7 +34,7 @@ Query = Callable[..., list[tuple[Any, ...]]]
 
 @pytest.fixture
 def writer(database: Path) -> Iterator[Decisions]:
-    with Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as opened:
+    with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as opened:
         yield opened
 
 
@@ -54,8 +53,8 @@ def labels(database: Path) -> list[Any]:
 
 def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path) -> None:
     assert lease_next(writer, "ann", now_s=1.0) is None
-    assert add_review(writer, item())
-    assert not add_review(writer, item(why="person")), "a run is asked about once"
+    assert writer.write_new(item())
+    assert not writer.write_new(item(why="person")), "a run is asked about once"
     lease = lease_next(writer, "ann", now_s=1.0)
     assert isinstance(lease, ReviewLease)
     assert lease_next(writer, "ann", now_s=2.0) == lease
@@ -69,7 +68,7 @@ def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path)
 
 
 def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: Path, query: Query) -> None:
-    add_review(writer, item())
+    writer.write_new(item())
     for _ in range(3):
         given(submit_verdict(writer, said(), now_s=3.0))
     assert query("SELECT count(*) FROM events WHERE kind = 'review_verdict'") == [(1,)]
@@ -80,12 +79,12 @@ def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: Path, 
 
 
 def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: Path, writer: Decisions) -> None:
-    add_review(writer, item())
+    writer.write_new(item())
     got: list[ReviewLease | None] = []
     words: list[Submission | str] = []
 
     def reach(name: str) -> None:
-        with Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as own:
+        with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as own:
             got.append(lease_next(own, name, now_s=1.0))
             words.append(submit_verdict(own, said(name), now_s=2.0))
 
@@ -102,10 +101,10 @@ def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: P
 
 
 def test_one_form_sent_by_many_windows_at_once_is_one_verdict(database: Path, writer: Decisions, query: Query) -> None:
-    add_review(writer, item())
+    writer.write_new(item())
 
     def send() -> None:
-        with Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as own:
+        with Decisions(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as own:
             given(submit_verdict(own, said(), now_s=2.0))
 
     threads = [threading.Thread(target=send) for _ in range(6)]
@@ -117,7 +116,7 @@ def test_one_form_sent_by_many_windows_at_once_is_one_verdict(database: Path, wr
 
 
 def test_a_locked_file_loses_nothing_and_says_what_to_do(writer: Decisions, database: Path, query: Query) -> None:
-    add_review(writer, item())
+    writer.write_new(item())
     lease_next(writer, "ann", now_s=1.0)
     before = query("SELECT count(*) FROM events")
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
@@ -130,7 +129,7 @@ def test_a_locked_file_loses_nothing_and_says_what_to_do(writer: Decisions, data
 
 
 def test_giving_back_is_for_whoever_has_it(writer: Decisions) -> None:
-    add_review(writer, item())
+    writer.write_new(item())
     assert not give_item_back(writer, "ep_1", "ann", "", now_s=1.0)
     assert not give_item_back(writer, "ep_9", "ann", "", now_s=1.0)
     lease_next(writer, "ann", now_s=1.0)
@@ -141,8 +140,8 @@ def test_giving_back_is_for_whoever_has_it(writer: Decisions) -> None:
 
 
 def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
-    add_review(writer, item("ep_1", n_reviewers=2, priority=1.0))
-    add_review(writer, item("ep_2", priority=9.0))
+    writer.write_new(item("ep_1", n_reviewers=2, priority=1.0))
+    writer.write_new(item("ep_2", priority=9.0))
     assert lease_next(writer, "cas", now_s=1.0, third=True) is None
     for name, full in (("ann", True), ("bob", False)):
         given(submit_verdict(writer, said(name, full=full), now_s=2.0))
@@ -157,7 +156,7 @@ def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
 
 def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
     assert read_reviews(database) is NO_REVIEWS
-    add_review(writer, item())
+    writer.write_new(item())
     known = read_reviews(database)
     assert read_reviews(database, known) is known
     writer.write(None, [drawing(1, 9, ("ep_1",))])
@@ -194,5 +193,5 @@ def test_the_queue_and_what_people_hold_are_read_through_their_own_indexes(write
 
 def test_an_item_is_what_it_was(writer: Decisions, database: Path) -> None:
     made: ReviewItem = item(deadline_s=9.0, propensity=0.25, drawing=3, question_key="q", query_class="choice")
-    add_review(writer, made)
+    writer.write_new(made)
     assert read_reviews(database).queue.places["ep_1"].item == made

@@ -37,7 +37,7 @@ def version(policy: dict[str, Any]) -> Version:
 
 
 def opened(path: Path) -> Decisions:
-    return Decisions.open(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
+    return Decisions(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ async def test_an_id_says_one_thing_of_its_sender(open_log: Open, again: dict[st
 
 
 async def test_what_was_never_written_is_not_compared(database: Path) -> None:
-    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=("comments",))
+    log = SqliteLog(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=("comments",))
     await log.append_durable(said("f", episode_id="e", comment="good", rating=5))
     assert not (await log.append_durable(said("f", episode_id="e", comment="bad", rating=5))).conflict
     assert (await log.append_durable(said("f", episode_id="e", comment="good", rating=4))).conflict
@@ -337,4 +337,4 @@ def test_a_damaged_file_is_refused(open_log: Open, database: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     settings = Store(url=f"sqlite:///{tmp_path}/nowhere/suffice.db")
     with pytest.raises(StoreError, match=r"nowhere does not exist"):
-        SqliteLog.open(settings, now=lambda: 0.0)
+        SqliteLog(settings, now=lambda: 0.0)

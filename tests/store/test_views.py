@@ -78,7 +78,7 @@ def said(feedback_id: str, **fields: Any) -> FeedbackEvent:
 def read_after(events: Sequence[Event]) -> list[EpisodeWithLabels]:
     """What a reader finds when the events arrived in this order."""
     with tempfile.TemporaryDirectory() as folder:
-        log = SqliteLog.open(Store(url=f"sqlite:///{folder}/a.db", flush_ms=0), now=lambda: 0.0)
+        log = SqliteLog(Store(url=f"sqlite:///{folder}/a.db", flush_ms=0), now=lambda: 0.0)
         for event in events:
             assert log.append(event)
         log.close()

@@ -2,7 +2,7 @@
 
 Always kept: runs in full, which are the evidence; runs with an arm of an experiment or a rollout; and failures. Other
 live runs are sampled before the first step, by declared class alone, independently for each turn of a conversation, and
-the gateway counts the rest (`store.rows.records`). The rate comes from earlier requests and is written into the row, so
+the gateway counts the rest (`store.rows.events`). The rate comes from earlier requests and is written into the row, so
 weights of 1/rate give unbiased sums under changing rates (Horvitz and Thompson 1952, JASA 47(260)).
 """
 

@@ -102,7 +102,7 @@ def refuse_lost_log(settings: Settings) -> None:
 def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
     """Open the settings' log for events; the caller closes it. Raises ConfigError and StoreError."""
     refuse_lost_log(settings)
-    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact, create=create)
+    return SqliteLog(settings.store, now=time.time, redact=settings.retention.redact, create=create)
 
 
 def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowledge:

@@ -30,7 +30,7 @@ OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
     """Open the settings' log for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
     refuse_lost_log(settings)
-    return Decisions.open(
+    return Decisions(
         database_path(settings.store.url),
         now=time.time,
         monotonic_s=time.monotonic,

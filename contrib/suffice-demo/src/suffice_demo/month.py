@@ -200,8 +200,8 @@ def month(
     secret  signs versions
     """
     clock, author, ids = Clock(begin_s), "worker demo", iter(range(10**9))
-    log = SqliteLog.open(settings.store, now=clock)
-    with Decisions.open(path, now=clock, monotonic_s=monotonic_s) as writer:
+    log = SqliteLog(settings.store, now=clock)
+    with Decisions(path, now=clock, monotonic_s=monotonic_s) as writer:
         common: dict[str, Any] = {
             "settings": settings,
             "path": writer.path,

@@ -271,7 +271,7 @@ def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], gi
 
 def _note(given: FinetuneOptions, *, n_rows: int) -> None:
     path = _database(_settings(given), given)
-    with Decisions.open(path, now=time.time, monotonic_s=time.monotonic, create=False) as writer:
+    with Decisions(path, now=time.time, monotonic_s=time.monotonic, create=False) as writer:
         note_export(writer, what="training lines", where=str(given.out), n_rows=n_rows, author=None, reason="")
 
 

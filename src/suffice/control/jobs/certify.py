@@ -22,18 +22,9 @@ from suffice.control.loop.safety_checks import CriticalEM
 from suffice.errors import ConfigError, StoreError
 from suffice.review.holds import incident_of_pause
 from suffice.settings import Route
+from suffice.store.database import views
 from suffice.store.database.decisions import LeaseLost, read_artefact
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import (
-    LogReader,
-    StoredLabel,
-    find_run,
-    label_requests,
-    last_place,
-    open_reader,
-    place_before,
-    read_publications,
-)
 from suffice.store.routes.deployments import NOTHING_HELD, Holds, RouteDeployment, last_at_s, read_decided, read_holds
 from suffice.store.rows.events import FeedbackEvent
 from suffice.types import Epoch, Outcome, Pause, Request, Resumption
@@ -51,7 +42,7 @@ class Certify(FoldJob[RouteLoop]):
     def concerns(self, route: Route) -> bool:
         return route.certifies_itself
 
-    def begin(self, log: LogReader) -> None:
+    def begin(self, log: views.LogReader) -> None:
         self._holds, self._at_s = read_holds(log, self._holds), last_at_s(log)
 
     def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
@@ -60,13 +51,13 @@ class Certify(FoldJob[RouteLoop]):
         except ReplayMismatch as error:  # the next round rebuilds the loop
             loop, held = self._folds.pop(name, None), read_decided(here.log).of(name)
             at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
-            self._begin_epoch(name, held, here.writer, last_place(here.log), str(error), at=at)
+            self._begin_epoch(name, held, here.writer, views.last_place(here.log), str(error), at=at)
             return None
 
     def build(self, name: str, here: JobPass) -> RouteLoop:
         held = read_decided(here.log).of(name)
         if held.epoch is None:
-            since = place_before(here.log, name, LOOK_BACK)
+            since = views.place_before(here.log, name, LOOK_BACK)
             held = self._begin_epoch(name, held, here.writer, since, "cold start", at=0)
         context = RouteContext(
             name=name,
@@ -110,7 +101,7 @@ class Certify(FoldJob[RouteLoop]):
         return held.after(began)
 
     def _load(self, address: str) -> ServedVersion:
-        with open_reader(self.path) as log:
+        with views.open_reader(self.path) as log:
             body = read_artefact(log, address)
         try:
             return read_back(address, body)
@@ -118,25 +109,25 @@ class Certify(FoldJob[RouteLoop]):
             raise ReplayMismatch(str(error)) from None
 
 
-def loop_of(context: RouteContext, held: RouteDeployment, log: LogReader) -> RouteLoop:
+def loop_of(context: RouteContext, held: RouteDeployment, log: views.LogReader) -> RouteLoop:
     """Build a route's loop at the beginning of the epoch in `held`. Raises StoreError and ReplayMismatch."""
     epoch = held.epoch
     assert epoch is not None
     return RouteLoop(
         context,
         held,
-        expected=[made for _, made in read_publications(log, context.name, epoch=epoch.number)],
+        expected=[made for _, made in views.read_publications(log, context.name, epoch=epoch.number)],
         kept=_kept(log, epoch, context.route),
-        requested=set(label_requests(log, context.name)),
+        requested=set(views.label_requests(log, context.name)),
     )
 
 
-def _kept(log: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
+def _kept(log: views.LogReader, epoch: Epoch, route: Route) -> list[Audit]:
     if len(epoch.kept) != len(epoch.kept_at):
         raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
     kept = list[Audit]()
     for name, at in zip(epoch.kept, epoch.kept_at, strict=True):
-        run = find_run(log, name, until_seq=epoch.since_seq, shared=True)
+        run = views.find_run(log, name, until_seq=epoch.since_seq, shared=True)
         if run is None:
             continue
         ended_at_s, item = run
@@ -174,7 +165,7 @@ class DeliveredAnswers:
             for label in self._labels.ended(event, weight_of(request, event)):
                 self.critical_em.note_label(event.episode_id, label.feedback, self._labels, self.match)
         elif isinstance(event, FeedbackEvent):
-            name = self._labels.find_episode(StoredLabel(stored.seq, event.feedback, stored.at_s))
+            name = self._labels.find_episode(views.StoredLabel(stored.seq, event.feedback, stored.at_s))
             if name is not None:
                 self.critical_em.note_label(name, event.feedback, self._labels, self.match)
         elif isinstance(event, Resumption) and event.route == self.name:
@@ -193,7 +184,7 @@ class Critical(FoldJob[DeliveredAnswers]):
         return route.mode == "enforce" and not route.certifies_itself and route.critical_em is not None
 
     def build(self, name: str, here: JobPass) -> DeliveredAnswers:
-        route, since = self.settings.routes[name], place_before(here.log, name, LOOK_BACK)
+        route, since = self.settings.routes[name], views.place_before(here.log, name, LOOK_BACK)
         critical_em = CriticalEM(route.critical_em, delta=1 - route.confidence)
         return DeliveredAnswers(name=name, critical_em=critical_em, match=self.match(name), seq=since)
 

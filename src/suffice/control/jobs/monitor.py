@@ -31,20 +31,12 @@ from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
 from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, remember
 from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself, loader
-from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
+from suffice.control.jobs.base import FoldJob, JobPass, since
 from suffice.learn.version import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
+from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import (
-    EpisodeWithLabels,
-    LogReader,
-    StoredLabel,
-    newest_event,
-    open_reader,
-    place_before,
-    requests_since,
-)
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
@@ -63,9 +55,9 @@ S = TypeVar("S", Account, SatisfactionEffect)
 class WatchedRun:
     numbers: RunNumbers
     episode: Episode
-    labels: tuple[StoredLabel, ...] = ()
+    labels: tuple[views.StoredLabel, ...] = ()
 
-    def note_labels(self, labels: tuple[StoredLabel, ...], match: Match) -> None:
+    def note_labels(self, labels: tuple[views.StoredLabel, ...], match: Match) -> None:
         if labels:
             self.labels = (*self.labels, *labels)
             judged = measure_run(self, match)
@@ -178,7 +170,7 @@ class ForecastWindows:
             self.windows.append(self._open)
             self._open = _Window()
 
-    def note_label(self, name: str, label: StoredLabel, n: int) -> None:
+    def note_label(self, name: str, label: views.StoredLabel, n: int) -> None:
         window = self._window_of.get(name)
         if window is not None:
             audit = window.audits[name]
@@ -262,7 +254,7 @@ class RouteWatch:
         elif isinstance(event, Outcome):
             self._end_run(event, stored)
         elif isinstance(event, FeedbackEvent):
-            self._note_label(StoredLabel(stored.seq, event.feedback, stored.at_s))
+            self._note_label(views.StoredLabel(stored.seq, event.feedback, stored.at_s))
         elif isinstance(event, Publication) and (event.route, event.epoch) == (name, self.epoch):
             self.made = event
 
@@ -272,7 +264,7 @@ class RouteWatch:
             return
         episode, match = started.episode, self.context.match
         labels = tuple(self._labels.ended(outcome))
-        numbers = measure_run(EpisodeWithLabels(seq=stored.seq, episode=episode, labels=()), match)
+        numbers = measure_run(views.EpisodeWithLabels(seq=stored.seq, episode=episode, labels=()), match)
         run = WatchedRun(numbers, replace(episode, outcome=replace(outcome, steps=())))
         run.note_labels(labels, match)
         self.book.add(run, self.n)
@@ -285,7 +277,7 @@ class RouteWatch:
         self.windows.add(run, audit)
         self.windows.close_full(self._starts.take_ended(self.n), stored.at_s, self.n)
 
-    def _note_label(self, label: StoredLabel) -> None:
+    def _note_label(self, label: views.StoredLabel) -> None:
         name = self._labels.find_episode(label)
         if name is None:
             return
@@ -346,17 +338,17 @@ class Monitor(FoldJob[RouteWatch]):
     def concerns(self, route: Route) -> bool:
         return route.mode != "off"
 
-    def begin(self, log: LogReader) -> None:
+    def begin(self, log: views.LogReader) -> None:
         decided = read_decided(log)
         self._folds = {name: one for name, one in self._folds.items() if one.epoch == decided.of(name).n_epochs}
 
     def build(self, name: str, here: JobPass) -> RouteWatch:
         """Build a watch from the beginning of the epoch, or from 20,000 requests ago in a longer one."""
         log, held = here.log, read_decided(here.log).of(name)
-        since, n = place_before(log, name, LOOK_BACK), 0
+        begin, n = since(name, held, log), 0
         if held.epoch is not None:
-            since = max(since, held.epoch.since_seq)
-            n = held.epoch.at + requests_since(log, name, held.epoch.since_seq) - requests_since(log, name, since)
+            n_epoch = views.requests_since(log, name, held.epoch.since_seq)
+            n = held.epoch.at + n_epoch - views.requests_since(log, name, begin)
         context = WatchContext(
             name=name,
             route=self.settings.routes[name],
@@ -366,8 +358,8 @@ class Monitor(FoldJob[RouteWatch]):
             metrics=self.settings.metrics,
             feedback=self.settings.feedback,
         )
-        watch = RouteWatch(context=context, epoch=held.n_epochs, n=n, seq=since, made=held.publication)
-        before = newest_event(log, RouteForecast, route=name)
+        watch = RouteWatch(context=context, epoch=held.n_epochs, n=n, seq=begin, made=held.publication)
+        before = views.newest_event(log, RouteForecast, route=name)
         if before is not None and before.epoch == held.n_epochs:
             watch.alerts, watch.looked_at = before.alerts, before.at
         return watch
@@ -386,5 +378,5 @@ class Monitor(FoldJob[RouteWatch]):
             self.add_sentence(name, f"alert on {ended} ended")
 
     def _load(self, address: str) -> ServedVersion | None:
-        with open_reader(self.path) as log:
+        with views.open_reader(self.path) as log:
             return loader(log)(address)

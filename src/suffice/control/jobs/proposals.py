@@ -24,17 +24,7 @@ from suffice.policy.folded_version import FoldedVersion
 from suffice.rollout.evidence import rules_of
 from suffice.settings import Route
 from suffice.signals.query import class_of
-from suffice.store.database.views import (
-    EpisodeWithLabels,
-    LogReader,
-    counted_cells,
-    counts_since,
-    drawn_runs,
-    newest_event,
-    place_before,
-    read_episodes,
-    requests_since,
-)
+from suffice.store.database import views
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
 from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
 from suffice.store.rows.events import ProposedVersion, RolloutMove, RowRates
@@ -114,7 +104,7 @@ class Retrain(ProposalJob):
         here.writer.renew()
         with self.matches(route) as match:
             data = build_dataset(
-                read_episodes(here.log, name, since(name, held, here.log)),
+                views.read_episodes(here.log, name, since(name, held, here.log)),
                 match=match,
                 wave=route.wave,
                 also=() if parent is None else parent.models[0].features,
@@ -172,13 +162,13 @@ class Retrain(ProposalJob):
         here.writer.write([event], kept_with(candidate, secret=self.secret))
         return "tried from here on, in shadow"
 
-    def _due(self, name: str, held: RouteDeployment, log: LogReader) -> Reason | None:
-        before, epoch, alarm = newest_event(log, ProposedVersion, route=name), held.epoch, held.alarm
+    def _due(self, name: str, held: RouteDeployment, log: views.LogReader) -> Reason | None:
+        before, epoch, alarm = views.newest_event(log, ProposedVersion, route=name), held.epoch, held.alarm
         last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
-        n_requests, n_full = counts_since(log, name, last or since(name, held, log))
+        n_requests, n_full = views.counts_since(log, name, last or since(name, held, log))
         n_since_alarm = None
         if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
-            n_since_alarm = counts_since(log, name, epoch.since_seq)[1]
+            n_since_alarm = views.counts_since(log, name, epoch.since_seq)[1]
         control, usual = self.settings.control, Schedule()
         schedule = Schedule(  # as often as the certify loop fits, and after a burst
             every_requests=control.refit_requests,
@@ -217,7 +207,7 @@ class LiveSums:
     def of_class(self, name: str) -> dict[str, float]:
         return self.classes.setdefault(name, dict.fromkeys(_SUMS, 0.0))
 
-    def add(self, items: Iterable[EpisodeWithLabels], match: Match) -> None:
+    def add(self, items: Iterable[views.EpisodeWithLabels], match: Match) -> None:
         for item in items:
             request = item.episode.request
             if request.ungoverned is not None:
@@ -257,20 +247,20 @@ class SamplingJob(ProposalJob):
         """Read new runs, and set the rates that have changed; None: there are too few new runs."""
         log, seen = here.log, self._looks.get(name)
         if seen is None:
-            seen = self._looks[name] = LiveSums(place_before(log, name, FIRST_REQUESTS), here.until)
-        elif requests_since(log, name, seen.looked_to) < STEP_REQUESTS:
+            seen = self._looks[name] = LiveSums(views.place_before(log, name, FIRST_REQUESTS), here.until)
+        elif views.requests_since(log, name, seen.looked_to) < STEP_REQUESTS:
             return None
         since, to = seen.read_to, seen.looked_to
         seen.read_to, seen.looked_to = to, here.until
         seen.fade(FADING)
-        seen.add(drawn_runs(log, name, since, to), self.match(name))
-        for cell in counted_cells(log, name, since_seq=since, until_seq=to):
+        seen.add(views.drawn_runs(log, name, since, to), self.match(name))
+        for cell in views.counted_cells(log, name, since_seq=since, until_seq=to):
             if not cell.ungoverned:
                 seen.of_class(cell.query_class)["n_requests"] += cell.n
         if not seen.n_live:
             return None
         share, sample_rate = seen.shares / seen.n_live, self.settings.sample_rate_of(name)
-        before, even = newest_event(log, RowRates, route=name), live_rate(sample_rate, share)
+        before, even = views.newest_event(log, RowRates, route=name), live_rate(sample_rate, share)
         rates, was = allocate(seen.strata(), rate=even), Rates(other=even)
         if before is not None and before.sample_rate == sample_rate:
             was = Rates(other=before.other, by_class=before.after)

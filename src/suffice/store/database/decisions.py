@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -51,35 +51,26 @@ class _Sight:
     since_s: float  # monotonic
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Decisions:
+    """Opens a log for decisions, or creates it. Raise StoreError."""
+
     path: Path
-    owner: int
+    _: KW_ONLY
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
-    lease_s: float
-    redact: tuple[Part, ...]
-    claim: presence.ProcessLock
+    lease_s: float = LEASE_S
+    redact: tuple[Part, ...] = ()
+    create: InitVar[bool] = True
+    owner: int = field(init=False)
     n_new: int = field(init=False, default=0)  # rows added by `write`
+    _claim: presence.ProcessLock = field(init=False)
     _seen: dict[str, _Sight] = field(init=False, default_factory=dict)
     _closed: bool = field(init=False, default=False)
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        now: Callable[[], float],
-        monotonic_s: Callable[[], float],
-        lease_s: float = LEASE_S,
-        redact: tuple[Part, ...] = (),
-        create: bool = True,
-    ) -> Self:
-        path = path.resolve()
-        claim, owner = enter(path, now_s=now(), create=create)
-        return cls(
-            path=path, owner=owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s, redact=redact, claim=claim
-        )
+    def __post_init__(self, create: bool) -> None:
+        self.path = self.path.resolve()
+        self._claim, self.owner = enter(self.path, now_s=self.now(), create=create)
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +86,7 @@ class Decisions:
         with contextlib.suppress(sqlite3.Error, StoreError), self.transaction() as connection:
             connection.execute("UPDATE leases SET held = 0 WHERE owner = ?", (self.owner,))
             connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
-        self.claim.release()
+        self._claim.release()
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 

@@ -118,30 +118,8 @@ def _make_private(path: Path, *, create: bool) -> None:
 
 class SqliteLog(EventQueue):
     def __init__(
-        self,
-        path: Path,
-        settings: Store,
-        now: Callable[[], float],
-        claim: presence.ProcessLock,
-        owner: int,
-        *,
-        redact: tuple[Part, ...] = (),
+        self, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = (), create: bool = True
     ) -> None:
-        super().__init__(settings.queue_rows)
-        self.path, self._redact = path, redact
-        self._settings, self._now, self._claim, self._owner = settings, now, claim, owner
-        self.n_retries = 0  # failed and retried transactions; growth means disk trouble
-        self._deadline_s = 0.0  # monotonic; set by `close`
-        self._connection: sqlite3.Connection | None = None
-        self._synchronous = ""
-        self._unfinished = OpenRequests()
-        self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
-        self._writer.start()
-
-    @classmethod
-    def open(
-        cls, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = (), create: bool = True
-    ) -> SqliteLog:
         """Open or create the file that `settings.url` names, and start its writer.
 
         now     Unix time in seconds; stored in rows, never used to order them
@@ -149,10 +127,18 @@ class SqliteLog(EventQueue):
         Raises ConfigError for an invalid URL and StoreError for a file that cannot be used: damaged, of another
         version, not ours, locked for 3 s, or in a missing folder.
         """
+        super().__init__(settings.queue_rows)
         # Resolved, so that two spellings of one path share one set of lock files.
-        path = database_path(settings.url).resolve()
-        claim, owner = enter(path, now_s=now(), create=create)
-        return cls(path, settings, now, claim, owner, redact=redact)
+        self.path = database_path(settings.url).resolve()
+        self._claim, self._owner = enter(self.path, now_s=now(), create=create)
+        self._settings, self._now, self._redact = settings, now, redact
+        self.n_retries = 0  # failed and retried transactions; growth means disk trouble
+        self._deadline_s = 0.0  # monotonic; set by `close`
+        self._connection: sqlite3.Connection | None = None
+        self._synchronous = ""
+        self._unfinished = OpenRequests()
+        self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
+        self._writer.start()
 
     def append(self, event: Event) -> bool:
         return self.accept(QueueItem(event, self._now()))

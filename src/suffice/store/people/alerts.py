@@ -31,17 +31,8 @@ NEARLY: Final = 0.8  # fraction of the budget from which it counts as nearly spe
 MOST_TEXT: Final = 600  # characters of a sentence
 MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
-    "route_monitored",
-    "alert_raised",
-    "alarm_raised",
-    "enforcement_paused",
-    "incident_opened",
-    "kill_switched",
-    "rollout_moved",
-    "rollout_undone",
-    "fail_open_high",
-    "version_refused",
-    "log_missed",
+    *("route_monitored", "alert_raised", "alarm_raised", "enforcement_paused", "incident_opened", "kill_switched"),
+    *("rollout_moved", "rollout_undone", "fail_open_high", "version_refused", "log_missed"),
 )
 # Kinds that only resolve alerts; some kinds that raise alerts also resolve others.
 ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began")
@@ -100,9 +91,9 @@ def alert_of(event: Event) -> RaisedAlert | None:
     match event:
         case Alert(route=route, of=of):
             return _notice("breach_forecast", route, event.reason, of), AlertCause("forecast", route, of)
-        case Alarm(route=route, cause=cause):
+        case Alarm(route=route, cause=why):
             text = f"{event.reason}; its certificate has ended and it runs in full"
-            notice = _notice("sample_ratio" if cause == "sample_ratio" else "drift", route, text, cause)
+            notice = _notice("sample_ratio" if why == "sample_ratio" else "drift", route, text, why)
             return notice, AlertCause("certificate", route, number=event.epoch)
         case Pause(route=route, number=number):
             text = f"enforcement is paused: {event.reason}"
@@ -112,9 +103,8 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return _notice("incident", route, event.summary, name, "/incidents"), AlertCause("incident", route, name)
         case events.KillSwitchState(on=on):
             text = f"the kill switch is {'pulled' if on else 'released'}: {event.reason}"
-            return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), AlertCause(
-                "kill_switch"
-            ) if on else None
+            cause = AlertCause("kill_switch") if on else None
+            return _notice("kill_switch", "", text, f"{on}:{event.stamp}", ""), cause
         case RouteForecast() | events.FailOpenCount() | events.VersionRefusal() | events.LogOutage():
             return _alert_of_serving(event)
         case events.RolloutMove() | events.RolloutUndo():
@@ -361,13 +351,8 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
             newest[notice.same] = of[seq] = seq
     kept = _kept(raised)
     names = {one.seq for one in kept}
-    return AlertLog(
-        repeat_s=known.repeat_s,
-        seq=last,
-        raised=kept,
-        sinks=sinks,
-        of={seq: place for seq, place in of.items() if place in names},
-    )
+    of = {seq: place for seq, place in of.items() if place in names}
+    return replace(known, seq=last, raised=kept, sinks=sinks, of=of)
 
 
 def _kept(raised: Mapping[int, OpenAlert]) -> tuple[OpenAlert, ...]:

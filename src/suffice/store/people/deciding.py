@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from suffice.review import decide
@@ -57,30 +58,23 @@ def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: 
     )
 
 
-def read_publication(connection: LogReader, route: str, number: int) -> Publication | None:
-    return find_event(connection, Publication, f"{route}:{number}")
-
-
 def fitting(connection: LogReader, now: decide.RouteSnapshot, *, now_s: float) -> list[tuple[Publication, str | None]]:
     """Return the publications of the current epoch, latest first, each with why it may not be served; None: it may."""
     if now.epoch is None:
         return []
-    budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
-    return [
-        (
-            made,
-            pin_problem(made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup),
-        )
-        for _, made in reversed(read_publications(connection, now.route, epoch=now.epoch.number))
-    ]
+    budget, confidence = now.holds.in_effect(now_s).budget(now.settings.max_em_drop), now.settings.confidence
+    problem = partial(pin_problem, epoch=now.epoch, max_em_drop=budget, confidence=confidence, setup=now.setup)
+    made = read_publications(connection, now.route, epoch=now.epoch.number)
+    return [(one, problem(one)) for _, one in reversed(made)]
 
 
-def _pinned(
-    connection: LogReader, route: str, number: int | None, given: Publication | None
-) -> Publication | str | None:
-    if number is None:
-        return given
-    return read_publication(connection, route, number) or f"unknown publication {number} of route {route}"
+def _read_situation(
+    connection: LogReader, route: str, settings: Route, *, setup: str, publication: int | None
+) -> tuple[decide.RouteSnapshot, Publication | None] | str:
+    pinned = None if publication is None else find_event(connection, Publication, f"{route}:{publication}")
+    if publication is not None and pinned is None:
+        return f"unknown publication {publication} of route {route}"
+    return read_snapshot(connection, route, settings, setup=setup), pinned
 
 
 def set_override(
@@ -94,10 +88,10 @@ def set_override(
     setup: str = "",
 ) -> Override | str:
     def step(connection: LogReader) -> tuple[list[Event], Override] | str:
-        pinned = _pinned(connection, route, publication, wanted.pinned)
-        if isinstance(pinned, str):
-            return pinned
-        now = read_snapshot(connection, route, settings, setup=setup)
+        situation = _read_situation(connection, route, settings, setup=setup, publication=publication)
+        if isinstance(situation, str):
+            return situation
+        now, pinned = situation
         override = decide.override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
         return override if isinstance(override, str) else ([override], override)
 
@@ -180,10 +174,10 @@ def decide_incident(
     setup: str = "",
 ) -> decide.DecisionRows | str:
     def step(connection: LogReader) -> tuple[list[Event], decide.DecisionRows] | str:
-        pinned = _pinned(connection, route, publication, form.pinned)
-        if isinstance(pinned, str):
-            return pinned
-        now = read_snapshot(connection, route, settings, setup=setup)
+        situation = _read_situation(connection, route, settings, setup=setup, publication=publication)
+        if isinstance(situation, str):
+            return situation
+        now, pinned = situation
         made = decide.resolve_incident(replace(form, pinned=pinned), now, now_s=now_s)
         if isinstance(made, str):
             return made
@@ -263,10 +257,6 @@ def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, 
     return returned is not None and writer.write_new(returned)
 
 
-def add_review(writer: Decisions, item: ReviewItem) -> bool:
-    return writer.write_new(item)
-
-
 def ask_about(
     writer: Decisions, episode_id: str, rules: Mapping[str, ReviewRules], reason: str, author: str, *, now_s: float
 ) -> ReviewItem | str:
@@ -282,4 +272,4 @@ def ask_about(
         return f"run {episode_id} was not governed, so there is nothing to judge"
     candidate = of_run(request, outcome, "person", f"asked for by {author}: {reason}")
     item = item_of(candidate, rules[request.route], now_s=now_s, author=author)
-    return item if add_review(writer, item) else f"run {episode_id} is already in the review queue"
+    return item if writer.write_new(item) else f"run {episode_id} is already in the review queue"
