@@ -21,7 +21,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,8 @@ from suffice.files import open_unpacked
 from suffice.upstream.wire import REASONING_FIELDS
 
 THINK = ("<think>", "</think>")
+PROMPT_COUNTS = ("input", "promptTokens", "prompt_tokens")
+ANSWER_COUNTS = ("output", "completionTokens", "completion_tokens")
 FINISHED = frozenset({"success", "completed", "200", ""})
 
 
@@ -76,8 +78,7 @@ def read_litellm(item: Mapping[str, Any]) -> LoggedCall | None:
         response = _decoded(response) or {"choices": [{"message": {"content": response}}]}
     messages = item.get("messages")
     prompt = _decoded(messages) or messages if isinstance(messages, str) else messages
-    call = read_completion(_mapping(response) or {}, prompt=prompt, at=item.get("startTime"))
-    return None if call is None else _counted(call, item, ("prompt_tokens",), ("completion_tokens",))
+    return read_completion(_mapping(response) or {}, prompt=prompt, at=item.get("startTime"), counts=item)
 
 
 def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
@@ -95,14 +96,9 @@ def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
         if isinstance(output, Mapping) and not ("content" in output or "role" in output):
             return None
         response = {"choices": [{"message": m} for m in messages if isinstance(m, Mapping)]}
-    call = read_completion(response, prompt=prompt, at=_first(item, "startTime", "start_time"))
-    if call is None:
-        return None
     details = _mapping(_value(_first(item, "usageDetails", "usage_details", "usage"))) or {}
-    flat = {**details, **{k: v for k, v in item.items() if k in ("promptTokens", "completionTokens", "model")}}
-    return _counted(
-        call, flat, ("input", "promptTokens", "prompt_tokens"), ("output", "completionTokens", "completion_tokens")
-    )
+    counts = {**details, **{k: v for k, v in item.items() if k in ("promptTokens", "completionTokens", "model")}}
+    return read_completion(response, prompt=prompt, at=_first(item, "startTime", "start_time"), counts=counts)
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], LoggedCall | None]] = {
@@ -125,23 +121,34 @@ def detect_log_format(item: Mapping[str, Any]) -> str | None:
 # ---- shared by the readers
 
 
-def read_completion(response: Mapping[str, Any], *, prompt: object, at: object) -> LoggedCall | None:
-    """Read a chat or plain completion of OpenAI's API; `at` is a number of seconds or ISO 8601. None: no answer."""
+def read_completion(
+    response: Mapping[str, Any], *, prompt: object, at: object, counts: Mapping[str, Any] | None = None
+) -> LoggedCall | None:
+    """Read a chat or plain completion of OpenAI's API; None: no answer.
+
+    at      a number of seconds or ISO 8601
+    counts  what the log says itself of tokens and model, where the completion does not
+    """
     listed = response.get("choices")
     choices = [_read_choice(c) for c in listed if isinstance(c, Mapping)] if isinstance(listed, list) else []
     if not choices or not any(text or thought for text, thought in choices):
         return None
-    call = LoggedCall(
+    usage, others = _mapping(response.get("usage")) or {}, counts or {}
+    details = _mapping(usage.get("completion_tokens_details")) or {}
+    return LoggedCall(
         prompt=prompt_key(prompt),
         texts=tuple(text for text, _ in choices),
         thoughts=tuple(thought for _, thought in choices),
-        model=str(response.get("model") or ""),
+        model=str(response.get("model") or others.get("model") or ""),
+        prompt_tokens=_first_count(usage.get("prompt_tokens"), *(others.get(name) for name in PROMPT_COUNTS)),
+        completion_tokens=_first_count(usage.get("completion_tokens"), *(others.get(name) for name in ANSWER_COUNTS)),
+        reasoning_tokens=_first_count(details.get("reasoning_tokens"), others.get("reasoning")),
         at_s=parse_moment(at),
     )
-    usage = _mapping(response.get("usage")) or {}
-    details = _mapping(usage.get("completion_tokens_details")) or {}
-    usage = {**usage, "reasoning": details.get("reasoning_tokens")}
-    return _counted(call, usage, ("prompt_tokens",), ("completion_tokens",))
+
+
+def _first_count(*values: object) -> int | None:
+    return next((count for count in map(parse_count, values) if count is not None), None)
 
 
 def _read_choice(choice: Mapping[str, Any]) -> tuple[str, str]:
@@ -159,22 +166,6 @@ def _text(content: object) -> str:
         return content
     parts = [p.get("text") for p in content if isinstance(p, Mapping)] if isinstance(content, list) else []
     return "".join(p for p in parts if isinstance(p, str))
-
-
-def _counted(
-    call: LoggedCall, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
-) -> LoggedCall:
-    def first(known: int | None, *names: str) -> int | None:
-        given = (parse_count(counts.get(name)) for name in names)
-        return next((n for n in (known, *given) if n is not None), None)
-
-    return replace(
-        call,
-        model=call.model or str(counts.get("model") or ""),
-        prompt_tokens=first(call.prompt_tokens, *prompt),
-        completion_tokens=first(call.completion_tokens, *completed),
-        reasoning_tokens=first(call.reasoning_tokens, "reasoning"),
-    )
 
 
 def parse_count(value: object) -> int | None:

@@ -75,7 +75,6 @@ class Course:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seed:
-    seed: int
     n: int
     drift_at: int | None  # request; None: no drift
     reduction: float
@@ -246,7 +245,6 @@ def run_seed(options: OnlineOptions, traffic: RecordedTraffic, number: int, *, n
     alarms = [int(change.at) for change in stream.changes if change.kind == "alarm"]
     after = [at - drift_at for at in alarms if drift_at is not None and at >= drift_at]
     return Seed(
-        seed=number,
         n=n,
         drift_at=drift_at,
         reduction=stream.reduction(slice(None)),

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -351,9 +352,9 @@ class _Judge:
         count["questions"] = summing.n_questions
         sums, options = summing.sums(), self.options
         intervals = zip(*bootstrap(sums, options.n_draws, np.random.default_rng(options.seed)), strict=True)
-        misses, plain = self._measure_misses()
+        misses = self._measure_misses()
         lines = tuple(
-            self._line(name, sums.columns([at]), drop_and_saved, misses.get(name), summing.n_questions)
+            self._line(name, sums.columns([at]), drop_and_saved, misses.get(name, (None,))[0], summing.n_questions)
             for at, (name, drop_and_saved) in enumerate(zip(names, intervals, strict=True))
         )
         return SetReport(
@@ -365,7 +366,7 @@ class _Judge:
             frontier=self._frontier(here),
             by_class=parts.by_class(),
             by_step=parts.by_step(),
-            notes=(*self._notes(count, plain), *self._describe_classes(names, sums)),
+            notes=(*self._notes(count, misses), *self._describe_classes(names, sums)),
             fitted_on=fitted_on,
         )
 
@@ -397,18 +398,17 @@ class _Judge:
             "oracle_correct": stop_at_first(runs, runs.ok),
         }
 
-    def _measure_misses(self) -> tuple[dict[str, float], dict[str, float]]:
+    def _measure_misses(self) -> dict[str, tuple[float, float]]:
+        """By pool, the share of splits that miss the target: picked with the margin, and plainly."""
         rung_sums, options = self.study.sum_rungs(None), self.options
-        with_margin: dict[str, float] = {}
-        plain: dict[str, float] = {}
+        misses = {}
         for pool in self.pools:
             sums, _, slices = rung_sums.of(pool.ladders)
-            if len(sums.n) < 4:
-                continue
-            for misses, margin in ((with_margin, options.margin), (plain, None)):
-                rng = np.random.default_rng(options.seed)
-                misses[pool.name] = miss_share(sums, slices, options.max_em_drop, rng, margin=margin)
-        return with_margin, plain
+            if len(sums.n) >= 4:
+                measure = partial(miss_share, sums, slices, options.max_em_drop)
+                with_margin = measure(np.random.default_rng(options.seed), margin=options.margin)
+                misses[pool.name] = with_margin, measure(np.random.default_rng(options.seed), margin=None)
+        return misses
 
     def _line(
         self,
@@ -465,7 +465,7 @@ class _Judge:
                 groups[pool.name] = tuple(point for name in names for point in points[here.slices[name]])
         return groups
 
-    def _notes(self, count: Counter[str], plain: Mapping[str, float]) -> Iterator[str]:
+    def _notes(self, count: Counter[str], misses: Mapping[str, tuple[float, float]]) -> Iterator[str]:
         if count["runs"] < TOO_SMALL_RUNS or count["questions"] < TOO_SMALL_QUESTIONS:
             yield (
                 f"too small to certify: {count['runs']:,} runs of {count['questions']:,} questions; certificates begin"
@@ -481,8 +481,8 @@ class _Judge:
                 f"models and points come from {self.data.share:.1%} of the questions, chosen by hash; all runs are"
                 " judged"
             )
-        if "published" in plain:
-            shares = ", ".join(f"{name} {plain[name]:.0%}" for name in ("ours", "published") if name in plain)
+        if "published" in misses:
+            shares = ", ".join(f"{name} {misses[name][1]:.0%}" for name in ("ours", "published") if name in misses)
             yield (
                 f"tuned plainly, the best of all settings on one half of the questions misses the target on the"
                 f" other in this share of 200 splits: {shares}"

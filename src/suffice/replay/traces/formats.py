@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,15 +81,21 @@ MOST_STEPS: Final = 2_000_000  # per chunk, on average; longer runs get fewer ro
 
 
 def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
-    pq = pyarrow("pyarrow.parquet", path)
-    arrow = pyarrow("pyarrow", path)
+    with open_parquet(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        names = _check_schema(file.schema_arrow, str(path))
+        first = 1
+        for batch in file.iter_batches(batch_size=_rows(file, batch_rows), columns=names):
+            yield _arrow_columns(batch, str(path), first)
+            first += batch.num_rows
+
+
+@contextmanager
+def open_parquet(path: Path, **options: Any) -> Iterator[Any]:
+    """A file of pyarrow. Raise TraceError if it cannot be read."""
+    pq, arrow = pyarrow("pyarrow.parquet", path), pyarrow("pyarrow", path)
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            names = _check_schema(file.schema_arrow, str(path))
-            first = 1
-            for batch in file.iter_batches(batch_size=_rows(file, batch_rows), columns=names):
-                yield _arrow_columns(batch, str(path), first)
-                first += batch.num_rows
+        with pq.ParquetFile(path, **options) as file:
+            yield file
     except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
         raise TraceError(f"cannot be read as Parquet: {error}", file=str(path)) from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from suffice.errors import TraceError
-from suffice.replay.traces.formats import pyarrow
+from suffice.replay.traces.formats import open_parquet
 from suffice.sanitize import text_in
 
 MOST_CELL_CHARS: Final = 200_000
@@ -29,8 +29,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         for number, row in _READERS[suffix](path):
             yield number, row
-    except TraceError:
-        raise
+    except csv.Error as error:
+        raise TraceError(f"is not valid CSV: {error}", file=str(path), row=number + 1) from None
     except UnicodeDecodeError as error:
         raise TraceError(f"is not UTF-8 at byte {error.start}", file=str(path), row=number + 1) from None
     except OSError as error:
@@ -39,23 +39,19 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MOST_CELL_CHARS)
-    number = 0
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
-        try:
-            rows = csv.reader(file, strict=True)
-            header = next(rows, [])
-            if not any(header):
-                raise TraceError("is empty; its first line must name the columns", file=str(path))
-            repeated = next((name for name in header if header.count(name) > 1), None)
-            if repeated is not None:
-                raise TraceError("appears twice in the header", file=str(path), column=repeated or '""')
-            for number, cells in enumerate((cells for cells in rows if cells), 1):  # skip empty lines
-                if len(cells) != len(header):
-                    problem = f"has {len(cells)} cells, and the header {len(header)}"
-                    raise TraceError(problem, file=str(path), row=number)
-                yield number, {name: text_in(cell) for name, cell in zip(header, cells, strict=True)}
-        except csv.Error as error:
-            raise TraceError(f"is not valid CSV: {error}", file=str(path), row=number + 1) from None
+        rows = csv.reader(file, strict=True)
+        header = next(rows, [])
+        if not any(header):
+            raise TraceError("is empty; its first line must name the columns", file=str(path))
+        repeated = next((name for name in header if header.count(name) > 1), None)
+        if repeated is not None:
+            raise TraceError("appears twice in the header", file=str(path), column=repeated or '""')
+        for number, cells in enumerate((cells for cells in rows if cells), 1):  # skip empty lines
+            if len(cells) != len(header):
+                problem = f"has {len(cells)} cells, and the header {len(header)}"
+                raise TraceError(problem, file=str(path), row=number)
+            yield number, {name: text_in(cell) for name, cell in zip(header, cells, strict=True)}
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -73,13 +69,9 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    pq, arrow = pyarrow("pyarrow.parquet", path), pyarrow("pyarrow", path)
-    try:
-        with pq.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=BATCH_ROWS) for row in batch.to_pylist())
-            yield from enumerate(rows, 1)
-    except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
-        raise TraceError(f"cannot be read as Parquet: {error}", file=str(path)) from error
+    with open_parquet(path) as file:
+        rows = (row for batch in file.iter_batches(batch_size=BATCH_ROWS) for row in batch.to_pylist())
+        yield from enumerate(rows, 1)
 
 
 _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
