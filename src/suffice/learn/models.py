@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isqrt
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +60,15 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    parts: tuple[Callable[[Floats], Floats], ...]  # each from rows to probabilities of `good`, (R, P) → (R,)
-    trained: tuple[object, ...]  # the trainer's own objects, for `learn.export`; () for a constant
+    trained: tuple[Any, ...]  # the trainer's own objects, each fitted on the first columns; (): a constant
+    constant: float  # P(good) without them: the share of good rows
 
     def scores(self, x: Floats) -> Floats:
         """P(good), from the mean of the parts' logits, shape (R,)."""
         with one_thread():
-            logits = [np.log(p / (1 - p)) for p in (np.clip(part(x), _CLIP, 1 - _CLIP) for part in self.parts)]
-        mean: Floats = 1 / (1 + np.exp(-np.mean(logits, axis=0)))
+            parts = [part.predict_proba(x[:, : part.n_features_in_])[:, 1] for part in self.trained]
+            p = np.clip(parts or [np.full(len(x), self.constant)], _CLIP, 1 - _CLIP)
+        mean: Floats = 1 / (1 + np.exp(-np.mean(np.log(p / (1 - p)), axis=0)))
         return mean
 
 
@@ -83,14 +84,12 @@ def fit(examples: Examples, chosen: FeatureSelection, *, parts: Parts = "ensembl
             raise ValueError(f"weight: got shape {weight.shape} for {len(y)} rows; one a row, finite and at least 0")
         counts = weight > 0
         x, y, weight = x[counts], y[counts], weight[counts]
+    n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
+    share = (float(n_good) + 1) / (float(n) + 2)  # never 0 and never 1
     if min(int(y.sum()), int((~y).sum())) < 20:
-        n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
-        share = (float(n_good) + 1) / (float(n) + 2)  # never 0 and never 1
-        return FitResult((lambda x: np.full(len(x), share),), ())
+        return FitResult((), share)
     thin = slice(None, None, -(-len(y) // MAX_ROWS))
     x, y, weight = x[thin], y[thin], None if weight is None else weight[thin]
-    n_dense = len(chosen.dense)
-    made: list[Callable[[Floats], Floats]] = []
     trained: list[object] = []
     with one_thread():
         if parts != "trees":
@@ -99,16 +98,13 @@ def fit(examples: Examples, chosen: FeatureSelection, *, parts: Parts = "ensembl
             solver = "lbfgs" if weight is None else "newton-cholesky"
             regression = sklearn("linear_model").LogisticRegression(C=LINEAR_C, max_iter=300, solver=solver)
             linear = sklearn("pipeline").make_pipeline(sklearn("preprocessing").StandardScaler(), regression)
-            linear.fit(x, y, logisticregression__sample_weight=weight)
-            made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
-            trained.append(linear)
+            trained.append(linear.fit(x, y, logisticregression__sample_weight=weight))
         if parts != "linear":
-            drawn = _systematic_sample(weight, len(y))
+            rows = _systematic_sample(weight, len(y))
             boosting = sklearn("ensemble").HistGradientBoostingClassifier
-            trees = boosting(**TREES, early_stopping=False, random_state=seed).fit(x[drawn, :n_dense], y[drawn])
-            made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
-            trained.append(trees)
-    return FitResult(tuple(made), tuple(trained))
+            trees = boosting(**TREES, early_stopping=False, random_state=seed)
+            trained.append(trees.fit(x[rows, : len(chosen.dense)], y[rows]))
+    return FitResult(tuple(trained), share)
 
 
 def _systematic_sample(weight: Floats | None, n_rows: int) -> Ints:
