@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 FILE = click.Path(path_type=Path)
 WIDTH: Final = 100  # of wrapped sentences
 
@@ -162,6 +163,11 @@ def fail(why: object, status: int = 2) -> NoReturn:
     for_operator = getattr(why, "for_operator", None)  # of an error of an upstream
     warn(why if for_operator is None else for_operator())
     raise SystemExit(status)
+
+
+def accepted(result: T | str, about: str = "") -> T:
+    """Return what was done; or end with 1 and why it was refused, behind what that is `about`."""
+    return fail(about + result, 1) if isinstance(result, str) else result
 
 
 def print_line(text: str) -> None:
@@ -380,14 +386,14 @@ class PendingDecision:
         return find_settings(self.settings, route)
 
 
-def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandReply | str]], Callable[..., None]]:
+def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandReply]], Callable[..., None]]:
     """Turn a function into a command that writes a decision with its author to a deployment's log.
 
-    The function gets a PendingDecision before its own arguments and options, and returns its reply or why it refuses.
+    The function gets a PendingDecision before its own arguments and options, and returns its reply.
     `retry_hint` as in `deployment_log`.
     """
 
-    def declare(decide: Callable[..., CommandReply | str]) -> Callable[..., None]:
+    def declare(decide: Callable[..., CommandReply]) -> Callable[..., None]:
         @CONFIG
         @REASON
         @AUTHOR
@@ -399,8 +405,6 @@ def decision(retry_hint: str | None = None) -> Callable[[Callable[..., CommandRe
                     settings=settings, writer=writer, author=author_name(author), reason=reason, now_s=time.time()
                 )
                 reply = decide(pending, **arguments)
-            if isinstance(reply, str):
-                fail(reply, 1)
             print_reply(reply, as_json=as_json)
 
         return command

@@ -56,10 +56,8 @@ def console(
             now=time.time,
             monotonic_s=time.monotonic,
         )
-        try:
+        with contextlib.closing(context):
             yield ConsoleApp(context)
-        finally:
-            context.close()
 
 
 def _services(

@@ -131,11 +131,11 @@ def submit(
 @review.command()
 @click.argument("episode")
 @shell.decision("Ask again once the log can be written.")
-def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply | str:
+def ask(by: shell.PendingDecision, episode: str) -> shell.CommandReply:
     """Queue run EPISODE for review, regardless of the daily cap."""
     rules = {name: route.review for name, route in by.settings.routes.items()}
     about = deciding.ask_about(by.writer, episode, rules, by.reason, by.author, now_s=by.now_s)
-    return about if isinstance(about, str) else shell.CommandReply(about, f"{episode}: waits for a reviewer")
+    return shell.CommandReply(shell.accepted(about), f"{episode}: waits for a reviewer")
 
 
 @review.command()

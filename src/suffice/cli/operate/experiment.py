@@ -66,7 +66,7 @@ def show(settings: Settings, name: str, run: int | None) -> shell.CommandReply:
 @experiment.command()
 @click.argument("name")
 @shell.decision()
-def start(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
+def start(by: shell.PendingDecision, name: str) -> shell.CommandReply:
     """Start experiment NAME, or change its weights.
 
     It starts as the settings define it now. A running one gets its new weights and share.
@@ -75,9 +75,7 @@ def start(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     if written is None:
         raise ConfigError(f"unknown experiment {name!r}; {known_names(by.settings.experiments)}")
     check_experiment(by.settings, name)
-    result = experiments.start_experiment(by.writer, name, written, **by.signed)
-    if isinstance(result, str):
-        return f"experiment {name} {result}"
+    result = shell.accepted(experiments.start_experiment(by.writer, name, written, **by.signed), f"experiment {name} ")
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in result.experiment.odds().items())
     verb = "started" if result.revision == 0 else "changed"
     text = f"experiment {name}: {verb}, run {result.experiment.run}: {odds}; running gateways follow within a second"
@@ -87,7 +85,7 @@ def start(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
 @experiment.command()
 @click.argument("name")
 @shell.decision()
-def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
+def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply:
     """Stop experiment NAME.
 
     Its requests are served by the route's own settings again. Its results are stored with the reason.
@@ -95,9 +93,8 @@ def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply | str:
     held = read_experiments(by.writer.path)
     now = next((one for one in held if one.runs and one.experiment.name == name), None)
     parts = () if now is None else _conclusions(now, by.settings, by.writer.path)
-    result = experiments.stop_experiment(by.writer, name, **by.signed, summary=parts)
-    if isinstance(result, str):
-        return f"experiment {name} {result}"
+    ended = experiments.stop_experiment(by.writer, name, **by.signed, summary=parts)
+    result = shell.accepted(ended, f"experiment {name} ")
     lines = [
         f"experiment {name}: stopped, run {result.run}",
         *(shell.wrapped(sentence, "  ", width=shell.WIDTH) for sentence in result.said),

@@ -83,24 +83,22 @@ def override() -> None:
 @shell.decision("Set it again once the log can be written.")
 def set_(
     by: shell.PendingDecision, route: str, kind: OverrideKind, publication: int | None, **form: Any
-) -> shell.CommandReply | str:
+) -> shell.CommandReply:
     """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or set a smaller EM `budget`.
 
     An override only makes a route safer, unless the pinned level is certified there now. Running gateways apply it
     within a second, and drop it at its date, with or without a worker.
     """
     result = set_route_override(by, route, OverrideForm(kind=kind, **by.signed, **form), publication)
-    if isinstance(result, str):
-        return result
     return shell.CommandReply(result, f"route {route}: override {result.number}: {result.after}; {_until(result)}")
 
 
-def set_route_override(
-    by: shell.PendingDecision, route: str, form: OverrideForm, publication: int | None
-) -> Override | str:
-    """Set an override, or return why it is refused; `publication`: an earlier one to pin, None: the active one."""
+def set_route_override(by: shell.PendingDecision, route: str, form: OverrideForm, publication: int | None) -> Override:
+    """Set an override; `publication`: an earlier one to pin, None: the active one."""
     rules, setup = by.rules(route), setup_of(by.settings, route)
-    return deciding.set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
+    return shell.accepted(
+        deciding.set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
+    )
 
 
 @override.command("list")
@@ -129,11 +127,12 @@ def list_overrides(settings: Settings, route: str | None, *, all_of_them: bool) 
 @click.argument("route")
 @click.argument("number", type=int)
 @shell.decision("It still holds.")
-def end(by: shell.PendingDecision, route: str, number: int) -> shell.CommandReply | str:
+def end(by: shell.PendingDecision, route: str, number: int) -> shell.CommandReply:
     """End override NUMBER of ROUTE before its date."""
-    result = deciding.end_override(by.writer, route, by.rules(route), number, by.reason, by.author, now_s=by.now_s)
-    if isinstance(result, str):
-        return result
+    rules = by.rules(route)
+    result = shell.accepted(
+        deciding.end_override(by.writer, route, rules, number, by.reason, by.author, now_s=by.now_s)
+    )
     return shell.CommandReply(result, f"route {route}: override {number} has ended; now: {result.after}")
 
 
@@ -210,7 +209,7 @@ def show_incident(settings: Settings, name: str) -> shell.CommandReply:
 @shell.decision("Everything is as it was: decide again once the log can be written.")
 def decide_(
     by: shell.PendingDecision, name: str, decision: DecisionKind, publication: int | None, **form: Any
-) -> shell.CommandReply | str:
+) -> shell.CommandReply:
     """Decide incident NAME and carry out the decision."""
     route, _ = _find_incident(by.writer.path, name)
     rules, setup = by.rules(route), setup_of(by.settings, route)
@@ -218,9 +217,8 @@ def decide_(
     result = deciding.decide_incident(
         by.writer, rules, route, decision_form, now_s=by.now_s, publication=publication, setup=setup
     )
-    if isinstance(result, str):
-        return f"{name} {result}" if result.startswith("is ") else result
-    made = result.decision
+    about = f"{name} " if isinstance(result, str) and result.startswith("is ") else ""
+    made = shell.accepted(result, about).decision
     return shell.CommandReply(made, f"{name}: {decision}\n  before {made.before}\n  after  {made.after}")
 
 
@@ -229,16 +227,14 @@ def decide_(
 @shell.option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
 @shell.option("--evidence", multiple=True, metavar="TEXT", help="A sentence of evidence; may be given more than once.")
 @shell.decision("Open it again once the log can be written.")
-def open_(
-    by: shell.PendingDecision, route: str, evidence: tuple[str, ...], *, pauses: bool
-) -> shell.CommandReply | str:
+def open_(by: shell.PendingDecision, route: str, evidence: tuple[str, ...], *, pauses: bool) -> shell.CommandReply:
     """Open an incident on ROUTE by hand."""
     rules = by.rules(route)
-    result = deciding.open_incident(
-        by.writer, route, rules, by.reason, by.author, now_s=by.now_s, evidence=evidence, pauses=pauses
+    result = shell.accepted(
+        deciding.open_incident(
+            by.writer, route, rules, by.reason, by.author, now_s=by.now_s, evidence=evidence, pauses=pauses
+        )
     )
-    if isinstance(result, str):
-        return result
     rests = "; everything runs in full until it is decided" if result.pause is not None else ""
     return shell.CommandReply(result, f"{result.incident}: opened{rests}")
 

@@ -95,7 +95,7 @@ def diff(before: str, after: str, path: Path) -> None:
 @click.argument("route")
 @click.argument("candidate")
 @shell.decision()
-def propose(by: shell.PendingDecision, route: str, candidate: str) -> shell.CommandReply | str:
+def propose(by: shell.PendingDecision, route: str, candidate: str) -> shell.CommandReply:
     """Start a rollout of another version on ROUTE.
 
     CANDIDATE is the address of a refit's proposal, such as v-0123456789ab (`suffice status` names it), on a route
@@ -104,14 +104,10 @@ def propose(by: shell.PendingDecision, route: str, candidate: str) -> shell.Comm
     """
     begin = propose_learned if _MODELS.fullmatch(candidate) else _propose_policy
     name, secret = f"{route}-{secrets.token_hex(4)}", deployment_salt(by.settings)
-    result = begin(by.writer, route, by.rules(route), candidate, **by.signed, rollout=name, secret=secret)
-    if isinstance(result, str):
-        return result
-    return shell.CommandReply(
-        result.state,
-        f"route {route}: {result.state.candidate} is now being tried in shadow; `suffice policy show {route}`"
-        " shows what is missing",
-    )
+    begun = begin(by.writer, route, by.rules(route), candidate, **by.signed, rollout=name, secret=secret)
+    state = shell.accepted(begun).state
+    hint = f"`suffice policy show {route}` shows what is missing"
+    return shell.CommandReply(state, f"route {route}: {state.candidate} is now being tried in shadow; {hint}")
 
 
 def _propose_policy(
@@ -129,15 +125,14 @@ def _propose_policy(
     one = rollouts.own_candidate(held, version, route=name, own=own)
     if isinstance(one, str):
         return one
-    return rollouts.start_candidate(
-        writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret
-    )
+    rules = rules_of(route)
+    return rollouts.start_candidate(writer, one, author=author, reason=reason, name=rollout, rules=rules, secret=secret)
 
 
 @policy.command()
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
-def promote(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
+def promote(by: shell.PendingDecision, route: str) -> shell.CommandReply:
     """Take the next step of ROUTE's rollout regardless of its evidence; your name is recorded."""
     return _step("promote", by, route)
 
@@ -145,7 +140,7 @@ def promote(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
 @policy.command()
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
-def hold(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
+def hold(by: shell.PendingDecision, route: str) -> shell.CommandReply:
     """Hold ROUTE's rollout where it is; harm still rolls it back."""
     return _step("hold", by, route)
 
@@ -153,7 +148,7 @@ def hold(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
 @policy.command()
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
-def release(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
+def release(by: shell.PendingDecision, route: str) -> shell.CommandReply:
     """Resume ROUTE's rollout after a hold."""
     return _step("release", by, route)
 
@@ -161,23 +156,19 @@ def release(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
 @policy.command()
 @click.argument("route")
 @shell.decision(_NEEDS_NO_LOG)
-def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
+def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply:
     """Roll ROUTE back: end the running rollout, or take back the version of the last one."""
     rules = by.rules(route)
     if route in rollouts.read_running_rollouts(rollouts.read_rollouts(by.writer.path)):
         return _step("rollback", by, route)
-    undone = take_back(by.writer, route, rules, **by.signed, secret=deployment_salt(by.settings))
-    if isinstance(undone, str):
-        return undone
+    undone = shell.accepted(take_back(by.writer, route, rules, **by.signed, secret=deployment_salt(by.settings)))
     text = f"route {route}: {undone.first.in_force} serves again; running gateways follow within a second"
     return shell.CommandReply(undone.state, text)
 
 
-def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandReply | str:
+def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandReply:
     by.rules(route)
-    result = rollouts.step(by.writer, route, step, **by.signed)
-    if isinstance(result, str):
-        return result
+    result = shell.accepted(rollouts.step(by.writer, route, step, **by.signed))
     sentence = "rolled back" if result.stage == "rolled_back" else f"{result.stage}, {result.share:.0%} of new units"
     return shell.CommandReply(result, f"route {route}: {sentence}; running gateways follow within a second")
 
@@ -187,11 +178,9 @@ def _step(step: str, by: shell.PendingDecision, route: str) -> shell.CommandRepl
 @click.argument("publication", type=click.IntRange(1))
 @shell.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
 @shell.decision()
-def pin(by: shell.PendingDecision, route: str, publication: int, days: float) -> shell.CommandReply | str:
+def pin(by: shell.PendingDecision, route: str, publication: int, days: float) -> shell.CommandReply:
     """Serve PUBLICATION of ROUTE until a date, as far as it is certified there now."""
     override = set_route_override(by, route, OverrideForm(kind="pin", days=days, **by.signed), publication)
-    if isinstance(override, str):
-        return override
     return shell.CommandReply(override, f"route {route}: {override.after}, until {format_time(override.expires_at_s)}")
 
 
