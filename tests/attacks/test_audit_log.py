@@ -21,7 +21,7 @@ from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender, append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
 from suffice.store.rows.events import Erasure, to_row
-from suffice.wiring.bundle import write_bundle
+from suffice.wiring.evidence import write_bundle
 from tests.audit_bundle.made import made_log
 from tests.audit_bundle.test_forgeries import Lines, audit, requests, resealed, written
 from tests.store.made_chain import copied, cut_tail, found_head, made, published, rebuild, said, write

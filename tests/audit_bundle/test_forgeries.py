@@ -26,7 +26,7 @@ from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, bound_fidelity
 from suffice.assurance.labels import CHARGE_CONFIDENCE
 from suffice.store.routes.deployments import read_decided
-from suffice.wiring.bundle import write_bundle
+from suffice.wiring.evidence import write_bundle
 from tests.audit_bundle.made import made_log
 
 Line = dict[str, Any]

@@ -23,7 +23,7 @@ from suffice.settings import Settings
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import Event, FeedbackEvent, RequestCount, key_of
 from suffice.types import Outcome, Request
-from suffice.wiring.bundle import write_bundle
+from suffice.wiring.evidence import write_bundle
 from tests.audit_bundle.made import BURST, ROUTE, SHARE, events, fill, made_log, settings_of
 
 OWNED = {"policy": {"policy": "beta", "threshold": 0.9}}

@@ -30,7 +30,7 @@ from suffice.store.people.alerts import Notice, sent_notices
 from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
 from suffice.store.routes.deployments import find_damage
 from suffice.wiring.audit import audit_key, note_export
-from suffice.wiring.bundle import write_bundle
+from suffice.wiring.evidence import write_bundle
 from suffice.wiring.files import load_deployment, load_settings
 from suffice.wiring.startup import sinks_of
 from suffice.wiring.worker import open_decisions
