@@ -22,8 +22,8 @@ from suffice.assurance.drift import (
     AuditWatch,
     DetectionLaw,
     Reference,
-    audit_share_in_doubt,
     detection_law,
+    share_in_doubt,
 )
 
 BUDGET = 0.02
@@ -129,7 +129,7 @@ def test_doubt_raises_the_share_until_it_is_settled() -> None:
     here, shares, suspicions = watch(), list[float](), list[float]()
     for mark in "." * 50 + "x" + "." * 100:
         add(here, mark)
-        shares.append(audit_share_in_doubt(here, 0.05, 1.0))
+        shares.append(share_in_doubt(0.05, 1.0) if here.in_doubt else 0.05)
         suspicions.append(here.suspicion)
     assert shares[49] == 0.05
     assert shares[50] == DOUBT_SHARE
@@ -151,9 +151,10 @@ def test_doubt_raises_the_share_until_it_is_settled() -> None:
 )
 def test_the_owner_caps_what_doubt_may_buy(base: float, cap: float, share: float) -> None:
     here = watch()
-    assert audit_share_in_doubt(here, base, cap) == base
+    doubts = [here.in_doubt]
     add(here, "xx")
-    assert audit_share_in_doubt(here, base, cap) == share
+    assert [*doubts, here.in_doubt] == [False, True]
+    assert share_in_doubt(base, cap) == share
 
 
 # --------------------------------------------------------------------------- the law

@@ -27,8 +27,8 @@ from suffice.assurance.drift import (
     Cusum,
     Reference,
     ShiryaevRoberts,
-    audit_share_in_doubt,
     detection_law,
+    share_in_doubt,
 )
 from suffice.assurance.strata import post_stratify
 from suffice.control.evidence.drift_features import N_COLUMNS, DriftFeatures
@@ -74,7 +74,7 @@ class NewBrake:
 
     @property
     def share(self) -> float:
-        return audit_share_in_doubt(self._watch, SHARE, CAP)
+        return share_in_doubt(SHARE, CAP) if self._watch.in_doubt else SHARE
 
     def add(self, z: int | None, disagrees: bool) -> bool:
         return self._watch.add(z, disagrees) is not None

@@ -45,20 +45,15 @@ def exact_binomial(k: int, n: int, confidence: float) -> Interval:
     return Interval(low, high)
 
 
-def mean_interval(
-    mean: float, n: int, confidence: float, *, low: float = 0.0, high: float = 1.0, n_opt: int = 1_000
-) -> Interval:
-    """Confidence sequence for the mean of `n` values in [low, high], sub-Gaussian with sigma = (high - low)/2.
-
-    Tightest at `n_opt` values, which must be chosen before looking at them.
-    """
-    if not low < high or not low <= mean <= high or n < 0:
-        raise ValueError(f"need low <= mean <= high and n >= 0; got {mean=} {low=} {high=} {n=}")
+def mean_interval(mean: float, n: int, confidence: float, *, low: float = 0.0) -> Interval:
+    """Confidence sequence for the mean of `n` values in [low, 1], sub-Gaussian; tightest at 1,000 values."""
+    if not low <= mean <= 1 or n < 0:
+        raise ValueError(f"need low <= mean <= 1 and n >= 0; got {mean=} {low=} {n=}")
     if n == 0:
-        return Interval(low, high)
-    variance = ((high - low) / 2) ** 2
-    radius = mixture_bound(n * variance, confidence, n_opt * variance) / n
-    return Interval(max(low, mean - radius), min(high, mean + radius))
+        return Interval(low, 1.0)
+    variance = ((1 - low) / 2) ** 2
+    radius = mixture_bound(n * variance, confidence, 1_000 * variance) / n
+    return Interval(max(low, mean - radius), min(1.0, mean + radius))
 
 
 def mixture_bound(v: float, confidence: float, v_opt: float) -> float:

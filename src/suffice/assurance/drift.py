@@ -211,9 +211,9 @@ class AuditWatch:
         return alarm
 
 
-def audit_share_in_doubt(watch: AuditWatch, base_share: float, cap: float) -> float:
-    """DOUBT_SHARE, at most `cap`, in doubt; never below `base_share`. Certificates weight extra audits with c/rho."""
-    return max(base_share, min(cap, DOUBT_SHARE)) if watch.in_doubt else base_share
+def share_in_doubt(share: float, cap: float) -> float:
+    """DOUBT_SHARE, at most `cap`, and never below the usual share. Certificates weight extra audits with c/rho."""
+    return max(share, min(cap, DOUBT_SHARE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,8 +251,7 @@ def _delay(drop: float, count: int, n: int, max_em_drop: float, share: float, ca
     if p <= normal:
         return inf
     growth = p * log(p / normal) + (1 - p) * log((1 - p) / (1 - normal))
-    in_doubt = max(share, min(cap, DOUBT_SHARE))
-    return LAW_FIT * (log(2) / (share * p) + log(THRESHOLD) / growth / in_doubt)
+    return LAW_FIT * (log(2) / (share * p) + log(THRESHOLD) / growth / share_in_doubt(share, cap))
 
 
 def normal_rate(count: int, n: int, max_em_drop: float) -> float:

@@ -29,7 +29,9 @@ from suffice.assurance.runs import Tally, TokenTotals
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 
-AGAINST_AUDITS = "all enforced runs against audits"
+AGAINST_AUDITS: Final = "all enforced runs against audits"
+SHADOW: Final = "shadow, paired"
+DECIDED: Final = "samples not drawn, at the mean tokens of those drawn"
 MIN_AUDITS = 20  # below it, a saving gets a note instead of an interval
 MIN_GROUPS = 10  # of questions (`runs.N_GROUPS`) for a jackknife interval
 
@@ -181,34 +183,27 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
     # Abandoned audits count as losses, but alone they do not measure a drop.
     n_drops = count("drops", 0) if count("drops_marked", 0) else 0
     n_lost, n_gained = count("lost", 0), count("gained", 0)
-    n_decided = sum(one[1] for one in tally.groups.get("decided", {}).values())
-
-    def rate(name: str) -> IntervalEstimate | None:
-        return _rate(tally, name, confidence)
+    is_decided = any(sums[1] for sums in tally.groups.get("decided", {}).values())
+    drop = None
+    if n_drops:
+        drop = _anytime((n_lost - n_gained) / n_drops, n_drops, confidence, worth=n_drops, low=-1.0)
 
     def grouped(name: str, statistic: Statistic, what: str, times: int | None = None) -> IntervalEstimate | None:
         return _grouped(tally, name, statistic, what, confidence, times=times)
 
     return ReportEstimates(
-        em_full=rate("em_full"),
-        em_stopped=rate("em_stopped"),
-        em_live=rate("em_live"),
-        tokens_full=grouped("tokens_full", _mean, "mean"),
-        tokens_stopped=grouped("tokens_stopped", _mean, "mean"),
+        **{name: _rate(tally, name, confidence) for name in ("em_full", "em_stopped", "em_live", "disagreement")},
+        **{
+            name: grouped(name, _mean, "mean")
+            for name in ("tokens_full", "tokens_stopped", "cost_full", "cost_stopped")
+        },
         saving=saving_of(tally, confidence),
-        decided_saving=grouped("decided", _mean, "samples not drawn, at the mean tokens of those drawn")
-        if n_decided
-        else None,
-        would_save=grouped("would_save", lambda sums: 1 - _mean(sums), "shadow, paired"),
-        cost_full=grouped("cost_full", _mean, "mean"),
-        cost_stopped=grouped("cost_stopped", _mean, "mean"),
+        decided_saving=grouped("decided", _mean, DECIDED) if is_decided else None,
+        would_save=grouped("would_save", lambda sums: 1 - _mean(sums), SHADOW),
         cost_reduction=grouped("saving_usd", _saving, AGAINST_AUDITS),
         saved_usd=grouped("saving_usd", _saved_each, AGAINST_AUDITS, times=2),
-        would_save_usd=grouped("would_save_usd", _mean, "shadow, paired", times=2),
-        disagreement=rate("disagreement"),
-        em_drop=_anytime((n_lost - n_gained) / n_drops, n_drops, confidence, worth=n_drops, low=-1.0)
-        if n_drops
-        else None,
+        would_save_usd=grouped("would_save_usd", _mean, SHADOW, times=2),
+        em_drop=drop,
         n_lost=n_lost if n_drops else None,
         n_gained=n_gained if n_drops else None,
     )

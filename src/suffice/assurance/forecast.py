@@ -205,13 +205,10 @@ def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead
     if signals.shape[1]:
         n_requests = _column([window.n_requests for window in windows])
         distance = signal_distance(signals, float(n_requests.mean()))[-MEMORY:]
-        path, variance = _followed(distance, at, ahead)
-        yield _Cause(values=distance, prior=priors.away, path=path, variance=variance)
+        yield _follow(distance, priors.away, at, ahead)
     predicted = _predicted(windows)
     if predicted is not None:
-        change = predicted[-MEMORY:] - predicted[:REFERENCE].mean()
-        path, variance = _followed(change, at, ahead)
-        yield _Cause(values=change, prior=priors.predicted, path=path, variance=variance)
+        yield _follow(predicted[-MEMORY:] - predicted[:REFERENCE].mean(), priors.predicted, at, ahead)
     yield _Cause(values=np.maximum(0.0, at + RAMP), prior=(0.0, priors.ramp), path=RAMP + ahead, variance=0 * ahead)
 
 
@@ -233,7 +230,7 @@ def signal_distance(signals: Floats, n_requests: float) -> Floats:
     return np.asarray(distance @ direction / np.sqrt(squared) * max(0.0, 1 - by_chance / squared))
 
 
-def _followed(values: Floats, at: Floats, ahead: Floats) -> tuple[Floats, Floats]:
+def _follow(values: Floats, prior: tuple[float, float], at: Floats, ahead: Floats) -> _Cause:
     """Extrapolate the latest line. A signal within its earlier range stays there: seasons are not extrapolated."""
     line = np.stack([np.ones(len(at[-TREND:])), at[-TREND:]], axis=1)
     weights = np.stack([np.ones(len(ahead)), ahead], axis=1) @ np.linalg.inv(line.T @ line) @ line.T
@@ -244,7 +241,7 @@ def _followed(values: Floats, at: Floats, ahead: Floats) -> tuple[Floats, Floats
         most = float(smooth[:-TREND].max())
         if smooth[-1] < most + np.sqrt(noise / RECENT):
             path = np.minimum(path, max(most, float(smooth[-1])))
-    return path, noise * np.square(weights).sum(axis=1)
+    return _Cause(values=values, prior=prior, path=path, variance=noise * np.square(weights).sum(axis=1))
 
 
 def _predicted(windows: Sequence[ForecastWindow]) -> Floats | None:
@@ -270,11 +267,9 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
     alert = bool((low[near] >= harm).any()) and len(windows) >= SETTLED
     if alerted and not alert:
         alert = bool((path.mean[near] + CALM_SD * path.sd[near] >= CALM_PART * harm).any())
-    crossings = []
-    for line in (high, path.mean, low):
-        reached = np.flatnonzero(line >= harm)
-        crossings.append(now + int(path.ahead[reached[0]]) if len(reached) else None)
-    crossing = CrossingForecast(earliest=crossings[0], expected=crossings[1], latest=crossings[2])
+    reached = [np.flatnonzero(line >= harm) for line in (high, path.mean, low)]
+    earliest, expected, latest = (now + int(path.ahead[places[0]]) if len(places) else None for places in reached)
+    crossing = CrossingForecast(earliest=earliest, expected=expected, latest=latest)
     middle, better, worse = (path.mean, low, high) if of == "em_drop" else (1 - path.mean, 1 - low, 1 - high)
     at_horizon = int(np.flatnonzero(near)[-1])
     ends = sorted((float(better[at_horizon]), float(worse[at_horizon])))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from math import floor, isfinite
+from math import floor
 from types import MappingProxyType
 from typing import Final
 
@@ -174,17 +174,13 @@ def judge_error_bound(
     """
     if not 0 <= disagreement <= 1 or not 0 < confidence < 1:
         raise ValueError(f"need 0 <= disagreement <= 1 and 0 < confidence < 1; got {disagreement=} {confidence=}")
-    n = n_wrong = n_ungraded = 0
-    for grade, is_right in pairs:
-        if grade is None:
-            n_ungraded += 1
-            continue
-        if not isfinite(grade) or not -1 <= grade <= 1:
-            raise ValueError(f"pairs: got a grade of {grade}; need -1 to 1, or None")
-        n += 1
-        n_wrong += (grade > 0) != is_right
-    if n == 0:
-        raise ValueError(f"pairs: no answer has both a grade and a person's word ({n_ungraded} without a grade)")
+    everything = list(pairs)
+    graded = [(grade, is_right) for grade, is_right in everything if grade is not None]
+    n, n_ungraded = len(graded), len(everything) - len(graded)
+    invalid = [grade for grade, _ in graded if not -1 <= grade <= 1]
+    if invalid or not n:
+        raise ValueError(f"pairs: got grades {invalid} and {n} valid ones; need -1 to 1 or None, and at least one")
+    n_wrong = sum((grade > 0) != is_right for grade, is_right in graded)
     # The upper end of a two-sided interval at 1 - 2 (1 - confidence), which exists for a confidence above one half.
     upper = exact_binomial(n_wrong, n, max(2 * confidence - 1, 1e-9)).high
     return JudgeError(

@@ -93,16 +93,16 @@ def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, n
     return now
 
 
-def level_of(stance: Stance, targets: Pressure | None, *, certified: int, safe: int = 0) -> int:
-    """The level at a point from `safe` (0) to `certified` (1), rounded down, or `certified` where that is lower.
+def level_of(stance: Stance, targets: Pressure | None, *, certified: int) -> int:
+    """The level at a point from 0, which never stops, to `certified` (1), rounded down.
 
     Levels are spaced evenly by the tokens that they save. Without targets it is the certified level.
     """
-    if targets is None or stance == "spike" or certified <= safe:
+    if targets is None or stance == "spike":
         return certified
     slack = targets.operating_point if targets.slack_point is None else targets.slack_point
     point = slack if stance == "slack" else targets.operating_point
-    return safe + floor(point * (certified - safe) + 1e-9)
+    return floor(point * certified + 1e-9)
 
 
 def _asks(stance: Stance, targets: Pressure, seen: Strain | None) -> tuple[bool, bool]:

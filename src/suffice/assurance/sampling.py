@@ -154,15 +154,19 @@ def allocate(strata: Sequence[Stratum], *, rate: float) -> Rates:
     known = [one for one in strata if one.n_requests > 0]
     if len(known) < 2:
         return Rates(other=_two_digits(rate))
-    spreads = _spreads(known)
-    n = [one.n_requests for one in known]
-    least = LEAST_CLASS * rate
-    shared = _scale(spreads, n, rate=rate, least=least)
-    rates = {
-        one.query_class: _two_digits(min(1.0, max(least, shared * spread)))
-        for one, spread in zip(known, spreads, strict=True)
-    }
-    return Rates(other=_two_digits(rate), by_class=tuple(sorted(rates.items())))
+    sizes, spreads = [one.n_requests for one in known], _spreads(known)
+
+    def rates_at(scale: float) -> list[float]:
+        return [min(1.0, max(LEAST_CLASS * rate, scale * spread)) for spread in spreads]
+
+    wanted = rate * sum(sizes)
+    low, high = 0.0, 1 / min(spread for spread in spreads if spread > 0) if any(spreads) else 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        total = sum(size * one for size, one in zip(sizes, rates_at(middle), strict=True))
+        low, high = (middle, high) if total < wanted else (low, middle)
+    of_class = {one.query_class: _two_digits(own) for one, own in zip(known, rates_at(high), strict=True)}
+    return Rates(other=_two_digits(rate), by_class=tuple(sorted(of_class.items())))
 
 
 def moved(before: Rates, after: Rates, *, by: float) -> bool:
@@ -186,16 +190,6 @@ def _relative(known: Sequence[Stratum], variances: Sequence[tuple[float, float]]
     if not mean:
         return [1.0] * len(known)
     return [(n * variance / mean + PRIOR_RUNS) / (n + PRIOR_RUNS) for variance, n in variances]
-
-
-def _scale(spreads: Sequence[float], n: Sequence[float], *, rate: float, least: float) -> float:
-    wanted = rate * sum(n)
-    low, high = 0.0, 1 / min(spread for spread in spreads if spread > 0) if any(spreads) else 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        total = sum(size * min(1.0, max(least, middle * spread)) for size, spread in zip(n, spreads, strict=True))
-        low, high = (middle, high) if total < wanted else (low, middle)
-    return high
 
 
 def _two_digits(rate: float) -> float:

@@ -21,7 +21,7 @@ from suffice.assurance.certify import (
     missing_audits,
     weighted_log_wealth,
 )
-from suffice.assurance.drift import AuditWatch, Cusum, Reference, audit_share_in_doubt
+from suffice.assurance.drift import AuditWatch, Cusum, Reference, share_in_doubt
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.windows import Window, Windows, restart_share
 from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats, Ints, Small, concatenate_audits
@@ -206,10 +206,9 @@ class Certifier:
         """Share of the next requests to audit, independent of their content."""
         if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
-        watch = self._epoch.watch
-        if watch is None or not self.level:
-            return self.plan.share
-        return audit_share_in_doubt(watch, self.plan.share, self.plan.most_share)
+        plan, watch = self.plan, self._epoch.watch
+        in_doubt = watch is not None and watch.in_doubt and self.level
+        return share_in_doubt(plan.share, plan.most_share) if in_doubt else plan.share
 
     # ---- read by the control loop --------------------------------------------------------------
 

@@ -172,7 +172,7 @@ class EvidenceFold:
     def _note_label(self, name: str, label: StoredLabel) -> None:
         for audits in (self._audits.new, self._audits.watched):
             if name in audits:
-                audits[name] = audits[name].with_label(label, self.n)
+                audits[name] = audits[name].with_labels([label], self.n)
         live = self._live.runs.get(name)
         if live is None:
             return

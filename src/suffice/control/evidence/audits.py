@@ -95,15 +95,18 @@ class Audit:
         label_at = self.label_at if self.label_at == _NEVER else min(self.label_at, float(epoch_at))
         return replace(self, at=at, label_at=label_at)
 
-    def with_label(self, label: StoredLabel, at: int) -> Audit:
-        return replace(self, labels=tuple(sorted((*self.labels, label), key=lambda one: one.seq)), label_at=float(at))
+    def with_labels(self, labels: Sequence[StoredLabel], at: int) -> Audit:
+        """Add labels that arrived at request `at` of the route."""
+        if not labels:
+            return self
+        return replace(self, labels=tuple(sorted((*self.labels, *labels), key=lambda one: one.seq)), label_at=float(at))
 
 
 Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: the label that counts
 
 
-def recorded_audit(item: EpisodeWithLabels) -> Audit:
-    return Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=item.labels)
+def recorded_audit(item: EpisodeWithLabels, at: int = 0) -> Audit:
+    return Audit(seq=item.seq, at=at, ended_at_s=0.0, episode=item.episode).with_labels(item.labels, at)
 
 
 def sees_only_drawn(route: Route) -> bool:

@@ -10,10 +10,11 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth, missing_audits
-from suffice.assurance.guarantee import evidence
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.guarantee import audits_needed
 from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match, measure_run
-from suffice.control.evidence.audits import Audit, audits_to_rows, is_evidence, verdicts
+from suffice.control.evidence.audits import Audit, audits_to_rows, is_evidence, recorded_audit, verdicts
 from suffice.control.evidence.versions import ServedVersion, active_version
 from suffice.review.agreement import LabelEffect, VerdictEffect, em_of
 from suffice.review.queue import label_of
@@ -45,8 +46,8 @@ def verdict_effect(path: Path | str, item: str, route: Route, match: Match, *, w
         item=item,
         route=name,
         label=label_of(place),
-        before=replace(evaluation.effect([_without(one, item) for one in episodes]), em=em_of(unlabelled, name)),
-        after=replace(evaluation.effect(episodes), em=em_of(queue, name)),
+        before=evaluation.effect([_without(one, item) for one in episodes], em_of(unlabelled, name)),
+        after=evaluation.effect(episodes, em_of(queue, name)),
         level_in_force=held.level if held.publication is not None else 0,
         is_drawn=any(item in drawing.drawn for drawing in queue.drawings.get(name, ())),
         waits=served is None and route.is_learned,
@@ -69,43 +70,45 @@ class _Evaluation:
     match: Match
     window: int
 
-    def effect(self, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
-        return self._by_policy(episodes) if self.served is None else self._by_version(self.served, episodes)
-
-    def _by_version(self, served: ServedVersion, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
-        audits = self.audits(episodes)
-        counts = verdicts([one for one in audits if one.labels], self.match)
-        wave = self.route.wave
-        runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=wave, counts=counts)
-        rows = served.rows(runs)
-        z = runs.losses(rows)
-        made = self.held.publication
-        budget = (None if made is None else made.evidence.max_em_drop) or self.route.max_em_drop
-        delta = 1 - self.route.confidence
-        level = certified_level(log_wealth(count_outcomes(z), max_em_drop=budget), delta=delta)
-        n_missing = missing_audits(z, level + 1, max_em_drop=budget, delta=delta, most=self.window)
-        waits = (find_first_disagreements(runs.d[rows], deployed=level) > 0) & np.isinf(runs.label_at)
-        return LabelEffect(n_audits=len(runs), n_pending=int(waits.sum()), level=level, n_missing=n_missing, em=None)
+    def effect(self, episodes: Sequence[EpisodeWithLabels], em: IntervalEstimate | None) -> LabelEffect:
+        return self._by_policy(episodes, em) if self.served is None else self._by_version(self.served, episodes, em)
 
     def audits(self, episodes: Sequence[EpisodeWithLabels]) -> list[Audit]:
-        audits = list[Audit]()
-        for at, one in enumerate(episodes, 1):
-            if is_evidence(one.episode.request, one.episode.outcome, probes=self.route.probe is not None):
-                audit = Audit(seq=one.seq, at=at, ended_at_s=0.0, episode=one.episode)
-                for label in one.labels:
-                    audit = audit.with_label(label, at)
-                audits.append(audit)
-        return audits[-self.window :]
+        probes = self.route.probe is not None
+        return [
+            recorded_audit(one, at)
+            for at, one in enumerate(episodes, 1)
+            if is_evidence(one.episode.request, one.episode.outcome, probes=probes)
+        ][-self.window :]
 
-    def _by_policy(self, episodes: Sequence[EpisodeWithLabels]) -> LabelEffect:
+    def _by_version(
+        self, served: ServedVersion, episodes: Sequence[EpisodeWithLabels], em: IntervalEstimate | None
+    ) -> LabelEffect:
+        audits, route, made = self.audits(episodes), self.route, self.held.publication
+        counts = verdicts([one for one in audits if one.labels], self.match)
+        runs = audits_to_rows(audits, chosen=served.features, match=self.match, wave=route.wave, counts=counts)
+        rows = served.rows(runs)
+        z, delta = runs.losses(rows), 1 - route.confidence
+        budget = (None if made is None else made.evidence.max_em_drop) or route.max_em_drop
+        level = certified_level(log_wealth(count_outcomes(z), max_em_drop=budget), delta=delta)
+        waits = (find_first_disagreements(runs.d[rows], deployed=level) > 0) & np.isinf(runs.label_at)
+        return LabelEffect(
+            n_audits=len(runs),
+            n_pending=int(waits.sum()),
+            level=level,
+            n_missing=missing_audits(z, level + 1, max_em_drop=budget, delta=delta, most=self.window),
+            em=em,
+        )
+
+    def _by_policy(self, episodes: Sequence[EpisodeWithLabels], em: IntervalEstimate | None) -> LabelEffect:
         runs = [measure_run(one, self.match) for one in episodes if one.episode.request.ungoverned is None]
         known = [run for run in runs if run.disagrees is not None]
         n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in known)
-        summary = evidence(
-            max_em_drop=self.route.max_em_drop,
-            confidence=self.route.confidence,
+        n_needed = audits_needed(self.route.max_em_drop, self.route.confidence, max(0, n_lost))
+        return LabelEffect(
             n_audits=len(known),
-            n_disagreements=max(0, n_lost),
+            n_pending=sum(run.drop is None and run.disagrees is True for run in known),
+            level=0,
+            n_missing=None if n_needed is None else max(0, n_needed - len(known)),
+            em=em,
         )
-        n_pending = sum(run.drop is None and run.disagrees is True for run in known)
-        return LabelEffect(n_audits=len(known), n_pending=n_pending, level=0, n_missing=summary.n_missing, em=None)

@@ -134,9 +134,7 @@ def _kept(log: views.LogReader, epoch: Epoch, route: Route) -> list[Audit]:
         audit = Audit(
             seq=item.seq, at=at, ended_at_s=ended_at_s, episode=item.episode, only_drawn=sees_only_drawn(route)
         )
-        for label in item.labels:
-            audit = audit.with_label(label, epoch.at)
-        kept.append(audit)
+        kept.append(audit.with_labels(item.labels, epoch.at))
     return kept
 
 

@@ -175,7 +175,7 @@ class ForecastWindows:
         if window is not None:
             audit = window.audits[name]
             self._delay.note_label(label.at_s - audit.ended_at_s)
-            window.audits[name] = audit.with_label(label, n)
+            window.audits[name] = audit.with_labels([label], n)
 
     def forecasts(self, n: int, alerts: tuple[Of, ...]) -> tuple[Forecast | None, Forecast | None]:
         """Forecast the EM drop and EM at request `n`."""
@@ -272,8 +272,7 @@ class RouteWatch:
         audit = None
         if is_evidence(started.request, outcome, probes=self.context.route.probe is not None):
             audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
-            for label in labels:
-                audit = audit.with_label(label, self.n)
+            audit = audit.with_labels(labels, self.n)
         self.windows.add(run, audit)
         self.windows.close_full(self._starts.take_ended(self.n), stored.at_s, self.n)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 from suffice.assurance.sampling import weight_of
@@ -181,7 +180,7 @@ class RouteLoop:
                 only_drawn=sees_only_drawn(self.context.route),
             )
             state.places[audit.id] = len(state.audits)
-            state.audits.append(reduce(lambda known, label: known.with_label(label, self.n), waiting, audit))
+            state.audits.append(audit.with_labels(waiting, self.n))
         return None
 
     @property
@@ -202,7 +201,7 @@ class RouteLoop:
         place = state.places.get(name)
         if place is not None:
             audit = state.audits[place]
-            state.audits[place] = audit.with_label(label, self.n)
+            state.audits[place] = audit.with_labels([label], self.n)
             state.delay.note_label(label.at_s - audit.ended_at_s)
 
     def _hear(self, name: str, given: Feedback) -> None:
