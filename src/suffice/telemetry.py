@@ -77,8 +77,8 @@ BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 class Metrics:
     """The metrics of one process. Increments are buffered until the registry is read."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self._registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
         self._lock = threading.Lock()
         self._added: dict[tuple[str, ...], float] = {}  # since the last read, by name and labels
         self._fills: list[Callable[[], None]] = []  # called before each read

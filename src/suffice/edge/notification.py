@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import smtplib
 import ssl
@@ -22,25 +23,19 @@ def post_json(url: str, body: bytes, *, timeout_s: float, headers: Mapping[str, 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "the webhook's address is none; it needs http://host/path or https://host/path"
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
-        if parts.scheme == "https":
-            tls = ssl.create_default_context()
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=timeout_s, context=tls
-            )
-        else:
-            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+        connection = kind(parts.hostname, parts.port, timeout=timeout_s)
     except ValueError:
         return "the webhook's address has no such port"
     target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
     try:
-        connection.request("POST", target, body, {"content-type": "application/json", **(headers or {})})
-        reply = connection.getresponse()
-        reply.read(MOST_REPLY_BYTES)
+        with contextlib.closing(connection):
+            connection.request("POST", target, body, {"content-type": "application/json", **(headers or {})})
+            reply = connection.getresponse()
+            reply.read(MOST_REPLY_BYTES)
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"the webhook could not be reached ({type(error).__name__})"
-    finally:
-        connection.close()
     return None if 200 <= reply.status < 300 else f"the webhook answered {reply.status}"
 
 

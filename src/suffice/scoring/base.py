@@ -70,10 +70,6 @@ def scorer_label(spec: Spec) -> str:
     return f"{spec.get('scorer')} {written}" if parameters else str(spec.get("scorer"))
 
 
-def scorer_parameters(name: str) -> Mapping[str, inspect.Parameter]:
-    return {key: p for key, p in inspect.signature(SCORERS[name]).parameters.items() if key != "judge"}
-
-
 def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -> Scorer:
     if isinstance(spec, str):
         spec = {"scorer": spec}
@@ -97,7 +93,7 @@ def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -
 
 
 def _check_names(where: str, name: str, given: Mapping[str, Any]) -> None:
-    known = scorer_parameters(name)
+    known = {key: p for key, p in inspect.signature(SCORERS[name]).parameters.items() if key != "judge"}
     for key in given:
         if key not in known:
             raise ConfigError(f"{where}: {name} has no parameter {shorten(key)}; {name_hint(key, known)}")

@@ -253,8 +253,8 @@ class _Message:
         self._texts: dict[str, Any] = {}
         self._parts: list[Any] | None = None  # content as a list of parts, as some vendors send it
         self._others: dict[str, Any] = {}
-        self._calls: list[dict[str, Any]] | None = None  # those without an index, in order
-        self._call_of: dict[int, dict[str, Any]] = {}
+        self._calls: dict[tuple[int, int], dict[str, Any]] = {}  # (0, index), or (1, its number) without an index
+        self._n_without_index = 0
         self._function: dict[str, Any] = {}  # "function_call", if there is one
 
     def add(self, delta: Mapping[str, Any]) -> None:
@@ -299,8 +299,7 @@ class _Message:
         for delta in calls if isinstance(calls, list) else ():
             if not isinstance(delta, Mapping):
                 continue
-            self._calls = [] if self._calls is None else self._calls
-            call = self._call_for(delta, self._calls)
+            call = self._call_for(delta)
             for key, value in delta.items():
                 if key == "index" or value is None:
                     continue
@@ -309,23 +308,18 @@ class _Message:
                 elif value or key not in call:
                     self._room.keep(call, key, value, join_lists=False)
 
-    def _call_for(self, delta: Mapping[str, Any], calls: list[dict[str, Any]]) -> dict[str, Any]:
+    def _call_for(self, delta: Mapping[str, Any]) -> dict[str, Any]:
         index, name = delta.get("index"), delta.get("id")
-        if isinstance(index, int):
-            known = self._call_of.get(index)
-        else:
-            known = calls[-1] if calls and not (name and calls[-1].get("id") not in (None, name)) else None
-        if known is not None:
-            return known
-        if len(calls) + len(self._call_of) == MOST_CALLS:
-            raise UpstreamProtocol(f"upstream: a message has more than {MOST_CALLS} tool calls; at most that many")
-        self._room.take(_NEW_CHOICE_BYTES)
-        call: dict[str, Any] = {}
-        if isinstance(index, int):
-            self._call_of[index] = call
-        else:
-            calls.append(call)
-        return call
+        place = (0, index) if isinstance(index, int) else (1, self._n_without_index)
+        if place[0] and name and self._calls.get(place, {}).get("id") not in (None, name):
+            self._n_without_index += 1
+            place = (1, self._n_without_index)
+        if place not in self._calls:
+            if len(self._calls) == MOST_CALLS:
+                raise UpstreamProtocol(f"upstream: a message has more than {MOST_CALLS} tool calls; at most that many")
+            self._room.take(_NEW_CHOICE_BYTES)
+            self._calls[place] = {}
+        return self._calls[place]
 
     def result(self, empty_content: str | None) -> dict[str, Any]:
         message: dict[str, Any] = {"role": self._others.get("role") or "assistant", "content": None}
@@ -333,13 +327,13 @@ class _Message:
         message |= _plain(self._texts)
         if self._parts is not None:
             message["content"] = [_plain(part) for part in self._parts]
-        if self._calls is not None:
-            calls = [call for _, call in sorted(self._call_of.items())] + self._calls
+        if self._calls:
+            calls = [self._calls[place] for place in sorted(self._calls)]
             message["tool_calls"] = [{key: _plain(value) for key, value in call.items()} for call in calls]
         message |= {key: _plain(value) for key, value in self._function.items()}
         if not message["content"]:
             # Null beside calls and refusals, as OpenAI has it.
-            beside = self._calls is not None or self._function or message.get("refusal")
+            beside = self._calls or self._function or message.get("refusal")
             has_text = "content" in self._texts and not message.get("refusal")
             message["content"] = empty_content if beside and not has_text else ""
         return message
