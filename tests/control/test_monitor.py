@@ -116,7 +116,7 @@ def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(fol
 def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.control.jobs.monitor.LOOK_BACK", 250)
+    monkeypatch.setattr("suffice.control.jobs.base.LOOK_BACK", 250)
     with open_worker(settings_for(folder)) as here:
         assert only(here).at == 400
     outlook = newest_event(folder / "log.db", RouteForecast, route="r")
