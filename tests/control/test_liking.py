@@ -15,7 +15,7 @@ from suffice.assurance.forecast import RouteForecast
 from suffice.cli.inspect.route_report import satisfaction_effect_lines, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.feedback import Ratings, feedback_of, measures
-from suffice.control.jobs.monitor import RouteWatch, WatchContext
+from suffice.control.jobs.monitor import RouteWatch
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
 from suffice.store.database.views import newest_event
@@ -45,8 +45,8 @@ def watch(events: list[Event], **options: Any) -> RouteForecast:
 
 
 def route_watch(**options: Any) -> RouteWatch:
-    context = WatchContext(name="r", route=ROUTE, match=lambda a, g: a == g, load=lambda _: None, author="w", **options)
-    return RouteWatch(context=context, epoch=1, n=0, seq=0)
+    settings, match = Settings(routes={"r": ROUTE}, **options), lambda a, g: a == g
+    return RouteWatch(name="r", settings=settings, match=match, load=lambda _: None, author="w", epoch=1, n=0, seq=0)
 
 
 def feedback(number: int, **said: Any) -> FeedbackEvent:

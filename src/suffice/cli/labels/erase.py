@@ -102,12 +102,11 @@ def _limit_s(text: str) -> float:
 
 def _rows_before(connection: LogReader, limit_s: float) -> list[int]:
     matching, after, last = set[int](), 0, last_place(connection)
-    while rows := erasing.select_expired_rows(connection, limit_s, after_seq=after, until_seq=last):
-        after = rows[-1].seq
-        matching.update(row.seq for row in rows)
-        matching.update(
-            seq for row in rows if row.kind == "outcome" for seq in erasing.select_label_rows(connection, row.key)
-        )
+    while True:
+        after, rows = erasing.select_expired_rows(connection, limit_s, after_seq=after, until_seq=last, labels=True)
+        if not rows:
+            break
+        matching.update(rows)
     return sorted(matching)
 
 

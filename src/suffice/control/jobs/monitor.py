@@ -33,7 +33,7 @@ from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder,
 from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself, loader
 from suffice.control.jobs.base import FoldJob, JobPass, since
 from suffice.learn.version import MOST_AUDITS
-from suffice.settings import FeedbackRules, Metric, Route
+from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
 from suffice.store.database import views
 from suffice.store.database.log import StoredEvent
@@ -64,21 +64,10 @@ class WatchedRun:
             self.numbers = replace(self.numbers, correct=judged.correct, drop=judged.drop)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchContext:
-    """What a watch reads; `load` returns None for a version that is gone."""
-
-    name: str
-    route: Route
-    match: Match
-    load: Callable[[str], ServedVersion | None]
-    author: str
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    feedback: FeedbackRules = field(default_factory=FeedbackRules)
-
-
 @dataclass(slots=True)
 class RunAccounts:
+    name: str  # of the route
+    settings: Settings
     since: int
     cap_tokens: float | None = None  # of a run; None: the first runs have not all ended
     runs: dict[str, WatchedRun] = field(default_factory=dict)  # by episode
@@ -96,7 +85,7 @@ class RunAccounts:
             self.since = n
         self.runs[run.episode.request.episode_id] = run
 
-    def accounts(self, context: WatchContext) -> tuple[Account, ...]:
+    def accounts(self) -> tuple[Account, ...]:
         if self.cap_tokens is None:
             return ()
         entries = [
@@ -107,23 +96,25 @@ class RunAccounts:
             )
             for one in self.runs.values()
         ]
-        result = accounts(context.name, entries, cap_tokens=self.cap_tokens, confidence=context.route.confidence)
+        result = accounts(
+            self.name, entries, cap_tokens=self.cap_tokens, confidence=self.settings.routes[self.name].confidence
+        )
         of_classes = [one for one in result if one.query_class is not None and one.version is None]
         largest = [one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]]
         return self._displayed(result, largest)
 
-    def satisfaction(self, context: WatchContext) -> tuple[SatisfactionEffect, ...]:
+    def satisfaction(self) -> tuple[SatisfactionEffect, ...]:
+        route, metrics = self.settings.routes[self.name], self.settings.metrics
         runs = [
-            feedback_of(one.episode, one.labels, context.metrics, uncertified=context.route.uncertified)
-            for one in self.runs.values()
+            feedback_of(one.episode, one.labels, metrics, uncertified=route.uncertified) for one in self.runs.values()
         ]
         if not any(run.feedback for run in runs):
             return ()
         effects = estimate_satisfaction(
             runs,
-            measures(context.metrics),
-            confidence=context.route.confidence,
-            most_weight=1 / context.feedback.least_propensity,
+            measures(metrics),
+            confidence=route.confidence,
+            most_weight=1 / self.settings.feedback.least_propensity,
         )
         largest = Counter(run.query_class for run in runs).most_common(MOST_CLASSES)
         return self._displayed(effects, [name for name, _ in largest])
@@ -225,7 +216,11 @@ class ForecastWindows:
 class RouteWatch:
     """The measures of one route since its epoch began; `looked_at` is -1 before the first look."""
 
-    context: WatchContext
+    name: str
+    settings: Settings
+    match: Match
+    load: Callable[[str], ServedVersion | None]  # None: the version is gone
+    author: str
     epoch: int
     n: int
     seq: int
@@ -239,13 +234,17 @@ class RouteWatch:
     _runs: dict[str, WatchedRun] = field(init=False, default_factory=dict)  # that a label may still reach, by episode
 
     def __post_init__(self) -> None:
-        self.book = RunAccounts(self.n)
-        self.windows = ForecastWindows(self.context.route, self.context.match, self.n)
+        self.book = RunAccounts(self.name, self.settings, self.n)
+        self.windows = ForecastWindows(self.route, self.match, self.n)
+
+    @property
+    def route(self) -> Route:
+        return self.settings.routes[self.name]
 
     def feed(self, stored: StoredEvent) -> None:
         if stored.seq <= self.seq:
             return
-        self.seq, event, name = stored.seq, stored.event, self.context.name
+        self.seq, event, name = stored.seq, stored.event, self.name
         if isinstance(event, Request) and event.route == name and event.ungoverned is None:
             self.n += 1
             self._starts.began(event, self.n)
@@ -262,7 +261,7 @@ class RouteWatch:
         started = self._starts.ended(outcome)
         if started is None or started.episode is None:
             return
-        episode, match = started.episode, self.context.match
+        episode, match = started.episode, self.match
         labels = tuple(self._labels.ended(outcome))
         numbers = measure_run(views.EpisodeWithLabels(seq=stored.seq, episode=episode, labels=()), match)
         run = WatchedRun(numbers, replace(episode, outcome=replace(outcome, steps=())))
@@ -270,7 +269,7 @@ class RouteWatch:
         self.book.add(run, self.n)
         remember(self._runs, outcome.episode_id, run, 2 * MOST_RUNS)
         audit = None
-        if is_evidence(started.request, outcome, probes=self.context.route.probe is not None):
+        if is_evidence(started.request, outcome, probes=self.route.probe is not None):
             audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
             audit = audit.with_labels(labels, self.n)
         self.windows.add(run, audit)
@@ -281,7 +280,7 @@ class RouteWatch:
         if name is None:
             return
         if name in self._runs:
-            self._runs[name].note_labels((label,), self.context.match)
+            self._runs[name].note_labels((label,), self.match)
         self.windows.note_label(name, label, self.n)
 
     def is_due(self, tick: int) -> bool:
@@ -291,37 +290,37 @@ class RouteWatch:
         )
 
     def look(self) -> tuple[RouteForecast, tuple[Alert, ...]]:
-        context, made, before = self.context, self.made, self.alerts
+        made, before = self.made, self.alerts
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0
-        self.windows.replayed.deploy(context.load(made.fit) if made is not None and level else None, level)
+        self.windows.replayed.deploy(self.load(made.fit) if made is not None and level else None, level)
         drop, em = self.windows.forecasts(self.n, before)
         alerted = [one for one in (drop, em) if one is not None and one.alert]
         self.alerts = tuple(one.of for one in alerted)
         forecast = RouteForecast(
-            route=context.name,
+            route=self.name,
             at=self.n,
             epoch=self.epoch,
             since=self.book.since,
-            confidence=context.route.confidence,
+            confidence=self.route.confidence,
             cap_tokens=self.book.cap_tokens,
-            accounts=self.book.accounts(context),
+            accounts=self.book.accounts(),
             drop=drop,
             em=em,
             alerts=self.alerts,
-            author=context.author,
-            likings=self.book.satisfaction(context),
+            author=self.author,
+            likings=self.book.satisfaction(),
         )
         new = (
             Alert(
-                route=context.name,
+                route=self.name,
                 epoch=self.epoch,
                 at=self.n,
                 of=one.of,
                 limit=one.limit,
                 expected=one.crossing.expected,
                 reason=one.reason,
-                author=context.author,
+                author=self.author,
             )
             for one in alerted
             if one.of not in before
@@ -348,16 +347,17 @@ class Monitor(FoldJob[RouteWatch]):
         if held.epoch is not None:
             n_epoch = views.requests_since(log, name, held.epoch.since_seq)
             n = held.epoch.at + n_epoch - views.requests_since(log, name, begin)
-        context = WatchContext(
+        watch = RouteWatch(
             name=name,
-            route=self.settings.routes[name],
+            settings=self.settings,
             match=self.match(name),
             load=self._load,
             author=self.author,
-            metrics=self.settings.metrics,
-            feedback=self.settings.feedback,
+            epoch=held.n_epochs,
+            n=n,
+            seq=begin,
+            made=held.publication,
         )
-        watch = RouteWatch(context=context, epoch=held.n_epochs, n=n, seq=begin, made=held.publication)
         before = views.newest_event(log, RouteForecast, route=name)
         if before is not None and before.epoch == held.n_epochs:
             watch.alerts, watch.looked_at = before.alerts, before.at

@@ -128,14 +128,12 @@ class Retain(LogJob):
             last = self._needed_from(log) - 1 if part == "steps" else last_place(log)
         while True:
             with open_reader(self.path) as log:
-                rows = erasing.select_expired_rows(log, limit_s, after_seq=after, until_seq=last)
-                # References are erased with the answers: they would mark a missing answer as wrong.
-                ended = [row.key for row in rows if row.kind == "outcome"] if part == "answers" else []
-                labels = {seq for key in ended for seq in erasing.select_label_rows(log, key)}
+                after, rows = erasing.select_expired_rows(
+                    log, limit_s, after_seq=after, until_seq=last, labels=part == "answers"
+                )
             if not rows:
                 return
-            after = rows[-1].seq
-            yield after, [*sorted(labels - {row.seq for row in rows}), *(row.seq for row in rows)]
+            yield after, rows
 
     def _needed_from(self, log: LogReader) -> int:
         decided, first = read_decided(log), last_place(log) + 1

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from suffice.store.audit.chain import Appender, forget_salts
 from suffice.store.audit.personal import WORDS, Part, without
@@ -68,12 +68,6 @@ class ErasureTally:
     n_written: int = 0  # `erased` rows
 
 
-class ExpiredRow(NamedTuple):
-    seq: int
-    kind: str
-    key: str
-
-
 def select_label_rows(connection: LogReader, episode: str) -> list[int]:
     return [seq for (seq,) in connection.execute(_LABELS, {"episode": episode})]
 
@@ -95,13 +89,20 @@ def conversation_senders(connection: LogReader) -> list[str]:
     return [name for (name,) in connection.execute(_SENDERS)]
 
 
-def select_expired_rows(connection: LogReader, limit_s: float, *, after_seq: int, until_seq: int) -> list[ExpiredRow]:
-    """Return the next batch of rows after `after_seq`, up to the first that is younger; empty when done.
+def select_expired_rows(
+    connection: LogReader, limit_s: float, *, after_seq: int, until_seq: int, labels: bool = False
+) -> tuple[int, list[int]]:
+    """Return the next batch of rows after `after_seq`, up to the first that is younger, and the place of the last.
 
     limit_s  Unix time. Where a clock was set back, rows after a younger one wait until that one is old enough
+    labels   with the labels of these runs, which may be younger: without its answer they would mark a run as wrong
     """
-    rows = connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS))
-    return [ExpiredRow(seq, kind, key) for seq, _, kind, key in takewhile(lambda row: row[1] < limit_s, rows)]
+    found = connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS))
+    expired = list(takewhile(lambda row: row[1] < limit_s, found))
+    rows = [seq for seq, *_ in expired]
+    ended = [key for *_, kind, key in expired if labels and kind == "outcome"]
+    later = {seq for key in ended for seq in select_label_rows(connection, key)}.difference(rows)
+    return (rows[-1] if rows else after_seq), [*sorted(later), *rows]
 
 
 def erase_words(
