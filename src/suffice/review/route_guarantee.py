@@ -20,26 +20,9 @@ from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication
 
-State: TypeAlias = Literal[
-    "off",
-    "killed",
-    "observe",
-    "unread",
-    "paused",
-    "held",
-    "unreadable",
-    "idle",
-    "unattended",
-    "burst",
-    "searching",
-    "void",
-    "unknown",
-    "uncovered",
-    "candidate",
-    "uncertified",
-    "budgeted",
-    "certified",
-]
+RestState: TypeAlias = Literal["off", "observe", "killed", "unread", "paused", "held", "unreadable", "idle"]
+WaitState: TypeAlias = Literal["unattended", "burst", "searching", "void", "unknown", "uncovered", "candidate"]
+State: TypeAlias = Literal[RestState, WaitState, "uncertified", "budgeted", "certified"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 
 NOTICED_DROP: Final = 0.03  # the silent loss whose detection time the guarantee names …

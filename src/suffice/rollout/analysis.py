@@ -15,7 +15,6 @@ from math import ceil
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.assurance.guarantee import KNOWN_AUDITS
@@ -80,7 +79,7 @@ def alphas(one: RunningExperiment) -> Mapping[str, float]:
 # --------------------------------------------------------------------------- does the split fit the odds?
 
 
-def sample_ratio(units: Sequence[UnitAssignment | MetricValue]) -> float:
+def sample_ratio(units: Sequence[UnitAssignment]) -> float:
     """Return the natural logarithm of the e-value against "every unit drew its arm with its odds".
 
     Averages the sample-ratio e-values of the arms (`assurance.sampling`) over all units, and by class, because a split
@@ -89,7 +88,7 @@ def sample_ratio(units: Sequence[UnitAssignment | MetricValue]) -> float:
     if not units:
         return 0.0
     common = {name for name, n in Counter(unit.query_class for unit in units).items() if n >= KNOWN_AUDITS}
-    groups: dict[str, list[UnitAssignment | MetricValue]] = {}
+    groups: dict[str, list[UnitAssignment]] = {}
     for unit in units:
         groups.setdefault(unit.query_class if unit.query_class in common else _REST, []).append(unit)
     each = list[float]()
@@ -101,13 +100,13 @@ def sample_ratio(units: Sequence[UnitAssignment | MetricValue]) -> float:
     return peak if peak == np.inf else float(peak + np.log(np.mean(np.exp(np.array(each) - peak))))
 
 
-def _log_e(arm: str, units: Sequence[UnitAssignment | MetricValue]) -> float:
+def _log_e(arm: str, units: Sequence[UnitAssignment]) -> float:
     mine = np.array([unit.arm == arm for unit in units])
     odds = np.array([unit.odds.get(arm, 0.0) for unit in units])
     return log_sample_ratio(count_draws(mine, np.where(mine, odds, 1 - odds)))
 
 
-def _unfit_split(units: Sequence[UnitAssignment | MetricValue], what: str) -> str | None:
+def _unfit_split(units: Sequence[UnitAssignment], what: str) -> str | None:
     if sample_ratio(units) < LOG_ALARM:
         return None
     counts = _counts(units)
@@ -120,11 +119,26 @@ def _unfit_split(units: Sequence[UnitAssignment | MetricValue], what: str) -> st
     return f"{len(units):,} {what} are split {counts}, which does not fit the odds that they were drawn with"
 
 
-def _counts(units: Sequence[UnitAssignment | MetricValue]) -> str:
+def _counts(units: Sequence[UnitAssignment]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in sorted(Counter(unit.arm for unit in units).items()))
 
 
 # --------------------------------------------------------------------------- one comparison
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    n: int
+    effect: float  # arm minus control
+    between: Callable[..., Interval]  # of the effect, at an alpha, extrapolated to `times` as much
+
+    @staticmethod
+    def of_pairs(pairs: PairCounts) -> _Seen:
+        def between(alpha: float, *, times: float) -> Interval:
+            drop = pairs.between(alpha, times=times)
+            return Interval(-drop.high, -drop.low)
+
+        return _Seen(pairs.n, -pairs.drop, between)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,18 +180,16 @@ class _Judge:
 
     def _paired(self, base: ArmComparison, metric: RunMetric, alpha: float) -> ArmComparison:
         seen = [one for one in self.material.audits if {base.arm, self.one.control} <= set(one.arms)]
-        pairs = self._pairs(seen, base.arm)
-        if not pairs.n:
+        whole = self._pairs(seen, base.arm)
+        if not whole.n:
             return base
-        classes = []
-        for name in _classes([one.query_class for one in seen]):
-            mine = self._pairs([one for one in seen if one.query_class == name], base.arm)
-            if mine.n >= KNOWN_AUDITS:
-                between = _turned(mine.between(alpha / 2 / MOST_CLASSES))
-                classes.append(_in_class(name, mine.n, -mine.drop, between, metric, base.margin))
-        effect, pending = -pairs.drop, pairs.pending
-        base = replace(base, n=pairs.n, effect=effect, n_pending=pending, classes=tuple(classes), stratified=effect)
-        return self._decided(base, metric, lambda times: _turned(pairs.between(alpha / 2, times=times)))
+        names = dict.fromkeys(one.query_class for one in seen)
+        classes = {
+            name: _Seen.of_pairs(self._pairs([one for one in seen if one.query_class == name], base.arm))
+            for name in names
+        }
+        base = replace(base, n_pending=whole.pending, stratified=-whole.drop)
+        return self._decided(base, metric, alpha, _Seen.of_pairs(whole), classes)
 
     def _pairs(self, seen: Sequence[AuditAnswers], arm: str) -> PairCounts:
         marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)
@@ -191,65 +203,57 @@ class _Judge:
         unfit = _unfit_split(values, f"units with a value of {metric.name}")
         if unfit is not None:
             return replace(base, verdict="withheld", why=unfit)
-        cap = _cap(self.one, metric, values[:n_warm])
+        cap, counted = _cap(self.one, metric, values[:n_warm]), values[n_warm:]
         names = [arm.name for arm in self.one.arms]
         units = _units(values, names, n_warm, cap)
         predicted, a, b = guesses(units), names.index(base.arm), names.index(self.one.control)
-        counted = values[n_warm:]
         n = sum(one.arm in (base.arm, self.one.control) for one in counted)
         whole = latest_comparison(compare_arms(units, predicted, a, b), n)
         mine, others = ([min(one.value, cap) for one in counted if one.arm == name] for name in (base.arm, names[b]))
         if whole is None or not mine or not others:
             return base
-        control_mean = sum(others) / len(others)
-        classes, stratified = self._by_class(base, metric, alpha, units, predicted, values, n_warm)
+        control_mean, classes = sum(others) / len(others), dict[str, _Seen]()
+        class_of = np.array([one.query_class for one in values])
+        for name, n_counted in Counter(one.query_class for one in counted).items():
+            part = latest_comparison(compare_arms(units, predicted, a, b, (class_of == name)[np.newaxis]), n_counted)
+            if part is not None:
+                classes[name] = _Seen(part.n, part.effect, part.between)
+        weight = sum(one.n for one in classes.values())
         base = replace(
             base,
-            n=n,
-            effect=whole.effect,
             plain=sum(mine) / len(mine) - control_mean,
             control_mean=control_mean,
-            classes=classes,
-            stratified=stratified,
+            stratified=sum(one.n * one.effect for one in classes.values()) / weight if weight else None,
             n_cut=sum(one.value > cap for one in counted),
         )
-        return self._decided(base, metric, lambda times: whole.between(alpha / 2, times=times))
+        return self._decided(base, metric, alpha, _Seen(n, whole.effect, whole.between), classes)
 
-    def _by_class(
-        self,
-        base: ArmComparison,
-        metric: RunMetric,
-        alpha: float,
-        units: UnitSeries,
-        predicted: NDArray[np.float64],
-        values: Sequence[MetricValue],
-        n_warm: int,
-    ) -> tuple[tuple[ClassEffect, ...], float | None]:
-        names = [arm.name for arm in self.one.arms]
-        a, b = names.index(base.arm), names.index(self.one.control)
-        of = np.array([one.query_class for one in values])
-        effects, total, weight, reported = list[ClassEffect](), 0.0, 0, _classes(of[n_warm:].tolist())
-        for name in dict.fromkeys(of[n_warm:].tolist()):
-            where = (of == name)[np.newaxis]
-            n = int(where[0, n_warm:].sum())
-            mine = latest_comparison(compare_arms(units, predicted, a, b, where), n)
-            if mine is None:
-                continue
-            total, weight = total + n * mine.effect, weight + n
-            if name in reported and n >= KNOWN_AUDITS:
-                between = mine.between(alpha / 2 / MOST_CLASSES)
-                effects.append(_in_class(name, n, mine.effect, between, metric, base.margin))
-        return tuple(effects), total / weight if weight else None
+    def _decided(
+        self, base: ArmComparison, metric: RunMetric, alpha: float, whole: _Seen, classes: Mapping[str, _Seen]
+    ) -> ArmComparison:
+        def verdict_at(times: float) -> Verdict:
+            return judge_interval(whole.between(alpha / 2, times=times), metric, base.margin)
 
-    def _decided(self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval]) -> ArmComparison:
-        between, n_requests, n_missing = at(1.0), self.material.n_requests, None
-        verdict = judge_interval(between, metric, base.margin)
+        effects, reported = list[ClassEffect](), list(classes.items())[:MOST_CLASSES] if len(classes) > 1 else []
+        for name, one in reported:
+            if one.n >= KNOWN_AUDITS:
+                between = one.between(alpha / 2 / MOST_CLASSES, times=1.0)
+                verdict = judge_interval(between, metric, base.margin)
+                effects.append(ClassEffect(name, one.n, one.effect, between, verdict))
+        verdict, n_requests, n_missing = verdict_at(1.0), self.material.n_requests, None
         if verdict == "inconclusive":
-            times = _times_to(
-                lambda times: judge_interval(at(times), metric, base.margin) != "inconclusive", n_requests
-            )
+            times = _times_to(lambda times: verdict_at(times) != "inconclusive", n_requests)
             n_missing = None if times is None else ceil((times - 1) * n_requests)
-        return replace(base, why="", between=between, verdict=verdict, n_missing=n_missing)
+        return replace(
+            base,
+            n=whole.n,
+            effect=whole.effect,
+            between=whole.between(alpha / 2, times=1.0),
+            verdict=verdict,
+            why="",
+            n_missing=n_missing,
+            classes=tuple(effects),
+        )
 
 
 def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -> Verdict:
@@ -284,12 +288,6 @@ def _whole(comparisons: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
     return "inconclusive", max(known) if len(known) == len(waiting) else None
 
 
-def _in_class(
-    name: str, n: int, effect: float, between: Interval, metric: RunMetric, margin: float | None
-) -> ClassEffect:
-    return ClassEffect(name, n, effect, between, judge_interval(between, metric, margin))
-
-
 def _pair(control: ArmEvidence, arm: ArmEvidence) -> int | None:
     """Return +1 where the arm loses the control's right answer, -1 where it gains one, 0 for no change, else None."""
     if not control.seen or not arm.seen:
@@ -299,15 +297,6 @@ def _pair(control: ArmEvidence, arm: ArmEvidence) -> int | None:
     if control.right is None or arm.right is None:
         return None
     return int(control.right) - int(arm.right)
-
-
-def _turned(drop: Interval) -> Interval:
-    return Interval(-drop.high, -drop.low)
-
-
-def _classes(names: Sequence[str]) -> list[str]:
-    classes = list(dict.fromkeys(names))
-    return classes[:MOST_CLASSES] if len(classes) > 1 else []
 
 
 def _counted(values: Sequence[MetricValue]) -> list[MetricValue]:

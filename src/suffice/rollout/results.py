@@ -26,10 +26,7 @@ class UnitAssignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricValue:
-    arm: str
-    odds: Mapping[str, float]
-    query_class: str
+class MetricValue(UnitAssignment):
     value: float
     known: tuple[float, ...] = ()  # covariates of the question, before the first token; equally many for all
     warmup: bool = False  # a unit of the warm-up

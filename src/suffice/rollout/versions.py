@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -28,7 +28,7 @@ from suffice.model.reading import (
 )
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import load_version
-from suffice.signals.base import resolve_needs
+from suffice.signals.base import FoldSpec, resolve_needs
 from suffice.types import Kind
 
 Form: TypeAlias = Literal[
@@ -64,16 +64,6 @@ class VersionLineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignalSchema:
-    name: str  # of the fold
-    parameters: tuple[tuple[str, bool | int | float | str], ...]  # defaults included, sorted by name
-    fields: tuple[str, ...]  # of Signals that it fills
-
-    def plain(self) -> dict[str, Any]:
-        return {"name": self.name, "parameters": dict(self.parameters), "fields": list(self.fields)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionTarget:
     kind: Kind
     scorer: str  # label of the route's scorer
@@ -103,14 +93,14 @@ class Version:
     model_family: str | None = field(compare=False)
     lineage: VersionLineage = field(compare=False)
     report_card: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    signals: tuple[SignalSchema, ...] = field(init=False, compare=False)
+    signals: tuple[FoldSpec, ...] = field(init=False, compare=False)
     address: str = field(init=False)
 
     def __post_init__(self) -> None:
         _check_words(self)
         for name in ("body", "report_card"):
             _check_plain(f"version.{name}", getattr(self, name), MOST_DEPTH)
-        object.__setattr__(self, "signals", _schema_of(_needs_of(self.form, self.body)))
+        object.__setattr__(self, "signals", _signals_of(self.form, self.body))
         for name in ("body", "report_card"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
         content = canonical(self.plain())
@@ -127,7 +117,7 @@ class Version:
             "scorer": self.scorer,
             "model_family": self.model_family,
             "lineage": asdict(self.lineage),
-            "signals": [one.plain() for one in self.signals],
+            "signals": [_plain_signal(one) for one in self.signals],
             "report_card": _thawed(self.report_card),
         }
 
@@ -264,20 +254,16 @@ def _check_plain(where: str, value: object, depth: int) -> None:
         exact_float(where, value, least=-MOST, most=MOST)
 
 
-def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
-    if form == "policy":
-        return build_policy(body).needs
-    return load_version(body, where="version.body").needs
+def _signals_of(form: str, body: Mapping[str, Any]) -> tuple[FoldSpec, ...]:
+    needs = build_policy(body).needs if form == "policy" else load_version(body, where="version.body").needs
+    return tuple(sorted(resolve_needs(tuple(needs)), key=lambda one: (one.name, repr(one.parameters))))
 
 
-def _schema_of(needs: Iterable[str]) -> tuple[SignalSchema, ...]:
-    signals = [
-        SignalSchema(name=one.name, parameters=one.parameters, fields=one.fields) for one in resolve_needs(tuple(needs))
-    ]
-    return tuple(sorted(signals, key=lambda one: (one.name, repr(one.parameters))))
+def _plain_signal(signal: FoldSpec) -> dict[str, Any]:
+    return {"name": signal.name, "parameters": dict(signal.parameters), "fields": list(signal.fields)}
 
 
-def _check_signals(declared: tuple[ModelTable, ...], needed: tuple[SignalSchema, ...]) -> None:
+def _check_signals(declared: tuple[ModelTable, ...], needed: tuple[FoldSpec, ...]) -> None:
     """Check that the declared signals are those that the body reads here and now."""
     names, own = [one.text("name") for one in declared], [one.name for one in needed]
     if sorted(set(names)) != sorted(set(own)):
@@ -285,7 +271,7 @@ def _check_signals(declared: tuple[ModelTable, ...], needed: tuple[SignalSchema,
             f"version.signals: says that it reads {', '.join(sorted(set(names)))}; its body reads {', '.join(own)}"
         )
     for one, signal in zip(declared, needed, strict=False):
-        if one.content != signal.plain():
+        if one.content != _plain_signal(signal):
             what = "has other parameters or fields here than when the version was made"
             raise ConfigError(f"version.signals: {signal.name!r} {what}")
 
