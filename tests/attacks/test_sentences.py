@@ -255,7 +255,7 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
     configured = settings_of(tmp_path, {**route, "mode": mode}).routes["r"]
     pause = paused()
     now = RouteSnapshot(
-        route="r",
+        name="r",
         holds=NO_HOLDS.after(pause, 1.0),
         settings=configured,
         epoch=began(),

@@ -38,7 +38,7 @@ HELD = NO_HOLDS.after(PAUSE, 100.0)
 
 def now(**changes: Any) -> RouteSnapshot:
     known: dict[str, Any] = {
-        "route": "r",
+        "name": "r",
         "holds": HELD,
         "epoch": EPOCH,
         "publication": publication(),

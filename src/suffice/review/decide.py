@@ -23,19 +23,12 @@ from suffice.review.holds import (
     pin_problem,
 )
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
-from suffice.settings import Route
-from suffice.types import Epoch, Pause, Publication, Resumption
+from suffice.types import Publication, Resumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouteSnapshot:
-    route: str
+class RouteSnapshot(GuaranteeInputs):
     holds: RouteHolds
-    settings: Route
-    epoch: Epoch | None = None
-    publication: Publication | None = None  # active; None: nothing is
-    pause: Pause | None = None  # not resumed yet
-    setup: str = ""  # the route's present setup; "": not known
 
     @property
     def level(self) -> int:
@@ -43,16 +36,7 @@ class RouteSnapshot:
         return publication.level if publication is not None and publication.certified else 0
 
     def promise(self, *, now_s: float) -> str:
-        inputs = GuaranteeInputs(
-            name=self.route,
-            settings=self.settings,
-            epoch=self.epoch,
-            publication=self.publication,
-            pause=self.pause,
-            holding=self.holds.in_effect(now_s),
-            setup=self.setup or None,
-        )
-        return guarantee_of(inputs).sentence
+        return guarantee_of(replace(self, holding=self.holds.in_effect(now_s))).sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +55,7 @@ class OverrideForm:
 def override_of(wanted: OverrideForm, now: RouteSnapshot, *, now_s: float) -> Override | str:
     level = wanted.pinned.level if wanted.level is None and wanted.pinned is not None else wanted.level
     made = Override(
-        route=now.route,
+        route=now.name,
         number=now.holds.n_overrides + 1,
         kind=wanted.kind,
         reason=wanted.reason.strip(),
@@ -93,7 +77,7 @@ def override_of(wanted: OverrideForm, now: RouteSnapshot, *, now_s: float) -> Ov
 
 def _override_conflict(made: Override, now: RouteSnapshot, *, now_s: float) -> str | None:
     if made.kind != "observe" and not now.settings.is_learned:
-        levels = f"route {now.route} has no levels that the control loop certifies"
+        levels = f"route {now.name} has no levels that the control loop certifies"
         return f"{levels}: {made.kind} means nothing there; use observe"
     if made.kind == "budget" and (made.max_em_drop or 0) >= now.settings.max_em_drop:
         return (
@@ -149,10 +133,10 @@ def resolve_incident(form: IncidentForm, now: RouteSnapshot, *, now_s: float) ->
     resumption = None
     if now.pause is not None and case.incident.pause == now.pause.number:
         reason = f"{form.incident}: {form.reason}"
-        resumption = Resumption(route=now.route, number=now.pause.number, reason=reason, author=form.author)
+        resumption = Resumption(route=now.name, number=now.pause.number, reason=reason, author=form.author)
     decision = IncidentDecision(
         incident=form.incident,
-        route=now.route,
+        route=now.name,
         decision=form.decision,
         reason=form.reason.strip(),
         author=form.author.strip(),
@@ -182,22 +166,25 @@ def _decision_problem(form: IncidentForm, case: Case | None) -> str | None:
 
 def _required_override(form: IncidentForm) -> OverrideForm | str | None:
     """The override that a decision needs; a sentence if its numbers are missing; None: it needs none."""
-    if form.decision not in ("tighten", "roll_back"):
+    if form.decision == "roll_back":
+        if form.pinned is None:
+            return "roll back: name the publication of the route; see suffice incident show"
+        kind: OverrideKind = "pin"
+    elif form.decision == "tighten":
+        if (form.level is None) == (form.max_em_drop is None):
+            return "tighten: name either the highest level or the smaller EM budget"
+        kind = "budget" if form.level is None else "cap"
+    else:
         return None
-    if form.decision == "tighten" and (form.level is None) == (form.max_em_drop is None):
-        return "tighten: name either the highest level or the smaller EM budget"
-    if form.decision == "roll_back" and form.pinned is None:
-        return "roll back: name the publication of the route; see suffice incident show"
-    rolls = form.decision == "roll_back"
     return OverrideForm(
-        kind="pin" if rolls else "cap" if form.level is not None else "budget",
+        kind=kind,
         reason=form.reason,
         author=form.author,
         days=form.days,
         incident=form.incident,
-        level=None if rolls else form.level,
+        level=form.level if kind == "cap" else None,
         max_em_drop=form.max_em_drop,
-        pinned=form.pinned if rolls else None,
+        pinned=form.pinned if kind == "pin" else None,
     )
 
 

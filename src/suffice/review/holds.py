@@ -107,9 +107,9 @@ def proves(evidence: EvidenceSummary, *, max_em_drop: float, confidence: float) 
 
 
 def pin_problem(
-    made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str
+    made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str | None
 ) -> str | None:
-    """Why a publication may not be served here and now; None: it may. An unknown `setup`, "", is not compared."""
+    """Why a publication may not be served here and now; None: it may. An unknown `setup` is not compared."""
     evidence = made.evidence
     if not made.certified or made.level < 1:
         return f"publication {made.number} certifies no level"

@@ -8,16 +8,23 @@ api.labelstud.io (import and export).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from suffice.errors import BadRequest
 
 SOURCE: Final = "reviewer"
 NO_ANSWER: Final = "(no answer)"
 EPISODE: Final = "suffice_episode"  # the field of a task's data that holds the episode
-VERDICTS: Final = ("A is right", "B is right", "Both are right", "Neither is right", "I cannot tell")
+_RIGHT: Final = {  # which of A and B a verdict calls right
+    "A is right": (True, False),
+    "B is right": (False, True),
+    "Both are right": (True, True),
+    "Neither is right": (False, False),
+}
+VERDICTS: Final = (*_RIGHT, "I cannot tell")
+T = TypeVar("T")
 READ: Final = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"})
 
 
@@ -25,6 +32,18 @@ READ: Final = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATIO
 class ImportedRows:
     rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as in /v1/feedback, or why a row is invalid
     n_ignored: int = 0  # empty annotations, and other events
+
+    @staticmethod
+    def of(entries: Iterable[T], read: Callable[[T], dict[str, Any] | None]) -> ImportedRows:
+        """Read each entry. `read` raises BadRequest for an invalid one and returns None for one to ignore."""
+        rows = list[dict[str, Any] | BadRequest | None]()
+        for entry in entries:
+            try:
+                rows.append(read(entry))
+            except BadRequest as error:
+                rows.append(error)
+        kept = tuple(row for row in rows if row is not None)
+        return ImportedRows(rows=kept, n_ignored=len(rows) - len(kept))
 
 
 def full_is_a(episode_id: str) -> bool:
@@ -46,8 +65,7 @@ def read_event(payload: Mapping[str, Any]) -> ImportedRows:
         raise BadRequest("task: is needed beside each annotation; its data names the run", param="task")
     project = payload.get("project")
     number = project.get("id") if isinstance(project, dict) else None
-    results = [_row(data_of(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
-    return _imported(results)
+    return ImportedRows.of(zip(annotations, tasks, strict=True), lambda pair: _row(data_of(pair[1]), pair[0], number))
 
 
 def read_export(tasks: Any) -> ImportedRows:
@@ -56,18 +74,8 @@ def read_export(tasks: Any) -> ImportedRows:
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
     if tasks and not any("annotations" in one for one in tasks):
         raise BadRequest("annotations: no task has any; export the project in the format JSON, not JSON_MIN")
-    return _imported(
-        [
-            _row(data_of(one), annotation, one.get("project"))
-            for one in tasks
-            for annotation in _listed(one.get("annotations"))
-        ]
-    )
-
-
-def _imported(entries: Sequence[dict[str, Any] | BadRequest | None]) -> ImportedRows:
-    rows = tuple(row for row in entries if row is not None)
-    return ImportedRows(rows=rows, n_ignored=len(entries) - len(rows))
+    annotations = ((task, one) for task in tasks for one in _listed(task.get("annotations")))
+    return ImportedRows.of(annotations, lambda pair: _row(data_of(pair[0]), pair[1], pair[0].get("project")))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -79,29 +87,21 @@ def data_of(task: Any) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, Any] | BadRequest | None:
+def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, Any] | None:
     if not isinstance(annotation, dict) or annotation.get("id") is None:
-        return BadRequest("annotation.id: is needed", param="annotation.id")
+        raise BadRequest("annotation.id: is needed", param="annotation.id")
     if annotation.get("was_cancelled"):
         return None
-    episode = data.get(EPISODE)
+    episode, who = data.get(EPISODE), annotation.get("completed_by")
     if not isinstance(episode, str) or not episode:
-        return BadRequest(f"task.data.{EPISODE}: is needed; it names the run", param=f"task.data.{EPISODE}")
-    entries = dict(_results(annotation.get("result")))
-    row = _verdict(entries, data, full_a=full_is_a(episode))
-    if isinstance(row, BadRequest) or not row:
-        return row or None
-    who = annotation.get("completed_by")
+        raise BadRequest(f"task.data.{EPISODE}: is needed; it names the run", param=f"task.data.{EPISODE}")
+    row = _verdict(dict(_results(annotation.get("result"))), data, full_a=full_is_a(episode))
+    if not row:
+        return None
     who = who.get("id") if isinstance(who, dict) else who
-    return (
-        row
-        | {
-            "feedback_id": f"label-studio:{project}:{annotation['id']}:{annotation.get('updated_at', '')}",
-            "episode_id": episode,
-            "source": SOURCE,
-        }
-        | ({} if who is None else {"user": f"label-studio:{who}"})
-    )
+    number = f"label-studio:{project}:{annotation['id']}:{annotation.get('updated_at', '')}"
+    row |= {"feedback_id": number, "episode_id": episode, "source": SOURCE}
+    return row if who is None else row | {"user": f"label-studio:{who}"}
 
 
 def _results(result: Any) -> Iterator[tuple[str, Any]]:
@@ -116,7 +116,7 @@ def _results(result: Any) -> Iterator[tuple[str, Any]]:
             yield str(one.get("from_name")), outcome
 
 
-def _verdict(entries: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any] | BadRequest:
+def _verdict(entries: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any]:
     """The form's verdict on the full run and the other answer; {}: none.
 
     `correct` is about the full run, which was delivered, and `gold` names a right answer: the other one if both are
@@ -125,18 +125,15 @@ def _verdict(entries: Mapping[str, Any], data: Mapping[str, Any], *, full_a: boo
     row = dict[str, Any]()
     verdict, gold, comment = entries.get("verdict"), entries.get("gold"), entries.get("comment")
     if verdict is not None and verdict not in VERDICTS:
-        return BadRequest(f"verdict: got {str(verdict)[:80]!r}; allowed: {', '.join(VERDICTS)}", param="verdict")
-    if verdict in VERDICTS[:4]:
-        full_right = verdict in ("Both are right", "A is right" if full_a else "B is right")
-        other_right = verdict in ("Both are right", "B is right" if full_a else "A is right")
-        full, other = (data.get(f"answer_{name}") for name in ("ab" if full_a else "ba"))
-        right = other if other_right else full if full_right else None
-        row["correct"] = full_right
+        raise BadRequest(f"verdict: got {str(verdict)[:80]!r}; allowed: {', '.join(VERDICTS)}", param="verdict")
+    own, other = "ab" if full_a else "ba"
+    if verdict in _RIGHT:
+        row["correct"], other_right = _RIGHT[verdict] if full_a else _RIGHT[verdict][::-1]
+        right = data.get(f"answer_{other if other_right else own}") if other_right or row["correct"] else None
         if isinstance(gold, str) or (isinstance(right, str) and right != NO_ANSWER):
             row["gold"] = gold if isinstance(gold, str) else right
     if isinstance(comment, str) or verdict == "I cannot tell":
         row["comment"] = comment if isinstance(comment, str) else verdict
-    rating = entries.get("rating_a" if full_a else "rating_b")  # of the delivered answer
-    if isinstance(rating, int):
+    if isinstance(rating := entries.get(f"rating_{own}"), int):  # of the delivered answer
         row["rating"] = rating
     return row | ({"reason": f"Label Studio: {verdict}"} if row and verdict is not None else {})

@@ -43,21 +43,20 @@ def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared:
     declared  the settings' metrics; a score of the same name is one
     """
     if isinstance(payload.get("data"), list):
-        return ImportedRows(rows=tuple(read_score(one, fields, declared) for one in payload["data"]))
-    if isinstance(payload.get("score"), dict):
-        return ImportedRows(rows=(read_score(payload["score"], fields, declared),))
-    if "name" in payload and ("value" in payload or "stringValue" in payload or "string_value" in payload):
-        return ImportedRows(rows=(read_score(payload, fields, declared),))
-    if isinstance(payload.get("type"), str):
+        scores = payload["data"]
+    elif isinstance(payload.get("score"), dict):
+        scores = [payload["score"]]
+    elif "name" in payload and ("value" in payload or "stringValue" in payload or "string_value" in payload):
+        scores = [payload]
+    elif isinstance(payload.get("type"), str):
         return ImportedRows(rows=(), n_ignored=1)
-    raise BadRequest('body: must be a score, {"data": [scores]} as the Scores API answers, or an event of Langfuse')
+    else:
+        raise BadRequest('body: must be a score, {"data": [scores]} as the Scores API answers, or an event of Langfuse')
+    return ImportedRows.of(scores, lambda score: _feedback(score, fields, declared))
 
 
 def read_score(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> dict[str, Any] | BadRequest:
-    try:
-        return _feedback(score, fields, declared)
-    except BadRequest as error:
-        return error
+    return read_scores({"data": [score]}, fields, declared).rows[0]
 
 
 def _feedback(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> dict[str, Any]:
@@ -72,17 +71,15 @@ def _feedback(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metr
     if source is None:
         raise BadRequest(f"source: got {str(score['source'])[:40]!r}; known: {', '.join(SOURCES)}", param="source")
     kind = str(_of(score, "dataType", "data_type") or "NUMERIC").upper()
-    field, value = _field(name, kind, fields, declared), _value(score, kind)
     row: dict[str, Any] = {
         "feedback_id": f"langfuse:{number}:{_of(score, 'updatedAt', 'updated_at') or ''}",
         "source": source,
         **_named(score),
-        **_feedback_fields(field, value, declared),
+        **_feedback_fields(_field(name, kind, fields, declared), _value(score, kind), declared),
     }
-    comment = score.get("comment")
+    comment, author = score.get("comment"), _of(score, "authorUserId", "author_user_id")
     if isinstance(comment, str) and comment:
         row.setdefault("comment", comment)
-    author = _of(score, "authorUserId", "author_user_id")
     return row | ({"user": f"langfuse:{author}"} if isinstance(author, str) and author else {})
 
 
@@ -91,18 +88,17 @@ def _of(score: Mapping[str, Any], *names: str) -> Any:
 
 
 def _named(score: Mapping[str, Any]) -> dict[str, str]:
-    metadata = score.get("metadata")
+    metadata, subject = score.get("metadata"), score.get("subject")
     if isinstance(metadata, str):
         try:
             metadata = json.loads(metadata) if len(metadata) <= MOST_METADATA_CHARS else None
         except (ValueError, RecursionError):
             metadata = None
-    subject = score.get("subject")
+    known = metadata if isinstance(metadata, Mapping) else {}
+    for field in ("episode_id", "response_id"):
+        if isinstance(name := known.get(f"suffice_{field}"), str) and name:
+            return {field: name}
     subject = subject if isinstance(subject, Mapping) else {}
-    result = metadata if isinstance(metadata, Mapping) else {}
-    for key, field in (("suffice_episode_id", "episode_id"), ("suffice_response_id", "response_id")):
-        if isinstance(result.get(key), str) and result[key]:
-            return {field: result[key]}
     trace = _of(score, "traceId", "trace_id") or subject.get("traceId")
     trace = trace or (subject.get("id") if subject.get("kind") == "trace" else None)
     if not isinstance(trace, str) or not trace:

@@ -48,13 +48,13 @@ def read_snapshot(connection: LogReader, route: str, settings: Route, *, setup: 
     """Return the current state of a route; `setup` as in `gateway.route.route_setup`, "": the latest publication's."""
     held = read_decided(connection).of(route)
     return decide.RouteSnapshot(
-        route=route,
+        name=route,
         holds=read_holds(connection).of(route),
         settings=settings,
         epoch=held.epoch,
         publication=held.publication,
         pause=held.pause,
-        setup=setup or (held.last.setup if held.last is not None else ""),
+        setup=setup or (None if held.last is None else held.last.setup) or None,
     )
 
 
@@ -64,7 +64,7 @@ def fitting(connection: LogReader, now: decide.RouteSnapshot, *, now_s: float) -
         return []
     budget, confidence = now.holds.in_effect(now_s).budget(now.settings.max_em_drop), now.settings.confidence
     problem = partial(pin_problem, epoch=now.epoch, max_em_drop=budget, confidence=confidence, setup=now.setup)
-    made = read_publications(connection, now.route, epoch=now.epoch.number)
+    made = read_publications(connection, now.name, epoch=now.epoch.number)
     return [(one, problem(one)) for _, one in reversed(made)]
 
 
