@@ -113,11 +113,7 @@ def _read_one(about: str | None, audits: PairCounts, margin: float, delta: float
     drop = audits.worst_drop if audits.n else None
     name = "EM" if about is None else f"EM of {about or NO_NAME}"
     seen = "no audits yet" if drop is None else f"{_by(drop)} on {audits.n:,} audits"
-    ends = {
-        "fine": f"surely less than {describe_guardrail_points(margin)} lower",
-        "harm": "surely lower",
-        "open": f"{describe_guardrail_points(margin)} lower is not ruled out",
-    }
+    ending = _describe_finding(finding, describe_guardrail_points(margin), "lower")
     return GuardrailValue(
         rail="em",
         about=about,
@@ -126,7 +122,7 @@ def _read_one(about: str | None, audits: PairCounts, margin: float, delta: float
         worse=drop,
         margin=margin,
         said=finding,
-        sentence=f"{name}: {seen}, {ends[finding]}",
+        sentence=f"{name}: {seen}, {ending}",
         n_missing=None if finding != "open" else _missing(audits, margin, delta),
     )
 
@@ -227,12 +223,13 @@ def _live_sentence(
         values = f"{100 * mine:.2g} % against {100 * other:.2g} %"
     worse_word = {"latency": "slower", "satisfaction": "lower"}.get(rail, "more")
     allowed = f"{100 * margin:g} %" if rail == "latency" else describe_guardrail_points(margin)
-    ends = {
-        "fine": f"surely less than {allowed} {worse_word}",
-        "harm": f"surely {worse_word}",
-        "open": f"{allowed} {worse_word} is not ruled out",
-    }
-    return f"{name}: {values} on {n}, {ends[finding]}"
+    return f"{name}: {values} on {n}, {_describe_finding(finding, allowed, worse_word)}"
+
+
+def _describe_finding(finding: Finding, allowed: str, worse: str) -> str:
+    if finding == "fine":
+        return f"surely less than {allowed} {worse}"
+    return f"surely {worse}" if finding == "harm" else f"{allowed} {worse} is not ruled out"
 
 
 def split_problem(evidence: RolloutEvidence) -> str:

@@ -153,6 +153,10 @@ def _rate(k: int, n: int) -> IntervalEstimate | None:
     return IntervalEstimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
 
 
+def estimate_and_ends(one: IntervalEstimate | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if one is None else (one.value, one.low, one.high)
+
+
 def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
     if route is None:
         return "This route is in the log and not in the settings: nothing is asked of it any more."
@@ -290,7 +294,8 @@ def days_of(view: LogView, window: TimeRange, route: str | None = None) -> tuple
 
 
 def _day(day: int, one: RollupSums) -> Day:
-    full, stopped = _rate(one.n_full_right, one.n_full_marked), _rate(*one.stopped_marks)
+    full, full_low, full_high = estimate_and_ends(_rate(one.n_full_right, one.n_full_marked))
+    stopped, stopped_low, stopped_high = estimate_and_ends(_rate(*one.stopped_marks))
     return Day(
         day=day,
         n_requests=one.n_requests,
@@ -298,12 +303,12 @@ def _day(day: int, one: RollupSums) -> Day:
         saved_tokens=one.saved_tokens,
         spent_tokens=one.completion_tokens + one.overhead_tokens,
         saved_usd=one.saved_usd,
-        em_full=full.value if full is not None else None,
-        em_full_low=full.low if full is not None else None,
-        em_full_high=full.high if full is not None else None,
-        em_stopped=stopped.value if stopped is not None else None,
-        em_stopped_low=stopped.low if stopped is not None else None,
-        em_stopped_high=stopped.high if stopped is not None else None,
+        em_full=full,
+        em_full_low=full_low,
+        em_full_high=full_high,
+        em_stopped=stopped,
+        em_stopped_low=stopped_low,
+        em_stopped_high=stopped_high,
         drop=(one.n_lost + one.n_pending - one.n_gained) / one.n_audits if one.n_audits else None,
     )
 

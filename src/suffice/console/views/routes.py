@@ -12,7 +12,7 @@ from suffice.assurance.forecast import Alert, Forecast, RouteForecast
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.console.context import TimeRange, UnknownNameError, ViewContext, ViewRecord
-from suffice.console.views.overview import Day, RouteState, days_of, forecasts_of, route_states
+from suffice.console.views.overview import Day, RouteState, days_of, estimate_and_ends, forecasts_of, route_states
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader, newest_event, newest_events
@@ -182,13 +182,13 @@ def _breakdown(
 
 
 def _monitored(one: RouteForecast) -> MonitorState:
-    drop = one.whole.em_drop if one.whole is not None else None
+    drop, low, high = estimate_and_ends(one.whole.em_drop if one.whole is not None else None)
     return MonitorState(
         at=one.at,
         epoch=one.epoch,
-        drop=drop.value if drop is not None else None,
-        drop_low=drop.low if drop is not None else None,
-        drop_high=drop.high if drop is not None else None,
+        drop=drop,
+        drop_low=low,
+        drop_high=high,
         forecast=one.drop.ahead if one.drop is not None else None,
     )
 

@@ -7,7 +7,7 @@ full whatever their arm, so they count for no arm live; other runs count however
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import floor, log1p
@@ -73,8 +73,7 @@ def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> Experimen
             # An audit counts if it ended while the experiment ran, whichever units took part.
             late = held.end_seq is not None and item.seq > held.end_seq
             replay = routes[item.episode.request.route]
-            units.add_run(item, probes=replay.route.probe is not None, late=late)
-            units.add_labels(item, replay.match)
+            units.add(item, replay.match, probes=replay.route.probe is not None, late=late)
         return units.data(routes)
 
 
@@ -115,38 +114,50 @@ class _Units:
             if len(self._first) <= self.experiment.warmup_units:
                 self._warm.add(unit)
 
-    def add_run(self, item: EpisodeWithLabels, *, probes: bool, late: bool) -> None:
-        request, outcome = item.episode.request, item.episode.outcome
+    def add(self, item: EpisodeWithLabels, match: Match, *, probes: bool, late: bool) -> None:
+        request = item.episode.request
         self._callers.add(request.sender)
-        if not late and is_evidence(request, outcome, probes=probes):
+        if not late and is_evidence(request, item.episode.outcome, probes=probes):
             self._audits.append(recorded_audit(item))
-        draw = self._draw_of(item)
+        draw, query = self._draw_of(item), request.query
         if draw is None:
             return
+        # Covariates of the question, known before the first token: its length, its numbers, its operators.
+        known = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
+        for metric, seq, value, capped in self._measured(item, match):
+            result = MetricValue(
+                arm=draw.arm,
+                odds=_odds(draw),
+                query_class=class_of(query),
+                value=value,
+                known=tuple(log1p(n or 0) for n in known),
+                warmup=draw.unit in self._warm,
+            )
+            value_of_unit = _UnitValue(seq=seq, unit=draw.unit, capped=capped, value=result)
+            self._values.setdefault(metric, []).append(value_of_unit)
+
+    def _measured(self, item: EpisodeWithLabels, match: Match) -> Iterator[tuple[str, int, float, str | None]]:
+        """Yield each value of a run: its metric, its place in the log, the value, and the key that is capped."""
+        outcome = item.episode.outcome
         if outcome.usage is not None:
             overhead = outcome.overhead
             spent = outcome.usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
-            self._add(TOKENS, item.seq, draw, item, float(spent))
+            yield TOKENS, item.seq, float(spent), None
         if outcome.end_reason in ENDED:
-            self._add(LATENCY, item.seq, draw, item, outcome.duration_s)
-
-    def add_labels(self, item: EpisodeWithLabels, match: Match) -> None:
-        draw = self._draw_of(item)
-        if draw is None or not item.labels:
-            return
-        right = measure_run(item, match).correct
+            yield LATENCY, item.seq, outcome.duration_s, None
+        right = measure_run(item, match).correct if item.labels else None
         if right is not None:
             seqs = [x.seq for x in item.labels if x.feedback.correct is not None or x.feedback.gold is not None]
-            self._add(EM, max(seqs), draw, item, float(right))
+            yield EM, max(seqs), float(right), None
         for label in item.labels:
             given = label.feedback
             capped = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
             satisfaction = satisfaction_of_people(given)
             if satisfaction is not None:
-                self._add(SATISFACTION, label.seq, draw, item, satisfaction, capped)
+                yield SATISFACTION, label.seq, satisfaction, capped
             for name, value in given.metrics:
                 if name in self.declared and name not in METRICS and not isinstance(value, str):
-                    self._add(name, label.seq, draw, item, scaled(float(value), self.declared[name]), capped)
+                    yield name, label.seq, scaled(float(value), self.declared[name]), capped
 
     def data(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
         """All values, one for each unit, in the order in which they became known, by metric."""
@@ -191,22 +202,6 @@ class _Units:
                 first = self._first.get(draw.unit)
                 return draw if first is not None and first.odds == _odds(draw) else None
         return None
-
-    def _add(
-        self, metric: str, seq: int, draw: ArmDraw, item: EpisodeWithLabels, value: float, capped: str | None = None
-    ) -> None:
-        query = item.episode.request.query
-        # Covariates of the question, known before the first token: its length, its numbers, its operators.
-        known = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
-        result = MetricValue(
-            arm=draw.arm,
-            odds=_odds(draw),
-            query_class=class_of(query),
-            value=value,
-            known=tuple(log1p(n or 0) for n in known),
-            warmup=draw.unit in self._warm,
-        )
-        self._values.setdefault(metric, []).append(_UnitValue(seq=seq, unit=draw.unit, capped=capped, value=result))
 
 
 def _odds(draw: ArmDraw) -> dict[str, float]:
