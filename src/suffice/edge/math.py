@@ -40,12 +40,15 @@ def open_scorer(spec: Spec) -> Iterator[Scorer]:
 def open_match(route: Route) -> Iterator[Match]:
     """Open the route's match of an answer with a reference. Raises ConfigError for a scorer that cannot be built."""
     with open_scorer(route.scorer) as scorer:
+        yield match_by(scorer)
 
-        def match(answer: str | None, gold: str) -> bool:
-            reference = scorer.normalise(gold)  # labels contain references as people write them
-            return reference is not None and scorer.match(answer, reference)
 
-        yield match
+def match_by(scorer: Scorer) -> Match:
+    def match(answer: str | None, gold: str) -> bool:
+        reference = scorer.normalise(gold)  # labels contain references as people write them
+        return reference is not None and scorer.match(answer, reference)
+
+    return match
 
 
 Matches: TypeAlias = Callable[[Route], AbstractContextManager[Match]]

@@ -12,7 +12,6 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, floor
-from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from suffice.review.items import DAY_S, ControlDraw, ReviewItem, ReviewReason, Shows, day_number
@@ -20,16 +19,14 @@ from suffice.settings import Review as ReviewRules
 from suffice.signals.query import class_of
 from suffice.types import Outcome, Request
 
-WEIGHTS: Final[Mapping[ReviewReason, int]] = MappingProxyType(
-    {
-        "person": 6,  # a person waits for it
-        "disagreement": 5,  # unlabelled, it counts as a loss
-        "class_below": 4,  # one class loses more than the others
-        "drift": 3,  # does the new regime behave as the old one?
-        "control": 2,  # the only unbiased ones
-        "uncertain": 1,
-    }
-)
+WEIGHTS: Final[Mapping[ReviewReason, int]] = {
+    "person": 6,  # a person waits for it
+    "disagreement": 5,  # unlabelled, it counts as a loss
+    "class_below": 4,  # one class loses more than the others
+    "drift": 3,  # does the new regime behave as the old one?
+    "control": 2,  # the only unbiased ones
+    "uncertain": 1,
+}
 MOST_DRAWINGS: Final = 24  # a day; each stretch of the log is drawn from once
 MOST_WAITING: Final = 1_000  # candidates awaiting room
 LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop with another answer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from operator import eq
+from typing import Final
 
 import msgspec
 
 from suffice.assurance.runs import Match, current_label, measure_run
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
+from suffice.edge.math import match_by
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
@@ -219,21 +221,11 @@ class Correctness:
     def match(self, name: str) -> Match:
         if name not in self._matches:
             route = self._view.route(name)
-            self._matches[name] = _match_of(route.scorer if route is not None else "text")
+            try:
+                self._matches[name] = match_by(build_scorer(route.scorer if route is not None else "text"))
+            except ConfigError:
+                self._matches[name] = eq
         return self._matches[name]
-
-
-def _match_of(scorer_name: Any) -> Match:
-    try:
-        scorer = build_scorer(scorer_name)
-    except ConfigError:
-        return lambda answer, gold: answer == gold
-
-    def match(answer: str | None, gold: str) -> bool:
-        reference = scorer.normalise(gold)
-        return reference is not None and scorer.match(answer, reference)
-
-    return match
 
 
 def episode(view: ViewContext) -> EpisodePage:
