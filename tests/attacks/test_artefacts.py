@@ -33,7 +33,7 @@ from suffice.store.routes.rollouts import version_at
 from suffice.types import Signals
 from suffice_testing.trace_files import write_traces_parquet
 from tests.model.forest import some_trees
-from tests.rollout.made import HERE, SECRET, learned, learned_body, rule
+from tests.rollout.made import SECRET, learned, learned_body, rule
 from tests.rollout.test_versions import signed
 
 CPU_S = 5.0  # of one artefact, however busy the machine is
@@ -287,7 +287,7 @@ def test_what_is_no_model_is_refused_though_it_is_signed(attack: str) -> None:
     content = json.dumps(version, sort_keys=True, separators=(",", ":")).encode()
     began_s = time.process_time()
     with pytest.raises(ConfigError) as refused:
-        open_version(signed(content), secret=SECRET, here=HERE)
+        open_version(signed(content), secret=SECRET)
     assert time.process_time() - began_s < CPU_S
     assert len(str(refused.value)) < 400
 

@@ -7,10 +7,10 @@ from typing import Any
 from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun
-from suffice.rollout.versions import Version, VersionLineage, VersionTarget
+from suffice.rollout.versions import Version, VersionLineage
 
 SECRET = "the deployment's own"
-HERE = VersionTarget(kind="samples", scorer="number", model_family="qwen3-8b")
+HERE: dict[str, Any] = {"kind": "samples", "scorer": "number", "model_family": "qwen3-8b"}
 LINEAGE = VersionLineage(parent=None, proposed_by="person:ann", why="the vote is safe sooner than we thought")
 
 

@@ -64,13 +64,6 @@ class VersionLineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VersionTarget:
-    kind: Kind
-    scorer: str  # label of the route's scorer
-    model_family: str  # of the route's upstream, such as "qwen3-8b"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """A deployable policy or set of models. Equal content has an equal address.
 
@@ -131,16 +124,13 @@ def seal_version(version: Version, *, secret: str) -> bytes:
     return b"%b %b %b\n%b" % (_MARK, version.address.encode(), _signature(content, secret), content)
 
 
-def open_version(
-    source: bytes, *, secret: str, here: VersionTarget | None = None, address: str | None = None
-) -> Version:
+def open_version(source: bytes, *, secret: str, address: str | None = None) -> Version:
     """Return the sealed version, or raise ConfigError with one sentence.
 
-    here     what it must fit; None: it is only inspected
     address  the expected one; None: any
 
     Checks in this order, and parses nothing before the signature is verified: size, format, address, signature, JSON,
-    shape and numbers, fit.
+    shape and numbers.
     """
     if len(source) > MOST_BYTES:
         raise ConfigError(f"version: got {len(source):,} bytes; at most {MOST_BYTES:,}")
@@ -158,9 +148,6 @@ def open_version(
     version = _read(parse_json("version", content))
     if version.address != digest:
         raise ConfigError(f"version: {digest} is not written canonically")
-    problem = None if here is None else misfit(version, here)
-    if problem is not None:
-        raise ConfigError(f"version: {digest} {problem}")
     return version
 
 
@@ -174,14 +161,18 @@ def check_address(text: str) -> str:
 # --------------------------------------------------------------------------- publishing
 
 
-def misfit(version: Version, here: VersionTarget) -> str | None:
-    """Return why a version cannot serve there, as a clause after its address; None: it can."""
-    if version.kind != here.kind:
-        return f"is for routes of kind {version.kind!r}; this one is {here.kind!r}"
-    if version.scorer != here.scorer:
-        return f"was judged by the scorer {version.scorer!r}; here answers are read by {here.scorer!r}"
-    if version.model_family is not None and version.model_family != here.model_family:
-        return f"was made for the model family {version.model_family!r}; here {here.model_family!r} answers"
+def misfit(version: Version, *, kind: Kind, scorer: str, model_family: str) -> str | None:
+    """Return why a version cannot serve a route, as a clause after its address; None: it can.
+
+    scorer        label of the route's scorer
+    model_family  of the route's upstream, such as "qwen3-8b"
+    """
+    if version.kind != kind:
+        return f"is for routes of kind {version.kind!r}; this one is {kind!r}"
+    if version.scorer != scorer:
+        return f"was judged by the scorer {version.scorer!r}; here answers are read by {scorer!r}"
+    if version.model_family is not None and version.model_family != model_family:
+        return f"was made for the model family {version.model_family!r}; here {model_family!r} answers"
     return None
 
 

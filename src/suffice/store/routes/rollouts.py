@@ -15,7 +15,7 @@ from suffice.policy.folded_version import FoldedVersion as Models
 from suffice.policy.folded_version import load_version, read_version
 from suffice.rollout import stages, versions
 from suffice.rollout.evidence import Rules, rules_of
-from suffice.rollout.versions import Version, VersionLineage, VersionTarget
+from suffice.rollout.versions import Version, VersionLineage
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
@@ -362,8 +362,8 @@ def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: 
         return str(error)
     if isinstance(version, Models):
         return ""
-    here = VersionTarget(kind=route.kind, scorer=scorer_label(route.scorer), model_family=version.model_family or "")
-    problem = versions.misfit(version, here)
+    family = version.model_family or ""
+    problem = versions.misfit(version, kind=route.kind, scorer=scorer_label(route.scorer), model_family=family)
     return "" if problem is None else f"version {address} {problem}"
 
 
