@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from suffice import __version__
-
 if TYPE_CHECKING:
     from suffice.console.context import ConsoleEndpoint
 
+VERSION: str
+try:
+    VERSION = version("suffice")
+except PackageNotFoundError:  # a source tree that is not installed
+    VERSION = "unknown"
 _REF: Final = "#/components/schemas/{name}"
 _TEXT: Final = {"type": "string"}
 _TEXT_OR_NULL: Final = {"type": ["string", "null"]}
@@ -42,7 +46,7 @@ def document(endpoints: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Suffice",
-            "version": __version__,
+            "version": VERSION,
             "description": "What the console shows and does, for programs. Fractions are fractions, times are Unix"
             " seconds, tokens are tokens, money is in US dollars; null is unknown, never 0.",
         },

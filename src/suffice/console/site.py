@@ -11,7 +11,6 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from suffice import __version__
 from suffice.console import openapi, render
 from suffice.console.actions import ACTIONS, EXPORTS, ActionForm
 from suffice.console.auth import NOBODY, ROLES, Principal, may
@@ -137,7 +136,7 @@ def _page(visit: ConsoleVisit, template: str, title: str, values: dict[str, Any]
         "query": request.query,
         "csrf": principal.token,
         "windows": tuple(WINDOWS),
-        "version": __version__,
+        "version": openapi.VERSION,
         "live_s": context.settings.console.live_s,
         "is_admin": principal.role == ROLES[-1],
         "here_whole": _address(request),

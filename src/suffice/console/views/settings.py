@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice import __version__
 from suffice.console.context import ViewContext, ViewRecord
+from suffice.console.openapi import VERSION
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import job_history, upstream_findings
@@ -57,7 +57,7 @@ def settings_page(view: ViewContext) -> SettingsPage:
         else ()
     )
     return SettingsPage(
-        version=__version__,
+        version=VERSION,
         log=view.path.name,
         log_bytes=view.path.stat().st_size,
         attended=is_attended(view.connection, view.path),
