@@ -23,7 +23,6 @@ from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay, data_frame
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
-from suffice.gateway.auth import Caller
 from suffice.gateway.context import GatewayState, is_measured, may_stop
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery, kept_alive
 from suffice.gateway.lifecycle import (
@@ -42,7 +41,7 @@ from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import REPEAT_SHARE, assign_audit
 from suffice.settings import Probe
 from suffice.telemetry import LOG
-from suffice.types import Decision, Purpose, Signals, Step
+from suffice.types import Decision, Purpose, Request, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers, mark_run
 from suffice.upstream.drivers import (
     CHAT_PATH,
@@ -59,24 +58,22 @@ REFUSALS = frozenset({400, 422})  # statuses for fields that a server does not a
 
 
 async def chat(gw: GatewayState, exchange: Exchange) -> None:
-    headers, caller, limits = exchange.headers, exchange.caller, gw.settings.server
+    caller, limits = exchange.caller, gw.settings.server
 
     async def admitted(episode_id: str) -> AdmittedRequest:
-        check_body_headers(headers, limits.max_body_bytes)
+        check_body_headers(exchange.headers, limits.max_body_bytes)
         parsed = await read_aside(read_chat, await exchange.read_body(limits.max_body_bytes), limits)
         if gw.clients.keys.has_tenants and not caller.sees_all:
             await gw.clients.objects.check_body(caller, parsed.raw, parsed.body)
-        return admit_chat(gw, episode_id, parsed, caller, headers)
+        return admit_chat(gw, exchange, episode_id, parsed)
 
     await serve_request(gw, exchange, admitted, _answer, endpoint=CHAT_PATH)
 
 
-def admit_chat(
-    gw: GatewayState, episode_id: str, parsed: ParsedRequest, caller: Caller, headers: list[tuple[str, str]]
-) -> AdmittedRequest:
+def admit_chat(gw: GatewayState, exchange: Exchange, episode_id: str, parsed: ParsedRequest) -> AdmittedRequest:
     """Find the route and draw the audit. Raise BadRequest for a route that the caller may not use."""
-    named, options, samples, reason = dict(headers), parsed.options, 1, None
-    route = find_route(gw, parsed.model, named, caller)
+    named, options, samples, reason = dict(exchange.headers), parsed.options, 1, None
+    route = find_route(gw, parsed.model, named, exchange.caller)
     version = named.get("x-suffice-policy-version") or options.get("policy_version")
     known = "none" if route is None else route.policy_version
     # A client cannot choose the level.
@@ -91,7 +88,7 @@ def admit_chat(
     arrival = Arrival(
         episode_id=episode_id,
         endpoint=CHAT_PATH,
-        caller=caller,
+        caller=exchange.caller,
         model=parsed.model,
         stream=parsed.stream,
         n_samples=samples,
@@ -106,7 +103,6 @@ def admit_chat(
     served, request, retry_after_s = admit(gw, arrival, route, reason)
     return AdmittedRequest(
         parsed=parsed,
-        headers=gw.clients.keys.without_keys(headers),
         route=served,
         upstream=(served.settings.upstream if served is not None else "") or gw.fallback_upstream(),
         request=request,
@@ -116,15 +112,24 @@ def admit_chat(
 
 async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
     request, client, body = admitted.request, gw.upstreams[admitted.upstream], admitted.parsed
+    headers = gw.clients.keys.without_keys(exchange.headers)
     if admitted.retry_after_s is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
         message = "this route must run every request in full for now, and its model server is at capacity; retry later"
         raise OverloadError(message, retry_after_s=admitted.retry_after_s)
     if request.ungoverned is not None or admitted.route is None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
-        await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger)
+        await pass_through(exchange, client, CHAT_PATH, body.forwarded, headers, ledger)
         return
-    job = _governed_request(gw, admitted, admitted.route, ledger, exchange)
+    job = GovernedRequest(
+        gw=gw,
+        route=admitted.route,
+        client=client,
+        parsed=body,
+        headers=_governed_headers(admitted.route, request, client, headers),
+        ledger=ledger,
+        exchange=exchange,
+    )
     try:
         await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
     except UpstreamError:
@@ -135,7 +140,7 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
         # A broken optimiser costs tokens, never an answer: call again without governing.
         LOG.error("episode %s: governing failed (%s)", request.episode_id, type(error).__name__)
         ledger.forget_run("govern")
-        await pass_through(exchange, client, CHAT_PATH, body.forwarded, admitted.headers, ledger, purpose="rerun")
+        await pass_through(exchange, client, CHAT_PATH, body.forwarded, headers, ledger, purpose="rerun")
 
 
 # --------------------------------------------------------------------------- governed
@@ -176,22 +181,13 @@ class GovernedRequest:
         return kept_alive(self.exchange, self.gw.settings.server.ping_s, self.gw.monotonic_s)
 
 
-def _governed_request(
-    gw: GatewayState, admitted: AdmittedRequest, route: BuiltRoute, ledger: Ledger, exchange: Exchange
-) -> GovernedRequest:
-    request, client, headers = ledger.request, gw.upstreams[admitted.upstream], admitted.headers
+def _governed_headers(
+    route: BuiltRoute, request: Request, client: UpstreamClient, headers: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
     if route.acts or request.kind == "samples":
         # With this header llama.cpp continues after its caller has left, so a stop would save nothing.
         headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
-    return GovernedRequest(
-        gw=gw,
-        route=route,
-        client=client,
-        parsed=admitted.parsed,
-        headers=mark_run(headers, client.settings.affinity_header, request.conversation or request.episode_id),
-        ledger=ledger,
-        exchange=exchange,
-    )
+    return mark_run(headers, client.settings.affinity_header, request.conversation or request.episode_id)
 
 
 # --------------------------------------------------------------------------- reasoning

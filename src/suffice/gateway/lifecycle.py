@@ -73,7 +73,6 @@ class Arrival:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmittedRequest:
     parsed: ParsedRequest
-    headers: list[tuple[str, str]]  # to be sent upstream
     route: BuiltRoute | None
     upstream: str
     request: Request
@@ -93,13 +92,10 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
     end: EndReason = "internal_error"
     try:
         admitted = await admit(episode_id)
-        ledger = Ledger(
-            admitted.request, started_s, costs=CostBasis(prices=gw.upstreams[admitted.upstream].settings.prices)
-        )
+        prices, messages = gw.upstreams[admitted.upstream].settings.prices, admitted.parsed.body.get("messages")
+        ledger = Ledger(admitted.request, started_s, costs=CostBasis(prices=prices))
         exchange.own_headers += reply_headers(admitted.request)
-        open_ledger(
-            gw, ledger, admitted.route, token, lambda: format_conversation(admitted.parsed.body.get("messages") or ())
-        )
+        open_ledger(gw, ledger, admitted.route, token, lambda: format_conversation(messages or ()))
         end = await _answer(gw, ledger, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
         end = "rejected"

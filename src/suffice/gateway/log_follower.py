@@ -56,12 +56,8 @@ from suffice.telemetry import LOG, Metrics
 LOOK_S: Final = 1.0  # between two polls of the log; a notification triggers one at once
 WARN_AGAIN_S: Final = 60.0  # between two identical warnings
 _VARYING: Final = (
-    "experiment_started",
-    "experiment_changed",
-    "experiment_stopped",
-    "rollout_begun",
-    "rollout_moved",
-    "rollout_undone",
+    *("experiment_started", "experiment_changed", "experiment_stopped"),
+    *("rollout_begun", "rollout_moved", "rollout_undone"),
 )
 
 PolicyTable = Mapping[str, object]

@@ -234,7 +234,7 @@ class Passthrough:
         return self.method == "POST" and object_in(self.path) == (True, None)
 
     async def _admit(self, gw: GatewayState, exchange: PassingExchange, episode_id: str) -> AdmittedRequest:
-        headers, caller, named = exchange.headers, exchange.caller, dict(exchange.headers)
+        caller, named = exchange.caller, dict(exchange.headers)
         if not _QUERY.fullmatch(_query_of(exchange)):
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
         parsed = await self._read(gw, exchange)
@@ -257,13 +257,7 @@ class Passthrough:
             upstream = stored.upstream
         if self.api.is_json and route is not None:
             parsed = parsed.for_model(route.settings.model)
-        return AdmittedRequest(
-            parsed=parsed,
-            headers=gw.clients.keys.without_keys(headers),
-            route=served,
-            upstream=upstream,
-            request=request,
-        )
+        return AdmittedRequest(parsed=parsed, route=served, upstream=upstream, request=request)
 
     async def _stored(self, gw: GatewayState, exchange: PassingExchange) -> StoredObject | None:
         objects, (is_object, object_id) = gw.clients.objects, object_in(self.path)
@@ -322,7 +316,7 @@ class Passthrough:
                 client,
                 f"{path}?{query.decode('ascii')}" if query else path,
                 admitted.parsed.forwarded or (None if self.method in ("GET", "DELETE") else b""),
-                admitted.headers,
+                gw.clients.keys.without_keys(exchange.headers),
                 ledger,
                 method=self.method,
                 key_header="x-api-key" if wants_own else "authorization",
