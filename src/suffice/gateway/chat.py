@@ -25,15 +25,7 @@ from suffice.episode.stream_relay import ClientView, ReasoningRun, StreamRelay, 
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamProtocol
 from suffice.gateway.context import GatewayState, is_measured, may_stop
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, StreamDelivery, kept_alive
-from suffice.gateway.lifecycle import (
-    AdmittedRequest,
-    Arrival,
-    admit,
-    count_stripped,
-    estimate_saved,
-    find_route,
-    serve_request,
-)
+from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, estimate_saved, find_route, serve_request
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import ParsedRequest, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute, n_samples, ungoverned
@@ -83,7 +75,6 @@ def admit_chat(gw: GatewayState, exchange: Exchange, episode_id: str, parsed: Pa
     if route is not None:
         parsed = parsed.for_model(route.settings.model)
         samples, reason = n_samples(route, options), ungoverned(route, parsed.body, options)
-    count_stripped(gw, parsed)
     user = parsed.body.get("user") or parsed.body.get("safety_identifier")
     arrival = Arrival(
         episode_id=episode_id,

@@ -92,6 +92,8 @@ async def serve_request(gw: GatewayState, exchange: Exchange, admit: Admit, answ
     end: EndReason = "internal_error"
     try:
         admitted = await admit(episode_id)
+        for field in admitted.parsed.stripped:
+            gw.metrics.inc("suffice_stripped_fields_total", field)
         prices, messages = gw.upstreams[admitted.upstream].settings.prices, admitted.parsed.body.get("messages")
         ledger = Ledger(admitted.request, started_s, costs=CostBasis(prices=prices))
         exchange.own_headers += reply_headers(admitted.request)
@@ -161,11 +163,6 @@ def reply_headers(request: Request) -> list[tuple[str, str]]:
         ("x-suffice-mode", request.mode),
         ("x-suffice-policy-version", request.policy_version),
     ]
-
-
-def count_stripped(gw: GatewayState, parsed: ParsedRequest) -> None:
-    for field in parsed.stripped:
-        gw.metrics.inc("suffice_stripped_fields_total", field)
 
 
 # --------------------------------------------------------------------------- admission

@@ -14,21 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from suffice.assurance.estimate import saving_of
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
-from suffice.gateway.route import (
-    BuiltRoute,
-    RolloutTrial,
-    apply_budget,
-    apply_pause,
-    apply_pin,
-    deploy_route,
-    observe_route,
-)
+from suffice.gateway.route import BuiltRoute, RolloutTrial, apply_pause, apply_pin, deploy_route, observe_route
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion, load_version, read_version
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, in_effect, unexpired
@@ -296,7 +290,8 @@ class Follower:
         one.served = held
         if not settings.certifies_itself:
             return replace(base, active=held, holding=apply_pause(holding, held.pause))
-        own, pinned = replace(apply_budget(base, holding), holding=holding), apply_pin(held, holding)
+        budgeted = msgspec.structs.replace(settings, max_em_drop=holding.budget(settings.max_em_drop))
+        own, pinned = replace(base, settings=budgeted, holding=holding), apply_pin(held, holding)
         if settings.is_paired and settings.uncertified:  # it has no certificate for a pause to withdraw
             own = replace(own, holding=apply_pause(holding, held.pause))
         if settings.is_paired or settings.is_owned:

@@ -15,7 +15,7 @@ from suffice.errors import BadRequest, UpstreamProtocol
 from suffice.gateway.auth import MOST_ID_CHARS, object_in
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
-from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, append, count_stripped, find_route, serve_request
+from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, append, find_route, serve_request
 from suffice.gateway.request_parsing import (
     MOST_NAME_CHARS,
     ParsedRequest,
@@ -247,7 +247,6 @@ class Passthrough:
             if "x-suffice-route" in named or stored is None or stored.sender != caller.id:
                 raise
             route = None
-        count_stripped(gw, parsed)
         arrival = Arrival(
             episode_id=episode_id, endpoint=self.path, caller=caller, model=parsed.model, stream=parsed.stream
         )

@@ -273,13 +273,6 @@ def apply_pin(held: RouteDeployment, holding: ActiveOverrides) -> RouteDeploymen
     return held if made is held.publication else replace(held, publication=made)
 
 
-def apply_budget(base: BuiltRoute, holding: ActiveOverrides) -> BuiltRoute:
-    budget = holding.budget(base.settings.max_em_drop)
-    if budget == base.settings.max_em_drop:
-        return base
-    return replace(base, settings=msgspec.structs.replace(base.settings, max_em_drop=budget))
-
-
 def apply_pause(holding: ActiveOverrides, pause: Pause | None) -> ActiveOverrides:
     """Return the overrides with the pause added as "observe", for routes without a certificate to withdraw."""
     if pause is None or holding.observe is not None:
