@@ -257,7 +257,7 @@ class EngineBudget:
 
     tokens: int
     is_policy: bool = False  # the policy has no other rule to stop
-    slack_tokens: int = BUDGET_SLACK_TOKENS
+    closing: str = ""  # text of ours with which the engine closes the thought, and which is part of it
 
 
 @dataclass(slots=True)
@@ -310,7 +310,9 @@ class ChainReader:
     @property
     def is_over_budget(self) -> bool:
         budget = self.budget
-        return budget is not None and self.account.reasoning_tokens > budget.tokens + budget.slack_tokens
+        if budget is None:
+            return False
+        return self.account.reasoning_tokens > budget.tokens + BUDGET_SLACK_TOKENS + len(budget.closing)
 
     @property
     def leaves_stop_to_engine(self) -> bool:

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from suffice.assurance.money import full_vote_tokens
-from suffice.episode.chain_reader import (
-    BUDGET_SLACK_TOKENS,
-    ChainReader,
-    EngineBudget,
-    Segmenter,
-    StreamState,
-    build_segmenter,
-)
+from suffice.episode.chain_reader import ChainReader, EngineBudget, Segmenter, StreamState, build_segmenter
 from suffice.episode.extra_calls import KEPT_CALLS, Continuer, Prober, ask_paired_call
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import GuardedPolicy, StopCost, run_episode
@@ -313,9 +306,8 @@ async def _open_relay(
         account.began = True
         budget = None
         if sent.budget_tokens is not None:
-            slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is part of the thought
-            is_policy = isinstance(job.route.policy, FixedBudget)
-            budget = EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, slack_tokens=slack)
+            is_policy, closing = isinstance(job.route.policy, FixedBudget), continuer.probe.closing
+            budget = EngineBudget(tokens=sent.budget_tokens, is_policy=is_policy, closing=closing)
         reader = ChainReader(
             account,
             ledger,
