@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-
-import msgspec
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, UpstreamProtocol
@@ -17,13 +14,12 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange
 from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, append, find_route, serve_request
 from suffice.gateway.request_parsing import (
-    MOST_NAME_CHARS,
     ParsedRequest,
     check_body_headers,
-    check_length,
     parse_json,
     read_aside,
     read_chat,
+    read_unparsed,
 )
 from suffice.store.rows.events import StoredObject
 from suffice.types import Purpose
@@ -273,10 +269,7 @@ class Passthrough:
     async def _read(self, gw: GatewayState, exchange: PassingExchange) -> ParsedRequest:
         limits, headers = gw.settings.server, exchange.headers
         has_body = self.api.is_json and self.method == "POST" and exchange.stored_id is None
-        if has_body:
-            check_body_headers(headers, limits.max_body_bytes)
-        else:
-            check_length(dict(reversed(headers)), limits.max_body_bytes)
+        check_body_headers(headers, limits.max_body_bytes, is_json=has_body)
         raw = await exchange.read_body(limits.max_body_bytes)
         if has_body:
             return await read_aside(read_chat, raw, limits)
@@ -287,8 +280,8 @@ class Passthrough:
         is_form = (kind or "").lower().startswith("multipart/") and raw[:2] == b"--"
         if raw and not is_form and gw.clients.keys.has_tenants and object_in(self.path)[0]:
             body = await read_aside(parse_json, raw, limits)  # references must be unambiguous
-            return replace(_unread(raw.strip()), body=body)
-        return _unread(raw)
+            return replace(read_unparsed(raw.strip()), body=body)
+        return read_unparsed(raw)
 
     async def _answer(
         self, gw: GatewayState, exchange: PassingExchange, admitted: AdmittedRequest, ledger: Ledger
@@ -333,21 +326,3 @@ def _query_of(exchange: Exchange) -> bytes:
 
 def _is_shared(gw: GatewayState, exchange: Exchange) -> bool:
     return gw.clients.keys.has_tenants and not exchange.caller.sees_all
-
-
-class _NamedFields(msgspec.Struct):
-    model: msgspec.Raw = msgspec.Raw(b'""')
-    stream: msgspec.Raw = msgspec.Raw(b"")
-
-
-_decode_named = msgspec.json.Decoder(_NamedFields).decode
-
-
-def _unread(raw: bytes) -> ParsedRequest:
-    model, stream = "", False
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the engine will refuse it
-        if raw[:1] == b"{":
-            fields = _decode_named(raw)
-            model = msgspec.json.decode(fields.model, type=str) if len(fields.model) <= MOST_NAME_CHARS else ""
-            stream = fields.stream == b"true"
-    return ParsedRequest(raw=raw, body={}, model=model, stream=stream)

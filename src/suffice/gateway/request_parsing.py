@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
@@ -72,24 +73,20 @@ def check_head(headers: list[tuple[str, str]]) -> None:
         raise BadRequest(message, status=431, code="headers_too_large")
 
 
-def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None:
+def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int, *, is_json: bool = True) -> None:
     """Raise BadRequest for a body that its headers rule out, before reading it."""
     named = dict(reversed(headers))  # the first of repeated headers counts
-    if named.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+    if is_json and named.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         message = "content-encoding: compressed request bodies are not accepted; send the JSON as it is"
         raise BadRequest(message, status=415, code="unsupported_encoding")
-    check_length(named, limit_bytes)
-    kind = ", ".join(value for name, value in headers if name == "content-type")
-    if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
-        # Without a preflight, pages of other sites can send only text, forms and bodies without a type.
-        message = f"content-type: got {kind[:100]!r}; must be application/json"
-        raise BadRequest(message, status=415, code="unsupported_media_type")
-
-
-def check_length(named: Mapping[str, str], limit_bytes: int) -> None:
     length = named.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limit_bytes:
         raise TooLarge(f"body: longer than {limit_bytes} bytes")
+    kind = ", ".join(value for name, value in headers if name == "content-type")
+    if is_json and kind.partition(";")[0].strip().lower() != "application/json":
+        # Without a preflight, pages of other sites can send only text, forms and bodies without a type.
+        message = f"content-type: got {kind[:100]!r}; must be application/json"
+        raise BadRequest(message, status=415, code="unsupported_media_type")
 
 
 async def read_aside(read: Callable[[bytes, Server], T], raw: bytes, limits: Server) -> T:
@@ -236,6 +233,25 @@ def _digests(raw: bytes, body: Mapping[str, Any]) -> dict[str, Any]:
     if len(messages) <= AT_ONCE_BYTES:
         return {"identity": identity}
     return {"identity": identity, "prompt": hashlib.blake2b(messages, digest_size=32).hexdigest()}
+
+
+class _NamedFields(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw(b'""')
+    stream: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_named = msgspec.json.Decoder(_NamedFields).decode
+
+
+def read_unparsed(raw: bytes) -> ParsedRequest:
+    """Read the model, and whether it streams, of a body that an engine alone understands."""
+    model, stream = "", False
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the engine will refuse it
+        if raw[:1] == b"{":
+            fields = _decode_named(raw)
+            model = msgspec.json.decode(fields.model, type=str) if len(fields.model) <= MOST_NAME_CHARS else ""
+            stream = fields.stream == b"true"
+    return ParsedRequest(raw=raw, body={}, model=model, stream=stream)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
