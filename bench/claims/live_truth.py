@@ -182,7 +182,7 @@ class Truth:
             data = build_dataset(
                 recorded, match=right, chosen=FeatureSelection(features, ()), wave=1, most_audits=len(self.pool) + 1
             )
-            runs = audit_runs(data, np.tile(np.arange(len(data)), N_FOLDS))
+            runs = audit_runs(data).take(np.tile(np.arange(len(data)), N_FOLDS))
             runs.fold[:] = np.repeat(np.arange(N_FOLDS), len(self.pool))
             self._runs[features] = runs
         return self._runs[features]

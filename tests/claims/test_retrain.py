@@ -25,6 +25,7 @@ from suffice.learn.retrain import FitRecipe, fit_version, retrain
 from suffice.learn.rows import audit_runs, build_examples, good_rows_of_run
 from suffice.learn.version import as_served, fold_version
 from suffice.policy.folded_version import FoldedVersion
+from suffice.store.database.views import EpisodeWithLabels
 from tests.learn.made import World, episodes, match
 
 SEEDS = (0, 1, 2)
@@ -39,35 +40,47 @@ def truth() -> Dataset:
 
 @pytest.fixture(scope="module")
 def biases(truth: Dataset) -> list[Bias]:
-    return [bias(build_dataset(episodes(N_REQUESTS, seed), match=match, stopped_labels=True), truth) for seed in SEEDS]
+    return [bias(seed, truth) for seed in SEEDS]
 
 
-def bias(data: Dataset, truth: Dataset) -> Bias:
+def bias(seed: int, truth: Dataset) -> Bias:
     """How much too sure each data set's model is, on the true runs."""
     inner = np.ones(len(truth.x), dtype=bool)
     inner[truth.last] = False
     stops = truth.stop[truth.stop >= 0]
     good = good_rows_of_run(truth, "as-good")
     found = {}
-    for name, model in models(data).items():
+    for name, model in models(seed).items():
         p = model.scores(truth.own)
         found[name] = (float(p[stops].mean() - good[stops].mean()), float(p[inner].mean() - good[inner].mean()))
     return found
 
 
-def models(data: Dataset) -> dict[str, FitResult]:
+def as_if_ended(item: EpisodeWithLabels) -> EpisodeWithLabels:
+    """A stopped run, as if it had come to its own end where it was stopped."""
+    outcome = replace(item.episode.outcome, stopped=False, end_reason="done", stop_step=None)
+    return replace(item, episode=replace(item.episode, outcome=outcome))
+
+
+def models(seed: int) -> dict[str, FitResult]:
     """One model for each way to make a data set of the log."""
+    log = episodes(N_REQUESTS, seed)
+    data = build_dataset(log, match=match)
+    stopped = build_dataset(
+        [as_if_ended(item) for item in log if item.episode.outcome.stopped],
+        match=match,
+        chosen=data.chosen,
+        most_live=N_REQUESTS,
+    )
     ours = build_examples(data, np.ones(len(data), dtype=bool), "as-good")
     assert ours is not None
-    full = data.full[data.run_of_row]
-    full[data.last] = False
-    whole, stops = np.flatnonzero(full), data.last[~data.full]
-    right = stops[data.right[stops] == 1]
+    whole, stops = np.flatnonzero(data.full[data.run_of_row] & data.inner), stopped.last
+    right = stops[stopped.right[stops] == 1]
     good = good_rows_of_run(data, "as-good")
     made = {"ours": ours}
     for name, taken in (("naive", stops), ("right stops", right), ("unweighted", stops[:0])):
         made[name] = Examples(
-            x=data.own[np.concatenate([whole, taken])],
+            x=np.concatenate([data.own[whole], stopped.own[taken]]),
             good=np.concatenate([good[whole], np.ones(len(taken), dtype=bool)]),
         )
     return {name: fit(rows, data.chosen) for name, rows in made.items()}
@@ -103,8 +116,7 @@ def test_a_model_of_full_runs_as_they_come_holds_all_runs_for_hard_ones_and_ours
 @pytest.mark.slow
 def test_who_believes_a_naive_model_loses_more_than_it_said_and_who_believes_ours_does_not(truth: Dataset) -> None:
     """Stop as boldly as the model itself says costs at most five answers in a hundred: how many does it cost?"""
-    data = build_dataset(episodes(N_REQUESTS, seed=3), match=match, stopped_labels=True)
-    lost = {name: lost_when_believed(model, truth, 0.05) for name, model in models(data).items()}
+    lost = {name: lost_when_believed(model, truth, 0.05) for name, model in models(3).items()}
     print(f"lost where the model says at most 5 %: {lost}")
     assert lost["ours"] < 0.05
     assert lost["naive"] > 0.07
@@ -164,7 +176,7 @@ def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) ->
 
     rows = {}
     for name, data in (("pick", picked_on), ("judge", judged_on)):
-        runs = audit_runs(data, np.arange(len(data)))
+        runs = audit_runs(data)
         runs = as_served(replace(runs, x=data.columns(version.models[0].features)), version)
         rows[name] = (runs, fold_version(version).rows(runs))
     runs, row = rows["pick"]

@@ -135,7 +135,7 @@ def test_a_version_that_is_none_is_refused_with_its_place(
 @pytest.mark.parametrize("level", [0, 1, 5, 10])
 def test_what_is_judged_is_what_is_served(data: Dataset, version: FoldedVersion, level: int) -> None:
     """The live policy of each prompt, taken through its episode step by step, stops where the card's rows say."""
-    runs = as_served(audit_runs(data, np.arange(len(data))), version)
+    runs = as_served(audit_runs(data), version)
     row = fold_version(version).rows_at(runs, level)
     by_seq = {item.seq: item.episode for item in EPISODES}
     for number in range(0, len(data), 9):
@@ -207,7 +207,7 @@ def test_a_card_says_what_was_saved_and_lost_on_prompts_that_nobody_had_seen(
     """On two thousand fresh runs the card's numbers come true, within its own intervals and a little."""
     assert proposal.card is not None
     fresh = build_dataset(episodes(2_000, seed=5, world=WORLD), match=match)
-    runs = as_served(audit_runs(fresh, np.arange(len(fresh))), version)
+    runs = as_served(audit_runs(fresh), version)
     for point in proposal.card.frontier:
         levels = np.array(point.levels)[runs.fold]
         row = fold_version(version).rows(runs)[np.arange(len(runs)), levels]

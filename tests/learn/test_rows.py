@@ -99,30 +99,15 @@ def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> No
     assert ratio == pytest.approx(ratio[0])
 
 
-def test_stopped_runs_teach_what_stopping_pays_and_full_ones_what_going_on_does() -> None:
-    data = build_dataset(SEEN, match=match, stopped_labels=True)
-    runs = build_trajectories(data, everyone(data))
-    assert runs is not None
-    assert runs.stop_weight is not None
-    assert runs.go_on_weight is not None
-    sizes = np.diff(runs.starts)
-    of_run = np.repeat(np.arange(len(sizes)), sizes)
-    going_on = np.maximum.reduceat(runs.go_on_weight, runs.starts[:-1]) > 0
-    assert going_on.sum() == data.full.sum()
-    assert (~going_on).sum() == data.n_stopped
-    last = runs.starts[1:] - 1
-    assert (runs.stop_weight[last[~going_on]] > 0).all()  # the stop itself decided something
-    assert (runs.stop_weight[last[going_on]] == 0).all()  # the end of a full run did not
-    assert (runs.go_on_weight[~going_on[of_run]] == 0).all()
-
-
-def test_what_stopping_pays_is_learned_without_bias_from_a_mixture_of_audits_and_stopped_runs() -> None:
+def test_what_stopping_pays_is_learned_without_bias_from_the_full_runs() -> None:
     """P(right | stop) at the first step, over all traffic; there the truth is a plain mean."""
-    data = build_dataset(SEEN, match=match, stopped_labels=True)
+    data = build_dataset(SEEN, match=match)
     runs, whole = build_trajectories(data, everyone(data)), build_trajectories(ALL, everyone(ALL))
     assert runs is not None
     assert whole is not None
     assert runs.stop_weight is not None
+    assert len(runs.starts) - 1 == data.full.sum()
+    assert (runs.stop_weight[runs.starts[1:] - 1] == 0).all(), "the end of a run decides nothing"
     first = runs.starts[:-1]
     found = np.average(runs.ok[first], weights=runs.stop_weight[first])
     truth = whole.ok[whole.starts[:-1]].mean()
@@ -131,25 +116,10 @@ def test_what_stopping_pays_is_learned_without_bias_from_a_mixture_of_audits_and
     assert bold == pytest.approx(fit_values(whole, prices=np.array([0.1])).mean_tokens, rel=0.02)
 
 
-def test_labels_of_a_few_stopped_runs_speak_for_all_of_them() -> None:
-    """One in ten has a label, by lot; the others are known to be there by their number alone."""
-    few = [
-        item if not item.episode.outcome.stopped or n % 10 == 0 else replace(item, labels=())
-        for n, item in enumerate(SEEN)
-    ]
-    data = build_dataset(few, match=match, stopped_labels=True)
-    runs = build_trajectories(data, everyone(data))
-    assert runs is not None
-    assert runs.stop_weight is not None
-    first = runs.starts[:-1]
-    truth = (ALL.right[ALL.starts[:-1]] == 1).mean()
-    assert np.average(runs.ok[first], weights=runs.stop_weight[first]) == pytest.approx(truth, abs=0.03)
-
-
 def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
     """Z and D of the shadow stop, from the rows, are those of the outcome's own `would_answer`."""
     data = build_dataset(SEEN, match=match)
-    runs = audit_runs(data, np.arange(len(data)))
+    runs = audit_runs(data)
     by_seq = {item.seq: item.episode.outcome for item in SEEN}
     outcomes = [by_seq[int(seq)] for seq in data.seq]
     row = np.where(data.stop < 0, data.last, data.stop)
@@ -162,7 +132,7 @@ def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
 
 def test_without_labels_every_disagreement_counts_as_a_loss() -> None:
     data = build_dataset(episodes(200, seed=3, world=World(mode="observe", labels="none")), match=match)
-    runs = audit_runs(data, np.arange(len(data)))
+    runs = audit_runs(data)
     assert runs.z.tolist() == runs.d.astype(int).tolist()
     assert np.isinf(runs.label_at).all()
     assert build_examples(data, everyone(data), "hopeless") is None

@@ -6,10 +6,9 @@
     live, stopped                known                  hidden        hidden
 
 "Full by design" is everything in `observe`, and audits in `enforce`. A stop of a live run is known to be as good as the
-full run only where its answer was right, so its rows are left out of stop models, which would learn that all stops are
-good. Full runs are weighted by 1/P(seen in full): the audit share where the policy stops, else 1 (Horvitz and Thompson
-1952, JASA 47; Seaman and White 2013, SMMR 22). Unweighted, live runs that were not stopped, the hard ones, would
-dominate.
+full run only where its answer was right, so stopped runs are left out: models would learn that all stops are good. Full
+runs are weighted by 1/P(seen in full): the audit share where the policy stops, else 1 (Horvitz and Thompson 1952, JASA
+47; Seaman and White 2013, SMMR 22). Unweighted, live runs that were not stopped, the hard ones, would dominate.
 """
 
 from __future__ import annotations
@@ -104,16 +103,13 @@ class RecordedRun(LabelledEpisode, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dataset(RaggedRuns):
-    """N runs of one route with T checkpoints; run i has the rows starts[i] … starts[i + 1] - 1.
-
-    A full run's last row is its end, a stopped run's its stop.
-    """
+    """N runs of one route, full or abandoned, with T checkpoints; run i has the rows starts[i] … starts[i + 1] - 1."""
 
     kind: Kind
     chosen: FeatureSelection
     x: Floats  # (T, P + E): features, in the order of `chosen.names`, then of `also`
     starts: Ints  # (N + 1,)
-    same: Bools  # (T,): the answer after the row is the full run's; False where hidden
+    same: Bools  # (T,): the answer after the row is the full run's; False in an abandoned run
     right: Small  # (T,): the answer after the row is right (1), wrong (0) or unknown (-1)
     may_stop: Bools  # (T,): there is an answer to deliver
     cost: Floats  # (T,): tokens if stopped after the row, including probes and the written answer
@@ -121,17 +117,16 @@ class Dataset(RaggedRuns):
     full: Bools  # (N,): ran to its own end
     abandoned: Bools  # (N,): an audit that disconnected or timed out
     by_design: Bools  # (N,): runs in full under any policy; only these may certify
-    p_full: Floats  # (N,): P(such a run is seen in full); nan where hidden
-    stop: Ints  # (N,): row of the policy's stop, real or shadow; -1: none
+    p_full: Floats  # (N,): P(such a run is seen in full)
+    stop: Ints  # (N,): row where the policy would have stopped; -1: none
     full_right: Small  # (N,): as `right`, of the full run's answer
-    full_tokens: Floats  # (N,): of the full run alone, or of a vote over all samples; nan where hidden
+    full_tokens: Floats  # (N,): of the full run alone, or of a vote over all samples
     age: Floats  # (N,): later runs by design
     seq: Ints  # (N,): place in the log, rising
     at_s: Floats  # (N,): receipt, Unix time; informative
     fold: Small  # (N,): of its prompt, the same in every version
     key: tuple[str, ...]  # (N,): hash of the prompt
     query_class: tuple[str, ...]  # (N,): "" for none
-    n_stopped: int  # stopped runs of the same period, with or without a label
     also: tuple[str, ...]  # E further features, for other versions
     last_seq: int  # last row of the log that was used, labels included
     left_out: Mapping[str, int]  # reason: unusable runs
@@ -153,9 +148,8 @@ class Dataset(RaggedRuns):
 
     @property
     def labelled(self) -> Bools:
-        """Shape (N,): the delivered answer is known to be right or wrong."""
-        delivered = np.where(self.full, self.full_right, self.right[self.last] if len(self) else 0)
-        return np.asarray((delivered >= 0) & ~self.abandoned)
+        """Shape (N,): the full run's answer is known to be right or wrong."""
+        return np.asarray(self.full_right >= 0)
 
     def digest(self) -> str:
         parts = hashlib.blake2b(digest_size=12)
@@ -177,7 +171,6 @@ def build_dataset(
     most_audits: int = MOST_AUDITS,
     most_live: int = MOST_LIVE,
     label_of: LabelOf = current_label,
-    stopped_labels: bool = False,
 ) -> Dataset:
     """Build columns from the episodes of one route, in any order. Raise ValueError without a usable run.
 
@@ -187,10 +180,8 @@ def build_dataset(
     most_audits     latest runs in full by design that are kept, with everything since the first of them
     most_live       most live runs that were not stopped; of more, a random part represents all
     label_of        selects the label of a run; None where no label is valid
-    stopped_labels  keep labelled runs that were stopped, too. Only if their labels come by design (a scorer, a drawn
-                    reviewer) and not mostly from users with wrong answers
     """
-    kept, stopped, left = _sort_out(episodes, label_of, stopped_labels=stopped_labels)
+    kept, left = _sort_out(episodes, label_of)
     last_seq = max((run.label_seq for run in kept), default=0)
     kept, live_share = _window(kept, most_audits, most_live, left)
     if not kept:
@@ -214,7 +205,6 @@ def build_dataset(
         per_step=np.maximum(1.0, columns.values["tokens_used"] / np.maximum(1.0, columns.values["step"])),
         query_class=tuple(query.query_class for query in queries),
         also=also,
-        n_stopped=sum(seq >= kept[0].seq for seq in stopped),
         last_seq=last_seq,
         left_out=dict(+left),
         **_by_run(kept, columns.starts, match, live_share=live_share),
@@ -228,40 +218,41 @@ def build_dataset(
 class _Run:
     request: Request
     outcome: Outcome
-    steps: tuple[StepRecord, ...]
     label: Feedback | None
     fate: Fate
     seq: int
     label_seq: int  # of its last label, or its own
 
     @property
+    def steps(self) -> tuple[StepRecord, ...]:
+        return self.outcome.steps
+
+    @property
+    def is_full(self) -> bool:
+        return self.fate == "full"
+
+    @property
     def is_live(self) -> bool:
-        return self.fate == "full" and not by_design(self.request)
+        return self.is_full and not by_design(self.request)
 
     @property
     def key(self) -> str:
         return self.request.question_key or f"episode {self.request.episode_id}"
 
 
-def _sort_out(
-    episodes: Iterable[RecordedRun], label_of: LabelOf, *, stopped_labels: bool
-) -> tuple[list[_Run], list[int], Counter[str]]:
-    kept, stopped, left = list[_Run](), list[int](), Counter[str]()
+def _sort_out(episodes: Iterable[RecordedRun], label_of: LabelOf) -> tuple[list[_Run], Counter[str]]:
+    kept, left = list[_Run](), Counter[str]()
     for item in episodes:
         request, outcome = item.episode.request, item.episode.outcome
-        what, label = fate(request, outcome), label_of(item.labels)
-        if what == "stopped":
-            stopped.append(item.seq)
-        if what == "stopped" and (label is None or not stopped_labels):
+        what = fate(request, outcome)
+        if what in ("full", "abandoned") and outcome.steps:
+            label_seq = max([item.seq, *(one.seq for one in item.labels)])
+            kept.append(_Run(request, outcome, label_of(item.labels), what, item.seq, label_seq))
+        elif what == "stopped":
             left["stopped, without a label by design"] += 1
-        elif what not in ("full", "abandoned", "stopped") or not outcome.steps:
-            left[what if by_design(request) or what == "ungoverned" else f"live, {what}"] += 1
         else:
-            cut = outcome.stop_step if what == "stopped" else None
-            steps = tuple(step for step in outcome.steps if cut is None or step.index <= cut)
-            seqs = [item.seq, *(one.seq for one in item.labels)]
-            kept.append(_Run(request, outcome, steps, label, what, item.seq, max(seqs)))
-    return sorted(kept, key=lambda run: run.seq), stopped, left
+            left[what if by_design(request) or what == "ungoverned" else f"live, {what}"] += 1
+    return sorted(kept, key=lambda run: run.seq), left
 
 
 def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[str]) -> tuple[list[_Run], float]:
@@ -288,16 +279,12 @@ def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[st
 def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Floats:
     """After the first step of every governed run, stopped or not, shape (runs, names)."""
     features = FeatureSet(names)
-    firsts = [
-        (item.episode.request, item.episode.outcome.steps[:1])
-        for item in episodes
-        if item.episode.request.ungoverned is None and item.episode.outcome.steps
-    ]
+    governed = [item.episode for item in episodes if item.episode.request.ungoverned is None]
+    firsts = [(one.request.query or Query(), one.outcome.steps[:1]) for one in governed if one.outcome.steps]
     if not firsts:
         return np.empty((0, len(names)))
-    queries = [request.query or Query() for request, _ in firsts]
-    runs = [(query, steps) for query, (_, steps) in zip(queries, firsts, strict=True)]
-    return features.matrix(recorded_columns(features.needs, firsts[0][0].kind, runs), queries)
+    columns = recorded_columns(features.needs, governed[0].request.kind, firsts)
+    return features.matrix(columns, [query for query, _ in firsts])
 
 
 def as_step(record: StepRecord) -> Step:
@@ -331,11 +318,11 @@ def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple
         for row in range(start, end):
             code = columns.answer[row]
             answer = None if np.isnan(code) else columns.answers[int(code)]
-            same[row] = run.fate == "full" and answer is not None and answer == run.outcome.answer
+            same[row] = run.is_full and answer is not None and answer == run.outcome.answer
             if answer not in known:
                 known[answer] = _is_right(answer, run, match)
             right[row] = known[answer]
-        if run.fate == "full":  # a stop at the last row is the full run
+        if run.is_full:  # a stop at the last row is the full run
             same[end - 1], right[end - 1] = True, _is_right(run.outcome.answer, run, match)
     return same, right
 
@@ -346,36 +333,25 @@ def _is_right(answer: str | None, run: _Run, match: Match) -> int:
 
 
 def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: float) -> dict[str, Any]:
-    full = np.array([run.fate == "full" for run in runs])
+    full = np.array([run.is_full for run in runs])
     design = np.array([by_design(run.request) for run in runs])
-    right = [_is_right(run.outcome.answer, run, match) if run.fate == "full" else -1 for run in runs]
+    right = [_is_right(run.outcome.answer, run, match) if run.is_full else -1 for run in runs]
     keys = tuple(run.key for run in runs)
     return {
         "full": full,
         "abandoned": np.array([run.fate == "abandoned" for run in runs]),
         "by_design": design,
-        "p_full": np.array([_odds(run, live_share) for run in runs]),
+        # Abandoned live runs are never kept.
+        "p_full": np.array([p_full(run.request, run.outcome, live_share=live_share * run.is_full) for run in runs]),
         "stop": np.array([_stop_row(run, start) for run, start in zip(runs, starts, strict=False)], dtype=np.int64),
         "full_right": np.array(right, dtype=np.int8),
-        "full_tokens": np.array(
-            [
-                np.nan if run.fate == "stopped" else _generated(run) + undrawn_tokens(run.request, run.outcome)
-                for run in runs
-            ]
-        ),
+        "full_tokens": np.array([_generated(run) + undrawn_tokens(run.request, run.outcome) for run in runs]),
         "age": (np.cumsum(design[::-1])[::-1] - design).astype(np.float64),
         "seq": np.array([run.seq for run in runs], dtype=np.int64),
         "at_s": np.array([run.request.received_at_s for run in runs]),
         "fold": np.array([prompt_fold(key, N_FOLDS) for key in keys], dtype=np.int8),
         "key": keys,
     }
-
-
-def _odds(run: _Run, live_share: float) -> float:
-    """Abandoned live runs are never kept."""
-    if run.fate == "stopped":
-        return np.nan
-    return p_full(run.request, run.outcome, live_share=live_share if run.fate == "full" else 0.0)
 
 
 def _stop_row(run: _Run, start: int) -> int:
@@ -403,7 +379,6 @@ def _costs(run: _Run, wave: int) -> Floats:
         spent = spent[launched - 1]
     if run.request.kind == "reasoning" and usage is not None:
         spent = spent + max(0, usage.completion_tokens - usage.reasoning_tokens)  # the answer is written in any case
-    if run.fate != "stopped":
-        # The rest of the last wave of a decided vote was cancelled, so only what was generated counts.
-        spent[launched == len(spent)] = _generated(run)
+    # The rest of the last wave of a decided vote was cancelled, so only what was generated counts.
+    spent[launched == len(spent)] = _generated(run)
     return spent + probes

@@ -175,7 +175,7 @@ def make_card(
         max_em_drop=max_em_drop,
         n_runs=len(judge.runs),
         n_prompts=judge.draws.n_groups,
-        n_labelled=int(data.labelled[judge.which].sum()),
+        n_labelled=int(data.labelled.sum()),
         calibration=calibrate(data, version, "as-good", rng),
         failing=None if version.models[0].hopeless is None else calibrate(data, version, "hopeless", rng),
         curve=judge.curve(outcome),
@@ -198,11 +198,10 @@ class _Outcome:
 class _Judge:
     def __init__(self, data: Dataset, max_em_drop: float, rng: np.random.Generator) -> None:
         self.data, self.max_em_drop = data, max_em_drop
-        self.which = np.flatnonzero(data.full | data.abandoned)
-        self.runs = audit_runs(data, self.which)
-        self.weight = weigh_full_runs(data)[self.which]
-        self.classes_of = np.array([data.query_class[i] for i in self.which])
-        self.draws = Resamples([data.key[i] for i in self.which], rng)
+        self.runs = audit_runs(data)
+        self.weight = weigh_full_runs(data)
+        self.classes_of = np.array(data.query_class)
+        self.draws = Resamples(data.key, rng)
 
     def outcome(self, version: FoldedVersion) -> _Outcome:
         if len(version.models) != N_FOLDS:
@@ -211,8 +210,7 @@ class _Judge:
         return self._at(runs, fold_version(version).rows(runs))
 
     def _read_by(self, version: FoldedVersion) -> AuditRuns:
-        rows = np.isin(self.data.run_of_row, self.which)
-        return replace(self.runs, x=self.data.columns(version.models[0].features)[rows])
+        return replace(self.runs, x=self.data.columns(version.models[0].features))
 
     def _at(self, runs: AuditRuns, rows: Ints) -> _Outcome:
         z = runs.z[rows].astype(np.float64)
@@ -256,7 +254,7 @@ class _Judge:
                 ClassHarm(
                     query_class=str(name),
                     n_runs=n,
-                    n_prompts=len({self.data.key[i] for i in self.which[member]}),
+                    n_prompts=len({self.data.key[i] for i in np.flatnonzero(member)}),
                     saving=point.saving,
                     drop=point.drop,
                     lost=point.lost,

@@ -70,7 +70,6 @@ class FitLineage:
     last_seq: int
     n_runs: int  # full runs
     n_by_design: int  # observed runs and audits among `n_runs`
-    n_stopped: int  # stopped runs, used for Q(stop) alone
     n_prompts: int
     n_labelled: int
     left_out: tuple[tuple[str, int], ...]  # reason and number of unusable runs, sorted
@@ -131,7 +130,6 @@ def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe
         last_seq=data.last_seq,
         n_runs=int(data.full.sum()),
         n_by_design=int((data.full & data.by_design).sum()),
-        n_stopped=int((~data.full & ~data.abandoned).sum()),
         n_prompts=len(set(data.key)),
         n_labelled=int(data.labelled.sum()),
         left_out=tuple(sorted(data.left_out.items())),
@@ -171,7 +169,7 @@ def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str
 
 
 def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: FitRecipe) -> tuple[float, ...] | None:
-    runs = audit_runs(data, np.flatnonzero(data.full & learn_from))
+    runs = audit_runs(data).take(np.flatnonzero(data.full & learn_from))
     risk = level_risk(1.0 - model.suffices.scores(runs.x), runs, recipe.cost_exponent)
     levels = cut_levels(risk, runs, recipe.n_levels)[1:]
     return tuple(levels.tolist()) if np.isfinite(levels).all() else None
@@ -179,8 +177,7 @@ def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: FitRecip
 
 def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: str) -> tuple[StopModel, ...] | None:
     """A value model for each fold, at the highest price that keeps the target on the others; None: too few labels."""
-    which = np.flatnonzero(data.full | data.abandoned)
-    runs, weight = audit_runs(data, which), weigh_full_runs(data)[which]
+    runs, weight = audit_runs(data), weigh_full_runs(data)
     fitted = list[Values]()
     z = np.zeros((len(runs), len(_PRICES) + 1))
     for fold in range(N_FOLDS):

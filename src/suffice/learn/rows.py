@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
+from suffice.learn.audits import AuditRuns, Bools, Floats, Small
 from suffice.learn.dataset import Dataset
 from suffice.learn.groups import weigh_repeats
 from suffice.learn.models import Examples, Target, Trajectories
@@ -28,9 +28,8 @@ _RARE: Final = 0.01  # of all full runs: a smaller group needs no labels
 
 
 def weigh_full_runs(data: Dataset) -> Floats:
-    """How many runs each full run represents, at least 1, shape (N,); 0 for runs that are not seen in full."""
-    complete = data.full | data.abandoned
-    return np.where(complete, 1.0 / np.where(complete, data.p_full, 1.0), 0.0)
+    """How many runs each one represents, at least 1, shape (N,)."""
+    return np.asarray(1.0 / data.p_full)
 
 
 def weigh_labels(data: Dataset) -> Floats | None:
@@ -41,7 +40,7 @@ def weigh_labels(data: Dataset) -> Floats | None:
     full = data.full
     if not full.any():
         return None
-    group, labelled = _disagreement(data), data.labelled & full
+    group, labelled = _disagreement(data), data.labelled
     weight = np.zeros(len(data))
     for number in np.unique(group[full]):
         members = full & (group == number)
@@ -82,26 +81,16 @@ def good_rows_of_run(data: Dataset, target: Target) -> Bools:
 def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
     """The selected runs for the value model; None: too few labels.
 
-    Rows up to a stop are seen under any assignment, so with labels by design they count once each, those of stopped
-    runs included; only later rows represent unseen ones. An answer of unknown correctness counts as wrong.
+    An answer of unknown correctness counts as wrong.
     """
     labels = weigh_labels(data)
     if labels is None:
         return None
     run, fading = data.run_of_row, _fading(data, half_life)
-    odds = weigh_full_runs(data) * data.full
-    go_on = _scaled(odds * labels * runs, fading)[run]
-    # How many stopped runs each labelled one represents, 0 for the others; None: too few labels.
-    labelled = ~data.full & ~data.abandoned & data.labelled
-    n = int(labelled.sum())
-    stopped = None if n < LEAST_LABELS else np.where(labelled, max(data.n_stopped, n) / n, 0.0)
-    runs_each = (odds * labels)[run]
-    if stopped is not None:
-        before = (np.arange(len(run)) <= data.stop[run]) & data.full[run]
-        runs_each = np.where(before, labels[run], runs_each) + stopped[run]
-    decides = data.inner | ~data.full[run]  # the last row has a decision only in a stopped run
-    stop = _scaled(runs_each * runs[run] * decides, fading[run])
-    rows = np.flatnonzero(((labels > 0) | (stopped > 0 if stopped is not None else False))[run] & runs[run])
+    runs_each = weigh_full_runs(data) * labels
+    go_on = _scaled(runs_each * runs, fading)[run]
+    stop = _scaled(runs_each[run] * runs[run] * data.inner, fading[run])
+    rows = np.flatnonzero((labels > 0)[run] & runs[run])
     starts = np.concatenate([np.flatnonzero(np.diff(run[rows], prepend=-1)), [len(rows)]])
     return Trajectories(
         x=data.own[rows],
@@ -113,13 +102,13 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
     )
 
 
-def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
-    """Some full or abandoned runs as evidence, with their labels now; only those `by_design` are a random sample."""
+def audit_runs(data: Dataset) -> AuditRuns:
+    """The runs as evidence, with their labels now; only those `by_design` are a random sample."""
     full_right = data.full_right[data.run_of_row]
     z = np.where(full_right < 0, ~data.same, full_right == 1).astype(np.int8)
     z -= ((full_right >= 0) & (data.right == 1)).astype(np.int8)
     names = sorted(set(data.query_class))
-    runs = AuditRuns(
+    return AuditRuns(
         x=data.own,
         starts=data.starts,
         z=z,
@@ -135,7 +124,6 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
         query_class=np.array([names.index(name) for name in data.query_class], dtype=np.int64),
         abandoned=data.abandoned,
     )
-    return runs.take(which)
 
 
 def _scaled(runs_each: Floats, fading: Floats) -> Floats:

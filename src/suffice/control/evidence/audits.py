@@ -231,7 +231,7 @@ def _replayed_rows(
     ]
     data = build_dataset(recorded, match=match, chosen=chosen, wave=wave, most_audits=len(recorded) + 1)
     assert len(data) == len(audits), "a full run was left out of its evidence"
-    runs = audit_runs(data, np.arange(len(data)))
+    runs = audit_runs(data)
     z, d, may_stop = runs.z.copy(), runs.d.copy(), runs.may_stop.copy()
     for audit, start, end in zip(audits, runs.starts[:-1], runs.starts[1:], strict=True):
         if audit.gap is not None:  # a stop might have needed the missing answer
