@@ -46,8 +46,6 @@ from suffice.replay.study.sums import (
     Difference,
     QuestionSums,
     compare_nested,
-    measure_policies,
-    pick_policies,
     sum_halts,
 )
 from suffice.replay.traces.read import survey
@@ -136,7 +134,7 @@ def frozen_by_class(study: Study, nested: NestedRungs, pool: LadderPool, target:
             mine = of_class(study, pooled, keep, v)
             enough = int((keep & (study.fold != v)).sum()) >= SMALL_CLASS
             sums, _, slices = (mine if enough else pooled).of(pool.ladders)
-            choice = int(pick_policies(measure_policies(sums, sums.weights(v)), slices, target, 1.0)[0])
+            choice = int(sums.measure(sums.weights(v)).pick(slices, target, 1.0)[0])
             questions = dict.fromkeys(q for q, kept in zip(study.runs.question, keep, strict=True) if kept)
             rows = np.array([place[question] for question in questions])
             judged, _, _ = mine.of(pool.ladders)
@@ -182,8 +180,8 @@ def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, t
 def saved_in_pick(nested: NestedRungs, pool: LadderPool, v: int, target: float) -> float:
     """What the pooled pick saves on the questions where it was picked."""
     sums, _, slices = nested.by_fold[v].of(pool.ladders)
-    at = measure_policies(sums, sums.weights(v))
-    choice = int(pick_policies(at, slices, target, MARGIN)[0])
+    at = sums.measure(sums.weights(v))
+    choice = int(at.pick(slices, target, MARGIN)[0])
     return 0.0 if choice == NONE else float(at.saved[0, choice])
 
 

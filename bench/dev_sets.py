@@ -24,7 +24,7 @@ from suffice.replay.study.runs import stop_at_first
 from suffice.replay.study.scores import SCORES
 from suffice.replay.study.sets import pools_of
 from suffice.replay.study.study import LadderPool, Study
-from suffice.replay.study.sums import QuestionSums, SumsFold, measure_policies
+from suffice.replay.study.sums import QuestionSums, SumsFold
 from suffice.replay.traces.read import Survey, survey
 
 TARGETS = (0.0, 0.005, 0.01, 0.02)
@@ -87,7 +87,7 @@ def oracles(study: Study) -> str:
     summing = SumsFold(2)
     summing.add(runs, [stop_at_first(runs, runs.same), stop_at_first(runs, runs.ok)])
     sums = without_probes(summing.sums())
-    at = measure_policies(sums, sums.weights(None))
+    at = sums.measure(sums.weights(None))
     agree, correct = (f"{saved:.1%}" for saved in at.saved[0])
     return f"{agree} saved at the first step with the full run's answer, {correct} at the first right one"
 

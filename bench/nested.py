@@ -23,11 +23,6 @@ from suffice.replay.study.sums import (
     N_FOLDS,
     NONE,
     QuestionSums,
-    measure_policies,
-    miss_share,
-    never_stop,
-    pick_plainly,
-    pick_policies,
 )
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
@@ -57,25 +52,25 @@ class NestedRungs:
 
     def frozen(self, pool: LadderPool, target: float, *, margin: float = MARGIN) -> QuestionSums:
         """Each question under the point that was picked without its fold; one policy."""
-        values = never_stop(self.all.sums).values
+        values = self.all.sums.never_stop().values
         for v, laid in enumerate(self.by_fold):
             sums, _, slices = laid.of(pool.ladders)
-            choice = int(pick_policies(measure_policies(sums, sums.weights(v)), slices, target, margin)[0])
+            choice = int(sums.measure(sums.weights(v)).pick(slices, target, margin)[0])
             if choice != NONE:
                 values[sums.fold == v, 0] = sums.values[sums.fold == v, choice]
         return QuestionSums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
 
     def hindsight(self, pool: LadderPool, target: float) -> tuple[str, QuestionSums]:
         sums, rungs, _ = self.all.of(pool.ladders)
-        choice = int(pick_plainly(measure_policies(sums, sums.weights(None)), target)[0])
+        choice = int(sums.measure(sums.weights(None)).pick_plainly(target)[0])
         if choice == NONE:
-            return "never", never_stop(self.all.sums)
+            return "never", self.all.sums.never_stop()
         return rungs[choice].label, sums.columns([choice])
 
     def miss_share(self, pool: LadderPool, target: float, *, seed: int = 0, margin: float | None = MARGIN) -> float:
         """Share of 200 halvings in which a point picked on one half misses on the other; margin None: plain tuning."""
         sums, _, slices = self.all.of(pool.ladders)
-        return miss_share(sums, slices, target, np.random.default_rng(seed), margin=margin)
+        return sums.miss_share(slices, target, np.random.default_rng(seed), margin=margin)
 
 
 def nest(study: Study, *, probes_charged: bool = True) -> NestedRungs:

@@ -14,12 +14,7 @@ from suffice.replay.study.sums import (
     PolicyPoints,
     QuestionSums,
     at_choice,
-    bootstrap,
     draw_halves,
-    measure_policies,
-    miss_share,
-    pick_plainly,
-    pick_policies,
 )
 
 TOKENS = 100.0  # of each full run
@@ -42,13 +37,13 @@ def looked(drop: list[float], saved: list[float], error: float = 0.0) -> PolicyP
 
 def test_a_point_is_the_last_of_an_unbroken_run_of_good_rungs() -> None:
     at = looked([0.0, 0.005, 0.03, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4, 0.5])
-    assert pick_policies(at, [slice(0, 5)], 0.01, MARGIN).tolist() == [1]
-    assert pick_plainly(at, 0.01).tolist() == [4]
+    assert at.pick([slice(0, 5)], 0.01, MARGIN).tolist() == [1]
+    assert at.pick_plainly(0.01).tolist() == [4]
 
 
 def test_of_several_ladders_the_one_that_saves_most_is_taken_each_from_its_own_safe_end() -> None:
     at = looked([0.03, 0.0, 0.0, 0.005, 0.02], [0.9, 0.8, 0.3, 0.4, 0.95])
-    assert pick_policies(at, [slice(0, 2), slice(2, 5)], 0.01, MARGIN).tolist() == [3]
+    assert at.pick([slice(0, 2), slice(2, 5)], 0.01, MARGIN).tolist() == [3]
 
 
 @given(
@@ -65,7 +60,7 @@ def test_no_rung_behind_a_failing_one_is_ever_picked(
 ) -> None:
     saved = np.random.default_rng(seed).random(len(drop)).tolist()
     ladders = [slice(0, min(cut, len(drop))), slice(min(cut, len(drop)), len(drop))]
-    (choice,) = pick_policies(looked(drop, saved, error), ladders, target, margin).tolist()
+    (choice,) = looked(drop, saved, error).pick(ladders, target, margin).tolist()
     good = [d + margin * error <= target + 1e-12 for d in drop]
     open_to = [at for rungs in ladders for at in range(rungs.start, rungs.stop) if all(good[rungs.start : at + 1])]
     if choice == NONE:
@@ -77,23 +72,23 @@ def test_no_rung_behind_a_failing_one_is_ever_picked(
 
 def test_a_rung_that_saves_nothing_is_not_worth_taking() -> None:
     at = looked([0.0, 0.0], [0.0, -0.2])
-    assert pick_policies(at, [slice(0, 2)], 0.01, MARGIN).tolist() == [NONE]
-    assert pick_plainly(at, 0.01).tolist() == [NONE]
+    assert at.pick([slice(0, 2)], 0.01, MARGIN).tolist() == [NONE]
+    assert at.pick_plainly(0.01).tolist() == [NONE]
     assert at_choice(at.saved, np.array([NONE])).tolist() == [0.0]
 
 
 def test_of_no_rung_at_all_none_is_picked() -> None:
     """Runs may be too short for every setting of a rule."""
     at = PolicyPoints(*(np.zeros((3, 0)) for _ in range(3)))
-    assert pick_policies(at, [slice(0, 0)], 0.01, MARGIN).tolist() == [NONE] * 3
-    assert pick_plainly(at, 0.01).tolist() == [NONE] * 3
+    assert at.pick([slice(0, 0)], 0.01, MARGIN).tolist() == [NONE] * 3
+    assert at.pick_plainly(0.01).tolist() == [NONE] * 3
     assert at_choice(at.saved, np.full(3, NONE)).tolist() == [0.0] * 3
 
 
 def test_what_is_seen_by_hand() -> None:
     """Two questions of one and three runs; two answers lost in the second."""
     sums = sums_of(np.array([[0.0], [2.0]]), np.array([[0.5], [0.25]]), np.array([1.0, 3.0]))
-    at = measure_policies(sums, np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 2.0]]))
+    at = sums.measure(np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 2.0]]))
     assert at.drop[:, 0].tolist() == pytest.approx([0.5, 0.0, 2 / 3])
     assert at.saved[:, 0].tolist() == pytest.approx([1 - (50 + 225) / 400, 0.5, 0.25])
     assert (sums.of("lost").sum(axis=0) / sums.n.sum()).tolist() == [0.5]
@@ -110,13 +105,13 @@ def test_the_error_of_a_drop_is_the_spread_of_what_other_questions_would_have_sh
         return sums_of(lost[:, None], np.full((n_questions, 1), 0.5), n)
 
     ones = np.ones((1, n_questions))
-    looks = [measure_policies(drawn(), ones) for _ in range(2_000)]
+    looks = [drawn().measure(ones) for _ in range(2_000)]
     drops, errors = np.array([x.drop[0, 0] for x in looks]), np.array([x.error[0, 0] for x in looks])
     assert np.sqrt((errors**2).mean()) == pytest.approx(drops.std(), rel=0.06)
 
 
 def test_where_nothing_was_lost_the_error_is_not_nothing() -> None:
-    at = measure_policies(sums_of(np.zeros((50, 1)), np.full((50, 1), 0.5)), np.ones((1, 50)))
+    at = sums_of(np.zeros((50, 1)), np.full((50, 1), 0.5)).measure(np.ones((1, 50)))
     assert at.drop[0, 0] == 0
     assert at.error[0, 0] == pytest.approx(np.sqrt(50 / 49) / 50)
 
@@ -127,8 +122,8 @@ def test_plain_tuning_misses_more_often_than_the_margin_where_every_rung_is_wort
     lost = (rng.random((400, 40)) < 0.012).astype(np.float64)
     sums = sums_of(lost, np.tile(np.linspace(0.2, 0.8, 40), (400, 1)))
     ladder = [slice(0, 40)]
-    plain = miss_share(sums, ladder, 0.01, np.random.default_rng(1), margin=None)
-    careful = miss_share(sums, ladder, 0.01, np.random.default_rng(1), margin=MARGIN)
+    plain = sums.miss_share(ladder, 0.01, np.random.default_rng(1), margin=None)
+    careful = sums.miss_share(ladder, 0.01, np.random.default_rng(1), margin=MARGIN)
     assert plain > 0.35
     assert careful < plain / 2
 
@@ -148,7 +143,7 @@ def test_intervals_cover_the_truth_of_the_questions_that_were_drawn() -> None:
     for _ in range(300):
         lost = 4.0 * (rng.random((60, 1)) < 0.1) - 4.0 * (rng.random((60, 1)) < 0.05)
         saved = rng.beta(2, 2, (60, 1))
-        (drop,), (reduction,) = bootstrap(sums_of(lost, saved, np.full(60, 4.0)), 300, rng)
+        (drop,), (reduction,) = sums_of(lost, saved, np.full(60, 4.0)).bootstrap(300, rng)
         inside_drop += drop.low <= 0.05 <= drop.high
         inside_saved += reduction.low <= 0.5 <= reduction.high
     assert 0.90 <= inside_drop / 300 <= 0.99
@@ -159,5 +154,5 @@ def test_an_interval_by_rows_would_be_too_short() -> None:
     """Forty runs of each question that all go the same way are one observation, not forty."""
     rng = np.random.default_rng(1)
     lost = 40.0 * (rng.random((25, 1)) < 0.2)
-    (drop,), _ = bootstrap(sums_of(lost, np.full((25, 1), 0.5), np.full(25, 40.0)), 1_000, rng)
+    (drop,), _ = sums_of(lost, np.full((25, 1), 0.5), np.full(25, 40.0)).bootstrap(1_000, rng)
     assert drop.high - drop.low > 0.2  # by rows it would be 0.05

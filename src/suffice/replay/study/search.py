@@ -35,8 +35,6 @@ from suffice.replay.study.policies import (
 from suffice.replay.study.runs import Runs, find_first_stops, read_runs
 from suffice.replay.study.scores import (
     CLASS_COLUMN,
-    SCORES,
-    Score,
     ScoreTable,
     Spec,
     build_scored,
@@ -45,9 +43,8 @@ from suffice.replay.study.scores import (
     n_parts,
     title_of,
 )
-from suffice.replay.study.study import ClassPartition, number_classes
+from suffice.replay.study.study import ClassPartition, StudyOptions, Tick, number_classes
 from suffice.replay.study.sums import (
-    MARGIN,
     N_FOLDS,
     Difference,
     QuestionSums,
@@ -56,15 +53,11 @@ from suffice.replay.study.sums import (
     compare_nested,
     draw_questions,
     groups_of,
-    measure_policies,
-    never_stop,
     sum_by_group,
 )
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
-
-Tick = Callable[[str], None]
 
 _NEGLIGIBLE = 0.001  # token reduction that is not worth a second policy
 _INFEASIBLE = 2.0  # below every saving; misses rank by their distance from the target
@@ -136,21 +129,10 @@ class TunedSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuneOptions:
-    max_em_drop: float = 0.01  # fraction
-    margin: float = MARGIN  # in standard errors, between the drop and the target on the training questions
+class TuneOptions(StudyOptions):
     trials: int = 200  # per search; one search per fold and one on all questions
     time_limit_s: float | None = None  # for all searches together; None: no limit
     policies: tuple[str, ...] = ()  # names to search, "learned" for the learned scores; (): all that apply
-    scores: tuple[Score, ...] = SCORES
-    classes: int = 0  # most classes with levels of their own; 0: none
-    probe_tokens: int | None = None  # per probe; None: as recorded, else 15 for `reasoning`
-    seed: int = 0
-    n_draws: int = 1_000  # of the bootstrap
-
-    def excess(self, figure: PolicyFigures) -> float:
-        """How far a drop with its margin exceeds the target; at most 0 if it keeps it."""
-        return figure.em_drop + self.margin * figure.error - self.max_em_drop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +165,7 @@ class Bench:
 
     def judge(self, spec: Spec | None, v: int | None) -> QuestionSums:
         if spec is None:
-            return never_stop(self._no_policies)
+            return self._no_policies.never_stop()
         model = find_model_name(spec)
         place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
         if place not in self._judged:
@@ -339,10 +321,8 @@ def _outer_fold(v: int, winner: SearchResult) -> OuterFold:
 
 
 def figures_of(sums: QuestionSums, weights: Floats) -> PolicyFigures:
-    at = measure_policies(sums, weights)
-    return PolicyFigures(
-        token_reduction=float(at.saved[0, 0]), em_drop=float(at.drop[0, 0]), error=float(at.error[0, 0])
-    )
+    drop, error, saved = (float(value[0, 0]) for value in sums.measure(weights))
+    return PolicyFigures(token_reduction=saved, em_drop=drop, error=error)
 
 
 # ---- one search
@@ -376,10 +356,11 @@ def search(
         except ConfigError:  # each parameter is valid, but not their combination
             study.tell(trial, -_INFEASIBLE - 1.0)
         else:
-            excess = options.excess(figure)
+            excess = options.excess(figure.em_drop, figure.error)
             study.tell(trial, figure.token_reduction if excess <= 0 else -_INFEASIBLE - excess)
         tick()
-    winner = winner_of([(figure.token_reduction, spec) for figure, spec in seen if options.excess(figure) <= 0])
+    good = [(one.token_reduction, spec) for one, spec in seen if options.excess(one.em_drop, one.error) <= 0]
+    winner = winner_of(good)
     return SearchResult(spec=winner, sums=bench.judge(winner, v), n_trials=n_trials)
 
 
@@ -439,7 +420,7 @@ def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
 
 def _measure(sums: QuestionSums, weights: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
-        at = measure_policies(sums, weights)
+        at = sums.measure(weights)
     return np.stack([at.saved[:, 0], at.drop[:, 0]])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -48,6 +48,7 @@ from suffice.replay.study.study import (
     ReplayOptions,
     RungSums,
     Study,
+    Tick,
     lay_ladders,
     lay_score,
     pick_by_class,
@@ -59,14 +60,10 @@ from suffice.replay.study.sums import (
     QuestionSums,
     SumsFold,
     base_columns,
-    bootstrap,
     columns_of,
     compare_nested,
     folds_of,
-    measure_policies,
     measure_rates,
-    miss_share,
-    pick_plainly,
     sum_by_group,
 )
 from suffice.replay.traces.read import Survey
@@ -236,8 +233,6 @@ FAMILIES: Mapping[str, tuple[Family, Choice]] = {
     "oracle_correct": ("oracle", "fixed"),
 }
 
-Tick = Callable[[str], None]
-
 
 def replay_set(
     data: Survey, options: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None
@@ -320,7 +315,7 @@ def _sum_rungs_here(study: Study, frozen: FoldChoice, runs: Runs) -> RungSums:
 
 def _in_hindsight(pool: LadderPool, here: RungSums, options: ReplayOptions) -> Rung | None:
     sums, rungs, _ = here.of(pool.ladders)
-    choice = int(pick_plainly(measure_policies(sums, sums.weights(None)), options.max_em_drop)[0])
+    choice = int(sums.measure(sums.weights(None)).pick_plainly(options.max_em_drop)[0])
     return None if choice == NONE else rungs[choice]
 
 
@@ -351,7 +346,7 @@ class _Judge:
             tick("judging")
         count["questions"] = summing.n_questions
         sums, options = summing.sums(), self.options
-        intervals = zip(*bootstrap(sums, options.n_draws, np.random.default_rng(options.seed)), strict=True)
+        intervals = zip(*sums.bootstrap(options.n_draws, np.random.default_rng(options.seed)), strict=True)
         misses = self._measure_misses()
         lines = tuple(
             self._line(name, sums.columns([at]), drop_and_saved, misses.get(name, (None,))[0], summing.n_questions)
@@ -405,7 +400,7 @@ class _Judge:
         for pool in self.pools:
             sums, _, slices = rung_sums.of(pool.ladders)
             if len(sums.n) >= 4:
-                measure = partial(miss_share, sums, slices, options.max_em_drop)
+                measure = partial(sums.miss_share, slices, options.max_em_drop)
                 with_margin = measure(np.random.default_rng(options.seed), margin=options.margin)
                 misses[pool.name] = with_margin, measure(np.random.default_rng(options.seed), margin=None)
         return misses
@@ -453,7 +448,7 @@ class _Judge:
         )
 
     def _frontier(self, here: RungSums) -> dict[str, tuple[PlotPoint, ...]]:
-        at = measure_policies(here.sums, here.sums.weights(None))
+        at = here.sums.measure(here.sums.weights(None))
         points = [
             PlotPoint(policy=rung.label, em_drop=float(drop), token_reduction=float(saved))
             for rung, drop, saved in zip(here.rungs, at.drop[0], at.saved[0], strict=True)

@@ -29,24 +29,34 @@ from suffice.replay.study.scores import (
     risk_and_codes,
     score_rows,
 )
-from suffice.replay.study.sums import MARGIN, NONE, QuestionSums, folds_of, measure_policies, pick_policies, sum_halts
+from suffice.replay.study.sums import MARGIN, NONE, QuestionSums, folds_of, sum_halts
 from suffice.signals.classes import Classes
 
 N_LEVELS = 61
-N_DRAWS = 1_000
+
+
+Tick = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayOptions:
+class StudyOptions:
     max_em_drop: float = 0.01  # target, a fraction
+    margin: float = MARGIN  # in standard errors, between the target and the drop where a point is picked
     probe_tokens: int | None = None  # per probe; None: as recorded, else 15 for `reasoning`
-    margin: float = MARGIN  # in standard errors, between a frozen point and the target
-    families: tuple[str, ...] = ()  # published policies and "learned"; (): all
-    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # given policies, by label
     scores: tuple[Score, ...] = SCORES  # (): no learned scores
     classes: int = 0  # most classes with levels of their own; 0: none
     seed: int = 0
-    n_draws: int = N_DRAWS  # of the bootstrap
+    n_draws: int = 1_000  # of the bootstrap
+
+    def excess(self, drop: float, error: float) -> float:
+        """How far a drop with its margin exceeds the target; at most 0 if it keeps it."""
+        return drop + self.margin * error - self.max_em_drop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions(StudyOptions):
+    families: tuple[str, ...] = ()  # published policies and "learned"; (): all
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # given policies, by label
 
 
 class LadderPool(NamedTuple):
@@ -133,8 +143,8 @@ class Study:
         saved: dict[str, float] = {}
         for pool in pools:
             sums, of_pool, slices = rung_sums.of(pool.ladders)
-            at = measure_policies(sums, sums.weights(v))
-            choice = int(pick_policies(at, slices, self.options.max_em_drop, self.options.margin)[0])
+            at = sums.measure(sums.weights(v))
+            choice = int(at.pick(slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
             saved[pool.name] = 0.0 if choice == NONE else float(at.saved[0, choice])
         left_out = () if v is None else (v,)
@@ -224,16 +234,14 @@ def pick_by_class(study: Study, v: int | None, options: ReplayOptions) -> tuple[
         label = f"{score.name}, by class"
         rung = ScoreRung(score=score.name, level=pooled, classes=partition.classes, levels=of_class, label=label)
         sums = sum_halts(training, [rung.halts(*scored, training)])
-        at_rung = measure_policies(sums, sums.weights(None))
-        saved = float(at_rung.saved[0, 0])
-        keeps = at_rung.drop[0, 0] + options.margin * at_rung.error[0, 0] <= options.max_em_drop
-        if keeps and saved > (best[1] if best else 0):
+        drop, error, saved = (float(value[0, 0]) for value in sums.measure(sums.weights(None)))
+        if options.excess(drop, error) <= 0 and saved > (best[1] if best else 0):
             best = rung, saved
     return best
 
 
 def _pick_level(runs: Runs, scored: ScoredRows, levels: Floats, options: ReplayOptions) -> float | None:
     sums = sum_halts(runs, halts_at(scored.risk, levels, runs, scored.codes))
-    at = measure_policies(sums, sums.weights(None))
-    choice = int(pick_policies(at, [slice(0, len(levels))], options.max_em_drop, options.margin)[0])
+    at = sums.measure(sums.weights(None))
+    choice = int(at.pick([slice(0, len(levels))], options.max_em_drop, options.margin)[0])
     return None if choice == NONE else float(levels[choice])

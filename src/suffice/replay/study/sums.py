@@ -25,6 +25,41 @@ MAX_GROUPS = 5_120  # a multiple of N_FOLDS, so that each group lies in one fold
 FIELDS = ("lost", "gained", "tokens", "probes", "resent", "stopped", "hopeless")
 
 
+# Distance of a frozen point from its target, in standard errors of the drop, clustered by question:
+# the one-standard-error rule (Breiman, Friedman, Olshen, Stone 1984, Classification and Regression Trees, 3.4.3).
+MARGIN = 1.0
+# Losses added in the standard error alone, so that few runs without a loss do not give an error of 0.
+PSEUDO_LOSSES = 1.0
+N_SPLITS = 200
+NONE = -1  # no rung qualifies: never stop
+_ROUNDING = 1e-12
+
+
+class PolicyPoints(NamedTuple):
+    """Measurements of each policy on some sets of questions, shape (R, C) each: R sets, C policies."""
+
+    drop: Floats
+    error: Floats  # standard error of the drop, clustered by question, with PSEUDO_LOSSES
+    saved: Floats  # token reduction
+
+    def pick(self, ladders: Sequence[slice], target: float, margin: float) -> Ints:
+        """The policy picked on each set of questions, as the head of this file defines; NONE if no rung qualifies."""
+        within = self.drop + margin * self.error <= target + _ROUNDING
+        for rungs in ladders:
+            within[:, rungs] = np.logical_and.accumulate(within[:, rungs], axis=1)
+        return self._most_saving(within)
+
+    def pick_plainly(self, target: float) -> Ints:
+        """Plain tuning: of all policies whose measured drop is within the target, the one that saves most."""
+        return self._most_saving(self.drop <= target + _ROUNDING)
+
+    def _most_saving(self, within: Bools) -> Ints:
+        if not within.shape[1]:  # short runs may rule out every setting
+            return np.full(len(within), NONE)
+        saved = np.where(within, self.saved, 0.0)
+        return np.where(saved.max(axis=1) > 0, saved.argmax(axis=1), NONE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionSums:
     """Sums over the runs of each question (G of them) for each policy (C of them)."""
@@ -55,6 +90,41 @@ class QuestionSums:
     def weights(self, v: int | None) -> Floats:
         """1 for each question outside fold `v`, or for all, shape (1, G)."""
         return np.ones((1, len(self.fold))) if v is None else (self.fold != v).astype(np.float64)[None, :]
+
+    def measure(self, weights: Floats) -> PolicyPoints:
+        """Measure sets of questions with weights of shape (R, G); an empty set measures NaN, within no target."""
+        n, drop = self.n, self.drop
+        total, full_tokens = weights @ n, weights @ self.full_tokens
+        total[total == 0] = np.nan
+        full_tokens[full_tokens == 0] = np.nan
+        mean = (weights @ drop) / total[:, None]
+        saved = 1 - (weights @ self.of("tokens")) / full_tokens[:, None]
+        squares = weights @ drop**2 - 2 * mean * (weights @ (drop * n[:, None])) + mean**2 * (weights @ n**2)[:, None]
+        n_groups = np.maximum(weights.sum(axis=1), 2)[:, None]
+        error = np.sqrt((np.maximum(squares, 0) + PSEUDO_LOSSES) * n_groups / (n_groups - 1)) / total[:, None]
+        return PolicyPoints(mean, error, saved)
+
+    def bootstrap(self, n_draws: int, rng: np.random.Generator) -> tuple[list[Interval], list[Interval]]:
+        """95 % intervals of EM drop and token reduction of each policy, resampling whole questions.
+
+        Percentile intervals (Davison and Hinkley 1997, section 3.8); rough with fewer than about 20 questions.
+        """
+        drawn = self.measure(draw_questions(len(self.n), n_draws, rng))
+        return _percentiles(drawn.drop), _percentiles(drawn.saved)
+
+    def miss_share(
+        self, ladders: Sequence[slice], target: float, rng: np.random.Generator, *, margin: float | None
+    ) -> float:
+        """Share of random halvings in which a point picked on one half (`margin` None: plainly) fails on the other."""
+        taken = draw_halves(len(self.n), N_SPLITS, rng)
+        here, there = self.measure(taken), self.measure(1 - taken)
+        choice = here.pick_plainly(target) if margin is None else here.pick(ladders, target, margin)
+        return float(np.mean(at_choice(there.drop, choice) > target + _ROUNDING))
+
+    def never_stop(self) -> QuestionSums:
+        values = np.zeros((len(self.base), 1, len(FIELDS)))
+        values[:, 0, FIELDS.index("tokens")] = self.full_tokens
+        return replace(self, values=values)
 
 
 def _number(question: str) -> int:
@@ -177,76 +247,12 @@ def columns_of(runs: Runs, halts: Halts) -> tuple[Floats, ...]:
     )
 
 
-# ---- picking
-
-# Distance of a frozen point from its target, in standard errors of the drop, clustered by question:
-# the one-standard-error rule (Breiman, Friedman, Olshen, Stone 1984, Classification and Regression Trees, 3.4.3).
-MARGIN = 1.0
-# Losses added in the standard error alone, so that few runs without a loss do not give an error of 0.
-PSEUDO_LOSSES = 1.0
-N_SPLITS = 200
-NONE = -1  # no rung qualifies: never stop
-_ROUNDING = 1e-12
-
-
-class PolicyPoints(NamedTuple):
-    """Measurements of each policy on some sets of questions, shape (R, C) each: R sets, C policies."""
-
-    drop: Floats
-    error: Floats  # standard error of the drop, clustered by question, with PSEUDO_LOSSES
-    saved: Floats  # token reduction
-
-
-def measure_policies(sums: QuestionSums, weights: Floats) -> PolicyPoints:
-    """Measure sets of questions with weights of shape (R, G); an empty set measures NaN, within no target."""
-    n, drop = sums.n, sums.drop
-    total, full_tokens = weights @ n, weights @ sums.full_tokens
-    total[total == 0] = np.nan
-    full_tokens[full_tokens == 0] = np.nan
-    mean = (weights @ drop) / total[:, None]
-    saved = 1 - (weights @ sums.of("tokens")) / full_tokens[:, None]
-    squares = weights @ drop**2 - 2 * mean * (weights @ (drop * n[:, None])) + mean**2 * (weights @ n**2)[:, None]
-    n_groups = np.maximum(weights.sum(axis=1), 2)[:, None]
-    error = np.sqrt((np.maximum(squares, 0) + PSEUDO_LOSSES) * n_groups / (n_groups - 1)) / total[:, None]
-    return PolicyPoints(mean, error, saved)
-
-
-def pick_policies(at: PolicyPoints, ladders: Sequence[slice], target: float, margin: float) -> Ints:
-    """The policy picked on each set of questions, as the head of this file defines; NONE if no rung qualifies."""
-    within = at.drop + margin * at.error <= target + _ROUNDING
-    for rungs in ladders:
-        within[:, rungs] = np.logical_and.accumulate(within[:, rungs], axis=1)
-    return _most_saving(at, within)
-
-
-def pick_plainly(at: PolicyPoints, target: float) -> Ints:
-    """Plain tuning: of all policies whose measured drop is within the target, the one that saves most."""
-    return _most_saving(at, at.drop <= target + _ROUNDING)
-
-
-def _most_saving(at: PolicyPoints, within: Bools) -> Ints:
-    if not within.shape[1]:  # short runs may rule out every setting
-        return np.full(len(within), NONE)
-    saved = np.where(within, at.saved, 0.0)
-    return np.where(saved.max(axis=1) > 0, saved.argmax(axis=1), NONE)
-
-
 def at_choice(values: Floats, choice: Ints) -> Floats:
     """The value of each set's picked policy, shape (R,); 0 for NONE."""
     if not values.shape[1]:
         return np.zeros(len(values))
     chosen: Floats = np.where(choice >= 0, values[np.arange(len(choice)), np.maximum(choice, 0)], 0.0)
     return chosen
-
-
-def miss_share(
-    sums: QuestionSums, ladders: Sequence[slice], target: float, rng: np.random.Generator, *, margin: float | None
-) -> float:
-    """Share of random halvings in which a point picked on one half (`margin` None: plainly) fails on the other."""
-    taken = draw_halves(len(sums.n), N_SPLITS, rng)
-    here, there = measure_policies(sums, taken), measure_policies(sums, 1 - taken)
-    choice = pick_plainly(here, target) if margin is None else pick_policies(here, ladders, target, margin)
-    return float(np.mean(at_choice(there.drop, choice) > target + _ROUNDING))
 
 
 def draw_halves(n_groups: int, n_splits: int, rng: np.random.Generator) -> Floats:
@@ -262,15 +268,6 @@ def draw_questions(n_groups: int, n_draws: int, rng: np.random.Generator) -> Flo
     return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws).astype(np.float64)
 
 
-def bootstrap(sums: QuestionSums, n_draws: int, rng: np.random.Generator) -> tuple[list[Interval], list[Interval]]:
-    """95 % intervals of EM drop and token reduction of each policy, resampling whole questions.
-
-    Percentile intervals (Davison and Hinkley 1997, section 3.8); rough with fewer than about 20 questions.
-    """
-    drawn = measure_policies(sums, draw_questions(len(sums.n), n_draws, rng))
-    return _percentiles(drawn.drop), _percentiles(drawn.saved)
-
-
 def _percentiles(drawn: Floats) -> list[Interval]:
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
@@ -280,12 +277,6 @@ def sum_halts(runs: Runs, halts: Sequence[Halts]) -> QuestionSums:
     summing = SumsFold(len(halts))
     summing.add(runs, halts)
     return summing.sums()
-
-
-def never_stop(sums: QuestionSums) -> QuestionSums:
-    values = np.zeros((len(sums.base), 1, len(FIELDS)))
-    values[:, 0, FIELDS.index("tokens")] = sums.full_tokens
-    return replace(sums, values=values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +295,7 @@ def compare_nested(first: QuestionSums, other: QuestionSums, *, n_draws: int, rn
         raise ValueError("difference: the two ways were not judged on the same questions")
     n_groups = len(first.n)
     weights = np.concatenate([np.ones((1, n_groups)), draw_questions(n_groups, n_draws, rng)])
-    a, b = measure_policies(first, weights), measure_policies(other, weights)
+    a, b = first.measure(weights), other.measure(weights)
     saved, drop = b.saved - a.saved, b.drop - a.drop
     (saved_interval,), (drop_interval,) = _percentiles(saved[1:]), _percentiles(drop[1:])
     return Difference(
