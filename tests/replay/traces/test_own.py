@@ -114,7 +114,6 @@ def test_every_step_of_a_chain_was_probed_with_log_probabilities() -> None:
 
 def test_the_text_of_a_chain_is_there_from_its_first_word_to_its_answer() -> None:
     batch = batch_of("reasoning")
-    assert batch.text is not None
     for i in range(len(batch)):
         steps = batch.steps(i)
         assert all(step.text for step in steps)

@@ -372,7 +372,7 @@ def cut_traces(
     for batch in read_traces(files, where=where):
         if batch.kind != "reasoning":
             raise ConfigError(f"{batch.file}: holds {batch.kind}; only chains of thought (reasoning) can be cut")
-        if batch.text is None:
+        if not any(batch.text):
             raise ConfigError(f"{batch.file}: has no texts of its steps; `suffice record` keeps them")
         for i in range(len(batch)):
             cut = _of_trace(batch, i, chooses, terms)
@@ -447,7 +447,7 @@ def _judged_trace(batch: Batch, i: int, at: int) -> _StopEffect | str:
 
 def _trace_cut(batch: Batch, i: int, at: int, judged: _StopEffect, terms: Terms, stop: StopRecord) -> CutRun:
     start, end = int(batch.offset[i]), int(batch.offset[i + 1])
-    texts = [text or "" for text in (batch.text or [])[start:end]]
+    texts = [text or "" for text in batch.text[start:end]]
     stopped, full = batch.answer[start + at] or "", batch.full_answer[i]
     # The last step holds the end of the reasoning and the answer; only the answer's text separates them.
     behind = texts[-1].rstrip()

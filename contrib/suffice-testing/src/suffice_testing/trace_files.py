@@ -42,8 +42,6 @@ def _by_column(batch: Batch) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         "aggregation": [MAJORITY_VOTE if batch.vote else LAST] * len(batch),
         "n_steps": np.diff(batch.offset),
         "full_em": batch.full_em.astype(np.int8),
-        "logprobs": [()] * len(batch.tokens) if batch.logprobs is None else batch.logprobs,
-        "text": [None] * len(batch.tokens) if batch.text is None else batch.text,
     }
     runs = {name: made[name] if name in made else getattr(batch, name) for name in RUN_COLUMNS}
     steps = {name: made[name] if name in made else getattr(batch, name) for name in STEP_COLUMNS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, NamedTuple
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError, TraceError
 from suffice.files import whole_file, write_whole
-from suffice.learn.audits import Bools, Floats
+from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.export import export_stop_model, export_value_model
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import (
@@ -39,7 +39,7 @@ from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, known_column
 from suffice.policy.protocol import Policy, go_on
 from suffice.replay.study.runs import RowScores, Runs, select_runs
-from suffice.replay.study.sums import N_FOLDS, folds_of
+from suffice.replay.study.sums import folds_of
 from suffice.signals.classes import Classes
 from suffice.signals.features import FeatureSet
 from suffice.types import Decision, Signals
@@ -181,14 +181,17 @@ class CrossFit:
     def scores(self, key: Key, v: int | None) -> RowScores:
         """The score of every row, shape (T,), as outer fold `v` may use it; None: without an outer fold."""
         joined = np.empty(len(self.row_fold), dtype=np.uint64 if key[0] == "value" else np.float64)
-        for u in range(N_FOLDS):
-            left_out = (u,) if v is None else (u, v)
+        for u, rows, left_out in self.folds(v):
             place = (key, frozenset(left_out), u)
-            rows = np.flatnonzero(self.row_fold == u)
             if place not in self._scores:
-                self._scores[place] = score_rows(self.model(key, left_out), self.x[rows]) if len(rows) else np.empty(0)
+                self._scores[place] = score_rows(self.model(key, left_out), self.x[rows])
             joined[rows] = self._scores[place]
         return joined
+
+    def folds(self, v: int | None) -> Iterator[tuple[int, Ints, tuple[int, ...]]]:
+        """Each fold with its rows, and the folds that their model must not have seen under outer fold `v`."""
+        for u in np.unique(self.fold).tolist():
+            yield u, np.flatnonzero(self.row_fold == u), (u,) if v is None else (u, v)
 
 
 # ---- policies of a search
@@ -207,7 +210,6 @@ class ScoredPolicy:
     score: str  # selects the columns of the risk and of lost runs
     threshold: float
     on_hopeless: str = "continue"
-    min_steps: int = 0
     classes: tuple[float, ...] = ()  # thresholds by class; (): `threshold` for all
 
     def decide(self, s: Signals) -> Decision:
@@ -217,7 +219,7 @@ class ScoredPolicy:
     def stops(self, columns: Columns) -> Stops:
         lost = known_column(columns, lost_column(self.score)) > 0
         answered = ~np.isnan(known_column(columns, "answer"))
-        may = np.where(lost, self.on_hopeless == "stop", answered) & (columns["step"] >= self.min_steps)
+        may = np.where(lost, self.on_hopeless == "stop", answered)
         threshold: Floats | float = self.threshold
         if self.classes:
             of_class = known_column(columns, CLASS_COLUMN)
@@ -283,15 +285,13 @@ class ScoreTable(CrossFit):
     def _advantage_risk(self, choice: ScoreChoice, v: int | None) -> Floats:
         """1 minus the sigmoid of Q(stop) - Q(continue): one half where both are worth the same."""
         risk = np.empty(len(self.row_fold))
-        for u in range(N_FOLDS):
-            rows = np.flatnonzero(self.row_fold == u)
-            if len(rows):
-                values = self.model(choice.score.key, (u,) if v is None else (u, v))
-                assert isinstance(values, Values)
-                gain = values.stop[:, 0] - values.go_on[:, choice.price]
-                weights = gain[:-1] / values.scale
-                advantage = self.x[rows] @ weights + (gain[-1] - weights @ values.mean)
-                risk[rows] = 1.0 / (1.0 + np.exp(np.clip(advantage, -700, 700)))
+        for _, rows, left_out in self.folds(v):
+            values = self.model(choice.score.key, left_out)
+            assert isinstance(values, Values)
+            gain = values.stop[:, 0] - values.go_on[:, choice.price]
+            weights = gain[:-1] / values.scale
+            advantage = self.x[rows] @ weights + (gain[-1] - weights @ values.mean)
+            risk[rows] = 1.0 / (1.0 + np.exp(np.clip(advantage, -700, 700)))
         return risk
 
 

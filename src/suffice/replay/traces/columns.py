@@ -88,9 +88,10 @@ class TraceColumns:
     def names(self, name: str) -> list[str]:
         return [text for text in self.text(name) if text is not None]
 
-    def step_text(self, name: str) -> list[str | None] | None:
+    def step_text(self, name: str) -> list[str | None]:
+        """A text column of the steps; all None if the file lacks it."""
         column = self.step_texts.get(name)
-        return None if column is None or not column.words else column.texts()
+        return [None] * self.n_steps if column is None else column.texts()
 
     def step_column(self, name: str) -> Numbers:
         """A column of the steps; NaN, or -1 for integers and flags, where it is null or the file lacks it."""
@@ -103,6 +104,9 @@ class TraceColumns:
     @property
     def n_steps(self) -> int:
         return int(self.offset[-1])
+
+    def select(self, keep: Bools) -> TraceColumns:
+        return self if keep.all() else self.take(np.flatnonzero(keep))
 
     def take(self, runs: Ints) -> TraceColumns:
         lengths = np.diff(self.offset)[runs]
@@ -252,11 +256,11 @@ class Batch:
     stop_flag: Small  # T
     action: list[str | None]  # T
     probe_tokens: Ints  # T: as recorded; -1: unknown
-    logprobs: Sequence[tuple[float, ...]] | None  # T: of the trial answer's tokens; None: not in the file
+    logprobs: Sequence[tuple[float, ...]]  # T: of the trial answer's tokens; (): unknown
     margin: Floats  # T
     closed_entropy: Floats  # T
     hedges: Ints  # T
-    text: list[str | None] | None  # T; None: not in the file
+    text: list[str | None]  # T
 
     def __len__(self) -> int:
         return len(self.row)
@@ -271,9 +275,9 @@ class Batch:
             "tokens": self.tokens[start:end].tolist(),
             "answer": answers,
             "answer_source": [None if answer is None else source for answer in answers],
-            "logprobs": self.logprobs[start:end] if self.logprobs is not None else [()] * (end - start),
+            "logprobs": self.logprobs[start:end],
             "entropy": _known(self.entropy[start:end]),
-            "text": [text or "" for text in (self.text[start:end] if self.text is not None else unknown)],
+            "text": [text or "" for text in self.text[start:end]],
             "probe_tokens": np.maximum(self.probe_tokens[start:end], 0).tolist(),
             "ctx_tokens": self.ctx_tokens[start:end].tolist(),
             "confidence": unknown if self.stated else confidence,
@@ -340,8 +344,8 @@ def _batch(columns: TraceColumns, name: str) -> Batch:
         answers=answers,
         answer_code=answer_code,
         answer=TextColumn(answer_code, answers).texts(),
-        action=columns.step_text("action") or [None] * columns.n_steps,
-        logprobs=columns.logprobs,
+        action=columns.step_text("action"),
+        logprobs=columns.logprobs or [()] * columns.n_steps,
         text=columns.step_text("text"),
         **of_run,
         **of_step,

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import as_file, files
 from itertools import compress
 from pathlib import Path
@@ -91,17 +92,11 @@ def _read(
             n_runs += len(columns)
             check_columns(columns)
             seen[set_name(path)] = check_unique(columns, seen[set_name(path)])
-            chosen = columns
-            if selection is not None:
-                tasks.update(columns.texts["task"].words[:10])
-                models.update(columns.texts["model"].words[:10])
-                chosen = columns.take(np.flatnonzero(selection(columns)))
-            if keep is not None:
-                any_run |= len(chosen) > 0
-                chosen = chosen.take(np.flatnonzero(keep(chosen)))
-            for batch in as_batches(chosen, set_name(path)):
-                any_run = True
-                yield batch
+            tasks.update(columns.texts["task"].words[:10])
+            models.update(columns.texts["model"].words[:10])
+            chosen = columns if selection is None else columns.select(selection(columns))
+            any_run |= len(chosen) > 0
+            yield from as_batches(chosen if keep is None else chosen.select(keep(chosen)), set_name(path))
         if not n_runs:
             raise TraceError("contains no runs", file=str(path))
     if selection is not None and not any_run:
@@ -129,23 +124,17 @@ class Survey:
         return min(1.0, self.most_steps / max(1, self.n_steps))
 
     def batches(self, *, share: float = 1.0) -> Iterator[Batch]:
-        return read_traces(self.files, where=self.where, keep=self._keep(share))
+        return read_traces(self.files, where=self.where, keep=partial(self._is_kept, share))
 
-    def _keep(self, share: float) -> Selection | None:
-        if share >= 1 and self.good_runs is None:
-            return None
-
-        def keep(columns: TraceColumns) -> Bools:
-            kept = np.ones(len(columns), dtype=bool)
-            if self.good_runs is not None:
-                pairs = zip(columns.names("model"), columns.names("run"), strict=True)
-                kept &= np.array([pair in self.good_runs for pair in pairs], dtype=bool)
-            if share < 1:
-                places = [place_of(question, purpose="survey") for question in columns.names("question_id")]
-                kept &= np.array(places) < share
-            return kept
-
-        return keep
+    def _is_kept(self, share: float, columns: TraceColumns) -> Bools:
+        kept = np.ones(len(columns), dtype=bool)
+        if self.good_runs is not None:
+            pairs = zip(columns.names("model"), columns.names("run"), strict=True)
+            kept &= np.array([pair in self.good_runs for pair in pairs], dtype=bool)
+        if share < 1:
+            places = [place_of(question, purpose="survey") for question in columns.names("question_id")]
+            kept &= np.array(places) < share
+        return kept
 
 
 def survey(
