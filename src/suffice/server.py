@@ -84,18 +84,13 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.n_signals = 0
-        self._n_urgent = 0
+        self.n_signals = self.n_urgent = 0
         self.on_signal: Callable[[], None] = lambda: None  # called at each signal
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.n_signals += 1
-        self._n_urgent += number in (signal.SIGINT, signal.SIGTERM)
+        self.n_urgent += number in (signal.SIGINT, signal.SIGTERM)
         self.on_signal()
-
-    @property
-    def is_urgent(self) -> bool:
-        return self._n_urgent > 1
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -121,7 +116,7 @@ class GatewayServer(uvicorn.Server):
 
     def _begin_shutdown(self) -> None:
         self._gw.process.ready = False
-        self.force_exit = self._stop.is_urgent
+        self.force_exit = self._stop.n_urgent > 1
         self.end()
 
     def end(self) -> None:

@@ -54,7 +54,6 @@ class Judge:
 )
 def test_the_same_formula_in_other_dress_needs_no_judge(one: str, other: str) -> None:
     assert SCORER.match(one, other)
-    assert SCORER.quick(one, other) is True
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,10 @@ class ChoiceScorer(ByNormalForm):
         boxed = last_boxed(text)
         if boxed is not None and (letter := self.normalise(boxed)) is not None:
             return letter
-        end_part = last_part(text)
-        announced = [match for match in _ANNOUNCED.finditer(end_part) if not _is_pronoun(match, end_part)]
-        if announced:
-            return _letter(announced[-1])
+        part = last_part(text)
+        letters = [m for m in _ANNOUNCED.finditer(part) if m["upper"] != "I" or not _PRONOUN.match(part, m.end())]
+        if letters:
+            return _letter(letters[-1])
         if (letter := self.normalise(text)) is not None:
             return letter
         end = len(text.rstrip())
@@ -58,10 +58,6 @@ class ChoiceScorer(ByNormalForm):
         bare = answer.strip()
         match = _LONE.fullmatch(bare) or _LEADING.match(bare)
         return None if match is None else _letter(match)
-
-
-def _is_pronoun(match: re.Match[str], text: str) -> bool:
-    return match["upper"] == "I" and _PRONOUN.match(text, match.end()) is not None
 
 
 def _letter(match: re.Match[str]) -> str:

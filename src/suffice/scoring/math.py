@@ -70,23 +70,16 @@ class MathScorer:
         inside = None if boxed is None else normal_formula(boxed)
         return normal_formula(answer) if inside is None else inside
 
-    def quick(self, answer: str | None, gold: str) -> bool | None:
-        """Compare by strings and numbers only, in microseconds; None if only the judge can decide."""
+    def match(self, answer: str | None, gold: str) -> bool:
+        """Compare strings and numbers, in microseconds, and ask the judge only about what these cannot decide."""
         mine = None if answer is None else self.normalise(answer)
         other = mine if answer == gold else self.normalise(gold)
-        if mine is None or other is None:
+        if mine is None or other is None or mine == other:
+            return mine is not None and mine == other
+        pair = sorted((mine, other))  # so that it is symmetric
+        if any(is_words(one) or is_digest(one) for one in pair) or all(_EXACT.fullmatch(one) for one in pair):
             return False
-        if mine == other:
-            return True
-        is_clear = any(is_words(one) or is_digest(one) for one in (mine, other))
-        return False if is_clear or all(_EXACT.fullmatch(one) for one in (mine, other)) else None
-
-    def match(self, answer: str | None, gold: str) -> bool:
-        verdict = self.quick(answer, gold)
-        if verdict is not None or self.judge is None or answer is None:
-            return verdict is True
-        one, other = sorted(str(self.normalise(text)) for text in (answer, gold))  # sorted, so that it is symmetric
-        return self.judge.equivalent(one, other) is True
+        return self.judge is not None and self.judge.equivalent(*pair) is True
 
 
 _COMMANDS = "×times ·cdot ⋅cdot ∙cdot πpi ∞infty √sqrt ≤le ≥ge ≠ne ∪cup ∩cap ∈in ∅emptyset"

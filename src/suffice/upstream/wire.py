@@ -277,7 +277,7 @@ def decode_chunk(data: bytes) -> Chunk:
     try:
         return _decode_fast(data)
     except _UNREADABLE:
-        return _decode_tolerant(data)
+        return _tolerant(Chunk, decode_json(data) if data.strip() else None) or Chunk()
 
 
 def decode_json(data: bytes) -> Any:
@@ -325,11 +325,6 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str) and not value.isascii():
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
-
-
-def _decode_tolerant(data: bytes) -> Chunk:
-    raw = decode_json(data) if data.strip() else None
-    return _tolerant(Chunk, raw) or Chunk()
 
 
 def _tolerant(kind: type[T], raw: Any) -> T | None:
