@@ -65,6 +65,7 @@ SETTINGS = {
 
 # Commands that make a deployment, or know none.
 OTHERS = {
+    "demo",
     "config check",
     "config show",
     "doctor",

@@ -122,16 +122,17 @@ def verify(settings: Settings, heads: tuple[Path, ...], as_json: bool) -> None:
     own, key, log = Path(settings.audit.file), audit_key(settings), database_path(settings.store.url)
     files = heads or ((own,) if settings.audit.file and own.exists() else ())
     kept = [(file, one) for file in files for one in read_heads(file, key=key)]
-    damage = find_damage(log, thorough=True)
-    with open_reader(log) as connection:
-        if damage is None:
-            raise StoreError(f"store {log}: its pages could not be read through; try again")
-        try:
+    checked, damage = find_damage(log, thorough=True), ""
+    try:
+        with open_reader(log) as connection:
+            damage = checked or ""
+            if checked is None:
+                raise StoreError(f"store {log}: its pages could not be read through; try again")
             verdict = verify_chain(connection, [one.head for _, one in kept if one.signed is not False])
-        except SufficeError as error:
-            if not damage:
-                raise
-            shell.fail(f"LOG DAMAGED: {damage}: {error}", 1)
+    except SufficeError as error:
+        if not damage:
+            raise
+        shell.fail(f"LOG DAMAGED: {damage}: {error}", 1)
     forged = [(file, one) for file, one in kept if one.signed is False]
     ok = verdict.ok and not forged and not damage
     bad_heads = [{"file": str(file), "line": one.line} for file, one in forged]
