@@ -11,7 +11,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings.checks import check_settings, typed_fields
-from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Rollout, Route, Settings, Upstream
+from suffice.settings.tables import Settings
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -31,31 +31,13 @@ _KINDS = {
 }
 
 
-# Tables whose keys are names chosen by the owner.
-_TABLES: Mapping[str, type[msgspec.Struct]] = {
-    "keys": Key,
-    "upstreams": Upstream,
-    "routes": Route,
-    "experiments": Experiment,
-    "metrics": Metric,
-}
-
-
 def parse_settings(raw: Mapping[str, Any]) -> Settings:
     """Turn a nested mapping (TOML or YAML as read) into settings.
 
     Raises ConfigError with the path of the value at fault, what it was and what is allowed.
     """
-    _refuse_unknown(raw, Settings, path="")
-    _convert(raw.get("rollout") or {}, Rollout, path="rollout")
-    raw = _with_rollout(raw)
-    for name, one in (raw.get("experiments") or {}).items():
-        for arm, item in (one.get("arms") or {}).items():
-            _convert(item, ExperimentArm, path=f"experiments.{name}.arms.{arm}")
-    for table, model in _TABLES.items():
-        for name, item in (raw.get(table) or {}).items():
-            _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
-    settings = _convert(raw, Settings, path="")
+    _check_table(raw, Settings, path="")
+    settings = _convert(_with_rollout(raw), Settings, path="")
     check_settings(settings)
     return settings
 
@@ -101,30 +83,33 @@ def _allowed(model: type[msgspec.Struct], inner: str) -> str:
     return f"; allowed: {', '.join(words)}" if words else ""
 
 
-def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None:
+def _check_table(raw: object, model: type[msgspec.Struct], path: str) -> None:
+    """Refuse unknown keys and wrong types, in the tables inside it first, so that an error names its own table."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path or 'config'}: must be a table, got {type(raw).__name__}")
-    hints = typed_fields(model)
+    fields = typed_fields(model)
     for key, value in raw.items():
         here = f"{path}.{key}" if path else str(key)
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
             raise ConfigError(f"{here if here.isprintable() else ascii(here)}: unknown key{hint}")
         _check_plain(here, key, value)
-        nested = _struct_in(hints[key])
+        nested = _struct_in(fields[key])
         if nested is None or value is None:
             continue
-        if str(hints[key]).startswith("dict"):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{here}: must be a table, got {type(value).__name__}")
-            for name, item in value.items():
-                if not (isinstance(name, str) and 0 < len(name) <= MOST_NAME_CHARS and name.isprintable()):
-                    got = ascii(name)[:80]
-                    raise ConfigError(f"{here}: got {got} as a name; 1 to {MOST_NAME_CHARS} printable characters")
-                _refuse_unknown(item, nested, f"{here}.{name}")
-        else:
-            _refuse_unknown(value, nested, here)
+        if get_origin(fields[key]) is not dict:
+            _check_table(value, nested, here)
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{here}: must be a table, got {type(value).__name__}")
+        for name, item in value.items():
+            if not (isinstance(name, str) and 0 < len(name) <= MOST_NAME_CHARS and name.isprintable()):
+                got = ascii(name)[:80]
+                raise ConfigError(f"{here}: got {got} as a name; 1 to {MOST_NAME_CHARS} printable characters")
+            _check_table(item, nested, f"{here}.{name}")
+    if path:
+        _convert(raw, model, path=path)
 
 
 def _check_plain(here: str, key: str, value: object) -> None:
