@@ -153,13 +153,9 @@ class RoundsRun:
     def _repeat_decision(self, index: int, report: StepReport) -> Decision:
         before = self.seen[index - 1]
         if (before.reported, before.tokens) != (report.answer, report.tokens):
-            raise BadRequest(
-                f"step.index: step {index} was already reported with another answer or token count;"
-                f" the next step of this run is {len(self.seen) + 1}",
-                status=409,
-                param="step.index",
-                code="step_conflict",
-            )
+            message = f"step.index: step {index} was already reported with another answer or token count;"
+            message += f" the next step of this run is {len(self.seen) + 1}"
+            raise BadRequest(message, status=409, param="step.index", code="step_conflict")
         return before.decision
 
     def _take_excess(self, report: StepReport) -> Decision:

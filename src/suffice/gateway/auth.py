@@ -244,7 +244,7 @@ KEY_WINDOW_S: Final = 600.0  # least time for which an idempotency key is rememb
 MOST_DELIVERIES: Final = 500_000  # remembered requests; the oldest is forgotten first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RequestKey:
     route: str
     caller: str  # value of the header `authorization`; "": none was sent

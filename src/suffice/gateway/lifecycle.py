@@ -54,13 +54,7 @@ class Arrival:
     tenant: str | None = None
 
     def key(self, route: str) -> RequestKey:
-        return RequestKey(
-            route=route,
-            caller=self.caller.namespace,
-            body=self.body,
-            conversation=self.conversation,
-            idempotency_key=self.idempotency_key,
-        )
+        return RequestKey(route, self.caller.namespace, self.body, self.conversation, self.idempotency_key)
 
     def conversation_key(self, salt: str) -> str:
         return conversation_key(self.caller.id, self.conversation, salt=salt) if self.conversation else ""

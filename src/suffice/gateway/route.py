@@ -225,13 +225,13 @@ class LevelPolicies(Sequence[Policy]):
         return len(self._thresholds) + 1
 
     def __getitem__(self, level: Any) -> Any:
-        if not 0 <= level < len(self):
-            raise IndexError(f"level: got {level}; 0 to {len(self) - 1}")
+        """Raise IndexError for a level out of range."""
         policy = self._built.get(level)
         if policy is None:
-            table = {"policy": "learned", "model": self._models, "threshold": self._thresholds[level - 1]}
+            threshold = self._thresholds[level - 1]
+            table = {"policy": "learned", "model": self._models, "threshold": threshold, "on_hopeless": "stop"}
             # Another thread may build the same policy, so store it only when complete.
-            policy = self._built[level] = build_policy(table | {"on_hopeless": "stop"})
+            policy = self._built[level] = build_policy(table)
         return policy
 
 
