@@ -71,7 +71,7 @@ def _services(
         decisions=writer,
         notify=notify,
         killed=lambda: switch_reason(kill_file(settings)) is not None,
-        warnings=lambda: condition(settings, checks=False).sentences,
+        warnings=lambda: condition(settings, checks=False),
         setup_of=partial(setup_of, settings),
         effect_of=partial(_describe_effect, settings),
         check_experiment=partial(check_experiment, settings),

@@ -22,7 +22,7 @@ from suffice.rollout.assign import question_key
 from suffice.settings import FileName, FileUrl, Settings, parse_settings
 from suffice.settings.checks import known_names, typed_fields
 from suffice.store.database.sqlite import database_path
-from suffice.store.routes.deployments import Condition, read_condition
+from suffice.store.routes.deployments import describe_condition
 from suffice.upstream.wire import encode_json
 from suffice.wiring.keys import deployment_salt, kill_file, presence_files
 
@@ -177,9 +177,9 @@ def _instead_of(log: Path) -> str:
     return "does not exist" if log.parent.is_dir() else f"does not exist, nor does its folder {log.parent}"
 
 
-def condition(settings: Settings, *, checks: bool = True) -> Condition:
-    """Read the deployment's condition: kill switch, log and routes. Raises ConfigError."""
-    return read_condition(
+def condition(settings: Settings, *, checks: bool = True) -> tuple[str, ...]:
+    """Say what is wrong with the deployment: kill switch, log and routes. Raises ConfigError."""
+    return describe_condition(
         database_path(settings.store.url),
         kill_file(settings),
         presence_files(settings),

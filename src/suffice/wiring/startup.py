@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
 from suffice.console.render import can_render
-from suffice.control.jobs.notify import LogSink, MailSink, Sink, WebhookSink
+from suffice.control.jobs.notify import LogSink, MailSink, Sink, WebhookSink, send_notice
 from suffice.edge.notification import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
@@ -199,11 +199,7 @@ def _send_alert(settings: Settings, text: str) -> None:
         return
 
     def send(sink: Sink) -> None:
-        try:
-            problem = sink.send(notice, at_s=time.time(), link=None)
-        except Exception as error:  # noqa: BLE001 - a failing sink must not stop the gateway
-            problem = f"the sink failed ({type(error).__name__})"
-        if problem:
+        if problem := send_notice(sink, notice, at_s=time.time(), link=None):
             LOG.error("alerts: could not notify %s: %s", sink.name, problem)
 
     for sink in sinks_of(settings.alerts):

@@ -110,7 +110,7 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
         settings, database = _sources(config, db)
         if settings is not None and db is None:
             require_log(settings, config or "suffice.toml")
-            first = condition(settings).sentences
+            first = condition(settings)
         _warn_of_rows(database)
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:

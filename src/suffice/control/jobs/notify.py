@@ -90,21 +90,24 @@ LEAST_RUNS: Final = 50  # … of at least this many
 LOOK_S: Final = 30.0  # between two checks
 
 
+def send_notice(sink: Sink, notice: alerts.Notice, *, at_s: float, link: str | None) -> str | None:
+    """Send a notice; return the reason, without secrets, if it was not accepted. Never raises."""
+    try:
+        return sink.send(notice, at_s=at_s, link=link)
+    except Exception as error:  # noqa: BLE001 - a failing sink must stop nothing else
+        return f"the sink failed ({type(error).__name__})"
+
+
 @dataclass(slots=True)
 class _Flight:
     notice: alerts.Notice
-    seq: int
-    at_s: float
-    over: int = 0  # position of the alert that it resolves
+    delivery: AlertDelivery  # its row, once it is sent
     thread: threading.Thread | None = None
     problem: str | None = None
 
     def start(self, sink: Sink, link: str | None) -> None:
         def work() -> None:
-            try:
-                self.problem = sink.send(self.notice, at_s=self.at_s, link=link)
-            except Exception as error:  # noqa: BLE001 - a failing sink must not stop the others
-                self.problem = f"the sink failed ({type(error).__name__})"
+            self.problem = send_notice(sink, self.notice, at_s=self.delivery.about_s, link=link)
 
         self.thread = threading.Thread(target=work, name=f"notify-{sink.name}", daemon=True)
         self.thread.start()
@@ -121,7 +124,6 @@ class _SinkPlace:
     sent_at_s: dict[str, float]  # Unix time of each notice sent
     flight: _Flight | None = None
     fails: int = 0
-    rests_until_s: float = float("-inf")  # monotonic
 
 
 @dataclass(kw_only=True)
@@ -151,9 +153,9 @@ class Notify(LogJob):
         waits_s = 0.0  # a request sent before this round is not awaited again
         while n_sent < BATCH:
             if place.flight is None:
-                if self.monotonic_s() < place.rests_until_s:
+                if not self.is_due(sink.name):
                     break
-                place.flight = self._next(place, log) or self._next_resolution(sink.name, place, log)
+                place.flight = self._next(sink.name, place, log) or self._next_resolution(sink.name, place, log)
                 if place.flight is None:
                     break
                 place.flight.start(sink, self.link(place.flight.notice))
@@ -163,7 +165,7 @@ class Notify(LogJob):
             flight, place.flight = place.flight, None
             if flight.problem is not None:
                 return [self._failed(sink.name, place, flight.problem)]
-            self._sent(sink.name, place, flight, writer)
+            self._sent(place, flight, writer)
             n_sent += 1
         return [JobReport(said=f"{sink.name}: sent {n_sent}", read_to_seq=place.seq)] if n_sent else ()
 
@@ -176,14 +178,14 @@ class Notify(LogJob):
         writer.write([AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())])
         return _SinkPlace(newest, {})
 
-    def _next(self, place: _SinkPlace, log: LogReader) -> _Flight | None:
+    def _next(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
         while rows := alerts.read_alert_rows(log, place.seq, BATCH):
             for stored in rows:
                 notice = alerts.alerts_of(stored.event)
                 if notice is not None and notice.kind in self.settings.alerts.kinds:
                     before_s = place.sent_at_s.get(notice.same)
                     if before_s is None or stored.at_s - before_s >= self.settings.alerts.repeat_s:
-                        return _Flight(notice, stored.seq, stored.at_s)
+                        return _flight(name, notice, stored.seq, stored.at_s)
                 place.seq = stored.seq
         return None
 
@@ -197,26 +199,24 @@ class Notify(LogJob):
         if due is None:
             return None
         one, over = due
-        return _Flight(replace(one.notice, sentence=over.because, over=True), place.seq, over.at_s, over=one.seq)
+        notice = replace(one.notice, sentence=over.because, over=True)
+        return _flight(name, notice, place.seq, over.at_s, over=one.seq)
 
-    def _sent(self, name: str, place: _SinkPlace, flight: _Flight, writer: JobWriter) -> None:
-        notice = flight.notice
-        delivery = AlertDelivery(
-            sink=name, read_to_seq=flight.seq, of=notice.kind, same=notice.same, about_s=flight.at_s, over=flight.over
-        )
+    def _sent(self, place: _SinkPlace, flight: _Flight, writer: JobWriter) -> None:
+        delivery = flight.delivery
         writer.write([delivery])
-        place.seq, place.fails = flight.seq, 0
-        if flight.over:
-            place.sent_at_s.pop(notice.same, None)  # if it returns, it is sent at once
+        place.seq, place.fails = delivery.read_to_seq, 0
+        if delivery.over:
+            place.sent_at_s.pop(delivery.same, None)  # if it returns, it is sent at once
             return
-        place.sent_at_s[notice.same] = flight.at_s
+        place.sent_at_s[delivery.same] = delivery.about_s
         if len(place.sent_at_s) > MOST_REMEMBERED:
             del place.sent_at_s[min(place.sent_at_s, key=place.sent_at_s.__getitem__)]
 
     def _failed(self, name: str, place: _SinkPlace, problem: str) -> JobReport:
         rest_s = min(FIRST_REST_S * 2.0 ** min(place.fails, 10), LAST_REST_S)
         place.fails += 1
-        place.rests_until_s = self.monotonic_s() + rest_s
+        self.rest(rest_s, name)
         sentence = f"{name}: not sent: {problem}; next attempt in {rest_s:g} s"
         LOG.error("notify: %s", sentence)
         return JobReport(said=sentence, ok=False, read_to_seq=place.seq)
@@ -238,3 +238,8 @@ class Notify(LogJob):
         ]
         if failures:
             writer.write(failures)
+
+
+def _flight(sink: str, notice: alerts.Notice, seq: int, at_s: float, *, over: int = 0) -> _Flight:
+    of, same = notice.kind, notice.same
+    return _Flight(notice, AlertDelivery(sink=sink, read_to_seq=seq, of=of, same=same, about_s=at_s, over=over))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -271,52 +271,39 @@ MOST_PAUSES: Final = 5  # that are named one by one
 CHECK_S: Final = 0.3  # for checking a log that no gateway has checked
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    kill_reason: str | None  # of the kill switch's file; None: there is no file
-    pauses: tuple[Pause, ...]  # that have not ended, by route
-    processes: tuple[Presence, ...]  # that are serving
-    damage: str  # of the log; "": none is known
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        damage = f"LOG DAMAGED: {self.damage}; restore a backup: what is shown may be incomplete"
-        return (
-            *self._killed(),
-            *self._paused(),
-            *(() if self.processes else ("NO GATEWAY: no process serves this log now",)),
-            *((damage,) if self.damage else ()),
-        )
-
-    def _killed(self) -> tuple[str, ...]:
-        if self.kill_reason is not None:
-            late = [one.name for one in self.processes if not one.killed]
-            waits = f" ({', '.join(late)} has not confirmed)" if late else ""
-            return (f"KILLED: nothing is stopped on any route{waits}: {self.kill_reason}",)
-        held = [one.name for one in self.processes if one.killed]
-        return (f"KILLED: {', '.join(held)} stops nothing on any route, by its environment",) if held else ()
-
-    def _paused(self) -> tuple[str, ...]:
-        sentences = [
-            f"PAUSED: route {one.route} runs in full until somebody resumes it: {one.reason} ({one.author})"
-            for one in self.pauses[:MOST_PAUSES]
-        ]
-        if rest := [one.route for one in self.pauses[MOST_PAUSES:]]:
-            sentences.append(f"PAUSED: {len(rest)} more routes: {', '.join(rest)}")
-        return tuple(sentences)
-
-
-def read_condition(
+def describe_condition(
     path: Path, switch: Path, announced: Sequence[Path], *, routes: Collection[str], checks: bool
-) -> Condition:
-    """Return the condition of the deployment without its unreadable parts. Never raises."""
+) -> tuple[str, ...]:
+    """Say what is wrong with the deployment, without its unreadable parts. Never raises."""
     processes = read_presences(announced)
+    sentences = [*_killed(switch_reason(switch), processes), *_paused(path, routes)]
+    if not processes:
+        sentences.append("NO GATEWAY: no process serves this log now")
     damage = next((one.damage for one in processes if one.damage), "")
     if checks and not damage and not is_large(path):
         damage = find_damage(path, within_s=CHECK_S) or ""
-    pauses: tuple[Pause, ...] = ()
-    with contextlib.suppress(StoreError, sqlite3.Error), views.open_reader(path) as connection:
-        rows = views.read_kinds(connection, "enforcement_paused", "enforcement_resumed")
+    if damage:
+        sentences.append(f"LOG DAMAGED: {damage}; restore a backup: what is shown may be incomplete")
+    return tuple(sentences)
+
+
+def _killed(reason: str | None, processes: Sequence[Presence]) -> Iterator[str]:
+    killed = [one.name for one in processes if one.killed]
+    if reason is not None:
+        late = [one.name for one in processes if not one.killed]
+        waits = f" ({', '.join(late)} has not confirmed)" if late else ""
+        yield f"KILLED: nothing is stopped on any route{waits}: {reason}"
+    elif killed:
+        yield f"KILLED: {', '.join(killed)} stops nothing on any route, by its environment"
+
+
+def _paused(path: Path, routes: Collection[str]) -> Iterator[str]:
+    pauses: list[Pause] = []
+    with contextlib.suppress(StoreError, sqlite3.Error):
+        rows = views.read_kinds(path, "enforcement_paused", "enforcement_resumed")
         held = sorted(fold_decisions((stored.event for stored in rows), {}).items())
-        pauses = tuple(one.pause for route, one in held if one.pause is not None and route in routes)
-    return Condition(kill_reason=switch_reason(switch), pauses=pauses, processes=processes, damage=damage)
+        pauses = [one.pause for route, one in held if one.pause is not None and route in routes]
+    for one in pauses[:MOST_PAUSES]:
+        yield f"PAUSED: route {one.route} runs in full until somebody resumes it: {one.reason} ({one.author})"
+    if rest := [one.route for one in pauses[MOST_PAUSES:]]:
+        yield f"PAUSED: {len(rest)} more routes: {', '.join(rest)}"

@@ -269,31 +269,15 @@ class LogOutage:
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
-_RunEvent: TypeAlias = Request | Outcome | JobRun | LabelRequest | FeedbackEvent | RequestCount
-_RunText: TypeAlias = QuestionText | Sources
-_RouteEvent: TypeAlias = Epoch | Publication | Alarm | Pause | Resumption | Findings | RouteFindings
-_Forecast: TypeAlias = RouteForecast | Alert | AlertDelivery | FailOpenCount
-_Proposal: TypeAlias = ProposedVersion | RowRates | VersionRefusal
-_Experiment: TypeAlias = ExperimentStart | ExperimentRevision | ExperimentEnd
-_Rollout: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
-_Review: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
-_Hold: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
-_Administration: TypeAlias = ConfigChange | Export | Erasure | AccessGrant
-_GatewayEvent: TypeAlias = LogOutage | StoredObject | KeyUsage
-
-Event: TypeAlias = (
-    _RunEvent
-    | _RunText
-    | _RouteEvent
-    | _Forecast
-    | _Proposal
-    | _Experiment
-    | _Rollout
-    | _Review
-    | _Hold
-    | _Administration
-    | _GatewayEvent
-)
+_OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
+_OfLoop: TypeAlias = Epoch | Publication | Alarm | Pause | Resumption | JobRun | RowRates | ProposedVersion
+_OfAlerts: TypeAlias = RouteForecast | Alert | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
+_OfTrials: TypeAlias = ExperimentStart | ExperimentRevision | ExperimentEnd | RolloutStart | RolloutMove | RolloutUndo
+_OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
+_OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
+_OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage
+_OfOwner: TypeAlias = ConfigChange | Export | Erasure | AccessGrant
+Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfTrials | _OfReviews | _OfHolds | _OfServer | _OfOwner
 E = TypeVar("E", bound=Event)
 
 
