@@ -31,7 +31,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.files import open_unpacked
-from suffice.upstream.wire import REASONING_FIELDS
+from suffice.upstream.wire import REASONING_FIELDS, parse_token_count
 
 THINK = ("<think>", "</think>")
 PROMPT_COUNTS = ("input", "promptTokens", "prompt_tokens")
@@ -148,30 +148,25 @@ def read_completion(
 
 
 def _first_count(*values: object) -> int | None:
-    return next((count for count in map(parse_count, values) if count is not None), None)
+    return next((count for count in map(parse_token_count, values) if count is not None), None)
 
 
 def _read_choice(choice: Mapping[str, Any]) -> tuple[str, str]:
     message = _mapping(choice.get("message")) or {}
-    text = _text(message.get("content")) or _text(choice.get("text"))
-    thought = next((t for name in REASONING_FIELDS if (t := _text(message.get(name)))), "")
+    text = text_of(message.get("content")) or text_of(choice.get("text"))
+    thought = next((t for name in REASONING_FIELDS if (t := text_of(message.get(name)))), "")
     if not thought and THINK[1] in text:
         thought, _, text = text.partition(THINK[1])
         thought = thought.partition(THINK[0])[2] or thought
     return text, thought
 
 
-def _text(content: object) -> str:
+def text_of(content: object) -> str:
+    """The text of a message's content, given as text or as parts."""
     if isinstance(content, str):
         return content
     parts = [p.get("text") for p in content if isinstance(p, Mapping)] if isinstance(content, list) else []
     return "".join(p for p in parts if isinstance(p, str))
-
-
-def parse_count(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if 0 <= value < 2**53 else None
 
 
 def parse_moment(value: object) -> float | None:

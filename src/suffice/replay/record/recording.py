@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,9 +20,11 @@ import msgspec
 
 from suffice.errors import ConfigError, StoreError
 from suffice.files import json_object, open_unpacked, whole_file
+from suffice.replay.logs import text_of
 from suffice.replay.traces.rows import RunLog, open_packed
 from suffice.scoring.base import Spec
 from suffice.settings import Probe, Steps
+from suffice.store.database.presence import try_lock
 from suffice.upstream.continuation import N_RIVALS
 
 RecordKind = Literal["reasoning", "samples"]
@@ -133,11 +134,7 @@ def _text(item: Mapping[str, Any], name: str, where: str) -> str | None:
 
 
 def _last_user_text(messages: list[dict[str, Any]]) -> str:
-    content = next((m["content"] for m in reversed(messages) if m["role"] == "user"), messages[-1]["content"])
-    if isinstance(content, list):
-        parts = [p.get("text") for p in content if isinstance(p, dict)]
-        return "".join(p for p in parts if isinstance(p, str))
-    return content if isinstance(content, str) else ""
+    return text_of(next((m["content"] for m in reversed(messages) if m["role"] == "user"), messages[-1]["content"]))
 
 
 @contextmanager
@@ -153,9 +150,10 @@ def open_recording(out: Path, recipe: RecordingRecipe) -> Iterator[RunLog]:
             if not part.exists() and out.exists():
                 _unpack(out, part)
             log = opened.enter_context(RunLog(part))
-            opened.enter_context(_lock(part))
         except OSError as error:
             raise StoreError(f"{part}: cannot be used ({error.strerror or error})") from None
+        if not try_lock(log.descriptor):
+            raise StoreError(f"{part}: another recorder is writing to it; wait for it to finish, or stop it")
         _check_settings(log, out, recipe)
         try:
             yield log
@@ -213,18 +211,3 @@ def describe_difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> s
             pairs = [(name, other, value)]
         differences += [f"{what} was {old!r} and is now {new!r}" for what, old, new in pairs if old != new]
     return ", ".join(differences[:3]) or "by another version of suffice"
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"{path}: another recorder is writing to it; wait for it to finish, or stop it") from None
-        yield

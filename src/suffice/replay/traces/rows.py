@@ -190,6 +190,10 @@ class RunLog:
         self._file.close()
 
     @property
+    def descriptor(self) -> int:
+        return self._file.fileno()
+
+    @property
     def question_ids(self) -> set[str]:
         return {question_id for *_, question_id in self.ids}
 
