@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.guarantee import KNOWN_AUDITS
-from suffice.assurance.strata import Cell, ClassGuards, standardise
+from suffice.assurance.strata import Cell, ClassGuards, hidden_drop
 
 M, POOLED = 9, 8  # three levels are a third of all
 
@@ -117,18 +117,19 @@ SIMPSON = (
 
 
 def test_better_over_all_and_worse_in_each_class_is_seen_through() -> None:
-    found = standardise(SIMPSON)
-    assert found.pooled_drop is not None
-    assert found.pooled_drop < -0.3, "over all runs stopping seems to gain 34 points"
-    assert found.standardised_drop == pytest.approx(0.02)
-    assert found.misleading
+    full_em, stopping_em = (950 + 4_500) / 10_000, (8_370 + 480) / 10_000
+    assert stopping_em - full_em > 0.3, "over all runs stopping seems to gain 34 points"
+    assert hidden_drop(SIMPSON) == pytest.approx(0.02)
 
 
-def test_one_sided_classes_allow_no_standard() -> None:
+def test_what_is_open_or_no_loss_is_not_hidden_and_one_sided_classes_allow_no_standard() -> None:
     lonely = Cell(query_class="new", n_full=50, n_full_right=20, n_stopping=0, n_stopping_right=0)
-    assert standardise([*SIMPSON, lonely]).standardised_drop is None
-    nothing = standardise([])
-    assert (nothing.pooled_drop, nothing.standardised_drop, nothing.misleading) == (None, None, False)
+    assert hidden_drop([*SIMPSON, lonely]) is None
+    assert hidden_drop([]) is None
+    worse = Cell(query_class="", n_full=100, n_full_right=90, n_stopping=100, n_stopping_right=80)
+    assert hidden_drop([worse]) is None, "the whole shows it"
+    better = Cell(query_class="", n_full=100, n_full_right=80, n_stopping=100, n_stopping_right=90)
+    assert hidden_drop([better]) is None
 
 
 @pytest.mark.parametrize(

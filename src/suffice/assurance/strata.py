@@ -42,30 +42,22 @@ class Cell:
         return self.n_full_right / self.n_full - self.n_stopping_right / self.n_stopping
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StandardisedDrop:
-    pooled_drop: float | None  # over all runs
-    standardised_drop: float | None  # drops of classes, weighted by their runs; None: unknown for a class
-
-    @property
-    def misleading(self) -> bool:
-        pooled, true = self.pooled_drop, self.standardised_drop
-        return pooled is not None and true is not None and pooled <= 0 < true
-
-
-def standardise(cells: Sequence[Cell]) -> StandardisedDrop:
-    """Point estimates, without intervals."""
-    sums = {name: sum(getattr(cell, name) for cell in cells) for name in _CELL_COUNTS}
-    everything = Cell(query_class="", **sums)
-    filled = [cell for cell in cells if cell.n]
-    weighted = [cell.n * cell.drop for cell in filled if cell.drop is not None]
-    is_complete = filled and len(weighted) == len(filled)
-    return StandardisedDrop(
-        pooled_drop=everything.drop, standardised_drop=sum(weighted) / everything.n if is_complete else None
-    )
-
-
 _CELL_COUNTS: Final = ("n_full", "n_full_right", "n_stopping", "n_stopping_right")
+
+
+def hidden_drop(cells: Sequence[Cell]) -> float | None:
+    """The drop at one mix of classes where the runs as a whole show none (Simpson's paradox); None: nothing is hidden.
+
+    A point estimate, without an interval. The classes are weighted by their runs; each needs runs on both sides.
+    """
+    filled = [cell for cell in cells if cell.n]
+    drops = [(cell.n, cell.drop) for cell in filled if cell.drop is not None]
+    if not drops or len(drops) < len(filled):
+        return None
+    sums = {name: sum(getattr(cell, name) for cell in filled) for name in _CELL_COUNTS}
+    pooled = Cell(query_class="", **sums).drop or 0.0
+    standardised = sum(n * drop for n, drop in drops) / sum(n for n, _ in drops)
+    return standardised if pooled <= 0 < standardised else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from suffice.assurance.bounds import V_OPT, SequenceState, gamma_exponential_log
 from suffice.assurance.certify import Counts, log_bets, log_wealth, mixed
 from suffice.assurance.paired import BETS, pairs_to_certify
 from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
-from suffice.assurance.strata import standardise
+from suffice.assurance.strata import hidden_drop
 from suffice.rollout.effects import PairCounts
 from suffice.rollout.evidence import Contrast, RailName, RolloutEvidence, Rules
 from suffice.settings.tables import LIVE_GUARDRAILS, LiveRail
@@ -251,9 +251,8 @@ def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str:
     if drop is not None and drop > rules.em_margin:
         allowed = describe_guardrail_points(rules.em_margin)
         return f"weighted as the traffic is, classes lose {100 * drop:.2f} points, of {allowed} allowed"
-    mixed_up = standardise(evidence.labelled)
-    true = mixed_up.standardised_drop
-    if mixed_up.misleading and true is not None and true > rules.em_margin:
+    true = hidden_drop(evidence.labelled)
+    if true is not None and true > rules.em_margin:
         return f"live labels look better over all and are {100 * true:.2f} points worse class by class"
     return ""
 

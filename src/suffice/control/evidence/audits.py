@@ -149,37 +149,33 @@ def verdicts(
     callers  senders whose keys also use the model: users, whatever source they name
     accepts  whether this label of a judge model counts; the caller charges its errors (`control.loop.charges`)
     """
-    by_id = {audit.id: audit for audit in audits}
-    given = {
-        (audit.id, label.seq): label.feedback
-        for audit in by_id.values()
-        for label in audit.labels
-        if (label.feedback.correct is not None or label.feedback.gold is not None)
-        and (label.feedback.source != JUDGE or accepts(label.feedback))
-    }
-    labels = [
-        replace(
-            trusted_label(name, StoredLabel(seq, one), _meaning(by_id[name], one, match), callers),
+    by_id, given = {audit.id: audit for audit in audits}, dict[TrustedLabel, Feedback]()
+    for audit in by_id.values():
+        for label in audit.labels:
+            one = label.feedback
+            tells, is_judge = one.correct is not None or one.gold is not None, one.source == JUDGE
+            if not tells or (is_judge and not accepts(one)):
+                continue
             # A judge's errors are charged to the budget; a cap would only discard its labels.
-            key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
-        )
-        for (name, seq), one in given.items()
-    ]
-    decided = resolve_labels(labels, differing=by_id)
+            key = f"{JUDGE} {audit.id}" if is_judge else _key(one, callers)
+            given[trusted_label(audit.id, label, _meaning(audit, one, match), callers, key=key)] = one
+    decided = resolve_labels(given, differing=by_id)
     return {
-        label.audit: given[label.audit, label.seq]
-        for label in sorted(labels, key=lambda label: label.seq)
+        label.audit: given[label]
+        for label in sorted(given, key=lambda label: label.seq)
         if label.audit in decided and decided[label.audit] == label.verdict
     }
 
 
-def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers: Collection[str]) -> TrustedLabel:
+def trusted_label(
+    audit: str, label: SequencedLabel, verdict: Hashable, callers: Collection[str], *, key: str | None = None
+) -> TrustedLabel:
     given = label.feedback
     return TrustedLabel(
         audit=audit,
         seq=label.seq,
         source=given.source,
-        key=given.sender,
+        key=given.sender if key is None else key,
         trust=rank_of(given, callers),
         verdict=verdict,
     )

@@ -22,7 +22,7 @@ from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.dataset import recorded_columns
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
-from suffice.learn.models import Examples, Parts, fit
+from suffice.learn.models import Examples, fit
 from suffice.learn.version import N_FOLDS, FoldedModels, fit_served, fold_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.policy.base import Policy
@@ -63,10 +63,9 @@ class LiveLearner:
     chosen: FeatureSelection
     cost_exponent: float
     n_runs: int = 0  # behind the rows
-    parts: Parts = "ensemble"
 
     def __call__(self, x: Floats, good: Bools, weight: Floats) -> ModelScores:
-        fitted = fit(Examples(x, good, weight), self.chosen, parts=self.parts, seed=SEED)
+        fitted = fit(Examples(x, good, weight), self.chosen, seed=SEED)
         digest = hashlib.blake2b(digest_size=8)
         for part in (x, good, weight):
             digest.update(np.ascontiguousarray(part).tobytes())

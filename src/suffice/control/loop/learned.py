@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -41,16 +41,11 @@ from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.version import FoldedModels, as_served
 from suffice.policy.base import build_policy
 from suffice.policy.folded_version import FoldedVersion
+from suffice.rollout.stages import State
 from suffice.store.routes.deployments import RouteDeployment
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.events import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
-
-
-class _Trial(NamedTuple):
-    rollout: str
-    fit: str  # address of its candidate
-    before: str  # address of the version that served before
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +57,8 @@ class RolloutTransition:
     """
 
     reason: str = ""  # of a change of version since the last call of `take_reason`; "": none
-    _running: _Trial | None = None
-    _serving: list[_Trial] = field(default_factory=list)  # the latest last; empty: the loop's own version serves
+    _running: State | None = None
+    _serving: list[State] = field(default_factory=list)  # the latest last; empty: the loop's own version serves
 
     @property
     def rests(self) -> bool:
@@ -77,13 +72,13 @@ class RolloutTransition:
         """Return the address of the version to activate now; None: no change."""
         if isinstance(event, RolloutStart):
             if event.state.fit:
-                self._running = _Trial(event.state.rollout, event.state.fit, event.state.in_force)
+                self._running = event.state
             return None
         if isinstance(event, RolloutUndo):
             if not self._serving or event.rollout != self._serving[-1].rollout:
                 return None
             self.reason = f"{event.author} undid rollout {event.rollout}"
-            return self._serving.pop().before
+            return self._serving.pop().in_force
         move, trial = event.transition, self._running
         if trial is None or move.rollout != trial.rollout or move.stage not in ("full", "rolled_back"):
             return None
