@@ -8,6 +8,7 @@ Theorem and proof: docs/reference/assurance.md. Betting: Waudby-Smith and Ramdas
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
@@ -131,12 +132,13 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
     growth = float(per_audit.max())  # for many audits the best bet dominates
     if growth <= 0:
         raise ValueError(f"no number of audits certifies a drop of {drop:g} against a budget of {max_em_drop:g}")
-    never, enough = 0, int(np.ceil((log(1 / delta) + log(len(BETS))) / growth)) + 1
-    while enough - never > 1:  # the wealth of expected counts is convex and starts at 1, so it crosses once
-        middle = (never + enough) // 2
-        passes = mixed(middle * per_audit)[0] >= log(1 / delta)
-        never, enough = (never, middle) if passes else (middle, enough)
-    return enough
+    enough = int(np.ceil((log(1 / delta) + log(len(BETS))) / growth)) + 1
+
+    def passes(n: int) -> bool:
+        return bool(mixed(n * per_audit)[0] >= log(1 / delta))
+
+    # The wealth of expected counts is convex and starts at 1, so it crosses once.
+    return 1 + bisect_left(range(1, enough), True, key=passes)
 
 
 def missing_audits(

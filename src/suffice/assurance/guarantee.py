@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -131,15 +132,13 @@ def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0)
     def enough(n: int) -> bool:
         return n > disagreements and binomial_at_most(disagreements, n, max_em_drop) <= 1 - confidence
 
-    low, high = disagreements, disagreements + 1
-    while not enough(high):
-        high *= 2
-        if high > MAX_AUDITS:
+    most = disagreements + 1
+    while not enough(most):
+        most *= 2
+        if most > MAX_AUDITS:
             return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    first = disagreements + 1
+    return first + bisect_left(range(first, most), True, key=enough)
 
 
 def evidence(

@@ -6,6 +6,7 @@ from the end of the burst on, also while nothing is certified: a small one can k
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -88,13 +89,12 @@ def _needed(route: Route) -> int:
     if route.kind != "reasoning":
         left = budget_left(route.max_em_drop, VERBATIM).max_em_drop
         return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta)
-    # Each audit compares one finish, in one of the bands of levels: more audits leave more of the budget, and a larger
-    # budget needs fewer audits.
-    never, enough = 0, MOST_AUDITS
-    while enough - never > 1:
-        n = (never + enough) // 2
+
+    def proves(n: int) -> bool:
+        # Each audit compares one finish, in one of the bands of levels.
         finish = bound_fidelity(0, n // MOST_BANDS, confidence=FIDELITY_CONFIDENCE, anytime=False)
         left = budget_left(route.max_em_drop, finish).max_em_drop
-        proves = left and audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta) <= n
-        never, enough = (never, n) if proves else (n, enough)
-    return enough
+        return left > 0 and audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=delta) <= n
+
+    # More audits leave more of the budget, and a larger budget needs fewer audits.
+    return 1 + bisect_left(range(1, MOST_AUDITS), True, key=proves)
