@@ -7,6 +7,7 @@ run come one after another.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 import uuid
@@ -24,7 +25,6 @@ from suffice.episode.extra_calls import SITE
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError, UpstreamError, UpstreamProtocol
 from suffice.gateway import lifecycle, rounds_service
-from suffice.gateway.context import GatewayState
 from suffice.gateway.feedback_form import FIELDS, id_conflict, seal_feedback
 from suffice.gateway.load_control import Breaker
 from suffice.gateway.rounds_service import SIGNAL_FIELDS, RunStart
@@ -37,7 +37,7 @@ from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
 from suffice.upstream.client import Headers, helper_client
 from suffice.upstream.wire import within
-from suffice.wiring.gateway import build_library
+from suffice.wiring.gateway import open_library
 from suffice.wiring.startup import embedders
 
 T = TypeVar("T")
@@ -115,8 +115,8 @@ class LocalBackend:
             raise ConfigError(f"route: unknown route {route[:80]!r}; known: {known}")
         vectors = embedders(settings)
         self.lock = threading.Lock()
-        self._library = build_library(settings, vectors, lock=self.lock)
-        self.gateway: GatewayState = self._library.gateway
+        self._opened = contextlib.ExitStack()
+        self.gateway = self._opened.enter_context(open_library(settings, vectors, lock=self.lock))
         self.embedder = BackgroundLoop(vectors[route]) if route in vectors else None
         self.blocks = self.embedder is not None  # an event loop must call it in a thread
         self.declared = settings.metrics
@@ -163,7 +163,7 @@ class LocalBackend:
             self.embedder.close()
         with self.lock:
             lifecycle.write_counts(self.gateway, all_of_them=True)
-        self._library.close()
+        self._opened.close()
 
 
 # --------------------------------------------------------------------------- at a server

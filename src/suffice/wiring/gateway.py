@@ -8,9 +8,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -135,14 +135,11 @@ def _read_log(settings: Settings, gw: GatewayState) -> None:
     gw.clients.objects, gw.clients.senders_of = Objects(find), partial(senders_of, path)
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
-    gateway: GatewayState
-    close: Callable[[], None]  # writes waiting rows and closes the log
-
-
-def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
-    """Build the routes and the log for a loop in this process; `lock` guards the gateway against its log's thread.
+@contextmanager
+def open_library(
+    settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock
+) -> Iterator[GatewayState]:
+    """Open the log and yield a gateway for a loop in this process, guarded by `lock`; write waiting rows and close it.
 
     Without a readable log it runs by the last-good file, or in full. Raises ConfigError, and StoreError if the log's
     folder is missing and there is no last-good file.
@@ -172,7 +169,7 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
 
         if begun.problem is not None:
             stack.callback(LogRetry(settings, gw, begun, restore, process="library", lock=lock).close)
-        return Library(gw, stack.pop_all().close)
+        yield gw
 
 
 def _restore_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
@@ -208,7 +205,7 @@ async def build_gateway(
     """Open the log and the upstreams, and yield the ASGI application; close them afterwards.
 
     Without a readable log it serves by the last-good file, or in full. A `log` that is passed must be open. Raises
-    ConfigError, and StoreError for a `log` that cannot be read, or as `build_library` does.
+    ConfigError, and StoreError for a `log` that cannot be read, or as `open_library` does.
     """
     result = result or preflight(settings)
     for warning in result.warnings:
