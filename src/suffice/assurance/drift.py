@@ -6,6 +6,7 @@ The caller resets a detector after an alarm.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from math import inf, log
 from typing import Final
 
@@ -229,6 +230,7 @@ class DetectionLaw:
         return f"a silent loss of {points} would be noticed within about {about:,.0f} requests"
 
 
+@lru_cache(maxsize=1_024)
 def detection_law(
     drop: float, *, max_em_drop: float, reference: Reference, audit_share: float, cap: float, labels: bool = True
 ) -> DetectionLaw:

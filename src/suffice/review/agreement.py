@@ -20,6 +20,7 @@ from suffice.types import Feedback
 
 Floats = NDArray[np.float64]
 
+CONFIDENCE: Final = 0.95  # of every interval
 LEAST_ITEMS: Final = 20  # below this, a large-sample interval is too narrow
 
 
@@ -42,7 +43,7 @@ class Agreement:
     n_contradicted: int  # with contradicting verdicts, adjudicated or not
 
 
-def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kappa:
+def cohen(table: Sequence[Sequence[float]]) -> Kappa:
     """Cohen's kappa of two raters, with its large-sample interval.
 
     Cohen (1960), Educ. Psychol. Meas. 20(1); standard error after Fleiss, Cohen and Everitt (1969), Psychol. Bull.
@@ -58,17 +59,17 @@ def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kapp
     rows, columns = p.sum(axis=1), p.sum(axis=0)
     observed, chance = float(np.trace(p)), float(rows @ columns)
     if 1 - chance < 1e-12:
-        return _kappa(observed, None, None, n=round(n), n_raters=2, method="Cohen", confidence=confidence)
+        return _kappa(observed, None, None, n=round(n), n_raters=2, method="Cohen")
     value = (observed - chance) / (1 - chance)
     diagonal = float((np.diag(p) * (1 - (rows + columns) * (1 - value)) ** 2).sum())
     weights = (rows[np.newaxis, :] + columns[:, np.newaxis]) ** 2  # of cell (i, j): row total j and column total i
     apart = float((p * weights).sum() - (np.diag(p) * np.diag(weights)).sum())
     variance = diagonal + (1 - value) ** 2 * apart - (value - chance * (1 - value)) ** 2
     error = sqrt(max(0.0, variance) / n) / (1 - chance)
-    return _kappa(observed, value, error, n=round(n), n_raters=2, method="Cohen", confidence=confidence)
+    return _kappa(observed, value, error, n=round(n), n_raters=2, method="Cohen")
 
 
-def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kappa:
+def fleiss(counts: Sequence[Sequence[int]]) -> Kappa:
     """Fleiss' kappa of any number of raters, who may differ between items, with its large-sample interval.
 
     Fleiss (1971), Psychol. Bull. 76(5); standard error after Gwet (2021), Educ. Psychol. Meas. 81(4), which does not
@@ -85,16 +86,16 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
     observed, chance = float(same.mean()), float(shares @ shares)
     n, n_raters = len(table), round(raters.max())
     if 1 - chance < 1e-12:
-        return _kappa(observed, None, None, n=n, n_raters=n_raters, method="Fleiss", confidence=confidence)
+        return _kappa(observed, None, None, n=n, n_raters=n_raters, method="Fleiss")
     value = (observed - chance) / (1 - chance)
     each = (same - chance) / (1 - chance)
     by_chance = (table / raters[:, np.newaxis]) @ shares
     moved = each - 2 * (1 - value) * (by_chance - chance) / (1 - chance)
     error = sqrt(float(((moved - value) ** 2).sum()) / (n * (n - 1))) if n > 1 else None
-    return _kappa(observed, value, error, n=n, n_raters=n_raters, method="Fleiss", confidence=confidence)
+    return _kappa(observed, value, error, n=n, n_raters=n_raters, method="Fleiss")
 
 
-def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
+def agreement(places: Iterable[ItemState]) -> Agreement:
     judged = [place for place in places if len(place.verdicts) >= 2 and len(place.independent) >= 2]
     categories = [{one.reviewer: one.category for one in place.independent} for place in judged]
     names = sorted({category for one in categories for category in one.values()})
@@ -104,21 +105,19 @@ def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agree
         if both:
             met = Counter(both)
             table = [[met[row, column] for column in names] for row in names]
-            pairs.append((first, second, cohen(table, confidence=confidence)))
+            pairs.append((first, second, cohen(table)))
     counts = [[list(one.values()).count(name) for name in names] for one in categories]
     return Agreement(
-        overall=fleiss(counts, confidence=confidence) if counts else None,
+        overall=fleiss(counts) if counts else None,
         pairs=tuple(sorted(pairs, key=lambda pair: -pair[2].n_items)),
         n_contradicted=sum(one.needs_third for one in judged),
     )
 
 
-def _kappa(
-    observed: float, value: float | None, error: float | None, *, n: int, n_raters: int, method: str, confidence: float
-) -> Kappa:
+def _kappa(observed: float, value: float | None, error: float | None, *, n: int, n_raters: int, method: str) -> Kappa:
     low = high = None
     if value is not None and error is not None and n >= LEAST_ITEMS:
-        radius = NormalDist().inv_cdf((1 + confidence) / 2) * error
+        radius = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
         low, high = max(-1.0, value - radius), min(1.0, value + radius)
     return Kappa(
         value=value, low=low, high=high, error=error, observed=observed, n_items=n, n_raters=n_raters, method=method
@@ -137,16 +136,14 @@ def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
     return resolution.early_right if place.item.shows == "early" else resolution.full_right
 
 
-def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:
+def em_of(queue: Queue, route: str) -> IntervalEstimate | None:
     """EM of all delivered answers, from draws without an open item, as easy ones are settled first; None: none."""
     drawings = queue.drawings.get(route, ())
     judged = ((one, [reviewed_correctness(queue, name) for name in one.drawn]) for one in drawings)
-    return estimate_em(judged, confidence=confidence)
+    return estimate_em(judged)
 
 
-def estimate_em(
-    drawings: Iterable[tuple[ControlDraw, list[bool | None]]], *, confidence: float = 0.95
-) -> IntervalEstimate | None:
+def estimate_em(drawings: Iterable[tuple[ControlDraw, list[bool | None]]]) -> IntervalEstimate | None:
     """Estimate EM from draws and the known correctness of each drawn run.
 
     The interval is Hoeffding's (1963, JASA 58(301), eq. 2.3 and section 6 for draws without replacement): with strata
@@ -167,7 +164,7 @@ def estimate_em(
         return None
     value = sum(n / n_runs * sum(known) / len(known) for n, known in whole)
     spread = sum((n / n_runs) ** 2 / len(known) for n, known in whole)
-    radius = sqrt(log(2 / (1 - confidence)) / 2 * spread)
+    radius = sqrt(log(2 / (1 - CONFIDENCE)) / 2 * spread)
     return IntervalEstimate(
         value=value,
         low=max(0.0, value - radius),

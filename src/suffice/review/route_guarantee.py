@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from math import ceil
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -215,24 +214,12 @@ def _detection(route: Route, budget: float, made: Publication, *, labelled: bool
     seen = made.evidence
     if seen.n_disagreeing is None or not seen.n_audits or not made.share or made.share >= 1:
         return ""
-    return _law(
-        budget,
-        Reference(n_disagreeing=seen.n_disagreeing, n_lost=seen.n_lost, n=seen.n_audits),
-        route.later_audit_share,
-        route.most_audit_share,
-        labelled,
+    law = detection_law(
+        max(NOTICED_DROP, NOTICED_BUDGETS * budget),
+        max_em_drop=budget,
+        reference=Reference(n_disagreeing=seen.n_disagreeing, n_lost=seen.n_lost, n=seen.n_audits),
+        audit_share=route.later_audit_share,
+        cap=route.most_audit_share,
+        labels=labelled,
     )
-
-
-@lru_cache(maxsize=1_024)
-def _law(budget: float, reference: Reference, audit_share: float, cap: float, labels: bool) -> str:
-    return str(
-        detection_law(
-            max(NOTICED_DROP, NOTICED_BUDGETS * budget),
-            max_em_drop=budget,
-            reference=reference,
-            audit_share=audit_share,
-            cap=cap,
-            labels=labels,
-        )
-    )
+    return str(law)
