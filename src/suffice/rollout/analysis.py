@@ -38,6 +38,7 @@ from suffice.rollout.results import (
     RunMetric,
     UnitAssignment,
     Verdict,
+    guarded,
     metric_of,
 )
 
@@ -272,18 +273,17 @@ def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -
 
 
 def _whole(comparisons: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
-    primary = comparisons[0]
-    guarded = [one for one in comparisons if one is primary or one.margin is not None]
-    verdicts = {one.verdict for one in guarded}
+    deciding = guarded(comparisons)
+    verdicts = {one.verdict for one in deciding}
     if "withheld" in verdicts:
         return "withheld", None
     if "worse" in verdicts:
         return "worse", None
-    if any(one.harmed for one in guarded):
+    if any(one.harmed for one in deciding):
         return "mixed", None
     if "inconclusive" not in verdicts:
-        return ("better" if primary.verdict == "better" else "no worse"), None
-    waiting = [one.n_missing for one in guarded if one.verdict == "inconclusive"]
+        return ("better" if comparisons[0].verdict == "better" else "no worse"), None
+    waiting = [one.n_missing for one in deciding if one.verdict == "inconclusive"]
     known = [n for n in waiting if n is not None]
     return "inconclusive", max(known) if len(known) == len(waiting) else None
 

@@ -181,72 +181,79 @@ def summarize_arm(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
     if arm.verdict == "withheld":
         why = next(one.why for one in arm.comparisons if one.verdict == "withheld")
         return f"No result is given for {arm.arm!r}: {why}.", UNFAIR
-    others = "; ".join(
+    others = [
         _one(one)
         for one in arm.comparisons[1:]
         if one.effect is not None or one.margin is not None or one.verdict == "withheld"
-    )
-    sentences = (_headline(result, arm), f"Besides, {others}." if others else "", _last(arm))
+    ]
+    sentences = (_headline(result, arm), f"Besides, {'; '.join(others)}." if others else "", _last(arm))
     return tuple(sentence for sentence in sentences if sentence)
+
+
+def guarded(comparisons: Sequence[ArmComparison]) -> list[ArmComparison]:
+    """Return the comparisons that decide: the primary metric's, and those with a margin."""
+    return [one for at, one in enumerate(comparisons) if not at or one.margin is not None]
 
 
 def _headline(result: ExperimentResult, arm: ArmResult) -> str:
     primary = arm.comparisons[0]
-    text = f"{primary.metric} was not measured yet"
-    if primary.effect is not None and primary.between is not None:
-        basis = f"on {primary.n:,} {'full runs that show both' if primary.paired else 'units'}"
-        text = f"{_difference(primary)} ({result.confidence:.0%} sure, {basis})"
+    difference = _difference(primary)
+    basis = f"on {primary.n:,} {'full runs that show both' if primary.paired else 'units'}"
+    text = f"{difference} ({result.confidence:.0%} sure, {basis})" if difference else _unmeasured(primary)
     return f"{arm.arm!r} against {result.control!r} is {_in_words(arm)}{text}."
 
 
 def _in_words(arm: ArmResult) -> str:
+    deciding = guarded(arm.comparisons)
     if arm.verdict == "better":
-        guarded = any(one.margin is not None for one in arm.comparisons[1:])
-        return f"better{', and nothing with a margin loses more than you allow' if guarded else ''}: "
+        return f"better{', and nothing with a margin loses more than you allow' if len(deciding) > 1 else ''}: "
     if arm.verdict == "no worse":
         return "not worse than you allow: "
     if arm.verdict == "worse":
-        bad = [one.metric for one in arm.comparisons if one.verdict == "worse" and _counts(one, arm)]
-        return f"worse in {' and '.join(bad)}: "
+        return f"worse in {' and '.join(one.metric for one in deciding if one.verdict == 'worse')}: "
     if arm.verdict == "mixed":
-        bad = [f"{one.metric} for {_list(one.harmed)}" for one in arm.comparisons if one.harmed and _counts(one, arm)]
+        bad = [f"{one.metric} for {_list(one.harmed)}" for one in deciding if one.harmed]
         return f"mixed, for it is worse in {' and '.join(bad)}: on the whole, "
     return "inconclusive: "
 
 
 def _difference(one: ArmComparison) -> str:
-    assert one.effect is not None
-    assert one.between is not None
+    """Return a difference with its interval; "": it was not measured."""
+    if one.effect is None or one.between is None:
+        return ""
     metric = metric_of(one.metric)
     part = f" ({abs(one.effect) / one.control_mean:.0%})" if metric.high is None and one.control_mean else ""
     return f"{_describe_effect(metric, one.effect)}{part}, {_between(metric, one.between)}"
 
 
+def _unmeasured(one: ArmComparison) -> str:
+    return f"{one.metric} was not measured yet"
+
+
 def _one(one: ArmComparison) -> str:
-    metric = metric_of(one.metric)
     if one.verdict == "withheld":
         return f"{one.metric} is withheld, because {one.why}"
-    if one.effect is None or one.between is None:
-        return f"{one.metric} was not measured yet"
-    text = _difference(one)
+    text, metric = _difference(one), metric_of(one.metric)
+    if not text:
+        return _unmeasured(one)
     if one.paired:
         text += f", on {one.n:,} full runs that show both"
     if one.margin is None:
         return text if one.verdict in ("better", "worse") else f"{text}, so which way it goes is open"
-    allowed = f"{metric.size(one.margin)} {metric.margin}"
+    allowed = f"the {metric.size(one.margin)} {metric.margin} that you allow"
     if one.verdict in ("better", "no worse"):
-        return f"{text}, within the {allowed} that you allow"
-    if one.verdict == "worse":
-        return f"{text}, more than the {allowed} that you allow"
-    return f"{text}, so whether it keeps the {allowed} that you allow is open"
+        return f"{text}, within {allowed}"
+    return (
+        f"{text}, more than {allowed}" if one.verdict == "worse" else f"{text}, so whether it keeps {allowed} is open"
+    )
 
 
 def _last(arm: ArmResult) -> str:
-    parts = list[str]()
+    parts, told = list[str](), guarded(arm.comparisons) if arm.verdict == "mixed" else []
     for one in arm.comparisons:
-        if one.harmed and one.verdict != "worse" and not (arm.verdict == "mixed" and _counts(one, arm)):
+        if one.harmed and one.verdict != "worse" and one not in told:
             parts.append(f"it is worse in {one.metric} for {_list(one.harmed)}, whatever the whole says")
-        if one.misleading and one.plain is not None and one.effect is not None:
+        if one.misleading and one.plain is not None:
             metric = metric_of(one.metric)
             weighed = (
                 "" if one.stratified is None else f", and weighed by class {_describe_effect(metric, one.stratified)}"
@@ -271,7 +278,7 @@ def _last(arm: ArmResult) -> str:
 def _missing(arm: ArmResult) -> str:
     if arm.n_missing is not None:
         return f"about {arm.n_missing:,} more requests would decide it, if they continue like those so far"
-    if any(one.effect is None and _counts(one, arm) for one in arm.comparisons):
+    if any(one.effect is None for one in guarded(arm.comparisons)):
         return "how many more requests it takes can be said once there is something to measure"
     return "how many more requests it takes cannot be said: what was seen is too near to where it would turn"
 
@@ -288,10 +295,6 @@ def _between(metric: RunMetric, between: Interval) -> str:
     if metric.way(low) == metric.way(high):
         return f"between {metric.size(low)} and {metric.size(high)}"
     return f"between {metric.size(between.low)} {metric.less} and {metric.size(between.high)} {metric.more}"
-
-
-def _counts(one: ArmComparison, arm: ArmResult) -> bool:
-    return one.margin is not None or one is arm.comparisons[0]
 
 
 def _list(names: tuple[str, ...]) -> str:
