@@ -21,7 +21,7 @@ import click
 from click.testing import CliRunner
 
 from suffice.cli.main import main as suffice
-from suffice.rollout.experiment import RunningExperiment, UnitIds, draw_arms
+from suffice.rollout.experiment import RunningExperiment, draw_arms, units_of
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.experiments import read_experiments
@@ -81,7 +81,7 @@ def episode(one: RunningExperiment, number: int, rng: random.Random) -> list[Eve
     answers = [gold if rng.random() < p_right else str(rng.randrange(10, 99)) for _ in range(8)]
     tokens = [rng.randrange(40, 90) if easy else rng.randrange(90, 240) for _ in answers]
     audit = rng.random() < 0.1
-    arms = draw_arms([one], route="quiz", units=UnitIds(request=f"c{number}"), salt="example")
+    arms = draw_arms([one], route="quiz", units=units_of("", request=f"c{number}"), salt="example")
     brisk = arms[0].arm == "brisk" and not audit
     stop = next((at + 1 for at in range(1, 8) if answers[at] == answers[at - 1]), 8) if brisk else 8
     votes = Counter(answers[:stop])

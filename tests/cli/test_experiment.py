@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from tests.control.made import run
 
 from suffice.cli.main import main
-from suffice.rollout.experiment import UnitIds, draw_arms
+from suffice.rollout.experiment import draw_arms, units_of
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.experiments import read_experiments
@@ -77,7 +77,7 @@ def traffic(config: Path, n: int) -> None:
     one = next(one.experiment for one in read_experiments(path) if one.runs)
     events = list[Event]()
     for number in range(n):
-        arms = draw_arms([one], route="r", units=UnitIds(request=f"u{number}"), salt="s")
+        arms = draw_arms([one], route="r", units=units_of("", request=f"u{number}"), salt="s")
         changes: dict[str, Any] = {"audit": number % 4 == 0, "unit": f"u{number}", "certified": False}
         request, outcome = run(number, rng, **changes)
         request = replace(request, arms=arms)

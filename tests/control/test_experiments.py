@@ -16,7 +16,7 @@ from suffice.control.compare.experiments import gather, read_experiment
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.versions import read_back
 from suffice.errors import ConfigError
-from suffice.rollout.experiment import Arm, UnitIds, draw_arms
+from suffice.rollout.experiment import Arm, draw_arms, units_of
 from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, ExperimentData
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.decisions import Decisions
@@ -83,7 +83,7 @@ class Story:
     def request(self, of: str, *, audit: bool = False, **changes: Any) -> tuple[Request, Outcome]:
         """A run of a unit in the arm that it draws, as a gateway would have served it."""
         self.n += 1
-        arms = draw_arms([self.held.experiment], route="r", units=UnitIds(request=of), salt="s")
+        arms = draw_arms([self.held.experiment], route="r", units=units_of("", request=of), salt="s")
         request, outcome = run(self.n, self.rng, audit=audit, propensity=0.1 if audit else 0.9, **changes)
         request = replace(request, arms=arms)
         if arms and arms[0].arm == "brisk" and not audit:
@@ -123,7 +123,7 @@ def of(arm: str, told: Story) -> Iterator[str]:
     """Units that draw this arm."""
     for number in range(10_000):
         unit = f"{arm}-{number}"
-        if draw_arms([told.held.experiment], route="r", units=UnitIds(request=unit), salt="s")[0].arm == arm:
+        if draw_arms([told.held.experiment], route="r", units=units_of("", request=unit), salt="s")[0].arm == arm:
             yield unit
 
 

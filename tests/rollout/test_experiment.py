@@ -19,7 +19,6 @@ from suffice.rollout.experiment import (
     Arm,
     RunningExperiment,
     Slots,
-    UnitIds,
     allot,
     define,
     draw_arm,
@@ -60,7 +59,7 @@ def arms_of(one: RunningExperiment, n: int = N_IDS) -> list[str]:
 
 
 def drawn(one: RunningExperiment, request: str, **names: str) -> tuple[ArmDraw, ...]:
-    return draw_arms([one], route="r", units=UnitIds(request=request, **names), salt=SALT)
+    return draw_arms([one], route="r", units=units_of("", request=request, **names), salt=SALT)
 
 
 # --------------------------------------------------------------------------- sticky
@@ -152,7 +151,9 @@ def test_a_share_that_grows_only_adds_units_and_moves_nobody() -> None:
 def test_experiments_of_one_layer_exclude_each_other_and_share_it_out() -> None:
     first = made(name="first", slots=allot(0.4, taken={}))
     second = made(name="second", slots=allot(0.6, taken={"first": first.slots}))
-    found = [draw_arms([first, second], route="r", units=UnitIds(request=f"u{n}"), salt=SALT) for n in range(10_000)]
+    found = [
+        draw_arms([first, second], route="r", units=units_of("", request=f"u{n}"), salt=SALT) for n in range(10_000)
+    ]
     assert all(len(one) == 1 for one in found)
     assert abs(sum(one[0].experiment == "first" for one in found) - 4_000) < 4 * sqrt(10_000 * 0.24)
 
@@ -168,7 +169,7 @@ def test_layers_are_independent() -> None:
     for number in range(n):
         found = {
             one.experiment: one.arm
-            for one in draw_arms(pair, route="r", units=UnitIds(request=f"u{number}"), salt=SALT)
+            for one in draw_arms(pair, route="r", units=units_of("", request=f"u{number}"), salt=SALT)
         }
         counts[found.get("first", "-"), found.get("second", "-")] += 1
     share = {"-": 0.5, "full": 0.25, "brisk": 0.25}
@@ -228,25 +229,25 @@ def test_slots_never_overlap_and_a_ramp_keeps_its_own(shares: list[float], grown
     ],
 )
 def test_a_request_belongs_to_what_it_names(unit: ExperimentUnit, names: dict[str, str], expected: str | None) -> None:
-    assert UnitIds(request="q", **names).of(unit) == expected
+    assert units_of("", request="q", **names)[unit] == expected
 
 
 @pytest.mark.parametrize("unit", ["conversation", "user", "tenant"])
 def test_one_name_of_two_senders_is_two_units(unit: ExperimentUnit) -> None:
     def of(sender: str) -> str | None:
-        return units_of(sender, request="q", conversation="1", user="1", tenant="1").of(unit)
+        return units_of(sender, request="q", conversation="1", user="1", tenant="1")[unit]
 
     assert len({of(""), of("a"), of("b")}) == 3
     assert of("") == "1"
     unnamed = units_of("a", request="q", conversation=None, user=None, tenant=None)
-    assert (unnamed.conversation, unnamed.user, unnamed.tenant) == (None, None, "a")
+    assert (unnamed["conversation"], unnamed["user"], unnamed["tenant"]) == ("q", None, "a")
 
 
 def test_who_names_no_user_or_another_route_takes_no_part() -> None:
     one = made(unit="user")
     assert drawn(one, "q") == ()
     assert drawn(one, "q", user="x") == drawn(one, "another request", user="x") != ()
-    assert draw_arms([one], route="other", units=UnitIds(request="q", user="x"), salt=SALT) == ()
+    assert draw_arms([one], route="other", units=units_of("", request="q", user="x"), salt=SALT) == ()
 
 
 # --------------------------------------------------------------------------- arms

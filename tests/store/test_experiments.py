@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.rollout.experiment import UnitIds, define, draw_arms, n_slots
+from suffice.rollout.experiment import define, draw_arms, n_slots, units_of
 from suffice.settings import Experiment, ExperimentArm, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -106,7 +106,7 @@ def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions
 
 
 def seen(number: int, experiments: tuple[Any, ...]) -> Event:
-    arms = draw_arms(experiments, route="math", units=UnitIds(request=f"u{number // 2}"), salt="s")
+    arms = draw_arms(experiments, route="math", units=units_of("", request=f"u{number // 2}"), salt="s")
     return Request(
         episode_id=f"ep{number}",
         route="math",

@@ -150,10 +150,6 @@ Header: TypeAlias = tuple[str, str]
 Needs: TypeAlias = Role | Literal["nobody"]  # "nobody": without a login, where nothing is disclosed
 
 
-class AccessDeniedError(BadRequest):
-    """The principal may not do this."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     person: Person | None  # None: not logged in
@@ -199,7 +195,7 @@ class ConsoleAuth:
         return roster.people if roster is not None else ()
 
     def admit(self, request: ConsoleRequest, needs: Needs) -> Principal:
-        """Return the principal, if their role suffices. Raises AccessDeniedError."""
+        """Return the principal, if their role suffices. Raises BadRequest."""
         self._browsers.check_host(request.headers.get("host", ""))
         is_read = request.method in ("GET", "HEAD") and "origin" not in request.headers
         if not is_read or request.headers.get("sec-fetch-mode", "navigate") != "navigate":  # anything but a link
@@ -209,10 +205,10 @@ class ConsoleAuth:
             return principal
         if principal.person is None:
             message = "log in first, or send 'authorization: Bearer SECRET'"
-            raise AccessDeniedError(message, status=401, code="not_logged_in")
+            raise BadRequest(message, status=401, code="not_logged_in")
         if not may(principal.person.role, needs):
             message = f"this needs the role {needs}; {principal.name} has the role {principal.role}"
-            raise AccessDeniedError(message, status=403, code="role")
+            raise BadRequest(message, status=403, code="role")
         return principal
 
     def check_change(self, request: ConsoleRequest, principal: Principal) -> None:
@@ -237,7 +233,7 @@ class ConsoleAuth:
         return Principal(person=person, session=session, token=token(session.nonce, roster.key))
 
     def _authenticate(self, roster: Roster, secret: str, address: str) -> Person | None:
-        """Check a secret. Raises AccessDeniedError if it is wrong and the address has failed too often."""
+        """Check a secret. Raises BadRequest if it is wrong and the address has failed too often."""
         person = authenticate(roster, secret)
         if person is not None:
             return person
@@ -245,7 +241,7 @@ class ConsoleAuth:
         wait_s = self._attempts.wait_s(address, now_s=now_s)
         if wait_s:
             message = f"too many wrong secrets; try again in {wait_s} s"
-            raise AccessDeniedError(message, status=429, code="too_many_attempts")
+            raise BadRequest(message, status=429, code="too_many_attempts")
         self._attempts.failed(address, now_s=now_s)
         LOG.warning("console: a wrong secret from %s", address)
         return None
@@ -255,15 +251,15 @@ class ConsoleAuth:
         given = request.headers.get("x-csrf-token") or request.form.get(TOKEN, "")
         right = "" if roster is None else token(what, roster.key)
         if not right or not hmac.compare_digest(given.encode("utf-8", "replace"), right.encode()):
-            raise AccessDeniedError("the form has no valid token; load the page again", status=403, code="csrf")
+            raise BadRequest("the form has no valid token; load the page again", status=403, code="csrf")
 
     def login_page(self, request: ConsoleRequest) -> tuple[str, Header]:
-        """A token for a login page, and its cookie. Raises AccessDeniedError without a roster."""
+        """A token for a login page, and its cookie. Raises BadRequest without a roster."""
         nonce, roster = self._random(16).hex(), self._roster()
         return token(f"login {nonce}", roster.key), cookie(LOGIN, nonce, age_s=LOGIN_S, secure=request.behind_tls)
 
     def login(self, request: ConsoleRequest) -> tuple[Header, Header] | None:
-        """The cookies of a new session; None: the secret is wrong. Raises AccessDeniedError."""
+        """The cookies of a new session; None: the secret is wrong. Raises BadRequest."""
         roster, secure = self._roster(), request.behind_tls
         self._check_token(request, f"login {request.cookies.get(LOGIN, '')}")
         person = self._authenticate(roster, request.form.get("secret", "").strip(), request.address)
@@ -288,5 +284,5 @@ class ConsoleAuth:
         roster = self.roster()
         if roster is None:
             message = "nobody can log in yet: run suffice admin reset-secret beside the settings file"
-            raise AccessDeniedError(message, status=401, code="no_people")
+            raise BadRequest(message, status=401, code="no_people")
         return roster

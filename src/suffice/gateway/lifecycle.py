@@ -29,7 +29,7 @@ from suffice.gateway.request_parsing import ParsedRequest
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S, MOST_CHARS, SourceBuffer, format_conversation
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, conversation_key, question_key
-from suffice.rollout.experiment import UnitIds, units_of
+from suffice.rollout.experiment import Units, units_of
 from suffice.signals.query import class_of
 from suffice.store.rows.events import Event, QuestionText, Sources
 from suffice.telemetry import LOG
@@ -59,7 +59,7 @@ class Arrival:
     def conversation_key(self, salt: str) -> str:
         return conversation_key(self.caller.id, self.conversation, salt=salt) if self.conversation else ""
 
-    def units(self, assigned: AuditAssignment) -> UnitIds:
+    def units(self, assigned: AuditAssignment) -> Units:
         known = {"conversation": self.conversation, "user": self.user, "tenant": self.tenant}
         return units_of(self.caller.id, request=assigned.unit, **known)
 

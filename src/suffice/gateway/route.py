@@ -23,7 +23,7 @@ from suffice.review import route_guarantee
 from suffice.review.holds import NO_OVERRIDES, ActiveOverrides, lowest
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, effective_publication, guarantee_of
 from suffice.rollout.assign import keyed
-from suffice.rollout.experiment import Arm, RunningExperiment, UnitIds, draw_arms, with_arm
+from suffice.rollout.experiment import Arm, RunningExperiment, Units, draw_arms, with_arm
 from suffice.rollout.stages import State, place
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
@@ -305,7 +305,7 @@ class Variants:
     _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
 
     def place(
-        self, route: BuiltRoute, units: Callable[[], UnitIds], question: str = ""
+        self, route: BuiltRoute, units: Callable[[], Units], question: str = ""
     ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """Return the route for a request and its drawn arms; the same object if nothing varies it."""
         if not self.experiments and route.name not in self.trials and route.name not in self.standing:
@@ -321,7 +321,7 @@ class Variants:
         trial = self.trials.get(route)
         return 0.0 if trial is None else trial.state.audit_share or 0.0
 
-    def _place(self, route: BuiltRoute, units: UnitIds, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+    def _place(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         served, drawn = self._with_rollout(route, units, question)
         for one in draw_arms(self.experiments, route=route.name, units=units, salt=self.salt):
             arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
@@ -330,13 +330,13 @@ class Variants:
                 served, drawn = varied, (*drawn, one)
         return served, drawn
 
-    def _with_rollout(self, route: BuiltRoute, units: UnitIds, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+    def _with_rollout(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         standing, trial = self.standing.get(route.name), self.trials.get(route.name)
         if standing is not None:
             route = self._with_policy(route, standing, f"standing:{version_name(standing)}") or route
         if trial is None or (trial.state.fit and not _is_comparable(route, trial.state)):
             return route, ()
-        unit, share = units.conversation or units.request, trial.state.share
+        unit, share = units["conversation"] or "", trial.state.share
         placed = place(trial.state, unit, salt=self.salt)
         varied = self._candidate(route, trial, question) if placed.arm == "candidate" else route
         if placed.arm is None or varied is None:

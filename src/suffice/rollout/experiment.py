@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -73,35 +73,31 @@ class RunningExperiment:
         return {arm.name: arm.weight / total for arm in self.arms}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitIds:
-    request: str  # shared by its retries
-    conversation: str | None = None
-    user: str | None = None
-    tenant: str | None = None
-
-    def of(self, unit: ExperimentUnit) -> str | None:
-        if unit == "request":
-            return self.request
-        if unit == "conversation":
-            return self.conversation or self.request
-        return (self.user if unit == "user" else self.tenant) or None
+Units: TypeAlias = Mapping[ExperimentUnit, str | None]  # the name of each kind of unit; None: the request has none
 
 
-def units_of(sender: str, *, request: str, conversation: str | None, user: str | None, tenant: str | None) -> UnitIds:
-    """Return the units of a request; names that a client chose are scoped to its sender (`sender_key`, or "")."""
+def units_of(
+    sender: str, *, request: str, conversation: str | None = None, user: str | None = None, tenant: str | None = None
+) -> Units:
+    """Return the units of a request; names that a client chose are scoped to its sender (`sender_key`, or "").
+
+    request  the name that retries share
+    """
 
     def own(name: str | None) -> str | None:
-        return joined(sender, name) if sender and name else name
+        return (joined(sender, name) if sender and name else name) or None
 
-    return UnitIds(
-        request=request, conversation=own(conversation), user=own(user), tenant=own(tenant) or sender or None
-    )
+    return {
+        "request": request,
+        "conversation": own(conversation) or request,
+        "user": own(user),
+        "tenant": own(tenant) or sender or None,
+    }
 
 
-def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitIds, salt: str) -> tuple[ArmDraw, ...]:
+def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: Units, salt: str) -> tuple[ArmDraw, ...]:
     """Assign the arms of one request, at most one per layer; with equal weights, equal units get equal arms."""
-    drawing = ((one, units.of(one.unit)) for one in running if route in one.routes)
+    drawing = ((one, units[one.unit]) for one in running if route in one.routes)
     return tuple(
         draw_arm(one, unit, salt=salt)
         for one, unit in drawing

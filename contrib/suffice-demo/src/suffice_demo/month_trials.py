@@ -11,7 +11,7 @@ from suffice.control.compare.experiments import read_experiment
 from suffice.errors import SufficeError
 from suffice.gateway.route import BuiltRoute, RolloutTrial, Variants
 from suffice.rollout.evidence import rules_of
-from suffice.rollout.experiment import UnitIds
+from suffice.rollout.experiment import units_of
 from suffice.rollout.results import summarize_arm
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
@@ -80,7 +80,7 @@ class MonthTrials:
         share = max(SHARE, self.variants.audit_share(ROUTE))
         request, outcome, right = full_run(number, QUIZ, self.rng, route=ROUTE, share=share, at_s=at_s)
         request = replace(request, setup=self.base.setup)
-        served, arms = self.variants.place(self.base, lambda: UnitIds(request=request.unit))
+        served, arms = self.variants.place(self.base, lambda: units_of("", request=request.unit))
         request = replace(request, mode=served.settings.mode, policy_version=served.policy_version, arms=arms)
         replayed = replay_run(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
         acts = served.acts and not request.audit
