@@ -249,9 +249,9 @@ def _one(one: ArmComparison) -> str:
 
 
 def _last(arm: ArmResult) -> str:
-    parts, told = list[str](), guarded(arm.comparisons) if arm.verdict == "mixed" else []
+    parts, named = list[str](), guarded(arm.comparisons) if arm.verdict == "mixed" else []
     for one in arm.comparisons:
-        if one.harmed and one.verdict != "worse" and one not in told:
+        if one.harmed and one.verdict != "worse" and one not in named:
             parts.append(f"it is worse in {one.metric} for {_list(one.harmed)}, whatever the whole says")
         if one.misleading and one.plain is not None:
             metric = metric_of(one.metric)
