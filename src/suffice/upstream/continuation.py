@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from suffice.settings import FinishMethod, Probe, Template, Upstream
-from suffice.upstream.drivers import CHAT_PATH, DRIVERS, merge_fields, thinking_is_off
+from suffice.upstream.drivers import CHAT_PATH, DRIVERS, Fields, merge_fields, thinking_is_off
 
 # Sampling fields, which the continuation repeats.
 SAMPLING = (
@@ -36,7 +36,7 @@ class Prompt:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
     path: str
-    body: dict[str, Any]
+    body: Fields
     prefill: str = ""  # text that some engines repeat at the start of the reply
     answer_prefix: str = ""  # words that begin the answer and are not part of the reply
     stop: tuple[str, ...] = ()  # stop words for the reader, because they were not sent to the engine
@@ -59,19 +59,21 @@ def build_continuation(
 
     trial  end the answer at the probe's stop words, and list the probabilities of its tokens
     """
-    body: dict[str, Any] = {k: client_body[k] for k in ("model", *SAMPLING) if k in client_body}
+    body: Fields = {k: client_body[k] for k in ("model", *SAMPLING) if k in client_body}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     if max_tokens is not None:
         # Some chat APIs refuse the older name of the cap: use the one that the client used.
         names_completion = method != "raw" and client_body.get("max_completion_tokens") is not None
         body["max_completion_tokens" if names_completion else "max_tokens"] = max_tokens
-    if method == "raw":
-        return _raw(body, thought, upstream, probe, prompt, trial=trial)
-    body |= {k: client_body[k] for k in CHAT_ONLY if k in client_body}
     if trial:
-        body |= {"logprobs": True, "top_logprobs": N_RIVALS}
+        body |= {"logprobs": N_RIVALS} if method == "raw" else {"logprobs": True, "top_logprobs": N_RIVALS}
+        if probe.stop and method != "re-ask":
+            body["stop"] = list(probe.stop)
+    if method == "raw":
+        return _raw(body, thought, upstream, probe, prompt)
+    body |= {k: client_body[k] for k in CHAT_ONLY if k in client_body}
     if method == "prefill":
-        return _prefill(body, client_body["messages"], thought, upstream, probe, trial=trial)
+        return _prefill(body, client_body["messages"], thought, upstream, probe)
     if method == "re-ask":
         return _reask(body, client_body["messages"], thought.strip(), upstream, probe, trial=trial)
     raise ValueError(f"continuation: {method!r} needs no second request")
@@ -81,13 +83,9 @@ def close_thought(thought: str, upstream: Upstream, probe: Probe) -> str:
     return f"{thought.rstrip()}{probe.closing}{upstream.think_close}{probe.answer_prefix}"
 
 
-def _raw(
-    body: dict[str, Any], thought: str, upstream: Upstream, probe: Probe, prompt: Prompt | None, *, trial: bool
-) -> Continuation:
+def _raw(body: Fields, thought: str, upstream: Upstream, probe: Probe, prompt: Prompt | None) -> Continuation:
     if prompt is None or prompt.text is None:
         raise ValueError("raw continuation: needs the prompt as rendered by the engine's template")
-    if trial:
-        body |= {"logprobs": N_RIVALS, "stop": list(probe.stop)} if probe.stop else {"logprobs": N_RIVALS}
     if upstream.driver == "vllm":
         body["add_special_tokens"] = False  # the template's text has its own BOS
     # If the template leaves the opening tag to the model, the thought needs one.
@@ -96,14 +94,10 @@ def _raw(
     return Continuation(path="/v1/completions", body=body, answer_prefix=probe.answer_prefix)
 
 
-def _prefill(
-    body: dict[str, Any], messages: Sequence[Any], thought: str, upstream: Upstream, probe: Probe, *, trial: bool
-) -> Continuation:
+def _prefill(body: Fields, messages: Sequence[Any], thought: str, upstream: Upstream, probe: Probe) -> Continuation:
     facts, closed = DRIVERS[upstream.driver], close_thought(thought, upstream, probe)
     if facts.prefill is None:
         raise ValueError(f"continuation: driver {upstream.driver!r} cannot continue a message")
-    if trial and probe.stop:
-        body["stop"] = list(probe.stop)
     last = upstream.think_open + closed
     message: dict[str, Any] = {"role": "assistant", "content": last}
     if facts.prefill == "continue":
@@ -124,7 +118,7 @@ def _prefill(
 
 
 def _reask(
-    body: dict[str, Any], messages: Sequence[Any], thought: str, upstream: Upstream, probe: Probe, *, trial: bool
+    body: Fields, messages: Sequence[Any], thought: str, upstream: Upstream, probe: Probe, *, trial: bool
 ) -> Continuation:
     """The reader applies the stop words: a reply that thinks first would end inside its own thought."""
     facts = DRIVERS[upstream.driver]
