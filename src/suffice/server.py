@@ -297,10 +297,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 @asynccontextmanager
 async def serve_in_loop(
-    settings: Settings, *, host: str = "127.0.0.1", port: int = 0, worker_after_s: float | None = None
+    settings: Settings, *, port: int = 0, worker_after_s: float | None = None
 ) -> AsyncIterator[str]:
     """Serve inside a running loop, with a worker process after `worker_after_s`, for the demo and for tests."""
-    listener = _listen(host, port)
+    listener = _listen("127.0.0.1", port)
     async with build_gateway(settings) as app, AsyncExitStack() as stack:
         if worker_after_s is not None:
             await stack.enter_async_context(

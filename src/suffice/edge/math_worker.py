@@ -9,11 +9,11 @@ true once it is ready. It ends with its standard input, and at the latest a seco
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 SPARE_S = 1.0  # after the limit, so that the parent kills first and can report it
 
@@ -36,34 +36,6 @@ def _read(formula: str) -> list[Any]:
     return list(parse(f"${formula}$", parsing_timeout=None, fallback_mode="no_fallback"))
 
 
-def answer_requests(requests: TextIO, answers: TextIO) -> None:
-    judge_formulas("1", "2")  # loads the grammar, which is slow
-    answers.write("true\n")
-    answers.flush()
-    for line in requests:
-        one, other, limit_s = json.loads(line)
-        verdict: bool | None = None
-        with _alarm(limit_s + SPARE_S), contextlib.suppress(Exception, RecursionError, MemoryError):
-            verdict = judge_formulas(one, other)
-        answers.write(json.dumps(verdict) + "\n")
-        answers.flush()
-
-
-@contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """End this process after so many seconds. The signal's default action works even if the interpreter hangs."""
-    try:
-        from signal import ITIMER_REAL, setitimer
-    except ImportError:  # no such timers here; the parent kills
-        yield
-        return
-    setitimer(ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        setitimer(ITIMER_REAL, 0.0)
-
-
 def _limit_memory(n_bytes: int) -> None:
     try:
         import resource
@@ -75,9 +47,18 @@ def _limit_memory(n_bytes: int) -> None:
 
 def run_worker() -> None:
     _limit_memory(int(sys.argv[1]))
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # output of libraries must not look like a verdict
-    answer_requests(sys.stdin, answers)
+    judge_formulas("1", "2")  # loads the grammar, which is slow
+    answers.write("true\n")
+    for line in sys.stdin:
+        one, other, limit_s = json.loads(line)
+        verdict: bool | None = None
+        faulthandler.dump_traceback_later(limit_s + SPARE_S, exit=True)  # ends even an interpreter that hangs
+        with contextlib.suppress(Exception, RecursionError, MemoryError):
+            verdict = judge_formulas(one, other)
+        faulthandler.cancel_dump_traceback_later()
+        answers.write(json.dumps(verdict) + "\n")
 
 
 if __name__ == "__main__":
