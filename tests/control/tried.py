@@ -21,8 +21,7 @@ from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
-from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, learned_candidate, read_rollouts
+from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, learned_candidate, lineage_of, read_rollouts
 from suffice.store.rows.events import Event, ProposedVersion
 from suffice.types import Epoch, EvidenceSummary, Publication
 from tests.control.made import label, one_round, run
@@ -130,11 +129,8 @@ class World:
                 connection,
                 "r",
                 route,
-                read_decided(connection).of("r"),
                 version.address,
-                by="person:ann",
-                why="x",
-                now_s=1_000.0,
+                lineage_of("person:ann", "x", 1_000.0),
             )
 
     def begin(self, version: FoldedVersion = BOLDER, rules: Rules = RULES) -> RolloutRun:

@@ -18,8 +18,7 @@ from suffice.rollout.evidence import Rules, rules_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import newest_event, open_reader
 from suffice.store.routes import rollouts
-from suffice.store.routes.deployments import read_decided
-from suffice.store.routes.rollouts import learned_candidate, read_rollouts
+from suffice.store.routes.rollouts import learned_candidate, lineage_of, read_rollouts
 from suffice.store.rows.events import ProposedVersion
 from suffice.types import Episode
 from suffice.wiring.worker import open_decisions, open_worker
@@ -60,11 +59,8 @@ def begin(g: Served, rules: Rules = RULES) -> rollouts.RolloutRun:
                 connection,
                 "r",
                 settings.routes["r"],
-                read_decided(connection).of("r"),
                 BOLDER.address,
-                by="person:ann",
-                why="x",
-                now_s=time.time(),
+                lineage_of("person:ann", "x", time.time()),
             )
         assert not isinstance(one, str), one
         found = rollouts.start_candidate(
@@ -239,11 +235,8 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
                 connection,
                 "r",
                 settings.routes["r"],
-                read_decided(connection).of("r"),
                 proposal.address,
-                by="ann",
-                why="x",
-                now_s=time.time(),
+                lineage_of("ann", "x", time.time()),
             )
             assert not isinstance(one, str), one
             rules = rules_of(settings.routes["r"])

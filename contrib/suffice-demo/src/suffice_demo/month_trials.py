@@ -101,7 +101,8 @@ class MonthTrials:
     def _propose(self, table: dict[str, Any], reason: str) -> object:
         route, runs = self.base.settings, rollouts.read_rollouts(self.writer.path)
         own, now_s = rollouts.own_version(route), self.writer.now()
-        version = rollouts.proposed_version(runs, ROUTE, route, table, author=AUTHOR, why=reason, now_s=now_s)
+        lineage = rollouts.lineage_of(f"person:{AUTHOR}", reason, now_s)
+        version = rollouts.proposed_version(runs, ROUTE, route, table, lineage)
         self._tables[version.address] = table
         return rollouts.start_candidate(
             self.writer,

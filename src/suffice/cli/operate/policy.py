@@ -120,7 +120,8 @@ def _propose_policy(
             " to try versions without a proof"
         )
     held, own, now_s = rollouts.read_rollouts(writer.path), rollouts.own_version(route), writer.now()
-    version = rollouts.proposed_version(held, name, route, policy_table(table), author=author, why=reason, now_s=now_s)
+    lineage = rollouts.lineage_of(f"person:{author}", reason, now_s)
+    version = rollouts.proposed_version(held, name, route, policy_table(table), lineage)
     check_policy(name, route, version.plain()["body"])
     one = rollouts.own_candidate(held, version, route=name, own=own)
     if isinstance(one, str):

@@ -26,7 +26,14 @@ from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database import views
 from suffice.store.routes.deployments import RouteDeployment, read_decided, read_holds
-from suffice.store.routes.rollouts import as_candidate, beginning, kept_with, read_rollouts, read_running_rollouts
+from suffice.store.routes.rollouts import (
+    as_candidate,
+    beginning,
+    kept_with,
+    lineage_of,
+    read_rollouts,
+    read_running_rollouts,
+)
 from suffice.store.rows.events import ProposedVersion, RolloutMove, RowRates
 
 LEAST_REST: Final = 20.0  # times the duration of the last look, at least, between two looks at a rollout
@@ -143,7 +150,8 @@ class Retrain(ProposalJob):
     def _try(self, proposed: ProposedVersion, body: str, here: JobPass) -> str:
         name, route = proposed.route, self.settings.routes[proposed.route]
         held, now_s = read_decided(here.log).of(name), self.now()
-        candidate = as_candidate(name, route, held, proposed, body, by=self.author, why=proposed.why, now_s=now_s)
+        lineage = lineage_of(self.author, proposed.why, now_s)
+        candidate = as_candidate(name, route, held, proposed, body, lineage)
         if isinstance(candidate, str):
             return f"not tried: {candidate}"
         event = beginning(

@@ -135,7 +135,6 @@ class SqliteLog(EventQueue):
         self.n_retries = 0  # failed and retried transactions; growth means disk trouble
         self._deadline_s = 0.0  # monotonic; set by `close`
         self._connection: sqlite3.Connection | None = None
-        self._synchronous = ""
         self._unfinished = OpenRequests()
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
         self._writer.start()
@@ -252,10 +251,7 @@ class SqliteLog(EventQueue):
     def _open_connection(self, synchronous: str) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = _connect(self.path, _BUSY_S)
-            self._synchronous = ""
-        if self._synchronous != synchronous:
-            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
-            self._synchronous = synchronous
+        self._connection.execute(f"PRAGMA synchronous = {synchronous}")
         return self._connection
 
     def _postpone(self, batch: list[QueueItem], error: sqlite3.Error) -> None:

@@ -464,11 +464,10 @@ def translate_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"store {path}: cannot be read: {error}") from error
 
 
-def connect_reader(path: Path, *, one_thread: bool = True) -> sqlite3.Connection:
+def connect_reader(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise StoreError(f"store {path}: no such file; `suffice serve` makes a log when it first runs")
-    address = f"{path.resolve().as_uri()}?mode=ro"
-    connection = sqlite3.connect(address, uri=True, check_same_thread=one_thread)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
         if schema.check_version(connection, str(path)) == 0:
             raise StoreError(f"store {path}: is empty; it holds no event log")

@@ -244,7 +244,7 @@ def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = F
     thorough  compare indexes with their tables too; several times slower
     """
     try:
-        with contextlib.closing(views.connect_reader(path, one_thread=False)) as connection:
+        with contextlib.closing(views.connect_reader(path)) as connection:
             if within_s is not None:
                 end_s = time.monotonic() + within_s
                 connection.set_progress_handler(lambda: time.monotonic() > end_s, 10_000)

@@ -97,22 +97,15 @@ def _policy_version(route: Route, table: Mapping[str, Any], lineage: VersionLine
 
 
 def proposed_version(
-    held: Iterable[RolloutRun],
-    name: str,
-    route: Route,
-    table: Mapping[str, Any],
-    *,
-    author: str,
-    why: str,
-    now_s: float,
+    held: Iterable[RolloutRun], name: str, route: Route, table: Mapping[str, Any], lineage: VersionLineage
 ) -> Version:
-    lineage = VersionLineage(
-        parent=read_serving_version(held, name, own_version(route).address),
-        proposed_by=f"person:{author}",
-        why=why,
-        proposed_s=now_s,
-    )
-    return _policy_version(route, table, lineage)
+    """Return a policy as a version in place of the one that serves."""
+    serving = read_serving_version(held, name, own_version(route).address)
+    return _policy_version(route, table, replace(lineage, parent=serving))
+
+
+def lineage_of(proposed_by: str, why: str, now_s: float) -> VersionLineage:
+    return VersionLineage(parent=None, proposed_by=proposed_by, why=why, proposed_s=now_s)
 
 
 def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
@@ -253,51 +246,31 @@ def find_serving_rollout(held: Sequence[RolloutRun], route: str, address: str) -
 
 
 def learned_candidate(
-    connection: LogReader,
-    name: str,
-    route: Route,
-    held: RouteDeployment,
-    address: str,
-    *,
-    by: str,
-    why: str,
-    now_s: float,
+    connection: LogReader, name: str, route: Route, address: str, lineage: VersionLineage
 ) -> RolloutCandidate | str:
+    held = read_decided(connection).of(name)
     problem = _cannot_be_compared(name, route, held)
     if problem is not None:
         return problem
     of = "route = ? AND json_extract(body, '$.proposal.address') = ? ORDER BY seq DESC LIMIT 1"
     for proposal in select(connection, ProposedVersion, of, (name, address)):
-        body = read_artefact(connection, address)
-        return as_candidate(name, route, held, proposal, body, by=by, why=why, now_s=now_s)
+        return as_candidate(name, route, held, proposal, read_artefact(connection, address), lineage)
     return f"{address} was never proposed for route {name}; `suffice status` names what was"
 
 
 def propose_learned(
     writer: Decisions, name: str, route: Route, address: str, *, author: str, reason: str, rollout: str, secret: str
 ) -> RolloutRun | str:
+    lineage, rules = lineage_of(f"person:{author}", reason, writer.now()), rules_of(route)
     with open_reader(writer.path) as connection:
-        held = read_decided(connection).of(name)
-        one = learned_candidate(
-            connection, name, route, held, address, by=f"person:{author}", why=reason, now_s=writer.now()
-        )
+        one = learned_candidate(connection, name, route, address, lineage)
     if isinstance(one, str):
         return one
-    return start_candidate(
-        writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret
-    )
+    return start_candidate(writer, one, author=author, reason=reason, name=rollout, rules=rules, secret=secret)
 
 
 def as_candidate(
-    name: str,
-    route: Route,
-    held: RouteDeployment,
-    proposal: ProposedVersion,
-    body: str | None,
-    *,
-    by: str,
-    why: str,
-    now_s: float,
+    name: str, route: Route, held: RouteDeployment, proposal: ProposedVersion, body: str | None, lineage: VersionLineage
 ) -> RolloutCandidate | str:
     problem, made, epoch = _cannot_be_compared(name, route, held), held.publication, held.epoch
     if problem is not None or made is None:
@@ -306,7 +279,7 @@ def as_candidate(
         return f"{proposal.address} is already active on route {name}"
     if epoch is not None and proposal.read_to_seq < epoch.since_seq:
         return f"{proposal.address} was learned before epoch {epoch.number} began: {epoch.reason}"
-    since, to = proposal.lineage.get("first_seq"), proposal.lineage.get("last_seq")
+    learned_from = proposal.lineage
     version = Version(
         form="learned",
         body=read_version(proposal.address, body).plain(),
@@ -314,8 +287,8 @@ def as_candidate(
         scorer=scorer_label(route.scorer),
         # the models of the active evidence, by the names that they give themselves
         model_family=", ".join(sorted({named or model for model, named, _ in made.upstream} - {""})) or "not named",
-        report_card={"proposed": proposal.lineage, "card": proposal.card},
-        lineage=VersionLineage(parent=None, proposed_by=by, why=why, since_seq=since, to_seq=to, proposed_s=now_s),
+        report_card={"proposed": learned_from, "card": proposal.card},
+        lineage=replace(lineage, since_seq=learned_from.get("first_seq"), to_seq=learned_from.get("last_seq")),
     )
     return RolloutCandidate(route=name, version=version, in_force=made.fit, follows=made.number, fit=proposal.address)
 
