@@ -9,7 +9,7 @@ steps      no personal text, but most of the log's bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -26,10 +26,10 @@ NAME: Final = "erased:q"  # prefix of an erased answer; the letters behind it te
 class PersonalField:
     path: tuple[str, ...]  # the record, then its fields; a list on the way means each of its items
     part: Part
-    blank: str | None  # the value that replaces it
+    blank: object  # the value that replaces it
 
 
-def _fields(record: str, **fields: tuple[Part, str | None]) -> tuple[PersonalField, ...]:
+def _fields(record: str, **fields: tuple[Part, object]) -> tuple[PersonalField, ...]:
     return tuple(PersonalField((record, *name.split("__")), part, blank) for name, (part, blank) in fields.items())
 
 
@@ -50,6 +50,9 @@ WORDS: Mapping[str, tuple[PersonalField, ...]] = {
     "review_returned": _fields("returned", reason=_REASON),
     "question_kept": _fields("question", text=_TEXT),
     "sources_kept": _fields("kept", sources__text=_TEXT),
+    # Of kinds that are not chained; an outcome's answers besides, which become letters.
+    "request": _fields("request", query__metadata=("metadata", [])),
+    "outcome": _fields("outcome", steps=("steps", [])),
 }
 
 
@@ -89,23 +92,19 @@ def _take_words(kind: str, plain: Any, parts: Collection[Part]) -> Iterator[tupl
 
 def without(kind: str, body: str, parts: Iterable[Part]) -> str:
     gone = frozenset(parts)
-    if not holds(kind, gone):
+    names = kind == "outcome" and "answers" in gone
+    if not names and all(words.part not in gone for words in WORDS.get(kind, ())):
         return body
     plain = _DECODE(body)
     changed = bool([*_take_words(kind, plain, gone)])
-    for part, take in _TAKEN.get(kind, {}).items():
-        if part in gone:
-            changed = take(plain) or changed
+    if names:
+        changed = _name_answers(plain) or changed
     return _ENCODE(plain).decode() if changed else body
 
 
 def redact_row(row: Row, parts: Iterable[Part]) -> Row:
     body = without(row.kind, row.body, parts)
     return row if body is row.body else Row(row.kind, row.key, row.episode_id, row.route, body)
-
-
-def holds(kind: str, parts: Iterable[Part]) -> bool:
-    return not _HELD.get(kind, frozenset()).isdisjoint(parts)
 
 
 def _tables(value: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -117,9 +116,6 @@ def _tables(value: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
             yield from _tables(value.get(path[0]), path[1:])
         else:
             yield value
-
-
-# ---- rows that are not chained: a request's metadata, an outcome's answers and steps -----------------------------
 
 
 def _name_answers(plain: Any) -> bool:
@@ -147,28 +143,3 @@ def _letters(number: int) -> str:
         number, digit = divmod(number - 1, 26)
         letters = chr(ord("a") + digit) + letters
     return letters
-
-
-def _drop_steps(plain: Any) -> bool:
-    outcome = plain.get("outcome", {})
-    had = bool(outcome.get("steps"))
-    outcome["steps"] = []
-    return had
-
-
-def _drop_metadata(plain: Any) -> bool:
-    query = plain.get("request", {}).get("query")
-    if not isinstance(query, dict) or not query.get("metadata"):
-        return False
-    query["metadata"] = []
-    return True
-
-
-_TAKEN: Mapping[str, Mapping[Part, Callable[[Any], bool]]] = {
-    "outcome": {"answers": _name_answers, "steps": _drop_steps},
-    "request": {"metadata": _drop_metadata},
-}
-_HELD: Final[Mapping[str, frozenset[Part]]] = {
-    kind: frozenset(words.part for words in WORDS.get(kind, ())) | _TAKEN.get(kind, {}).keys()
-    for kind in WORDS.keys() | _TAKEN.keys()
-}
