@@ -7,32 +7,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.reading import at, exact_float, numbers
+from suffice.model.trees import Trees
 
 MOST_PARTS: Final = 16
 MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
-
-
-class ModelPart(Protocol):
-    def check(self, n_features: int) -> None:
-        """Raise ConfigError unless rows have a valid number of features."""
-        ...
-
-    def plain(self) -> dict[str, Any]:
-        """The part as JSON data; `kind` names its type."""
-        ...
-
-    def raw(self, row: Sequence[float]) -> float: ...
-
-    def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Shape (rows, features) to (rows,)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +43,9 @@ class Linear:
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(matrix @ np.array(self.weights) + self.intercept)
+
+
+ModelPart: TypeAlias = Linear | Trees  # each gives a logit for a row, and for the rows of a matrix
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, isnan
-from typing import Annotated, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -169,24 +169,23 @@ class Tasr(ParameterChecks):
             return go_on("the answer's streak or its margin is unknown")
         if s.answer_streak < self.streak:
             return go_on(f"same answer for {s.answer_streak} of {self.streak} rounds", float(s.answer_streak))
-        margin = self._calibrated(margin)
+        margin = float(self._calibrated(margin))
         if margin > self.margin:
             return suffices(f"same answer for {s.answer_streak} rounds, margin {margin:.3f}", margin)
         return go_on(f"margin {margin:.3f} is not above {self.margin:g}", margin)
 
     def stops(self, columns: Columns) -> Stops:
         margin = known_column(columns, "confidence_margin")
-        if self.calibration:
-            margin = np.interp(margin, *self._points())
-        again = answered(columns) & ~np.isnan(known_column(columns, "confidence_margin"))
+        again = answered(columns) & ~np.isnan(margin)
         again &= known_column(columns, "answer_streak") >= self.streak
-        return where(again & (margin > self.margin), SUFFICES)
+        return where(again & (self._calibrated(margin) > self.margin), SUFFICES)
 
-    def _calibrated(self, margin: float) -> float:
-        return float(np.interp(margin, *self._points())) if self.calibration else margin
-
-    def _points(self) -> tuple[list[float], list[float]]:
-        return [point[0] for point in self.calibration], [point[1] for point in self.calibration]
+    def _calibrated(self, margin: Any) -> Any:
+        """A margin, or a column of them."""
+        if not self.calibration:
+            return margin
+        margins, calibrated = zip(*self.calibration, strict=True)
+        return np.interp(margin, margins, calibrated)
 
 
 @dataclass(frozen=True, slots=True)
