@@ -14,8 +14,7 @@ no price on tokens):
     stop      r_k = ok_k − price · tokens_k / mean full tokens
     continue  target_k = (1 − λ) · max(Q_stop, Q_continue)_{k+1} + λ · target_{k+1},  target_{n−1} = r_n
 
-Full runs show every reward of any policy, so nothing is off-policy; a stopped run has weight in the fit of Q(stop)
-only.
+Full runs show every reward of any policy, so nothing is off-policy.
 """
 
 from __future__ import annotations

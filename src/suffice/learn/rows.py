@@ -1,10 +1,8 @@
 """Rows and weights of a dataset for each model.
 
-    as-good, suffices   full runs                                1 / p_full
-    hopeless            full runs with a label                   1 / p_full, 1 / labelled share of its group
-    P(right | stop)     rows up to the stop, of all labelled     1: seen under any assignment
-                        later rows, of audits                    1 / p_full
-    Q(go on)            full runs with a label                   as hopeless
+    as-good, suffices   full runs                   1 / p_full
+    hopeless            full runs with a label      1 / p_full, 1 / labelled share of its group
+    Q(stop), Q(go on)   full runs with a label      as hopeless
 
 Labels are requested where audits disagree, so each labelled run represents runs with the same kind of disagreement. No
 weight corrects for labels given because an answer was wrong. Weights fade with age and are shared by repeats of a
@@ -79,10 +77,7 @@ def good_rows_of_run(data: Dataset, target: Target) -> Bools:
 
 
 def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
-    """The selected runs for the value model; None: too few labels.
-
-    An answer of unknown correctness counts as wrong.
-    """
+    """The selected runs for the value model; None: too few labels. An answer of unknown correctness counts as wrong."""
     labels = weigh_labels(data)
     if labels is None:
         return None
