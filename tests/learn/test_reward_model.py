@@ -46,7 +46,7 @@ def test_without_rows_nothing_is_known() -> None:
     assert (guess(np.ones((3, 2))) == 0.5).all()
 
 
-@pytest.mark.parametrize(("reward", "ridge"), [(np.array([1.1]), 1.0), (np.array([0.5]), 0.0), (np.zeros(2), 1.0)])
-def test_what_cannot_be_fitted_is_refused(reward: np.ndarray[tuple[int], np.dtype[np.float64]], ridge: float) -> None:
+@pytest.mark.parametrize("reward", [np.array([1.1]), np.array([-0.1]), np.zeros(2)])
+def test_what_cannot_be_fitted_is_refused(reward: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
     with pytest.raises(ValueError, match="need"):
-        fit_rewards(np.zeros((1, 1)), np.zeros(1, dtype=np.int64), reward, n_arms=1, kind="ridge", ridge=ridge)
+        fit_rewards(np.zeros((1, 1)), np.zeros(1, dtype=np.int64), reward, n_arms=1, kind="ridge")

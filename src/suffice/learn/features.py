@@ -134,20 +134,19 @@ def sklearn(module: str) -> Any:
         raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
 
 
-def find_classes(
-    queries: Sequence[Query], good: NDArray[np.bool_], *, min_runs: int = MIN_CLASS_RUNS, max_classes: int = MAX_CLASSES
-) -> Classes:
-    """Find classes of at least `min_runs` with similar shares of `good` first answers, shape (runs,); else one class.
+def find_classes(queries: Sequence[Query], good: NDArray[np.bool_], *, max_classes: int = MAX_CLASSES) -> Classes:
+    """Find classes of MIN_CLASS_RUNS or more with similar shares of `good` first answers, shape (runs,), or one class.
 
     Raise ConfigError without scikit-learn, ValueError for unequal lengths.
     """
     if len(queries) != len(good):
         raise ValueError(f"find_classes: {len(queries)} queries and {len(good)} outcomes; one for each")
     names = _candidates(queries)
-    if not names or len(queries) < 2 * min_runs or max_classes < 2:
+    if not names or len(queries) < 2 * MIN_CLASS_RUNS or max_classes < 2:
         return Classes([()])
     x = FeatureSet(names).table({"step": np.zeros(len(queries))}, queries, np.arange(len(queries)))
-    tree = sklearn("tree").DecisionTreeClassifier(max_leaf_nodes=max_classes, min_samples_leaf=min_runs, random_state=0)
+    grow = sklearn("tree").DecisionTreeClassifier
+    tree = grow(max_leaf_nodes=max_classes, min_samples_leaf=MIN_CLASS_RUNS, random_state=0)
     return Classes([_merged(tests) for tests in _leaves(tree.fit(x, good).tree_, names, 0, ())])
 
 

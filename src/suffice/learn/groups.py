@@ -19,6 +19,7 @@ from suffice.learn.audits import Floats
 
 MOST_REPEATS: Final = 5  # total weight of one prompt, in runs
 N_DRAWS: Final = 400
+_CONFIDENCE: Final = 0.95  # of intervals
 _LEAST_DEFINED: Final = 0.99  # share of draws; below it there is no interval
 _FEW: Final = 20  # prompts below which an interval is only a sketch
 
@@ -46,14 +47,12 @@ class BootstrapSums(NamedTuple):
 class Resamples:
     """Bootstrap over prompts (`groups`, one per run) with replacement (Davison and Hinkley 1997, §3.8)."""
 
-    def __init__(
-        self, groups: Sequence[Hashable], rng: np.random.Generator, *, n_draws: int = N_DRAWS, confidence: float = 0.95
-    ) -> None:
+    def __init__(self, groups: Sequence[Hashable], rng: np.random.Generator) -> None:
         self._member, self.n_groups = _numbered(groups)
-        self._confidence, n = confidence, self.n_groups
-        drawn = rng.integers(n, size=(n_draws, n)) if n else np.zeros((n_draws, 0), dtype=np.int64)
-        flat = (drawn + np.arange(n_draws)[:, None] * n).ravel()
-        self._times = np.bincount(flat, minlength=n_draws * n).reshape(n_draws, n).astype(np.float64)
+        n = self.n_groups
+        drawn = rng.integers(n, size=(N_DRAWS, n)) if n else np.zeros((N_DRAWS, 0), dtype=np.int64)
+        flat = (drawn + np.arange(N_DRAWS)[:, None] * n).ravel()
+        self._times = np.bincount(flat, minlength=N_DRAWS * n).reshape(N_DRAWS, n).astype(np.float64)
 
     def sums(self, columns: Floats) -> BootstrapSums:
         """Observed and in each draw; `columns` has one row per run, shape (n, d)."""
@@ -69,7 +68,7 @@ class Resamples:
         if self.n_groups < 2 or len(drawn) < _LEAST_DEFINED * len(self._times):
             why = "too few prompts for an interval"
             return IntervalEstimate(value=value, low=None, high=None, n=n, method="none", note=why)
-        tail = (1 - self._confidence) / 2
+        tail = (1 - _CONFIDENCE) / 2
         low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
         if pivot:
             low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
@@ -84,7 +83,7 @@ class Resamples:
             return estimate
         weight = sums.by_group[:, below]
         worth = max(1, int(weight.sum() ** 2 / max((weight**2).sum(), 1e-300)))
-        exact = exact_binomial(0 if estimate.value <= 0.0 else worth, worth, self._confidence)
+        exact = exact_binomial(0 if estimate.value <= 0.0 else worth, worth, _CONFIDENCE)
         return replace(estimate, low=exact.low, high=exact.high, method=f"exact, {worth} prompts")
 
 

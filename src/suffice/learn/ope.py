@@ -34,19 +34,19 @@ _NEWTON_STEPS: Final = 12
 _LARGEST_LOGIT: Final = 12.0
 
 
-def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: ModelKind, ridge: float = RIDGE) -> Guess:
+def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: ModelKind) -> Guess:
     """Fit the mean reward of every arm by one linear model with shared and, under the ridge, own weights of each arm.
 
     Without rows every guess is 1/2. Raise ValueError for shapes that do not fit and for rewards outside [0, 1].
     """
     if x.ndim != 2 or not len(x) == len(arm) == len(reward):
         raise ValueError(f"need one arm and one reward a row; got {x.shape=} {len(arm)=} {len(reward)=}")
-    if ridge <= 0 or (reward < 0).any() or (reward > 1).any():
-        raise ValueError(f"need ridge > 0 and rewards in [0, 1]; got {ridge=}")
+    if (reward < 0).any() or (reward > 1).any():
+        raise ValueError(f"need rewards in [0, 1]; got {reward.min():g} to {reward.max():g}")
     if not len(x):
         return lambda rows: np.full((len(rows), n_arms), 0.5)
     design = _design(x, arm, n_arms)
-    penalty = np.full(design.shape[1], ridge)
+    penalty = np.full(design.shape[1], RIDGE)
     penalty[0] = 1e-6
     if kind == "ridge":
         weights = np.asarray(np.linalg.solve(design.T @ design + np.diag(penalty), design.T @ reward))
