@@ -274,11 +274,13 @@ class Prober:
             self._ledger.audit.finish_step = step
             self._ledger.audit.finish_answer = self._scorer.extract(reply.text)
 
-    async def _fetch_reply(self, thought: str, tokens: int, **finish: Any) -> TrialReply | None:
+    async def _fetch_reply(
+        self, thought: str, tokens: int, *, whole: bool = False, max_tokens: int | None = None
+    ) -> TrialReply | None:
         if self._continuer.second_call is None:
             return None
         try:
-            return await self._continuer.ask(thought, tokens, **finish)
+            return await self._continuer.ask(thought, tokens, whole=whole, max_tokens=max_tokens)
         except UpstreamBusy as busy:  # other requests took the room while this one was prepared
             self._ledger.extra.skipped[busy.reason] += 1
         except UpstreamError:

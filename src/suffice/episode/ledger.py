@@ -291,8 +291,11 @@ class Ledger:
 
     def saved_usd(self) -> float | None:
         """Return the expected cost of the full run less all that was spent; None if unknown or not stopped."""
-        priced, cost, full, prices = self.priced_calls(), self.cost(), self.costs.full_tokens, self.costs.prices
-        if not self.stop.acted or full is None or priced is None or cost is None or prices is None:
+        full, prices = self.costs.full_tokens, self.costs.prices
+        if not self.stop.acted or full is None or prices is None:
+            return None
+        priced, cost = self.priced_calls(), self.cost()
+        if priced is None or cost is None:
             return None
         prompts = [one.prompt_usd for call, one in priced if call.began and call.purpose in ("main", "sample")]
         if not prompts:
@@ -301,8 +304,11 @@ class Ledger:
         return prompts_usd + money.cost_of(prices, completion_tokens=full).total_usd - cost.total_usd
 
     def would_cost_usd(self) -> float | None:
-        priced, cost, prices, pair = self.priced_calls(), self.cost(), self.costs.prices, self.audit.pair_call
-        if self.stop.acted or self.stop.step is None or priced is None or cost is None or prices is None:
+        prices, pair = self.costs.prices, self.audit.pair_call
+        if self.stop.acted or self.stop.step is None or prices is None:
+            return None
+        priced, cost = self.priced_calls(), self.cost()
+        if priced is None or cost is None:
             return None
         later = [step for step in self.steps if step.index > self.stop.step]
         if self.request.kind == "samples":

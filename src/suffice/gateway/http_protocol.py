@@ -314,16 +314,10 @@ def _log(cycle: RequestResponseCycle) -> None:
     written: Any = cycle.transport
     raw: bytes = cycle.scope.get("raw_path") or b"-"
     named = {name.lower(): value.decode() for name, value in _NAMED.findall(written.head)}
-    ACCESS.info(
-        "%s %s %s %d ms %d bytes route=%s id=%s",
-        cycle.scope["method"],
-        raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"),
-        written.head[9:12].decode() or "-",
-        1e3 * written.age_s,
-        written.n_bytes,
-        named.get(b"route", "-"),
-        named.get(b"episode-id", "-"),
-    )
+    path, status = raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), written.head[9:12].decode() or "-"
+    size = f"{int(1e3 * written.age_s)} ms {written.n_bytes} bytes"
+    run = f"route={named.get(b'route', '-')} id={named.get(b'episode-id', '-')}"
+    ACCESS.info("%s %s %s %s %s", cycle.scope["method"], path, status, size, run)
 
 
 async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
