@@ -195,9 +195,8 @@ class Continuer:
             stack.callback(setattr, account, "is_open", False)
             self._ledger.calls.append(account)
             headers = governed_headers(self._headers, nth=len(self._ledger.calls))
-            call = await stack.enter_async_context(
-                self.client.open(path, encode_json(request.body), headers, extra=True)
-            )
+            opened = self.client.open(path, encode_json(request.body), headers, extra=True)
+            call = await stack.enter_async_context(opened)
             self._ledger.extra.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
                 answer = f"{call.status} {call.content_type}"
@@ -303,10 +302,8 @@ async def ask_paired_call(
     opened = continuer.settings.think_opened and not thinking_is_off(body)
     request = Continuation(path=CHAT_PATH, body=dict(body), opened=opened)
     try:
-        async with (
-            asyncio.timeout(PAIR_TIMEOUT_S),
-            continuer.open(request, thought_tokens=0, purpose="probe") as (reply, _),
-        ):
+        call = continuer.open(request, thought_tokens=0, purpose="probe")
+        async with asyncio.timeout(PAIR_TIMEOUT_S), call as (reply, _):
             text = "".join([piece.text async for piece in reply])
         audit.pair_answer = scorer.extract(text)
     except UpstreamBusy as busy:

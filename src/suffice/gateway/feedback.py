@@ -125,9 +125,8 @@ def find_label_source(
         # Without checked keys, a client could invent one for every label.
         return LabelSource(sender=sender_key(door, salt=gw.salt), door=door or "open")
     # A key that may call the model is a user's, through any channel.
-    return LabelSource(
-        sender=caller.id, door=INFERENCE_KEY if caller.may_ask else door or "feedback-key", caller=caller
-    )
+    door = INFERENCE_KEY if caller.may_ask else door or "feedback-key"
+    return LabelSource(sender=caller.id, door=door, caller=caller)
 
 
 def bind_body(body: Mapping[str, Any], source: LabelSource) -> dict[str, Any]:

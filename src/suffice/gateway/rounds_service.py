@@ -144,9 +144,8 @@ async def decide_step(gw: GatewayState, exchange: Exchange) -> None:
     try:
         check_body_headers(exchange.headers, LIMIT_BYTES)
         raw = await exchange.read_body(LIMIT_BYTES)
-        call = read_decide(
-            await read_aside(parse_json, raw, gw.settings.server), dict(exchange.headers).get("x-conversation-id")
-        )
+        body = await read_aside(parse_json, raw, gw.settings.server)
+        call = read_decide(body, dict(exchange.headers).get("x-conversation-id"))
         close_old(gw)
         run = _run(gw, call, exchange)
         vector = () if call.step is None else await run.vector_of(*call.step)
