@@ -333,7 +333,7 @@ class Variants:
     def _with_rollout(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         standing, trial = self.standing.get(route.name), self.trials.get(route.name)
         if standing is not None:
-            route = self._with_policy(route, standing, f"standing:{version_name(standing)}") or route
+            route = self._with_policy(route, standing) or route
         if trial is None or (trial.state.fit and not _is_comparable(route, trial.state)):
             return route, ()
         unit, share = units["conversation"] or "", trial.state.share
@@ -355,7 +355,7 @@ class Variants:
     def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
         state, models = trial.state, trial.models
         if models is None:
-            return self._with_policy(route, trial.policy, f"standing:{version_name(trial.policy)}")
+            return self._with_policy(route, trial.policy)
         level = min(state.level, models.n_levels - 1)
         # It needs its own certificate and the route's; without either, every run goes to its end.
         version = f"{state.fit}@{level}"
@@ -380,8 +380,8 @@ class Variants:
         # An audit runs in full under any arm, so its setup stays the route's.
         return replace(route, settings=settings) if settings is not route.settings else route
 
-    def _with_policy(self, route: BuiltRoute, policy: Mapping[str, object], name: str) -> BuiltRoute | None:
-        built = self._built_with(route, dict(policy), name)
+    def _with_policy(self, route: BuiltRoute, policy: Mapping[str, object], name: str = "") -> BuiltRoute | None:
+        built = self._built_with(route, dict(policy), name or json.dumps(policy, sort_keys=True))
         if built is None:
             return None
         return replace(
@@ -423,7 +423,3 @@ def _is_comparable(route: BuiltRoute, state: State) -> bool:
     if made is None or made.fit != state.in_force or not (route.certified and route.levels):
         return False
     return route.ceiling is None and route.holding == NO_OVERRIDES and route.promise == "certified"
-
-
-def version_name(policy: Mapping[str, object]) -> str:
-    return json.dumps(policy, sort_keys=True)
