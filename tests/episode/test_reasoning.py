@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from suffice.episode.stream_relay import ClientView
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamProtocol
-from suffice.gateway.exchange import BodyDelivery, Exchange
+from suffice.gateway.exchange import HANG_UP, WRITE_NOW, BodyDelivery, Exchange
 from suffice.settings import Steps
 from suffice.upstream.assemble import Assembler
 from tests.episode.runs import chunk, run_of
@@ -306,7 +306,8 @@ async def test_one_body_is_what_the_chunks_add_up_to(
     async def send(message: Any) -> None:
         sent.append(message.get("body", b""))
 
-    delivery = BodyDelivery(Exchange({"headers": []}, hangs, send, lambda: 0.0), 200, ())
+    scope = {"headers": [], "extensions": {HANG_UP: None, WRITE_NOW: None}}
+    delivery = BodyDelivery(Exchange(scope, hangs, send, lambda: 0.0), 200, ())
     reads = [b"".join(frames[at : at + per_read]) for at in range(0, len(frames), per_read)]
     view = ClientView(usage=True, object=False, joined=True)
     run, _, _ = run_of(reads, view=view, hands_over=at_once, delivery=delivery)
