@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from suffice.episode import vote
 from suffice.episode.chain_reader import ChainReader, Checkpoint, build_segmenter, first_choice
 from suffice.episode.extra_calls import Continuer, TrialReply, entropy_of, margin_of
-from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.ledger import Ledger
 from suffice.episode.samples import SampleRun, completion_text, sample_refusal
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol
@@ -98,27 +98,27 @@ class Recorder:
         return run
 
     async def _chain(self, question: QuestionLine) -> RunRow:
-        chain: RecordedChain = await self.retry(lambda: self._read_chain(question))
-        reader, account, reply = chain.reader, chain.account, chain.ledger.reply
+        points, reader, logprobs = await self.retry(lambda: self._read_chain(question))
+        account, reply = reader.account, reader.ledger.reply
         continuer = Continuer(
             client=self.client,
             probe=self.recipe.probe,
             max_extra_calls=NO_LIMIT,
             body=self.recipe.body(question),
             headers=[],
-            ledger=chain.ledger,
+            ledger=reader.ledger,
         )
         continuer.thinks_inline = lambda: reader.state.inline
         steps, before = [], 0
-        for point in chain.points:
+        for point in points:
             trial = await self._probe(continuer, point.prefix, point.tokens_used)
-            logprob = _mean(chain.logprobs[before : point.tokens_used])
+            logprob = _mean(logprobs[before : point.tokens_used])
             steps.append(
                 self._step(question, None, point.tokens, point.text, logprob=logprob, probed=True, trial=trial)
             )
             before = point.tokens_used
-        left, logprob = max(0, account.completion_tokens - before), _mean(chain.logprobs[before:])
-        rest = reader.thought[len(chain.points[-1].prefix) if chain.points else 0 :]
+        left, logprob = max(0, account.completion_tokens - before), _mean(logprobs[before:])
+        rest = reader.thought[len(points[-1].prefix) if points else 0 :]
         if reply.unclosed:
             # Close the truncated reasoning of a full run as a stop would.
             trial = await self._probe(continuer, reader.thought, account.completion_tokens)
@@ -130,7 +130,7 @@ class Recorder:
             steps,
             answer=steps[-1].answer,
             counted=account.reported_tokens is not None,
-            ledger=chain.ledger,
+            ledger=reader.ledger,
             extra={
                 "unclosed": reply.unclosed,
                 "truncated": reply.truncated,
@@ -166,7 +166,7 @@ class Recorder:
                     await relay.rest()
         except TimeoutError:
             raise UpstreamProtocol(f"a chain took longer than {RUN_TIMEOUT_S:g} s") from None
-        return RecordedChain(points, reader, account, ledger, tap.logprobs)
+        return RecordedChain(points, reader, tap.logprobs)
 
     async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> TrialReply | None:
         if self.recipe.finish is None:
@@ -258,12 +258,9 @@ class Recorder:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedChain:
+class RecordedChain(NamedTuple):
     points: Sequence[Checkpoint]
     reader: ChainReader
-    account: CallAccount
-    ledger: Ledger
     logprobs: Sequence[float]  # of all generated tokens, in order; shorter or empty where not reported
 
 

@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from suffice.errors import ConfigError
 from suffice.extras import how_to_install
 from suffice.files import whole_file, write_whole
 from suffice.replay.report.text import assign_letters, describe_percent, describe_points
-from suffice.replay.study.sets import PlotPoint, PolicyResult, SetPart, SetReport
+from suffice.replay.study.sets import PlotPoint, PolicyResult, SetReport
 from suffice.sanitize import plural, printable
 
 INK: Final = "#22272e"  # text and axes; the page replaces these three colours
@@ -78,13 +79,13 @@ def draw_frontier(report: SetReport) -> PlotFiles:
             if dots:
                 _family(axes, label, dots, COLOURS.get(label) or next(spare), high)
         first = {(line.family, line.choice): line for line in reversed(report.lines)}
-        for letter, line in zip(assign_letters(report.lines), report.lines, strict=True):
+        lettered = list(zip(assign_letters(report.lines), report.lines, strict=True))
+        for letter, line in lettered:
             is_main = len(report.lines) <= _FEW or line is first[line.family, line.choice]
             _chosen(axes, line, letter, low, is_main=is_main)
-        _letters(axes, report.lines, low)
+        _letters(axes, lettered, low)
         if any(line.choice == "hindsight" for line in report.lines):
-            look = {"marker": "s", "color": INK, "markerfacecolor": PAPER, "linestyle": "none", "markersize": 6}
-            axes.plot([], [], label="hollow: picked in hindsight", **look)
+            axes.plot([], [], label="hollow: picked in hindsight", **_look("s", INK), markerfacecolor=PAPER)
         axes.set_xlim(low, high)
         axes.set_ylim(*_height(report, high))
         axes.set_xlabel("drop of Exact Match, points (left is better)")
@@ -102,16 +103,15 @@ def draw_classes(report: SetReport) -> PlotFiles | None:
     with open_figure(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         families = {line.policy: line.family for line in report.lines}
-        spare = itertools.cycle(_SPARE)
+        unused, spare = {"full": FAINT, **COLOURS}, itertools.cycle(_SPARE)
         n_policies = len(report.by_class)
         for k, (policy, parts) in enumerate(report.by_class.items()):
             family = families.get(policy, "given")
-            used = [other for other in list(report.by_class)[:k] if families.get(other, "given") == family]
-            colour = next(spare) if used else COLOURS.get(family, FAINT)
+            colour = unused.pop(family, None) or next(spare)
             shift = (k - (n_policies - 1) / 2) * min(0.2, 0.7 / n_policies)
             known = {part.name: part for part in parts}
             rows = [(y + shift, known[name]) for y, name in enumerate(names) if name in known]
-            look = {"marker": _MARKERS[family], "color": colour, "linestyle": "none", "markersize": 6}
+            look = _look(_MARKERS[family], colour)
             left.plot([100 * p.em_drop for _, p in rows], [y for y, _ in rows], label=_abbreviate(policy), **look)
             right.plot([100 * p.token_reduction for _, p in rows], [y for y, _ in rows], **look)
         _target(left, report.max_em_drop)
@@ -126,6 +126,10 @@ def draw_classes(report: SetReport) -> PlotFiles | None:
             axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside lower center", fontsize=9, ncols=min(3, n_policies + 1))
         return render_figure(figure)
+
+
+def _look(marker: str, colour: str) -> dict[str, Any]:
+    return {"marker": marker, "color": colour, "linestyle": "none", "markersize": 6}
 
 
 @contextmanager
@@ -166,10 +170,10 @@ def _view(report: SetReport) -> tuple[float, float]:
 
 def _height(report: SetReport, high: float) -> tuple[float, float]:
     """The lowest and highest displayed saving, in percent: all lines, and all points in view."""
-    in_view = [dot for dots in report.frontier.values() for dot in dots if 100 * dot.em_drop <= high]
+    dots = itertools.chain.from_iterable(report.frontier.values())
+    in_view = [100 * dot.token_reduction for dot in dots if 100 * dot.em_drop <= high]
     of_lines = [100 * line.token_reduction for line in report.lines if math.isfinite(line.token_reduction)]
-    of_dots = [100 * dot.token_reduction for dot in in_view]
-    return min([0.0, *of_lines]) - 2, min(102.0, 1.12 * max([20.0, *of_lines, *of_dots]))
+    return min([0.0, *of_lines]) - 2, min(102.0, 1.12 * max([20.0, *of_lines, *in_view]))
 
 
 def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high: float) -> None:
@@ -226,12 +230,12 @@ def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: 
     )
 
 
-def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
-    at: dict[tuple[float, float], list[tuple[str, float, float]]] = {}
-    for letter, line in zip(assign_letters(lines), lines, strict=True):
+def _letters(axes: Any, lettered: Sequence[tuple[str, PolicyResult]], low: float) -> None:
+    at = defaultdict[tuple[float, float], list[tuple[str, float, float]]](list)
+    for letter, line in lettered:
         x, y = 100 * line.em_drop, 100 * line.token_reduction
         if letter and x >= low:
-            at.setdefault((round(x, 1), round(y)), []).append((letter, x, y))
+            at[round(x, 1), round(y)].append((letter, x, y))
     for group in at.values():
         first, x, y = group[0]
         # Neighbours in the table are often close here too.
@@ -246,10 +250,9 @@ def _target(axes: Any, max_em_drop: float) -> None:
 
 
 def _classes(report: SetReport) -> list[str]:
-    sizes: dict[str, int] = {}
-    parts: Iterator[SetPart] = itertools.chain.from_iterable(report.by_class.values())
-    for part in parts:
-        sizes[part.name] = max(part.n_episodes, sizes.get(part.name, 0))
+    sizes: Counter[str] = Counter()
+    for parts in report.by_class.values():
+        sizes |= Counter({part.name: part.n_episodes for part in parts})  # the larger of both
     return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MOST_CLASSES]
 
 
