@@ -32,7 +32,7 @@ def test_a_bound_is_above_the_rate_and_costs_more_if_it_may_be_watched(n: int, p
     once, always = (bound_fidelity(k, n, confidence=confidence, anytime=anytime) for anytime in (False, True))
     assert once is not None
     assert always is not None
-    assert once.rate == k / n <= once.upper <= always.upper <= 1
+    assert k / n <= once.upper <= always.upper <= 1
     surer = bound_fidelity(k, n, confidence=0.999)
     assert surer is not None
     assert always.upper <= surer.upper + 1e-6
@@ -81,7 +81,7 @@ def test_the_charges_are_taken_off_and_may_use_everything_up() -> None:
 
 def test_an_answer_returned_word_for_word_costs_nothing() -> None:
     assert budget_left(0.02, VERBATIM).max_em_drop == 0.02
-    assert VERBATIM.rate == 0
+    assert VERBATIM.upper == 0
 
 
 @pytest.mark.parametrize(

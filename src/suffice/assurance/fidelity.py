@@ -40,10 +40,6 @@ class Fidelity:
     n_differing: int
     upper: float  # upper bound on the rate, [0, 1]
 
-    @property
-    def rate(self) -> float:
-        return self.n_differing / self.n if self.n else 0.0
-
 
 VERBATIM = Fidelity(n=0, n_differing=0, upper=0.0)  # the delivered answer is the recorded one
 

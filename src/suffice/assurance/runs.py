@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -24,6 +24,7 @@ ENDED = (*FINISHED_ENDS, "stopped")  # runs that ended by themselves or by a sto
 REPRESENTATIVE = ("", "control")
 
 Match = Callable[[str | None, str], bool]
+K = TypeVar("K")
 
 
 class SequencedLabel(Protocol):
@@ -299,9 +300,7 @@ class Tally(msgspec.Struct, kw_only=True):
 
     def _add_rate(self, name: str, mark: bool | None, weight: float, *, sign: int = 1) -> None:
         if mark is not None:
-            sums = self.rates.setdefault(name, [0.0] * 4)
-            for at, one in enumerate((1.0, weight, weight * mark, weight * weight)):
-                sums[at] += sign * one
+            _add_sums(self.rates, name, (1.0, weight, weight * mark, weight * weight), sign)
 
     def _add_spent(self, run: RunNumbers) -> None:
         w = run.sampling_weight
@@ -329,10 +328,13 @@ class Tally(msgspec.Struct, kw_only=True):
             self._add_group("would_save_usd", run, run.would_save_usd, 1.0)
 
     def _add_group(self, name: str, run: RunNumbers, *values: float) -> None:
-        mine = self.groups.setdefault(name, {})
-        sums = mine.setdefault(crc32(run.group.encode()) % N_GROUPS, [0.0] * (len(values) + 1))
-        for at, one in enumerate((1.0, *values)):
-            sums[at] += one
+        _add_sums(self.groups.setdefault(name, {}), crc32(run.group.encode()) % N_GROUPS, (1.0, *values))
+
+
+def _add_sums(table: dict[K, list[float]], key: K, values: Sequence[float], sign: int = 1) -> None:
+    sums = table.setdefault(key, [0.0] * len(values))
+    for at, one in enumerate(values):
+        sums[at] += sign * one
 
 
 def _count(counts: dict[str, int], name: str, n: int = 1) -> None:

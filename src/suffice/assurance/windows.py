@@ -59,11 +59,6 @@ class Windows:
     def plain(self) -> tuple[tuple[float, float, float | None], ...]:
         return tuple((one.start, one.share, None if one.end == inf else one.end) for one in self.known)
 
-    @property
-    def lowest_share(self) -> float:
-        """The share below which an open window closes; infinite without one."""
-        return min((one.share for one in self.known if one.end == inf), default=inf)
-
     def note(self, at: float, share: float) -> None:
         """From request `at` on, requests are audited with at least this probability, until the next call.
 
@@ -84,7 +79,7 @@ class Windows:
 
     def lower(self, at: float, share: float) -> None:
         """As `note`, but ignores a rise."""
-        if share < self.lowest_share:
+        if all(share < one.share for one in self.known if one.end == inf):
             self.note(at, share)
 
     def chosen(self, at: Floats, share: Floats, *, wanted: int) -> Window | None:

@@ -86,9 +86,6 @@ class PendingAudits:
         z[:, :1] = 0
         return z
 
-    def plain(self) -> tuple[tuple[int, float], ...]:
-        return tuple((int(at), share) for at, share in zip(self.at.tolist(), self.share.tolist(), strict=True))
-
 
 def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
     """Build from (number of the request, share at its draw) pairs."""

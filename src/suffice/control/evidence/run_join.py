@@ -92,9 +92,12 @@ class UnreturnedAudits:
     def ended(self, episode_id: str) -> None:
         self._begun.pop(episode_id, None)
 
+    def pairs(self, earlier: Iterable[tuple[int, float]] = ()) -> tuple[tuple[int, float], ...]:
+        """Number and share of each of these audits, after those that an earlier epoch left pending."""
+        return (*earlier, *self._begun.values())
+
     def with_earlier(self, earlier: Iterable[tuple[int, float]] = ()) -> PendingAudits:
-        """These audits, after those that an earlier epoch left pending: number and share of each."""
-        return pending_audits([*earlier, *self._begun.values()])
+        return pending_audits(self.pairs(earlier))
 
 
 @dataclass(slots=True)

@@ -279,7 +279,7 @@ class RouteLoop:
                 burst=0,
                 delta_share=epoch.delta_share,
                 windows=state.certifier.windows.plain(),  # they continue, and pending audits count in the next epoch
-                pending=state.unreturned.with_earlier(epoch.pending).plain(),
+                pending=state.unreturned.pairs(epoch.pending),
             )
         events = (*self.source.label_requests(self.requested), *self._pause())
         return Resolution(events) if events else None
