@@ -75,8 +75,8 @@ class NumberScorer(ByNormalForm):
 
         Announced: within 80 characters of "answer is", "answer:" or "####"; of a sum its result ("3 + 4 = 7" gives 7).
         """
-        chosen = _choose_number(text)
-        return None if chosen is None else _value(chosen[1], self.percent)
+        number = _choose_number(text)
+        return None if number is None else _value(number, self.percent)
 
     def normalise(self, answer: str) -> str | None:
         return self.extract(answer)
@@ -88,13 +88,13 @@ def exact_number(written: str) -> str | None:
     return None if number is None else _value(number)
 
 
-def _choose_number(text: str) -> tuple[str, re.Match[str]] | None:
+def _choose_number(text: str) -> re.Match[str] | None:
     plain = _plain(text)
     boxed = last_boxed(plain)
     if boxed is not None:
         first = _NUMBER_ONLY.search(boxed)
-        if first is not None and _value(in_box := _result(boxed, first)) is not None:
-            return boxed, in_box
+        if first is not None and _value(in_box := _result(first)) is not None:
+            return in_box
     last, announced, announced_at = None, None, -1
     for match in _WALK.finditer(plain):
         if match["announcement"] is not None:
@@ -104,9 +104,7 @@ def _choose_number(text: str) -> tuple[str, re.Match[str]] | None:
         if announced_at >= 0 and match.start() - announced_at <= _MAX_ANNOUNCED_GAP:
             announced = match
         announced_at = -1
-    if announced is not None:
-        return plain, _result(plain, announced)
-    return None if last is None else (plain, last)
+    return last if announced is None else _result(announced)
 
 
 def _plain(text: str) -> str:
@@ -134,8 +132,9 @@ def _mixed(match: re.Match[str]) -> str:
     return f"{whole * below + above}/{below}" if above < below else match[0]
 
 
-def _result(text: str, first: re.Match[str]) -> re.Match[str]:
-    result, end = first, first.end()
+def _result(first: re.Match[str]) -> re.Match[str]:
+    """Return the last number behind an equals sign of the sum that begins with `first`, or `first` itself."""
+    text, result, end = first.string, first, first.end()
     while (following := _NUMBER_ONLY.search(text, end, end + _MAX_OPERATOR_GAP)) is not None:
         gap = text[end : following.start()]
         # The search stops at a fixed distance and may have cut the digits.
@@ -251,17 +250,16 @@ class QuantityScorer(ByNormalForm):
 
     def extract(self, text: str) -> str | None:
         """Return the number that scorer `number` would extract, with the unit after it or the currency before it."""
-        chosen = _choose_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
-        value = None if chosen is None else _value(chosen[1])
-        if chosen is None or value is None or value.endswith("%"):
+        number = _choose_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
+        value = None if number is None else _value(number)
+        if number is None or value is None or value.endswith("%"):
             return value
-        plain, number = chosen
-        written = _UNIT.match(plain, number.end())
+        written = _UNIT.match(number.string, number.end())
         unit = None if written is None else _unit(*written.groups())
         if written is None or unit is None:
             sign = _CURRENCY.search(number.group())
             return value if sign is None else f"{value} {sign.group()}"
-        if _PRODUCT.match(plain, written.end()):
+        if _PRODUCT.match(number.string, written.end()):
             return None
         symbol, power = unit
         value = _value(number, power=power)
