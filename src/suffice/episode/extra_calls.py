@@ -19,13 +19,13 @@ from suffice.episode.chain_reader import ChannelText, Checkpoint, ThinkTag, firs
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.scoring.base import Scorer
-from suffice.settings import FinishMethod, Probe
+from suffice.settings import FinishMethod, Probe, Upstream
 from suffice.signals.folds.wording import Embedder
 from suffice.types import Purpose, Step
 from suffice.upstream import wire
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, Prompt, build_continuation, cut_at, write_prompt
-from suffice.upstream.drivers import CHAT_PATH, DRIVERS, find_verdict, thinking_is_off
+from suffice.upstream.drivers import CHAT_PATH, DRIVERS, DriverFacts, find_verdict, thinking_is_off
 from suffice.upstream.wire import Choice, Chunk, TokenLogprob, encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
@@ -57,24 +57,26 @@ class TrialReply:
         return [token for piece in self.pieces for token in piece.tokens]
 
 
+@dataclass(slots=True, kw_only=True)
 class Continuer:
-    def __init__(
-        self,
-        *,
-        client: UpstreamClient,
-        probe: Probe,
-        max_extra_calls: int,
-        body: Mapping[str, Any],
-        headers: Headers,
-        ledger: Ledger,
-    ) -> None:
-        self.client, self.settings, self.facts = client, client.settings, DRIVERS[client.settings.driver]
-        self.probe, self._body, self._headers = probe, body, list(headers)
-        self._ledger, self._max_extra_calls = ledger, max_extra_calls
-        self._prompt: Prompt | None = None
-        # Whether the running thought is in the content. A server that separates it does so in a second
-        # call too, and no content begins inside a thought, whatever the template opens.
-        self.thinks_inline: Callable[[], bool] = lambda: True
+    client: UpstreamClient
+    probe: Probe
+    max_extra_calls: int
+    body: Mapping[str, Any]  # the client's
+    headers: Headers
+    ledger: Ledger
+    # Whether the running thought is in the content. A server that separates it does so in a second
+    # call too, and no content begins inside a thought, whatever the template opens.
+    thinks_inline: Callable[[], bool] = lambda: True
+    _prompt: Prompt | None = None
+
+    @property
+    def settings(self) -> Upstream:
+        return self.client.settings
+
+    @property
+    def facts(self) -> DriverFacts:
+        return DRIVERS[self.settings.driver]
 
     @property
     def methods(self) -> tuple[FinishMethod, ...]:
@@ -88,7 +90,7 @@ class Continuer:
 
     def may_call(self, *, keep: int) -> bool:
         """Return whether one more extra call is allowed, with `keep` calls left for what may have to follow."""
-        return self._ledger.n_extra_calls + keep < self._max_extra_calls
+        return self.ledger.n_extra_calls + keep < self.max_extra_calls
 
     async def end_reasoning(self, completion_id: str) -> bool:
         """End the running thought in place by llama.cpp's control endpoint; return True if it confirms."""
@@ -108,7 +110,7 @@ class Continuer:
         if self.settings.template is not None:
             return await self._own_prompt()
         wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
-        fields = {k: self._body[k] for k in wanted if k in self._body}
+        fields = {k: self.body[k] for k in wanted if k in self.body}
         if self.facts.writes_prompt == "apply-template":
             prompt = await self._ask("/apply-template", fields, "prompt")
             if not isinstance(prompt, str):
@@ -123,7 +125,7 @@ class Continuer:
 
     async def _vllm_prompt(self, fields: dict[str, Any], *, text: bool) -> Prompt:
         """Use `/detokenize`: `return_token_strs` would write spaces and bytes in the tokenizer's own symbols."""
-        model = {"model": self._body.get("model")}
+        model = {"model": self.body.get("model")}
         tokens = await self._ask("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
         if not isinstance(tokens, list):
             raise UpstreamProtocol("/tokenize: the upstream returned no tokens")
@@ -135,19 +137,19 @@ class Continuer:
     async def _own_prompt(self) -> Prompt:
         assert self.settings.template is not None
         try:
-            text = write_prompt(self.settings.template, self._body["messages"])
+            text = write_prompt(self.settings.template, self.body["messages"])
         except ValueError as error:
             raise UpstreamProtocol(str(error)) from None
         count = None
         if self.facts.counts_prompts:
-            fields = {"model": self._body.get("model"), "prompt": text, "add_special_tokens": False}
+            fields = {"model": self.body.get("model"), "prompt": text, "add_special_tokens": False}
             with suppress(UpstreamError):
                 count = await self._ask("/tokenize", fields, "count")
         return Prompt(text=text, n_tokens=count if isinstance(count, int) else None)
 
     async def _ask(self, path: str, fields: Mapping[str, Any], key: str, timeout_s: float = TEMPLATE_TIMEOUT_S) -> Any:
         body = encode_json(fields)
-        status, answer, _ = await self.client.fetch(path, body, self._headers, timeout_s=timeout_s)
+        status, answer, _ = await self.client.fetch(path, body, self.headers, timeout_s=timeout_s)
         if status != 200:
             raise UpstreamProtocol(f"{path}: the upstream answered {status}")
         try:
@@ -165,7 +167,7 @@ class Continuer:
         try:
             request = build_continuation(
                 method,
-                self._body,
+                self.body,
                 thought,
                 upstream=self.settings,
                 probe=self.probe,
@@ -193,11 +195,11 @@ class Continuer:
             may_be_refused = purpose == "probe"
             stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=may_be_refused))
             stack.callback(setattr, account, "is_open", False)
-            self._ledger.calls.append(account)
-            headers = governed_headers(self._headers, nth=len(self._ledger.calls))
+            self.ledger.calls.append(account)
+            headers = governed_headers(self.headers, nth=len(self.ledger.calls))
             opened = self.client.open(path, encode_json(request.body), headers, extra=True)
             call = await stack.enter_async_context(opened)
-            self._ledger.extra.n_refused += call.asks_for_less
+            self.ledger.extra.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
                 answer = f"{call.status} {call.content_type}"
                 raise UpstreamProtocol(f"{request.path}: the upstream answered {answer} to a continuation")

@@ -74,67 +74,63 @@ class StopCost:
         return why
 
 
+@dataclass(slots=True)
 class GuardedPolicy:
     """Runs signals and policy, in shadow runs too; a failure, a slow step or a costly stop lets the run go on.
 
     Nothing can interrupt it in the event loop, so once too slow it is switched off.
     """
 
-    def __init__(
-        self,
-        policy: Decider,
-        needs: tuple[str, ...],
-        ledger: Ledger,
-        monotonic_s: Callable[[], float],
-        *,
-        cost: StopCost | None = None,
-    ) -> None:
-        self._policy, self._needs, self._ledger, self._now_s, self._cost = policy, needs, ledger, monotonic_s, cost
-        self._observer: Observer | None = None
-        self._observed_s = 0.0  # duration of this step's signals
-        self._n_slow = 0
-        self._is_off = False
+    policy: Decider
+    needs: tuple[str, ...]
+    ledger: Ledger
+    monotonic_s: Callable[[], float]
+    cost: StopCost | None = None
+    _observer: Observer | None = None
+    _observed_s: float = 0.0  # duration of this step's signals
+    _n_slow: int = 0
+    _is_off: bool = False
 
     def observe(self, step: Step) -> Signals:
         """Return the step's signals; empty ones if they fail or are off."""
         if self._is_off:
             return Signals(step=step.index, tokens_used=0)
-        start_s = self._now_s()
+        start_s = self.monotonic_s()
         try:
             if self._observer is None:
-                request = self._ledger.request
-                self._observer = Observer(self._needs, request.kind, query=request.query)
+                request = self.ledger.request
+                self._observer = Observer(self.needs, request.kind, query=request.query)
             signals = self._observer.observe(step)
         except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
-            self._ledger.fail_open("signals")
+            self.ledger.fail_open("signals")
             signals = Signals(step=step.index, tokens_used=0)
-        self._observed_s = self._now_s() - start_s
+        self._observed_s = self.monotonic_s() - start_s
         return signals
 
     def decide(self, s: Signals) -> Decision:
         """Return the policy's decision; `continue` if it fails, is too slow, or its stop costs too much."""
         if self._is_off:
             return Decision(action="continue", reason="signals and policy were too slow and are switched off")
-        start_s = self._now_s()
+        start_s = self.monotonic_s()
         try:
-            decision: object = self._apply_cost_guard(self._policy.decide(s), s)
+            decision: object = self._apply_cost_guard(self.policy.decide(s), s)
         except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
             decision = error
         if not isinstance(decision, Decision):
-            self._ledger.fail_open("policy")
+            self.ledger.fail_open("policy")
             decision = Decision(action="continue", reason=f"the policy failed ({type(decision).__name__})")
-        took_s = self._observed_s + self._now_s() - start_s
+        took_s = self._observed_s + self.monotonic_s() - start_s
         self._n_slow = self._n_slow + 1 if took_s > STEP_BUDGET_S else 0
         if took_s > HANG_S or self._n_slow >= SLOW_STEPS:
             self._is_off = True
-            self._ledger.fail_open("slow")
+            self.ledger.fail_open("slow")
         return decision
 
     def _apply_cost_guard(self, decision: Decision, s: Signals) -> Decision:
-        why = self._cost.objection(s) if self._cost is not None and decision.action == "stop" else None
-        if why is None or self._cost is None:
+        why = self.cost.objection(s) if self.cost is not None and decision.action == "stop" else None
+        if why is None or self.cost is None:
             return decision
-        self._cost.skipped()
+        self.cost.skipped()
         # The run goes on whatever the policy drew, so the propensity is 1.
         reason = f"{why}; the policy's decision was: {decision.reason}"
         return replace(decision, action="continue", reason=reason, stop_reason=None, propensity=1.0)
