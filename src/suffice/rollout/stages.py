@@ -385,30 +385,23 @@ def _percent(share: float) -> str:
 DAY_S: Final = 86_400.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PastRollout:
-    candidate: str  # address of the version
-    began_s: float  # Unix time
-    ended_s: float | None = None  # None: running
-    rolled_back: bool = False
-
-
 def cool_down_refusal(
-    past: Sequence[PastRollout], candidate: str, *, now_s: float, rules: Rules, held: str = "", by_person: bool = False
+    past: Sequence[State], candidate: str, *, now_s: float, rules: Rules, held: str = "", by_person: bool = False
 ) -> str | None:
     """Return why a rollout may not begin now, as a sentence; None: it may.
 
+    past       states of the route's rollouts, oldest first; one that was undone counts as rolled back
     held       why a person holds the route; "": not held
     by_person  only a hold and a running rollout refuse it, not the cool-down or the count
     """
     if held:
         return f"a person holds this route: {held}"
-    running = next((one for one in past if one.ended_s is None), None)
+    running = next((one for one in past if not one.over), None)
     if running is not None:
         return f"the rollout of {running.candidate} is running; one at a time"
     if by_person:
         return None
-    if any(one.rolled_back and one.candidate == candidate for one in past):
+    if any(one.stage == "rolled_back" and one.candidate == candidate for one in past):
         return f"{candidate} was rolled back before; a person may try it again"
     wait_s = cool_down_left(past, now_s=now_s, rules=rules)
     if wait_s > 0:
@@ -420,12 +413,12 @@ def cool_down_refusal(
     return None
 
 
-def cool_down_left(past: Sequence[PastRollout], *, now_s: float, rules: Rules) -> float:
+def cool_down_left(past: Sequence[State], *, now_s: float, rules: Rules) -> float:
     """Return seconds left of the cool-down, doubled by consecutive rollbacks up to `most_cool_down_s`; 0: none."""
-    ended = [one for one in past if one.ended_s is not None]
-    in_a_row = len(list(takewhile(lambda one: one.rolled_back, reversed(ended))))
+    ended = [one for one in past if one.over]
+    in_a_row = len(list(takewhile(lambda one: one.stage == "rolled_back", reversed(ended))))
     if not in_a_row:
         return 0.0
     lasts_s = min(rules.most_cool_down_s, rules.cool_down_s * 2.0 ** min(in_a_row - 1, 60))
     # A clock that was set back must not make it longer.
-    return min(lasts_s, max(0.0, (ended[-1].ended_s or 0.0) + lasts_s - now_s))
+    return min(lasts_s, max(0.0, ended[-1].since_s + lasts_s - now_s))

@@ -115,19 +115,6 @@ def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
     return versions.open_version(body.encode(), secret=secret, address=address)
 
 
-def past_of(held: Iterable[RolloutRun], route: str) -> list[stages.PastRollout]:
-    return [
-        stages.PastRollout(
-            candidate=one.state.candidate,
-            began_s=one.first.began_s,
-            ended_s=one.moves[-1].now_s if one.state.over else None,
-            rolled_back=one.state.stage == "rolled_back" or one.undone is not None,
-        )
-        for one in held
-        if one.state.route == route
-    ]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutCandidate:
     route: str
@@ -158,9 +145,12 @@ def beginning(
     by_person: bool = True,
 ) -> RolloutStart | str:
     route, address = one.route, one.version.address
-    why = stages.cool_down_refusal(
-        past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person
-    )
+    past = [
+        each.state if each.undone is None else replace(each.state, stage="rolled_back")
+        for each in held
+        if each.state.route == route
+    ]
+    why = stages.cool_down_refusal(past, address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
     if why is not None:
         return why
     state = stages.start_rollout(
@@ -174,8 +164,7 @@ def beginning(
         rules=rules,
         fit=one.fit,
     )
-    number = 1 + sum(each.state.route == route for each in held)
-    return RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules)
+    return RolloutStart(state=state, number=1 + len(past), author=author, reason=reason, rules=rules)
 
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
