@@ -57,8 +57,8 @@ def gather(log: LogReader, held: ExperimentRun, settings: Settings) -> Experimen
         if route not in settings.routes:
             raise ConfigError(f"experiment {experiment.name}: route {route!r} is not in the settings any more")
     units = _Units(experiment, {name: metric for name, metric in settings.metrics.items() if metric.type != "category"})
-    for draw in read_draws(log, held):
-        units.draw(draw.unit, UnitAssignment(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
+    for draw, query in read_draws(log, held):
+        units.draw(draw.unit, UnitAssignment(arm=draw.arm, odds=_odds(draw), query_class=class_of(query)))
     with ExitStack() as stack:
         routes = {
             name: AuditReplay(

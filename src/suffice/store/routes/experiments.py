@@ -17,7 +17,7 @@ from suffice.store.rows.events import ExperimentEnd, ExperimentRevision, Experim
 from suffice.types import ArmDraw, Query
 
 _DRAWS: Final = """
-    SELECT r.seq, r.key, a.value, json_extract(r.body, '$.request.query')
+    SELECT a.value, json_extract(r.body, '$.request.query')
     FROM events r, json_each(r.body, '$.request.arms') a
     WHERE r.kind = 'request' AND r.seq > :since AND (:until IS NULL OR r.seq <= :until)
         AND json_extract(a.value, '$.experiment') = :name AND json_extract(a.value, '$.run') = :run
@@ -43,16 +43,6 @@ class ExperimentRun:
 
     def end(self, end: ExperimentEnd, stored: StoredEvent) -> ExperimentRun:
         return replace(self, ended=end, end_seq=stored.seq, ended_at_s=stored.at_s)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitDraw:
-    seq: int
-    episode_id: str
-    unit: str
-    arm: str
-    odds: tuple[tuple[str, float], ...]  # of every arm, when it was assigned
-    query: Query | None
 
 
 def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
@@ -106,19 +96,12 @@ def read_running_experiments(held: Iterable[ExperimentRun]) -> tuple[RunningExpe
     return tuple(one.experiment for one in held if one.runs)
 
 
-def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[UnitDraw]:
+def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[tuple[ArmDraw, Query | None]]:
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with open_reader(source) as connection:
-        for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
-            draw = msgspec.json.decode(body, type=ArmDraw)
-            yield UnitDraw(
-                seq=seq,
-                episode_id=episode_id,
-                unit=draw.unit,
-                arm=draw.arm,
-                odds=((draw.arm, draw.propensity), *draw.others),
-                query=None if query is None else msgspec.json.decode(query, type=Query),
-            )
+        for draw, query in connection.execute(_DRAWS, wanted):
+            known = None if query is None else msgspec.json.decode(query, type=Query)
+            yield msgspec.json.decode(draw, type=ArmDraw), known
 
 
 def read_runs(source: LogSource, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
