@@ -18,16 +18,18 @@ from suffice.review.select import (
     MOST_WAITING,
     WEIGHTS,
     CandidateQueue,
-    Cap,
     Demand,
     ReviewCandidate,
     Urn,
     count_due,
     drawing_window,
+    n_control,
+    n_drawings,
     open_now,
     share_out,
     uncertainty,
 )
+from suffice.settings import Review
 from tests.review.made import after, item, says
 
 
@@ -87,25 +89,24 @@ def test_a_day_opens_bit_by_bit_and_never_further_than_its_cap(most: int, used: 
 
 @given(per_day=st.integers(0, 300), share=st.floats(0, 1))
 def test_a_cap_is_shared_without_a_remainder(per_day: int, share: float) -> None:
-    cap = Cap(per_day=per_day, control_share=share)
-    assert cap.n_control + cap.n_chosen == per_day
-    assert 0 <= cap.n_control <= per_day
-    assert cap.drawings <= 24
+    cap = Review(per_day=per_day, control_share=share)
+    assert 0 <= n_control(cap) <= per_day
+    assert n_drawings(cap) <= 24
     if per_day and share:
-        assert cap.n_control >= 1
+        assert n_control(cap) >= 1
 
 
 def test_a_drawing_is_due_once_in_each_stretch_and_a_day_keeps_its_share() -> None:
-    cap, drawn, last_at_s, n = Cap(per_day=50, control_share=0.2), 0, None, 0
+    cap, drawn, last_at_s, n = Review(per_day=50, control_share=0.2), 0, None, 0
     for minute in range(1, 24 * 60):
         now_s = 1_000 * DAY_S + 60.0 * minute
         k = count_due(cap, drawn=drawn, last_at_s=last_at_s, now_s=now_s)
         if k:
             drawn, last_at_s, n = drawn + k, now_s, n + 1
     assert drawn == 10
-    assert n == cap.drawings == 10
-    assert count_due(Cap(per_day=0, control_share=0.2), drawn=0, last_at_s=None, now_s=1.0) == 0
-    assert count_due(Cap(per_day=9, control_share=0.0), drawn=0, last_at_s=None, now_s=1.0) == 0
+    assert n == n_drawings(cap) == 10
+    assert count_due(Review(per_day=0, control_share=0.2), drawn=0, last_at_s=None, now_s=1.0) == 0
+    assert count_due(Review(per_day=9, control_share=0.0), drawn=0, last_at_s=None, now_s=1.0) == 0
     assert drawing_window(5.0, 0) == 0
 
 
@@ -154,14 +155,14 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     The plain mean of what was drawn would be far off; the weighted one is right on average over 150 lotteries, and its
     interval misses no more often than it says.
     """
-    rng, cap = random.Random(3), Cap(per_day=50, control_share=0.4)
+    rng, cap = random.Random(3), Review(per_day=50, control_share=0.4)
     sizes = [int(40 * 3 ** rng.random() * (8 if hour % 6 == 0 else 1)) for hour in range(23)] + [0]
     right = [[rng.random() < (0.3 if n >= 320 else 0.9) for _ in range(n)] for n in sizes]
     truth = sum(map(sum, right)) / sum(sizes)
     values, plain, missed = [], [], 0
     for _ in range(150):
         told = a_day(right, cap, rng)
-        assert sum(len(known) for _, known in told) <= cap.n_control
+        assert sum(len(known) for _, known in told) <= n_control(cap)
         found = estimate_em(told)
         assert found is not None
         assert found.low is not None
@@ -176,10 +177,10 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     assert missed <= 0.05 * 150
 
 
-def a_day(right: list[list[bool]], cap: Cap, rng: random.Random) -> list[tuple[ControlDraw, list[bool | None]]]:
+def a_day(right: list[list[bool]], cap: Review, rng: random.Random) -> list[tuple[ControlDraw, list[bool | None]]]:
     """What is drawn of a day's runs, hour by hour, as the job does it, and what is known of each run then."""
     told: list[tuple[ControlDraw, list[bool | None]]] = []
-    urn, drawn, last_at_s = Urn(most=2 * math.ceil(cap.n_control / cap.drawings)), 0, None
+    urn, drawn, last_at_s = Urn(most=2 * math.ceil(n_control(cap) / n_drawings(cap))), 0, None
     for hour, answers in enumerate(right):
         for at, is_right in enumerate(answers):
             urn.add(rng.random(), candidate(f"{hour}-{at}", full_answer=str(is_right)))

@@ -51,23 +51,14 @@ class ReviewCandidate:
         return WEIGHTS[self.why] + self.urgency
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cap:
-    per_day: int  # items, at most
-    control_share: float  # drawn at random, [0, 1]
+def n_control(rules: ReviewRules) -> int:
+    """Return the items drawn at random per day; at least one, if the cap allows any."""
+    return min(rules.per_day, max(1, round(rules.per_day * rules.control_share))) if rules.control_share else 0
 
-    @property
-    def n_control(self) -> int:
-        """Items drawn at random per day; at least one, if the cap allows any."""
-        return min(self.per_day, max(1, round(self.per_day * self.control_share))) if self.control_share else 0
 
-    @property
-    def n_chosen(self) -> int:
-        return self.per_day - self.n_control
-
-    @property
-    def drawings(self) -> int:
-        return min(MOST_DRAWINGS, self.n_control)
+def n_drawings(rules: ReviewRules) -> int:
+    """Return how often per day runs are drawn."""
+    return min(MOST_DRAWINGS, n_control(rules))
 
 
 def open_now(most: int, used: int, *, now_s: float) -> int:
@@ -80,14 +71,15 @@ def drawing_window(now_s: float, drawings: int) -> int:
     return floor(now_s / (DAY_S / drawings)) if drawings else 0
 
 
-def count_due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
+def count_due(rules: ReviewRules, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
     """Runs that the control share draws now; `drawn` today so far, the last time at `last_at_s`."""
-    if not cap.drawings:
+    drawings, most = n_drawings(rules), n_control(rules)
+    if not drawings:
         return 0
-    if last_at_s is not None and drawing_window(last_at_s, cap.drawings) >= drawing_window(now_s, cap.drawings):
+    if last_at_s is not None and drawing_window(last_at_s, drawings) >= drawing_window(now_s, drawings):
         return 0
     # A backlog of quiet stretches is not made up at once: a draw takes at most twice the allowance of its own stretch.
-    return min(open_now(cap.n_control, drawn, now_s=now_s), 2 * ceil(cap.n_control / cap.drawings))
+    return min(open_now(most, drawn, now_s=now_s), 2 * ceil(most / drawings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

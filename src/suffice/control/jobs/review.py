@@ -135,11 +135,11 @@ class ReviewJob(FoldJob[Candidates]):
             self._update(fold, log)
 
     def build(self, name: str, here: JobPass) -> Candidates:
-        cap, drawings = self._cap(name), self._reviews.queue.drawings.get(name, ())
+        rules, drawings = self.settings.routes[name].review, self._reviews.queue.drawings.get(name, ())
         looked_back = place_before(here.log, name, LOOK_BACK)
         fold = Candidates(
             name=name,
-            most_drawn=max(1, 2 * ceil(cap.n_control / max(1, cap.drawings))),
+            most_drawn=max(1, 2 * ceil(select.n_control(rules) / max(1, select.n_drawings(rules)))),
             since_seq=max(drawings[-1].until_seq, looked_back) if drawings else looked_back,
             point=lambda episode: assign_audit(episode, share=1.0, salt=f"{self.secret} review").point,
             # Requests from before the last draw may end after it, so those still open are read, too.
@@ -154,17 +154,14 @@ class ReviewJob(FoldJob[Candidates]):
         fold.queued = self._reviews.queue.places
         fold.below = harmed_classes(read_decided(log).of(fold.name), log, fold.name, self.settings.routes[fold.name])
 
-    def _cap(self, name: str) -> select.Cap:
-        rules = self.settings.routes[name].review
-        return select.Cap(per_day=rules.per_day, control_share=rules.control_share)
-
     def prepare(self) -> None:
         """Divide what is left of the deployment's cap for today among the routes."""
         now_s = self._now_s = self.now()
         day, queue, demands = day_number(now_s), self._reviews.queue, list[select.Demand]()
         n_queued = queue.items_on(day)
         for name, fold in self._folds.items():
-            cap, (n_chosen, n_drawn) = self._cap(name), n_queued.get(name, (0, 0))
+            rules, (n_chosen, n_drawn) = self.settings.routes[name].review, n_queued.get(name, (0, 0))
+            most_chosen = rules.per_day - select.n_control(rules)
             drawings = queue.drawings.get(name, ())
             last_at_s = drawings[-1].drawn_at_s if drawings else None
             demands.append(
@@ -172,9 +169,9 @@ class ReviewJob(FoldJob[Candidates]):
                     route=name,
                     n_chosen=n_chosen,
                     n_drawn=n_drawn,
-                    control_share=cap.control_share,
-                    drawable=min(fold.urn.n, select.count_due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
-                    priorities=fold.waiting.priorities(select.open_now(cap.n_chosen, n_chosen, now_s=now_s)),
+                    control_share=rules.control_share,
+                    drawable=min(fold.urn.n, select.count_due(rules, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
+                    priorities=fold.waiting.priorities(select.open_now(most_chosen, n_chosen, now_s=now_s)),
                 )
             )
         room = select.open_now(self.settings.review.per_day, sum(map(sum, n_queued.values())), now_s=now_s)
