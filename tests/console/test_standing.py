@@ -80,7 +80,7 @@ def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:
     read_to: Any = SimpleNamespace(n_behind=0)
 
     def said(now_s: float) -> list[str]:
-        look: Any = SimpleNamespace(now_s=now_s, begun_s=1_000.0, route=lambda _: LEARNED)
+        look: Any = SimpleNamespace(now_s=now_s, begun_s=1_000.0, settings=SimpleNamespace(routes={"r": LEARNED}))
         return [one.text for one in notices((alone,), read_to, look, ())]
 
     assert said(1_000.0 + STARTS_S) == []

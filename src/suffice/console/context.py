@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 
@@ -18,7 +17,7 @@ from suffice.errors import BadRequest, StoreError
 from suffice.review.items import ReviewItem
 from suffice.rollout.results import ExperimentResult
 from suffice.rollout.stages import RolloutState
-from suffice.settings import Route, Settings
+from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.alerts import AlertLog
@@ -77,10 +76,6 @@ class LogView:
     monotonic_s: Callable[[], float]
     begun_s: float = 0.0  # Unix time at which the console started
     killed: bool = False  # whether the kill switch is on
-
-    def route(self, name: str) -> Route | None:
-        """A route's settings; None: only the log has it."""
-        return self.settings.routes.get(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +137,6 @@ def parse_window(query: Mapping[str, str], now_s: float) -> TimeRange:
         return TimeRange(name=name, days=days, since_hour=int((now_s - DAY_S) // HOUR_S))
     first_day = int(now_s // DAY_S) - days + 1  # whole days, including today
     return TimeRange(name=name, days=days, since_hour=DAY_HOURS * first_day if days else 0)
-
-
-def route_url(name: str) -> str:
-    """The URL of a route's page. The name is in the query, because it may contain a slash."""
-    return f"/console/route?{urlencode({'name': name})}"
 
 
 READERS: Final = 2  # threads that read for pages

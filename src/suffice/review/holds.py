@@ -208,7 +208,7 @@ class Case:
 
 def incident_of_pause(pause: Pause, *, opened_at_s: float, evidence: tuple[str, ...] = ()) -> Incident:
     return Incident(
-        incident=pause_name(pause.route, pause.number),
+        incident=f"{pause.route}:p{pause.number}",
         route=pause.route,
         cause=pause.cause,
         summary=pause.reason,
@@ -217,14 +217,6 @@ def incident_of_pause(pause: Pause, *, opened_at_s: float, evidence: tuple[str, 
         opened_at_s=opened_at_s,
         author=pause.author,
     )
-
-
-def pause_name(route: str, number: int) -> str:
-    return f"{route}:p{number}"
-
-
-def manual_incident_name(route: str, number: int) -> str:
-    return f"{route}:m{number}"
 
 
 HoldEvent: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption

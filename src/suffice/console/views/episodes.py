@@ -220,7 +220,7 @@ class Correctness:
 
     def match(self, name: str) -> Match:
         if name not in self._matches:
-            route = self._view.route(name)
+            route = self._view.settings.routes.get(name)
             try:
                 self._matches[name] = match_by(build_scorer(route.scorer if route is not None else "text"))
             except ConfigError:
@@ -234,7 +234,7 @@ def episode(view: ViewContext) -> EpisodePage:
     if located is None:
         raise UnknownNameError(f"episode: no episode {name[:80]!r} in the log")
     _, at_s, request = located
-    outcome, route, judge = find_event(log, Outcome, name), view.route(request.route), Correctness(view)
+    outcome, route, judge = find_event(log, Outcome, name), view.settings.routes.get(request.route), Correctness(view)
     labels = read_labels(log, name, outcome.response_id if outcome is not None else None)
     counting = current_label(labels)
     return EpisodePage(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final, Literal
+from urllib.parse import urlencode
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_would_save, saving_of
 from suffice.assurance.forecast import Forecast, RouteForecast
 from suffice.assurance.runs import Tally
 from suffice.assurance.satisfaction import SatisfactionEffect
-from suffice.console.context import DAY_S, LogView, TimeRange, ViewContext, ViewRecord, route_url
+from suffice.console.context import DAY_S, LogView, TimeRange, ViewContext, ViewRecord
 from suffice.console.views.alerts import AlertLine, latest_alerts
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
@@ -100,7 +101,7 @@ def _route_state(
     sums: RollupSums,
     recent: RollupSums,
 ) -> RouteState:
-    route, report = view.route(name), newest_event(view.connection, RouteForecast, route=name)
+    route, report = view.settings.routes.get(name), newest_event(view.connection, RouteForecast, route=name)
     per_day = recent.n_audits / RATE_DAYS if recent.n_audits else None
     whole = report.whole if report is not None else None
     confidence = route.confidence if route is not None else 0.95
@@ -137,7 +138,7 @@ def forecasts_of(report: RouteForecast | None) -> tuple[Forecast, ...]:
 def _promise(
     view: LogView, name: str, promises: Promises, tally: Tally | None, report: RouteForecast | None
 ) -> RouteGuarantee:
-    route = view.route(name)
+    route = view.settings.routes.get(name)
     if route is None:  # only in the log
         return RouteGuarantee(state="off")
     newest = newest_request(view.connection, name)
@@ -336,7 +337,8 @@ def notices(
 
 
 def _notices_of(one: RouteState, view: LogView) -> Iterator[OverviewNotice]:
-    place, route = route_url(one.name), view.route(one.name)
+    place = f"/console/route?{urlencode({'name': one.name})}"  # in the query, because a name may contain a slash
+    route = view.settings.routes.get(one.name)
     if one.phase.phase == "paused":
         yield OverviewNotice("alarm", f"{one.name} is paused: {one.phase.reason}", place, "Decide")
     for alert in one.alerts:

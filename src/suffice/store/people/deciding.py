@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from suffice.review import decide
-from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, manual_incident_name, pin_problem
+from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, pin_problem
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_back, next_for
 from suffice.review.select import item_of, of_run
@@ -149,7 +149,7 @@ def open_incident(
             pause = Pause(route=route, number=held.n_pauses + 1, cause="person", reason=summary, author=author)
             events.append(pause)
         incident = Incident(
-            incident=manual_incident_name(route, now.holds.n_manual + 1),
+            incident=f"{route}:m{now.holds.n_manual + 1}",
             route=route,
             cause="person",
             summary=summary,
