@@ -84,7 +84,7 @@ def test_resuming_counts_anew(whole: Story) -> None:
     over = Resumption(route="r", number=1, reason="labels were wrong", author="ann")
     told.feed(rows([over], first=2 * LONG + 61)).settle()
     assert told.loop.held.pause is None
-    assert told.loop.critical_em.right == {}
+    assert told.loop.critical_em.verdicts == {}
 
 
 def test_a_smaller_budget_keeps_the_audits_and_ends_by_itself(whole: Story) -> None:

@@ -233,7 +233,7 @@ def test_the_critical_em_is_that_of_all_answers_and_rare_labels_do_not_outvote_t
         few.note(f"a{number}", right=True, weight=20.0)
         few.note(f"b{number}", right=number % 2 == 0)
     assert few.below() is None
-    few.forget()
+    few.verdicts.clear()
     assert few.below() is None
 
 

@@ -167,7 +167,7 @@ class DeliveredAnswers:
             if name is not None:
                 self.critical_em.note_label(name, event.feedback, self._labels, self.match)
         elif isinstance(event, Resumption) and event.route == self.name:
-            self.critical_em.forget()
+            self.critical_em.verdicts.clear()
 
 
 @dataclass(kw_only=True)
@@ -191,8 +191,8 @@ class Critical(FoldJob[DeliveredAnswers]):
         held, why = self._holds.of(name), fold.critical_em.below()
         if why is None or held.pause is not None or held.accepted(at_s) is not None:
             return
-        number, right = read_decided(here.log).of(name).n_pauses + 1, fold.critical_em.right
+        number = read_decided(here.log).of(name).n_pauses + 1
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
-        evidence = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
-        here.writer.write([pause, incident_of_pause(pause, opened_at_s=at_s, evidence=(evidence,))])
+        evidence = (fold.critical_em.evidence,)
+        here.writer.write([pause, incident_of_pause(pause, opened_at_s=at_s, evidence=evidence)])
         self.add_sentence(name, f"enforcement paused ({why})")

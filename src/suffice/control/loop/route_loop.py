@@ -126,7 +126,7 @@ class RouteLoop:
             # A person's: the loop notes its own decisions when it makes them.
             self.held = self.held.after(event)
             if isinstance(event, Resumption):
-                self.critical_em.forget()
+                self.critical_em.verdicts.clear()
         return None
 
     def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
@@ -292,7 +292,7 @@ class RouteLoop:
     def _pause(self) -> tuple[Event, ...]:
         if self.held.pause is not None:
             return ()
-        broken, made, right = self.state.traffic.sample_ratio.broken(), self.held.publication, self.critical_em.right
+        broken, made = self.state.traffic.sample_ratio.broken(), self.held.publication
         reason = broken or (None if self.holds.accepted(self.at_s) else self.critical_em.below())
         if reason is None:
             return ()
@@ -308,7 +308,7 @@ class RouteLoop:
         )
         evidence = (
             f"{acts}, in epoch {self.state.epoch.number} at request {self.n:,}",
-            f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right",
+            self.critical_em.evidence,
             f"{self.certifier.n_audits:,} audits are in the window",
         )
         self.held = self.held.after(pause)

@@ -21,7 +21,7 @@ from suffice.assurance.runs import REPRESENTATIVE, Match, is_right
 from suffice.assurance.sampling import Draws, UnloggedRequests, assignment_of, count_draws, find_sample_ratio_mismatch
 from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards, post_stratify
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.run_join import LabelJoin
+from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.learn.audits import Small
 from suffice.learn.certifier import Certificate, Certifier
 from suffice.learn.version import FoldedModels
@@ -215,15 +215,11 @@ class CriticalEM:
 
     critical: float | None  # None: the owner has set none
     delta: float
-    right: dict[str, bool] = field(default_factory=dict)  # by episode, the oldest verdict first
-    _weights: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[str, tuple[bool, float]] = field(default_factory=dict)  # by episode, oldest first: right, and weight
 
     def note(self, episode_id: str, *, right: bool, weight: float = 1.0) -> None:
         """Note a verdict on a run that stands for `weight` runs; a later one about the same episode replaces it."""
-        self.right[episode_id], self._weights[episode_id] = right, weight
-        while len(self.right) > CRITICAL_LABELS:
-            oldest = next(iter(self.right))
-            del self.right[oldest], self._weights[oldest]
+        remember(self.verdicts, episode_id, (right, weight), CRITICAL_LABELS)
 
     def note_label(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
         """Note a label about correctness. Runs that were reviewed because they were doubtful are not representative."""
@@ -235,17 +231,19 @@ class CriticalEM:
         if right is not None:
             self.note(episode_id, right=right, weight=joined.weights.get(episode_id, 1.0))
 
-    def forget(self) -> None:
-        self.right.clear()
-        self._weights.clear()
+    @property
+    def evidence(self) -> str:
+        n_right = sum(right for right, _ in self.verdicts.values())
+        return f"{n_right:,} of the last {len(self.verdicts):,} labelled answers were right"
 
     def below(self) -> str | None:
-        n = len(self.right)
+        n = len(self.verdicts)
         if self.critical is None or not 0 < self.critical < 1 or n < LEAST_LABELS:
             return None
-        most = max(self._weights.values())
-        bets = sum(self._weights.values()) / most
-        right = sum(self._weights[name] / most for name, is_right in self.right.items() if is_right)
+        weights = [weight for _, weight in self.verdicts.values()]
+        most = max(weights)
+        bets = sum(weights) / most
+        right = sum(weight / most for is_right, weight in self.verdicts.values() if is_right)
         counts = Counts(np.array([0.0]), np.array([bets - right]), np.array([right]))
         if float(log_wealth(counts, max_em_drop=self.critical)[0]) < log(1 / self.delta):
             return None
