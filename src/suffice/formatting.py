@@ -45,11 +45,10 @@ def format_bounds(low: float | None, high: float | None, show: str = "percent", 
     """
     if low is None or high is None:
         return ""
-    if show == "points":
-        return " to ".join(format_points(one, digits).removesuffix(" points") for one in (low, high))
-    if show == "percent":
-        return " to ".join(format_percent(one, digits).removesuffix(" %") for one in (low, high))
-    return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", MINUS)
+    if show not in ("points", "percent"):
+        return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", MINUS)
+    format_one = format_points if show == "points" else format_percent
+    return " to ".join(format_one(one, digits).rpartition(" ")[0] for one in (low, high))
 
 
 def format_count(value: float | None) -> str:

@@ -124,7 +124,8 @@ class EpisodeBase:
     def degraded(self) -> tuple[str, ...]:
         return self._run.degraded
 
-    def _take(self, report: StepReport, *, done: bool) -> Decision:
+    def _take(self, step: StepFields, *, done: bool) -> Decision:
+        report = _report(step)
         self._state.check()
         with self._lock:
             if self._ended is not None:
@@ -208,7 +209,7 @@ class Episode(EpisodeBase):
 
         Raise ClosedError if the run is over and BadRequest for an invalid value. Any other failure continues the loop.
         """
-        return self._take(_report(step), done=done)
+        return self._take(step, done=done)
 
 
 class AsyncEpisode(EpisodeBase):
@@ -216,8 +217,7 @@ class AsyncEpisode(EpisodeBase):
 
     async def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
         """As `Episode.step`; a server is called in a thread, so the event loop is not blocked."""
-        report = _report(step)
-        return await self._state.in_thread(lambda: self._take(report, done=done))
+        return await self._state.in_thread(lambda: self._take(step, done=done))
 
 
 class RunContext:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from suffice.errors import ConfigError, name_hint
 from suffice.settings import Driver, Effort, FinishMethod, Probe, Route, Upstream
-from suffice.types import Finding, Findings, Verdict
+from suffice.types import Findings, Verdict
 
 Fields = dict[str, Any]
 Prefill = Literal[
@@ -235,14 +235,9 @@ def url_key(url: str) -> str:
     return hashlib.blake2b(base.encode(), digest_size=8).hexdigest()
 
 
-def finding(findings: Findings | None, experiment: str) -> Finding | None:
-    known = () if findings is None else findings.findings
-    return next((one for one in known if one.experiment == experiment), None)
-
-
 def find_verdict(findings: Findings | None, experiment: str) -> Verdict | None:
-    one = finding(findings, experiment)
-    return None if one is None else one.verdict
+    known = () if findings is None else findings.findings
+    return next((one.verdict for one in known if one.experiment == experiment), None)
 
 
 def honoured(findings: Findings | None, experiment: str) -> bool:
