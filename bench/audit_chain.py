@@ -19,7 +19,7 @@ from suffice.store.audit.chain import Appender, begin_chain, head
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge
+from suffice.store.database.erasing import ErasureOrder, erase_words, purge
 from suffice.store.rows.events import Event, FeedbackEvent, to_row
 from suffice.types import Feedback, Publication
 
@@ -77,7 +77,7 @@ def erase_one_in_a_thousand(path: Path, n_rows: int) -> tuple[float, float]:
     )
     with Decisions(path, now=time.time, monotonic_s=time.monotonic) as writer:
         began_s = time.perf_counter()
-        erase_words(writer, order, range(2, n_rows, 1_000), ErasureTally())
+        erase_words(writer, order, range(2, n_rows, 1_000))
         erased_s, began_s = time.perf_counter() - began_s, time.perf_counter()
         assert purge(path)
         return erased_s, time.perf_counter() - began_s

@@ -12,7 +12,7 @@ from suffice.errors import BadRequest
 from suffice.governor import Governor
 from suffice.review.items import MOST_CHARS, Source, SourceBuffer
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge, select_word_rows
+from suffice.store.database.erasing import ErasureOrder, erase_words, purge, select_word_rows
 from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import kept_sources
 from tests.governor.loops import ROUTE, local, served, settings
@@ -74,7 +74,7 @@ def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Pa
         rows = select_word_rows(connection, run)
     with closing(Decisions(log, now=lambda: 1.0, monotonic_s=lambda: 0.0)) as writer:
         order = ErasureOrder(erasure_id="e", what="the run", parts=("questions",), author="ann", reason="asked for")
-        erase_words(writer, order, rows, ErasureTally())
+        erase_words(writer, order, rows)
     assert purge(log)
     assert not [path.name for path in tmp_path.iterdir() if CANARY.encode() in path.read_bytes()]
     assert [text for _, _, text in shown(log, run)] == ["", "", "", ""], "that there were some stays known"

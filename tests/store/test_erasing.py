@@ -22,7 +22,6 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
     BATCH_ROWS,
     ErasureOrder,
-    ErasureTally,
     erase_words,
     erased_until,
     exports_since,
@@ -118,9 +117,7 @@ def test_an_episode_is_gone_from_every_byte_and_all_else_is_as_it_was(
     with closing(sqlite3.connect(database)) as connection:
         rows = select_word_rows(connection, "a7")
     assert len(rows) == 4
-    tally = ErasureTally()
-    erase_words(writer, order(), rows, tally)
-    assert tally.n_rows == 4
+    assert erase_words(writer, order(), rows) == 4
     assert purge(database)
     log.append(asked("later"))
     assert log.drain(), "the gateway goes on"
@@ -142,7 +139,7 @@ def test_answers_that_were_equal_stay_equal_so_disagreement_is_still_known(
 ) -> None:
     fill(open_log(), ["a1"])
     with closing(sqlite3.connect(database)) as connection:
-        erase_words(writer, order(("answers",)), select_word_rows(connection, "a1"), ErasureTally())
+        erase_words(writer, order(("answers",)), select_word_rows(connection, "a1"))
         found = next(iter(read_episodes(connection)))
     outcome = found.episode.outcome
     assert outcome.answer is not None
@@ -166,10 +163,8 @@ def test_erasing_again_does_nothing_and_part_after_part_holds(
             ("steps", 0),
         ]
         for number, (part, n_rows) in enumerate(parts):
-            tally = ErasureTally()
             one = replace(order((part,)), erasure_id=f"er {number}")
-            erase_words(writer, one, select_word_rows(connection, "a1"), tally)
-            assert (part, tally.n_rows) == (part, n_rows)
+            assert (part, erase_words(writer, one, select_word_rows(connection, "a1"))) == (part, n_rows)
             assert verify_chain(connection).ok
         assert verify_chain(connection).n_erased == 3
 
@@ -178,7 +173,7 @@ def test_a_label_that_is_sent_again_brings_no_words_back(open_log: Open, databas
     log = open_log()
     fill(log, ["a1"])
     with closing(sqlite3.connect(database)) as connection:
-        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"))
     fill(log, ["a1"])
     assert purge(database)
     assert not [name for name, content in bytes_of(database.parent).items() if CANARY.encode() in content]
@@ -210,7 +205,7 @@ def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
     ):
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM events").fetchone()
-        erase_words(writer, order(), select_word_rows(finder, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(finder, "a1"))
         assert not purge(database)
         reader.execute("ROLLBACK")
     assert purge(database)
@@ -225,7 +220,7 @@ def test_age_is_read_in_order_and_done_places_are_remembered(open_log: Open, dat
         assert 5 < len(found) < 20
         assert select_expired_rows(connection, 10.0, after_seq=last, until_seq=1_000) == (last, [])
         assert erased_until(connection, "old") == 0
-        erase_words(writer, order(("comments",), "old"), found, ErasureTally(), until_seq=last)
+        erase_words(writer, order(("comments",), "old"), found, until_seq=last)
         assert erased_until(connection, "old") == last
 
 
@@ -236,9 +231,8 @@ def test_more_rows_than_one_transaction_takes_are_all_erased_and_said_to_be_only
     for i in range(BATCH_ROWS + 5):
         log.append(FeedbackEvent(Feedback(feedback_id=f"f{i}", comment=f"{CANARY} {i}")))
     assert log.drain(30)
-    tally = ErasureTally()
-    erase_words(writer, order(("comments",), "old"), range(1, BATCH_ROWS + 6), tally, until_seq=BATCH_ROWS + 5)
-    assert (tally.n_rows, tally.n_written) == (BATCH_ROWS + 5, 2)
+    rows = range(1, BATCH_ROWS + 6)
+    assert erase_words(writer, order(("comments",), "old"), rows, until_seq=BATCH_ROWS + 5) == BATCH_ROWS + 5
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         told = connection.execute("SELECT json_extract(body, '$.erasure.until_seq') FROM events WHERE kind = 'erased'")
         assert [one for (one,) in told.fetchall()] == [0, BATCH_ROWS + 5]
@@ -253,7 +247,7 @@ def test_an_erasure_is_no_licence_to_change_the_rest_of_a_row(
 ) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"))
         assert verify_chain(connection).ok
         connection.execute(f"UPDATE events SET body = json_set(body, '$.feedback.{field}', 1) WHERE key = '/f-a1'")
         bad = verify_chain(connection).bad
@@ -267,7 +261,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
     given = Feedback(feedback_id="f", episode_id="a1", source="user", comment=CANARY, rating=5)
     await log.append_durable(FeedbackEvent(given))
     with closing(sqlite3.connect(log.path, isolation_level=None)) as connection:
-        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"))
     again = await log.append_durable(FeedbackEvent(given))
     other = await log.append_durable(FeedbackEvent(replace(given, rating=1)))
     assert (again.duplicate, again.conflict, other.conflict) == (True, False, True)
@@ -276,7 +270,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
 def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"))
         seq = connection.execute("SELECT seq FROM events WHERE key = '/f-b1'").fetchone()[0]
         connection.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
         connection.execute(
@@ -293,7 +287,7 @@ def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, wr
 def test_where_the_erasure_itself_was_cut_off_a_head_says_so(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"))
         exported = found_head(connection)
         cut_tail(connection, exported.place)
         alone, bad = verify_chain(connection).bad, verify_chain(connection, [exported]).bad
@@ -334,7 +328,7 @@ def test_whatever_is_erased_the_chain_holds(
         with Decisions(database, now=lambda: 9.0, monotonic_s=lambda: 0.0) as writer:
             for name in chosen:
                 done = replace(order(tuple(sorted(parts))), erasure_id=f"er {name}")
-                erase_words(writer, done, select_word_rows(connection, f"e{name}"), ErasureTally())
+                erase_words(writer, done, select_word_rows(connection, f"e{name}"))
         assert verify_chain(connection).ok
         with closing(copied(connection)) as log:
             assert verify_chain(log).ok

@@ -130,10 +130,9 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
 
 
 def _erase(writer: Decisions, order: erasing.ErasureOrder, rows: list[int]) -> None:
-    tally = erasing.ErasureTally()
-    erasing.erase_words(writer, order, rows, tally)
+    n_rows = erasing.erase_words(writer, order, rows)
     is_gone = erasing.purge(writer.path)
-    click.echo(f"{order.what}: {', '.join(order.parts)} erased in {tally.n_rows:,} of {len(rows):,} rows")
+    click.echo(f"{order.what}: {', '.join(order.parts)} erased in {n_rows:,} of {len(rows):,} rows")
     with open_reader(writer.path) as connection:
         for at_s, where in erasing.exports_since(connection, rows[0]):
             click.echo(f"exported on {format_iso(at_s)[:10]} to {where}: this copy was not reached")

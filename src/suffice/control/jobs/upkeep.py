@@ -113,13 +113,13 @@ class Retain(LogJob):
             author=self.author,
             reason=f"retention.{part}_days is {days:g}",
         )
-        tally = erasing.ErasureTally()
+        n_rows = 0
         for until, rows in self._batches(part, what, self.now() - days * DAY_S):
             writer.renew()
-            erasing.erase_words(self.writer, order, rows, tally, until_seq=until)
+            n_rows += erasing.erase_words(self.writer, order, rows, until_seq=until)
             self._done[part] = until
-            self._unpurged = self._unpurged or bool(tally.n_rows)
-        sentence = f"{what}: erased in {tally.n_rows:,} rows" if tally.n_rows else ""
+            self._unpurged = self._unpurged or bool(n_rows)
+        sentence = f"{what}: erased in {n_rows:,} rows" if n_rows else ""
         return JobReport(said=sentence, read_to_seq=self._done.get(part, 0))
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:

@@ -18,6 +18,7 @@ from typing import Final
 from suffice.store.audit.chain import Appender, forget_salts
 from suffice.store.audit.personal import WORDS, Part, without
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.schema import kinds_in
 from suffice.store.database.sqlite import unusable
 from suffice.store.database.views import LogReader, query_number
 from suffice.store.rows.events import Erasure, to_row
@@ -27,8 +28,11 @@ PURGE_BUSY_S: Final = 30.0  # how long rewriting the file waits for other proces
 
 # Kinds whose key is the episode.
 _BY_KEY: Final = ("request", "outcome", "label_wanted", "review_asked", "question_kept", "sources_kept")
-_OF_EPISODE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
-_NAMED: Final = "SELECT seq FROM events WHERE kind = ? AND episode_id = ?"
+_OF_EPISODE: Final = f"""
+    SELECT seq FROM events WHERE {kinds_in(_BY_KEY)} AND key = :episode
+    UNION
+    SELECT seq FROM events WHERE {kinds_in(WORDS.keys() - {*_BY_KEY, "feedback"})} AND episode_id = :episode
+"""  # noqa: S608 - names of kinds
 # Kinds are literals as in the indexes: with parameters SQLite would scan all labels.
 _LABELS: Final = """
     SELECT seq FROM events WHERE kind = 'feedback' AND episode_id = :episode
@@ -49,6 +53,8 @@ _NEXT: Final = "SELECT seq, at_s, kind, key FROM events WHERE seq > ? AND seq <=
 _UNTIL: Final = """
     SELECT max(json_extract(body, '$.erasure.until_seq')) FROM events
     WHERE kind = 'erased' AND json_extract(body, '$.erasure.what') = ?"""
+# Keys begin with the id; ";" follows ":".
+_WRITTEN: Final = "SELECT count(*) FROM events WHERE kind = 'erased' AND key > :id || ':' AND key < :id || ';'"
 _EXPORTS: Final = """
     SELECT at_s, json_extract(body, '$.export.where') FROM events WHERE kind = 'exported' AND seq > ? ORDER BY seq"""
 
@@ -62,22 +68,13 @@ class ErasureOrder:
     reason: str
 
 
-@dataclass(slots=True)
-class ErasureTally:
-    n_rows: int = 0  # changed
-    n_written: int = 0  # `erased` rows
-
-
 def select_label_rows(connection: LogReader, episode: str) -> list[int]:
     return [seq for (seq,) in connection.execute(_LABELS, {"episode": episode})]
 
 
 def select_word_rows(connection: LogReader, episode: str) -> list[int]:
-    rows = set(select_label_rows(connection, episode))
-    queries = dict.fromkeys(WORDS.keys() - {"feedback"}, _NAMED) | dict.fromkeys(_BY_KEY, _OF_EPISODE)
-    for kind, query in queries.items():
-        rows.update(seq for (seq,) in connection.execute(query, (kind, episode)))
-    return sorted(rows)
+    found = connection.execute(_OF_EPISODE, {"episode": episode})
+    return sorted({*select_label_rows(connection, episode), *(seq for (seq,) in found)})
 
 
 def find_episodes(connection: LogReader, unit: str) -> list[str]:
@@ -105,21 +102,21 @@ def select_expired_rows(
     return (rows[-1] if rows else after_seq), [*sorted(later), *rows]
 
 
-def erase_words(
-    writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: ErasureTally, *, until_seq: int = 0
-) -> None:
-    """Erase the text of these rows, batch by batch. Raise StoreError; finished batches stay erased.
+def erase_words(writer: Decisions, order: ErasureOrder, rows: Sequence[int], *, until_seq: int = 0) -> int:
+    """Erase the text of these rows, batch by batch; return how many changed. Finished batches stay erased.
 
     until_seq  recorded with the last batch: everything in scope up to this place is erased; 0: record no place
+
+    Raise StoreError.
     """
+    n_rows = 0
     for start in range(0, len(rows), BATCH_ROWS):
         is_last = start + BATCH_ROWS >= len(rows)
-        _erase_batch(writer, order, rows[start : start + BATCH_ROWS], tally, until_seq if is_last else 0)
+        n_rows += _erase_batch(writer, order, rows[start : start + BATCH_ROWS], until_seq if is_last else 0)
+    return n_rows
 
 
-def _erase_batch(
-    writer: Decisions, order: ErasureOrder, batch: Sequence[int], tally: ErasureTally, until_seq: int
-) -> None:
+def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], until_seq: int) -> int:
     with writer.transaction() as connection:
         connection.execute("PRAGMA secure_delete = ON")
         chained, n_rows = list[int](), 0
@@ -132,13 +129,12 @@ def _erase_batch(
                 n_rows += 1
                 if forget_salts(connection, seq, order.parts):
                     chained.append(seq)
-        if not n_rows:
-            return
-        tally.n_written += 1
-        chained_rows, number = tuple(chained), tally.n_written
-        erasure = Erasure(**asdict(order), number=number, n_rows=n_rows, chained=chained_rows, until_seq=until_seq)
-        Appender(connection, owner=writer.owner).add(to_row(erasure), writer.now())
-    tally.n_rows += n_rows
+        if n_rows:
+            number = query_number(connection, _WRITTEN, {"id": order.erasure_id}) + 1
+            places = tuple(chained)
+            erasure = Erasure(**asdict(order), number=number, n_rows=n_rows, chained=places, until_seq=until_seq)
+            Appender(connection, owner=writer.owner).add(to_row(erasure), writer.now())
+        return n_rows
 
 
 def erased_until(connection: LogReader, what: str) -> int:
