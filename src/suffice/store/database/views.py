@@ -236,18 +236,22 @@ def episodes_of_response(reader: LogReader, response_id: str | None, *, most: in
     return [key for (key,) in query_rows(reader, query, (response_id, most))]
 
 
-def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
-    query = f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - constants
+def read_events(source: LogSource, *, since_seq: int = 0) -> Iterator[StoredEvent]:
+    query = f"SELECT {_COLUMNS} FROM events WHERE seq > :after ORDER BY seq LIMIT :limit"  # noqa: S608 - constants
     with open_reader(source) as connection:
-        left = LAST_SEQ if limit is None else limit
-        while left > 0:
-            page = connection.execute(query, (since_seq, min(left, _PAGE_ROWS))).fetchall()
-            for seq, at_s, kind, body in page:
-                if kind in EVENTS:
-                    yield StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
-            if len(page) < _PAGE_ROWS:
-                return
-            since_seq, left = page[-1][0], left - len(page)
+        for seq, at_s, kind, body in read_pages(connection, query, {}, after=since_seq):
+            if kind in EVENTS:
+                yield StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
+
+
+def read_pages(reader: LogReader, query: str, values: Mapping[str, object], *, after: int) -> Iterator[Any]:
+    """Yield the rows of a query from `:after` on, which their first column tells, `:limit` at a time."""
+    while True:
+        page = query_rows(reader, query, {**values, "after": after, "limit": _PAGE_ROWS})
+        yield from page
+        if len(page) < _PAGE_ROWS:
+            return
+        after = page[-1][0]
 
 
 # ---- episodes and labels -------------------------------------------------------------------------
@@ -263,17 +267,8 @@ def read_episodes(
     ended_after  only runs whose outcome comes after this place; earlier rows are not scanned
     """
     with open_reader(source) as connection:
-        after = ended_after
-        while True:
-            wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
-            page = [
-                (row[:4], read_labels(connection, *row[4:])) for row in connection.execute(_EPISODES, wanted).fetchall()
-            ]
-            for row, labels in page:
-                yield _labelled(row, labels)
-            if len(page) < _PAGE_ROWS:
-                return
-            after = page[-1][0][0]
+        for row in read_pages(connection, _EPISODES, {"since": since_seq, "route": route}, after=ended_after):
+            yield _labelled(row[:4], read_labels(connection, *row[4:]))
 
 
 def read_recent(source: LogSource, n: int) -> Iterator[Episode]:

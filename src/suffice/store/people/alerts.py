@@ -239,9 +239,8 @@ FIRST_LOOKS: Final = 300  # … and looks, few of which do
 SETTLED_S: Final = 300.0  # an alert must be resolved for this long before anybody is notified of that …
 STALE_S: Final = 86_400.0  # … and nobody is notified of resolutions older than this
 
-# The index of kinds: their rows are few, and no other rows are scanned.
-_SEQS: Final = """
-    SELECT seq FROM events INDEXED BY events_once WHERE kind = ? AND seq > ? AND seq <= ? ORDER BY seq DESC LIMIT ?"""
+# Of one kind, through the index of kinds: their rows are few, and no other rows are scanned.
+_NEWEST: Final = "kind = ? AND seq > ? AND seq <= ? ORDER BY seq DESC LIMIT ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,12 +317,11 @@ def read_alert_log(connection: views.LogReader, known: AlertLog) -> AlertLog:
     last = views.last_place(connection)  # rows written meanwhile are read the next time
     if last <= known.seq:
         return known
-    places = list[int]()
+    rows = list[StoredEvent]()
     for kind in (*READS, *ENDS, "alert_sent"):
         most = -1 if known.seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
-        places += [seq for (seq,) in views.query_rows(connection, _SEQS, (kind, known.seq, last, most))]
-    rows = (views.read_events_where(connection, "seq = ?", (seq,))[0] for seq in sorted(places))
-    return replace(after(known, ((one.seq, one.at_s, one.event) for one in rows)), seq=last)
+        rows += views.read_events_where(connection, _NEWEST, (kind, known.seq, last, most), index="events_once")
+    return replace(after(known, sorted((one.seq, one.at_s, one.event) for one in rows)), seq=last)
 
 
 def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog:

@@ -13,12 +13,11 @@ import msgspec
 
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
-from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows
+from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows, read_pages
 from suffice.store.rows import events
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.types import Epoch, Pause, Publication, Resumption
 
-_PAGE_ROWS: Final = 500
 _CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
 _OF: Final = "(:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)"
@@ -72,14 +71,8 @@ def entries(
     """Yield the chained rows after a place in the chain, in order. Raise StoreError."""
     with open_reader(source) as connection:
         require_chain(connection)
-        while True:
-            wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
-            page = connection.execute(_ROWS, wanted).fetchall()
-            for row in page:
-                yield entry_of(connection, row)
-            if len(page) < _PAGE_ROWS:
-                return
-            after = page[-1][0]
+        for row in read_pages(connection, _ROWS, {"route": route, "kind": kind, "since": since_s}, after=after):
+            yield entry_of(connection, row)
 
 
 def rows_before(connection: LogReader, before: int, n: int, *, chained: bool) -> list[tuple[Any, ...]]:
