@@ -73,8 +73,8 @@ def select_label_rows(connection: LogReader, episode: str) -> list[int]:
 
 
 def select_word_rows(connection: LogReader, episode: str) -> list[int]:
-    found = connection.execute(_OF_EPISODE, {"episode": episode})
-    return sorted({*select_label_rows(connection, episode), *(seq for (seq,) in found)})
+    words = connection.execute(_OF_EPISODE, {"episode": episode})
+    return sorted({*select_label_rows(connection, episode), *(seq for (seq,) in words)})
 
 
 def find_episodes(connection: LogReader, unit: str) -> list[str]:
@@ -94,8 +94,8 @@ def select_expired_rows(
     limit_s  Unix time. Where a clock was set back, rows after a younger one wait until that one is old enough
     labels   with the labels of these runs, which may be younger: without its answer they would mark a run as wrong
     """
-    found = connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS))
-    expired = list(takewhile(lambda row: row[1] < limit_s, found))
+    batch = connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS))
+    expired = list(takewhile(lambda row: row[1] < limit_s, batch))
     rows = [seq for seq, *_ in expired]
     ended = [key for *_, kind, key in expired if labels and kind == "outcome"]
     later = {seq for key in ended for seq in select_label_rows(connection, key)}.difference(rows)
