@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -129,48 +129,39 @@ def check_routes(settings: Settings) -> list[str]:
     return warnings + [warning for name in settings.experiments for warning in _check_arms(settings, name)]
 
 
-def _route_warnings(where: str, name: str, route: Route, settings: Settings) -> list[str]:
-    built, upstream, warnings = build_route(name, route), settings.upstreams.get(route.upstream), list[str]()
+def _route_warnings(where: str, name: str, route: Route, settings: Settings) -> Iterator[str]:
+    built, upstream = build_route(name, route), settings.upstreams.get(route.upstream)
     _check_effort(where, route, upstream)
     if route.mode == "enforce" and not built.acts and not route.certifies_itself:
-        warnings.append(
-            f"{where}: enforce without a certified policy behaves as observe;"
-            " write uncertified = true to let it act anyway"
-        )
-    warnings += promise_warnings(where, route)
+        way_out = "write uncertified = true to let it act anyway"
+        yield f"{where}: enforce without a certified policy behaves as observe; {way_out}"
+    yield from _promise_warnings(where, route)
     if route.probe is not None and route.mode != "off" and upstream is not None and upstream.slots == 1:
-        warnings.append(
-            f"{where}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
-            " one call runs there; write how many it serves at once"
-        )
-    warnings += [*_starving(where, route, settings), *load_warnings(where, route, upstream)]
+        so = "so a probe is sent only while one call runs there; write how many it serves at once"
+        yield f"{where}.probe: upstreams.{route.upstream} has slots = 1, {so}"
+    yield from _starving(where, route, settings)
+    yield from load_warnings(where, route, upstream)
     if route.kind == "samples" and route.samples == 1:
-        warnings.append(f"{where}: samples = 1 passes through unless a request asks for more")
-    return warnings
+        yield f"{where}: samples = 1 passes through unless a request asks for more"
 
 
-def promise_warnings(where: str, route: Route) -> list[str]:
-    warnings = []
+def _promise_warnings(where: str, route: Route) -> Iterator[str]:
     if route.is_owned:
-        warnings.append(
-            f"{where}: runs in full until its own audits have proved its policy; uncertified = true lets it act at once"
-        )
+        way_out = "uncertified = true lets it act at once"
+        yield f"{where}: runs in full until its own audits have proved its policy; {way_out}"
     if route.promise == "budgeted":
-        warnings.append(
+        yield (
             f"{where}.promise: budgeted steers the mean EM drop of the audits to {100 * route.max_em_drop:g} points; it"
             " has no confidence, and says nothing about the level that is active now or about any shorter period"
         )
     if route.is_paired and route.probe is None:
-        warnings.append(
-            f"{where}: {' and '.join(route.arms)} cannot be proved without a [{where}.probe] table: no audit gets a"
-            " second call, and everything runs in full"
-        )
+        so = "no audit gets a second call, and everything runs in full"
+        yield f"{where}: {' and '.join(route.arms)} cannot be proved without a [{where}.probe] table: {so}"
     if route.mode == "enforce" and route.is_replayed and route.kind == "reasoning" and route.probe is None:
-        warnings.append(
+        yield (
             f"{where}: is never certified without a [{where}.probe] table, since nothing shows how far a stop differs"
             " from its trial answer; everything runs in full"
         )
-    return warnings
 
 
 def _check_effort(where: str, route: Route, upstream: Upstream | None) -> None:
@@ -185,7 +176,7 @@ def check_experiment(settings: Settings, name: str) -> None:
         raise ConfigError(warning)
 
 
-def _check_arms(settings: Settings, name: str) -> list[str]:
+def _check_arms(settings: Settings, name: str) -> Iterator[str]:
     one = settings.experiments[name]
     for arm, table in one.arms.items():
         for route in one.routes:
@@ -195,28 +186,24 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
                 _check_effort(f"routes.{route}", served, settings.upstreams.get(served.upstream))
             except ConfigError as error:
                 raise ConfigError(f"experiments.{name}.arms.{arm}: {error}") from None
-    return [
-        f"experiments.{name}.routes: {route} is in {settings.routes[route].mode!r}, where no arm acts; write"
-        ' mode = "enforce"'
-        for route in one.routes
-        if settings.routes[route].mode != "enforce"
-    ]
+    for route in one.routes:
+        mode = settings.routes[route].mode
+        if mode != "enforce":
+            yield f'experiments.{name}.routes: {route} is in {mode!r}, where no arm acts; write mode = "enforce"'
 
 
-def _starving(where: str, route: Route, settings: Settings) -> list[str]:
+def _starving(where: str, route: Route, settings: Settings) -> Iterator[str]:
     all_count = route.mode == "observe" and route.probe is None
     if route.audit_share is None or not route.is_replayed or all_count:
-        return []
+        return
     start = first_certificate(route, settings.control)
-    if not start.is_long:
-        return []
-    long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
-    warning = (
-        f"{where}.audit_share: at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate"
-        f" takes some {start.n_audits:,} audits that count at once, and the burst brings"
-        f" {burst_of(route, settings.control):,}; leave it out, and audits are many until something is certified"
-    )
-    return [warning]
+    if start.is_long:
+        long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
+        yield (
+            f"{where}.audit_share: at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate"
+            f" takes some {start.n_audits:,} audits that count at once, and the burst brings"
+            f" {burst_of(route, settings.control):,}; leave it out, and audits are many until something is certified"
+        )
 
 
 def policy_table(source: str) -> dict[str, Any]:
