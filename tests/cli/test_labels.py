@@ -20,7 +20,6 @@ from tests.control.made import run as made_run
 from tests.review.made import item
 from tests.review.test_override import publication
 
-from suffice.cli.inspect.route_report import held_lines
 from suffice.cli.inspect.route_status import read_held
 from suffice.cli.main import main
 from suffice.review.holds import incident_of_pause
@@ -266,7 +265,6 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     assert (plain["held"]["n_to_review"], len(plain["held"]["overrides"])) == (2, 1)
     with open_reader(folder / "log.db") as connection:
         assert read_held(connection, read_holds(connection), now_s=1e12)["own"].n_to_review == 1
-    assert held_lines(None) == []
 
 
 @pytest.mark.slow(keep=1)

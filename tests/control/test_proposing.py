@@ -77,6 +77,7 @@ def test_it_is_in_force_nowhere_and_status_names_it(folder: Path) -> None:
         here.once("certify")
     assert read_decided(folder / "log.db").of("r") == held
     (one,) = read_statuses(folder / "log.db", settings_for(folder), "r")
+    assert one.proposal is not None
     ((_, line),) = proposal_lines(one.proposal)
     assert line.startswith(found.address)
     assert line.endswith("active nowhere")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, ReportEstimates, RouteReport
+from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, RouteReport
 from suffice.assurance.forecast import RouteForecast
 from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence
 from suffice.assurance.ledger import Account
@@ -21,7 +21,7 @@ from suffice.types import BudgetAccount
 if TYPE_CHECKING:
     from suffice.cli.inspect.route_status import PairStatus, RouteHoldings, RouteStatus
 
-Lines: TypeAlias = list[tuple[str, str]]  # names and values
+Lines: TypeAlias = Iterator[tuple[str, str]]  # names and values
 
 percent: Final = "{:.1%}".format
 tokens: Final = "{:,.1f}".format
@@ -32,28 +32,30 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f} points"
 
 
-def status_sections(one: RouteStatus) -> tuple[Lines, ...]:
-    standing, traffic = _standing(one), _traffic(one)
+def status_sections(one: RouteStatus) -> Sequence[Sequence[tuple[str, str]]]:
     report, sure = one.report, f"{one.confidence:.0%}"
+    parts = [_standing(one), _traffic(one), _exact_match(one, sure), _spending(report, sure), _outlook(one)]
     if not report.n_governed and one.control is None:  # without governed requests there is no EM and no saving
-        return standing, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
-    forecast = [*forecast_lines(one.outlook), *proposal_lines(one.proposal)]
-    return standing, traffic, _exact_match(one, sure), _spending(report, sure), forecast
+        parts[2:] = [iter([("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))])]
+    return [list(part) for part in parts]
 
 
 def _standing(one: RouteStatus) -> Lines:
     earlier = [mode for mode in one.report.modes if mode != one.mode]
-    lines = [] if one.refused is None else [("behaves as observe", one.refused)]
-    lines.append(("mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")))
-    lines.append(("policy", one.policy_version or "none"))
+    if one.refused is not None:
+        yield "behaves as observe", one.refused
+    yield "mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")
+    yield "policy", one.policy_version or "none"
     if one.control is None:
-        lines.append(("certified", _certified(one.report)))
+        yield "certified", _certified(one.report)
     elif one.pairs is not None:
-        lines += _pair_lines(one.pairs, one.control, promise_state=one.promise_state)
+        yield from _pair_lines(one.pairs, one.control, promise_state=one.promise_state)
     else:
         acts = one.promise_state in ("certified", "budgeted")
-        lines += phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=acts)
-    return [*lines, ("promise", one.promise), *held_lines(one.held)]
+        yield from phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=acts)
+    yield "promise", one.promise
+    if one.held is not None:
+        yield from held_lines(one.held)
 
 
 def _certified(report: RouteReport) -> str:
@@ -62,15 +64,14 @@ def _certified(report: RouteReport) -> str:
     return "yes" if report.certified else "UNCERTIFIED: no test vouches for this policy here"
 
 
-def held_lines(one: RouteHoldings | None) -> Lines:
-    if one is None:
-        return []
-    lines = [("INCIDENT", f"WAITS FOR A DECISION: {printable(sentence)}") for sentence in one.incidents]
-    lines += [("held by a person", printable(sentence)) for sentence in one.overrides]
+def held_lines(one: RouteHoldings) -> Lines:
+    for sentence in one.incidents:
+        yield "INCIDENT", f"WAITS FOR A DECISION: {printable(sentence)}"
+    for sentence in one.overrides:
+        yield "held by a person", printable(sentence)
     if one.n_to_review:
         third = f", {one.n_contradicted:,} of them contradicted" if one.n_contradicted else ""
-        lines.append(("to review", f"{plural(one.n_to_review, 'run')}{third}: suffice review next"))
-    return lines
+        yield "to review", f"{plural(one.n_to_review, 'run')}{third}: suffice review next"
 
 
 # --------------------------------------------------------------------------- the certificate
@@ -78,28 +79,27 @@ def held_lines(one: RouteHoldings | None) -> Lines:
 
 def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> Lines:
     """Describe the certification of a learned policy; `per_s`: audits a second, lately; None: unknown."""
-    lines = [("phase", _phase(one, acts=acts))]
+    yield "phase", _phase(one, acts=acts)
     if one.phase in ("cold start", "burst"):
         left = max(0, one.n_burst - one.n_requests)
         rest = _in_time(left, per_s).replace(", in", ", the rest in")
         runs = f"{one.n_requests:,} of {one.n_burst:,} full runs{rest}" if one.n_burst else "nothing was looked at yet"
-        lines.append(("evidence", runs))
+        yield "evidence", runs
     elif one.n_audits:
-        lines.append(("evidence", f"{one.n_audits:,} audits in the window: {one.reason}"))
-        lines.append(("next level", _next(one, per_s)) if one.spending is None else ("budget", _spent(one.spending)))
+        yield "evidence", f"{one.n_audits:,} audits in the window: {one.reason}"
+        yield ("next level", _next(one, per_s)) if one.spending is None else ("budget", _spent(one.spending))
     if one.classes:
         each = ", ".join(f"{name or 'none'} at level {level}" for name, level in one.classes)
-        lines.append(("held classes", f"{each}: they lose more than twice the budget"))
+        yield "held classes", f"{each}: they lose more than twice the budget"
     if one.n_labels_wanted:
-        lines.append(("labels wanted", f"{one.n_labels_wanted:,}: audits whose stop would have answered otherwise"))
-    return lines + _ending_lines(one)
+        yield "labels wanted", f"{one.n_labels_wanted:,}: audits whose stop would have answered otherwise"
+    yield from _ending_lines(one)
 
 
 def _ending_lines(one: Phase) -> Lines:
-    lines = [("last alarm", one.alarm or "none")]
+    yield "last alarm", one.alarm or "none"
     if not one.attended:
-        lines.append(("control loop", "NOT RUNNING: no worker looks after this route now; see suffice worker"))
-    return lines
+        yield "control loop", "NOT RUNNING: no worker looks after this route now; see suffice worker"
 
 
 def _phase(one: Phase, *, acts: bool) -> str:
@@ -166,30 +166,27 @@ def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) ->
 
 def _pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> Lines:
     sure, goal = f"{one.confidence:.0%}", f"a drop below {100 * one.max_em_drop:g} points"
-    pairs = f"none yet: each audit is to be run a second time, with {one.arm}"
-    if one.em_drop is not None and one.em_drop_high is not None:
-        pairs = (
-            f"{one.n:,} audits run again with {one.arm}: EM drop {100 * one.em_drop:+.2f} points, below"
-            f" {100 * one.em_drop_high:.2f} proved at {sure}; {one.n_disagree / one.n:.1%} of the answers differ"
-        )
-    missing = f"no number of such pairs would prove {goal}"
-    if one.n_missing is not None:
-        missing = f"about {one.n_missing:,} more at the rates seen, for {goal}"
-    if one.n_missing == 0:
-        missing = f"none: these prove {goal}"
+    yield "phase", _pair_phase(one, phase, sure, promise_state)
+    if one.em_drop is None or one.em_drop_high is None:
+        yield "pairs", f"none yet: each audit is to be run a second time, with {one.arm}"
+    else:
+        drop = f"EM drop {100 * one.em_drop:+.2f} points, below {100 * one.em_drop_high:.2f} proved at {sure}"
+        differing = f"{one.n_disagree / one.n:.1%} of the answers differ"
+        yield "pairs", f"{one.n:,} audits run again with {one.arm}: {drop}; {differing}"
+    if one.n_missing is None:
+        yield "pairs missing", f"no number of such pairs would prove {goal}"
+    elif one.n_missing:
+        yield "pairs missing", f"about {one.n_missing:,} more at the rates seen, for {goal}"
+    else:
+        yield "pairs missing", f"none: these prove {goal}"
     noise = "not compared yet: one pair in ten is a second full run"
     if one.n_repeats:
         share = one.n_repeats_disagree / one.n_repeats
         noise = f"{share:.1%} of {one.n_repeats:,} answered otherwise: so much is the model's own noise"
-    lines = [
-        ("phase", _pair_phase(one, phase, sure, promise_state)),
-        ("pairs", pairs),
-        ("pairs missing", missing),
-        ("two full runs", noise),
-    ]
+    yield "two full runs", noise
     if n := phase.n_labels_wanted:
-        lines.append(("labels wanted", f"{n:,}: pairs whose two answers differ, which count as lost until then"))
-    return lines + _ending_lines(phase)
+        yield "labels wanted", f"{n:,}: pairs whose two answers differ, which count as lost until then"
+    yield from _ending_lines(phase)
 
 
 def _pair_phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) -> str:
@@ -211,20 +208,19 @@ def _traffic(one: RouteStatus) -> Lines:
     running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
     left = f" ({report.n_abandoned_audits:,} abandoned, counted as losses)" if report.n_abandoned_audits else ""
     governed = "unknown" if report.governed_share is None else percent(report.governed_share)
-    lines = [
-        ("requests", f"{report.n_requests + one.n_without_outcome:,}{running}"),
-        ("governed", governed + frequencies(report.ungoverned, ", untouched: ")),
-        ("ended", frequencies(report.end_reasons) or "none yet"),
-        ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
-    ]
+    yield "requests", f"{report.n_requests + one.n_without_outcome:,}{running}"
+    yield "governed", governed + frequencies(report.ungoverned, ", untouched: ")
+    yield "ended", frequencies(report.end_reasons) or "none yet"
+    yield "stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"
     if report.n_trials:
-        lines.append(("trial answers read", _trials(report)))
-    lines.append(("audits", f"{report.n_audits:,}{left}"))
+        yield "trial answers read", _trials(report)
+    yield "audits", f"{report.n_audits:,}{left}"
     if one.control is None and one.mode != "off":
-        lines.append(("audits missing", _missing(one)))
-    lines.append(("labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"))
-    lines.append(("failed open", frequencies(report.degraded) or "never"))
-    return lines if report.n_dropped is None else [*lines, ("dropped events", f"{report.n_dropped:,}")]
+        yield "audits missing", _missing(one)
+    yield "labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"
+    yield "failed open", frequencies(report.degraded) or "never"
+    if report.n_dropped is not None:
+        yield "dropped events", f"{report.n_dropped:,}"
 
 
 def frequencies(counts: Mapping[str, int], before: str = "") -> str:
@@ -255,38 +251,32 @@ def _exact_match(one: RouteStatus, sure: str) -> Lines:
     sentence = format_estimate(drop, lambda value: f"{100 * value:+.1f} points", sure)
     if drop is not None:
         sentence += f", lost {measured.n_lost:,}, gained {measured.n_gained:,}"
-    return [
-        ("EM, full runs", format_estimate(measured.em_full, percent, sure)),
-        ("EM, live runs", format_estimate(measured.em_live, percent, sure)),
-        ("EM, stopped runs", format_estimate(measured.em_stopped, percent, sure)),
-        ("EM drop, paired", sentence),
-        ("satisfaction, effect", summarize_effect(one.outlook)),
-        ("disagreement", format_estimate(measured.disagreement, percent, sure)),
-    ]
+    yield "EM, full runs", format_estimate(measured.em_full, percent, sure)
+    yield "EM, live runs", format_estimate(measured.em_live, percent, sure)
+    yield "EM, stopped runs", format_estimate(measured.em_stopped, percent, sure)
+    yield "EM drop, paired", sentence
+    yield "satisfaction, effect", summarize_effect(one.outlook)
+    yield "disagreement", format_estimate(measured.disagreement, percent, sure)
 
 
 def _spending(report: RouteReport, sure: str) -> Lines:
     measured = report.measured
-    return [
-        ("tokens, full run", format_estimate(measured.tokens_full, tokens, sure)),
-        ("tokens, stopped run", format_estimate(measured.tokens_stopped, tokens, sure)),
-        ("saving", _saving(measured.saving, sure)),
-        *([] if measured.decided_saving is None else [("decided votes", _saving(measured.decided_saving, sure))]),
-        ("would have saved", _saving(measured.would_save, sure)),
-        ("tokens, all", _totals(report.tokens)),
-        *(_cost(measured, sure) if report.money.n_known else []),
-        ("cost" if not report.money.n_known else "cost, all", _paid(report.money)),
-    ]
-
-
-def _cost(measured: ReportEstimates, sure: str) -> Lines:
-    return [
-        ("cost, full run", format_estimate(measured.cost_full, usd, sure)),
-        ("cost, stopped run", format_estimate(measured.cost_stopped, usd, sure)),
-        ("cost reduction", _saving(measured.cost_reduction, sure)),
-        ("saved so far", format_estimate(measured.saved_usd, usd, sure)),
-        ("would have saved, USD", format_estimate(measured.would_save_usd, usd, sure)),
-    ]
+    yield "tokens, full run", format_estimate(measured.tokens_full, tokens, sure)
+    yield "tokens, stopped run", format_estimate(measured.tokens_stopped, tokens, sure)
+    yield "saving", _saving(measured.saving, sure)
+    if measured.decided_saving is not None:
+        yield "decided votes", _saving(measured.decided_saving, sure)
+    yield "would have saved", _saving(measured.would_save, sure)
+    yield "tokens, all", _totals(report.tokens)
+    if not report.money.n_known:
+        yield "cost", _paid(report.money)
+        return
+    yield "cost, full run", format_estimate(measured.cost_full, usd, sure)
+    yield "cost, stopped run", format_estimate(measured.cost_stopped, usd, sure)
+    yield "cost reduction", _saving(measured.cost_reduction, sure)
+    yield "saved so far", format_estimate(measured.saved_usd, usd, sure)
+    yield "would have saved, USD", format_estimate(measured.would_save_usd, usd, sure)
+    yield "cost, all", _paid(report.money)
 
 
 def _saving(estimate: IntervalEstimate | None, sure: str) -> str:
@@ -320,40 +310,45 @@ def _paid(money: MoneyTotals) -> str:
 # --------------------------------------------------------------------------- the forecast
 
 
-def forecast_lines(one: RouteForecast | None) -> Lines:
-    if one is None:
-        return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
+def _outlook(one: RouteStatus) -> Lines:
+    if one.outlook is None:
+        yield "watched", "not yet: no worker has looked at this route; see suffice worker"
+    else:
+        yield from _forecast_lines(one.outlook)
+    if one.proposal is not None:
+        yield from proposal_lines(one.proposal)
+
+
+def _forecast_lines(one: RouteForecast) -> Lines:
+    since = f"requests {one.since:,} to {one.at:,} of epoch {one.epoch}; intervals hold at every look"
     if one.cap_tokens is None:
         seen = plural(one.at, "request")
         since = f"{seen}; accounts begin behind the first hundred runs, which say what a run can cost"
-    else:
-        since = f"requests {one.since:,} to {one.at:,} of epoch {one.epoch}; intervals hold at every look"
-    lines = [("watched", since)]
+    yield "watched", since
     if one.whole is not None:
         sure = f"{one.confidence:.0%}"
-        lines += _account(one.whole, sure)
-        lines += [(f"  class {part.query_class or 'none'}", _account_part(part, sure)) for part in one.classes]
-        lines += [(f"  {part.version or 'no version'}", _account_part(part, sure)) for part in one.versions]
-    lines += satisfaction_effect_lines(one)
+        yield from _account(one.whole, sure)
+        for part in one.classes:
+            yield f"  class {part.query_class or 'none'}", _account_part(part, sure)
+        for part in one.versions:
+            yield f"  {part.version or 'no version'}", _account_part(part, sure)
+    yield from satisfaction_effect_lines(one)
     for forecast in (one.drop, one.em):
         if forecast is not None:
             doubt = " (in doubt: more audits would decide)" if forecast.doubtful else ""
-            lines.append(("forecast", f"ALERT: {forecast.reason}" if forecast.alert else f"{forecast.reason}{doubt}"))
+            yield "forecast", f"ALERT: {forecast.reason}" if forecast.alert else f"{forecast.reason}{doubt}"
     if one.drop is None and one.em is None:
-        lines.append(("forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops"))
-    return lines
+        yield "forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops"
 
 
 def _account(one: Account, sure: str) -> Lines:
     cut = f"; {one.n_cut:,} runs with more tokens than the account allows for count as that" if one.n_cut else ""
-    return [
-        ("  EM, full runs", format_estimate(one.em_full, percent, sure)),
-        ("  EM, stopped runs", format_estimate(one.em_stopped, percent, sure)),
-        ("  EM drop", format_estimate(one.em_drop, points, sure)),
-        ("  tokens, full run", format_estimate(one.tokens_full, tokens, sure)),
-        ("  tokens, live run", format_estimate(one.tokens_live, tokens, sure)),
-        ("  stops on audits save", format_estimate(one.saving, percent, sure) + cut),
-    ]
+    yield "  EM, full runs", format_estimate(one.em_full, percent, sure)
+    yield "  EM, stopped runs", format_estimate(one.em_stopped, percent, sure)
+    yield "  EM drop", format_estimate(one.em_drop, points, sure)
+    yield "  tokens, full run", format_estimate(one.tokens_full, tokens, sure)
+    yield "  tokens, live run", format_estimate(one.tokens_live, tokens, sure)
+    yield "  stops on audits save", format_estimate(one.saving, percent, sure) + cut
 
 
 def _account_part(one: Account, sure: str) -> str:
@@ -363,14 +358,12 @@ def _account_part(one: Account, sure: str) -> str:
     return f"EM drop {drop}; stops on its audits save {saving}"
 
 
-def proposal_lines(one: ProposedVersion | None) -> Lines:
-    if one is None:
-        return []
+def proposal_lines(one: ProposedVersion) -> Lines:
     at = ""
     if one.saving is not None and one.drop is not None:
         at = f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {points(one.drop.value)}"
     parent = f", beside {one.parent}" if one.parent else ""
-    return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; active nowhere")]
+    yield "proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; active nowhere"
 
 
 # --------------------------------------------------------------------------- satisfaction
@@ -387,29 +380,29 @@ def summarize_effect(one: RouteForecast | None) -> str:
 
 
 def satisfaction_effect_lines(one: RouteForecast) -> Lines:
-    sure, lines = f"{one.confidence:.0%}", list[tuple[str, str]]()
+    sure = f"{one.confidence:.0%}"
     for effect in one.whole_effects:
-        lines += _satisfaction_lines(effect, sure)
+        yield from _satisfaction_lines(effect, sure)
         parts = [part for part in one.likings if part.measure == effect.measure and part is not effect]
         classes = [(f"    class {part.query_class or 'none'}", part) for part in parts if part.query_class is not None]
         versions = [(f"    {part.version or 'no version'}", part) for part in parts if part.version is not None]
         for name, part in (*classes, *versions):
             known = format_estimate(part.everybody, rating, sure)
-            lines.append((name, known if part.effect is None else f"effect {_effect(part, sure)}"))
-    return lines
+            yield name, known if part.effect is None else f"effect {_effect(part, sure)}"
 
 
 def _satisfaction_lines(effect: SatisfactionEffect, sure: str) -> Lines:
     measure = f"  {effect.measure}"
-    known = ((", full", effect.full), (", stopped", effect.stopped))
-    lines = [(measure + runs, format_estimate(mean, rating, sure)) for runs, mean in known if mean is not None]
-    if not lines:
-        lines.append((measure, format_estimate(effect.everybody, rating, sure)))
+    if effect.full is None and effect.stopped is None:
+        yield measure, format_estimate(effect.everybody, rating, sure)
+    if effect.full is not None:
+        yield f"{measure}, full", format_estimate(effect.full, rating, sure)
+    if effect.stopped is not None:
+        yield f"{measure}, stopped", format_estimate(effect.stopped, rating, sure)
     if effect.effect is not None:
-        lines.append((f"{measure}, effect", _effect(effect, sure) + _rates(effect)))
+        yield f"{measure}, effect", _effect(effect, sure) + _rates(effect)
     if effect.n_set_aside:
-        lines.append((measure, f"{effect.n_set_aside:,} ratings set aside: one key speaks for 5% of the runs"))
-    return lines
+        yield measure, f"{effect.n_set_aside:,} ratings set aside: one key speaks for 5% of the runs"
 
 
 def _effect(satisfaction: SatisfactionEffect, sure: str) -> str:
