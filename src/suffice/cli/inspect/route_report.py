@@ -34,7 +34,7 @@ def points(value: float) -> str:
 
 def status_sections(one: RouteStatus) -> Sequence[Sequence[tuple[str, str]]]:
     report, sure = one.report, f"{one.confidence:.0%}"
-    parts = [_standing(one), _traffic(one), _exact_match(one, sure), _spending(report, sure), _outlook(one)]
+    parts = [_standing(one), _traffic(one), _exact_match(one, sure), _spending(report, sure), _forecast(one)]
     if not report.n_governed and one.control is None:  # without governed requests there is no EM and no saving
         parts[2:] = [iter([("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))])]
     return [list(part) for part in parts]
@@ -310,7 +310,7 @@ def _paid(money: MoneyTotals) -> str:
 # --------------------------------------------------------------------------- the forecast
 
 
-def _outlook(one: RouteStatus) -> Lines:
+def _forecast(one: RouteStatus) -> Lines:
     if one.outlook is None:
         yield "watched", "not yet: no worker has looked at this route; see suffice worker"
     else:

@@ -7,6 +7,7 @@ import math
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -218,7 +219,7 @@ def _examine_route(settings: Settings | None, options: DoctorOptions, name: str)
     if options.as_json:
         shell.print_json(_plain_route(report))
     else:
-        shell.print_facts(f"route {name}", [_route_lines(report)], loud=("REFUSED",))
+        shell.print_facts(f"route {name}", [list(_route_lines(report))], loud=("REFUSED",))
 
 
 async def _run_questions(settings: Settings, options: DoctorOptions, name: str, route: Route) -> FullRunCounts:
@@ -237,35 +238,34 @@ async def _run_questions(settings: Settings, options: DoctorOptions, name: str, 
     return live
 
 
-def _route_lines(report: RouteDiagnosis) -> list[tuple[str, str]]:
+def _route_lines(report: RouteDiagnosis) -> Iterator[tuple[str, str]]:
     status, route = report.status, report.route
-    lines = [("mode", f"{route.mode}, scorer {scorer_label(route.scorer)}")]
+    yield "mode", f"{route.mode}, scorer {scorer_label(route.scorer)}"
     if status is None:
-        lines.append(("governed", "no request of this route is in the log yet"))
+        yield "governed", "no request of this route is in the log yet"
     else:
         whole = status.report
         because = frequencies(whole.ungoverned, "; untouched: ")
         share = "unknown" if whole.governed_share is None else f"{whole.governed_share:.1%}"
-        lines.append(("governed", f"{share} of {whole.n_requests:,} requests{because}"))
+        yield "governed", f"{share} of {whole.n_requests:,} requests{because}"
     for where, runs in (("log", report.logged), ("live", report.live)):
         if runs is not None and (runs.n_runs or runs.n_failed):
-            lines += _runs_lines(where, runs)
-    lines.append(("enforcement", _enforcement(report)))
+            yield from _runs_lines(where, runs)
+    yield "enforcement", _enforcement(report)
     if status is not None:
         sure = f"{route.confidence:.0%}"
-        lines.append(("audits missing", audits_missing(status.evidence, max_em_drop=route.max_em_drop, sure=sure)))
-    lines.append(("  estimate by", _formula(route)))
-    return lines
+        yield "audits missing", audits_missing(status.evidence, max_em_drop=route.max_em_drop, sure=sure)
+    yield "  estimate by", _formula(route)
 
 
-def _runs_lines(where: str, runs: FullRunCounts) -> list[tuple[str, str]]:
+def _runs_lines(where: str, runs: FullRunCounts) -> Iterator[tuple[str, str]]:
     failed = f"; {runs.n_failed:,} more were not answered in time" if runs.n_failed else ""
+    yield f"readable, {where}", f"{_part(runs.n_extractable, runs.n_runs)} of full runs{failed}"
     repeats = "no question was run twice"
     if runs.n_repeats:
         ceiling = "a stop can hardly agree more often with a full run than two full runs with each other"
         repeats = f"{_part(runs.n_agreeing, runs.n_repeats)} of repeats; {ceiling}"
-    readable = f"{_part(runs.n_extractable, runs.n_runs)} of full runs{failed}"
-    return [(f"readable, {where}", readable), (f"agreement, {where}", repeats)]
+    yield f"agreement, {where}", repeats
 
 
 def _part(n: int, of: int) -> str:
