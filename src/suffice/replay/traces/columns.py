@@ -132,11 +132,6 @@ class TraceColumns:
 
 def check_columns(columns: TraceColumns) -> None:
     """Check what the columns say of each other; readers have checked each value."""
-    _check_lengths(columns)
-    _check_sums(columns)
-
-
-def _check_lengths(columns: TraceColumns) -> None:
     lengths = np.diff(columns.offset)
     if (lengths == 0).any():
         raise columns.error(int(np.argmax(lengths == 0)), "steps", "is empty or null; needs at least one step")
@@ -144,9 +139,6 @@ def _check_lengths(columns: TraceColumns) -> None:
     if declared is not None and (declared != lengths).any():
         run = int(np.argmax(declared != lengths))
         raise columns.error(run, "n_steps", f"is {int(declared[run])}, but there are {int(lengths[run])} steps")
-
-
-def _check_sums(columns: TraceColumns) -> None:
     cost = columns.step_numbers["tokens"] + np.maximum(columns.step_column("ctx_tokens"), 0)
     sums = np.add.reduceat(cost, columns.offset[:-1]) if len(columns) else cost
     stated = columns.numbers["full_tokens"]
