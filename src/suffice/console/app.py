@@ -27,13 +27,12 @@ class ConsoleApp:
     def __init__(self, context: ConsoleContext, endpoints: Iterable[ConsoleEndpoint] = site.ENDPOINTS) -> None:
         self.context = context
         self.endpoints = tuple(endpoints)
-        self._paths: dict[str, dict[str, ConsoleEndpoint]] = {}
+        paths: dict[str, dict[str, ConsoleEndpoint]] = {}
         for endpoint in self.endpoints:
-            self._paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
-        self._patterns = {
+            paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+        self._paths = {
             re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[A-Za-z0-9._:-]{1,200})", re.escape(path))): by_method
-            for path, by_method in self._paths.items()
-            if "{" in path
+            for path, by_method in paths.items()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,9 +69,7 @@ class ConsoleApp:
         return _refusal(visit, refusal)
 
     def _find(self, path: str) -> tuple[Mapping[str, ConsoleEndpoint], Mapping[str, str]]:
-        if "{" not in path and (by_method := self._paths.get(path)) is not None:
-            return by_method, {}
-        for pattern, by_method in self._patterns.items():
+        for pattern, by_method in self._paths.items():
             if matched := pattern.fullmatch(path):
                 return by_method, matched.groupdict()
         return {}, {}

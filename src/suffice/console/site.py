@@ -67,14 +67,16 @@ def endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpo
         if not render.can_render():
             return _without_package(501)
         context, is_partial = visit.context, visit.request.is_partial
-        values = {"it": await context.read(visit, view.read), "first": ()}
-        values["places"] = navigation(views, visit.principal, view.place or view.title)
-        if not is_partial:
-            values["first"] = await context.in_thread(context.services.warnings)
+        template = view.template or f"{view.path[1:]}.html"
+        values = {
+            "it": await context.read(visit, view.read),
+            "first": () if is_partial else await context.in_thread(context.services.warnings),
+            "places": navigation(views, visit.principal, view.place or view.title),
+            "part": template,
+        }
         # A part of a page that is requested alone is rendered as a page of its own.
-        values["part"] = own = view.template or f"{view.path[1:]}.html"
-        template = "part.html" if own.startswith("_") and not is_partial else own
-        return await context.in_thread(lambda: _page(visit, template, view.title, values))
+        whole = "part.html" if template.startswith("_") and not is_partial else template
+        return await context.in_thread(lambda: _page(visit, whole, view.title, values))
 
     async def api(visit: ConsoleVisit) -> ConsoleResponse:
         return await visit.context.read(visit, lambda look: json_response(view.read(look)))
