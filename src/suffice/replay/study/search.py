@@ -266,7 +266,7 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
             bench,
             v,
             by_class=by_class,
-            until=_share_of(end_s, len(plans) - at, clock),
+            until=None if end_s is None else (now := clock()) + max(0.0, end_s - now) / (len(plans) - at),
             clock=clock,
             tick=partial(tick, f"searching {place}"),
             also=[one.spec for one in searches.values() if one.spec is not None] if v is None else [],
@@ -299,13 +299,6 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
         n_searches=len(searches),
         by_class=by_class_worth,
     )
-
-
-def _share_of(end_s: float | None, n_left: int, clock: Callable[[], float]) -> float | None:
-    if end_s is None:
-        return None
-    now = clock()
-    return now + max(0.0, end_s - now) / n_left
 
 
 def _outer_fold(v: int, winner: SearchResult) -> OuterFold:

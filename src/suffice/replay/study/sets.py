@@ -348,8 +348,9 @@ class _Judge:
         sums, options = summing.sums(), self.options
         intervals = zip(*sums.bootstrap(options.n_draws, np.random.default_rng(options.seed)), strict=True)
         misses = self._measure_misses()
+        missed = {name: with_margin for name, (with_margin, _) in misses.items()}
         lines = tuple(
-            self._line(name, sums.columns([at]), drop_and_saved, misses.get(name, (None,))[0], summing.n_questions)
+            self._line(name, sums.columns([at]), drop_and_saved, missed.get(name), summing.n_questions)
             for at, (name, drop_and_saved) in enumerate(zip(names, intervals, strict=True))
         )
         return SetReport(
