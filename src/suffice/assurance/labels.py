@@ -33,11 +33,11 @@ AHEAD: Final = 2  # levels above the deployed one for which labels are requested
 def count_losses(z: Small, disagrees: Bools, *, labelled: Bools, abandoned: Bools, label_free: bool = False) -> Small:
     """EM drop of N audits as it counts now at each of M levels, shape (N, M). Level 0, the first, loses nothing.
 
-    z          EM drop, -1, 0 or +1, shape (N, M); read only where labelled
-    disagrees  the answer at the level is not the full run's, shape (N, M): without a label, a loss
-    labelled   shape (N,)
-    abandoned  disconnected or timed out, shape (N,): lost at every other level
-    label_free Z is the disagreement, which is never below the drop
+    z           EM drop, -1, 0 or +1, shape (N, M); read only where labelled
+    disagrees   the answer at the level is not the full run's, shape (N, M): without a label, a loss
+    labelled    shape (N,)
+    abandoned   disconnected or timed out, shape (N,): lost at every other level
+    label_free  a disagreement is a loss whatever its label says; it is never below the drop
     """
     known = labelled[:, np.newaxis] & (not label_free)
     losses = np.where(known, z, disagrees).astype(np.int8)
