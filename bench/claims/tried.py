@@ -31,7 +31,6 @@ from suffice.control.compare.candidate_certificate import (
     MOST_KEPT,
     CandidateCertificate,
     certify_candidate,
-    unlabelled_losses,
 )
 from suffice.learn.audits import NO_AUDITS, AuditRuns, Bools, Floats
 from suffice.learn.certifier import NO_PENDING, Certifier, Plan
@@ -236,7 +235,7 @@ class Trial(Life):
         self.mine, self.other = made.rows(self.runs), serves.rows(self.runs)
         disagrees, z = self.runs.d[self.mine], self.runs.z[self.mine]
         disagrees[:, 0], z[:, 0] = False, 0
-        self.z, self.unheard = z, unlabelled_losses(z, disagrees)
+        self.z, self.unheard = z, np.where(disagrees, 1, z).astype(np.int8)
         self.audited: list[int] = []  # of the rollout, in order
         self.windows = Windows()  # of the rollout
         self.new: list[int] = []  # the keeper has not seen

@@ -24,7 +24,7 @@ from suffice.assurance.certify import (
     spent_delta,
     weighted_log_wealth,
 )
-from suffice.assurance.labels import AHEAD
+from suffice.assurance.labels import find_first_disagreements
 from suffice.assurance.runs import Match
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
@@ -122,29 +122,21 @@ class CandidateEvidence:
         """Unlabelled audits, each with the first eligible level at which it disagrees."""
         unjudged = list[tuple[Audit, int]]()
         for name, one in self._judged.items():
-            levels = np.flatnonzero(one.disagrees[: self._level + AHEAD + 1])
-            if len(levels) and name in audits and not audits[name].labels and audits[name].fate == "full":
-                unjudged.append((audits[name], int(levels[0])))
+            (level,) = find_first_disagreements(one.disagrees[np.newaxis], deployed=self._level).tolist()
+            if level and name in audits and not audits[name].labels and audits[name].fate == "full":
+                unjudged.append((audits[name], level))
         return unjudged
 
     def _judge(self, audits: Sequence[Audit], counts: Verdicts) -> None:
-        """Judge audits at each level by the labels that count; a run that broke off is lost at every level."""
+        """Judge audits at each level by the labels that count; no label changes a run that broke off."""
         version = self.version
         rows = audits_to_rows(audits, chosen=version.features, match=self.match, wave=self.wave, counts=counts)
         rows = as_served(rows, version.version)
         at = version.rows(rows)
-        z, disagrees = rows.z[at].copy(), rows.d[at].copy()
-        z[rows.abandoned], disagrees[rows.abandoned] = 1, False
-        z[:, 0], disagrees[:, 0] = 0, False
-        for audit, one, apart in zip(audits, z, disagrees, strict=True):
-            is_labelled = audit.id in counts
-            now = one if is_labelled else unlabelled_losses(one, apart)
-            self._judged[audit.id] = _JudgedAudit(audit, apart, now, is_labelled)
-
-
-def unlabelled_losses(z: Small, disagrees: Bools) -> Small:
-    """EM drops of unlabelled audits: a disagreement counts as lost, whatever its age."""
-    return np.where(disagrees, 1, z).astype(np.int8)
+        disagrees = rows.d[at] & ~rows.abandoned[:, np.newaxis]
+        disagrees[:, 0] = False
+        for audit, losses, apart in zip(audits, rows.losses(at), disagrees, strict=True):
+            self._judged[audit.id] = _JudgedAudit(audit, apart, losses, audit.id in counts)
 
 
 def certify_candidate(
