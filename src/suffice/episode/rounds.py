@@ -106,7 +106,10 @@ class RoundsRun:
             n = expected - 1
             raise BadRequest(f"step.index: got {index}; this run ended after step {n}", status=409, code="run_is_over")
         if self._n_excess or len(self.seen) == MAX_STEPS or self._n_chars > MAX_CHARS:
-            return self._take_excess(report)
+            self._n_excess += 1
+            self._add_usage(report)
+            self.ledger.fail_open("steps")
+            return Decision(action="continue", reason="the run is too long: the policy evaluates no further steps")
         if index != expected:
             message = f"step.index: got {index}; the next step of this run is {expected}"
             raise BadRequest(message, status=409, param="step.index", code="step_gap")
@@ -157,12 +160,6 @@ class RoundsRun:
             message += f" the next step of this run is {len(self.seen) + 1}"
             raise BadRequest(message, status=409, param="step.index", code="step_conflict")
         return before.decision
-
-    def _take_excess(self, report: StepReport) -> Decision:
-        self._n_excess += 1
-        self._add_usage(report)
-        self.ledger.fail_open("steps")
-        return Decision(action="continue", reason="the run is too long: the policy evaluates no further steps")
 
     def _build_step(self, index: int, report: StepReport, vector: tuple[float, ...]) -> Step:
         self._add_usage(report)

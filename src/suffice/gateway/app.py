@@ -203,7 +203,12 @@ class App:
         by_method, stored_id = ({}, None) if is_console else self._find(scope["path"])
         other = None if by_method else self.beside.get("/" + scope["path"][1:].partition("/")[0])
         if other is not None and (is_console or self.console_port is None):
-            await self._answer_beside(other, scope, receive, send)
+            try:
+                check_head(headers_of(scope))
+            except BadRequest as error:
+                await Exchange(scope, receive, send, self.gateway.monotonic_s).refuse(error)
+            else:
+                await other(scope, receive, send)
             return
         if by_method and self.browsers.origins:
             named = dict(headers_of(scope))
@@ -226,14 +231,6 @@ class App:
             await handler(self.gateway, exchange)
         finally:
             self.gateway.clients.limits.leave(exchange.caller)
-
-    async def _answer_beside(self, other: MountedApp, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            check_head(headers_of(scope))
-        except BadRequest as error:
-            await Exchange(scope, receive, send, self.gateway.monotonic_s).refuse(error)
-            return
-        await other(scope, receive, send)
 
     async def _answer_preflight(self, exchange: Exchange, by_method: Mapping[str, Endpoint]) -> None:
         named = dict(exchange.headers)

@@ -88,7 +88,7 @@ class OpenRuns:
     def __init__(self, *, limit: int = OPEN_RUNS, idle_s: float = IDLE_RUN_S) -> None:
         self._limit, self._idle_s = limit, idle_s
         self._runs: dict[str, tuple[RoundsRun, float, str | None]] = {}  # run, last use, opening key
-        self._opened: dict[str, str] = {}  # idempotency key of the opening call → episode
+        self.opened: dict[str, str] = {}  # idempotency key of the opening call → episode
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -96,7 +96,7 @@ class OpenRuns:
     def put(self, run: RoundsRun, *, key: str | None, now_s: float) -> None:
         self._runs[run.id] = run, now_s, key
         if key is not None:
-            self._opened[key] = run.id
+            self.opened[key] = run.id
 
     def get(self, episode_id: str, *, sender: str, now_s: float) -> RoundsRun | None:
         run, _, key = self._runs.get(episode_id, (None, 0.0, None))
@@ -106,9 +106,6 @@ class OpenRuns:
         self._runs[episode_id] = run, now_s, key
         return run
 
-    def opened_by(self, key: str) -> str | None:
-        return self._opened.get(key)
-
     def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
         """Remove the abandoned runs, and the oldest ones beyond the limit; all of them if `now_s` is infinite."""
         while self._runs:
@@ -117,7 +114,7 @@ class OpenRuns:
                 return
             del self._runs[name]
             if key is not None:
-                self._opened.pop(key, None)
+                self.opened.pop(key, None)
             yield run
 
 

@@ -196,7 +196,7 @@ def _run(gw: GatewayState, call: DecideRequest, exchange: Exchange) -> RoundsRun
         raise lifecycle.route_refusal(routes, caller, call.route, where="route")
     # Lets the opening call be repeated; unique to the caller.
     opening = joined(caller.namespace, key) if key else None
-    episode_id = call.episode_id or (gw.runs.opened_by(opening) if opening else None)
+    episode_id = call.episode_id or (gw.runs.opened.get(opening) if opening else None)
     if episode_id is None:
         if call.start is None:
             raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
