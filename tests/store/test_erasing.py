@@ -32,7 +32,7 @@ from suffice.store.database.erasing import (
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.people.audit_view import entries
-from suffice.store.rows.events import Export, FeedbackEvent, decode, to_row
+from suffice.store.rows.events import EVENTS, Export, FeedbackEvent, decode_as, to_row
 from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
@@ -388,9 +388,9 @@ def test_evidence_without_references_is_what_it_was(answers: list[str | None], s
         )
         return measure_run(item, lambda answer, gold: answer == gold), fate(item.episode.request, one)
 
-    bare = decode("outcome", without("outcome", to_row(outcome).body, ("answers",)))
+    bare = decode_as(EVENTS["outcome"], without("outcome", to_row(outcome).body, ("answers",)))
     assert isinstance(bare, Outcome)
     assert measured(bare) == measured(outcome)
-    gone = decode("outcome", without("outcome", to_row(outcome).body, ("answers", "steps")))
+    gone = decode_as(EVENTS["outcome"], without("outcome", to_row(outcome).body, ("answers", "steps")))
     assert isinstance(gone, Outcome)
     assert measured(gone)[1] == "broken", "without its steps a run is no evidence, neither way"

@@ -113,7 +113,10 @@ class _View:
 
     def header(self, made: Publication) -> Line:
         context, certificate, epoch = self._loop.context, self._certificate, self._loop.state.epoch
-        window, end = certificate.window, inf if certificate.window is None else certificate.window.end
+        window, span = certificate.window, None
+        if window is not None:
+            end = None if window.end == inf else window.end
+            span = {"start": window.start, "end": end, "share": window.share, "until": certificate.until}
         return {
             "type": "header",
             "form": FORM,
@@ -136,14 +139,7 @@ class _View:
             },
             "charges": self._charges(),
             "bets": list(BETS),
-            "window": None
-            if window is None
-            else {
-                "start": window.start,
-                "end": None if end == inf else end,
-                "share": window.share,
-                "until": certificate.until,
-            },
+            "window": span,
             "log_wealth": [round(one, 9) for one in certificate.log_e.tolist()],
         }
 

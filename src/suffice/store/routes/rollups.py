@@ -112,7 +112,7 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
             (_BY_VERSION, RollupKey(place.route, "", place.version, day)),
         ):
             grouped_sums[grain, where] = grouped_sums.get((grain, where), NO_SUMS).plus(one)
-    return {key: one for key, one in grouped_sums.items() if not one.is_zero}
+    return {key: one for key, one in grouped_sums.items() if any(values_of(one))}
 
 
 def read_rollups(

@@ -420,13 +420,6 @@ def encode(event: Event) -> bytes:
     return _ENCODER.encode({field: event} if field else event)
 
 
-def decode(kind: str, body: bytes | str) -> Event:
-    """Decode a stored body. Raises ValueError when the kind is unknown or the body is not such an event."""
-    if kind not in EVENTS:
-        raise ValueError(f"event: unknown kind {kind!r}; known: {', '.join(sorted(EVENTS))}")
-    return decode_as(EVENTS[kind], body)
-
-
 def decode_as(payload: type[E], body: bytes | str) -> E:
     field, plain = _BY_PAYLOAD[payload].field, _DECODERS[payload].decode(body)
     event: E = getattr(plain, field) if field else plain

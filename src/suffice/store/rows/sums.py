@@ -71,10 +71,6 @@ class RollupSums:
         n = max(1, round(marked * marked / (marked + self.stopped_marked_excess)))
         return round(n * self.n_stopped_right / marked), n
 
-    @property
-    def is_zero(self) -> bool:
-        return not any(values_of(self))
-
 
 NO_SUMS: Final = RollupSums()
 COLUMNS: Final = tuple(field.name for field in fields(RollupSums))
