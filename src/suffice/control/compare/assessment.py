@@ -149,25 +149,14 @@ class RolloutAssessor:
             answer, other = pair["candidate"].answer, pair["in force"].answer
             answer = answer if answer != audit.outcome.answer else other
             why = "the candidate would have given a different answer from the active version"
-            requests[audit.id] = _request(audit, 1, answer, why)
+            requests[audit.id] = audit.label_request(level=1, would_answer=answer, why=why)
         if self._evidence is not None:
             for audit, level in self._evidence.unjudged(self.gathering.watched):
                 if audit.id not in requests and audit.id not in self.requested:
                     (evidence,) = self.of_route.at_level(self._evidence.version, level, [audit])
                     why = f"level {level} of the candidate would have given a different answer from the full run"
-                    requests[audit.id] = _request(audit, level, evidence.answer, why)
+                    requests[audit.id] = audit.label_request(level=level, would_answer=evidence.answer, why=why)
         return [request for name, request in requests.items() if name not in self.requested]
-
-
-def _request(audit: Audit, level: int, would_answer: str | None, why: str) -> LabelRequest:
-    return LabelRequest(
-        episode_id=audit.id,
-        route=audit.episode.request.route,
-        level=level,
-        would_answer=would_answer,
-        answer=audit.outcome.answer,
-        why=why,
-    )
 
 
 def assess_evidence(

@@ -24,7 +24,7 @@ from suffice.policy.folded_version import prompt_fold
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
-from suffice.types import Episode, Feedback, Outcome, Query, Request
+from suffice.types import Episode, Feedback, LabelRequest, Outcome, Query, Request
 
 # Ends without an answer because the upstream gave none or was not called. The full run is wrong then, so a stop loses
 # nothing against it, and leaving the audit out is the safe side.
@@ -89,6 +89,19 @@ class Audit:
     @property
     def is_replayable(self) -> bool:
         return self.fate == "full" and len(self.outcome.steps) > 1
+
+    def label_request(
+        self, *, level: int, would_answer: str | None, why: str, deadline_s: float | None = None
+    ) -> LabelRequest:
+        return LabelRequest(
+            episode_id=self.id,
+            route=self.episode.request.route,
+            level=level,
+            would_answer=would_answer,
+            answer=self.outcome.answer,
+            why=why,
+            deadline_s=deadline_s,
+        )
 
     def kept(self, at: int, epoch_at: int) -> Audit:
         """The same audit in a later epoch, whose label, if any, counts from the beginning of that epoch."""

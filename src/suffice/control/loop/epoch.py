@@ -112,16 +112,9 @@ class EpochState:
 
     def label_request(self, audit: Audit, *, level: int, would_answer: str | None, why: str) -> LabelRequest:
         timeout_s = self.delay.timeout_s
-        return LabelRequest(
-            episode_id=audit.id,
-            route=self.context.name,
-            level=level,
-            would_answer=would_answer,
-            answer=audit.outcome.answer,
-            why=why,
-            # Without a time-out it counts as a loss from the start.
-            deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
-        )
+        # Without a time-out it counts as a loss from the start.
+        deadline_s = audit.ended_at_s + timeout_s if timeout_s else None
+        return audit.label_request(level=level, would_answer=would_answer, why=why, deadline_s=deadline_s)
 
 
 class EpochEnd(NamedTuple):
