@@ -31,7 +31,7 @@ _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 async def run_worker_process(
     settings: Settings, notify: Callable[[], None], *, first_s: float = FIRST_S
 ) -> AsyncIterator[None]:
-    """Run a worker beside the block, if needed; `told` is called in this loop after each of its decisions."""
+    """Run a worker beside the block, if needed; `notify` is called in this loop after each of its decisions."""
     learned = any(route.certifies_itself for route in settings.routes.values())
     learned = learned and find_spec("sklearn") is not None
     if not settings.control.enabled or not (learned or settings.has_upkeep):
