@@ -57,7 +57,7 @@ def reasoning_steps(n: int, rng: random.Random) -> list[Step]:
             closed_entropy=rng.expovariate(2.0),
             logprob=-rng.random(),
             stated_confidence=0.9,
-            said_done=False,
+            reported_done=False,
             action="think",
         )
         for index in range(1, n + 1)

@@ -129,7 +129,7 @@ class Life:
             "r1",
             route="sums",
             candidate="pv-new",
-            in_force="pv-old",
+            active="pv-old",
             follows=0,
             at=0,
             now_s=0.0,
@@ -239,7 +239,7 @@ class Life:
             name,
             None if waits else z,  # type: ignore[arg-type]
             full=full,
-            in_force=world.control.kept * full,
+            active=world.control.kept * full,
             candidate=world.candidate.kept * full,
         )
 

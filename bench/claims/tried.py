@@ -298,7 +298,7 @@ class Trial(Life):
             name,
             None if waits else z,  # type: ignore[arg-type]
             full=float(runs.full[number]),
-            in_force=float(runs.cost[other]),
+            active=float(runs.cost[other]),
             candidate=float(runs.cost[mine]),
         )
 

@@ -120,7 +120,7 @@ class Step:
     closed_entropy: float | None = None  # nats, of the first token after the closed thought
     logprob: float | None = None  # mean log-probability of the step's own tokens, at most 0
     stated_confidence: float | None = None  # the model's own estimate, [0, 1]; rarely informative
-    said_done: bool | None = None  # the model's own flag that it is done
+    reported_done: bool | None = None  # the model's own flag that it is done
     action: str | None = None  # the caller's name for this kind of step: "tool", "propose" …
     vector: tuple[float, ...] = ()  # embedding of `text`, else of `answer`; (): unknown
     missing: bool = False  # an expected trial answer was not obtained
@@ -254,7 +254,7 @@ class StepRecord:
     ctx_tokens: int = 0  # prompt tokens read again at this step
     logprob: float | None = None  # mean log-probability of the step's own tokens
     stated_confidence: float | None = None  # the model's own estimate, [0, 1]
-    said_done: bool | None = None  # the model's own flag that it is done
+    reported_done: bool | None = None  # the model's own flag that it is done
     caller_action: str | None = None  # `Step.action`
     draft_distance: float | None = None  # signal: from the previous step, whose text is not kept
     hedge_rate: float | None = None  # signal, as `draft_distance`
@@ -322,7 +322,7 @@ class Feedback:
     source: str = ""  # "user", "exact-match", "reviewer", "behaviour" …
     reason: str | None = None
     sender: str = ""  # keyed hash of its API key; "": no key is required
-    asked_for: str = ""  # reason of the label request, a `review.items.Why`; "": none
+    request_reason: str = ""  # reason of the label request, a `review.items.Why`; "": none
     metrics: tuple[tuple[str, bool | float | str], ...] = ()  # declared metrics, sorted by name
     satisfaction: float | None = None  # mean of its survey questions, [0, 1], as declared then
     event: Literal["regenerate", "abandon"] | None = None  # what the user did
@@ -530,6 +530,6 @@ class JobRun:
     began_at_s: float  # Unix time
     duration_s: float  # of the route's work; with route "", of the whole pass
     ok: bool
-    said: str  # result, or the error's class
+    summary: str  # result, or the error's class
     read_to_seq: int = 0  # place in the log that it has read up to
     at: int = 0  # requests of the route that decisions cover

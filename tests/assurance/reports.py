@@ -23,7 +23,7 @@ def estimate_route(
     tally = Tally()
     for item in episodes:
         request = item.episode.request
-        tally.n_asked += 1
+        tally.n_begun += 1
         tally.add(request, item.episode.outcome, None if request.ungoverned is not None else measure_run(item, match))
     for cell in unkept:
         tally.add_unkept(cell)

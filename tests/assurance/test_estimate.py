@@ -449,7 +449,7 @@ def test_a_label_of_a_decided_vote_counts_where_its_steps_are_not_kept() -> None
 def tallied(episodes: Iterable[Labelled]) -> Tally:
     tally = Tally()
     for item in episodes:
-        tally.n_asked += 1
+        tally.n_begun += 1
         tally.add(item.episode.request, item.episode.outcome, measure_run(item, lambda answer, gold: answer == gold))
     return tally
 
@@ -492,7 +492,7 @@ def test_requests_without_rows_are_counted_whole() -> None:
         )
     )
     found = report_of(tally, route="math")
-    assert (tally.n_asked, found.n_requests, found.n_governed, found.n_stopped) == (13, 13, 10, 9)
+    assert (tally.n_begun, found.n_requests, found.n_governed, found.n_stopped) == (13, 13, 10, 9)
     assert (found.ungoverned, found.end_reasons) == ({"tools": 3}, {"done": 4, "stopped": 9})
     assert (found.tokens.client_completion, found.tokens.n_unknown) == (170, 1)
     assert (found.money.governed_usd, found.money.ungoverned_usd, found.money.n_known) == (0.9, 0.3, 12)

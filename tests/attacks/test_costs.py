@@ -326,13 +326,13 @@ SLOW: dict[str, tuple[Seconds, Seconds]] = {
 @pytest.mark.parametrize("name", SLOW)
 def test_a_slow_candidate_is_never_proved_to_be_fine(name: str) -> None:
     found = read(*SLOW[name])
-    assert all(one.said != "fine" for one in found)
-    assert found[-1].said == "harm"
+    assert all(one.finding != "fine" for one in found)
+    assert found[-1].finding == "harm"
 
 
 def test_a_control_that_takes_no_time_at_all_proves_nothing() -> None:
     found = read(lambda rng, at: 0.5, lambda rng, at: 0.0)
-    assert all(one.said != "fine" for one in found)
+    assert all(one.finding != "fine" for one in found)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -float("inf")], ids=repr)

@@ -139,7 +139,7 @@ def test_a_program_reads_json(config: Path) -> None:
     assert len(found["reading"]["brisk"]) in (2, 3)
     ended = json.loads(called("stop", "brisk", "--config", config, "--reason", "r", "--json").stdout)
     assert ended["run"] == 1
-    assert ended["said"]
+    assert ended["summary"]
 
 
 def test_weights_may_change_while_it_runs_and_arms_may_not(config: Path) -> None:

@@ -178,7 +178,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
                     priority=float(number),
                     day=day_number(now_s),
                     n_reviewers=1,
-                    asked_at_s=now_s - 60,
+                    requested_at_s=now_s - 60,
                     author="worker",
                     lease_s=900.0,
                     query_class=text or "algebra",

@@ -258,7 +258,7 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
         overview, route = here.visitor.get("/console").text, here.visitor.get("/console/route?name=math").text
         assert "Satisfaction where stopped, math" in overview
         assert "−20.0 to −5.0 in 55 pairs: people like it less" in overview
-        assert here.visitor.get("/api/overview").json["liked"]["liking"]["effect"]["n"] == 55
+        assert here.visitor.get("/api/overview").json["liked"]["satisfaction"]["effect"]["n"] == 55
         row = route[route.index("class=algebra") :][:2_000]
         assert "71.0 %" in row
         assert "worse where stopped" in row

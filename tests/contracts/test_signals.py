@@ -57,7 +57,7 @@ RUNS = st.lists(
         closed_entropy=NUMBERS,
         logprob=NUMBERS | st.floats(-9.0, 0.0),
         stated_confidence=NUMBERS,
-        said_done=st.none() | st.booleans(),
+        reported_done=st.none() | st.booleans(),
         action=st.none() | st.text(st.characters(), max_size=3),
         vector=st.lists(st.floats(), max_size=2).map(tuple),
     ),

@@ -195,4 +195,4 @@ def one_round(database: Path, job: Job) -> Sequence[str]:
             monotonic_s=lambda: 0.0,
             new_id=lambda: uuid4().hex,
         )
-        return [report.said for report in worker.once(job.name) or ()]
+        return [report.summary for report in worker.once(job.name) or ()]

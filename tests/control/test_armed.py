@@ -283,14 +283,14 @@ def test_the_job_puts_it_in_force_and_a_second_worker_adds_nothing(tmp_path: Pat
     settings = settings_for(tmp_path)
     with open_worker(settings) as here:
         fill(tmp_path, pairs(100))
-        assert only(here).said == "epoch 1 begins (cold start)"
+        assert only(here).summary == "epoch 1 begins (cold start)"
         fill(tmp_path, pairs(300, first=100))
-        assert only(here).said.startswith("level 1 published (effort=low: EM lower by")
+        assert only(here).summary.startswith("level 1 published (effort=low: EM lower by")
     held = read_decided(tmp_path / "log.db").of("r")
     assert (held.level, held.publication and held.publication.arm) == (1, "effort=low")
     before = decided(tmp_path)
     with open_worker(settings) as later:
-        assert only(later).said == ""
+        assert only(later).summary == ""
     assert decided(tmp_path) == before
     assert sum("policy_published" in one for one in before) == 1
 

@@ -18,7 +18,7 @@ def test_the_loop_and_a_candidate_that_is_tried_keep_delta_together(fit: str) ->
     brought = RolloutTransition()
     assert brought.loops_share(DELTA) == DELTA
     state = start_rollout(
-        "r-1", route="r", candidate="c-1", in_force="v-before", follows=1, at=0, now_s=0.0, rules=Rules(), fit=fit
+        "r-1", route="r", candidate="c-1", active="v-before", follows=1, at=0, now_s=0.0, rules=Rules(), fit=fit
     )
     brought.after(RolloutStart(state=state, number=1, author="ann", reason=""))
     if fit:

@@ -44,7 +44,7 @@ def here(tmp_path: Path) -> Iterator[Worker]:
 def said(here: Worker) -> str:
     reports = here.once("critical")
     assert reports is not None
-    return "; ".join(report.said for report in reports)
+    return "; ".join(report.summary for report in reports)
 
 
 def test_an_em_below_the_critical_one_pauses_once_and_opens_an_incident(here: Worker, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_after_a_person_has_looked_it_counts_anew(here: Worker, tmp_path: Path) 
         ({"critical_em": None}, half_right()),
         ({"mode": "observe"}, half_right()),
         ({"policy": {}}, half_right()),
-        ({}, half_right(asked_for="disagreement")),
+        ({}, half_right(request_reason="disagreement")),
         ({}, [label(n, correct=True) for n in range(60)]),
         ({}, [label(n, thumbs="down") for n in range(60)]),
         ({}, []),

@@ -105,7 +105,7 @@ def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
     assert gold[names[0]].answer is not None
     assert counted.after.n_pending == 0
     assert np.abs(made.level - counted.after.level) <= 2, "twenty more audits may move it a little"
-    assert counted.after.level >= counted.level_in_force
+    assert counted.after.level >= counted.active_level
 
 
 def test_a_verdict_on_a_random_item_moves_the_estimate_of_em(folder: Path) -> None:
@@ -144,6 +144,6 @@ def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Pat
 def test_an_effect_in_words() -> None:
     look = LabelEffect(n_audits=10, n_pending=3, level=1, n_missing=None, em=None)
     same = VerdictEffect(
-        item="a", route="r", label=None, before=look, after=look, level_in_force=1, is_drawn=False, in_window=True
+        item="a", route="r", label=None, before=look, after=look, active_level=1, is_drawn=False, in_window=True
     )
     assert same.sentence == "it has no label yet, so nothing has changed"

@@ -29,7 +29,7 @@ PROPERTY = settings(max_examples=25, derandomize=True, deadline=None)
 
 def held() -> RolloutRun:
     state = stages.start_rollout(
-        "r-1", route="r", candidate="pv-c", in_force="pv-f", follows=0, at=0, now_s=0.0, rules=RULES
+        "r-1", route="r", candidate="pv-c", active="pv-f", follows=0, at=0, now_s=0.0, rules=RULES
     )
     return RolloutRun(state=state, first=state, number=1, seq=0, author="ann", reason="x", rules=RULES)
 

@@ -27,9 +27,9 @@ def whole() -> Story:
     return story().feed(rows(traffic(LONG))).settle()
 
 
-def low(whole: Story, *, asked_for: str = "", holds: RouteHolds = NO_HOLDS, at_s: float = 0.0) -> Story:
+def low(whole: Story, *, request_reason: str = "", holds: RouteHolds = NO_HOLDS, at_s: float = 0.0) -> Story:
     """A route of whose last sixty labelled answers half were right."""
-    said = [label(n, correct=n % 2 == 0, asked_for=asked_for) for n in range(60)]
+    said = [label(n, correct=n % 2 == 0, request_reason=request_reason) for n in range(60)]
     told = story(STRICT, expected=whole.published, artefacts=whole.artefacts)
     told.loop.holds, told.loop.at_s = holds, at_s
     return told.feed(rows([*traffic(LONG), *said])).settle()
@@ -47,11 +47,11 @@ def test_a_critical_em_opens_an_incident_with_its_evidence(whole: Story) -> None
     assert incident.evidence[1] == "30 of the last 60 labelled answers were right"
 
 
-@pytest.mark.parametrize(("asked_for", "opens"), [("", 1), ("control", 1), ("disagreement", 0), ("uncertain", 0)])
+@pytest.mark.parametrize(("request_reason", "opens"), [("", 1), ("control", 1), ("disagreement", 0), ("uncertain", 0)])
 def test_labels_of_what_was_picked_on_purpose_say_nothing_of_the_average(
-    whole: Story, asked_for: str, opens: int
+    whole: Story, request_reason: str, opens: int
 ) -> None:
-    told = low(whole, asked_for=asked_for)
+    told = low(whole, request_reason=request_reason)
     assert sum(isinstance(event, Incident) for event in told.decided) == opens
 
 

@@ -25,7 +25,7 @@ class Counting:
     n: int = 0
     n_forgotten: int = 0
     disturb: Callable[[], None] = lambda: None
-    reports: Sequence[JobReport] = (JobReport(said="counted"),)
+    reports: Sequence[JobReport] = (JobReport(summary="counted"),)
     writers: list[JobWriter] = field(default_factory=list)
 
     def run(self, writer: JobWriter) -> Sequence[JobReport]:
@@ -73,7 +73,7 @@ def make(database: Path, clock: Clock) -> Iterator[Make]:
 def test_a_job_is_done_by_one_worker_and_passes_on_with_nothing_in_memory(make: Make) -> None:
     first, second = Counting(), Counting()
     one, other = make(first), make(second)
-    assert [report.said for report in one.round()] == ["counted"]
+    assert [report.summary for report in one.round()] == ["counted"]
     assert other.round() == []
     assert (first.n, second.n, first.n_forgotten) == (1, 0, 1)
     one.round()
@@ -84,7 +84,7 @@ def test_a_job_is_done_by_one_worker_and_passes_on_with_nothing_in_memory(make: 
 
 
 def test_by_hand_it_says_who_has_it_and_leaves_a_history(make: Make, database: Path) -> None:
-    held, wanted = make(Counting()), make(Counting(reports=(JobReport(said="", route="quiz", at=7),)))
+    held, wanted = make(Counting()), make(Counting(reports=(JobReport(summary="", route="quiz", at=7),)))
     held.round()
     assert wanted.once("count") is None
     held.decisions.close()
@@ -92,7 +92,7 @@ def test_by_hand_it_says_who_has_it_and_leaves_a_history(make: Make, database: P
     assert reports is not None
     assert [(report.route, report.at) for report in reports] == [("quiz", 7)]
     history = job_history(database)
-    assert [(run.job, run.route, run.said, run.ok, run.author) for run in history] == [
+    assert [(run.job, run.route, run.summary, run.ok, run.author) for run in history] == [
         ("count", "", "counted", True, "w"),
         ("count", "quiz", "nothing to do", True, "w"),
     ]
@@ -111,14 +111,14 @@ def test_each_route_has_its_own_time_in_the_history_and_all_of_them_the_whole_pa
             clock.now_s += 3.0  # for all of them
             return self.reports
 
-    reports = tuple(JobReport(said="done", route=route) for route in ("quick", "slow", "idle", ""))
+    reports = tuple(JobReport(summary="done", route=route) for route in ("quick", "slow", "idle", ""))
     make(Uneven(reports=reports)).round()
     took = {run.route: run.duration_s for run in job_history(database)}
     assert took == {"quick": 1.5, "slow": 40.0, "idle": 0.0, "": 44.5}
 
 
 def test_a_round_without_news_leaves_no_row(make: Make, database: Path) -> None:
-    quiet = make(Counting(reports=(JobReport(said=""),)))
+    quiet = make(Counting(reports=(JobReport(summary=""),)))
     assert quiet.round() == []
     assert job_history(database) == []
 
@@ -174,6 +174,6 @@ def test_a_disk_that_fails_is_not_the_end(make: Make) -> None:
     ill.disturb = fails
     well = Counting(name="well")
     worker = make(ill, well)
-    assert [report.said for report in worker.round()] == ["counted"]
+    assert [report.summary for report in worker.round()] == ["counted"]
     ill.disturb = lambda: None
     assert len(worker.round()) == 2

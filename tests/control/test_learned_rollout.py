@@ -51,7 +51,7 @@ def once(here: Worker, name: str) -> str:
     next(job for job in here.jobs if job.name == name).forget()
     reports = here.once(name)
     assert reports is not None
-    return "; ".join(report.said for report in reports)
+    return "; ".join(report.summary for report in reports)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_proposal_is_tried_certified_brought_by_the_loop_and_taken_back(route:
     before, address = route.held.publication, route.proposal.address
     assert before is not None
     assert "is now being tried in shadow" in route.decides("propose", "r", address)
-    assert (route.rollout.state.fit, route.rollout.state.in_force) == (address, before.fit)
+    assert (route.rollout.state.fit, route.rollout.state.active) == (address, before.fit)
     route.audits(200)
     said = route.runs("certify", "advance")
     assert "may act: level" in said

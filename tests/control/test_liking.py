@@ -160,18 +160,18 @@ def disliked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
 def test_the_effect_stands_in_status_with_its_interval_and_who_spoke(disliked: tuple[Path, Settings]) -> None:
     folder, found = disliked
     (one,) = read_statuses(folder / "log.db", found, "r")
-    assert one.outlook is not None
-    said = one.outlook.satisfaction
+    assert one.forecast is not None
+    said = one.forecast.satisfaction
     assert said is not None
     assert said.effect is not None
     assert said.effect.low is not None
     assert said.effect.high is not None
     assert said.effect.low <= -0.5 <= said.effect.high < 0
-    told = summarize_effect(one.outlook)
+    told = summarize_effect(one.forecast)
     assert told.startswith(f"{said.effect.value:+.3f} [{said.effect.low:+.3f}, {said.effect.high:+.3f}] at 90%, ")
     assert "worse where stopped" in told
     assert "(rated: 100.0% of audits, 100.0% of stopped runs)" in told
-    names = [name.strip() for name, _ in satisfaction_effect_lines(one.outlook)]
+    names = [name.strip() for name, _ in satisfaction_effect_lines(one.forecast)]
     assert names[:3] == ["satisfaction, full", "satisfaction, stopped", "satisfaction, effect"]
 
 

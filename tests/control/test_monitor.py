@@ -106,7 +106,7 @@ def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(fol
     with open_worker(settings_for(folder)) as first, open_worker(settings_for(folder)) as second:
         assert only(first).ok
         assert second.once("monitor") is None
-        assert only(first).said == ""
+        assert only(first).summary == ""
     with open_worker(settings_for(folder)) as later:
         assert only(later).at == 400
     assert len(events_of(folder, RouteForecast)) == 1
@@ -128,13 +128,13 @@ def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on
 def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise(folder: Path) -> None:
     settings = settings_for(folder)
     (before,) = read_statuses(folder / "log.db", settings, "r")
-    assert before.outlook is None
+    assert before.forecast is None
     with open_worker(settings) as here:
         looked(here)
     (one,) = read_statuses(folder / "log.db", settings, "r")
-    assert one.outlook is not None
-    assert one.outlook.whole is not None
-    drop = one.outlook.whole.em_drop
+    assert one.forecast is not None
+    assert one.forecast.whole is not None
+    drop = one.forecast.whole.em_drop
     assert drop is not None
     assert drop.low is not None
     assert drop.high is not None
@@ -259,7 +259,7 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
     assert abs(alert.expected - crossed) < 1_000
     assert outlook.alerts == ("em_drop",)
     assert len(events_of(tmp_path, Alert)) == 1, "an alert that stands is not raised again"
-    assert any(run.said.startswith("alert: EM drop is about") for run in job_history(tmp_path / "log.db"))
+    assert any(run.summary.startswith("alert: EM drop is about") for run in job_history(tmp_path / "log.db"))
 
 
 def test_a_route_that_cannot_be_watched_leaves_the_others_alone(folder: Path) -> None:

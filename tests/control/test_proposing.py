@@ -86,12 +86,12 @@ def test_it_is_in_force_nowhere_and_status_names_it(folder: Path) -> None:
 def test_the_next_one_waits_for_its_schedule(folder: Path) -> None:
     first = proposed(folder)
     with open_worker(settings_for(folder)) as here:
-        assert only(here).said == ""
+        assert only(here).summary == ""
         fill(folder, traffic(CONTROL.refit_requests - 20, first=N))
-        assert only(here).said == ""
+        assert only(here).summary == ""
         fill(folder, traffic(40, first=N + CONTROL.refit_requests - 20))
-        assert only(here).said.startswith("v-")
-        assert only(here).said == ""
+        assert only(here).summary.startswith("v-")
+        assert only(here).summary == ""
     assert proposed(folder).address != first.address
     assert proposed(folder).n_runs == N + CONTROL.refit_requests + 20
 
@@ -119,9 +119,9 @@ def test_after_an_alarm_it_learns_from_the_new_world_alone(folder: Path) -> None
                 *traffic(150, seed=5, first=N),
             ],
         )
-        assert only(here).said == "", "the burst is not over"
+        assert only(here).summary == "", "the burst is not over"
         fill(folder, traffic(20, seed=6, first=N + 150))
-        assert only(here).said.startswith("v-")
+        assert only(here).summary.startswith("v-")
     found = proposed(folder)
     assert (found.reason, found.parent, found.n_runs) == ("drift", None, 170)
 
@@ -133,7 +133,7 @@ def test_a_route_whose_fit_fails_is_said_and_left_alone(folder: Path) -> None:
     with open_worker(msgspec.structs.replace(settings, routes={"r": broken})) as here:
         report = only(here)
         assert not report.ok
-        assert report.said.startswith("nothing proposed: scorer: unknown name")
+        assert report.summary.startswith("nothing proposed: scorer: unknown name")
         assert here.once("retrain") == []
 
 

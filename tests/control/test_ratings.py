@@ -96,7 +96,7 @@ def test_a_bad_week_for_everybody_and_a_fall_that_stays_above_the_floor_take_not
 
 @pytest.mark.slow
 def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_everybody_is_below_the_floor() -> None:
-    n_seeds, n_asked = 80, 0
+    n_seeds, n_begun = 80, 0
     for seed in range(n_seeds):
         ratings, asked = Ratings(floor=RATED.min_satisfaction, delta=1 - RATED.confidence), {}
         for event in rated(200, full=0.5, stopped=0.5, seed=seed):
@@ -106,8 +106,8 @@ def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_
                 ratings.ended(Episode(request=asked[event.episode_id], outcome=event))
             elif isinstance(event, FeedbackEvent):
                 ratings.note_label(event.feedback.episode_id or "", event.feedback)
-        n_asked += ratings.asks is not None
-    assert n_asked / n_seeds <= 1 - RATED.confidence
+        n_begun += ratings.asks is not None
+    assert n_begun / n_seeds <= 1 - RATED.confidence
 
 
 def test_without_a_floor_ratings_change_nothing(disliked: Story) -> None:

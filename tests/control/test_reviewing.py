@@ -234,9 +234,9 @@ def test_an_item_says_why_and_until_when_and_a_labelled_one_is_not_asked(tmp_pat
         ],
     )
     review, writer = job(tmp_path, Clock(), control_share=0.0, reviewers=2, lease_s=60.0)
-    said = [one.said for one in review.run(Straight(writer))]
+    said = [one.summary for one in review.run(Straight(writer))]
     assert said == ["2 runs queued for review"]
-    assert [one.said for one in review.run(Straight(writer))] == [""]
+    assert [one.summary for one in review.run(Straight(writer))] == [""]
     items = asked(tmp_path)
     assert [(one.episode_id, one.deadline_s) for one in items] == [("ep_00000", 99.0), ("ep_00002", None)]
     (first, _) = items
@@ -269,7 +269,7 @@ def test_the_worker_has_the_job(tmp_path: Path) -> None:
     with open_worker(settings_for(tmp_path, per_day=24)) as here:
         reports = here.once("review")
     assert reports is not None
-    assert "drawn from 30" in reports[0].said
+    assert "drawn from 30" in reports[0].summary
     assert asked(tmp_path)[0].because == "drawn at random from all runs"
 
 

@@ -106,7 +106,7 @@ def test_every_reader_of_a_number_of_requests_counts_those_without_rows(tmp_path
         assert requests_since(connection, "r", 0) == 100
         assert counts_since(connection, "r", 0) == (100, 0)
         told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
-    assert (told.n_asked, sum(told.ends.values())) == (100, 100)
+    assert (told.n_begun, sum(told.ends.values())) == (100, 100)
 
 
 def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
     model = Model()
     async with served(tmp_path, model, route=ROUTE) as g:
         settings = settings_of(g)
-        assert [report.said for report in await work(g, settings)] == ["epoch 1 begins (cold start)"]
+        assert [report.summary for report in await work(g, settings)] == ["epoch 1 begins (cold start)"]
         await until(lambda: g.gateway.deployment.routes[0].in_burst)
         await ask(g, 0, N)  # a cold start behaves as observe, and every run is evidence
         assert 3 * N < len(g.fake.completions) < 6 * N, "a vote that is decided draws no further sample"
@@ -134,7 +134,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
             "suspended by the first answer, before the control loop knows"
         )
         (report,) = await work(g, settings)
-        assert "model changed from 'm-1' to 'm-2'" in report.said
+        assert "model changed from 'm-1' to 'm-2'" in report.summary
         held = read_decided(g.database).of("r")
         assert (held.n_epochs, held.in_burst, held.alarm and held.alarm.cause) == (2, True, "change")
         await until(lambda: g.gateway.deployment.routes[0].active.n_epochs == 2)
@@ -170,7 +170,7 @@ async def test_what_cannot_be_loaded_runs_in_full(tmp_path: Path, caplog: pytest
         await ask(g, 2_000, 4)
         assert not any(item.episode.outcome.stopped for item in (await g.episodes(N + 9))[N + 5 :])
         (report,) = await work(g, settings)
-        assert "epoch 2 begins (version v-" in report.said
+        assert "epoch 2 begins (version v-" in report.summary
     assert len(list(read_episodes(tmp_path / "log.db"))) == N + 9
 
 

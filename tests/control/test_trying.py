@@ -61,7 +61,7 @@ def test_what_it_is_compared_at_is_what_it_could_have_served_when_the_run_came(w
     world.audits(20)
     evidence = world.asked().evidence
     assert evidence.n_audits == 20
-    assert 0 < evidence.kept.candidate < evidence.kept.in_force < evidence.kept.full
+    assert 0 < evidence.kept.candidate < evidence.kept.active < evidence.kept.full
 
 
 def test_a_harmless_one_leaves_shadow_and_stays_in_its_steps(world: World) -> None:

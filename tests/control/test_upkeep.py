@@ -110,7 +110,7 @@ def exporter(database: Path, clock: Clock, *, file: Path | None = None, webhook:
 
 
 def texts(reports: Sequence[JobReport]) -> list[str]:
-    return [report.said for report in reports]
+    return [report.summary for report in reports]
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------------
@@ -163,15 +163,15 @@ def test_a_webhook_gets_the_signed_line_and_one_that_fails_gets_it_later(
             job = exporter(database, clock, webhook=url)
             (report,) = job.run(Desk())
             assert not report.ok
-            assert problem in report.said
+            assert problem in report.summary
             clock.now_s += 61.0
             assert len(job.run(Desk())) == 1, "tried again at the next round"
             assert len(came) == 2, "a redirect is not followed"
     (report,) = exporter(database, clock, webhook="http://127.0.0.1:9/hooks/s3cret").run(Desk())
-    assert "could not be reached" in report.said
+    assert "could not be reached" in report.summary
     for nonsense in ("ftp://x", "http://", "no address", "http://127.0.0.1:99999/"):
         (report,) = exporter(database, clock, webhook=nonsense).run(Desk())
-        assert "address" in report.said
+        assert "address" in report.summary
     assert "s3cret" not in caplog.text
 
 
@@ -255,7 +255,7 @@ def test_a_worker_that_takes_over_goes_on_where_the_log_says(tmp_path: Path) -> 
     database, clock, now = tmp_path / "log.db", Clock(), Clock(100 * DAY_S)
     append(database, *labelled("old"), at_s=5 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0) as job:
-        assert job.run(Desk())[0].said
+        assert job.run(Desk())[0].summary
     with retaining(database, clock, now, answers_days=90.0) as job:
         assert texts(job.run(Desk())) == [""]
     with closing(sqlite3.connect(database)) as connection:

@@ -112,11 +112,11 @@ def test_what_a_worker_decides_is_in_force_and_said(folder: Path, expected: list
     with open_worker(settings_for(folder)) as here:
         report = only(here)
         assert (report.ok, report.route, report.at) == (True, "r", N)
-        assert report.said.startswith("epoch 1 begins (cold start); level")
-        assert only(here).said == ""
+        assert report.summary.startswith("epoch 1 begins (cold start); level")
+        assert only(here).summary == ""
     assert decided(folder) == expected
     assert read_decided(folder / "log.db").of("r").level > 0
-    assert [run.said for run in job_history(folder / "log.db")] == [report.said, "nothing to do"]
+    assert [run.summary for run in job_history(folder / "log.db")] == [report.summary, "nothing to do"]
 
 
 def test_a_second_worker_and_a_later_one_add_nothing(folder: Path, expected: list[str]) -> None:
@@ -124,7 +124,7 @@ def test_a_second_worker_and_a_later_one_add_nothing(folder: Path, expected: lis
         assert first.round()
         assert second.round() == []
     with open_worker(settings_for(folder)) as later:
-        assert [report.said for report in later.once("certify") or ()] == [""]
+        assert [report.summary for report in later.once("certify") or ()] == [""]
     assert decided(folder) == expected
 
 
@@ -196,8 +196,8 @@ def test_one_routes_trouble_is_not_the_others(
         reports = {report.route: report for report in here.round()}
         assert reports["r"].ok
         assert not reports["bad"].ok
-        assert "RuntimeError" in reports["bad"].said
-        assert "secret prompt" not in reports["bad"].said + caplog.text
+        assert "RuntimeError" in reports["bad"].summary
+        assert "secret prompt" not in reports["bad"].summary + caplog.text
         assert here.round() == [], "it is left alone for a while"
     assert [one for one in decided(folder) if '"r"' in one] == expected
 
@@ -210,7 +210,7 @@ def test_an_artefact_that_is_gone_ends_its_epoch(folder: Path) -> None:
         connection.commit()
     with open_worker(settings_for(folder)) as here:
         report = only(here)
-    assert "epoch 2 begins (version v-" in report.said
+    assert "epoch 2 begins (version v-" in report.summary
     held = read_decided(folder / "log.db").of("r")
     assert (held.level, held.in_burst, held.n_epochs) == (0, True, 2)
 

@@ -122,7 +122,7 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
     first, second = read_experiments(path)
     assert (first.runs, second.runs) == (False, True)
     assert first.ended is not None
-    assert "fewer tokens" in first.ended.said[0]
+    assert "fewer tokens" in first.ended.summary[0]
     with site(settings) as app:
         visitor = Visitor(app)
         assert visitor.login(people_of(settings).reset("admin")).status == 303
@@ -134,7 +134,7 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
             assert format_difference(one["effect"], one["metric"]) in shown.text, "in the metric's own unit"
             for part in one["classes"]:
                 assert format_difference(part["between"]["low"], one["metric"]) in shown.text, "and by class"
-        told = {one["route"]: one["brought"] for one in visitor.get("/api/policies").json["routes"]}
+        told = {one["route"]: one["activated"] for one in visitor.get("/api/policies").json["routes"]}
         assert told["quiz"] == (sober.state.candidate if sober.serves_all else "")
         assert told["research"] == ""
         assert "its owner decides" in visitor.get("/console/routes").text

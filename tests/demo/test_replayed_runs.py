@@ -131,7 +131,7 @@ LIVE = st.lists(
         closed_entropy=FACTS,
         logprob=FACTS.map(lambda p: p and -p),
         stated_confidence=FACTS,
-        said_done=st.none() | st.booleans(),
+        reported_done=st.none() | st.booleans(),
     ),
     min_size=2,
     max_size=12,

@@ -27,26 +27,26 @@ class SlowPolicy:
     needs: tuple[str, ...] = ()
 
     def __init__(self, block_s: float, every: int = 1) -> None:
-        self.block_s, self.every, self.n_asked = block_s, every, 0
+        self.block_s, self.every, self.n_begun = block_s, every, 0
 
     def decide(self, s: Signals) -> Decision:
-        self.n_asked += 1
-        if self.n_asked % self.every == 0:
+        self.n_begun += 1
+        if self.n_begun % self.every == 0:
             time.sleep(self.block_s)
         return Decision(action="continue", reason="thinking")
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
-@pytest.mark.parametrize(("block_s", "n_asked"), [(0.06, 3), (0.6, 1)], ids=["slow", "hangs"])
+@pytest.mark.parametrize(("block_s", "n_begun"), [(0.06, 3), (0.6, 1)], ids=["slow", "hangs"])
 async def test_a_slow_part_is_asked_no_more_and_the_answer_is_whole(
-    serve: Serve, block_s: float, n_asked: int, stream: bool
+    serve: Serve, block_s: float, n_begun: int, stream: bool
 ) -> None:
     policy = SlowPolicy(block_s)
     async with FakeUpstream(SAYS) as other, serve(SAYS, route=ROUTE, change=with_route(policy=policy)) as g:
         same(await g.ask(chat(stream=stream)), await g.ask(chat(stream=stream), url=other.url))
         outcome = await g.outcome()
         assert outcome.degraded == ("slow",)
-        assert policy.n_asked == n_asked < len(outcome.steps)
+        assert policy.n_begun == n_begun < len(outcome.steps)
         assert "too slow" in outcome.steps[-1].reason
         assert g.failed_open("slow") == 1
 
@@ -57,7 +57,7 @@ async def test_a_part_that_is_slow_now_and_then_is_asked_on(serve: Serve) -> Non
         await g.ask(chat())
         outcome = await g.outcome()
         assert outcome.degraded == ()
-        assert policy.n_asked == len(outcome.steps)
+        assert policy.n_begun == len(outcome.steps)
 
 
 async def test_a_route_whose_controller_keeps_failing_passes_through_and_tries_again(serve: Serve) -> None:
@@ -70,15 +70,15 @@ async def test_a_route_whose_controller_keeps_failing_passes_through_and_tries_a
         broken.append(gateway)
 
     async with serve(SAYS, route=ROUTE, change=change) as g:
-        n_asked = 0
+        n_begun = 0
 
         async def reasons(n: int) -> list[str | None]:
-            nonlocal n_asked
+            nonlocal n_begun
             for _ in range(n):
-                n_asked += 1
-                assert (await g.ask(chat(stream=n_asked % 2 == 0))).text == "5 dear"
+                n_begun += 1
+                assert (await g.ask(chat(stream=n_begun % 2 == 0))).text == "5 dear"
                 await g.quiet()  # the next one comes when this one's end is known
-            return [e.episode.request.ungoverned for e in await g.episodes(n_asked)][-n:]
+            return [e.episode.request.ungoverned for e in await g.episodes(n_begun)][-n:]
 
         assert await reasons(N_FAILURES) == [None] * N_FAILURES
         assert await reasons(3) == ["breaker"] * 3

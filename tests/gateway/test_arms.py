@@ -182,7 +182,7 @@ async def work(g: Served, settings: Settings) -> str:
         with open_worker(settings) as here:
             reports = here.once("certify")
         assert reports is not None
-        return reports[0].said
+        return reports[0].summary
 
     said = await asyncio.to_thread(run)
     g.gateway.deployment.notify()

@@ -211,7 +211,7 @@ async def work(g: Served, settings: Settings, *names: str) -> list[str]:
                 reports = here.once(name)
                 assert reports is not None
                 assert all(report.ok for report in reports), reports
-                said += [report.said for report in reports]
+                said += [report.summary for report in reports]
         return said
 
     said = await asyncio.to_thread(run)

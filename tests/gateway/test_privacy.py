@@ -61,7 +61,7 @@ async def test_no_prompt_and_no_key_is_kept_anywhere(
     monkeypatch.setenv("UPSTREAM_KEY", UPSTREAM_KEY)
     caplog.set_level(logging.INFO)
     upstream = {"finish": ["raw"], "slots": 4, "api_key_env": "UPSTREAM_KEY"}
-    n_asked = 0
+    n_begun = 0
     async with serve(
         says, routes=ROUTES, upstream=upstream, server={"api_keys_env": "GATEWAY_KEYS"}, fake={"api_key": UPSTREAM_KEY}
     ) as g:
@@ -71,20 +71,20 @@ async def test_no_prompt_and_no_key_is_kept_anywhere(
                 for stream in (True, False):
                     asked = headers | {"x-suffice-route": route}
                     answer = await g.ask(BODY | {"stream": stream, "seed": kind}, headers=asked)
-                    n_asked += 1
+                    n_begun += 1
                     assert GATEWAY_KEY.encode() not in answer.raw
                     if kind != 1:
                         assert_clean("the answer", answer.raw)
         refused = [json.dumps(BODY).encode()[:-1], b'{"model": "m", "model": "' + PROMPT.encode() + b'"}']
         for body in refused:
             answer = await g.ask(body, headers=headers)
-            n_asked += 1
+            n_begun += 1
             assert answer.status == 400
             assert_clean("a refusal", answer.raw)
         assert (await g.ask(BODY, headers={"authorization": f"Bearer {CLIENT_KEY}"})).status == 401
         async with g.session.get(f"{g.url}/metrics", headers=headers) as response:
             assert_clean("the metrics", await response.read())
-        found = await g.episodes(n_asked)
+        found = await g.episodes(n_begun)
         assert {e.episode.outcome.end_reason for e in found} >= {"done", "upstream_error", "rejected"}
         assert all(call.request.header("authorization") == f"Bearer {UPSTREAM_KEY}" for call in g.fake.calls)
         database = g.database

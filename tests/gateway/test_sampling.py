@@ -53,7 +53,7 @@ async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(ser
         assert one.request.keep_rate == pytest.approx((0.3 - 0.1) / 0.9)
     with open_reader(database) as connection:
         told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
-    assert (told.n_asked, sum(told.ends.values())) == (60, 60)
+    assert (told.n_begun, sum(told.ends.values())) == (60, 60)
 
 
 async def test_a_retry_is_kept_with_its_first_delivery_and_each_turn_of_a_conversation_has_its_own_draw(

@@ -461,7 +461,7 @@ def test_what_a_step_told_is_recorded_and_its_text_is_not(tmp_path: Path) -> Non
         "confidence": 0.75,
         "logprob": -0.5,
         "stated_confidence": 0.9,
-        "said_done": True,
+        "reported_done": True,
         "action": "search",
         "ctx_tokens": 700,
         "entropy": 0.25,
@@ -472,7 +472,12 @@ def test_what_a_step_told_is_recorded_and_its_text_is_not(tmp_path: Path) -> Non
     step = outcome(tmp_path).steps[0]
     assert (step.tokens, step.ctx_tokens, step.logprob, step.stated_confidence) == (12, 700, -0.5, 0.9)
     assert step.confidence == 0.75
-    assert (step.said_done, step.caller_action, step.answer_source, step.entropy) == (True, "search", "caller", 0.25)
+    assert (step.reported_done, step.caller_action, step.answer_source, step.entropy) == (
+        True,
+        "search",
+        "caller",
+        0.25,
+    )
     assert b"SECRET" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
 
 

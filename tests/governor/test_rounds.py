@@ -36,7 +36,7 @@ STEPS = st.lists(
         logprobs=st.lists(st.floats(max_value=0), max_size=3).map(tuple),
         logprob=st.none() | st.floats(),
         stated_confidence=st.none() | st.floats(),
-        said_done=st.none() | st.booleans(),
+        reported_done=st.none() | st.booleans(),
         action=st.none() | st.sampled_from(["search", "tool"]),
     ),
     min_size=1,

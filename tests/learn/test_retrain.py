@@ -243,8 +243,8 @@ def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure
     assert moved.bias.low > 0.05
     assert honest.bias.high is not None
     assert honest.bias.high < 0.05
-    assert moved.shown is not None
-    assert moved.shown.one(0.9) < honest_of(honest.shown, 0.9)
+    assert moved.displayed is not None
+    assert moved.displayed.one(0.9) < honest_of(honest.displayed, 0.9)
 
 
 def honest_of(curve: object, p: float) -> float:

@@ -148,7 +148,7 @@ def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, b
     rng = np.random.default_rng(seed)
     changes: dict[str, Any] = {"classes": (("easy", 0.6),), "cost": StepCost(0.5 if by_cost else 0.0, 5.0)}
     if found:
-        changes |= {"classes": (("n_words > 20", 0.6),), "found": FOUND}
+        changes |= {"classes": (("n_words > 20", 0.6),), "class_rules": FOUND}
     policy = LearnedPolicy(model=model(**changes), threshold=0.25, on_hopeless=on_hopeless)
     queries = [Query(query_class="easy", n_words=5), None, Query(query_class="hard", n_words=30)]
     runs = [(query, [step_of(rng, at) for at in range(1, 8)]) for query in queries]

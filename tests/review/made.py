@@ -22,7 +22,7 @@ def item(name: str = "ep_1", shows: Shows = "both", **changes: Any) -> ReviewIte
         "priority": 5.5,
         "day": 20_000,
         "n_reviewers": 1,
-        "asked_at_s": 0.0,
+        "requested_at_s": 0.0,
         "author": "w",
         "lease_s": 100.0,
     }

@@ -71,7 +71,7 @@ def test_what_comes_after_the_lease_counts_where_the_slot_is_still_free() -> Non
     found = says(place, "ann", "full", at_s=160.0)
     assert found.verdict is not None
     assert (found.verdict.late, found.verdict.slot) == (True, 1)
-    assert found.told.startswith("your lease expired 60 s ago, and nobody else took the item: your verdict counts")
+    assert found.message.startswith("your lease expired 60 s ago, and nobody else took the item: your verdict counts")
     assert found.label is not None
 
 
@@ -81,7 +81,7 @@ def test_what_comes_after_somebody_else_took_the_item_is_told_plainly_and_kept()
     found = says(place, "ann", "early", at_s=130.0)
     assert found.verdict is not None
     assert (found.verdict.late, found.verdict.slot, found.label) == (True, None, None)
-    assert "the item was leased to bob: your verdict is kept beside the others" in found.told
+    assert "the item was leased to bob: your verdict is kept beside the others" in found.message
     place = after(place, found)
     settled = says(place, "bob", "full", at_s=140.0)
     assert settled.label is not None
@@ -93,7 +93,7 @@ def test_sending_a_form_twice_is_one_verdict_and_saying_something_else_is_a_revi
     first = says(place, "ann", "full", reason="carry")
     place = after(place, first)
     again = says(place, "ann", "full", at_s=2.0, reason=" carry ")
-    assert (again.verdict, again.label, again.told) == (
+    assert (again.verdict, again.label, again.message) == (
         None,
         None,
         "you already gave this verdict; nothing changed",
@@ -126,7 +126,12 @@ def test_a_settled_item_is_a_label_that_the_highest_trust_reads(
 ) -> None:
     label = says(ItemState(item=item(shows=shows)), "ann", word, reason="because").label
     assert label is not None
-    assert (label.correct, label.gold, label.episode_id, label.asked_for) == (correct, gold, "ep_1", "disagreement")
+    assert (label.correct, label.gold, label.episode_id, label.request_reason) == (
+        correct,
+        gold,
+        "ep_1",
+        "disagreement",
+    )
     assert RANKS[label.source] > TRUSTED
     assert (label.comment, label.reason) == ("reviewed by ann", "because")
     fixed = says(ItemState(item=item(shows=shows)), "ann", word, corrected=" 43 ").label
@@ -138,7 +143,7 @@ def test_two_who_agree_settle_it_and_do_not_see_a_label_before() -> None:
     place = ItemState(item=item(n_reviewers=2))
     first = says(place, "ann", "full")
     assert first.label is None
-    assert first.told.endswith("1 more reviewer has to judge it")
+    assert first.message.endswith("1 more reviewer has to judge it")
     place = after(place, first)
     assert not place.may_take("ann", 2.0), "nobody judges an item twice"
     second = says(place, "bob", "full", at_s=2.0)
@@ -154,7 +159,7 @@ def test_a_contradiction_is_decided_by_a_third_who_was_not_one_of_them(first: st
     place = after(ItemState(item=item(n_reviewers=2)), says(ItemState(item=item(n_reviewers=2)), "ann", first))
     found = says(place, "bob", second, at_s=2.0)
     assert found.label is None
-    assert found.told.endswith("a third reviewer has to decide")
+    assert found.message.endswith("a third reviewer has to decide")
     place = after(place, found)
     assert place.state(3.0) == "third"
     assert lease_item(place, "ann", now_s=3.0) is None
@@ -170,13 +175,13 @@ def test_a_third_who_cannot_say_either_leaves_the_item_without_a_label() -> None
     place = after(ItemState(item=item()), says(ItemState(item=item()), "ann", "unsure"))
     found = says(place, "cas", "unsure", at_s=2.0)
     assert (found.label, after(place, found).state(3.0)) == (None, "undecided")
-    assert found.told.endswith("the adjudicator could not decide, so there is no label")
+    assert found.message.endswith("the adjudicator could not decide, so there is no label")
 
 
 def test_two_right_answers_that_differ_are_two_opinions() -> None:
     base = ItemState(item=item(n_reviewers=2))
     place = after(base, says(base, "ann", "neither", corrected="43"))
-    assert says(place, "bob", "neither", corrected="44", at_s=2.0).told.endswith("a third reviewer has to decide")
+    assert says(place, "bob", "neither", corrected="44", at_s=2.0).message.endswith("a third reviewer has to decide")
     assert says(place, "bob", "neither", corrected="43", at_s=2.0).label is not None
 
 

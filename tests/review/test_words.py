@@ -23,7 +23,7 @@ def effect(after: LabelEffect, **changes: Any) -> str:
         "label": LABEL,
         "before": LOOK,
         "after": after,
-        "level_in_force": 3,
+        "active_level": 3,
         "is_drawn": False,
         "in_window": True,
     }

@@ -10,7 +10,7 @@ from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun
 from suffice.rollout.versions import Version, VersionLineage
 
 SECRET = "the deployment's own"
-HERE: dict[str, Any] = {"kind": "samples", "scorer": "number", "model_family": "qwen3-8b"}
+HERE: dict[str, Any] = {"kind": "samples", "scorer": "number"}
 LINEAGE = VersionLineage(parent=None, proposed_by="person:ann", why="the vote is safe sooner than we thought")
 
 
@@ -60,7 +60,7 @@ def audited(
     """With audits of a class, and as much traffic."""
     for z, n in ((0, same), (1, lost), (-1, gained)):
         for _ in range(n):
-            evidence = evidence.with_audit(query_class, z, full=100, in_force=60, candidate=50)  # type: ignore[arg-type]
+            evidence = evidence.with_audit(query_class, z, full=100, active=60, candidate=50)  # type: ignore[arg-type]
     return evidence.with_request(query_class, same + lost + gained)
 
 

@@ -18,7 +18,7 @@ RULES = Rules()
 def rollout(candidate: str, began_s: float, ended_s: float | None = None, *, rolled_back: bool = False) -> State:
     """A rollout of the past; without an end it is running."""
     state = start_rollout(
-        "r1", route="r", candidate=candidate, in_force="pv-old", follows=0, at=0, now_s=began_s, rules=RULES
+        "r1", route="r", candidate=candidate, active="pv-old", follows=0, at=0, now_s=began_s, rules=RULES
     )
     if ended_s is None:
         return state

@@ -57,7 +57,7 @@ def looks(
         took = float(seconds[at]) * (slower if mine[at] else 1.0)
         run = UnitRun(seconds=60.0 if mine[at] and hangs[at] else took)
         evidence = evidence.with_run("candidate" if mine[at] else "control", run, RULES)
-        if at % 100 == 99 and (said := latency_of(evidence).said) != "open":
+        if at % 100 == 99 and (said := latency_of(evidence).finding) != "open":
             return said, at + 1
     return "open", n
 
@@ -128,7 +128,7 @@ def test_a_route_whose_clock_shows_nothing_divides_by_nothing() -> None:
         evidence = evidence.with_run("control", UnitRun(seconds=0.0), RULES).with_run(
             "candidate", UnitRun(seconds=0.0), RULES
         )
-    assert latency_of(evidence).said in ("fine", "open")
+    assert latency_of(evidence).finding in ("fine", "open")
 
 
 def test_runs_above_the_cap_are_told() -> None:

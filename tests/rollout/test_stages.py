@@ -49,7 +49,7 @@ CLASSES = st.dictionaries(
 
 def started(rules: Rules = RULES) -> State:
     return start_rollout(
-        "r1", route="sums", candidate="pv-new", in_force="pv-old", follows=3, at=0, now_s=0.0, rules=rules
+        "r1", route="sums", candidate="pv-new", active="pv-old", follows=3, at=0, now_s=0.0, rules=rules
     )
 
 
@@ -90,7 +90,7 @@ def test_nothing_is_promoted_without_samples_enough_in_the_whole_and_in_every_cl
         assert evidence.n_audits >= RULES.least_audits
         for group in group_classes(evidence, RULES):
             assert group.audits.n >= RULES.least_class_audits or not group.is_waited_for(RULES)
-        assert all(one.said == "fine" for one in read_em(evidence, RULES)[:1])
+        assert all(one.finding == "fine" for one in read_em(evidence, RULES)[:1])
 
 
 def test_seven_perfect_audits_are_not_enough_and_it_says_how_many_are_missing() -> None:
@@ -185,7 +185,7 @@ def test_harm_in_one_class_of_five_is_enough_though_the_whole_looks_well() -> No
     whole, *classes = read_em(evidence, RULES)
     assert whole.worse is not None
     assert whole.worse < 0
-    assert [one.about for one in classes if one.said == "harm"] == ["e"]
+    assert [one.about for one in classes if one.finding == "harm"] == ["e"]
     move = step(started(), evidence)
     assert move is not None
     assert (move.move, move.stage, move.share, move.by) == ("roll_back", "rolled_back", 0.0, "evidence")
@@ -201,7 +201,7 @@ def test_harm_in_one_class_of_five_is_enough_though_the_whole_looks_well() -> No
 def test_each_live_guard_rail_alone_sends_it_back(rail: str, bad: dict[str, Any]) -> None:
     evidence = ran(ran(proved(), "control", 800), "candidate", 800, every=8, **bad)
     standing = assess_rollout(at_step(2), evidence, RULES, at=5_000, now_s=1e6)
-    assert [one.rail for one in standing.readings if one.said == "harm"] == [rail]
+    assert [one.rail for one in standing.readings if one.finding == "harm"] == [rail]
     move = step(at_step(2), evidence)
     assert move is not None
     assert move.stage == "rolled_back"
@@ -213,13 +213,13 @@ def test_satisfaction_alone_sends_it_back() -> None:
     for i in range(300):
         evidence = evidence.with_rating("candidate", 0.25 if i % 2 else 0.75).with_rating("control", 0.75)
     standing = assess_rollout(at_step(2), evidence, RULES, at=5_000, now_s=1e6)
-    assert [one.rail for one in standing.readings if one.said == "harm"] == ["satisfaction"]
+    assert [one.rail for one in standing.readings if one.finding == "harm"] == ["satisfaction"]
     assert step(at_step(2), evidence) is not None
 
 
 def test_what_is_surely_worse_and_surely_within_the_margin_is_put_up_with() -> None:
     evidence = RolloutEvidence(audits={"a": PairCounts(same=60_000, lost=60)})
-    assert read_em(evidence, RULES)[0].said == "fine"
+    assert read_em(evidence, RULES)[0].finding == "fine"
     move = step(started(), evidence)
     assert move is not None
     assert move.move == "promote"
@@ -229,7 +229,7 @@ def test_stop_everything_never_leaves_shadow() -> None:
     """It keeps almost no token; whether it loses answers or not does not matter."""
     evidence = RolloutEvidence()
     for _ in range(2_000):
-        evidence = evidence.with_audit("a", 0, full=100, in_force=60, candidate=1)
+        evidence = evidence.with_audit("a", 0, full=100, active=60, candidate=1)
     move = step(started(), evidence)
     assert move is not None
     assert (move.stage, move.reason) == (
@@ -238,7 +238,7 @@ def test_stop_everything_never_leaves_shadow() -> None:
     )
     halved = RolloutEvidence()
     for _ in range(2_000):
-        halved = halved.with_audit("a", 0, full=100, in_force=60, candidate=10)
+        halved = halved.with_audit("a", 0, full=100, active=60, candidate=10)
     move = step(started(), halved)
     assert move is not None
     assert "cuts 83% of the tokens that the active version keeps" in move.reason
@@ -305,7 +305,7 @@ def test_gains_in_a_class_that_is_audited_more_do_not_pay_for_losses_in_the_traf
         for _ in range(n):
             evidence = evidence.with_audit("loses", z)  # type: ignore[arg-type]
     evidence = evidence.with_request("gains", 1_000).with_request("loses", 9_000)
-    assert all(one.said == "fine" for one in read_em(evidence, RULES))
+    assert all(one.finding == "fine" for one in read_em(evidence, RULES))
     assert step(started(), evidence) is None
     missing = assess_rollout(started(), evidence, RULES, at=5_000, now_s=1e6).missing
     assert missing == ("weighted as the traffic is, classes lose 1.55 points, of 1 point allowed",)

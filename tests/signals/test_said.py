@@ -19,7 +19,7 @@ def said(
         answer=None,
         answer_source=None,
         stated_confidence=stated,
-        said_done=done,
+        reported_done=done,
         action=action,
         logprob=logprob,
     )

@@ -53,7 +53,7 @@ def test_an_experiment_runs_from_its_start_to_its_end_and_again(writer: Decision
     assert (found.author, found.reason, found.revision, found.started_at_s) == ("Ada", "to see", 0, 7.0)
     assert begin(writer) == "runs already, started by Ada: to see"
     ended = stop_experiment(writer, "e", author="Bob", reason="seen", summary=("It is better.",))
-    assert ended == ExperimentEnd(experiment="e", run=1, author="Bob", reason="seen", said=("It is better.",))
+    assert ended == ExperimentEnd(experiment="e", run=1, author="Bob", reason="seen", summary=("It is better.",))
     assert read_running_experiments(read_experiments(writer.path)) == ()
     assert stop_experiment(writer, "e", author="Bob", reason="seen") == "is not running"
     again = begin(writer)

@@ -123,7 +123,7 @@ def test_a_roll_back_goes_to_the_version_before_it_and_then_to_the_owners_own(se
     first, second = back(serving), back(serving)
     assert not isinstance(first, str)
     assert not isinstance(second, str)
-    assert (first.first.in_force, second.first.in_force) == (
+    assert (first.first.active, second.first.active) == (
         version(VOTING).address,
         rollouts.own_version(ROUTE).address,
     )

@@ -179,7 +179,7 @@ def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Pa
     with open_reader(database) as connection:
         found = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))
         assert newest_request(connection, "math") == seen("c", mode="enforce")
-    assert {name: (one.n_asked, sum(one.ends.values())) for name, one in found.items()} == {"": (1, 0), "math": (3, 1)}
+    assert {name: (one.n_begun, sum(one.ends.values())) for name, one in found.items()} == {"": (1, 0), "math": (3, 1)}
 
 
 def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with_them(
@@ -252,7 +252,7 @@ WHOLE = Feedback(
     source="user",
     reason="because",
     sender="k",
-    asked_for="disagreement",
+    request_reason="disagreement",
     metrics=(("helpful", True), ("speed", 2.5)),
     satisfaction=0.75,
     event="abandon",
@@ -304,7 +304,7 @@ WHOLE_STEP = StepRecord(
     ctx_tokens=40,
     logprob=-0.125,
     stated_confidence=0.75,
-    said_done=True,
+    reported_done=True,
     caller_action="search",
     draft_distance=0.0625,
     hedge_rate=1.5,

@@ -168,12 +168,12 @@ IN_CHUNKS = [BEGUN, *(b"%x\r\n%s\r\n" % (len(word), word) for word in WORDS), b"
 @pytest.mark.parametrize("takes", [1, 2, 3, 100], ids="all but every {}th".format)
 async def test_bytes_are_taken_where_they_arrive_or_read_and_none_twice_or_out_of_order(takes: int) -> None:
     """Whoever takes at once declines now and then: the reader gets that, and what came behind it, first."""
-    got, n_asked, n_read = list[bytes](), 0, 0
+    got, n_begun, n_read = list[bytes](), 0, 0
 
     def at_once(data: bytes) -> bool:
-        nonlocal n_asked
-        n_asked += 1
-        if n_asked % takes == 0:
+        nonlocal n_begun
+        n_begun += 1
+        if n_begun % takes == 0:
             return False
         got.append(data)
         return True
@@ -185,7 +185,7 @@ async def test_bytes_are_taken_where_they_arrive_or_read_and_none_twice_or_out_o
                 n_read += 1
         await asyncio.sleep(2 * REST_S)
         assert b"".join(got) == b"".join(WORDS)
-        assert n_read <= n_asked / takes + 1
+        assert n_read <= n_begun / takes + 1
         assert await ask(client) == (200, b"ok")
         assert server.n_connections == 1, "a stream that was taken at once leaves its connection as any other"
 

@@ -19,8 +19,8 @@ UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # the model was not called, or 
 ABANDONED_ENDS = ("client_left", "timeout")  # audits with these ends count as losses
 FINISHED_ENDS = ("done", "truncated")  # full runs with the model's answer
 ENDED = (*FINISHED_ENDS, "stopped")  # runs that ended by themselves or by a stop
-# Values of `Feedback.asked_for` whose labels represent the average run: unsolicited, or a random draw. Labels requested
-# because a run was doubtful are biased.
+# Values of `Feedback.request_reason` whose labels represent the average run: unsolicited, or a random draw. Labels that
+# were requested because a run was doubtful are biased.
 REPRESENTATIVE = ("", "control")
 
 Match = Callable[[str | None, str], bool]
@@ -89,7 +89,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     if request.delivery > 1:
         outcome = replace(outcome, stop_step=None)
     label = current_label(item.labels)
-    counts = label is not None and label.asked_for in REPRESENTATIVE and outcome.end_reason not in UNKNOWN_ENDS
+    counts = label is not None and label.request_reason in REPRESENTATIVE and outcome.end_reason not in UNKNOWN_ENDS
     spent = baseline = would_spend = None
     undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
@@ -193,7 +193,7 @@ class TokenTotals(msgspec.Struct, kw_only=True):
 
 class Tally(msgspec.Struct, kw_only=True):
     scorer: str = ""  # that compared answers with labels
-    n_asked: int = 0  # requests, ended or not
+    n_begun: int = 0  # requests, ended or not
     certified: bool = True  # every governed request ran under a certified policy
     kinds: list[str] = []  # oldest first
     modes: list[str] = []
@@ -240,7 +240,7 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_marks(after)
 
     def add_unkept(self, cell: UnloggedRequests) -> None:
-        self.n_asked += cell.n
+        self.n_begun += cell.n
         for end, n in cell.ends:
             _count(self.ends, end, n)
         governed = not cell.ungoverned

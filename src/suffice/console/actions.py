@@ -150,7 +150,7 @@ def _submit(form: ActionForm) -> ActionResult:
     submission = raise_if_refused(submit_verdict(writer, verdict, now_s=form.now_s))
     if form.get("next"):  # the form may request the next item at once
         lease_next(writer, form.author, now_s=form.now_s, route=form.get("route") or None)
-    return ActionResult(submission.told, f"{REVIEW}?{urlencode({'changed': name})}")
+    return ActionResult(submission.message, f"{REVIEW}?{urlencode({'changed': name})}")
 
 
 def _give_back(form: ActionForm) -> ActionResult:
@@ -227,7 +227,7 @@ def _move_rollout(form: ActionForm) -> ActionResult:
     writer = form.writer
     if move == "rollback" and name not in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path)):
         undone = raise_if_refused(form.context.services.take_back(name, reason, form.author))
-        return ActionResult(f"Route {name}: {undone.first.in_force} serves again.", POLICIES)
+        return ActionResult(f"Route {name}: {undone.first.active} serves again.", POLICIES)
     moved = raise_if_refused(rollouts.step(writer, name, move, author=form.author, reason=reason))
     return ActionResult(f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units.", POLICIES)
 
@@ -243,11 +243,11 @@ def _propose(form: ActionForm) -> ActionResult:
 
 def _start_experiment(form: ActionForm) -> ActionResult:
     name = form.experiment
-    form.context.services.check_experiment(name)
     experiment = form.context.settings.experiments[name]
     try:
+        form.context.services.check_experiment(name)
         run = experiments.start_experiment(form.writer, name, experiment, author=form.author, reason=form.reason)
-    except ConfigError as error:  # its layer has no room
+    except ConfigError as error:  # an arm cannot be built now, or its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
     started = raise_if_refused(run, f"experiment {name} ")
     return ActionResult(f"Experiment {name} runs, run {started.experiment.run}.", EXPERIMENTS)

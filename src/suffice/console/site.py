@@ -103,7 +103,7 @@ def endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoin
 
     async def api(visit: ConsoleVisit) -> ConsoleResponse:
         result = await run(visit)
-        return json_response({"done": True, "said": result.message})
+        return json_response({"done": True, "message": result.message})
 
     needs, summary, fields = action.needs, action.summary, action.fields
     return (
@@ -254,7 +254,7 @@ DAYS: Final = {"days": f"of the totals: {', '.join(WINDOWS)}"}
 RUNS: Final = {
     "route": "only this one",
     "end": f"how it ended: {', '.join(one for one in ENDS if one)}",
-    "said": f"how it is labelled: {', '.join(one for one in LABEL_FILTERS if one)}",
+    "label": f"how it is labelled: {', '.join(one for one in LABEL_FILTERS if one)}",
     "class": "of questions",
     "before": "place in the log to go on from, `older` of the page before",
     "limit": "runs in one answer, at most 500",

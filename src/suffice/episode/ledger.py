@@ -34,7 +34,7 @@ NAME_CHARS = 200  # kept of an upstream's own names
 _NO_OVERHEAD = Overhead()
 _STEP_FIELDS = (  # shared by a step and its record
     *("index", "tokens", "answer", "answer_source", "entropy", "probe_tokens", "logprobs", "ctx_tokens", "logprob"),
-    *("stated_confidence", "said_done", "margin", "mass", "closed_entropy", "missing"),
+    *("stated_confidence", "reported_done", "margin", "mass", "closed_entropy", "missing"),
 )
 
 

@@ -33,7 +33,7 @@ class StepReport:
     entropy: float | None = None  # nats, of the answer's first token
     logprob: float | None = None  # mean log-probability of the step's own tokens
     stated_confidence: float | None = None  # the model's own estimate, [0, 1]
-    said_done: bool | None = None  # the model's own flag that it is done
+    reported_done: bool | None = None  # the model's own flag that it is done
     action: str | None = None  # what this kind of step is called: "search", "revise", "tool" …
     ctx_tokens: int = 0  # prompt tokens read at this step
 
@@ -179,7 +179,7 @@ class RoundsRun:
             logprob=_finite(report.logprob),
             stated_confidence=_probability(report.stated_confidence),
             action=report.action,
-            said_done=report.said_done if isinstance(report.said_done, bool) else None,
+            reported_done=report.reported_done if isinstance(report.reported_done, bool) else None,
             vector=vector,
         )
 

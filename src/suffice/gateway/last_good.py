@@ -35,7 +35,7 @@ class GoodRoute:
     held: RouteDeployment  # with the publication actually served
     overrides: tuple[Override, ...] = ()  # not ended by a person; each expires at its own time
     standing: Mapping[str, Any] | None = None  # policy of the latest complete rollout; None: none
-    stands: str = ""  # address of that policy
+    active_policy: str = ""  # address of that policy
     instead_of: str = ""  # address of the policy in the settings, which it replaces
     refused: str | None = None  # why the route must not be enforced; None: it may
     n_requests: int = 0

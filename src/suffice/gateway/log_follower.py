@@ -114,7 +114,7 @@ class VersionCache:
         except Exception as error:  # noqa: BLE001 - a version that crashes at load is not served
             why = _load_problem(error)
         for one in () if self.good is None else self.good.routes.values():
-            if one.stands == address and one.standing is not None:
+            if one.active_policy == address and one.standing is not None:
                 with contextlib.suppress(Exception):  # not loadable from the file either
                     build_policy(one.standing)
                     return one.standing
@@ -359,7 +359,7 @@ class Follower:
             activate(name, self._serving(followed, known.held, in_effect(known.overrides, now_s), None))
             own = own_version(base.settings).address if base.settings.policy else ""
             if known.standing is not None and known.instead_of == own:  # else the settings' new policy serves
-                serving[name], followed.own, followed.replacement = known.standing, own, known.stands
+                serving[name], followed.own, followed.replacement = known.standing, own, known.active_policy
         self._running = replace(self._running, standing=serving)
         self._gw.deployment.variants.standing = serving
         self._gw.deployment.serves = "last good"
@@ -396,7 +396,7 @@ class Follower:
                 held=one.served,
                 overrides=self._holds.of(name).overrides,
                 standing=self._running.standing.get(name),
-                stands=one.replacement,
+                active_policy=one.replacement,
                 instead_of=one.own,
                 refused=now[name].refused,
                 n_requests=gw.statistics[name].n_requests,

@@ -420,6 +420,6 @@ class Variants:
 def _is_comparable(route: BuiltRoute, state: State) -> bool:
     """Return whether this request gets, unrestricted, the version that a learned candidate is compared with."""
     made = route.active.publication
-    if made is None or made.fit != state.in_force or not (route.certified and route.levels):
+    if made is None or made.fit != state.active or not (route.certified and route.levels):
         return False
     return route.ceiling is None and route.holding == NO_OVERRIDES and route.promise == "certified"

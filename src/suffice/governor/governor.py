@@ -184,7 +184,7 @@ class StepFields(TypedDict, total=False):
     entropy: float | None  # likewise, in nats
     logprob: float | None  # mean log-probability of the step's own tokens, at most 0
     stated_confidence: float | None  # the model's own estimate, in [0, 1]
-    said_done: bool | None  # the model's own flag that it is done
+    reported_done: bool | None  # the model's own flag that it is done
     action: str | None  # the kind of step: "search", "revise", "tool" …
     ctx_tokens: int  # prompt tokens read at this step
     sources: Sequence[str]  # passages that the step read, stored as `text` is

@@ -34,7 +34,7 @@ class Bin:
     low: float  # first and last probability in the bin
     high: float
     n: int  # rows
-    said: float  # mean predicted probability
+    predicted: float  # mean predicted probability
     seen: IntervalEstimate  # observed share
 
 
@@ -43,7 +43,7 @@ class Calibration:
     bins: tuple[Bin, ...]
     ece: IntervalEstimate  # expected calibration error: mean |said - seen| over the bins, weighted by rows
     bias: IntervalEstimate  # mean said - mean seen; above 0 the model is overconfident
-    shown: Isotonic | None  # from predicted to observed, for people; thresholds do not use it
+    displayed: Isotonic | None  # from predicted to observed, for people; thresholds do not use it
 
 
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
@@ -76,7 +76,7 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
                 low=float(p[here].min()),
                 high=float(p[here].max()),
                 n=n,
-                said=float(np.average(p[here], weights=weight[here])),
+                predicted=float(np.average(p[here], weights=weight[here])),
                 seen=draws.rate(sums, N_BINS + int(b), 2 * N_BINS + int(b), n=n),
             )
         )
@@ -89,7 +89,7 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
         bins=tuple(bins),
         ece=draws.estimate(sums, lambda sums: gap(sums, np.abs), n=len(rows), pivot=True),
         bias=draws.estimate(sums, lambda sums: gap(sums, np.asarray), n=len(rows)),
-        shown=_isotonic(p, good, weight),
+        displayed=_isotonic(p, good, weight),
     )
 
 

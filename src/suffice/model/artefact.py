@@ -70,7 +70,7 @@ class StopModel:
     hopeless: Ensemble | None = None  # None: not learned
     classes: tuple[tuple[str, float], ...] = ()  # thresholds that replace the policy's, by query class, sorted
     # Rules for a query's class; the first match counts; a test is (feature, above, value). (): the declared class.
-    found: tuple[tuple[tuple[str, bool, float], ...], ...] = ()
+    class_rules: tuple[tuple[tuple[str, bool, float], ...], ...] = ()
     cost: StepCost = StepCost()  # divides the risk of a step
     address: str = field(init=False, compare=False, repr=False)  # `m-` and twelve hexadecimal digits of the content
 
@@ -86,17 +86,21 @@ class StopModel:
         risks = {
             name: exact_float(f"classes.{name:.60}", risk, least=0.0, most=MOST_RISK) for name, risk in self.classes
         }
-        rules = check_list("found", self.found)
+        rules = check_list("class_rules", self.class_rules)
         if len(rules) > MOST_RULES:
-            raise ConfigError(f"found: got {len(rules):,} rules; at most {MOST_RULES}")
+            raise ConfigError(f"class_rules: got {len(rules):,} rules; at most {MOST_RULES}")
         object.__setattr__(self, "classes", tuple(sorted(risks.items())))
-        object.__setattr__(self, "found", tuple(_tests(f"found[{i}]", rule) for i, rule in enumerate(rules)))
+        object.__setattr__(
+            self, "class_rules", tuple(_tests(f"class_rules[{i}]", rule) for i, rule in enumerate(rules))
+        )
         digest = hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()
         object.__setattr__(self, "address", f"m-{digest}")
 
     def plain(self) -> dict[str, Any]:
-        found = {"found": [[list(test) for test in rule] for rule in self.found]} if self.found else {}
-        return found | {
+        class_rules = (
+            {"class_rules": [[list(test) for test in rule] for rule in self.class_rules]} if self.class_rules else {}
+        )
+        return class_rules | {
             "schema": SCHEMA,
             "features": list(self.features),
             "suffices": self.suffices.plain(),
@@ -138,7 +142,7 @@ def load_model(source: object, *, where: str = "model") -> StopModel:
         suffices=_ensemble(table.table("suffices")),
         hopeless=None if hopeless is None else _ensemble(hopeless),
         classes=table.table("classes").pairs(),
-        found=table.take("found") if "found" in table.content else (),
+        class_rules=table.take("class_rules") if "class_rules" in table.content else (),
         cost=table.table("cost").build(StepCost, "exponent", "scale"),
         trained=_trained(table.table("trained")),
     )

@@ -107,9 +107,9 @@ class LearnedPolicy(ParameterChecks):
     @cached_property
     def _learned_classes(self) -> Classes | None:
         try:
-            return Classes(self.model.found) if self.model.found else None
+            return Classes(self.model.class_rules) if self.model.class_rules else None
         except ConfigError as error:
-            raise ConfigError(f"policy.learned.model.found: {error}") from None
+            raise ConfigError(f"policy.learned.model.class_rules: {error}") from None
 
     @cached_property
     def _thresholds(self) -> dict[str, float]:

@@ -191,7 +191,7 @@ class VerdictEffect:
     label: Feedback | None  # from the verdicts; None: none yet
     before: LabelEffect
     after: LabelEffect
-    level_in_force: int  # as published; the worker looks at every hundredth request of the route
+    active_level: int  # as published; the worker looks at every hundredth request of the route
     is_drawn: bool  # from the random control share, which alone affects the EM estimate
     in_window: bool  # whether the run is among the audits that certify now
     waits: bool = False  # nothing is learned in this epoch yet, so the label has no effect until then
@@ -208,7 +208,7 @@ class VerdictEffect:
             parts.append(f"level {self.after.level} as before")
         else:
             parts.append(f"the audits certify level {self.after.level} instead of {self.before.level}")
-            parts.append(f"{self.level_in_force} stays active until the worker evaluates it")
+            parts.append(f"{self.active_level} stays active until the worker evaluates it")
         return "; ".join([*parts, self._em()])
 
     def _em(self) -> str:

@@ -36,7 +36,7 @@ class ReviewItem:
     priority: float  # higher comes first
     day: int  # days since 1970-01-01 UTC; the item counts for this day's cap
     n_reviewers: int  # independent verdicts required, at least 1
-    asked_at_s: float  # Unix time
+    requested_at_s: float  # Unix time
     author: str  # a worker, or a person
     deadline_s: float | None = None  # Unix time after which its label counts as missing; None: none
     lease_s: float = 900.0  # duration of a reviewer's lease

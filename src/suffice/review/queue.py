@@ -250,7 +250,7 @@ def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    told: str  # message for the reviewer, one sentence
+    message: str  # message for the reviewer, one sentence
     verdict: Verdict | None = None  # None: a repeat, which changes nothing
     lease: ReviewLease | None = None  # of a free slot, taken with it
     label: Feedback | None = None  # the new label; None: not yet, or unchanged
@@ -268,7 +268,7 @@ def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Subm
     corrected = None if unsure else (form.corrected or "").strip() or None
     before = place.verdict_of(form.reviewer)
     if before is not None and (before.category, before.corrected, before.reason) == (form.word, corrected, reason):
-        return Submission(told="you already gave this verdict; nothing changed")
+        return Submission(message="you already gave this verdict; nothing changed")
     lease, slot, turn, late, result = _slot_for(place, form.reviewer, before, now_s)
     verdict = Verdict(
         item=item.episode_id,
@@ -288,7 +288,7 @@ def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Subm
     )
     then = place.after(verdict)
     label = None if then.resolution == place.resolution else label_of(then)
-    return Submission(told=f"{result}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
+    return Submission(message=f"{result}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
 
 
 def _slot_for(
@@ -348,11 +348,11 @@ def label_of(place: ItemState) -> Feedback | None:
         reason="; ".join(one.reason for one in resolution.verdicts if one.reason) or None,
         comment=f"adjudicated by {names}" if last.slot == ADJUDICATOR else f"reviewed by {names}",
         sender="review",
-        asked_for=item.why,
+        request_reason=item.why,
         door="review",
     )
 
 
 def _urgency(place: ItemState) -> tuple[bool, float, float, float]:
     item, due_s = place.item, place.item.deadline_s
-    return not place.needs_third, -item.priority, inf if due_s is None else due_s, item.asked_at_s
+    return not place.needs_third, -item.priority, inf if due_s is None else due_s, item.requested_at_s

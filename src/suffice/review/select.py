@@ -225,7 +225,7 @@ def item_of(
         priority=one.priority,
         day=day_number(now_s),
         n_reviewers=rules.reviewers,
-        asked_at_s=now_s,
+        requested_at_s=now_s,
         author=author,
         lease_s=rules.lease_s,
         open_until_s=now_s + rules.open_days * DAY_S,

@@ -61,10 +61,10 @@ def rules_of(route: Route) -> Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokensKept:
+class TokenSums:
     n: int = 0
     full: float = 0.0
-    in_force: float = 0.0
+    active: float = 0.0
     candidate: float = 0.0
 
 
@@ -138,7 +138,7 @@ class UnitRun:
 class RolloutEvidence:
     audits: Mapping[str, PairCounts] = field(default_factory=dict)  # of active version and candidate, by class
     traffic: Mapping[str, int] = field(default_factory=dict)  # requests of the route since the rollout began, by class
-    kept: TokensKept = TokensKept()
+    kept: TokenSums = TokenSums()
     units: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # by class: of the candidate, of the control
     latency: Contrast = Contrast()  # seconds over `Rules.latency_cap_s`
     errors: Contrast = Contrast()
@@ -170,16 +170,16 @@ class RolloutEvidence:
         return replace(self, traffic={**self.traffic, query_class: self.traffic.get(query_class, 0) + n})
 
     def with_audit(
-        self, query_class: str, z: Z | None, *, full: float = 0.0, in_force: float = 0.0, candidate: float = 0.0
+        self, query_class: str, z: Z | None, *, full: float = 0.0, active: float = 0.0, candidate: float = 0.0
     ) -> RolloutEvidence:
         """Add one audit, with the tokens of its run and those that each version would have kept.
 
         z  EM of the active version minus the candidate's; None: they differ without a label
         """
-        kept = TokensKept(
+        kept = TokenSums(
             n=self.kept.n + 1,
             full=self.kept.full + _tokens(full),
-            in_force=self.kept.in_force + _tokens(in_force),
+            active=self.kept.active + _tokens(active),
             candidate=self.kept.candidate + _tokens(candidate),
         )
         counts = self.audits.get(query_class, PairCounts()) + _OUTCOMES[z]

@@ -36,7 +36,7 @@ class GuardrailValue:
     n_control: int  # requests of the control; 0 for EM, where each audit shows both
     worse: float | None  # the loss: EM or rate as a fraction, latency relative to the control; None: unknown
     margin: float  # in the same unit
-    said: Finding
+    finding: Finding
     sentence: str
     n_missing: int | None = None  # for EM: audits until it is proved, at the rates seen; None: unknown
 
@@ -121,7 +121,7 @@ def _read_one(about: str | None, audits: PairCounts, margin: float, delta: float
         n_control=0,
         worse=drop,
         margin=margin,
-        said=finding,
+        finding=finding,
         sentence=f"{name}: {seen}, {ending}",
         n_missing=None if finding != "open" else _missing(audits, margin, delta),
     )
@@ -184,7 +184,7 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
         n_control=seen.control.n,
         worse=worse,
         margin=margin,
-        said=finding,
+        finding=finding,
         sentence=_live_sentence(rail, seen, worse, margin, finding, rules),
     )
 
@@ -265,7 +265,7 @@ def too_bold(evidence: RolloutEvidence, rules: Rules) -> str:
     if kept.candidate < rules.least_kept * kept.full:
         share = kept.candidate / kept.full
         return f"the candidate keeps {share:.1%} of the full runs' tokens, at least {rules.least_kept:.0%} must stay"
-    if kept.candidate < (1 - rules.most_cut) * kept.in_force:
-        cut, most = 1 - kept.candidate / kept.in_force, rules.most_cut
+    if kept.candidate < (1 - rules.most_cut) * kept.active:
+        cut, most = 1 - kept.candidate / kept.active, rules.most_cut
         return f"the candidate cuts {cut:.0%} of the tokens that the active version keeps, at most {most:.0%} at once"
     return ""

@@ -41,7 +41,7 @@ class State:
     rollout: str  # a unique name of this attempt; also the salt of its assignment
     route: str
     candidate: str  # address of the version under test
-    in_force: str  # address of the version that serves the others
+    active: str  # address of the version that serves the others
     follows: int  # number of the latest publication at the start; 0: none
     stage: Stage
     step: int  # steps taken forward: 0 in shadow, 1 in the canary, then the ramp's
@@ -145,7 +145,7 @@ def start_rollout(
     *,
     route: str,
     candidate: str,
-    in_force: str,
+    active: str,
     follows: int,
     at: int,
     now_s: float,
@@ -157,7 +157,7 @@ def start_rollout(
         rollout=rollout,
         route=route,
         candidate=candidate,
-        in_force=in_force,
+        active=active,
         follows=follows,
         stage="shadow",
         step=0,
@@ -280,7 +280,7 @@ def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: t
         return overtaken(state.follows, evidence.latest) or ""
     if evidence.void:
         return evidence.void
-    harmed = [reading.sentence for reading in readings if reading.said == "harm"]
+    harmed = [reading.sentence for reading in readings if reading.finding == "harm"]
     if harmed:
         return "; ".join(harmed)
     return too_bold(evidence, rules)
@@ -307,7 +307,7 @@ def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailV
         if reading.n < least:
             what = "the whole" if reading.about is None else f"class {reading.about or NO_NAME}"
             missing.append(f"{what}: {reading.n:,} of {least:,} audits")
-        elif reading.said != "fine":
+        elif reading.finding != "fine":
             more = "" if reading.n_missing is None else f"; about {reading.n_missing:,} more audits like these"
             missing.append(f"{reading.sentence}{more}")
     if not waited:
@@ -329,10 +329,10 @@ def _missing_live(
     missing += [
         f"{reading.sentence}; it looks worse than that"
         for reading in (em[0], *live)
-        if reading.looks_worse and reading.said == "open"
+        if reading.looks_worse and reading.finding == "open"
     ]
     if state.step == rules.n_steps - 1:
-        missing += [one.sentence for one in live if one.rail in rules.required and one.said != "fine"]
+        missing += [one.sentence for one in live if one.rail in rules.required and one.finding != "fine"]
     return missing
 
 

@@ -161,18 +161,17 @@ def check_address(text: str) -> str:
 # --------------------------------------------------------------------------- publishing
 
 
-def misfit(version: Version, *, kind: Kind, scorer: str, model_family: str) -> str | None:
+def misfit(version: Version, *, kind: Kind, scorer: str) -> str | None:
     """Return why a version cannot serve a route, as a clause after its address; None: it can.
 
-    scorer        label of the route's scorer
-    model_family  of the route's upstream, such as "qwen3-8b"
+    scorer  label of the route's scorer
+
+    The model is not compared: a certificate holds for the model of its evidence alone, and another one ends the epoch.
     """
     if version.kind != kind:
         return f"is for routes of kind {version.kind!r}; this one is {kind!r}"
     if version.scorer != scorer:
         return f"was judged by the scorer {version.scorer!r}; here answers are read by {scorer!r}"
-    if version.model_family is not None and version.model_family != model_family:
-        return f"was made for the model family {version.model_family!r}; here {model_family!r} answers"
     return None
 
 

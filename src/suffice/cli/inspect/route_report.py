@@ -255,7 +255,7 @@ def _exact_match(one: RouteStatus, sure: str) -> Lines:
     yield "EM, live runs", format_estimate(measured.em_live, percent, sure)
     yield "EM, stopped runs", format_estimate(measured.em_stopped, percent, sure)
     yield "EM drop, paired", sentence
-    yield "satisfaction, effect", summarize_effect(one.outlook)
+    yield "satisfaction, effect", summarize_effect(one.forecast)
     yield "disagreement", format_estimate(measured.disagreement, percent, sure)
 
 
@@ -311,10 +311,10 @@ def _paid(money: MoneyTotals) -> str:
 
 
 def _forecast(one: RouteStatus) -> Lines:
-    if one.outlook is None:
+    if one.forecast is None:
         yield "watched", "not yet: no worker has looked at this route; see suffice worker"
     else:
-        yield from _forecast_lines(one.outlook)
+        yield from _forecast_lines(one.forecast)
     if one.proposal is not None:
         yield from proposal_lines(one.proposal)
 

@@ -94,7 +94,7 @@ class RouteStatus:
     refused: str | None  # why "enforce" in the settings is refused; None: it is not, or not set
     certifies: bool | None  # a control loop certifies what acts here; None: the settings are unknown
     control: Phase | None = None  # the state of its certification; None: no control loop serves it
-    outlook: RouteForecast | None = None  # the latest look of the job `monitor`; None: none
+    forecast: RouteForecast | None = None  # the latest look of the job `monitor`; None: none
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
     promise: str = ""  # as a sentence with all conditions
     promise_state: str = ""  # … and as a word, as in /metrics
@@ -255,7 +255,7 @@ def _status(
         report=replace(report, certified=report.certified and newest.certified),
         mode=newest.mode,
         policy_version=newest.policy_version,
-        n_without_outcome=tally.n_asked - report.n_requests,
+        n_without_outcome=tally.n_begun - report.n_requests,
         scorer=scorer.name or EXACT,
         confidence=confidence,
         max_em_drop=max_em_drop,
@@ -269,7 +269,7 @@ def _status(
         refused=refused,
         certifies=certifies,
         control=phase,
-        outlook=forecast,
+        forecast=forecast,
         proposal=newest_event(connection, ProposedVersion, route=name),
         promise=promise.sentence,
         promise_state=promise.state,

@@ -123,7 +123,7 @@ def submit(
     if as_json:
         shell.print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.sentence})
         return
-    click.echo(f"{item}: {result.told}")
+    click.echo(f"{item}: {result.message}")
     if result.verdict is not None:
         click.echo(f"  {effect.sentence}")
 
@@ -237,7 +237,7 @@ def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) 
         elif word is not None:
             form = VerdictForm(item=item.episode_id, reviewer=name, word=word, corrected=corrected, reason=reason)
             result = deciding.submit_verdict(writer, form, now_s=time.time())
-            click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
+            click.echo(f"{word}: {result if isinstance(result, str) else result.message}")
             click.echo(f"  {_effect(settings, item).sentence}")
             return True
 

@@ -97,7 +97,7 @@ def stop(by: shell.PendingDecision, name: str) -> shell.CommandReply:
     result = shell.accepted(ended, f"experiment {name} ")
     lines = [
         f"experiment {name}: stopped, run {result.run}",
-        *(shell.wrapped(sentence, "  ", width=shell.WIDTH) for sentence in result.said),
+        *(shell.wrapped(sentence, "  ", width=shell.WIDTH) for sentence in result.summary),
     ]
     return shell.CommandReply(result, "\n".join(lines))
 

@@ -163,7 +163,7 @@ def rollback(by: shell.PendingDecision, route: str) -> shell.CommandReply:
     if route in rollouts.read_running_rollouts(rollouts.read_rollouts(by.writer.path)):
         return _step("rollback", by, route)
     undone = shell.accepted(take_back(by.writer, route, rules, **by.signed, secret=deployment_salt(by.settings)))
-    text = f"route {route}: {undone.first.in_force} serves again; running gateways follow within a second"
+    text = f"route {route}: {undone.first.active} serves again; running gateways follow within a second"
     return shell.CommandReply(undone.state, text)
 
 
@@ -186,7 +186,7 @@ def pin(by: shell.PendingDecision, route: str, publication: int, days: float) ->
 
 
 def _plain_rollout(held: RolloutRun) -> dict[str, Any]:
-    names = ("rollout", "candidate", "in_force", "stage", "fit", "level", "share", "paused", "paused_by", "began_s")
+    names = ("rollout", "candidate", "active", "stage", "fit", "level", "share", "paused", "paused_by", "began_s")
     state = {name: getattr(held.state, name) for name in names}
     return {**state, "author": held.author, "reason": held.reason}
 

@@ -189,7 +189,7 @@ def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
 
 
 def _print_reports(reports: Sequence[JobReport], *, as_json: bool) -> None:
-    lines = [f"{one.route or 'all routes'}: {one.said or 'nothing to do'}" for one in reports]
+    lines = [f"{one.route or 'all routes'}: {one.summary or 'nothing to do'}" for one in reports]
     print_reply(CommandReply(list(reports), lines), as_json=as_json)
 
 
@@ -202,5 +202,5 @@ def _show_history(settings: Settings, *, as_json: bool) -> None:
     for run in runs:
         began, failed = format_iso(run.began_at_s, " "), "" if run.ok else "FAILED: "
         about = f"{run.job} {run.route or 'all routes'}"
-        lines.append(f"{began}  {about}  {run.duration_s:.2f} s  {failed}{run.said}")
+        lines.append(f"{began}  {about}  {run.duration_s:.2f} s  {failed}{run.summary}")
     print_reply(CommandReply(runs, lines), as_json=as_json)

@@ -65,7 +65,7 @@ def alerts(view: ViewContext) -> AlertsPage:
     lines = [_line(one, log, view) for one in _open_first(log.raised, view.now_s)[:MOST_LISTED]]
     problems = dict[str, str]()
     for run in job_history(view.path, n=MOST_RUNS) if settings.has_sink else ():
-        sink, _, sentence = run.said.partition(": ")
+        sink, _, sentence = run.summary.partition(": ")
         if run.job == "notify" and not run.ok:
             problems[sink] = sentence
     names = dict.fromkeys([*configured(settings), *log.sinks])

@@ -51,14 +51,14 @@ LABEL_FILTERS: Final[Mapping[str, str]] = {
 class Filter(ViewRecord, frozen=True):
     route: str | None  # None: all
     end: str  # a key of ENDS
-    said: str  # a key of LABEL_FILTERS
+    label: str  # a key of LABEL_FILTERS
     query_class: str  # "": any
     before: int  # position in the log before which runs are listed; 0: the latest
 
     @property
     def fields(self) -> dict[str, str]:
         route = {} if self.route is None else {"route": self.route}
-        return route | {k: v for k, v in (("end", self.end), ("said", self.said), ("class", self.query_class)) if v}
+        return route | {k: v for k, v in (("end", self.end), ("label", self.label), ("class", self.query_class)) if v}
 
 
 class EpisodeRow(ViewRecord, frozen=True):
@@ -123,7 +123,7 @@ def episodes(view: ViewContext) -> Episodes:
 
 
 def parse_filter(query: Mapping[str, str]) -> Filter:
-    for name, allowed in (("end", ENDS), ("said", LABEL_FILTERS)):
+    for name, allowed in (("end", ENDS), ("label", LABEL_FILTERS)):
         if query.get(name, "") not in allowed:
             known = ", ".join(one for one in allowed if one)
             raise BadRequest(f"{name}: got {query[name][:40]!r}; allowed: {known}", param=name)
@@ -131,7 +131,7 @@ def parse_filter(query: Mapping[str, str]) -> Filter:
     return Filter(
         route=None if route in (None, "*") else route,
         end=query.get("end", ""),
-        said=query.get("said", ""),
+        label=query.get("label", ""),
         query_class=query.get("class", ""),
         before=parse_whole_number(query, "before", 0, most=2**53),
     )
@@ -147,7 +147,7 @@ def parse_whole_number(query: Mapping[str, str], name: str, usual: int, *, most:
 
 def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow | None]]:
     before, judge = wanted.before or 2**62, Correctness(view)
-    labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.said)
+    labelled = {"labelled": True, "wrong": True, "unlabelled": False}.get(wanted.label)
     while True:
         rows = read_runs_before(view.connection, before, wanted.route, CHUNK)
         for seq, at_s, outcome, request, is_labelled in rows:
@@ -159,7 +159,7 @@ def _search(view: ViewContext, wanted: Filter) -> Iterator[tuple[int, EpisodeRow
                 yield seq, None
                 continue
             line = _line(episode, at_s, judge(episode) if is_labelled else None)
-            yield seq, None if wanted.said == "wrong" and line.correct is not False else line
+            yield seq, None if wanted.label == "wrong" and line.correct is not False else line
         if len(rows) < CHUNK:
             return
         before = rows[-1][0]

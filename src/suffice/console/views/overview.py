@@ -44,7 +44,7 @@ class RouteState(ViewRecord, frozen=True):
     em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not comparable with `em_full`
     em_drop: IntervalEstimate | None  # paired, on audits
     saving: IntervalEstimate | None  # of tokens, since the log began (`assurance.estimate.saving_of`)
-    liking: SatisfactionEffect | None  # from `monitor`; None: no ratings
+    satisfaction: SatisfactionEffect | None  # from `monitor`; None: no ratings
     seen_at: int | None  # requests of the route at the last look of `monitor`; None: none yet
     alerts: tuple[str, ...]  # forecasts that cross their limit, in sentences
     sums: RollupSums  # of the window
@@ -58,7 +58,7 @@ class RouteState(ViewRecord, frozen=True):
     @property
     def satisfaction_effect(self) -> IntervalEstimate | None:
         """Satisfaction of stopped runs minus full ones, paired by the audit draw; None: not measured."""
-        return self.liking.effect if self.liking is not None else None
+        return self.satisfaction.effect if self.satisfaction is not None else None
 
     @property
     def budget_used(self) -> float | None:
@@ -122,7 +122,7 @@ def _route_state(
         em_stopped=whole.em_stopped if whole is not None else _rate(*sums.stopped_marks),
         em_drop=whole.em_drop if whole is not None else None,
         saving=saving_of(tally, confidence) if tally is not None else None,
-        liking=report.satisfaction if report is not None else None,
+        satisfaction=report.satisfaction if report is not None else None,
         seen_at=report.at if report is not None else None,
         alerts=tuple(one.reason for one in forecasts_of(report) if one.alert),
         sums=sums,

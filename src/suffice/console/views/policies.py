@@ -29,14 +29,14 @@ MOST_PAST: Final = 10  # rollouts of a route that have ended
 class PublicationRow(ViewRecord, frozen=True):
     at_s: float
     publication: Publication
-    in_force: bool
+    active: bool
 
 
 class RoutePolicy(ViewRecord, frozen=True):
     route: str
     mode: str
     owned: str  # name of the fixed policy; "": the control loop decides
-    brought: str  # address of the policy that a rollout activated; "": none
+    activated: str  # address of the policy that a rollout activated; "": none
     level: int  # active
     paused: str  # reason; "": not paused
     rollout: RolloutRun | None  # running; None: none is
@@ -69,7 +69,7 @@ def _policy_of(
         PublicationRow(
             at_s=stored.at_s,
             publication=stored.event,
-            in_force=now is not None and stored.event.number == now.number,
+            active=now is not None and stored.event.number == now.number,
         )
         for stored in decisions_of(view.connection, name, MOST_DECISIONS)
         if isinstance(stored.event, Publication)
@@ -78,7 +78,7 @@ def _policy_of(
         route=name,
         mode=route.mode,
         owned=str(route.policy.get("policy", "")),
-        brought="" if serving == own else serving,
+        activated="" if serving == own else serving,
         level=held.level,
         paused=held.pause.reason if held.pause is not None else "",
         rollout=read_running_rollouts(rollouts).get(name),
@@ -124,7 +124,7 @@ class ExperimentRow(ViewRecord, frozen=True):
     author: str
     reason: str
     ended: str  # why and by whom; "": it is running, or never started
-    said: tuple[str, ...]  # its result when it ended
+    summary: tuple[str, ...]  # its result when it ended
 
 
 class Experiments(ViewRecord, frozen=True):
@@ -161,7 +161,7 @@ def _not_started(name: str, written: Experiment) -> ExperimentRow:
         author="",
         reason="",
         ended="",
-        said=(),
+        summary=(),
     )
 
 
@@ -177,7 +177,7 @@ def _started(one: ExperimentRun) -> ExperimentRow:
         author=one.author,
         reason=one.reason,
         ended="" if ended is None else f"{ended.author}: {ended.reason}",
-        said=() if ended is None else ended.said,
+        summary=() if ended is None else ended.summary,
     )
 
 

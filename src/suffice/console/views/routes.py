@@ -50,7 +50,7 @@ class RouteBreakdown(ViewRecord, frozen=True):
     sums: RollupSums
     account: Account | None  # from `monitor`; None: not among those that it keeps
     level: int | None  # restricted to this level; None: not restricted
-    liking: SatisfactionEffect | None  # since the accounts began; None: no ratings
+    satisfaction: SatisfactionEffect | None  # since the accounts began; None: no ratings
 
 
 class MonitorState(ViewRecord, frozen=True):
@@ -174,7 +174,7 @@ def _breakdown(
             account=accounts.get(name),
             level=held.get(name),
             # With a single group, the effect of the whole route is the group's.
-            liking=liked.get(name) or (whole if not liked and len(sums) == 1 else liked.get("")),
+            satisfaction=liked.get(name) or (whole if not liked and len(sums) == 1 else liked.get("")),
         )
         for name, one in sums.items()
     ]

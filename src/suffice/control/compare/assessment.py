@@ -50,7 +50,7 @@ class Assessment:
         step = advance(state, self.evidence, rules, at=self.at, now_s=self.now_s)
         level = 0 if self.certificate is None else self.certificate.level
         if state.fit and not state.over and level != state.level and (step is None or step.move != "roll_back"):
-            why = "nothing can be tested now" if self.certificate is None else self.certificate.said
+            why = "nothing can be tested now" if self.certificate is None else self.certificate.sentence
             moves.append(certify(state, level, reason=why, at=self.at, now_s=self.now_s))
             step = advance(state.after(moves[-1]), self.evidence, rules, at=self.at, now_s=self.now_s)
         return (*moves, step) if step is not None else tuple(moves)
@@ -83,7 +83,7 @@ class RolloutAssessor:
                 window=window_size(control, of_route.route.max_em_drop),
             )
             return
-        other = version_at(log, held.state.in_force, secret=secret)
+        other = version_at(log, held.state.active, secret=secret)
         bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, other))
         self._arms = tuple(Arm(name="", weight=1.0, policy=body) for body in bodies)
 
@@ -128,7 +128,7 @@ class RolloutAssessor:
         made, epoch, evidence, gathering = decided.publication, decided.epoch, self._evidence, self.gathering
         if evidence is None or made is None or epoch is None:
             return None
-        if not made.certified or made.fit != self.held.state.in_force:
+        if not made.certified or made.fit != self.held.state.active:
             return None
         evidence.note_labels(gathering.watched, gathering.callers)
         if made.evidence.max_em_drop is None:
@@ -226,15 +226,15 @@ def _of_candidate(
         return "", "", ""
     if certificate is None:
         return "nothing is certified on the route now, so the candidate cannot be certified either", "", ""
-    sentence, missing = certificate.said, certificate.n_missing
+    sentence, missing = certificate.sentence, certificate.n_missing
     more = "" if missing is None else f"; the next one needs about {missing:,} more audits like these"
     if not certificate.level:
         if state.level > 0 and state.step > 0:
             return f"{sentence}{more}", f"its certificate is gone: {sentence}", ""
         return f"{sentence}{more}", sentence if certificate.surely_over else "", ""
-    if kept.candidate <= kept.in_force:
+    if kept.candidate <= kept.active:
         return "", "", ""
-    mine, other = kept.candidate / kept.n, kept.in_force / kept.n
+    mine, other = kept.candidate / kept.n, kept.active / kept.n
     return "", "", f"it keeps {mine:,.0f} tokens a run, the active version {other:,.0f}; {sentence}{more}"
 
 
@@ -246,10 +246,10 @@ def latest_on(log: LogReader, held: RolloutRun, route: Route, decided: RouteDepl
     """
     state, made = held.state, decided.publication
     if state.fit and route.is_learned:
-        return state.follows if made is None or made.fit == state.in_force else made.number
+        return state.follows if made is None or made.fit == state.active else made.number
     try:
         own = own_version(route).address
     except ConfigError:  # the owner has removed the policy from the settings
         return state.follows + 1
     before = [one for one in read_rollouts(log) if one.seq < held.seq]
-    return state.follows + (read_serving_version(before, state.route, own) != state.in_force)
+    return state.follows + (read_serving_version(before, state.route, own) != state.active)

@@ -48,7 +48,7 @@ class CandidateCertificate:
     surely_over: bool = False  # the safest level significantly breaks the budget: further audits will not certify it
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         if self.surely_over:
             return (
                 f"even its safest level surely loses more than {self.max_em_drop:.2%}: of {self.n:,} audits against the"

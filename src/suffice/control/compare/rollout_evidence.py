@@ -213,7 +213,7 @@ class EvidenceFold:
                 audit.query_class,
                 z,
                 full=full + undrawn_tokens(audit.episode.request, audit.outcome),
-                in_force=pair["in force"].tokens,
+                active=pair["in force"].tokens,
                 candidate=pair["candidate"].tokens,
             )
             if z is None:

@@ -48,7 +48,7 @@ def verdict_effect(path: Path | str, item: str, route: Route, match: Match, *, w
         label=label_of(place),
         before=evaluation.effect([_without(one, item) for one in episodes], em_of(unlabelled, name)),
         after=evaluation.effect(episodes, em_of(queue, name)),
-        level_in_force=held.level if held.publication is not None else 0,
+        active_level=held.level if held.publication is not None else 0,
         is_drawn=any(item in drawing.drawn for drawing in queue.drawings.get(name, ())),
         waits=served is None and route.is_learned,
         in_window=any(audit.id == item for audit in evaluation.audits(episodes)),

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    said: str  # one sentence; "": there was nothing to do
+    summary: str  # one sentence; "": there was nothing to do
     route: str = ""  # "": all routes
     ok: bool = True
     read_to_seq: int = 0  # position in the log
@@ -136,7 +136,7 @@ class Worker:
         writer.spent_s.clear()
         try:
             writer.renew()
-            reports = [one for one in job.run(writer) if one.said or by_hand]
+            reports = [one for one in job.run(writer) if one.summary or by_hand]
             writer.spent_s[""] = self.monotonic_s() - began_s
             history = [
                 JobRun(
@@ -145,7 +145,7 @@ class Worker:
                     author=self.author,
                     began_at_s=began_at_s,
                     duration_s=writer.spent_s[one.route],
-                    **asdict(replace(one, said=one.said or "nothing to do")),
+                    **asdict(replace(one, summary=one.summary or "nothing to do")),
                 )
                 for one in reports
             ]
@@ -253,7 +253,7 @@ class RouteJob(LogJob, ABC):
         if failed is None:
             self._rest_s.pop(name, None)
         text = "; ".join(one for one in (*sentences, failed) if one)
-        return JobReport(said=text, route=name, ok=failed is None, read_to_seq=read_to_seq, at=at)
+        return JobReport(summary=text, route=name, ok=failed is None, read_to_seq=read_to_seq, at=at)
 
 
 @dataclass(kw_only=True)

@@ -167,7 +167,7 @@ class Notify(LogJob):
                 return [self._failed(sink.name, place, flight.problem)]
             self._sent(place, flight, writer)
             n_sent += 1
-        return [JobReport(said=f"{sink.name}: sent {n_sent}", read_to_seq=place.seq)] if n_sent else ()
+        return [JobReport(summary=f"{sink.name}: sent {n_sent}", read_to_seq=place.seq)] if n_sent else ()
 
     def _restore_place(self, name: str, writer: JobWriter, log: LogReader) -> _SinkPlace:
         sent = alerts.deliveries_to(log, name, MOST_REMEMBERED)[::-1]
@@ -219,7 +219,7 @@ class Notify(LogJob):
         self.rest(rest_s, name)
         sentence = f"{name}: not sent: {problem}; next attempt in {rest_s:g} s"
         LOG.error("notify: %s", sentence)
-        return JobReport(said=sentence, ok=False, read_to_seq=place.seq)
+        return JobReport(summary=sentence, ok=False, read_to_seq=place.seq)
 
     def link(self, notice: alerts.Notice) -> str | None:
         """The console's page about a notice; None: the settings hold no address of the console."""

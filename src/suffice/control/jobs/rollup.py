@@ -59,7 +59,7 @@ class Rollup(LogJob):
                 writer.renew()
         # Small rounds are not recorded: there would be a row every two seconds.
         sentence = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
-        return (JobReport(said=sentence, read_to_seq=last),)
+        return (JobReport(summary=sentence, read_to_seq=last),)
 
     def _batch(self, log: LogReader, writer: JobWriter) -> tuple[int, int]:
         to, at_s = rollups.read_to(log), self.now()

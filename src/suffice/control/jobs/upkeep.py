@@ -54,7 +54,7 @@ class ExportHeads(LogJob):
             else:
                 LOG.error("audit: the head at place %d was not exported: %s", newest.place, problem)
                 sentence = f"head at place {newest.place} not exported: {problem}"
-            reports.append(JobReport(said=sentence, ok=problem is None, read_to_seq=newest.seq))
+            reports.append(JobReport(summary=sentence, ok=problem is None, read_to_seq=newest.seq))
         return reports
 
     def _to_file(self, file: Path, newest: Head, line: bytes) -> list[JobReport]:
@@ -67,9 +67,9 @@ class ExportHeads(LogJob):
             append_line(file, line)
         except StoreError as error:
             LOG.error("audit: %s", error)
-            return [JobReport(said=str(error), ok=False, read_to_seq=newest.seq)]
+            return [JobReport(summary=str(error), ok=False, read_to_seq=newest.seq)]
         self._in_file = newest
-        return [JobReport(said=f"head at place {newest.place} exported to {file}", read_to_seq=newest.seq)]
+        return [JobReport(summary=f"head at place {newest.place} exported to {file}", read_to_seq=newest.seq)]
 
 
 DAY_S: Final = 86_400.0
@@ -101,7 +101,7 @@ class Retain(LogJob):
             self._unpurged = not erasing.purge(self.path)
             if self._unpurged:
                 sentence = "the write-ahead log may still hold erased text: another process was reading; will retry"
-                reports.append(JobReport(said=sentence, ok=False))
+                reports.append(JobReport(summary=sentence, ok=False))
         return reports
 
     def _retain(self, part: Part, days: float, writer: JobWriter) -> JobReport:
@@ -120,7 +120,7 @@ class Retain(LogJob):
             self._done[part] = until
             self._unpurged = self._unpurged or bool(n_rows)
         sentence = f"{what}: erased in {n_rows:,} rows" if n_rows else ""
-        return JobReport(said=sentence, read_to_seq=self._done.get(part, 0))
+        return JobReport(summary=sentence, read_to_seq=self._done.get(part, 0))
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
         with open_reader(self.path) as log:

@@ -78,7 +78,7 @@ class RolloutTransition:
             if not self._serving or event.rollout != self._serving[-1].rollout:
                 return None
             self.reason = f"{event.author} undid rollout {event.rollout}"
-            return self._serving.pop().in_force
+            return self._serving.pop().active
         move, trial = event.transition, self._running
         if trial is None or move.rollout != trial.rollout or move.stage not in ("full", "rolled_back"):
             return None

@@ -224,7 +224,7 @@ class CriticalEM:
     def note_label(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
         """Note a label about correctness. Runs that were reviewed because they were doubtful are not representative."""
         tells = given.correct is not None or given.gold is not None
-        if self.critical is None or given.asked_for not in REPRESENTATIVE or not tells:
+        if self.critical is None or given.request_reason not in REPRESENTATIVE or not tells:
             return
         answer = joined.answers[episode_id]
         right = is_right(answer, answer, given, match)

@@ -386,7 +386,7 @@ def build_proposal(
     model, learned = _export_model(scores, scores.names[name], tuple(left_out)), find_learned(spec)
     if classes is not None and "classes" in learned:
         levels = tuple((name, level) for name, level in learned["classes"].items() if name in classes.names)
-        model = replace(model, classes=levels, found=classes.rules)
+        model = replace(model, classes=levels, class_rules=classes.rules)
     # A route names its model, including levels by class, by file.
     written = {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
     return PolicyProposal(spec=replace_model(spec, lambda _: written), model=model)

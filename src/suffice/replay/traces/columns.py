@@ -278,7 +278,7 @@ class Batch:
             "closed_entropy": _known(self.closed_entropy[start:end]),
             "logprob": _known(self.logprob[start:end]),
             "stated_confidence": confidence if self.stated else unknown,
-            "said_done": [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],
+            "reported_done": [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],
             "action": self.action[start:end],
         }
         rows = zip(*columns.values(), strict=True)

@@ -222,7 +222,7 @@ class SelfReport:
     source = "rarely worth much: [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
     fields: ClassVar[Fields] = {
         "stated_confidence": SignalField("what the model said of itself", unknown="not given", high=1.0),
-        "said_done": SignalField("the model's own flag that it is done", unknown="not given", high=1.0),
+        "reported_done": SignalField("the model's own flag that it is done", unknown="not given", high=1.0),
         "action_code": SignalField(
             "hash of the word that the caller gave for this kind of step", unknown="not given", high=1.0
         ),
@@ -240,7 +240,7 @@ class SelfReport:
             return dict.fromkeys(self.fields)
         return {
             "stated_confidence": probability(step.stated_confidence),
-            "said_done": None if step.said_done is None else float(step.said_done),
+            "reported_done": None if step.reported_done is None else float(step.reported_done),
             "action_code": None if step.action is None else action_code(step.action),
         }
 

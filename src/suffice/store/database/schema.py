@@ -66,12 +66,12 @@ _COSTS = _columns("o.body, '$.outcome", "stopped cost_usd overhead_usd would_cos
 _STEPS = _columns(
     "s.value, '$",
     "tokens answer answer_source confidence entropy hedges probe_tokens action reason logprobs ctx_tokens|0 logprob",
-    "stated_confidence said_done caller_action draft_distance hedge_rate loop_share margin mass closed_entropy",
+    "stated_confidence reported_done caller_action draft_distance hedge_rate loop_share margin mass closed_entropy",
     "missing|0",
 )
 _FEEDBACK = (
     "response_id correct gold answer rating thumbs comment source reason metrics satisfaction event user sender"
-    " propensity door asked_for"
+    " propensity door request_reason"
 )
 _SUM_COLUMNS = ", ".join(
     f"{field.name} {'REAL' if isinstance(field.default, float) else 'INTEGER'} NOT NULL" for field in fields(RollupSums)

@@ -140,7 +140,7 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
             return event.parent or "", f"{event.address}: {event.verdict}, {event.why}; not active anywhere by itself"
         case events.RolloutStart(state=state):
             tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
-            return f"{state.in_force} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
+            return f"{state.active} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
         case events.RolloutMove(transition=move):
             level = f"level {move.level} of the candidate may act"
             step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
@@ -152,7 +152,7 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
             where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
             return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
         case events.ExperimentEnd():
-            return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.said)))
+            return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.summary)))
     return None
 
 

@@ -152,7 +152,7 @@ def stop_experiment(
     now = _running(read_experiments(writer.path), name)
     if now is None:
         return "is not running"
-    ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, said=summary)
+    ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, summary=summary)
     return ended if writer.write_new(ended) else _AT_ONCE
 
 

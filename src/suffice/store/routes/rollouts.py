@@ -75,7 +75,7 @@ def succession(held: Iterable[RolloutRun], route: str, own: str) -> tuple[str, .
     """
     line = [own]
     for one in held:
-        if one.state.route == route and one.serves_all and one.first.in_force == line[-1]:
+        if one.state.route == route and one.serves_all and one.first.active == line[-1]:
             line.append(one.state.candidate)
     return tuple(line)
 
@@ -119,17 +119,17 @@ def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
 class RolloutCandidate:
     route: str
     version: Version
-    in_force: str  # address of the version that serves other requests
+    active: str  # address of the version that serves other requests
     follows: int = 0  # number of its publication; 0: from the settings
     fit: str = ""  # of a learned one: address of its models; "": it is a policy
     beside: tuple[Version, ...] = ()  # stored together with it
 
 
 def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, own: Version) -> RolloutCandidate | str:
-    in_force = read_serving_version(held, route, own.address)
-    if version.address == in_force:
+    active = read_serving_version(held, route, own.address)
+    if version.address == active:
         return f"{version.address} is already active on route {route}"
-    return RolloutCandidate(route=route, version=version, in_force=in_force, beside=(own,))
+    return RolloutCandidate(route=route, version=version, active=active, beside=(own,))
 
 
 def beginning(
@@ -157,7 +157,7 @@ def beginning(
         name,
         route=route,
         candidate=address,
-        in_force=one.in_force,
+        active=one.active,
         follows=one.follows,
         at=0,
         now_s=now_s,
@@ -279,7 +279,7 @@ def as_candidate(
         report_card={"proposed": learned_from, "card": proposal.card},
         lineage=replace(lineage, since_seq=learned_from.get("first_seq"), to_seq=learned_from.get("last_seq")),
     )
-    return RolloutCandidate(route=name, version=version, in_force=made.fit, follows=made.number, fit=proposal.address)
+    return RolloutCandidate(route=name, version=version, active=made.fit, follows=made.number, fit=proposal.address)
 
 
 def models_of(version: Version) -> Models:
@@ -309,7 +309,7 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
     with open_reader(writer.path) as connection:
         now = serves(connection, name, route)
         last = find_serving_rollout(read_rollouts(connection), name, now)
-        problem = "" if last is None else _cannot_serve(connection, route, last.first.in_force, secret=secret)
+        problem = "" if last is None else _cannot_serve(connection, route, last.first.active, secret=secret)
     if problem:
         return f"{problem}; `suffice kill` lets everything run in full, and the settings may name another policy"
     return undo(writer, name, now, author=author, reason=reason)
@@ -324,8 +324,7 @@ def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: 
         return str(error)
     if isinstance(version, Models):
         return ""
-    family = version.model_family or ""
-    problem = versions.misfit(version, kind=route.kind, scorer=scorer_label(route.scorer), model_family=family)
+    problem = versions.misfit(version, kind=route.kind, scorer=scorer_label(route.scorer))
     return "" if problem is None else f"version {address} {problem}"
 
 

@@ -307,7 +307,7 @@ def fold_changes(
             continue  # an unlogged run was counted, and no tally separates its labels
         tally = tallies.get(route) or tallies.setdefault(route, Tally(scorer=scoring(route).name))
         if isinstance(change, RequestStart):
-            tally.n_asked += 1
+            tally.n_begun += 1
         elif isinstance(change, UnwrittenRequests):
             for cell in change.event.cells:
                 tally.add_unkept(cell)

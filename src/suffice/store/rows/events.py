@@ -152,7 +152,7 @@ class ExperimentEnd:
     run: int
     author: str
     reason: str
-    said: tuple[str, ...] = ()  # its result then, in sentences
+    summary: tuple[str, ...] = ()  # its result then, in sentences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +339,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("enforcement_resumed", Resumption, "resumption", _NUMBERED),
     Kind("label_wanted", LabelRequest, "request", _EPISODE, chained=False),
     Kind("job_ran", JobRun, "run", "{0.run_id}", lambda e: e.route or None, chained=False),
-    Kind("route_monitored", RouteForecast, "outlook", _LOOK, chained=False),
+    Kind("route_monitored", RouteForecast, "forecast", _LOOK, chained=False),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", ProposedVersion, "proposal", _READ_TO),
     Kind("alert_sent", AlertDelivery, "telling", _delivery_key, chained=False),
