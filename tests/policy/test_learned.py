@@ -101,7 +101,7 @@ FOUND = ((("n_words", True, 20.0),), ())  # long questions, and all others
 
 def test_a_found_class_is_told_by_the_models_own_rules_and_not_by_what_was_declared() -> None:
     own = (("n_words > 20", 0.01), ("every query", 0.3))
-    policy = LearnedPolicy(model=model(classes=own, found=FOUND), threshold=0.1)
+    policy = LearnedPolicy(model=model(classes=own, class_rules=FOUND), threshold=0.1)
     asked = {
         "long": Query(n_words=30, query_class="every query"),
         "short": Query(n_words=5),
@@ -112,8 +112,8 @@ def test_a_found_class_is_told_by_the_models_own_rules_and_not_by_what_was_decla
         decided = {name: policy.decide(seen(confidence=confidence, query=query)) for name, query in asked.items()}
         assert [name for name, decision in decided.items() if decision.stop] == stopped
     for rules, says in (((("answer_streak", True, 1.0),), "known after the first token"), ((("x", True, 1.0),), "x")):
-        with pytest.raises(ConfigError, match=rf"policy\.learned\.model\.found: .*{says}"):
-            LearnedPolicy(model=model(found=(rules,)))
+        with pytest.raises(ConfigError, match=rf"policy\.learned\.model\.class_rules: .*{says}"):
+            LearnedPolicy(model=model(class_rules=(rules,)))
 
 
 @pytest.mark.parametrize("on_hopeless", ["stop", "continue"])

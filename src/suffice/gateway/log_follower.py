@@ -30,7 +30,16 @@ from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import LogReader, last_place, newest_event, newest_of, newest_place, snapshot
+from suffice.store.database.views import (
+    LastWrite,
+    LogReader,
+    find_last_write,
+    last_place,
+    newest_event,
+    newest_of,
+    newest_place,
+    snapshot,
+)
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.deployments import (
     NOTHING,
@@ -203,6 +212,7 @@ class Follower:
         self._versions, self._monitor = VersionCache(gw.salt, good), MonitorFeed(gw)
         self._decided, self._holds, self._running = NOTHING_DECIDED, NOTHING_HELD, _RunningVariants()
         self._seq = 0  # place in the log up to which it was read
+        self._written: LastWrite | None = None  # the log's last write before that; None: unknown
         self._notified = asyncio.Event()
         self._refreshed_s: float | None = None
         self._read_s = gw.monotonic_s()  # when the log was last read
@@ -225,10 +235,25 @@ class Follower:
     def wake(self) -> None:
         self._notified.set()
 
+    def poll(self) -> None:
+        """Read the log if it was written since, or if something active ends by the clock."""
+        is_timed = any(one.holding.until_s is not None for one in self._routes.values())
+        is_due = self._good_writer is not None and self._good_writer.is_due(changed=self._changed)
+        if (
+            is_timed
+            or is_due
+            or self._written is None
+            or find_last_write(self._path, now_s=self._gw.wall_s()) != self._written
+        ):
+            self.wake()
+        else:
+            self._read_s = self._gw.monotonic_s()
+
     def read_changes(self) -> Mapping[str, BuiltRoute]:
         """Read new rows and return the routes that they change. Raise StoreError."""
         if self._gw.deployment.log_problem is not None:
             raise StoreError(self._gw.deployment.log_problem)
+        self._written = find_last_write(self._path, now_s=self._gw.wall_s())
         with snapshot(self._path) as connection:
             self._seq = last_place(connection)
             self._monitor.read(connection)
@@ -473,7 +498,7 @@ async def follow_log(follower: Follower, metrics: Metrics) -> AsyncIterator[None
     follower.refresh()
     task = asyncio.create_task(follower.follow())
     try:
-        with run_periodically(follower.wake, metrics, site="follow", every_s=LOOK_S):
+        with run_periodically(follower.poll, metrics, site="follow", every_s=LOOK_S):
             yield
     finally:
         task.cancel()

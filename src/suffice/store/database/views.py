@@ -451,6 +451,24 @@ def snapshot(source: LogSource) -> Iterator[LogReader]:
         yield connection
 
 
+LastWrite: TypeAlias = tuple[tuple[int, int, int] | None, ...]  # of both files: inode, bytes, time in nanoseconds
+CLOCK_TICK_S: Final = 0.05  # two writes within a tick of the file system's clock look like one
+
+
+def find_last_write(path: Path, *, now_s: float) -> LastWrite | None:
+    """Identify the last write to the log by its files; None: it is too recent to tell it from the next one."""
+    writes = list[tuple[int, int, int] | None]()
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            status = file.stat()
+        except OSError:
+            writes.append(None)
+        else:
+            writes.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    is_recent = any(one is not None and now_s - one[2] / 1e9 < CLOCK_TICK_S for one in writes)
+    return None if is_recent else tuple(writes)
+
+
 @contextlib.contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
     try:
