@@ -115,14 +115,11 @@ def test_a_damaged_byte_is_refused_in_words_or_found_or_was_in_no_row(whole: Pat
     for place in range(at, min(len(content), at + length)):
         content[place] ^= rng.randrange(1, 256)
     database.write_bytes(content)
-    with closing(sqlite3.connect(whole)) as connection:
-        rows = connection.execute("SELECT seq, kind, key, body FROM events ORDER BY seq").fetchall()
     verdict = opened_and_checked(database)
     if isinstance(verdict, str):
         assert str(database) in verdict or "row" in verdict
         return
-    with closing(sqlite3.connect(database)) as connection:
-        unchanged = connection.execute("SELECT seq, kind, key, body FROM events ORDER BY seq").fetchall() == rows
+    unchanged = all_rows(whole) == all_rows(database)
     # Requests stand in no chain: a letter of one may be another one now, as in any file.
     assert not verdict.ok or unchanged or chained_rows(whole) == chained_rows(database)
 
@@ -137,11 +134,21 @@ def opened_and_checked(database: Path) -> ChainCheck | str:
         return str(error)
 
 
+def all_rows(database: Path) -> list[tuple[object, ...]]:
+    return as_bytes(database, "SELECT seq, kind, key, body FROM events ORDER BY seq")
+
+
 def chained_rows(database: Path) -> list[tuple[object, ...]]:
+    return as_bytes(
+        database, "SELECT e.seq, e.kind, e.key, e.at_s, e.body FROM chain c JOIN events e ON e.seq = c.seq ORDER BY 1"
+    )
+
+
+def as_bytes(database: Path, query: str) -> list[tuple[object, ...]]:
+    """Damaged text need not be text any more."""
     with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(
-            "SELECT e.seq, e.kind, e.key, e.at_s, e.body FROM chain c JOIN events e ON e.seq = c.seq ORDER BY 1"
-        ).fetchall()
+        connection.text_factory = bytes
+        return connection.execute(query).fetchall()
 
 
 def test_a_gateway_on_a_damaged_log_serves_all_the_same_and_says_what_to_do(whole: Path, tmp_path: Path) -> None:
