@@ -368,15 +368,15 @@ class AnswerFacts:
     failed: bool = False  # the upstream's own error, inside a response that had begun
 
     def note(self, value: Any) -> None:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             return
         # Responses events wrap the response in `response`, the first Messages event in `message`.
-        inner = next((value[k] for k in ("response", "message") if isinstance(value.get(k), Mapping)), value)
+        inner = next((value[k] for k in ("response", "message") if isinstance(value.get(k), dict)), value)
         name = inner.get("id")
         if isinstance(name, str) and name:
             self.response_id = name
         self._note_usage(_usage_in(value))
-        self.truncated = self.truncated or _is_truncated(value) or _is_truncated(inner)
+        self.truncated = self.truncated or _is_truncated(value) or (inner is not value and _is_truncated(inner))
         failed = value.get("type") in ("error", "response.failed") or inner.get("status") == "failed"
         self.failed = self.failed or failed or bool(value.get("error"))
 
@@ -440,10 +440,10 @@ def _usage_alone(tail: bytes) -> Iterator[Any]:
 
 
 def _usage_in(value: Any) -> Mapping[str, Any] | None:
-    for usage in (within(value, "usage"), within(value, "response", "usage"), within(value, "message", "usage")):
-        if isinstance(usage, Mapping):
+    for path in (("usage",), ("response", "usage"), ("message", "usage")):
+        if isinstance(usage := within(value, *path), dict):
             return usage
-    if isinstance(value, Mapping) and "tokens_predicted" in value:  # llama.cpp's own completion
+    if isinstance(value, dict) and "tokens_predicted" in value:  # llama.cpp's own completion
         return {
             "prompt_tokens": value.get("tokens_evaluated"),
             "completion_tokens": value["tokens_predicted"],
@@ -457,7 +457,7 @@ def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _detail(usage: Mapping[str, Any], key: str, *names: str) -> int | None:
-    return next((parse_token_count(usage[n].get(key)) for n in names if isinstance(usage.get(n), Mapping)), None)
+    return next((parse_token_count(usage[n].get(key)) for n in names if isinstance(usage.get(n), dict)), None)
 
 
 def _is_truncated(value: Mapping[str, Any]) -> bool:

@@ -298,7 +298,7 @@ def decode_json(data: bytes) -> Any:
 def within(value: object, *path: str) -> Any:
     """Return what is at a path of keys in nested JSON objects; None if a part of it is missing or no object."""
     for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
+        value = value.get(key) if isinstance(value, dict) else None
     return value
 
 

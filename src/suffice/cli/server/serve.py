@@ -32,25 +32,26 @@ FLUSH_S: Final = 2.0  # at exit: time limit for writing the waiting lines
 class BackgroundHandler(logging.handlers.QueueHandler):
     """Write lines in a thread, so that no request waits for the reader of standard error."""
 
-    queue: queue.Queue[str]
+    queue: queue.SimpleQueue[str]
 
     def __init__(self) -> None:
-        super().__init__(queue.Queue(MOST_LINES))
-        self._n_dropped = 0
+        super().__init__(queue.SimpleQueue())
+        self._n_queued = self._n_written = self._n_dropped = 0
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def prepare(self, record: logging.LogRecord) -> str:
         return self.format(record)
 
     def enqueue(self, record: Any) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
+        if self.queue.qsize() >= MOST_LINES:
             self._n_dropped += 1
+            return
+        self._n_queued += 1
+        self.queue.put(record)
 
     def flush(self) -> None:
         end_s = time.monotonic() + FLUSH_S
-        while self.queue.unfinished_tasks and time.monotonic() < end_s:
+        while self._n_written < self._n_queued and time.monotonic() < end_s:
             time.sleep(PAUSE_S)
 
     def _write(self) -> None:
@@ -66,8 +67,7 @@ class BackgroundHandler(logging.handlers.QueueHandler):
             with contextlib.suppress(OSError):  # standard error is closed, or its reader has exited
                 while left:
                     left = left[os.write(STDERR, left) :]  # a Python stream could block at exit
-            for _ in range(n_lines):
-                self.queue.task_done()
+            self._n_written += n_lines
 
 
 FIRST = """The console's admin secret, shown once and kept as a hash only:
