@@ -31,7 +31,8 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 	echo "error: Python 3.11 or newer with the venv module was not found; install it (on Debian: python3 and python3-venv) or run make PYTHON=/path/to/python3" >&2; \
 	exit 1; fi
 
-SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
+SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
+PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
 .PHONY: help docs demo demo-full demo-online demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench claims-full peer-suite lock wheel clean
 
@@ -137,7 +138,7 @@ lock: $(VENV)/.ready-lock ## pin requirements/*.txt again; ARGS=--upgrade takes 
 clean: ## remove the environment, caches and what the demo wrote; weights stay in their cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build demo-out
 	rm -f .coverage
-	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src contrib tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The three environments share one folder: dev holds all that demo needs, at the same versions.
 # An environment that somebody made by hand is used as it is, if it works and can have pip.
@@ -149,12 +150,12 @@ $(VENV)/.ready-venv:
 
 $(VENV)/.ready-demo: $(VENV)/.ready-venv requirements/demo.txt $(SOURCES)
 	$(INSTALL) -r requirements/demo.txt -r requirements/build.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
+	$(PIP) install --quiet --no-deps --no-build-isolation $(PACKAGES)
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready-venv requirements/dev.txt $(SOURCES)
 	$(INSTALL) -r requirements/dev.txt -r requirements/build.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
+	$(PIP) install --quiet --no-deps --no-build-isolation $(PACKAGES)
 	@touch $(VENV)/.ready-demo $@
 
 $(VENV)/.ready-lock: $(VENV)/.ready-venv requirements/lock.txt

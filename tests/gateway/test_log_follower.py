@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from suffice import Governor
+from suffice.errors import StoreError
+from suffice.gateway.log_follower import Follower
 from suffice.model.artefact import StopModel, TrainingRecord, canonical
 from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.folded_version import FoldedVersion
 from suffice.settings import Settings
+from suffice.store.database.sqlite import database_path
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 from suffice.wiring.routes import build_route
@@ -251,6 +254,24 @@ async def test_a_decision_that_cannot_be_read_leaves_everything_as_it_is(serve: 
 
 
 LOOP = {"kind": "rounds", "scorer": "number", "mode": "enforce", "audit_share": 0.0}
+
+
+async def test_a_read_that_failed_is_repeated_though_nothing_was_written(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        follower = Follower(g.gateway, database_path(g.gateway.settings.store.url))
+        async with asyncio.timeout(10):
+            follower.read_changes()
+            while follower._written is None:
+                await asyncio.sleep(0.1)
+                follower.read_changes()
+        follower.poll()
+        assert not follower._notified.is_set(), "nothing was written"
+        g.gateway.deployment.log_problem = "it cannot be read"
+        with pytest.raises(StoreError, match="it cannot be read"):
+            follower.read_changes()
+        g.gateway.deployment.log_problem = None
+        follower.poll()
+        assert follower._notified.is_set()
 
 
 def test_a_loop_in_this_process_is_served_by_what_is_certified(tmp_path: Path) -> None:

@@ -232,16 +232,21 @@ class Follower:
                 self._routes[route.name] = replace(before, base=route, held=NOTHING, holding=NO_OVERRIDES)
         self._changed = True  # since the last write of the last-good file
 
+    @property
+    def _due_writer(self) -> LastGoodWriter | None:
+        """The writer of the last-good file if that is due."""
+        writer = self._good_writer
+        return writer if writer is not None and writer.is_due(changed=self._changed) else None
+
     def wake(self) -> None:
         self._notified.set()
 
     def poll(self) -> None:
         """Read the log if it was written since, or if something active ends by the clock."""
         is_timed = any(one.holding.until_s is not None for one in self._routes.values())
-        is_due = self._good_writer is not None and self._good_writer.is_due(changed=self._changed)
         if (
             is_timed
-            or is_due
+            or self._due_writer is not None
             or self._written is None
             or find_last_write(self._path, now_s=self._gw.wall_s()) != self._written
         ):
@@ -251,9 +256,9 @@ class Follower:
 
     def read_changes(self) -> Mapping[str, BuiltRoute]:
         """Read new rows and return the routes that they change. Raise StoreError."""
+        self._written, written = None, find_last_write(self._path, now_s=self._gw.wall_s())
         if self._gw.deployment.log_problem is not None:
             raise StoreError(self._gw.deployment.log_problem)
-        self._written = find_last_write(self._path, now_s=self._gw.wall_s())
         with snapshot(self._path) as connection:
             self._seq = last_place(connection)
             self._monitor.read(connection)
@@ -267,7 +272,8 @@ class Follower:
                 if self._rebuild or held is not one.held or holding != one.holding:
                     changed[name] = self._serving(one, held, holding, connection)
                     one.held, one.holding = held, holding
-            return changed
+        self._written = written  # a read that fails is repeated, whether or not anything is written
+        return changed
 
     def _read_variants(self, connection: LogReader) -> None:
         newest = newest_of(connection, _VARYING)
@@ -454,8 +460,8 @@ class Follower:
         while True:
             with self._failing_open(is_reading=True):
                 self.apply(await asyncio.to_thread(self.read_changes))
-                if self._good_writer is not None and self._good_writer.is_due(changed=self._changed):
-                    await asyncio.to_thread(self._keep, self._good_writer)
+                if (writer := self._due_writer) is not None:
+                    await asyncio.to_thread(self._keep, writer)
             await self._notified.wait()
             self._notified.clear()
 
