@@ -80,6 +80,8 @@ class MathProcess:
             LOG.warning("math judge: called on an event loop, which it would block; nothing was judged")
             return None
         pair = (one, other)
+        with contextlib.suppress(KeyError):
+            return self._kept[pair]  # without waiting for a verdict that another thread asked for
         with self._lock:
             if pair not in self._kept and not self._closed.is_set():
                 verdict = self._judge(pair)
