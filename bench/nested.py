@@ -13,7 +13,7 @@ import numpy as np
 
 from suffice.learn.audits import Floats
 from suffice.learn.features import DENSE
-from suffice.replay.study.policies import build_ladders, list_ladder_folds
+from suffice.replay.study.policies import Rung, build_ladders, list_ladder_folds
 from suffice.replay.study.runs import read_runs
 from suffice.replay.study.scores import Score
 from suffice.replay.study.study import LadderPool, ReplayOptions, RungSums, Study
@@ -54,11 +54,15 @@ class NestedRungs:
         """Each question under the point that was picked without its fold; one policy."""
         values = self.all.sums.never_stop().values
         for v, laid in enumerate(self.by_fold):
-            sums, _, slices = laid.of(pool.ladders)
-            choice = int(sums.measure(sums.weights(v)).pick(slices, target, margin)[0])
+            choice, sums, _ = _pick(laid, v, pool, target, margin)
             if choice != NONE:
                 values[sums.fold == v, 0] = sums.values[sums.fold == v, choice]
         return QuestionSums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
+
+    def chosen(self, pool: LadderPool, target: float, *, margin: float = MARGIN) -> list[Rung | None]:
+        """The point of each fold; None: never stop."""
+        picks = [_pick(laid, v, pool, target, margin) for v, laid in enumerate(self.by_fold)]
+        return [None if choice == NONE else rungs[choice] for choice, _, rungs in picks]
 
     def hindsight(self, pool: LadderPool, target: float) -> tuple[str, QuestionSums]:
         sums, rungs, _ = self.all.of(pool.ladders)
@@ -71,6 +75,13 @@ class NestedRungs:
         """Share of 200 halvings in which a point picked on one half misses on the other; margin None: plain tuning."""
         sums, _, slices = self.all.of(pool.ladders)
         return sums.miss_share(slices, target, np.random.default_rng(seed), margin=margin)
+
+
+def _pick(
+    laid: RungSums, v: int, pool: LadderPool, target: float, margin: float
+) -> tuple[int, QuestionSums, tuple[Rung, ...]]:
+    sums, rungs, slices = laid.of(pool.ladders)
+    return int(sums.measure(sums.weights(v)).pick(slices, target, margin)[0]), sums, rungs
 
 
 def nest(study: Study, *, probes_charged: bool = True) -> NestedRungs:

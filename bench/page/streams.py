@@ -1,0 +1,119 @@
+"""Recorded runs as one stream of requests: ours, each published rule and the reference, from a cold start.
+
+Every design serves the very same requests in the same order. Ours and the rules are certified by the plan that `serve`
+runs (`replay.online.protocol.stream_plan`). Ours learns its levels; a rule is one policy at its published setting,
+certified as for a route whose owner configured it (`control.loop.learned.FixedPolicyEvidence`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from bench.page.ladders import published_rungs
+from bench.page.reference import FEATURES, reference_rows
+from bench.page.sets import Case
+from bench.page.store import Line
+
+from suffice.control.evidence.versions import FIXED
+from suffice.learn.audits import NO_AUDITS, Ints
+from suffice.learn.certifier import Certifier
+from suffice.learn.features import DENSE, FeatureSelection
+from suffice.replay.online.drift import draw_order
+from suffice.replay.online.protocol import OnlineOptions, run_seed, stream_plan
+from suffice.replay.online.stream import RecordedTraffic, make_traffic, run_stream
+from suffice.replay.study.policies import PolicyRung, halts_of
+from suffice.replay.study.runs import Runs, read_runs
+from suffice.replay.traces.read import Survey
+from suffice.signals.features import FeatureSet
+
+STREAMS: Final = {"once": None, "again": 10_000}  # each run once in a random order; N requests, questions drawn again
+
+
+class OpenSet:
+    """A set in memory, with the traffic of each design."""
+
+    def __init__(self, case: Case) -> None:
+        self.data: Survey = case.survey()
+        rungs = published_rungs(self.data.kind)
+        needs = [need for rung in rungs.values() for need in rung.policy.needs]
+        reference = FeatureSelection(FEATURES[self.data.kind], ())
+        needs += [*FeatureSet(DENSE[self.data.kind]).needs, *FeatureSet(reference.names).needs]
+        self.runs = read_runs(self.data, tuple(dict.fromkeys(needs)), probe_tokens=None, longest=self.data.longest)
+        self.traffic = make_traffic(self.runs)
+        self.reference = make_traffic(self.runs, reference)
+        self.rules = {name: fixed_traffic(self.runs, self.traffic, rung) for name, rung in rungs.items()}
+
+
+def fixed_traffic(runs: Runs, traffic: RecordedTraffic, rung: PolicyRung) -> RecordedTraffic:
+    """The runs as evidence about one fixed policy, as `control.evidence.versions.fixed_policy_rows` makes it live."""
+    halts, audits = halts_of(rung, runs), traffic.runs
+    run = runs.run_of_row
+    stopped = halts.row < runs.last
+    x = (stopped[run] & (np.arange(len(run)) >= halts.row[run])).astype(np.float64)[:, None]
+    may_stop, z, d = audits.may_stop.copy(), audits.z.copy(), audits.d.copy()
+    at, returned = halts.row[stopped], halts.returned[stopped]
+    may_stop[at] = True
+    z[at] = runs.full_ok[stopped].astype(np.int8) - runs.ok[returned].astype(np.int8)
+    d[at] = ~runs.same[returned]
+    audits = replace(audits, x=x, z=z, d=d, may_stop=may_stop)
+    return replace(traffic, runs=audits, chosen=FeatureSelection(("step_share",), ()))
+
+
+def _learn_nothing(*_: Any) -> Any:
+    raise AssertionError("a fixed policy is not learned")
+
+
+def serve_ours(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
+    asked = OnlineOptions(max_em_drop=budget, resample=STREAMS[stream])
+    found = run_seed(asked, opened.traffic, seed)
+    return {
+        "n": found.n,
+        "saved": found.reduction,
+        "saved_late": found.reduction_late,
+        "saved_late_free": found.reduction_late_free,
+        "drop_late": found.drop_late,
+        "audits": found.audits,
+        "alarms": found.alarms,
+    }
+
+
+def serve_rules(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
+    """Each published rule at its published setting, by name."""
+    asked = OnlineOptions(max_em_drop=budget, resample=STREAMS[stream])
+    which = draw_order(opened.traffic, np.random.default_rng(seed), resample=asked.resample).which
+    found = {}
+    for name, traffic in opened.rules.items():
+        requests = traffic.take(which)
+        plan = replace(stream_plan(asked, traffic, len(which)), warm_up=0, burst=0, n_levels=FIXED.n_levels)
+        certifier = Certifier(plan, _learn_nothing)
+        certifier.rests = True
+        certifier.adopt(FIXED, NO_AUDITS)
+        served = run_stream(requests, certifier, np.random.default_rng([seed, 1]))
+        late = slice(len(which) // 2, None)
+        found[name] = {
+            "saved": served.reduction(slice(None)),
+            "saved_late": served.reduction(late),
+            "drop_late": served.drop(late),
+            "audits": int(served.audit.sum()),
+        }
+    return {"n": len(which), "rules": found}
+
+
+def serve_reference(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
+    rng = np.random.default_rng(seed)
+    which = draw_order(opened.reference, rng, resample=STREAMS[stream]).which
+    traffic = opened.reference.take(which)
+    return late_half(traffic, reference_rows(traffic, rng, budget))
+
+
+def late_half(traffic: RecordedTraffic, row: Ints) -> Line:
+    """What a design came to that ended the requests at these rows, shape (N,)."""
+    runs, late = traffic.runs, slice(len(traffic) // 2, None)
+    return {
+        "n": len(traffic),
+        "saved": float(1 - runs.cost[row].sum() / max(1.0, runs.full.sum())),
+        "saved_late": float(1 - runs.cost[row[late]].sum() / max(1.0, runs.full[late].sum())),
+        "drop_late": float(runs.z[row[late]].mean()),
+    }
