@@ -49,6 +49,7 @@ any_step = st.builds(
     logprobs=st.lists(st.floats(-50, 0), max_size=3).map(tuple),
     margin=A_NUMBER,
     closed_entropy=A_NUMBER,
+    stated_confidence=A_NUMBER,
     hedges=A_COUNT,
     text=st.none() | ANY_TEXT.filter(bool),
 )

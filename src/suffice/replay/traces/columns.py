@@ -251,6 +251,7 @@ class Batch:
     logprobs: Sequence[tuple[float, ...]]  # T: of the trial answer's tokens; (): unknown
     margin: Floats  # T
     closed_entropy: Floats  # T
+    stated_confidence: Floats  # T
     hedges: Ints  # T
     text: list[str | None]  # T
 
@@ -277,7 +278,7 @@ class Batch:
             "margin": _known(self.margin[start:end]),
             "closed_entropy": _known(self.closed_entropy[start:end]),
             "logprob": _known(self.logprob[start:end]),
-            "stated_confidence": confidence if self.stated else unknown,
+            "stated_confidence": confidence if self.stated else _known(self.stated_confidence[start:end]),
             "reported_done": [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],
             "action": self.action[start:end],
         }

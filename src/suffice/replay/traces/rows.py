@@ -41,6 +41,7 @@ class StepRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     logprobs: Sequence[float] = ()  # natural logarithms, of the trial answer's tokens
     margin: float | None = None  # probability of the trial answer minus the runner-up's
     closed_entropy: float | None = None  # nats, of the first token behind the closed thought
+    stated_confidence: float | None = None  # what the model said of itself
     hedges: Count | None = None  # hedging or self-correcting marks in the step's text
     text: str | None = None  # the step's own text, where it may be kept
 

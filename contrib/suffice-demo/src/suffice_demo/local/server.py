@@ -34,6 +34,7 @@ class ServerSpec:
     n_parallel: int = 4  # slots: concurrent requests
     ctx_tokens_per_slot: int = 2048  # prompt and answer together
     port: int = 0  # 0: any free port
+    idle_cache_mib: int = 8192  # most memory for prompts that no slot holds any more; 0: none
     n_threads: int = 1  # one too many is far slower than one too few, because threads wait for each other
 
 
@@ -213,6 +214,7 @@ def _parameters(xllamacpp: object, spec: ServerSpec) -> object:
     parameters.n_parallel = spec.n_parallel
     # Each open stream, even a waiting one, holds a thread; the call that ends a thought needs one more.
     parameters.n_threads_http = _HTTP_THREADS_A_SLOT * spec.n_parallel
+    parameters.cache_ram_mib = spec.idle_cache_mib
     parameters.n_ctx = spec.ctx_tokens_per_slot * spec.n_parallel
     parameters.cpuparams.n_threads = spec.n_threads
     parameters.cpuparams_batch.n_threads = spec.n_threads

@@ -1,0 +1,254 @@
+"""What stopping saves on recorded retrieval runs, against five rounds and against what the model says.
+
+    python -m bench.rag.report runs.jsonl [--max-em-drop 0.01] [--online 10]
+
+Policies are fitted and their points picked on questions 1 to 500, and judged on 501 to 1,000, as far as they are
+recorded. Tokens are billed without a prefix cache, and with one at two prices of a cached token. Where SUFFICE_RAG
+names the folder with the questions, their features are read too, as a live route does. `--online N` also replays N
+streams of traffic like it from a cold start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from bench.rag.questions import FOLDER, N_FIT, data_folder, read_questions
+from numpy.typing import NDArray
+
+from suffice.learn.features import DENSE
+from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
+from suffice.replay.study.policies import build_ladders, list_ladder_folds
+from suffice.replay.study.runs import Halts, Runs, read_runs, stop_at_first
+from suffice.replay.study.sets import pools_of
+from suffice.replay.study.study import ReplayOptions, Study
+from suffice.replay.traces.read import Survey, survey
+from suffice.replay.traces.rows import RunRow, decode_row, encode_row
+from suffice.signals.features import FeatureSet
+
+PRICES: Mapping[str, float] = {  # of a prompt token that the call before has read, against a new one
+    "no prefix cache": 1.0,
+    "cached tokens at a tenth": 0.1,
+    "cached tokens free": 0.0,
+}
+FEWEST = 50  # questions on each side, to fit and judge at all
+N_DRAWS = 10_000
+STREAM = 12_000  # requests of a stream of `--online`
+FULL, DONE, OURS = "five rounds", "the model says that it is done", "ours"
+OUTCOMES = (OURS, "published")  # pools whose point is picked on questions 1 to 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """One policy on the judged questions, shape (N,) each."""
+
+    right: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    rounds: NDArray[np.float64]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+
+    def show(self, digits: int) -> str:
+        value, low, high = (f"{100 * x:.{digits}f}" for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def position(row: RunRow) -> int:
+    return int(json.loads(row.meta or "{}")["position"])
+
+
+def read_recording(paths: Sequence[Path]) -> dict[str, list[RunRow]]:
+    """The runs of each data set in the order of its questions; a torn last line is left out."""
+    rows: dict[str, list[RunRow]] = {}
+    for path in paths:
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            if line.endswith(b"\n"):
+                row = decode_row(line, str(path), number)
+                rows.setdefault(row.dataset, []).append(row)
+    return {name: sorted(of_set, key=position) for name, of_set in rows.items()}
+
+
+def add_questions(rows: Sequence[RunRow], folder: Path, name: str) -> list[RunRow]:
+    texts = {one.id: one.text for one in read_questions(folder, name)}
+    return [msgspec.structs.replace(row, question=texts[row.question_id]) for row in rows]
+
+
+def bill(row: RunRow, price: float) -> RunRow:
+    """The run with tokens that were read before at a price."""
+    read = json.loads(row.meta or "{}")["prompt_read"]
+    steps = [
+        msgspec.structs.replace(step, ctx_tokens=(step.ctx_tokens or 0) - n + round(price * n))
+        for step, n in zip(row.steps, read, strict=True)
+    ]
+    total = sum(step.tokens + (step.ctx_tokens or 0) for step in steps)
+    return msgspec.structs.replace(row, steps=steps, full_tokens=total)
+
+
+def said_done(row: RunRow) -> tuple[bool, int, int]:
+    """Right, tokens and rounds of a run that ends where the model first says that it is done, before another query."""
+    short = json.loads(row.meta or "{}")["done_tokens"]
+    spent = 0
+    for index, step in enumerate(row.steps):
+        if step.stop_flag:
+            return bool(step.correct), spent + (step.ctx_tokens or 0) + short[index], index + 1
+        spent += step.tokens + (step.ctx_tokens or 0)
+    return row.full_em, spent, len(row.steps)
+
+
+def write_set(rows: Sequence[RunRow], path: Path) -> Survey:
+    path.write_bytes(b"".join(map(encode_row, rows)))
+    (data,) = survey([path])
+    return data
+
+
+def judge(fit: Sequence[RunRow], judged: Sequence[RunRow], max_em_drop: float, seed: int) -> dict[str, Outcomes]:
+    """The outcomes of every policy on the judged runs. Fits and picks on the others alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, others = write_set(judged, Path(folder) / "judged.jsonl"), write_set(fit, Path(folder) / "fit.jsonl")
+        longest = max(data.longest, others.longest)
+        options, ladders = ReplayOptions(max_em_drop=max_em_drop, seed=seed), build_ladders("rounds", longest=longest)
+        needs = tuple(dict.fromkeys([*list_ladder_folds(ladders), *FeatureSet(DENSE["rounds"]).needs]))
+        runs, source = (read_runs(one, needs, probe_tokens=None, longest=longest) for one in (data, others))
+    study = Study(source, ladders, options)
+    frozen = study.freeze(pools_of(ladders, options.scores), None)
+    halts, rungs = study.halts(frozen, runs), frozen.rungs
+    outcomes = {FULL: outcomes_at(runs, runs.last)}
+    done = np.array([said_done(row) for row in judged], dtype=float).T
+    outcomes[DONE] = Outcomes(right=done[0], tokens=done[1], rounds=done[2])
+    for n in range(1, longest):
+        outcomes[f"{n} round{'s' if n > 1 else ''}"] = outcomes_at(
+            runs, np.minimum(runs.starts[:-1] + n - 1, runs.last)
+        )
+    for name in OUTCOMES:
+        rung = rungs[name]
+        outcomes[name] = outcomes_of(runs, halts[name], "never stops" if rung is None else rung.label)
+    outcomes["oracle: first right answer"] = outcomes_of(runs, stop_at_first(runs, runs.ok), "reads labels")
+    return outcomes
+
+
+def outcomes_at(runs: Runs, row: NDArray[np.int64], note: str = "") -> Outcomes:
+    rounds = row - runs.starts[:-1] + 1
+    return Outcomes(right=runs.ok[row].astype(float), tokens=runs.cost[row], rounds=rounds.astype(float), note=note)
+
+
+def outcomes_of(runs: Runs, halts: Halts, note: str) -> Outcomes:
+    at = outcomes_at(runs, halts.row, note)
+    return Outcomes(right=runs.ok[halts.returned].astype(float), tokens=at.tokens, rounds=at.rounds, note=note)
+
+
+def compare(policy: Outcomes, base: Outcomes, seed: int) -> tuple[Interval, Interval]:
+    """EM lost and share of tokens saved against `base`: paired bootstrap over questions, 95 %."""
+    n = len(base.right)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_DRAWS).astype(float)
+
+    def interval(value: float, draws: NDArray[np.float64]) -> Interval:
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return Interval(value=value, low=float(low), high=float(high))
+
+    lost = base.right - policy.right
+    saved = 1 - (weights @ policy.tokens) / (weights @ base.tokens)
+    return (
+        interval(float(lost.mean()), weights @ lost / n),
+        interval(float(1 - policy.tokens.sum() / base.tokens.sum()), saved),
+    )
+
+
+def table(outcomes: Mapping[str, Outcomes], seed: int) -> Iterator[str]:
+    yield (
+        f"| policy | rounds | EM | EM lost against {FULL}, points | lost, gained | tokens | saved against {FULL}, %"
+        " | saved against the model's word, % |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    full, done = outcomes[FULL], outcomes[DONE]
+    for name, one in outcomes.items():
+        (drop, saved), (_, more) = compare(one, full, seed), compare(one, done, seed)
+        lost, gained = int((full.right > one.right).sum()), int((one.right > full.right).sum())
+        yield (
+            f"| {name}{f' ({one.note})' if one.note else ''} | {one.rounds.mean():.2f} | {100 * one.right.mean():.1f} %"
+            f" | {drop.show(2)} | {lost}, {gained} | {one.tokens.mean():,.0f} | {saved.show(1)} | {more.show(1)} |"
+        )
+
+
+def certified_after(report: OnlineReport) -> tuple[int, float | None]:
+    """Streams that were certified at all, and the median request at which their first level was active."""
+    firsts = [
+        next((at for at, level in zip(s.course.requests, s.course.level, strict=True) if level > 0), None)
+        for s in report.seeds
+    ]
+    known = [first for first in firsts if first is not None]
+    return len(known), float(np.median(known)) if known else None
+
+
+def online(rows: Sequence[RunRow], n_seeds: int, max_em_drop: float) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_set(rows, Path(folder) / "rag.jsonl")
+        options = OnlineOptions(max_em_drop=max_em_drop, n_seeds=n_seeds, resample=STREAM, n_processes=1)
+        report = replay_online(data, options)
+    n_certified, after = certified_after(report)
+    when = "" if after is None else f", after {after:,.0f} requests (median; to {STREAM // 60})"
+    saved, lost = 100 * report.mean("reduction_late"), 100 * report.mean("drop_late")
+    yield (
+        f"As traffic of {STREAM:,} requests, at most {100 * max_em_drop:g} points, 95 % sure: certified in"
+        f" {n_certified} of {n_seeds} streams{when}. Second half: {saved:.1f} % saved, audits paid;"
+        f" drop {lost:+.2f} points; {report.n_violations} streams over the budget."
+    )
+
+
+def describe(name: str, rows: Sequence[RunRow], asked: argparse.Namespace) -> Iterator[str]:
+    fit, judged = ([row for row in rows if (position(row) > N_FIT) == later] for later in (False, True))
+    features = "with" if rows[0].question is not None else "without"
+    yield f"## {name}: {len(rows):,} questions recorded\n"
+    yield (
+        f"Fitted on {len(fit)} of questions 1 to {N_FIT}, judged on {len(judged)} of the others, {features} features of"
+        " the question."
+    )
+    if min(len(fit), len(judged)) < FEWEST:
+        yield f"Too few to fit and judge: needs {FEWEST} on each side. Of all questions:"
+        yield from baselines([bill(row, 1.0) for row in rows])
+        return
+    for label, price in PRICES.items():
+        yield f"\n### {label}\n"
+        outcomes = judge([bill(r, price) for r in fit], [bill(r, price) for r in judged], asked.max_em_drop, asked.seed)
+        yield from table(outcomes, asked.seed)
+        if asked.online:
+            yield ""
+            yield from online([bill(row, price) for row in rows], asked.online, asked.max_em_drop)
+
+
+def baselines(rows: Sequence[RunRow]) -> Iterator[str]:
+    done = np.array([said_done(row) for row in rows], dtype=float)
+    full = np.array([(row.full_em, row.full_tokens, len(row.steps)) for row in rows], dtype=float)
+    for label, (right, tokens, rounds) in {FULL: full.mean(axis=0), DONE: done.mean(axis=0)}.items():
+        yield f"- {label}: EM {100 * right:.1f} %, {tokens:,.0f} tokens, {rounds:.2f} rounds"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="what bench.rag.record wrote")
+    parser.add_argument("--max-em-drop", type=float, default=0.01, help="a fraction")
+    parser.add_argument("--online", type=int, default=0, metavar="N", help="also N streams of traffic")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    folder = data_folder() if os.environ.get(FOLDER) else None
+    for name, rows in read_recording(asked.runs).items():
+        known = add_questions(rows, folder, name) if folder else rows
+        print("\n".join(describe(name, known, asked)), end="\n\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
