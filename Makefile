@@ -34,7 +34,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt $(wildcard contrib/*/pyproject.toml)
 PACKAGES := --editable . --editable contrib/suffice-testing --editable contrib/suffice-demo
 
-.PHONY: help docs demo demo-full demo-online demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench claims-full peer-suite lock wheel clean
+.PHONY: help docs demo demo-full demo-online demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench benchmarks claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -113,6 +113,9 @@ bench: $(VENV)/.ready-dev ## cost beside TensorZero and LiteLLM, and the wall cl
 	@set -e; for program in $(if $(filter all,$(BENCH)),$(wildcard bench/*.py),$(BENCH:%=bench/%.py)); do \
 	echo "== $$program"; $(PY) "$$program" $(ARGS) || [ $$? -eq 2 ]; done
 
+benchmarks: $(VENV)/.ready-bench ## every published rule, ours and e-valuator on recorded runs; writes docs/reference/benchmarks.md (resumable)
+	$(PY) -m bench.page $(ARGS)
+
 claims-full: $(VENV)/.ready-dev ## the control loop and naive designs on 200 seeds of every simulated drift (hours; resumable)
 	$(PY) -m bench.claims $(ARGS)
 
@@ -157,6 +160,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready-venv requirements/dev.txt $(SOURCES)
 	$(INSTALL) -r requirements/dev.txt -r requirements/build.txt
 	$(PIP) install --quiet --no-deps --no-build-isolation $(PACKAGES)
 	@touch $(VENV)/.ready-demo $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready-dev requirements/bench.txt
+	$(INSTALL) -r requirements/bench.txt
+	@touch $@
 
 $(VENV)/.ready-lock: $(VENV)/.ready-venv requirements/lock.txt
 	$(INSTALL) -r requirements/lock.txt

@@ -16,5 +16,6 @@ compile() {
 compile pyproject.toml --extra console --extra replay --extra train --extra math --group demo --group dev --output-file requirements/dev.txt "$@"
 compile pyproject.toml --constraint requirements/dev.txt --output-file requirements/base.txt
 compile pyproject.toml --extra console --extra replay --group demo --constraint requirements/dev.txt --output-file requirements/demo.txt
+compile --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 compile --group lock --output-file requirements/lock.txt "$@"

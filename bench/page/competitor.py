@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -40,17 +41,20 @@ def judge(case: Case, budgets: Sequence[float]) -> Line:
     score = verifier_score(runs)
     if score is None:
         return {"why": "the set records no score of a verifier"}
-    fold, found = folds_of(runs), {}
+    fold = folds_of(runs)
+    stops = {budget: np.zeros(len(runs.cost), dtype=np.int8) for budget in budgets}
+    asks = {budget: np.ones(len(runs), dtype=bool) for budget in budgets}  # a test without a threshold probes nothing
+    notes: dict[float, set[str]] = {budget: set() for budget in budgets}
+    for v in range(N_FOLDS):
+        here = np.flatnonzero(fold == v)
+        for budget, (rejected, note) in reject(runs, score, np.flatnonzero(fold != v), here, budgets).items():
+            stops[budget][rejected] = HOPELESS
+            asks[budget][here] = not note
+            notes[budget] |= {note} - {""}
+    found = {}
     for budget in budgets:
-        stops, notes, asks = np.zeros(len(runs.cost), dtype=np.int8), set[str](), np.ones(len(runs), dtype=bool)
-        for v in range(N_FOLDS):
-            here, others = np.flatnonzero(fold == v), np.flatnonzero(fold != v)
-            rejected, note = reject(runs, score, others, here, budget)
-            stops[rejected] = HOPELESS
-            notes |= {note} - {""}
-            asks[here] = not note
-        halts = find_first_stops(stops, runs)._replace(asks=asks)
-        found[f"{budget:g}"] = {**measure(sum_halts(runs, [halts])), "note": "; ".join(sorted(notes))}
+        halts = find_first_stops(stops[budget], runs)._replace(asks=asks[budget])
+        found[f"{budget:g}"] = {**measure(sum_halts(runs, [halts])), "note": "; ".join(sorted(notes[budget]))}
     return {"budgets": found}
 
 
@@ -61,7 +65,7 @@ def serve(opened: OpenSet, stream: str, budget: float, seed: int) -> Line:
         return {"why": "the set records no score of a verifier"}
     which = draw_order(opened.traffic, np.random.default_rng(seed), resample=STREAMS[stream]).which
     half = len(which) // 2
-    rejected, note = reject(runs, score, which[:half], which[half:], budget)
+    rejected, note = reject(runs, score, which[:half], which[half:], [budget])[budget]
     stops = np.zeros(len(runs.cost), dtype=np.int8)
     stops[rejected] = HOPELESS
     halted = find_first_stops(stops, runs).row
@@ -93,24 +97,54 @@ def verifier_score(runs: Runs) -> Floats | None:
     return np.where(np.isnan(filled), 0.5, filled)
 
 
-def reject(runs: Runs, score: Floats, calibrate: Ints, apply: Ints, budget: float) -> tuple[Ints, str]:
-    """The rows of the runs `apply` where the test rejects, and what kept it from doing so."""
-    from evaluator import EValuator
-
+def reject(
+    runs: Runs, score: Floats, calibrate: Ints, apply: Ints, budgets: Sequence[float]
+) -> dict[float, tuple[Ints, str]]:
+    """By budget: the rows of the runs `apply` where the test rejects, and what keeps it from doing so."""
     solved = float(runs.full_ok[calibrate].mean())
-    alpha = min(MOST_ALPHA, budget / max(solved, budget))
-    test = EValuator(alphas=[alpha])
+    alphas = {budget: min(MOST_ALPHA, budget / max(solved, budget)) for budget in budgets}
+    test = build_test()(alphas=list(alphas.values()))
+    none = np.empty(0, dtype=np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             test.fit(_frame(runs, score, calibrate))
         except AssertionError:  # of the package: too few runs of one outcome
-            return np.empty(0, dtype=np.int64), "fewer than five runs of one outcome at the first step"
-    if not np.isfinite(test.thresholds[alpha]):
-        return np.empty(0, dtype=np.int64), "too few successful runs for a threshold"
+            return dict.fromkeys(budgets, (none, "fewer than five runs of one outcome at the first step"))
     told = test.apply(_frame(runs, score, apply))
-    column = next(name for name in told.columns if name.startswith("reject_"))
-    return told["row"].to_numpy()[told[column].to_numpy(dtype=bool)], ""
+    rows, found = told["row"].to_numpy(), dict[float, tuple[Ints, str]]()
+    for budget, alpha in alphas.items():
+        column = f"reject_PAC_alpha_{str(alpha).replace('.', '_')}"
+        note = "" if np.isfinite(test.thresholds[alpha]) else "too few successful runs for a threshold"
+        found[budget] = rows[told[column].to_numpy(dtype=bool)], note
+    return found
+
+
+@cache
+def build_test() -> Any:
+    """The package's test, which asks its models for all runs at a step at once instead of for one row after the other.
+
+    The values are the same; a set of 40,000 rows takes seconds instead of minutes.
+    """
+    from evaluator import EValuator
+
+    class ByStep(EValuator):  # type: ignore[misc, unused-ignore]
+        def _compute_e_vals_for_variant(self, df: Any, which: str) -> Floats:
+            if which != "split":
+                return super()._compute_e_vals_for_variant(df, which)
+            steps, values = df[self.step_col].to_numpy(), np.full(len(df), np.nan)
+            series = df["judge_probability_series"].to_numpy()
+            for step, model in self.step_models_split.items():
+                at = np.flatnonzero(steps == step)
+                if len(at):
+                    scaled = self.step_scalers_split[step].transform(np.array(series[at].tolist(), dtype=float))
+                    p0, p1 = np.clip(model.predict_proba(scaled).T, 1e-6, 1 - 1e-6)
+                    base = self.step_base_probs_split[step]
+                    values[at] = p0 / p1 * (base["p1"] / base["p0"])
+            kept = df.assign(e_value=values).groupby(self.problem_col, sort=False)["e_value"].ffill()
+            return kept.fillna(1.0).to_numpy()
+
+    return ByStep
 
 
 def _frame(runs: Runs, score: Floats, which: Ints) -> Any:

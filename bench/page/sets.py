@@ -57,8 +57,6 @@ class Source(NamedTuple):
 _AUTO_TTS = "zhengkid/AutoTTS"
 _EPOCH = "Epoch AI's public logs, as kept in feruiloba/miri-fellowship-inference-scaling"
 SOURCES = {
-    "own_reasoning": Source("chains of thought, four small tasks, Qwen2.5-Coder-0.5B", "this project", "the project's"),
-    "own_samples": Source("votes of 16, two small tasks, Qwen2.5-Coder-0.5B", "this project", "the project's"),
     "sc_epoch_gpqa": Source("votes of 8 or 16, GPQA-Diamond, 43 runs of many models", _EPOCH, "CC BY 4.0"),
     "sc_epoch_aime": Source("votes of 8 or 16, OTIS Mock AIME, 72 runs of many models", _EPOCH, "CC BY 4.0"),
     "sc_qwen3": Source("votes of 40, AIME and HMMT, Qwen3 0.6B to 8B", _AUTO_TTS, "none stated"),
@@ -80,4 +78,6 @@ SOURCES = {
     ),
     "agent_mint": Source("tool agents of up to five turns, 55 models", "xingyaoww/mint-bench", "Apache-2.0"),
     "rag_hotpot_decomp": Source("RAG by question decomposition, HotpotQA", "VatsalP04/hotpotqa", "none stated"),
+    "own_reasoning": Source("chains of thought, four small tasks, Qwen2.5-Coder-0.5B", "this project", "the project's"),
+    "own_samples": Source("votes of 16, two small tasks, Qwen2.5-Coder-0.5B", "this project", "the project's"),
 }
