@@ -446,6 +446,7 @@ class Publication:
     upstream: tuple[tuple[str, str, str], ...] = ()  # (requested model, its own name, fingerprint) of the evidence
     ceiling: int | None = None  # the highest level that ratings allow; None: no limit
     classes: tuple[tuple[str, int], ...] = ()  # (query class, its lower level), sorted
+    class_ceilings: tuple[tuple[str, int], ...] = ()  # (query class, the highest level that ratings allow), sorted
     arm: str = ""  # effort or budget of level 1, as outcomes name it; "": early stopping
     pairs: PairSummary | None = None  # evidence for the arm; None: no arm
     spending: BudgetAccount | None = None  # budgeted mode; None: certified mode, or no level

@@ -68,14 +68,16 @@ def disliked() -> Story:
     return story(RATED).feed(log_of(**DISLIKED)).settle()
 
 
-def test_stopped_runs_that_are_rated_below_the_floor_and_below_audits_bring_the_next_safer_level(
+def test_stopped_runs_that_are_rated_below_the_floor_and_below_audits_bring_the_level_that_meets_the_floor(
     disliked: Story,
 ) -> None:
     lowered = [made for made in disliked.published if made.ceiling is not None]
     assert lowered
     first = lowered[0]
     before = disliked.published[first.number - 2]
-    assert (before.ceiling, first.ceiling, first.level) == (None, before.level - 1, before.level - 1)
+    assert before.ceiling is None
+    assert first.ceiling == first.level
+    assert first.level < before.level - 1, "at once to where the floor is met, not one level down"
     assert first.reason.startswith("stopped runs are rated 0.")
     assert "worse than audits" in first.reason
     assert (first.certified, first.version) == (first.level > 0, f"{first.fit}@{first.level}")
@@ -123,7 +125,10 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_holds_the_same_level(d
     before = story(RATED).feed(log[:cut])
     after = story(RATED, expected=before.published, artefacts=before.artefacts).feed(log).settle()
     assert before.published + after.published == disliked.published
-    assert (after.loop.level, learned(after.loop).ceiling) == (disliked.loop.level, learned(disliked.loop).ceiling)
+    assert (after.loop.level, learned(after.loop).floor.ceiling) == (
+        disliked.loop.level,
+        learned(disliked.loop).floor.ceiling,
+    )
 
 
 def test_a_floor_that_the_owner_moves_speaks_of_what_follows_and_costs_no_epoch(disliked: Story) -> None:
@@ -138,16 +143,17 @@ def test_a_floor_that_the_owner_moves_speaks_of_what_follows_and_costs_no_epoch(
     plain = story(ROUTE).feed(log)
     floored = story(RATED, expected=plain.published, artefacts=plain.artefacts).feed([*log, *more]).settle()
     assert not [event for event in floored.decided if isinstance(event, Epoch)]
-    assert floored.published[0].ceiling == plain.loop.level - 1
+    assert floored.published[0].ceiling == floored.published[0].level
+    assert floored.published[0].level < plain.loop.level - 1
 
 
 def test_another_world_begins_without_what_was_said_of_the_last(disliked: Story) -> None:
-    assert learned(disliked.loop).ceiling is not None
+    assert learned(disliked.loop).floor.ceiling is not None
     log = log_of(**DISLIKED)
     request, outcome = run(BURST + 400, random.Random(1), audit=False, propensity=0.8, model="m-2")
     found = story(RATED).feed([*log, *rows([request, outcome], first=len(log) + 1)])
     assert isinstance(found.decided[-1], Epoch)
-    assert learned(found.loop).ceiling is None
+    assert learned(found.loop).floor.ceiling is None
 
 
 # ---- whose ratings count

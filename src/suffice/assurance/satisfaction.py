@@ -29,6 +29,8 @@ BETS: Final = (0.1, 0.3, 0.6, 0.9)  # parts of the wealth: small ones for small 
 START_EVERY: Final = 50  # pairs after which new bets begin, so that a drop after a long calm is still noticed
 MEMORY_RATINGS: Final = 200  # latest ratings of stopped runs in the mean that is compared with the floor
 MOST_WEALTH: Final = 1e100
+STRAIGHT: Final = 10.0  # audits' worth of the assumption that satisfaction falls evenly from level to level
+TELLING: Final = (10, 30)  # pairs and rated stopped runs from which the estimate of one class is used
 
 
 def satisfaction_of(feedback: Feedback) -> float | None:
@@ -106,6 +108,7 @@ class SatisfactionTest:
     _unspent: float = 1.0  # reserved for later bets
     _n_stopped: int = 0
     _mean_weight: float = 0.0  # of the latest stopped runs
+    _praise: list[float] = field(default_factory=lambda: [1.0] * len(BETS))  # against "stopped runs miss the floor"
 
     def __post_init__(self) -> None:
         floor, delta = self.min_satisfaction, self.delta
@@ -116,6 +119,32 @@ class SatisfactionTest:
     def floor(self) -> float:
         given = self.min_satisfaction
         return given if given <= 1 else (given - 1) / 4
+
+    @property
+    def is_telling(self) -> bool:
+        return self.n_pairs >= TELLING[0] and self._n_stopped >= TELLING[1]
+
+    @property
+    def may_rise(self) -> bool:
+        """Whether stopped runs are proved to be rated above the floor."""
+        return self.is_telling and sum(self._praise) / len(BETS) >= 1 / self.delta
+
+    def satisfactory_level(self, n_lost: Floats, *, served: int, most: int) -> int:
+        """Estimate the highest level up to `most` that meets the floor.
+
+        Live runs show the served level and, through audits, level 0. Elsewhere satisfaction is assumed to fall in
+        proportion to the answers that a level loses. Level 0 follows only on level 1: an estimate alone does not end
+        the ratings of stopped runs that could correct it.
+
+        n_lost  audits whose right answer each level loses, shape (M,); made monotone, and drawn towards a straight line
+                by `STRAIGHT` audits
+        served  level of the ratings
+        """
+        if self.stopped is None or not served:
+            return served
+        lost = np.maximum.accumulate(n_lost[: most + 1]) + STRAIGHT * np.arange(most + 1) / served
+        meets = self.stopped + max(0.0, self.drops.mean or 0.0) * (1 - lost / lost[served]) >= self.floor
+        return max(int(served > 1), int(np.count_nonzero(np.logical_and.accumulate(meets))) - 1)
 
     def add(self, satisfaction: float, *, audit: bool, weight: float = 1.0) -> None:
         """Add the rating of an audit, or of a stopped run that could have been one. Raise ValueError outside [0, 1].
@@ -129,6 +158,8 @@ class SatisfactionTest:
             n, before = min(self._n_stopped, MEMORY_RATINGS), satisfaction if self.stopped is None else self.stopped
             self._mean_weight += (weight - self._mean_weight) / n
             self.stopped = before + (satisfaction - before) * weight / (self._mean_weight * n)
+            gain = (satisfaction / self.floor - 1) * min(1.0, weight / self._mean_weight)
+            self._praise = [min(MOST_WEALTH, w * (1 + bet * gain)) for w, bet in zip(self._praise, BETS, strict=True)]
         pair = self._pairing.add(satisfaction, audit=audit, weight=weight)
         if pair is not None:
             self._bet(pair[0])

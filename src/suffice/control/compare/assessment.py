@@ -199,7 +199,7 @@ def withheld_by(held: RolloutRun, decided: RouteDeployment, holds: RouteHolds, *
     epoch, made = decided.epoch, decided.publication
     if epoch is not None and epoch.since_seq > held.seq:
         return f"epoch {epoch.number} began during the rollout: {epoch.reason}"
-    if held.state.fit and made is not None and made.ceiling is not None:
+    if held.state.fit and made is not None and (made.ceiling is not None or made.class_ceilings):
         return "people's ratings hold the route's level down"
     return barred(decided, holds, now_s=now_s)
 

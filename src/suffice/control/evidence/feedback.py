@@ -8,9 +8,9 @@ conversation count once, by the first rating. A key that may use the model is ca
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from math import floor
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping
+from math import floor, pi
+from typing import Final, NamedTuple
 
 from suffice.assurance.labels import INFERENCE_KEY, JUDGE, MAX_SHARE
 from suffice.assurance.sampling import weight_of
@@ -31,25 +31,53 @@ from suffice.store.database.views import StoredLabel
 from suffice.types import Episode, Feedback
 
 MOST_RUNS: Final = 50_000  # awaiting a rating
+MOST_CLASSES: Final = 50  # with a test of their own, the first ones
+
+
+class _RatableRun(NamedTuple):
+    query_class: str
+    audit: bool
+    weight: float  # the number of runs that it stands for
 
 
 class Ratings:
-    """Ratings since the level was last lowered or the epoch began; without a `floor`, none are kept.
+    """Ratings since each class's level was last lowered or the epoch began; without a `floor`, none are kept.
 
     floor  see `min_satisfaction` of the settings
-    delta  probability of ever finding an effect where stopping has none
+    delta  probability of ever finding an effect where stopping has none: half for all runs together, the rest for the
+           classes in the order in which they came, class k having 6/(pi k)^2 of it
     """
 
     def __init__(self, *, floor: float | None, delta: float) -> None:
         self._floor, self._delta = floor, delta
-        self.restart()
-
-    def restart(self) -> None:
-        self._runs: dict[str, tuple[bool, float]] = {}  # audit, and the number of runs that it stands for
         self._n_runs, self._counted = 0, Counter[str]()  # by capped key: ratings that counted
-        self.test: SatisfactionTest | None = None
-        if self._floor is not None:
-            self.test = SatisfactionTest(min_satisfaction=self._floor, delta=self._delta)
+        self._runs: dict[str, _RatableRun] = {}
+        self.by_class: dict[str, SatisfactionTest] = {}
+        self.test = self._new_test(1 / 2)
+
+    def _new_test(self, share: float) -> SatisfactionTest | None:
+        return (
+            None if self._floor is None else SatisfactionTest(min_satisfaction=self._floor, delta=share * self._delta)
+        )
+
+    def restart(self, classes: Collection[str] | None = None) -> None:
+        """Begin anew for some classes, and for all runs together; None: for every class."""
+        moved = set(self.by_class if classes is None else classes)
+        self._runs = {name: run for name, run in self._runs.items() if run.query_class not in moved}
+        self.test = self._new_test(1 / 2)
+        for number, name in enumerate(list(self.by_class), 1):
+            if name in moved:
+                self._begin_class(name, number)
+
+    def _begin_class(self, name: str, number: int) -> None:
+        test = self._new_test(3 / (pi * number) ** 2)
+        if test is not None:
+            self.by_class[name] = test
+
+    @property
+    def is_conclusive(self) -> bool:
+        tests = [*self.by_class.values(), *(() if self.test is None else (self.test,))]
+        return any(test.step_down_reason is not None or test.may_rise for test in tests)
 
     @property
     def asks(self) -> str | None:
@@ -62,7 +90,11 @@ class Ratings:
         if self.test is None or not drawn or outcome.stop_step is None:
             return
         self._n_runs += 1
-        remember(self._runs, request.episode_id, (request.audit, weight_of(request, outcome)), MOST_RUNS)
+        name = class_of(request.query)
+        if name not in self.by_class and len(self.by_class) < MOST_CLASSES:
+            self._begin_class(name, len(self.by_class) + 1)
+        run = _RatableRun(name, request.audit, weight_of(request, outcome))
+        remember(self._runs, request.episode_id, run, MOST_RUNS)
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         """Note a rating of a run; only the first one counts."""
@@ -73,8 +105,10 @@ class Ratings:
             if self._counted[given.sender] >= max(1, floor(MAX_SHARE * self._n_runs)):
                 return
             self._counted[given.sender] += 1
-        audit, weight = self._runs.pop(episode_id)
-        self.test.add(satisfaction, audit=audit, weight=weight)
+        run = self._runs.pop(episode_id)
+        self.test.add(satisfaction, audit=run.audit, weight=run.weight)
+        if run.query_class in self.by_class:
+            self.by_class[run.query_class].add(satisfaction, audit=run.audit, weight=run.weight)
 
 
 def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:

@@ -34,6 +34,7 @@ from suffice.control.evidence.versions import (
 from suffice.control.loop.charges import FinishLog, JudgeCharge
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource, ReplayMismatch
 from suffice.control.loop.safety_checks import LiveGuards
+from suffice.control.loop.satisfaction_floor import SatisfactionFloor
 from suffice.episode import vote
 from suffice.learn.audits import NO_AUDITS, AuditRuns
 from suffice.learn.certifier import KEPT_BEFORE, CertifierDecision
@@ -97,7 +98,6 @@ class RolloutTransition:
 class LearnedEvidence(EvidenceSource):
     """Levels of stop models that are fitted on the audits of the epoch.
 
-    ceiling  the highest level that ratings allow in this epoch; None: no limit
     chosen   features; None: before the burst is over, until when the epoch's queries are unknown
     """
 
@@ -107,12 +107,11 @@ class LearnedEvidence(EvidenceSource):
         self.certifier = state.certifier
         self.certifier.fit = self._fit
         state.starts.keeps_ended = True
-        self.ceiling: int | None = None
         self.chosen: FeatureSelection | None = None
         self.counts: Verdicts = {}
         self.finish = FinishLog(is_needed=route.kind == "reasoning")
         self.judge = JudgeCharge(model=None if route.judge is None else route.judge.model, match=state.context.match)
-        self.ratings = Ratings(floor=route.min_satisfaction, delta=1 - route.confidence)
+        self.floor = SatisfactionFloor(Ratings(floor=route.min_satisfaction, delta=1 - route.confidence))
         self._drift = DriftFeatures()
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         self._rollouts = RolloutTransition()
@@ -124,10 +123,10 @@ class LearnedEvidence(EvidenceSource):
 
     def note_end(self, episode: Episode) -> None:
         self.finish.note(episode.request, episode.outcome)
-        self.ratings.ended(episode)
+        self.floor.ratings.ended(episode)
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
-        self.ratings.note_label(episode_id, given)
+        self.floor.ratings.note_label(episode_id, given)
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Serve and certify the version that a rollout activated, or the earlier one after an undo."""
@@ -175,31 +174,30 @@ class LearnedEvidence(EvidenceSource):
 
     def _move_level(self) -> str:
         drawn_at = self.level or self.certifier.level
-        rated = self._lower_ceiling()
-        self.level = self.certifier.level if self.ceiling is None else min(self.certifier.level, self.ceiling)
+        rated, ceiling = self._heed_ratings(), self.floor.ceiling
+        self.level = self.certifier.level if ceiling is None else min(self.certifier.level, ceiling)
         moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at)
         reason = "; ".join(part for part in (self._rollouts.take_reason(), rated, *moved) if part)
         finish = self.finish.at(max(1, self.level))
         budget = budget_left(self.state.epoch.max_em_drop, finish, other_charges=self.judge.charge)
         return reason if budget.max_em_drop else budget.reason
 
-    def _lower_ceiling(self) -> str:
-        """Lower the ceiling if ratings require it, or as the log has decided; return the reason, or ""."""
+    def _heed_ratings(self) -> str:
+        """Move ceilings as ratings require, or as the log has decided; return the reason, or ""."""
         expected = self.state.expected
         if expected:
-            if expected[0].at == self.state.n and expected[0].ceiling != self.ceiling:
-                self.ceiling = expected[0].ceiling
-                self.ratings.restart()
+            if expected[0].at == self.state.n:
+                self.floor.follow(expected[0])
             return ""
-        if self.state.context.route.min_satisfaction is None and self.ceiling is not None:
-            self.ceiling = None
-            return "ratings no longer limit the level"
-        why = self.ratings.asks
-        if why is None or not self.level:
-            return ""
-        self.ceiling = self.level - 1
-        self.ratings.restart()
-        return f"{why}: level {self.ceiling} at most"
+        if self.state.context.route.min_satisfaction is None:
+            return self.floor.lift()
+        return self.floor.look(self.level, dict(self._classes()), self.certifier, self.state.audits)
+
+    def _classes(self) -> tuple[tuple[str, int], ...]:
+        """The classes below the active level, by their guardrails or by ratings, with their levels; sorted."""
+        held, level = dict(self._guards.held(self.level)), self.level
+        held |= {name: min(most, held.get(name, level)) for name, most in self.floor.classes.items()}
+        return tuple(sorted((name, own) for name, own in held.items() if own < level))
 
     # ---- audits ----------------------------------------------------------------------------------
 
@@ -275,9 +273,11 @@ class LearnedEvidence(EvidenceSource):
     def _draft(self, held: RouteDeployment, changes: Sequence[CertifierDecision], reason: str) -> Draft | None:
         certifier, before, address = self.certifier, held.publication, self._address()
         served, level = certifier.served, self.level
-        share, classes = certifier.share, self._guards.held(level)
-        decided = address, level, share, classes
-        if before is not None and (before.fit, before.level, before.share, before.classes) == decided:
+        share, classes, floor = certifier.share, self._classes(), self.floor
+        decided = address, level, share, classes, floor.ceiling, floor.published
+        if before is not None and decided == (
+            *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
+        ):
             return None
         made = self.state.publication(
             held,
@@ -288,9 +288,10 @@ class LearnedEvidence(EvidenceSource):
             certified=0 < level <= certifier.floor,
             spending=certifier.spending if level else None,
             share=share,
-            reason=reason or certifier.reason(changes, before, level=level, most=self.ceiling, fit=address),
-            evidence=replace(certifier.evidence(most=self.ceiling), judge_charge=self.judge.charge),
-            ceiling=self.ceiling,
+            reason=reason or certifier.reason(changes, before, level=level, most=floor.ceiling, fit=address),
+            evidence=replace(certifier.evidence(most=floor.ceiling), judge_charge=self.judge.charge),
+            ceiling=floor.ceiling,
+            class_ceilings=floor.published,
             classes=classes,
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
