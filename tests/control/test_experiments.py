@@ -15,17 +15,19 @@ from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.compare.experiments import gather, read_experiment
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.versions import read_back
+from suffice.control.jobs.experiments import ExperimentWatch
 from suffice.errors import ConfigError
 from suffice.rollout.experiment import Arm, draw_arms, units_of
 from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, ExperimentData
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import open_reader, read_events
+from suffice.store.people.alerts import alert_of, resolutions_of
 from suffice.store.routes.experiments import ExperimentRun, read_experiments, start_experiment, stop_experiment
-from suffice.store.rows.events import Event, ExperimentStart, FeedbackEvent
+from suffice.store.rows.events import Event, ExperimentEnd, ExperimentStart, FeedbackEvent, WorseArm
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
-from tests.control.made import ROUTE, rows, run, traffic
+from tests.control.made import ROUTE, one_round, rows, run, traffic
 from tests.control.made import story as certify
 
 BRISK = {"policy": "stable-answer", "streak": 2}
@@ -339,3 +341,59 @@ def test_what_a_unit_says_after_the_weights_changed_does_not_count(told: Story) 
     found = told.material()
     assert [one.value for one in found.values[SATISFACTION]] == [0.0]
     assert [one.odds["brisk"] for one in found.values[TOKENS]] == [0.5, 0.9]
+
+
+def worse(folder: Path, **changes: Any) -> Story:
+    """An experiment on satisfaction whose brisk arm people like far less."""
+    told, events = story(folder, primary="satisfaction", **changes), list[Event]()
+    for number in range(1_200):
+        request, outcome = told.request(f"u{number}", unit=f"u{number}")
+        rng, brisk = told.rng, bool(request.arms) and request.arms[0].arm == "brisk"
+        thumbs: Any = "up" if rng.random() < (0.4 if brisk else 0.9) else "down"
+        said = Feedback(feedback_id=f"f{number}", episode_id=request.episode_id, thumbs=thumbs, source="user")
+        events += [request, outcome, FeedbackEvent(said)]
+    told.write(events)
+    return told
+
+
+def look(told: Story, written: Settings) -> list[str]:
+    job = ExperimentWatch(settings=written, path=told.path, author="worker 1", now=lambda: 0.0)
+    return list(one_round(told.path, job))
+
+
+def test_an_arm_that_is_proved_worse_is_reported_once_and_ends_nothing_by_itself(tmp_path: Path) -> None:
+    told = worse(tmp_path)
+    sentences = look(told, told.settings)
+    assert "'brisk' against 'full' is worse in satisfaction" in sentences[0]
+    assert look(told, told.settings) == []
+    (found,) = [one.event for one in read_events(told.path) if isinstance(one.event, WorseArm)]
+    notice, cause = alert_of(found) or (None, None)
+    assert notice is not None
+    assert (notice.kind, notice.path) == ("worse_arm", "/experiments")
+    assert "worse in satisfaction" in notice.sentence
+    assert read_experiments(told.path)[0].runs
+
+    with Decisions(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+        ended = stop_experiment(writer, "e", author="ann", reason="enough")
+    assert isinstance(ended, ExperimentEnd)
+    assert cause is not None
+    assert [one.ends(cause) for one in resolutions_of(ended)] == [True]
+
+
+def test_an_experiment_ends_when_an_arm_is_worse_if_its_owner_says_so(tmp_path: Path) -> None:
+    told = worse(tmp_path, end_when_worse=True)
+    assert "ended: arm 'brisk' is proved worse than 'full'" in look(told, told.settings)[0]
+    (held,) = read_experiments(told.path)
+    assert held.ended is not None
+    assert held.ended.author == "worker 1"
+    assert "end_when_worse" in held.ended.reason
+    assert any("worse in satisfaction" in sentence for sentence in held.ended.summary)
+    assert look(told, told.settings) == []
+
+
+def test_an_arm_that_may_be_as_good_raises_nothing(tmp_path: Path) -> None:
+    told = story(tmp_path, primary="satisfaction", end_when_worse=True)
+    for number in range(40):
+        told.ran(f"u{number}", Feedback(feedback_id=f"f{number}", rating=3, source="user"))
+    assert look(told, told.settings) == []
+    assert read_experiments(told.path)[0].runs

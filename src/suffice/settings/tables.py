@@ -399,6 +399,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     warmup_units: WarmupUnits = 100  # the first units, which do not count
     max_tokens: Positive | None = None  # a larger value counts as this; None: learned from the warm-up
     max_latency_s: Positive | None = None  # likewise
+    end_when_worse: bool = False  # the worker ends it once an arm is proved worse than the control
 
 
 class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -489,6 +490,7 @@ AlertKind: TypeAlias = Literal[
     "kill_switch",
     "version_refused",
     "log_missed",
+    "worse_arm",
 ]
 
 

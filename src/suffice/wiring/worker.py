@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.certify import Certify, Critical
+from suffice.control.jobs.experiments import ExperimentWatch
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposals import Advance, Retrain, SamplingJob
@@ -24,7 +25,7 @@ from suffice.wiring.keys import create_id, deployment_salt, secret
 from suffice.wiring.startup import refuse_lost_log, sinks_of
 
 LEARNING_JOBS: Final = (Certify, Monitor, Retrain)
-OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
+OTHER_JOBS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob, ExperimentWatch)
 
 
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:

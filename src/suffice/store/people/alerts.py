@@ -32,13 +32,13 @@ MOST_TEXT: Final = 600  # characters of a sentence
 MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
     *("route_monitored", "alert_raised", "alarm_raised", "enforcement_paused", "incident_opened", "kill_switched"),
-    *("rollout_moved", "rollout_undone", "fail_open_high", "version_refused", "log_missed"),
+    *("rollout_moved", "rollout_undone", "fail_open_high", "version_refused", "log_missed", "arm_worse"),
 )
 # Kinds that only resolve alerts; some kinds that raise alerts also resolve others.
-ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began")
+ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began", "experiment_stopped")
 
 CauseKind: TypeAlias = Literal[
-    "forecast", "budget", "certificate", "pause", "incident", "kill_switch", "lot", "version", "fail_open"
+    "forecast", "budget", "certificate", "pause", "incident", "kill_switch", "lot", "version", "fail_open", "experiment"
 ]
 
 
@@ -109,6 +109,10 @@ def alert_of(event: Event) -> RaisedAlert | None:
             return _alert_of_serving(event)
         case events.RolloutMove() | events.RolloutUndo():
             return _alert_of_rollout(event)
+        case events.WorseArm(experiment=name, run=run, arm=arm):
+            text = f"experiment {name}: {event.summary[0]}"
+            notice = _notice("worse_arm", "", text, f"{name}:{run}:{arm}:{event.verdict}", "/experiments")
+            return notice, AlertCause("experiment", name=f"{name}:{run}")
         case _:
             return None
 
@@ -190,10 +194,8 @@ def resolutions_of(event: Event) -> tuple[AlertResolution, ...]:
             return (_over("incident", event.route, text, name=event.incident),)
         case events.KillSwitchState(on=False):
             return (_over("kill_switch", "", f"released: {event.reason}"),)
-        case events.RolloutUndo():
-            return (_over("version", event.route, f"{event.author} took the version back"),)
-        case events.RolloutMove():
-            return _after_move(event)
+        case events.RolloutUndo() | events.RolloutMove() | events.ExperimentEnd():
+            return _after_comparison(event)
         case _:
             return ()
 
@@ -216,7 +218,14 @@ def _after_look(forecast: RouteForecast) -> tuple[AlertResolution, ...]:
     return tuple(endings)
 
 
-def _after_move(event: events.RolloutMove) -> tuple[AlertResolution, ...]:
+def _after_comparison(
+    event: events.RolloutMove | events.RolloutUndo | events.ExperimentEnd,
+) -> tuple[AlertResolution, ...]:
+    if isinstance(event, events.ExperimentEnd):
+        name = f"{event.experiment}:{event.run}"
+        return (_over("experiment", "", f"{event.author} ended it: {event.reason}", name=name),)
+    if isinstance(event, events.RolloutUndo):
+        return (_over("version", event.route, f"{event.author} took the version back"),)
     route, move = event.route, event.transition
     did = {"resume": "went on", "promote": "moved to its next step", "roll_back": "was rolled back"}.get(move.move)
     if did is None:

@@ -151,6 +151,8 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
             arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in one.odds().items())
             where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
             return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
+        case events.WorseArm():
+            return "", _cut(f"{event.experiment}, run {event.run}: {' '.join(event.summary)}")
         case events.ExperimentEnd():
             return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.summary)))
     return None

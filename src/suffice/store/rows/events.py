@@ -156,6 +156,18 @@ class ExperimentEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorseArm:
+    """An arm of a running experiment is proved worse than the control, for all requests or for a query class."""
+
+    experiment: str  # its name
+    run: int
+    arm: str
+    verdict: str  # worse, or mixed: worse in a query class
+    summary: tuple[str, ...]  # its result then, in sentences
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
     object_id: str  # as the upstream named it
     sender: str  # keyed hash of the key that made it
@@ -272,12 +284,14 @@ MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 _OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
 _OfLoop: TypeAlias = Epoch | Publication | Alarm | Pause | Resumption | JobRun | RowRates | ProposedVersion
 _OfAlerts: TypeAlias = RouteForecast | Alert | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
-_OfTrials: TypeAlias = ExperimentStart | ExperimentRevision | ExperimentEnd | RolloutStart | RolloutMove | RolloutUndo
+_OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
+_OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 _OfHolds: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | KillSwitchState
 _OfServer: TypeAlias = Findings | RouteFindings | StoredObject | KeyUsage
 _OfOwner: TypeAlias = ConfigChange | Export | Erasure | AccessGrant
-Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfTrials | _OfReviews | _OfHolds | _OfServer | _OfOwner
+_OfVersions: TypeAlias = _OfExperiments | _OfRollouts
+Event: TypeAlias = _OfRuns | _OfLoop | _OfAlerts | _OfVersions | _OfReviews | _OfHolds | _OfServer | _OfOwner
 E = TypeVar("E", bound=Event)
 
 
@@ -349,6 +363,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("kill_switched", KillSwitchState, "switching", _switch_key),
     Kind("experiment_started", ExperimentStart, "begun", "{0.experiment.name}:{0.experiment.run}"),
     Kind("experiment_changed", ExperimentRevision, "begun", "{0.experiment.name}:{0.experiment.run}:{0.revision}"),
+    Kind("arm_worse", WorseArm, "finding", "{0.experiment}:{0.run}:{0.arm}:{0.verdict}"),
     Kind("experiment_stopped", ExperimentEnd, "ended", "{0.experiment}:{0.run}"),
     Kind("review_asked", ReviewItem, "item", _EPISODE),
     Kind("review_drawn", ControlDraw, "drawing", _NUMBERED),
