@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from bench.page.render import PAGE, render
 from bench.page.sets import Case
 from bench.page.store import Cell, Line, read_cells, write_cell
 
+from suffice.control.evidence.versions import FIXED
 from suffice.policy.base import POLICIES
 from suffice.policy.columns import SUFFICES
 from suffice.replay.online.protocol import OnlineOptions, run_seed
@@ -164,7 +166,7 @@ def test_a_fixed_policy_costs_and_loses_online_what_replay_says(tmp_path: Path) 
     assert set(opened.rules) == set(rungs)
     for name, rung in rungs.items():
         traffic = opened.rules[name].runs
-        row = streams.FIXED.rows_at(traffic, 1)
+        row = FIXED.rows_at(traffic, 1)
         replayed = sum_halts(runs, [halts_of(rung, runs)])
         assert traffic.cost[row].sum() == pytest.approx(replayed.of("tokens").sum())
         assert traffic.z[row].sum() == replayed.drop.sum()
@@ -174,14 +176,14 @@ def test_a_harmful_policy_is_never_used(tmp_path: Path) -> None:
     opened = streams.OpenSet(made_set(tmp_path))
     harmful = streams.OpenSet.__new__(streams.OpenSet)
     always = traffic_of(audits([[0.9, 0.9]] * 2_000, z=[[1, 0]] * 2_000))
-    harmful.traffic, harmful.rules = always, {"first": streams.replace(always, runs=stop_at_once(always.runs))}
+    harmful.traffic, harmful.rules = always, {"first": replace(always, runs=stop_at_once(always.runs))}
     harmful.runs, harmful.data = opened.runs, opened.data
     served = streams.serve_rules(harmful, "once", 0.02, 0)["rules"]["first"]
     assert served["drop_late"] == 0
 
 
 def stop_at_once(runs: Any) -> Any:
-    return streams.replace(runs, x=np.ones((len(runs.x), 1)))
+    return replace(runs, x=np.ones((len(runs.x), 1)))
 
 
 def test_the_reference_stops_where_nothing_is_lost_and_never_where_all_is() -> None:
