@@ -14,7 +14,7 @@ import numpy as np
 from suffice.learn.audits import Floats
 from suffice.learn.features import DENSE
 from suffice.replay.study.policies import Rung, build_ladders, list_ladder_folds
-from suffice.replay.study.runs import read_runs
+from suffice.replay.study.runs import never_halt, read_runs
 from suffice.replay.study.scores import Score
 from suffice.replay.study.study import LadderPool, ReplayOptions, RungSums, Study
 from suffice.replay.study.sums import (
@@ -23,6 +23,7 @@ from suffice.replay.study.sums import (
     N_FOLDS,
     NONE,
     QuestionSums,
+    sum_halts,
 )
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
@@ -43,6 +44,7 @@ def open_study(data: Survey, *, scores: Sequence[Score], probe_tokens: int | Non
 class NestedRungs:
     by_fold: tuple[RungSums, ...]  # place v: learned rungs as outer fold v may use them
     all: RungSums  # learned rungs out of fold
+    never: QuestionSums  # no policy: every run to its end, a vote until it is decided
 
     @property
     def base(self) -> Floats:
@@ -52,7 +54,7 @@ class NestedRungs:
 
     def frozen(self, pool: LadderPool, target: float, *, margin: float = MARGIN) -> QuestionSums:
         """Each question under the point that was picked without its fold; one policy."""
-        values = self.all.sums.never_stop().values
+        values = self.never.values.copy()
         for v, laid in enumerate(self.by_fold):
             choice, sums, _ = _pick(laid, v, pool, target, margin)
             if choice != NONE:
@@ -68,7 +70,7 @@ class NestedRungs:
         sums, rungs, _ = self.all.of(pool.ladders)
         choice = int(sums.measure(sums.weights(None)).pick_plainly(target)[0])
         if choice == NONE:
-            return "never", self.all.sums.never_stop()
+            return "never", self.never
         return rungs[choice].label, sums.columns([choice])
 
     def miss_share(self, pool: LadderPool, target: float, *, seed: int = 0, margin: float | None = MARGIN) -> float:
@@ -88,7 +90,8 @@ def nest(study: Study, *, probes_charged: bool = True) -> NestedRungs:
     made = [study.sum_rungs(v) for v in (*range(N_FOLDS), None)]
     if not probes_charged:
         made = [replace(laid, sums=without_probes(laid.sums)) for laid in made]
-    return NestedRungs(by_fold=tuple(made[:-1]), all=made[-1])
+    never = sum_halts(study.runs, [never_halt(study.runs)])
+    return NestedRungs(by_fold=tuple(made[:-1]), all=made[-1], never=never)
 
 
 def share_of(sums: QuestionSums, field: str) -> Floats:

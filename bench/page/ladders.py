@@ -61,25 +61,25 @@ _OTHERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 
 
-def build_all_ladders(kind: Kind, *, longest: int, full_tokens: Sequence[float]) -> tuple[Ladder, ...]:
-    """The grid of `suffice replay`, and a ladder for each rule that is not on it but `bayes`, which learns from votes.
+def build_all_ladders(
+    kind: Kind, *, longest: int, full_tokens: Sequence[float], votes: Sequence[Sequence[int]] = ()
+) -> tuple[Ladder, ...]:
+    """The grid of `suffice replay`, and a ladder for each rule that is not on it.
 
     full_tokens  of each run, for the levels of `fixed-budget`
+    votes        of each answer of some full runs, from which `bayes` learns its prior; (): without `bayes`
     """
     budgets = np.unique(np.geomspace(max(full_tokens), max(1.0, max(full_tokens) / 100), 40).astype(int))[::-1]
     others = {**_OTHERS, "fixed-budget": [{"max_tokens": int(n)} for n in budgets]}
-    known = (
+    known = [
         _ladder(name, family_of(name), settings)
         for name, settings in others.items()
         if kind in SPACE[family_of(name)].kinds
-    )
+    ]
+    if votes:
+        shapes = learn_prior(votes)
+        known.append(_ladder(BAYES, BAYES, [{"shapes": shapes, "threshold": t} for t in _SURE], hide="shapes"))
     return (*build_ladders(kind, longest=longest), *known)
-
-
-def build_bayes(votes: Sequence[Sequence[int]]) -> Ladder:
-    """votes: of each answer of some full runs, from which the prior is learned."""
-    shapes = learn_prior(votes)
-    return _ladder(BAYES, BAYES, [{"shapes": shapes, "threshold": t} for t in _SURE], hide="shapes")
 
 
 def _ladder(name: str, policy: str, settings: Sequence[Mapping[str, Any]], hide: str = "") -> Ladder:
@@ -92,12 +92,14 @@ def _ladder(name: str, policy: str, settings: Sequence[Mapping[str, Any]], hide:
 
 
 def count_votes(data: Survey) -> list[list[int]]:
-    """How often each answer was given in each full run, in the order of the runs."""
-    votes = []
+    """How often each answer was given in one full run of each question that gave any."""
+    votes = dict[str, list[int]]()
     for batch in data.batches(share=data.share):
-        for start, end in itertools.pairwise(batch.offset.tolist()):
-            votes.append(list(Counter(answer for answer in batch.answer[start:end] if answer is not None).values()))
-    return votes
+        for question, (start, end) in zip(batch.question_id, itertools.pairwise(batch.offset.tolist()), strict=True):
+            counts = Counter(answer for answer in batch.answer[start:end] if answer is not None)
+            if counts:
+                votes[question] = list(counts.values())
+    return list(votes.values())
 
 
 def published_rungs(kind: Kind) -> dict[str, PolicyRung]:

@@ -115,7 +115,8 @@ def _details(found: Found) -> Iterator[str]:
         yield (
             f"{study['kind'].capitalize()}, {study['n_runs']:,} runs of {study['n_questions']:,} questions, full EM"
             f" {study['em']:.3f}. Oracles: {percent(agrees['saved'])} saved at the first step with the full run's"
-            f" answer, {percent(right['saved'])} ({points(right['drop'])}) at the first right one.\n"
+            f" answer, {percent(right['saved'])} ({points(right['drop'])}) at the first right one."
+            f"{_decided(study)}\n"
         )
         for budget in BUDGETS:
             shown = " open" if budget == BUDGETS[0] else ""
@@ -126,6 +127,12 @@ def _details(found: Found) -> Iterator[str]:
             rules = ", ".join(f"`{rule}`" for rule in study["never"])
             why = "the set does not record what they read, or its runs are too short"
             yield f"Never stop here at any setting, since {why}: {rules}.\n"
+
+
+def _decided(study: Line) -> str:
+    if study["kind"] != "samples":
+        return ""
+    return f" Ending each vote once it is decided saves {percent(study['unstopped']['saved'])}; every row has that."
 
 
 _HEAD = ("rule", "as published", "frozen", "95 %", "misses", "hindsight", "online", "over")

@@ -9,18 +9,18 @@ from typing import Final
 
 import numpy as np
 from bench.nested import NestedRungs, nest
-from bench.page.ladders import BAYES, build_all_ladders, build_bayes, count_votes, published_rungs
+from bench.page.ladders import build_all_ladders, count_votes, published_rungs
 from bench.page.sets import Case
 from bench.page.store import Line
 from numpy.typing import NDArray
 
 from suffice.learn.features import DENSE
-from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_of, list_ladder_folds
+from suffice.replay.study.policies import PolicyRung, Rung, ScoreRung, halts_of, list_ladder_folds
 from suffice.replay.study.runs import Runs, read_runs, select_runs, stop_at_first
 from suffice.replay.study.scores import SCORES
 from suffice.replay.study.sets import OURS, TOO_SMALL_QUESTIONS, TOO_SMALL_RUNS, pools_of
-from suffice.replay.study.study import LadderPool, ReplayOptions, RungSums, Study, lay_ladders, sum_rungs
-from suffice.replay.study.sums import MARGIN, QuestionSums, folds_of, sum_halts
+from suffice.replay.study.study import LadderPool, ReplayOptions, RungSums, Study
+from suffice.replay.study.sums import MARGIN, QuestionSums, sum_halts
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
 
@@ -34,9 +34,7 @@ def judge(case: Case, budgets: Sequence[float]) -> Line:
     data = case.survey()
     study = _open(data)
     runs, nested = study.runs, nest(study)
-    if data.kind == "samples":
-        nested = _with_bayes(nested, runs, count_votes(data))
-    pools = _pools(study.ladders, bayes=data.kind == "samples")
+    pools = pools_of(study.ladders, SCORES)  # ours, all published rules together, and each alone
     return {
         "kind": data.kind,
         "n_runs": len(runs),
@@ -44,6 +42,7 @@ def judge(case: Case, budgets: Sequence[float]) -> Line:
         "em": float(runs.full_ok.mean()),
         "tokens": float(runs.full_tokens.mean()),
         "too_small": len(runs) < TOO_SMALL_RUNS or len(set(runs.question)) < TOO_SMALL_QUESTIONS,
+        "unstopped": measure(nested.never),
         "oracles": {
             "agrees": measure(sum_halts(runs, [stop_at_first(runs, runs.same)]), probes=False),
             "right": measure(sum_halts(runs, [stop_at_first(runs, runs.ok)]), probes=False),
@@ -58,42 +57,13 @@ def judge(case: Case, budgets: Sequence[float]) -> Line:
 
 def _open(data: Survey) -> Study:
     full_tokens = [float(tokens) for batch in data.batches(share=data.share) for tokens in batch.full_tokens]
-    ladders = build_all_ladders(data.kind, longest=data.longest, full_tokens=full_tokens)
+    votes = count_votes(data) if data.kind == "samples" else ()
+    ladders = build_all_ladders(data.kind, longest=data.longest, full_tokens=full_tokens, votes=votes)
     rungs = published_rungs(data.kind).values()
     needs = [*list_ladder_folds(ladders), *(need for rung in rungs for need in rung.policy.needs)]
     needs += FeatureSet(DENSE[data.kind]).needs
     runs = read_runs(data, tuple(dict.fromkeys(needs)), probe_tokens=None, longest=data.longest)
     return Study(runs, ladders, ReplayOptions(scores=SCORES))
-
-
-def _pools(ladders: Sequence[Ladder], *, bayes: bool) -> list[LadderPool]:
-    """Ours, all published rules together, and each alone."""
-    pools = list(pools_of(ladders, SCORES))
-    if not bayes:
-        return pools
-    pools = [LadderPool(name, (*names, BAYES) if name == PUBLISHED else names) for name, names in pools]
-    return [*pools, LadderPool(BAYES, (BAYES,))]
-
-
-def _with_bayes(nested: NestedRungs, runs: Runs, votes: Sequence[Sequence[int]]) -> NestedRungs:
-    """With the rule `bayes`, whose prior is learned anew for each fold, from one run of each other question."""
-    fold = folds_of(runs)
-
-    def laid(v: int | None, known: RungSums) -> RungSums:
-        of_question = {runs.question[i]: votes[i] for i in range(len(runs)) if votes[i] and fold[i] != v}
-        return _append(known, sum_rungs(runs, lay_ladders([build_bayes(list(of_question.values()))], runs)))
-
-    by_fold = tuple(laid(v, known) for v, known in enumerate(nested.by_fold))
-    return NestedRungs(by_fold=by_fold, all=laid(None, nested.all))
-
-
-def _append(known: RungSums, more: RungSums) -> RungSums:
-    n = len(known.rungs)
-    values = np.concatenate([known.sums.values, more.sums.values], axis=1)
-    slices = {name: slice(own.start + n, own.stop + n) for name, own in more.slices.items()}
-    return RungSums(
-        sums=replace(known.sums, values=values), rungs=known.rungs + more.rungs, slices={**known.slices, **slices}
-    )
 
 
 def measure(sums: QuestionSums, *, probes: bool = True) -> Line:
