@@ -445,6 +445,7 @@ class Publication:
     setup: str = ""  # of the requests in the evidence
     upstream: tuple[tuple[str, str, str], ...] = ()  # (requested model, its own name, fingerprint) of the evidence
     ceiling: int | None = None  # the highest level that ratings allow; None: no limit
+    cap: int | None = None  # the highest level that a forecast allows; None: no cap
     classes: tuple[tuple[str, int], ...] = ()  # (query class, its lower level), sorted
     class_ceilings: tuple[tuple[str, int], ...] = ()  # (query class, the highest level that ratings allow), sorted
     arm: str = ""  # effort or budget of level 1, as outcomes name it; "": early stopping

@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.forecast import (
-    HORIZON,
     MEMORY,
     Forecast,
     ForecastWindow,
@@ -20,6 +19,7 @@ from suffice.assurance.forecast import (
     near_share,
     signal_distance,
 )
+from suffice.assurance.forecast_grades import HORIZON
 
 Floats = NDArray[np.float64]
 

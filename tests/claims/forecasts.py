@@ -10,6 +10,7 @@ All are 100 requests to a window, after 1,000 full runs at the start of an epoch
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,13 +21,17 @@ from bench.claims.score import Logistic
 from bench.claims.streams import online
 from numpy.typing import NDArray
 
-from suffice.assurance.forecast import ForecastWindow, forecast_drop, near_levels, near_share
+from suffice.assurance.drift import DOUBT_SHARE
+from suffice.assurance.forecast import Forecast, ForecastWindow, forecast_drop, near_levels, near_share
+from suffice.assurance.forecast_actions import Stance, first_disagreement, next_stance, relative_losses
+from suffice.assurance.forecast_grades import ExpectedOutcomes, ForecastGrade, TrackRecord, grade_due
 from suffice.learn.audits import AuditRuns
 from suffice.learn.version import FoldedModels, fit_served
 from tests.simulators.traffic_worlds import USUAL, WORLDS, ClassWorld
 from tests.simulators.traffic_worlds.traffic import SimulatedTraffic, draw_traffic
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 BUDGET: Final = 0.02
 SIZE: Final = 100  # requests in a window
 BURST: Final = 1_000  # full runs at the start
@@ -35,8 +40,8 @@ FIRST_LOOK: Final = 30  # windows
 LEAD: Final = 300  # requests before the crossing that an alert must come
 N_WAYS: Final = 21  # steps from one world to another
 N_RUNS: Final = 4_000  # of each
+LAW_LEVEL: Final = 20  # that is deployed
 FRESH: Final = 200  # first seed of the tables; the constants of the forecast were chosen on those before it
-DOUBT_SHARE: Final = 0.4  # of requests that are audited while the forecast is in doubt, where that is allowed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,18 +50,34 @@ class Stream:
 
     near: Floats  # (n,)
     z: NDArray[np.int8]  # (n,)
+    first: Ints  # (n,): lowest level at which it disagrees; `level` + 1: none
     signals: Floats  # (n / 100, F)
     predicted: Floats  # (n,): what the stop model expects it to lose at the deployed level
     lot: Floats  # (n,): a request is an audit if it is below the share
-    crossing: int | None  # request at which the true drop reaches the budget; None: never
+    drop: Floats  # (level + 1, n): the true drop at each level
+    crossing: int | None  # request at which the true drop at the deployed level reaches the budget; None: never
+
+    @property
+    def level(self) -> int:
+        return len(self.drop) - 1
+
+    @property
+    def n_watched(self) -> int:
+        """Windows until the crossing."""
+        return len(self.signals) if self.crossing is None else self.crossing // SIZE
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the forecast said of one stream."""
+    """What the forecast said of one stream until its crossing, and did."""
 
     raised: tuple[int, ...]  # requests at which an alert began
     ended: tuple[int, ...]  # … and ended, where it did
+    capped: tuple[int, ...]  # requests at which a cap began
+    is_capped: bool  # at the crossing
+    doubted: int | None  # request of the drift at which the share of audits was first raised
+    kept: bool | None  # the true drop at the last cap stayed inside the budget to the stream's end; None: no cap
+    last: Forecast | None
     n_looks: int
     share: float  # of requests behind the burst that were audited
     crossing: int | None
@@ -76,22 +97,66 @@ class Told:
 
 
 def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
-    """Look at a stream after every window.
+    """Look at a stream after every window until its crossing.
 
     share        of requests that are audited
-    doubt_share  … while the forecast was in doubt at the last look, if that is more
+    doubt_share  … while the last look was in doubt or alerted, if that is more
     """
-    windows: list[ForecastWindow] = []
-    raised: list[int] = []
-    ended: list[int] = []
-    n_audited, found = 0, None
-    for b in range(len(stream.signals)):
+    watch = Watch(stream, share, doubt_share)
+    raised, ended, capped = list[int](), list[int](), list[int]()
+    doubted = None
+    for _ in range(stream.n_watched):
+        before, stance = watch.alerted, watch.stance
+        watch.look()
+        at = watch.windows[-1].until
+        if watch.alerted != before:
+            (raised if watch.alerted else ended).append(at)
+        if watch.stance.cap is not None and stance.cap is None:
+            capped.append(at)
+        if doubted is None and watch.stance.in_doubt and at > ONSET:
+            doubted = at
+    cap = watch.stance.cap
+    return Told(
+        raised=tuple(raised),
+        ended=tuple(ended),
+        capped=tuple(capped),
+        is_capped=cap is not None,
+        doubted=doubted,
+        kept=None if cap is None else bool(stream.drop[cap, -1] < BUDGET),
+        last=watch.forecast,
+        n_looks=stream.n_watched - FIRST_LOOK,
+        share=watch.n_audited / (stream.n_watched * SIZE - BURST),
+        crossing=stream.crossing,
+    )
+
+
+class Watch:
+    """What the job `monitor` does with a stream, one window at a time."""
+
+    def __init__(self, stream: Stream, share: float, doubt_share: float = 0.0) -> None:
+        self.stream, self.share, self.doubt_share = stream, share, doubt_share
+        self.windows = list[ForecastWindow]()
+        self.forecast: Forecast | None = None
+        self.stance = Stance()
+        self.record = TrackRecord(of="em_drop")
+        self.grades = list[ForecastGrade]()
+        self.n_audited = 0  # behind the burst
+        self._first = list[Ints]()  # by window
+        self._pending = deque[tuple[int, ExpectedOutcomes]]()
+
+    @property
+    def alerted(self) -> bool:
+        return self.forecast is not None and self.forecast.alert
+
+    def look(self) -> None:
+        stream, b = self.stream, len(self.windows)
         rows = slice(b * SIZE, (b + 1) * SIZE)
-        doubtful = found is not None and found.doubtful
-        drawn = stream.lot[rows] < (1.0 if b * SIZE < BURST else max(share, doubt_share) if doubtful else share)
+        raised = max(self.share, self.doubt_share) if self.stance.in_doubt else self.share
+        drawn = stream.lot[rows] < (1.0 if b * SIZE < BURST else raised)
         near, z, expected = (part[rows][drawn] for part in (stream.near, stream.z, stream.predicted))
-        n_audited += int(drawn.sum()) if b * SIZE >= BURST else 0
-        windows.append(
+        self.n_audited += int(drawn.sum()) if b * SIZE >= BURST else 0
+        self._first.append(stream.first[rows][drawn])
+        self.windows.append(
             ForecastWindow(
                 until=(b + 1) * SIZE,
                 n_requests=SIZE,
@@ -104,14 +169,29 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
                 drop=int(z.sum()),
             )
         )
-        if b + 1 >= FIRST_LOOK:
-            before = found is not None and found.alert
-            found = forecast_drop(windows, budget=BUDGET, alerted=before)
-            after = found is not None and found.alert
-            if after != before:
-                (raised if after else ended).append(windows[-1].until)
-    n_behind = len(stream.z) - BURST
-    return Told(tuple(raised), tuple(ended), len(windows) - FIRST_LOOK, n_audited / n_behind, stream.crossing)
+        if len(self.windows) >= FIRST_LOOK:
+            self._forecast()
+
+    def _forecast(self) -> None:
+        at, was_open = self.windows[-1].until, self.alerted
+        new = list(grade_due(self._pending, "em_drop", at, self.windows))
+        self.grades += new
+        self.record = self.record.with_grades(new)
+        found = forecast_drop(self.windows, budget=BUDGET, alerted=was_open, width=self.record.width)
+        self.forecast = found
+        if found is None:
+            return
+        assert found.outcomes is not None
+        self._pending.append((at, found.outcomes))
+        crossed = found.now >= BUDGET
+        self.record = self.record.with_alert(at, is_open=found.alert, was_open=was_open, crossed=crossed)
+        self.stance = next_stance(
+            self.stance,
+            found,
+            at=at,
+            alerted=was_open,
+            relative=lambda: relative_losses(self._first, self.stream.level),
+        )
 
 
 # --------------------------------------------------------------------------- worlds
@@ -123,24 +203,31 @@ class Pool:
 
     near: Floats  # (ways, runs)
     z: NDArray[np.int8]
+    first: Ints
     signals: Floats  # (ways, runs, F)
     predicted: Floats
-    drop: Floats  # (ways,): true drop, smoothed
+    drop: Floats  # (levels, ways): true drop, smoothed
 
     def stream(self, ways: Floats, rng: np.random.Generator) -> Stream:
-        """A stream whose request i is so far on the way, 0 … 1; it ends where the drop crosses the budget."""
-        drops = np.interp(ways, np.linspace(0, 1, N_WAYS), self.drop)
-        over = np.flatnonzero(drops >= BUDGET)
-        n = (int(over[0]) if len(over) else len(ways)) // SIZE * SIZE
+        """A stream whose request i is so far on the way, 0 … 1."""
+        grid, n = np.linspace(0, 1, N_WAYS), len(ways) // SIZE * SIZE
+        drop = np.stack([np.interp(ways, grid, drops) for drops in self.drop])
         at, pick = np.rint(ways[:n] * (N_WAYS - 1)).astype(int), rng.integers(N_RUNS, size=n)
         return Stream(
             near=self.near[at, pick],
             z=self.z[at, pick],
+            first=self.first[at, pick],
             lot=rng.random(n),
             signals=_by_window(self.signals[at, pick]).mean(axis=1),
             predicted=self.predicted[at, pick],
-            crossing=int(over[0]) if len(over) else None,
+            drop=drop[:, :n],
+            crossing=_crossing(drop[-1]),
         )
+
+
+def _crossing(drop: Floats) -> int | None:
+    over = np.flatnonzero(drop >= BUDGET)
+    return int(over[0]) if len(over) else None
 
 
 @cache
@@ -161,16 +248,18 @@ def pool(world: str, safer: int) -> Pool:
     rows = served.rows(usual)
     level = int(np.flatnonzero(usual.z[rows].mean(axis=0) <= 0.003)[-1]) - safer
     levels = near_levels(usual.d[rows], level)
-    parts = []
+    parts, drops = [], []
     for way in np.linspace(0, 1, N_WAYS):
         traffic, runs = _runs(WORLDS[world], float(way), N_RUNS, seed=3)
         stops = served.rows(runs)
         predicted = served.expected(runs, stops[:, level])
-        parts.append((near_share(runs.d[stops], levels), runs.z[stops[:, level]], traffic.early, predicted))
-    near, z, signals, predicted = (np.stack(part) for part in zip(*parts, strict=True))
+        first = first_disagreement(runs.d[stops], level)
+        parts.append((near_share(runs.d[stops], levels), runs.z[stops[:, level]], first, traffic.early, predicted))
+        drops.append(runs.z[stops[:, : level + 1]].mean(axis=0))
+    near, z, first, signals, predicted = (np.stack(part) for part in zip(*parts, strict=True))
     ways = np.linspace(0, 1, N_WAYS)
-    drop = np.asarray(np.polyval(np.polyfit(ways, z.mean(axis=1), 2), ways), dtype=np.float64)
-    return Pool(near, z, signals, predicted, drop)
+    drop = [np.polyval(np.polyfit(ways, column, 2), ways) for column in np.array(drops).T]
+    return Pool(near, z, first, signals, predicted, np.array(drop))
 
 
 def _runs(world: ClassWorld, way: float, n: int, seed: int) -> tuple[SimulatedTraffic, AuditRuns]:
@@ -194,12 +283,15 @@ def by_law(
     away      … at 1, in sd of single requests, in a direction that is drawn
     predicts  part of the climb of the drop that the stop model sees
     """
-    over = np.flatnonzero(drops >= BUDGET)
-    n = (int(over[0]) if len(over) else len(drops)) // SIZE * SIZE
+    n = len(drops) // SIZE * SIZE
     drops, moved = drops[:n], moved[:n]
     differs = drops + 0.022  # at the deployed level; each level above has an eighth more, up to three times as many
     u, v = rng.random(n), rng.random(n)
-    near = np.clip(11 - np.maximum(np.ceil(np.log(np.maximum(u / differs, 1e-9)) / np.log(1.12)), 0), 0, 11) / 11
+    above = np.ceil(np.log(np.maximum(u / differs, 1e-9)) / np.log(1.12))  # levels above the deployed one; < 0: below
+    near = np.clip(11 - np.maximum(above, 0), 0, 11) / 11
+    first = np.clip(LAW_LEVEL + above, 1, LAW_LEVEL + 1).astype(np.int64)
+    drop = drops / 1.12 ** np.arange(LAW_LEVEL, -1, -1)[:, np.newaxis]
+    drop[0] = 0.0
     lost, gained = (drops + 0.004) / differs, 0.004 / differs
     z = np.where(u < differs, np.where(v < lost, 1, np.where(v < lost + gained, -1, 0)), 0).astype(np.int8)
     mixing = np.eye(4) + 0.4 * rng.normal(size=(4, 4))
@@ -210,10 +302,12 @@ def by_law(
     return Stream(
         near=near,
         z=z,
+        first=first,
         signals=_by_window(signals).mean(axis=1),
         predicted=predicted,
         lot=rng.random(n),
-        crossing=int(over[0]) if len(over) else None,
+        drop=drop,
+        crossing=_crossing(drops),
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.claims.forecasts import CALM, DOUBT_SHARE, DRIFTS, false_alerts, in_time, measure
+from suffice.assurance.drift import DOUBT_SHARE
+from tests.claims.forecasts import CALM, DRIFTS, false_alerts, in_time, measure
 
 SEEDS = range(12)
 

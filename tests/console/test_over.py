@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from suffice.assurance.forecast import Alert, CrossingForecast, Forecast, Of, RouteForecast
+from suffice.assurance.forecast import Alert, CrossingForecast, Forecast, RouteForecast
+from suffice.assurance.forecast_grades import Of
 from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader

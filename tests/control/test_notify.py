@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.forecast import CrossingForecast, Forecast, Of, RouteForecast
+from suffice.assurance.forecast import CrossingForecast, Forecast, RouteForecast
+from suffice.assurance.forecast_grades import Of
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import MailSink, Notify, Sink, WebhookSink

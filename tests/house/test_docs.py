@@ -21,6 +21,7 @@ import msgspec
 import pytest
 
 from suffice import errors, types
+from suffice.assurance.forecast_actions import ForecastAction
 from suffice.cli.main import main
 from suffice.cli.shell import CONTRIB
 from suffice.gateway.app import ENDPOINTS
@@ -234,6 +235,7 @@ RECORDS = {
     "Pause": (types.Pause, types.Resumption),
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
+    "Forecast action": (ForecastAction,),
     "Access": (AccessGrant,),
     "Config change": (events.ConfigChange, events.SettingChange),
     "Alert sent": (events.AlertDelivery,),

@@ -2,41 +2,42 @@
 
 Audits are few and their losses rare, so the forecast uses three more sources, each with a prior: disagreement at the
 deployed level and at those above it (needs no label), the signals of all traffic with the loss that the stop model
-predicts, and a ramp in time that no signal shows. The mean outcome of a window is linear in these. The forecast changes
-no level and certifies nothing; docs/reference/assurance.md gives its rates of timely and false alerts.
+predicts, and a ramp in time that no signal shows. The mean outcome of a window is linear in these. The forecast
+certifies nothing; `forecast_actions` says what it makes the control loop do, and docs/reference/assurance.md gives its
+rates of timely and false alerts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.assurance.forecast_grades import HORIZON, LIKELY_SD, ExpectedOutcomes, ForecastGrade, Of, TrackRecord
 from suffice.assurance.ledger import Account
 from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Of = Literal["em_drop", "em"]
 
 REFERENCE: Final = 15  # first windows of the epoch: the origin of its signals
 MEMORY: Final = 200  # latest windows that are fitted
+HALF_LIFE: Final = 60.0  # windows after which an outcome counts half
 RECENT: Final = 10  # latest windows: the present place of the signals
 TREND: Final = 25  # windows over which the trend of a signal is taken
 RAMP: Final = 4.0  # thousand requests: age of a drift that no signal shows
 FARTHEST: Final = 20_000  # requests ahead
 EVERY: Final = 100  # requests between two points of the path
-HORIZON: Final = 3_000  # requests ahead within which a crossing raises an alert
 MIN_WINDOWS: Final = 30
 SETTLED: Final = 45  # windows before which there are no alerts, only doubt
 NEAR: Final = 3.0  # times the deployed level's disagreement: the limit for its neighbours
 DROP_PER_NEAR: Final = 0.6  # EM drop for each rise of disagreement among neighbours
 DROP_VARIANCE: Final = 0.02  # of Z of one audit: about the rate of losses and gains together
 LOW_SD: Final = 0.3  # lower end of the interval: exceeded with probability of about 0.6
-HIGH_SD: Final = 1.25  # upper end: not exceeded with probability of about 0.9
+HIGH_SD: Final = 1.0  # upper end: not exceeded with probability of about 0.85
 CALM_SD: Final = 0.6  # an open alert ends when the mean plus this margin
 CALM_PART: Final = 0.9  # stays below this part of the limit (hysteresis)
 
@@ -68,6 +69,12 @@ class ForecastWindow:
     n_labelled: float = 0  # delivered runs labelled right or wrong, as effective sample size (`worth`)
     n_right: float = 0
 
+    def outcomes(self, of: Of) -> tuple[float, float]:
+        """Sum and number of the outcomes that forecasts are fitted on and graded by."""
+        if of == "em_drop":
+            return DROP_PER_NEAR * self.near, self.n_audits
+        return self.n_labelled - self.n_right, self.n_labelled
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossingForecast:
@@ -91,6 +98,10 @@ class Forecast:
     alert: bool  # even the better end of the interval crosses within the horizon
     doubtful: bool  # only the worse end does; more audits would settle it
     reason: str
+    likely_low: float = 0.0  # 90 % interval at the horizon …
+    likely_high: float = 1.0  # … whose width follows the grades
+    worst: float = 0.0  # cautious end up to the horizon, of the drop or of 1 - EM; an alert ends well below the limit
+    outcomes: ExpectedOutcomes | None = None  # by which it is graded; None: by an earlier version of Suffice
 
 
 def near_levels(disagrees: Bools, deployed: int) -> range:
@@ -105,52 +116,61 @@ def near_share(disagrees: Bools, levels: range) -> Floats:
     return np.asarray(disagrees[:, levels.start : levels.stop].mean(axis=1), dtype=np.float64)
 
 
-def forecast_drop(windows: Sequence[ForecastWindow], *, budget: float, alerted: bool = False) -> Forecast | None:
+def forecast_drop(
+    windows: Sequence[ForecastWindow], *, budget: float, alerted: bool = False, width: float = 1.0
+) -> Forecast | None:
     """Forecast when the EM drop at the deployed level crosses the budget. None: under 30 windows, or no audits.
 
     windows  of one epoch, oldest first, all with the same signals
     budget   EM drop, a fraction in (0, 1)
     alerted  an alert is open; it ends only where the forecast is clearly lower
+    width    factor on every sd, from grades of earlier forecasts
     """
     kept = windows[-MEMORY:]
-    n_settled = sum(window.n_settled for window in kept)
-    if len(windows) < MIN_WINDOWS or not n_settled or not any(window.n_audits for window in kept):
+    n_settled = _column([window.n_settled for window in kept])
+    if len(windows) < MIN_WINDOWS or not n_settled.any() or not any(window.n_audits for window in kept):
         return None
     # A certified level loses about a quarter of the budget; its observed drop is selected, so shrink it towards that.
-    observed, variance, usual = sum(window.drop for window in kept) / n_settled, DROP_VARIANCE / n_settled, budget / 4
+    weights, usual = recency(len(kept)), budget / 4
+    observed = float(weights @ _column([window.drop for window in kept]) / (weights @ n_settled))
+    variance = DROP_VARIANCE / float((weights @ n_settled) ** 2 / (weights**2 @ n_settled))
     weight = usual**2 / (usual**2 + variance)
     outcomes = _Outcomes(
-        n=_column([window.n_audits for window in kept]),
-        total=_column([DROP_PER_NEAR * window.near for window in kept]),
-        squares=_column([DROP_PER_NEAR**2 * window.near_squares for window in kept]),
+        n=weights * _column([window.n_audits for window in kept]),
+        total=weights * _column([DROP_PER_NEAR * window.near for window in kept]),
+        squares=weights * _column([DROP_PER_NEAR**2 * window.near_squares for window in kept]),
         mean=weight * observed + (1 - weight) * usual,
         variance=weight * variance,
     )
-    return _judged(_trend(windows, outcomes, DROP_PRIORS), "em_drop", budget, windows, alerted=alerted)
+    path = _trend(windows, outcomes, DROP_PRIORS, width)
+    return _judged(path, "em_drop", budget, windows, alerted=alerted)
 
 
-def forecast_em(windows: Sequence[ForecastWindow], *, critical_em: float, alerted: bool = False) -> Forecast | None:
+def forecast_em(
+    windows: Sequence[ForecastWindow], *, critical_em: float, alerted: bool = False, width: float = 1.0
+) -> Forecast | None:
     """As `forecast_drop`, for the EM of delivered answers below `critical_em`, a fraction. None: also without labels.
 
     If labels come mostly for mistakes, this EM is too low from the start.
     """
     kept = windows[-MEMORY:]
-    n_labelled = sum(window.n_labelled for window in kept)
-    if len(windows) < MIN_WINDOWS or not n_labelled:
+    n_labelled = _column([window.n_labelled for window in kept])
+    if len(windows) < MIN_WINDOWS or not n_labelled.any():
         return None
-    wrong = [window.n_labelled - window.n_right for window in kept]
-    rate = sum(wrong) / n_labelled
-    outcomes = _Outcomes(
-        n=_column([window.n_labelled for window in kept]),
-        total=_column(wrong),
-        squares=_column(wrong),
-        mean=rate,
-        variance=max(rate * (1 - rate), 0.01) / n_labelled,
-    )
-    return _judged(_trend(windows, outcomes, EM_PRIORS), "em", critical_em, windows, alerted=alerted)
+    weights = recency(len(kept))
+    n, wrong = weights * n_labelled, weights * (n_labelled - _column([window.n_right for window in kept]))
+    rate = float(wrong.sum() / n.sum())
+    variance = max(rate * (1 - rate), 0.01) * float(weights @ n) / float(n.sum()) ** 2
+    outcomes = _Outcomes(n=n, total=wrong, squares=wrong, mean=rate, variance=variance)
+    return _judged(_trend(windows, outcomes, EM_PRIORS, width), "em", critical_em, windows, alerted=alerted)
 
 
 # --------------------------------------------------------------------------- trends
+
+
+def recency(n: int) -> Floats:
+    """The weights of n windows, oldest first: 1 for the latest, half of it `HALF_LIFE` windows before."""
+    return np.asarray(0.5 ** (np.arange(n)[::-1] / HALF_LIFE), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,6 +187,7 @@ class _Path:
     ahead: Floats  # requests
     mean: Floats
     sd: Floats
+    at_horizon: ExpectedOutcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -177,7 +198,7 @@ class _Cause:
     variance: Floats  # of the path
 
 
-def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Priors) -> _Path:
+def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Priors, width: float) -> _Path:
     """Bayesian linear regression with known noise; the variances of slopes, mean and signal paths add up."""
     until = _column([window.until for window in windows])
     at = (until[-MEMORY:] - until[-1]) / 1_000
@@ -196,8 +217,15 @@ def _trend(windows: Sequence[ForecastWindow], outcomes: _Outcomes, priors: Prior
     moved = np.stack([np.ones(len(ahead)), *(cause.path for cause in causes)], axis=1)
     moved = moved - (design * n[:, np.newaxis]).sum(axis=0) / n.sum()  # relative to the design at the mean outcome
     of_paths = sum(slope**2 * cause.variance for slope, cause in zip(slopes[1:], causes, strict=True))
-    variance = outcomes.variance + np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
-    return _Path(ahead=1_000 * ahead, mean=outcomes.mean + moved @ slopes, sd=np.sqrt(variance))
+    variance = np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
+    change, there = moved @ slopes, HORIZON // EVERY
+    expected = ExpectedOutcomes(
+        mean=max(0.0, float(mean_observed + change[there])),
+        sd=width * float(np.sqrt(noise / n.sum() + variance[there])),
+        noise=width**2 * float(noise * max(0.25, 1 + change[there] / mean_observed if mean_observed else 1.0)),
+    )
+    sd = width * np.sqrt(outcomes.variance + variance)
+    return _Path(ahead=1_000 * ahead, mean=outcomes.mean + change, sd=sd, at_horizon=expected)
 
 
 def _causes(windows: Sequence[ForecastWindow], priors: Priors, at: Floats, ahead: Floats) -> Iterator[_Cause]:
@@ -265,13 +293,16 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
     low, high = path.mean - LOW_SD * path.sd, path.mean + HIGH_SD * path.sd
     near = path.ahead <= HORIZON
     alert = bool((low[near] >= harm).any()) and len(windows) >= SETTLED
-    if alerted and not alert:
-        alert = bool((path.mean[near] + CALM_SD * path.sd[near] >= CALM_PART * harm).any())
+    worst = float((path.mean[near] + CALM_SD * path.sd[near]).max())
+    alert |= alerted and worst >= CALM_PART * harm
     reached = [np.flatnonzero(line >= harm) for line in (high, path.mean, low)]
     earliest, expected, latest = (now + int(path.ahead[places[0]]) if len(places) else None for places in reached)
     crossing = CrossingForecast(earliest=earliest, expected=expected, latest=latest)
-    middle, better, worse = (path.mean, low, high) if of == "em_drop" else (1 - path.mean, 1 - low, 1 - high)
-    at_horizon = int(np.flatnonzero(near)[-1])
+    likely = path.mean - LIKELY_SD * path.sd, path.mean + LIKELY_SD * path.sd
+    lines = (path.mean, low, high, *likely)
+    middle, better, worse, *likely_ends = lines if of == "em_drop" else tuple(1 - line for line in lines)
+    at_horizon = HORIZON // EVERY
+    likely_low, likely_high = sorted(float(line[at_horizon]) for line in likely_ends)
     ends = sorted((float(better[at_horizon]), float(worse[at_horizon])))
     per_1000 = float(np.interp(1_000, path.ahead, middle) - middle[0])
     return Forecast(
@@ -286,6 +317,10 @@ def _judged(path: _Path, of: Of, limit: float, windows: Sequence[ForecastWindow]
         alert=alert,
         doubtful=not alert and bool((high[near] >= harm).any()),
         reason=_reason(of, limit, float(middle[0]), per_1000, crossing, now),
+        likely_low=likely_low,
+        likely_high=likely_high,
+        worst=worst,
+        outcomes=path.at_horizon,
     )
 
 
@@ -314,6 +349,10 @@ class RouteForecast:
     alerts: tuple[Of, ...] = ()  # open
     author: str = ""
     likings: tuple[SatisfactionEffect, ...] = ()  # feedback on the same runs, by measure
+    level: int = 0  # that `drop` is about: without a cap, it would act
+    fit: str = ""  # address of its version
+    grades: tuple[ForecastGrade, ...] = ()  # of earlier forecasts, given at this look
+    records: tuple[TrackRecord, ...] = ()  # all grades so far
 
     @property
     def whole(self) -> Account | None:

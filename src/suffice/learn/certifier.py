@@ -159,6 +159,8 @@ class Certifier:
     first   number of the first request; None: the caller records the share of each request
     rests   nothing is fitted: a rollout is running or has activated its version
     charge  part of the budget that is spent elsewhere; or one for each level, shape (M,)
+    cap     the highest level that a forecast allows; None: no cap
+    doubted a forecast asks for more audits
     """
 
     plan: Plan
@@ -172,6 +174,8 @@ class Certifier:
     n_epochs: int = field(init=False, default=0)
     pending: PendingAudits = field(init=False, default=NO_PENDING)
     charge: float | Floats = field(init=False, default=0.0)
+    cap: int | None = field(init=False, default=None)
+    doubted: bool = field(init=False, default=False)
     certificate: Certificate | None = field(init=False, default=None)  # of the last tick; None: no evidence
     _epoch: _Epoch = field(init=False)
     _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
@@ -204,7 +208,7 @@ class Certifier:
         if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
         plan, watch = self.plan, self._epoch.watch
-        in_doubt = watch is not None and watch.in_doubt and self.level
+        in_doubt = self.level and (self.doubted or (watch is not None and watch.in_doubt))
         return share_in_doubt(plan.share, plan.most_share) if in_doubt else plan.share
 
     # ---- read by the control loop --------------------------------------------------------------
@@ -288,7 +292,7 @@ class Certifier:
         stops = self._epoch.rows[certificate.inside, level]
         full = float(runs.full[certificate.inside].sum())
         n_missing = None
-        if level == self.level and level + 1 < certificate.z.shape[1]:
+        if level == self.level != self.cap and level + 1 < certificate.z.shape[1]:
             budget = self.budget_at(level + 1)
             n_missing = missing_audits(certificate.z, level + 1, max_em_drop=budget, delta=plan.delta)
         return EvidenceSummary(
@@ -496,6 +500,8 @@ class Certifier:
         if self.plan.promise == "budgeted":
             counts = count_outcomes(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
+        if self.cap is not None:
+            self.level = min(self.level, self.cap)
         if self.level and epoch.watch is None and inside.any():
             # The certifying audits are no new evidence, and the audits in flight would be a sample of slow ones.
             epoch.n_seen, epoch.watched_from = self.n_audits, self.now

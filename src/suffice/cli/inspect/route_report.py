@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Lines: TypeAlias = Iterator[tuple[str, str]]  # names and values
 
+_FORECAST_NAMES: Final = {"em_drop": "EM drop", "em": "EM", "tokens": "tokens", "usd": "cost"}
+
 percent: Final = "{:.1%}".format
 tokens: Final = "{:,.1f}".format
 rating: Final = "{:.3f}".format
@@ -137,6 +139,8 @@ def _next(one: Phase, per_s: float | None) -> str:
         return "none: this is the last"
     if one.ceiling is not None and one.level == one.ceiling:
         return "none: people's ratings allow no higher one in this epoch"
+    if one.cap is not None and one.level == one.cap:
+        return "none: the forecast allows no higher one until it is well inside the budget"
     if one.n_missing is None:
         return "no number of such audits would certify it"
     return f"about {one.n_missing:,} more audits at the rates seen{_in_time(one.n_missing, per_s)}"
@@ -337,6 +341,11 @@ def _forecast_lines(one: RouteForecast) -> Lines:
         if forecast is not None:
             doubt = " (in doubt: more audits would decide)" if forecast.doubtful else ""
             yield "forecast", f"ALERT: {forecast.reason}" if forecast.alert else f"{forecast.reason}{doubt}"
+            likely = f"{forecast.likely_low:.2%} to {forecast.likely_high:.2%}"
+            yield "  3,000 requests on", f"{forecast.ahead:.2%} ({likely} in nine of ten forecasts)"
+    for record in one.records:
+        if graded := str(record):
+            yield f"  graded, {_FORECAST_NAMES[record.of]}", graded
     if one.drop is None and one.em is None:
         yield "forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops"
 

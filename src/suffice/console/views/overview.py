@@ -124,11 +124,15 @@ def _route_state(
         saving=saving_of(tally, confidence) if tally is not None else None,
         satisfaction=report.satisfaction if report is not None else None,
         seen_at=report.at if report is not None else None,
-        alerts=tuple(one.reason for one in forecasts_of(report) if one.alert),
+        alerts=tuple(f"{one.reason}{_capped(phase, one)}" for one in forecasts_of(report) if one.alert),
         sums=sums,
         audits_a_day=per_day,
         missing=describe_missing(phase, route, per_day),
     )
+
+
+def _capped(phase: Phase, forecast: Forecast) -> str:
+    return f"; level {phase.cap} at most meanwhile" if phase.cap is not None and forecast.of == "em_drop" else ""
 
 
 def forecasts_of(report: RouteForecast | None) -> tuple[Forecast, ...]:
@@ -196,6 +200,8 @@ def _describe_next_level(phase: Phase, audits_a_day: float | None) -> str:
         return "Nothing: the last level is certified."
     if phase.ceiling is not None and phase.level == phase.ceiling:
         return "People's ratings allow no higher level in this epoch."
+    if phase.cap is not None and phase.level == phase.cap:
+        return "A forecast allows no higher level until it is well inside the budget."
     if phase.n_missing is None:
         return "No number of audits like those so far would certify the next level."
     return f"About {phase.n_missing:,} more audits{_in_days(phase.n_missing, audits_a_day)} to the next level."

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from suffice.assurance.forecast import DROP_PER_NEAR, near_levels, near_share
+from suffice.assurance.forecast_actions import first_disagreement
 from suffice.assurance.runs import Match, RunNumbers, is_right
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, changed_verdicts, verdicts
 from suffice.errors import ConfigError
@@ -143,6 +144,7 @@ class AuditAtLevel:
     near: float  # share of the neighbouring levels at which a stop would have given another answer
     z: int  # -1, 0 or +1; without a label a disagreement counts as lost
     expected: float | None = None  # loss that the stop model predicts there; None: there is no model
+    first: int = 0  # `first_disagreement` below the next level
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,13 +180,17 @@ class ReplayedAudits:
         rows = served.rows(runs)
         if not len(runs):
             return
-        losses, disagrees = (runs.losses(rows, label_free=label_free) for label_free in (False, True))
+        losses, disagrees = runs.losses(rows), runs.losses(rows, label_free=True).astype(np.bool_)
         if self._near is None:
-            self._near = near_levels(disagrees.astype(np.bool_), self.level)
-        expected = served.expected(runs, rows[:, self.level]).tolist()
-        shares = near_share(disagrees.astype(np.bool_), self._near).tolist()
-        for audit, near, z, feared in zip(audits, shares, losses[:, self.level].tolist(), expected, strict=True):
-            self._judged[audit.id] = AuditAtLevel(near, z, feared)
+            self._near = near_levels(disagrees, self.level)
+        columns = (
+            near_share(disagrees, self._near),
+            losses[:, self.level],
+            served.expected(runs, rows[:, self.level]),
+            first_disagreement(disagrees, self.level),
+        )
+        for audit, *seen in zip(audits, *(column.tolist() for column in columns), strict=True):
+            self._judged[audit.id] = AuditAtLevel(*seen)
 
 
 def by_itself(run: RunNumbers) -> AuditAtLevel | None:

@@ -6,33 +6,26 @@ that holds at any moment needs all runs since its start in memory, for late labe
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, TypeVar
 
 from suffice.assurance.forecast import (
-    MEMORY,
     Alert,
-    Forecast,
-    ForecastWindow,
-    Of,
     RouteForecast,
-    forecast_drop,
-    forecast_em,
 )
+from suffice.assurance.forecast_actions import ForecastAction
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
-from suffice.assurance.runs import Match, RunNumbers, measure_run
-from suffice.assurance.sampling import worth
+from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.satisfaction import SatisfactionEffect, estimate_satisfaction
 from suffice.control.evidence.audits import Audit, is_evidence
-from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
 from suffice.control.evidence.feedback import feedback_of, measures
-from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, remember
-from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself, loader
+from suffice.control.evidence.forecaster import RouteForecaster, WatchedRun
+from suffice.control.evidence.run_join import LabelJoin, StartOrder, remember
+from suffice.control.evidence.versions import ServedVersion, loader
 from suffice.control.jobs.base import FoldJob, JobPass, since
-from suffice.learn.version import MOST_AUDITS
 from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
 from suffice.store.database import views
@@ -40,28 +33,16 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.routes.deployments import read_decided
 from suffice.store.rows.events import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
-from suffice.types import Episode, Outcome, Publication, Request
+from suffice.types import Outcome, Publication, Request
 
 CAP_RUNS: Final = 100  # runs that set the cap on tokens …
 CAP_TIMES: Final = 4.0  # … which is the largest of them, times this
 MOST_RUNS: Final = 20_000  # runs of an account before it restarts
 MOST_CLASSES: Final = 50  # the largest are reported
 MOST_VERSIONS: Final = 8  # the latest are reported
+MOST_PENDING: Final = 50  # looks that a new worker reads again, to grade their forecasts
 
 S = TypeVar("S", Account, SatisfactionEffect)
-
-
-@dataclass(slots=True)
-class WatchedRun:
-    numbers: RunNumbers
-    episode: Episode
-    labels: tuple[views.StoredLabel, ...] = ()
-
-    def note_labels(self, labels: tuple[views.StoredLabel, ...], match: Match) -> None:
-        if labels:
-            self.labels = (*self.labels, *labels)
-            judged = measure_run(self, match)
-            self.numbers = replace(self.numbers, correct=judged.correct, drop=judged.drop)
 
 
 @dataclass(slots=True)
@@ -127,91 +108,6 @@ class RunAccounts:
         return tuple(one for one in rows if one.version in versions and one.query_class in classes)
 
 
-@dataclass(slots=True)
-class _Window:
-    until: int = 0
-    signals: tuple[float, ...] = ()
-    runs: list[WatchedRun] = field(default_factory=list)
-    audits: dict[str, Audit] = field(default_factory=dict)  # by episode
-
-
-class ForecastWindows:
-    """The latest runs of a route in windows of 100; the watch began at request `since`."""
-
-    def __init__(self, route: Route, match: Match, since: int) -> None:
-        self.route, self._since = route, since
-        self.replayed = ReplayedAudits(match=match, wave=route.wave)
-        self.windows: deque[_Window] = deque(maxlen=MEMORY)
-        self._open = _Window()
-        self._window_of: dict[str, _Window] = {}  # of audits, by episode
-        self._drift = DriftFeatures()
-        self._delay = LabelDelay(route.label_timeout_s)
-
-    def add(self, run: WatchedRun, audit: Audit | None) -> None:
-        self._open.runs.append(run)
-        if audit is not None:
-            self._open.audits[audit.id] = audit
-            remember(self._window_of, audit.id, self._open, 2 * MOST_RUNS)
-
-    def close_full(self, ended: Iterable[Episode], at_s: float, n: int) -> None:
-        for signals in self._drift.batches(ended):
-            self._delay.note_look(at_s, n)
-            means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read only the first step
-            self._open.until, self._open.signals = n, tuple(means.tolist())
-            self.windows.append(self._open)
-            self._open = _Window()
-
-    def note_label(self, name: str, label: views.StoredLabel, n: int) -> None:
-        window = self._window_of.get(name)
-        if window is not None:
-            audit = window.audits[name]
-            self._delay.note_label(label.at_s - audit.ended_at_s)
-            window.audits[name] = audit.with_labels([label], n)
-
-    def forecasts(self, n: int, alerts: tuple[Of, ...]) -> tuple[Forecast | None, Forecast | None]:
-        """Forecast the EM drop and EM at request `n`."""
-        windows, critical = self.summaries(n), self.route.critical_em
-        drop = em = None
-        if not self.route.is_learned or self.replayed.served is not None:
-            drop = forecast_drop(windows, budget=self.route.max_em_drop, alerted="em_drop" in alerts)
-        if critical is not None and 0 < critical < 1:
-            em = forecast_em(windows, critical_em=critical, alerted="em" in alerts)
-        return drop, em
-
-    def summaries(self, n: int) -> list[ForecastWindow]:
-        audits = [audit for window in self.windows for audit in window.audits.values()][-MOST_AUDITS:]
-        seen = self.replayed.of(audits)
-        mature = n - self._delay.timeout_requests(since=self._since)
-        return [self._summary(window, seen, mature) for window in self.windows]
-
-    def _summary(self, window: _Window, seen: Mapping[str, AuditAtLevel], mature: float) -> ForecastWindow:
-        if self.route.is_learned:
-            outcomes = [(audit.at, seen[name]) for name, audit in window.audits.items() if name in seen]
-        else:
-            judged = (by_itself(one.numbers) for one in window.runs if one.numbers.full)
-            outcomes = [(window.until, one) for one in judged if one is not None]
-        # By age alone, whatever their answers: a difference without a label by then counts as lost
-        # (`assurance.labels`).
-        settled = [one for at, one in outcomes if at <= mature]
-        expected = [one.expected for _, one in outcomes if one.expected is not None]
-        marked = [one.numbers for one in window.runs if one.numbers.correct is not None]
-        n_marks = worth([run.sampling_weight for run in marked])
-        right = sum(run.sampling_weight for run in marked if run.correct)
-        return ForecastWindow(
-            until=window.until,
-            n_requests=len(window.runs),
-            signals=window.signals,
-            predicted_drop=sum(expected) / len(expected) if expected else None,
-            n_audits=len(outcomes),
-            near=sum(one.near for _, one in outcomes),
-            near_squares=sum(one.near**2 for _, one in outcomes),
-            n_settled=len(settled),
-            drop=sum(one.z for one in settled),
-            n_labelled=n_marks,
-            n_right=n_marks * right / sum(run.sampling_weight for run in marked) if marked else 0.0,
-        )
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class RouteWatch:
     """The measures of one route since its epoch began; `looked_at` is -1 before the first look."""
@@ -225,17 +121,16 @@ class RouteWatch:
     n: int
     seq: int
     made: Publication | None = None
-    alerts: tuple[Of, ...] = ()
     looked_at: int = -1
     book: RunAccounts = field(init=False)
-    windows: ForecastWindows = field(init=False)
+    forecaster: RouteForecaster = field(init=False)
     _starts: StartOrder = field(init=False, default_factory=lambda: StartOrder(keeps_ended=True))
     _labels: LabelJoin = field(init=False, default_factory=LabelJoin)
     _runs: dict[str, WatchedRun] = field(init=False, default_factory=dict)  # that a label may still reach, by episode
 
     def __post_init__(self) -> None:
         self.book = RunAccounts(self.name, self.settings, self.n)
-        self.windows = ForecastWindows(self.route, self.match, self.n)
+        self.forecaster = RouteForecaster(self.name, self.route, self.match, since=self.n, epoch=self.epoch)
 
     @property
     def route(self) -> Route:
@@ -272,8 +167,8 @@ class RouteWatch:
         if is_evidence(started.request, outcome, probes=self.route.probe is not None):
             audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
             audit = audit.with_labels(labels, self.n)
-        self.windows.add(run, audit)
-        self.windows.close_full(self._starts.take_ended(self.n), stored.at_s, self.n)
+        self.forecaster.windows.add(run, audit)
+        self.forecaster.windows.close_full(self._starts.take_ended(self.n), stored.at_s, self.n)
 
     def _note_label(self, label: views.StoredLabel) -> None:
         name = self._labels.find_episode(label)
@@ -281,7 +176,7 @@ class RouteWatch:
             return
         if name in self._runs:
             self._runs[name].note_labels((label,), self.match)
-        self.windows.note_label(name, label, self.n)
+        self.forecaster.windows.note_label(name, label, self.n)
 
     def is_due(self, tick: int) -> bool:
         """Whether to look again: every `tick` requests, and less often where there are many runs to count."""
@@ -289,14 +184,12 @@ class RouteWatch:
             self.looked_at < 0 or self.n - self.looked_at >= max(tick, len(self.book.runs) // 50)
         )
 
-    def look(self) -> tuple[RouteForecast, tuple[Alert, ...]]:
-        made, before = self.made, self.alerts
+    def look(self) -> tuple[RouteForecast, tuple[Alert | ForecastAction, ...]]:
+        made, forecaster, before = self.made, self.forecaster, self.forecaster.alerts
         self.looked_at = self.n
         level = made.level if made is not None and made.may_act else 0
-        self.windows.replayed.deploy(self.load(made.fit) if made is not None and level else None, level)
-        drop, em = self.windows.forecasts(self.n, before)
-        alerted = [one for one in (drop, em) if one is not None and one.alert]
-        self.alerts = tuple(one.of for one in alerted)
+        served = self.load(made.fit) if made is not None and (level or forecaster.stance.cap is not None) else None
+        seen = forecaster.look(self.n, served, level, author=self.author)
         forecast = RouteForecast(
             route=self.name,
             at=self.n,
@@ -305,13 +198,17 @@ class RouteWatch:
             confidence=self.route.confidence,
             cap_tokens=self.book.cap_tokens,
             accounts=self.book.accounts(),
-            drop=drop,
-            em=em,
-            alerts=self.alerts,
+            drop=seen.drop,
+            em=seen.em,
+            alerts=forecaster.alerts,
             author=self.author,
             likings=self.book.satisfaction(),
+            level=forecaster.level,
+            fit=forecaster.fit,
+            grades=seen.grades,
+            records=tuple(forecaster.records.values()),
         )
-        new = (
+        new = [
             Alert(
                 route=self.name,
                 epoch=self.epoch,
@@ -322,10 +219,10 @@ class RouteWatch:
                 reason=one.reason,
                 author=self.author,
             )
-            for one in alerted
-            if one.of not in before
-        )
-        return forecast, tuple(new)
+            for one in (seen.drop, seen.em)
+            if one is not None and one.alert and one.of not in before
+        ]
+        return forecast, (*new, *(() if seen.action is None else (seen.action,)))
 
 
 @dataclass(kw_only=True)
@@ -358,20 +255,22 @@ class Monitor(FoldJob[RouteWatch]):
             seq=begin,
             made=held.publication,
         )
-        before = views.newest_event(log, RouteForecast, route=name)
-        if before is not None and before.epoch == held.n_epochs:
-            watch.alerts, watch.looked_at = before.alerts, before.at
+        looks = views.newest_events(log, RouteForecast, MOST_PENDING, route=name)[::-1]
+        watch.forecaster.restore(looks, views.newest_event(log, ForecastAction, route=name), held.alarm)
+        if looks and looks[-1].epoch == held.n_epochs:
+            watch.looked_at = looks[-1].at
         return watch
 
     def conclude(self, name: str, fold: RouteWatch, here: JobPass) -> None:
         if not fold.is_due(self.settings.control.tick_requests):
             return
-        before, (forecast, alerts) = fold.alerts, fold.look()
-        here.writer.write([forecast, *alerts])
+        before, (forecast, news) = fold.forecaster.alerts, fold.look()
+        here.writer.write([forecast, *news])
         # A log line only where something changed; a look without news is already a row.
-        for alert in alerts:
-            LOG.warning("routes.%s: alert: %s", name, alert.reason)
-            self.add_sentence(name, f"alert: {alert.reason}")
+        for new in news:
+            what = "alert" if isinstance(new, Alert) else "forecast"
+            LOG.warning("routes.%s: %s: %s", name, what, new.reason)
+            self.add_sentence(name, f"{what}: {new.reason}")
         for ended in sorted(set(before) - set(forecast.alerts)):
             LOG.warning("routes.%s: the alert on its %s has ended", name, ended)
             self.add_sentence(name, f"alert on {ended} ended")

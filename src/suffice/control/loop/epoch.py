@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from suffice.assurance.forecast_actions import ForecastAction
 from suffice.assurance.runs import Match
 from suffice.assurance.windows import read_windows
 from suffice.control.evidence.audits import Audit
@@ -154,6 +155,9 @@ class EvidenceSource:
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         """Note a label of a run that has ended."""
+
+    def note_forecast(self, action: ForecastAction) -> None:
+        """Note what a forecast asks for in this epoch from now on."""
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Note a step of a rollout on the route. Raises ReplayMismatch."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.fidelity import budget_left
+from suffice.assurance.forecast_actions import ForecastAction
 from suffice.control.evidence.audits import (
     Audit,
     Verdicts,
@@ -117,6 +118,7 @@ class LearnedEvidence(EvidenceSource):
         self._rollouts = RolloutTransition()
         self._taken_over: FoldedVersion | None = None  # a rollout's version that serves; None: the loop's own does
         self._n_taken = 0  # audits that the certifier has
+        self._forecast = ""  # why a forecast acted since the last look; "": it did not
 
     def is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_evidence(request, outcome, probes=self.state.context.route.probe is not None)
@@ -127,6 +129,9 @@ class LearnedEvidence(EvidenceSource):
 
     def note_label(self, episode_id: str, given: Feedback) -> None:
         self.floor.ratings.note_label(episode_id, given)
+
+    def note_forecast(self, action: ForecastAction) -> None:
+        self.certifier.cap, self.certifier.doubted, self._forecast = action.cap, action.in_doubt, action.reason
 
     def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Serve and certify the version that a rollout activated, or the earlier one after an undo."""
@@ -177,7 +182,8 @@ class LearnedEvidence(EvidenceSource):
         rated, ceiling = self._heed_ratings(), self.floor.ceiling
         self.level = self.certifier.level if ceiling is None else min(self.certifier.level, ceiling)
         moved = self._guards.look(self.certifier, self.state.audits, pooled=drawn_at)
-        reason = "; ".join(part for part in (self._rollouts.take_reason(), rated, *moved) if part)
+        forecast, self._forecast = self._forecast, ""
+        reason = "; ".join(part for part in (self._rollouts.take_reason(), forecast, rated, *moved) if part)
         finish = self.finish.at(max(1, self.level))
         budget = budget_left(self.state.epoch.max_em_drop, finish, other_charges=self.judge.charge)
         return reason if budget.max_em_drop else budget.reason
@@ -274,9 +280,10 @@ class LearnedEvidence(EvidenceSource):
         certifier, before, address = self.certifier, held.publication, self._address()
         served, level = certifier.served, self.level
         share, classes, floor = certifier.share, self._classes(), self.floor
-        decided = address, level, share, classes, floor.ceiling, floor.published
+        decided = address, level, share, classes, floor.ceiling, floor.published, certifier.cap
         if before is not None and decided == (
             *(before.fit, before.level, before.share, before.classes, before.ceiling, before.class_ceilings),
+            before.cap,
         ):
             return None
         made = self.state.publication(
@@ -293,6 +300,7 @@ class LearnedEvidence(EvidenceSource):
             ceiling=floor.ceiling,
             class_ceilings=floor.published,
             classes=classes,
+            cap=certifier.cap,
         )
         return Draft(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 

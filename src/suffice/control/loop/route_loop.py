@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from suffice.assurance.forecast_actions import ForecastAction
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import Audit, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of, burst_requests
@@ -120,14 +121,21 @@ class RouteLoop:
             return self._count_requests(event, stored) if event.route == name else None
         if isinstance(event, FeedbackEvent):
             self._note_label(StoredLabel(stored.seq, event.feedback, stored.at_s))
-        elif isinstance(event, RolloutStart | RolloutMove | RolloutUndo) and route_of(event) == name:
+        elif route_of(event) == name:
+            self._note(event)
+        return None
+
+    def _note(self, event: Event) -> None:
+        """Note what others decided about the route."""
+        if isinstance(event, RolloutStart | RolloutMove | RolloutUndo):
             self.source.note_rollout(event)
-        elif isinstance(event, Pause | Resumption) and event.route == name:
+        elif isinstance(event, ForecastAction) and event.epoch == self.state.epoch.number:
+            self.source.note_forecast(event)
+        elif isinstance(event, Pause | Resumption):
             # A person's: the loop notes its own decisions when it makes them.
             self.held = self.held.after(event)
             if isinstance(event, Resumption):
                 self.critical_em.verdicts.clear()
-        return None
 
     def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
         state, number, probes = self.state, self.n + 1, self.context.route.probe is not None

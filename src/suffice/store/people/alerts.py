@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
-from suffice.assurance.forecast import Alert, Of, RouteForecast
+from suffice.assurance.forecast import Alert, RouteForecast
+from suffice.assurance.forecast_grades import Of
 from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import EVIDENCE
 from suffice.sanitize import printable

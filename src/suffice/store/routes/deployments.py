@@ -149,7 +149,7 @@ _OF_EVIDENCE: Final = (
     *("n_audits", "n_missing", "share", "e_value", "max_em_drop", "confidence", "judge_charge", "n_lost"),
     "n_disagreeing",
 )
-_OF_PUBLICATION: Final = ("ceiling", "classes", "spending", "arm")
+_OF_PUBLICATION: Final = ("ceiling", "cap", "classes", "spending", "arm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +171,7 @@ class Phase:
     n_labels_wanted: int
     attended: bool = False  # a living worker serves it
     ceiling: int | None = None  # the highest level that ratings allow; None: no limit
+    cap: int | None = None  # the highest level that a forecast allows; None: no cap
     classes: tuple[tuple[str, int], ...] = ()  # query classes held below by guardrails, and their levels
     spending: BudgetAccount | None = None  # the account of a budgeted promise; None: not budgeted
     judge_charge: float = 0.0  # fraction of EM taken off the budget for a judge model's errors; 0: no judge is used

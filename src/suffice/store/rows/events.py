@@ -16,6 +16,7 @@ import msgspec
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.forecast import Alert, RouteForecast
+from suffice.assurance.forecast_actions import ForecastAction
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Source, Verdict
@@ -283,7 +284,8 @@ MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
 _OfRuns: TypeAlias = Request | Outcome | FeedbackEvent | RequestCount | LabelRequest | QuestionText | Sources
 _OfLoop: TypeAlias = Epoch | Publication | Alarm | Pause | Resumption | JobRun | RowRates | ProposedVersion
-_OfAlerts: TypeAlias = RouteForecast | Alert | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
+_OfForecasts: TypeAlias = RouteForecast | ForecastAction | Alert
+_OfAlerts: TypeAlias = _OfForecasts | AlertDelivery | FailOpenCount | VersionRefusal | LogOutage
 _OfExperiments: TypeAlias = ExperimentStart | ExperimentRevision | WorseArm | ExperimentEnd
 _OfRollouts: TypeAlias = RolloutStart | RolloutMove | RolloutUndo
 _OfReviews: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
@@ -354,6 +356,7 @@ _KINDS: Final[tuple[Kind[Any], ...]] = (
     Kind("label_wanted", LabelRequest, "request", _EPISODE, chained=False),
     Kind("job_ran", JobRun, "run", "{0.run_id}", lambda e: e.route or None, chained=False),
     Kind("route_monitored", RouteForecast, "forecast", _LOOK, chained=False),
+    Kind("forecast_acted", ForecastAction, "action", _LOOK),
     Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
     Kind("version_proposed", ProposedVersion, "proposal", _READ_TO),
     Kind("alert_sent", AlertDelivery, "telling", _delivery_key, chained=False),
