@@ -56,8 +56,9 @@ def test_tokens_probes_and_drops_are_those_of_a_plain_loop(seed: int) -> None:
             row = walked(traffic, request, served, level)
             stopped += row < runs.starts[request + 1] - 1
         assert stream.z[request] == runs.z[row]
-        assert stream.tokens[request] == runs.cost[row]
-        assert stream.probes[request] == traffic.probes[row]
+        probes = traffic.probes[row] if stream.audit[request] or level else 0.0
+        assert stream.tokens[request] == pytest.approx(runs.cost[row] - traffic.probes[row] + probes)
+        assert stream.probes[request] == probes
     assert stopped > 50, "there is something to check"
     assert stream.z.any()
     part = slice(300, 700)
@@ -78,7 +79,7 @@ def test_audits_cost_their_full_run_with_its_probes_and_lose_nothing() -> None:
     assert not stream.z[audits].any()
 
 
-def test_at_level_0_nothing_is_lost_and_nothing_but_probes_is_spent() -> None:
+def test_at_level_0_nothing_is_lost_and_only_audits_pay_for_probes() -> None:
     traffic = made_up(600, 2)
     hopeless = replace(traffic, runs=replace(traffic.runs, z=np.abs(traffic.runs.z), d=traffic.runs.z != 0))
     stream, _ = streamed(hopeless, replace(PLAN, max_em_drop=0.001, free_audits=False))
@@ -86,7 +87,8 @@ def test_at_level_0_nothing_is_lost_and_nothing_but_probes_is_spent() -> None:
     assert not stream.audit.all(), "some were neither audited nor stopped"
     assert not stream.z.any()
     assert stream.reduction(slice(None), probes=False) == pytest.approx(0.0)
-    assert stream.reduction(slice(None)) < 0, "probes are paid even so"
+    assert stream.reduction(slice(None)) < 0
+    assert not stream.probes[~stream.audit].any(), "without a stop in reach, an answer is not asked for"
 
 
 def test_the_lots_are_drawn_before_and_do_not_depend_on_what_is_in_a_request() -> None:

@@ -251,13 +251,14 @@ def run_stream(
         if any(change.kind == "epoch" for change in changes[n_changes:]):
             waiting.clear()
         watch(design)
+    probes = np.where(audit | (level > 0), traffic.probes[row], 0.0)  # where no stop is possible, only audits probe
     return Stream(
         audit=audit,
         burst=burst,
         level=level,
         z=runs.z[row],
-        tokens=runs.cost[row],
-        probes=traffic.probes[row],
+        tokens=runs.cost[row] - traffic.probes[row] + probes,
+        probes=probes,
         full=runs.full,
         changes=tuple(changes),
     )
