@@ -11,6 +11,8 @@ from functools import lru_cache
 from operator import mul
 from typing import ClassVar, Protocol
 
+from suffice.errors import ConfigError
+from suffice.scoring.pattern import Pattern, compile_pattern
 from suffice.signals.fold import Fields, SignalField, parse_parameter
 from suffice.signals.folds.answers import ROUNDING, probability
 from suffice.types import Query, Step
@@ -109,6 +111,81 @@ class Loops:
         if len(self._young) >= _MAX_GRAMS // 2:
             self._old, self._young = self._young, set()
         return n_new
+
+
+class Redundancy:
+    """The share of the last step's words that the run had before: a step that says nothing new revisits the old.
+
+    A reading of PUMA's reasoning-level redundancy (arXiv:2605.17672) by words, where the authors train an embedder.
+    """
+
+    name = "redundancy"
+    looks_at = "the step's text: words that occurred before"
+    source = "PUMA, [arXiv:2605.17672](https://arxiv.org/abs/2605.17672), with words for its embeddings"
+    fields: ClassVar[Fields] = {
+        "known_words": SignalField("share of the step's words that the run had before", unknown="no words", high=1.0)
+    }
+
+    def __init__(self) -> None:
+        self._vocabulary: set[str] = set()
+        self._share: float | None = None
+
+    def update(self, step: Step) -> None:
+        _, words = words_of(step.text)
+        self._share = sum(map(self._vocabulary.__contains__, words)) / len(words) if words else None
+        if len(self._vocabulary) < _MAX_GRAMS:
+            self._vocabulary.update(words)
+
+    def values(self) -> dict[str, float | None]:
+        return {"known_words": self._share}
+
+
+def encode_pattern(pattern: str) -> str:
+    """Write a pattern as a word that a need may hold: `x` and its bytes in hexadecimal."""
+    return "x" + pattern.encode("utf-8", "surrogatepass").hex()
+
+
+@lru_cache(maxsize=256)
+def _compile(word: str) -> Pattern:
+    try:
+        return compile_pattern(bytes.fromhex(word.removeprefix("x")).decode(), ignore_case=True)
+    except ValueError as error:  # BadPattern is one
+        raise ConfigError(f"pattern.hex: got {word!r:.80}; a pattern as `encode_pattern` writes it ({error})") from None
+
+
+class StepPattern:
+    """Whether a pattern of the owner's is in the step's text, case ignored, in its last 4,000 characters.
+
+    The value is a code of the pattern, above 0 where it is found and below 0 where not, so that a recorded value is
+    never read as that of another pattern.
+    """
+
+    name = "pattern"
+    looks_at = "the step's text, for a pattern that the owner wrote"
+    source = "asked for in [vLLM #42487](https://github.com/vllm-project/vllm/issues/42487)"
+    parameters: ClassVar[Mapping[str, str]] = {"hex": "the pattern: `x` and its bytes in hexadecimal"}
+    fields: ClassVar[Fields] = {
+        "pattern_code": SignalField(
+            "a code of the pattern: positive if found, negative if not", low=-1.0, high=1.0, unknown="no text"
+        )
+    }
+
+    def __init__(self, *, hex: str = encode_pattern("answer")) -> None:  # noqa: A002 - how a need writes it
+        if not str(hex).startswith("x"):
+            raise ConfigError(f"pattern.hex: got {hex!r:.80}; a pattern as `encode_pattern` writes it")
+        self._pattern, self._code = _compile(hex), pattern_code(hex)
+        self._value: float | None = None
+
+    def update(self, step: Step) -> None:
+        found = step.text and self._pattern.last(step.text) is not None
+        self._value = (self._code if found else -self._code) if step.text else None
+
+    def values(self) -> dict[str, float | None]:
+        return {"pattern_code": self._value}
+
+
+def pattern_code(word: str) -> float:
+    return max(action_code(word), 2.0**-48)
 
 
 class Embedder(Protocol):
