@@ -80,7 +80,11 @@ async def test_margins_are_read_from_the_stream_and_never_reach_the_client(serve
 
 async def test_an_upstream_that_refuses_log_probabilities_is_asked_again_without(serve: Serve) -> None:
     def refuses(seen: Any) -> Any:
-        return Reply(faults=(Fault(status=400),)) if "top_logprobs" in seen.body else ScriptedThought(STEPS, "5 dear")(seen)
+        return (
+            Reply(faults=(Fault(status=400),))
+            if "top_logprobs" in seen.body
+            else ScriptedThought(STEPS, "5 dear")(seen)
+        )
 
     options = route({}, policy={"policy": "think-brake"}, probe={})
     async with serve(refuses, upstream={"finish": ["raw"]}, route=options, change=lists_logprobs) as g:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from suffice.episode.chain_reader import Checkpoint, missing_step
 from suffice.policy.protocol import Policy
 from suffice.signals.observe import Observer
+from suffice.types import Step
 from suffice.upstream.wire import TokenLogprob
 
 LISTED_TOKENS = 20  # alternatives to request for each token, the most that vLLM and OpenAI list
@@ -31,8 +32,9 @@ class Proposer:
         self._observer = Observer(policy.needs, "reasoning")
         self._n_passed = 0
 
-    def wants(self, point: Checkpoint) -> bool:
-        signals = self._observer.observe(missing_step(point))
+    def wants(self, step: Step) -> bool:
+        """Return whether a probe is worth its tokens after the next step, which has no answer yet."""
+        signals = self._observer.observe(step)
         self._n_passed += 1
         if not self._policy.decide(signals.replace(answer="")).stop and self._n_passed != self._every:
             return False
@@ -77,7 +79,7 @@ class CheckpointGate:
         if point is None:
             return None
         point, self._margin = replace(point, end_margin=self._margin), None
-        is_proposed = self.proposer is None or self.proposer.wants(point)
+        is_proposed = self.proposer is None or self.proposer.wants(missing_step(point))
         if (held := self._joined) is not None:
             point = replace(point, tokens=held.tokens + point.tokens, text=held.text + point.text)
         self._joined = None if is_proposed else point

@@ -5,14 +5,15 @@ None needs a probe, so each can also propose where a probe is worth its tokens: 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from math import exp
-from typing import Annotated, ClassVar
+from math import log
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from suffice.errors import ConfigError
-from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
+from suffice.policy.columns import CONTINUE, SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.parameters import ParameterChecks, ParameterRange, Text
 from suffice.policy.protocol import go_on, suffices
 from suffice.policy.rules import SHARE_ABOVE_0
@@ -22,8 +23,31 @@ from suffice.signals.folds.wording import encode_pattern, pattern_code
 from suffice.types import Decision, Signals
 
 
+class SignalThreshold(ParameterChecks):
+    """Base of policies that compare one signal of a step that has an answer with a threshold."""
+
+    __slots__ = ()
+    signal: ClassVar[str]
+    says: ClassVar[str]  # the signal in words, for the operator
+
+    @abstractmethod
+    def passes(self, value: Any) -> Any:
+        """Return whether a value, or each value of a column, stops the run; an unknown one (NaN) does not."""
+
+    def decide(self, s: Signals) -> Decision:
+        value = getattr(s, self.signal)
+        if s.answer is None or value is None:
+            return go_on(f"no answer, or unknown: {self.says}")
+        if self.passes(value):
+            return suffices(f"{self.says}: {value:.3f} is enough", value)
+        return go_on(f"{self.says}: {value:.3f} is not enough", value)
+
+    def stops(self, columns: Columns) -> Stops:
+        return where(answered(columns) & self.passes(known_column(columns, self.signal)), SUFFICES)
+
+
 @dataclass(frozen=True, slots=True)
-class ThinkBrake(ParameterChecks):
+class ThinkBrake(SignalThreshold):
     """Stop when the model, at the end of a sentence, would nearly as soon end its thought as go on.
 
     ThinkBrake (Song et al. 2026, ACL Findings, arXiv:2510.00546): the log-probability of the best next token exceeds
@@ -33,23 +57,18 @@ class ThinkBrake(ParameterChecks):
 
     name: ClassVar[str] = "think-brake"
     source: ClassVar[str] = "ThinkBrake, Song et al. 2026, [arXiv:2510.00546](https://arxiv.org/abs/2510.00546)"
+    signal: ClassVar[str] = "end_margin"
+    says: ClassVar[str] = "nats to the end of thought"
     threshold: Annotated[float, ParameterRange(0.0, 100.0)] = 0.25  # nats
 
     needs: ClassVar[tuple[str, ...]] = ("end-of-thought",)
 
-    def decide(self, s: Signals) -> Decision:
-        margin = s.end_margin
-        # NaN fails this comparison and continues.
-        if margin is not None and margin <= self.threshold and s.answer is not None:
-            return suffices(f"{margin:.3f} nats from the end of thought, at most {self.threshold:g}", margin)
-        return go_on("no answer, or the end of thought is unlikely or not listed", margin)
-
-    def stops(self, columns: Columns) -> Stops:
-        return where(answered(columns) & (known_column(columns, "end_margin") <= self.threshold), SUFFICES)
+    def passes(self, value: Any) -> Any:
+        return value <= self.threshold
 
 
 @dataclass(frozen=True, slots=True)
-class Redundant(ParameterChecks):
+class Redundant(SignalThreshold):
     """Stop when the last step said little that is new: most of its words were in the run before.
 
     The detector of PUMA (arXiv:2605.17672), by words; the authors train an embedder for it. Like theirs it is meant to
@@ -58,18 +77,41 @@ class Redundant(ParameterChecks):
 
     name: ClassVar[str] = "redundant"
     source: ClassVar[str] = "PUMA's detector, by words, [arXiv:2605.17672](https://arxiv.org/abs/2605.17672)"
-    threshold: Annotated[float, SHARE_ABOVE_0] = 0.6  # share of the step's words, above 0, at most 1
+    signal: ClassVar[str] = "known_words"
+    says: ClassVar[str] = "share of the step's words that are known"
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.6  # above 0, at most 1
 
-    needs: ClassVar[tuple[str, ...]] = ("redundancy",)
+    needs: ClassVar[tuple[str, ...]] = ("loops",)
+
+    def passes(self, value: Any) -> Any:
+        return value >= self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidentSample(SignalThreshold):
+    """Stop when the model was sure of the tokens of its first sample; a later sample never stops.
+
+    The first stage of ReASC (Kim et al. 2026, arXiv:2601.02970); `any-of` with a rule over votes makes the second. The
+    authors take the least certain tenth of the response, over the whole vocabulary; here it is the geometric mean
+    probability of the tokens drawn.
+    """
+
+    name: ClassVar[str] = "confident-sample"
+    source: ClassVar[str] = "first stage of ReASC, [arXiv:2601.02970](https://arxiv.org/abs/2601.02970)"
+    signal: ClassVar[str] = "step_logprob"
+    says: ClassVar[str] = "mean log-probability of the sample's tokens"
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.95  # probability, above 0, at most 1
+
+    needs: ClassVar[tuple[str, ...]] = ("wording",)
+
+    def passes(self, value: Any) -> Any:
+        return value >= log(self.threshold)
 
     def decide(self, s: Signals) -> Decision:
-        known = s.known_words
-        if known is not None and known >= self.threshold and s.answer is not None:
-            return suffices(f"{known:.3f} of the step's words are known, {self.threshold:g} required", known)
-        return go_on(f"no answer, or under {self.threshold:g} of the step's words are known", known)
+        return SignalThreshold.decide(self, s) if s.step == 1 else go_on("only the first sample is judged alone")
 
     def stops(self, columns: Columns) -> Stops:
-        return where(answered(columns) & (known_column(columns, "known_words") >= self.threshold), SUFFICES)
+        return np.where(columns["step"] == 1, SignalThreshold.stops(self, columns), np.int8(CONTINUE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,29 +145,3 @@ class TextRule(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         return where(answered(columns) & (known_column(columns, "pattern_code") == self._code), SUFFICES)
-
-
-@dataclass(frozen=True, slots=True)
-class ConfidentSample(ParameterChecks):
-    """Stop when the model was sure of the tokens of its first sample; a later sample never stops.
-
-    The first stage of ReASC (Kim et al. 2026, arXiv:2601.02970); `any-of` with a rule over votes makes the second. The
-    authors take the least certain tenth of the response, over the whole vocabulary; here it is the geometric mean
-    probability of the tokens drawn.
-    """
-
-    name: ClassVar[str] = "confident-sample"
-    source: ClassVar[str] = "first stage of ReASC, [arXiv:2601.02970](https://arxiv.org/abs/2601.02970)"
-    threshold: Annotated[float, SHARE_ABOVE_0] = 0.95  # above 0, at most 1
-
-    needs: ClassVar[tuple[str, ...]] = ("wording",)
-
-    def decide(self, s: Signals) -> Decision:
-        sure = None if s.step_logprob is None else exp(min(0.0, s.step_logprob))
-        if s.step == 1 and sure is not None and sure >= self.threshold and s.answer is not None:
-            return suffices(f"the first sample's tokens have {sure:.3f}, {self.threshold:g} required", sure)
-        return go_on("not a first sample of which the model was sure", sure)
-
-    def stops(self, columns: Columns) -> Stops:
-        sure = np.exp(np.minimum(0.0, known_column(columns, "step_logprob"))) >= self.threshold
-        return where(answered(columns) & sure & (columns["step"] == 1), SUFFICES)

@@ -41,7 +41,7 @@ class FoldSpec:
 
 
 FROM_THE_STREAM = frozenset(  # they read what was generated anyway, never a trial answer
-    {"plan", "query", "wording", "hedges", "loops", "redundancy", "pattern", "end-of-thought", "said"}
+    {"plan", "query", "wording", "hedges", "loops", "pattern", "end-of-thought", "said"}
 )
 
 

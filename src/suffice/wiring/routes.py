@@ -112,7 +112,7 @@ def build_route(
 
 
 def _build_proposer(probe: Probe | None) -> Policy | None:
-    if probe is None or not probe.propose:
+    if probe is None or not (probe.propose or probe.propose_every):
         return None
     try:
         policy = build_policy(probe.propose)

@@ -68,14 +68,17 @@ class Loops:
     """
 
     name = "loops"
-    looks_at = "the step's text: runs of eight words that occurred before"
-    source = "ours"
+    looks_at = "the step's text: words, and runs of eight words, that occurred before"
+    source = (
+        "ours; `known_words` reads PUMA's redundancy, [arXiv:2605.17672](https://arxiv.org/abs/2605.17672), by words"
+    )
     fields: ClassVar[Fields] = {
         "loop_share": SignalField(
             "share of the eight-word runs ending in this step that repeat the run",
             unknown="fewer than eight words",
             high=1.0,
-        )
+        ),
+        "known_words": SignalField("share of the step's words that the run had before", unknown="no words", high=1.0),
     }
 
     def __init__(self) -> None:
@@ -83,9 +86,14 @@ class Loops:
         self._young: set[int] = set()  # becomes the old set when it is half full …
         self._old: set[int] = set()  # … and the previous old set is dropped
         self._share: float | None = None
+        self._vocabulary: set[str] = set()
+        self._known: float | None = None
 
     def update(self, step: Step) -> None:
         _, words = words_of(step.text)
+        self._known = sum(map(self._vocabulary.__contains__, words)) / len(words) if words else None
+        if len(self._vocabulary) < _MAX_GRAMS:
+            self._vocabulary.update(words)
         n_grams = n_new = 0
         for begin in range(0, len(words), _CHUNK):
             text = self._tail + words[begin : begin + _CHUNK]
@@ -95,7 +103,7 @@ class Loops:
         self._share = (n_grams - n_new) / n_grams if n_grams else None
 
     def values(self) -> dict[str, float | None]:
-        return {"loop_share": self._share}
+        return {"loop_share": self._share, "known_words": self._known}
 
     def _remember(self, text: list[str]) -> int:
         # Another process salts hash() differently. That matters only if two of the 65,536 64-bit numbers collide:
@@ -111,33 +119,6 @@ class Loops:
         if len(self._young) >= _MAX_GRAMS // 2:
             self._old, self._young = self._young, set()
         return n_new
-
-
-class Redundancy:
-    """The share of the last step's words that the run had before: a step that says nothing new revisits the old.
-
-    A reading of PUMA's reasoning-level redundancy (arXiv:2605.17672) by words, where the authors train an embedder.
-    """
-
-    name = "redundancy"
-    looks_at = "the step's text: words that occurred before"
-    source = "PUMA, [arXiv:2605.17672](https://arxiv.org/abs/2605.17672), with words for its embeddings"
-    fields: ClassVar[Fields] = {
-        "known_words": SignalField("share of the step's words that the run had before", unknown="no words", high=1.0)
-    }
-
-    def __init__(self) -> None:
-        self._vocabulary: set[str] = set()
-        self._share: float | None = None
-
-    def update(self, step: Step) -> None:
-        _, words = words_of(step.text)
-        self._share = sum(map(self._vocabulary.__contains__, words)) / len(words) if words else None
-        if len(self._vocabulary) < _MAX_GRAMS:
-            self._vocabulary.update(words)
-
-    def values(self) -> dict[str, float | None]:
-        return {"known_words": self._share}
 
 
 def encode_pattern(pattern: str) -> str:
