@@ -158,8 +158,8 @@ class BuiltRoute:
 
     def reads(self, fold: str) -> bool:
         """Return whether the policy or the proposer asks for this signal."""
-        asked = (*self.policy.needs, *(self.proposer.needs if self.proposer is not None else ()))
-        return any(need.partition("(")[0] == fold for need in asked)
+        proposers = () if self.proposer is None else self.proposer.needs
+        return any(need.partition("(")[0] == fold for need in (*self.policy.needs, *proposers))
 
     @property
     def may_probe(self) -> bool:

@@ -115,7 +115,7 @@ class ConfidentSample(SignalThreshold):
 
 
 @dataclass(frozen=True, slots=True)
-class TextRule(ParameterChecks):
+class TextPatternRule(ParameterChecks):
     """Stop when a pattern of yours is in the text of the last step, whatever its case."""
 
     name: ClassVar[str] = "text-rule"

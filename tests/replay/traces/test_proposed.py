@@ -11,8 +11,7 @@ from suffice.episode.proposer import Proposer
 from suffice.errors import TraceError
 from suffice.policy.base import build_policy
 from suffice.replay.study.runs import read_runs
-from suffice.replay.traces.proposed import join_unproposed
-from suffice.replay.traces.read import own_traces, survey
+from suffice.replay.traces.read import join_unproposed, own_traces, survey
 from tests.replay.made import batch_of
 
 PATTERN = {"policy": "text-rule", "pattern": "answer"}

@@ -158,8 +158,8 @@ class StepPattern:
         self._value: float | None = None
 
     def update(self, step: Step) -> None:
-        found = step.text and self._pattern.last(step.text) is not None
-        self._value = (self._code if found else -self._code) if step.text else None
+        code = self._code if self._pattern.last(step.text) is not None else -self._code
+        self._value = code if step.text else None
 
     def values(self) -> dict[str, float | None]:
         return {"pattern_code": self._value}
