@@ -30,13 +30,17 @@ SYSTEM = (
 # Two made-up calls that show the form: one where the passages prove the answer, and one where they do not yet.
 EXAMPLES = (
     (
-        "[Search: Who wrote The Glass Orchard?]\nThe Glass Orchard: a 1934 novel by Ada Brandt.\n\n"
-        "Question: Who wrote The Glass Orchard?",
+        (
+            "[Search: Who wrote The Glass Orchard?]\nThe Glass Orchard: a 1934 novel by Ada Brandt.\n\n"
+            "Question: Who wrote The Glass Orchard?"
+        ),
         "Answer: Ada Brandt\nDone: yes",
     ),
     (
-        "[Search: Where was the director of Pale Harbour born?]\nPale Harbour: a 1961 drama film by Inga Holt.\n\n"
-        "Question: Where was the director of Pale Harbour born?",
+        (
+            "[Search: Where was the director of Pale Harbour born?]\nPale Harbour: a 1961 drama film by Inga Holt.\n\n"
+            "Question: Where was the director of Pale Harbour born?"
+        ),
         "Answer: Norway\nDone: no\nSearch: Inga Holt",
     ),
 )
