@@ -24,6 +24,7 @@ import numpy as np
 from bench.rag.questions import FOLDER, N_FIT, data_folder, read_questions
 from numpy.typing import NDArray
 
+from suffice.assurance.bounds import exact_binomial
 from suffice.learn.features import DENSE
 from suffice.replay.online.protocol import OnlineOptions, OnlineReport, replay_online
 from suffice.replay.study.policies import build_ladders, list_ladder_folds
@@ -167,20 +168,31 @@ def compare(policy: Outcomes, base: Outcomes, seed: int) -> tuple[Interval, Inte
     )
 
 
+COLUMNS = (
+    *("policy", "rounds", "EM", f"EM lost against {FULL}, points", "lost (exact 95 %), gained", "tokens"),
+    *(f"saved against {FULL}, %", "saved against the model's word, %"),
+)
+
+
 def table(outcomes: Mapping[str, Outcomes], seed: int) -> Iterator[str]:
-    yield (
-        f"| policy | rounds | EM | EM lost against {FULL}, points | lost, gained | tokens | saved against {FULL}, %"
-        " | saved against the model's word, % |"
-    )
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "| --- " * len(COLUMNS) + "|"
     full, done = outcomes[FULL], outcomes[DONE]
     for name, one in outcomes.items():
         (drop, saved), (_, more) = compare(one, full, seed), compare(one, done, seed)
         lost, gained = int((full.right > one.right).sum()), int((one.right > full.right).sum())
-        yield (
-            f"| {name}{f' ({one.note})' if one.note else ''} | {one.rounds.mean():.2f} | {100 * one.right.mean():.1f} %"
-            f" | {drop.show(2)} | {lost}, {gained} | {one.tokens.mean():,.0f} | {saved.show(1)} | {more.show(1)} |"
+        most = exact_binomial(lost, len(full.right), 0.95).high
+        cells = (
+            f"{name} ({one.note})" if one.note else name,
+            f"{one.rounds.mean():.2f}",
+            f"{100 * one.right.mean():.1f} %",
+            drop.show(2),
+            f"{lost} (at most {100 * most:.1f} %), {gained}",
+            f"{one.tokens.mean():,.0f}",
+            saved.show(1),
+            more.show(1),
         )
+        yield f"| {' | '.join(cells)} |"
 
 
 def certified_after(report: OnlineReport) -> tuple[int, float | None]:
