@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -274,6 +274,23 @@ def test_a_whole_experiment_is_looked_at_through_the_log(tmp_path: Path) -> None
     assert arm.of(EM).paired
     assert arm.of(EM).n >= 200
     assert msgspec.json.encode(msgspec.to_builtins(found))
+
+
+def test_ratings_that_come_arm_by_arm_show_the_same_effect(tmp_path: Path) -> None:
+    # As a file of labels has them that somebody sorted: first all of one arm, then all of the other.
+    told, rng = story(tmp_path), random.Random(3)
+    events, ratings = list[Event](), list[tuple[str, FeedbackEvent]]()
+    for number in range(800):
+        request, outcome = told.request(f"u{number}", unit=f"u{number}")
+        arm = request.arms[0].arm
+        thumbs: Literal["up", "down"] = "up" if rng.random() < {"full": 0.85, "brisk": 0.55}[arm] else "down"
+        given = Feedback(feedback_id=f"f{number}", episode_id=request.episode_id, thumbs=thumbs)
+        events += [request, outcome]
+        ratings.append((arm, FeedbackEvent(given)))
+    told.write(events + [one for arm in ("full", "brisk") for drawn, one in ratings if drawn == arm])
+    found = read_experiment(told.path, told.held, told.settings).arms[0].of(SATISFACTION)
+    assert found.effect == pytest.approx(-0.3, abs=0.08)
+    assert found.effect == pytest.approx(found.plain, abs=0.02)
 
 
 def test_a_route_that_is_gone_is_said(told: Story) -> None:

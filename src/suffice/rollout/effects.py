@@ -6,8 +6,7 @@ The guesses are a ridge regression of each arm's earlier units on class and cova
 2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit is
 weighted by the odds of the rarest arm when it was assigned, which keeps every contribution within the range of the
 metric, also when the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of
-`assurance.bounds`. Labels that are missing at random weigh by the inverse of their probability, too
-(`assurance.label_propensity`): with weights of at most 1, contributions stay within that range.
+`assurance.bounds`.
 
 **Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
@@ -40,12 +39,12 @@ _ALMOST_ONE: Final = 1 - 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UnitSeries:
-    """E experiments of n units in the order in which values became known; the first `warmup` only train the guesses."""
+    """E experiments of n units in the order of assignment; the first `warmup` only train the guesses."""
 
     value: Floats  # (E, n)
     arm: Ints  # (E, n): 0 … n_arms - 1
     propensity: Floats  # (E, n): P(that arm), when it was assigned
-    weight: Floats  # (E, n): P of the rarest arm at that time, times the weight of a label, in (0, 1]
+    least: Floats  # (E, n): P of the rarest arm at that time
     x: Floats  # (E, n, d): known before the first token; the first column is 1
     n_arms: int
     warmup: int
@@ -104,7 +103,7 @@ def compare_arms(
 
     where  units that count, shape (E, n), by facts known before their first token, such as their class; None: all
     """
-    arm, odds, weight = units.arm, units.propensity, units.weight
+    arm, odds, weight = units.arm, units.propensity, units.least
     away = np.take_along_axis(predicted, arm[..., np.newaxis], axis=2)[..., 0]
     sign = np.where(arm == a, 1.0, 0.0) - np.where(arm == b, 1.0, 0.0)
     each = weight * (predicted[..., a] - predicted[..., b] + sign * (units.value - away) / odds)
@@ -127,7 +126,7 @@ def compare_arms(
 def _planned(units: UnitSeries, predicted: Floats) -> Floats:
     first = slice(0, units.warmup)
     off = (units.value - predicted)[:, first] / units.width
-    spread = off.var(axis=1) * units.weight[:, first].mean(axis=1) / 2
+    spread = off.var(axis=1) * units.least[:, first].mean(axis=1) / 2
     return np.asarray(np.exp2(np.round(np.log2(np.maximum(V_OPT, PLANNED_UNITS * spread)))))
 
 
