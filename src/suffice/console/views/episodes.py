@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from suffice.assurance.runs import Match, current_label, measure_run
+from suffice.assurance.runs import UNKNOWN_ENDS, Match, current_label, is_right
 from suffice.console.context import UnknownNameError, ViewContext, ViewRecord, page_of
 from suffice.edge.math import match_by
 from suffice.errors import BadRequest, ConfigError
@@ -16,7 +16,6 @@ from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
 from suffice.store.audit.chain import Head, head
 from suffice.store.database.views import (
-    EpisodeWithLabels,
     decoded,
     find_event,
     locate_event,
@@ -215,8 +214,10 @@ class Correctness:
 
     def __call__(self, episode: Episode) -> bool | None:
         request, outcome = episode.request, episode.outcome
-        labels = read_labels(self._view.connection, request.episode_id, outcome.response_id)
-        return measure_run(EpisodeWithLabels(seq=0, episode=episode, labels=labels), self.match(request.route)).correct
+        if outcome.end_reason in UNKNOWN_ENDS:
+            return None
+        label = current_label(read_labels(self._view.connection, request.episode_id, outcome.response_id))
+        return is_right(outcome.answer, outcome.answer, label, self.match(request.route))
 
     def match(self, name: str) -> Match:
         if name not in self._matches:
