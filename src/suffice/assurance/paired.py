@@ -140,3 +140,45 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
     if growth <= 0:
         raise ValueError(f"no number of pairs certifies a drop of {drop:g} at {flips:g} flips within {max_em_drop:g}")
     return ceil((log(1 / delta) + log(len(BETS))) / growth)
+
+
+# --------------------------------------------------------------------------- importance-weighted terms
+#
+# A lower bound for the mean of importance-weighted terms, valid at every look and without a largest weight: a term such
+# as weight x reward can be huge but is never far below 0. An upper bound of a reward in [0, 1] is one minus the lower
+# bound of 1 - reward. Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro (2024), ACM/IMS J. Data Sci. 1(3),
+# arXiv:2210.10768.
+
+# Any mixture of speeds is valid; this one is near the best for 30 to 100,000 terms.
+SPEEDS: Final = tuple(float(speed) for speed in np.geomspace(0.006, 0.9, 10))
+
+
+def lower_bound(terms: Floats, *, floor: float, alpha: float) -> float:
+    """A lower bound for the mean of terms that are at least -floor; the chance that it is ever too high is alpha.
+
+    Covers the mean of the terms' conditional expectations so far, which must lie in [0, 1]. Empirical Bernstein: with y
+    = (term - centre) / (1 + floor) >= -1, the centre a shrunken mean of earlier terms, and psi(s) = -log(1 - s) - s,
+    exp(speed y - psi(speed) y^2) <= 1 + speed y (Fan, Grama, Liu 2015, arXiv:1311.6273); a mixture over speeds is
+    inverted by bisection. Raise ValueError for a term below -floor or one that is not finite.
+    """
+    if floor < 0 or not 0 < alpha < 1:
+        raise ValueError(f"need floor >= 0 and 0 < alpha < 1; got {floor=} {alpha=}")
+    if not np.isfinite(terms).all() or (terms < -floor - 1e-9).any():
+        raise ValueError(f"terms: got {terms.min():g} at the lowest; finite numbers, at least {-floor:g}")
+    n = len(terms)
+    if not n:
+        return 0.0
+    # Before each term, the mean of 1/2 and all earlier terms, clipped to [0, 1].
+    centres = np.clip((np.cumsum(terms) - terms + 0.5) / np.arange(1, n + 1), 0.0, 1.0)
+    total, spread = terms.sum() / (1 + floor), (((terms - centres) / (1 + floor)) ** 2).sum()
+    speeds = np.array(SPEEDS)
+    psi = -np.log1p(-speeds) - speeds
+    fixed, per_mean = speeds * total - psi * spread - log(len(speeds)), speeds * n / (1 + floor)
+    low, high = 0.0, 1.0
+    for _ in range(40):  # the mixture falls with the mean
+        middle = (low + high) / 2
+        exponents = fixed - per_mean * middle
+        peak = exponents.max()
+        refuted = peak + np.log(np.exp(exponents - peak).sum()) >= log(1 / alpha)
+        low, high = (middle, high) if refuted else (low, middle)
+    return low

@@ -1,0 +1,30 @@
+"""A gateway on a mission, whose requests are counted for the table of `python -m tests.mission`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.mission.harness import Mission, on_mission
+from tests.mission.world import World
+
+Begin: TypeAlias = Callable[..., AbstractAsyncContextManager[Mission]]
+
+
+@pytest.fixture
+def begin(tmp_path: Path, record_property: Callable[[str, object], None]) -> Begin:
+    @asynccontextmanager
+    async def start(
+        world: World, routes: Mapping[str, Mapping[str, Any]] | None = None, **tables: Any
+    ) -> AsyncIterator[Mission]:
+        async with on_mission(world, tmp_path, routes, **tables) as mission:
+            try:
+                yield mission
+            finally:
+                record_property("requests", len(mission.served))
+
+    return start

@@ -1,0 +1,49 @@
+"""Monitoring and forecast: what the console shows is true, and a rising loss is announced in time."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from tests.mission.conftest import Begin
+from tests.mission.harness import drop, saving
+from tests.mission.world import Profile, World
+
+pytestmark = pytest.mark.slow
+BUDGET, VOTES, SAMPLE_TOKENS = 0.1, 5, 3
+ROUTE = {"max_em_drop": BUDGET, "audit_share": 0.1}
+
+
+def _world(seed: int) -> World:
+    profiles = {"number": Profile(p_same=0.9, p_right=0.9), "which": Profile(p_same=0.8, p_right=0.6, p_turn=0.05)}
+    return World(seed=seed, votes=VOTES, profiles=profiles, shares={"number": 0.6, "which": 0.4})
+
+
+async def test_what_the_console_shows_is_true(begin: Begin) -> None:
+    async with begin(_world(1), {"r": ROUTE}) as mission:
+        for _ in range(10):
+            await mission.send(200, labelled=1.0)
+        await mission.rest()
+        state = (await mission.api("/route", name="r"))["route"]
+        metrics = await mission.metrics()
+        served, seen = mission.served, mission.served[: state["seen_at"]]
+        assert len(seen) >= len(served) - 200, "the accounts are recent"
+        assert state["sums"]["n_requests"] == len(served)
+        assert state["sums"]["n_stopped"] == sum(one.stopped for one in served)
+        stops = [n for name, n in metrics.items() if name.startswith("suffice_stops_total{")]
+        assert sum(stops) == state["sums"]["n_stopped"]
+        _holds(state["em_full"], mean(one.question.is_right(one.question.final) for one in seen))
+        _holds(state["em_drop"], drop(seen))
+        _holds(state["saving"], saving(served, VOTES * SAMPLE_TOKENS))
+        assert metrics['suffice_token_saving_ratio{route="r"}'] == pytest.approx(state["saving"]["value"], abs=0.02)
+        assert not mission.rows("alert_raised"), "nothing moves"
+        for one in (await mission.api("/route", name="r"))["classes"]:
+            mine = [run for run in seen if run.question.query_class == one["name"]]
+            _holds(one["account"]["em_full"], mean(run.question.is_right(run.question.final) for run in mine))
+            _holds(one["account"]["em_drop"], drop(mine))
+
+
+def _holds(interval: dict[str, Any], truth: float) -> None:
+    assert interval["low"] <= truth <= interval["high"], f"{truth} is not within {interval}"

@@ -1,0 +1,71 @@
+"""Sampling and audit log: sums stay exact while a tenth of the requests keeps rows, and no change of the log passes."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.mission.conftest import Begin
+from tests.mission.world import Profile, World
+
+pytestmark = pytest.mark.slow
+VOTES, RATE, AUDITS = 5, 0.1, 0.02
+ROUTE = {
+    "policy": {"policy": "stable-answer", "streak": 2},
+    "uncertified": True,  # it acts from the first request on, so that there are live runs to sample
+    "audit_share": AUDITS,
+    "sample_rate": RATE,
+}
+
+
+async def test_sums_are_exact_and_estimates_unbiased_at_a_tenth_of_the_rows(begin: Begin, tmp_path: Path) -> None:
+    world = World(
+        seed=9,
+        votes=VOTES,
+        profiles={"number": Profile(p_same=0.8, p_right=0.9), "which": Profile(p_same=0.8, p_right=0.5)},
+        shares={"number": 0.8, "which": 0.2},
+    )
+    heads = tmp_path / "heads.jsonl"
+    async with begin(world, {"r": ROUTE}, audit={"file": str(heads)}) as mission:
+        served = await mission.send(3_000)  # a count is written for each thousand requests at the latest
+        labelled = served[::10]
+        await mission.feedback(
+            [{"episode_id": one.episode_id, "gold": one.question.gold} for one in labelled], source="exact-match"
+        )
+        await mission.rest()
+        n_rows = mission.sql("SELECT count(*) FROM requests WHERE route = 'r'")[0][0]
+        # Live runs are kept at the rate; audits always: a binomial, with room for five deviations.
+        expected = RATE * len(served) + AUDITS * len(served)
+        assert n_rows == pytest.approx(expected, abs=5 * (expected**0.5))
+        ((weighted,),) = mission.sql("SELECT sum(1 / keep_rate) FROM requests WHERE route = 'r'")
+        assert weighted == pytest.approx(len(served), rel=0.3)
+
+        gateway = mission.gateway
+        await mission.stop()  # the gateway counts what is left when it ends
+        ((counted,),) = mission.sql(
+            "SELECT sum(json_extract(body, '$.counted.n_requests')) FROM events WHERE kind = 'requests_counted'"
+        )
+        n_kept = mission.sql("SELECT count(*) FROM requests WHERE route = 'r'")[0][0]
+        assert counted + n_kept == len(served)
+
+        status, said = await mission.command("audit", "verify", "--head", str(heads))
+        assert status == 0, said
+        for what, damage in DAMAGE.items():
+            copy = tmp_path / f"{what}.db"
+            shutil.copy(gateway.database, copy)
+            with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+                connection.execute(damage)
+            status, said = await mission.command("audit", "verify", "--db", str(copy), "--head", str(heads))
+            assert status == 1, f"{what}: {said}"
+            assert what in said
+
+
+_NEWEST = "(SELECT max(seq) FROM events WHERE kind = 'feedback')"
+DAMAGE = {
+    "edited": f'UPDATE events SET body = replace(body, \'"gold":"\', \'"gold":"1\') WHERE seq = {_NEWEST}',
+    "removed": f"DELETE FROM events WHERE seq = {_NEWEST}",
+}
