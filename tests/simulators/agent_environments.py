@@ -1,8 +1,8 @@
-"""Ten environments whose truth is known, and what an agent, fixed actions and doing nothing earn in them.
+"""Ten environments whose truth is known, and what the agent, fixed actions and doing nothing earn in them.
 
-Three query classes and twelve actions: four stopping levels under three settings. A bolder level costs and loses more;
-the settings change the cost alone. A request in ten is an audit, in full; it shows what every level under its settings
-would have cost and lost. A level is proved by a test that is valid at every look, over all classes.
+Three query classes and twelve actions: four stopping levels, each under three settings. A bolder level costs less and
+loses more; settings change the cost alone. A request in ten is an audit, in full; it shows what every level under its
+settings would have cost and lost. A level is proved by a test that is valid at every look, over all classes together.
 """
 
 from __future__ import annotations
@@ -10,223 +10,206 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.agent.agent import Action, Agent, AgentBounds
-from suffice.assurance.certify import certified_level, log_wealth, Counts
+from suffice.assurance.certify import Counts, certified_level, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 
 Floats = NDArray[np.float64]
 
-LEVELS, SETTINGS, CLASSES = 4, 3, ("easy", "plain", "hard")
-ACTIONS = (Action(name="full"), *(Action(name=f"level {level} with {s}", group=s) for level in range(1, LEVELS + 1) for s in range(SETTINGS)))
+CLASSES, N_LEVELS, N_SETTINGS = ("easy", "plain", "hard"), 4, 3
+PLACES = [(0, 0), *((level, setting) for level in range(1, N_LEVELS + 1) for setting in range(N_SETTINGS))]
+ACTIONS = tuple(Action(name=f"level {level}, setting {setting}", group=setting) for level, setting in PLACES)
 MAX_EM_DROP, TOKEN_PRICE, BASE_EM = 0.02, 0.1, 0.7
-AUDIT_SHARE, BURST, LOOK, WINDOW = 0.1, 1_200, 100, 1_500
-N = 20_000
+AUDIT_SHARE, BURST, LOOK, WINDOW = 0.1, 600, 100, 1_500
 
-LEVEL_COST = np.array([1.0, 0.75, 0.58, 0.45, 0.36])
+LEVEL_COST = np.array([1.0, 0.75, 0.58, 0.45, 0.36])  # of a full run
 LEVEL_LOSS = np.array([0.0, 0.001, 0.003, 0.008, 0.03])
 SETTING_COST = np.array([[0.00, 0.06, 0.12], [0.08, 0.00, 0.10], [0.12, 0.08, 0.00]])  # by class
-CLASS_COST = np.array([0.85, 1.0, 1.15])  # of the stopped part
-CLASS_LOSS = np.array([0.5, 1.0, 1.6])
+CLASS_COST, CLASS_LOSS = np.array([0.85, 1.0, 1.15]), np.array([0.5, 1.0, 1.6])
 FULL_TOKENS = np.array([400.0, 900.0, 1_600.0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What holds for one request."""
-
-    share: Floats  # (C,)
+    share: Floats  # (C,) of requests
     cost: Floats  # (C, levels, settings), of the class's full run
     loss: Floats  # (C, levels)
     full: Floats  # (C,) tokens
+
+    def earned(self, level: int, setting: int) -> Floats:
+        """Expected reward, EM drop and tokens (of a mean full run) of an action in each class, shape (C, 3)."""
+        tokens = self.cost[:, level, setting] * self.full / (self.share @ self.full)
+        drop = self.loss[:, level]
+        return np.column_stack([BASE_EM - drop - TOKEN_PRICE * tokens, drop, tokens])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     name: str
-    at: Callable[[int], Truth]
+    at: Callable[[float], Truth]  # from the part of the life that is over
     drifts: bool = False
     delay: int = 0  # requests until an audit's outcome is known
-    unlabelled: float = 0.0  # part of the lost audits that never get a label; they count as lost
+    unlabelled: float = 0.0  # part of the audits without a label; a disagreement without one counts as lost
     poisoned: float = 0.0  # part of the lost audits that somebody calls right
-    n: int = N
+    n: int = 20_000
 
 
-def steady(t: int = 0) -> Truth:  # noqa: ARG001
-    cost = np.clip(LEVEL_COST[None, :, None] * CLASS_COST[:, None, None] + SETTING_COST[:, None, :], 0.1, 1.3)
+def truth(
+    *,
+    by_setting: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    by_class: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    loss: Floats | float = 0.0,
+    share: tuple[float, float, float] = (0.4, 0.4, 0.2),
+) -> Truth:
+    cost = LEVEL_COST[None, :, None] * CLASS_COST[:, None, None] + SETTING_COST[:, None, :]
+    cost = np.clip(cost + np.array(by_setting) + np.array(by_class)[:, None, None], 0.05, 3.0)
     cost[:, 0, :] = 1.0
-    loss = LEVEL_LOSS[None, :] * CLASS_LOSS[:, None]
-    return Truth(share=np.array([0.4, 0.4, 0.2]), cost=cost, loss=loss, full=FULL_TOKENS)
+    risk = np.clip(LEVEL_LOSS * CLASS_LOSS[:, None] + loss, 0, 1)
+    risk[:, 0] = 0.0
+    return Truth(share=np.array(share), cost=cost, loss=risk, full=FULL_TOKENS)
 
 
-def changed(t: int, *, cost: Floats | None = None, loss: Floats | None = None, share: Floats | None = None, full: float = 1.0) -> Truth:
-    base = steady(t)
-    new = base.cost if cost is None else base.cost + cost
-    new = new.copy()
-    new[:, 0, :] = 1.0
-    return Truth(
-        share=base.share if share is None else share,
-        cost=np.clip(new, 0.05, 3.0),
-        loss=base.loss if loss is None else np.clip(base.loss + loss, 0, 1),
-        full=base.full * full,
-    )
+def steady(_: float) -> Truth:
+    return truth()
 
 
-def price_drift(t: int) -> Truth:
-    """The cheapest setting becomes the dearest, slowly; another one takes its place."""
-    move = np.array([0.5, -0.15, 0.2]) * min(1.0, t / (0.8 * N))
-    return changed(t, cost=np.broadcast_to(move, (3, LEVELS + 1, SETTINGS)))
+def drifting_costs(part: float) -> Truth:
+    """The cheapest settings become the dearest, and the dearest the cheapest."""
+    return truth(by_setting=(0.7 * part - 0.2, 0.3 * part, 0.5 - 0.7 * part))
 
 
-def drop_drift(t: int) -> Truth:
-    """From the middle on, bold levels lose more and more."""
-    return changed(t, loss=np.array([0, 0.002, 0.01, 0.03, 0.08])[None, :] * max(0.0, min(1.0, (t - 8_000) / 8_000)))
+def drifting_drops(part: float) -> Truth:
+    """From a third on, bold levels lose more and more."""
+    return truth(loss=np.array([0.0, 0.0, 0.003, 0.05, 0.15]) * min(1.0, max(0.0, 3 * part - 1)))
 
 
-def cost_jump(t: int) -> Truth:
-    """The setting that is best for two classes costs more than the full run for a while."""
-    jump = np.array([0.9, 0.9, 0.0]) if 8_000 <= t < 12_000 else np.zeros(3)
-    return changed(t, cost=np.broadcast_to(jump, (3, LEVELS + 1, SETTINGS)))
+def dear_spell(part: float) -> Truth:
+    """For a fifth of the time, two of three settings cost more than the full run."""
+    return truth(by_setting=(0.9, 0.9, 0.0) if 0.4 <= part < 0.6 else (0.0, 0.0, 0.3))
 
 
-def seasons(t: int) -> Truth:
-    """Costs of two settings swap every 5,000 requests, and the class mix with them."""
-    odd = (t // 5_000) % 2
-    move = np.array([0.3, -0.1, 0.0]) if odd else np.array([-0.1, 0.3, 0.0])
-    share = np.array([0.2, 0.4, 0.4]) if odd else np.array([0.5, 0.4, 0.1])
-    return changed(t, cost=np.broadcast_to(move, (3, LEVELS + 1, SETTINGS)), share=share)
+def seasons(part: float) -> Truth:
+    """The costs of two settings and the class mix change four times."""
+    if int(4 * part) % 2:
+        return truth(by_setting=(0.45, -0.1, 0.2), share=(0.2, 0.4, 0.4))
+    return truth(by_setting=(-0.1, 0.45, 0.2), share=(0.5, 0.4, 0.1))
 
 
-def apart(t: int) -> Truth:
-    """Stopping pays in one class only: elsewhere it costs more than the full run."""
-    move = np.array([0.0, 0.6, 0.7])[:, None, None]
-    return changed(t, cost=np.broadcast_to(move, (3, LEVELS + 1, SETTINGS)))
+def classes_apart(_: float) -> Truth:
+    """Stopping pays in one class; in the others it costs more than the full run."""
+    return truth(by_class=(0.0, 0.6, 0.7))
 
 
 ENVIRONMENTS = (
     Environment(name="steady", at=steady),
-    Environment(name="drifting costs", at=price_drift, drifts=True),
-    Environment(name="drifting drops", at=drop_drift, drifts=True),
-    Environment(name="a jump in cost", at=cost_jump, drifts=True),
+    Environment(name="drifting costs", at=drifting_costs, drifts=True),
+    Environment(name="drifting drops", at=drifting_drops, drifts=True),
+    Environment(name="dear spell", at=dear_spell, drifts=True),
     Environment(name="seasons", at=seasons, drifts=True),
     Environment(name="delayed", at=steady, delay=1_500),
     Environment(name="censored", at=steady, unlabelled=0.4),
     Environment(name="poisoned", at=steady, poisoned=0.3),
-    Environment(name="classes apart", at=apart),
-    Environment(name="cold start", at=steady, n=4_000),
+    Environment(name="classes apart", at=classes_apart),
+    Environment(name="cold start", at=steady, n=5_000),
 )
 
 
 @dataclass(slots=True, kw_only=True)
 class Life:
-    """What one policy earned: expected reward and EM drop of each request, without noise."""
+    """What one policy earned: expected reward, EM drop and tokens of each request, without noise."""
 
     reward: Floats
     drop: Floats
-    tokens: Floats  # of the mean full run
-    active: list[str] = field(default_factory=list)
-    events: list[tuple[int, str]] = field(default_factory=list)
+    tokens: Floats  # of a mean full run
+    best: list[tuple[int, ...]] = field(default_factory=list)  # by look and class
+    events: list[tuple[int, str, str, str]] = field(default_factory=list)
 
 
-def reward_of(truth: Truth, c: int, level: int, setting: int) -> tuple[float, float, float]:
-    tokens = truth.cost[c, level, setting] * truth.full[c] / (truth.share @ truth.full)
-    drop = truth.loss[c, level] if level else 0.0
-    return BASE_EM - drop - TOKEN_PRICE * tokens, drop, tokens
-
-
-def run_fixed(env: Environment, level: int, setting: int, seed: int = 0) -> Life:
-    rng = np.random.default_rng(seed)
+def run_fixed(env: Environment, action: int) -> Life:
     rows = []
-    for t in range(env.n):
-        truth = env.at(t)
-        c = int(rng.choice(3, p=truth.share)) if False else None
-        expected = sum(truth.share[k] * np.array(reward_of(truth, k, level, setting)) for k in range(3))
-        rows.append(expected)
-    table = np.array(rows)
-    return Life(reward=table[:, 0], drop=table[:, 1], tokens=table[:, 2])
+    for begin in range(0, env.n, LOOK):
+        now = env.at(begin / env.n)
+        rows.append(now.share @ now.earned(*PLACES[action]))
+    reward, drop, tokens = np.repeat(np.array(rows), LOOK, axis=0).T
+    return Life(reward=reward, drop=drop, tokens=tokens)
 
 
-def level_of(action: int) -> tuple[int, int]:
-    return (0, 0) if action == 0 else ((action - 1) // SETTINGS + 1, (action - 1) % SETTINGS)
+def best_fixed(env: Environment) -> tuple[int, Life]:
+    """The best action in hindsight among those that keep the EM budget on average."""
+    lives = {action: run_fixed(env, action) for action in range(len(ACTIONS))}
+    kept = {action: life for action, life in lives.items() if life.drop.mean() <= MAX_EM_DROP}
+    best = max(kept, key=lambda action: kept[action].reward.mean())
+    return best, kept[best]
 
 
 class Certifier:
-    """Which levels are proved: the latest WINDOW audits, all classes together; an alarm makes everything start anew."""
+    """Proves levels by the latest audits; an alarm takes all proofs back, and a burst of full runs follows."""
 
     def __init__(self) -> None:
-        self.rows: deque[Floats] = deque(maxlen=WINDOW)
-        self.level, self.n_since = 0, 0
-        self.alarm = ShiryaevRoberts(MAX_EM_DROP, threshold=500)
+        self.level, self.n_to_burst = 0, BURST
+        self._rows: deque[Floats] = deque(maxlen=WINDOW)
+        self._alarm = ShiryaevRoberts(MAX_EM_DROP, threshold=500)
 
     def add(self, z: Floats) -> None:
-        self.rows.append(z)
-        self.n_since += 1
-        if self.level and self.alarm.add(int(z[self.level])):
-            self.rows.clear()
-            self.alarm.reset()
-            self.level = self.n_since = 0
+        self._rows.append(z)
+        if self.level and self._alarm.add(int(z[self.level])):
+            self._rows.clear()
+            self._alarm.reset()
+            self.level, self.n_to_burst = 0, BURST
 
     def look(self) -> int:
-        if len(self.rows) < 100:
-            self.level = 0
-        else:
-            z = np.array(self.rows)
+        if self._rows:
+            z = np.array(self._rows)
             gained, lost = (z < 0).sum(0), (z > 0).sum(0)
             wealth = log_wealth(Counts(gained, len(z) - gained - lost, lost), max_em_drop=MAX_EM_DROP)
             self.level = certified_level(wealth, delta=0.05)
         return self.level
 
 
-def run_agent(env: Environment, seed: int = 0, bounds: AgentBounds | None = None) -> Life:
+def run_agent(env: Environment, seed: int, bounds: AgentBounds | None = None) -> Life:
     rng = np.random.default_rng(seed)
     agent = Agent(CLASSES, ACTIONS, bounds or AgentBounds(max_em_drop=MAX_EM_DROP, token_price=TOKEN_PRICE))
-    certifier = Certifier()
+    certifier, waiting = Certifier(), deque[tuple[int, int, Floats]]()
     life = Life(reward=np.zeros(env.n), drop=np.zeros(env.n), tokens=np.zeros(env.n))
-    waiting: deque[tuple[int, int, Floats, dict[int, float], float]] = deque()
-    plan = agent.look(np.zeros((3, len(ACTIONS)), dtype=bool), horizon=[0.0] * 3)
-    seen = np.zeros(3)
-    for t in range(env.n):
-        truth = env.at(t)
-        c = int(rng.choice(3, p=truth.share))
-        seen[c] += 1
-        chosen = plan.classes[CLASSES[c]]
-        noise = float(rng.lognormal(-0.08, 0.4))
-        audit = rng.random() < AUDIT_SHARE or certifier.n_since < 600
-        if audit:
-            s = int(rng.choice(SETTINGS, p=chosen.trials))
-            u = rng.random()
-            z = np.array([float(u < truth.loss[c, level]) for level in range(LEVELS + 1)])
-            z[0] = 0
-            shown = z.copy()
-            if z.any() and rng.random() < env.poisoned:
-                shown[:] = 0
-            full = float(truth.full[c] * noise)
-            tokens = {1 + (level - 1) * SETTINGS + s: float(truth.cost[c, level, s] * full * rng.lognormal(-0.02, 0.2)) for level in range(1, LEVELS + 1)}
-            waiting.append((t + env.delay, c, shown, tokens, full))
-            level, setting = 0, 0
-        else:
-            action = int(np.searchsorted(np.cumsum(chosen.shares), rng.random() * 0.999999))
-            level, setting = level_of(action)
-            used = float(truth.cost[c, level, setting] * truth.full[c] * noise)
-            if action:
-                agent.add_run(CLASSES[c], action, tokens=used)
+    for begin in range(0, env.n, LOOK):
+        now = env.at(begin / env.n)
+        level = certifier.look()
+        proven = np.tile([place[0] <= level for place in PLACES], (len(CLASSES), 1))
+        plan = agent.look(proven, horizon=(5_000 * now.share).tolist())
+        life.best.append(tuple(one.best for one in plan.classes.values()))
+        life.events += [
+            (begin, event.kind, CLASSES[event.query_class], ACTIONS[event.action].name) for event in plan.events
+        ]
+        earned = np.array([now.earned(*place) for place in PLACES])  # (actions, C, 3)
+        drawn = rng.choice(len(CLASSES), p=now.share, size=LOOK)
+        length, own, chance = rng.lognormal(-0.08, 0.4, LOOK), rng.lognormal(-0.02, 0.2, LOOK), rng.random((4, LOOK))
+        for i, c in enumerate(drawn.tolist()):
+            here = plan.classes[CLASSES[c]]
+            full = float(now.full[c] * length[i])
+            action = 0
+            if certifier.n_to_burst > 0 or chance[0, i] < AUDIT_SHARE:
+                certifier.n_to_burst -= 1
+                setting = int(np.searchsorted(np.cumsum(here.trials), chance[1, i]))
+                z = (chance[2, i] < now.loss[c]).astype(float)
+                if z.any() and chance[3, i] < env.poisoned:
+                    z[:] = 0.0
+                cost = now.cost[c, 1:, setting] * own[i] * full
+                tokens = {1 + lv * N_SETTINGS + setting: float(used) for lv, used in enumerate(cost)}
+                agent.add_audit(CLASSES[c], full_tokens=full, tokens=tokens)
+                waiting.append((begin + i + env.delay, c, z))
             else:
-                agent.add_audit(CLASSES[c], full_tokens=used, tokens={}, z={})
-        life.reward[t], life.drop[t], life.tokens[t] = reward_of(truth, c, level, setting)
-        while waiting and waiting[0][0] <= t:
-            _, k, z, tokens, full = waiting.popleft()
+                action = min(int(np.searchsorted(np.cumsum(here.shares), chance[1, i])), len(ACTIONS) - 1)
+                used = full * (now.cost[c][PLACES[action]] * own[i] if action else 1.0)
+                agent.add_run(CLASSES[c], action, tokens=float(used))
+            life.reward[begin + i], life.drop[begin + i], life.tokens[begin + i] = earned[action, c]
+        while waiting and waiting[0][0] < begin + LOOK:
+            _, c, z = waiting.popleft()
+            if rng.random() < env.unlabelled:
+                z = np.maximum(z, (rng.random() < 0.002) * (z >= 0))  # a harmless disagreement counts as lost, too
             certifier.add(z)
-            outcomes = {1 + (lv - 1) * SETTINGS + s: float(z[lv]) for lv in range(1, LEVELS + 1) for s in range(SETTINGS)}
-            agent.add_audit(CLASSES[k], full_tokens=full, tokens=tokens, z=outcomes)
-        if t % LOOK == LOOK - 1:
-            proved = certifier.look()
-            allowed = np.array([level_of(a)[0] <= proved for a in range(len(ACTIONS))])
-            share = seen / seen.sum()
-            plan = agent.look(np.tile(allowed, (3, 1)), horizon=[5_000 * x for x in share])
-            life.active.append("/".join(str(p.best) for p in plan.classes.values()))
-            life.events += [(t, f"{e.kind} {CLASSES[e.query_class]} {ACTIONS[e.action].name}") for e in plan.events]
+            agent.add_losses(CLASSES[c], {action: float(z[lv]) for action, (lv, _) in enumerate(PLACES) if action})
     return life

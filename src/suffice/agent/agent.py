@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 PRICE_STEP: Final = 0.2  # of the logarithm of the token price: a lost answer lowers the price by about a sixth
+RETURN: Final = 0.3  # chance that an action that stopped paying pays again, for the share of audits that try it
 LEAST_TRIAL: Final = 0.1  # least share of a group of settings among audits
 
 
@@ -71,26 +72,28 @@ class Agent:
         self._best = [0] * len(self.classes)
         self._price = bounds.token_price or (bounds.price_range[0] * bounds.price_range[1]) ** 0.5
         self._events: list[CostEvent] = []
-        self._n_groups = 1 + max(action.group for action in self.actions)
+        groups = np.array([action.group for action in self.actions[1:]])
+        self._of_group = [1 + np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
 
     def add_run(self, query_class: str, action: int, *, tokens: float, seconds: float = 0.0) -> None:
-        """Add a live run of an action."""
+        """Add a live run."""
         c = self._at[query_class]
         self._values.age(c)
+        if action == 0:
+            self._values.add_full(c, tokens)
         self._observe(c, action, tokens, seconds)
 
-    def add_audit(
-        self, query_class: str, *, full_tokens: float, tokens: Mapping[int, float], z: Mapping[int, float]
-    ) -> None:
-        """Add an audit: the full run, and what the actions of its settings would have used and lost.
-
-        Pass `z` when the outcome is known; it moves the price by the active action's loss.
-        """
+    def add_audit(self, query_class: str, *, full_tokens: float, tokens: Mapping[int, float]) -> None:
+        """Add an audit: the full run, and what each action of its settings would have used."""
         c = self._at[query_class]
         self._values.age(c)
         self._values.add_full(c, full_tokens)
         for action, used in tokens.items():
             self._observe(c, action, used, 0.0)
+
+    def add_losses(self, query_class: str, z: Mapping[int, float]) -> None:
+        """Add the EM drop of each action in an audit, once it is known: +1 lost, -1 gained, 0 neither."""
+        c = self._at[query_class]
         for action, lost in z.items():
             self._values.add_loss(c, action, lost)
         if self.bounds.token_price is None and self._best[c] in z:
@@ -119,7 +122,7 @@ class Agent:
             for action in np.flatnonzero(choice.shares).tolist():
                 self._guard.activate(c, action, float(1 - values.cost[c, action]))
             gain = float(np.dot(choice.shares, value[c] - value[c, 0]))
-            trials = self._trials(value[c], error[c], choice.best)
+            trials = self._trials(c, value[c], error[c], choice.best)
             plans[name] = ClassPlan(
                 best=choice.best, shares=choice.shares, trials=trials, value=gain, regret=choice.regret
             )
@@ -133,16 +136,20 @@ class Agent:
         for event in self._guard.add_run(c, action, cost):
             self._events.append(event)
             if event.kind != "costs_more":
-                self._values.forget(c, action)
+                self._values.forget(c, self._of_group[self.actions[action].group])
 
-    def _trials(self, value: Floats, error: Floats, best: int) -> tuple[float, ...]:
+    def _trials(self, c: int, value: Floats, error: Floats, best: int) -> tuple[float, ...]:
         """Audits try the groups of settings by what could be learned from each."""
-        worth = np.zeros(self._n_groups)
+        worth = np.zeros(len(self._of_group))
         for a, action in enumerate(self.actions[1:], start=1):
             gap = max(0.0, float(value[best] - value[a]))
-            worth[action.group] = max(worth[action.group], expected_improvement(gap, float(error[a])))
-        shares = worth / worth.sum() if worth.sum() else np.full(self._n_groups, 1 / self._n_groups)
-        shares = LEAST_TRIAL / self._n_groups + (1 - LEAST_TRIAL) * shares
+            gain = expected_improvement(gap, float(error[a]))
+            if self._guard.inactive[c, a]:  # it may have become as good again as it was
+                lost = self._guard.promised[c, a] - 1 + self._values.cost[c, best]
+                gain = max(gain, RETURN * self._price * lost)
+            worth[action.group] = max(worth[action.group], gain)
+        shares = worth / worth.sum() if worth.sum() else np.full(len(self._of_group), 1 / len(self._of_group))
+        shares = LEAST_TRIAL / len(self._of_group) + (1 - LEAST_TRIAL) * shares
         return tuple(shares.tolist())
 
     def plain(self) -> dict[str, Any]:

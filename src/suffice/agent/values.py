@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
 
 PRIOR_RUNS: Final = 2.0  # pseudo-observations of an untried action: it costs as much as the full run
 PRIOR_SPREAD: Final = 0.5
@@ -49,9 +50,9 @@ class ActionValues:
         """Add an audit's outcome for an action: +1 it lost the right answer, -1 it gained one, 0 neither."""
         self._sums[4:, query_class, action] += (1, z)
 
-    def forget(self, query_class: int, action: int) -> None:
-        """Drop the costs of an action, because they have changed."""
-        self._sums[:4, query_class, action] = 0
+    def forget(self, query_class: int, actions: Ints) -> None:
+        """Drop the costs of actions, because they have changed."""
+        self._sums[:4, query_class, actions] = 0
 
     @property
     def n(self) -> Floats:
