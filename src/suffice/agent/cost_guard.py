@@ -3,7 +3,7 @@
 Three e-detectors per class and action (Shin, Ramdas, Rinaldo 2023, arXiv:2203.03532), each a sum M <- (M + 1) x bet:
 
     paying    while active: against "saves at least half of what it was activated for"
-    saving    while active: against "saves anything at all"; raises an alert
+    saving    always: against "saves anything at all"; raises an alert
     recovered while inactive: against "saves less than that half"; brings it back
 
 While its hypothesis holds, the mean number of runs to a false alarm of a detector is at least its threshold.
@@ -52,21 +52,19 @@ class CostGuard:
         if np.isnan(promised):
             return []
         saving, half = float(np.clip(1 - cost, -1, 1)), max(0.0, promised / 2)
-        if self.inactive[here]:
-            if self._bet(2, here, saving - half, 1 + half) < RECOVERY:
-                return []
-            self.inactive[here], self.promised[here] = False, np.nan
-            self._sums[:, query_class, action] = 0
-            return [CostEvent(kind="pays_again", query_class=query_class, action=action, promised=promised)]
-        events: list[CostEvent] = []
-        if self._bet(1, here, -saving, 1.0) >= THRESHOLD:
-            self._sums[1, query_class, action] = 0
-            events.append(CostEvent(kind="costs_more", query_class=query_class, action=action, promised=promised))
-        if self._bet(0, here, half - saving, 1 - half) >= THRESHOLD:
+        kinds: list[Event] = []
+        was_dear = self._sums[1][here].mean() >= THRESHOLD
+        if self._bet(1, here, -saving, 1.0) >= THRESHOLD and not was_dear:
+            kinds.append("costs_more")
+        if not self.inactive[here] and self._bet(0, here, half - saving, 1 - half) >= THRESHOLD:
+            kinds.append("stops_paying")
             self.inactive[here] = True
-            self._sums[:, query_class, action] = 0
-            events.append(CostEvent(kind="stops_paying", query_class=query_class, action=action, promised=promised))
-        return events
+        elif self.inactive[here] and self._bet(2, here, saving - half, 1 + half) >= RECOVERY:
+            kinds.append("pays_again")
+            self.inactive[here], self.promised[here] = False, np.nan
+        if kinds and kinds[-1] != "costs_more":
+            self._sums[[0, 2], query_class, action] = 0
+        return [CostEvent(kind=kind, query_class=query_class, action=action, promised=promised) for kind in kinds]
 
     def _bet(self, detector: int, here: tuple[int, int], gain: float, largest_loss: float) -> float:
         """Bet on a positive mean of `gain`, which is never below -largest_loss; return the detector's mean sum."""
